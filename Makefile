@@ -1,0 +1,25 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test install lint bench
+
+run: install  ## train both arms of the width ablation, compare, report
+	$(BIN)/python -m orchestrator +experiment=width_ablation
+
+test: install
+	$(BIN)/python -m pytest -n 2
+
+install: .venv/.installed
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## ratios against named rivals; asserts nothing about time
+	$(BIN)/python -m pytest tests/benchmarks -s
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,207 @@
+"""What happens beside the updates: one small class each, one line each in `callbacks_for`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from orchestrator import checkpoint, forensics, ledger
+from orchestrator.schema import Config
+from orchestrator.tracker import Tracker
+
+if TYPE_CHECKING:
+    from orchestrator.train import Run
+
+
+class Callback:
+    """Something that happens beside the updates. Callbacks are called in the order of their list."""
+
+    def start(self, run: Run) -> None:
+        """Before the loop, on a fresh and on a resumed run."""
+
+    def before_update(self, run: Run) -> None:
+        """Before the update that follows `run.step`."""
+
+    def after_step(self, run: Run) -> None:
+        """After every update, and once at step 0 of a fresh run. May add to `run.record`."""
+
+    def finish(self, run: Run) -> None:
+        """After the loop, when the run is done or stopped."""
+
+    def fail(self, run: Run, reason: str) -> None:
+        """After the loop, when an error ended it."""
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart, as JSON."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+
+
+def callbacks_for(config: Config) -> list[Callback]:
+    """The callbacks of a cell, in the order in which each step calls them.
+
+    What adds to the record comes before the ledger writes it; the ledger is written before the checkpoint,
+    so that no checkpoint is ahead of it; forensics reads the checkpoint; the tracker projects what is on disk.
+    """
+    return [TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
+
+
+class TraceMomentum(Callback):
+    """Records cos(−exp_avg, w) of every matrix over the last steps before a reading (SCIENCE §1)."""
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        every, length = run.config.forensics.every, run.config.forensics.trace_steps
+        next_reading = min((run.step + every - 1) // every * every, run.last_step)
+        if run.step == 0 or next_reading - run.step >= length:
+            return
+        for name in run.optimizer.decayed:
+            weight = run.optimizer.named[name]
+            momentum = run.optimizer.adam.state[weight]["exp_avg"]
+            cosine = -torch.nn.functional.cosine_similarity(momentum.flatten(), weight.flatten(), dim=0)
+            run.trace[name] = [*run.trace.get(name, []), cosine.item()][-length:]
+
+
+class EvaluateHeldout(Callback):
+    """Held-out loss per domain: validation while training, test once, at the end."""
+
+    def start(self, run: Run) -> None:
+        self.rows = {
+            split: {domain: run.corpus.heldout(domain, split) for domain in run.corpus.domains}
+            for split in ("validation", "test")
+        }
+
+    def after_step(self, run: Run) -> None:
+        if run.due(run.config.train.eval_every):
+            run.record["heldout"] = self._losses(run, "validation")
+        if run.step == run.last_step:
+            run.record["test"] = self._losses(run, "test")
+
+    def _losses(self, run: Run, split: str) -> dict[str, float]:
+        return {domain: run.heldout_loss(rows) for domain, rows in self.rows[split].items()}
+
+
+class WriteLedger(Callback):
+    """One record per logged step; the training loss is the mean over the steps since the record before."""
+
+    def __init__(self) -> None:
+        self.loss_sum, self.count, self.tokens, self.seconds = 0.0, 0, 0, 0.0
+        self._device_sum: torch.Tensor | None = None
+
+    def after_step(self, run: Run) -> None:
+        if run.step > 0:
+            self._device_sum = (
+                run.train_loss.clone() if self._device_sum is None else self._device_sum + run.train_loss
+            )
+            self.count += 1
+        if not (run.due(run.config.train.log_every) or "heldout" in run.record):
+            return
+        run.check_health()
+        loss = self._total() / self.count if self.count else None
+        elapsed = run.seconds - self.seconds
+        record = {
+            "step": run.step,
+            "tokens": run.tokens,
+            "lr": run.lr,
+            "loss": loss,
+            "grad_norm": run.grad_norm.item() if run.step else None,
+            **run.record,
+            "digest": run.digest,
+            "seconds": round(run.seconds, 3),
+            "tokens_per_second": round((run.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
+            "attempt": run.attempt,
+        }
+        ledger.append(run.cell_dir / "ledger.jsonl", record)
+        run.record = record
+        self.loss_sum, self.count, self.tokens, self.seconds, self._device_sum = (
+            0.0,
+            0,
+            run.tokens,
+            run.seconds,
+            None,
+        )
+
+    def _total(self) -> float:
+        return self.loss_sum + (self._device_sum.item() if self._device_sum is not None else 0.0)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "loss_sum": self._total(),
+            "count": self.count,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.loss_sum, self.count = state["loss_sum"], state["count"]
+        self.tokens, self.seconds = state["tokens"], state["seconds"]
+
+
+class SaveCheckpoint(Callback):
+    """A checkpoint every `train.checkpoint_every` steps, at every reading, first and last."""
+
+    def after_step(self, run: Run) -> None:
+        if run.due(run.config.train.checkpoint_every) or run.due(run.config.forensics.every):
+            run.save()
+            if run.config.train.keep_checkpoints is not None:
+                checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints)
+
+
+class ReadLayers(Callback):
+    """Forensics of the checkpoint just written, and of earlier ones that a crash left unread."""
+
+    def start(self, run: Run) -> None:
+        for path in checkpoint.saved(run.checkpoints):
+            step = checkpoint.step_of(path)
+            if step % run.config.forensics.every == 0 or step == run.last_step:
+                self._read(run, path)
+
+    def after_step(self, run: Run) -> None:
+        if run.due(run.config.forensics.every):
+            self._read(run, checkpoint.path_of(run.checkpoints, run.step))
+
+    def _read(self, run: Run, path: Path) -> None:
+        target = run.cell_dir / "forensics" / f"{path.name}.json"
+        if target.exists():
+            return
+        options = run.config.forensics
+        result = forensics.analyze(path, scoring=options.scoring.value, resamples=options.resamples)
+        target.parent.mkdir(exist_ok=True)
+        partial = target.with_suffix(".partial")
+        partial.write_text(json.dumps(result, indent=1))
+        partial.replace(target)
+
+
+class Track(Callback):
+    """Ledger and forensics, as they appear on disk, projected to W&B."""
+
+    def __init__(self, config: Config) -> None:
+        self.tracker = Tracker(config)
+        self.sent: set[Path] = set()
+
+    def start(self, run: Run) -> None:
+        self.tracker.start(run.cell_dir, ledger.read(run.cell_dir / "ledger.jsonl"))
+        self._send_readings(run)
+
+    def after_step(self, run: Run) -> None:
+        if "digest" in run.record:  # the ledger took it
+            self.tracker.log(run.record)
+        self._send_readings(run)
+
+    def finish(self, run: Run) -> None:
+        self.tracker.finish()
+
+    def fail(self, run: Run, reason: str) -> None:
+        self.tracker.alert(f"{run.config.arm}/seed={run.config.seed} failed at step {run.step}", reason)
+        self.tracker.finish()
+
+    def _send_readings(self, run: Run) -> None:
+        for path in sorted((run.cell_dir / "forensics").glob("step_*.json")):
+            if path not in self.sent:
+                self.tracker.forensics(json.loads(path.read_text()))
+                self.sent.add(path)

@@ -1,0 +1,171 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is written into a temporary directory, synced, sealed by `manifest.json` (sizes and sha256 of
+every other file, written last) and renamed. Tensors are safetensors; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.transformer import Decoder, DecoderSpec
+from orchestrator.errors import UserError
+
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lives under a cell's `checkpoints/`."""
+    return directory / f"step_{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint directory's name. Raises `UserError` where there is none."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise UserError(f"{path} is not a checkpoint directory: its name should read step_00000250.")
+    return int(match[1])
+
+
+def saved(directory: Path) -> list[Path]:
+    """Checkpoint directories by ascending step, whole or damaged."""
+    return sorted((p for p in directory.glob("step_*") if _NAME.fullmatch(p.name)), key=step_of)
+
+
+def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+    """Write `tensors` (file stem → named tensors) and `state` as the checkpoint of `step`; return its path.
+
+    Raises `UserError` when the disk refuses. Whatever was on disk before stays as it was.
+    """
+    final = path_of(directory, step)
+    if final.exists():
+        return final  # the same step of the same run; resuming has already set damaged ones aside
+    partial = directory / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        for stem, named in tensors.items():
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
+            save_file(contiguous, partial / f"{stem}.safetensors")
+        (partial / "state.json").write_text(json.dumps(state))
+        files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
+        for name in files:
+            _sync(partial / name)
+        (partial / "manifest.json").write_text(
+            json.dumps({"schema": 1, "step": step, "files": files}, indent=1)
+        )
+        _sync(partial / "manifest.json")
+        _sync(partial)
+        partial.rename(final)
+        _sync(directory)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"Checkpoint {final} could not be written ({error}): make room or make the directory writable "
+            "and run the same command again; the checkpoints before it are untouched."
+        ) from error
+    return final
+
+
+def damage(path: Path) -> str | None:
+    """Why the checkpoint cannot be trusted, in a few words; None if every byte is as it was written."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        files = manifest["files"].items()
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (OSError, ValueError, KeyError, AttributeError):
+        return "manifest.json cannot be read"
+    for name, expected in files:
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["size"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} does not have the sha256 it was written with"
+    return None
+
+
+def newest(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for every newer one that is not."""
+    warnings = []
+    for path in reversed(saved(directory)):
+        reason = damage(path)
+        if reason is None:
+            return path, warnings
+        warnings.append(f"{path} is damaged ({reason}): it is set aside and the one before it is used.")
+    return None, warnings
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint so that its step can be written again; nothing is deleted."""
+    attempt = 0
+    while (aside := path.with_name(f"{path.name}.damaged-{attempt}")).exists():
+        attempt += 1
+    return path.rename(aside)
+
+
+def prune(directory: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints; step 0, the reference, always stays."""
+    for path in saved(directory)[:-keep]:
+        if step_of(path) != 0:
+            shutil.rmtree(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The checkpoint's `state.json`. Raises `UserError` where it cannot be read."""
+    try:
+        state = json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path / 'state.json'} cannot be read ({error}): {path} is not one of our checkpoints."
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(
+            f"{path / 'state.json'} holds a {type(state).__name__}: {path} is not one of our checkpoints."
+        )
+    return state
+
+
+def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
+    """Named tensors of `<stem>.safetensors`. Raises `UserError` where the file is missing or broken."""
+    try:
+        return load_file(path / f"{stem}.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint."
+        ) from error
+
+
+def load_decoder(path: Path) -> Decoder:
+    """The model of one of our checkpoints, on CPU, in evaluation mode."""
+    state = read_state(path)
+    if "spec" not in state:
+        raise UserError(f"{path / 'state.json'} has no 'spec': {path} is not one of our checkpoints.")
+    decoder = Decoder(DecoderSpec.from_dict(state["spec"]))
+    decoder.load_state_dict(read_tensors(path, "model"))
+    return decoder.eval()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

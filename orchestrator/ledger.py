@@ -1,0 +1,94 @@
+"""The append-only truth of one cell: a JSON object per logged step, synced as it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+
+Record = dict[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """Every whole record, in order. A last line cut short by a crash is not a record; any other is an error."""
+    if not path.exists():
+        return []
+    records: list[Record] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the write was cut
+                break
+            raise UserError(
+                f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
+            ) from error
+        records.append(record)
+    return records
+
+
+def last(path: Path) -> Record | None:
+    """The newest whole record, reading no more of the file's end than it takes."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        block = 4096
+        while True:
+            start = max(0, size - block)
+            file.seek(start)
+            lines = file.read(size - start).split(b"\n")[:-1]  # what follows the last newline is not whole
+            if len(lines) > 1 or (lines and start == 0):
+                return json.loads(lines[-1])
+            if start == 0:
+                return None
+            block *= 4
+
+
+def append(path: Path, record: Record) -> None:
+    """Write one record as one line and sync it. Mends a line cut short by a crash first."""
+    line = json.dumps(record, allow_nan=False).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                _truncate_torn_line(file)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def rewind(path: Path, step: int) -> None:
+    """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`."""
+    records = read(path)
+    keep = [r for r in records if r["step"] <= step]
+    if len(keep) == len(records) and not _is_torn(path):
+        return
+    for record in records[len(keep) :]:
+        append(path.with_suffix(".replaced.jsonl"), record)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as file:
+        file.writelines(json.dumps(record).encode() + b"\n" for record in keep)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _is_torn(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+
+
+def _truncate_torn_line(file: Any) -> None:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    content = file.read(size)
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)

@@ -1,0 +1,52 @@
+"""What became of every cell of an experiment: an append-only list of its states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator import ledger
+
+STATES = ("submitted", "running", "done", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The last word on a cell."""
+
+    state: str
+    attempt: int
+    job: str
+    reason: str
+
+
+class Manifest:
+    """`manifest.jsonl` of one experiment. Cells and launcher append; nobody rewrites."""
+
+    def __init__(self, experiment_dir: Path) -> None:
+        self.path = experiment_dir / "manifest.jsonl"
+
+    def append(self, cell: str, state: str, *, attempt: int, job: str = "", reason: str = "") -> None:
+        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`."""
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {
+            "time": time,
+            "cell": cell,
+            "state": state,
+            "attempt": attempt,
+            "job": job,
+            "reason": reason,
+        }
+        ledger.append(self.path, record)
+
+    def last(self) -> dict[str, Entry]:
+        """The newest entry of every cell that has one."""
+        return {
+            record["cell"]: Entry(record["state"], record["attempt"], record["job"], record["reason"])
+            for record in ledger.read(self.path)
+        }
+
+    def attempts(self, cell: str) -> int:
+        """How often `cell` has started to run."""
+        return sum(r["cell"] == cell and r["state"] == "running" for r in ledger.read(self.path))

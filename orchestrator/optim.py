@@ -1,0 +1,82 @@
+"""AdamW whose decay is a step of its own, so that every tensor can be given its own rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.schema import OptimConfig, Schedule
+
+
+def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
+    """Learning rate of the update that takes the run from `step` to `step + 1`, of `steps`.
+
+    Linear warm-up, then either a cosine to `min_lr_ratio` or a plateau that falls linearly over the last
+    `decay_fraction` of the run (warm-up, stable, decay).
+    """
+    warmup = min(config.warmup_steps, steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == Schedule.cosine:
+        progress = (step - warmup) / max(1, steps - warmup)
+        share = 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        decay = max(1, round(config.decay_fraction * steps))
+        share = min(1.0, (steps - step) / decay)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
+
+
+class DecoupledAdamW:
+    """Adam without decay, preceded by `w ← (1 − lr·λ·m_w)·w` in one foreach call.
+
+    Matrices and embeddings decay; norm scales (one dimension) do not. `multipliers` (parameter name → m_w,
+    default 1) is what a sidecar presses on. With every m_w = 1 the update is torch's AdamW, bit for bit.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.named = dict(model.named_parameters())
+        self.weight_decay = config.weight_decay
+        self.multipliers: Mapping[str, float] = {}
+        self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
+        self.adam = torch.optim.Adam(
+            list(self.named.values()),
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            foreach=True,
+        )
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Decay, then Adam, both at learning rate `lr`."""
+        factors = [1 - lr * self.weight_decay * self.multipliers.get(name, 1.0) for name in self.decayed]
+        torch._foreach_mul_([self.named[name] for name in self.decayed], factors)
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+
+    def zero_grad(self) -> None:
+        self.adam.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The moments as `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`; empty before the first step."""
+        return {
+            f"{name}.{moment}": self.adam.state[parameter][moment]
+            for name, parameter in self.named.items()
+            if parameter in self.adam.state
+            for moment in ("exp_avg", "exp_avg_sq")
+        }
+
+    def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Take back the moments saved after `step` updates."""
+        if not tensors:
+            return
+        for name, parameter in self.named.items():
+            self.adam.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"{name}.exp_avg"].to(parameter.device),
+                "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(parameter.device),
+            }

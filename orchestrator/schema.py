@@ -1,0 +1,394 @@
+"""The whole configuration on one page.
+
+Hydra composes `conf/` onto these dataclasses, so a misspelt key or a value of the wrong type is refused
+while composing. `from_dictconfig` turns the result into plain objects and checks what types cannot say.
+Inside the program nobody sees a `DictConfig`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.errors import UserError
+
+
+class Norm(StrEnum):
+    pre = "pre"
+    sandwich = "sandwich"
+
+
+class HeadFit(StrEnum):
+    exact = "exact"
+    nearest = "nearest"
+
+
+class Profile(StrEnum):
+    uniform = "uniform"
+    ramp = "ramp"
+    x_shape = "x_shape"
+    explicit = "explicit"
+
+
+class Match(StrEnum):
+    none = "none"
+    params = "params"
+    flops = "flops"
+
+
+class Source(StrEnum):
+    builtin = "builtin"
+    files = "files"
+    hub = "hub"
+
+
+class TokenizerKind(StrEnum):
+    byte = "byte"
+    bpe = "bpe"
+    hf = "hf"
+
+
+class Schedule(StrEnum):
+    cosine = "cosine"
+    wsd = "wsd"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class SidecarMode(StrEnum):
+    off = "off"
+    learn = "learn"
+    random = "random"
+    fixed = "fixed"
+
+
+class Scoring(StrEnum):
+    paper = "paper"
+
+
+class LauncherKind(StrEnum):
+    local = "local"
+    debug = "debug"
+
+
+class TrackerMode(StrEnum):
+    offline = "offline"
+    online = "online"
+    off = "off"
+
+
+@dataclass
+class ModelConfig:
+    """The decoder. One shape per layer follows from these and from `WidthConfig`."""
+
+    layers: int = 11
+    width: int = 64  # residual width of the uniform profile; other profiles are sized against it
+    head_dim: int = 8
+    heads: HeadFit = (
+        HeadFit.exact
+    )  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
+    queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
+    ffn_ratio: float = 3.0  # FFN positions per unit of width
+    vocab_size: int = 264  # rows of the embedding; at least the tokenizer's vocabulary
+    norm: Norm = Norm.sandwich
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    match: Match = Match.params  # what `width.match` defaults to with this model
+
+
+@dataclass
+class WidthConfig:
+    """The width of each layer (SCIENCE §7). Ratios are relative to `model.width`."""
+
+    profile: Profile = Profile.uniform
+    start: float = 1.0  # ramp: width of layer 0 · x_shape: width at both ends
+    end: float = 1.0  # ramp: width of the last layer · x_shape: width at its narrowest, three quarters down
+    widths: list[int] | None = None  # explicit: one width per layer
+    multiple_of: int | None = (
+        None  # grid the widths are rounded to; null: head_dim × queries_per_kv, or 4 with heads=nearest
+    )
+    match: Match = Match.none  # scale the profile until it costs what uniform at model.width costs
+
+
+@dataclass
+class DomainConfig:
+    """One source of text with its own held-out loss."""
+
+    source: Source = Source.builtin
+    weight: float = 1.0  # share of training tokens, relative to the other domains
+    path: str | None = (
+        None  # builtin: code|facts|math (default: the domain's name) · files: path or glob · hub: datasets path
+    )
+    name: str | None = None  # hub: configuration name
+    split: str = "train"  # hub: split
+    column: str = "text"  # jsonl, parquet, hub: the column that holds the text
+    streaming: bool = False  # hub: read as a stream; needs data.train_tokens
+
+
+@dataclass
+class TokenizerConfig:
+    kind: TokenizerKind = TokenizerKind.byte
+    vocab_size: int = 4096  # bpe: size to train
+    path: str | None = None  # hf: name or folder of any transformers tokenizer
+
+
+@dataclass
+class DataConfig:
+    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    train_tokens: int | None = None  # cap of training tokens per domain; null: everything
+    heldout_tokens: int = 8192  # size of each of reward, validation and test, per domain
+    cache_dir: str = "${root}/.data"
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip: float = 1.0  # largest global gradient norm
+    schedule: Schedule = Schedule.cosine
+    warmup_steps: int = 50
+    min_lr_ratio: float = 0.1  # final learning rate over the peak
+    decay_fraction: float = 0.2  # wsd: share of the run that decays
+
+
+@dataclass
+class SidecarConfig:
+    """The policy beside the optimizer (SCIENCE §6)."""
+
+    mode: SidecarMode = SidecarMode.off
+    channels: list[str] = field(default_factory=lambda: ["decay"])
+    interval: int = 25  # steps a proposal is held
+    sigma: float = 0.3  # initial std of the log-multipliers
+    policy_lr: float = 0.05
+    entropy: float = 0.001
+    baseline_decay: float = 0.9
+    log_bound: float = 2.3  # |log multiplier| stays under this
+    mean_matched: bool = False
+
+
+@dataclass
+class TrainConfig:
+    steps: int = 800
+    batch_size: int = 4  # sequences per optimizer step
+    micro_batch_size: int | None = None  # sequences per forward pass; null: the whole batch
+    seq_len: int = 128
+    log_every: int = 10
+    eval_every: int = 50
+    checkpoint_every: int = 200
+    keep_checkpoints: int | None = None  # newest checkpoints to keep (step 0 always stays); null: all
+    device: Device = Device.auto
+    precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
+    compile: bool = False
+    threads: int = 1  # CPU threads of one cell
+
+
+@dataclass
+class ForensicsConfig:
+    every: int = 200  # steps between readings; each reading is of a checkpoint on disk
+    scoring: Scoring = Scoring.paper
+    trace_steps: int = 8  # steps of momentum recorded before each reading
+    resamples: int = 10  # size of the null (SCIENCE §3)
+
+
+@dataclass
+class LauncherConfig:
+    kind: LauncherKind = LauncherKind.local
+    parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core
+    timeout_hours: float = 720.0
+
+
+@dataclass
+class TrackerConfig:
+    mode: TrackerMode = TrackerMode.offline
+    project: str = "layer-roles"
+    entity: str | None = None
+
+
+@dataclass
+class Config:
+    """One experiment, or one cell of it when `arm` is set."""
+
+    name: str | None = None  # the experiment lands in <root>/<name>
+    question: str = ""
+    arms: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # arm → Hydra overrides; the first is the baseline
+    seeds: list[int] = field(default_factory=list)
+    declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
+    arm: str = "main"
+    seed: int = 0
+    root: str = "outputs"
+    dry_run: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    width: WidthConfig = field(default_factory=WidthConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    sidecar: SidecarConfig = field(default_factory=SidecarConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
+    launcher: LauncherConfig = field(default_factory=LauncherConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+# Keys that say how a cell is run, not what it computes: they may change between an experiment's runs.
+OPERATIONAL = (
+    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "name",
+    "data.cache_dir", "train.keep_checkpoints",
+)  # fmt: skip
+
+
+def from_dictconfig(cfg: DictConfig) -> Config:
+    """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    assert isinstance(config, Config)
+    validate(config)
+    return config
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, every value resolved."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def load(path: Path) -> Config:
+    """Read a cell's `config.yaml` back. Raises `UserError` where it is missing or not of this schema."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise UserError(
+            f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration."
+        )
+    return from_dictconfig(cfg)
+
+
+def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
+    """Dotted key → plain value, for comparing configurations."""
+    plain = (
+        config
+        if isinstance(config, dict)
+        else OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    )
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node
+
+    walk("", plain)
+    return flat
+
+
+def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both values; `ignore` names keys or whole branches."""
+    left, right = flatten(a), flatten(b)
+    keys = [k for k in left | right if not any(k == i or k.startswith(i + ".") for i in ignore)]
+    return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)}
+
+
+def validate(config: Config) -> None:
+    """Refuse, with a reason and a cure, values that would fail hours later."""
+    positive = {
+        "model.layers": config.model.layers, "model.width": config.model.width, "model.head_dim": config.model.head_dim,
+        "model.queries_per_kv": config.model.queries_per_kv, "model.ffn_ratio": config.model.ffn_ratio,
+        "model.vocab_size": config.model.vocab_size, "width.start": config.width.start, "width.end": config.width.end,
+        "width.multiple_of": config.width.multiple_of, "data.train_tokens": config.data.train_tokens,
+        "data.heldout_tokens": config.data.heldout_tokens, "optim.lr": config.optim.lr, "optim.eps": config.optim.eps,
+        "optim.clip": config.optim.clip, "train.steps": config.train.steps, "train.batch_size": config.train.batch_size,
+        "train.micro_batch_size": config.train.micro_batch_size, "train.seq_len": config.train.seq_len,
+        "train.log_every": config.train.log_every, "train.eval_every": config.train.eval_every,
+        "train.checkpoint_every": config.train.checkpoint_every, "train.keep_checkpoints": config.train.keep_checkpoints,
+        "train.threads": config.train.threads, "forensics.every": config.forensics.every,
+        "forensics.resamples": config.forensics.resamples, "launcher.parallel": config.launcher.parallel,
+        "launcher.timeout_hours": config.launcher.timeout_hours, "sidecar.interval": config.sidecar.interval,
+        "sidecar.sigma": config.sidecar.sigma, "model.rope_theta": config.model.rope_theta,
+    }  # fmt: skip
+    for key, value in positive.items():
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise UserError(f"{key}={value} must be a positive finite number: set {key} above 0.")
+    for key, value in {
+        "optim.weight_decay": config.optim.weight_decay, "optim.warmup_steps": config.optim.warmup_steps,
+        "forensics.trace_steps": config.forensics.trace_steps,
+    }.items():  # fmt: skip
+        if not (value >= 0 and math.isfinite(value)):
+            raise UserError(f"{key}={value} must not be negative: set {key} to 0 or more.")
+    for key, value in {
+        "optim.beta1": config.optim.beta1, "optim.beta2": config.optim.beta2,
+        "sidecar.baseline_decay": config.sidecar.baseline_decay,
+    }.items():  # fmt: skip
+        if not 0 <= value < 1:
+            raise UserError(
+                f"{key}={value} is outside [0, 1): it is the share of the old average that is kept."
+            )
+    if not 0 <= config.optim.min_lr_ratio <= 1:
+        raise UserError(
+            f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr."
+        )
+    if not 0 <= config.optim.decay_fraction <= 1:
+        raise UserError(
+            f"optim.decay_fraction={config.optim.decay_fraction} is outside [0, 1]: it is a share of the run."
+        )
+    if config.optim.lr * config.optim.weight_decay >= 0.1:
+        raise UserError(
+            f"optim.lr × optim.weight_decay = {config.optim.lr * config.optim.weight_decay:.3g} would shrink every weight "
+            "by a tenth or more per step: lower optim.weight_decay or optim.lr."
+        )
+    micro = config.train.micro_batch_size
+    if micro is not None and config.train.batch_size % micro:
+        raise UserError(
+            f"train.micro_batch_size={micro} does not divide train.batch_size={config.train.batch_size}: "
+            "choose a divisor, so that every optimizer step sees the same number of sequences."
+        )
+    if not config.data.domains:
+        raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
+    for name, domain in config.data.domains.items():
+        if not (domain.weight > 0 and math.isfinite(domain.weight)):
+            raise UserError(
+                f"data.domains.{name}.weight={domain.weight} must be positive: remove the domain or raise its weight."
+            )
+        if domain.source != Source.builtin and not domain.path:
+            raise UserError(
+                f"data.domains.{name}.path is missing: source={domain.source} needs the path to read."
+            )
+        if domain.streaming and config.data.train_tokens is None:
+            raise UserError(
+                f"data.domains.{name}.streaming=true needs data.train_tokens: a stream has no end to wait for."
+            )
+    for label in [config.name or "", config.arm, *config.arms]:
+        if any(c in label for c in "/\\\0\n") or label in {".", ".."}:
+            raise UserError(
+                f"'{label}' names a directory and cannot hold a slash or be a dot name: choose another name."
+            )
+    if len(set(config.seeds)) != len(config.seeds):
+        raise UserError(f"seeds={config.seeds} repeats a seed: a replicate counts once.")

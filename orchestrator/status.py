@@ -1,0 +1,162 @@
+"""Where the cells of an experiment stand: `python -m orchestrator.status outputs/width_ablation`."""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from orchestrator import ledger, schema
+from orchestrator.errors import UserError
+from orchestrator.manifest import Entry, Manifest
+
+_STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "lost": "red", "stopped": "yellow"}
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell as its manifest, its ledger and its lock show it."""
+
+    cell: str
+    state: str  # next · submitted · running · done · failed · stopped · lost (its process is gone)
+    attempt: int
+    step: int
+    steps: int
+    loss: float | None  # training loss, nats/token
+    heldout: float | None  # mean over domains of the newest held-out loss, nats/token
+    tokens_per_second: float | None
+    reason: str
+
+
+@contextmanager
+def held(lock: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a file lock for the length of the block; yields False if it is taken and `wait` is off.
+
+    The kernel drops the lock when the process dies, however it dies.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def cell_lock(cell_dir: Path) -> Path:
+    """The file whose lock a running cell holds."""
+    return cell_dir / ".lock"
+
+
+def cell_dirs(experiment_dir: Path) -> list[Path]:
+    """The directories of the cells in `experiment_dir`, in the order they were planned."""
+    found = {
+        p.parent.relative_to(experiment_dir).as_posix(): p.parent
+        for p in experiment_dir.glob("*/seed=*/config.yaml")
+    }
+    if not found:
+        return []
+    arms = list(schema.load(next(iter(found.values())) / "config.yaml").arms)
+    rank = {arm: position for position, arm in enumerate(arms)}
+
+    def order(path: Path) -> tuple[int, str, int]:
+        return rank.get(path.parent.name, len(rank)), path.parent.name, int(path.name.removeprefix("seed="))
+
+    return sorted(found.values(), key=order)
+
+
+def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
+    """What is known of one cell, given the manifest's last word on it."""
+    config = schema.load(cell_dir / "config.yaml")
+    record = ledger.last(cell_dir / "ledger.jsonl") or {}
+    state = entry.state if entry else "next"
+    if state == "running":
+        with held(cell_lock(cell_dir), wait=False) as free:
+            state = "lost" if free else "running"
+    heldout = record.get("heldout")
+    return CellStatus(
+        cell=f"{cell_dir.parent.name}/{cell_dir.name}",
+        state=state,
+        attempt=entry.attempt if entry else 0,
+        step=record.get("step", 0),
+        steps=config.train.steps,
+        loss=record.get("loss"),
+        heldout=sum(heldout.values()) / len(heldout) if heldout else None,
+        tokens_per_second=record.get("tokens_per_second"),
+        reason=entry.reason if entry else "",
+    )
+
+
+def read_status(experiment_dir: Path) -> list[CellStatus]:
+    """The status of every cell. Raises `UserError` where the directory holds no experiment."""
+    cells = cell_dirs(experiment_dir)
+    if not cells:
+        raise UserError(
+            f"{experiment_dir} holds no experiment: name a directory that a run has written, such as outputs/width_ablation."
+        )
+    last = Manifest(experiment_dir).last()
+    return [status_of(path, last.get(f"{path.parent.name}/{path.name}")) for path in cells]
+
+
+def table(statuses: Sequence[CellStatus]) -> Table:
+    """The cells as a table with progress bars."""
+    result = Table(box=None, pad_edge=False, header_style="dim")
+    for header in ("cell", "state"):
+        result.add_column(header, no_wrap=True)
+    result.add_column("progress", width=16)
+    for header in ("step", "loss", "held-out", "tokens/s"):
+        result.add_column(header, justify="right", no_wrap=True)
+    result.add_column("", overflow="fold")
+    for s in statuses:
+        style = _STYLES.get(s.state, "dim")
+        result.add_row(
+            escape(s.cell),
+            f"[{style}]{s.state}[/]",
+            ProgressBar(total=s.steps, completed=s.step, width=16),
+            f"{s.step}/{s.steps}",
+            "" if s.loss is None else f"{s.loss:.3f}",
+            "" if s.heldout is None else f"{s.heldout:.3f}",
+            f"{s.tokens_per_second:,.0f}" if s.state == "running" and s.tokens_per_second else "",
+            f"[{style}]{escape(s.reason)}[/]",
+        )
+    return result
+
+
+def line(status: CellStatus) -> str:
+    """The cell as one line, for logs that are not a terminal."""
+    parts = [f"{status.cell:<24} {status.state:<8} step {status.step}/{status.steps}"]
+    if status.loss is not None:
+        parts.append(f"loss {status.loss:.3f}")
+    if status.heldout is not None:
+        parts.append(f"held-out {status.heldout:.3f}")
+    if status.reason:
+        parts.append(status.reason)
+    return "  ".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the status of the experiment directory given on the command line."""
+    paths = sys.argv[1:] if arguments is None else arguments
+    if len(paths) != 1 or paths[0].startswith("-"):
+        print("usage: python -m orchestrator.status EXPERIMENT_DIR", file=sys.stderr)
+        return 0 if paths in (["-h"], ["--help"]) else 2
+    try:
+        statuses = read_status(Path(paths[0]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console().print(table(statuses))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

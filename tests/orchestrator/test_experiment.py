@@ -1,0 +1,102 @@
+"""Arms × seeds make the cells; unfair comparisons and reused names are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+
+from orchestrator import schema
+from orchestrator.__main__ import CONF, compose
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, experiment_of, open_directory
+
+ABLATION = ["+experiment=width_ablation"]
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def build(*overrides: str, swept: bool = False) -> Experiment:
+    return experiment_of(overrides, compose, swept=swept)
+
+
+def test_arms_times_seeds() -> None:
+    experiment = build(*ABLATION, "seeds=[4,7,9]")
+    assert [cell.id for cell in experiment.cells] == [
+        f"{arm}/seed={s}" for arm in ("uniform", "variable") for s in (4, 7, 9)
+    ]
+    assert {
+        cell.config.width.profile.value for cell in experiment.cells if cell.config.arm == "variable"
+    } == {"ramp"}
+    assert experiment.directory == Path("outputs/width_ablation")
+
+
+def test_without_arms_the_overrides_are_one_cell() -> None:
+    experiment = build("width=ramp", "seed=3")
+    assert [cell.id for cell in experiment.cells] == ["main/seed=3"]
+    assert experiment.name == "width=ramp"
+    assert build("seed=3").name == "single"
+    assert build("width=ramp", "name=mine").name == "mine"
+
+
+def test_a_sweep_puts_its_overrides_into_the_name() -> None:
+    one, other = (build(*ABLATION, f"model={m}", "tracker=off", swept=True) for m in ("tiny", "small"))
+    assert one.directory != other.directory
+    assert one.name == "width_ablation__model=tiny"
+    assert build(*ABLATION, "model=tiny").name == "width_ablation"
+
+
+def _arms(arms: str, declared: str = "[width]") -> list[str]:
+    return ["name=x", "seeds=[0]", f"++arms={arms}", f"declared={declared}"]
+
+
+def test_an_undeclared_difference_is_refused_by_name() -> None:
+    arms = "{a: ['width=uniform'], b: ['width=ramp', 'optim.lr=0.5']}"
+    with pytest.raises(UserError, match=r"differ in optim.lr \(0.002 against 0.5\)"):
+        build(*_arms(arms))
+    assert len(build(*_arms(arms, "[width,optim.lr]")).cells) == 2
+    assert len(build(*_arms(arms, "[width,optim]")).cells) == 2
+
+
+def test_a_declared_key_must_exist() -> None:
+    with pytest.raises(UserError, match=r"'widht' is no configuration key"):
+        build(*_arms("{a: [], b: []}", "[widht]"))
+
+
+def test_an_override_that_every_arm_overrules_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'width=x_shape' has no effect: arm 'uniform' sets width=uniform"):
+        build(*ABLATION, "width=x_shape")
+
+
+def test_an_arm_that_cannot_be_built_is_named() -> None:
+    with pytest.raises(UserError, match=r"Arm 'b': .*optim.lrr"):
+        build(*_arms("{a: [], b: ['optim.lrr=1']}"))
+    with pytest.raises(UserError, match=r"Arm 'b': .*head_dim"):
+        build(*_arms("{a: [], b: ['model.head_dim=24']}", "[model.head_dim]"))
+
+
+def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path: Path) -> None:
+    root = f"root={tmp_path}"
+    open_directory(build(*ABLATION, root))
+    open_directory(build(*ABLATION, root, "tracker=off", "launcher=debug"))  # how it runs may change
+    with pytest.raises(UserError, match=r"optim.lr was 0.002 and is 0.5"):
+        open_directory(build(*ABLATION, root, "optim.lr=0.5"))
+    open_directory(build(*ABLATION, root, "seeds=[0,1,2]"))
+    description = yaml.safe_load((tmp_path / "width_ablation/experiment.yaml").read_text())
+    assert description["seeds"] == [0, 1, 2]
+    assert description["arms"] == {"uniform": ["width=uniform"], "variable": ["width=ramp"]}
+    assert {"git", "versions", "machine", "question", "declared"} <= description.keys()
+
+
+def test_a_cells_config_is_enough_to_rebuild_it(tmp_path: Path) -> None:
+    experiment = build(*ABLATION, f"root={tmp_path}")
+    open_directory(experiment)
+    for cell in experiment.cells:
+        assert schema.load(cell.directory / "config.yaml") == cell.config

@@ -1,0 +1,71 @@
+"""The ledger survives a cut at any byte and is rewound without a gap or a double."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator import ledger
+from orchestrator.errors import UserError
+
+RECORDS = [{"step": 10 * i, "loss": 1 / (i + 3), "heldout": {"code": 0.1 * i}} for i in range(6)]
+
+
+def _written(path: Path) -> Path:
+    for record in RECORDS:
+        ledger.append(path, record)
+    return path
+
+
+def test_reads_back_what_was_appended_exactly(tmp_path: Path) -> None:
+    path = _written(tmp_path / "ledger.jsonl")
+    assert ledger.read(path) == RECORDS
+    assert ledger.last(path) == RECORDS[-1]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
+
+
+@given(data=st.data())
+def test_a_cut_at_any_byte_costs_at_most_the_line_it_hits(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = _written(tmp_path_factory.mktemp("cut") / "ledger.jsonl")
+    content = path.read_bytes()
+    cut = data.draw(st.integers(0, len(content)))
+    path.write_bytes(content[:cut])
+    whole = content[:cut].count(b"\n")
+    # a line whose newline alone was cut is still a whole JSON object
+    complete = whole + (cut < len(content) and content[cut : cut + 1] == b"\n")
+    assert ledger.read(path) == RECORDS[:complete]
+    assert ledger.last(path) == (RECORDS[whole - 1] if whole else None)
+    ledger.append(path, {"step": 999})
+    assert [r["step"] for r in ledger.read(path)] == [r["step"] for r in RECORDS[:whole]] + [999]
+
+
+def test_last_finds_a_record_longer_than_a_block(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    long = {"step": 1, "sidecar": ["x" * 10_000]}
+    ledger.append(path, {"step": 0})
+    ledger.append(path, long)
+    assert ledger.last(path) == long
+    assert ledger.last(tmp_path / "absent.jsonl") is None
+
+
+@pytest.mark.parametrize("step", [-1, 0, 25, 30, 1000])
+def test_rewind_keeps_what_is_before_and_loses_nothing(tmp_path: Path, step: int) -> None:
+    path = _written(tmp_path / "ledger.jsonl")
+    ledger.rewind(path, step)
+    kept = [r for r in RECORDS if r["step"] <= step]
+    assert ledger.read(path) == kept
+    assert kept + ledger.read(tmp_path / "ledger.replaced.jsonl") == RECORDS
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = _written(tmp_path / "ledger.jsonl")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "{half", *lines[2:]]) + "\n")
+    with pytest.raises(UserError, match=r"ledger.jsonl line 3 is not a JSON object"):
+        ledger.read(path)

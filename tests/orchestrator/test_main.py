@@ -1,0 +1,177 @@
+"""What a user types, and what a user mistypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Orchestrate = Callable[..., int]
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
+    """What was said on stderr: one line, no traceback."""
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1, error
+    assert "Traceback" not in error
+    return error
+
+
+def test_without_arguments_the_experiments_are_listed(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert orchestrate() == 0
+    printed = capsys.readouterr().out
+    assert "width_ablation" in printed
+    assert "Does the width profile decide" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["width=rmap"], "There is no width 'rmap' (did you mean 'ramp'?)"),
+        (
+            ["+experiment=width_ablaton"],
+            "There is no experiment 'width_ablaton' (did you mean 'width_ablation'?)",
+        ),
+        (["optim.lrr=1"], "'optim.lrr' is no configuration key (did you mean 'optim.lr'?)"),
+        (["widht=ramp"], "'widht' is no configuration key (did you mean 'width'?)"),
+        (["+foo=1"], "'foo' is no configuration key"),
+        (
+            ["train.steps=many"],
+            "train.steps=many: Value 'many' of type 'str' could not be converted to Integer",
+        ),
+        (["model.norm=post"], "model.norm=post: Invalid value 'post', expected one of [pre, sandwich]"),
+        (["width="], "width"),
+        (["=3"], "=3"),
+        (["model.head_dim=24"], "head_dim"),
+        (["width=explicit", "width.widths=[64,64]"], "widths"),
+        (["data=files", "data.domains.text.path=absent.txt"], "absent.txt"),
+        (["model.vocab_size=100"], "model.vocab_size"),
+        (["data.heldout_tokens=10"], "heldout_tokens"),
+        (["train.device=cuda"], "train.device=auto"),
+        (["+experiment=width_ablation", "optim.lr=-1"], "optim.lr=-1.0 must be a positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    orchestrate: Orchestrate,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    expected: str,
+) -> None:
+    assert orchestrate(*arguments, "tracker=off", f"root={tmp_path}/out", "launcher=debug") == 2
+    assert expected in sentence(capsys)
+    assert not list(tmp_path.glob("out/*/*/seed=*")), "nothing may be started"
+
+
+def test_an_empty_file_is_named(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "empty.txt").touch()
+    assert (
+        orchestrate("data=files", f"data.domains.text.path={tmp_path}/empty.txt", f"root={tmp_path}/out") == 2
+    )
+    assert "empty.txt" in sentence(capsys)
+
+
+def test_online_without_a_key_is_refused_before_training(
+    orchestrate: Orchestrate,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    small: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for key in ("WANDB_API_KEY", "NETRC", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(key, raising=False)
+    assert orchestrate(*small[:-2], f"root={tmp_path}/out", "tracker=online") == 2
+    assert "tracker=offline" in sentence(capsys)
+    assert not (tmp_path / "out/single").exists()
+
+
+def test_the_plan_prints_the_papers_exact_counts(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        orchestrate(
+            "+experiment=width_ablation",
+            "model=paper_478m",
+            "dry_run=true",
+            "train.seq_len=64",
+            "train.batch_size=1",
+        )
+        == 0
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1168/3504 ×11" in printed
+    assert "1024/3072" in printed
+    assert "1372/4116" in printed
+    assert "4 cells = 2 arms × seeds 0, 1" in printed
+
+
+def test_one_cell_here_and_then_nothing_is_left(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    assert orchestrate(*small, "launcher=debug", "width=ramp", "seed=3") == 0
+    cell = next((tmp_path / "outputs").glob("*/main/seed=3"))
+    assert (cell / "checkpoints/step_00000012/manifest.json").is_file()
+    capsys.readouterr()
+    assert orchestrate(*small, "launcher=debug", "width=ramp", "seed=3") == 0
+    assert "Nothing is left to do" in capsys.readouterr().out
+
+
+def test_changed_config_under_the_same_name_is_refused(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str]
+) -> None:
+    common = [*small, "launcher=debug", "name=mine"]
+    assert orchestrate(*common) == 0
+    capsys.readouterr()
+    assert orchestrate(*common, "optim.lr=0.01") == 2
+    assert "optim.lr was 0.002 and is 0.01" in sentence(capsys)
+
+
+def test_a_failed_cell_is_named_with_its_reason(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str]
+) -> None:
+    arms = "++arms={good: [], bad: ['optim.lr=1e36']}"
+    assert (
+        orchestrate(
+            *small,
+            "launcher=debug",
+            "name=x",
+            arms,
+            "declared=[optim.lr]",
+            "seeds=[0]",
+            "optim.weight_decay=0",
+        )
+        == 2
+    )
+    output = capsys.readouterr()
+    assert "bad/seed=0 failed: The" in output.err
+    assert "lower optim.lr" in output.err
+    assert "good/seed=0" not in output.err
+
+
+def test_a_multirun_job_is_one_whole_experiment(
+    orchestrate: Orchestrate, small: list[str], tmp_path: Path
+) -> None:
+    short = ["train.steps=2", "forensics.every=2"]
+    arms = "++arms={a: [], b: ['width=ramp']}"
+    code = orchestrate(
+        "-m",
+        *small,
+        *short,
+        "launcher=debug",
+        "name=sweep",
+        arms,
+        "declared=[width]",
+        "seeds=[0]",
+        "optim.lr=0.001,0.002",
+    )
+    assert code == 0
+    names = sorted(p.name for p in (tmp_path / "outputs").glob("sweep__*"))
+    assert len(names) == 2
+    assert all((tmp_path / "outputs" / name / "comparison/verdict.json").is_file() for name in names)

@@ -1,0 +1,200 @@
+"""A cell is trained once, however often it is interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from orchestrator import checkpoint, ledger
+from orchestrator.__main__ import CONF, compose
+from orchestrator.callbacks import Callback, callbacks_for
+from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, experiment_of, open_directory
+from orchestrator.train import Run, StopSignal, train_cell
+
+TIMINGS = {"seconds", "tokens_per_second", "attempt"}
+
+
+class Crash(BaseException):
+    """The process dies here: nothing may catch it."""
+
+
+class CrashAt(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            raise Crash
+
+
+class SignalAt(Callback):
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def new_cell(overrides: Sequence[str], root: Path) -> Cell:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = experiment_of([*overrides, f"root={root}"], compose)
+        open_directory(experiment)
+    return experiment.cells[0]
+
+
+def train(cell: Cell, *extra: Callback) -> bool:
+    with StopSignal() as stop:
+        run = Run(cell.config, cell.directory, 1, [*callbacks_for(cell.config), *extra])
+        run.resume()
+        return run.run(stop)
+
+
+def fingerprints(cell: Cell) -> dict[str, str]:
+    """sha256 of every tensor file and of every reading that the uninterrupted run also has."""
+    files = [
+        *cell.directory.glob("checkpoints/step_*/*.safetensors"),
+        *cell.directory.glob("forensics/*.json"),
+    ]
+    return {
+        p.relative_to(cell.directory).as_posix(): _digest(p, cell)
+        for p in files
+        if ".damaged" not in p.as_posix()
+    }
+
+
+def _digest(path: Path, cell: Cell) -> str:
+    content = path.read_bytes().replace(str(cell.directory).encode(), b"")  # readings name their source
+    return hashlib.sha256(content).hexdigest()
+
+
+def rows(cell: Cell) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in r.items() if k not in TIMINGS} for r in ledger.read(cell.directory / "ledger.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Cell:
+    cell = new_cell(small_cell, tmp_path_factory.mktemp("whole"))
+    assert train_cell(cell.directory)
+    return cell
+
+
+@pytest.mark.parametrize("crashes", [[1], [5, 7], [4, 6, 11]])
+def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, crashes: list[int]) -> None:
+    cell = new_cell(small, tmp_path)
+    for step in crashes:
+        with pytest.raises(Crash):
+            train(cell, CrashAt(step))
+    assert train_cell(cell.directory)
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+
+
+def test_the_ledger_has_every_logged_step_once(whole: Cell) -> None:
+    records = rows(whole)
+    assert [r["step"] for r in records] == [0, 2, 4, 6, 8, 10, 12]
+    assert [r["step"] for r in records if "heldout" in r] == [0, 4, 8, 12]
+    assert [r["step"] for r in records if "test" in r] == [12]
+    assert set(records[0]["heldout"]) == {"code", "facts", "math"}
+    assert records[-1]["tokens"] == 12 * 2 * 32
+    assert [checkpoint.step_of(p) for p in checkpoint.saved(whole.directory / "checkpoints")] == [
+        0,
+        4,
+        6,
+        8,
+        12,
+    ]
+    assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [
+        f"step_{s:08d}.json" for s in (0, 6, 12)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
+    whole: Cell, small: list[str], tmp_path: Path, number: int
+) -> None:
+    cell = new_cell(small, tmp_path)
+    assert train(cell, SignalAt(5, number)) is False
+    newest, warnings = checkpoint.newest(cell.directory / "checkpoints")
+    assert newest is not None
+    assert checkpoint.step_of(newest) == 5
+    assert warnings == []
+    assert train_cell(cell.directory)
+    final = "checkpoints/step_00000012/model.safetensors"
+    assert fingerprints(cell)[final] == fingerprints(whole)[final]
+    assert rows(cell) == rows(whole)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
+    whole: Cell, small: list[str], tmp_path: Path
+) -> None:
+    cell = new_cell(small, tmp_path)
+    with pytest.raises(Crash):
+        train(cell, CrashAt(9))
+    damaged = checkpoint.path_of(cell.directory / "checkpoints", 8) / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    heard: list[tuple[int, list[str]]] = []
+    assert train_cell(cell.directory, 2, lambda step, warnings: heard.append((step, warnings)))
+    assert heard[0][0] == 6
+    assert "step_00000008 is damaged (optimizer.safetensors" in heard[0][1][0]
+    assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+
+
+def test_a_loss_that_leaves_the_numbers_ends_the_cell(small: list[str], tmp_path: Path) -> None:
+    cell = new_cell([*small, "optim.weight_decay=0", "optim.lr=1e36", "optim.warmup_steps=0"], tmp_path)
+    with pytest.raises(UserError, match=r"became (nan|inf) at step \d+: lower optim.lr"):
+        train_cell(cell.directory)
+    newest, _ = checkpoint.newest(cell.directory / "checkpoints")
+    assert newest is not None
+    tensors = checkpoint.read_tensors(newest, "model")
+    assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {i} says {i * i}" for i in range(2000)))
+    files = [*small, "data=files", f"data.domains.text.path={text}"]
+    cell = new_cell(files, tmp_path)
+    with pytest.raises(Crash):
+        train(cell, CrashAt(5))
+    text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
+    with pytest.raises(UserError, match="was trained on other data"):
+        train_cell(cell.directory)
+
+
+def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_path: Path) -> None:
+    whole, parts = (
+        new_cell([*small, "train.batch_size=4", f"name={name}", *extra], tmp_path)
+        for name, extra in (("a", []), ("b", ["train.micro_batch_size=1"]))
+    )
+    for cell in (whole, parts):
+        assert train_cell(cell.directory)
+    first, second = rows(whole), rows(parts)
+    assert [r["digest"] for r in first] == [r["digest"] for r in second]
+    assert [r["loss"] for r in second[1:]] == pytest.approx([r["loss"] for r in first[1:]], rel=1e-4)
+
+
+def test_training_learns(small: list[str], tmp_path: Path) -> None:
+    cell = new_cell(
+        [*small, "train.steps=80", "optim.lr=0.01", "forensics.every=80", "train.checkpoint_every=80"],
+        tmp_path,
+    )
+    assert train_cell(cell.directory)
+    records = rows(cell)
+    for domain, before in records[0]["heldout"].items():
+        assert records[-1]["heldout"][domain] < before - 1.0
