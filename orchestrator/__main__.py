@@ -38,9 +38,7 @@ def explain(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
         options = error.options or sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-        return (
-            f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
-        )
+        return f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
     root = error
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
@@ -48,7 +46,9 @@ def explain(error: Exception) -> str:
     first = str(root).strip().splitlines()[0]
     if key and "not in" in first:
         known = _known_keys()
-        return f"'{key}' is no configuration key{nearest(key, known)}: python -m orchestrator --cfg job prints them all."
+        return (
+            f"'{key}' is no configuration key{nearest(key, known)}: python -m orchestrator --cfg job prints them all."
+        )
     outer = str(error).strip().splitlines()[0]
     if key:
         override = re.search(r"override (\S+)", outer)
@@ -71,9 +71,7 @@ def list_experiments(console: Console) -> None:
         arms = ", ".join(content.get("arms", {}))
         console.print(f"  [bold cyan]{path.stem:<20}[/] {escape(content['question'])}")
         console.print(f"  {'':<20} [dim]arms {escape(arms)} · seeds {content.get('seeds', [])}[/]")
-    console.print(
-        "\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3"
-    )
+    console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")
     console.print("Add dry_run=true to see the plan and its cost first.")
 
 

@@ -95,9 +95,7 @@ class WriteLedger(Callback):
 
     def after_step(self, run: Run) -> None:
         if run.step > 0:
-            self._device_sum = (
-                run.train_loss.clone() if self._device_sum is None else self._device_sum + run.train_loss
-            )
+            self._device_sum = run.train_loss.clone() if self._device_sum is None else self._device_sum + run.train_loss
             self.count += 1
         if not (run.due(run.config.train.log_every) or "heldout" in run.record):
             return

@@ -61,9 +61,7 @@ def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], stat
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
         for name in files:
             _sync(partial / name)
-        (partial / "manifest.json").write_text(
-            json.dumps({"schema": 1, "step": step, "files": files}, indent=1)
-        )
+        (partial / "manifest.json").write_text(json.dumps({"schema": 1, "step": step, "files": files}, indent=1))
         _sync(partial / "manifest.json")
         _sync(partial)
         partial.rename(final)
@@ -132,9 +130,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{path / 'state.json'} cannot be read ({error}): {path} is not one of our checkpoints."
         ) from error
     if not isinstance(state, dict):
-        raise UserError(
-            f"{path / 'state.json'} holds a {type(state).__name__}: {path} is not one of our checkpoints."
-        )
+        raise UserError(f"{path / 'state.json'} holds a {type(state).__name__}: {path} is not one of our checkpoints.")
     return state
 
 
@@ -143,9 +139,7 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
     try:
         return load_file(path / f"{stem}.safetensors")
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint."
-        ) from error
+        raise UserError(f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint.") from error
 
 
 def load_decoder(path: Path) -> Decoder:

@@ -145,9 +145,7 @@ def _refuse_undeclared_differences(experiment: Experiment) -> None:
     known = schema.flatten(experiment.config)
     for key in experiment.config.declared:
         if not any(k == key or k.startswith(key + ".") for k in known):
-            raise UserError(
-                f"declared: '{key}' is no configuration key{nearest(key, known)}: declare an existing key."
-            )
+            raise UserError(f"declared: '{key}' is no configuration key{nearest(key, known)}: declare an existing key.")
     ignore = (*schema.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
     for arm, config in others:
@@ -166,9 +164,7 @@ def _key(override: str) -> str:
 
 def _name(base: Config, overrides: Sequence[str], swept: bool) -> str:
     silent = {*schema.OPERATIONAL, "experiment", "seed", "seeds"}
-    telling = [
-        o.lstrip("+") for o in overrides if _key(o).split(".")[0] not in silent and _key(o) not in silent
-    ]
+    telling = [o.lstrip("+") for o in overrides if _key(o).split(".")[0] not in silent and _key(o) not in silent]
     described = re.sub(r"[^\w=.,+-]+", "_", ",".join(telling))
     if base.name is None:
         name = described or "single"
@@ -176,7 +172,7 @@ def _name(base: Config, overrides: Sequence[str], swept: bool) -> str:
         name = f"{base.name}__{described}" if swept and described else base.name
     if len(name.encode()) > 200:
         raise UserError(
-            f"The name made of the overrides, {name[:60]}…, is too long for a directory: give a short one with name=...."
+            f"The name made of the overrides, {name[:60]}…, is too long: give a short one with name=...."
         )
     return name
 
@@ -202,8 +198,7 @@ def _write_description(experiment: Experiment) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git": _git(),
         "versions": {
-            p: metadata.version(p)
-            for p in ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
+            p: metadata.version(p) for p in ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
         },
         "machine": {
             "python": sys.version.split()[0],
@@ -225,9 +220,7 @@ def _git() -> dict[str, str]:
     here = Path(__file__).resolve().parent
     try:
         commit, diff = (
-            subprocess.run(
-                ["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20
-            ).stdout
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
             for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
         )
     except (OSError, subprocess.SubprocessError):
@@ -243,6 +236,4 @@ def _write(path: Path, text: str) -> None:
         partial.write_text(text)
         partial.replace(path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error}): choose a writable place with root=...."
-        ) from error
+        raise UserError(f"{path} cannot be written ({error}): choose a writable place with root=....") from error

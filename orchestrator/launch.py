@@ -128,9 +128,7 @@ def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) 
             if stop.received and not asked_to_stop:
                 asked_to_stop = True
                 for _, job, _ in running.values():
-                    os.kill(
-                        int(job.job_id), signal.SIGTERM
-                    )  # a local job's id is its process; it tells the cell
+                    os.kill(int(job.job_id), signal.SIGTERM)  # a local job's id is its process; it tells the cell
             for cell_id, (cell, job, slot) in list(running.items()):
                 if job.done():
                     del running[cell_id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +60,9 @@ def show(experiment: Experiment, console: Console) -> None:
     plans = [plan_arm(arm, config) for arm, config in experiment.arms.items()]
     seeds, at_once = experiment.config.seeds, len(launch.slots(experiment.config))
     console.print(f"[bold]{escape(experiment.name)}[/]  {escape(experiment.config.question)}")
+    arms = "1 arm" if len(plans) == 1 else f"{len(plans)} arms"
     console.print(
-        f"{len(experiment.cells)} cells = {len(plans)} arm{'s' * (len(plans) > 1)} × seeds {', '.join(map(str, seeds))}; "
+        f"{len(experiment.cells)} cells = {arms} × seeds {', '.join(map(str, seeds))}; "
         f"up to {at_once} at once; into {escape(str(experiment.directory))}"
     )
     console.print()
@@ -82,9 +83,8 @@ def show(experiment: Experiment, console: Console) -> None:
         f"Estimated training time [bold]{_duration(seconds)}[/] at {rate / 1e9:,.1f} GFLOP/s per cell "
         "(one block of this model, timed on this machine just now; evaluation and forensics come on top)."
     )
-    console.print(
-        f"Estimated disk [bold]{_bytes(sum(plan.disk for plan in cells))}[/] for {sum(p.checkpoints for p in cells)} checkpoints."
-    )
+    disk, checkpoints = sum(plan.disk for plan in cells), sum(plan.checkpoints for plan in cells)
+    console.print(f"Estimated disk [bold]{_bytes(disk)}[/] for {checkpoints} checkpoints.")
 
 
 def _table(plans: list[ArmPlan]) -> Table:
@@ -108,9 +108,7 @@ def _table(plans: list[ArmPlan]) -> Table:
             f"{plan.body:,}",
             f"{plan.params - plan.body:,}",
         )
-        table.add_row(
-            escape(plan.arm), *row, f"{flops_per_token:.4g}", f"{plan.flops:.3g}", f"{plan.tokens:,}"
-        )
+        table.add_row(escape(plan.arm), *row, f"{flops_per_token:.4g}", f"{plan.flops:.3g}", f"{plan.tokens:,}")
     return table
 
 
@@ -123,9 +121,7 @@ def _layers(spec: DecoderSpec) -> str:
             parts[-1][1] = int(parts[-1][1]) + 1
         else:
             parts.append([text, 1])
-    return (
-        "  ".join(f"{text}" if count == 1 else f"{text} ×{count}" for text, count in parts) + "   (width/FFN)"
-    )
+    return "  ".join(f"{text}" if count == 1 else f"{text} ×{count}" for text, count in parts) + "   (width/FFN)"
 
 
 def _measured_rate(spec: DecoderSpec, config: Config) -> float:
@@ -135,13 +131,11 @@ def _measured_rate(spec: DecoderSpec, config: Config) -> float:
     rows = config.train.micro_batch_size or config.train.batch_size
     # one layer on a small vocabulary: the whole model may not fit here
     one = DecoderSpec(layers=spec.layers[:1], vocab_size=min(spec.vocab_size, 1024), norm=spec.norm)
-    tokens = max(
-        config.train.seq_len, min(rows * config.train.seq_len, int(2e10 / forward_flops_per_token(one, 1)))
-    )
+    tokens = max(config.train.seq_len, min(rows * config.train.seq_len, int(2e10 / forward_flops_per_token(one, 1))))
     shape = (max(1, tokens // config.train.seq_len), config.train.seq_len + 1)
     model = Decoder(one).to(device)
     batch = torch.randint(one.vocab_size, shape, device=device)
-    precision = torch.autocast("cuda", dtype=torch.bfloat16) if use_gpu else suppress()
+    precision = torch.autocast("cuda", dtype=torch.bfloat16) if use_gpu else nullcontext()
     flops = 3 * forward_flops_per_token(one, config.train.seq_len) * shape[0] * config.train.seq_len
     best = math.inf
     try:

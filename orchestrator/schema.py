@@ -101,9 +101,7 @@ class ModelConfig:
     layers: int = 11
     width: int = 64  # residual width of the uniform profile; other profiles are sized against it
     head_dim: int = 8
-    heads: HeadFit = (
-        HeadFit.exact
-    )  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
+    heads: HeadFit = HeadFit.exact  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
     queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
     ffn_ratio: float = 3.0  # FFN positions per unit of width
     vocab_size: int = 264  # rows of the embedding; at least the tokenizer's vocabulary
@@ -134,9 +132,7 @@ class DomainConfig:
 
     source: Source = Source.builtin
     weight: float = 1.0  # share of training tokens, relative to the other domains
-    path: str | None = (
-        None  # builtin: code|facts|math (default: the domain's name) · files: path or glob · hub: datasets path
-    )
+    path: str | None = None  # builtin: code|facts|math, default the domain's name · files: path, glob · hub: path
     name: str | None = None  # hub: configuration name
     split: str = "train"  # hub: split
     column: str = "text"  # jsonl, parquet, hub: the column that holds the text
@@ -232,9 +228,7 @@ class Config:
 
     name: str | None = None  # the experiment lands in <root>/<name>
     question: str = ""
-    arms: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # arm → Hydra overrides; the first is the baseline
+    arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
     seeds: list[int] = field(default_factory=list)
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     arm: str = "main"
@@ -260,6 +254,18 @@ OPERATIONAL = (
     "data.cache_dir", "train.keep_checkpoints",
 )  # fmt: skip
 
+# What types cannot say of single values; `validate` adds what concerns several.
+POSITIVE = (
+    "model.layers", "model.width", "model.head_dim", "model.queries_per_kv", "model.ffn_ratio", "model.vocab_size",
+    "model.rope_theta", "width.start", "width.end", "width.multiple_of", "data.train_tokens", "data.heldout_tokens",
+    "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
+    "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
+    "sidecar.interval", "sidecar.sigma",
+)  # fmt: skip
+NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps")
+AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
+
 
 def from_dictconfig(cfg: DictConfig) -> Config:
     """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
@@ -284,18 +290,14 @@ def load(path: Path) -> Config:
         raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
     cfg = OmegaConf.load(path)
     if not isinstance(cfg, DictConfig):
-        raise UserError(
-            f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration."
-        )
+        raise UserError(f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration.")
     return from_dictconfig(cfg)
 
 
 def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
     """Dotted key → plain value, for comparing configurations."""
     plain = (
-        config
-        if isinstance(config, dict)
-        else OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+        config if isinstance(config, dict) else OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     )
     flat: dict[str, Any] = {}
 
@@ -319,50 +321,27 @@ def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str,
 
 def validate(config: Config) -> None:
     """Refuse, with a reason and a cure, values that would fail hours later."""
-    positive = {
-        "model.layers": config.model.layers, "model.width": config.model.width, "model.head_dim": config.model.head_dim,
-        "model.queries_per_kv": config.model.queries_per_kv, "model.ffn_ratio": config.model.ffn_ratio,
-        "model.vocab_size": config.model.vocab_size, "width.start": config.width.start, "width.end": config.width.end,
-        "width.multiple_of": config.width.multiple_of, "data.train_tokens": config.data.train_tokens,
-        "data.heldout_tokens": config.data.heldout_tokens, "optim.lr": config.optim.lr, "optim.eps": config.optim.eps,
-        "optim.clip": config.optim.clip, "train.steps": config.train.steps, "train.batch_size": config.train.batch_size,
-        "train.micro_batch_size": config.train.micro_batch_size, "train.seq_len": config.train.seq_len,
-        "train.log_every": config.train.log_every, "train.eval_every": config.train.eval_every,
-        "train.checkpoint_every": config.train.checkpoint_every, "train.keep_checkpoints": config.train.keep_checkpoints,
-        "train.threads": config.train.threads, "forensics.every": config.forensics.every,
-        "forensics.resamples": config.forensics.resamples, "launcher.parallel": config.launcher.parallel,
-        "launcher.timeout_hours": config.launcher.timeout_hours, "sidecar.interval": config.sidecar.interval,
-        "sidecar.sigma": config.sidecar.sigma, "model.rope_theta": config.model.rope_theta,
-    }  # fmt: skip
-    for key, value in positive.items():
+    values = flatten(config)
+    for key in POSITIVE:
+        value = values[key]
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise UserError(f"{key}={value} must be a positive finite number: set {key} above 0.")
-    for key, value in {
-        "optim.weight_decay": config.optim.weight_decay, "optim.warmup_steps": config.optim.warmup_steps,
-        "forensics.trace_steps": config.forensics.trace_steps,
-    }.items():  # fmt: skip
-        if not (value >= 0 and math.isfinite(value)):
-            raise UserError(f"{key}={value} must not be negative: set {key} to 0 or more.")
-    for key, value in {
-        "optim.beta1": config.optim.beta1, "optim.beta2": config.optim.beta2,
-        "sidecar.baseline_decay": config.sidecar.baseline_decay,
-    }.items():  # fmt: skip
-        if not 0 <= value < 1:
-            raise UserError(
-                f"{key}={value} is outside [0, 1): it is the share of the old average that is kept."
-            )
+    for key in NOT_NEGATIVE:
+        if not (values[key] >= 0 and math.isfinite(values[key])):
+            raise UserError(f"{key}={values[key]} must not be negative: set {key} to 0 or more.")
+    for key in AVERAGES:
+        if not 0 <= values[key] < 1:
+            raise UserError(f"{key}={values[key]} is outside [0, 1): it is the share of the old average that is kept.")
     if not 0 <= config.optim.min_lr_ratio <= 1:
-        raise UserError(
-            f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr."
-        )
+        raise UserError(f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr.")
     if not 0 <= config.optim.decay_fraction <= 1:
         raise UserError(
             f"optim.decay_fraction={config.optim.decay_fraction} is outside [0, 1]: it is a share of the run."
         )
     if config.optim.lr * config.optim.weight_decay >= 0.1:
         raise UserError(
-            f"optim.lr × optim.weight_decay = {config.optim.lr * config.optim.weight_decay:.3g} would shrink every weight "
-            "by a tenth or more per step: lower optim.weight_decay or optim.lr."
+            f"optim.lr × optim.weight_decay = {config.optim.lr * config.optim.weight_decay:.3g} would shrink every "
+            "weight by a tenth or more per step: lower optim.weight_decay or optim.lr."
         )
     micro = config.train.micro_batch_size
     if micro is not None and config.train.batch_size % micro:
@@ -378,9 +357,7 @@ def validate(config: Config) -> None:
                 f"data.domains.{name}.weight={domain.weight} must be positive: remove the domain or raise its weight."
             )
         if domain.source != Source.builtin and not domain.path:
-            raise UserError(
-                f"data.domains.{name}.path is missing: source={domain.source} needs the path to read."
-            )
+            raise UserError(f"data.domains.{name}.path is missing: source={domain.source} needs the path to read.")
         if domain.streaming and config.data.train_tokens is None:
             raise UserError(
                 f"data.domains.{name}.streaming=true needs data.train_tokens: a stream has no end to wait for."

@@ -60,8 +60,7 @@ def cell_lock(cell_dir: Path) -> Path:
 def cell_dirs(experiment_dir: Path) -> list[Path]:
     """The directories of the cells in `experiment_dir`, in the order they were planned."""
     found = {
-        p.parent.relative_to(experiment_dir).as_posix(): p.parent
-        for p in experiment_dir.glob("*/seed=*/config.yaml")
+        p.parent.relative_to(experiment_dir).as_posix(): p.parent for p in experiment_dir.glob("*/seed=*/config.yaml")
     }
     if not found:
         return []
@@ -101,7 +100,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     cells = cell_dirs(experiment_dir)
     if not cells:
         raise UserError(
-            f"{experiment_dir} holds no experiment: name a directory that a run has written, such as outputs/width_ablation."
+            f"{experiment_dir} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
         )
     last = Manifest(experiment_dir).last()
     return [status_of(path, last.get(f"{path.parent.name}/{path.name}")) for path in cells]

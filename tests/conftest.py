@@ -15,9 +15,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # A whole experiment in seconds: three narrow layers, a dozen steps.
 SMALL = (
-    "model.layers=3", "model.width=16", "model.head_dim=4", "train.steps=12", "train.batch_size=2", "train.seq_len=32",
-    "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=4", "forensics.every=6", "forensics.trace_steps=2",
-    "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=512", "tracker=off",
+    "model.layers=3", "model.width=16", "model.head_dim=4", "train.steps=12", "train.batch_size=2",
+    "train.seq_len=32", "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=4", "forensics.every=6",
+    "forensics.trace_steps=2", "forensics.resamples=2", "data.train_tokens=4096", "data.heldout_tokens=512",
+    "tracker=off",
 )  # fmt: skip
 
 

@@ -56,9 +56,7 @@ def test_one_flipped_byte_is_named_and_the_previous_checkpoint_is_used(three: Pa
     assert file in warnings[0]
 
 
-@pytest.mark.parametrize(
-    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
-)
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_missing_or_shortened_file_is_named(three: Path, file: str) -> None:
     (three / "step_00000010" / file).unlink()
     assert checkpoint.damage(three / "step_00000010") == f"{file} is missing"
@@ -111,9 +109,7 @@ def test_a_disk_that_refuses_leaves_the_previous_checkpoint(three: Path) -> None
         "except UserError as error:\n"
         "    print(error)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(three)], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", script, str(three)], capture_output=True, text=True, check=True)
     assert "step_00000020 could not be written" in result.stdout
     assert "make room" in result.stdout
     assert sorted(p.name for p in three.iterdir()) == ["step_00000000", "step_00000005", "step_00000010"]

@@ -32,9 +32,7 @@ def test_arms_times_seeds() -> None:
     assert [cell.id for cell in experiment.cells] == [
         f"{arm}/seed={s}" for arm in ("uniform", "variable") for s in (4, 7, 9)
     ]
-    assert {
-        cell.config.width.profile.value for cell in experiment.cells if cell.config.arm == "variable"
-    } == {"ramp"}
+    assert {cell.config.width.profile.value for cell in experiment.cells if cell.config.arm == "variable"} == {"ramp"}
     assert experiment.directory == Path("outputs/width_ablation")
 
 

@@ -63,9 +63,7 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("leftovers")
-def test_killed_cells_and_a_killed_launcher_change_nothing(
-    small_cell: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str, ...], tmp_path: Path) -> None:
     overrides = [*small_cell, *LONGER]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start([*overrides, f"root={whole}"], tmp_path / "whole.log").wait(240) == 0, (

@@ -67,13 +67,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert not list(tmp_path.glob("out/*/*/seed=*")), "nothing may be started"
 
 
-def test_an_empty_file_is_named(
-    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_an_empty_file_is_named(orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
-    assert (
-        orchestrate("data=files", f"data.domains.text.path={tmp_path}/empty.txt", f"root={tmp_path}/out") == 2
-    )
+    assert orchestrate("data=files", f"data.domains.text.path={tmp_path}/empty.txt", f"root={tmp_path}/out") == 2
     assert "empty.txt" in sentence(capsys)
 
 
@@ -92,9 +88,7 @@ def test_online_without_a_key_is_refused_before_training(
     assert not (tmp_path / "out/single").exists()
 
 
-def test_the_plan_prints_the_papers_exact_counts(
-    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_prints_the_papers_exact_counts(orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         orchestrate(
             "+experiment=width_ablation",
@@ -155,9 +149,7 @@ def test_a_failed_cell_is_named_with_its_reason(
     assert "good/seed=0" not in output.err
 
 
-def test_a_multirun_job_is_one_whole_experiment(
-    orchestrate: Orchestrate, small: list[str], tmp_path: Path
-) -> None:
+def test_a_multirun_job_is_one_whole_experiment(orchestrate: Orchestrate, small: list[str], tmp_path: Path) -> None:
     short = ["train.steps=2", "forensics.every=2"]
     arms = "++arms={a: [], b: ['width=ramp']}"
     code = orchestrate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,6 +94,6 @@ def test_wsd_is_flat_then_linear_to_its_floor() -> None:
     config = OptimConfig(lr=1.0, warmup_steps=10, schedule=Schedule.wsd, decay_fraction=0.2, min_lr_ratio=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[10:81] == [1.0] * 71
-    drops = [a - b for a, b in zip(rates[80:], rates[81:], strict=False)]
+    drops = [a - b for a, b in pairwise(rates[80:])]
     assert drops == pytest.approx([0.9 / 20] * 19)
     assert rates[-1] == pytest.approx(0.1 + 0.9 / 20)

@@ -67,11 +67,7 @@ def fingerprints(cell: Cell) -> dict[str, str]:
         *cell.directory.glob("checkpoints/step_*/*.safetensors"),
         *cell.directory.glob("forensics/*.json"),
     ]
-    return {
-        p.relative_to(cell.directory).as_posix(): _digest(p, cell)
-        for p in files
-        if ".damaged" not in p.as_posix()
-    }
+    return {p.relative_to(cell.directory).as_posix(): _digest(p, cell) for p in files if ".damaged" not in p.as_posix()}
 
 
 def _digest(path: Path, cell: Cell) -> str:
@@ -80,9 +76,7 @@ def _digest(path: Path, cell: Cell) -> str:
 
 
 def rows(cell: Cell) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in r.items() if k not in TIMINGS} for r in ledger.read(cell.directory / "ledger.jsonl")
-    ]
+    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in ledger.read(cell.directory / "ledger.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +111,7 @@ def test_the_ledger_has_every_logged_step_once(whole: Cell) -> None:
         8,
         12,
     ]
-    assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [
-        f"step_{s:08d}.json" for s in (0, 6, 12)
-    ]
+    assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [f"step_{s:08d}.json" for s in (0, 6, 12)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
