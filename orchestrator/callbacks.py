@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from orchestrator import checkpoint, forensics, ledger
-from orchestrator.schema import Config
+from orchestrator.errors import UserError
+from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
+from sidecar import Sidecar
 
 if TYPE_CHECKING:
     from orchestrator.train import Run
@@ -48,7 +52,52 @@ def callbacks_for(config: Config) -> list[Callback]:
     What adds to the record comes before the ledger writes it; the ledger is written before the checkpoint,
     so that no checkpoint is ahead of it; forensics reads the checkpoint; the tracker projects what is on disk.
     """
-    return [TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
+    sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
+    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
+
+
+def build_sidecar(config: Config, parameters: Mapping[str, Tensor]) -> Sidecar:
+    """The sidecar that `config` describes. Raises `UserError` where its bounds are not safe."""
+    options, optim = config.sidecar, config.optim
+    try:
+        return Sidecar(
+            parameters, lr=optim.lr, weight_decay=optim.weight_decay, seed=config.seed, channels=options.channels,
+            interval=options.interval, mode=options.mode.value, sigma=options.sigma, policy_lr=options.policy_lr,
+            entropy=options.entropy, baseline_decay=options.baseline_decay, log_bound=options.log_bound,
+            mean_matched=options.mean_matched,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+class PressSidecar(Callback):
+    """Learned multipliers on the optimizer's decay, judged on the reward split (SCIENCE §6)."""
+
+    def __init__(self) -> None:
+        self.saved: dict[str, Any] = {}
+
+    def start(self, run: Run) -> None:
+        self.sidecar = build_sidecar(run.config, run.optimizer.named)
+        if self.saved:
+            self.sidecar.load_state_dict(self.saved)
+            run.optimizer.multipliers = self.sidecar.decay_multipliers()
+        rows = run.config.sidecar.reward_rows
+        self.rows = torch.cat([run.corpus.heldout(domain, "reward")[:rows] for domain in run.corpus.domains])
+
+    def before_update(self, run: Run) -> None:
+        if self.sidecar.before_step(run.step, lambda: run.heldout_loss(self.rows)):
+            run.optimizer.multipliers = self.sidecar.decay_multipliers()
+
+    def after_step(self, run: Run) -> None:
+        decision = self.sidecar.record()
+        if decision and decision["step"] == run.step - 1:  # the update just made was its first
+            run.record["sidecar"] = decision
+
+    def state(self) -> dict[str, Any]:
+        return self.sidecar.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.saved = state
 
 
 class TraceMomentum(Callback):
@@ -87,7 +136,10 @@ class EvaluateHeldout(Callback):
 
 
 class WriteLedger(Callback):
-    """One record per logged step; the training loss is the mean over the steps since the record before."""
+    """One record per step that is due or that has something to say.
+
+    The training loss is the mean over the steps since the record before.
+    """
 
     def __init__(self) -> None:
         self.loss_sum, self.count, self.tokens, self.seconds = 0.0, 0, 0, 0.0
@@ -97,7 +149,7 @@ class WriteLedger(Callback):
         if run.step > 0:
             self._device_sum = run.train_loss.clone() if self._device_sum is None else self._device_sum + run.train_loss
             self.count += 1
-        if not (run.due(run.config.train.log_every) or "heldout" in run.record):
+        if not (run.due(run.config.train.log_every) or run.record):
             return
         run.check_health()
         loss = self._total() / self.count if self.count else None

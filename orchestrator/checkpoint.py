@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.transformer import Decoder, DecoderSpec
+from orchestrator import schema
 from orchestrator.errors import UserError
+from orchestrator.schema import Config
 
 _NAME = re.compile(r"step_(\d{8,})")
 
@@ -140,6 +143,34 @@ def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
         return load_file(path / f"{stem}.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint.") from error
+
+
+def find(source: Path) -> Path:
+    """`source` itself where it is a whole checkpoint, the newest whole one where it is a cell's directory.
+
+    Newer ones that are damaged are counted on stderr. Raises `UserError` for anything else.
+    """
+    if (source / "checkpoints").is_dir():
+        path, damaged = newest(source / "checkpoints")
+        if path is None:
+            raise UserError(f"{source} has no whole checkpoint ({len(damaged)} damaged): train the cell first.")
+        if damaged:
+            print(f"{path} is used: {len(damaged)} newer checkpoint(s) are damaged.", file=sys.stderr)
+        return path
+    if not source.is_dir():
+        raise UserError(f"{source} does not exist: give a cell's directory or one of its checkpoints.")
+    reason = damage(source)
+    if reason is not None:
+        raise UserError(
+            f"{source} is neither a cell's directory nor a whole checkpoint of ours ({reason}): "
+            "give <experiment>/<arm>/seed=<k>, or a step_* directory under its checkpoints/."
+        )
+    return source
+
+
+def config_of(path: Path) -> Config:
+    """The configuration of the cell that a checkpoint belongs to."""
+    return schema.load(path.resolve().parents[1] / "config.yaml")
 
 
 def load_decoder(path: Path) -> Decoder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -17,3 +18,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest of `known`, or an empty string where nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def refuse_unwritable(target: Path | None) -> None:
+    """Raise `UserError` before the work where its result could not be written."""
+    if target is not None and not target.parent.is_dir():
+        raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")

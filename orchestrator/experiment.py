@@ -171,9 +171,7 @@ def _name(base: Config, overrides: Sequence[str], swept: bool) -> str:
     else:
         name = f"{base.name}__{described}" if swept and described else base.name
     if len(name.encode()) > 200:
-        raise UserError(
-            f"The name made of the overrides, {name[:60]}…, is too long: give a short one with name=...."
-        )
+        raise UserError(f"The name made of the overrides, {name[:60]}…, is too long: give a short one with name=....")
     return name
 
 

@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 
+from models.transformer import Decoder
 from orchestrator import checkpoint, status
+from orchestrator.callbacks import build_sidecar
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.manifest import Manifest
-from orchestrator.schema import Config, Device, LauncherKind
+from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
 from orchestrator.train import StopSignal, train_cell
 
 
@@ -84,9 +86,12 @@ def launch(experiment: Experiment, console: Console) -> list[Cell]:
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` if this machine, on which the cells will run, lacks the device they ask for."""
+    """Raise `UserError` for what would end a cell of this configuration in its first second."""
     if config.train.device == Device.cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+    if config.sidecar.mode != SidecarMode.off:
+        with torch.device("meta"):
+            build_sidecar(config, dict(Decoder(decoder_spec(config)).named_parameters()))
 
 
 def slots(config: Config) -> list[int]:

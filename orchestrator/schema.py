@@ -176,6 +176,7 @@ class SidecarConfig:
     mode: SidecarMode = SidecarMode.off
     channels: list[str] = field(default_factory=lambda: ["decay"])
     interval: int = 25  # steps a proposal is held
+    reward_rows: int = 8  # rows of each domain's reward split that judge a proposal
     sigma: float = 0.3  # initial std of the log-multipliers
     policy_lr: float = 0.05
     entropy: float = 0.001
@@ -261,7 +262,7 @@ POSITIVE = (
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
-    "sidecar.interval", "sidecar.sigma",
+    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows",
 )  # fmt: skip
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps")
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")

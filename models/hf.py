@@ -1,0 +1,172 @@
+"""Our decoder as a `transformers` model, and the way to and from stock Llama.
+
+`to_huggingface(decoder).save_pretrained(folder)` writes what `AutoModelForCausalLM.from_pretrained(folder)`
+reads. Where stock Llama can hold the weights that is all; otherwise the model type is `layered_decoder`, and
+`import models.hf` must come first: it registers the type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutput
+
+from models.transformer import Decoder, DecoderSpec, LayerShape, next_token_logits
+
+
+class LayeredDecoderConfig(PreTrainedConfig):
+    """Carries `DecoderSpec.to_dict()`, and the sizes that transformers asks of every model."""
+
+    model_type = "layered_decoder"
+
+    spec: dict[str, Any] | None = None
+    use_cache: bool = False
+
+    @property
+    def decoder_spec(self) -> DecoderSpec:
+        """The spec. Raises `ValueError` where the configuration carries none."""
+        return DecoderSpec.from_dict(self.spec or {})
+
+    @property
+    def vocab_size(self) -> int:
+        return self.decoder_spec.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.decoder_spec.width
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.decoder_spec.layers)
+
+
+class LayeredDecoderForCausalLM(PreTrainedModel, GenerationMixin):
+    """`Decoder` behind transformers' interface, with the same tensor names. It keeps no key/value cache."""
+
+    config_class = LayeredDecoderConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: LayeredDecoderConfig) -> None:
+        super().__init__(config)
+        decoder = Decoder(config.decoder_spec)
+        self.model = decoder.model
+        if not decoder.spec.tie_embeddings:
+            self.lm_head = decoder.lm_head
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        **unused: Any,
+    ) -> CausalLMOutput:
+        """Logits [B, T, V] and, with `labels` (−100 is skipped), the mean next-token loss in nats.
+
+        Padding may only follow the text: raises `ValueError` where `attention_mask` [B, T] says otherwise.
+        """
+        if attention_mask is not None and (attention_mask.diff(dim=1) > 0).any():
+            raise ValueError(
+                "attention_mask hides a token before a visible one, which this model cannot do: "
+                "pad on the right, and generate from rows of equal length."
+            )
+        head = self.model.embed_tokens if self.model.spec.tie_embeddings else self.lm_head
+        logits = next_token_logits(self.model, head, input_ids)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Every step recomputes the whole prefix."""
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
+
+
+AutoConfig.register(LayeredDecoderConfig.model_type, LayeredDecoderConfig)
+AutoModelForCausalLM.register(LayeredDecoderConfig, LayeredDecoderForCausalLM)
+
+
+def fits_llama(spec: DecoderSpec) -> bool:
+    """Whether stock Llama computes the same function: pre-norm, equal layers, a width its heads divide."""
+    first = spec.layers[0]
+    return spec.norm == "pre" and len(set(spec.layers)) == 1 and first.width % first.heads == 0
+
+
+def to_huggingface(model: Decoder) -> PreTrainedModel:
+    """A copy of `model` for transformers: stock `LlamaForCausalLM` where it fits, else `layered_decoder`."""
+    spec = model.spec
+    state = dict(model.state_dict())
+    copy: PreTrainedModel
+    if fits_llama(spec):
+        copy = LlamaForCausalLM(llama_config(spec))
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+    else:
+        copy = LayeredDecoderForCausalLM(LayeredDecoderConfig(spec=spec.to_dict()))
+    copy.load_state_dict(state)
+    return copy.train(model.training)
+
+
+def llama_config(spec: DecoderSpec) -> LlamaConfig:
+    """The configuration of a Llama of this spec. Special tokens are the tokenizer's affair: none are set."""
+    shape = spec.layers[0]
+    return LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=len(spec.layers),
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=spec.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        tie_word_embeddings=spec.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+
+
+def from_llama(source: PreTrainedModel) -> Decoder:
+    """A decoder with a Llama's weights, in float32. Raises `ValueError` where it cannot compute the same."""
+    config = source.config
+    if not isinstance(source, LlamaForCausalLM):
+        raise ValueError(f"{type(source).__name__} is not LlamaForCausalLM: only Llama's weights fit this decoder.")
+    rope = config.rope_parameters
+    expected = {
+        "hidden_act": (config.hidden_act, "silu"),
+        "attention_bias": (config.attention_bias, False),
+        "mlp_bias": (config.mlp_bias, False),
+        "rope_type": (rope["rope_type"], "default"),
+    }
+    for name, (value, ours) in expected.items():
+        if value != ours:
+            raise ValueError(f"{name}={value} has no place in this decoder: only Llamas with {name}={ours} fit.")
+    shape = LayerShape(
+        config.hidden_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        config.intermediate_size,
+    )
+    spec = DecoderSpec(
+        (shape,) * config.num_hidden_layers,
+        config.vocab_size,
+        norm="pre",
+        tie_embeddings=config.tie_word_embeddings,
+        rope_theta=rope["rope_theta"],
+        norm_eps=config.rms_norm_eps,
+    )
+    decoder = Decoder(spec)
+    state = source.state_dict()
+    decoder.load_state_dict({name: state[name] for name in decoder.state_dict()})
+    return decoder

@@ -1,0 +1,159 @@
+"""`python -m orchestrator.intervene SOURCE`: delete each layer, or one of its branches, and see the cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from models.transformer import Decoder
+from orchestrator import checkpoint, forensics
+from orchestrator.data import prepare
+from orchestrator.errors import UserError, refuse_unwritable
+
+BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
+SPLIT = "validation"
+ROWS = 64  # held-out rows per domain, at most: the standard error says whether they were enough
+BATCH = 16  # rows per forward pass
+
+
+@contextmanager
+def silenced(layer: nn.Module, branches: Sequence[str]) -> Iterator[None]:
+    """Inside the block these branches of the layer write nothing to the residual stream.
+
+    A branch's output becomes zero where it leaves the branch; a norm after it maps zero to zero.
+    """
+    hooks = [
+        layer.get_submodule(branch).register_forward_hook(lambda _block, _inputs, output: torch.zeros_like(output))
+        for branch in branches
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def row_losses(decoder: Decoder, rows: Tensor) -> Tensor:
+    """Mean loss of each of `rows` [n, T+1] in nats per token, float64 [n], on CPU."""
+    device = decoder.model.embed_tokens.weight.device
+    parts = [decoder.loss(part.to(device), reduction="none").double().mean(1) for part in rows.split(BATCH)]
+    return torch.cat(parts).cpu()
+
+
+def worth(decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict[str, Tensor]) -> dict[str, Any]:
+    """Intervention → domain → by how much the loss rises when it is done to layer `index`.
+
+    `heldout`: domain → rows [n, T+1]; `intact`: domain → `row_losses` of the whole model. Rows are paired:
+    `mean` is in nats per token, and `se` its standard error over rows (null for a single row).
+    """
+    changes: dict[str, Any] = {}
+    for name, branches in BRANCHES.items():
+        with silenced(decoder.model.layers[index], branches):
+            differences = {d: row_losses(decoder, rows) - intact[d] for d, rows in heldout.items()}
+        changes[name] = {
+            domain: {
+                "mean": rise.mean().item(),
+                "se": rise.std().item() / math.sqrt(len(rise)) if len(rise) > 1 else None,
+            }
+            for domain, rise in differences.items()
+        }
+    return changes
+
+
+def intervene(source: Path) -> dict[str, Any]:
+    """Every layer's role beside what deleting it, its attention or its FFN costs, as plain JSON values.
+
+    Raises `UserError` where the source is none of ours or its data cannot be prepared.
+    """
+    path = checkpoint.find(source)
+    config = checkpoint.config_of(path)
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    heldout = {domain: corpus.heldout(domain, SPLIT)[:ROWS] for domain in corpus.domains}
+    decoder = checkpoint.load_decoder(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    roles = forensics.analyze(path)
+    intact = {domain: row_losses(decoder, rows) for domain, rows in heldout.items()}
+    layers = track(roles["layers"], "deleting", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    return {
+        "schema": 1,
+        "definitions": roles["definitions"],
+        "source": str(path),
+        "step": roles["step"],
+        "split": SPLIT,
+        "rows": {domain: len(rows) for domain, rows in heldout.items()},
+        "heldout": {domain: losses.mean().item() for domain, losses in intact.items()},
+        "layers": [
+            {
+                "layer": layer["layer"],
+                "role": layer["role"],
+                "margin": layer["margin"],
+                "change": worth(decoder, layer["layer"], heldout, intact),
+            }
+            for layer in layers
+        ],
+    }
+
+
+def report(result: dict[str, Any]) -> Group:
+    """All that is printed: a line per layer and domain, dim where a change is within two standard errors."""
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for name in ("layer", "role", "domain", "−layer", "−attention", "−FFN"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("role", "domain") else "right")
+    for layer in result["layers"]:
+        label, role = str(layer["layer"]), layer["role"]
+        for domain in result["heldout"]:
+            table.add_row(label, role, Text(domain), *(_change(layer["change"][name][domain]) for name in BRANCHES))
+            label = role = ""
+    losses = " · ".join(f"{domain} {loss:.3f}" for domain, loss in result["heldout"].items())
+    rows = " · ".join(f"{domain} {count}" for domain, count in result["rows"].items())
+    return Group(
+        Text(f"{result['source']} · step {result['step']}", "bold"),
+        Text(f"Held-out loss ({result['split']}), nats/token: {losses}"),
+        Text(),
+        table,
+        Text(),
+        Text("−: rise of that loss without the layer, its attention or its FFN, ± standard", "dim"),
+        Text(f"error over rows ({rows}).", "dim"),
+    )
+
+
+def _change(change: dict[str, Any]) -> Text:
+    mean, error = change["mean"], change["se"]
+    if error is None:
+        return Text(f"{mean:+.3f}")
+    return Text(f"{mean:+.3f}±{error:.3f}", "" if abs(mean) > 2 * error else "dim")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.intervene", description=__doc__)
+    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        refuse_unwritable(options.json)
+        result = intervene(options.source)
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1, allow_nan=False))
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console().print(report(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

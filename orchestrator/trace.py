@@ -1,0 +1,163 @@
+"""`python -m orchestrator.trace SOURCE "text"`: what each layer does to this text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.transformer import Decoder, PreNormBlock, read_prefix
+from orchestrator import checkpoint
+from orchestrator.data import prepare
+from orchestrator.data.tokenizer import Tokenizer
+from orchestrator.errors import UserError, refuse_unwritable
+
+
+def lens(decoder: Decoder, x: Tensor) -> Tensor:
+    """Logits [..., V] that the final norm and head would read from the residual stream x [..., D].
+
+    nostalgebraist (2020), "interpreting GPT: the logit lens". After the last layer they are the model's.
+    """
+    head = decoder.model.embed_tokens if decoder.spec.tie_embeddings else decoder.lm_head
+    width = decoder.spec.head_width
+    return F.linear(decoder.model.norm(read_prefix(x, width)), read_prefix(head.weight, width))
+
+
+@torch.inference_mode()
+def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
+    """What each layer does to `tokens` [T], as plain JSON values.
+
+    Per layer, means over positions: `write` ‖x_{l+1}−x_l‖/‖x_l‖, of which `attention_write` and `ffn_write`
+    are the branches' shares (relative to the same ‖x_l‖, so that they need not add up); `cosine` of x_l and
+    x_{l+1} (SCIENCE §1); `loss` of the logit lens in nats per token (null for a single token). Under `last`
+    the same of the last position, and the `token` that the lens ranks first there with its `probability`.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def watch(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        assert isinstance(block, PreNormBlock)
+        x, rope = inputs  # x: [1, T, D]
+        h = read_prefix(x, block.width)
+        attention = block.attention_branch(h, rope)
+        ffn = block.ffn_branch(h + attention)
+        before, after = x[0].double(), output[0].double()  # [T, D]
+        size = before.norm(dim=-1)  # [T]
+        measures = {
+            "write": (after - before).norm(dim=-1) / size,
+            "attention_write": attention[0].double().norm(dim=-1) / size,
+            "ffn_write": ffn[0].double().norm(dim=-1) / size,
+            "cosine": F.cosine_similarity(before, after, dim=-1),
+        }
+        logits = lens(decoder, output[0]).float()  # [T, V]
+        probability, token = logits[-1].softmax(-1).max(-1)
+        rows.append(
+            {
+                "layer": len(rows),
+                "width": block.width,
+                **{name: value.mean().item() for name, value in measures.items()},
+                "loss": F.cross_entropy(logits[:-1], tokens[1:]).item() if len(tokens) > 1 else None,
+                "last": {
+                    **{name: value[-1].item() for name, value in measures.items()},
+                    "token": int(token),
+                    "probability": probability.item(),
+                },
+            }
+        )
+
+    hooks = [block.register_forward_hook(watch) for block in decoder.model.layers]
+    try:
+        decoder(tokens[None])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def trace(source: Path, text: str) -> dict[str, Any]:
+    """`trace_tokens` of a text, in the tokens and by the newest weights of `source`, as plain JSON values.
+
+    Raises `UserError` where the source is none of ours, or the text is empty or longer than a training row.
+    """
+    path = checkpoint.find(source)
+    config = checkpoint.config_of(path)
+    tokenizer = prepare(config.data, config.model.vocab_size, config.train.seq_len).tokenizer
+    tokens = tokenizer.encode([text])[0][:-1]  # without the end of text
+    if not tokens:
+        raise UserError("The text is empty, it gives no token to trace: give at least one character.")
+    if len(tokens) > config.train.seq_len:
+        raise UserError(
+            f"The text has {len(tokens)} tokens and the model was trained on rows of train.seq_len="
+            f"{config.train.seq_len}: shorten the text."
+        )
+    layers = trace_tokens(checkpoint.load_decoder(path), torch.tensor(tokens))
+    for layer in layers:
+        layer["last"]["text"] = spelled(tokenizer, layer["last"]["token"])
+    step = checkpoint.read_state(path)["step"]
+    return {"schema": 1, "source": str(path), "step": step, "text": text, "tokens": tokens, "layers": layers}
+
+
+def spelled(tokenizer: Tokenizer, token: int) -> str:
+    """The token as text; its number where it has none of its own, like end-of-text."""
+    text = tokenizer.decode([token])
+    return f"#{token}" if text in ("", "\N{REPLACEMENT CHARACTER}") else text
+
+
+def report(result: dict[str, Any]) -> Group:
+    """All that is printed: one line per layer."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("layer", "write", "attention", "FFN", "cos", "loss", "│", "write", "cos", "p", "next"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("│", "next") else "right")
+    for layer in result["layers"]:
+        last = layer["last"]
+        table.add_row(
+            str(layer["layer"]),
+            *(f"{layer[name]:.3f}" for name in ("write", "attention_write", "ffn_write", "cosine")),
+            "–" if layer["loss"] is None else f"{layer['loss']:.3f}",
+            Text("│", "dim"),
+            f"{last['write']:.3f}",
+            f"{last['cosine']:.3f}",
+            f"{last['probability']:.2f}",
+            Text(repr(last["text"])),
+        )
+    return Group(
+        Text(f"{result['source']} · step {result['step']} · {len(result['tokens'])} tokens", "bold"),
+        Text(),
+        table,
+        Text(),
+        Text("Left of the bar, means over positions; right of it, the last position.", "dim"),
+        Text("Writes are relative to the stream that is read. Loss (nats/token) and next", "dim"),
+        Text("token are what the final norm and head make of the stream after the layer.", "dim"),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.trace", description=__doc__)
+    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
+    parser.add_argument("text", help="the text to run through the model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        refuse_unwritable(options.json)
+        result = trace(options.source, options.text)
+        if options.json is not None:
+            options.json.write_text(json.dumps(result, indent=1, allow_nan=False))
+    except (UserError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console().print(report(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Advantages against a weighted mean and deviation computed from the whole history."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from sidecar.reward import Reward
+
+LOSSES = [5.0, 4.2, 3.9, 4.0, 3.5, 3.4, 3.38, 3.1]
+
+
+def test_advantages_equal_numpys_over_the_whole_history() -> None:
+    decay, reward = 0.8, Reward(0.8)
+    judged = [reward.observe(loss) for loss in LOSSES]
+    assert judged[0] is None
+    falls = -np.diff(LOSSES)
+    assert judged[1].advantage == 0.0
+    for n in range(1, len(falls)):
+        weights = decay ** np.arange(n, -1, -1)
+        baseline = np.average(falls[:n], weights=weights[1:])
+        mean = np.average(falls[: n + 1], weights=weights)
+        deviation = math.sqrt(np.average((falls[: n + 1] - mean) ** 2, weights=weights))
+        got = judged[n + 1]
+        assert got.reward == pytest.approx(falls[n], rel=1e-12)
+        assert got.baseline == pytest.approx(baseline, rel=1e-12)
+        assert got.advantage == pytest.approx((falls[n] - baseline) / deviation, rel=1e-9)
+
+
+def test_a_wild_reward_has_a_bounded_advantage() -> None:
+    reward = Reward(0.9)
+    for loss in [3.0, 2.9, 2.81, 2.7, 2.62, 2.5, 1e9]:
+        judged = reward.observe(loss)
+    assert -1 / math.sqrt(0.9 * 0.1) <= judged.advantage < -1
+
+
+def test_equal_rewards_have_no_advantage() -> None:
+    reward = Reward(0.9)
+    assert [j.advantage for j in map(reward.observe, [3.0, 2.5, 2.0, 1.5]) if j] == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_leaves_no_mark_and_warns_once(bad: float) -> None:
+    clean, spoilt = Reward(0.9), Reward(0.9)
+    for loss in [3.0, 2.5, 2.4]:
+        clean.observe(loss)
+        spoilt.observe(loss)
+    with pytest.warns(RuntimeWarning, match="does not learn"):
+        assert spoilt.observe(bad) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert spoilt.observe(bad) is None  # and no second warning
+    json.dumps(spoilt.state_dict(), allow_nan=False)
+    assert spoilt.observe(2.4) is None  # its interval began at an unknown loss
+    assert spoilt.observe(2.1) == clean.observe(2.1)
