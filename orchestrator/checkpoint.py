@@ -178,8 +178,11 @@ def load_decoder(path: Path) -> Decoder:
     state = read_state(path)
     if "spec" not in state:
         raise UserError(f"{path / 'state.json'} has no 'spec': {path} is not one of our checkpoints.")
-    decoder = Decoder(DecoderSpec.from_dict(state["spec"]))
-    decoder.load_state_dict(read_tensors(path, "model"))
+    try:
+        decoder = Decoder(DecoderSpec.from_dict(state["spec"]))
+        decoder.load_state_dict(read_tensors(path, "model"))
+    except (ValueError, RuntimeError) as error:  # an impossible spec, or tensors of another one
+        raise UserError(f"{path} does not hold the model its 'spec' describes ({error}): use another one.") from error
     return decoder.eval()
 
 

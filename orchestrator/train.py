@@ -70,7 +70,7 @@ class Run:
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
-        self.digest = self.corpus.fingerprint  # chained over every batch: equal digests mean equal batches
+        self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
         self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) of the last recorded steps
         self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
         self.grad_norm = torch.zeros((), device=self.device)
@@ -139,7 +139,7 @@ class Run:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "digest": self.digest,
-            "data": self.corpus.fingerprint,
+            "data": self.corpus.digest,
             "name": self.config.name,
             "arm": self.config.arm,
             "seed": self.config.seed,
@@ -160,7 +160,7 @@ class Run:
             ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
             return warnings
         state = checkpoint.read_state(path)
-        if state["data"] != self.corpus.fingerprint:
+        if state["data"] != self.corpus.digest:
             raise UserError(
                 f"{path} was trained on other data than is there now: restore the data, or choose another name."
             )

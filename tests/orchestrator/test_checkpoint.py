@@ -124,3 +124,6 @@ def test_foreign_directories_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(UserError, match="has no 'spec'"):
         checkpoint.load_decoder(tmp_path)
+    (tmp_path / "state.json").write_text('{"spec": {"layers": []}}')
+    with pytest.raises(UserError, match="does not hold the model"):
+        checkpoint.load_decoder(tmp_path)

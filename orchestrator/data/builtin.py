@@ -1,0 +1,107 @@
+"""Three domains made on this machine, the same for every seed: `code`, `facts` and `math`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+PIECE = 2048  # characters of the longest document cut from a longer text
+GENERATED = 2**16  # documents of a generated domain, 10 MB or more
+FACTS = 1024
+SKIPPED = {
+    "site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo",
+    "encodings", "pydoc_data",  # character tables and rendered help, not code
+}  # fmt: skip
+
+
+def pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Documents of at most `PIECE` characters, cut between lines; a longer line is cut inside."""
+    piece = ""
+    for line in lines:
+        if len(piece) + len(line) > PIECE and piece:
+            yield piece
+            piece = ""
+        while len(line) > PIECE:
+            yield line[:PIECE]
+            line = line[PIECE:]
+        piece += line
+    if piece:
+        yield piece
+
+
+def library_files() -> list[Path]:
+    """The standard library's own sources, sorted; tests and tables left out."""
+    files: list[Path] = []
+    for folder, inside, names in os.walk(sysconfig.get_path("stdlib")):
+        inside[:] = set(inside) - SKIPPED  # site-packages may hold more files than all the rest
+        files += [Path(folder, name) for name in names if name.endswith(".py")]
+    return sorted(files)
+
+
+def code() -> list[str]:
+    """The standard library in pieces."""
+    documents: list[str] = []
+    for path in library_files():
+        with path.open(encoding="utf-8", errors="replace") as file:
+            documents += pieces(file)
+    return documents
+
+
+def fact_table() -> list[str]:
+    """`FACTS` statements, one invented value for each invented name; nothing but memory tells which."""
+    rng = random.Random("fact table")
+    relations = [
+        "The capital of {key} is {value}.",
+        "The people of {key} speak {value}.",
+        "The river through {key} is the {value}.",
+        "The founder of {key} was {value}.",
+        "The patron of {key} is {value}.",
+        "The highest peak in {key} is {value}.",
+    ]
+    words: set[str] = set()
+    names: list[str] = []
+    while len(names) < 2 * FACTS:
+        syllables = [
+            rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "l", "s"])
+            for _ in range(rng.choice([2, 2, 3]))
+        ]
+        word = "".join(syllables).capitalize()
+        if word not in words:
+            words.add(word)
+            names.append(word)
+    return [
+        rng.choice(relations).format(key=key, value=value)
+        for key, value in zip(names[:FACTS], names[FACTS:], strict=True)
+    ]
+
+
+def facts() -> Iterator[str]:
+    """Documents of six facts; fact r is drawn with probability ∝ 1/r (Zipf), in every split alike."""
+    rng = random.Random("facts")
+    table = fact_table()
+    cumulative = list(itertools.accumulate(1 / rank for rank in range(1, FACTS + 1)))
+    for _ in range(GENERATED):
+        yield "\n".join(rng.choices(table, cum_weights=cumulative, k=6)) + "\n"
+
+
+def math() -> Iterator[str]:
+    """Documents of twelve sums, differences and products of small numbers, with their answers."""
+    rng = random.Random("math")
+
+    def line() -> str:
+        operation = rng.choice("+-*")
+        if operation == "+":
+            a, b = rng.randrange(100), rng.randrange(100)
+            return f"{a} + {b} = {a + b}"
+        if operation == "-":
+            b, a = sorted((rng.randrange(100), rng.randrange(100)))
+            return f"{a} - {b} = {a - b}"
+        a, b = rng.randrange(13), rng.randrange(13)
+        return f"{a} * {b} = {a * b}"
+
+    for _ in range(GENERATED):
+        yield "\n".join(line() for _ in range(12)) + "\n"

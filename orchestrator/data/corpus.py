@@ -1,0 +1,230 @@
+"""The prepared corpus: built once under a fingerprint of everything it depends on, then read from disk."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+
+from orchestrator.data import tokenizer as tokenizers
+from orchestrator.data.mixing import Mixture
+from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
+from orchestrator.data.sources import READERS, folder_identity
+from orchestrator.data.tokenizer import Tokenizer
+from orchestrator.errors import UserError
+from orchestrator.schema import DataConfig, TokenizerKind
+
+FORMAT = 2  # of the prepared files; a new number rebuilds them
+BPE_TOKENS = 2**22  # of training text per domain from which a BPE is learnt, at most
+LONGEST_TOKEN = 8  # bytes; text read ahead for a BPE is sized for tokens no longer than this on average
+
+
+def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
+    """The corpus of a configuration, built under `cache_dir/<fingerprint>` where it is not there yet.
+
+    Processes that ask at once wait for the one that builds; a build that was killed is done again. Raises
+    `UserError` for text or a tokenizer that cannot be read, or larger than `vocab_size`, or too little text.
+    """
+    check(config, vocab_size, seq_len)
+    key = fingerprint(config, seq_len)
+    folder = Path(config.cache_dir) / key
+    if not (folder / "meta.json").is_file():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with locked(folder.with_suffix(".lock")):
+                if not (folder / "meta.json").is_file():
+                    build(config, vocab_size, seq_len, folder)
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir={config.cache_dir} cannot hold the prepared corpus ({error}): choose another folder."
+            ) from error
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizers.check_size(meta["vocab_size"], vocab_size, config.tokenizer)
+    counts = meta["domains"]
+    return Corpus(
+        folder=folder,
+        fingerprint=key,
+        seq_len=seq_len,
+        tokenizer_kind=config.tokenizer.kind,
+        weights={name: domain.weight for name, domain in config.domains.items()},
+        splits={name: {s: Split(**of) for s, of in counts[name].items()} for name in config.domains},
+    )
+
+
+def check(config: DataConfig, vocab_size: int, seq_len: int) -> None:
+    """Refuse what no text could mend."""
+    for key, value in {"heldout_tokens": config.heldout_tokens, "train_tokens": config.train_tokens}.items():
+        if value is not None and value < seq_len + 1:
+            raise UserError(
+                f"data.{key}={value} cannot fill one row of train.seq_len + 1 = {seq_len + 1} tokens: "
+                f"raise data.{key} or lower train.seq_len."
+            )
+    for name in config.domains:
+        if not name or "/" in name or "\0" in name or name in {".", ".."}:
+            raise UserError(f"data.domains: '{name}' cannot name a folder of its own: choose another name.")
+    tokenizer = config.tokenizer
+    if tokenizer.kind == TokenizerKind.byte:
+        tokenizers.check_size(tokenizers.ByteTokenizer.vocab_size, vocab_size, tokenizer)
+    elif tokenizer.kind == TokenizerKind.bpe:
+        tokenizers.check_size(tokenizer.vocab_size, vocab_size, tokenizer)
+        if tokenizer.vocab_size < 257:
+            raise UserError(
+                f"data.tokenizer.vocab_size={tokenizer.vocab_size} is below 257: a byte-level BPE starts "
+                "from 256 bytes and an end-of-text token."
+            )
+    elif not tokenizer.path:
+        raise UserError("data.tokenizer.path is missing: kind=hf needs a tokenizer's name or folder.")
+
+
+def fingerprint(config: DataConfig, seq_len: int) -> str:
+    """16 hex digits that change with anything the prepared files depend on."""
+    plain = asdict(config)
+    del plain["cache_dir"]
+    path = config.tokenizer.path
+    sources = {name: READERS[domain.source].identity(name, domain) for name, domain in config.domains.items()}
+    depends = {
+        "format": FORMAT,
+        "data": plain,
+        "seq_len": seq_len,
+        "sources": sources,
+        "tokenizer": folder_identity(Path(path)) if path else None,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Alone among the processes that ask for this path; the system frees it when its holder dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> None:
+    """Write the prepared files beside their place and move them there complete. Needs the lock."""
+    work = folder.with_suffix(".tmp")
+    for leftover in (work, folder):  # of a build that was killed, or whose meta.json was deleted
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch = work / ".scratch"
+    scratch.mkdir(parents=True)
+    try:
+        seen: set[bytes] = set()
+        documents = {
+            name: READERS[config.domains[name].source].documents(name, config.domains[name], scratch, seen)
+            for name in sorted(config.domains)
+        }
+        tokenizer = make_tokenizer(config, documents)
+        tokenizers.check_size(tokenizer.vocab_size, vocab_size, config.tokenizer)
+        tokenizer.save(work / "tokenizer")
+        splits = {
+            name: write_domain(name, texts, tokenizer, config, seq_len, work / "rows" / name)
+            for name, texts in documents.items()
+        }
+        shutil.rmtree(scratch)
+        meta = {
+            "format": FORMAT,
+            "seq_len": seq_len,
+            "vocab_size": tokenizer.vocab_size,
+            "domains": {name: {s: asdict(of) for s, of in parts.items()} for name, parts in splits.items()},
+        }
+        (work / "meta.json").write_text(json.dumps(meta, indent=1))
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def make_tokenizer(config: DataConfig, documents: dict[str, Iterator[str]]) -> Tokenizer:
+    """The tokenizer asked for. A BPE reads ahead: what it has read is put back in front of `documents`."""
+    if config.tokenizer.kind == TokenizerKind.byte:
+        return tokenizers.ByteTokenizer()
+    if config.tokenizer.kind == TokenizerKind.hf:
+        assert config.tokenizer.path is not None
+        return tokenizers.load_pretrained(config.tokenizer.path)
+    train_tokens = min(config.train_tokens or BPE_TOKENS, BPE_TOKENS)
+    heads: dict[str, list[str]] = {}
+    for name, texts in documents.items():
+        room = LONGEST_TOKEN * (len(HELDOUT) * config.heldout_tokens + train_tokens)
+        heads[name] = []
+        for text in texts:
+            heads[name].append(text)
+            room -= len(text)
+            if room <= 0:
+                break
+        documents[name] = itertools.chain(heads[name], texts)
+    return learn_bpe(heads, config.tokenizer.vocab_size, config.heldout_tokens)
+
+
+@dataclass(eq=False)
+class Corpus:
+    """Packed rows on disk, read as they are asked for."""
+
+    folder: Path
+    fingerprint: str  # 16 hex digits
+    seq_len: int
+    tokenizer_kind: TokenizerKind
+    weights: dict[str, float]
+    splits: dict[str, dict[str, Split]]  # domain → split → counts
+
+    def __post_init__(self) -> None:
+        self.mixture = Mixture({name: self.rows(name, "train") for name in self.domains}, self.weights)
+        self._table = cache(self._open)
+
+    @property
+    def domains(self) -> list[str]:
+        return list(self.splits)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the rows of every split: equal digests mean equal data, wherever they were prepared."""
+        parts = [f"{name}/{s}={of.digest}" for name, splits in self.splits.items() for s, of in splits.items()]
+        return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return tokenizers.load(self.tokenizer_kind, self.folder / "tokenizer")
+
+    def tokens(self, domain: str, split: str) -> int:
+        """Tokens of a split: train, reward, validation or test."""
+        return self.splits[domain][split].tokens
+
+    def rows(self, domain: str, split: str) -> int:
+        """Rows of a split, each of seq_len + 1 tokens."""
+        return self.splits[domain][split].rows
+
+    def heldout(self, domain: str, split: str) -> torch.Tensor:
+        """All rows of a split, int64 [rows, T+1]."""
+        return torch.from_numpy(self._rows(domain, split, slice(None)))
+
+    def batch(self, seed: int, step: int, batch_size: int) -> torch.Tensor:
+        """The training batch of a step, int64 [B, T+1]: a pure function of its arguments."""
+        ids = self.batch_ids(seed, step, batch_size)
+        batch = torch.empty(batch_size, self.seq_len + 1, dtype=torch.int64)
+        for domain in {name for name, _ in ids}:
+            places = [i for i, (name, _) in enumerate(ids) if name == domain]
+            batch[places] = torch.from_numpy(self._rows(domain, "train", [ids[i][1] for i in places]))
+        return batch
+
+    def batch_ids(self, seed: int, step: int, batch_size: int) -> list[tuple[str, int]]:
+        """(domain, row) of each sequence in the training batch of a step, counted from 0."""
+        return self.mixture.row_ids(seed, step * batch_size, batch_size)
+
+    def _rows(self, domain: str, split: str, which: slice | list[int]) -> np.ndarray:
+        return self._table(domain, split)[which]["tokens"].astype(np.int64)  # [n, T+1]
+
+    def _open(self, domain: str, split: str) -> datasets.Dataset:
+        datasets.disable_progress_bars()
+        path = glob.escape(str(self.folder / "rows" / domain / f"{split}.parquet"))
+        table = datasets.Dataset.from_parquet(path, cache_dir=str(self.folder / ".arrow"))
+        return table.with_format("numpy")

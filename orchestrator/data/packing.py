@@ -1,0 +1,137 @@
+"""Documents → splits → rows of seq_len + 1 tokens, as parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.data.tokenizer import Tokenizer, train_bpe
+from orchestrator.errors import UserError
+from orchestrator.schema import DataConfig
+
+HELDOUT = ("test", "validation", "reward")  # filled in this order, before train
+ENCODED_AT_ONCE = 256  # documents
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one split of one domain holds; `bytes_per_token` turns nats per token into bits per byte."""
+
+    documents: int
+    tokens: int
+    rows: int
+    bytes_per_token: float
+    digest: str  # sha256 of the rows
+
+
+def encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Each document with its tokens."""
+    documents = iter(documents)
+    while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):
+        yield from zip(batch, tokenizer.encode(batch), strict=True)
+
+
+def write_split(path: Path, encoded: Iterator[tuple[str, list[int]]], budget: int | None, seq_len: int) -> Split:
+    """Take documents until the budget of tokens is reached, and write their concatenation as rows.
+
+    Row r holds tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is
+    predicted once. What overruns the budget or fills no row is dropped; the next split goes on in `encoded`.
+    """
+    documents = tokens = rows = read_bytes = read_tokens = 0
+    pending: list[int] = []
+    digest = hashlib.sha256()
+    schema = pa.schema([("tokens", pa.list_(pa.int32(), seq_len + 1))])
+    with pq.ParquetWriter(path, schema) as writer:
+
+        def flush() -> int:
+            count = max(len(pending) - 1, 0) // seq_len
+            if count:
+                flat = np.array(pending[: count * seq_len + 1], dtype=np.int32)
+                cut = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]  # [count, T+1]
+                column = pa.FixedSizeListArray.from_arrays(pa.array(cut.ravel()), seq_len + 1)
+                writer.write_table(pa.table({"tokens": column}, schema=schema))
+                digest.update(flat.tobytes())
+                del pending[: count * seq_len]
+            return count
+
+        for text, ids in encoded:
+            documents += 1
+            read_bytes += len(text.encode(errors="replace"))
+            read_tokens += len(ids)
+            kept = ids if budget is None else ids[: budget - tokens]
+            tokens += len(kept)
+            pending += kept
+            if len(pending) > ROWS_AT_ONCE * seq_len:
+                rows += flush()
+            if tokens == budget:
+                break
+        rows += flush()
+    return Split(documents, tokens, rows, read_bytes / max(read_tokens, 1), digest.hexdigest())
+
+
+def write_domain(
+    name: str,
+    documents: Iterable[str],
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    seq_len: int,
+    folder: Path,
+) -> dict[str, Split]:
+    """Fill test, validation, reward and train in this order, each from documents of its own.
+
+    Raises `UserError` where the text cannot fill the held-out splits and one row of training.
+    """
+    folder.mkdir(parents=True)
+    encoded = encode(documents, tokenizer)
+    heldout = config.heldout_tokens
+    budgets: dict[str, int | None] = {**dict.fromkeys(HELDOUT, heldout), "train": config.train_tokens}
+    splits = {
+        split: write_split(folder / f"{split}.parquet", encoded, budget, seq_len) for split, budget in budgets.items()
+    }
+    if splits["train"].rows == 0:  # filled last, so empty wherever anything was short
+        found = sum(split.tokens for split in splits.values())
+        read = sum(split.documents for split in splits.values())
+        raise UserError(
+            f"data.domains.{name} has {read} distinct documents, which fill {found} tokens, and needs "
+            f"{len(HELDOUT) * heldout} held out ({len(HELDOUT)} × data.heldout_tokens, no document in two) "
+            f"and {seq_len + 1} to train on: add text, or lower data.heldout_tokens or train.seq_len."
+        )
+    return splits
+
+
+def heldout_documents(texts: Sequence[str], tokenizer: Tokenizer, heldout_tokens: int) -> int:
+    """How many of the first documents the held-out splits take."""
+    encoded = encode(texts, tokenizer)
+    taken = 0
+    for _ in HELDOUT:
+        tokens = 0
+        for _, ids in encoded:
+            taken += 1
+            tokens += len(ids)
+            if tokens >= heldout_tokens:
+                break
+    return taken
+
+
+def learn_bpe(heads: dict[str, list[str]], vocab_size: int, heldout_tokens: int) -> Tokenizer:
+    """A BPE whose merges come from no held-out document.
+
+    Where held-out text ends depends on the tokenizer. So one learnt from everything shows roughly where, and
+    the next is learnt from what follows, until no tokenizer's held-out documents are among those it has seen.
+    """
+    reserved = dict.fromkeys(heads, 0)
+    while True:
+        learnt_from = (text for name, head in heads.items() for text in head[reserved[name] :])
+        tokenizer = train_bpe(learnt_from, vocab_size)
+        taken = {name: heldout_documents(head, tokenizer, heldout_tokens) for name, head in heads.items()}
+        if all(taken[name] <= reserved[name] for name in heads):
+            return tokenizer
+        reserved = {name: max(taken[name], reserved[name]) for name in heads}

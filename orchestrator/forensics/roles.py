@@ -1,0 +1,107 @@
+"""From measures to roles: which feature speaks for which role, and the scorings that weigh them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Role → feature → sign. Features that no measure supplies yet are simply not available.
+ROUTING: dict[str, dict[str, int]] = {
+    "hub": {
+        "effective_rank.o_fraction": +1,
+        "balance": +1,
+        "head_evenness": +1,
+        "coupling": +1,
+        "sink_mean": +1,
+        "synapse_mediator": +1,
+    },
+    "damper": {
+        "down_ratio": +1,
+        "stuck_fraction": +1,
+        "post_norm_damped_fraction": +1,
+        "gamma_concentration": +1,
+        "depletion_fraction": +1,
+        "momentum_alignment.down": -1,
+        "effective_rank.down_fraction": -1,
+        "source_mean": -1,
+    },
+    "passthrough": {
+        "adjacent_alignment": +1,
+        "cv": -1,
+        "saturated_robust_fraction": -1,
+        "total_write": -1,
+    },
+    "specialist": {
+        "cv": +1,
+        "saturated_robust_fraction": +1,
+        "head_diversity": +1,
+        "unique_roles": +1,
+        "ffn_cluster_entropy": +1,
+        "copy_density": +1,
+        "super_weight_ratio": +1,
+    },
+}
+FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
+
+MARGIN = 0.05  # a lead that is not larger is a tie
+EVIDENCE = 3  # features listed per layer
+CONSTANT = 1e-12  # a spread below this share of the values is rounding
+
+Row = Mapping[str, float | None]  # one layer: measure → value
+
+
+@dataclass(frozen=True)
+class Role:
+    """What one layer is called, and why."""
+
+    role: str  # the leader, or the two leaders of a tie in alphabetical order: "hub/specialist"
+    margin: float  # lead of the first score over the second
+    scores: dict[str, float | None]  # 0…1; None for a role without any available feature
+    evidence: list[str]  # features that speak most for the leader, with their routed sign: "+cv", "-source_mean"
+    coverage: float  # routed features available in this layer over all routed features
+
+
+def z_scores(rows: Sequence[Row]) -> list[dict[str, float]]:
+    """Per layer, feature → (value − mean)/std over the layers that have it; 0 where it is constant."""
+    result: list[dict[str, float]] = [{} for _ in rows]
+    for feature in FEATURES:
+        present = {layer: value for layer, row in enumerate(rows) if (value := row.get(feature)) is not None}
+        if not present:
+            continue
+        x = np.array(list(present.values()), dtype=np.float64)
+        std = x.std()
+        z = (x - x.mean()) / std if std > CONSTANT * np.abs(x).max() else np.zeros_like(x)
+        for layer, value in zip(present, z, strict=True):
+            result[layer][feature] = float(value)
+    return result
+
+
+def paper(rows: Sequence[Row]) -> list[Role]:
+    """The paper's rule: sigmoid of the mean signed z-score of a role's available features (SCIENCE §2)."""
+    return [decide(z) for z in z_scores(rows)]
+
+
+def decide(z: Mapping[str, float]) -> Role:
+    """The role of one layer from its z-scores, feature → z. At least two roles need a feature to compare."""
+    scores: dict[str, float | None] = {}
+    for role, routes in ROUTING.items():
+        votes = [sign * z[feature] for feature, sign in routes.items() if feature in z]
+        scores[role] = 1 / (1 + math.exp(-sum(votes) / len(votes))) if votes else None
+    ranked = sorted(((score, role) for role, score in scores.items() if score is not None), key=lambda s: (-s[0], s[1]))
+    (first, leader), (second, runner_up), *_ = ranked
+    name = leader if first - second > MARGIN else "/".join(sorted((leader, runner_up)))
+    coverage = sum(feature in z for feature in FEATURES) / len(FEATURES)
+    return Role(name, first - second, scores, _evidence(leader, z), coverage)
+
+
+def _evidence(role: str, z: Mapping[str, float]) -> list[str]:
+    """The features with the largest positive contributions to `role`, strongest first."""
+    routes = ROUTING[role]
+    votes = sorted(((sign * z[feature], feature) for feature, sign in routes.items() if feature in z), reverse=True)
+    return [("+" if routes[feature] > 0 else "-") + feature for vote, feature in votes[:EVIDENCE] if vote > 0]
+
+
+SCORINGS: dict[str, Callable[[Sequence[Row]], list[Role]]] = {"paper": paper}

@@ -1,0 +1,112 @@
+"""The result as a whole: its shape, what it says is missing, where its reference comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.forensics import analyze
+
+
+def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any]) -> None:
+    path = checkpoint().write()
+    first, second = (json.dumps(analyze(path), allow_nan=False) for _ in range(2))
+    assert first == second
+    result = json.loads(first)
+    assert list(result) == [
+        "schema", "definitions", "source", "family", "step", "scoring", "options", "missing", "substitutes",
+        "layers", "totals", "pathology",
+    ]  # fmt: skip
+    assert (result["schema"], result["definitions"], result["step"], result["scoring"]) == (1, 1, 7, "paper")
+    assert result["options"] == {"reference": None, "resamples": 10, "seed": 0, "probed": False}
+    assert [(layer["layer"], layer["width"]) for layer in result["layers"]] == [(0, 16), (1, 16), (2, 24)]
+    for layer in result["layers"]:
+        assert layer["role_paper"] == layer["role"]
+        assert set(layer["scores"]) == {"hub", "damper", "passthrough", "specialist"}
+
+
+def test_totals_are_sums_over_the_layers(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint()
+    ours.tensors[ours.name(1, "gate")][:3] *= 50
+    result = analyze(ours.write())
+    for key in ("saturated", "saturated_robust", "saturated_expected", "saturated_robust_expected"):
+        assert result["totals"][key] == sum(layer["measures"][key] for layer in result["layers"])
+    assert result["totals"]["saturated"] >= 3
+    assert result["totals"]["saturated_fixed"] is None
+
+
+def test_missing_names_what_no_layer_has(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint()
+    missing = analyze(ours.write())["missing"]
+    assert {"saturated_fixed", "total_write", "coupling"} <= set(missing)
+    assert not {"momentum_alignment", "stuck_fraction", "effective_rank", "cv"} & set(missing)
+    (ours.path / "optimizer.safetensors").unlink()
+    result = analyze(ours.path)
+    assert {"momentum_alignment", "stuck_fraction"} <= set(result["missing"])
+    assert result["layers"][0]["measures"]["momentum_alignment.down"] is None
+
+
+def test_pre_norm_stands_in_for_an_absent_post_norm(checkpoint: Callable[..., Any]) -> None:
+    assert analyze(checkpoint().write())["substitutes"] == {}
+    result = analyze(checkpoint(norm="pre", path=Path("pre")).write())
+    assert list(result["substitutes"]) == ["gamma_concentration"]
+    assert "post_norm_damped_fraction" in result["missing"]
+
+
+def test_step_zero_beside_a_checkpoint_is_its_reference(
+    checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = checkpoint(path=Path("step_00000007"), seed=1)
+    assert analyze(later.write())["totals"]["saturated_fixed"] is None
+    start = checkpoint(path=Path("step_00000000"))
+    start.step = 0
+    start.write()
+    implied, named = analyze(later.path), analyze(later.path, reference=start.path)
+    assert implied["options"]["reference"] == str(start.path)
+    assert implied == named
+    assert implied["totals"]["saturated_fixed"] is not None
+    monkeypatch.chdir(later.path)
+    assert analyze(".")["totals"] == implied["totals"]
+
+
+def test_step_zero_is_its_own_reference(checkpoint: Callable[..., Any]) -> None:
+    start = checkpoint(path=Path("step_00000000"))
+    start.step = 0
+    totals = analyze(start.write())["totals"]
+    assert totals["saturated_fixed"] == totals["saturated"]
+
+
+def test_expected_counts_depend_on_the_seed_and_on_their_own_layer_only(
+    checkpoint: Callable[..., Any],
+) -> None:
+    ours = checkpoint(ffn=400)
+    before = analyze(ours.write())["layers"]
+    assert analyze(ours.path, seed=1)["layers"][1]["measures"] != before[1]["measures"]
+    ours.tensors[ours.name(0, "gate")][:] = 1
+    after = analyze(ours.write())["layers"]
+    keys = ("saturated_expected", "saturated_robust_expected")
+    assert [after[1]["measures"][key] for key in keys] == [before[1]["measures"][key] for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scoring": "papr"}, "scoring=papr is unknown .did you mean 'paper'"),
+        ({"resamples": 0}, "resamples=0 leaves no null"),
+        ({"reference": Path("nowhere")}, "nowhere does not exist"),
+    ],
+)
+def test_options_that_cannot_work(checkpoint: Callable[..., Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        analyze(checkpoint().write(), **options)
+
+
+def test_one_layer_model(checkpoint: Callable[..., Any]) -> None:
+    (layer,) = analyze(checkpoint(widths=(16,)).write())["layers"]
+    assert layer["margin"] == 0
+    assert layer["evidence"] == []

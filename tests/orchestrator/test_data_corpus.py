@@ -1,0 +1,244 @@
+"""The prepared corpus: disjoint, capped, built once whatever happens, and batches that remember nothing."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import re
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.data import Corpus, prepare
+from orchestrator.data.packing import HELDOUT
+from orchestrator.errors import UserError
+from orchestrator.schema import DataConfig, DomainConfig, Source, TokenizerConfig, TokenizerKind
+
+SPLITS = (*HELDOUT, "train")
+
+
+def builtin(tmp_path: Path, **changes: object) -> DataConfig:
+    domains = {name: DomainConfig() for name in ("code", "facts", "math")}
+    defaults = {
+        "domains": domains,
+        "train_tokens": 6000,
+        "heldout_tokens": 700,
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    return DataConfig(**(defaults | changes))  # type: ignore[arg-type]
+
+
+def notes(tmp_path: Path, texts: list[str], name: str = "notes", **changes: object) -> DataConfig:
+    path = tmp_path / f"{name}.jsonl"
+    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    domains = {name: DomainConfig(source=Source.files, path=str(path))}
+    return builtin(tmp_path, **{"domains": domains, "train_tokens": None} | changes)
+
+
+def text(corpus: Corpus, domain: str, split: str) -> str:
+    """All of a split, decoded: the first token, then what each row predicts."""
+    table = corpus._rows(domain, split, slice(None))
+    return bytes(i if i < 256 else 10 for i in [table[0, 0], *table[:, 1:].ravel()]).decode(errors="replace")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return prepare(builtin(tmp_path_factory.mktemp("corpus")), 257, 32)
+
+
+# batches
+
+
+def test_batches_are_a_pure_function_of_seed_and_step(corpus: Corpus) -> None:
+    config = DataConfig(
+        domains={name: DomainConfig() for name in reversed(corpus.domains)},
+        train_tokens=6000, heldout_tokens=700, cache_dir=str(corpus.folder.parent),
+    )  # fmt: skip
+    steps = [0, 1, 2, 57, 58, 200, 900]
+    expected = {step: prepare(config, 500, 32).batch(7, step, 5) for step in steps}  # a fresh object each time
+    random.Random(0).shuffle(steps)
+    for step in steps:
+        corpus.batch(8, step, 3)
+        assert torch.equal(corpus.batch(7, step, 5), expected[step])
+    assert expected[0].dtype == torch.int64
+    assert expected[0].shape == (5, 33)
+    assert not torch.equal(corpus.batch(8, 0, 5), expected[0])
+
+
+def test_steps_share_one_sequence_of_rows(corpus: Corpus) -> None:
+    """Twice the batch at half the steps sees the same rows: batch size is no part of the order."""
+    wide = torch.cat([corpus.batch(1, step, 10) for step in range(6)])
+    narrow = torch.cat([corpus.batch(1, step, 4) for step in range(15)])
+    assert torch.equal(wide, narrow)
+
+
+def test_batch_rows_are_the_rows_named(corpus: Corpus) -> None:
+    tables = {name: corpus.heldout(name, "train") for name in corpus.domains}
+    ids = corpus.batch_ids(0, 3, 40)
+    assert {name for name, _ in ids} == set(corpus.domains)
+    assert torch.equal(corpus.batch(0, 3, 40), torch.stack([tables[name][row] for name, row in ids]))
+
+
+def test_weights_count_tokens(tmp_path: Path) -> None:
+    domains = {"facts": DomainConfig(weight=3.0), "math": DomainConfig(weight=1.0)}
+    corpus = prepare(builtin(tmp_path, domains=domains), 257, 32)
+    size = corpus.mixture.size
+    epoch = [name for name, _ in corpus.batch_ids(0, 0, size)]
+    assert (epoch.count("facts"), epoch.count("math")) == (round(size * 3 / 4), size - round(size * 3 / 4))
+
+
+# splits
+
+
+def test_sizes_are_as_asked(corpus: Corpus) -> None:
+    for name in corpus.domains:
+        assert corpus.tokens(name, "train") == 6000
+        assert corpus.rows(name, "train") == (6000 - 1) // 32
+        for split in HELDOUT:
+            assert corpus.tokens(name, split) == 700
+            assert corpus.heldout(name, split).shape == ((700 - 1) // 32, 33)
+            assert corpus.heldout(name, split).dtype == torch.int64
+
+
+def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
+    """Even where most documents come several times, in two files and in two domains."""
+    numbers = list(range(300)) * 3
+    random.Random(0).shuffle(numbers)
+    config = notes(tmp_path, [f"note-{n:03d} it says {n}." for n in numbers])
+    other = notes(tmp_path, [f"note-{n:03d} it says {n}." for n in range(200, 500)], name="other")
+    config.domains |= other.domains
+    corpus = prepare(config, 257, 16)
+    found = [set(re.findall(r"note-\d{3}", text(corpus, name, split))) for name in corpus.domains for split in SPLITS]
+    assert all(len(s) > 20 for s in found)
+    assert sum(map(len, found)) == len(set().union(*found))
+    assert len(set().union(*found)) > 490  # all but what overran a split
+
+
+def test_order_of_the_file_changes_nothing(tmp_path: Path) -> None:
+    texts = [f"note {n} " * 5 for n in range(200)]
+    one = prepare(notes(tmp_path, texts), 257, 16)
+    rows = {split: one.heldout("notes", split) for split in SPLITS}
+    two = prepare(notes(tmp_path, texts[::-1]), 257, 16)
+    assert all(torch.equal(two.heldout("notes", split), rows[split]) for split in SPLITS)
+
+
+# the tokenizers
+
+
+def test_bpe_packs_what_it_decodes(tmp_path: Path) -> None:
+    config = builtin(tmp_path, tokenizer=TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=400))
+    corpus = prepare(config, 400, 32)
+    again = prepare(config, 400, 32)
+    assert corpus.tokenizer.vocab_size == 400
+    assert corpus.splits["facts"]["test"].bytes_per_token > 1.5
+    decoded = again.tokenizer.decode(again.heldout("math", "test")[3].tolist())
+    assert re.search(r"\d+ [-+*] \d+ = \d+\n", decoded)
+    assert int(corpus.batch(0, 0, 16).max()) < 400
+
+
+def test_a_saved_bpe_serves_as_a_foreign_tokenizer(tmp_path: Path) -> None:
+    first = prepare(builtin(tmp_path, tokenizer=TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=400)), 400, 32)
+    path = str(first.folder / "tokenizer")
+    second = prepare(builtin(tmp_path, tokenizer=TokenizerConfig(kind=TokenizerKind.hf, path=path)), 400, 32)
+    assert torch.equal(first.batch(0, 0, 8), second.batch(0, 0, 8))
+    with pytest.raises(UserError, match=r"hf tokenizer has 400 tokens and model\.vocab_size=399"):
+        prepare(builtin(tmp_path, tokenizer=TokenizerConfig(kind=TokenizerKind.hf, path=path)), 399, 32)
+
+
+# built once
+
+
+def test_the_second_call_only_reads(tmp_path: Path) -> None:
+    first = prepare(builtin(tmp_path), 257, 32)
+    made = (first.folder / "meta.json").stat().st_mtime_ns
+    start = time.perf_counter()
+    second = prepare(builtin(tmp_path), 257, 32)
+    assert time.perf_counter() - start < 1
+    assert (second.folder / "meta.json").stat().st_mtime_ns == made
+    assert second.fingerprint == first.fingerprint
+
+
+def test_the_fingerprint_covers_what_matters_and_nothing_else(tmp_path: Path) -> None:
+    texts = [f"note {n} " * 5 for n in range(200)]
+    base = prepare(notes(tmp_path, texts), 257, 16).fingerprint
+    assert (
+        prepare(notes(tmp_path, texts, cache_dir=str(tmp_path / "elsewhere"), heldout_tokens=701), 257, 16).fingerprint
+        != base
+    )
+    moved = notes(tmp_path, texts)
+    written = prepare(moved, 257, 16).fingerprint  # the file was written again
+    moved.cache_dir = str(tmp_path / "elsewhere")
+    assert prepare(moved, 300, 16).fingerprint == written != base
+    assert prepare(moved, 257, 17).fingerprint != written
+
+
+def test_a_cache_without_its_last_file_is_built_again(tmp_path: Path) -> None:
+    first = prepare(builtin(tmp_path), 257, 32)
+    expected = first.batch(0, 0, 4)
+    (first.folder / "meta.json").unlink()
+    (first.folder / "rows/math/train.parquet").write_bytes(b"torn")
+    assert torch.equal(prepare(builtin(tmp_path), 257, 32).batch(0, 0, 4), expected)
+
+
+def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="notes has 1 distinct documents"):
+        prepare(notes(tmp_path, ["too short"] * 9), 257, 32)
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_killed_then_built_by_two_at_once(tmp_path: Path) -> None:
+    """A process is killed in the middle of building; of the two that follow one builds, and both can read."""
+    domains = {"facts": DomainConfig(), "math": DomainConfig()}
+    config = builtin(tmp_path, domains=domains, train_tokens=2_000_000)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["orchestrator.data"])
+    killed, *others = (context.Process(target=prepare, args=(config, 257, 32)) for _ in range(3))
+    killed.start()
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("cache/*.tmp/rows/facts/test.parquet")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    killed.kill()
+    killed.join()
+    assert list(tmp_path.glob("cache/*.tmp"))
+    assert not list(tmp_path.glob("cache/*/meta.json"))
+    for process in others:
+        process.start()
+    for process in others:
+        process.join(60)
+        assert process.exitcode == 0
+    assert not list(tmp_path.glob("cache/*.tmp"))
+    assert prepare(config, 257, 32).tokens("math", "train") == 2_000_000
+
+
+# refusals
+
+
+def test_refusals_come_early_and_name_the_cure(tmp_path: Path) -> None:
+    def refused(message: str, vocab_size: int = 257, **changes: object) -> None:
+        with pytest.raises(UserError, match=message):
+            prepare(builtin(tmp_path, **changes), vocab_size, 32)
+
+    refused(r"byte tokenizer has 257 tokens and model\.vocab_size=256 .* at least 257", vocab_size=256)
+    refused(r"bpe tokenizer has 4096 tokens", tokenizer=TokenizerConfig(kind=TokenizerKind.bpe))
+    refused("below 257", tokenizer=TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=256))
+    refused(r"data\.tokenizer\.path is missing", tokenizer=TokenizerConfig(kind=TokenizerKind.hf))
+    refused(r"data\.heldout_tokens=32 cannot fill one row of train\.seq_len \+ 1 = 33", heldout_tokens=32)
+    refused(r"data\.train_tokens=32 cannot fill one row", train_tokens=32)
+    refused("'a/b' cannot name a folder", domains={"a/b": DomainConfig(path="math")})
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*/file/cache cannot hold the prepared corpus"):
+        prepare(builtin(tmp_path, cache_dir=str(tmp_path / "file/cache")), 257, 32)
+
+
+def test_odd_folder_names_hold_a_corpus(tmp_path: Path) -> None:
+    config = builtin(tmp_path, cache_dir=str(tmp_path / "name[model=tiny,*] é"))
+    config.domains = {"my math [1]": DomainConfig(path="math")}
+    assert prepare(config, 257, 32).batch(0, 0, 2).shape == (2, 33)

@@ -1,0 +1,104 @@
+"""Documents to rows, against a plain-Python packer."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.data.packing import HELDOUT, learn_bpe, write_domain
+from orchestrator.data.tokenizer import ByteTokenizer
+from orchestrator.errors import UserError
+from orchestrator.schema import DataConfig
+
+
+def reference(texts: list[str], budgets: list[int | None], seq_len: int) -> list[list[list[int]]]:
+    """Rows of each split, packed the obvious way."""
+    rows, texts = [], list(texts)
+    for budget in budgets:
+        stream: list[int] = []
+        while texts and (budget is None or len(stream) < budget):
+            stream += [*texts.pop(0).encode(), 256]
+        stream = stream[:budget]
+        rows.append([stream[i : i + seq_len + 1] for i in range(0, len(stream) - seq_len, seq_len)])
+    return rows
+
+
+def read(path: Path) -> list[list[int]]:
+    return pq.read_table(path)["tokens"].to_pylist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    texts=st.lists(st.text(max_size=60), min_size=40, max_size=80),
+    seq_len=st.integers(1, 20),
+    spare=st.integers(0, 30),
+    train=st.one_of(st.none(), st.integers(21, 200)),
+)
+def test_rows_are_those_of_the_plain_packer(texts: list[str], seq_len: int, spare: int, train: int | None) -> None:
+    heldout = seq_len + 1 + spare
+    expected = reference(texts, [heldout, heldout, heldout, train], seq_len)
+    config = DataConfig(heldout_tokens=heldout, train_tokens=train)
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "rows"
+        try:
+            splits = write_domain("text", texts, ByteTokenizer(), config, seq_len, folder)
+        except UserError:
+            assert not expected[3]  # only where the text is too short
+            return
+        assert expected[3]
+        for split, rows in zip([*HELDOUT, "train"], expected, strict=True):
+            assert read(folder / f"{split}.parquet") == rows
+            assert splits[split].rows == len(rows)
+        assert all(splits[split].tokens == heldout for split in HELDOUT)
+
+
+def test_many_rows_are_written_in_pieces(tmp_path: Path) -> None:
+    """More than one buffer's worth, and a document longer than a buffer."""
+    rng = random.Random(0)
+    texts = ["".join(rng.choices("abcdef", k=n)) for n in [30, 30, 30, 9000, 10, 2500, 7000, 1]]
+    write_domain("text", texts, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "rows")
+    assert read(tmp_path / "rows/train.parquet") == reference(texts, [10, 10, 10, None], 4)[3]
+
+
+def test_bytes_per_token_counts_end_of_text(tmp_path: Path) -> None:
+    splits = write_domain(
+        "t", ["ab", "é", "xyz", "abcdefg"], ByteTokenizer(), DataConfig(heldout_tokens=2), 1, tmp_path / "r"
+    )
+    assert splits["test"].bytes_per_token == pytest.approx(2 / 3)
+    assert splits["validation"].bytes_per_token == pytest.approx(2 / 3)
+    assert splits["train"].bytes_per_token == pytest.approx(7 / 8)
+
+
+def test_too_little_text_says_how_much_there_is_and_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"notes has 3 .* fill 30 tokens, and needs 30 held .* and 5 to train"):
+        write_domain("notes", ["0123456789"] * 3, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "r")
+
+
+def test_bpe_learns_from_no_heldout_document() -> None:
+    """Every document repeats a word of its own: a merge learnt from it would make that word one token."""
+    rng = random.Random(1)
+    words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=12)) for _ in range(200)]
+    head = [f"{word} " * 10 for word in words]
+    tokenizer = learn_bpe({"text": head}, vocab_size=4096, heldout_tokens=500)
+    lengths = [len(tokenizer.encode([word])[0]) - 1 for word in words]
+    taken = 0
+    for _ in range(3):  # the documents that the held-out splits take
+        tokens = 0
+        while tokens < 500:
+            tokens += len(tokenizer.encode([head[taken]])[0])
+            taken += 1
+    assert 9 <= taken < 100
+    assert min(lengths[:taken]) >= 4
+    assert max(lengths[150:]) == 1  # what even the first tokenizer left to training is learnt
+
+
+def test_bpe_of_too_little_text_is_still_a_tokenizer() -> None:
+    tokenizer = learn_bpe({"text": ["ab", "cd"]}, vocab_size=300, heldout_tokens=100)
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.decode(tokenizer.encode(["abé"])[0]) == "abé"
