@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from orchestrator import schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
 
+COMPOSING = (HydraException, OmegaConfBaseException, ValueError)  # Hydra refuses `width=3` with a ValueError
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -29,38 +29,19 @@ def compose(overrides: Sequence[str]) -> Config:
     """The configuration that Hydra composes from `conf/` and `overrides`. Raises `UserError`."""
     try:
         return schema.from_dictconfig(hydra.compose(config_name="config", overrides=list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+    except COMPOSING as error:
+        raise UserError(explain(error, overrides)) from error
 
 
-def explain(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf says in several lines."""
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """One sentence for a configuration that Hydra could not compose from `overrides`."""
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
         options = error.options or sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         return f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
-    root = error
-    while isinstance(root.__cause__, Exception):
-        root = root.__cause__
-    key = str(getattr(root, "full_key", None) or "")
-    first = str(root).strip().splitlines()[0]
-    if key and "not in" in first:
-        known = _known_keys()
-        return (
-            f"'{key}' is no configuration key{nearest(key, known)}: python -m orchestrator --cfg job prints them all."
-        )
-    outer = str(error).strip().splitlines()[0]
-    if key:
-        override = re.search(r"override (\S+)", outer)
-        return f"{override[1] if override else key}: {first}; orchestrator/schema.py says what {key} takes."
-    return outer if outer.endswith(".") else f"{outer}."
-
-
-def _known_keys() -> list[str]:
-    flat = schema.flatten(Config())
-    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
-    domain = {f"data.domains.<name>.{key}" for key in vars(schema.DomainConfig())}
-    return sorted({*flat, *branches, *domain, *(p.name for p in CONF.iterdir() if p.is_dir())})
+    return schema.explain(error)
 
 
 def list_experiments(console: Console) -> None:
@@ -118,26 +99,34 @@ def run(overrides: Sequence[str], *, swept: bool, console: Console) -> int:
 
 def main() -> int:
     """Entry point of `python -m orchestrator`; the exit code is 2 for anything the user can mend."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 100)  # piped, rich would assume 80 columns
     if len(sys.argv) == 1:
         list_experiments(console)
         return 0
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     codes: list[int] = []
+    crashes: list[Exception] = []
 
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def task(_: DictConfig) -> int:
         job = HydraConfig.get()
-        codes.append(run(job.overrides.task, swept=job.mode == RunMode.MULTIRUN, console=console))
-        return codes[-1]
+        try:
+            code = run(job.overrides.task, swept=job.mode == RunMode.MULTIRUN, console=console)
+        except UserError as error:  # said here: Hydra would end the other jobs of a multirun with it
+            print(error, file=sys.stderr)
+            code = 2
+        except Exception as error:
+            crashes.append(error)
+            raise
+        codes.append(code)
+        return code
 
     try:
         task()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (HydraException, OmegaConfBaseException) as error:
-        print(explain(error), file=sys.stderr)
+    except COMPOSING as error:
+        if crashes:
+            raise
+        print(explain(error, sys.argv[1:]), file=sys.stderr)
         return 2
     return max(codes, default=0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -21,6 +22,8 @@ from models.width import build_spec
 from orchestrator import schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
+
+LONGEST_NAME = 120  # characters
 
 Compose = Callable[[Sequence[str]], Config]  # Hydra overrides → configuration
 
@@ -170,8 +173,8 @@ def _name(base: Config, overrides: Sequence[str], swept: bool) -> str:
         name = described or "single"
     else:
         name = f"{base.name}__{described}" if swept and described else base.name
-    if len(name.encode()) > 200:
-        raise UserError(f"The name made of the overrides, {name[:60]}…, is too long: give a short one with name=....")
+    if len(name) > LONGEST_NAME:  # a directory's name has 255 bytes
+        name = f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 

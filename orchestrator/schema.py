@@ -8,6 +8,7 @@ Inside the program nobody sees a `DictConfig`.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, nearest
 
 
 class Norm(StrEnum):
@@ -271,13 +272,37 @@ AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 def from_dictconfig(cfg: DictConfig) -> Config:
     """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        # as plain values: a key that `+` added to the typed tree would be merged without a word
+        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        raise UserError(explain(error)) from error
     assert isinstance(config, Config)
     validate(config)
     return config
+
+
+def explain(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf says in several lines."""
+    root = error
+    while isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    key = str(getattr(root, "full_key", None) or "")
+    outer, inner = (str(e).strip().splitlines()[0].rstrip(".") for e in (error, root))
+    if not key:
+        return f"{outer}."
+    if " not in '" in inner:
+        return f"'{key}' is no configuration key{nearest(key, keys())}: orchestrator/schema.py lists them all."
+    override = re.search(r"override (\S+)", outer)
+    return f"{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
+
+
+def keys() -> list[str]:
+    """Every key a user can set, branches included."""
+    flat = flatten(Config())
+    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
+    domain = (f"data.domains.<name>.{key}" for key in vars(DomainConfig()))
+    return sorted({*flat, *branches, *domain})
 
 
 def to_yaml(config: Config) -> str:

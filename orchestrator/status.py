@@ -77,10 +77,14 @@ def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
     """What is known of one cell, given the manifest's last word on it."""
     config = schema.load(cell_dir / "config.yaml")
     record = ledger.last(cell_dir / "ledger.jsonl") or {}
-    state = entry.state if entry else "next"
-    if state == "running":
+    if entry and entry.state == "running":
         with held(cell_lock(cell_dir), wait=False) as free:
-            state = "lost" if free else "running"
+            # a process leaves its last word before its lock: what it may have said since counts
+            entry = Manifest(cell_dir.parents[1]).last()[f"{cell_dir.parent.name}/{cell_dir.name}"]
+            lost = free and entry.state == "running"
+    else:
+        lost = False
+    state = "lost" if lost else entry.state if entry else "next"
     heldout = record.get("heldout")
     return CellStatus(
         cell=f"{cell_dir.parent.name}/{cell_dir.name}",

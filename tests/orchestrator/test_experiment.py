@@ -51,13 +51,22 @@ def test_a_sweep_puts_its_overrides_into_the_name() -> None:
     assert build(*ABLATION, "model=tiny").name == "width_ablation"
 
 
+def test_many_overrides_still_make_a_directory_name() -> None:
+    long = [
+        f"data.domains.{d}.{k}" for d in ("code", "facts", "math") for k in ("weight=2", "column=content", "name=x")
+    ]
+    one, other = build(*long, "optim.lr=0.001"), build(*long, "optim.lr=0.003")
+    assert len(one.name) <= 120
+    assert one.name != other.name
+
+
 def _arms(arms: str, declared: str = "[width]") -> list[str]:
     return ["name=x", "seeds=[0]", f"++arms={arms}", f"declared={declared}"]
 
 
 def test_an_undeclared_difference_is_refused_by_name() -> None:
-    arms = "{a: ['width=uniform'], b: ['width=ramp', 'optim.lr=0.5']}"
-    with pytest.raises(UserError, match=r"differ in optim.lr \(0.002 against 0.5\)"):
+    arms = "{a: ['width=uniform'], b: ['width=ramp', 'optim.lr=0.001']}"
+    with pytest.raises(UserError, match=r"differ in optim.lr \(0.002 against 0.001\)"):
         build(*_arms(arms))
     assert len(build(*_arms(arms, "[width,optim.lr]")).cells) == 2
     assert len(build(*_arms(arms, "[width,optim]")).cells) == 2
@@ -84,8 +93,8 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
     root = f"root={tmp_path}"
     open_directory(build(*ABLATION, root))
     open_directory(build(*ABLATION, root, "tracker=off", "launcher=debug"))  # how it runs may change
-    with pytest.raises(UserError, match=r"optim.lr was 0.002 and is 0.5"):
-        open_directory(build(*ABLATION, root, "optim.lr=0.5"))
+    with pytest.raises(UserError, match=r"optim.lr was 0.002 and is 0.001"):
+        open_directory(build(*ABLATION, root, "optim.lr=0.001"))
     open_directory(build(*ABLATION, root, "seeds=[0,1,2]"))
     description = yaml.safe_load((tmp_path / "width_ablation/experiment.yaml").read_text())
     assert description["seeds"] == [0, 1, 2]

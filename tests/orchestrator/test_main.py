@@ -45,6 +45,7 @@ def test_without_arguments_the_experiments_are_listed(
         (["model.norm=post"], "model.norm=post: Invalid value 'post', expected one of [pre, sandwich]"),
         (["width="], "width"),
         (["=3"], "=3"),
+        (["width=128"], "Config group override must be a string or a list. Got int; a group such as width"),
         (["model.head_dim=24"], "head_dim"),
         (["width=explicit", "width.widths=[64,64]"], "widths"),
         (["data=files", "data.domains.text.path=absent.txt"], "absent.txt"),

@@ -41,8 +41,8 @@ def test_a_configuration_survives_the_disk(tmp_path: Path) -> None:
 
 
 def test_differences_name_keys_and_values() -> None:
-    a, b = composed("width=uniform"), composed("width=ramp", "optim.lr=0.5")
-    assert schema.differences(a, b, ignore=("width",)) == {"optim.lr": (0.002, 0.5)}
+    a, b = composed("width=uniform"), composed("width=ramp", "optim.lr=0.001")
+    assert schema.differences(a, b, ignore=("width",)) == {"optim.lr": (0.002, 0.001)}
     assert {"width.profile", "width.start", "optim.lr"} <= schema.differences(a, b).keys()
 
 

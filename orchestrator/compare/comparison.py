@@ -1,0 +1,128 @@
+"""Everything that an experiment's files say about its arms, computed once for terminal, report and W&B alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.compare import tables
+from orchestrator.compare.cells import Cell, Experiment, read_experiment
+from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
+from orchestrator.compare.migration import agreement, roles_of
+from orchestrator.compare.pairs import LeftOut, Pair, domains_of, losses, pair_up
+from orchestrator.compare.palette import ROLES
+from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An experiment, its complete pairs, and what follows from them."""
+
+    experiment: Experiment
+    pairs: list[Pair]
+    left_out: list[LeftOut]
+    domains: list[str]
+    tables: dict[str, pd.DataFrame]
+    statistics: list[PairedResult]
+    conservation: list[Conservation]
+    notes: list[str]
+
+    @property
+    def directory(self) -> Path:
+        return self.experiment.path / "comparison"
+
+    @property
+    def baseline(self) -> str:
+        return self.experiment.arms[0]
+
+    @property
+    def compared(self) -> list[str]:
+        """The arms that have at least one complete pair with the baseline."""
+        return list(dict.fromkeys(pair.arm for pair in self.pairs))
+
+    def cells_of(self, arm: str) -> list[Cell]:
+        """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
+        cells = [cell for pair in self.pairs for cell in (pair.a, pair.b)] if self.pairs else self.experiment.cells
+        return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
+
+
+def compute(path: Path) -> Comparison:
+    """Read `path` and compare its arms; writes nothing. Raises `UserError` as reading and pairing do."""
+    experiment = read_experiment(path)
+    pairs, left_out = pair_up(experiment)
+    domains = domains_of([cell for pair in pairs for cell in (pair.a, pair.b)] or experiment.cells)
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    return Comparison(
+        experiment=experiment,
+        pairs=pairs,
+        left_out=left_out,
+        domains=domains,
+        tables=tables.build(experiment.cells, pairs),
+        statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
+        conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
+        notes=_notes(experiment, pairs),
+    )
+
+
+def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
+    values = [(losses(pair.a, domains), losses(pair.b, domains)) for pair in pairs if pair.arm == arm]
+    keys = values[0][0] if domains else {}
+    return compare_paired(arm, {key: ([a[key] for a, _ in values], [b[key] for _, b in values]) for key in keys})
+
+
+def _notes(experiment: Experiment, pairs: list[Pair]) -> list[str]:
+    """What a reader must know before believing the numbers, in sentences."""
+    notes = []
+    if len(experiment.arms) == 1:
+        notes.append("One arm has nothing to be compared with.")
+    elif not pairs:
+        notes.append("No pair is complete: nothing can be said about a difference between the arms.")
+    counts = [sum(pair.arm == arm for pair in pairs) for arm in dict.fromkeys(pair.arm for pair in pairs)]
+    if counts and min(counts) < BOOTSTRAP_FROM:
+        n = min(counts)
+        notes.append(
+            f"With {n} pair{'s' * (n > 1)} the sign-flip test cannot give p under {smallest_p(n):.2g}: no difference "
+            f"of loss can be called better or worse at {ALPHA}. "
+            + ("An interval needs two pairs." if n == 1 else "Intervals are Student's t: a bootstrap needs 6 pairs.")
+        )
+    if any(
+        len(a["layers"]) != len(b["layers"])
+        for pair in pairs
+        for step in pair.common_steps[-1:]
+        for a, b in [(pair.a.readings[step], pair.b.readings[step])]
+    ):
+        notes.append("The arms differ in depth: their layers are shown side by side but not compared one by one.")
+    without = [cell.label for cell in experiment.cells if not cell.readings and cell.ledger]
+    if without:
+        notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
+    return notes + _role_notes(experiment.cells, pairs)
+
+
+def _role_notes(cells: list[Cell], pairs: list[Pair]) -> list[str]:
+    notes = []
+    untrained = [role for cell in cells if 0 in cell.readings for role in roles_of(cell.readings[0])]
+    if untrained:
+        scoring = next(cell.readings[0]["scoring"] for cell in cells if 0 in cell.readings)
+        named = sum(role in ROLES for role in untrained)
+        notes.append(
+            f"Roles are relative: at step 0, before any training, the same rule ({scoring} scoring) gives "
+            f"{named} of {len(untrained)} layers a role."
+        )
+    across = [agreement(p.a.readings[s], p.b.readings[s]) for p in pairs for s in p.common_steps[-1:]]
+    within = [
+        agreement(x.last_reading, y.last_reading)
+        for x, y in combinations(cells, 2)
+        if x.arm == y.arm and x.last_reading and y.last_reading
+    ]
+    parts = [
+        f"{np.mean([same for same, _ in counts]):.3g} of {counts[0][1]} layers {where}"
+        for counts, where in ((across, "between the arms at one seed"), (within, "between the seeds of one arm"))
+        if counts and all(total == counts[0][1] > 0 for _, total in counts)
+    ]
+    if parts:
+        notes.append(f"The same role falls on {' and on '.join(parts)} (mean, newest reading).")
+    return notes

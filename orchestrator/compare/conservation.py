@@ -1,0 +1,209 @@
+"""The specialist budget: where it lies along depth, and whether two arms spend the same (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+
+from orchestrator.compare.cells import Cell
+from orchestrator.compare.pairs import Pair
+from orchestrator.compare.statistics import interval
+
+REFERENCES = ("saturated_robust", "saturated_fixed", "saturated")  # the first is the one claims are made on
+CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
+CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """The budgets of a baseline and of `arm` at their last common readings; null is what cannot be said."""
+
+    arm: str
+    reference: str
+    n: int  # pairs with a ratio
+    budget_a: float | None  # mean over pairs, saturated positions of the whole stack
+    budget_b: float | None
+    expected_a: float | None  # mean over pairs, by chance
+    expected_b: float | None
+    centre_a: float | None  # mean over pairs, 0 (first layer) … 1 (last)
+    centre_b: float | None
+    distance: float | None  # mean over pairs, Wasserstein-1 along depth 0…1
+    ratios: dict[int, float | None]  # seed → budget_b / budget_a
+    ratio: float | None  # geometric mean
+    low: float | None  # 90 % interval
+    high: float | None
+    method: str
+    chance_ratio: float | None  # expected_b / expected_a
+    verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not measured
+    sentence: str  # why, where the verdict alone does not say it
+
+
+def profile(reading: dict[str, Any], measure: str) -> np.ndarray | None:
+    """One measure of every layer, [L]; null unless every layer has it."""
+    values = [layer["measures"].get(measure) for layer in reading["layers"]]
+    return None if any(value is None for value in values) else np.asarray(values, dtype=np.float64)
+
+
+def total(reading: dict[str, Any], measure: str) -> float | None:
+    values = profile(reading, measure)
+    return None if values is None else float(values.sum())
+
+
+def centre(budget: np.ndarray) -> float | None:
+    """Mean depth of the budget [L], 0 = first layer, 1 = last; null for an empty budget or a single layer."""
+    if budget.size < 2 or budget.sum() <= 0.0:
+        return None
+    return float(np.average(depths(budget), weights=budget))
+
+
+def depths(budget: np.ndarray) -> np.ndarray:
+    """Depth of each layer, 0…1, [L]."""
+    return np.linspace(0.0, 1.0, budget.size)
+
+
+def thirds(budget: np.ndarray) -> tuple[float, float, float]:
+    """Budget [L] held by the early, middle and late third of the layers; earlier thirds take a remainder."""
+    early, middle, late = (float(part.sum()) for part in np.array_split(budget, 3))
+    return early, middle, late
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Wasserstein-1 between two budgets along depth 0…1, each normalised to 1; null where one is empty."""
+    if a.sum() <= 0.0 or b.sum() <= 0.0:
+        return None
+    return float(scipy.stats.wasserstein_distance(depths(a), depths(b), a, b))
+
+
+def conservation(cell: Cell) -> list[dict[str, Any]]:
+    """One row per reading and reference; a reference that was not measured has no row."""
+    rows = []
+    for step, reading in cell.readings.items():
+        for reference in REFERENCES:
+            budget = profile(reading, reference)
+            if budget is None:
+                continue
+            spent, expected = float(budget.sum()), total(reading, f"{reference}_expected")
+            early, middle, late = thirds(budget)
+            rows.append(
+                {
+                    "arm": cell.arm, "seed": cell.seed, "step": step, "reference": reference, "budget": spent,
+                    "expected": expected, "excess": None if expected is None else spent - expected,
+                    "early": early, "middle": middle, "late": late, "centre": centre(budget),
+                }
+            )  # fmt: skip
+    return rows
+
+
+def flattening(pair: Pair) -> list[dict[str, Any]]:
+    """Per layer, at every step both cells were read: the arms side by side. No row between unequal depths."""
+    rows = []
+    for step in pair.common_steps:
+        a, b = pair.a.readings[step]["layers"], pair.b.readings[step]["layers"]
+        if len(a) != len(b):
+            continue
+        for left, right in zip(a, b, strict=True):
+            values: dict[str, float | None] = {}
+            for name, measure in (
+                ("cv", "cv"),
+                ("saturated", "saturated"),
+                ("effective_rank_o", "effective_rank.o"),
+                ("attention_share", "attention_share"),
+            ):
+                values[f"{name}_a"], values[f"{name}_b"] = (
+                    left["measures"].get(measure),
+                    right["measures"].get(measure),
+                )
+            ratio = values["cv_a"] / values["cv_b"] if values["cv_a"] is not None and values["cv_b"] else None
+            rows.append({"seed": pair.seed, "step": step, "layer": left["layer"], "flattening": ratio, **values})
+    return rows
+
+
+class _Spent(NamedTuple):
+    """The budgets of one pair at its last common reading."""
+
+    seed: int
+    a: np.ndarray  # [L_a]
+    b: np.ndarray  # [L_b]
+    expected_a: float | None
+    expected_b: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        return float(self.b.sum() / self.a.sum()) if self.a.sum() > 0.0 and self.b.sum() > 0.0 else None
+
+
+def _spent(pair: Pair, reference: str) -> _Spent | None:
+    if not pair.common_steps:
+        return None
+    a, b = (cell.readings[pair.common_steps[-1]] for cell in (pair.a, pair.b))
+    x, y = profile(a, reference), profile(b, reference)
+    if x is None or y is None:
+        return None
+    return _Spent(pair.seed, x, y, *(total(reading, f"{reference}_expected") for reading in (a, b)))
+
+
+def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
+    """Whether `arm` spends the baseline's budget, over all of its complete pairs with a common reading."""
+    spent = [s for pair in pairs if pair.arm == arm and (s := _spent(pair, reference)) is not None]
+    logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
+    within = interval(logs, 0.90)
+    expected_a, expected_b = _mean(s.expected_a for s in spent), _mean(s.expected_b for s in spent)
+    found = Conservation(
+        arm=arm,
+        reference=reference,
+        n=len(logs),
+        budget_a=_mean(s.a.sum() for s in spent),
+        budget_b=_mean(s.b.sum() for s in spent),
+        expected_a=expected_a,
+        expected_b=expected_b,
+        centre_a=_mean(centre(s.a) for s in spent),
+        centre_b=_mean(centre(s.b) for s in spent),
+        distance=_mean(distance(s.a, s.b) for s in spent),
+        ratios={s.seed: s.ratio for s in spent},
+        ratio=float(np.exp(np.mean(logs))) if logs else None,
+        low=None if within.low is None else float(np.exp(within.low)),
+        high=None if within.high is None else float(np.exp(within.high)),
+        method=within.method,
+        chance_ratio=expected_b / expected_a if expected_a and expected_b is not None else None,
+        verdict="not measured",
+        sentence="No pair has a reading of this count in both arms at one step.",
+    )
+    verdict, sentence = _judge(found) if spent else (found.verdict, found.sentence)
+    return replace(found, verdict=verdict, sentence=sentence)
+
+
+def _judge(c: Conservation) -> tuple[str, str]:
+    """The verdict on budgets that were measured, and what a reader must know beside it."""
+    empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
+    notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
+    if c.expected_a is None or c.expected_b is None:
+        notes.append("The count expected by chance was not measured.")
+    else:
+        weak = [
+            name
+            for name, budget, expected in (("a", c.budget_a, c.expected_a), ("b", c.budget_b, c.expected_b))
+            if budget is not None and _within_chance(len(c.ratios) * budget, len(c.ratios) * expected)
+        ]
+        if weak:
+            notes.insert(0, f"The budget of {' and of '.join(weak)} is no larger than chance gives.")
+            return "no larger than chance", " ".join(notes)
+    if c.low is None or c.high is None:
+        return "inconclusive", " ".join([*notes, "An interval needs two pairs with a ratio."])
+    if CONSERVED[0] <= c.low and c.high <= CONSERVED[1]:
+        return "conserved", " ".join(notes)
+    if c.high < CONSERVED[0] or c.low > CONSERVED[1]:
+        return "not conserved", " ".join(notes)
+    return "inconclusive", " ".join(notes)
+
+
+def _within_chance(count: float, expected: float) -> bool:
+    return count <= float(scipy.stats.poisson.ppf(CHANCE_QUANTILE, expected))
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,127 @@
+"""Seed pairs: the baseline's cell and another arm's at one seed, proven to be comparable (SCIENCE §8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+
+from orchestrator import schema
+from orchestrator.compare.cells import Cell, Experiment
+from orchestrator.errors import UserError
+
+METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
+MEAN = "mean"  # the domain that stands for all: their unweighted mean
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two finished cells of one seed; `a` belongs to the baseline."""
+
+    a: Cell
+    b: Cell
+
+    @property
+    def seed(self) -> int:
+        return self.a.seed
+
+    @property
+    def arm(self) -> str:
+        return self.b.arm
+
+    @property
+    def common_steps(self) -> list[int]:
+        """Steps at which the layers of both cells were read, ascending."""
+        return [step for step in self.a.readings if step in self.b.readings]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A pair of which at least one cell cannot be compared."""
+
+    arm: str
+    seed: int
+    reason: str
+
+
+def pair_up(experiment: Experiment) -> tuple[list[Pair], list[LeftOut]]:
+    """Baseline × every other arm, seed by seed: the complete pairs, and those left out with their reasons.
+
+    Raises `UserError` where two cells saw different batches or differ in an undeclared key.
+    """
+    pairs, left_out = [], []
+    baseline, *others = experiment.arms
+    for arm in others:
+        for seed in experiment.seeds:
+            pair = Pair(experiment.cell(baseline, seed), experiment.cell(arm, seed))
+            reasons = [f"{cell.label}: {cell.missing}" for cell in (pair.a, pair.b) if cell.missing]
+            if reasons:
+                left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
+                continue
+            check_batches(pair)
+            check_configurations(pair, experiment.declared)
+            pairs.append(pair)
+    return pairs, left_out
+
+
+def check_batches(pair: Pair) -> None:
+    """Raise `UserError` at the first step at which the cells' batch digests differ."""
+    other = {record["step"]: record["digest"] for record in pair.b.ledger}
+    for record in pair.a.ledger:
+        step = record["step"]
+        if step in other and other[step] != record["digest"]:
+            raise UserError(
+                f"{pair.a.label} and {pair.b.label} saw different batches at step {step} or before: "
+                "they are no pair; train both again on the same data."
+            )
+
+
+def check_configurations(pair: Pair, declared: list[str]) -> None:
+    """Raise `UserError` where the cells' configurations differ in a key the experiment does not declare."""
+    a, b = (schema.flatten(yaml.safe_load((cell.path / "config.yaml").read_text())) for cell in (pair.a, pair.b))
+    ignored = (*schema.OPERATIONAL, "arm", *declared)
+    for key in sorted(a.keys() | b.keys()):
+        if a.get(key) != b.get(key) and not any(key == i or key.startswith(i + ".") for i in ignored):
+            raise UserError(
+                f"{pair.a.label} and {pair.b.label} differ in {key} ({a.get(key)} against {b.get(key)}), "
+                "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
+            )
+
+
+def losses(cell: Cell, domains: list[str]) -> dict[tuple[str, str], float]:
+    """(metric, domain) → nats/token of a finished cell, for each domain and their mean."""
+    final = cell.ledger[-1]
+    curves = validation_curves(cell, domains)
+    by_metric = {
+        "test_loss": with_mean({domain: final["test"][domain] for domain in domains}),
+        "validation_loss": {domain: curve[-1][1] for domain, curve in curves.items()},
+        "best_validation_loss": {domain: min(loss for _, loss in curve) for domain, curve in curves.items()},
+    }
+    return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in (MEAN, *domains)}
+
+
+def validation_curves(cell: Cell, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
+    """Domain → (step, nats/token) at every evaluation; `mean` is the curve of the domains' mean."""
+    curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
+    for record in cell.ledger:
+        heldout: dict[str, Any] = record.get("heldout", {})
+        values = with_mean({domain: heldout[domain] for domain in domains if domain in heldout})
+        for domain, loss in values.items():
+            if math.isfinite(loss):
+                curves[domain].append((record["step"], loss))
+    return curves
+
+
+def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
+    return {MEAN: float(np.mean(list(by_domain.values()))), **by_domain} if by_domain else {}
+
+
+def domains_of(cells: list[Cell]) -> list[str]:
+    """The domains that every finished cell has a test and a held-out loss on, in the first one's order."""
+    finals = [cell.ledger[-1] for cell in cells if cell.missing is None]
+    return [
+        d for d in (finals[0]["test"] if finals else ()) if all(d in f["test"] and d in f["heldout"] for f in finals)
+    ]

@@ -1,0 +1,162 @@
+"""The summary's tables as plain cells, drawn alike by the terminal and by the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.pairs import MEAN, METRICS, losses
+
+COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
+WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles of one layer, one per seed."""
+
+    roles: list[str]
+    words: bool
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table with a title, and sentences under it."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str | Roles]]
+    notes: list[str] = field(default_factory=list)
+
+
+def sections(c: Comparison) -> list[Section]:
+    """Per other arm: losses, layers, budget. Without a complete pair: every cell's losses and layers."""
+    found = []
+    for arm in c.compared:
+        found += [paired_losses(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
+    if not c.pairs:
+        found += [cell_losses(c), *(layers(c, [arm]) for arm in c.experiment.arms)]
+    return [section for section in found if section.rows]
+
+
+def paired_losses(c: Comparison, arm: str) -> Section:
+    """The primary metric of every domain, with its interval and verdict."""
+    rows: list[list[str | Roles]] = []
+    for r in c.statistics:
+        if r.arm == arm and r.metric == METRICS[0]:
+            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            p = [number(r.p, 3), number(r.p_holm, 3)]
+            rows.append([r.domain, number(r.a, 4), number(r.b, 4), *delta, *p, r.verdict])
+    n = sum(pair.arm == arm for pair in c.pairs)
+    return Section(
+        f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
+        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", "p Holm", f"{arm} is"],
+        rows,
+        ["p: exact sign-flip. The first row is the primary outcome; all other losses share one Holm correction."],
+    )
+
+
+def cell_losses(c: Comparison) -> Section:
+    """Newest known held-out losses of every cell that has any."""
+    rows: list[list[str | Roles]] = []
+    for cell in c.experiment.cells:
+        if cell.missing is None:
+            values = losses(cell, c.domains)
+            rows.append([cell.label, *(number(values["test_loss", d], 4) for d in (MEAN, *c.domains))])
+    return Section("Test loss, nats/token", ["cell", MEAN, *c.domains], rows)
+
+
+def layers(c: Comparison, arms: list[str]) -> Section:
+    """Layer by layer, means over the seeds shown; with two arms side by side and `flattening` = CV a / CV b."""
+    stacks = [_last_layers(c, arm, arms) for arm in arms]  # per arm, per seed: the layers of its reading
+    depth = max((len(layers) for stack in stacks for layers in stack), default=0)
+    words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
+    names = ["a", "b"] if len(arms) == 2 else [""]
+    comparable = len({len(layers) for stack in stacks for layers in stack}) == 1
+    rows: list[list[str | Roles]] = []
+    for index in range(depth):
+        at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]
+        width = " → ".join(number(_mean(layer["width"] for layer in seeds), 0) for seeds in at)
+        cv = [_mean(layer["measures"].get("cv") for layer in seeds) for seeds in at]
+        paired = [number(cv[0] / cv[1] if comparable and cv[0] and cv[1] else None, 2)] if len(arms) == 2 else []
+        rows.append(
+            [str(index), width, *(Roles([layer["role"] for layer in seeds], words) for seeds in at),
+             *(number(v, 2) for v in cv), *paired, *(_saturated(seeds) for seeds in at)]
+        )  # fmt: skip
+    steps = sorted({reading["step"] for arm in arms for reading in _last_readings(c, arm, arms)})
+    when = f"step {', '.join(map(str, steps))}"
+    who = f"a = {arms[0]}, b = {arms[1]}" if len(arms) == 2 else arms[0]
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in c.cells_of(arms[-1])))
+    columns = [
+        "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
+        *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),
+    ]  # fmt: skip
+    legend = "CV: of FFN co-magnitude · satur.: positions over the robust threshold (by chance) · H/S: a tie"
+    return Section(f"Layers at {when} ({who})", columns, rows, [legend])
+
+
+def budgets(c: Comparison, arm: str) -> Section:
+    """The specialist budget under each reference, beside what chance gives."""
+    rows: list[list[str | Roles]] = []
+    said: dict[str, list[str]] = {}  # sentence → the counts it holds for
+    for r in c.conservation:
+        if r.arm != arm:
+            continue
+        beside = [(r.budget_a, r.expected_a), (r.budget_b, r.expected_b)]
+        rows.append(
+            [COUNTED[r.reference], *(f"{number(b, 0)} ({number(e, 0)})" for b, e in beside), number(r.ratio, 2),
+             span(r.low, r.high, 2), number(r.chance_ratio, 2), number(r.centre_a, 2), number(r.centre_b, 2),
+             number(r.distance, 3), r.verdict]
+        )  # fmt: skip
+        if r.sentence:
+            said.setdefault(r.sentence, []).append(COUNTED[r.reference])
+    columns = ["counted by", "a\n(chance)", "b\n(chance)", "ratio\nb / a", "90 %\ninterval", "by\nchance",
+               "centre\na", "centre\nb", "dis-\ntance", "verdict"]  # fmt: skip
+    legend = "counted by: the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std"
+    notes = [f"{', '.join(counts)}: {sentence}" for sentence, counts in said.items()]
+    title = "Specialist budget: saturated FFN positions of the whole stack, mean over seeds"
+    return Section(title, columns, rows, [legend, *notes])
+
+
+def _last_readings(c: Comparison, arm: str, arms: list[str]) -> list[dict[str, Any]]:
+    """The readings that stand for `arm`: of complete pairs at their last common step, or each cell's last."""
+    if len(arms) == 2:
+        chosen = [pair for pair in c.pairs if pair.arm == arms[1] and pair.common_steps]
+        return [(p.a if arm == arms[0] else p.b).readings[p.common_steps[-1]] for p in chosen]
+    return [reading for cell in c.cells_of(arm) if (reading := cell.last_reading) is not None]
+
+
+def _last_layers(c: Comparison, arm: str, arms: list[str]) -> list[list[dict[str, Any]]]:
+    return [reading["layers"] for reading in _last_readings(c, arm, arms)]
+
+
+def _saturated(seeds: list[dict[str, Any]]) -> str:
+    """Mean robust count, and the count by chance in parentheses."""
+    count = _mean(layer["measures"].get("saturated_robust") for layer in seeds)
+    chance = _mean(layer["measures"].get("saturated_robust_expected") for layer in seeds)
+    return f"{number(count, 0)} ({number(chance, 0)})"
+
+
+def number(value: float | None, digits: int) -> str:
+    """Fixed-point, or a dash for what is not known."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """Fixed-point with its sign."""
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def span(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
+    """An interval as `low … high`."""
+    write = signed if plus else number
+    return "–" if low is None or high is None else f"{write(low, digits)} … {write(high, digits)}"
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,137 @@
+"""Statistics of paired differences: the replicate is the seed pair (SCIENCE §8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+from numpy.typing import ArrayLike
+
+ALPHA = 0.05
+EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference counts as none
+BOOTSTRAP_FROM = 6  # pairs; below, resampling so few values does not cover at its nominal rate
+RESAMPLES = 9_999
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided confidence interval of a mean; both ends null under two values."""
+
+    low: float | None
+    high: float | None
+    method: str
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """One loss compared over the seed pairs. `delta` = b − a; lower is better; the verdict is on arm b."""
+
+    metric: str
+    domain: str
+    arm: str  # arm b; arm a is the baseline
+    n: int
+    a: float
+    b: float
+    delta: float
+    low: float | None  # 95 % interval of delta
+    high: float | None
+    method: str
+    p: float | None  # exact two-sided sign-flip
+    p_holm: float | None
+    correlation: float | None  # between the arms over the seeds
+    verdict: str  # better · worse · equivalent · inconclusive
+
+
+def interval(values: ArrayLike, level: float) -> Interval:
+    """Interval of the mean: BCa bootstrap, or Student's t under six values, and the method's name."""
+    x = np.asarray(values, dtype=np.float64)  # [n]
+    if x.size < 2:
+        return Interval(None, None, "none: an interval needs two pairs")
+    if np.ptp(x) == 0.0:
+        return Interval(float(x[0]), float(x[0]), "all differences are equal")
+    if x.size >= BOOTSTRAP_FROM:
+        found = scipy.stats.bootstrap(
+            (x,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="BCa", rng=0
+        ).confidence_interval
+        if np.isfinite([found.low, found.high]).all():
+            return Interval(float(found.low), float(found.high), "BCa bootstrap")
+    low, high = scipy.stats.t.interval(level, x.size - 1, loc=x.mean(), scale=scipy.stats.sem(x))
+    return Interval(float(low), float(high), "Student t")
+
+
+def sign_flip_p(differences: ArrayLike) -> float | None:
+    """Two-sided p of the mean under all 2^n sign patterns (drawn at random beyond 2^16); null for n = 1.
+
+    The smallest value it can take is 2/2^n.
+    """
+    x = np.asarray(differences, dtype=np.float64)
+    if x.size < 2:
+        return None
+    test = scipy.stats.permutation_test(
+        (x,),
+        lambda sample, axis: np.mean(sample, axis=axis),
+        permutation_type="samples",
+        n_resamples=2**16,
+        vectorized=True,
+        rng=0,
+    )
+    return float(test.pvalue)
+
+
+def smallest_p(n: int) -> float:
+    """The least p the sign-flip test can reach with n pairs."""
+    return min(1.0, 2.0 / 2.0**n)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjusted p values, in the order given."""
+    order = np.argsort(p, kind="stable")
+    adjusted, running = [0.0] * len(p), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p) - rank) * p[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Pearson's r; null under three pairs (any two points lie on a line) or where an arm does not vary."""
+    if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def verdict(delta: float, interval95: Interval, interval90: Interval, p: float | None, baseline: float) -> str:
+    """better, worse, equivalent or inconclusive, for a loss (lower is better)."""
+    low, high = interval95.low, interval95.high
+    if p is not None and low is not None and high is not None and p <= ALPHA and not low <= 0.0 <= high:
+        return "better" if delta < 0.0 else "worse"
+    margin = EQUIVALENCE * abs(baseline)
+    low, high = interval90.low, interval90.high
+    if low is not None and high is not None and -margin <= low and high <= margin:
+        return "equivalent"
+    return "inconclusive"
+
+
+def compare_paired(arm: str, samples: dict[tuple[str, str], tuple[list[float], list[float]]]) -> list[PairedResult]:
+    """One result per (metric, domain) of `samples`, which holds the values of arms a and b in seed order.
+
+    The first entry is the primary outcome, tested on its own; the p values of all others are adjusted together.
+    """
+    p = {key: sign_flip_p(np.subtract(b, a)) for key, (a, b) in samples.items()}
+    secondary = {key: value for key in list(samples)[1:] if (value := p[key]) is not None}
+    adjusted = p | dict(zip(secondary, holm(list(secondary.values())), strict=True))
+    results = []
+    for key, (a, b) in samples.items():
+        difference = np.subtract(b, a)  # [n]
+        delta, baseline = float(difference.mean()), float(np.mean(a))
+        wide, narrow = interval(difference, 0.95), interval(difference, 0.90)
+        results.append(
+            PairedResult(
+                *key, arm, len(a), a=baseline, b=float(np.mean(b)), delta=delta, low=wide.low, high=wide.high,
+                method=wide.method, p=p[key], p_holm=adjusted[key], correlation=correlation(a, b),
+                verdict=verdict(delta, wide, narrow, adjusted[key], baseline),
+            )
+        )  # fmt: skip
+    return results

@@ -1,0 +1,104 @@
+"""The comparison in a terminal, legible at 100 columns."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.palette import ROLES, colour, letter
+from orchestrator.compare.sections import Roles, Section, sections
+
+VERDICTS = {
+    "better": "bold green",
+    "worse": "bold red",
+    "equivalent": "cyan",
+    "inconclusive": "yellow",
+    "conserved": "cyan",
+    "not conserved": "bold red",
+    "no larger than chance": "yellow",
+    "not measured": "dim",
+}
+WORD = 11  # columns of the longest role
+VERDICT = 13  # columns under which verdicts would break inside a word or into too many lines
+
+
+def print_summary(c: Comparison, console: Console) -> None:
+    """Question and pairs, losses, layers, budget, caveats, and where the files are."""
+    console.print()
+    console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
+    console.print(_header(c))
+    for section in sections(c):
+        console.print()
+        console.print(Text(section.title, style="bold"))
+        table = _table(section, words=True)
+        if console.measure(table).maximum >= console.width:
+            table = _table(section, words=False)
+        console.print(Padding(table, (0, 0, 0, 1)))
+        for note in section.notes:
+            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
+    console.print()
+    for note in c.notes:
+        console.print(_bullet(Text(note)))
+    console.print(_bullet(Text.assemble("Report, tables, figures, verdict.json: ", (str(c.directory), "cyan"))))
+
+
+def _header(c: Comparison) -> Table:
+    e = c.experiment
+    lines = Table.grid(padding=(0, 2))
+    for index, arm in enumerate(e.arms):
+        parameters = f"{e.parameters[arm]:,} parameters" if arm in e.parameters else ""
+        lines.add_row(Text("baseline" if index == 0 else "arm", style="dim"), Text(arm), Text(parameters, style="dim"))
+    complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
+    lines.add_row(Text("seeds", style="dim"), Text(", ".join(map(str, e.seeds))))
+    if len(e.arms) > 1:
+        lines.add_row(Text("pairs", style="dim"), Text(complete))
+    for pair in c.left_out:
+        lines.add_row(Text("left out", style="red"), Text(f"seed {pair.seed}"), Text(pair.reason))
+    if len(e.arms) == 1:
+        for cell in e.cells:
+            if cell.missing:
+                lines.add_row(Text("left out", style="red"), Text(cell.label), Text(cell.missing))
+    return lines
+
+
+def _table(section: Section, *, words: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", show_edge=False)
+    for index, name in enumerate(section.columns):
+        cells = [row[index] for row in section.rows]
+        verdicts = any(isinstance(cell, str) and cell in VERDICTS for cell in cells)
+        left = index == 0 or verdicts or any(isinstance(cell, Roles) for cell in cells)
+        table.add_column(
+            Text(name),
+            justify="left" if left else "right",
+            no_wrap=not verdicts,
+            min_width=VERDICT if verdicts else None,
+        )
+    for row in section.rows:
+        table.add_row(
+            *(
+                _roles(cell, words) if isinstance(cell, Roles) else Text(cell, style=VERDICTS.get(cell, ""))
+                for cell in row
+            )
+        )
+    return table
+
+
+def _roles(cell: Roles, words: bool) -> Text:
+    """One coloured word or letter per seed; a tie is the letters of its two leaders, or a dot."""
+    text = Text()
+    for role in cell.roles:
+        tie = "/".join(letter(part) for part in role.split("/"))
+        word = f"{role if role in ROLES else tie:<{WORD}}" if cell.words and words else letter(role)
+        text.append(f"{word} ", style=f"bold {colour(role)}" if role in ROLES else "dim")
+    text.rstrip()
+    return text
+
+
+def _bullet(text: Text) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(Text("•", style="dim"), text)
+    return grid

@@ -1,0 +1,126 @@
+"""An experiment's directory, written by hand from the contract: no training, every number known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import schema
+from orchestrator.schema import Config, DataConfig, DomainConfig
+
+DOMAINS = ("code", "facts")
+ROLE_CYCLE = ("hub", "damper", "passthrough", "specialist", "hub/specialist")
+Budget = Callable[[str, int, int], Sequence[float | None]]  # arm, seed, step → saturated positions per layer
+Loss = Callable[[str, int, int, str], float]  # arm, seed, step, domain → nats/token
+
+
+def make_reading(
+    step: int, budget: Sequence[float | None], *, shift: int = 0, chance: float | None = 1.0
+) -> dict[str, Any]:
+    """A forensics result whose saturation counts are `budget` under every reference."""
+    layers = []
+    for index, count in enumerate(budget):
+        role = ROLE_CYCLE[(index + shift) % len(ROLE_CYCLE)]
+        counts = dict.fromkeys(("saturated", "saturated_robust", "saturated_fixed"), count)
+        measures = {
+            "cv": 0.1 * (index + 1), "effective_rank.o": 20.0 + index, "attention_share": 0.4, "head_diversity": None,
+            "momentum_alignment.down": -0.01, **counts, **{f"{name}_expected": chance for name in counts},
+        }  # fmt: skip
+        scores = {"hub": 0.4, "damper": 0.3, "passthrough": 0.2, "specialist": 0.6}
+        layers.append(
+            {"layer": index, "role": role, "role_paper": role, "margin": 0.2, "scores": scores, "evidence": ["+cv"],
+             "coverage": 0.5, "width": 64, "measures": measures}
+        )  # fmt: skip
+    totals = {name: None if None in budget else sum(b for b in budget if b) for name in counts}
+    return {
+        "schema": 1, "definitions": 1, "source": "here", "family": "llama", "step": step, "scoring": "paper",
+        "missing": ["head_diversity"], "layers": layers, "totals": totals, "pathology": [],
+    }  # fmt: skip
+
+
+def flat_loss(arm: str, seed: int, step: int, domain: str) -> float:
+    """Falls with the steps; `variable` ends 0.1 lower, seeds differ a little."""
+    return 5.0 - 0.02 * step + 0.01 * seed - (0.001 * step if arm == "variable" else 0.0) + (domain == "facts")
+
+
+def even_budget(arm: str, seed: int, step: int) -> Sequence[float | None]:
+    return [10.0 + seed] * 4
+
+
+@cache
+def resolved() -> dict[str, Any]:
+    """A whole cell's configuration as `config.yaml` holds it."""
+    config = Config(data=DataConfig(domains={domain: DomainConfig() for domain in DOMAINS}))
+    return yaml.safe_load(schema.to_yaml(config))
+
+
+@pytest.fixture(scope="session")
+def reading() -> Callable[..., dict[str, Any]]:
+    return make_reading
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[..., Path]:
+    """Write an experiment and return its directory; every argument has a plain default."""
+
+    def write(
+        *,
+        arms: Sequence[str] = ("uniform", "variable"),
+        seeds: Sequence[int] = (0, 1),
+        steps: Sequence[int] = (0, 50, 100),
+        read_at: Sequence[int] | None = None,
+        loss: Loss = flat_loss,
+        budget: Budget = even_budget,
+        chance: float | None = 1.0,
+        name: str = "width_ablation",
+        question: str = "Does width decide?",
+    ) -> Path:
+        root = tmp_path / name
+        for arm in arms:
+            for seed in seeds:
+                cell = root / arm / f"seed={seed}"
+                (cell / "forensics").mkdir(parents=True)
+                start = 1.0 if arm == arms[0] else 0.9
+                config = resolved() | {"name": name, "arm": arm, "seed": seed}
+                config["width"] = config["width"] | {"start": start}
+                (cell / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+                records = []
+                for step in steps:
+                    losses = {domain: loss(arm, seed, step, domain) for domain in DOMAINS}
+                    records.append(
+                        {"step": step, "tokens": step * 8, "lr": 1e-3, "loss": 3.0 if step else None, "heldout": losses,
+                         "grad_norm": 1.0, "digest": f"{seed}-{step}", "seconds": float(step), "tokens_per_second": 8.0,
+                         "attempt": 1}
+                    )  # fmt: skip
+                records[-1]["test"] = {domain: loss(arm, seed, steps[-1], domain) + 0.5 for domain in DOMAINS}
+                (cell / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+                for step in steps if read_at is None else read_at:
+                    result = make_reading(step, budget(arm, seed, step), shift=step // 50, chance=chance)
+                    (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(result))
+        spec = {
+            "name": name, "question": question, "arms": {arm: [] for arm in arms}, "seeds": list(seeds),
+            "declared": ["width"], "models": {arm: {"params": 1_000_000 + i} for i, arm in enumerate(arms)},
+        }  # fmt: skip
+        (root / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        return root
+
+    return write
+
+
+@pytest.fixture
+def edit_ledger() -> Callable[[Path, Callable[[list[dict[str, Any]]], Any]], None]:
+    """Change a cell's records in place."""
+
+    def edit(cell: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
+        path = cell / "ledger.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        change(records)
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    return edit

@@ -1,0 +1,234 @@
+"""The whole comparison from a directory alone: tables, figures, report, verdict, summary."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from orchestrator.compare import Comparison, compare, print_summary
+from orchestrator.compare.__main__ import main
+from orchestrator.compare.comparison import compute
+from orchestrator.compare.tables import BUILDERS
+from orchestrator.schema import Config, TrackerConfig, TrackerMode
+from orchestrator.tracker import log_comparison
+
+Write = Callable[..., Path]
+COLUMNS = {  # DESIGN, "Table columns"
+    "role_migration": "arm seed step_from step layer role_from role_to margin_from margin_to changed",
+    "conservation": "arm seed step reference budget expected excess early middle late centre",
+    "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b effective_rank_o_a effective_rank_o_b "
+    "attention_share_a attention_share_b",
+    "paired_eval": "metric domain seed a b delta",
+}
+
+
+def printed(comparison: Comparison, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    print_summary(comparison, console)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "nan" not in text.lower()
+    return text
+
+
+def no_constant(value: str) -> Any:
+    raise AssertionError(f"{value} is not JSON")
+
+
+def verdict_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "comparison/verdict.json").read_text(), parse_constant=no_constant)
+
+
+def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
+    root = experiment()
+    comparison = compare(root)
+    tables = root / "comparison/tables"
+    for name, columns in COLUMNS.items():
+        parquet, text = pd.read_parquet(tables / f"{name}.parquet"), pd.read_csv(tables / f"{name}.csv")
+        assert list(parquet) == list(text) == columns.split()
+        assert len(parquet) == len(text) == len(comparison.tables[name]) > 0
+    layers = pd.read_parquet(tables / "layers.parquet")
+    assert list(layers)[:10] == [
+        "arm", "seed", "step", "layer", "role", "margin",
+        "score_hub", "score_damper", "score_passthrough", "score_specialist",
+    ]  # fmt: skip
+    assert set(layers.columns[10:]) == set(
+        json.loads(next(root.rglob("step_*.json")).read_text())["layers"][0]["measures"]
+    )
+    assert layers["head_diversity"].isna().all()  # absent, not zero
+    assert len(layers) == 2 * 2 * 3 * 4
+    assert layers["step"].dtype == "int64"
+    row = pd.read_parquet(tables / "paired_eval.parquet").query(
+        "metric == 'test_loss' and domain == 'code' and seed == 0"
+    )
+    assert row["delta"].item() == pytest.approx(-0.1)
+
+
+def test_several_arms_share_the_paired_tables(experiment: Write) -> None:
+    root = experiment(arms=("uniform", "variable", "third"))
+    comparison = compute(root)
+    for name in ("flattening", "paired_eval"):
+        assert ["arm", *COLUMNS[name].split()] == list(comparison.tables[name])
+        assert set(comparison.tables[name]["arm"]) == {"variable", "third"}
+    text = printed(comparison)
+    assert "b = variable" in text
+    assert "b = third" in text
+
+
+def test_the_verdict_says_what_was_found(experiment: Write) -> None:
+    root = experiment()
+    compare(root)
+    found = verdict_of(root)
+    assert found["question"] == "Does width decide?"
+    assert found["pairs"] == [{"arm": "variable", "seed": 0}, {"arm": "variable", "seed": 1}]
+    assert set(found["cells"].values()) == {"complete"}
+    primary = found["losses"][0]
+    assert (primary["metric"], primary["domain"], primary["verdict"]) == ("test_loss", "mean", "inconclusive")
+    assert primary["delta"] == pytest.approx(-0.1)
+    assert {(r["metric"], r["domain"]) for r in found["losses"]} == {
+        (m, d) for m in ("test_loss", "validation_loss", "best_validation_loss") for d in ("mean", "code", "facts")
+    }
+    assert [r["reference"] for r in found["conservation"]] == ["saturated_robust", "saturated_fixed", "saturated"]
+    assert found["roles"]["variable"]["1"] == {
+        "step": 100, "roles": ["passthrough", "specialist", "hub/specialist", "hub"],
+    }  # fmt: skip
+    assert any("cannot give p under 0.5" in note for note in found["notes"])
+    assert any("gives 16 of 16 layers a role" in note for note in found["notes"])
+
+
+def test_the_summary_shows_both_arms(experiment: Write) -> None:
+    text = printed(compute(experiment()))
+    for words in ("Does width decide?", "1,000,001 parameters", "Δ = b − a", "−0.1000", "inconclusive",
+                  "64 → 64", "passthrough", "specialist", "10 (1)", "conserved", "verdict.json"):  # fmt: skip
+        assert words in text
+    assert "P S ·" not in text
+
+
+def test_many_seeds_print_letters(experiment: Write) -> None:
+    text = printed(compute(experiment(seeds=range(6))))
+    assert "P P P P P P" in text
+    assert "better" in text
+    assert "Student" not in text
+
+
+def test_a_narrow_terminal_prints_letters(experiment: Write) -> None:
+    assert "passthrough" not in printed(compute(experiment()), width=80).split("Specialist budget")[0]
+
+
+def one_arm(experiment: Write) -> Path:
+    return experiment(arms=("uniform",))
+
+
+def one_failed_arm(experiment: Write) -> Path:
+    root = experiment()
+    for ledger in root.glob("variable/*/ledger.jsonl"):
+        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
+    return root
+
+
+def nothing_started(experiment: Write) -> Path:
+    root = experiment()
+    for file in [*root.rglob("ledger.jsonl"), *root.rglob("step_*.json")]:
+        file.unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (one_arm, ["One arm has nothing to be compared with", "Test loss", "uniform/seed=1", "passthrough"]),
+        (one_failed_arm, ["No pair is complete", "unfinished at step 0", "2 left out"]),
+        (nothing_started, ["No pair is complete", "never started"]),
+        (lambda write: write(seeds=(0,)), ["With 1 pair ", "An interval needs two pairs"]),
+        (lambda write: write(steps=(0,)), ["Layers at step 0"]),
+        (lambda write: write(read_at=()), ["were never read", "not measured"]),
+        (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "because a budget is 0"]),
+        (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
+        (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
+        (lambda write: write(budget=lambda arm, *_: [7.0] * (3 if arm == "uniform" else 5)), ["differ in depth"]),
+    ],
+    ids=[
+        "one_arm", "failed_arm", "nothing_started", "one_seed", "step_0_only", "unread", "zero", "unmeasured",
+        "one_layer", "depths",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_said_is_said(experiment: Write, make: Callable[[Write], Path], expected: list[str]) -> None:
+    root = make(experiment)
+    text = " ".join(printed(compare(root)).split())
+    for words in expected:
+        assert words in text
+    verdict_of(root)
+    assert "NaN" not in (root / "comparison/report.html").read_text().split("</script>", 1)[1]
+    assert set(BUILDERS) == {p.stem for p in (root / "comparison/tables").glob("*.parquet")}
+
+
+def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
+    hostile = "<script>alert(1)<[red]"
+    root = experiment(arms=("uniform", hostile), question="<img src=x onerror=alert(2)> [bold]?")
+    text = printed(compare(root))
+    assert hostile in text
+    assert "[bold]?" in text
+    page = (root / "comparison/report.html").read_text()
+    assert "<img" not in page
+    assert "<script>alert(1)" not in page
+    for figure in (root / "comparison/figures").glob("*.html"):
+        assert "<script>alert(1)" not in figure.read_text()
+
+
+def test_the_report_needs_no_network_and_holds_plotly_once(experiment: Write) -> None:
+    root = experiment()
+    compare(root)
+    page = (root / "comparison/report.html").read_text()
+    assert page.count("plotly.js v") == 1
+    assert 'src="http' not in page
+    assert "<link" not in page.split("</script>", 1)[1]
+    figures = {p.name for p in (root / "comparison/figures").iterdir()}
+    assert figures == {*(f"{name}.html" for name in BUILDERS), "plotly.min.js"}
+    assert 'src="plotly.min.js"' in (root / "comparison/figures/layers.html").read_text()
+    assert page.count("plotly-graph-div") == len(BUILDERS)
+
+
+def test_rebuilding_gives_the_same_files(experiment: Write) -> None:
+    root = experiment()
+    compare(root)
+    first = {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
+    compare(root)
+    assert first == {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
+
+
+def test_the_comparison_is_one_tracked_run(experiment: Write) -> None:
+    root = experiment()
+    config = Config(name="width_ablation", tracker=TrackerConfig(mode=TrackerMode.offline))
+    log_comparison(config, compute(root))
+    (run,) = (root / "comparison/wandb").glob("offline-run-*")
+    leet = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json"]
+    records = [
+        json.loads(line)
+        for line in subprocess.run([*leet, run], capture_output=True, text=True, check=True).stdout.splitlines()
+    ]
+    described = next(record["run"] for record in records if record["type"] == "run")
+    assert (described["job_type"], described["run_group"]) == ("comparison", "width_ablation")
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    logged = {key.split(".")[0] for row in rows for key in row}
+    assert {f"tables/{name}" for name in BUILDERS} | {f"figures/{name}" for name in BUILDERS} <= logged
+    summary = subprocess.run([*leet, "--summary", run], capture_output=True, text=True, check=True).stdout
+    assert json.loads(summary)["summary"]["verdict"]["losses"][0]["verdict"] == "inconclusive"
+
+
+def test_command_line(experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [sys.executable, "-m", "orchestrator.compare", str(experiment())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Does width decide?" in done.stdout
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"{tmp_path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.\n"
+    )

@@ -1,0 +1,128 @@
+"""Budgets along depth against arithmetic done here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.compare.cells import read_experiment
+from orchestrator.compare.conservation import centre, conservation, conserve, distance, flattening, thirds
+from orchestrator.compare.pairs import Pair, pair_up
+
+Write = Callable[..., Path]
+
+
+def pairs_of(root: Path) -> list[Pair]:
+    return pair_up(read_experiment(root))[0]
+
+
+def test_centre_is_the_scaled_mean_depth() -> None:
+    assert centre(np.array([1.0, 1.0, 1.0])) == 0.5
+    assert centre(np.array([0.0, 0.0, 7.0])) == 1.0
+    assert centre(np.array([3.0, 0.0, 0.0, 1.0])) == pytest.approx((0 * 3 + 3 * 1) / 4 / 3)
+    assert centre(np.zeros(5)) is None
+    assert centre(np.array([4.0])) is None
+
+
+def test_thirds_cover_every_layer_once() -> None:
+    assert thirds(np.arange(11.0)) == (0 + 1 + 2 + 3, 4 + 5 + 6 + 7, 8 + 9 + 10)
+    assert thirds(np.array([5.0])) == (5.0, 0.0, 0.0)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.data(), st.integers(2, 12))
+def test_distance_is_the_area_between_cumulative_budgets(data: st.DataObject, depth: int) -> None:
+    counts = st.lists(st.integers(0, 50), min_size=depth, max_size=depth).filter(any)
+    a, b = (np.array(data.draw(counts), dtype=float) for _ in range(2))
+    area = np.abs(np.cumsum(a / a.sum()) - np.cumsum(b / b.sum()))[:-1].sum() / (depth - 1)
+    assert distance(a, b) == pytest.approx(area, abs=1e-12)
+    assert distance(a, np.zeros(depth)) is None
+
+
+def test_rows_are_sums_over_layers(experiment: Write) -> None:
+    root = experiment(budget=lambda *_: [1.0, 2.0, 3.0, 6.0], chance=0.5)
+    rows = conservation(read_experiment(root).cell("uniform", 0))
+    assert len(rows) == 3 * 3  # readings × references
+    assert rows[0] == {
+        "arm": "uniform", "seed": 0, "step": 0, "reference": "saturated_robust", "budget": 12.0, "expected": 2.0,
+        "excess": 10.0, "early": 3.0, "middle": 3.0, "late": 6.0, "centre": pytest.approx((2 + 6 + 18) / 12 / 3),
+    }  # fmt: skip
+
+
+def test_equal_budgets_that_moved_are_conserved(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        early = [40.0 + seed, 20.0, 10.0, 0.0]
+        return early if arm == "uniform" else early[::-1]
+
+    found = conserve("variable", pairs_of(experiment(seeds=range(6), budget=budget)), "saturated_robust")
+    assert (found.verdict, found.ratio, found.n) == ("conserved", pytest.approx(1.0), 6)
+    assert found.centre_a is not None
+    assert found.centre_b == pytest.approx(1.0 - found.centre_a)
+    assert found.chance_ratio == 1.0
+
+
+def test_a_halved_budget_is_not_conserved(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [(80.0 if arm == "uniform" else 40.0) + seed] * 4
+
+    found = conserve("variable", pairs_of(experiment(seeds=range(7), budget=budget)), "saturated_fixed")
+    assert found.verdict == "not conserved"
+    logs = [np.log((40 + s) / (80 + s)) for s in range(7)]
+    assert found.ratio == pytest.approx(np.exp(np.mean(logs)))
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.ratio < found.high < 0.8
+    assert found.method == "BCa bootstrap"
+
+
+def test_scattered_ratios_are_inconclusive(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [40.0 * (1.0 if arm == "uniform" else 2.0 ** (seed - 1))] * 4
+
+    found = conserve("variable", pairs_of(experiment(seeds=(0, 1, 2), budget=budget)), "saturated_robust")
+    assert (found.verdict, found.method) == ("inconclusive", "Student t")
+
+
+@pytest.mark.parametrize(
+    ("budget", "chance", "verdict", "words"),
+    [
+        ([0.0] * 4, 0.0, "no larger than chance", "because a budget is 0: 0, 1."),
+        ([0.0] * 4, 2.0, "no larger than chance", "The budget of a and of b is no larger than chance gives."),
+        ([3.0] * 4, 3.0, "no larger than chance", "The budget of a and of b"),
+        ([30.0] * 4, None, "conserved", "The count expected by chance was not measured."),
+        ([None] * 4, 1.0, "not measured", "No pair has a reading"),
+    ],
+)
+def test_budgets_about_which_nothing_can_be_said(
+    experiment: Write, budget: list[Any], chance: float | None, verdict: str, words: str
+) -> None:
+    found = conserve("variable", pairs_of(experiment(budget=lambda *_: budget, chance=chance)), "saturated_robust")
+    assert found.verdict == verdict
+    assert words in found.sentence
+
+
+def test_one_pair_has_a_ratio_but_no_interval(experiment: Write) -> None:
+    found = conserve("variable", pairs_of(experiment(seeds=(0,))), "saturated_robust")
+    assert (found.ratio, found.low, found.verdict) == (1.0, None, "inconclusive")
+    assert "needs two pairs" in found.sentence
+
+
+def test_flattening_sets_equal_steps_side_by_side(experiment: Write) -> None:
+    root = experiment(seeds=(0,))
+    (root / "variable/seed=0/forensics/step_00000050.json").unlink()
+    rows = flattening(pairs_of(root)[0])
+    assert [(r["step"], r["layer"]) for r in rows] == [(s, layer) for s in (0, 100) for layer in range(4)]
+    assert rows[1]["flattening"] == pytest.approx(1.0)
+    assert (rows[1]["saturated_a"], rows[1]["effective_rank_o_b"]) == (10.0, 21.0)
+
+
+def test_unequal_depths_are_not_set_side_by_side(experiment: Write) -> None:
+    root = experiment(budget=lambda arm, *_: [9.0] * (4 if arm == "uniform" else 6))
+    assert flattening(pairs_of(root)[0]) == []
+    assert conserve("variable", pairs_of(root), "saturated_robust").ratio == pytest.approx(6 / 4)

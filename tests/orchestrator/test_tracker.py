@@ -1,0 +1,298 @@
+"""The tracker against real W&B, offline: what it wrote is read back by W&B's own reader."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import tracker
+from orchestrator.errors import UserError
+from orchestrator.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
+from orchestrator.tracker import Tracker
+
+WANDB = Path(sys.executable).with_name("wandb")
+
+
+def config_of(mode: TrackerMode, seed: int = 3) -> Config:
+    domains = {"code": DomainConfig(), "facts": DomainConfig()}
+    return Config(
+        name="width", arm="uniform", seed=seed, data=DataConfig(domains=domains), tracker=TrackerConfig(mode=mode)
+    )
+
+
+def record(step: int) -> dict[str, Any]:
+    return {
+        "step": step, "tokens": step * 64, "lr": 1e-3, "loss": 3.0 - step / 100 if step else None, "digest": "ab",
+        "heldout": {"code": 3.5, "facts": 4.5}, "seconds": 1.5, "tokens_per_second": 64.0, "attempt": 1,
+        "sidecar": {"decay": {"reward": 0.25}},
+    }  # fmt: skip
+
+
+def reading(step: int) -> dict[str, Any]:
+    roles = ("hub", "specialist", "damper/hub")
+    scores = {"hub": 0.6, "damper": 0.4, "passthrough": 0.3, "specialist": 0.5}
+    measures = {"cv": 0.5 + step, "saturated_robust_expected": 1.0, "effective_rank.o": 9.0, "attention_share": None}
+    layers = [
+        {
+            "layer": i,
+            "role": role,
+            "margin": 0.1,
+            "scores": scores,
+            "measures": measures | {"saturated_robust": i},
+        }
+        for i, role in enumerate(roles)
+    ]
+    totals = {"saturated_robust": 3.0, "saturated_fixed": None}
+    return {"step": step, "scoring": "paper", "layers": layers, "totals": totals, "pathology": []}
+
+
+def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
+    (cell / "forensics").mkdir(parents=True)
+    (cell / "ledger.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
+    for step in steps:
+        (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step)))
+    return cell
+
+
+def inspect(run: Path) -> list[dict[str, Any]]:
+    """Every record of a run's log, as `wandb leet inspect --json` prints them."""
+    done = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def of_kind(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [r[kind] for r in records if r["type"] == kind]
+
+
+def rows_with(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+    return [h["item"] for h in of_kind(records, "history") if key in h["item"]]
+
+
+def runs_of(cell: Path) -> list[Path]:
+    return sorted((cell / "wandb").glob("offline-run-*"))
+
+
+def services() -> list[int]:
+    """Process ids of the W&B services that this process started."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # gone meanwhile
+            continue
+        if name.startswith("wandb-core") and int(rest.split()[1]) == os.getpid():
+            found.append(int(status.parent.name))
+    return found
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the tracker said; W&B's own log goes to its own file."""
+    return [r.message for r in caplog.records if r.name == "orchestrator.tracker"]
+
+
+@pytest.fixture
+def cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cell on disk, in a working directory and a home that must stay empty."""
+    for name in ("home", "cwd"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "cwd")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, "")  # what the tracker sets is taken back after the test
+        monkeypatch.delenv(name)
+    return write_cell(tmp_path / "width/uniform/seed=3")
+
+
+def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
+    config = config_of(TrackerMode.offline)
+    found = Tracker(config)
+    found.start(cell, [record(0), record(10)])  # as after a restart at step 10
+    for step in (0, 10):
+        found.forensics(reading(step))
+    found.log(record(10))  # again: sent already
+    found.log(record(20))
+    found.forensics(reading(20))
+    found.alert("title", "text")
+    found.finish()
+    (run,) = runs_of(cell)
+    records = inspect(run)
+
+    (described,) = of_kind(records, "run")[:1]
+    assert described["run_id"] == tracker.run_id(config)
+    assert (described["project"], described["run_group"], described["job_type"]) == ("layer-roles", "width", "train")
+    assert described["display_name"] == "width/uniform/seed=3"
+    assert described["tags"] == ["uniform", "seed=3"]
+    logged = described["config"]["update"]
+    assert logged["optim"]["lr"] == config.optim.lr
+    assert logged["data"]["domains"]["facts"]["source"] == "builtin"
+    assert logged["tracker"]["mode"] == "offline"
+
+    axes = {m["glob_name"]: m["step_metric"] for m in of_kind(records, "metric") if "glob_name" in m}
+    assert axes == {f"{g}/*": "step" for g in ("train", "heldout", "test", "sidecar", "time")} | {
+        "forensics/*": "forensics/step"
+    }
+    train = rows_with(records, "train/lr")
+    assert [row["step"] for row in train] == [0, 10, 20]
+    assert "train/loss" not in train[0]
+    assert (train[2]["train/loss"], train[2]["heldout/facts"], train[2]["sidecar/decay/reward"]) == (2.8, 4.5, 0.25)
+    layers = rows_with(records, "forensics/roles/hub")
+    assert [row["forensics/step"] for row in layers] == [0, 10, 20]
+    assert not any("step" in row for row in layers)
+    last = layers[-1]
+    counts = {role: last[f"forensics/roles/{role}"] for role in ("hub", "damper", "passthrough", "specialist", "tie")}
+    assert counts == {"hub": 1, "damper": 0, "passthrough": 0, "specialist": 1, "tie": 1}
+    assert last["forensics/score_specialist/layer_01"] == 0.5
+    assert last["forensics/cv/layer_02"] == 20.5
+    assert last["forensics/centre/saturated_robust"] == pytest.approx((1 * 0.5 + 2 * 1.0) / 3)
+    assert last["forensics/saturated_robust"] == 3
+    assert "forensics/saturated_fixed" not in last
+
+    assert [a["title"] for a in of_kind(records, "alert")] == ["title"]
+    assert of_kind(records, "exit")[-1].get("exit_code", 0) == 0
+    (row,) = rows_with(records, "tables/role_migration._type")
+    assert row["tables/role_migration.log_mode"] == "IMMUTABLE"
+    table = json.loads((run / "files" / row["tables/role_migration.path"]).read_text())
+    assert table["columns"] == (
+        "arm seed step_from step layer role_from role_to margin_from margin_to changed".split()  # noqa: SIM905
+    )
+    assert table["data"][0] == ["uniform", 3, 0, 10, 0, "hub", "hub", 0.1, 0.1, False]
+    table = json.loads((run / "files" / row["tables/conservation.path"]).read_text())
+    assert table["columns"][3:6] == ["reference", "budget", "expected"]
+    assert table["data"][0][3:] == ["saturated_robust", 3.0, 3.0, 0.0, 0.0, 1.0, 2.0, pytest.approx(5 / 6)]
+
+    assert not list((tmp_path / "home").rglob("*"))
+    assert not list((tmp_path / "cwd").iterdir())
+    assert all(path.resolve().is_relative_to(cell) for path in cell.rglob("*") if path.is_symlink())
+
+
+def test_every_attempt_has_the_same_id_and_all_rows(cell: Path) -> None:
+    config = config_of(TrackerMode.offline)
+    for steps in ((0,), (0, 10, 20)):
+        found = Tracker(config)
+        found.start(cell, [record(step) for step in steps])
+        found.finish()
+    assert len(runs_of(cell)) == 2
+    assert {log.name for log in cell.rglob("*.wandb")} == {f"run-{tracker.run_id(config)}.wandb"}
+    assert sorted(len(rows_with(inspect(run), "train/lr")) for run in runs_of(cell)) == [1, 3]
+    assert tracker.run_id(config) != tracker.run_id(config_of(TrackerMode.offline, seed=4))
+    assert tracker.run_id(config) != tracker.run_id(config, "comparison")
+
+
+def test_off_writes_nothing(cell: Path) -> None:
+    before = sorted(cell.rglob("*"))
+    found = Tracker(config_of(TrackerMode.off))
+    found.start(cell, [record(0)])
+    found.log(record(10))
+    found.forensics(reading(0))
+    found.alert("a", "b")
+    found.finish()
+    assert sorted(cell.rglob("*")) == before
+
+
+def test_a_killed_service_is_one_warning(cell: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = Tracker(config_of(TrackerMode.offline))
+    found.start(cell, [record(0)])
+    (service,) = services()
+    os.kill(service, signal.SIGKILL)
+    with caplog.at_level(logging.WARNING):
+        for step in range(10, 200, 10):
+            found.log(record(step))
+            found.forensics(reading(step))
+        found.alert("title", "text")
+        found.finish()
+    said = "W&B tracking ends here (ConnectionResetError: Connection lost); everything is in the ledger."
+    assert warnings(caplog) == [said]
+
+    again = Tracker(config_of(TrackerMode.offline, seed=4))  # the next cell of this process is not harmed
+    again.start(cell, [record(0)])
+    again.finish()
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_killed_service_leaves_no_trace_at_exit(cell: Path) -> None:
+    program = f"""
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{str(Path(__file__).parent)!r}]
+from test_tracker import Tracker, TrackerMode, config_of, record, services
+tracker = Tracker(config_of(TrackerMode.offline))
+tracker.start(Path({str(cell)!r}), [record(0)])
+os.kill(services()[0], signal.SIGKILL)
+for step in range(10, 100):
+    tracker.log(record(step))
+tracker.finish()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "everything is in the ledger" in done.stderr
+
+
+def bad_row(found: Tracker, cell: Path) -> None:
+    found.start(cell, [])
+    found.log({"step": 1, "loss": object()})
+
+
+def bad_table(found: Tracker, cell: Path) -> None:
+    found.start(cell, [])
+    (cell / "forensics/step_00000010.json").write_text("{")
+    found.finish()
+
+
+def unusable_directory(found: Tracker, cell: Path) -> None:
+    (cell / "wandb").write_text("a file")
+    found.start(cell, [record(0)])
+
+
+@pytest.mark.parametrize("harm", [bad_row, bad_table, unusable_directory])
+def test_other_failures_are_one_warning_too(
+    cell: Path, caplog: pytest.LogCaptureFixture, harm: Callable[[Tracker, Path], None]
+) -> None:
+    found = Tracker(config_of(TrackerMode.offline))
+    with caplog.at_level(logging.WARNING):
+        harm(found, cell)
+        found.log(record(20))
+        found.finish()
+    (warning,) = warnings(caplog)
+    assert warning.startswith("W&B tracking ends here")
+
+
+def call_check(home: Path, **environment: str) -> tuple[int, str]:
+    """`tracker.check` for mode online in a process with nothing but `environment`."""
+    program = (
+        "from orchestrator import tracker; from orchestrator.schema import *\n"
+        "try: tracker.check(Config(tracker=TrackerConfig(mode=TrackerMode.online)))\n"
+        "except Exception as e: print(type(e).__name__, e); raise SystemExit(2)"
+    )
+    env = {"HOME": str(home), "PATH": os.environ["PATH"], **environment}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_online_needs_a_key_before_anything_is_trained(tmp_path: Path) -> None:
+    code, said = call_check(tmp_path)
+    assert code == 2
+    assert said.startswith("UserError tracker=online found no API key")
+    assert len(said.strip().splitlines()) == 1
+    assert call_check(tmp_path, WANDB_API_KEY="short")[1].startswith("UserError tracker=online cannot log in")
+    assert call_check(tmp_path, WANDB_API_KEY="0123456789" * 4) == (0, "")
+
+
+def test_offline_and_off_need_no_key(cell: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker.check(config_of(TrackerMode.offline))
+    tracker.check(config_of(TrackerMode.off))
+    monkeypatch.setattr(sys, "path", [])  # no package can be found any more
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(UserError, match="tracker=offline needs wandb, which is not installed"):
+        tracker.check(config_of(TrackerMode.offline))
+    tracker.check(config_of(TrackerMode.off))
