@@ -71,8 +71,9 @@ def run(overrides: Sequence[str], *, swept: bool, console: Console) -> int:
     for config in experiment.arms.values():
         launch.check(config)
     tracker.check(experiment.config)
-    for config in experiment.arms.values():
-        prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    with console.status("Preparing the data"):
+        for config in experiment.arms.values():
+            prepare(config.data, config.model.vocab_size, config.train.seq_len)
     open_directory(experiment)
     ran = launch.launch(experiment, console)
     if not ran:

@@ -100,7 +100,7 @@ def damage(path: Path) -> str | None:
 
 def newest(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and a sentence for every newer one that is not."""
-    warnings = []
+    warnings: list[str] = []
     for path in reversed(saved(directory)):
         reason = damage(path)
         if reason is None:

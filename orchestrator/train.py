@@ -132,7 +132,8 @@ class Run:
     def save(self) -> Path:
         """Write the checkpoint of this step."""
         self.check_health()
-        tensors = {"model": dict(self.model.named_parameters()), "optimizer": self.optimizer.tensors()}
+        model: dict[str, Tensor] = dict(self.model.named_parameters())
+        tensors = {"model": model, "optimizer": self.optimizer.tensors()}
         state = {
             "schema": 1,
             "step": self.step,

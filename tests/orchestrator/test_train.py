@@ -181,6 +181,20 @@ def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_pat
     assert [r["loss"] for r in second[1:]] == pytest.approx([r["loss"] for r in first[1:]], rel=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_in_bf16_masters_stay_fp32_and_resume_goes_on(small: list[str], tmp_path: Path) -> None:
+    cell = new_cell([*small, "train.device=cuda"], tmp_path)
+    with pytest.raises(Crash):
+        train(cell, CrashAt(7))
+    assert train_cell(cell.directory)
+    newest, _ = checkpoint.newest(cell.directory / "checkpoints")
+    assert newest is not None
+    tensors = checkpoint.read_tensors(newest, "model") | checkpoint.read_tensors(newest, "optimizer")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}
+    assert [r["step"] for r in rows(cell)] == [0, 2, 4, 6, 8, 10, 12]
+
+
 def test_training_learns(small: list[str], tmp_path: Path) -> None:
     cell = new_cell(
         [*small, "train.steps=80", "optim.lr=0.01", "forensics.every=80", "train.checkpoint_every=80"],
