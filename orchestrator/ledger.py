@@ -35,22 +35,20 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def last(path: Path) -> Record | None:
-    """The newest whole record, reading no more of the file's end than it takes."""
+def tail(path: Path, block: int = 65536) -> list[Record]:
+    """The newest whole records, in order: those in the last `block` bytes, and at least one if there is any."""
     if not path.exists():
-        return None
+        return []
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        block = 4096
-        while True:
-            start = max(0, size - block)
-            file.seek(start)
-            lines = file.read(size - start).split(b"\n")[:-1]  # what follows the last newline is not whole
-            if len(lines) > 1 or (lines and start == 0):
-                return json.loads(lines[-1])
-            if start == 0:
-                return None
-            block *= 4
+        start = max(0, size - block)
+        file.seek(start)
+        lines = file.read(size - start).split(b"\n")[:-1]  # what follows the last newline is not whole
+    if start > 0:
+        lines = lines[1:]  # neither is the first, which the block cuts
+        if not lines:
+            return tail(path, 4 * block)
+    return [json.loads(line) for line in lines]
 
 
 def append(path: Path, record: Record) -> None:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -32,7 +33,7 @@ class CellStatus:
     steps: int
     loss: float | None  # training loss, nats/token
     heldout: float | None  # mean over domains of the newest held-out loss, nats/token
-    tokens_per_second: float | None
+    left: float | None  # seconds to its last step, at the pace so far
     reason: str
 
 
@@ -76,7 +77,10 @@ def cell_dirs(experiment_dir: Path) -> list[Path]:
 def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
     """What is known of one cell, given the manifest's last word on it."""
     config = schema.load(cell_dir / "config.yaml")
-    record = ledger.last(cell_dir / "ledger.jsonl") or {}
+    records = ledger.tail(cell_dir / "ledger.jsonl")
+    record = records[-1] if records else {}
+    heldout = next((r["heldout"] for r in reversed(records) if "heldout" in r), None)
+    step, steps = record.get("step", 0), config.train.steps
     if entry and entry.state == "running":
         with held(cell_lock(cell_dir), wait=False) as free:
             # a process leaves its last word before its lock: what it may have said since counts
@@ -85,16 +89,15 @@ def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
     else:
         lost = False
     state = "lost" if lost else entry.state if entry else "next"
-    heldout = record.get("heldout")
     return CellStatus(
         cell=f"{cell_dir.parent.name}/{cell_dir.name}",
         state=state,
         attempt=entry.attempt if entry else 0,
-        step=record.get("step", 0),
-        steps=config.train.steps,
+        step=step,
+        steps=steps,
         loss=record.get("loss"),
         heldout=sum(heldout.values()) / len(heldout) if heldout else None,
-        tokens_per_second=record.get("tokens_per_second"),
+        left=record["seconds"] / step * (steps - step) if step else None,
         reason=entry.reason if entry else "",
     )
 
@@ -110,28 +113,26 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     return [status_of(path, last.get(f"{path.parent.name}/{path.name}")) for path in cells]
 
 
-def table(statuses: Sequence[CellStatus]) -> Table:
-    """The cells as a table with progress bars."""
+def table(statuses: Sequence[CellStatus]) -> Group:
+    """The cells as a table with progress bars, and below it what there is to say of any of them."""
     result = Table(box=None, pad_edge=False, header_style="dim")
     for header in ("cell", "state"):
         result.add_column(header, no_wrap=True)
-    result.add_column("progress", width=16)
-    for header in ("step", "loss", "held-out", "tokens/s"):
+    result.add_column("progress", width=12)
+    for header in ("step", "loss", "held-out", "left"):
         result.add_column(header, justify="right", no_wrap=True)
-    result.add_column("", overflow="fold")
     for s in statuses:
-        style = _STYLES.get(s.state, "dim")
         result.add_row(
             escape(s.cell),
-            f"[{style}]{s.state}[/]",
-            ProgressBar(total=s.steps, completed=s.step, width=16),
+            f"[{_STYLES.get(s.state, 'dim')}]{s.state}[/]",
+            ProgressBar(total=s.steps, completed=s.step, width=12),
             f"{s.step}/{s.steps}",
             "" if s.loss is None else f"{s.loss:.3f}",
             "" if s.heldout is None else f"{s.heldout:.3f}",
-            f"{s.tokens_per_second:,.0f}" if s.state == "running" and s.tokens_per_second else "",
-            f"[{style}]{escape(s.reason)}[/]",
+            f"{timedelta(seconds=round(s.left))}" if s.state == "running" and s.left is not None else "",
         )
-    return result
+    reasons = [f"[{_STYLES.get(s.state, 'dim')}]{escape(s.cell)}[/]: {escape(s.reason)}" for s in statuses if s.reason]
+    return Group(result, *reasons)
 
 
 def line(status: CellStatus) -> str:

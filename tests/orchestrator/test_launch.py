@@ -41,7 +41,8 @@ def cell_process(directory: Path, cell: str) -> int | None:
 
 
 def step_reached(directory: Path, cell: str, step: int) -> Callable[[], bool]:
-    return lambda: (ledger.last(directory / cell / "ledger.jsonl") or {"step": -1})["step"] >= step
+    path = directory / cell / "ledger.jsonl"
+    return lambda: any(record["step"] >= step for record in ledger.tail(path))
 
 
 def final_weights(directory: Path) -> dict[str, str]:
