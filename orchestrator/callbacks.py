@@ -5,45 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from orchestrator import checkpoint, forensics, ledger
 from orchestrator.errors import UserError
+from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
 from sidecar import Sidecar
-
-if TYPE_CHECKING:
-    from orchestrator.train import Run
-
-
-class Callback:
-    """Something that happens beside the updates. Callbacks are called in the order of their list."""
-
-    def start(self, run: Run) -> None:
-        """Before the loop, on a fresh and on a resumed run."""
-
-    def before_update(self, run: Run) -> None:
-        """Before the update that follows `run.step`."""
-
-    def after_step(self, run: Run) -> None:
-        """After every update, and once at step 0 of a fresh run. May add to `run.record`."""
-
-    def finish(self, run: Run) -> None:
-        """After the loop, when the run is done or stopped."""
-
-    def fail(self, run: Run, reason: str) -> None:
-        """After the loop, when an error ended it."""
-
-    def state(self) -> dict[str, Any]:
-        """What must survive a restart, as JSON."""
-        return {}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
 
 
 def callbacks_for(config: Config) -> list[Callback]:

@@ -1,4 +1,7 @@
-"""Cells become jobs: submitted through submitit, watched, recorded in the manifest, resumed by running again."""
+"""Cells become jobs: submitted through submitit, watched, recorded in the manifest, resumed by running again.
+
+`python -m orchestrator.launch CELL_DIR` runs or resumes one cell in this process, as a job would.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +209,20 @@ _ENGINES: dict[LauncherKind, Callable[[Experiment, list[Cell], Console], None]] 
     LauncherKind.local: _run_processes,
     LauncherKind.debug: _run_here,
 }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
+    paths = sys.argv[1:] if arguments is None else arguments
+    if len(paths) != 1 or not (Path(paths[0]) / "config.yaml").is_file():
+        print("usage: python -m orchestrator.launch CELL_DIR (a directory with a config.yaml)", file=sys.stderr)
+        return 2
+    path = Path(paths[0]).resolve()
+    state = run_job(str(path))
+    if state == "failed":
+        print(Manifest(path.parents[1]).last()[f"{path.parent.name}/{path.name}"].reason, file=sys.stderr)
+    return {"done": 0, "stopped": 130}.get(state, 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

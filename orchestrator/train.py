@@ -1,32 +1,19 @@
-"""One cell: a training loop whose periodic work is callbacks.
-
-`python -m orchestrator.train CELL_DIR` runs or resumes one cell by itself.
-"""
+"""One cell: the training loop, whose periodic work is callbacks."""
 
 from __future__ import annotations
 
-import hashlib
-import math
 import signal
-import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from models.transformer import Decoder, init_weights
-from orchestrator import checkpoint, ledger, schema
-from orchestrator.callbacks import Callback, callbacks_for
-from orchestrator.data import prepare
-from orchestrator.errors import UserError
-from orchestrator.experiment import decoder_spec
-from orchestrator.optim import DecoupledAdamW, learning_rate
-from orchestrator.schema import Config, Device, Precision
+from orchestrator import checkpoint, schema
+from orchestrator.callbacks import callbacks_for
+from orchestrator.run import Run
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
@@ -49,169 +36,12 @@ class StopSignal(AbstractContextManager["StopSignal"]):
         self.received = signal.Signals(number).name
 
 
-class Run:
-    """Everything that makes up one training run; `state` and `resume` are its whole memory.
-
-    Masters are fp32. Randomness comes from named streams that are functions of (seed, name, step), so that
-    beside weights and moments a restart needs only the step and what callbacks remember.
-    """
-
-    def __init__(self, config: Config, cell_dir: Path, attempt: int, callbacks: Sequence[Callback]) -> None:
-        self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
-        self.device = _device(config.train.device)
-        self.autocast = _autocast(config.train.precision, self.device)
-        self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-        self.spec = decoder_spec(config)
-        self.model = Decoder(self.spec)
-        init_weights(self.model, config.seed)
-        self.model.to(self.device)
-        self.loss = torch.compile(self.model.loss) if config.train.compile else self.model.loss
-        self.optimizer = DecoupledAdamW(self.model, config.optim)
-        self.step = 0
-        self.tokens = 0
-        self.seconds = 0.0
-        self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
-        self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) of the last recorded steps
-        self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
-        self.grad_norm = torch.zeros((), device=self.device)
-        self.record: ledger.Record = {}
-        self.lr = 0.0
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.cell_dir / "checkpoints"
-
-    @property
-    def last_step(self) -> int:
-        return self.config.train.steps
-
-    def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and always first and last, happens now."""
-        return self.step % every == 0 or self.step == self.last_step
-
-    def update(self) -> None:
-        """One optimizer step on the batch that belongs to it."""
-        train = self.config.train
-        rows = self.corpus.batch(self.config.seed, self.step, train.batch_size)  # [B, T+1]
-        self.digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
-        rows = rows.to(self.device, non_blocking=True)
-        micro = train.micro_batch_size or train.batch_size
-        self.optimizer.zero_grad()
-        self.train_loss.zero_()
-        for part in rows.split(micro):
-            with self.autocast:
-                loss = self.loss(part)
-            share = len(part) / train.batch_size
-            (loss * share).backward()
-            self.train_loss += loss.detach().double() * share
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        self.lr = learning_rate(self.config.optim, self.step, train.steps)
-        self.optimizer.step(self.lr)
-        self.step += 1
-        self.tokens += rows[:, 1:].numel()
-
-    @torch.no_grad()
-    def heldout_loss(self, rows: Tensor) -> float:
-        """Mean loss over `rows` [n, T+1], in nats per token."""
-        size = max(self.config.train.batch_size, 16)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with self.autocast:
-            for part in rows.split(size):
-                total += self.model.loss(part.to(self.device), reduction="none").double().sum()
-        return total.item() / rows[:, 1:].numel()
-
-    def check_health(self) -> None:
-        """Raise `UserError` once the loss or the gradient has left the finite numbers."""
-        for what, value in (("training loss", self.train_loss), ("gradient norm", self.grad_norm)):
-            if not math.isfinite(value.item()):
-                raise UserError(
-                    f"The {what} became {value.item()} at step {self.step}: lower optim.lr or optim.clip; "
-                    "the checkpoints before it stand."
-                )
-
-    def save(self) -> Path:
-        """Write the checkpoint of this step."""
-        self.check_health()
-        model: dict[str, Tensor] = dict(self.model.named_parameters())
-        tensors = {"model": model, "optimizer": self.optimizer.tensors()}
-        state = {
-            "schema": 1,
-            "step": self.step,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "digest": self.digest,
-            "data": self.corpus.digest,
-            "name": self.config.name,
-            "arm": self.config.arm,
-            "seed": self.config.seed,
-            "spec": self.spec.to_dict(),
-            "optim": {"beta1": self.config.optim.beta1, "beta2": self.config.optim.beta2},
-            "trace": self.trace,
-            "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
-        }
-        return checkpoint.save(self.checkpoints, self.step, tensors, state)
-
-    def resume(self) -> list[str]:
-        """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
-        path, warnings = checkpoint.newest(self.checkpoints)
-        for newer in checkpoint.saved(self.checkpoints):
-            if path is None or newer > path:
-                checkpoint.set_aside(newer)
-        if path is None:
-            ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
-            return warnings
-        state = checkpoint.read_state(path)
-        if state["data"] != self.corpus.digest:
-            raise UserError(
-                f"{path} was trained on other data than is there now: restore the data, or choose another name."
-            )
-        self.model.load_state_dict(checkpoint.read_tensors(path, "model"))
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.digest, self.trace = state["digest"], state["trace"]
-        self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
-        for callback in self.callbacks:
-            callback.load(state["callbacks"].get(type(callback).__name__, {}))
-        ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
-        return warnings
-
-    def run(self, stop: StopSignal) -> bool:
-        """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
-        try:
-            self._train(stop)
-        except Exception as error:
-            for callback in self.callbacks:
-                callback.fail(self, str(error))
-            raise
-        for callback in self.callbacks:
-            callback.finish(self)
-        return self.step == self.last_step
-
-    def _train(self, stop: StopSignal) -> None:
-        fresh = not checkpoint.saved(self.checkpoints)
-        for callback in self.callbacks:
-            callback.start(self)
-        if fresh:
-            self._after_step()
-        while self.step < self.last_step and stop.received is None:
-            started = time.perf_counter()
-            for callback in self.callbacks:
-                callback.before_update(self)
-            self.update()
-            self.seconds += time.perf_counter() - started
-            self._after_step()
-        if stop.received is not None:
-            self.save()
-
-    def _after_step(self) -> None:
-        self.record = {}
-        for callback in self.callbacks:
-            callback.after_step(self)
-
-
-def train_cell(cell_dir: Path, attempt: int = 1, on_resume: Any = None) -> bool:
+def train_cell(
+    cell_dir: Path, attempt: int = 1, on_start: Callable[[int, list[str]], None] = lambda step, warnings: None
+) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
-    `on_resume(step, warnings)` hears where it goes on and which checkpoints were damaged.
+    `on_start(step, warnings)` hears where it begins and which checkpoints were damaged.
     """
     config = schema.load(cell_dir / "config.yaml")
     torch.set_num_threads(config.train.threads)
@@ -219,37 +49,41 @@ def train_cell(cell_dir: Path, attempt: int = 1, on_resume: Any = None) -> bool:
     with StopSignal() as stop:
         run = Run(config, cell_dir, attempt, callbacks_for(config))
         warnings = run.resume()
-        if on_resume is not None:
-            on_resume(run.step, warnings)
-        return run.run(stop)
+        on_start(run.step, warnings)
+        return train(run, stop)
 
 
-def _device(device: Device) -> torch.device:
-    if device == Device.auto:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device == Device.cuda and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
-    return torch.device(device.value)
-
-
-def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
-    if precision == Precision.bf16 or (precision == Precision.auto and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one cell in this process."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) != 1:
-        print("usage: python -m orchestrator.train CELL_DIR", file=sys.stderr)
-        return 2
+def train(run: Run, stop: StopSignal) -> bool:
+    """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
     try:
-        return 0 if train_cell(Path(paths[0])) else 130
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        _loop(run, stop)
+    except Exception as error:
+        for callback in run.callbacks:
+            callback.fail(run, str(error))
+        raise
+    for callback in run.callbacks:
+        callback.finish(run)
+    return run.step == run.last_step
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _loop(run: Run, stop: StopSignal) -> None:
+    fresh = not checkpoint.saved(run.checkpoints)
+    for callback in run.callbacks:
+        callback.start(run)
+    if fresh:
+        _after_step(run)
+    while run.step < run.last_step and stop.received is None:
+        started = time.perf_counter()
+        for callback in run.callbacks:
+            callback.before_update(run)
+        run.update()
+        run.seconds += time.perf_counter() - started
+        _after_step(run)
+    if stop.received is not None:
+        run.save()
+
+
+def _after_step(run: Run) -> None:
+    run.record = {}
+    for callback in run.callbacks:
+        callback.after_step(run)

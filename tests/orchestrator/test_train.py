@@ -16,10 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import checkpoint, ledger
 from orchestrator.__main__ import CONF, compose
-from orchestrator.callbacks import Callback, callbacks_for
+from orchestrator.callbacks import callbacks_for
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, experiment_of, open_directory
-from orchestrator.train import Run, StopSignal, train_cell
+from orchestrator.run import Callback, Run
+from orchestrator.train import StopSignal, train, train_cell
 
 TIMINGS = {"seconds", "tokens_per_second", "attempt"}
 
@@ -54,11 +55,11 @@ def new_cell(overrides: Sequence[str], root: Path) -> Cell:
     return experiment.cells[0]
 
 
-def train(cell: Cell, *extra: Callback) -> bool:
+def run_with(cell: Cell, *extra: Callback) -> bool:
     with StopSignal() as stop:
         run = Run(cell.config, cell.directory, 1, [*callbacks_for(cell.config), *extra])
         run.resume()
-        return run.run(stop)
+        return train(run, stop)
 
 
 def fingerprints(cell: Cell) -> dict[str, str]:
@@ -91,7 +92,7 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     cell = new_cell(small, tmp_path)
     for step in crashes:
         with pytest.raises(Crash):
-            train(cell, CrashAt(step))
+            run_with(cell, CrashAt(step))
     assert train_cell(cell.directory)
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
@@ -119,7 +120,7 @@ def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
     whole: Cell, small: list[str], tmp_path: Path, number: int
 ) -> None:
     cell = new_cell(small, tmp_path)
-    assert train(cell, SignalAt(5, number)) is False
+    assert run_with(cell, SignalAt(5, number)) is False
     newest, warnings = checkpoint.newest(cell.directory / "checkpoints")
     assert newest is not None
     assert checkpoint.step_of(newest) == 5
@@ -135,7 +136,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
 ) -> None:
     cell = new_cell(small, tmp_path)
     with pytest.raises(Crash):
-        train(cell, CrashAt(9))
+        run_with(cell, CrashAt(9))
     damaged = checkpoint.path_of(cell.directory / "checkpoints", 8) / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
     heard: list[tuple[int, list[str]]] = []
@@ -163,7 +164,7 @@ def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_
     files = [*small, "data=files", f"data.domains.text.path={text}"]
     cell = new_cell(files, tmp_path)
     with pytest.raises(Crash):
-        train(cell, CrashAt(5))
+        run_with(cell, CrashAt(5))
     text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
     with pytest.raises(UserError, match="was trained on other data"):
         train_cell(cell.directory)
@@ -186,7 +187,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_pat
 def test_on_a_gpu_in_bf16_masters_stay_fp32_and_resume_goes_on(small: list[str], tmp_path: Path) -> None:
     cell = new_cell([*small, "train.device=cuda"], tmp_path)
     with pytest.raises(Crash):
-        train(cell, CrashAt(7))
+        run_with(cell, CrashAt(7))
     assert train_cell(cell.directory)
     newest, _ = checkpoint.newest(cell.directory / "checkpoints")
     assert newest is not None

@@ -1,0 +1,187 @@
+"""One training run: its model, its optimizer, its place in the data, and how these survive a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.transformer import Decoder, init_weights
+from orchestrator import checkpoint, ledger
+from orchestrator.data import prepare
+from orchestrator.errors import UserError
+from orchestrator.experiment import decoder_spec
+from orchestrator.optim import DecoupledAdamW, learning_rate
+from orchestrator.schema import Config, Device, Precision
+
+
+class Callback:
+    """Something that happens beside the updates. Callbacks are called in the order of their list."""
+
+    def start(self, run: Run) -> None:
+        """Before the loop, on a fresh and on a resumed run."""
+
+    def before_update(self, run: Run) -> None:
+        """Before the update that follows `run.step`."""
+
+    def after_step(self, run: Run) -> None:
+        """After every update, and once at step 0 of a fresh run. May add to `run.record`."""
+
+    def finish(self, run: Run) -> None:
+        """After the loop, when the run is done or stopped."""
+
+    def fail(self, run: Run, reason: str) -> None:
+        """After the loop, when an error ended it."""
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart, as JSON."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take back what `state` returned."""
+
+
+class Run:
+    """Everything that makes up one training run; `save` and `resume` are its whole memory.
+
+    Masters are fp32. Randomness comes from named streams that are functions of (seed, name, step), so that
+    beside weights and moments a restart needs only the step and what callbacks remember.
+    """
+
+    def __init__(self, config: Config, cell_dir: Path, attempt: int, callbacks: Sequence[Callback]) -> None:
+        self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
+        self.device = _device(config.train.device)
+        self.autocast = _autocast(config.train.precision, self.device)
+        self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+        self.spec = decoder_spec(config)
+        self.model = Decoder(self.spec)
+        init_weights(self.model, config.seed)
+        self.model.to(self.device)
+        self.loss = torch.compile(self.model.loss) if config.train.compile else self.model.loss
+        self.optimizer = DecoupledAdamW(self.model, config.optim)
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+        self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
+        self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) of the last recorded steps
+        self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
+        self.grad_norm = torch.zeros((), device=self.device)
+        self.record: ledger.Record = {}
+        self.lr = 0.0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.cell_dir / "checkpoints"
+
+    @property
+    def last_step(self) -> int:
+        return self.config.train.steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and always first and last, happens now."""
+        return self.step % every == 0 or self.step == self.last_step
+
+    def update(self) -> None:
+        """One optimizer step on the batch that belongs to it."""
+        train = self.config.train
+        rows = self.corpus.batch(self.config.seed, self.step, train.batch_size)  # [B, T+1]
+        self.digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
+        rows = rows.to(self.device, non_blocking=True)
+        micro = train.micro_batch_size or train.batch_size
+        self.optimizer.zero_grad()
+        self.train_loss.zero_()
+        for part in rows.split(micro):
+            with self.autocast:
+                loss = self.loss(part)
+            share = len(part) / train.batch_size
+            (loss * share).backward()
+            self.train_loss += loss.detach().double() * share
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        self.lr = learning_rate(self.config.optim, self.step, train.steps)
+        self.optimizer.step(self.lr)
+        self.step += 1
+        self.tokens += rows[:, 1:].numel()
+
+    @torch.no_grad()
+    def heldout_loss(self, rows: Tensor) -> float:
+        """Mean loss over `rows` [n, T+1], in nats per token."""
+        size = max(self.config.train.batch_size, 16)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with self.autocast:
+            for part in rows.split(size):
+                total += self.model.loss(part.to(self.device), reduction="none").double().sum()
+        return total.item() / rows[:, 1:].numel()
+
+    def check_health(self) -> None:
+        """Raise `UserError` once the loss or the gradient has left the finite numbers."""
+        for what, value in (("training loss", self.train_loss), ("gradient norm", self.grad_norm)):
+            if not math.isfinite(value.item()):
+                raise UserError(
+                    f"The {what} became {value.item()} at step {self.step}: lower optim.lr or optim.clip; "
+                    "the checkpoints before it stand."
+                )
+
+    def save(self) -> Path:
+        """Write the checkpoint of this step."""
+        self.check_health()
+        model: dict[str, Tensor] = dict(self.model.named_parameters())
+        tensors = {"model": model, "optimizer": self.optimizer.tensors()}
+        state = {
+            "schema": 1,
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "digest": self.digest,
+            "data": self.corpus.digest,
+            "name": self.config.name,
+            "arm": self.config.arm,
+            "seed": self.config.seed,
+            "spec": self.spec.to_dict(),
+            "optim": {"beta1": self.config.optim.beta1, "beta2": self.config.optim.beta2},
+            "trace": self.trace,
+            "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
+        }
+        return checkpoint.save(self.checkpoints, self.step, tensors, state)
+
+    def resume(self) -> list[str]:
+        """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
+        path, warnings = checkpoint.newest(self.checkpoints)
+        for newer in checkpoint.saved(self.checkpoints):
+            if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
+                checkpoint.set_aside(newer)
+        if path is None:
+            ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
+            return warnings
+        state = checkpoint.read_state(path)
+        if state["data"] != self.corpus.digest:
+            raise UserError(
+                f"{path} was trained on other data than is there now: restore the data, or choose another name."
+            )
+        self.model.load_state_dict(checkpoint.read_tensors(path, "model"))
+        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.digest, self.trace = state["digest"], state["trace"]
+        self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
+        for callback in self.callbacks:
+            callback.load(state["callbacks"].get(type(callback).__name__, {}))
+        ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
+        return warnings
+
+
+def _device(device: Device) -> torch.device:
+    if device == Device.auto:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+    return torch.device(device.value)
+
+
+def _autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    if precision == Precision.bf16 or (precision == Precision.auto and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
