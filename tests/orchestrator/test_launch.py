@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import checkpoint, ledger, status
+from orchestrator import checkpoint, launch, ledger, status
 from orchestrator.manifest import Manifest
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
@@ -72,6 +72,12 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     ).read_text()
     expected = final_weights(whole / "pair")
     assert len(expected) == 2
+
+    digests = [
+        {r["step"]: r["digest"] for r in ledger.read(whole / "pair" / cell / "ledger.jsonl")}
+        for cell in ("a/seed=0", "b/seed=0")
+    ]
+    assert digests[0] == digests[1], "both arms saw the same batches"
 
     log, directory = tmp_path / "broken.log", broken / "pair"
     first = start([*overrides, f"root={broken}"], log)
@@ -132,3 +138,17 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert "holds no experiment" in capsys.readouterr().err
+
+
+def test_a_cell_can_be_run_by_itself(
+    orchestrate: Callable[..., int], small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a job does, for a job script written by hand."""
+    assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
+    cell = tmp_path / "outputs/x/main/seed=0"
+    (tmp_path / "outputs/x/manifest.jsonl").unlink()
+    assert launch.main([str(cell)]) == 0
+    assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
+    assert [e["state"] for e in ledger.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
+    assert launch.main([str(tmp_path)]) == 2
+    assert "usage" in capsys.readouterr().err

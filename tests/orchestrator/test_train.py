@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -156,6 +157,40 @@ def test_a_loss_that_leaves_the_numbers_ends_the_cell(small: list[str], tmp_path
     assert newest is not None
     tensors = checkpoint.read_tensors(newest, "model")
     assert all(torch.isfinite(t).all() for t in tensors.values())
+
+
+class FullDiskFrom(Callback):
+    """From `step` on the kernel refuses files over 20 kB, as a full disk would: no checkpoint fits."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+
+def test_a_full_disk_ends_the_cell_and_costs_nothing(whole: Cell, small: list[str], tmp_path: Path) -> None:
+    cell = new_cell(small, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UserError, match="step_00000006 could not be written"):
+            run_with(cell, FullDiskFrom(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    newest, warnings = checkpoint.newest(cell.directory / "checkpoints")
+    assert newest == checkpoint.path_of(cell.directory / "checkpoints", 4)
+    assert warnings == []
+    assert train_cell(cell.directory)
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+
+
+def test_explicit_equal_widths_train_to_the_same_bits(whole: Cell, small: list[str], tmp_path: Path) -> None:
+    cell = new_cell([*small, "width=explicit", "width.widths=[16,16,16]"], tmp_path)
+    assert train_cell(cell.directory)
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
 
 
 def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_path: Path) -> None:
