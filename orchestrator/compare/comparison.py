@@ -13,7 +13,7 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import Cell, Experiment, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.migration import agreement, roles_of
-from orchestrator.compare.pairs import LeftOut, Pair, domains_of, losses, pair_up
+from orchestrator.compare.pairs import LeftOut, Pair, batches_may_differ, domains_of, losses, pair_up
 from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 
@@ -89,6 +89,8 @@ def _notes(experiment: Experiment, pairs: list[Pair]) -> list[str]:
             f"of loss can be called better or worse at {ALPHA}. "
             + ("An interval needs two pairs." if n == 1 else "Intervals are Student's t: a bootstrap needs 6 pairs.")
         )
+    if pairs and batches_may_differ(experiment.declared):
+        notes.append("The arms may differ in their batches, as declared: their losses are paired by seed alone.")
     if any(
         len(a["layers"]) != len(b["layers"])
         for pair in pairs

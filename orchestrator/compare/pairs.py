@@ -14,6 +14,7 @@ from orchestrator.compare.cells import Cell, Experiment
 from orchestrator.errors import UserError
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
+BATCH_KEYS = ("data", "train", "train.batch_size", "train.seq_len")  # decide the batches
 MEAN = "mean"  # the domain that stands for all: their unweighted mean
 
 
@@ -61,10 +62,16 @@ def pair_up(experiment: Experiment) -> tuple[list[Pair], list[LeftOut]]:
             if reasons:
                 left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
                 continue
-            check_batches(pair)
+            if not batches_may_differ(experiment.declared):
+                check_batches(pair)
             check_configurations(pair, experiment.declared)
             pairs.append(pair)
     return pairs, left_out
+
+
+def batches_may_differ(declared: list[str]) -> bool:
+    """Whether the experiment's own question makes its arms see different batches."""
+    return any(key in BATCH_KEYS or key.startswith("data.") for key in declared)
 
 
 def check_batches(pair: Pair) -> None:

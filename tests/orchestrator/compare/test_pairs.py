@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.compare.cells import read_experiment
+from orchestrator.compare.comparison import compute
 from orchestrator.compare.pairs import losses, pair_up
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
@@ -68,6 +69,19 @@ def test_different_batches_are_refused_with_the_step(experiment: Write, edit_led
     edit_ledger(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r[1:]])
     with pytest.raises(UserError, match=r"uniform/seed=1 and variable/seed=1 saw different batches at step 50"):
         pair_up(read_experiment(root))
+
+
+@pytest.mark.parametrize("declared", ["data", "data.train_tokens", "train.batch_size"])
+def test_batches_that_differ_by_declaration_are_paired_by_seed(
+    experiment: Write, edit_ledger: Edit, declared: str
+) -> None:
+    root = experiment()
+    edit_ledger(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r])
+    spec = yaml.safe_load((root / "experiment.yaml").read_text())
+    (root / "experiment.yaml").write_text(yaml.safe_dump(spec | {"declared": ["width", declared]}, sort_keys=False))
+    comparison = compute(root)
+    assert len(comparison.pairs) == 2
+    assert any("may differ in their batches, as declared" in note for note in comparison.notes)
 
 
 def test_undeclared_difference_is_refused_by_name(experiment: Write) -> None:
