@@ -6,22 +6,34 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from orchestrator import schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
 
-COMPOSING = (HydraException, OmegaConfBaseException, ValueError)  # Hydra refuses `width=3` with a ValueError
+if TYPE_CHECKING:
+    from orchestrator.experiment import Experiment
+
+INTERRUPTED = 130
+COMPOSING = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    ValueError,
+)  # Hydra refuses `width=3` with a ValueError
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
@@ -35,67 +47,96 @@ def compose(overrides: Sequence[str]) -> Config:
 
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One sentence for a configuration that Hydra could not compose from `overrides`."""
-    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
-        return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
         options = error.options or sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         return f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
+    if forgotten := [o for o in overrides if o.startswith("experiment=")]:
+        return f"'{forgotten[0]}' names no key of the defaults: write +{forgotten[0]}."
+    if isinstance(error, yaml.YAMLError):
+        return f"A file of {CONF} is not YAML: {' '.join(str(error).split())}."
+    if isinstance(error, OverrideParseException):
+        return f"'{error.override}' is no override: write key=value, with quotes around a value of several words."
+    if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
+        return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     return schema.explain(error)
+
+
+def _swept(job_overrides: Sequence[str]) -> list[str]:
+    """Those of a multirun job's overrides that vary from job to job.
+
+    The command line says which; where a job runs in a process with another command line, all of them count.
+    """
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(words)
+    varied = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    return [o for o in job_overrides if not varied or o.lstrip("+").partition("=")[0] in varied]
 
 
 def list_experiments(console: Console) -> None:
     """Print every experiment of `conf/experiment` with its question, and how to start one."""
     console.print("[bold]Experiments[/] (python -m orchestrator +experiment=NAME)\n")
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    table.add_column(style="bold cyan", no_wrap=True)
     for path in sorted((CONF / "experiment").glob("*.yaml")):
-        content = yaml.safe_load(path.read_text())
-        arms = ", ".join(content.get("arms", {}))
-        console.print(f"  [bold cyan]{path.stem:<20}[/] {escape(content['question'])}")
-        console.print(f"  {'':<20} [dim]arms {escape(arms)} · seeds {content.get('seeds', [])}[/]")
+        try:
+            content = yaml.safe_load(path.read_text())
+            question, arms, seeds = content["question"], ", ".join(content["arms"]), content["seeds"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            table.add_row(path.stem, f"[red]cannot be read: {escape(' '.join(str(error).split()))}[/]")
+            continue
+        table.add_row(path.stem, f"{escape(question)}\n[dim]arms {escape(arms)} · seeds {escape(str(seeds))}[/]")
+    console.print(table)
     console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")
     console.print("Add dry_run=true to see the plan and its cost first.")
 
 
-def run(overrides: Sequence[str], *, swept: bool, console: Console) -> int:
+def run(overrides: Sequence[str], swept: Sequence[str], console: Console) -> int:
     """Plan, train what is unfinished, compare; return the exit code. Raises `UserError`."""
-    from orchestrator import launch, plan, tracker
+    from orchestrator import data, launch, plan, tracker
     from orchestrator.compare import compare, print_summary
-    from orchestrator.data import prepare
-    from orchestrator.experiment import experiment_of, open_directory
-    from orchestrator.manifest import Manifest
+    from orchestrator.directory import open_directory, refuse_another
+    from orchestrator.experiment import experiment_of
 
     experiment = experiment_of(overrides, compose, swept=swept)
+    refuse_another(experiment)
+    for config in experiment.arms.values():
+        launch.check(config)
+        data.check(config.data, config.model.vocab_size, config.train.seq_len)
+    tracker.check(experiment.config)
     if experiment.config.dry_run:
         plan.show(experiment, console)
         return 0
-    for config in experiment.arms.values():
-        launch.check(config)
-    tracker.check(experiment.config)
     with console.status("Preparing the data"):
         for config in experiment.arms.values():
-            prepare(config.data, config.model.vocab_size, config.train.seq_len)
+            data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
     open_directory(experiment)
     ran = launch.launch(experiment, console)
     if not ran:
-        console.print(
-            f"Nothing is left to do: all {len(experiment.cells)} cells of {escape(experiment.name)} are finished."
-        )
-    comparison = compare(experiment.directory)
-    print_summary(comparison, console)
-    if ran:
-        tracker.log_comparison(experiment.config, comparison)
-    unfinished = [cell for cell in experiment.cells if not launch.is_finished(cell.directory)]
-    if not unfinished:
-        return 0
+        console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
+    code, finished = _report_unfinished(experiment)
+    if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
+        comparison = compare(experiment.directory)
+        print_summary(comparison, console)
+        if ran:
+            tracker.log_comparison(experiment.config, comparison)
+    return code
+
+
+def _report_unfinished(experiment: Experiment) -> tuple[int, int]:
+    """Say on stderr which cells failed, and why, or that the run was stopped; the exit code and the finished cells."""
+    from orchestrator.job import is_finished
+    from orchestrator.manifest import Manifest
+
+    unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
     last = Manifest(experiment.directory).last()
-    entries = {cell.id: last.get(cell.id) for cell in unfinished}
-    failed = {cell: entry for cell, entry in entries.items() if entry and entry.state == "failed"}
-    for cell, entry in failed.items():
-        print(f"{cell} failed: {entry.reason}", file=sys.stderr)
-    if failed:
-        return 2
-    print("Stopped: the same command goes on from the newest checkpoints.", file=sys.stderr)
-    return 130
+    failed = [cell for cell in unfinished if cell in last and last[cell].state == "failed"]
+    for cell in failed:
+        print(f"{cell} failed: {last[cell].reason}", file=sys.stderr)
+    if unfinished and not failed:
+        print("Stopped: the same command goes on from the newest checkpoints.", file=sys.stderr)
+    code = 2 if failed else INTERRUPTED if unfinished else 0
+    return code, len(experiment.cells) - len(unfinished)
 
 
 def main() -> int:
@@ -111,19 +152,24 @@ def main() -> int:
     @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
     def task(_: DictConfig) -> int:
         job = HydraConfig.get()
+        multirun = job.mode == RunMode.MULTIRUN
+        if INTERRUPTED in codes:
+            return INTERRUPTED  # whoever stopped one job of a multirun meant all of it
         try:
-            code = run(job.overrides.task, swept=job.mode == RunMode.MULTIRUN, console=console)
+            codes.append(run(job.overrides.task, _swept(job.overrides.task) if multirun else (), console))
         except UserError as error:  # said here: Hydra would end the other jobs of a multirun with it
             print(error, file=sys.stderr)
-            code = 2
+            codes.append(2)
         except Exception as error:
             crashes.append(error)
             raise
-        codes.append(code)
-        return code
+        return codes[-1]
 
     try:
         task()
+    except KeyboardInterrupt:
+        print("Interrupted: the same command goes on from the newest checkpoints.", file=sys.stderr)
+        return INTERRUPTED
     except COMPOSING as error:
         if crashes:
             raise

@@ -12,10 +12,13 @@ from torch import Tensor
 
 from orchestrator import checkpoint, forensics, ledger
 from orchestrator.errors import UserError
+from orchestrator.files import write_whole
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
 from sidecar import Sidecar
+
+INTERRUPTED = 130  # the exit code of what a signal stopped
 
 
 def callbacks_for(config: Config) -> list[Callback]:
@@ -80,12 +83,16 @@ class TraceMomentum(Callback):
         every, length = run.config.forensics.every, run.config.forensics.trace_steps
         next_reading = min((run.step + every - 1) // every * every, run.last_step)
         if run.step == 0 or next_reading - run.step >= length:
+            run.trace = {}  # a checkpoint between readings has no trace rather than an old one
             return
-        for name in run.optimizer.decayed:
-            weight = run.optimizer.named[name]
-            momentum = run.optimizer.adam.state[weight]["exp_avg"]
-            cosine = -torch.nn.functional.cosine_similarity(momentum.flatten(), weight.flatten(), dim=0)
-            run.trace[name] = [*run.trace.get(name, []), cosine.item()][-length:]
+        names = run.optimizer.decayed
+        weights = [run.optimizer.named[name] for name in names]
+        momenta = [run.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
+        cosines = torch.stack(
+            [-torch.cosine_similarity(m.flatten(), w.flatten(), dim=0) for m, w in zip(momenta, weights, strict=True)]
+        )
+        for name, cosine in zip(names, cosines.tolist(), strict=True):  # one wait for the device
+            run.trace[name] = [*run.trace.get(name, []), cosine][-length:]
 
 
 class EvaluateHeldout(Callback):
@@ -104,7 +111,10 @@ class EvaluateHeldout(Callback):
             run.record["test"] = self._losses(run, "test")
 
     def _losses(self, run: Run, split: str) -> dict[str, float]:
-        return {domain: run.heldout_loss(rows) for domain, rows in self.rows[split].items()}
+        losses = {domain: run.heldout_loss(rows) for domain, rows in self.rows[split].items()}
+        for domain, loss in losses.items():
+            run.check_finite(f"{split} loss on {domain}", loss)
+        return losses
 
 
 class WriteLedger(Callback):
@@ -114,18 +124,22 @@ class WriteLedger(Callback):
     """
 
     def __init__(self) -> None:
-        self.loss_sum, self.count, self.tokens, self.seconds = 0.0, 0, 0, 0.0
-        self._device_sum: torch.Tensor | None = None
+        self.losses = torch.zeros((), dtype=torch.float64)  # sum since the last record, on the run's device
+        self.count, self.tokens, self.seconds = 0, 0, 0.0
+
+    def start(self, run: Run) -> None:
+        self.losses = self.losses.to(run.device)
 
     def after_step(self, run: Run) -> None:
         if run.step > 0:
-            self._device_sum = run.train_loss.clone() if self._device_sum is None else self._device_sum + run.train_loss
+            self.losses += run.train_loss
             self.count += 1
         if not (run.due(run.config.train.log_every) or run.record):
             return
         run.check_health()
-        loss = self._total() / self.count if self.count else None
-        elapsed = run.seconds - self.seconds
+        loss = self.losses.item() / self.count if self.count else None
+        seconds = run.seconds  # after the loss, which waited for the device
+        elapsed = seconds - self.seconds
         record = {
             "step": run.step,
             "tokens": run.tokens,
@@ -134,34 +148,21 @@ class WriteLedger(Callback):
             "grad_norm": run.grad_norm.item() if run.step else None,
             **run.record,
             "digest": run.digest,
-            "seconds": round(run.seconds, 3),
+            "seconds": round(seconds, 3),
             "tokens_per_second": round((run.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
             "attempt": run.attempt,
         }
         ledger.append(run.cell_dir / "ledger.jsonl", record)
-        run.record = record
-        self.loss_sum, self.count, self.tokens, self.seconds, self._device_sum = (
-            0.0,
-            0,
-            run.tokens,
-            run.seconds,
-            None,
-        )
-
-    def _total(self) -> float:
-        return self.loss_sum + (self._device_sum.item() if self._device_sum is not None else 0.0)
+        run.record, run.logged = record, run.step
+        self.losses.zero_()
+        self.count, self.tokens, self.seconds = 0, run.tokens, seconds
 
     def state(self) -> dict[str, Any]:
-        return {
-            "loss_sum": self._total(),
-            "count": self.count,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-        }
+        return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.loss_sum, self.count = state["loss_sum"], state["count"]
-        self.tokens, self.seconds = state["tokens"], state["seconds"]
+        self.losses = torch.tensor(state["losses"], dtype=torch.float64)
+        self.count, self.tokens, self.seconds = state["count"], state["tokens"], state["seconds"]
 
 
 class SaveCheckpoint(Callback):
@@ -170,8 +171,6 @@ class SaveCheckpoint(Callback):
     def after_step(self, run: Run) -> None:
         if run.due(run.config.train.checkpoint_every) or run.due(run.config.forensics.every):
             run.save()
-            if run.config.train.keep_checkpoints is not None:
-                checkpoint.prune(run.checkpoints, run.config.train.keep_checkpoints)
 
 
 class ReadLayers(Callback):
@@ -193,10 +192,7 @@ class ReadLayers(Callback):
             return
         options = run.config.forensics
         result = forensics.analyze(path, scoring=options.scoring.value, resamples=options.resamples)
-        target.parent.mkdir(exist_ok=True)
-        partial = target.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1))
-        partial.replace(target)
+        write_whole(target, json.dumps(result, indent=1))
 
 
 class Track(Callback):
@@ -213,14 +209,15 @@ class Track(Callback):
     def after_step(self, run: Run) -> None:
         if "digest" in run.record:  # the ledger took it
             self.tracker.log(run.record)
-        self._send_readings(run)
+        if run.due(run.config.forensics.every):
+            self._send_readings(run)
 
     def finish(self, run: Run) -> None:
-        self.tracker.finish()
+        self.tracker.finish(0 if run.step == run.last_step else INTERRUPTED)
 
     def fail(self, run: Run, reason: str) -> None:
         self.tracker.alert(f"{run.config.arm}/seed={run.config.seed} failed at step {run.step}", reason)
-        self.tracker.finish()
+        self.tracker.finish(1)
 
     def _send_readings(self, run: Run) -> None:
         for path in sorted((run.cell_dir / "forensics").glob("step_*.json")):

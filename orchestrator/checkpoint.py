@@ -81,27 +81,30 @@ def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], stat
 def damage(path: Path) -> str | None:
     """Why the checkpoint cannot be trusted, in a few words; None if every byte is as it was written."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        files = manifest["files"].items()
+        files = json.loads((path / "manifest.json").read_text())["files"].items()
+        expected = {str(name): (int(of["size"]), str(of["sha256"])) for name, of in files}
     except FileNotFoundError:
         return "manifest.json is missing"
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "manifest.json cannot be read"
-    for name, expected in files:
+    for name, (size, sha256) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["size"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['size']}"
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _sha256(file) != sha256:
             return f"{name} does not have the sha256 it was written with"
     return None
 
 
-def newest(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for every newer one that is not."""
+def newest(directory: Path, before: int | None = None) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for every newer one that is not.
+
+    With `before`, of those whose step is lower.
+    """
     warnings: list[str] = []
-    for path in reversed(saved(directory)):
+    for path in reversed([p for p in saved(directory) if before is None or step_of(p) < before]):
         reason = damage(path)
         if reason is None:
             return path, warnings

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from models.transformer import DecoderSpec, forward_flops_per_token, num_params
+from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator import schema
 from orchestrator.errors import UserError, nearest
@@ -70,7 +61,15 @@ def decoder_spec(config: Config) -> DecoderSpec:
             widths=width.widths, multiple_of=width.multiple_of, match=width.match.value, seq_len=config.train.seq_len,
         )  # fmt: skip
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(_as_typed(str(error))) from error
+
+
+def _as_typed(message: str) -> str:
+    """The message of `build_spec` with its arguments as the keys that a user types."""
+    for branch, config in (("model", schema.ModelConfig), ("width", schema.WidthConfig)):
+        names = "|".join(f.name for f in fields(config) if f.name not in ("width", "layers"))
+        message = re.sub(rf"(?<![\w.])({names})(?==)", rf"{branch}.\1", message)
+    return message
 
 
 def training_flops(config: Config, spec: DecoderSpec) -> float:
@@ -79,17 +78,17 @@ def training_flops(config: Config, spec: DecoderSpec) -> float:
     return 3.0 * forward_flops_per_token(spec, config.train.seq_len) * tokens
 
 
-def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: bool = False) -> Experiment:
+def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence[str] = ()) -> Experiment:
     """Compose every cell of the experiment that `overrides` describe, and refuse an unfair comparison.
 
-    `compose` turns overrides into a configuration. With `swept`, the overrides become part of the name, so
-    that no two jobs of a multirun share a directory. Without arms, the overrides are the one arm, `main`.
+    `compose` turns overrides into a configuration. `swept` are those that a multirun varies: they become part
+    of the name, so that no two of its jobs share a directory. Without arms, the overrides are the one arm, `main`.
     """
     base = compose(overrides)
     arms = base.arms or {base.arm: []}
     seeds = base.seeds or [base.seed]
     if base.arms:
-        _refuse_overridden_arms(overrides, base.arms)
+        _refuse_idle_overrides(overrides, base.arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
     cells = []
@@ -111,37 +110,23 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: bool = F
     return experiment
 
 
-def open_directory(experiment: Experiment) -> None:
-    """Create the run directory, or find the same experiment in it; refuse another one under its name.
-
-    Writes `experiment.yaml` and every cell's `config.yaml`. Seeds may be added later, nothing else.
-    """
-    for cell in experiment.cells:
-        path = cell.directory / "config.yaml"
-        if path.exists():
-            changed = schema.differences(schema.load(path), cell.config, ignore=schema.OPERATIONAL)
-            if changed:
-                listing = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
-                raise UserError(
-                    f"{cell.directory} holds another configuration ({listing}): "
-                    "choose another name with name=..., or restore the old values."
-                )
-    for cell in experiment.cells:
-        path = cell.directory / "config.yaml"
-        if not path.exists():
-            _write(path, schema.to_yaml(cell.config))
-    _write_description(experiment)
-
-
-def _refuse_overridden_arms(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:
+def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:
+    """Overrides that an experiment would overrule without a word, on the command line and in its arms."""
     given = {_key(o): o for o in overrides}
+    if "seed" in given:
+        raise UserError(f"'{given['seed']}' has no effect on an experiment, which has several: say seeds=[...].")
+    if "arm" in given:
+        raise UserError(f"'{given['arm']}' has no effect on an experiment, which names its own arms: drop it.")
     for arm, arm_overrides in arms.items():
         for override in arm_overrides:
-            if _key(override) in given:
+            key = _key(override)
+            if key in given:
                 raise UserError(
-                    f"'{given[_key(override)]}' has no effect: arm '{arm}' sets {override}; "
+                    f"'{given[key]}' has no effect: arm '{arm}' sets {override}; "
                     "drop it, or write an experiment whose arms say what you mean."
                 )
+            if key in ("seed", "arm") or key.split(".")[0] in schema.OPERATIONAL:
+                raise UserError(f"Arm '{arm}' sets {override}, the experiment's own: move it there.")
 
 
 def _refuse_undeclared_differences(experiment: Experiment) -> None:
@@ -165,76 +150,18 @@ def _key(override: str) -> str:
     return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
 
 
-def _name(base: Config, overrides: Sequence[str], swept: bool) -> str:
+def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
+    """The experiment's own name and what was swept; without a name, whatever the overrides say of the cell."""
     silent = {*schema.OPERATIONAL, "experiment", "seed", "seeds"}
-    telling = [o.lstrip("+") for o in overrides if _key(o).split(".")[0] not in silent and _key(o) not in silent]
-    described = re.sub(r"[^\w=.,+-]+", "_", ",".join(telling))
-    if base.name is None:
-        name = described or "single"
-    else:
-        name = f"{base.name}__{described}" if swept and described else base.name
+    telling = [o for o in overrides if _key(o) not in silent and _key(o).split(".")[0] not in silent]
+    own = base.name if base.name is not None else _described(telling) or "single"
+    said = telling if base.name is None else []
+    varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in said])
+    name = f"{own}__{varied}" if varied else own
     if len(name) > LONGEST_NAME:  # a directory's name has 255 bytes
         name = f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 
-def _write_description(experiment: Experiment) -> None:
-    path = experiment.directory / "experiment.yaml"
-    config = experiment.config
-    arms = {}
-    for arm, resolved in experiment.arms.items():
-        spec = decoder_spec(resolved)
-        arms[arm] = {
-            "widths": [layer.width for layer in spec.layers],
-            "params": num_params(spec),
-            "training_flops": training_flops(resolved, spec),
-        }
-    description: dict[str, Any] = {
-        "name": experiment.name,
-        "question": config.question,
-        "arms": config.arms or {config.arm: []},
-        "seeds": list(config.seeds),
-        "declared": list(config.declared),
-        "models": arms,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": _git(),
-        "versions": {
-            p: metadata.version(p) for p in ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
-        },
-        "machine": {
-            "python": sys.version.split()[0],
-            "platform": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-        },
-    }
-    if path.exists():
-        before = yaml.safe_load(path.read_text())
-        description = {**before, "seeds": sorted({*before["seeds"], *config.seeds})}
-        if description == before:
-            return
-    _write(path, yaml.safe_dump(description, sort_keys=False, allow_unicode=True))
-
-
-def _git() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit, diff = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
-            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.strip(), "diff": diff}
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(text)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): choose a writable place with root=....") from error
+def _described(overrides: Sequence[str]) -> str:
+    return re.sub(r"[^\w=.,+-]+", "_", ",".join(o.lstrip("+") for o in overrides))

@@ -26,7 +26,6 @@ from orchestrator.errors import UserError, refuse_unwritable
 BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
 SPLIT = "validation"
 ROWS = 64  # held-out rows per domain, at most: the standard error says whether they were enough
-BATCH = 16  # rows per forward pass
 
 
 @contextmanager
@@ -47,14 +46,16 @@ def silenced(layer: nn.Module, branches: Sequence[str]) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def row_losses(decoder: Decoder, rows: Tensor) -> Tensor:
-    """Mean loss of each of `rows` [n, T+1] in nats per token, float64 [n], on CPU."""
+def row_losses(decoder: Decoder, rows: Tensor, batch_size: int) -> Tensor:
+    """Mean loss of each of `rows` [n, T+1] in nats per token, float64 [n], on CPU; `batch_size` rows at once."""
     device = decoder.model.embed_tokens.weight.device
-    parts = [decoder.loss(part.to(device), reduction="none").double().mean(1) for part in rows.split(BATCH)]
+    parts = [decoder.loss(part.to(device), reduction="none").double().mean(1) for part in rows.split(batch_size)]
     return torch.cat(parts).cpu()
 
 
-def worth(decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict[str, Tensor]) -> dict[str, Any]:
+def worth(
+    decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict[str, Tensor], batch_size: int
+) -> dict[str, Any]:
     """Intervention → domain → by how much the loss rises when it is done to layer `index`.
 
     `heldout`: domain → rows [n, T+1]; `intact`: domain → `row_losses` of the whole model. Rows are paired:
@@ -63,7 +64,7 @@ def worth(decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict
     changes: dict[str, Any] = {}
     for name, branches in BRANCHES.items():
         with silenced(decoder.model.layers[index], branches):
-            differences = {d: row_losses(decoder, rows) - intact[d] for d, rows in heldout.items()}
+            differences = {d: row_losses(decoder, rows, batch_size) - intact[d] for d, rows in heldout.items()}
         changes[name] = {
             domain: {
                 "mean": rise.mean().item(),
@@ -77,15 +78,18 @@ def worth(decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict
 def intervene(source: Path) -> dict[str, Any]:
     """Every layer's role beside what deleting it, its attention or its FFN costs, as plain JSON values.
 
-    Raises `UserError` where the source is none of ours or its data cannot be prepared.
+    Raises `UserError` where the source is none of ours or its data cannot be prepared as it was trained on.
     """
     path = checkpoint.find(source)
     config = checkpoint.config_of(path)
+    torch.set_num_threads(config.train.threads)  # small models wait for each other's threads
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    corpus.check_digest(checkpoint.read_state(path)["data"], path)
+    batch_size = config.train.micro_batch_size or config.train.batch_size  # what fitted into memory in training
     heldout = {domain: corpus.heldout(domain, SPLIT)[:ROWS] for domain in corpus.domains}
     decoder = checkpoint.load_decoder(path).to("cuda" if torch.cuda.is_available() else "cpu")
     roles = forensics.analyze(path)
-    intact = {domain: row_losses(decoder, rows) for domain, rows in heldout.items()}
+    intact = {domain: row_losses(decoder, rows, batch_size) for domain, rows in heldout.items()}
     layers = track(roles["layers"], "deleting", console=Console(stderr=True), disable=not sys.stderr.isatty())
     return {
         "schema": 1,
@@ -100,7 +104,7 @@ def intervene(source: Path) -> dict[str, Any]:
                 "layer": layer["layer"],
                 "role": layer["role"],
                 "margin": layer["margin"],
-                "change": worth(decoder, layer["layer"], heldout, intact),
+                "change": worth(decoder, layer["layer"], heldout, intact, batch_size),
             }
             for layer in layers
         ],

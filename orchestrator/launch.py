@@ -1,17 +1,12 @@
-"""Cells become jobs: submitted through submitit, watched, recorded in the manifest, resumed by running again.
-
-`python -m orchestrator.launch CELL_DIR` runs or resumes one cell in this process, as a job would.
-"""
+"""Cells become jobs: submitted through submitit, watched, recorded in the manifest, resumed by running again."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import submitit
@@ -21,53 +16,14 @@ from rich.live import Live
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import checkpoint, status
+from orchestrator import locks, status
 from orchestrator.callbacks import build_sidecar
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
+from orchestrator.job import is_finished, run_job
 from orchestrator.manifest import Manifest
 from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
-from orchestrator.train import StopSignal, train_cell
-
-
-def run_job(cell_dir: str) -> str:
-    """The body of a job: run or resume one cell and leave its outcome in the manifest; return the state.
-
-    Waits for a process that may still be running the cell (one that outlived its launcher), then finds the
-    cell finished or goes on from where that process left it. Never raises: a failed cell is a recorded state.
-    """
-    path = Path(cell_dir)
-    cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parent.parent)
-    with status.held(status.cell_lock(path), wait=True):
-        if is_finished(path):
-            return "done"
-        attempt = manifest.attempts(cell) + 1
-        job = str(os.getpid())
-
-        def note(state: str, reason: str = "") -> str:
-            manifest.append(cell, state, attempt=attempt, job=job, reason=reason)
-            return state
-
-        def started(step: int, warnings: list[str]) -> None:
-            note("running", " ".join([*warnings, f"resumed at step {step}" if step else ""]).strip())
-
-        try:
-            finished = train_cell(path, attempt, started)
-        except UserError as error:
-            return note("failed", str(error))
-        except Exception as error:
-            traceback.print_exc()
-            return note("failed", f"{type(error).__name__}: {error}")
-        return note("done") if finished else note("stopped")
-
-
-def is_finished(cell_dir: Path) -> bool:
-    """Whether the manifest calls the cell done and its last checkpoint is there."""
-    entry = Manifest(cell_dir.parent.parent).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
-    if entry is None or entry.state != "done":
-        return False
-    steps = status.status_of(cell_dir, entry).steps
-    return checkpoint.path_of(cell_dir / "checkpoints", steps).is_dir()
+from orchestrator.train import StopSignal
 
 
 def launch(experiment: Experiment, console: Console) -> list[Cell]:
@@ -76,7 +32,7 @@ def launch(experiment: Experiment, console: Console) -> list[Cell]:
     Raises `UserError` if another launcher holds the experiment. SIGINT or SIGTERM stops every cell at its next
     step boundary, with a checkpoint.
     """
-    with status.held(experiment.directory / ".lock", wait=False) as free:
+    with locks.hold(status.experiment_lock(experiment.directory), wait=False) as free:
         if not free:
             raise UserError(
                 f"{experiment.directory} is being run by another process: wait for it, or follow it with "
@@ -97,12 +53,14 @@ def check(config: Config) -> None:
             build_sidecar(config, dict(Decoder(decoder_spec(config)).named_parameters()))
 
 
-def slots(config: Config) -> list[int]:
-    """One slot for each cell that may run at once: GPU indices, or CPU cores over the threads a cell uses."""
-    on_gpu = config.train.device != Device.cpu and torch.cuda.is_available()
-    available = torch.cuda.device_count() if on_gpu else max(1, _cores() // config.train.threads)
-    wanted = config.launcher.parallel or available
-    return [i % available for i in range(wanted)] if on_gpu else list(range(wanted))
+def slots(config: Config) -> list[str | None]:
+    """One slot for each cell that may run at once: a GPU as CUDA_VISIBLE_DEVICES names it, or None on the CPU."""
+    if config.train.device == Device.cpu or not torch.cuda.is_available():
+        return [None] * (config.launcher.parallel or max(1, _cores() // config.train.threads))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = names[: torch.cuda.device_count()]
+    return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]
 
 
 def _cores() -> int:
@@ -120,53 +78,57 @@ def _run_here(experiment: Experiment, cells: list[Cell], console: Console) -> No
 
 def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) -> None:
     """Each cell a process of this machine, with as many of them at once as there are slots."""
-    config, manifest = experiment.config, Manifest(experiment.directory)
-    on_gpu = config.train.device != Device.cpu and torch.cuda.is_available()
-    free, waiting = slots(config), list(cells)
-    running: dict[str, tuple[Cell, Any, int]] = {}
-    watch = _Watcher(experiment, console)
-    with StopSignal() as stop, watch:
+    manifest = Manifest(experiment.directory)
+    free, waiting = slots(experiment.config), list(cells)
+    running: list[tuple[Cell, Any, str | None]] = []
+    with StopSignal() as stop, _Watcher(experiment, console) as watch:
         asked_to_stop = False
         while running or (waiting and not stop.received):
             while waiting and free and not stop.received:
-                cell, slot = waiting.pop(0), free.pop(0)
-                job = _submit(experiment, cell, slot if on_gpu else None)
+                cell, gpu = waiting.pop(0), free.pop(0)
+                job = _submit(experiment, cell, gpu)
                 manifest.append(cell.id, "submitted", attempt=manifest.attempts(cell.id) + 1, job=job.job_id)
-                running[cell.id] = (cell, job, slot)
+                running.append((cell, job, gpu))
             if stop.received and not asked_to_stop:
                 asked_to_stop = True
-                for _, job, _ in running.values():
+                for _, job, _ in running:
                     os.kill(int(job.job_id), signal.SIGTERM)  # a local job's id is its process; it tells the cell
-            for cell_id, (cell, job, slot) in list(running.items()):
-                if job.done():
-                    del running[cell_id]
-                    free.append(slot)
-                    _record_silent_death(cell, manifest, job)
+            for cell, job, gpu in [entry for entry in running if entry[1].done()]:
+                running.remove((cell, job, gpu))
+                free.append(gpu)
+                _record_silent_end(cell, manifest, job, asked_to_stop)
             watch.refresh()
             time.sleep(0.2)
 
 
-def _submit(experiment: Experiment, cell: Cell, gpu: int | None) -> Any:
+def _submit(experiment: Experiment, cell: Cell, gpu: str | None) -> Any:
     threads = str(cell.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
     executor = submitit.LocalExecutor(folder=experiment.directory / "jobs")
     executor.update_parameters(timeout_min=60 * experiment.config.launcher.timeout_hours)
-    if gpu is not None:
-        executor.update_parameters(gpus_per_node=1, visible_gpus=(gpu,))
     # submitit's controller kills its task a second after Ctrl-C. Ignored by inheritance, Ctrl-C reaches only
     # this process and the cell, which saves first.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return executor.submit(run_job, str(cell.directory))
+        return executor.submit(run_job, str(cell.directory), gpu)
+    except OSError as error:
+        raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
-def _record_silent_death(cell: Cell, manifest: Manifest, job: Any) -> None:
-    """A process that ended without leaving an outcome was killed, or ran out of memory."""
+def _record_silent_end(cell: Cell, manifest: Manifest, job: Any, asked_to_stop: bool) -> None:
+    """A process that ended without leaving an outcome was stopped as it started, killed, or short of memory."""
     entry = manifest.last()[cell.id]
-    if entry.state in ("submitted", "running"):
-        reason = f"its process ended without a word (killed, or out of memory); log: {job.paths.stderr}"
+    if entry.state not in ("submitted", "running") or locks.is_held(status.cell_lock(cell.directory)):
+        return  # it said how it ended, or another process has the cell
+    if asked_to_stop:
+        manifest.append(cell.id, "stopped", attempt=entry.attempt, job=entry.job)
+    else:
+        reason = (
+            f"its process ended without a word (killed, or out of memory; log: {job.paths.stderr}): "
+            "the same command resumes it"
+        )
         manifest.append(cell.id, "failed", attempt=entry.attempt, job=entry.job, reason=reason)
 
 
@@ -198,31 +160,16 @@ class _Watcher:
             self.live.update(status.table(statuses), refresh=True)
             return
         for cell in statuses:
-            mark = (cell.state, 10 * cell.step // cell.steps)
-            if cell.state not in ("next", "submitted") and self.shown.get(cell.cell) != mark:
+            mark, before = (cell.state, 10 * cell.step // cell.steps), self.shown.get(cell.cell)
+            if cell.state not in ("next", "submitted") and before != mark:
                 self.shown[cell.cell] = mark
-                self.console.print(status.line(cell), markup=False, highlight=False, soft_wrap=True)
-        sys.stdout.flush()
+                reason = cell.reason if before is None or before[0] != cell.state else ""  # said once
+                line = status.line(replace(cell, reason=reason))
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.console.file.flush()
 
 
 _ENGINES: dict[LauncherKind, Callable[[Experiment, list[Cell], Console], None]] = {
     LauncherKind.local: _run_processes,
     LauncherKind.debug: _run_here,
 }
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
-    paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) != 1 or not (Path(paths[0]) / "config.yaml").is_file():
-        print("usage: python -m orchestrator.launch CELL_DIR (a directory with a config.yaml)", file=sys.stderr)
-        return 2
-    path = Path(paths[0]).resolve()
-    state = run_job(str(path))
-    if state == "failed":
-        print(Manifest(path.parents[1]).last()[f"{path.parent.name}/{path.name}"].reason, file=sys.stderr)
-    return {"done": 0, "stopped": 130}.get(state, 2)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

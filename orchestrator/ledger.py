@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -52,16 +53,25 @@ def tail(path: Path, block: int = 65536) -> list[Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """Write one record as one line and sync it. Mends a line cut short by a crash first."""
+    """Write one record as one line and sync it; processes that append at once take turns.
+
+    Mends a line cut short by a crash first. Raises `UserError` where the disk refuses.
+    """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
-    with path.open("ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                _truncate_torn_line(file)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if file.seek(0, os.SEEK_END) > 0:
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    _truncate_torn_line(file)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error}): make room or make it writable, and run the same command again."
+        ) from error
 
 
 def rewind(path: Path, step: int) -> None:

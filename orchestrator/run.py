@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -67,13 +68,20 @@ class Run:
         self.optimizer = DecoupledAdamW(self.model, config.optim)
         self.step = 0
         self.tokens = 0
-        self.seconds = 0.0
+        self.seconds_before = 0.0  # of earlier attempts
+        self.started = time.perf_counter()
         self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
         self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) of the last recorded steps
         self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
         self.grad_norm = torch.zeros((), device=self.device)
         self.record: ledger.Record = {}
+        self.logged = -1  # step of the ledger's last record
         self.lr = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training so far, evaluations, checkpoints and readings included."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     @property
     def checkpoints(self) -> Path:
@@ -92,6 +100,8 @@ class Run:
         train = self.config.train
         rows = self.corpus.batch(self.config.seed, self.step, train.batch_size)  # [B, T+1]
         self.digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()  # else the copy waits for the device
         rows = rows.to(self.device, non_blocking=True)
         micro = train.micro_batch_size or train.batch_size
         self.optimizer.zero_grad()
@@ -111,7 +121,7 @@ class Run:
     @torch.no_grad()
     def heldout_loss(self, rows: Tensor) -> float:
         """Mean loss over `rows` [n, T+1], in nats per token."""
-        size = max(self.config.train.batch_size, 16)
+        size = self.config.train.micro_batch_size or self.config.train.batch_size
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         with self.autocast:
             for part in rows.split(size):
@@ -120,15 +130,19 @@ class Run:
 
     def check_health(self) -> None:
         """Raise `UserError` once the loss or the gradient has left the finite numbers."""
-        for what, value in (("training loss", self.train_loss), ("gradient norm", self.grad_norm)):
-            if not math.isfinite(value.item()):
-                raise UserError(
-                    f"The {what} became {value.item()} at step {self.step}: lower optim.lr or optim.clip; "
-                    "the checkpoints before it stand."
-                )
+        self.check_finite("training loss", self.train_loss.item())
+        self.check_finite("gradient norm", self.grad_norm.item())
+
+    def check_finite(self, what: str, value: float) -> None:
+        """Raise `UserError` where `value` is no number to go on with."""
+        if not math.isfinite(value):
+            raise UserError(
+                f"The {what} became {value} at step {self.step}: lower optim.lr or optim.clip, "
+                "under another name=...; the checkpoints before it stand."
+            )
 
     def save(self) -> Path:
-        """Write the checkpoint of this step."""
+        """Write the checkpoint of this step, and drop those that `train.keep_checkpoints` does not keep."""
         self.check_health()
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         tensors = {"model": model, "optimizer": self.optimizer.tensors()}
@@ -139,6 +153,7 @@ class Run:
             "seconds": self.seconds,
             "digest": self.digest,
             "data": self.corpus.digest,
+            "logged": self.logged,
             "name": self.config.name,
             "arm": self.config.arm,
             "seed": self.config.seed,
@@ -147,30 +162,47 @@ class Run:
             "trace": self.trace,
             "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
         }
-        return checkpoint.save(self.checkpoints, self.step, tensors, state)
+        path = checkpoint.save(self.checkpoints, self.step, tensors, state)
+        if self.config.train.keep_checkpoints is not None:
+            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
+        return path
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
-        path, warnings = checkpoint.newest(self.checkpoints)
+        path, warnings = self._newest_within_the_ledger()
         for newer in checkpoint.saved(self.checkpoints):
             if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
                 checkpoint.set_aside(newer)
+        self._set_readings_aside(after=-1 if path is None else checkpoint.step_of(path))
         if path is None:
             ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
             return warnings
         state = checkpoint.read_state(path)
-        if state["data"] != self.corpus.digest:
-            raise UserError(
-                f"{path} was trained on other data than is there now: restore the data, or choose another name."
-            )
+        self.corpus.check_digest(state["data"], path)
         self.model.load_state_dict(checkpoint.read_tensors(path, "model"))
-        self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.digest, self.trace = state["digest"], state["trace"]
+        self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
+        self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
         for callback in self.callbacks:
             callback.load(state["callbacks"].get(type(callback).__name__, {}))
         ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
         return warnings
+
+    def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint that the ledger reaches: going on from a later one would leave a gap in it."""
+        path, warnings = checkpoint.newest(self.checkpoints)
+        records = ledger.tail(self.cell_dir / "ledger.jsonl")
+        reached = records[-1]["step"] if records else -1
+        while path is not None and checkpoint.read_state(path)["logged"] > reached:
+            warnings.append(f"{path} is ahead of the ledger, which was cut at step {reached}: an earlier one is used.")
+            path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
+        return path, warnings
+
+    def _set_readings_aside(self, after: int) -> None:
+        """Readings of checkpoints that are about to be written again say nothing of the new ones."""
+        for reading in (self.cell_dir / "forensics").glob("step_*.json"):
+            if int(reading.stem.removeprefix("step_")) > after:
+                reading.replace(reading.with_name(f"{reading.name}.replaced"))
 
 
 def _device(device: Device) -> torch.device:

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -266,6 +267,7 @@ POSITIVE = (
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows",
 )  # fmt: skip
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps")
+RESERVED = ("comparison", "jobs")  # what else lies beside the arms
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 
 
@@ -292,7 +294,10 @@ def explain(error: Exception) -> str:
     if not key:
         return f"{outer}."
     if " not in '" in inner:
-        return f"'{key}' is no configuration key{nearest(key, keys())}: orchestrator/schema.py lists them all."
+        known = keys()
+        same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
+        return f"'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
     override = re.search(r"override (\S+)", outer)
     return f"{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
 
@@ -314,7 +319,10 @@ def load(path: Path) -> Config:
     """Read a cell's `config.yaml` back. Raises `UserError` where it is missing or not of this schema."""
     if not path.is_file():
         raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
-    cfg = OmegaConf.load(path)
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it.") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration.")
     return from_dictconfig(cfg)
@@ -388,10 +396,12 @@ def validate(config: Config) -> None:
             raise UserError(
                 f"data.domains.{name}.streaming=true needs data.train_tokens: a stream has no end to wait for."
             )
-    for label in [config.name or "", config.arm, *config.arms]:
-        if any(c in label for c in "/\\\0\n") or label in {".", ".."}:
-            raise UserError(
-                f"'{label}' names a directory and cannot hold a slash or be a dot name: choose another name."
-            )
+    names = [config.arm, *config.arms] if config.name is None else [config.name, config.arm, *config.arms]
+    for label in names:
+        if not label or label.startswith(".") or any(c in label for c in "/\\\0\n"):
+            raise UserError(f"'{label}' names a directory: it cannot be empty, begin with a dot or hold a slash.")
+    for arm in config.arms:
+        if arm in RESERVED:
+            raise UserError(f"An arm cannot be called '{arm}', which the run directory uses itself: rename it.")
     if len(set(config.seeds)) != len(config.seeds):
         raise UserError(f"seeds={config.seeds} repeats a seed: a replicate counts once.")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console, Group
@@ -17,7 +16,9 @@ from rich.table import Table
 
 from orchestrator import ledger, schema
 from orchestrator.errors import UserError
+from orchestrator.locks import is_held
 from orchestrator.manifest import Entry, Manifest
+from orchestrator.schema import Config
 
 _STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "lost": "red", "stopped": "yellow"}
 
@@ -37,25 +38,20 @@ class CellStatus:
     reason: str
 
 
-@contextmanager
-def held(lock: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a file lock for the length of the block; yields False if it is taken and `wait` is off.
-
-    The kernel drops the lock when the process dies, however it dies.
-    """
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def cell_lock(cell_dir: Path) -> Path:
     """The file whose lock a running cell holds."""
     return cell_dir / ".lock"
+
+
+def experiment_lock(experiment_dir: Path) -> Path:
+    """The file whose lock a launcher holds."""
+    return experiment_dir / ".lock"
+
+
+@cache
+def config_of(cell_dir: Path) -> Config:
+    """The configuration of a cell, read once: it does not change while the cell has its name."""
+    return schema.load(cell_dir / "config.yaml")
 
 
 def cell_dirs(experiment_dir: Path) -> list[Path]:
@@ -65,7 +61,7 @@ def cell_dirs(experiment_dir: Path) -> list[Path]:
     }
     if not found:
         return []
-    arms = list(schema.load(next(iter(found.values())) / "config.yaml").arms)
+    arms = list(config_of(next(iter(found.values()))).arms)
     rank = {arm: position for position, arm in enumerate(arms)}
 
     def order(path: Path) -> tuple[int, str, int]:
@@ -76,22 +72,13 @@ def cell_dirs(experiment_dir: Path) -> list[Path]:
 
 def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
     """What is known of one cell, given the manifest's last word on it."""
-    config = schema.load(cell_dir / "config.yaml")
     records = ledger.tail(cell_dir / "ledger.jsonl")
     record = records[-1] if records else {}
     heldout = next((r["heldout"] for r in reversed(records) if "heldout" in r), None)
-    step, steps = record.get("step", 0), config.train.steps
-    if entry and entry.state == "running":
-        with held(cell_lock(cell_dir), wait=False) as free:
-            # a process leaves its last word before its lock: what it may have said since counts
-            entry = Manifest(cell_dir.parents[1]).last()[f"{cell_dir.parent.name}/{cell_dir.name}"]
-            lost = free and entry.state == "running"
-    else:
-        lost = False
-    state = "lost" if lost else entry.state if entry else "next"
+    step, steps = record.get("step", 0), config_of(cell_dir).train.steps
     return CellStatus(
         cell=f"{cell_dir.parent.name}/{cell_dir.name}",
-        state=state,
+        state=_state(cell_dir, entry),
         attempt=entry.attempt if entry else 0,
         step=step,
         steps=steps,
@@ -100,6 +87,22 @@ def status_of(cell_dir: Path, entry: Entry | None) -> CellStatus:
         left=record["seconds"] / step * (steps - step) if step else None,
         reason=entry.reason if entry else "",
     )
+
+
+def _state(cell_dir: Path, entry: Entry | None) -> str:
+    """The manifest's word where it is final; otherwise what the locks of cell and launcher say of it."""
+    if entry is None:
+        return "next"
+    if entry.state not in ("submitted", "running"):
+        return entry.state
+    if is_held(cell_lock(cell_dir)):
+        return "running"
+    # a process leaves its last word before its lock: what it has said since counts
+    entry = Manifest(cell_dir.parents[1]).last()[f"{cell_dir.parent.name}/{cell_dir.name}"]
+    if entry.state not in ("submitted", "running"):
+        return entry.state
+    starting = entry.state == "submitted" and is_held(experiment_lock(cell_dir.parents[1]))
+    return "submitted" if starting else "lost"
 
 
 def read_status(experiment_dir: Path) -> list[CellStatus]:

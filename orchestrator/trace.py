@@ -21,6 +21,8 @@ from orchestrator import checkpoint
 from orchestrator.data import prepare
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.errors import UserError, refuse_unwritable
+from orchestrator.forensics.probe import relative_write
+from orchestrator.schema import TokenizerKind
 
 
 def lens(decoder: Decoder, x: Tensor) -> Tensor:
@@ -51,11 +53,10 @@ def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
         attention = block.attention_branch(h, rope)
         ffn = block.ffn_branch(h + attention)
         before, after = x[0].double(), output[0].double()  # [T, D]
-        size = before.norm(dim=-1)  # [T]
-        measures = {
-            "write": (after - before).norm(dim=-1) / size,
-            "attention_write": attention[0].double().norm(dim=-1) / size,
-            "ffn_write": ffn[0].double().norm(dim=-1) / size,
+        measures = {  # each [T]
+            "write": relative_write(after - before, before),
+            "attention_write": relative_write(attention[0], before),
+            "ffn_write": relative_write(ffn[0], before),
             "cosine": F.cosine_similarity(before, after, dim=-1),
         }
         logits = lens(decoder, output[0]).float()  # [T, V]
@@ -86,11 +87,16 @@ def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
 def trace(source: Path, text: str) -> dict[str, Any]:
     """`trace_tokens` of a text, in the tokens and by the newest weights of `source`, as plain JSON values.
 
-    Raises `UserError` where the source is none of ours, or the text is empty or longer than a training row.
+    Raises `UserError` where the source is none of ours, or was trained with a tokenizer learnt from other data
+    than is there now, or the text is empty or longer than a training row.
     """
     path = checkpoint.find(source)
     config = checkpoint.config_of(path)
-    tokenizer = prepare(config.data, config.model.vocab_size, config.train.seq_len).tokenizer
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    state = checkpoint.read_state(path)
+    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: another one, other tokens
+        corpus.check_digest(state["data"], path)
+    tokenizer = corpus.tokenizer
     tokens = tokenizer.encode([text])[0][:-1]  # without the end of text
     if not tokens:
         raise UserError("The text is empty, it gives no token to trace: give at least one character.")
@@ -102,8 +108,7 @@ def trace(source: Path, text: str) -> dict[str, Any]:
     layers = trace_tokens(checkpoint.load_decoder(path), torch.tensor(tokens))
     for layer in layers:
         layer["last"]["text"] = spelled(tokenizer, layer["last"]["token"])
-    step = checkpoint.read_state(path)["step"]
-    return {"schema": 1, "source": str(path), "step": step, "text": text, "tokens": tokens, "layers": layers}
+    return {"schema": 1, "source": str(path), "step": state["step"], "text": text, "tokens": tokens, "layers": layers}
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

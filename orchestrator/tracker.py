@@ -107,15 +107,15 @@ class Tracker:
             with self._failing_softly():
                 self._run.alert(title, text)
 
-    def finish(self) -> None:
-        """Send the cell's role and conservation tables and close the run."""
+    def finish(self, exit_code: int = 0) -> None:
+        """Send the cell's role and conservation tables and close the run; 0 is the exit code of a finished cell."""
         if self._run is None:
             return
         with self._failing_softly():
             from orchestrator.compare.tables import of_cell
 
             _log_tables(self._run, of_cell(self._cell_dir, self.config.arm, self.config.seed))
-            _close(self._run)
+            _close(self._run, exit_code)
         self._run = None
 
     def _send(self, axis: str, step: int, row: Callable[[], dict[str, Any]]) -> None:
@@ -148,7 +148,7 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
         _log_tables(run, comparison.tables)
         run.log({f"figures/{name}": wandb.Plotly(figure) for name, figure in figures.draw(comparison).items()})
         run.summary.update({"verdict": report.verdict(comparison)})
-        _close(run)
+        _close(run, exit_code=0)
     except Exception as error:
         _give_up(run, error)
 
@@ -159,7 +159,7 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, dict):
-            row |= {f"{key}/{name}": leaf for name, leaf in _leaves(value)}
+            row |= {f"{key}/{name}": leaf for name, leaf in _leaves(value) if name != STEP}
         elif key not in (STEP, "digest") and value is not None:
             row[f"{'time' if key in timing else 'train'}/{key}"] = value
     return row
@@ -250,11 +250,11 @@ def _log_tables(run: Any, tables: dict[str, pd.DataFrame]) -> None:
     run.log(row)
 
 
-def _close(run: Any) -> None:
+def _close(run: Any, exit_code: int) -> None:
     """Finish the run and its service, which no later child process may inherit."""
     import wandb
 
-    run.finish()
+    run.finish(exit_code=exit_code)
     wandb.teardown()
 
 

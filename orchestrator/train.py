@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from orchestrator import checkpoint, schema
 from orchestrator.callbacks import callbacks_for
 from orchestrator.run import Run
+from orchestrator.schema import Precision
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
@@ -37,7 +37,10 @@ class StopSignal(AbstractContextManager["StopSignal"]):
 
 
 def train_cell(
-    cell_dir: Path, attempt: int = 1, on_start: Callable[[int, list[str]], None] = lambda step, warnings: None
+    cell_dir: Path,
+    stop: StopSignal,
+    attempt: int = 1,
+    on_start: Callable[[int, list[str]], None] = lambda step, warnings: None,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
@@ -45,12 +48,12 @@ def train_cell(
     """
     config = schema.load(cell_dir / "config.yaml")
     torch.set_num_threads(config.train.threads)
-    torch.set_float32_matmul_precision("high")
-    with StopSignal() as stop:
-        run = Run(config, cell_dir, attempt, callbacks_for(config))
-        warnings = run.resume()
-        on_start(run.step, warnings)
-        return train(run, stop)
+    fp32 = config.train.precision == Precision.fp32
+    torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
+    run = Run(config, cell_dir, attempt, callbacks_for(config))
+    warnings = run.resume()
+    on_start(run.step, warnings)
+    return train(run, stop)
 
 
 def train(run: Run, stop: StopSignal) -> bool:
@@ -73,11 +76,9 @@ def _loop(run: Run, stop: StopSignal) -> None:
     if fresh:
         _after_step(run)
     while run.step < run.last_step and stop.received is None:
-        started = time.perf_counter()
         for callback in run.callbacks:
             callback.before_update(run)
         run.update()
-        run.seconds += time.perf_counter() - started
         _after_step(run)
     if stop.received is not None:
         run.save()

@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.summary import print_summary
+from orchestrator.errors import UserError
 
 __all__ = ["Comparison", "compare", "print_summary"]
 
@@ -14,11 +15,21 @@ __all__ = ["Comparison", "compare", "print_summary"]
 def compare(experiment_dir: Path) -> Comparison:
     """Compare the arms in `experiment_dir` and write everything under its `comparison/`.
 
-    Raises `UserError` for a directory that is no experiment, and for pairs that were not trained alike.
+    Raises `UserError` for a directory that is no experiment, for pairs that were not trained alike, and where
+    a file cannot be read or written.
     """
-    comparison = compute(experiment_dir)
+    try:
+        comparison = compute(experiment_dir)
+    except OSError as error:
+        raise UserError(f"{experiment_dir} cannot be read ({error}): make its files readable.") from error
     drawn = figures.draw(comparison)
-    tables.write(comparison.tables, comparison.directory / "tables")
-    figures.write(drawn, comparison.directory / "figures")
-    report.write(comparison, drawn)
+    try:
+        tables.write(comparison.tables, comparison.directory / "tables")
+        figures.write(drawn, comparison.directory / "figures")
+        report.write(comparison, drawn)
+    except OSError as error:
+        raise UserError(
+            f"{comparison.directory} cannot be written ({error}): make it a writable directory with free space, "
+            f"then run python -m orchestrator.compare {experiment_dir}."
+        ) from error
     return comparison

@@ -14,9 +14,16 @@ from orchestrator import ledger
 from orchestrator.errors import UserError
 from orchestrator.manifest import Entry, Manifest
 
+# What must be there, and of which type, before anything is computed.
+NUMBER = (int, float)
+DESCRIPTION = {"arms": dict, "seeds": list, "declared": list, "models": dict}  # experiment.yaml
+RECORD = {"step": int, "digest": str}  # a ledger's line
+READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
+LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
+
 
 @dataclass(frozen=True)
-class Cell:
+class CellResult:
     """One arm at one seed. `missing` says why it cannot be compared; null where it is complete."""
 
     arm: str
@@ -36,7 +43,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class ExperimentResult:
     """What was asked and what there is. The first arm is the baseline."""
 
     path: Path
@@ -46,16 +53,16 @@ class Experiment:
     seeds: list[int]
     declared: list[str]
     parameters: dict[str, int]  # arm → number of parameters, where experiment.yaml records it
-    cells: list[Cell]  # arm by arm, seed by seed
+    cells: list[CellResult]  # arm by arm, seed by seed
 
-    def cell(self, arm: str, seed: int) -> Cell:
+    def cell(self, arm: str, seed: int) -> CellResult:
         return next(c for c in self.cells if (c.arm, c.seed) == (arm, seed))
 
 
-def read_experiment(path: Path) -> Experiment:
+def read_experiment(path: Path) -> ExperimentResult:
     """Every cell that `experiment.yaml` names, whatever became of it.
 
-    Raises `UserError` where the directory is not an experiment or one of its files cannot be read.
+    Raises `UserError` where the directory is not an experiment or one of its files is not what it should be.
     """
     source = path / "experiment.yaml"
     if not source.is_file():
@@ -63,21 +70,26 @@ def read_experiment(path: Path) -> Experiment:
     try:
         # libyaml where it is there: the recorded git diff is one long scalar, slow to scan in Python
         spec = yaml.load(source.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise UserError(f"{source} is not YAML ({error}): restore it or run the experiment again.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{source} is not YAML ({one_line(error)}): restore it or run the experiment again.") from error
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
-    arms, seeds = [str(arm) for arm in spec["arms"]], [int(seed) for seed in spec["seeds"]]
-    last = Manifest(path).last()
-    models = spec.get("models") or {}
-    return Experiment(
+    cure = "restore it, or delete it and run the experiment again"
+    declared, models = spec.get("declared") or [], spec.get("models") or {}
+    expect(source, spec | {"declared": declared, "models": models}, DESCRIPTION, cure)
+    expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
+    for arm, model in models.items():
+        expect(source, model, {"params": int}, cure, f"models.{arm}")
+    arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
+    last = _last_entries(path)
+    return ExperimentResult(
         path=path,
         name=str(spec.get("name") or path.name),
         question=str(spec.get("question") or ""),
         arms=arms,
         seeds=seeds,
-        declared=[str(key) for key in spec.get("declared") or []],
-        parameters={arm: int(models[arm]["params"]) for arm in arms if arm in models},
+        declared=[str(key) for key in declared],
+        parameters={arm: models[arm]["params"] for arm in arms if arm in models},
         cells=[
             read_cell(path / arm / f"seed={seed}", arm, seed, last.get(f"{arm}/seed={seed}"))
             for arm in arms
@@ -86,12 +98,64 @@ def read_experiment(path: Path) -> Experiment:
     )
 
 
-def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Cell:
-    """The cell in `path`; `entry`, the manifest's last word on it, explains a missing end."""
-    records = ledger.read(path / "ledger.jsonl")
-    readings = [read_json(file) for file in (path / "forensics").glob("step_*.json")]
+def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
+    """The cell in `path`; `entry`, the manifest's last word on it, explains a missing end.
+
+    Raises `UserError` where a ledger record or a reading lacks what every one has.
+    """
+    source = path / "ledger.jsonl"
+    records = ledger.read(source)
+    for record in records:
+        cure = f"restore it, or delete {path} and run the experiment again"
+        expect(source, record, RECORD, cure, "a record")
+        for split in ("heldout", "test"):
+            losses = record.get(split, {})
+            expect(source, losses, dict.fromkeys(losses, NUMBER), cure, split)
+    readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
     by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
-    return Cell(arm, seed, path, records, by_step, _missing(records, entry))
+    if len({len(reading["layers"]) for reading in readings}) > 1:
+        raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
+    return CellResult(arm, seed, path, records, by_step, _missing(records, entry))
+
+
+def read_reading(path: Path) -> dict[str, Any]:
+    """A forensics result from its file. Raises `UserError` where it is not one."""
+    checkpoint = path.parents[1] / "checkpoints" / path.stem
+    cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"
+    try:
+        reading = json.loads(path.read_text())
+    except ValueError as error:  # not JSON, or not even text
+        raise UserError(f"{path} is not JSON ({error}): {cure}.") from error
+    expect(path, reading, READING, cure)
+    for index, layer in enumerate(reading["layers"]):
+        expect(path, layer, LAYER, cure, f"layers.{index}")
+        for group in ("scores", "measures"):
+            known = {name: value for name, value in layer[group].items() if value is not None}
+            expect(path, known, dict.fromkeys(known, NUMBER), cure, f"layers.{index}.{group}")
+    return reading
+
+
+def expect(path: Path, node: Any, shape: dict[Any, Any], cure: str, where: str = "its content") -> None:
+    """Raise `UserError` unless `node`, found in `path`, is a mapping whose values have the types of `shape`."""
+    if not isinstance(node, dict):
+        raise UserError(f"{path}: {where} is not a mapping: {cure}.")
+    for key, kind in shape.items():
+        if key not in node:
+            raise UserError(f"{path}: {where} has no '{key}': {cure}.")
+        if not isinstance(node[key], kind) or isinstance(node[key], bool):
+            raise UserError(f"{path}: {where} has {key} = {node[key]!r:.40}, which cannot be: {cure}.")
+
+
+def _last_entries(path: Path) -> dict[str, Entry]:
+    try:
+        return Manifest(path).last()
+    except KeyError as error:
+        raise UserError(f"{path / 'manifest.jsonl'} has a record without {error}: delete that line.") from error
+
+
+def one_line(error: Exception) -> str:
+    """What `error` says, on one line."""
+    return " ".join(str(error).split())
 
 
 def _missing(records: list[ledger.Record], entry: Entry | None) -> str | None:
@@ -108,10 +172,3 @@ def _missing(records: list[ledger.Record], entry: Entry | None) -> str | None:
             if not math.isfinite(loss):
                 return f"its final {split} loss on {domain} is {loss}"
     return None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON ({error}): delete it and run the experiment again.") from error

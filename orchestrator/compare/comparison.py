@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.compare import tables
-from orchestrator.compare.cells import Cell, Experiment, read_experiment
+from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.migration import agreement, roles_of
-from orchestrator.compare.pairs import LeftOut, Pair, batches_may_differ, domains_of, losses, pair_up
+from orchestrator.compare.pairs import BATCH_KEYS, HELDOUT_KEYS, LeftOut, Pair, domains_of, losses, pair_up
 from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 
@@ -22,7 +22,7 @@ from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult,
 class Comparison:
     """An experiment, its complete pairs, and what follows from them."""
 
-    experiment: Experiment
+    experiment: ExperimentResult
     pairs: list[Pair]
     left_out: list[LeftOut]
     domains: list[str]
@@ -44,7 +44,7 @@ class Comparison:
         """The arms that have at least one complete pair with the baseline."""
         return list(dict.fromkeys(pair.arm for pair in self.pairs))
 
-    def cells_of(self, arm: str) -> list[Cell]:
+    def cells_of(self, arm: str) -> list[CellResult]:
         """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
         cells = [cell for pair in self.pairs for cell in (pair.a, pair.b)] if self.pairs else self.experiment.cells
         return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
@@ -64,17 +64,18 @@ def compute(path: Path) -> Comparison:
         tables=tables.build(experiment.cells, pairs),
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
-        notes=_notes(experiment, pairs),
+        notes=_notes(experiment, pairs, domains),
     )
 
 
 def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
     values = [(losses(pair.a, domains), losses(pair.b, domains)) for pair in pairs if pair.arm == arm]
-    keys = values[0][0] if domains else {}
-    return compare_paired(arm, {key: ([a[key] for a, _ in values], [b[key] for _, b in values]) for key in keys})
+    return compare_paired(
+        arm, {key: ([a[key] for a, _ in values], [b[key] for _, b in values]) for key in values[0][0]}
+    )
 
 
-def _notes(experiment: Experiment, pairs: list[Pair]) -> list[str]:
+def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[str]:
     """What a reader must know before believing the numbers, in sentences."""
     notes = []
     if len(experiment.arms) == 1:
@@ -89,8 +90,9 @@ def _notes(experiment: Experiment, pairs: list[Pair]) -> list[str]:
             f"of loss can be called better or worse at {ALPHA}. "
             + ("An interval needs two pairs." if n == 1 else "Intervals are Student's t: a bootstrap needs 6 pairs.")
         )
-    if pairs and batches_may_differ(experiment.declared):
-        notes.append("The arms may differ in their batches, as declared: their losses are paired by seed alone.")
+    if pairs and not domains:
+        notes.append("No held-out domain is common to all finished cells: their losses cannot be compared.")
+    notes += _batch_notes(pairs)
     if any(
         len(a["layers"]) != len(b["layers"])
         for pair in pairs
@@ -104,7 +106,21 @@ def _notes(experiment: Experiment, pairs: list[Pair]) -> list[str]:
     return notes + _role_notes(experiment.cells, pairs)
 
 
-def _role_notes(cells: list[Cell], pairs: list[Pair]) -> list[str]:
+def _batch_notes(pairs: list[Pair]) -> list[str]:
+    """What a declared difference of the data takes from the pairs; without one their digests are equal."""
+    batches, heldout = (
+        ", ".join(sorted({key for pair in pairs for key in pair.differing_in(keys)}))
+        for keys in (BATCH_KEYS, HELDOUT_KEYS)
+    )
+    notes = []
+    if batches:
+        notes.append(f"The arms saw different batches, as declared ({batches}): they are paired by seed alone.")
+    if heldout:
+        notes.append(f"Their held-out losses are on different text, or on rows cut otherwise ({heldout}).")
+    return notes
+
+
+def _role_notes(cells: list[CellResult], pairs: list[Pair]) -> list[str]:
     notes = []
     untrained = [role for cell in cells if 0 in cell.readings for role in roles_of(cell.readings[0])]
     if untrained:

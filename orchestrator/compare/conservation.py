@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
 
-from orchestrator.compare.cells import Cell
+from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
-from orchestrator.compare.statistics import interval
+from orchestrator.compare.statistics import interval, mean_of_known
 
 REFERENCES = ("saturated_robust", "saturated_fixed", "saturated")  # the first is the one claims are made on
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
+CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a few resamples)"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(scipy.stats.wasserstein_distance(depths(a), depths(b), a, b))
 
 
-def conservation(cell: Cell) -> list[dict[str, Any]]:
+def conservation(cell: CellResult) -> list[dict[str, Any]]:
     """One row per reading and reference; a reference that was not measured has no row."""
     rows = []
     for step, reading in cell.readings.items():
@@ -151,18 +151,18 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     spent = [s for pair in pairs if pair.arm == arm and (s := _spent(pair, reference)) is not None]
     logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
     within = interval(logs, 0.90)
-    expected_a, expected_b = _mean(s.expected_a for s in spent), _mean(s.expected_b for s in spent)
+    expected_a, expected_b = mean_of_known(s.expected_a for s in spent), mean_of_known(s.expected_b for s in spent)
     found = Conservation(
         arm=arm,
         reference=reference,
         n=len(logs),
-        budget_a=_mean(s.a.sum() for s in spent),
-        budget_b=_mean(s.b.sum() for s in spent),
+        budget_a=mean_of_known(s.a.sum() for s in spent),
+        budget_b=mean_of_known(s.b.sum() for s in spent),
         expected_a=expected_a,
         expected_b=expected_b,
-        centre_a=_mean(centre(s.a) for s in spent),
-        centre_b=_mean(centre(s.b) for s in spent),
-        distance=_mean(distance(s.a, s.b) for s in spent),
+        centre_a=mean_of_known(centre(s.a) for s in spent),
+        centre_b=mean_of_known(centre(s.b) for s in spent),
+        distance=mean_of_known(distance(s.a, s.b) for s in spent),
         ratios={s.seed: s.ratio for s in spent},
         ratio=float(np.exp(np.mean(logs))) if logs else None,
         low=None if within.low is None else float(np.exp(within.low)),
@@ -177,33 +177,42 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
 
 
 def _judge(c: Conservation) -> tuple[str, str]:
-    """The verdict on budgets that were measured, and what a reader must know beside it."""
+    """The verdict on budgets that were measured, and what a reader must know beside it.
+
+    Two budgets within chance have no ratio worth judging. One within chance beside one above it may be a
+    collapse: the ratio's interval stands, and the sentence names the two. A pair without a ratio is missing
+    from the interval, which then cannot show that the budget was conserved.
+    """
     empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
     notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
-    if c.expected_a is None or c.expected_b is None:
+    within = _arms_within_chance(c)
+    if within is None:
         notes.append("The count expected by chance was not measured.")
-    else:
-        weak = [
-            name
-            for name, budget, expected in (("a", c.budget_a, c.expected_a), ("b", c.budget_b, c.expected_b))
-            if budget is not None and _within_chance(len(c.ratios) * budget, len(c.ratios) * expected)
-        ]
-        if weak:
-            notes.insert(0, f"The budget of {' and of '.join(weak)} is no larger than chance gives.")
-            return "no larger than chance", " ".join(notes)
+    elif len(within) == 2:
+        return "no larger than chance", " ".join([f"Neither budget is larger than {CHANCE}.", *notes])
+    elif within:
+        above = "b" if within == ["a"] else "a"
+        notes.insert(0, f"The budget of {within[0]} is no larger than {CHANCE}; that of {above} is.")
     if c.low is None or c.high is None:
         return "inconclusive", " ".join([*notes, "An interval needs two pairs with a ratio."])
-    if CONSERVED[0] <= c.low and c.high <= CONSERVED[1]:
-        return "conserved", " ".join(notes)
     if c.high < CONSERVED[0] or c.low > CONSERVED[1]:
         return "not conserved", " ".join(notes)
+    if CONSERVED[0] <= c.low and c.high <= CONSERVED[1] and not empty:
+        return "conserved", " ".join(notes)
     return "inconclusive", " ".join(notes)
+
+
+def _arms_within_chance(c: Conservation) -> list[str] | None:
+    """Those of `a` and `b` whose budget, summed over the pairs, chance alone could give; null if not measured.
+
+    Chance is a Poisson count whose mean is `expected`: itself an estimate, the mean over the reading's
+    resamples of the layer (SCIENCE §3), whose own error is not part of the quantile.
+    """
+    arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
+    known = {arm: (b, e) for arm, (b, e) in arms.items() if b is not None and e is not None}
+    n = len(c.ratios)
+    return [arm for arm, (b, e) in known.items() if _within_chance(n * b, n * e)] if len(known) == 2 else None
 
 
 def _within_chance(count: float, expected: float) -> bool:
     return count <= float(scipy.stats.poisson.ppf(CHANCE_QUANTILE, expected))
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return float(np.mean(known)) if known else None

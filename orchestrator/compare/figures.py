@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
-from orchestrator.compare.cells import Cell
+from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES, profile
 from orchestrator.compare.migration import STATES, state, transition_counts
 from orchestrator.compare.pairs import MEAN, validation_curves
 from orchestrator.compare.palette import arm_colour, colour, letter
+from orchestrator.files import write_whole
 
+PLOTLY = "plotly.min.js"
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 13},
@@ -34,10 +37,10 @@ def draw(c: Comparison) -> dict[str, go.Figure]:
 
 
 def write(figures: dict[str, go.Figure], directory: Path) -> None:
-    """Each figure as `<name>.html`; they share one plotly.min.js beside them and need no network."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Each figure as `<name>.html`; they share one script beside them and need no network."""
+    write_whole(directory / PLOTLY, get_plotlyjs())
     for name, figure in figures.items():
-        figure.write_html(directory / f"{name}.html", include_plotlyjs="directory")
+        write_whole(directory / f"{name}.html", figure.to_html(include_plotlyjs=PLOTLY))
 
 
 def role_strips(c: Comparison) -> go.Figure | None:
@@ -231,7 +234,7 @@ def _steps(colours: Sequence[str]) -> list[tuple[float, str]]:
     return [(edge / n, paint) for i, paint in enumerate(colours) for edge in (i, i + 1)]
 
 
-def _layers(cell: Cell) -> list[list[dict[str, Any]]]:
+def _layers(cell: CellResult) -> list[list[dict[str, Any]]]:
     return [reading["layers"] for reading in cell.readings.values()]
 
 

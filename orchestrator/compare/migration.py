@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.compare.cells import Cell
+from orchestrator.compare.cells import CellResult
 from orchestrator.compare.palette import ROLES
 
 STATES = (*ROLES, "tie")
 
 
-def role_migration(cell: Cell) -> list[dict[str, Any]]:
+def role_migration(cell: CellResult) -> list[dict[str, Any]]:
     """One row per layer and interval between successive readings."""
     return [
         {

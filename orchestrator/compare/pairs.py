@@ -10,11 +10,12 @@ import numpy as np
 import yaml
 
 from orchestrator import schema
-from orchestrator.compare.cells import Cell, Experiment
+from orchestrator.compare.cells import CellResult, ExperimentResult, one_line
 from orchestrator.errors import UserError
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
-BATCH_KEYS = ("data", "train", "train.batch_size", "train.seq_len")  # decide the batches
+BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
+HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
 MEAN = "mean"  # the domain that stands for all: their unweighted mean
 
 
@@ -22,8 +23,9 @@ MEAN = "mean"  # the domain that stands for all: their unweighted mean
 class Pair:
     """Two finished cells of one seed; `a` belongs to the baseline."""
 
-    a: Cell
-    b: Cell
+    a: CellResult
+    b: CellResult
+    differing: tuple[str, ...]  # configuration keys in which they differ, all of them declared
 
     @property
     def seed(self) -> int:
@@ -38,6 +40,10 @@ class Pair:
         """Steps at which the layers of both cells were read, ascending."""
         return [step for step in self.a.readings if step in self.b.readings]
 
+    def differing_in(self, keys: tuple[str, ...]) -> list[str]:
+        """Those of the differing keys that are one of `keys` or lie under it."""
+        return [key for key in self.differing if key in keys or key.startswith(tuple(f"{k}." for k in keys))]
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -48,30 +54,26 @@ class LeftOut:
     reason: str
 
 
-def pair_up(experiment: Experiment) -> tuple[list[Pair], list[LeftOut]]:
+def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
     """Baseline × every other arm, seed by seed: the complete pairs, and those left out with their reasons.
 
-    Raises `UserError` where two cells saw different batches or differ in an undeclared key.
+    Raises `UserError` where two cells differ in an undeclared key, or in their batches without any key that
+    would explain it.
     """
     pairs, left_out = [], []
     baseline, *others = experiment.arms
     for arm in others:
         for seed in experiment.seeds:
-            pair = Pair(experiment.cell(baseline, seed), experiment.cell(arm, seed))
-            reasons = [f"{cell.label}: {cell.missing}" for cell in (pair.a, pair.b) if cell.missing]
+            a, b = experiment.cell(baseline, seed), experiment.cell(arm, seed)
+            reasons = [f"{cell.label}: {cell.missing}" for cell in (a, b) if cell.missing]
             if reasons:
                 left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
                 continue
-            if not batches_may_differ(experiment.declared):
+            pair = Pair(a, b, declared_differences(a, b, experiment.declared))
+            if not pair.differing_in(BATCH_KEYS):
                 check_batches(pair)
-            check_configurations(pair, experiment.declared)
             pairs.append(pair)
     return pairs, left_out
-
-
-def batches_may_differ(declared: list[str]) -> bool:
-    """Whether the experiment's own question makes its arms see different batches."""
-    return any(key in BATCH_KEYS or key.startswith("data.") for key in declared)
 
 
 def check_batches(pair: Pair) -> None:
@@ -86,20 +88,33 @@ def check_batches(pair: Pair) -> None:
             )
 
 
-def check_configurations(pair: Pair, declared: list[str]) -> None:
-    """Raise `UserError` where the cells' configurations differ in a key the experiment does not declare."""
-    a, b = (schema.flatten(yaml.safe_load((cell.path / "config.yaml").read_text())) for cell in (pair.a, pair.b))
-    ignored = (*schema.OPERATIONAL, "arm", *declared)
-    for key in sorted(a.keys() | b.keys()):
-        if a.get(key) != b.get(key) and not any(key == i or key.startswith(i + ".") for i in ignored):
-            raise UserError(
-                f"{pair.a.label} and {pair.b.label} differ in {key} ({a.get(key)} against {b.get(key)}), "
-                "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
-            )
+def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
+    """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
+    configurations = configuration(a), configuration(b)
+    ignored = (*schema.OPERATIONAL, "arm")
+    undeclared = schema.differences(*configurations, ignore=(*ignored, *declared))
+    if undeclared:
+        listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())
+        raise UserError(
+            f"{a.label} and {b.label} differ in {listing}, "
+            "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
+        )
+    return tuple(schema.differences(*configurations, ignore=ignored))
 
 
-def losses(cell: Cell, domains: list[str]) -> dict[tuple[str, str], float]:
-    """(metric, domain) → nats/token of a finished cell, for each domain and their mean."""
+def configuration(cell: CellResult) -> schema.Config:
+    """The cell's `config.yaml`. Raises `UserError`, naming the file, where it cannot be read."""
+    path = cell.path / "config.yaml"
+    try:
+        return schema.load(path)
+    except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
+
+
+def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]:
+    """(metric, domain) → nats/token of a finished cell, for each domain and their mean; empty without a domain."""
+    if not domains:
+        return {}
     final = cell.ledger[-1]
     curves = validation_curves(cell, domains)
     by_metric = {
@@ -110,7 +125,7 @@ def losses(cell: Cell, domains: list[str]) -> dict[tuple[str, str], float]:
     return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in (MEAN, *domains)}
 
 
-def validation_curves(cell: Cell, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
+def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
     """Domain → (step, nats/token) at every evaluation; `mean` is the curve of the domains' mean."""
     curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
     for record in cell.ledger:
@@ -126,9 +141,11 @@ def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
     return {MEAN: float(np.mean(list(by_domain.values()))), **by_domain} if by_domain else {}
 
 
-def domains_of(cells: list[Cell]) -> list[str]:
+def domains_of(cells: list[CellResult]) -> list[str]:
     """The domains that every finished cell has a test and a held-out loss on, in the first one's order."""
     finals = [cell.ledger[-1] for cell in cells if cell.missing is None]
     return [
-        d for d in (finals[0]["test"] if finals else ()) if all(d in f["test"] and d in f["heldout"] for f in finals)
+        d
+        for d in (finals[0]["test"] if finals else ())
+        if all(d in f["test"] and d in f.get("heldout", {}) for f in finals)
     ]

@@ -14,6 +14,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.migration import roles_of
 from orchestrator.compare.palette import ROLES, colour, letter
 from orchestrator.compare.sections import Roles, Section, sections
+from orchestrator.files import write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -28,10 +29,9 @@ th, td { padding: .15rem .7rem .15rem 0; text-align: left } tbody tr:nth-child(e
 
 def write(c: Comparison, figures: dict[str, go.Figure]) -> None:
     """Write both files into the comparison's directory."""
-    c.directory.mkdir(parents=True, exist_ok=True)
     content = json.dumps(verdict(c), indent=1, ensure_ascii=False, allow_nan=False)
-    (c.directory / "verdict.json").write_text(content + "\n")
-    (c.directory / "report.html").write_text(page(c, figures))
+    write_whole(c.directory / "verdict.json", content + "\n")
+    write_whole(c.directory / "report.html", page(c, figures))
 
 
 def verdict(c: Comparison) -> dict[str, Any]:

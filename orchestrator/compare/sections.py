@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.pairs import MEAN, METRICS, losses
+from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
 WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
@@ -66,7 +64,7 @@ def cell_losses(c: Comparison) -> Section:
     for cell in c.experiment.cells:
         if cell.missing is None:
             values = losses(cell, c.domains)
-            rows.append([cell.label, *(number(values["test_loss", d], 4) for d in (MEAN, *c.domains))])
+            rows.append([cell.label, *(number(values.get(("test_loss", d)), 4) for d in (MEAN, *c.domains))])
     return Section("Test loss, nats/token", ["cell", MEAN, *c.domains], rows)
 
 
@@ -80,8 +78,8 @@ def layers(c: Comparison, arms: list[str]) -> Section:
     rows: list[list[str | Roles]] = []
     for index in range(depth):
         at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]
-        width = " → ".join(number(_mean(layer["width"] for layer in seeds), 0) for seeds in at)
-        cv = [_mean(layer["measures"].get("cv") for layer in seeds) for seeds in at]
+        width = " → ".join(number(mean_of_known(layer["width"] for layer in seeds), 0) for seeds in at)
+        cv = [mean_of_known(layer["measures"].get("cv") for layer in seeds) for seeds in at]
         paired = [number(cv[0] / cv[1] if comparable and cv[0] and cv[1] else None, 2)] if len(arms) == 2 else []
         rows.append(
             [str(index), width, *(Roles([layer["role"] for layer in seeds], words) for seeds in at),
@@ -136,8 +134,8 @@ def _last_layers(c: Comparison, arm: str, arms: list[str]) -> list[list[dict[str
 
 def _saturated(seeds: list[dict[str, Any]]) -> str:
     """Mean robust count, and the count by chance in parentheses."""
-    count = _mean(layer["measures"].get("saturated_robust") for layer in seeds)
-    chance = _mean(layer["measures"].get("saturated_robust_expected") for layer in seeds)
+    count = mean_of_known(layer["measures"].get("saturated_robust") for layer in seeds)
+    chance = mean_of_known(layer["measures"].get("saturated_robust_expected") for layer in seeds)
     return f"{number(count, 0)} ({number(chance, 0)})"
 
 
@@ -155,8 +153,3 @@ def span(low: float | None, high: float | None, digits: int, *, plus: bool = Fal
     """An interval as `low … high`."""
     write = signed if plus else number
     return "–" if low is None or high is None else f"{write(low, digits)} … {write(high, digits)}"
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [float(value) for value in values if value is not None]
-    return float(np.mean(known)) if known else None

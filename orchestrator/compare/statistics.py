@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,12 @@ class PairedResult:
     p_holm: float | None
     correlation: float | None  # between the arms over the seeds
     verdict: str  # better · worse · equivalent · inconclusive
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are known; null where none is."""
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def interval(values: ArrayLike, level: float) -> Interval:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.compare.cells import Cell, read_cell
+from orchestrator.compare.cells import CellResult, read_cell
 from orchestrator.compare.conservation import conservation, flattening
 from orchestrator.compare.migration import role_migration
 from orchestrator.compare.pairs import Pair, domains_of, losses
+from orchestrator.files import write_whole
 
 Rows = list[dict[str, Any]]
 
@@ -32,7 +33,7 @@ TEXT = {"arm", "role", "role_from", "role_to", "reference", "metric", "domain"}
 INTEGER = {"seed", "step", "step_from", "layer"}
 
 
-def layer_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
+def layer_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     """One row per cell, reading and layer."""
     return [
         {
@@ -46,19 +47,19 @@ def layer_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
     ]  # fmt: skip
 
 
-def role_migration_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
+def role_migration_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     return [row for cell in cells for row in role_migration(cell)]
 
 
-def conservation_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
+def conservation_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     return [row for cell in cells for row in conservation(cell)]
 
 
-def flattening_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
+def flattening_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     return [{"arm": pair.arm, **row} for pair in pairs for row in flattening(pair)]
 
 
-def paired_eval_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
+def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     """One row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
     domains = domains_of([cell for pair in pairs for cell in (pair.a, pair.b)])
     rows = []
@@ -71,7 +72,7 @@ def paired_eval_rows(cells: list[Cell], pairs: list[Pair]) -> Rows:
     return rows
 
 
-BUILDERS: dict[str, Callable[[list[Cell], list[Pair]], Rows]] = {
+BUILDERS: dict[str, Callable[[list[CellResult], list[Pair]], Rows]] = {
     "layers": layer_rows,
     "role_migration": role_migration_rows,
     "conservation": conservation_rows,
@@ -80,7 +81,7 @@ BUILDERS: dict[str, Callable[[list[Cell], list[Pair]], Rows]] = {
 }
 
 
-def build(cells: list[Cell], pairs: list[Pair]) -> dict[str, pd.DataFrame]:
+def build(cells: list[CellResult], pairs: list[Pair]) -> dict[str, pd.DataFrame]:
     """Every table by name. Per-cell tables hold every cell that was read, paired ones complete pairs only."""
     several = len({pair.arm for pair in pairs}) > 1
     return {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
@@ -108,8 +109,9 @@ def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
 
 
 def write(tables: dict[str, pd.DataFrame], directory: Path) -> None:
-    """Each table as `<name>.parquet` and `<name>.csv`."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Each table as `<name>.parquet` and `<name>.csv`. Raises `UserError` or `OSError` where the disk refuses."""
     for name, table in tables.items():
-        table.to_parquet(directory / f"{name}.parquet", index=False)
-        table.to_csv(directory / f"{name}.csv", index=False)
+        write_whole(directory / f"{name}.csv", table.to_csv(index=False))
+        partial = directory / f".{name}.parquet.partial"
+        table.to_parquet(partial, index=False)
+        partial.replace(directory / f"{name}.parquet")

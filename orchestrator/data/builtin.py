@@ -9,25 +9,25 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PIECE = 2048  # characters of the longest document cut from a longer text
+PIECE = 512  # characters of the longest document cut from a file of code: short, so that a small split holds many
 GENERATED = 2**16  # documents of a generated domain, 10 MB or more
 FACTS = 1024
 SKIPPED = {
     "site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo",
-    "encodings", "pydoc_data",  # character tables and rendered help, not code
+    "encodings", "pydoc_data", "entities.py",  # character tables and rendered help, not code
 }  # fmt: skip
 
 
-def pieces(lines: Iterable[str]) -> Iterator[str]:
-    """Documents of at most `PIECE` characters, cut between lines; a longer line is cut inside."""
+def pieces(lines: Iterable[str], longest: int) -> Iterator[str]:
+    """Documents of at most `longest` characters, cut between lines; a longer line is cut inside."""
     piece = ""
     for line in lines:
-        if len(piece) + len(line) > PIECE and piece:
+        if len(piece) + len(line) > longest and piece:
             yield piece
             piece = ""
-        while len(line) > PIECE:
-            yield line[:PIECE]
-            line = line[PIECE:]
+        while len(line) > longest:
+            yield line[:longest]
+            line = line[longest:]
         piece += line
     if piece:
         yield piece
@@ -38,17 +38,17 @@ def library_files() -> list[Path]:
     files: list[Path] = []
     for folder, inside, names in os.walk(sysconfig.get_path("stdlib")):
         inside[:] = set(inside) - SKIPPED  # site-packages may hold more files than all the rest
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(files)
+        files += [Path(folder, name) for name in set(names) - SKIPPED if name.endswith(".py")]
+    return sorted(file for file in files if not file.name.startswith("_sysconfigdata"))  # of this machine's Python
 
 
-def code() -> list[str]:
-    """The standard library in pieces."""
-    documents: list[str] = []
+def code() -> list[list[str]]:
+    """The standard library, each file in pieces."""
+    files = []
     for path in library_files():
         with path.open(encoding="utf-8", errors="replace") as file:
-            documents += pieces(file)
-    return documents
+            files.append(list(pieces(file, PIECE)))
+    return files
 
 
 def fact_table() -> list[str]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,14 +17,16 @@ import numpy as np
 import torch
 
 from orchestrator.data import tokenizer as tokenizers
+from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
 from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
 from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.errors import UserError
+from orchestrator.locks import hold
 from orchestrator.schema import DataConfig, TokenizerKind
 
-FORMAT = 2  # of the prepared files; a new number rebuilds them
+FORMAT = 3  # of the prepared files; a new number rebuilds them
 BPE_TOKENS = 2**22  # of training text per domain from which a BPE is learnt, at most
 LONGEST_TOKEN = 8  # bytes; text read ahead for a BPE is sized for tokens no longer than this on average
 
@@ -37,13 +37,12 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
     Processes that ask at once wait for the one that builds; a build that was killed is done again. Raises
     `UserError` for text or a tokenizer that cannot be read, or larger than `vocab_size`, or too little text.
     """
-    check(config, vocab_size, seq_len)
-    key = fingerprint(config, seq_len)
+    key = check(config, vocab_size, seq_len)
     folder = Path(config.cache_dir) / key
     if not (folder / "meta.json").is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with locked(folder.with_suffix(".lock")):
+            with hold(folder.with_suffix(".lock"), wait=True):
                 if not (folder / "meta.json").is_file():
                     build(config, vocab_size, seq_len, folder)
         except OSError as error:
@@ -63,8 +62,11 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
     )
 
 
-def check(config: DataConfig, vocab_size: int, seq_len: int) -> None:
-    """Refuse what no text could mend."""
+def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
+    """Refuse what no text could mend and sources that are not there; return the corpus's fingerprint.
+
+    Reads no text and writes nothing.
+    """
     for key, value in {"heldout_tokens": config.heldout_tokens, "train_tokens": config.train_tokens}.items():
         if value is not None and value < seq_len + 1:
             raise UserError(
@@ -86,6 +88,7 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> None:
             )
     elif not tokenizer.path:
         raise UserError("data.tokenizer.path is missing: kind=hf needs a tokenizer's name or folder.")
+    return fingerprint(config, seq_len)
 
 
 def fingerprint(config: DataConfig, seq_len: int) -> str:
@@ -104,14 +107,6 @@ def fingerprint(config: DataConfig, seq_len: int) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Alone among the processes that ask for this path; the system frees it when its holder dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> None:
     """Write the prepared files beside their place and move them there complete. Needs the lock."""
     work = folder.with_suffix(".tmp")
@@ -121,16 +116,16 @@ def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> No
     scratch.mkdir(parents=True)
     try:
         seen: set[bytes] = set()
-        documents = {
+        groups = {
             name: READERS[config.domains[name].source].documents(name, config.domains[name], scratch, seen)
             for name in sorted(config.domains)
         }
-        tokenizer = make_tokenizer(config, documents)
+        tokenizer = make_tokenizer(config, groups)
         tokenizers.check_size(tokenizer.vocab_size, vocab_size, config.tokenizer)
         tokenizer.save(work / "tokenizer")
         splits = {
             name: write_domain(name, texts, tokenizer, config, seq_len, work / "rows" / name)
-            for name, texts in documents.items()
+            for name, texts in groups.items()
         }
         shutil.rmtree(scratch)
         meta = {
@@ -145,25 +140,26 @@ def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> No
         shutil.rmtree(work, ignore_errors=True)
 
 
-def make_tokenizer(config: DataConfig, documents: dict[str, Iterator[str]]) -> Tokenizer:
-    """The tokenizer asked for. A BPE reads ahead: what it has read is put back in front of `documents`."""
+def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> Tokenizer:
+    """The tokenizer asked for. A BPE reads ahead: what it has read is put back in front of `groups`."""
     if config.tokenizer.kind == TokenizerKind.byte:
         return tokenizers.ByteTokenizer()
     if config.tokenizer.kind == TokenizerKind.hf:
         assert config.tokenizer.path is not None
         return tokenizers.load_pretrained(config.tokenizer.path)
     train_tokens = min(config.train_tokens or BPE_TOKENS, BPE_TOKENS)
-    heads: dict[str, list[str]] = {}
-    for name, texts in documents.items():
-        room = LONGEST_TOKEN * (len(HELDOUT) * config.heldout_tokens + train_tokens)
+    heads: dict[str, list[Group]] = {}
+    for name, source in groups.items():
         heads[name] = []
-        for text in texts:
-            heads[name].append(text)
-            room -= len(text)
-            if room <= 0:
-                break
-        documents[name] = itertools.chain(heads[name], texts)
-    return learn_bpe(heads, config.tokenizer.vocab_size, config.heldout_tokens)
+        for budget in (*[config.heldout_tokens] * len(HELDOUT), train_tokens):  # each from groups of its own
+            room = LONGEST_TOKEN * budget
+            for group in source:
+                heads[name].append(group)
+                room -= sum(map(len, group))
+                if room <= 0:
+                    break
+        groups[name] = itertools.chain(heads[name], source)
+    return learn_bpe(heads, config.tokenizer.vocab_size, config.heldout_tokens, LONGEST_TOKEN * train_tokens)
 
 
 @dataclass(eq=False)
@@ -190,6 +186,14 @@ class Corpus:
         """sha256 over the rows of every split: equal digests mean equal data, wherever they were prepared."""
         parts = [f"{name}/{s}={of.digest}" for name, splits in self.splits.items() for s, of in splits.items()]
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+    def check_digest(self, digest: str, user: Path) -> None:
+        """`UserError` where `user`, a checkpoint, was trained on data of another digest."""
+        if digest != self.digest:
+            raise UserError(
+                f"{user} was trained on other data than is there now, whose tokens and held-out text are not its own: "
+                "restore the data it was trained on."
+            )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

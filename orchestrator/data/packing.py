@@ -1,10 +1,10 @@
-"""Documents → splits → rows of seq_len + 1 tokens, as parquet."""
+"""Groups of documents → splits → rows of seq_len + 1 tokens, as parquet."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.data.groups import Group
 from orchestrator.data.tokenizer import Tokenizer, train_bpe
 from orchestrator.errors import UserError
 from orchestrator.schema import DataConfig
@@ -32,18 +33,27 @@ class Split:
     digest: str  # sha256 of the rows
 
 
-def encode(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
-    """Each document with its tokens."""
-    documents = iter(documents)
-    while batch := list(itertools.islice(documents, ENCODED_AT_ONCE)):
-        yield from zip(batch, tokenizer.encode(batch), strict=True)
+def encode(groups: Iterable[Group], tokenizer: Tokenizer) -> Iterator[Iterator[tuple[str, list[int]]]]:
+    """Each group, as its documents with their tokens. A group not read to its end is skipped."""
+    numbered = ((number, text) for number, group in enumerate(groups) for text in group)
+
+    def encoded() -> Iterator[tuple[int, str, list[int]]]:
+        while batch := list(itertools.islice(numbered, ENCODED_AT_ONCE)):
+            ids = tokenizer.encode([text for _, text in batch])
+            yield from ((number, text, i) for (number, text), i in zip(batch, ids, strict=True))
+
+    for _, members in itertools.groupby(encoded(), key=lambda document: document[0]):
+        yield ((text, ids) for _, text, ids in members)
 
 
-def write_split(path: Path, encoded: Iterator[tuple[str, list[int]]], budget: int | None, seq_len: int) -> Split:
-    """Take documents until the budget of tokens is reached, and write their concatenation as rows.
+def write_split(
+    path: Path, groups: Iterator[Iterator[tuple[str, list[int]]]], budget: int | None, seq_len: int
+) -> Split:
+    """Take groups until the budget of tokens is reached, and write their concatenation as rows.
 
     Row r holds tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is
-    predicted once. What overruns the budget or fills no row is dropped; the next split goes on in `encoded`.
+    predicted once. What overruns the budget or fills no row is dropped; the next split goes on with the next
+    of `groups`.
     """
     documents = tokens = rows = read_bytes = read_tokens = 0
     pending: list[int] = []
@@ -62,7 +72,7 @@ def write_split(path: Path, encoded: Iterator[tuple[str, list[int]]], budget: in
                 del pending[: count * seq_len]
             return count
 
-        for text, ids in encoded:
+        for text, ids in itertools.chain.from_iterable(groups):
             documents += 1
             read_bytes += len(text.encode(errors="replace"))
             read_tokens += len(ids)
@@ -79,18 +89,18 @@ def write_split(path: Path, encoded: Iterator[tuple[str, list[int]]], budget: in
 
 def write_domain(
     name: str,
-    documents: Iterable[str],
+    groups: Iterable[Group],
     tokenizer: Tokenizer,
     config: DataConfig,
     seq_len: int,
     folder: Path,
 ) -> dict[str, Split]:
-    """Fill test, validation, reward and train in this order, each from documents of its own.
+    """Fill test, validation, reward and train in this order, each from groups of its own.
 
     Raises `UserError` where the text cannot fill the held-out splits and one row of training.
     """
     folder.mkdir(parents=True)
-    encoded = encode(documents, tokenizer)
+    encoded = encode(groups, tokenizer)
     heldout = config.heldout_tokens
     budgets: dict[str, int | None] = {**dict.fromkeys(HELDOUT, heldout), "train": config.train_tokens}
     splits = {
@@ -107,31 +117,40 @@ def write_domain(
     return splits
 
 
-def heldout_documents(texts: Sequence[str], tokenizer: Tokenizer, heldout_tokens: int) -> int:
-    """How many of the first documents the held-out splits take."""
-    encoded = encode(texts, tokenizer)
+def heldout_groups(groups: Iterable[Group], tokenizer: Tokenizer, heldout_tokens: int) -> int:
+    """How many of the first groups the held-out splits take."""
+    encoded = encode(groups, tokenizer)
     taken = 0
     for _ in HELDOUT:
         tokens = 0
-        for _, ids in encoded:
+        for group in encoded:
             taken += 1
-            tokens += len(ids)
+            tokens += sum(len(ids) for _, ids in group)
             if tokens >= heldout_tokens:
                 break
     return taken
 
 
-def learn_bpe(heads: dict[str, list[str]], vocab_size: int, heldout_tokens: int) -> Tokenizer:
-    """A BPE whose merges come from no held-out document.
+def beginning(groups: Iterable[Group], length: int) -> Iterator[str]:
+    """Documents until they have `length` characters together."""
+    for text in itertools.chain.from_iterable(groups):
+        if length <= 0:
+            return
+        length -= len(text)
+        yield text
+
+
+def learn_bpe(heads: dict[str, list[Group]], vocab_size: int, heldout_tokens: int, length: int) -> Tokenizer:
+    """A BPE learnt from at most `length` characters of each domain, none from a group that is held out.
 
     Where held-out text ends depends on the tokenizer. So one learnt from everything shows roughly where, and
-    the next is learnt from what follows, until no tokenizer's held-out documents are among those it has seen.
+    the next is learnt from what follows, until no tokenizer's held-out groups are among those it has seen.
     """
     reserved = dict.fromkeys(heads, 0)
     while True:
-        learnt_from = (text for name, head in heads.items() for text in head[reserved[name] :])
-        tokenizer = train_bpe(learnt_from, vocab_size)
-        taken = {name: heldout_documents(head, tokenizer, heldout_tokens) for name, head in heads.items()}
+        learnt_from = (beginning(head[reserved[name] :], length) for name, head in heads.items())
+        tokenizer = train_bpe(itertools.chain.from_iterable(learnt_from), vocab_size)
+        taken = {name: heldout_groups(head, tokenizer, heldout_tokens) for name, head in heads.items()}
         if all(taken[name] <= reserved[name] for name in heads):
             return tokenizer
         reserved = {name: max(taken[name], reserved[name]) for name in heads}

@@ -1,11 +1,11 @@
-"""Where text comes from. Every source yields unique documents in an order that no file name can change."""
+"""Where text comes from. Every source yields unique documents, grouped, in an order that no file name can change."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
+import heapq
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,36 +14,11 @@ import datasets
 import pyarrow as pa
 
 from orchestrator.data import builtin
+from orchestrator.data.groups import Group, deal, digest, shuffle, stream
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import DomainConfig, Source
 
-
-def digest(text: str) -> bytes:
-    """16 bytes of the text's sha256: what makes two documents the same one."""
-    return hashlib.sha256(text.encode(errors="replace")).digest()[:16]
-
-
-def stream(texts: Iterable[str | None], seen: set[bytes]) -> Iterator[str]:
-    """The documents in their own order, without blanks and those already `seen`."""
-    for text in texts:
-        if text and not text.isspace() and (key := digest(text)) not in seen:
-            seen.add(key)
-            yield text
-
-
-def shuffle(parts: Sequence[Sequence[str | None]], seen: set[bytes]) -> Iterator[str]:
-    """The documents of all parts by ascending digest, without blanks and those already `seen`."""
-    places: dict[bytes, tuple[int, int]] = {}
-    for p, part in enumerate(parts):
-        for i, text in enumerate(part):
-            if text and not text.isspace() and (key := digest(text)) not in seen:
-                places.setdefault(key, (p, i))
-    seen.update(places)
-    for key in sorted(places):
-        p, i = places[key]
-        text = parts[p][i]
-        assert text is not None
-        yield text
+PIECE = 2048  # characters of the longest document cut from a plain text
 
 
 def reason(error: Exception) -> str:
@@ -87,16 +62,19 @@ def text_column(rows: datasets.Dataset, column: str, where: str) -> ArrowText:
 # builtin
 
 
-def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[str]:
-    known = {"code": builtin.code, "facts": builtin.facts, "math": builtin.math}
+def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
+    known: dict[str, Callable[[], Iterator[Group]]] = {
+        "code": lambda: iter(deal(builtin.code(), seen)),
+        "facts": lambda: stream(builtin.facts(), seen),
+        "math": lambda: stream(builtin.math(), seen),
+    }
     which = domain.path or name
     if which not in known:
         raise UserError(
             f"data.domains.{name}: there is no builtin text '{which}'{nearest(which, known)}: "
             f"set its path to one of {', '.join(known)}."
         )
-    texts = known[which]()
-    return shuffle([texts], seen) if isinstance(texts, list) else stream(texts, seen)
+    return known[which]()
 
 
 def builtin_identity(name: str, domain: DomainConfig) -> Any:
@@ -109,27 +87,28 @@ def builtin_identity(name: str, domain: DomainConfig) -> Any:
 # files
 
 
-def cut_text(path: Path, column: str, scratch: Path) -> list[str]:
+def plain_text(path: Path) -> list[str]:
+    """A text without documents of its own: in pieces, which stay together."""
     with path.open(encoding="utf-8-sig") as file:
-        return list(builtin.pieces(file))
+        return list(builtin.pieces(file, PIECE))
 
 
-def json_lines(path: Path, column: str, scratch: Path) -> Sequence[str | None]:
+def json_lines(path: Path, column: str, scratch: Path) -> ArrowText:
     table = datasets.Dataset.from_json(glob.escape(str(path)), cache_dir=str(scratch))
     return text_column(table, column, str(path))
 
 
-def parquet(path: Path, column: str, scratch: Path) -> Sequence[str | None]:
+def parquet(path: Path, column: str, scratch: Path) -> ArrowText:
     table = datasets.Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(scratch))
     return text_column(table, column, str(path))
 
 
-FORMATS: dict[str, Callable[[Path, str, Path], Sequence[str | None]]] = {
-    ".txt": cut_text,
+TABLES: dict[str, Callable[[Path, str, Path], ArrowText]] = {
     ".jsonl": json_lines,
     ".json": json_lines,
     ".parquet": parquet,
 }
+FORMATS = (".txt", *TABLES)
 
 
 def matching_files(name: str, domain: DomainConfig) -> list[Path]:
@@ -156,20 +135,25 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
     return files
 
 
-def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[str]:
+def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what fails below is said once, by us
-    parts = []
+    texts: list[Sequence[str]] = []
+    tables: list[Sequence[str | None]] = []
     for path in matching_files(name, domain):
         try:
-            parts.append(FORMATS[path.suffix](path, domain.column, scratch))
+            if path.suffix == ".txt":
+                texts.append(plain_text(path))
+            else:
+                tables.append(TABLES[path.suffix](path, domain.column, scratch))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it first.") from error
         except UserError:
             raise
         except Exception as error:  # whatever a parser throws at a broken file
             raise UserError(f"{path} cannot be read ({reason(error)}): mend the file or leave it out.") from error
-    return shuffle(parts, seen)
+    dealt = deal(texts, seen)
+    return heapq.merge(dealt, shuffle(tables, seen), key=lambda group: digest(group[0]))
 
 
 def file_identity(name: str, domain: DomainConfig) -> Any:
@@ -179,7 +163,7 @@ def file_identity(name: str, domain: DomainConfig) -> Any:
 # hub
 
 
-def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[str]:
+def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
     assert domain.path is not None
     try:
         rows = datasets.load_dataset(domain.path, domain.name, split=domain.split, streaming=domain.streaming)
@@ -230,9 +214,9 @@ def folder_identity(folder: Path) -> list[tuple[str, int, int]] | None:
 
 @dataclass(frozen=True)
 class Reader:
-    """`documents(name, domain, scratch, seen)` yields text; `identity(name, domain)` changes with it."""
+    """`documents(name, domain, scratch, seen)` yields groups; `identity(name, domain)` changes with it."""
 
-    documents: Callable[[str, DomainConfig, Path, set[bytes]], Iterator[str]]
+    documents: Callable[[str, DomainConfig, Path, set[bytes]], Iterator[Group]]
     identity: Callable[[str, DomainConfig], Any]
 
 

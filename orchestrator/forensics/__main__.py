@@ -14,6 +14,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator import checkpoint
 from orchestrator.errors import UserError
 from orchestrator.forensics.analysis import analyze
 from orchestrator.forensics.measures import MEASURES, NEEDS
@@ -25,7 +26,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 where a critical pathology was found, 2 for input that cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.forensics", description=__doc__)
-    parser.add_argument("path", type=Path, help="checkpoint directory or .safetensors file, ours or Hugging Face's")
+    parser.add_argument("path", type=Path, help="a cell, or a checkpoint directory or .safetensors file, ours or not")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per layer as CSV")
     options = parser.parse_args(arguments)
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             if target is not None and not target.parent.is_dir():
                 raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")
         start = time.perf_counter()
-        result = analyze(options.path)
+        result = analyze(whole(options.path))
         seconds = time.perf_counter() - start
         if options.json is not None:
             options.json.write_text(json.dumps(result, indent=1, allow_nan=False))
@@ -45,6 +46,18 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     Console().print(report(result, seconds))
     return int(any(finding["severity"] == "critical" for finding in result["pathology"]))
+
+
+def whole(path: Path) -> Path:
+    """What to read: `path`, or the newest whole checkpoint where it is a cell's directory.
+
+    Raises `UserError` where it is sealed as ours are and a byte is not as it was written.
+    """
+    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+        return checkpoint.find(path)
+    if path.is_file() and (path.parent / "manifest.json").is_file():
+        checkpoint.find(path.parent)
+    return path
 
 
 def write_csv(result: dict[str, Any], path: Path) -> None:

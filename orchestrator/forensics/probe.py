@@ -11,6 +11,11 @@ from torch.nn.functional import cosine_similarity
 from models.transformer import Decoder
 
 
+def relative_write(write: Tensor, stream: Tensor) -> Tensor:
+    """‖write‖/‖stream‖ at each position, float64 [...]: of what is written to a residual stream [..., D]."""
+    return write.double().norm(dim=-1) / stream.double().norm(dim=-1)
+
+
 @torch.no_grad()
 def probe(decoder: Decoder, tokens: Tensor) -> list[dict[str, float]]:
     """Per layer, `total_write` and `adjacent_alignment`: means over the positions of `tokens` [B, T].
@@ -22,7 +27,7 @@ def probe(decoder: Decoder, tokens: Tensor) -> list[dict[str, float]]:
 
     def compare(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         before, after = inputs[0].double(), output.double()  # [B, T, D]
-        write = (after - before).norm(dim=-1) / before.norm(dim=-1)  # [B, T]
+        write = relative_write(after - before, before)  # [B, T]
         alignment = cosine_similarity(before, after, dim=-1)
         result.append({"total_write": write.mean().item(), "adjacent_alignment": alignment.mean().item()})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from orchestrator.data import Corpus, prepare
+from orchestrator.data import builtin as builtin_text
 from orchestrator.data.packing import HELDOUT
 from orchestrator.errors import UserError
 from orchestrator.schema import DataConfig, DomainConfig, Source, TokenizerConfig, TokenizerKind
@@ -115,6 +117,61 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
     assert all(len(s) > 20 for s in found)
     assert sum(map(len, found)) == len(set().union(*found))
     assert len(set().union(*found)) > 490  # all but what overran a split
+
+
+def test_no_file_of_code_is_in_two_splits_and_each_split_holds_many(tmp_path: Path) -> None:
+    """At the sizes of the default."""
+    config = builtin(tmp_path, domains={"code": DomainConfig()}, train_tokens=16384, heldout_tokens=4096)
+    corpus = prepare(config, 257, 128)
+    sources = {path: path.read_text(errors="replace") for path in builtin_text.library_files()}
+    homes = []
+    for split in SPLITS:
+        table = corpus._rows("code", split, slice(None))
+        stream = bytes(i if i < 256 else 0 for i in [table[0, 0], *table[:, 1:].ravel()])
+        documents = [document.decode() for document in stream.split(b"\0")[:-1]]
+        found = [{path for path, text in sources.items() if document in text} for document in documents]
+        assert all(found)
+        homes.append({path for paths in found if len(paths) == 1 for path in paths})
+    assert all(len(home) >= 6 for home in homes)
+    assert sum(map(len, homes)) == len(set().union(*homes))
+
+
+def text_files(tmp_path: Path, count: int, lines: int) -> DataConfig:
+    for f in range(count):
+        text = "".join(f"<{f}:{i}> {i * i}\n" for i in range(lines))
+        (tmp_path / f"{f}.txt").write_text(text)
+    domains = {"notes": DomainConfig(source=Source.files, path=str(tmp_path / "*.txt"))}
+    return builtin(tmp_path, domains=domains, train_tokens=None)
+
+
+def test_no_text_file_is_in_two_splits(tmp_path: Path) -> None:
+    corpus = prepare(text_files(tmp_path, 60, 600), 257, 16)
+    found = [{f for f, _ in re.findall(r"<(\d+):(\d+)>", text(corpus, "notes", split))} for split in SPLITS]
+    assert all(found)
+    assert sum(map(len, found)) == len(set().union(*found))
+    assert len(found[-1]) > 50
+
+
+def test_the_splits_of_a_single_text_file_meet_nowhere_but_at_their_ends(tmp_path: Path) -> None:
+    corpus = prepare(text_files(tmp_path, 1, 40_000), 257, 16)
+    home = {
+        int(i): split
+        for split in SPLITS
+        for _, i in re.findall(r"<(\d+):(\d+)>", text(corpus, "notes", split))
+    }  # fmt: skip
+    assert len(home) > 0.85 * 40_000
+    lines = sorted(home)
+    changes = sum(home[a] != home[b] for a, b in itertools.pairwise(lines))
+    assert 3 <= changes <= 6
+
+
+def test_a_changed_corpus_is_not_what_a_model_was_trained_on(tmp_path: Path) -> None:
+    texts = [f"note {n} " * 5 for n in range(200)]
+    corpus = prepare(notes(tmp_path, texts), 257, 16)
+    corpus.check_digest(corpus.digest, Path("step_00000007"))
+    changed = prepare(notes(tmp_path, texts[1:]), 257, 16)
+    with pytest.raises(UserError, match="step_00000007 was trained on other data than is there now"):
+        changed.check_digest(corpus.digest, Path("step_00000007"))
 
 
 def test_order_of_the_file_changes_nothing(tmp_path: Path) -> None:

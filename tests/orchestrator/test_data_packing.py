@@ -47,7 +47,7 @@ def test_rows_are_those_of_the_plain_packer(texts: list[str], seq_len: int, spar
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "rows"
         try:
-            splits = write_domain("text", texts, ByteTokenizer(), config, seq_len, folder)
+            splits = write_domain("text", [[t] for t in texts], ByteTokenizer(), config, seq_len, folder)
         except UserError:
             assert not expected[3]  # only where the text is too short
             return
@@ -62,13 +62,23 @@ def test_many_rows_are_written_in_pieces(tmp_path: Path) -> None:
     """More than one buffer's worth, and a document longer than a buffer."""
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef", k=n)) for n in [30, 30, 30, 9000, 10, 2500, 7000, 1]]
-    write_domain("text", texts, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "rows")
+    write_domain("text", [[t] for t in texts], ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "rows")
     assert read(tmp_path / "rows/train.parquet") == reference(texts, [10, 10, 10, None], 4)[3]
+
+
+def test_a_group_is_in_one_split(tmp_path: Path) -> None:
+    """What a split leaves of its last group is dropped, even where one group takes many batches to encode."""
+    groups = [[letter * 9] * 700 for letter in "abcdef"]
+    write_domain("t", groups, ByteTokenizer(), DataConfig(heldout_tokens=21), 4, tmp_path / "r")
+    seen = {split: {t for row in read(tmp_path / f"r/{split}.parquet") for t in row} for split in (*HELDOUT, "train")}
+    letters = [{*letter.encode(), 256} for letter in "abc"]
+    assert list(seen.values()) == [*letters, {*b"def", 256}]
+    assert len(read(tmp_path / "r/train.parquet")) == (3 * 700 * 10 - 1) // 4
 
 
 def test_bytes_per_token_counts_end_of_text(tmp_path: Path) -> None:
     splits = write_domain(
-        "t", ["ab", "é", "xyz", "abcdefg"], ByteTokenizer(), DataConfig(heldout_tokens=2), 1, tmp_path / "r"
+        "t", [["ab"], ["é"], ["xyz"], ["abcdefg"]], ByteTokenizer(), DataConfig(heldout_tokens=2), 1, tmp_path / "r"
     )
     assert splits["test"].bytes_per_token == pytest.approx(2 / 3)
     assert splits["validation"].bytes_per_token == pytest.approx(2 / 3)
@@ -77,7 +87,7 @@ def test_bytes_per_token_counts_end_of_text(tmp_path: Path) -> None:
 
 def test_too_little_text_says_how_much_there_is_and_is_needed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"notes has 3 .* fill 30 tokens, and needs 30 held .* and 5 to train"):
-        write_domain("notes", ["0123456789"] * 3, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "r")
+        write_domain("notes", [["0123456789"]] * 3, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "r")
 
 
 def test_bpe_learns_from_no_heldout_document() -> None:
@@ -85,7 +95,7 @@ def test_bpe_learns_from_no_heldout_document() -> None:
     rng = random.Random(1)
     words = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=12)) for _ in range(200)]
     head = [f"{word} " * 10 for word in words]
-    tokenizer = learn_bpe({"text": head}, vocab_size=4096, heldout_tokens=500)
+    tokenizer = learn_bpe({"text": [[text] for text in head]}, vocab_size=4096, heldout_tokens=500, length=10**6)
     lengths = [len(tokenizer.encode([word])[0]) - 1 for word in words]
     taken = 0
     for _ in range(3):  # the documents that the held-out splits take
@@ -98,7 +108,25 @@ def test_bpe_learns_from_no_heldout_document() -> None:
     assert max(lengths[150:]) == 1  # what even the first tokenizer left to training is learnt
 
 
+def test_bpe_learns_from_no_group_that_is_partly_held_out() -> None:
+    words = ["abcdefgh", "ijklmnop", "qrstuvwx", "0123456789"]
+    tokenizer = learn_bpe(
+        {"text": [[f"{word} " * 10] * 50 for word in words]}, vocab_size=400, heldout_tokens=100, length=10**6
+    )
+    assert [len(tokenizer.encode([word])[0]) - 1 for word in words] == [8, 8, 8, 1]
+
+
+def test_a_domain_of_long_groups_does_not_take_the_whole_vocabulary() -> None:
+    rng = random.Random(2)
+    words = ["".join(rng.choices("abcdefghijklm", k=8)) for _ in range(400)]
+    long = [[" ".join(rng.choices(words, k=200)) for _ in range(60)] for _ in range(8)]
+    short = [[f"nopqrstuvwxyz {n}"] for n in range(400)]
+    heads = {"long": long, "short": short}
+    tokenizer = learn_bpe(heads, vocab_size=320, heldout_tokens=100, length=3000)
+    assert len(tokenizer.encode(["nopqrstuvwxyz"])[0]) == 2  # one token, and end of text
+
+
 def test_bpe_of_too_little_text_is_still_a_tokenizer() -> None:
-    tokenizer = learn_bpe({"text": ["ab", "cd"]}, vocab_size=300, heldout_tokens=100)
+    tokenizer = learn_bpe({"text": [["ab"], ["cd"]]}, vocab_size=300, heldout_tokens=100, length=10**6)
     assert tokenizer.vocab_size == 257
     assert tokenizer.decode(tokenizer.encode(["abé"])[0]) == "abé"

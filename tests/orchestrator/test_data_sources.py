@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def read(tmp_path: Path, seen: set[bytes] | None = None, **domain: Any) -> list[str]:
     config = DomainConfig(**domain)
     documents = READERS[config.source].documents("text", config, tmp_path / "scratch", set() if seen is None else seen)
-    return list(documents)
+    return [text for group in documents for text in group]
 
 
 def identity(**domain: Any) -> object:
@@ -48,12 +49,12 @@ def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
 
 
 def test_code_is_the_standard_library_in_pieces() -> None:
-    documents = builtin.code()
-    assert sum(map(len, documents)) > 2_000_000
-    assert max(map(len, documents)) <= 2048
-    joined = "".join(documents)
-    assert Path(ast.__file__).read_text() in joined  # pieces of a file follow each other and lose nothing
-    assert "class IdleConf" not in joined
+    files = builtin.code()
+    assert sum(len(piece) for file in files for piece in file) > 2_000_000
+    assert max(len(piece) for file in files for piece in file) <= builtin.PIECE
+    texts = {"".join(file) for file in files}
+    assert Path(ast.__file__).read_text() in texts  # pieces of a file follow each other and lose nothing
+    assert not any("class IdleConf" in text or "build_time_vars = {" in text for text in texts)
 
 
 def test_facts_are_zipf_and_never_contradict() -> None:
@@ -88,7 +89,10 @@ def test_math_is_right() -> None:
 def test_generated_text_is_the_same_every_time_and_long(name: str, tmp_path: Path) -> None:
     def start() -> list[str]:
         config = DomainConfig(path=name)
-        return list(itertools.islice(READERS[Source.builtin].documents("text", config, tmp_path, set()), 1000))
+        return list(itertools.islice(documents(config), 1000))
+
+    def documents(config: DomainConfig) -> Iterator[str]:
+        return itertools.chain.from_iterable(READERS[Source.builtin].documents("text", config, tmp_path, set()))
 
     assert len(set(start())) == 1000
     assert start() == start()
@@ -105,11 +109,11 @@ def test_an_unknown_builtin_names_the_nearest(tmp_path: Path) -> None:
 
 def test_pieces_lose_nothing_and_end_at_lines() -> None:
     lines = [f"{i} " * (i % 40) + "\n" for i in range(500)] + ["x" * 5000 + "\n", "end"]
-    pieces = list(builtin.pieces(lines))
+    pieces = list(builtin.pieces(lines, 700))
     assert "".join(pieces) == "".join(lines)
-    assert max(map(len, pieces)) <= builtin.PIECE
+    assert max(map(len, pieces)) <= 700
     assert all(p.endswith("\n") for p in pieces if "x" not in p and p != pieces[-1])
-    assert min(map(len, pieces[:20])) > builtin.PIECE / 2
+    assert min(map(len, pieces[:20])) > 350
 
 
 # files
@@ -139,6 +143,14 @@ def test_duplicates_blanks_and_nulls_are_dropped(tmp_path: Path) -> None:
     seen: set[bytes] = set()
     assert len(read(tmp_path, seen, source=Source.files, path=str(path))) == 3
     assert read(tmp_path, seen, source=Source.files, path=str(path)) == []  # as a second domain
+
+
+def test_texts_and_tables_mix_in_one_order(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS[:15])
+    for i, text in enumerate(TEXTS[10:]):
+        (tmp_path / f"{i}.txt").write_text(text)
+    expected = read(tmp_path, source=Source.files, path=str(write_jsonl(tmp_path / "all/a.jsonl", TEXTS)))
+    assert read(tmp_path, source=Source.files, path=str(tmp_path / "*.*")) == expected
 
 
 def test_paths_with_pattern_characters_are_taken_literally(tmp_path: Path) -> None:
@@ -247,4 +259,4 @@ def test_a_stream_is_read_no_further_than_asked(tmp_path: Path) -> None:
     (tmp_path / "corpus/train-2.jsonl").write_text("{broken\n")
     config = DomainConfig(source=Source.hub, path=str(tmp_path / "corpus"), streaming=True)
     documents = READERS[Source.hub].documents("text", config, tmp_path, set())
-    assert list(itertools.islice(documents, 20)) == TEXTS[:20]
+    assert list(itertools.islice(documents, 20)) == [[text] for text in TEXTS[:20]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ from hydra import initialize_config_dir
 
 from orchestrator import schema
 from orchestrator.__main__ import CONF, compose
+from orchestrator.directory import open_directory
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, experiment_of, open_directory
+from orchestrator.experiment import Experiment, experiment_of
 
 ABLATION = ["+experiment=width_ablation"]
 
@@ -23,7 +24,7 @@ def hydra() -> Iterator[None]:
         yield
 
 
-def build(*overrides: str, swept: bool = False) -> Experiment:
+def build(*overrides: str, swept: Sequence[str] = ()) -> Experiment:
     return experiment_of(overrides, compose, swept=swept)
 
 
@@ -45,7 +46,8 @@ def test_without_arms_the_overrides_are_one_cell() -> None:
 
 
 def test_a_sweep_puts_its_overrides_into_the_name() -> None:
-    one, other = (build(*ABLATION, f"model={m}", "tracker=off", swept=True) for m in ("tiny", "small"))
+    fixed = ("tracker=off", "train.steps=7")
+    one, other = (build(*ABLATION, f"model={m}", *fixed, swept=[f"model={m}"]) for m in ("tiny", "small"))
     assert one.directory != other.directory
     assert one.name == "width_ablation__model=tiny"
     assert build(*ABLATION, "model=tiny").name == "width_ablation"
@@ -82,6 +84,23 @@ def test_an_override_that_every_arm_overrules_is_refused() -> None:
         build(*ABLATION, "width=x_shape")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ([*ABLATION, "seed=7"], r"'seed=7' has no effect on an experiment.*seeds="),
+        ([*ABLATION, "arm=z"], "names its own arms"),
+        ([*_arms("{a: [], b: ['seed=5']}")], r"Arm 'b' sets seed=5, the experiment's own"),
+        ([*_arms("{a: [], b: ['launcher=debug']}")], r"Arm 'b' sets launcher=debug"),
+        ([*_arms("{a: [], comparison: []}")], "An arm cannot be called 'comparison'"),
+        (["name=.data"], "cannot be empty, begin with a dot"),
+        (["name=''"], "cannot be empty"),
+    ],
+)
+def test_what_would_be_ignored_or_collide_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        build(*overrides)
+
+
 def test_an_arm_that_cannot_be_built_is_named() -> None:
     with pytest.raises(UserError, match=r"Arm 'b': .*optim.lrr"):
         build(*_arms("{a: [], b: ['optim.lrr=1']}"))
@@ -99,7 +118,18 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
     description = yaml.safe_load((tmp_path / "width_ablation/experiment.yaml").read_text())
     assert description["seeds"] == [0, 1, 2]
     assert description["arms"] == {"uniform": ["width=uniform"], "variable": ["width=ramp"]}
-    assert {"git", "versions", "machine", "question", "declared"} <= description.keys()
+    assert {"code", "machine", "question", "declared", "models"} <= description.keys()
+    assert "torch" in description["code"][0]["versions"]
+    assert len(description["code"]) == 1, "the same code is recorded once"
+
+
+def test_arms_and_declared_keys_are_part_of_what_a_name_stands_for(tmp_path: Path) -> None:
+    root = f"root={tmp_path}"
+    open_directory(build(*_arms("{a: [], b: ['width=ramp']}"), root))
+    with pytest.raises(UserError, match=r"holds another experiment \(arms was"):
+        open_directory(build(*_arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), root))
+    with pytest.raises(UserError, match=r"holds another experiment \(declared was"):
+        open_directory(build(*_arms("{a: [], b: ['width=ramp']}", "[width,optim.lr]"), root))
 
 
 def test_a_cells_config_is_enough_to_rebuild_it(tmp_path: Path) -> None:

@@ -100,14 +100,14 @@ def test_the_model_is_whole_again_afterwards_also_after_an_error(rows: torch.Ten
 def test_changes_are_paired_means_with_their_standard_errors(rows: torch.Tensor) -> None:
     decoder = decoder_of("sandwich")
     heldout = {"a": rows, "one row": rows[:1]}
-    intact = {domain: row_losses(decoder, part) for domain, part in heldout.items()}
+    intact = {domain: row_losses(decoder, part, 8) for domain, part in heldout.items()}
     with torch.no_grad():
         per_row = [
             without_layer(decoder, 2).double().loss(row[None]).item()
             - decoder_of("sandwich").double().loss(row[None]).item()
             for row in rows
         ]
-    change = worth(decoder, 2, heldout, intact)["layer"]
+    change = worth(decoder, 2, heldout, intact, 8)["layer"]
     assert change["a"]["mean"] == pytest.approx(np.mean(per_row), abs=1e-5)
     assert change["a"]["se"] == pytest.approx(np.std(per_row, ddof=1) / math.sqrt(len(rows)), rel=1e-3)
     assert change["one row"] == {"mean": pytest.approx(per_row[0], abs=1e-5), "se": None}
@@ -129,7 +129,7 @@ def cell(tmp_path: Path) -> Path:
             {n: DomainConfig(Source.files, path=str(text / f"{n}.txt")) for n in ("words", "numbers")},
             heldout_tokens=256, cache_dir=str(tmp_path / "cache"),
         ),
-        train=TrainConfig(seq_len=16),
+        train=TrainConfig(seq_len=16, batch_size=6, micro_batch_size=3),
     )  # fmt: skip
     directory = tmp_path / "test" / "main" / "seed=0"
     for step in (0, 7):
@@ -138,6 +138,7 @@ def cell(tmp_path: Path) -> Path:
             "schema": 1,
             "step": step,
             "spec": decoder.spec.to_dict(),
+            "data": prepare(config.data, 264, 16).digest,
             "optim": {"beta1": 0.9, "beta2": 0.95},
         }
         checkpoint.save(directory / "checkpoints", step, {"model": dict(decoder.named_parameters())}, state)
@@ -169,6 +170,29 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
     assert not any("…" in line for line in lines if "±" in line)
 
 
+def test_no_more_rows_at_once_than_in_training(cell: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    loss = Decoder.loss
+
+    def watched(decoder: Decoder, rows: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        sizes.append(len(rows))
+        return loss(decoder, rows, reduction=reduction)
+
+    monkeypatch.setattr(Decoder, "loss", watched)
+    intervene(cell)
+    assert max(sizes) == 3
+
+
+def test_other_data_than_the_model_was_trained_on_is_refused(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A changed corpus deals its files anew: what is held out now may have been trained on."""
+    text = Path(schema.load(cell / "config.yaml").data.domains["words"].path or "")
+    text.write_text(text.read_text() + "\none line more")
+    assert main([str(cell)]) == 2
+    printed = capsys.readouterr().err
+    assert "step_00000007 was trained on other data than is there now" in printed
+    assert printed.count("\n") == 1
+
+
 def test_a_named_checkpoint_is_taken_instead_of_the_newest(cell: Path) -> None:
     assert intervene(cell / "checkpoints" / "step_00000000")["step"] == 0
 
@@ -190,12 +214,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     experiment = cell.parents[1]
-    for arguments, sentence in [
+    cases: list[tuple[list[object], str]] = [
         ([tmp_path / "nowhere"], "does not exist"),
         ([empty], "no whole checkpoint (0 damaged): train the cell first"),
         ([experiment], "neither a cell's directory nor a whole checkpoint"),
         ([cell, "--json", tmp_path / "no" / "out.json"], "make the directory"),
-    ]:
+    ]
+    for arguments, sentence in cases:
         assert main([str(argument) for argument in arguments]) == 2
         printed = capsys.readouterr()
         assert sentence in printed.err

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, launch, ledger, status
+from orchestrator import checkpoint, job, launch, ledger, locks, schema, status
+from orchestrator.__main__ import CONF, compose
 from orchestrator.manifest import Manifest
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
@@ -35,9 +40,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 def cell_process(directory: Path, cell: str) -> int | None:
-    """Process id of the running cell, from the manifest."""
+    """Process id of the running cell: the child of its job's controller."""
     entry = Manifest(directory).last().get(cell)
-    return int(entry.job) if entry and entry.state == "running" else None
+    if entry is None or entry.state != "running":
+        return None
+    children = Path(f"/proc/{entry.job}/task/{entry.job}/children").read_text().split()
+    return int(children[0]) if children else None
 
 
 def step_reached(directory: Path, cell: str, step: int) -> Callable[[], bool]:
@@ -58,9 +66,9 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     for manifest in tmp_path.glob("*/*/manifest.jsonl"):
         for record in ledger.read(manifest):
-            if record["job"].isdigit():
+            if record["job"].isdigit():  # the controller, which ends its cell with itself
                 with suppress(ProcessLookupError):
-                    os.kill(int(record["job"]), signal.SIGKILL)
+                    os.kill(int(record["job"]), signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -135,6 +143,97 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
     assert "the same command goes on" in log.read_text()
 
 
+@pytest.mark.usefixtures("leftovers")
+def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str, ...], tmp_path: Path) -> None:
+    """One cell is held by another process, as by one that outlived its launcher; the other has just been submitted."""
+    overrides = [*small_cell, *LONGER, "train.steps=100000", f"root={tmp_path}/out"]
+    log, directory = tmp_path / "log", tmp_path / "out/pair"
+    with locks.hold(status.cell_lock(directory / "a/seed=0")):
+        launcher = start(overrides, log)
+        wait_for(lambda: "b/seed=0" in Manifest(directory).last() or len(launch.slots(_config(small_cell))) == 1)
+        os.killpg(launcher.pid, signal.SIGINT)
+        assert launcher.wait(60) == 130, log.read_text()
+    assert "failed" not in {entry.state for entry in Manifest(directory).last().values()}
+    assert ledger.tail(directory / "a/seed=0/ledger.jsonl") == []
+
+
+@pytest.mark.usefixtures("leftovers")
+def test_an_interrupt_ends_a_whole_multirun(small_cell: tuple[str, ...], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    long = ["train.steps=100000", "optim.lr=0.001,0.002", "launcher=debug"]
+    launcher = start([*small_cell, *long, f"root={tmp_path}/out", "-m"], log)
+    wait_for(lambda: any(ledger.tail(p) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
+    os.killpg(launcher.pid, signal.SIGINT)
+    assert launcher.wait(60) == 130, log.read_text()
+    assert [p.name for p in tmp_path.glob("out/pair*")] == ["pair__optim.lr=0.001"]
+
+
+def test_a_full_disk_is_one_sentence_from_end_to_end(small_cell: tuple[str, ...], tmp_path: Path) -> None:
+    """The kernel refuses files over 100 kB: the first checkpoint with moments, and the comparison's figures."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    command = [sys.executable, "-m", "orchestrator", *small_cell, "launcher=debug", "name=x", f"root={tmp_path}/out"]
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "main/seed=0 failed: Checkpoint" in result.stderr
+    assert "step_00000004 could not be written" in result.stderr
+    checkpoints = tmp_path / "out/x/main/seed=0/checkpoints"
+    assert checkpoint.newest(checkpoints) == (checkpoint.path_of(checkpoints, 0), [])
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+def _config(overrides: Sequence[str]) -> schema.Config:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(overrides)
+
+
+@pytest.mark.parametrize(
+    ("visible", "parallel", "expected"),
+    [(None, None, ["0", "1"]), ("5,2", None, ["5", "2"]), ("GPU-ab,GPU-cd", 3, ["GPU-ab", "GPU-cd", "GPU-ab"])],
+)
+def test_slots_name_the_gpus_this_process_may_see(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, parallel: int | None, expected: list[str]
+) -> None:
+    """The only faked part is the machine: two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    config = schema.Config()
+    config.launcher.parallel = parallel
+    assert launch.slots(config) == expected
+
+
+def test_slots_on_the_cpu_are_cores_over_threads() -> None:
+    config = schema.Config()
+    config.train.device, config.train.threads = schema.Device.cpu, 1
+    cores = len(os.sched_getaffinity(0))
+    assert launch.slots(config) == [None] * cores
+    config.train.threads = 2 * cores
+    assert launch.slots(config) == [None]
+
+
+def test_status_tells_a_lost_cell_from_one_that_runs(
+    tmp_path: Path, small: list[str], orchestrate: Callable[..., int]
+) -> None:
+    assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4") == 0
+    directory = tmp_path / "outputs/x"
+    for state in ("submitted", "running"):
+        Manifest(directory).append("main/seed=0", state, attempt=2)
+        assert status.read_status(directory)[0].state == "lost"
+        with locks.hold(status.cell_lock(directory / "main/seed=0")):
+            assert status.read_status(directory)[0].state == "running"
+    Manifest(directory).append("main/seed=0", "submitted", attempt=3)
+    with locks.hold(status.experiment_lock(directory)):
+        assert status.read_status(directory)[0].state == "submitted"
+
+
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert "holds no experiment" in capsys.readouterr().err
@@ -147,8 +246,8 @@ def test_a_cell_can_be_run_by_itself(
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
     (tmp_path / "outputs/x/manifest.jsonl").unlink()
-    assert launch.main([str(cell)]) == 0
+    assert job.main([str(cell)]) == 0
     assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in ledger.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
-    assert launch.main([str(tmp_path)]) == 2
+    assert job.main([str(tmp_path)]) == 2
     assert "usage" in capsys.readouterr().err

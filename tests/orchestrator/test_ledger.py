@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,27 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path.write_text("\n".join([*lines[:2], "{half", *lines[2:]]) + "\n")
     with pytest.raises(UserError, match=r"ledger.jsonl line 3 is not a JSON object"):
         ledger.read(path)
+
+
+def _append_many(path: Path, first: int) -> None:
+    for step in range(first, first + 100):
+        ledger.append(path, {"step": step})
+
+
+def test_writers_that_mend_a_torn_line_at_once_lose_nothing(tmp_path: Path) -> None:
+    path = _written(tmp_path / "manifest.jsonl")
+    with path.open("ab") as file:
+        file.write(b'{"step": 55, "lo')
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_many, args=(path, first)) for first in (1000, 2000, 3000)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    steps = {r["step"] for r in ledger.read(path)}
+    assert steps == {r["step"] for r in RECORDS} | {f + i for f in (1000, 2000, 3000) for i in range(100)}
+
+
+def test_a_ledger_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be written .*make room"):
+        ledger.append(tmp_path / "absent" / "ledger.jsonl", {"step": 0})

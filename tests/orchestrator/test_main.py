@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+import orchestrator.__main__ as main_module
 
 Orchestrate = Callable[..., int]
 
@@ -45,8 +49,13 @@ def test_without_arguments_the_experiments_are_listed(
         (["model.norm=post"], "model.norm=post: Invalid value 'post', expected one of [pre, sandwich]"),
         (["width="], "width"),
         (["=3"], "=3"),
+        (["foo"], "'foo' is no override: write key=value"),
+        (["lr=0.001"], "'lr' is no configuration key (did you mean 'optim.lr'?)"),
+        (["experiment=width_ablation"], "write +experiment=width_ablation"),
+        (["tracker=offline", "data.tokenizer.kind=bpe"], "model.vocab_size"),
         (["width=128"], "Config group override must be a string or a list. Got int; a group such as width"),
-        (["model.head_dim=24"], "head_dim"),
+        (["model.head_dim=24"], "or model.heads=nearest"),
+        (["width=explicit"], "width.widths"),
         (["width=explicit", "width.widths=[64,64]"], "widths"),
         (["data=files", "data.domains.text.path=absent.txt"], "absent.txt"),
         (["model.vocab_size=100"], "model.vocab_size"),
@@ -63,8 +72,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     arguments: list[str],
     expected: str,
 ) -> None:
-    assert orchestrate(*arguments, "tracker=off", f"root={tmp_path}/out", "launcher=debug") == 2
-    assert expected in sentence(capsys)
+    for dry_run in ("true", "false"):  # a plan is not made for what would be refused
+        where = (f"root={tmp_path}/out", f"dry_run={dry_run}", "launcher=debug")
+        assert orchestrate("tracker=off", *arguments, *where) == 2
+        assert expected in sentence(capsys)
     assert not list(tmp_path.glob("out/*/*/seed=*")), "nothing may be started"
 
 
@@ -105,6 +116,10 @@ def test_the_plan_prints_the_papers_exact_counts(orchestrate: Orchestrate, capsy
     assert "1024/3072" in printed
     assert "1372/4116" in printed
     assert "4 cells = 2 arms × seeds 0, 1" in printed
+    assert "467,626,320" in printed
+    assert "487,390,908" in printed
+    assert orchestrate("model=paper_24l", "dry_run=true", "train.seq_len=64", "train.batch_size=1") == 0
+    assert "478,895,168" in capsys.readouterr().out
 
 
 def test_one_cell_here_and_then_nothing_is_left(
@@ -124,8 +139,43 @@ def test_changed_config_under_the_same_name_is_refused(
     common = [*small, "launcher=debug", "name=mine"]
     assert orchestrate(*common) == 0
     capsys.readouterr()
-    assert orchestrate(*common, "optim.lr=0.01") == 2
-    assert "optim.lr was 0.002 and is 0.01" in sentence(capsys)
+    for dry_run in ("true", "false"):
+        assert orchestrate(*common, "optim.lr=0.01", f"dry_run={dry_run}") == 2
+        assert "optim.lr was 0.002 and is 0.01" in sentence(capsys)
+
+
+def test_damage_to_a_finished_cell_is_mended(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
+) -> None:
+    common = [*small, "launcher=debug", "name=mine"]
+    assert orchestrate(*common) == 0
+    cell = tmp_path / "outputs/mine/main/seed=0"
+    ledger, reading = cell / "ledger.jsonl", cell / "forensics/step_00000006.json"
+    rows, measured = ledger.read_text().splitlines(), reading.read_text()
+    ledger.write_text("\n".join(rows[:-2]) + "\n" + rows[-2][:20])  # the end of the file was lost
+    reading.unlink()
+    assert orchestrate(*common) == 0
+    assert "ahead of the ledger" in (tmp_path / "outputs/mine/manifest.jsonl").read_text()
+    assert reading.read_text() == measured
+    steps = [json.loads(line)["step"] for line in ledger.read_text().splitlines()]
+    assert steps == [json.loads(line)["step"] for line in rows]
+    capsys.readouterr()
+    assert orchestrate(*common) == 0
+    assert "Nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_broken_experiment_file_is_named(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.copytree(main_module.CONF, tmp_path / "conf")
+    (tmp_path / "conf/experiment/broken.yaml").write_text("# @package _global_\narms: [a\n")
+    monkeypatch.setattr(main_module, "CONF", tmp_path / "conf")
+    assert orchestrate() == 0
+    printed = capsys.readouterr().out
+    assert "cannot be read" in printed
+    assert "Does the width profile decide" in printed
+    assert orchestrate("+experiment=broken") == 2
+    assert "is not YAML" in sentence(capsys)
 
 
 def test_a_failed_cell_is_named_with_its_reason(
@@ -165,6 +215,6 @@ def test_a_multirun_job_is_one_whole_experiment(orchestrate: Orchestrate, small:
         "optim.lr=0.001,0.002",
     )
     assert code == 0
-    names = sorted(p.name for p in (tmp_path / "outputs").glob("sweep__*"))
-    assert len(names) == 2
+    names = sorted(p.name for p in (tmp_path / "outputs").glob("sweep*"))
+    assert names == ["sweep__optim.lr=0.001", "sweep__optim.lr=0.002"]
     assert all((tmp_path / "outputs" / name / "comparison/verdict.json").is_file() for name in names)

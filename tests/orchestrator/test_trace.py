@@ -13,6 +13,7 @@ from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator import checkpoint, schema
+from orchestrator.data import prepare
 from orchestrator.data.tokenizer import ByteTokenizer
 from orchestrator.schema import (
     Config,
@@ -21,6 +22,8 @@ from orchestrator.schema import (
     ModelConfig,
     Profile,
     Source,
+    TokenizerConfig,
+    TokenizerKind,
     TrainConfig,
     WidthConfig,
 )
@@ -155,7 +158,8 @@ def cell(tmp_path: Path) -> Path:
     )
     directory = tmp_path / "test" / "main" / "seed=0"
     decoder = decoder_of()
-    state = {"schema": 1, "step": 4, "spec": decoder.spec.to_dict()}
+    data = prepare(config.data, 264, 32).digest
+    state = {"schema": 1, "step": 4, "spec": decoder.spec.to_dict(), "data": data}
     checkpoint.save(directory / "checkpoints", 4, {"model": dict(decoder.named_parameters())}, state)
     (directory / "config.yaml").write_text(schema.to_yaml(config))
     return directory
@@ -173,6 +177,21 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
     with console.capture() as capture:
         console.print(report(result))
     assert "…" not in capture.get()
+
+
+@pytest.mark.parametrize("kind", [TokenizerKind.byte, TokenizerKind.bpe])
+def test_a_tokenizer_learnt_from_other_data_is_refused(
+    kind: TokenizerKind, cell: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes are the same whatever the corpus; the tokens of a BPE are not."""
+    config = schema.load(cell / "config.yaml")
+    config.data.tokenizer = TokenizerConfig(kind, vocab_size=264)
+    (cell / "config.yaml").write_text(schema.to_yaml(config))
+    path = Path(config.data.domains["text"].path or "")
+    path.write_text(path.read_text() + "\none line more")
+    code = main([str(cell), "line 7"])
+    assert code == (2 if kind == TokenizerKind.bpe else 0)
+    assert ("trained on other data" in capsys.readouterr().err) == (kind == TokenizerKind.bpe)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(

@@ -15,11 +15,12 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, ledger
+from orchestrator import checkpoint, forensics, ledger
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
+from orchestrator.directory import open_directory
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, experiment_of, open_directory
+from orchestrator.experiment import Cell, experiment_of
 from orchestrator.run import Callback, Run
 from orchestrator.train import StopSignal, train, train_cell
 
@@ -63,6 +64,11 @@ def run_with(cell: Cell, *extra: Callback) -> bool:
         return train(run, stop)
 
 
+def complete(cell: Cell) -> bool:
+    with StopSignal() as stop:
+        return train_cell(cell.directory, stop)
+
+
 def fingerprints(cell: Cell) -> dict[str, str]:
     """sha256 of every tensor file and of every reading that the uninterrupted run also has."""
     files = [
@@ -84,7 +90,7 @@ def rows(cell: Cell) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Cell:
     cell = new_cell(small_cell, tmp_path_factory.mktemp("whole"))
-    assert train_cell(cell.directory)
+    assert complete(cell)
     return cell
 
 
@@ -94,7 +100,7 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     for step in crashes:
         with pytest.raises(Crash):
             run_with(cell, CrashAt(step))
-    assert train_cell(cell.directory)
+    assert complete(cell)
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
 
@@ -126,7 +132,7 @@ def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
     assert newest is not None
     assert checkpoint.step_of(newest) == 5
     assert warnings == []
-    assert train_cell(cell.directory)
+    assert complete(cell)
     final = "checkpoints/step_00000012/model.safetensors"
     assert fingerprints(cell)[final] == fingerprints(whole)[final]
     assert rows(cell) == rows(whole)
@@ -141,7 +147,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     damaged = checkpoint.path_of(cell.directory / "checkpoints", 8) / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
     heard: list[tuple[int, list[str]]] = []
-    assert train_cell(cell.directory, 2, lambda step, warnings: heard.append((step, warnings)))
+    with StopSignal() as stop:
+        assert train_cell(cell.directory, stop, 2, lambda step, warnings: heard.append((step, warnings)))
     assert heard[0][0] == 6
     assert "step_00000008 is damaged (optimizer.safetensors" in heard[0][1][0]
     assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()
@@ -149,10 +156,70 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     assert rows(cell) == rows(whole)
 
 
+def test_a_reading_does_not_outlive_its_checkpoint(whole: Cell, small: list[str], tmp_path: Path) -> None:
+    cell = new_cell(small, tmp_path)
+    assert complete(cell)
+    last = checkpoint.path_of(cell.directory / "checkpoints", 12)
+    (last / "model.safetensors").write_bytes(b"")
+    (cell.directory / "forensics/step_00000012.json").write_text("{}")
+    assert complete(cell)
+    assert (cell.directory / "forensics/step_00000012.json.replaced").read_text() == "{}"
+    assert fingerprints(cell) == fingerprints(whole)
+
+
+def test_a_checkpoint_between_readings_has_no_old_trace(whole: Cell) -> None:
+    traces = {
+        checkpoint.step_of(path): checkpoint.read_state(path)["trace"]
+        for path in checkpoint.saved(whole.directory / "checkpoints")
+    }
+    assert {step: len(next(iter(trace.values()), [])) for step, trace in traces.items()} == {
+        0: 0,
+        4: 0,
+        6: 2,
+        8: 0,
+        12: 2,
+    }
+    path = checkpoint.path_of(whole.directory / "checkpoints", 8)
+    name = "model.layers.1.mlp.down_proj.weight"
+    weight = checkpoint.read_tensors(path, "model")[name].double()
+    momentum = checkpoint.read_tensors(path, "optimizer")[f"{name}.exp_avg"].double()
+    expected = -(weight * momentum).sum() / weight.norm() / momentum.norm()
+    measured = forensics.analyze(path)["layers"][1]["measures"]["momentum_alignment.down"]
+    assert measured == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, "sidecar=decay", "sidecar.interval=3", "sidecar.sigma=1.0", "train.keep_checkpoints=1"]
+    whole, broken = (new_cell([*overrides, f"name={name}"], tmp_path) for name in ("whole", "broken"))
+    assert complete(whole)
+    for step in (5, 7, 10):
+        with pytest.raises(Crash):
+            run_with(broken, CrashAt(step))
+    assert run_with(broken, SignalAt(11, signal.SIGTERM)) is False
+    assert complete(broken)
+    assert fingerprints(broken) == fingerprints(whole)
+    assert rows(broken) == rows(whole)
+    decisions = [r["sidecar"] for r in rows(whole) if "sidecar" in r]
+    assert [d["step"] for d in decisions] == [0, 3, 6, 9]
+    assert decisions[0]["values"] != decisions[1]["values"]
+    steps = [checkpoint.step_of(p) for p in checkpoint.saved(whole.directory / "checkpoints")]
+    assert steps == [0, 12], "only the newest and the reference are kept"
+
+
+@pytest.mark.parametrize("override", ["optim=wsd", "train.precision=bf16", "model.norm=pre", "model.queries_per_kv=2"])
+def test_every_kind_of_cell_trains(small: list[str], tmp_path: Path, override: str) -> None:
+    cell = new_cell([*small, override], tmp_path)
+    assert complete(cell)
+    before, after = rows(cell)[0]["heldout"], rows(cell)[-1]["heldout"]
+    assert all(after[domain] < before[domain] for domain in before)
+    tensors = checkpoint.read_tensors(checkpoint.path_of(cell.directory / "checkpoints", 12), "model")
+    assert {t.dtype for t in tensors.values()} == {torch.float32}, "masters are fp32 whatever the precision"
+
+
 def test_a_loss_that_leaves_the_numbers_ends_the_cell(small: list[str], tmp_path: Path) -> None:
     cell = new_cell([*small, "optim.weight_decay=0", "optim.lr=1e36", "optim.warmup_steps=0"], tmp_path)
     with pytest.raises(UserError, match=r"became (nan|inf) at step \d+: lower optim.lr"):
-        train_cell(cell.directory)
+        complete(cell)
     newest, _ = checkpoint.newest(cell.directory / "checkpoints")
     assert newest is not None
     tensors = checkpoint.read_tensors(newest, "model")
@@ -181,14 +248,14 @@ def test_a_full_disk_ends_the_cell_and_costs_nothing(whole: Cell, small: list[st
     newest, warnings = checkpoint.newest(cell.directory / "checkpoints")
     assert newest == checkpoint.path_of(cell.directory / "checkpoints", 4)
     assert warnings == []
-    assert train_cell(cell.directory)
+    assert complete(cell)
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
 
 
 def test_explicit_equal_widths_train_to_the_same_bits(whole: Cell, small: list[str], tmp_path: Path) -> None:
     cell = new_cell([*small, "width=explicit", "width.widths=[16,16,16]"], tmp_path)
-    assert train_cell(cell.directory)
+    assert complete(cell)
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
 
@@ -202,7 +269,7 @@ def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_
         run_with(cell, CrashAt(5))
     text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
     with pytest.raises(UserError, match="was trained on other data"):
-        train_cell(cell.directory)
+        complete(cell)
 
 
 def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_path: Path) -> None:
@@ -211,7 +278,7 @@ def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_pat
         for name, extra in (("a", []), ("b", ["train.micro_batch_size=1"]))
     )
     for cell in (whole, parts):
-        assert train_cell(cell.directory)
+        assert complete(cell)
     first, second = rows(whole), rows(parts)
     assert [r["digest"] for r in first] == [r["digest"] for r in second]
     assert [r["loss"] for r in second[1:]] == pytest.approx([r["loss"] for r in first[1:]], rel=1e-4)
@@ -223,7 +290,7 @@ def test_on_a_gpu_in_bf16_masters_stay_fp32_and_resume_goes_on(small: list[str],
     cell = new_cell([*small, "train.device=cuda"], tmp_path)
     with pytest.raises(Crash):
         run_with(cell, CrashAt(7))
-    assert train_cell(cell.directory)
+    assert complete(cell)
     newest, _ = checkpoint.newest(cell.directory / "checkpoints")
     assert newest is not None
     tensors = checkpoint.read_tensors(newest, "model") | checkpoint.read_tensors(newest, "optimizer")
@@ -236,7 +303,7 @@ def test_training_learns(small: list[str], tmp_path: Path) -> None:
         [*small, "train.steps=80", "optim.lr=0.01", "forensics.every=80", "train.checkpoint_every=80"],
         tmp_path,
     )
-    assert train_cell(cell.directory)
+    assert complete(cell)
     records = rows(cell)
     for domain, before in records[0]["heldout"].items():
         assert records[-1]["heldout"][domain] < before - 1.0

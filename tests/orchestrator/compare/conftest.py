@@ -114,6 +114,33 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def edit_config() -> Callable[[Path, str, Any], None]:
+    """Set one dotted key of a cell's configuration."""
+
+    def edit(cell: Path, key: str, value: Any) -> None:
+        path = cell / "config.yaml"
+        config = node = json.loads(path.read_text())
+        *branch, leaf = key.split(".")
+        for name in branch:
+            node = node[name]
+        node[leaf] = value
+        path.write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.fixture
+def declare() -> Callable[..., None]:
+    """Set the keys that an experiment declares."""
+
+    def edit(root: Path, *keys: str) -> None:
+        path = root / "experiment.yaml"
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"declared": list(keys)}, sort_keys=False))
+
+    return edit
+
+
+@pytest.fixture
 def edit_ledger() -> Callable[[Path, Callable[[list[dict[str, Any]]], Any]], None]:
     """Change a cell's records in place."""
 

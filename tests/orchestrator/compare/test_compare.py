@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -203,6 +204,51 @@ def test_rebuilding_gives_the_same_files(experiment: Write) -> None:
     first = {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
     compare(root)
     assert first == {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
+
+
+def comparison_is_a_file(root: Path) -> None:
+    (root / "comparison").write_text("mine")
+
+
+def a_table_is_a_directory(root: Path) -> None:
+    (root / "comparison/tables/layers.parquet").mkdir(parents=True)
+
+
+def the_ledger_is_a_directory(root: Path) -> None:
+    path = root / "variable/seed=1/ledger.jsonl"
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("harm", [comparison_is_a_file, a_table_is_a_directory, the_ledger_is_a_directory])
+def test_what_the_disk_refuses_is_one_sentence(
+    experiment: Write, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None]
+) -> None:
+    root = experiment()
+    harm(root)
+    assert main([str(root)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(str(root))
+    assert len(said.splitlines()) == 1
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
+    experiment: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = experiment()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # tables fit, figures do not
+        assert main([str(root)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "cannot be written" in said
+    assert len(said.splitlines()) == 1
+    assert len(pd.read_parquet(root / "comparison/tables/paired_eval.parquet")) > 0
+    assert not list(root.glob("comparison/figures/[!.]*"))
+    compare(root)
+    assert len((root / "comparison/figures/plotly.min.js").read_text()) > 1_000_000
 
 
 def test_the_comparison_is_one_tracked_run(experiment: Write) -> None:

@@ -93,8 +93,8 @@ def test_scattered_ratios_are_inconclusive(experiment: Write) -> None:
     ("budget", "chance", "verdict", "words"),
     [
         ([0.0] * 4, 0.0, "no larger than chance", "because a budget is 0: 0, 1."),
-        ([0.0] * 4, 2.0, "no larger than chance", "The budget of a and of b is no larger than chance gives."),
-        ([3.0] * 4, 3.0, "no larger than chance", "The budget of a and of b"),
+        ([0.0] * 4, 2.0, "no larger than chance", "Neither budget is larger than chance gives (97.5% Poisson"),
+        ([3.0] * 4, 3.0, "no larger than chance", "Neither budget"),
         ([30.0] * 4, None, "conserved", "The count expected by chance was not measured."),
         ([None] * 4, 1.0, "not measured", "No pair has a reading"),
     ],
@@ -105,6 +105,30 @@ def test_budgets_about_which_nothing_can_be_said(
     found = conserve("variable", pairs_of(experiment(budget=lambda *_: budget, chance=chance)), "saturated_robust")
     assert found.verdict == verdict
     assert words in found.sentence
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(8.0, "not conserved"), (0.0, "inconclusive")])
+@pytest.mark.parametrize("collapsed", ["uniform", "variable"])
+def test_a_collapse_to_chance_is_not_hidden(experiment: Write, kept: float, verdict: str, collapsed: str) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [kept if arm == collapsed else 200.0 + seed] * 4
+
+    found = conserve("variable", pairs_of(experiment(budget=budget, chance=8.0)), "saturated_robust")
+    assert found.verdict == verdict
+    low, high = ("a", "b") if collapsed == "uniform" else ("b", "a")
+    assert found.sentence.startswith(f"The budget of {low} is no larger than chance gives (97.5% Poisson quantile")
+    assert f"that of {high} is." in found.sentence
+    assert ("because a budget is 0: 0, 1." in found.sentence) == (kept == 0.0)
+
+
+def test_a_seed_that_lost_its_budget_leaves_nothing_conserved(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [0.0 if (arm, seed) == ("variable", 2) else 50.0] * 4
+
+    found = conserve("variable", pairs_of(experiment(seeds=(0, 1, 2), budget=budget)), "saturated_robust")
+    assert (found.low, found.high) == (1.0, 1.0)
+    assert found.verdict == "inconclusive"
+    assert "Seeds without a ratio, because a budget is 0: 2." in found.sentence
 
 
 def test_one_pair_has_a_ratio_but_no_interval(experiment: Write) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.pairs import losses, pair_up
@@ -17,6 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 
 Write = Callable[..., Path]
+Set = Callable[[Path, str, Any], None]
 Edit = Callable[[Path, Callable[[list[dict[str, Any]]], Any]], None]
 
 
@@ -71,27 +73,186 @@ def test_different_batches_are_refused_with_the_step(experiment: Write, edit_led
         pair_up(read_experiment(root))
 
 
-@pytest.mark.parametrize("declared", ["data", "data.train_tokens", "train.batch_size"])
-def test_batches_that_differ_by_declaration_are_paired_by_seed(
-    experiment: Write, edit_ledger: Edit, declared: str
+@pytest.mark.parametrize("declared", ["data", "train", "seed"])
+def test_a_declared_key_excuses_no_batches_where_the_configurations_agree_on_them(
+    experiment: Write, edit_ledger: Edit, edit_config: Set, declare: Callable[..., None], declared: str
 ) -> None:
     root = experiment()
+    declare(root, "width", declared)
+    edit_config(root / "variable/seed=1", "data.cache_dir", "/elsewhere")  # where, not what
     edit_ledger(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r])
-    spec = yaml.safe_load((root / "experiment.yaml").read_text())
-    (root / "experiment.yaml").write_text(yaml.safe_dump(spec | {"declared": ["width", declared]}, sort_keys=False))
+    with pytest.raises(UserError, match="saw different batches at step 0 or before"):
+        pair_up(read_experiment(root))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text_too"),
+    [
+        ("data.train_tokens", 4096, True),
+        ("data.domains.code.weight", 2.0, True),
+        ("train.seq_len", 64, True),
+        ("train.batch_size", 8, False),
+    ],
+)
+def test_batches_that_differ_by_declaration_are_paired_by_seed(
+    experiment: Write, edit_ledger: Edit, edit_config: Set, declare: Callable[..., None], key: str, value: Any,
+    text_too: bool,
+) -> None:  # fmt: skip
+    root = experiment()
+    declare(root, "width", key.split(".")[0])
+    for seed in (0, 1):
+        edit_config(root / f"variable/seed={seed}", key, value)
+        edit_ledger(root / f"variable/seed={seed}", lambda r: [x.update(digest="other") for x in r])
     comparison = compute(root)
     assert len(comparison.pairs) == 2
-    assert any("may differ in their batches, as declared" in note for note in comparison.notes)
+    notes = " ".join(comparison.notes)
+    assert f"saw different batches, as declared ({key})" in notes
+    assert (f"held-out losses are on different text, or on rows cut otherwise ({key})" in notes) == text_too
 
 
-def test_undeclared_difference_is_refused_by_name(experiment: Write) -> None:
+def test_undeclared_differences_are_refused_by_name(experiment: Write, edit_config: Set) -> None:
+    root = experiment()
+    edit_config(root / "variable/seed=0", "optim.lr", 0.5)
+    edit_config(root / "variable/seed=0", "train.batch_size", 8)
+    with pytest.raises(
+        UserError, match=r"differ in optim\.lr \(0\.002 against 0\.5\), train\.batch_size \(4 against 8\)"
+    ):
+        pair_up(read_experiment(root))
+
+
+def test_keys_left_out_of_a_configuration_have_their_defaults(experiment: Write) -> None:
     root = experiment()
     path = root / "variable/seed=0/config.yaml"
-    config = yaml.safe_load(path.read_text())
-    config["optim"]["lr"] = 0.5
-    path.write_text(yaml.safe_dump(config))
-    with pytest.raises(UserError, match=r"differ in optim\.lr \(0\.002 against 0\.5\)"):
-        pair_up(read_experiment(root))
+    config = json.loads(path.read_text())
+    del config["optim"]["lr"]  # as one written before that key was there
+    path.write_text(json.dumps(config))
+    assert len(pair_up(read_experiment(root))[0]) == 2
+
+
+@pytest.mark.parametrize("content", [None, "", "{model: {wid", "[1]", "optim: {lrr: 1}", "optim: {lr: fast}"])
+def test_an_unusable_configuration_is_named(experiment: Write, content: str | None) -> None:
+    root = experiment()
+    path = root / "variable/seed=1/config.yaml"
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError) as caught:
+        compute(root)
+    said = str(caught.value)
+    assert said.startswith(f"{path} is no configuration to compare by: restore it.")
+    assert "\n" not in said
+
+
+def bad_seed(root: Path) -> Path:
+    return spec_with(root, seeds=[0, "one"])
+
+
+def true_seed(root: Path) -> Path:
+    return spec_with(root, seeds=[True])
+
+
+def one_seed_alone(root: Path) -> Path:
+    return spec_with(root, seeds=3)
+
+
+def arms_in_a_list(root: Path) -> Path:
+    return spec_with(root, arms=["uniform", "variable"])
+
+
+def declared_word(root: Path) -> Path:
+    return spec_with(root, declared="width")
+
+
+def models_without_params(root: Path) -> Path:
+    return spec_with(root, models={"uniform": {}})
+
+
+def spec_with(root: Path, **values: Any) -> Path:
+    path = root / "experiment.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | values))
+    return path
+
+
+def binary_spec(root: Path) -> Path:
+    (root / "experiment.yaml").write_bytes(b"\xff\xfe\x00")
+    return root / "experiment.yaml"
+
+
+def empty_reading(root: Path) -> Path:
+    return reading_with(root, lambda result: result.clear())
+
+
+def reading_without_measures(root: Path) -> Path:
+    return reading_with(root, lambda result: result["layers"][2].pop("measures"))
+
+
+def reading_with_a_word(root: Path) -> Path:
+    return reading_with(root, lambda result: result["layers"][2]["measures"].update(cv="high"))
+
+
+def reading_with(root: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    path = root / "uniform/seed=1/forensics/step_00000050.json"
+    result = json.loads(path.read_text())
+    change(result)
+    path.write_text(json.dumps(result))
+    return path
+
+
+def binary_reading(root: Path) -> Path:
+    path = root / "uniform/seed=1/forensics/step_00000050.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    return path
+
+
+def shallower_reading(root: Path) -> Path:
+    return reading_with(root, lambda result: result["layers"].pop()).parent
+
+
+def record_without_step(root: Path) -> Path:
+    path = root / "uniform/seed=1/ledger.jsonl"
+    path.write_text("{}\n")
+    return path
+
+
+def record_with_a_lost_loss(root: Path) -> Path:
+    path = root / "uniform/seed=1/ledger.jsonl"
+    path.write_text(json.dumps({"step": 0, "digest": "", "heldout": {"code": None}}) + "\n")
+    return path
+
+
+def bad_manifest(root: Path) -> Path:
+    (root / "manifest.jsonl").write_text("{}\n")
+    return root / "manifest.jsonl"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        bad_seed, true_seed, one_seed_alone, arms_in_a_list, declared_word, models_without_params, binary_spec,
+        empty_reading, reading_without_measures, reading_with_a_word, binary_reading, shallower_reading,
+        record_without_step, record_with_a_lost_loss, bad_manifest,
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_what_it_should_be_is_named(experiment: Write, harm: Callable[[Path], Path]) -> None:
+    root = experiment()
+    path = harm(root)
+    with pytest.raises(UserError) as caught:
+        compute(root)
+    said = str(caught.value)
+    assert said.startswith(str(path))
+    assert said.endswith(".")
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("lost", [{"heldout": {}}, {"heldout": {"math": 1.0}, "test": {"math": 1.0}}])
+def test_cells_without_a_common_domain_have_no_losses_to_compare(
+    experiment: Write, edit_ledger: Edit, lost: dict[str, Any]
+) -> None:
+    root = experiment()
+    edit_ledger(root / "variable/seed=1", lambda r: r[-1].update(lost))
+    comparison = compare(root)
+    assert (comparison.domains, comparison.statistics) == ([], [])
+    assert any("No held-out domain is common" in note for note in comparison.notes)
 
 
 def test_unreadable_directories_and_files_are_named(experiment: Write, tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from orchestrator.checkpoint import save
 from orchestrator.forensics import analyze
 from orchestrator.forensics.__main__ import main
 
@@ -63,6 +65,41 @@ def test_bad_input_is_one_sentence(checkpoint: Callable[..., Any]) -> None:
     assert "model.layers.1.mlp.up_proj.weight" in done.stderr
 
 
+@pytest.fixture
+def cell(checkpoint: Callable[..., Any], tmp_path: Path) -> Path:
+    """A cell's directory with sealed checkpoints of steps 0 and 7."""
+    for step in (0, 7):
+        ours = checkpoint(seed=step)
+        tensors = {name: torch.from_numpy(value) for name, value in ours.tensors.items()}
+        save(tmp_path / "cell/checkpoints", step, {"model": tensors}, {"schema": 1, "step": step, "spec": ours.spec})
+    return tmp_path / "cell"
+
+
+def test_a_cell_is_read_from_its_newest_whole_checkpoint(
+    cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(cell), "--json", str(tmp_path / "f.json")]
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "f.json").read_text())["step"] == 7
+    _flip_last_byte(cell / "checkpoints/step_00000007/model.safetensors")
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "f.json").read_text())["step"] == 0
+    assert "1 newer checkpoint(s) are damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["", "model.safetensors"])
+def test_a_flipped_byte_is_one_sentence(name: str, cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cell / "checkpoints/step_00000007"
+    assert main([str(path / name)]) == 0
+    _flip_last_byte(path / "model.safetensors")
+    capsys.readouterr()
+    assert main([str(path / name)]) == 2
+    printed = capsys.readouterr()
+    assert "model.safetensors" in printed.err
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
 def test_a_target_that_cannot_be_written_is_refused_before_reading(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +113,12 @@ def test_absent_values_print_as_dashes(checkpoint: Callable[..., Any], capsys: p
         ours.tensors[ours.name(1, kind)][:] = 0
     assert main([str(ours.write(optimizer=False))]) == 0
     assert "–" in capsys.readouterr().out
+
+
+def _flip_last_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def _run(path: Path) -> subprocess.CompletedProcess[str]:

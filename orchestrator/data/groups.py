@@ -1,0 +1,64 @@
+"""Documents in the groups that splits take whole: a row of a table alone, the pieces of a file together."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+SHARES = 32  # groups that files are dealt into: what a held-out split leaves of its last one is dropped
+
+Group = list[str]  # documents, of which no two may be in different splits
+
+
+def digest(text: str) -> bytes:
+    """16 bytes of the text's sha256: what makes two documents the same one."""
+    return hashlib.sha256(text.encode(errors="replace")).digest()[:16]
+
+
+def stream(texts: Iterable[str | None], seen: set[bytes]) -> Iterator[Group]:
+    """Each document alone and in its place, without blanks and those already `seen`."""
+    for text in texts:
+        if text and not text.isspace() and (key := digest(text)) not in seen:
+            seen.add(key)
+            yield [text]
+
+
+def shuffle(parts: Sequence[Sequence[str | None]], seen: set[bytes]) -> Iterator[Group]:
+    """Each document of all parts alone, by ascending digest, without blanks and those already `seen`."""
+    places: dict[bytes, tuple[int, int]] = {}
+    for p, part in enumerate(parts):
+        for i, text in enumerate(part):
+            if text and not text.isspace() and (key := digest(text)) not in seen:
+                places.setdefault(key, (p, i))
+    seen.update(places)
+    for key in sorted(places):
+        p, i = places[key]
+        text = parts[p][i]
+        assert text is not None
+        yield [text]
+
+
+def deal(files: Sequence[Sequence[str]], seen: set[bytes]) -> list[Group]:
+    """The pieces of all files in about `SHARES` groups of equal length, without blanks and those already `seen`.
+
+    A file is in one group. Only one longer than a share is cut, into contiguous stretches of about a share, so
+    that groups meet nowhere but where a stretch ends: a single file can fill every split. Within a group the files
+    take turns, each with its pieces by digest: a short split still holds many files. No file name plays a part.
+    """
+    share = sum(len(piece) for file in files for piece in file) / SHARES
+    dealt: dict[int, list[tuple[int, bytes, str]]] = {}  # group → (turn, digest, piece)
+    start = 0
+    for file in sorted(filter(None, files), key=lambda file: digest("".join(file))):
+        length = sum(map(len, file))
+        per_stretch = math.ceil(len(file) / math.ceil(length / share))  # pieces
+        for first in range(0, len(file), per_stretch):
+            stretch = file[first : first + per_stretch]
+            size = sum(map(len, stretch))
+            group = dealt.setdefault(int((start + size / 2) / share), [])
+            start += size
+            fresh = {key: piece for piece in stretch if not piece.isspace() and (key := digest(piece)) not in seen}
+            seen.update(fresh)
+            group += [(turn, key, fresh[key]) for turn, key in enumerate(sorted(fresh))]
+    groups = [[piece for _, _, piece in sorted(group)] for group in dealt.values() if group]
+    return sorted(groups, key=lambda group: digest(group[0]))

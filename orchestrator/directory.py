@@ -1,0 +1,125 @@
+"""An experiment's run directory: opened for one experiment, with the record of what it is and what it ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.transformer import num_params
+from orchestrator import schema
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, decoder_spec, training_flops
+from orchestrator.files import write_whole
+
+PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
+
+
+def refuse_another(experiment: Experiment) -> None:
+    """Raise `UserError` where the directory already holds another experiment. Seeds may be added, nothing else."""
+    recorded = _read(experiment.directory / "experiment.yaml")
+    for key, now in _asked(experiment).items():
+        if recorded and recorded[key] != now:
+            raise UserError(
+                f"{experiment.directory} holds another experiment ({key} was {recorded[key]} and is {now}): "
+                "choose another name with name=..., or restore the old values."
+            )
+    for cell in experiment.cells:
+        path = cell.directory / "config.yaml"
+        if not path.exists():
+            continue
+        changed = schema.differences(schema.load(path), cell.config, ignore=schema.OPERATIONAL)
+        if changed:
+            listing = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
+            raise UserError(
+                f"{cell.directory} holds another configuration ({listing}): "
+                "choose another name with name=..., or restore the old values."
+            )
+
+
+def open_directory(experiment: Experiment) -> None:
+    """Create the run directory, or find the same experiment in it: `experiment.yaml`, every cell's `config.yaml`.
+
+    Raises `UserError` as `refuse_another` does, and where it cannot be written.
+    """
+    refuse_another(experiment)
+    for cell in experiment.cells:
+        path = cell.directory / "config.yaml"
+        if not path.exists():
+            write_whole(path, schema.to_yaml(cell.config))
+    path = experiment.directory / "experiment.yaml"
+    recorded = _read(path)
+    described = _describe(experiment, recorded)
+    if described != recorded:
+        write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What `experiment.yaml` says; nothing where it is not there yet."""
+    if not path.exists():
+        return {}
+    try:
+        recorded = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path} cannot be read ({error}): restore it, or choose another name.") from error
+    if not isinstance(recorded, dict) or not {"arms", "declared", "seeds", "code"} <= recorded.keys():
+        raise UserError(f"{path} does not describe an experiment: restore it, or choose another name.")
+    return recorded
+
+
+def _asked(experiment: Experiment) -> dict[str, Any]:
+    """What makes this experiment the one it is."""
+    config = experiment.config
+    return {"arms": config.arms or {config.arm: []}, "declared": list(config.declared)}
+
+
+def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any]:
+    """`experiment.yaml`: as recorded, with new seeds, and with the code of this launch where that has changed."""
+    config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
+    code = {**_git(), "versions": {package: metadata.version(package) for package in PACKAGES}}
+    before = recorded.get("code", [])
+    changed = not before or {k: v for k, v in before[-1].items() if k != "since"} != code
+    return {
+        "name": experiment.name,
+        "question": config.question,
+        **_asked(experiment),
+        "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
+        "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
+        "machine": recorded.get("machine") or _machine(),
+        "code": [*before, {"since": now, **code}] if changed else before,
+    }
+
+
+def _size(config: schema.Config) -> dict[str, Any]:
+    spec = decoder_spec(config)
+    widths = [layer.width for layer in spec.layers]
+    return {"widths": widths, "params": num_params(spec), "training_flops": training_flops(config, spec)}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _git() -> dict[str, str]:
+    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit, diff = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
+            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.strip(), "diff": diff}
