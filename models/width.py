@@ -43,8 +43,10 @@ def profile_widths(
     if kind not in (*PROFILES, *STATED):
         raise ValueError(f"profile={kind} is unknown: choose one of {', '.join((*STATED, *PROFILES))}.")
     if (widths is not None) != (kind == "explicit"):
-        given = "missing" if widths is None else f"{list(widths)}"
-        raise ValueError(f"widths is {given} with profile={kind}: profile=explicit, and no other, takes widths.")
+        given = "null" if widths is None else f"{list(widths)}"
+        raise ValueError(
+            f"widths={given} does not go with profile={kind}: profile=explicit alone takes them, one a layer."
+        )
     sizes = {"layers": layers, "width": base, "start": start, "end": end, "multiple_of": multiple_of}
     for name, value in sizes.items():
         if not (value > 0 and math.isfinite(value)):

@@ -47,14 +47,13 @@ def paired_losses(c: Comparison, arm: str) -> Section:
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
             delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
-            p = [number(r.p, 3), number(r.p_holm, 3)]
-            rows.append([r.domain, number(r.a, 4), number(r.b, 4), *delta, *p, r.verdict])
+            rows.append([r.domain, number(r.a, 4), number(r.b, 4), *delta, number(r.p_holm, 3), r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
     return Section(
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
-        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", "p Holm", f"{arm} is"],
+        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
-        ["p: exact sign-flip. The first row is the primary outcome; all other losses share one Holm correction."],
+        ["p: exact sign-flip; the first row is the primary outcome, the others share one Holm correction."],
     )
 
 
@@ -93,28 +92,32 @@ def layers(c: Comparison, arms: list[str]) -> Section:
         "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),
     ]  # fmt: skip
-    legend = "CV: of FFN co-magnitude · satur.: positions over the robust threshold (by chance) · H/S: a tie"
+    legend = "CV: of FFN co-magnitude · satur.: positions over the robust threshold (by chance) · H/S or ·: a tie"
     return Section(f"Layers at {when} ({who})", columns, rows, [legend])
 
 
 def budgets(c: Comparison, arm: str) -> Section:
-    """The specialist budget under each reference, beside what chance gives."""
-    rows: list[list[str | Roles]] = []
-    said: dict[str, list[str]] = {}  # sentence → the counts it holds for
+    """The specialist budget, one column per reference, beside what chance gives."""
+    columns, said = [""], dict[str, list[str]]()  # sentence → the counts it holds for
+    rows: list[list[str | Roles]] = [
+        [name]
+        for name in ("a (by chance)", "b (by chance)", "ratio b / a", "90 % interval", "ratio by chance",
+                     "centre of a, 0…1", "centre of b", "distance", "verdict")
+    ]  # fmt: skip
     for r in c.conservation:
         if r.arm != arm:
             continue
+        columns.append(COUNTED[r.reference])
         beside = [(r.budget_a, r.expected_a), (r.budget_b, r.expected_b)]
-        rows.append(
-            [COUNTED[r.reference], *(f"{number(b, 0)} ({number(e, 0)})" for b, e in beside), number(r.ratio, 2),
-             span(r.low, r.high, 2), number(r.chance_ratio, 2), number(r.centre_a, 2), number(r.centre_b, 2),
-             number(r.distance, 3), r.verdict]
-        )  # fmt: skip
+        values = [
+            *(f"{number(b, 0)} ({number(e, 0)})" for b, e in beside), number(r.ratio, 2), span(r.low, r.high, 2),
+            number(r.chance_ratio, 2), number(r.centre_a, 2), number(r.centre_b, 2), number(r.distance, 3), r.verdict,
+        ]  # fmt: skip
+        for row, value in zip(rows, values, strict=True):
+            row.append(value)
         if r.sentence:
             said.setdefault(r.sentence, []).append(COUNTED[r.reference])
-    columns = ["counted by", "a\n(chance)", "b\n(chance)", "ratio\nb / a", "90 %\ninterval", "by\nchance",
-               "centre\na", "centre\nb", "dis-\ntance", "verdict"]  # fmt: skip
-    legend = "counted by: the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std"
+    legend = "Counted over the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std."
     notes = [f"{', '.join(counts)}: {sentence}" for sentence, counts in said.items()]
     title = "Specialist budget: saturated FFN positions of the whole stack, mean over seeds"
     return Section(title, columns, rows, [legend, *notes])

@@ -1,4 +1,4 @@
-"""The comparison in a terminal, legible at 100 columns."""
+"""The comparison in a terminal, legible at 80 columns."""
 
 from __future__ import annotations
 

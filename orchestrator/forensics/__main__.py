@@ -20,6 +20,7 @@ from orchestrator.forensics.analysis import analyze
 from orchestrator.forensics.measures import MEASURES, NEEDS
 
 COLOURS = {"hub": "dodger_blue1", "damper": "dark_orange", "passthrough": "grey62", "specialist": "magenta"}
+WIDE = 120  # columns from which a terminal has room for the evidence
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -44,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    Console().print(report(result, seconds))
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
+    console.print(report(result, seconds, wide=console.width >= WIDE))
     return int(any(finding["severity"] == "critical" for finding in result["pathology"]))
 
 
@@ -78,14 +80,14 @@ def write_csv(result: dict[str, Any], path: Path) -> None:
         writer.writerows(rows)
 
 
-def report(result: dict[str, Any], seconds: float) -> Group:
-    """All that is printed, within 100 columns."""
+def report(result: dict[str, Any], seconds: float, *, wide: bool = True) -> Group:
+    """All that is printed: within 120 columns, or within 80, without the evidence, where it is not `wide`."""
     step = "" if result["step"] is None else f" · step {result['step']}"
     heading = Text(f"{result['source']} · {result['family']}{step} · {len(result['layers'])} layers", "bold")
     return Group(
         heading,
         Text(),
-        layer_table(result),
+        layer_table(result, wide=wide),
         Text(),
         *totals(result),
         Text(),
@@ -94,7 +96,7 @@ def report(result: dict[str, Any], seconds: float) -> Group:
     )
 
 
-def layer_table(result: dict[str, Any]) -> Table:
+def layer_table(result: dict[str, Any], *, wide: bool) -> Table:
     """One line per layer: its role, how clear it is, the headline measures, and what speaks for the role."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("", justify="right", no_wrap=True)
@@ -102,7 +104,8 @@ def layer_table(result: dict[str, Any]) -> Table:
         table.add_column(name, no_wrap=True)
     for name in ("cv", "saturated", "rank of o", "att.", "m·w down"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("evidence")  # the one column that gives way on a narrow terminal
+    if wide:
+        table.add_column("evidence", no_wrap=True)
     cvs = [layer["measures"]["cv"] or 0.0 for layer in result["layers"]]
     for layer in result["layers"]:
         m = layer["measures"]
@@ -115,10 +118,8 @@ def layer_table(result: dict[str, Any]) -> Table:
             _bar(m["effective_rank.o_fraction"], 1.0) + _number(m["effective_rank.o"], ".1f"),
             _number(m["attention_share"], ".2f"),
             _number(m["momentum_alignment.down"], "+.3f"),
-            Text(" ".join(layer["evidence"]), "dim", no_wrap=True, overflow="ellipsis"),
+            *([Text(" ".join(layer["evidence"]), "dim")] if wide else []),
         )
-    for column, least in zip(table.columns, (2, 4, 6, 6, 9, 9, 4, 8, 8), strict=True):
-        column.min_width = least
     return table
 
 

@@ -54,8 +54,8 @@ def test_a_profile_is_at_least_one_grid_step_wide() -> None:
     ("arguments", "reason"),
     [
         ({"kind": "rmap"}, "profile=rmap is unknown: choose one of uniform, explicit, ramp, x_shape"),
-        ({"kind": "explicit"}, "widths is missing with profile=explicit"),
-        ({"kind": "ramp", "widths": [64] * 3}, "profile=explicit, and no other, takes widths"),
+        ({"kind": "explicit"}, "widths=null does not go with profile=explicit"),
+        ({"kind": "ramp", "widths": [64] * 3}, "profile=explicit alone takes them"),
         ({"kind": "explicit", "widths": [64, 64]}, "does not fit layers=3"),
         ({"kind": "explicit", "widths": [64, 0, 64]}, "one positive width"),
         ({"kind": "ramp", "start": -1.0}, "start=-1.0 must be a positive"),

@@ -40,7 +40,9 @@ def test_files_and_table(
             assert row[key] == ("" if value is None else str(value))
 
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 120
+    for layer in result["layers"]:
+        assert " ".join(layer["evidence"]) in out, "nothing is cut where the output is a file"
     assert all(layer["role"] in out for layer in result["layers"])
     assert "60 to 70 % of an untrained model's layers get a role too" in out
     assert "needs an activation probe" in out
