@@ -251,3 +251,15 @@ def test_a_cell_can_be_run_by_itself(
     assert [e["state"] for e in ledger.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
     assert job.main([str(tmp_path)]) == 2
     assert "usage" in capsys.readouterr().err
+
+
+def test_a_job_touches_no_gpu_before_it_knows_its_own() -> None:
+    """CUDA reads CUDA_VISIBLE_DEVICES once: `run_job` sets it, so nothing that it imports may have asked before."""
+    script = (
+        "import torch\n"
+        "def touched(*_): raise SystemExit('CUDA was touched')\n"
+        "torch._C._cuda_getDeviceCount = touched\n"
+        "for name in ('is_available', 'device_count', 'init', '_lazy_init'): setattr(torch.cuda, name, touched)\n"
+        "import submitit.core.submission, orchestrator.job\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
