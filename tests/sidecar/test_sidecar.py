@@ -178,7 +178,9 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], sentenc
 
 
 def test_fixed_mode_is_checked_against_its_own_multiplier() -> None:
-    make(lr=0.2, mode="fixed")
+    assert set(make(lr=0.2, mode="fixed").decay_multipliers().values()) == {1.0}
+    with pytest.raises(ValueError, match=r"bound is 0\.1"):
+        make(lr=0.2, mode="learn")
 
 
 def test_state_of_another_model_is_refused() -> None:
