@@ -1,105 +1,245 @@
-"""Tensors on disk, read one at a time: a safetensors file, or shards under an index. Never a pickle."""
+"""Tensors on disk, read one at a time and dropped again: whatever a checkpoint is stored as, under one interface."""
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from orchestrator.errors import UserError
+from orchestrator.forensics.archives import Archive
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-READABLE = {"F64", "F32", "F16", "BF16"}  # anything else is quantised, and means nothing without its scales
+Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+INDEX = ".index.json"
+METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
+PLACES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+BYSTANDERS = ("optimizer.*", "scheduler.*", "rng_state*", "training_args.*", "adapter_*")  # no weights of a model
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # others mean nothing without their scales
+
+WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights within a larger file
+OPTIMIZERS = {"optimizer", "optimizers", "optim", "optimizer_state_dict", "optim_state_dict"}
+SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # left by compile, FSDP, recomputing
+
+
+class Store(Protocol):
+    """One file, or one directory of chunks: its tensors as they are stored."""
+
+    path: Path
+
+    @property
+    def shapes(self) -> Mapping[Key, tuple[int, ...]]:
+        """Shape of every tensor, from headers."""
+
+    def load(self, key: Key, rows: slice | None = None) -> Tensor:
+        """The tensor, or some of its rows, in the stored type; nothing else of the file stays in memory with it."""
+
+    def release(self) -> None:
+        """Drop what is mapped or cached."""
 
 
 class Tensors:
-    """Names, shapes and lazily read values of the tensors of one checkpoint."""
+    """Names, shapes and lazily read values of the tensors of one checkpoint. Iterating gives the names."""
 
-    def __init__(self, files: dict[str, Path]) -> None:
-        """`files`: tensor name → the safetensors file that holds it. Nothing is read yet but the headers."""
-        self.files = files
-        self._handles = {path: _open(path) for path in sorted(set(files.values()))}
-        held = {path: set(handle.keys()) for path, handle in self._handles.items()}
-        for name, path in files.items():
-            if name not in held[path]:
-                raise UserError(f"{path} does not hold {name}, which its index says it does: copy the shards again.")
+    def __init__(self, places: Mapping[str, tuple[Store, Key]]) -> None:
+        """`places`: name → the store that holds it, and where."""
+        self.names = frozenset(places)
+        self._places = dict(places)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self.files
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape from the file's header, without reading the values."""
-        return tuple(self._handles[self.files[name]].get_slice(name).get_shape())
+        store, key = self._places[name]
+        return store.shapes[key]
 
-    def read(self, name: str) -> np.ndarray:
-        """The tensor in float64. Raises `UserError` where it is quantised or holds NaN or infinite values."""
-        path = self.files[name]
-        handle = self._handles[path]
-        dtype = handle.get_slice(name).get_dtype()
-        if dtype not in READABLE:
-            raise UserError(f"{name} in {path} is stored as {dtype}: save the checkpoint in fp32, fp16 or bf16 first.")
-        values: np.ndarray = handle.get_tensor(name).to(torch.float64).numpy()
-        if not np.isfinite(values).all():
-            raise UserError(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
-        return values
+    def read(self, name: str) -> Tensor:
+        """The tensor in float32. Raises `UserError` where it is quantised or holds NaN or infinite values."""
+        store, key = self._places[name]
+        return _plain(store.load(key), name, store.path)
+
+    def rows(self, name: str, block: int) -> Iterator[Tensor]:
+        """Consecutive blocks [≤ block, n] of a matrix [m, n], each as `read` would give it."""
+        store, key = self._places[name]
+        for start in range(0, store.shapes[key][0], block):
+            yield _plain(store.load(key, slice(start, start + block)), name, store.path)
+
+    def release(self) -> None:
+        """Drop whatever is mapped or cached. Reading afterwards works again."""
+        for store in {id(store): store for store, _ in self._places.values()}.values():
+            store.release()
+
+
+class SafeFile:
+    """One safetensors file. It is mapped anew for every read, since a mapped page stays in memory until unmapped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with _open(path) as handle:
+            self.shapes: dict[Key, tuple[int, ...]] = {
+                (name,): tuple(handle.get_slice(name).get_shape())
+                for name in handle.keys()  # noqa: SIM118
+            }
+
+    def load(self, key: Key, rows: slice | None = None) -> Tensor:
+        try:
+            with _open(self.path) as handle:
+                values: Tensor = handle.get_tensor(key[0]) if rows is None else handle.get_slice(key[0])[rows]
+                return values
+        except SafetensorError as error:  # a type that torch lacks
+            raise UserError(
+                f"{key[0]} in {self.path} cannot be read ({error}): save the checkpoint in fp32, fp16 or bf16 first."
+            ) from error
+
+    def release(self) -> None:
+        """Nothing is held between reads."""
 
 
 def open_tensors(source: Path) -> Tensors:
-    """The tensors of a directory, a safetensors file or an index. Raises `UserError` where there are none."""
+    """The weights in a directory, a safetensors file, an index of shards, a torch.save'd file or a DCP directory.
+
+    Raises `UserError` where there are none, where it is not clear which are meant, and for broken files.
+    """
     if not source.exists():
-        raise UserError(f"{source} does not exist: give a checkpoint directory or a .safetensors file.")
-    if source.is_dir():
-        return _open_directory(source)
-    if source.suffix in PICKLES:
-        raise _pickled(source)
-    return _open_index(source) if source.name.endswith(".index.json") else open_file(source)
+        raise UserError(f"{source} does not exist: give a checkpoint directory or a file of weights.")
+    if source.is_dir() and not _is_distributed(source):
+        source = _find(source)
+    stores = _open_index(source) if source.name.endswith(INDEX) else everything(_store(source))
+    found = select(stores, weights)
+    if not len(found):
+        raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
+    return found
 
 
 def open_file(path: Path) -> Tensors:
-    """The tensors of one safetensors file."""
-    return Tensors(dict.fromkeys(_open(path).keys(), path))
+    """All tensors of one safetensors file, under the names they have there."""
+    return select(everything(SafeFile(path)), lambda keys: {str(key[0]): key for key in keys})
 
 
-def _open_directory(directory: Path) -> Tensors:
-    if (directory / WEIGHTS).is_file():
-        return open_file(directory / WEIGHTS)
-    if (directory / INDEX).is_file():
-        return _open_index(directory / INDEX)
+def everything(store: Store) -> dict[Key, Store]:
+    """Every tensor of one store, for `select`."""
+    return dict.fromkeys(store.shapes, store)
+
+
+def select(stores: Mapping[Key, Store], choose: Callable[[Iterable[Key]], Mapping[str, Key]]) -> Tensors:
+    """The tensors among `stores` that `choose` gives a name."""
+    return Tensors({name: (stores[key], key) for name, key in choose(stores).items()})
+
+
+def weights(keys: Iterable[Key]) -> dict[str, Key]:
+    """The model's weights among everything saved with them: name without wrappers → key.
+
+    Of nested dicts, the one with the most tensors is the model; of equals, the one with a usual name.
+    """
+    groups: dict[Key, list[Key]] = defaultdict(list)
+    for key in keys:
+        if str(key[0]).partition(".")[0] not in OPTIMIZERS:
+            groups[key[:-1]].append(key)
+    largest = max(groups, key=lambda parent: (len(groups[parent]), bool(WRAPPERS & set(parent))), default=())
+    found = groups.get(largest, [])
+    return dict(zip(unwrapped([str(key[-1]) for key in found]), found, strict=True))
+
+
+def unwrapped(names: list[str]) -> list[str]:
+    """Names without what DDP, FSDP, `torch.compile` or a surrounding module put into them."""
+    bare = list(names)
+    for segment in SEGMENTS:
+        bare = [name.replace(segment, "") for name in bare]
+    while bare and (prefix := _prefix(bare)):
+        bare = [name.removeprefix(prefix) for name in bare]
+    return bare if len(set(bare)) == len(names) else names
+
+
+def _prefix(names: list[str]) -> str:
+    """A prefix that all names share and no model needs. "model." is one only where a second follows it."""
+    doubled = any(name.startswith("model.model.") for name in names)
+    for prefix in ("module.", "model.") if doubled else ("module.",):
+        if all(name.startswith(prefix) for name in names):
+            return prefix
+    return ""
+
+
+def _plain(values: Tensor, name: str, path: Path) -> Tensor:
+    if values.dtype not in FLOATS or values.layout != torch.strided:
+        kind = str(values.dtype).removeprefix("torch.")
+        raise UserError(f"{name} in {path} is stored as {kind}: save the checkpoint in fp32, fp16 or bf16 first.")
+    values = values.to(torch.float32).contiguous()
+    # the extremes carry NaN and infinity, and cost no mask as large as the tensor
+    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
+        raise UserError(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
+    return values
+
+
+def _store(path: Path) -> Store:
+    if path.is_dir():
+        # imported here, since it costs 50 MB that few readings need
+        from orchestrator.forensics.distributed import Distributed
+
+        return Distributed(path)
+    return Archive(path) if path.suffix in PICKLES else SafeFile(path)
+
+
+def _is_distributed(directory: Path) -> bool:
+    return (directory / METADATA).is_file() and not any((directory / name).is_file() for name in PLACES)
+
+
+def _find(directory: Path) -> Path:
+    """The file of weights in a directory: by its usual name, or the only one of its kind."""
+    for name in PLACES:
+        if (directory / name).is_file():
+            return directory / name
     names = sorted(path.name for path in directory.iterdir())
-    for name in names:
-        if Path(name).suffix in PICKLES:
-            raise _pickled(directory / name)
-    found = ", ".join(names[:5]) or "nothing"
-    raise UserError(f"{directory} holds no weights: looked for {WEIGHTS} or {INDEX}, found {found}.")
+    usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in BYSTANDERS)]
+    for suffixes in ((".safetensors",), PICKLES):
+        found = [name for name in usable if name.endswith(suffixes)]
+        if len(found) > 1:
+            raise UserError(f"{directory} holds several files of weights ({_some(found)}): give the path of one.")
+        if found:
+            return directory / found[0]
+    if any(fnmatch(name, "adapter_model.*") for name in names):
+        raise UserError(f"{directory} holds only adapters: merge them into their model (merge_and_unload) and save it.")
+    raise UserError(f"{directory} holds no weights: looked for {PLACES[0]} or {PLACES[1]}, found {_some(names)}.")
 
 
-def _open_index(index: Path) -> Tensors:
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
+
+
+def _open_index(index: Path) -> dict[Key, Store]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = {str(name): index.parent / str(shard) for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of safetensors shards ({error!r}): copy it again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of shards ({error!r}): copy it again.") from error
     for path in sorted(set(files.values())):
-        if path.parent != index.parent or not path.is_file():
+        if path.parent != index.parent or path.name == ".." or not path.is_file():
             raise UserError(f"{index} names the shard {path.name}, which is not beside it: copy all shards.")
-    return Tensors(files)
+    stores = {path: _store(path) for path in sorted(set(files.values()))}
+    for name, path in files.items():
+        if (name,) not in stores[path].shapes:
+            raise UserError(f"{path} does not hold {name}, which its index says it does: copy the shards again.")
+    return {(name,): stores[path] for name, path in files.items()}
 
 
 def _open(path: Path) -> Any:
     try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is not a complete safetensors file (it has 0 bytes): copy or save it again.")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or save it again.") from error
-
-
-def _pickled(path: Path) -> UserError:
-    return UserError(
-        f"{path} is a pickle, which can run code when it is loaded: save it as safetensors "
-        "(transformers' save_pretrained does)."
-    )

@@ -1,0 +1,102 @@
+"""Files written by `torch.save`: mapped, not loaded, and never allowed to run code."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Hashable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import UserError
+
+HELD = 32 * 2**20  # bytes read before the file is mapped anew: a mapped page stays in memory until unmapped
+ZIP = b"PK\x03\x04"  # how torch's format begins since 1.6; the one before it cannot be mapped
+
+
+class Archive:
+    """One `.bin`, `.pt`, `.pth` or `.ckpt`: its tensors by their path through nested dicts.
+
+    A file in the format before torch 1.6 is held whole, for it can only be loaded whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `UserError` where the file is broken, or holds more than tensors and plain data."""
+        self.path = path
+        self._mapped = _is_zip(path)
+        self._read = 0
+        self._contents: Any = None
+        self._tensors: dict[tuple[Hashable, ...], Tensor] = {}
+        self._map()
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
+        self.release()
+
+    def load(self, key: tuple[Hashable, ...], rows: slice | None = None) -> Tensor:
+        """A copy of the tensor, or of some of its rows, in the stored type."""
+        if self._read > HELD:
+            self.release()
+        self._map()
+        values = self._tensors[key] if rows is None else self._tensors[key][rows]
+        self._read += values.numel() * values.element_size()
+        return values.clone()
+
+    def contents(self) -> Any:
+        """All that was saved, its tensors mapped."""
+        self._map()
+        return self._contents
+
+    def release(self) -> None:
+        """Drop the map."""
+        if self._mapped:
+            self._contents, self._tensors, self._read = None, {}, 0
+
+    def _map(self) -> None:
+        if self._contents is None:
+            self._contents, self._tensors = _load(self.path, self._mapped)
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(ZIP))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again.") from error
+    if not start:
+        raise UserError(f"{path} is empty (0 bytes): copy or save it again.")
+    return start == ZIP
+
+
+def _load(path: Path, mapped: bool) -> tuple[Any, dict[tuple[Hashable, ...], Tensor]]:
+    """All that was saved, and the tensors within it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # what torch warns of is refused in a sentence below
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        return contents, dict(_tensors(contents, ()))
+    except Exception as error:  # a broken pickle fails in any way there is
+        raise _refusal(path, str(error)) from error
+
+
+def _refusal(path: Path, reason: str) -> UserError:
+    if "TorchScript" in reason:
+        return UserError(f"{path} is a TorchScript program, which is code: save the model's state_dict() instead.")
+    if named := re.search(r"GLOBAL (\S+)|function (\S+)|class '(\S+)'", reason):
+        return UserError(
+            f"{path} holds {next(filter(None, named.groups()))} besides tensors, and loading that can run code: "
+            "save only the model's state_dict(), best as safetensors."
+        )
+    return UserError(
+        f"{path} is not a whole file of tensors as torch.save writes it, and no other pickle is loaded: "
+        "copy it again, or save the model's state_dict() anew, best as safetensors."
+    )
+
+
+def _tensors(value: Any, key: tuple[Hashable, ...]) -> Iterator[tuple[tuple[Hashable, ...], Tensor]]:
+    """Every plain tensor under its path of dict keys. Subclasses, such as one rank's DTensor, are not whole tensors."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _tensors(inner, (*key, name))
+    elif type(value) in (Tensor, torch.nn.Parameter) and value.device.type == "cpu" and key:
+        yield key, value.detach()

@@ -1,0 +1,68 @@
+"""A checkpoint by its path, or by its name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from orchestrator.errors import UserError
+
+_NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
+_FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
+_DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configuration and tokenizers; never code
+
+# What went wrong → the rest of the sentence that begins with the name. The first that fits.
+_REFUSALS: list[tuple[type[Exception], str]] = [
+    (GatedRepoError, "is gated: ask for access on its page of the hub, then run `hf auth login`."),
+    (
+        RepositoryNotFoundError,
+        "is neither a path here nor a repository that the hub shows you: "
+        "check the spelling, or run `hf auth login` if it is private.",
+    ),
+    (RevisionNotFoundError, "has no such revision on the hub: name a branch, a tag or a commit after the @."),
+    (HFValidationError, "is neither a path here nor a valid name on the hub: check the spelling."),
+    (
+        LocalEntryNotFoundError,
+        "is no path here, is not whole in the cache, and the hub cannot be reached: "
+        "fetch it where there is a network (`hf download`) and give the path of the copy.",
+    ),
+]
+
+
+def local(source: str) -> Path:
+    """The path `source` names, or the local copy of `org/name` or `org/name@revision`, fetched into the usual cache.
+
+    Only weights, configuration and tokenizer are fetched: no code. Raises `UserError` where there is neither.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    named = _NAME.fullmatch(source)
+    if named is None or named["name"].endswith(_FILES):
+        raise UserError(f"{source} does not exist: give the path of a checkpoint, or org/name for one on the hub.")
+    try:
+        return _fetch(named["name"], named["revision"])
+    except Exception as error:  # what the network can do is more than any list
+        reason = str(error).strip().partition("\n")[0]
+        otherwise = f"could not be fetched from the hub ({reason}): fetch it with `hf download` and give the path."
+        why = next((why for kind, why in _REFUSALS if isinstance(error, kind)), otherwise)
+        raise UserError(f"{source} {why}") from error
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """Safetensors if the repository has any, else what torch pickled. Subdirectories hold other copies: left out."""
+    for weights in ("*.safetensors", "*.bin"):
+        wanted = [*_DESCRIPTIONS, weights]
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))
+        if any(path.glob(weights)):
+            break
+    return path

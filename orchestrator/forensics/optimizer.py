@@ -1,0 +1,96 @@
+"""Adam's moments by the names of their parameters, from our checkpoints or from what torch's optimizers save."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.forensics.archives import Archive
+from orchestrator.forensics.tensors import METADATA, PICKLES, Key, Store, Tensors, everything, open_file, select, unwrapped
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")
+FILES = ("optimizer.safetensors", "optimizer.pt", "optimizer.pth", "optimizer.bin")
+
+
+def open_moments(source: Path) -> Tensors:
+    """`<parameter>.exp_avg` and `<parameter>.exp_avg_sq` of a file, or of a directory with an optimizer in it.
+
+    A torch state dict ties its tensors to names through `param_names` (torch ≥ 2.6), or has names as its keys.
+    Raises `UserError` where there are no moments, or no names.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist: give the file of the optimizer's state.")
+    if source.is_dir() and not (source / METADATA).is_file():
+        source = _find(source)
+    if not source.is_dir() and source.suffix not in PICKLES:
+        return open_file(source)
+    store, names = _opened(source)
+    moments = select(everything(store), _naming(names))
+    if not len(moments):
+        raise UserError(f"{source} holds no {' or '.join(MOMENTS)}: give the state of an Adam or AdamW.")
+    if any(name.partition(".")[0].isdecimal() and name.count(".") == 1 for name in moments):
+        raise UserError(
+            f"{source} numbers its parameters without naming them, and numbers cannot be tied to tensors: "
+            "build the optimizer from model.named_parameters() (torch 2.6 or newer) and save its state again."
+        )
+    return moments
+
+
+def _opened(source: Path) -> tuple[Store, dict[Hashable, str]]:
+    """The store, and the names of the parameters that it numbers."""
+    if source.is_dir():
+        from orchestrator.forensics.distributed import Distributed  # here: its imports cost 50 MB
+
+        return Distributed(source), {}
+    archive = Archive(source)
+    names = _parameters(archive.contents())
+    archive.release()
+    return archive, names
+
+
+def _find(directory: Path) -> Path:
+    for name in FILES:
+        if (directory / name).is_file():
+            return directory / name
+    raise UserError(f"{directory} holds no optimizer state: looked for {', '.join(FILES)}.")
+
+
+def _parameters(contents: Any) -> dict[Hashable, str]:
+    """Number → name, from the first `param_groups` with `param_names` at any depth; empty where there are none."""
+    if not isinstance(contents, Mapping):
+        return {}
+    if isinstance(groups := contents.get("param_groups"), list):
+        return {number: name for group in groups if isinstance(group, Mapping) for number, name in _named(group)}
+    return next((found for inner in contents.values() if (found := _parameters(inner))), {})
+
+
+def _named(group: Mapping[str, Any]) -> list[tuple[Hashable, str]]:
+    numbers, names = group.get("params"), group.get("param_names")
+    if not (isinstance(numbers, list) and isinstance(names, list)):
+        return []
+    return [(number, str(name)) for number, name in zip(numbers, names, strict=False) if isinstance(number, Hashable)]
+
+
+def _naming(parameters: Mapping[Hashable, str]) -> Callable[[Iterable[Key]], dict[str, Key]]:
+    """A chooser for `select`: every moment as `<parameter>.<moment>`, numbers replaced by `parameters`."""
+
+    def choose(keys: Iterable[Key]) -> dict[str, Key]:
+        found = [(*place, key) for key in keys if (place := _parameter_and_moment(key))]
+        saved = {parameter: parameters.get(parameter, str(parameter)) for parameter, _, _ in found}
+        names = dict(zip(saved, unwrapped(list(saved.values())), strict=True))
+        return {f"{names[parameter]}.{moment}": key for parameter, moment, key in found}
+
+    return choose
+
+
+def _parameter_and_moment(key: Key) -> tuple[Hashable, str] | None:
+    """Read from (…, "state", parameter, moment), or where that was flattened from "state.<parameter>.<moment>"."""
+    *outer, last = key
+    if outer and last in MOMENTS:
+        return outer[-1], str(last)
+    name, _, moment = str(last).rpartition(".")
+    return (_FLAT.sub("", name), moment) if moment in MOMENTS else None

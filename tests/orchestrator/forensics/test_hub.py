@@ -1,0 +1,82 @@
+"""A name becomes a path without a network where it can, and one clear sentence where it cannot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.forensics.hub import local
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CALL = """
+import sys
+from orchestrator.errors import UserError
+from orchestrator.forensics.hub import local
+for source in sys.argv[1:]:
+    try:
+        print(local(source))
+    except UserError as error:
+        print(f"refused: {error}")
+"""
+
+
+def _local(sources: list[str], home: Path, **environment: str) -> list[str]:
+    """What a fresh process prints, a line each: the hub's settings are read when it is imported."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, *sources],
+        env={**inherited, "HF_HOME": str(home), **environment},
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def _cache(home: Path, name: str, weights: str) -> Path:
+    repository = home / "hub" / f"models--org--{name}"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot / weights).touch()
+    return snapshot
+
+
+def test_existing_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert local(str(tmp_path)) == tmp_path
+    monkeypatch.chdir(tmp_path)
+    assert local("org/name") == Path("org/name")  # a path wins over a name
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/no/where", "./nowhere", "~/no-such-thing", "a/b/c", "org/x.safetensors", "../x", "nowhere", "a b/c"],
+)
+def test_what_looks_like_a_path_never_reaches_the_hub(source: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        local(source)
+
+
+def test_offline(tmp_path: Path) -> None:
+    tiny = str(_cache(tmp_path, "tiny", "model.safetensors"))
+    old = str(_cache(tmp_path, "old", "pytorch_model.bin"))
+    sources = ["org/tiny", "org/tiny@main", f"org/tiny@{COMMIT}", "org/old", "org/other", "org/na--me"]
+    *found, absent, invalid = _local(sources, tmp_path, HF_HUB_OFFLINE="1")
+    assert found == [tiny, tiny, tiny, old]
+    assert absent.startswith("refused: org/other is no path here, is not whole in the cache")
+    assert "hf download" in absent
+    assert invalid.startswith("refused: org/na--me is neither a path here nor a valid name")
+
+
+def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:
+    tiny = str(_cache(tmp_path, "tiny", "model.safetensors"))
+    found, absent = _local(["org/tiny", "org/other"], tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
+    assert found == tiny
+    assert absent.startswith("refused: org/other is no path here")
+    assert "cannot be reached" in absent
