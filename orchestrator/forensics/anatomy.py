@@ -1,78 +1,26 @@
-"""Which tensor is what, in a checkpoint: ours, or any of a family that the table knows."""
+"""Which tensor is what, in a checkpoint: ours, of a family that the table knows, or inferred."""
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
+from math import prod
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from orchestrator.errors import UserError
-from orchestrator.forensics.tensors import Tensors, open_file, open_tensors
+from orchestrator.forensics.description import describe
+from orchestrator.forensics.families import ATTENTION, FFN, KINDS, PLACES, QK_NORM, Family, Heads, find
+from orchestrator.forensics.guess import guess, heads_by_shape
+from orchestrator.forensics.optimizer import open_moments
+from orchestrator.forensics.refusals import refuse_foreign
+from orchestrator.forensics.tensors import Tensors, open_tensors
 
-ATTENTION = ("q", "k", "v", "o")
-FFN = ("gate", "up", "down")
-KINDS = ATTENTION + FFN
-
-_LLAMA_MATRICES = {
-    "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight",
-    "o": "self_attn.o_proj.weight", "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family of checkpoints keeps its tensors. Norm scales must multiply directly (1 = no change)."""
-
-    marks: tuple[str, ...]  # what declares it: "norm=…" in our spec, "model_type=…" in a config.json
-    matrices: dict[str, str]  # kind → name within the layer
-    norms: dict[str, str]  # pre_attention, post_attention, pre_ffn, post_ffn → name within the layer
-    layer: str = "model.layers.{}."
-    embed: str = "model.embed_tokens.weight"
-    head: str = "lm_head.weight"
-
-
-FAMILIES = {
-    "llama": Family(
-        marks=("norm=pre", "model_type=llama"),
-        matrices=_LLAMA_MATRICES,
-        norms={"pre_attention": "input_layernorm.weight", "pre_ffn": "post_attention_layernorm.weight"},
-    ),
-    "llama_sandwich": Family(
-        marks=("norm=sandwich",),
-        matrices=_LLAMA_MATRICES,
-        norms={
-            "pre_attention": "input_layernorm.weight",
-            "post_attention": "post_attention_layernorm.weight",
-            "pre_ffn": "pre_feedforward_layernorm.weight",
-            "post_ffn": "post_feedforward_layernorm.weight",
-        },
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Heads:
-    """The attention heads of one layer."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-
-
-@dataclass(frozen=True)
-class Description:
-    """What the JSON beside the weights says about them."""
-
-    mark: str
-    layers: list[Heads]
-    step: int | None = None
-    spec: dict[str, Any] | None = None  # ours only: what a decoder is built from
-    trace: dict[str, list[float]] = field(default_factory=dict)  # parameter → cos(−exp_avg, w) of the last steps
+__all__ = ["ATTENTION", "FFN", "KINDS", "PLACES", "Anatomy", "Heads", "Layer"]
 
 
 class Layer:
@@ -81,165 +29,245 @@ class Layer:
     def __init__(self, anatomy: Anatomy, index: int) -> None:
         self.anatomy = anatomy
         self.index = index
-        self.heads = anatomy.description.layers[index]
-        self.width = anatomy.tensors.shape(self.name("q"))[1]  # residual coordinates that the layer reads and writes
-        self._weights: dict[str, np.ndarray] = {}
+        self.heads = anatomy.heads[index]
+        self.kinds = anatomy.family.kinds  # of KINDS: a FFN without a gate has only up and down
+        self.width = self.shape("q")[1]  # residual coordinates that the layer reads and writes
+        self._weights: dict[str, Tensor] = {}
+
+    @property
+    def parameters(self) -> int:
+        """Entries of its matrices."""
+        return sum(prod(self.shape(kind)) for kind in self.kinds)
 
     def name(self, kind: str) -> str:
-        """Full name of the matrix of this kind."""
-        return self.anatomy.name(self.index, kind)
+        """Full name of the tensor that holds this matrix; `name[kind]` where it holds others too."""
+        part = self.anatomy.family.part(kind)
+        return self._stored(kind) + (f"[{kind}]" if len(part.kinds) > 1 else "")
 
-    def weight(self, kind: str) -> np.ndarray:
-        """The matrix in float64, [out, in]: q,k,v [a,d] · o [d,a] · gate,up [f,d] · down [d,f]."""
+    def shape(self, kind: str) -> tuple[int, int]:
+        """Shape [out, in] of the matrix, from the file's headers."""
+        return self.anatomy.shape(self.index, kind)
+
+    def weight(self, kind: str) -> Tensor:
+        """The matrix in fp32, [out, in]: q [a,d] · k,v [kv,d] · o [d,a] · gate,up [f,d] · down [d,f]."""
         if kind not in self._weights:
-            self._weights[kind] = self.anatomy.tensors.read(self.name(kind))
+            self._weights |= self._cut(kind, self.anatomy.tensors.read(self._stored(kind)))
         return self._weights[kind]
 
-    def norm(self, place: str) -> np.ndarray | None:
-        """The scale γ [d] at a place of `Family.norms`; None where the family has no norm there."""
+    def norm(self, place: str) -> Tensor | None:
+        """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""
         family = self.anatomy.family
-        name = family.norms.get(place)
-        return None if name is None else self.anatomy.tensors.read(family.layer.format(self.index) + name)
+        name = self.anatomy.prefix(self.index) + family.norms.get(place, "")
+        return self.anatomy.tensors.read(name) + family.offset if name in self.anatomy.tensors else None
 
-    def moment(self, kind: str, which: str) -> np.ndarray | None:
-        """Adam's `exp_avg` or `exp_avg_sq`, shaped like the weight; None without an optimizer state."""
-        optimizer, name = self.anatomy.optimizer, f"{self.name(kind)}.{which}"
+    def moment(self, kind: str, which: str) -> Tensor | None:
+        """Adam's `exp_avg` or `exp_avg_sq`, cut like the weight; None without an optimizer state."""
+        optimizer, name = self.anatomy.optimizer, f"{self._stored(kind)}.{which}"
         if optimizer is None or name not in optimizer:
             return None
-        moment = optimizer.read(name)
-        if moment.shape != self.anatomy.tensors.shape(self.name(kind)):
-            raise UserError(f"{name} has shape {moment.shape}, unlike its weight: the two files are of different runs.")
-        return moment
+        if optimizer.shape(name) != self.anatomy.tensors.shape(self._stored(kind)):
+            raise UserError(
+                f"{name} has shape {optimizer.shape(name)}, unlike its weight: the two files are of different runs."
+            )
+        return self._cut(kind, optimizer.read(name))[kind]
 
     def trace(self, kind: str) -> list[float]:
         """cos(−exp_avg, w) of the last recorded steps; empty without a trace."""
         return self.anatomy.description.trace.get(self.name(kind), [])
 
+    def _stored(self, kind: str) -> str:
+        return self.anatomy.prefix(self.index) + self.anatomy.family.part(kind).tensor
+
+    def _cut(self, kind: str, raw: Tensor) -> dict[str, Tensor]:
+        part = self.anatomy.family.part(kind)
+        return dict(zip(part.kinds, part.split(raw, self.heads), strict=True))
+
 
 class Anatomy:
     """A checkpoint, opened but not read: every tensor is fetched when it is asked for."""
 
-    def __init__(self, source: Path) -> None:
-        """Raises `UserError` for a family the table does not know, and for absent or misshapen tensors."""
+    def __init__(self, source: Path, optimizer: Path | None = None) -> None:
+        """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
+
+        Raises `UserError` for a model that cannot be read in these terms, and for absent or misshapen tensors.
+        """
         self.tensors = open_tensors(source)
         self.directory = source if source.is_dir() else source.parent
-        self.description = describe(self.directory)
-        self.family_name, self.family = _family(self.description.mark, self.directory)
+        description = describe(self.directory)
+        refuse_foreign(source, self.tensors.names, description.config)
+        self.assumed: list[str] = []  # what was inferred rather than known, one sentence each
+        known = find(description.mark, description.config)
+        if known is not None:
+            self.family_name, self.family = known
+            self.stem = _stem(self.family, self.tensors)
+            self.family = _respelled(self.family, self.tensors)
+        else:
+            self.family_name, self.stem = "inferred", ""
+            self.family, self.assumed = guess(source, self.tensors, description)
+        count = _count(self) if description.layers is None else len(description.layers)
+        self.heads = [description.heads(index) for index in range(count)]
+        self.description = replace(description, layers=self.heads)
         _check_names(self)
-        for index in range(len(self)):
+        _settle_heads(self)
+        self._shapes = [self._cut_shapes(index) for index in range(count)]
+        for index in range(count):
             _check_shapes(self, index)
-        moments = self.directory / "optimizer.safetensors"
-        self.optimizer: Tensors | None = open_file(moments) if moments.is_file() else None
+        self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
+        beside = self.directory / "optimizer.safetensors"
+        moments = beside if optimizer is None and beside.is_file() else optimizer
+        self.optimizer: Tensors | None = None if moments is None else open_moments(moments)
 
     def __len__(self) -> int:
-        return len(self.description.layers)
+        return len(self.heads)
 
     def __iter__(self) -> Iterator[Layer]:
         """Fresh layers, first to last: dropping one frees what it has read."""
-        return (Layer(self, index) for index in range(len(self)))
+        for index in range(len(self)):
+            yield self.layer(index)
+            self.tensors.release()
 
-    def name(self, index: int, kind: str) -> str:
-        """Full name of the matrix of this kind in layer `index`."""
-        return self.family.layer.format(index) + self.family.matrices[kind]
+    def layer(self, index: int) -> Layer:
+        """Layer `index`, from 0."""
+        return Layer(self, index)
 
-    def embed(self) -> np.ndarray:
-        """The embedding table [V, d] in float64."""
-        return self.tensors.read(self.family.embed)
+    def prefix(self, index: int) -> str:
+        """What the names of layer `index` begin with."""
+        return self.stem + self.family.layer.format(index)
 
-    def head(self) -> np.ndarray | None:
-        """The output matrix [V, d] in float64; None where it is tied to the embedding."""
-        return self.tensors.read(self.family.head) if self.family.head in self.tensors else None
+    def shape(self, index: int, kind: str) -> tuple[int, int]:
+        """Shape [out, in] of a matrix."""
+        return self._shapes[index][kind]
 
+    def embedding(self, block: int = 8192) -> Iterator[Tensor]:
+        """The embedding table [V, d] in blocks of at most `block` rows, fp32; nothing where it has none."""
+        return self.tensors.rows(self.stem + self.family.embed, block) if self.embedding_shape else iter(())
 
-def describe(directory: Path) -> Description:
-    """What `state.json` (ours) or `config.json` (Hugging Face's) in `directory` says.
+    def head(self) -> Tensor | None:
+        """The output matrix [V, d], fp32; None where it is tied to the embedding, or absent."""
+        if self.description.config.get("tie_word_embeddings"):
+            return None
+        steps = [match.end() for match in re.finditer(r"\.", self.stem)]
+        names = [self.stem[:end] + self.family.head for end in (0, *steps)]  # the head stands beside the body or above
+        return next((self.tensors.read(name) for name in names if name in self.tensors), None)
 
-    Raises `UserError` where neither is there, or says nothing of use.
-    """
-    for name, read in {"state.json": _from_state, "config.json": _from_config}.items():
-        path = directory / name
-        if path.is_file():
+    def _cut_shapes(self, index: int) -> dict[str, tuple[int, int]]:
+        """Every matrix's shape, by cutting tensors that hold no values."""
+        shapes: dict[str, tuple[int, int]] = {}
+        for part in self.family.parts:
+            stored = self.tensors.shape(self.prefix(index) + part.tensor)
             try:
-                return read(json.loads(path.read_text()))
-            except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+                matrices = part.split(torch.empty(stored, device="meta"), self.heads[index])
+                for kind, (rows, columns) in zip(part.kinds, (m.shape for m in matrices), strict=True):
+                    shapes[kind] = (rows, columns)
+            except (RuntimeError, ValueError, IndexError) as error:
                 raise UserError(
-                    f"{path} does not describe a decoder ({error!r}): copy the whole checkpoint again."
+                    f"{self.prefix(index)}{part.tensor} has shape {stored}, which does not hold {', '.join(part.kinds)}"
+                    f" of {_in_words(self.heads[index])}: {_cure(self.heads[index])}."
                 ) from error
-    raise UserError(
-        f"{directory} has neither state.json nor config.json, so the number of attention heads is unknown: "
-        "put the checkpoint's own beside its weights."
-    )
+        return shapes
 
 
-def _from_spec(spec: dict[str, Any]) -> tuple[str, list[Heads]]:
-    heads = [Heads(int(s["heads"]), int(s["kv_heads"]), int(s["head_dim"])) for s in spec["layers"]]
-    return f"norm={spec['norm']}", heads
+def _stem(family: Family, tensors: Tensors) -> str:
+    """What stands before the family's names in this file; of several bodies the one that reads text."""
+    inner = "|".join(re.escape(part.tensor) for part in family.parts)
+    layer = re.escape(family.layer).replace(r"\{\}", r"\d+")
+    pattern = re.compile(rf"((?:.*\.)?){layer}(?:{inner})")
+    stems = Counter(match[1] for name in tensors.names if (match := pattern.fullmatch(name)))
+    return max(stems, key=lambda stem: ("language_model" in stem, stems[stem]), default="")
 
 
-def _from_state(state: dict[str, Any]) -> Description:
-    mark, layers = _from_spec(state["spec"])
-    return Description(mark, layers, int(state["step"]), state["spec"], state.get("trace") or {})
+def _respelled(family: Family, tensors: Tensors) -> Family:
+    """Checkpoints converted from TensorFlow, as the first BERTs are, call a norm's scale gamma."""
+    if not any(name.endswith(".gamma") for name in tensors.names):
+        return family
+    return replace(family, norms={p: f"{n.removesuffix('weight')}gamma" for p, n in family.norms.items()})
 
 
-def _from_config(config: dict[str, Any]) -> Description:
-    if isinstance(config.get("spec"), dict):  # our decoder, saved as a transformers model
-        mark, layers = _from_spec(config["spec"])
-        return Description(mark, layers)
-    mark = f"model_type={config['model_type']}"
-    if not any(mark in family.marks for family in FAMILIES.values()):
-        return Description(mark, [])  # refused by name later: its other keys need not be ours
-    heads = int(config["num_attention_heads"])
-    head_dim = int(config.get("head_dim") or int(config["hidden_size"]) // heads)
-    shape = Heads(heads, int(config.get("num_key_value_heads") or heads), head_dim)
-    return Description(mark, [shape] * int(config["num_hidden_layers"]))
+def _count(anatomy: Anatomy) -> int:
+    indices = {int(m[1]) for name in anatomy.tensors.names if (m := _layer_pattern(anatomy).match(name))}
+    return max(indices, default=-1) + 1
 
 
-def _family(mark: str, directory: Path) -> tuple[str, Family]:
-    for name, family in FAMILIES.items():
-        if mark in family.marks:
-            return name, family
-    known = ", ".join(m for family in FAMILIES.values() for m in family.marks)
-    raise UserError(f"{directory} declares {mark}, a family that is not known here: looked for {known}.")
+def _layer_pattern(anatomy: Anatomy) -> re.Pattern[str]:
+    """Matches the names within layers; group 1 is the index, group 2 the name within the layer."""
+    before, after = (re.escape(half) for half in (anatomy.stem + anatomy.family.layer).split("{}"))
+    return re.compile(rf"{before}(\d+){after}(.*)")
 
 
 def _check_names(anatomy: Anatomy) -> None:
-    if not len(anatomy):
+    count, family, tensors = len(anatomy), anatomy.family, anatomy.tensors
+    if not count:
         raise UserError(f"{anatomy.directory} describes a model of 0 layers: there is nothing to read.")
-    family, tensors = anatomy.family, anatomy.tensors
-    within = [*family.matrices.values(), *family.norms.values()]
-    wanted = [family.embed] + [family.layer.format(i) + name for i in range(len(anatomy)) for name in within]
+    optional = {family.norms[place] for place in family.optional}
+    within = [part.tensor for part in family.parts] + [n for n in family.norms.values() if n not in optional]
+    wanted = [anatomy.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
     absent = [name for name in wanted if name not in tensors]
     if absent:
-        found = ", ".join(sorted(tensors.files)[:3]) or "nothing"
+        found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
+        quantised = "quantization_config" in anatomy.description.config
+        cause = ", and it declares itself quantised: save it in fp32, fp16 or bf16 first" if quantised else ""
         raise UserError(
-            f"{anatomy.directory} lacks {len(absent)} of the {len(wanted)} tensors of a {anatomy.family_name}"
-            f" model with {len(anatomy)} layers: looked for {', '.join(absent[:3])}; found {found}."
+            f"{anatomy.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
+            f"{anatomy.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
         )
-    extra = family.layer.format(len(anatomy))
-    if any(name.startswith(extra) for name in tensors.files):
-        raise UserError(
-            f"{anatomy.directory} holds {extra}…, but its description has {len(anatomy)} layers: "
-            "the files do not belong together."
-        )
+    pattern, held = _layer_pattern(anatomy), {*within, *optional}
+    for match in filter(None, map(pattern.match, sorted(tensors.names))):
+        if int(match[1]) >= count:
+            raise UserError(
+                f"{anatomy.directory} holds {match[0]}, but its description has {count} layers: "
+                "the files do not belong together."
+            )
+        if not anatomy.assumed and match[2].endswith(".weight") and not (match[2] in held or QK_NORM.search(match[2])):
+            raise UserError(
+                f"{anatomy.directory} holds {match[0]}, which the family {anatomy.family_name} does not have: correct "
+                f"the declared {anatomy.description.mark}, or move the description away to have the family inferred "
+                "from names and shapes."
+            )
+
+
+def _settle_heads(anatomy: Anatomy) -> None:
+    """Check the declared heads, and fill in those that are not; what that assumes is said once."""
+    for index, h in enumerate(anatomy.heads):
+        if h is None:
+            anatomy.heads[index], said = heads_by_shape(anatomy.tensors, anatomy.prefix(index), anatomy.family)
+            anatomy.assumed += [said] if said not in anatomy.assumed else []
+        elif h.kv_heads < 1 or h.heads % h.kv_heads:
+            raise UserError(
+                f"{anatomy.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
+                f"{index}: the second must divide the first."
+            )
+
+
+def _in_words(h: Heads | None) -> str:
+    return f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}" if h else "an unknown number of heads"
+
+
+def _cure(h: Heads | None) -> str:
+    return "the weights and their description do not belong together" if h else "put its config.json beside the weights"
 
 
 def _check_shapes(anatomy: Anatomy, index: int) -> None:
-    h = anatomy.description.layers[index]
-    if h.kv_heads < 1 or h.heads % h.kv_heads:
-        raise UserError(
-            f"{anatomy.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
-            f"{index}: the second must divide the first."
-        )
-    shapes = {kind: anatomy.tensors.shape(anatomy.name(index, kind)) for kind in KINDS}
-    a, kv, width, ffn = h.heads * h.head_dim, h.kv_heads * h.head_dim, shapes["q"][-1:], shapes["gate"][:1]
+    h, shapes = anatomy.heads[index], {kind: anatomy.shape(index, kind) for kind in anatomy.family.kinds}
+    a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
+    if h is not None:
+        a, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
     expected = {
-        "q": (a, *width), "k": (kv, *width), "v": (kv, *width), "o": (*width, a),
-        "gate": (*ffn, *width), "up": (*ffn, *width), "down": (*width, *ffn),
+        "q": (a, width), "k": (kv, width), "v": (kv, width), "o": (width, a),
+        "gate": (ffn, width), "up": (ffn, width), "down": (width, ffn),
     }  # fmt: skip
-    for kind in KINDS:
-        if shapes[kind] != expected[kind] or len(shapes[kind]) != 2:
-            raise UserError(
-                f"{anatomy.name(index, kind)} has shape {shapes[kind]}, not {expected[kind]}, with "
-                f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}: "
-                "the weights and their description do not belong together."
-            )
+    stored: dict[str, tuple[tuple[int, ...], ...]] = {
+        Layer(anatomy, index).name(kind): (shape, expected[kind]) for kind, shape in shapes.items()
+    }
+    for name in (anatomy.prefix(index) + norm for norm in anatomy.family.norms.values()):
+        stored |= {name: (anatomy.tensors.shape(name), (width,))} if name in anatomy.tensors else {}
+    for name, (shape, fitting) in stored.items():
+        if shape != fitting:
+            raise UserError(f"{name} has shape {shape}, not {fitting}, with {_in_words(h)}: {_cure(h)}.")
+
+
+def _embedding_shape(anatomy: Anatomy) -> tuple[int, int] | None:
+    """ELECTRA and small OPTs embed in a narrower space and project: such a table says nothing of the stream."""
+    name = anatomy.stem + anatomy.family.embed
+    shape = anatomy.tensors.shape(name) if name in anatomy.tensors else ()
+    widths = [anatomy.shape(index, "q")[1] for index in range(len(anatomy))]
+    return (shape[0], shape[1]) if len(shape) == 2 and widths[0] <= shape[1] <= max(widths) else None

@@ -1,0 +1,100 @@
+"""What the JSON beside the weights says about them: family, layers, heads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.forensics.families import Heads
+
+# The names that families give to the same number, the commonest first.
+KEYS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
+    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
+    "head_dim": ("head_dim",),
+    "width": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
+}
+
+MOST_LAYERS = 10_000  # a number beyond any model's is a broken file's
+
+
+@dataclass(frozen=True)
+class Description:
+    """`layers` is None where nothing says how many there are; an entry of it, where nothing tells the heads."""
+
+    mark: str = ""  # "norm=…" of our spec, else the model_type; empty where none is declared
+    layers: list[Heads | None] | None = None
+    step: int | None = None
+    spec: dict[str, Any] | None = None  # ours only: what a decoder is built from
+    trace: dict[str, list[float]] = field(default_factory=dict)  # parameter → cos(−exp_avg, w) of the last steps
+    config: dict[str, Any] = field(default_factory=dict)  # a config.json's keys, of its text model where it has several
+
+    def heads(self, index: int) -> Heads | None:
+        """The declared heads of a layer; None where they are not declared."""
+        return self.layers[index] if self.layers is not None else _heads(self.config, index)
+
+
+def describe(directory: Path) -> Description:
+    """What `state.json` (ours) or `config.json` (Hugging Face's) in `directory` says; empty without either.
+
+    Raises `UserError` for a file that describes no model.
+    """
+    for name, read in {"state.json": _from_state, "config.json": _from_config}.items():
+        path = directory / name
+        if path.is_file():
+            try:
+                return read(json.loads(path.read_text()))
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OSError) as error:
+                raise UserError(
+                    f"{path} does not describe a decoder ({error!r}): copy the whole checkpoint again."
+                ) from error
+    return Description()
+
+
+def _from_spec(spec: dict[str, Any]) -> tuple[str, list[Heads | None]]:
+    return f"norm={spec['norm']}", [
+        Heads(int(s["heads"]), int(s["kv_heads"]), int(s["head_dim"])) for s in spec["layers"]
+    ]
+
+
+def _from_state(state: dict[str, Any]) -> Description:
+    mark, layers = _from_spec(state["spec"])
+    return Description(mark, layers, int(state["step"]), state["spec"], state.get("trace") or {})
+
+
+def _from_config(config: dict[str, Any]) -> Description:
+    if isinstance(config.get("spec"), dict):  # our decoder, saved as a transformers model
+        return Description(*_from_spec(config["spec"]))
+    text = config.get("text_config")
+    if isinstance(text, dict):  # a model of several modalities: ours is the one that reads text
+        config = config | text
+    mark = str(config.get("model_type") or "")
+    count = _value(config, "layers", 0)
+    if count is not None and count > MOST_LAYERS:
+        raise ValueError(f"{count} layers")
+    layers = None if count is None else [_heads(config, index) for index in range(count)]
+    return Description(mark, layers, config=config)
+
+
+def _value(config: dict[str, Any], what: str, index: int) -> int | None:
+    """A number of the config under any of its names; lists hold one entry per layer."""
+    value = next((config[key] for key in KEYS[what] if config.get(key) is not None), None)
+    value = value[index] if isinstance(value, list) else value
+    return None if value is None else int(value)
+
+
+def _heads(config: dict[str, Any], index: int) -> Heads | None:
+    heads, width = _value(config, "heads", index), _value(config, "width", index)
+    head_dim = _value(config, "head_dim", index)
+    if head_dim is None and heads is not None and width is not None:
+        head_dim = width // heads
+    if heads is None or head_dim is None:
+        return None
+    if "multi_query" in config and not config.get("new_decoder_architecture"):  # Falcon-7b, StarCoder: it decides alone
+        return Heads(heads, 1 if config["multi_query"] else heads, head_dim)
+    kv_heads = _value(config, "kv_heads", index)
+    return Heads(heads, heads if kv_heads is None else kv_heads, head_dim)

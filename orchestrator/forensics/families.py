@@ -1,0 +1,261 @@
+"""Where each known family of checkpoints keeps its matrices and norms: one table entry per family."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+ATTENTION = ("q", "k", "v", "o")
+FFN = ("gate", "up", "down")
+KINDS = ATTENTION + FFN
+PLACES = ("pre_attention", "post_attention", "pre_ffn", "post_ffn")
+
+QK_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer_?)?norm")  # a norm within attention, of no place in the stream
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The attention heads of one layer."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+# How a stored tensor becomes matrices [out, in]. Views wherever the layout allows one.
+Split = Callable[[Tensor, Heads | None], Sequence[Tensor]]
+
+
+def whole(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """A `Linear.weight` of its own."""
+    return [raw]
+
+
+def turned(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """A matrix stored [in, out], as GPT-2's Conv1D is."""
+    return [raw.T]
+
+
+def halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """Two matrices of equal height, one above the other."""
+    return raw.tensor_split(2)
+
+
+def turned_halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """Two matrices side by side, stored [in, out]."""
+    return halves(raw.T, heads)
+
+
+def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """All of q above all of k above all of v; equal thirds where the heads are unknown."""
+    if heads is None:
+        return raw.tensor_split(3)
+    kv = heads.kv_heads * heads.head_dim
+    return raw.split([heads.heads * heads.head_dim, kv, kv])
+
+
+def turned_stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """q, k and v side by side, stored [in, out]."""
+    return stacked(raw.T, heads)
+
+
+def grouped(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """One group after another of query heads followed by the key and the value head they share; this one copies.
+
+    With as many groups as heads it is the per-head interleaving of GPT-NeoX, with a single one multi-query.
+    """
+    if heads is None:
+        raise ValueError("the number of heads is unknown")
+    groups = raw.view(heads.kv_heads, heads.heads // heads.kv_heads + 2, heads.head_dim, raw.shape[1])
+    return [part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stored tensor of a layer, and the matrices it holds, in order."""
+
+    tensor: str
+    kinds: tuple[str, ...]
+    split: Split = whole
+
+
+@dataclass(frozen=True)
+class Family:
+    """A layout. Names are relative: the stem before them (`model.`, `bert.`, none …) is found in the file."""
+
+    parts: tuple[Part, ...]
+    norms: Mapping[str, str]  # of PLACES → name within the layer; parallel blocks have one norm at two places
+    marks: tuple[str, ...] = ()  # what declares it: "norm=…" in our spec, else the model_type of a config.json
+    when: Mapping[str, Any] = field(default_factory=dict)  # further config keys that must have these values
+    offset: float = 0.0  # added to the stored norm scale to get the one that multiplies
+    optional: tuple[str, ...] = ()  # places whose norm some layers do without
+    layer: str = "layers.{}."
+    embed: str = "embed_tokens.weight"
+    head: str = "lm_head.weight"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of matrices it has, in the order of `KINDS`."""
+        held = {kind for part in self.parts for kind in part.kinds}
+        return tuple(kind for kind in KINDS if kind in held)
+
+    def part(self, kind: str) -> Part:
+        """The stored tensor that holds the matrix of this kind."""
+        return next(part for part in self.parts if kind in part.kinds)
+
+
+def _plain(**names: str) -> tuple[Part, ...]:
+    return tuple(Part(f"{name}.weight", (kind,)) for kind, name in names.items())
+
+
+def _fused(tensor: str, split: Split, kinds: tuple[str, ...] = ("q", "k", "v")) -> tuple[Part, ...]:
+    return (Part(f"{tensor}.weight", kinds, split),)
+
+
+def _norms(*names: str | None) -> dict[str, str]:
+    """In the order of PLACES; None where the family has no norm."""
+    return {place: f"{name}.weight" for place, name in zip(PLACES, names, strict=False) if name}
+
+
+_QKV = _plain(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
+_ATTENTION = _QKV + _plain(o="self_attn.o_proj")
+_UP_DOWN = _plain(up="mlp.up_proj", down="mlp.down_proj")
+_LLAMA = _ATTENTION + _plain(gate="mlp.gate_proj") + _UP_DOWN
+_GATE_UP_DOWN = _fused("mlp.gate_up_proj", halves, ("gate", "up")) + _plain(down="mlp.down_proj")
+_MEGATRON = _plain(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
+_CONV1D = (
+    *_fused("attn.c_attn", turned_stacked),
+    *_fused("attn.c_proj", turned, ("o",)),
+    *_fused("mlp.c_fc", turned, ("up",)),
+    *_fused("mlp.c_proj", turned, ("down",)),
+)
+_BLOOM = _fused("self_attention.query_key_value", grouped) + _plain(o="self_attention.dense") + _MEGATRON
+
+_PRE = _norms("input_layernorm", None, "post_attention_layernorm")
+_POST = _norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
+_PARALLEL = _norms("input_layernorm", None, "input_layernorm")
+_SANDWICH = _norms(
+    "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
+)
+_LN = _norms("ln_1", None, "ln_2")
+_GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
+_WORDS: dict[str, Any] = {"layer": "h.{}.", "embed": "word_embeddings.weight"}
+_OPT: dict[str, Any] = {
+    "marks": ("opt",),
+    "parts": _QKV + _plain(o="self_attn.out_proj", up="fc1", down="fc2"),
+}
+_BERT: dict[str, Any] = {
+    "parts": _plain(
+        q="attention.self.query", k="attention.self.key", v="attention.self.value", o="attention.output.dense",
+        up="intermediate.dense", down="output.dense",
+    ),
+    "norms": _norms(None, "attention.output.LayerNorm", None, "output.LayerNorm"),
+    "layer": "encoder.layer.{}.",
+    "embed": "embeddings.word_embeddings.weight",
+}  # fmt: skip
+
+# The first entry whose mark and `when` both fit is taken: the special ones stand before the general.
+FAMILIES = {
+    "llama": Family(
+        _LLAMA, _PRE,
+        marks=("norm=pre", "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "granite", "smollm3",
+               "seed_oss", "helium", "ernie4_5", "internlm3"),
+    ),
+    "llama_sandwich": Family(_LLAMA, _SANDWICH, marks=("norm=sandwich",)),
+    "gemma": Family(_LLAMA, _PRE, marks=("gemma",), offset=1.0),
+    "gemma2": Family(_LLAMA, _SANDWICH, marks=("gemma2", "gemma3_text", "gemma3"), offset=1.0),
+    "vaultgemma": Family(
+        _LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), marks=("vaultgemma",), offset=1.0
+    ),
+    "olmo": Family(_LLAMA, {}, marks=("olmo",)),
+    "olmo2": Family(_LLAMA, _POST, marks=("olmo2", "olmo3", "exaone4")),
+    "cohere": Family(_LLAMA, _PARALLEL, marks=("cohere", "cohere2")),
+    "stablelm_parallel": Family(_LLAMA, _PARALLEL, marks=("stablelm",), when={"use_parallel_residual": True}),
+    "stablelm": Family(_LLAMA, _PRE, marks=("stablelm",)),
+    "nemotron": Family(_ATTENTION + _UP_DOWN, _PRE, marks=("nemotron",), offset=1.0),
+    "arcee": Family(_ATTENTION + _UP_DOWN, _PRE, marks=("arcee",)),
+    "apertus": Family(
+        _ATTENTION + _UP_DOWN, _norms("attention_layernorm", None, "feedforward_layernorm"), marks=("apertus",)
+    ),
+    "starcoder2": Family(_ATTENTION + _plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE, marks=("starcoder2",)),
+    "phi": Family(_QKV + _plain(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2"), _PARALLEL, marks=("phi",)),
+    "phi3": Family(
+        _fused("self_attn.qkv_proj", stacked) + _plain(o="self_attn.o_proj") + _GATE_UP_DOWN, _PRE, marks=("phi3",)
+    ),
+    "glm": Family(_ATTENTION + _GATE_UP_DOWN, _PRE, marks=("glm",)),
+    "glm4": Family(
+        _ATTENTION + _GATE_UP_DOWN, marks=("glm4",),
+        norms=_norms("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+    ),
+    "persimmon": Family(
+        _fused("self_attn.query_key_value", grouped) + _plain(o="self_attn.dense") + _MEGATRON, _PRE,
+        marks=("persimmon",),
+    ),
+    "gpt_neox": Family(
+        _fused("attention.query_key_value", grouped) + _plain(o="attention.dense") + _MEGATRON, _PRE,
+        marks=("gpt_neox",), embed="embed_in.weight", head="embed_out.weight",
+    ),
+    "gpt1": Family(
+        _CONV1D, _norms(None, "ln_1", None, "ln_2"), marks=("openai-gpt",), layer="h.{}.", embed="tokens_embed.weight"
+    ),
+    "gpt2": Family(_CONV1D, _LN, marks=("gpt2",), **_GPT),
+    "gpt_bigcode": Family(
+        _fused("attn.c_attn", grouped) + _plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"), _LN,
+        marks=("gpt_bigcode",), **_GPT,
+    ),
+    "gptj": Family(
+        _plain(q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
+        _norms("ln_1", None, "ln_1"), marks=("gptj",), **_GPT,
+    ),
+    "gpt_neo": Family(
+        _plain(q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
+               o="attn.attention.out_proj", up="mlp.c_fc", down="mlp.c_proj"),
+        _LN, marks=("gpt_neo",), **_GPT,
+    ),
+    "mpt": Family(
+        _fused("attn.Wqkv", stacked) + _plain(o="attn.out_proj", up="ffn.up_proj", down="ffn.down_proj"),
+        _norms("norm_1", None, "norm_2"), marks=("mpt",), layer="blocks.{}.", embed="wte.weight",
+    ),
+    "bloom": Family(_BLOOM, _PRE, marks=("bloom",), **_WORDS),
+    "falcon_one_norm": Family(
+        _BLOOM, _PARALLEL, marks=("falcon",), when={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+        **_WORDS,
+    ),
+    "falcon_two_norms": Family(
+        _BLOOM, _norms("ln_attn", None, "ln_mlp"), marks=("falcon",), when={"new_decoder_architecture": True}, **_WORDS
+    ),
+    "falcon_sequential": Family(_BLOOM, _PRE, marks=("falcon",), when={"parallel_attn": False}, **_WORDS),
+    "falcon": Family(_BLOOM, _PARALLEL, marks=("falcon",), **_WORDS),
+    "opt_post": Family(
+        norms=_norms(None, "self_attn_layer_norm", None, "final_layer_norm"), when={"do_layer_norm_before": False},
+        **_OPT,
+    ),
+    "opt": Family(norms=_norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT),
+    "bert": Family(marks=("bert",), head="cls.predictions.decoder.weight", **_BERT),
+    "roberta": Family(
+        marks=("roberta", "xlm-roberta", "camembert", "electra"), head="lm_head.decoder.weight", **_BERT
+    ),
+    "distilbert": Family(
+        _plain(q="attention.q_lin", k="attention.k_lin", v="attention.v_lin", o="attention.out_lin",
+               up="ffn.lin1", down="ffn.lin2"),
+        _norms(None, "sa_layer_norm", None, "output_layer_norm"), marks=("distilbert",),
+        layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight", head="vocab_projector.weight",
+    ),
+    "modernbert": Family(
+        _fused("attn.Wqkv", stacked) + _fused("mlp.Wi", halves, ("gate", "up")) + _plain(o="attn.Wo", down="mlp.Wo"),
+        _norms("attn_norm", None, "mlp_norm"), marks=("modernbert",), optional=("pre_attention",),
+        embed="embeddings.tok_embeddings.weight", head="decoder.weight",
+    ),
+}  # fmt: skip
+
+
+def find(mark: str, config: Mapping[str, Any]) -> tuple[str, Family] | None:
+    """The name and layout of the family that this mark and config declare; None for one not in the table."""
+    for name, family in FAMILIES.items():
+        if mark in family.marks and all(config.get(key) == value for key, value in family.when.items()):
+            return name, family
+    return None

@@ -1,0 +1,270 @@
+"""The layout of a family that the table does not know, inferred from names and shapes. What is assumed is said."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import torch
+
+from orchestrator.errors import UserError
+from orchestrator.forensics.description import Description
+from orchestrator.forensics.families import (
+    ATTENTION,
+    KINDS,
+    PLACES,
+    QK_NORM,
+    Family,
+    Heads,
+    Part,
+    Split,
+    grouped,
+    halves,
+    stacked,
+    turned,
+    turned_halves,
+    turned_stacked,
+    whole,
+)  # fmt: skip
+from orchestrator.forensics.tensors import Tensors
+
+QKV = ("q", "k", "v")
+WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
+NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are no norm's scale
+TEXT = re.compile(r"language|text|decoder")
+
+# What the words of a name say, with every separator written `_`; the first that fits is taken.
+MATRICES: tuple[tuple[tuple[str, ...], str], ...] = (
+    (QKV, r"_w?qkv_|_query_key_value_|_attn_in_proj_|_attn_c_attn_|_att_proj_"),
+    (("gate", "up"), r"_gate_up_|_gateup_|_w12_|_w1_w3_|_mlp_wi_$"),
+    (("up", "gate"), r"_up_gate_|_ff_proj_"),
+    (("q",), r"_(w|to_)?q(uery)?_"),
+    (("k",), r"_(w|to_)?k(ey)?_"),
+    (("v",), r"_(w|to_)?v(alue)?_"),
+    (("gate",), r"_gate_|_w1_|_wi_0_"),
+    (("up",), r"_up_|_w3_|_wi_1_|_fc_?(1|in)_|_c_fc_|_lin(ear)?_?1_|_h_to_4h_|_intermediate_|_wi_"),
+    (("down",), r"_down_|_w2_|_fc_?(2|out)_|_lin(ear)?_?2_|_4h_to_h_|_ff_out_"),
+    (("down",), r"_(mlp|ffn?|feed_?forward)_(.*_)?(o|wo|out|proj|dense)_"),
+    (("o",), r"_att(n|ention)?_(.*_)?(o|wo|out|proj|dense|output)_|_wo_|_o_proj_|_out_proj_"),
+    (("down",), r"_output_"),
+)
+
+# What the words of a norm's name say. `after_attention` is settled by what other norms there are.
+NORMS: tuple[tuple[str, str], ...] = (
+    ("post_attention", r"post_self_attn|attention_output_layer_?norm|sa_layer_norm"),
+    ("pre_ffn", r"_pre_(feed_?forward|ffn?|mlp)"),
+    ("post_ffn", r"_post_(feed_?forward|ffn?|mlp)|_output_layer_?norm"),
+    ("after_attention", r"_post_att(n|ention)"),
+    ("pre_attention", r"_input_|_(pre_)?(self_)?att(n|ention)_(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(1|attn)_"),
+    (
+        "pre_ffn",
+        r"_(mlp|ffn?|feed_?forward)_(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(2|mlp|ffn)_|_final_layer_norm",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The layers under one name, by the first of them; of the last, the norms that the first does without."""
+
+    name: str
+    matrices: dict[str, tuple[int, ...]]  # name within the layer → shape
+    vectors: dict[str, tuple[int, ...]]
+
+
+def guess(source: Path, tensors: Tensors, description: Description) -> tuple[Family, list[str]]:
+    """The layout (with full names), and one sentence for each thing assumed. `UserError` where it cannot be told."""
+    stack, parts = _choose(source, _stacks(tensors))
+    width = _width(source, stack, parts, tensors)
+    parts, is_turned = _orient(stack, parts, width)
+    mark = description.mark
+    said = [
+        (f"The declared family, {mark}, is not in the table" if mark else "No family is declared")
+        + ": matrices and norms were told apart by their names and shapes.",
+        f"Layers are {stack.name}N, read as "
+        + ", ".join(f"{'+'.join(part.kinds)}: {part.tensor}" for part in parts)
+        + ".",
+    ]
+    norms = _norms(stack, width)
+    said.append("Norms read as " + (", ".join(f"{p}: {n}" for p, n in norms.items()) or "absent") + ".")
+    if is_turned:
+        said.append("Matrices are stored as [in, out], judging by the shape of the FFN.")
+    fused = next((part for part in parts if part.kinds == QKV), None)
+    if fused is not None:
+        order = "key/value group by group" if fused.split is grouped else "as all of q, all of k, all of v"
+        said.append(f"The rows of {fused.tensor} are taken {order}.")
+    scales = {name for name in stack.vectors if not QK_NORM.search(name)}
+    left = sorted({*stack.matrices, *scales} - {part.tensor for part in parts} - set(norms.values()))
+    if left:
+        said.append(f"Left aside: {', '.join(left)}.")
+    family = Family(tuple(parts), norms, layer=f"{stack.name}{{}}.", optional=tuple(norms))
+    if _is_shifted(family, tensors):
+        family = replace(family, offset=1.0)
+        said.append("Norm scales are taken as stored less 1, since many of them are not positive.")
+    return _with_tables(family, tensors, width), said
+
+
+def _stacks(tensors: Tensors) -> list[Stack]:
+    found: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(tensors.names):
+        if match := WITHIN.fullmatch(name):
+            found[match[1]][int(match[2])].append(match[3])
+    stacks = []
+    for name, layers in found.items():
+        first, last = min(layers), max(layers)
+        matrices = {rest: shape for rest in layers[first] if len(shape := tensors.shape(f"{name}{first}.{rest}")) == 2}
+        vectors = {
+            rest: shape
+            for i in (last, first)
+            for rest in layers[i]
+            if len(shape := tensors.shape(f"{name}{i}.{rest}")) == 1
+        }
+        stacks.append(
+            Stack(name, matrices, {rest: size for rest, size in vectors.items() if not NO_SCALE.search(rest)})
+        )
+    return stacks
+
+
+def _words(name: str) -> str:
+    return "_" + re.sub(r"[._]?(weight|gamma|scale)$", "", name).replace(".", "_").lower() + "_"
+
+
+def _parts(source: Path, stack: Stack) -> list[Part]:
+    """The parts that the names tell; of a FFN of three the one that lies the other way is down."""
+    parts: list[Part] = []
+    for name in stack.matrices:
+        kinds = next((kinds for kinds, pattern in MATRICES if re.search(pattern, _words(name))), ())
+        twin = next((part for part in parts if set(part.kinds) & set(kinds)), None)
+        if twin is not None:
+            raise UserError(
+                f"{source} has two candidates for {'+'.join(kinds)} in a layer, {twin.tensor} and {name}, so its "
+                "family cannot be inferred: give a checkpoint whose layers hold one attention and one FFN."
+            )
+        parts += [Part(name, kinds)] if kinds else []
+    held = {kind for part in parts for kind in part.kinds}
+    if "gate" in held and "up" not in held:  # w1 and w2 alone, or a lone input matrix that is called a gate
+        parts = [Part(part.tensor, ("up",)) if part.kinds == ("gate",) else part for part in parts]
+    order = {kind: at for at, kind in enumerate(KINDS)}
+    return sorted(parts, key=lambda part: min(order[kind] for kind in part.kinds))
+
+
+def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
+    """The one stack that has everything a layer needs."""
+    read = [(stack, _parts(source, stack)) for stack in stacks]
+    whole_ones = [(s, p) for s, p in read if set(KINDS) - {"gate"} <= {kind for part in p for kind in part.kinds}]
+    if len(whole_ones) > 1:
+        whole_ones = [(s, p) for s, p in whole_ones if TEXT.search(s.name)] or whole_ones
+    if len(whole_ones) == 1:
+        return whole_ones[0]
+    if whole_ones:
+        names = " and ".join(f"{stack.name}N" for stack, _ in whole_ones)
+        raise UserError(f"{source} holds several stacks of layers, {names}: give a checkpoint with one of them.")
+    best = max(read, key=lambda pair: len(pair[1]), default=None)
+    if best is None:
+        found = "no repeated layers"
+    else:
+        has = [kind for part in best[1] for kind in part.kinds]
+        within = ", ".join(sorted(best[0].matrices)[:6]) or "no matrices"
+        found = f"in {best[0].name}N only {', '.join(has) or 'none of them'}, among {within}"
+    raise UserError(
+        f"{source} is of no family known here and none could be inferred: looked for layers with q, k, v, o, up and "
+        f"down matrices, found {found}; give a transformer's checkpoint with its config.json."
+    )
+
+
+def _width(source: Path, stack: Stack, parts: list[Part], tensors: Tensors) -> int:
+    """The dimension that all matrices share; where several are, the one of the norms or of the embedding."""
+    shared = set.intersection(*(set(stack.matrices[part.tensor]) for part in parts))
+    if len(shared) > 1:
+        sizes = [shape[0] for name, shape in stack.vectors.items() if not QK_NORM.search(name)]
+        sizes += [shape[1] for name in tensors.names if "embed" in name and len(shape := tensors.shape(name)) == 2]
+        shared = {size for size in sizes if size in shared} or shared
+    if len(shared) != 1:
+        shapes = ", ".join(f"{part.tensor} {stack.matrices[part.tensor]}" for part in parts[:4])
+        raise UserError(
+            f"{source} has matrices that share no one width ({shapes}), so its layers cannot be told apart: "
+            "give it a config.json with the model_type of a known family."
+        )
+    return shared.pop()
+
+
+def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bool]:
+    """Set every part's cut, and whether the file keeps [in, out]; a FFN's matrices go by shape rather than name."""
+    inward = {part.tensor: stack.matrices[part.tensor] for part in parts if set(part.kinds) & {"gate", "up"}}
+    down = next(part.tensor for part in parts if "down" in part.kinds)
+    ways = {name: shape[0] == width for name, shape in [*inward.items(), (down, stack.matrices[down])]}  # [d, f]?
+    odd = [name for name in ways if sum(way == ways[name] for way in ways.values()) == 1]
+    if len(ways) == 3 and len(odd) == 1 and odd[0] != down:  # the names mislead: exchange the two
+        parts = [replace(p, tensor={down: odd[0], odd[0]: down}.get(p.tensor, p.tensor)) for p in parts]
+        down = odd[0]
+    first, second = stack.matrices[down]
+    is_turned = second == width != first
+    return [replace(part, split=_split(part, is_turned)) for part in parts], is_turned
+
+
+def _split(part: Part, is_turned: bool) -> Split:
+    if len(part.kinds) == 1:
+        return turned if is_turned else whole
+    if part.kinds != QKV:
+        return turned_halves if is_turned else halves
+    if "query_key_value" in part.tensor:  # the name that Megatron's descendants give to interleaved heads
+        return grouped
+    return turned_stacked if is_turned else stacked
+
+
+def _norms(stack: Stack, width: int) -> dict[str, str]:
+    places: dict[str, str] = {}
+    for name, shape in stack.vectors.items():
+        if shape == (width,) and not QK_NORM.search(name):
+            place = next((place for place, pattern in NORMS if re.search(pattern, _words(name))), None)
+            places |= {place: name} if place else {}
+    after = places.pop("after_attention", None)
+    if after is not None:  # in Llama it stands before the FFN, in Gemma 2 and OLMo-2 it closes attention
+        place = "pre_ffn" if "pre_attention" in places and "pre_ffn" not in places else "post_attention"
+        places[place] = after
+    if set(places) == {"pre_attention"}:  # one norm alone serves both branches of a parallel block
+        places["pre_ffn"] = places["pre_attention"]
+    return {place: places[place] for place in PLACES if place in places}
+
+
+def _is_shifted(family: Family, tensors: Tensors) -> bool:
+    """Whether scales are stored less 1: around 0 then, where a scale as it multiplies would silence the layer."""
+    before, after = (re.escape(half) for half in family.layer.split("{}"))
+    wanted = re.compile(rf"{before}\d+{after}({'|'.join(map(re.escape, family.norms.values()))})")
+    scales = [tensors.read(name) for name in tensors.names if family.norms and wanted.fullmatch(name)]
+    return bool(scales) and bool((torch.cat(scales) <= 0).float().mean() > 0.25)
+
+
+def _with_tables(family: Family, tensors: Tensors, width: int) -> Family:
+    """The embedding and the output matrix: outside the layers, as wide as the stream, told apart by name."""
+    outside = [name for name in sorted(tensors.names) if not WITHIN.fullmatch(name)]
+    tables = [name for name in outside if len(shape := tensors.shape(name)) == 2 and shape[1] >= width]
+    embeds = [name for name in tables if re.search(r"emb|wte|tok|embed_in", name) and not _is_other(name)]
+    embed = max(embeds, key=lambda name: tensors.shape(name)[0], default="")
+    shape = tensors.shape(embed) if embed else ()
+    heads = [n for n in tables if re.search(r"head|output|embed_out|decoder|proj", n) and tensors.shape(n) == shape]
+    return replace(family, embed=embed, head=next((name for name in heads if name != embed), ""))
+
+
+def _is_other(name: str) -> bool:
+    return re.search(r"pos|type|segment|wpe|embed_out|unembed|head", name) is not None
+
+
+def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:
+    """The heads of the layer under `prefix`, where nothing declares them, and the sentence that says why those."""
+    shape = {kind: tensors.shape(prefix + family.part(kind).tensor) for kind in ATTENTION}
+    if any(len(size) != 2 or 0 in size for size in shape.values()):
+        return None, "The heads are not declared, and a layer has no matrices to tell them from."
+    is_turned = family.part("o").split is turned
+    a = shape["o"][0] if is_turned else shape["o"][1]
+    rows = prod(shape["k"]) // (prod(shape["o"]) // a)  # of k, or of q, k and v together
+    kv = (rows - a) // 2 if family.part("k").kinds == QKV else rows
+    sizes = {tensors.shape(n) for n in tensors.names if n.startswith(prefix) and QK_NORM.search(n) and "bias" not in n}
+    normed = next(iter(sizes))[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else a
+    head_dim, why = (normed, "the size of their norm") if normed < a else (128 if a >= 4096 else 64, "an assumption")
+    if a % head_dim or kv % head_dim or not kv:
+        return None, f"The heads are not declared, and {a} rows of q are no multiple of {head_dim}: heads are unknown."
+    return Heads(a // head_dim, kv // head_dim, head_dim), f"The heads are not declared: of {head_dim} each, {why}."

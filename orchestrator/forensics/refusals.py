@@ -1,0 +1,59 @@
+"""Models for which a layer's roles are not defined, or whose numbers are not weights: each named and refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+EXPERTS = re.compile(r"(^|[._])experts?[._]|block_sparse_moe\.|(^|\.)moe\.")
+OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # towers beside the text model, which are not read
+
+QUANTISED = re.compile(
+    r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv|_2)?|weight\.(absmax|quant_\w+(\..*)?)|SCB)$"
+)
+
+# What a layer holds in place of, or beside, one attention and one FFN.
+MIXERS = {
+    "a state-space layer": re.compile(r"mamba|(^|[._])A_log$|(^|[._])ssm[._]|mixer\.conv1d"),
+    "linear attention": re.compile(r"linear_attn|linear_attention|delta_net"),
+    "a recurrent layer": re.compile(r"rg_lru|recurrent_block|time_mix|receptance|m?slstm|mlstm"),
+    "a convolution": re.compile(r"\.\d+\.(short_)?conv\."),
+    "latent attention": re.compile(r"\.(kv_a_proj\w*|kv_b_proj|q_a_proj)\."),
+    "cross-attention": re.compile(r"cross_?att|encdecattention|encoder_attn", re.IGNORECASE),
+}
+
+
+def refuse_foreign(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
+    """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed."""
+    names = [name for name in sorted(names) if not OTHER_SENSES.search(name)]
+    _refuse_experts(source, names, config)
+    for what, pattern in MIXERS.items():
+        if found := next(filter(pattern.search, names), None):
+            raise UserError(
+                f"{source} has {what} ({found}), and roles are defined for layers of one full self-attention and one "
+                "FFN: give a model whose layers are all of this kind."
+            )
+    if found := next(filter(QUANTISED.search, names), None):
+        raise UserError(
+            f"{source} is quantised ({found}), and packed numbers are not weights: "
+            "give the original checkpoint, or save this one dequantised in fp32, fp16 or bf16."
+        )
+
+
+def _refuse_experts(source: Path, names: list[str], config: Mapping[str, Any]) -> None:
+    held = [name for name in names if EXPERTS.search(name)]
+    declared = max((config[key] for key in EXPERT_COUNTS if isinstance(config.get(key), int)), default=0)
+    if not held and declared < 2:
+        return
+    numbers = [int(match[1]) for name in held if (match := re.search(r"experts\.(\d+)\.", name))]
+    count = declared or max(numbers, default=-1) + 1 or "an unknown number of"
+    example = f" ({held[0]})" if held else ""
+    raise UserError(
+        f"{source} is a mixture of experts, {count} experts a layer{example}, and roles are defined for one FFN per "
+        "layer: give a dense model, or write each layer with a single expert's FFN into a checkpoint of its own."
+    )

@@ -1,0 +1,149 @@
+"""The weights and what is said of them must belong together; where they do not, the difference is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from orchestrator.errors import UserError
+from orchestrator.forensics.anatomy import Anatomy, Heads
+
+SIZES = {
+    "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+}  # fmt: skip
+
+
+def _llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+def _gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(GPT2Config(n_embd=24, n_layer=3, n_head=4, vocab_size=64, n_positions=16))
+
+
+def _rewrite(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_text_config_that_leaves_heads_to_defaults(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3_text", **SIZES))
+    model.save_pretrained(tmp_path)
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 24}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    anatomy = Anatomy(tmp_path)
+    assert anatomy.layer(1).heads == Heads(4, 2, 8)  # head_dim from the norm of queries
+    assert anatomy.assumed == ["The heads are not declared: of 8 each, the size of their norm."]
+
+
+def test_heads_that_differ_between_layers(tmp_path: Path) -> None:
+    model = _llama()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for kind in "kv":
+        name = f"model.layers.1.self_attn.{kind}_proj.weight"
+        tensors[name] = tensors[name].repeat(2, 1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    _rewrite(tmp_path / "config.json", num_key_value_heads=[2, 4, 2])
+    assert [layer.heads.kv_heads for layer in Anatomy(tmp_path)] == [2, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        (
+            "gemma2",
+            r"lacks 6 of the 33 tensors .* family gemma2 have: looked for model\.layers\.0\.pre_feedforward_layernorm",
+        ),
+        ("gpt2", r"lacks 18 of the 18 tensors that 3 layers of the family gpt2"),
+        (
+            "olmo",
+            r"holds model\.layers\.0\.input_layernorm\.weight, which the family olmo does not have: correct the ",
+        ),
+        ("olmo2", "lacks 3 of the 27 tensors that 3 layers of the family olmo2"),
+    ],
+)
+def test_a_wrong_model_type_is_found_out(tmp_path: Path, mark: str, message: str) -> None:
+    _llama().save_pretrained(tmp_path)
+    _rewrite(tmp_path / "config.json", model_type=mark)
+    with pytest.raises(UserError, match=message):
+        Anatomy(tmp_path)
+
+
+def test_four_norms_are_not_taken_for_two(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES)).save_pretrained(tmp_path)
+    _rewrite(tmp_path / "config.json", model_type="llama")
+    with pytest.raises(UserError, match=r"post_feedforward_layernorm\.weight, which the family llama does not have"):
+        Anatomy(tmp_path)
+
+
+def test_absent_tensors_are_named(tmp_path: Path) -> None:
+    _llama().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.gate_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks 1 of .*model\.layers\.1\.mlp\.gate_proj\.weight; found lm_head"):
+        Anatomy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_hidden_layers": 2}, "its description has 2 layers"),
+        ({"num_hidden_layers": 4}, r"lacks 9 of .*model\.layers\.3\."),
+        ({"num_hidden_layers": 0}, "a model of 0 layers"),
+        ({"head_dim": 4}, r"q_proj\.weight has shape \(32, 24\), not \(16, 24\)"),
+        ({"num_key_value_heads": 3}, "4 heads over 3 key/value heads"),
+        ({"num_key_value_heads": 0}, "4 heads over 0 key/value heads"),
+        ({"num_hidden_layers": 10**12}, r"config\.json does not describe a decoder .*1000000000000 layers"),
+        ({"num_attention_heads": 0, "head_dim": None}, "does not describe a decoder"),
+        ({"num_attention_heads": [4, 4]}, "does not describe a decoder"),
+        ({"num_attention_heads": "many"}, "does not describe a decoder"),
+    ],
+)
+def test_description_that_does_not_fit(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    _llama().save_pretrained(tmp_path)
+    _rewrite(tmp_path / "config.json", **changes)
+    with pytest.raises(UserError, match=message):
+        Anatomy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("self_attn.q_proj", (32,)),
+        ("mlp.up_proj", (40, 24, 1)),
+        ("mlp.down_proj", (24, 39)),
+        ("input_layernorm", (23,)),
+    ],
+)
+def test_misshapen_tensors_are_named(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    _llama().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors[f"model.layers.2.{name}.weight"] = torch.ones(shape)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"model\.layers\.2\.{name}\.weight has shape {re.escape(str(shape))}"):
+        Anatomy(tmp_path)
+
+
+def test_a_fused_tensor_that_holds_no_such_heads(tmp_path: Path) -> None:
+    _gpt2().save_pretrained(tmp_path)
+    _rewrite(tmp_path / "config.json", n_head=4, num_key_value_heads=2)
+    with pytest.raises(UserError, match=r"c_attn\.weight has shape \(24, 72\), which does not hold q, k, v of 4 heads"):
+        Anatomy(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": {}, "step": 1}'])
+def test_state_that_cannot_be_read(checkpoint: Callable[..., Any], text: str) -> None:
+    path = checkpoint().write()
+    (path / "state.json").write_text(text)
+    with pytest.raises(UserError, match=r"state\.json does not describe a decoder"):
+        Anatomy(path)
