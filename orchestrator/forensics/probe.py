@@ -2,13 +2,131 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import ExitStack
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn import functional as F
 
-from models.transformer import Decoder
+from models.transformer import Attention, Decoder, PreNormBlock, Rope, rotate, write_prefix
+from orchestrator.errors import UserError
+
+MEASURES = ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass")
+GROUP = 512  # tokens that are run at once
+
+Sums = dict[str, tuple[float, float]]  # measure → the two sums whose ratio it is: groups of rows add up
+Call = tuple[Tensor, Tensor]  # what a module read and what it wrote
+
+
+def probe(model: nn.Module, tokens: Tensor, special: Collection[int] = ()) -> list[dict[str, float | None]]:
+    """`MEASURES` of every layer of `model` on `tokens` [B, T], None where a measure has no meaning.
+
+    `model`: a `Decoder`, or a model of transformers whose attention is eager; in evaluation mode. `special`:
+    ids of register tokens (see `pattern_sums`). A block takes the residual stream x_l and returns x_{l+1};
+    means are over all positions, in float64, and activations are dropped layer by layer. Raises `UserError`
+    for tokens that are no rows of the model's vocabulary or too long for it, and for a model without a stack
+    of layers.
+    """
+    layers = blocks(model)
+    check(tokens, vocabulary(model))
+    totals = [dict.fromkeys(MEASURES, (0.0, 0.0)) for _ in layers]
+    for group in tokens.long().split(max(1, GROUP // tokens.shape[1])):
+        for total, sums in zip(totals, run(model, layers, group, special), strict=True):
+            for name, (numerator, denominator) in sums.items():
+                total[name] = (total[name][0] + numerator, total[name][1] + denominator)
+    return [{name: _ratio(*sums) for name, sums in total.items()} for total in totals]
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator and math.isfinite(numerator / denominator) else None
+
+
+def check(tokens: Tensor, size: int) -> None:
+    """`UserError` unless `tokens` are integers [rows, length] below `size`."""
+    if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point():
+        raise UserError(
+            f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype} cannot be run: "
+            "give integers, [rows, length]."
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise UserError(
+            f"tokens range over {low}…{high}, outside the vocabulary of {size}: use the run's own tokenizer."
+        )
+
+
+def _text_config(model: nn.Module) -> Any:
+    return model.config.get_text_config()  # type: ignore[operator, union-attr]  # transformers' models carry one
+
+
+def vocabulary(model: nn.Module) -> int:
+    """Token ids of the model are below this."""
+    return int(model.spec.vocab_size if isinstance(model, Decoder) else _text_config(model).vocab_size)
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's layers: of its lists as long as it has layers, the one with the most parameters."""
+    depth = len(model.spec.layers) if isinstance(model, Decoder) else _text_config(model).num_hidden_layers
+    stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+    if not stacks:
+        raise UserError(
+            f"{type(model).__name__} holds no list of its {depth} layers, so that none can be watched: "
+            "read its weights without a probe."
+        )
+    return max(stacks, key=lambda stack: sum(parameter.numel() for parameter in stack.parameters()))
+
+
+@torch.no_grad()
+def run(model: nn.Module, layers: nn.ModuleList, tokens: Tensor, special: Collection[int]) -> list[Sums]:
+    """Both sums of every measure of each layer, of one pass over `tokens` [B, T]."""
+    result: list[Sums] = [{} for _ in layers]
+    with ExitStack() as hooks:
+        for block, sums in zip(layers, result, strict=True):
+            _watch(block, sums, hooks)
+        try:
+            patterns = attention_patterns(model, layers, tokens)
+        except (IndexError, RuntimeError) as error:  # most often, a position the model has no embedding for
+            raise UserError(
+                f"{type(model).__name__} cannot run rows of {tokens.shape[1]} tokens "
+                f"({str(error).splitlines()[0]}): give shorter rows, or read its weights without a probe."
+            ) from error
+    for pattern, sums in zip(patterns, result, strict=False):
+        if pattern is not None and pattern.shape[2:] == (tokens.shape[1],) * 2:
+            sums |= pattern_sums(pattern, tokens, special)
+    return result
+
+
+def _watch(block: nn.Module, sums: Sums, hooks: ExitStack) -> None:
+    """Fill `sums` with what the block writes, whenever it is run while `hooks` is open."""
+    calls: list[Call] = []  # of the block's parts, in order
+
+    def part(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        written = _positions(output).clone()  # a block may add to it in place
+        calls.append((_positions(named.get("hidden_states"), *inputs), written))
+
+    def whole(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        before, after = _positions(named.get("hidden_states"), *inputs), _positions(output)
+        if len(before) and before.shape == after.shape:
+            sums.update(stream_sums(before, after, calls))
+        calls.clear()
+
+    for child in block.children():
+        hooks.callback(child.register_forward_hook(part, with_kwargs=True).remove)
+    hooks.callback(block.register_forward_hook(whole, with_kwargs=True).remove)
+
+
+def _positions(*values: Any) -> Tensor:
+    """The first tensor [..., D] among `values` and the lists in them, as [positions, D]; empty where none is."""
+    for value in values:
+        if isinstance(value, Tensor) and value.ndim >= 2:
+            return value.flatten(0, -2)
+        if isinstance(value, tuple | list) and len(found := _positions(*value)):
+            return found
+    return torch.empty(0, 0)
 
 
 def relative_write(write: Tensor, stream: Tensor) -> Tensor:
@@ -16,25 +134,107 @@ def relative_write(write: Tensor, stream: Tensor) -> Tensor:
     return write.double().norm(dim=-1) / stream.double().norm(dim=-1)
 
 
-@torch.no_grad()
-def probe(decoder: Decoder, tokens: Tensor) -> list[dict[str, float]]:
-    """Per layer, `total_write` and `adjacent_alignment`: means over the positions of `tokens` [B, T].
+def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
+    """Writes and alignment, summed over positions: of x_l `before` and x_{l+1} `after`, both [N, D].
 
-    Block l takes the residual stream x_l [B, T, D] and returns x_{l+1}. Activations are compared in float64
-    and dropped layer by layer.
+    A branch's write is relative to the stream that the branch reads. Absent where `branches` finds none.
     """
-    result: list[dict[str, float]] = []
+    measures = {  # each [N]
+        "total_write": relative_write(after.double() - before.double(), before),
+        "adjacent_alignment": F.cosine_similarity(before.double(), after.double(), dim=-1),
+    }
+    found = branches(before, after, calls)
+    if found is not None:
+        attention, ffn, stream = found
+        measures |= {"attention_write": relative_write(attention, before), "ffn_write": relative_write(ffn, stream)}
+    return {name: (values.sum().item(), values.numel()) for name, values in measures.items()}
 
-    def compare(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        before, after = inputs[0].double(), output.double()  # [B, T, D]
-        write = relative_write(after - before, before)  # [B, T]
-        alignment = cosine_similarity(before, after, dim=-1)
-        result.append({"total_write": write.mean().item(), "adjacent_alignment": alignment.mean().item()})
 
-    hooks = [block.register_forward_hook(compare) for block in decoder.model.layers]
-    try:
-        decoder(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return result
+def branches(before: Tensor, after: Tensor, calls: Sequence[Call]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What attention and FFN add to the stream [N, D], and the stream that the FFN reads; None if unknown.
+
+    They are the two parts of a block whose outputs, added to what it read, are what it returns, attention
+    first: after a branch's post-norm where it has one, whatever the block calls its parts. The FFN reads the
+    stream after attention where some part does (sequential), else the block's input (parallel). A block that
+    normalises the sum (BERT) or scales its branches has no such pair.
+    """
+    fitting = [output for _, output in calls if len(output) == len(before) and output.shape[1] <= before.shape[1]]
+    for attention, ffn in combinations(fitting, 2):
+        x = before[:, : attention.shape[1]]  # a layer may be narrower than the stream
+        if attention.shape == ffn.shape and _is_sum(after, x, attention, ffn):
+            sequential = any(_is_sum(read, x, attention) for read, _ in calls)
+            return attention, ffn, write_prefix(before, x + attention) if sequential else before
+    return None
+
+
+def _is_sum(total: Tensor, *terms: Tensor) -> bool:
+    """Whether `total` [N, ≥ width] begins with the sum of `terms` [N, width], but for rounding."""
+    summands = torch.stack(terms).double()  # [terms, N, width]
+    start = total[:, : summands.shape[2]]
+    slack = 4 * torch.finfo(total.dtype).eps * summands.abs().sum(0)
+    return start.shape == slack.shape and bool(((summands.sum(0) - start).abs() <= slack).all())
+
+
+def attention_patterns(model: nn.Module, layers: Iterable[nn.Module], tokens: Tensor) -> Sequence[Tensor | None]:
+    """Run `tokens` [B, T]; each layer's attention [B, heads, T, T], a query a row. Empty where it is not told."""
+    patterns: list[Tensor | None] = []
+
+    def keep(attention: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> None:
+        assert isinstance(attention, Attention)
+        patterns.append(attention_pattern(attention, *inputs))
+
+    ours = [block for block in layers if isinstance(block, PreNormBlock)]
+    if not ours:
+        return getattr(model(input_ids=tokens, output_attentions=True), "attentions", None) or ()
+    with ExitStack() as hooks:
+        for block in ours:
+            hooks.callback(block.self_attn.register_forward_hook(keep).remove)
+        model(tokens)
+    return patterns
+
+
+def attention_pattern(attention: Attention, x: Tensor, rope: Rope) -> Tensor:
+    """The weights [B, heads, T, T] by which `attention` mixes values when it reads x [B, T, width]."""
+    places = (*x.shape[:2], -1, attention.head_dim)
+    q = rotate(attention.q_proj(x).view(places), rope).transpose(1, 2)  # [B, heads, T, head_dim]
+    k = rotate(attention.k_proj(x).view(places), rope).transpose(1, 2)  # [B, kv_heads, T, head_dim]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    scores = q @ k.mT * attention.head_dim**-0.5
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1)
+
+
+def pattern_sums(pattern: Tensor, tokens: Tensor, special: Collection[int] = ()) -> Sums:
+    """`copy_density` and `sink_mass` of an attention pattern [B, heads, T, T] over `tokens` [B, T], as sums.
+
+    `copy_density`: the mass a query i puts on its targets, over the mass that uniform attention to its visible
+    positions would put there; 1 is chance. Targets are the visible j < i whose token equals i's, or whose
+    predecessor's does (what followed an earlier copy). Both masses are means over heads and over the queries
+    that have a target. An encoder's targets are earlier positions too, among visible ones that are the whole row.
+    `sink_mass`: the mass on the first position and on `special` tokens, mean over heads and queries i > 0.
+    """
+    mass = pattern.double().mean(1)  # [B, T, T]
+    place = torch.arange(mass.shape[1], device=mass.device)
+    back = place.unsqueeze(1) - place  # i − j
+    visible = reach(pattern, back)  # [T, T]
+    same = tokens.unsqueeze(2) == tokens.unsqueeze(1)  # [B, i, j]
+    follows = F.pad(same[..., :-1], (1, 0))  # of j − 1
+    target = (same | follows) & (back > 0) & visible  # [B, T, T]
+    chance = target.sum(-1) / visible.sum(-1).double()  # [B, T]
+    sink = torch.isin(tokens, torch.tensor(sorted(special), dtype=tokens.dtype, device=tokens.device))
+    sink[:, 0] = True
+    sunk = (mass * sink.unsqueeze(1)).sum(-1)[:, 1:]  # [B, T-1]
+    return {
+        "copy_density": ((mass * target).sum().item(), chance.sum().item()),  # no target: nothing added to either
+        "sink_mass": (sunk.sum().item(), sunk.numel()),
+    }
+
+
+def reach(pattern: Tensor, back: Tensor) -> Tensor:
+    """Which positions a query may see [T, T]: those as far back and ahead as any head of the layer looks.
+
+    `back` [T, T] is i − j. A causal mask, a sliding window and an encoder's whole row show in where any mass
+    lies at all, whatever the family calls them; a single head's far mass that underflows does not hide a place.
+    """
+    seen = back[(pattern > 0).any(dim=1).any(dim=0)]
+    return (back <= seen.max()) & (back >= seen.min())

@@ -1,0 +1,224 @@
+"""What the probe runs: a checkpoint's model, text in its own tokens, and the same model redrawn as noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from models.transformer import seed_of
+from orchestrator import checkpoint
+from orchestrator.errors import UserError
+from orchestrator.schema import TokenizerKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from orchestrator.data.tokenizer import Tokenizer
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # without any, transformers invents an empty one
+UNUSED = "pooler."  # parameters behind an encoder's last layer, which it is often saved without
+
+
+def is_ours(source: Path) -> bool:
+    """Whether the directory is one of our own checkpoints."""
+    return (source / "state.json").is_file()
+
+
+def runnable(source: Path) -> nn.Module:
+    """The model of a checkpoint directory, ours or transformers', in fp32 on the CPU, in evaluation mode.
+
+    A model of transformers comes without its head and with eager attention, whose weights can be read. Nothing
+    is fetched and no remote code or pickle is run. Raises `UserError` for what cannot be loaded whole.
+    """
+    if is_ours(source):
+        return checkpoint.load_decoder(source).float()
+    config = _config(source)
+    from transformers import AutoModel, AutoModelForCausalLM  # seconds to import
+
+    from models.hf import LayeredDecoderConfig
+
+    loader: Any = AutoModelForCausalLM if isinstance(config, LayeredDecoderConfig) else AutoModel
+    with _quiet():
+        try:
+            model, report = loader.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below
+            )
+        except Exception as error:  # files, shapes, formats: all the user's to mend
+            raise UserError(
+                f"{source} cannot be run ({_line(error)}): save it whole with save_pretrained, "
+                "or read it without a probe."
+            ) from error
+    missing = {name for name in report["missing_keys"] if not name.startswith(UNUSED)}
+    wrong = sorted(missing | {name for name, *_ in report["mismatched_keys"]})
+    if wrong:
+        raise UserError(
+            f"{source} cannot be run: {len(wrong)} of the tensors that its config.json asks for are missing or of "
+            f"another shape, {wrong[0]} for one; save it whole with save_pretrained, or read it without a probe."
+        )
+    return model.eval()
+
+
+def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> Tensor:
+    """`text` in the checkpoint's own tokens, int64 [B, T]: equal rows of at most `length`, `limit` in all.
+
+    Rows are no longer than the model's context, and each carries the special tokens that its tokenizer frames
+    a text with (BOS; [CLS] and [SEP]). Fewer than B tokens at the end are dropped, so that rows are equal.
+    Raises `UserError` where the checkpoint has no tokenizer, or the text gives fewer than two tokens.
+    """
+    before: list[int] = []
+    after: list[int] = []
+    if is_ours(source):
+        context = checkpoint.config_of(source).train.seq_len
+        ids = _own_tokenizer(source).encode([text])[0][:-1]  # without the end of text
+    else:
+        tokenizer = _pretrained_tokenizer(source)
+        positions = getattr(_config(source).get_text_config(), "max_position_embeddings", None) or length
+        context = min(positions, tokenizer.model_max_length)
+        before, ids, after = _framed(tokenizer, text)
+    if len(ids) < 2:
+        raise UserError(f"The text gives {len(ids)} token(s), and a probe compares at least two: give a longer text.")
+    length = min(length, context, limit)
+    room = max(2, length - len(before) - len(after))  # of a row
+    ids = ids[: limit // length * room]
+    rows = -(-len(ids) // room)
+    width = len(ids) // rows
+    return torch.tensor([[*before, *ids[row * width : (row + 1) * width], *after] for row in range(rows)])
+
+
+def special_tokens(source: Path) -> frozenset[int]:
+    """Ids that no text spells, like BOS or end-of-text; empty where the checkpoint's tokenizer is not at hand."""
+    try:
+        if is_ours(source):
+            return frozenset(_own_tokenizer(source).encode([""])[0])  # end of text
+        return frozenset(_pretrained_tokenizer(source).all_special_ids)
+    except UserError:  # rows of tokens can be run without knowing which of them are special
+        return frozenset()
+
+
+@contextmanager
+def redrawn(model: nn.Module, seed: int) -> Iterator[nn.Module]:
+    """`model` with the entries of every parameter drawn anew; the weights come back, bit for bit, on leaving.
+
+    The null of the probe (SCIENCE §3): matrices are Gaussian with their own mean and standard deviation,
+    vectors (γ, biases) are resampled from their own entries with replacement. Each parameter has a stream of
+    its own, which depends on `seed` and its name; tied ones stay tied. Holds the weights twice meanwhile.
+    """
+    original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    try:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                stream = torch.Generator().manual_seed(seed_of(seed, "redrawn", name))
+                if parameter.ndim >= 2:
+                    std, mean = torch.std_mean(parameter, correction=0)
+                    parameter.normal_(mean.item(), std.item(), generator=stream)
+                else:
+                    entries = original[name].flatten()
+                    picks = torch.randint(len(entries), (len(entries),), generator=stream)
+                    parameter.copy_(entries[picks].view_as(parameter))
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(original[name])
+
+
+def _own_tokenizer(source: Path) -> Tokenizer:
+    """The tokenizer that one of our checkpoints was trained with. `UserError` where its data has changed."""
+    from orchestrator.data import prepare  # brings in datasets, which reading weights does without
+
+    config = checkpoint.config_of(source)
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: another one, other tokens
+        corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)
+    return corpus.tokenizer
+
+
+def _pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer  # seconds to import
+
+    if not any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
+        raise UserError(
+            f"{source} holds no tokenizer, so that text cannot be put into its tokens: "
+            "save the model's tokenizer beside its weights."
+        )
+    with _quiet():
+        try:
+            return AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # files, formats, missing converters: all the user's to mend
+            raise UserError(
+                f"The tokenizer in {source} cannot be loaded ({_line(error)}): save it again with save_pretrained."
+            ) from error
+
+
+def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int], list[int]]:
+    """The special tokens before, the text's own ids, the special tokens after. No text can spell a special token."""
+    text = text.encode(errors="replace").decode()  # lone surrogates have no bytes
+    options: dict[str, Any] = {"split_special_tokens": True, "verbose": False}
+    ids = tokenizer(text, add_special_tokens=False, **options)["input_ids"]
+    whole = tokenizer(text, add_special_tokens=True, **options)["input_ids"]
+    for start in range(len(whole) - len(ids) + 1):
+        if whole[start : start + len(ids)] == ids:
+            return whole[:start], ids, whole[start + len(ids) :]
+    return [], ids, []
+
+
+def _config(source: Path) -> Any:
+    """The configuration of a model of transformers. `UserError` where there is none that can be run."""
+    if not (source / "config.json").is_file():
+        raise UserError(
+            f"{source} cannot be run without a config.json: a probe needs the directory that save_pretrained writes, "
+            "or a checkpoint of ours."
+        )
+    from transformers import AutoConfig  # seconds to import
+
+    import models.hf  # noqa: F401  # registers our own model type
+
+    with _quiet():
+        try:
+            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # broken JSON, unknown types, remote code: all the user's to mend
+            raise UserError(
+                f"{source} cannot be run ({_line(error)}): a probe needs a config.json with a model_type that "
+                "transformers knows; weights are read without."
+            ) from error
+    text = config.get_text_config()
+    if config.is_encoder_decoder or not (hasattr(text, "vocab_size") and hasattr(text, "num_hidden_layers")):
+        raise UserError(
+            f"{source} ({config.model_type}) is not one stack of layers over a vocabulary, which is what a probe "
+            "follows: read its weights without a probe."
+        )
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars and load reports of transformers."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _line(error: Exception) -> str:
+    """What went wrong: the first sentence, without the advice that follows it."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")
