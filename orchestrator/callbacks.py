@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator import checkpoint, forensics, ledger
+from orchestrator import checkpoint, ledger
 from orchestrator.errors import UserError
-from orchestrator.files import write_whole
+from orchestrator.readings import READERS, InJob, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
@@ -25,7 +25,7 @@ def callbacks_for(config: Config) -> list[Callback]:
     """The callbacks of a cell, in the order in which each step calls them.
 
     What adds to the record comes before the ledger writes it; the ledger is written before the checkpoint,
-    so that no checkpoint is ahead of it; forensics reads the checkpoint; the tracker projects what is on disk.
+    so that no checkpoint is ahead of it; forensics is handed the checkpoint; the tracker projects what is on disk.
     """
     sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
     return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
@@ -174,25 +174,46 @@ class SaveCheckpoint(Callback):
 
 
 class ReadLayers(Callback):
-    """Forensics of the checkpoint just written, and of earlier ones that a crash left unread."""
+    """Forensics of every checkpoint that is due for it, beside training, which waits for it only at its last step.
+
+    What a crash or a signal left unread is read by the next attempt.
+    """
+
+    reader: InThread | InJob | None = None
 
     def start(self, run: Run) -> None:
-        for path in checkpoint.saved(run.checkpoints):
-            step = checkpoint.step_of(path)
-            if step % run.config.forensics.every == 0 or step == run.last_step:
-                self._read(run, path)
+        self.readings = Readings(run.cell_dir, run.config)
+        self.reader = READERS[run.config.forensics.where](self.readings)
+        for path in self.readings.unread():
+            self.reader.add(path)
+        self._hear_of(self.reader, run)
 
     def after_step(self, run: Run) -> None:
+        assert self.reader is not None
         if run.due(run.config.forensics.every):
-            self._read(run, checkpoint.path_of(run.checkpoints, run.step))
+            self.reader.add(checkpoint.path_of(run.checkpoints, run.step))
+        self._hear_of(self.reader, run)
 
-    def _read(self, run: Run, path: Path) -> None:
-        target = run.cell_dir / "forensics" / f"{path.name}.json"
-        if target.exists():
-            return
-        options = run.config.forensics
-        result = forensics.analyze(path, scoring=options.scoring.value, resamples=options.resamples)
-        write_whole(target, json.dumps(result, indent=1))
+    def finish(self, run: Run) -> None:
+        self._close()
+        run.prune()  # what was spared until it was read
+
+    def fail(self, run: Run, reason: str) -> None:
+        self._close()
+
+    def needs(self, path: Path) -> bool:
+        return self.readings.is_unread(path)
+
+    def _hear_of(self, reader: InThread | InJob, run: Run) -> None:
+        """Raise what a reading raised; after the last step, wait for all of them."""
+        if run.step == run.last_step:
+            reader.wait()
+        else:
+            reader.check()
+
+    def _close(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
 
 
 class Track(Callback):
@@ -204,23 +225,26 @@ class Track(Callback):
 
     def start(self, run: Run) -> None:
         self.tracker.start(run.cell_dir, ledger.read(run.cell_dir / "ledger.jsonl"))
-        self._send_readings(run)
+        self.readings = Readings(run.cell_dir, run.config)
+        self._send_readings()
 
     def after_step(self, run: Run) -> None:
         if "digest" in run.record:  # the ledger took it
             self.tracker.log(run.record)
-        if run.due(run.config.forensics.every):
-            self._send_readings(run)
+            self._send_readings()
 
     def finish(self, run: Run) -> None:
+        self._send_readings()
         self.tracker.finish(0 if run.step == run.last_step else INTERRUPTED)
 
     def fail(self, run: Run, reason: str) -> None:
         self.tracker.alert(f"{run.config.arm}/seed={run.config.seed} failed at step {run.step}", reason)
         self.tracker.finish(1)
 
-    def _send_readings(self, run: Run) -> None:
-        for path in sorted((run.cell_dir / "forensics").glob("step_*.json")):
+    def _send_readings(self) -> None:
+        if self.readings.on_disk() <= self.sent:
+            return
+        for path in self.readings.settled():
             if path not in self.sent:
                 self.tracker.forensics(json.loads(path.read_text()))
                 self.sent.add(path)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,10 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def prune(directory: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints; step 0, the reference, always stays."""
+def prune(directory: Path, keep: int, spare: Callable[[Path], bool] = lambda path: False) -> None:
+    """Delete all but the newest `keep` checkpoints and those to `spare`; step 0, the reference, always stays."""
     for path in saved(directory)[:-keep]:
-        if step_of(path) != 0:
+        if step_of(path) != 0 and not spare(path):
             shutil.rmtree(path)
 
 

@@ -13,6 +13,7 @@ import submitit
 from orchestrator import checkpoint, ledger, locks, status
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
+from orchestrator.readings import Readings
 from orchestrator.train import StopSignal, train_cell
 
 
@@ -61,19 +62,17 @@ def _run(path: Path, stop: StopSignal) -> str:
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """Whether the manifest calls the cell done, and its last checkpoint, last record and readings are there."""
+    """Whether the manifest calls the cell done, and its last checkpoint and record and every due reading are there."""
     entry = Manifest(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
     config = status.config_of(cell_dir)
     last, records = config.train.steps, ledger.tail(cell_dir / "ledger.jsonl")
-    saved = {checkpoint.step_of(path): path.name for path in checkpoint.saved(cell_dir / "checkpoints")}
-    read = [name for step, name in saved.items() if step % config.forensics.every == 0 or step == last]
     return (
-        last in saved
+        checkpoint.path_of(cell_dir / "checkpoints", last).is_dir()
         and bool(records)
         and records[-1]["step"] == last
-        and all((cell_dir / "forensics" / f"{name}.json").is_file() for name in read)
+        and not Readings(cell_dir, config).unread()
     )
 
 

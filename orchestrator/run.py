@@ -40,6 +40,10 @@ class Callback:
     def fail(self, run: Run, reason: str) -> None:
         """After the loop, when an error ended it."""
 
+    def needs(self, path: Path) -> bool:
+        """Whether the checkpoint at `path` must not be deleted yet."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """What must survive a restart, as JSON."""
         return {}
@@ -163,9 +167,14 @@ class Run:
             "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
         }
         path = checkpoint.save(self.checkpoints, self.step, tensors, state)
-        if self.config.train.keep_checkpoints is not None:
-            checkpoint.prune(self.checkpoints, self.config.train.keep_checkpoints)
+        self.prune()
         return path
+
+    def prune(self) -> None:
+        """Drop the checkpoints that `train.keep_checkpoints` does not keep and that no callback needs."""
+        keep = self.config.train.keep_checkpoints
+        if keep is not None:
+            checkpoint.prune(self.checkpoints, keep, spare=lambda path: any(c.needs(path) for c in self.callbacks))
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""

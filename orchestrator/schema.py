@@ -82,7 +82,13 @@ class SidecarMode(StrEnum):
 
 
 class Scoring(StrEnum):
+    calibrated = "calibrated"  # asks first what chance gives (SCIENCE §3)
     paper = "paper"
+
+
+class Where(StrEnum):
+    inline = "inline"
+    job = "job"
 
 
 class LauncherKind(StrEnum):
@@ -206,7 +212,8 @@ class TrainConfig:
 @dataclass
 class ForensicsConfig:
     every: int = 200  # steps between readings; each reading is of a checkpoint on disk
-    scoring: Scoring = Scoring.paper
+    where: Where = Where.inline  # inline: a thread of the training process · job: a job of its own beside it
+    scoring: Scoring = Scoring.calibrated
     trace_steps: int = 8  # steps of momentum recorded before each reading
     resamples: int = 10  # size of the null (SCIENCE §3)
 
@@ -254,7 +261,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 # Keys that say how a cell is run, not what it computes: they may change between an experiment's runs.
 OPERATIONAL = (
     "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "name",
-    "data.cache_dir", "train.keep_checkpoints",
+    "data.cache_dir", "train.keep_checkpoints", "forensics.where",
 )  # fmt: skip
 
 # What types cannot say of single values; `validate` adds what concerns several.

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import ledger, schema, tracker
+from orchestrator import ledger, locks, schema, tracker
 from orchestrator.__main__ import CONF, compose
+from orchestrator.callbacks import callbacks_for
 from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.files import write_whole
+from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
+from orchestrator.status import cell_lock
 from orchestrator.tracker import Tracker
-from orchestrator.train import StopSignal, train_cell
+from orchestrator.train import StopSignal, train, train_cell
 
 WANDB = Path(sys.executable).with_name("wandb")
 
@@ -268,6 +272,37 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     table = json.loads((run / "files" / row["tables/conservation.path"]).read_text())
     spent = {(r[2], r[3]): r[4] for r in table["data"]}
     assert spent[12, "saturated_robust"] == results[12]["totals"]["saturated_robust"]
+
+
+class WaitForReading(Callback):
+    """Waits at `step` until its checkpoint has been read: by another process, for this one does nothing else."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def after_step(self, run: Run) -> None:
+        deadline = time.monotonic() + 60
+        while run.step == self.step and not (run.cell_dir / f"forensics/step_{self.step:08d}.json").exists():
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.05)
+
+
+def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        (trained,) = experiment_of([*small, "tracker=offline", "forensics=beside"], compose).cells
+    write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
+    with StopSignal() as stop, locks.hold(cell_lock(trained.directory)):
+        callbacks = [*callbacks_for(trained.config), WaitForReading(0), WaitForReading(6)]
+        assert train(Run(trained.config, trained.directory, 1, callbacks), stop)
+    logs = "".join(p.read_text() for p in trained.directory.parents[1].glob("jobs/*_log.out"))
+    assert all(f"step_{step:08d}.json" in logs for step in (0, 6))
+    (run,) = runs_of(trained.directory)
+    layers = {row["forensics/step"]: row for row in rows_with(inspect(run), "forensics/step")}
+    assert list(layers) == [0, 6, 12]
+    for step, row in layers.items():
+        result = json.loads((trained.directory / f"forensics/step_{step:08d}.json").read_text())
+        assert row["forensics/cv/layer_01"] == result["layers"][1]["measures"]["cv"]
 
 
 def test_off_writes_nothing(cell: Path) -> None:

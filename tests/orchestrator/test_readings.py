@@ -1,0 +1,302 @@
+"""Every due checkpoint is read once, by whoever comes first, and training does not wait for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Timer
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from orchestrator import checkpoint, job, ledger, locks, readings, schema, status
+from orchestrator.__main__ import CONF, compose
+from orchestrator.callbacks import ReadLayers, callbacks_for
+from orchestrator.directory import open_directory
+from orchestrator.errors import UserError
+from orchestrator.experiment import experiment_of
+from orchestrator.readings import InJob, InThread, Readings
+from orchestrator.run import Callback, Run
+from orchestrator.schema import Config
+from orchestrator.train import StopSignal, train
+
+DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
+
+
+def new_cell(overrides: Sequence[str], root: Path) -> tuple[Path, Config]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = experiment_of([*overrides, f"root={root}"], compose)
+        open_directory(experiment)
+    return experiment.cells[0].directory, experiment.cells[0].config
+
+
+@pytest.fixture(scope="module")
+def trained(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, _ = new_cell(small_cell, tmp_path_factory.mktemp("trained"))
+    assert job.run_job(str(path)) == "done"
+    return path
+
+
+@pytest.fixture
+def cell(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a finished cell and of its experiment's manifest."""
+    shutil.copytree(trained.parents[1], tmp_path / "x")
+    return tmp_path / "x" / trained.relative_to(trained.parents[1])
+
+
+def readings_of(path: Path) -> Readings:
+    return Readings(path, schema.load(path / "config.yaml"))
+
+
+def names(path: Path) -> list[str]:
+    return sorted(p.name for p in (path / "forensics").iterdir())
+
+
+def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def read_with(path: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "orchestrator.readings", str(path), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def waits_at(lock: Path, process: subprocess.Popen[str]) -> bool:
+    try:
+        return any(str(fd.readlink()) == str(lock) for fd in Path(f"/proc/{process.pid}/fd").iterdir())
+    except FileNotFoundError:  # closed meanwhile
+        return False
+
+
+@contextmanager
+def no_reading(path: Path) -> Iterator[Callable[[], None]]:
+    """No reading of the cell gets done until what this yields is called, or training has hung for a while."""
+    with ExitStack() as held:
+        held.enter_context(locks.hold(path / ".readings.lock"))
+        valve = Timer(20, held.close)
+        valve.start()
+        yield held.close
+        valve.cancel()
+
+
+def test_a_reading_is_filed_under_its_checkpoint_and_its_definitions(cell: Path) -> None:
+    assert names(cell) == [f"{name}.json" for name in DUE]
+    for name in DUE:
+        found = json.loads((cell / "forensics" / f"{name}.json").read_text())
+        manifest = (cell / "checkpoints" / name / "manifest.json").read_bytes()
+        expected = {"checkpoint": hashlib.sha256(manifest).hexdigest(), "definitions": found["definitions"]}
+        assert found["key"] == expected
+    assert readings_of(cell).unread() == []
+    assert job.is_finished(cell)
+
+
+def older_definitions(cell: Path) -> None:
+    reading = cell / "forensics" / f"{DUE[1]}.json"
+    found = json.loads(reading.read_text())
+    found["key"]["definitions"] -= 1
+    reading.write_text(json.dumps(found))
+
+
+def rewritten_checkpoint(cell: Path) -> None:
+    manifest = cell / "checkpoints" / DUE[1] / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
+
+
+def no_key(cell: Path) -> None:
+    (cell / "forensics" / f"{DUE[1]}.json").write_text("{}")
+
+
+def half_a_reading(cell: Path) -> None:
+    (cell / "forensics" / f"{DUE[1]}.json").write_text('{"key": {"checkpoint"')
+
+
+@pytest.mark.parametrize("outdate", [older_definitions, rewritten_checkpoint, no_key, half_a_reading])
+def test_an_outdated_reading_is_replaced_and_kept(cell: Path, outdate: Callable[[Path], None]) -> None:
+    others = {name: (cell / "forensics" / f"{name}.json").stat().st_mtime_ns for name in (DUE[0], DUE[2])}
+    outdate(cell)
+    before = (cell / "forensics" / f"{DUE[1]}.json").read_bytes()
+    assert not job.is_finished(cell)
+    assert [p.name for p in readings_of(cell).unread()] == [DUE[1]]
+    assert [p.stem for p in readings_of(cell).settled()] == [DUE[0]], "what follows it is out of turn"
+    assert job.run_job(str(cell)) == "done"  # as the launcher would: nothing is left to train
+    assert job.is_finished(cell)
+    assert (cell / "forensics" / f"{DUE[1]}.json.replaced").read_bytes() == before
+    assert len(names(cell)) == 4
+    assert others == {name: (cell / "forensics" / f"{name}.json").stat().st_mtime_ns for name in others}
+
+
+def test_two_processes_read_each_checkpoint_once(cell: Path) -> None:
+    shutil.rmtree(cell / "forensics")
+    lock = cell / ".readings.lock"
+    with locks.hold(lock):  # until both have seen that all is unread
+        rivals = [read_with(cell), read_with(cell)]
+        wait_for(lambda: all(waits_at(lock, rival) for rival in rivals))
+    said = [rival.communicate(timeout=60) for rival in rivals]
+    assert [rival.returncode for rival in rivals] == [0, 0], said
+    made = [Path(line).stem for out, _ in said for line in out.splitlines()]
+    assert sorted(made) == DUE
+    assert names(cell) == [f"{name}.json" for name in DUE]
+    assert job.is_finished(cell)
+
+
+def test_a_deleted_checkpoint_keeps_its_reading(cell: Path) -> None:
+    shutil.rmtree(cell / "checkpoints" / DUE[1])
+    assert readings_of(cell).unread() == []
+    assert [p.stem for p in readings_of(cell).settled()] == DUE
+
+
+def test_a_checkpoint_that_cannot_be_read_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(cell / "forensics")
+    (cell / "checkpoints" / DUE[1] / "manifest.json").unlink()
+    assert readings.main([str(cell)]) == 2
+    out, err = capsys.readouterr()
+    assert [Path(line).stem for line in out.splitlines()] == [DUE[0]]
+    assert f"{DUE[1]} is no whole checkpoint" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not job.is_finished(cell)
+    assert readings.main([str(cell / "nowhere")]) == 2
+    assert "config.yaml does not exist" in capsys.readouterr().err
+
+
+def test_reading_in_a_thread_leaves_no_trace_in_torch(cell: Path) -> None:
+    def state() -> tuple[object, ...]:
+        return (
+            torch.get_num_threads(),
+            torch.get_float32_matmul_precision(),
+            torch.get_default_dtype(),
+            torch.is_grad_enabled(),
+            hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        )
+
+    shutil.rmtree(cell / "forensics")
+    before = state()
+    found = readings_of(cell)
+    reader = InThread(found)
+    for path in found.unread():
+        reader.add(path)
+    reader.wait()
+    reader.close()
+    assert state() == before
+    assert found.unread() == []
+
+
+class At(Callback):
+    """Does something once, when it is called after `step`."""
+
+    def __init__(self, step: int, act: Callable[[Run], object]) -> None:
+        self.step, self.act = step, act
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.step:
+            self.act(run)
+
+
+def train_with(path: Path, config: Config, *callbacks: Callback) -> bool:
+    with StopSignal() as stop, locks.hold(status.cell_lock(path)):
+        run = Run(config, path, 1, callbacks)
+        run.resume()
+        return train(run, stop)
+
+
+def test_readings_change_no_bit_of_training(small: list[str], tmp_path: Path) -> None:
+    read, config = new_cell([*small, "name=read", "forensics.every=1"], tmp_path)
+    assert train_with(read, config, *callbacks_for(config))
+    assert len(names(read)) == 13
+    alone, config = new_cell([*small, "name=alone"], tmp_path)
+    assert train_with(alone, config, *(c for c in callbacks_for(config) if not isinstance(c, ReadLayers)))
+    assert not (alone / "forensics").exists()
+    for stem in ("model", "optimizer"):
+        one, other = (checkpoint.read_tensors(path / "checkpoints" / DUE[2], stem) for path in (read, alone))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    losses = [[r["loss"] for r in ledger.read(path / "ledger.jsonl") if r["step"] % 2 == 0] for path in (read, alone)]
+    assert losses[0] == losses[1]
+
+
+def test_training_goes_on_and_spares_what_is_unread(small: list[str], tmp_path: Path) -> None:
+    path, config = new_cell([*small, "train.keep_checkpoints=1"], tmp_path)
+    seen: list[list[str]] = []
+
+    def look(run: Run) -> None:
+        assert not (path / "forensics").exists()
+        seen.append([p.name for p in checkpoint.saved(run.checkpoints)])
+
+    with no_reading(path) as release:
+        free = At(10, lambda run: release())
+        assert train_with(path, config, *callbacks_for(config), At(7, look), At(10, look), free)
+    assert seen == [DUE[:2], [*DUE[:2], "step_00000008"]]
+    assert names(path) == [f"{name}.json" for name in DUE]
+    assert [p.name for p in checkpoint.saved(path / "checkpoints")] == [DUE[0], DUE[2]]
+
+
+def test_a_reading_that_fails_ends_the_cell_and_its_checkpoints_stand(small: list[str], tmp_path: Path) -> None:
+    path, config = new_cell(small, tmp_path)
+    with no_reading(path) as release:
+
+        def harm(run: Run) -> None:
+            (run.checkpoints / DUE[0] / "model.safetensors").write_bytes(b"")
+            release()
+
+        callbacks = callbacks_for(config)
+        (layers,) = (c for c in callbacks if isinstance(c, ReadLayers))
+
+        def hear(run: Run) -> None:
+            assert isinstance(layers.reader, InThread)
+            wait_for(layers.reader.asked[0].done)
+
+        with pytest.raises(UserError, match=DUE[0]):
+            train_with(path, config, *callbacks, At(7, harm), At(8, hear))
+    assert ledger.tail(path / "ledger.jsonl")[-1]["step"] == 8, "the step after it heard of it"
+    assert checkpoint.damage(path / "checkpoints" / DUE[1]) is None
+    assert not (path / "forensics" / f"{DUE[0]}.json").exists()
+
+
+def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path: Path) -> None:
+    path, config = new_cell(small, tmp_path)
+    with no_reading(path) as release:
+
+        def stop(run: Run) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            release()
+
+        assert not train_with(path, config, *callbacks_for(config), At(7, stop))
+    assert f"{DUE[2]}.json" not in names(path)
+    assert job.run_job(str(path)) == "done"
+    assert names(path) == [f"{name}.json" for name in DUE]
+
+
+def readings_job(callbacks: Sequence[Callback]) -> InJob:
+    (reader,) = (c.reader for c in callbacks if isinstance(c, ReadLayers))
+    assert isinstance(reader, InJob)
+    return reader
+
+
+def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: Path) -> None:
+    path, config = new_cell([*small, "forensics=beside"], tmp_path)
+    callbacks = callbacks_for(config)
+
+    def kill(run: Run) -> None:
+        wait_for(lambda: (path / "forensics" / f"{DUE[0]}.json").exists())  # it is at work
+        reader = readings_job(callbacks)
+        os.kill(int(reader.job.job_id), signal.SIGTERM)
+        wait_for(reader.job.done)
+
+    assert train_with(path, config, *callbacks, At(2, kill))
+    assert names(path) == [f"{name}.json" for name in DUE]
+    assert DUE[0] in readings_job(callbacks).job.paths.stdout.read_text()
+    assert readings_job(callbacks).job.paths.folder == path.parents[1] / "jobs"
