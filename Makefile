@@ -17,6 +17,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install  ## ratios against named rivals; asserts nothing about time
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""One checkpoint, read from end to end: measures, roles, pathology, totals."""
+"""One checkpoint, read from end to end: measures, null, roles, pathology, totals."""
 
 from __future__ import annotations
 
@@ -8,97 +8,142 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from orchestrator.checkpoint import load_decoder
 from orchestrator.errors import UserError, nearest
-from orchestrator.forensics.anatomy import KINDS, Anatomy
-from orchestrator.forensics.measures import Value, measure
+from orchestrator.forensics.anatomy import Anatomy
+from orchestrator.forensics.composition import Compositions
+from orchestrator.forensics.embedding import add_embedding
+from orchestrator.forensics.measures import Value, measure, unique_roles
+from orchestrator.forensics.memory import trim
+from orchestrator.forensics.momentum import medians
+from orchestrator.forensics.null import draws
 from orchestrator.forensics.pathology import findings
-from orchestrator.forensics.probe import probe
-from orchestrator.forensics.reading import Stack
-from orchestrator.forensics.roles import FEATURES, SCORINGS
+from orchestrator.forensics.reading import Reading, Stack, read, threshold
+from orchestrator.forensics.scoring import MEASURED, SCORINGS
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
 REFERENCE = "step_00000000"
-TOTALS = (
-    "saturated", "saturated_expected", "saturated_robust", "saturated_robust_expected",
-    "saturated_fixed", "saturated_fixed_expected",
-)  # fmt: skip
+COUNTS = ("saturated", "saturated_robust", "saturated_fixed")
+TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
+CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
+CLUSTERED = 2  # resamples whose positions are clustered; their spread is pooled over the layers
+BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
 
 
 def analyze(
     source: str | Path,
     *,
     reference: str | Path | None = None,
-    scoring: str = "paper",
+    optimizer: str | Path | None = None,
+    scoring: str = "calibrated",
     resamples: int = 10,
     seed: int = 0,
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The forensics of a checkpoint as plain JSON values (DESIGN, "The run directory"), never NaN.
 
     `reference`: the checkpoint whose thresholds `saturated_fixed` uses; by default the step 0 beside one of
-    our own. `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run
-    through one of our own; without them the measures that need activations are absent.
+    our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
+    `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
+    without them the measures that need activations are absent. `device`: where weights are reduced.
     Raises `UserError` for a source that cannot be read or an option that cannot work.
     """
     if scoring not in SCORINGS:
         known = ", ".join(SCORINGS)
         raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
-    if resamples < 1:
-        raise UserError(f"resamples={resamples} leaves no null to compare with: use 1 or more (10 is the default).")
-    anatomy = Anatomy(Path(source))
+    if resamples < 2:
+        raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
+    anatomy = Anatomy(Path(source), None if optimizer is None else Path(optimizer))
     reference = first_step(anatomy) if reference is None else Path(reference)
-    stack = Stack(
-        anatomy,
-        reference=None if reference is None else Anatomy(reference),
-        resamples=resamples,
-        seed=seed,
-        probe=None if tokens is None else _probe(anatomy, torch.as_tensor(tokens)),
-    )
-    rows = [measure(stack.reading(index)) for index in range(len(stack))]
-    roles = SCORINGS[scoring](rows)
-    by_paper = SCORINGS["paper"](rows)
+    thresholds = None if reference is None else _thresholds(anatomy, Anatomy(reference))
+    seen, by_chance = ([], []) if tokens is None else _probe(anatomy, torch.as_tensor(tokens), resamples, seed)
+    stack, compositions = read_stack(anatomy, torch.device(device))
+    for reading in stack.readings:
+        reading.threshold = None if thresholds is None else thresholds[reading.index]
+        reading.activations = dict(seen[reading.index]) if seen else {}
+    chance = by_null(stack, compositions, resamples, seed, by_chance)
+    for reading in stack.readings:
+        reading.chance = chance[reading.index]
+    rows = [measure(reading) for reading in stack.readings]
+    roles = {name: score(rows, chance) for name, score in SCORINGS.items()}
     return {
         "schema": SCHEMA,
         "definitions": DEFINITIONS,
         "source": str(source),
         "family": anatomy.family_name,
+        "assumed": anatomy.assumed,
         "step": anatomy.description.step,
         "scoring": scoring,
         "options": {
             "reference": None if reference is None else str(reference),
+            "optimizer": None if optimizer is None else str(optimizer),
             "resamples": resamples,
             "seed": seed,
             "probed": tokens is not None,
         },
         "missing": missing(rows),
-        "substitutes": _substitutes(anatomy),
+        "substitutes": _substitutes(stack),
         "layers": [
             {
-                "layer": layer.index,
-                **asdict(roles[layer.index]),
-                "role_paper": by_paper[layer.index].role,
-                "width": layer.width,
-                "measures": rows[layer.index],
+                "layer": reading.index,
+                **asdict(roles[scoring][reading.index]),
+                "role_paper": roles["paper"][reading.index].role,
+                "scorings": {name: asdict(by_layer[reading.index]) for name, by_layer in roles.items()},
+                "width": reading.width,
+                "super_weight": _super_weight(reading, row),
+                "measures": row,
             }
-            for layer in anatomy
+            for reading, row in zip(stack.readings, rows, strict=True)
         ],
         "totals": {key: _total([row[key] for row in rows]) for key in TOTALS},
-        "pathology": [
-            asdict(finding)
-            for finding in findings(rows, [{kind: layer.name(kind) for kind in KINDS} for layer in anatomy])
-        ],
+        "pathology": [asdict(finding) for finding in findings(rows, [reading.names for reading in stack.readings])],
     }
 
 
+def read_stack(anatomy: Anatomy, device: torch.device) -> tuple[Stack, Compositions]:
+    """Every layer's reading, one layer's weights in memory at a time, and who reads what whom writes."""
+    typical = medians(anatomy)
+    compositions = Compositions(max(layer.width for layer in anatomy))
+    add_embedding(anatomy, compositions, device)
+    readings: list[Reading] = []
+    for layer in anatomy:
+        readings.append(read(layer, compositions, device, typical))
+        del layer
+        trim()
+    return Stack(readings, compositions.matrix()), compositions
+
+
+def by_null(
+    stack: Stack,
+    compositions: Compositions,
+    resamples: int,
+    seed: int,
+    activations: Sequence[Sequence[dict[str, Value]]] = (),
+) -> list[dict[str, np.ndarray]]:
+    """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without those it lacks."""
+    kinds = {unique_roles(reading) for reading in stack.readings}
+    clustered = CLUSTERED if len(kinds) > 1 else 0  # where layers do not differ, nothing can exceed chance
+    values: list[dict[str, list[Value]]] = [{} for _ in stack.readings]
+    for resample, null in enumerate(draws(stack, compositions, resamples, seed, activations)):
+        wanted = BY_CHANCE if resample < clustered else BY_CHANCE - CLUSTERS
+        for layer, reading in enumerate(null.readings):
+            for key, value in measure(reading, wanted).items():
+                values[layer].setdefault(key, []).append(value)
+        trim()
+    return [
+        {key: np.array(drawn, dtype=np.float64) for key, drawn in layer.items() if None not in drawn}
+        for layer in values
+    ]
+
+
 def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
-    """Measures and routed features that no layer has; `momentum_alignment.down` and its kin are one name."""
-    present = {key for row in rows for key, value in row.items() if value is not None}
-    absent = [key for key in (*rows[0], *FEATURES) if key not in present]
-    return sorted({key.split(".")[0] for key in absent} - {key.split(".")[0] for key in present})
+    """Measures that no layer has; `momentum_alignment.down` and its kin are one name."""
+    present = {key.split(".")[0] for row in rows for key, value in row.items() if value is not None}
+    return sorted({key.split(".")[0] for key in rows[0]} - present)
 
 
 def _total(values: Sequence[Value]) -> Value:
@@ -115,28 +160,51 @@ def first_step(anatomy: Anatomy) -> Path | None:
     return reference if reference.is_dir() else None
 
 
-def _substitutes(anatomy: Anatomy) -> dict[str, str]:
+def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
+    """The threshold of `saturated_fixed` of every layer."""
+    if len(reference) != len(anatomy):
+        raise UserError(
+            f"{reference.directory} has {len(reference)} layers, {anatomy.directory} has {len(anatomy)}: "
+            "the reference must be a checkpoint of the same run."
+        )
+    return [threshold(layer) for layer in reference]
+
+
+def _super_weight(reading: Reading, row: dict[str, Value]) -> dict[str, int] | None:
+    """Where the strongest writing entry of `down` stands; None where a resampled layer has one as strong."""
+    ratio = row["super_weight_ratio"]
+    if ratio is None or ratio <= float(np.max(reading.chance["super_weight_ratio"])):
+        return None
+    return dict(zip(("row", "position"), reading.loudest, strict=True))
+
+
+def _substitutes(stack: Stack) -> dict[str, str]:
     """Measures that read something else than their definition's first choice, and what."""
-    return (
-        {}
-        if "post_ffn" in anatomy.family.norms
-        else {"gamma_concentration": "the FFN's pre-norm: there is no post-norm"}
-    )
+    first = stack.readings[0]
+    found = {}
+    if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:
+        found["gamma_concentration"] = "the FFN's pre-norm: there is no post-norm"
+    if "gate" not in first.shapes:
+        found["co_magnitude"] = "‖up‖·‖down‖ of each position: there is no gate"
+        found["down_ratio"] = "down over up: there is no gate"
+    if not first.activations:
+        found["total_write"] = "the weights' norms, a proxy: there is no activation probe"
+    return found
 
 
-def _probe(anatomy: Anatomy, tokens: torch.Tensor) -> list[dict[str, float]]:
-    spec = anatomy.description.spec
-    if spec is None:
-        raise UserError(f"{anatomy.directory} is not one of our checkpoints, and only those can be run on tokens.")
-    if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point():
-        raise UserError(
-            f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype} cannot be run: "
-            "give integers, [rows, length]."
-        )
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= spec["vocab_size"]:
-        raise UserError(
-            f"tokens range over {low}…{high}, outside the vocabulary of {spec['vocab_size']}: "
-            "use the run's own tokenizer."
-        )
-    return probe(load_decoder(anatomy.directory), tokens.long())
+Activations = list[dict[str, Value]]  # per layer, what the probe saw
+
+
+def _probe(anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int) -> tuple[Activations, list[Activations]]:
+    """What the probe sees in the model, and in each of `resamples` models with redrawn weights."""
+    from orchestrator.forensics.probe import probe  # here, since weights-only work needs none of what they need
+    from orchestrator.forensics.runner import redrawn, runnable, special_tokens
+
+    special = special_tokens(anatomy.directory)
+    model = runnable(anatomy.directory)
+    seen = probe(model, tokens, special)
+    by_chance = []
+    for resample in range(resamples):
+        with redrawn(model, seed + resample) as null:
+            by_chance.append(probe(null, tokens, special))
+    return seen, by_chance

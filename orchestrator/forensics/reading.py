@@ -1,104 +1,200 @@
-"""What the measures read: a layer with the quantities that several of them share, inside its stack."""
+"""What is kept of a layer once its weights are gone: all that the measures need, and nothing of its size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache, cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from orchestrator.errors import UserError
-from orchestrator.forensics.anatomy import KINDS, Anatomy, Layer
-from orchestrator.forensics.saturation import co_magnitude, literal_threshold, resampled
-from orchestrator.forensics.spectrum import singular_values
+from orchestrator.forensics.anatomy import ATTENTION, FFN, PLACES, Heads, Layer
+from orchestrator.forensics.clusters import cluster_masses
+from orchestrator.forensics.composition import Compositions, sides
+from orchestrator.forensics.heads import couplings, fingerprints
+from orchestrator.forensics.memory import trim
+from orchestrator.forensics.momentum import Medians, alignment, stuck_fraction
+from orchestrator.forensics.resampling import BLOCK, Entries, entries_of
+from orchestrator.forensics.saturation import literal_threshold
+from orchestrator.forensics.spectrum import gram, spectra
+
+READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
+WRITES = ("o", "down")  # [d, ·]: over what it writes to it
+PAIRS = (("gate", "up"), ("gate", "down"), ("up", "down"))
+
+
+@dataclass
+class Reading:
+    """One layer, read. Everything is in float64 unless said otherwise."""
+
+    index: int
+    width: int  # residual coordinates d
+    heads: Heads | None
+    names: dict[str, str]  # kind → tensor name
+    shapes: dict[str, tuple[int, int]]  # kind → shape of its matrix
+    entries: dict[str, Entries]  # kind → what its entries are resampled from
+    energy: dict[str, float]  # kind → Σ of squared entries
+    head_energy: dict[str, np.ndarray]  # q, k, v, o → Σ of squared entries per head, [heads] or [kv_heads]
+    position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
+    cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, [f]
+    written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
+    loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that gives most of it
+    spectra: dict[str, np.ndarray]  # kind → singular values, ascending
+    fingerprints: np.ndarray | None  # float32 [heads, 2·d]
+    gammas: dict[str, np.ndarray]  # place → norm scale [d]
+    alignment: dict[str, float] = field(default_factory=dict)  # kind → cos(−exp_avg, w)
+    stuck: float | None = None  # share of entries whose moments have died away
+    activations: dict[str, float | None] = field(default_factory=dict)  # what the probe saw
+    threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
+    chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
+
+    stack: Stack = field(init=False, repr=False)  # the layers it is one of
+
+    @cached_property
+    def co_magnitude(self) -> np.ndarray:
+        """SCIENCE §1 `co_magnitude`: [f]. Without a gate, of the ingoing and the outgoing vectors."""
+        return co_magnitude(self.position_energy)
+
+    @cached_property
+    def clusters(self) -> np.ndarray | None:
+        """Shares of the FFN positions in each kind of them (`clusters.cluster_masses`), largest first."""
+        energies = list(self.position_energy.values())
+        logs = [np.log(np.maximum(energy, np.finfo(float).tiny)) / 2 for energy in energies]
+        return cluster_masses(np.stack([*logs, *self.cosines.values()], axis=1))
+
+
+def co_magnitude(position_energy: Mapping[str, np.ndarray]) -> np.ndarray:
+    """‖gate[p,:]‖·‖up[p,:]‖ of every FFN position p, or ‖up[p,:]‖·‖down[:,p]‖ where there is no gate: [f]."""
+    other = "gate" if "gate" in position_energy else "down"
+    return np.asarray(np.sqrt(position_energy[other] * position_energy["up"]))
 
 
 class Stack:
-    """All layers of a checkpoint, and what a layer can only be measured against: peers, reference, probe."""
+    """All layers of a checkpoint, and what a layer can only be measured against: its peers."""
 
-    def __init__(
-        self,
-        anatomy: Anatomy,
-        *,
-        reference: Anatomy | None = None,
-        resamples: int = 10,
-        seed: int = 0,
-        probe: Sequence[dict[str, float]] | None = None,
-    ) -> None:
-        """`probe`: one dict of activation measures per layer (`probe.probe`), or None without activations."""
-        if reference is not None and len(reference) != len(anatomy):
-            raise UserError(
-                f"{reference.directory} has {len(reference)} layers, {anatomy.directory} has {len(anatomy)}: "
-                "the reference must be a checkpoint of the same run."
-            )
-        self.anatomy = anatomy
-        self.reference = reference
-        self.resamples = resamples
-        self.seed = seed
-        self.probe = probe
-
-    def __len__(self) -> int:
-        return len(self.anatomy)
-
-    def reading(self, index: int) -> Reading:
-        """Layer `index`, ready to be measured. Drop it before the next to hold one layer in memory."""
-        return Reading(Layer(self.anatomy, index), self)
+    def __init__(self, readings: Sequence[Reading], compositions: np.ndarray) -> None:
+        """`compositions` [L+1, L]: C(l→m), writers (the embedding first) by readers (`composition`)."""
+        self.readings = list(readings)
+        self.compositions = compositions
+        for reading in readings:
+            reading.stack = self
 
     @cached_property
     def median_gamma(self) -> float | None:
         """Median |γ| of the FFN post-norms of all layers; None where blocks have none."""
-        scales = [gamma for layer in self.anatomy if (gamma := layer.norm("post_ffn")) is not None]
+        scales = [r.gammas["post_ffn"] for r in self.readings if "post_ffn" in r.gammas]
         return float(np.median(np.abs(np.concatenate(scales)))) if scales else None
 
     @cached_property
-    def moment_medians(self) -> dict[str, tuple[float, float]] | None:
-        """Kind → (median |exp_avg|, median √exp_avg_sq) over all layers.
-
-        None without moments, or where a kind has not been updated yet. Read kind by kind, so that one kind of
-        the stack is in memory at once, in the file's own fp32.
-        """
-        medians = {}
-        for kind in KINDS:
-            first = self._pooled(kind, "exp_avg", np.abs)
-            second = self._pooled(kind, "exp_avg_sq", np.sqrt)
-            if first is None or second is None or not second.any():
-                return None
-            medians[kind] = (float(np.median(first)), float(np.median(second)))
-        return medians
-
-    def _pooled(self, kind: str, which: str, transform: np.ufunc) -> np.ndarray | None:
-        pooled = []
-        for layer in self.anatomy:
-            moment = layer.moment(kind, which)
-            if moment is None:
-                return None
-            pooled.append(transform(moment).astype(np.float32).ravel())
-        return np.concatenate(pooled)
-
-
-class Reading:
-    """One layer under measurement. Shared quantities are computed once, on first use."""
-
-    def __init__(self, layer: Layer, stack: Stack) -> None:
-        self.layer, self.stack, self.index = layer, stack, layer.index
-        self.spectrum = cache(lambda kind: singular_values(layer.weight(kind)))  # kind → σ ascending [min(m, n)]
-        self.energy = cache(lambda kind: float(np.square(layer.weight(kind)).sum()))  # kind → Σ of squared entries
+    def median_written(self) -> float:
+        """Median of `Reading.written` over all coordinates of all layers."""
+        return float(np.median(np.concatenate([r.written for r in self.readings])))
 
     @cached_property
-    def co_magnitude(self) -> np.ndarray:
-        """SCIENCE §1 `co_magnitude`: [f]."""
-        return co_magnitude(self.layer.weight("gate"), self.layer.weight("up"))
+    def couplings(self) -> np.ndarray:
+        """Per layer, the mean over the others of their best head match (`heads.coupling`): [L], NaN where absent."""
+        return couplings([r.fingerprints for r in self.readings])
 
-    @cached_property
-    def resampled_co_magnitudes(self) -> list[np.ndarray]:
-        """The same of the layer with its entries redrawn (SCIENCE §3): `resamples` arrays [f]."""
-        gate, up = self.layer.weight("gate"), self.layer.weight("up")
-        return list(resampled(gate, up, self.stack.resamples, (self.stack.seed, self.index)))
 
-    @cached_property
-    def fixed_threshold(self) -> float | None:
-        """T_l: mean + 3·std of the reference checkpoint's same layer's co-magnitude; None without one."""
-        if self.stack.reference is None:
-            return None
-        layer = Layer(self.stack.reference, self.index)
-        return literal_threshold(co_magnitude(layer.weight("gate"), layer.weight("up")))
+def threshold(layer: Layer) -> float:
+    """mean + 3·std of a reference checkpoint's co-magnitude: T_l of `saturated_fixed` (SCIENCE §1)."""
+    kinds = [kind for kind in FFN if kind in layer.kinds]
+    return literal_threshold(co_magnitude({k: _row_energy(_by_position(k, layer.weight(k))) for k in kinds}))
+
+
+def read(layer: Layer, compositions: Compositions, device: torch.device, typical: Medians | None = None) -> Reading:
+    """One layer's weights, reduced to a reading; its Grams are handed to `compositions`.
+
+    `typical`: the stack's median moments (`momentum.medians`), where there is an optimizer state.
+    """
+    weights = {kind: layer.weight(kind).to(device) for kind in layer.kinds}
+    shapes = {kind: (w.shape[0], w.shape[1]) for kind, w in weights.items()}
+    entries = {kind: entries_of(w) for kind, w in weights.items()}
+    positions = {kind: _row_energy(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
+    written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
+    grams, values = _grams_and_spectra(weights)
+    compositions.add_read(grams["read"], sides([(entries[k], shapes[k], 1) for k in READS if k in weights]))
+    compositions.add_write(grams["write"], sides([(entries[k], shapes[k], 0) for k in WRITES]))
+    return Reading(
+        index=layer.index,
+        width=layer.width,
+        heads=layer.heads,
+        names={kind: layer.name(kind) for kind in layer.kinds},
+        shapes=shapes,
+        entries=entries,
+        energy={kind: entry.mean * entry.count for kind, entry in entries.items()},
+        head_energy={kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION},
+        position_energy=positions,
+        cosines={pair: _cosine(weights, positions, pair) for pair in PAIRS if set(pair) <= set(positions)},
+        written=written,
+        loudest=loudest,
+        spectra=values,
+        fingerprints=None if layer.heads is None else fingerprints(weights["v"], weights["o"], layer.heads),
+        gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
+        alignment={kind: cos for kind, w in weights.items() if (cos := alignment(layer, kind, w)) is not None},
+        stuck=None if typical is None else stuck_fraction(layer, typical),
+    )
+
+
+def _by_position(kind: str, w: Tensor) -> Tensor:
+    """A matrix of the FFN with one row per position: [f, d]."""
+    return w.T if kind == "down" else w
+
+
+def _blocks(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
+    """The same rows of matrices of one shape, so many at a time that squaring them needs little memory."""
+    rows = max(1, BLOCK // matrices[0].shape[1])
+    return list(zip(*(matrix.split(rows) for matrix in matrices), strict=True))
+
+
+def _row_energy(w: Tensor) -> np.ndarray:
+    return np.concatenate([block.square().sum(1, dtype=torch.float64).cpu().numpy() for (block,) in _blocks(w)])
+
+
+def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
+    """Σ of squares over each head's slice; of the whole matrix where the heads are not known."""
+    rows = _row_energy(w.T if kind == "o" else w)
+    count = 1 if heads is None else heads.kv_heads if kind in ("k", "v") else heads.heads
+    return np.asarray(rows.reshape(count, -1).sum(axis=1))
+
+
+def _cosine(weights: dict[str, Tensor], energy: dict[str, np.ndarray], pair: tuple[str, str]) -> np.ndarray:
+    """cos of the two vectors of every position: [f]; 0 where one of them is 0."""
+    a, b = (_by_position(kind, weights[kind]) for kind in pair)
+    dots = np.concatenate([(x * y).sum(1, dtype=torch.float64).cpu().numpy() for x, y in _blocks(a, b)])
+    norms = np.sqrt(energy[pair[0]] * energy[pair[1]])
+    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+
+
+def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """`Reading.written` and `Reading.loudest` of down [d, f]."""
+    scale = c_squared.max() or 1.0
+    weight = torch.from_numpy(c_squared / scale).to(down)
+    sums = [(block.square() * weight).sum(1, dtype=torch.float64) for (block,) in _blocks(down)]
+    written = torch.cat(sums).cpu().numpy()
+    row = int(written.argmax())
+    return np.sqrt(written * scale), (row, int((down[row].square() * weight).argmax()))
+
+
+def _grams_and_spectra(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """RᵀR and WWᵀ [d, d] of what the layer reads and writes, and the singular values of each of its matrices.
+
+    A CPU takes matrix after matrix, to hold one Gram at a time; a GPU takes all of them in one batch.
+    """
+    totals: dict[str, Tensor] = {}
+    values: dict[str, np.ndarray] = {}
+    kinds = list(weights)
+    for batch in [kinds] if weights["o"].is_cuda else [[kind] for kind in kinds]:
+        grams = {kind: gram(weights[kind] if kind in READS else weights[kind].T) for kind in batch}
+        values |= spectra(
+            {kind: weights[kind] for kind in batch},
+            {kind: g for kind, g in grams.items() if len(g) == min(weights[kind].shape)},
+        )
+        for kind, g in grams.items():
+            side = "read" if kind in READS else "write"
+            totals[side] = totals[side].add_(g) if side in totals else g
+        del grams, g
+        trim()
+    return totals, values

@@ -1,14 +1,12 @@
-"""From measures to roles: which feature speaks for which role, and the scorings that weigh them."""
+"""Which feature speaks for which role, and how a layer's features decide (SCIENCE §2)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-# Role → feature → sign. Features that no measure supplies yet are simply not available.
+# Role → feature → sign. A feature that a checkpoint cannot supply is simply not available.
 ROUTING: dict[str, dict[str, int]] = {
     "hub": {
         "effective_rank.o_fraction": +1,
@@ -48,9 +46,6 @@ FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for featur
 
 MARGIN = 0.05  # a lead that is not larger is a tie
 EVIDENCE = 3  # features listed per layer
-CONSTANT = 1e-12  # a spread below this share of the values is rounding
-
-Row = Mapping[str, float | None]  # one layer: measure → value
 
 
 @dataclass(frozen=True)
@@ -62,26 +57,6 @@ class Role:
     scores: dict[str, float | None]  # 0…1; None for a role without any available feature
     evidence: list[str]  # features that speak most for the leader, with their routed sign: "+cv", "-source_mean"
     coverage: float  # routed features available in this layer over all routed features
-
-
-def z_scores(rows: Sequence[Row]) -> list[dict[str, float]]:
-    """Per layer, feature → (value − mean)/std over the layers that have it; 0 where it is constant."""
-    result: list[dict[str, float]] = [{} for _ in rows]
-    for feature in FEATURES:
-        present = {layer: value for layer, row in enumerate(rows) if (value := row.get(feature)) is not None}
-        if not present:
-            continue
-        x = np.array(list(present.values()), dtype=np.float64)
-        std = x.std()
-        z = (x - x.mean()) / std if std > CONSTANT * np.abs(x).max() else np.zeros_like(x)
-        for layer, value in zip(present, z, strict=True):
-            result[layer][feature] = float(value)
-    return result
-
-
-def paper(rows: Sequence[Row]) -> list[Role]:
-    """The paper's rule: sigmoid of the mean signed z-score of a role's available features (SCIENCE §2)."""
-    return [decide(z) for z in z_scores(rows)]
 
 
 def decide(z: Mapping[str, float]) -> Role:
@@ -103,5 +78,3 @@ def _evidence(role: str, z: Mapping[str, float]) -> list[str]:
     votes = sorted(((sign * z[feature], feature) for feature, sign in routes.items() if feature in z), reverse=True)
     return [("+" if routes[feature] > 0 else "-") + feature for vote, feature in votes[:EVIDENCE] if vote > 0]
 
-
-SCORINGS: dict[str, Callable[[Sequence[Row]], list[Role]]] = {"paper": paper}

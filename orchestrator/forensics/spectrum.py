@@ -1,26 +1,85 @@
-"""The singular values of a matrix, and what is read off them."""
+"""The singular values of matrices, several at once, and what is read off them."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import numpy as np
+import scipy.linalg
 import torch
+from torch import Tensor
 
-# Below this ratio of Gram eigenvalues, squaring the matrix costs digits that the entropy would notice.
-ILL_CONDITIONED = 1e-10
+ROUNDING = 4.0  # eigenvalues of a Gram below this many epsilons of the largest are rounding, not signal
+TOLERANCE = 1e-4  # of ln(effective rank): what the values lost to rounding may cost before precision is raised
+ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 
 
-def singular_values(w: np.ndarray) -> np.ndarray:
-    """Singular values of w [m, n], ascending, in float64: [min(m, n)].
+def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """wᵀw [n, n] of w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
+    dtype = dtype or (torch.float64 if w.is_cuda else torch.float32)
+    if dtype == w.dtype:
+        return w.T @ w
+    total = torch.zeros(w.shape[1], w.shape[1], dtype=dtype, device=w.device)
+    for block in w.split(ROWS):
+        converted = block.to(dtype)
+        total.addmm_(converted.T, converted)
+    return total
 
-    From the eigenvalues of the smaller Gram matrix, several times faster than an SVD; from an SVD where the
-    matrix is so close to rank-deficient that rounding would show.
+
+def spectra(matrices: Mapping[str, Tensor], grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Singular values of each float32 matrix [m, n], ascending, float64: [min(m, n)].
+
+    They are the roots of the eigenvalues of the smaller Gram matrix, which is several times faster than a singular
+    value decomposition; Grams of one size go to one batched call, which is what a GPU wants. The entropy of the
+    values says whether rounding can be seen in it (`is_rounded`): then the Gram is taken again in float64, and if
+    that does not help either, the matrix is decomposed. `grams`: smaller Grams already at hand, by name.
     """
-    matrix = torch.from_numpy(w)  # torch's linear algebra, so that torch's thread setting holds
-    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
-    eigenvalues = torch.linalg.eigvalsh(gram)
-    if eigenvalues[0] < ILL_CONDITIONED * eigenvalues[-1]:
-        return torch.linalg.svdvals(matrix).flip(0).numpy()
-    return eigenvalues.clamp_min(0).sqrt().numpy()
+    tall = {name: w if w.shape[0] >= w.shape[1] else w.T for name, w in matrices.items()}
+    small = {name: grams[name] if name in grams else gram(w) for name, w in tall.items()}
+    result = {}
+    for size in {len(g) for g in small.values()}:
+        names = [name for name, g in small.items() if len(g) == size]
+        batch = torch.stack([small[name] for name in names]) if len(names) > 1 else small[names[0]][None]
+        values = torch.linalg.eigvalsh(batch)
+        result |= {name: _finished(tall[name], found) for name, found in zip(names, values, strict=True)}
+    return result
+
+
+def _finished(w: Tensor, eigenvalues: Tensor) -> np.ndarray:
+    """Singular values from eigenvalues of the Gram of w, again in float64 where rounding shows in these."""
+    if is_rounded(eigenvalues):
+        if eigenvalues.dtype == torch.float32:
+            return _finished(w, torch.linalg.eigvalsh(gram(w, torch.float64)))
+        return torch.linalg.svdvals(w.double()).flip(0).cpu().numpy()
+    values: np.ndarray = eigenvalues.double().clamp_min(0).sqrt().cpu().numpy()
+    return values
+
+
+def is_rounded(eigenvalues: Tensor) -> bool:
+    """Whether the eigenvalues [n] that rounding drowns could change ln(effective rank) by more than `TOLERANCE`."""
+    largest = float(eigenvalues[-1])
+    if largest <= 0:
+        return False  # the zero matrix
+    floor = ROUNDING * torch.finfo(eigenvalues.dtype).eps * largest
+    drowned = int((eigenvalues < floor).sum())
+    share = math.sqrt(floor) / float(eigenvalues.clamp_min(0).double().sqrt().sum())
+    return -drowned * share * math.log(share) > TOLERANCE
+
+
+def gaussian_singular_values(m: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Singular values [min(m, n)], ascending, of a random m×n matrix of standard normal entries.
+
+    Drawn from their exact law without drawing the matrix: the Gram of such a matrix has the eigenvalues of a
+    tridiagonal one made of χ variables (Dumitriu & Edelman 2002, "Matrix models for beta ensembles").
+    """
+    short, long = min(m, n), max(m, n)
+    diagonal = rng.chisquare(np.arange(long, long - short, -1))
+    below = rng.chisquare(np.arange(short - 1, 0, -1)) if short > 1 else np.empty(0)
+    tridiagonal = diagonal.copy()
+    tridiagonal[1:] += below
+    off = np.sqrt(diagonal[:-1] * below)
+    return np.sqrt(np.maximum(scipy.linalg.eigvalsh_tridiagonal(tridiagonal, off, lapack_driver="sterf"), 0))
 
 
 def perplexity(masses: np.ndarray) -> float | None:

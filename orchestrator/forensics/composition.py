@@ -1,0 +1,135 @@
+"""Who reads what whom writes: composition between all pairs of layers (SCIENCE §1; after Elhage et al. 2021)."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from orchestrator.forensics.resampling import Entries, resampled_sums
+
+IN_MEMORY = 2**24  # bytes of Grams held before they go to a temporary file
+CHUNK = 2**23  # bytes of Grams compared at once
+
+
+@dataclass(frozen=True)
+class Side:
+    """One end of a composition: matrices over the residual stream, stacked."""
+
+    width: int  # residual coordinates
+    parts: list[tuple[Entries, int]]  # each matrix's entries, and how many of them meet one coordinate
+
+    @property
+    def energy(self) -> float:
+        """Σ of squared entries."""
+        return sum(entries.mean * entries.count for entries, _ in self.parts)
+
+
+class Compositions:
+    """C(l→m) of all pairs, from one Gram per layer and side.
+
+    ‖R W‖² = ⟨RᵀR, WWᵀ⟩, so that L Grams of [d, d] do for all L² pairs. They are more than a large model's layer,
+    and are therefore kept in a temporary file, and compared some rows at a time.
+    """
+
+    def __init__(self, width: int) -> None:
+        """`width`: the widest layer's. Narrower Grams are padded with zeros, which leaves the inner products."""
+        self.width = width
+        self.reads: list[Side] = []  # of layers 0, 1, …
+        self.writes: list[Side] = []  # of the embedding, of layers 0, 1, …
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+        self._order: list[tuple[list[Side], int]] = []
+
+    def add_write(self, gram: Tensor, side: Side) -> None:
+        """WWᵀ [d, d] of what the embedding or the next layer writes."""
+        self._add(gram, side, self.writes)
+
+    def add_read(self, gram: Tensor, side: Side) -> None:
+        """RᵀR [d, d] of what the next layer reads."""
+        self._add(gram, side, self.reads)
+
+    def _add(self, gram: Tensor, side: Side, sides: list[Side]) -> None:
+        self._order.append((sides, len(sides)))
+        sides.append(side)
+        beside = self.width - side.width
+        padded = np.pad(gram.float().cpu().numpy(), (0, beside)) if beside else gram.float().cpu().numpy()
+        for row in padded:
+            self._file.write(row.data)
+
+    def matrix(self) -> np.ndarray:
+        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero."""
+        writers = [i for i, (sides, _) in enumerate(self._order) if sides is self.writes]
+        readers = [i for i, (sides, _) in enumerate(self._order) if sides is self.reads]
+        products = np.zeros((len(writers), len(readers)))
+        row_bytes = 4 * self.width
+        rows = max(1, CHUNK // (row_bytes * len(self._order)))
+        for start in range(0, self.width, rows):
+            size = min(rows, self.width - start) * row_bytes
+            chunk = np.stack([self._read(i * self.width * row_bytes + start * row_bytes, size) for i in range(len(self._order))])
+            products += chunk[writers] @ chunk[readers].T
+        return self._normalised(products)
+
+    def _read(self, offset: int, size: int) -> np.ndarray:
+        self._file.seek(offset)
+        return np.frombuffer(self._file.read(size), np.float32)
+
+    def _normalised(self, products: np.ndarray) -> np.ndarray:
+        energies = np.outer([side.energy for side in self.writes], [side.energy for side in self.reads])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.sqrt(np.maximum(products, 0) / energies))
+
+    def drawn(self, rng: np.random.Generator) -> np.ndarray:
+        """The same matrix for layers whose entries are redrawn, without redrawing them (SCIENCE §3).
+
+        ⟨A, B⟩ of two independent Grams is the sum over their diagonals, which are sums of resampled squares, and
+        twice that over the pairs of coordinates, where entries are sums of products of independent signs: with
+        d²/2 of them, a normal variable of known variance.
+        """
+        writes = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.writes]
+        reads = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.reads]
+        result = np.empty((len(writes), len(reads)))
+        for i, (write, write_variance) in enumerate(writes):
+            for j, (read, read_variance) in enumerate(reads):
+                both = min(len(write), len(read))
+                noise = np.sqrt(2.0 * both * (both - 1) * write_variance * read_variance) * rng.normal()
+                product = max(write[:both] @ read[:both] + noise, 0.0)
+                energy = write.sum() * read.sum()
+                result[i, j] = np.sqrt(product / energy) if energy else np.nan
+        return result
+
+
+def _diagonal(side: Side, rng: np.random.Generator) -> np.ndarray:
+    """Resampled energy of each residual coordinate: [width]."""
+    total = np.zeros(side.width)
+    for entries, size in side.parts:
+        total += resampled_sums(entries, side.width, size, rng)
+    return total
+
+
+def _off_diagonal_variance(side: Side) -> float:
+    """Variance of an entry off the Gram's diagonal: Σ over the stacked rows of E[w²]²."""
+    return sum(size * entries.mean**2 for entries, size in side.parts)
+
+
+def source(matrix: np.ndarray, layer: int) -> float | None:
+    """Mean composition into the layers above; None for the last."""
+    return _mean(matrix[layer + 1, layer + 1 :])
+
+
+def sink(matrix: np.ndarray, layer: int) -> float | None:
+    """Mean composition out of the embedding and the layers below."""
+    return _mean(matrix[: layer + 1, layer])
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def sides(parts: Sequence[tuple[Entries, tuple[int, int], int]]) -> Side:
+    """A side from (entries, shape of the matrix, axis of the residual stream)."""
+    width = parts[0][1][parts[0][2]]
+    return Side(width, [(entries, shape[1 - axis]) for entries, shape, axis in parts])

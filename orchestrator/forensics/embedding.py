@@ -1,0 +1,35 @@
+"""The embedding as the writer before the first layer (SCIENCE §1, `sink_mean`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from orchestrator.forensics.anatomy import Anatomy
+from orchestrator.forensics.composition import Compositions, Side
+from orchestrator.forensics.memory import trim
+from orchestrator.forensics.resampling import entries_of
+from orchestrator.forensics.spectrum import gram
+
+BLOCK = 2048  # rows of the table in memory at once
+SAMPLED = 2048  # rows, evenly spread, whose entries stand for all in the null
+
+
+def add_embedding(anatomy: Anatomy, compositions: Compositions, device: torch.device) -> None:
+    """Hand EᵀE [d, d] of the embedding table E [V, d] to `compositions`; an empty side where there is none."""
+    if anatomy.embedding_shape is None or anatomy.embedding_shape[1] > compositions.width:
+        width = compositions.width
+        compositions.add_write(torch.zeros(width, width), Side(width, []))
+        return
+    rows, width = anatomy.embedding_shape
+    every = max(1, rows // SAMPLED)
+    total, sample = torch.zeros(width, width, device=device), []
+    for block in anatomy.embedding(BLOCK):
+        on_device = block.to(device)
+        total += gram(on_device)
+        sample.append(on_device[::every].clone())
+        trim()
+    anatomy.tensors.release()
+    entries = replace(entries_of(torch.cat(sample)), count=rows * width, mean=float(total.trace()) / (rows * width))
+    compositions.add_write(total, Side(width, [(entries, rows)]))

@@ -1,0 +1,61 @@
+"""Results as files: JSON with everything, CSV with one row per layer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # what matplotlib writes by itself
+
+Row = Mapping[str, Any]  # column → value; None is an empty cell
+
+
+def refuse_unwritable(target: Path | None, suffixes: Sequence[str] = ()) -> None:
+    """Raise `UserError`, before any work, for a file that could not be written, or whose kind is none of `suffixes`."""
+    if target is None:
+        return
+    if suffixes and target.suffix.lower() not in suffixes:
+        raise UserError(f"{target} cannot be drawn: end its name in one of {', '.join(suffixes)}.")
+    if target.is_dir():
+        raise UserError(f"{target} cannot be written: it is a directory; name a file in it.")
+    if not target.parent.is_dir():
+        raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise UserError(f"{target} cannot be written: you may not write there; name another place.")
+
+
+def write_json(document: Row, path: Path) -> None:
+    """The whole document; never NaN. Raises `OSError` where the disk refuses."""
+    path.write_text(json.dumps(document, indent=1, allow_nan=False))
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line per row under the names of the first. Raises `OSError` where the disk refuses."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per layer of a result: layer, role, margin, each score, the paper's role, evidence, each measure."""
+    return [
+        {
+            "layer": layer["layer"],
+            "role": layer["role"],
+            "margin": layer["margin"],
+            **{f"score_{role}": score for role, score in layer["scores"].items()},
+            "role_paper": layer["role_paper"],
+            "evidence": " ".join(layer["evidence"]),
+            "coverage": layer["coverage"],
+            "width": layer["width"],
+            **layer["measures"],
+        }
+        for layer in result["layers"]
+    ]

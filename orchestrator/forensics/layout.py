@@ -1,0 +1,108 @@
+"""Pieces of a terminal page: tables that fit, labelled lines, numbers and bars."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+BAR = 5  # columns of a full bar
+LONG = 30  # layers from which the header is repeated below the table
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table of layers."""
+
+    name: str
+    cell: Callable[[Any], Text | str]  # of a layer, or of a pair of them
+    keep: int  # the higher, the later it is dropped where the terminal is narrow
+    right: bool = True
+    meaning: str = ""  # printed below, where the name does not say it
+
+
+class Fitted:
+    """A table of layers that drops columns, least important first, until it fits; then what its columns mean."""
+
+    def __init__(self, layers: Sequence[Any], columns: Sequence[Column]) -> None:
+        self.layers = layers
+        self.columns = columns
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = list(self.columns)
+        unbounded = options.update(max_width=10_000)
+        while _width(table := self._table(columns), console, unbounded) > options.max_width:
+            columns.remove(min(columns, key=lambda column: column.keep))
+        yield table
+        meanings = [f"{column.name}: {column.meaning}" for column in columns if column.meaning]
+        yield Text("\n" + " · ".join(meanings), "dim")
+
+    def _table(self, columns: Sequence[Column]) -> Table:
+        table = Table(box=None, padding=(0, 1), pad_edge=False, show_footer=len(self.layers) > LONG)
+        table.header_style = table.footer_style = "dim"
+        for c in columns:
+            table.add_column(c.name, c.name, justify="right" if c.right else "left", no_wrap=True)
+        for layer in self.layers:
+            table.add_row(*(c.cell(layer) for c in columns))
+        return table
+
+
+def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
+    return Measurement.get(console, options, table).maximum - 2  # it counts the padding at the edges, which is not drawn
+
+
+def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
+    """Label and lines; blocks without lines are left out."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    for label, lines in blocks.items():
+        for index, line in enumerate(lines):
+            grid.add_row("" if index else label, line)
+    return grid
+
+
+def number(value: float | None, form: str) -> Text | str:
+    return dash() if value is None else format(value, form)
+
+
+def dash() -> Text:
+    return Text("–", "dim")
+
+
+def bar(value: float | None, largest: float, form: str) -> Text:
+    """The number behind a bar as long as its share of `largest`, to an eighth of a column."""
+    if value is None:
+        return dash()
+    whole, eighth = divmod(round(value / largest * BAR * 8) if largest else 0, 8)
+    drawn = "█" * whole + (EIGHTHS[eighth] if eighth else "")
+    return Text.assemble((f"{drawn:<{BAR}} ", "grey58"), format(value, form))
+
+
+def beside(values: Mapping[str, float | None], key: str) -> Text:
+    """A count, and what chance gives."""
+    count, expected = values[key], values[f"{key}_expected"]
+    if count is None:
+        return dash()
+    return Text.assemble((f"{count:,}", "bold"), (" / –" if expected is None else f" / {expected:,.1f}", "dim"))
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """`0, 3–5` for 0, 3, 4, 5."""
+    runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+
+
+def big(count: int) -> str:
+    """`478.2M`."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.1f}{unit}"
+    return str(count)

@@ -1,0 +1,72 @@
+"""What Adam's moments say of a layer: whether updates grow its weights, and how much of it has stopped moving."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from orchestrator.forensics.anatomy import Anatomy, Layer
+
+STUCK = 0.01  # of the median: below it a moment has died away
+SAMPLED = 2**18  # entries of one tensor that enter a median, evenly spread
+
+Medians = dict[str, tuple[float, float]]
+
+
+def medians(anatomy: Anatomy) -> Medians | None:
+    """Kind → (median |exp_avg|, median √exp_avg_sq) over all layers.
+
+    None without moments, or where a kind has not been updated yet.
+    """
+    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
+    for layer in anatomy:
+        for kind in layer.kinds:
+            for which in ("exp_avg", "exp_avg_sq"):
+                moment = layer.moment(kind, which)
+                if moment is None:
+                    return None
+                pooled.setdefault((kind, which), []).append(_sample(moment))
+    found = {
+        kind: (
+            float(np.median(np.abs(np.concatenate(pooled[kind, "exp_avg"])))),
+            math.sqrt(float(np.median(np.concatenate(pooled[kind, "exp_avg_sq"])))),
+        )
+        for kind, _ in pooled
+    }
+    moved = all(any(values.any() for values in pooled[kind, "exp_avg_sq"]) for kind in found)
+    return found if moved else None
+
+
+def _sample(moment: Tensor) -> np.ndarray:
+    flat = moment.flatten()
+    return flat[:: max(1, flat.numel() // SAMPLED)].clone().numpy()
+
+
+def alignment(layer: Layer, kind: str, weight: Tensor) -> float | None:
+    """cos(−exp_avg, w): the mean over the trace's steps; without a trace, of the checkpoint's own step."""
+    if trace := layer.trace(kind):
+        return float(np.mean(trace))
+    momentum = layer.moment(kind, "exp_avg")
+    if momentum is None:
+        return None
+    m, w = momentum.flatten().to(weight.device).double(), weight.flatten().double()
+    scale = float(m.norm() * w.norm())
+    return -float(m @ w) / scale if scale else None
+
+
+def stuck_fraction(layer: Layer, typical: Medians) -> float:
+    """Share of the layer's entries with |m̂| and √v̂ both within 1 % of their kind's median.
+
+    Bias correction multiplies an entry and its median alike, so the raw moments give the same share.
+    """
+    stuck = size = 0
+    for kind in layer.kinds:
+        momentum, square = layer.moment(kind, "exp_avg"), layer.moment(kind, "exp_avg_sq")
+        assert momentum is not None  # the medians are over these very tensors
+        assert square is not None
+        first, second = typical[kind]
+        stuck += int(((momentum.abs() <= STUCK * first) & (square <= (STUCK * second) ** 2)).sum())
+        size += momentum.numel()
+    return stuck / size

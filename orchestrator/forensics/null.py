@@ -1,0 +1,93 @@
+"""The null: the same layers with every tensor's entries redrawn with replacement (SCIENCE §3).
+
+A drawn reading has the fields of a real one, so that the measures cannot tell the difference. None of it needs
+the entries themselves: sums of squares are drawn by `resampling`, spectra and head fingerprints, on which only
+the shape of iid entries leaves a trace, as those of Gaussian matrices, compositions by `composition`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from orchestrator.forensics.composition import Compositions
+from orchestrator.forensics.heads import drawn_fingerprints
+from orchestrator.forensics.reading import Reading, Stack, co_magnitude
+from orchestrator.forensics.resampling import resampled_sums
+from orchestrator.forensics.spectrum import gaussian_singular_values
+
+SPECTRA = ("o", "down")  # whose ranks speak for roles
+POOL = 4  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
+
+
+def draws(
+    stack: Stack,
+    compositions: Compositions,
+    resamples: int,
+    seed: int,
+    activations: Sequence[Sequence[Mapping[str, float | None]]] = (),
+) -> Iterator[Stack]:
+    """`resamples` redrawn stacks. `activations`: per resample and layer, what the probe saw in a redrawn model."""
+    pool = _pool(stack, resamples, np.random.default_rng((seed, len(stack.readings))))
+    order = np.random.default_rng((seed, 1))
+    turns = {key: order.permutation(len(pool[key])) for key in pool}
+    for resample in range(resamples):
+        taken: Counter[tuple[int, int]] = Counter()
+        readings = []
+        for reading in stack.readings:
+            rng = np.random.default_rng((seed, 2, resample, reading.index))
+            spectra = {}
+            for kind in SPECTRA:
+                shape = reading.shapes[kind]
+                turn = turns[shape][(resample + taken[shape] * resamples) % len(turns[shape])]
+                spectra[kind] = pool[shape][turn]
+                taken[shape] += 1
+            seen = dict(activations[resample][reading.index]) if activations else reading.activations
+            readings.append(replace(_drawn(reading, rng), spectra=spectra, activations=seen))
+        yield Stack(readings, compositions.drawn(np.random.default_rng((seed, 3, resample))))
+
+
+def _pool(stack: Stack, resamples: int, rng: np.random.Generator) -> dict[tuple[int, int], list[np.ndarray]]:
+    """Per shape, singular values of Gaussian matrices: one for every layer and resample, `POOL` resamples at most."""
+    shapes = Counter(reading.shapes[kind] for reading in stack.readings for kind in SPECTRA)
+    return {
+        shape: [gaussian_singular_values(*shape, rng) for _ in range(resamples * min(count, POOL))]
+        for shape, count in shapes.items()
+    }
+
+
+def _drawn(r: Reading, rng: np.random.Generator) -> Reading:
+    """The reading of the layer with its entries redrawn, but for its spectra."""
+    width, ffn = r.width, len(r.position_energy["up"])
+    positions = {kind: resampled_sums(r.entries[kind], ffn, width, rng) for kind in r.position_energy}
+    c_squared = np.square(co_magnitude(positions))
+    heads = {
+        kind: resampled_sums(r.entries[kind], len(sums), r.entries[kind].count // len(sums), rng)
+        for kind, sums in r.head_energy.items()
+    }
+    size = sum(entries.count for entries in r.entries.values())
+    return Reading(
+        index=r.index, width=width, heads=r.heads, names=r.names, shapes=r.shapes, entries=r.entries,
+        energy={kind: float(sums.sum()) for kind, sums in (heads | positions).items()},
+        head_energy=heads,
+        position_energy=positions,
+        cosines={pair: _random_cosines(ffn, width, rng) for pair in r.cosines},
+        written=np.sqrt(resampled_sums(r.entries["down"], width, c_squared, rng)),
+        loudest=r.loudest,
+        spectra={},
+        fingerprints=None if r.heads is None else drawn_fingerprints(r.heads, width, rng),
+        gammas={place: rng.choice(gamma, len(gamma)) for place, gamma in r.gammas.items()},
+        alignment={kind: rng.normal() / np.sqrt(r.entries[kind].count) for kind in r.alignment},
+        stuck=None if r.stuck is None else rng.binomial(size, r.stuck) / size,
+        threshold=r.threshold,
+    )  # fmt: skip
+
+
+def _random_cosines(count: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """cos between random directions in `width` dimensions: [count]."""
+    along = rng.normal(size=count)
+    across = rng.chisquare(width - 1, size=count) if width > 1 else np.zeros(count)
+    return np.asarray(along / np.sqrt(np.square(along) + across))

@@ -1,0 +1,115 @@
+"""From measures to z-scores to roles: the paper's rule, and the one that asks first what chance gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.forensics.roles import FEATURES, Role, decide
+
+CONSTANT = 1e-12  # a spread below this share of the values is rounding
+
+Row = Mapping[str, float | None]  # one layer: measure → value
+Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values over the resamples, [R]; absent: no noise
+
+
+def paper(rows: Sequence[Row], chance: Chance) -> list[Role]:
+    """The paper's rule: each feature's z-score over the layers that have it; no null (SCIENCE §2)."""
+    z: list[dict[str, float]] = [{} for _ in rows]
+    for feature in FEATURES:
+        layers, x = _present(rows, feature)
+        if layers:
+            std = x.std()
+            scores = (x - x.mean()) / std if std > CONSTANT * np.abs(x).max() else np.zeros_like(x)
+            _enter(z, feature, layers, scores)
+    return [decide(layer) for layer in z]
+
+
+def identity(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def logarithm(values: np.ndarray) -> np.ndarray:
+    """For ratios."""
+    return np.asarray(np.log(np.maximum(values, np.finfo(float).tiny)))
+
+
+def anscombe(values: np.ndarray) -> np.ndarray:
+    """For counts: their noise becomes that of a normal variable of variance 1, however few they are."""
+    return np.asarray(2 * np.sqrt(values + 3 / 8))
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How a feature enters the calibrated scoring."""
+
+    centred: bool = True  # structural: its mean over the resamples is taken off, and with it what width does
+    transform: Callable[[np.ndarray], np.ndarray] = identity
+    measure: str | None = None  # read from another measure: fair to layers of unequal shape, or a count
+
+
+NORM = Treatment(centred=False)
+STRUCTURAL = Treatment()
+TREATMENTS = {  # every other routed feature is structural
+    "balance": Treatment(centred=False, measure="balance_per_parameter"),
+    "depletion_fraction": Treatment(transform=anscombe, measure="depleted"),
+    "down_ratio": Treatment(centred=False, transform=logarithm),
+    "gamma_concentration": NORM,
+    "post_norm_damped_fraction": NORM,
+    "saturated_robust_fraction": Treatment(transform=anscombe, measure="saturated_robust"),
+    "stuck_fraction": NORM,
+    "super_weight_ratio": Treatment(transform=logarithm),
+    "total_write": Treatment(centred=False, transform=logarithm, measure="write_gain"),
+}
+PROBED = {"total_write": Treatment(transform=logarithm)}  # its null is a probe of redrawn models: depth is in it
+MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.measure)))  # what the null must hold
+
+
+def calibrated(rows: Sequence[Row], chance: Chance) -> list[Role]:
+    """z-scores of what exceeds chance: shrunk to 0 where the resampled layers reach as far (SCIENCE §3)."""
+    z: list[dict[str, float]] = [{} for _ in rows]
+    probed = any(row.get("adjacent_alignment") is not None for row in rows)
+    table = dict.fromkeys(FEATURES, STRUCTURAL) | TREATMENTS | (PROBED if probed else {})
+    columns = {feature: _present(rows, table[feature].measure or feature) for feature in FEATURES}
+    columns = {feature: column for feature, column in columns.items() if column[0]}
+    bound = 2 * math.log(max(2, len(rows) * len(columns)))  # λ²: the square of what the largest of so many reaches
+    for feature, (layers, x) in columns.items():
+        treatment, measure = table[feature], table[feature].measure or feature
+        if measure not in chance[layers[0]]:  # no null for it: nothing to centre on
+            treatment = replace(treatment, centred=False)
+        noise = [chance[layer].get(measure, np.zeros(1)) for layer in layers]
+        _enter(z, feature, layers, shrunk(x, noise, treatment, bound))
+    return [decide(layer) for layer in z]
+
+
+def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bound: float) -> np.ndarray:
+    """SCIENCE §3, steps 2 to 5: z-scores [L] of a feature's values x [L] against its resamples, [R] per layer."""
+    x, noise = treatment.transform(x), [treatment.transform(values) for values in noise]
+    resamples = max(len(values) for values in noise)
+    variances = np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in noise])
+    y = x - [values.mean() for values in noise] if treatment.centred else x
+    s2 = (variances + variances.mean()) / 2 * (1 + 1 / resamples) * (1 + math.pi / (2 * len(x)))
+    d = y - np.median(y)
+    spread = math.sqrt(np.square(d).mean())
+    if spread < CONSTANT * max(1.0, float(np.abs(x).max())):
+        return np.zeros_like(x)
+    ratio = np.divide(bound * s2, np.square(d), out=np.ones_like(d), where=np.square(d) > bound * s2)
+    kept = 1 - ratio
+    return np.asarray(np.clip(d / spread * kept, -3, 3))
+
+
+def _present(rows: Sequence[Row], feature: str) -> tuple[list[int], np.ndarray]:
+    """The layers that have the feature, and its values there."""
+    present = {layer: value for layer, row in enumerate(rows) if (value := row.get(feature)) is not None}
+    return list(present), np.array(list(present.values()), dtype=np.float64)
+
+
+def _enter(z: list[dict[str, float]], feature: str, layers: Sequence[int], scores: np.ndarray) -> None:
+    for layer, score in zip(layers, scores, strict=True):
+        z[layer][feature] = float(score)
+
+
+SCORINGS: dict[str, Callable[[Sequence[Row], Chance], list[Role]]] = {"calibrated": calibrated, "paper": paper}

@@ -1,0 +1,248 @@
+"""What one result looks like in a terminal: the headline, the layers, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.compare.palette import ROLES, colour, letter
+from orchestrator.forensics.layout import Column, Fitted, bar, beside, big, dash, labelled, number, ranges
+from orchestrator.forensics.measures import MEASURES, NEEDS
+
+Result = Mapping[str, Any]  # what `analyze` returns
+Layer = Mapping[str, Any]  # one of its layers
+
+SHOWN = 4  # findings and super weights listed before the rest are counted
+SEVERITIES = {"warn": "yellow", "critical": "bold red"}
+COUNTS = {"saturated_robust": "robust", "saturated": "mean + 3 std", "saturated_fixed": "above step 0's threshold"}
+SATURATED = "positions above median + 3 robust std / by chance"
+ATTENTION = "attention's share of energy"
+WORDS = {  # evidence as it is printed, where the measure's own name is long
+    "effective_rank.o_fraction": "rank o",
+    "effective_rank.down_fraction": "rank down",
+    "momentum_alignment.down": "m·w down",
+    "saturated_robust_fraction": "saturated",
+    "post_norm_damped_fraction": "damped γ",
+    "gamma_concentration": "γ concentration",
+    "depletion_fraction": "depletion",
+    "super_weight_ratio": "super weight",
+    "ffn_cluster_entropy": "FFN clusters",
+    "unique_roles": "FFN kinds",
+    "synapse_mediator": "mediator",
+    "adjacent_alignment": "alignment",
+}
+
+
+def report(result: Result, seconds: float, parameters: int) -> Group:
+    """All that is printed of one result. `parameters`: entries of the matrices that were read."""
+    layers = result["layers"]
+    step = "" if result["step"] is None else f" · step {result['step']:,}"
+    about = f"{result['family']}{step} · {len(layers)} layers · {big(parameters)} parameters read in {seconds:.1f} s"
+    return Group(
+        Text(result["source"], "bold", overflow="fold"),
+        Text(about, "dim"),
+        Text(),
+        headline(result),
+        Text(),
+        Fitted(layers, columns(result)),
+        Text(),
+        summary(result),
+    )
+
+
+def headline(result: Result) -> Text:
+    """Which layers have a role, in one sentence."""
+    layers = result["layers"]
+    named = [layer for layer in layers if has_role(layer)]
+    by_paper = sum("/" not in layer["role_paper"] for layer in layers)
+    if result["scoring"] == "paper":
+        text = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
+        return Text(text, "bold").append("; an untrained model's would be some 60 %.", "not bold")
+    if not named:
+        text = Text("No layer differs from chance.", "bold")
+        return text.append(f" The paper's rule would name {by_paper} of {len(layers)}.", "not bold dim")
+    text = Text(f"{len(named)} of {len(layers)} layers differ from chance: ", "bold")
+    spans = [
+        Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices)}", "not bold"))
+        for role in ROLES
+        if (indices := [layer["layer"] for layer in named if layer["role"] == role])
+    ]
+    return text.append(Text(" · ").join(spans))
+
+
+def columns(result: Result) -> list[Column]:
+    """The table's columns; those of which no layer has the measure are left out."""
+    layers = result["layers"]
+
+    def measure(layer: Layer, key: str) -> float | None:
+        value: float | None = layer["measures"][key]
+        return value
+
+    largest = max((measure(layer, "cv") or 0.0 for layer in layers), default=0.0)
+    known = {key for layer in layers for key, value in layer["measures"].items() if value is not None}
+    tie = "" if all(map(has_role, filter(speaks, layers))) else "H/S is a tie"
+    rival = "as the paper's rule has it" if result["scoring"] == "calibrated" else "above chance"
+    found = [
+        Column("", lambda layer: str(layer["layer"]), 99),
+        Column("role", role_text, 99, False, tie),
+        Column("margin", lambda layer: number(layer["margin"], ".2f") if speaks(layer) else dash(), 96),
+        Column("cv", lambda layer: bar(measure(layer, "cv"), largest, ".2f"), 98, False, "spread of FFN co-magnitude"),
+        Column("saturated", _saturated, 97, True, SATURATED),
+        Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 95),
+        Column("att.", lambda layer: number(measure(layer, "attention_share"), ".2f"), 92, True, ATTENTION),
+    ]
+    if "sink_mean" in known:
+        found.append(Column("in → out", _composition, 89, True, "composition with the layers below → above"))
+    if "momentum_alignment.down" in known:
+        found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
+    if any(differs(layer, result["scoring"]) for layer in layers):
+        found.append(Column("other", lambda layer: _other(layer, result["scoring"]), 93, False, rival))
+    if any(layer["evidence"] for layer in layers):
+        found.append(Column("evidence", _evidence, 94, False))
+    return found
+
+
+def summary(result: Result) -> Table:
+    """What the layers add up to, and what the reading rests on."""
+    rules = {"above chance": "calibrated", "the paper's rule": "paper"}
+    return labelled(
+        {
+            "roles": [Text.assemble((f"{rule}: ", "dim"), counts(result, key)) for rule, key in rules.items()],
+            "saturated": [totals(result["totals"])],
+            "super weights": [_super_weights(result["layers"])],
+            "pathology": pathology(result),
+            "assumed": [Text(sentence, "yellow") for sentence in result["assumed"]],
+            "missing": [Text(line, "dim") for line in missing(result)],
+            "read from": [
+                Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in result["substitutes"].items()
+            ],
+            "coverage": [Text(f"roles rest on {_coverage(result['layers'])} of the routed features", "dim")],
+        }
+    )
+
+
+def counts(result: Result, scoring: str) -> Text:
+    """How many layers a scoring gives each role."""
+    given = [layer["scorings"][scoring]["role"] for layer in result["layers"]]
+    counted = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
+    none = Text(f"none {sum('/' in role for role in given)}", "dim")
+    return Text(" · ").join([*counted, none])
+
+
+def totals(total: Mapping[str, float | None]) -> Text:
+    """The specialist budget under each reference, beside what chance gives."""
+    found = [
+        Text.assemble(beside(total, key), (f" {name}", "dim")) for key, name in COUNTS.items() if total[key] is not None
+    ]
+    return Text(" · ", "dim").join(found)
+
+
+def pathology(result: Result) -> list[Text]:
+    """One line per tensor out of proportion, worst first."""
+    found = result["pathology"]
+    if not found:
+        return [Text("none: no tensor has ten times its peers' spectral norm", "green")]
+    lines = [
+        Text(
+            f"{f['severity']}: {f['tensor']} has {f['ratio']:.1f}× its peers' spectral norm", SEVERITIES[f["severity"]]
+        )
+        for f in found[:SHOWN]
+    ]
+    return lines + ([Text(f"and {len(found) - SHOWN} more", "dim")] if len(found) > SHOWN else [])
+
+
+def missing(result: Result) -> list[str]:
+    """What is absent, and what it needs."""
+    needs = {key.split(".")[0]: NEEDS[entry.needs] for key, entry in MEASURES.items()}
+    reasons: dict[str, list[str]] = {}
+    for name in result["missing"]:
+        if not name.endswith("_expected"):  # goes with its count
+            reasons.setdefault(needs[name], []).append(spoken(name))
+    return [f"{', '.join(names)}: needs {why}" for why, names in reasons.items()]
+
+
+def has_role(layer: Layer) -> bool:
+    """Whether one role leads."""
+    return "/" not in layer["role"]
+
+
+def role_text(layer: Layer) -> Text:
+    """The role in its colour; the two letters of a tie; a dash where nothing speaks for either."""
+    return named_role(layer["role"]) if speaks(layer) else dash()
+
+
+def speaks(layer: Layer) -> bool:
+    """Whether anything sets the layer apart: a role, or evidence for more than one."""
+    return has_role(layer) or bool(layer["evidence"])
+
+
+def named_role(role: str) -> Text:
+    """`specialist` as it is, `hub/specialist` as `H/S`, in the roles' colours."""
+    if "/" not in role:
+        return Text(role, colour(role))
+    return Text("/").join(Text(letter(part), colour(part)) for part in role.split("/"))
+
+
+def spoken(name: str) -> str:
+    """A measure's name in words."""
+    return name.replace("_", " ")
+
+
+def differs(layer: Layer, scoring: str) -> bool:
+    """Whether the other scoring gives the layer another role, and not only another tie."""
+    role, other = layer["role"], layer["scorings"][_rival(scoring)]["role"]
+    return bool(role != other and not ("/" in role and "/" in other))
+
+
+def _rival(scoring: str) -> str:
+    return "calibrated" if scoring == "paper" else "paper"
+
+
+def _saturated(layer: Layer) -> Text:
+    return beside(layer["measures"], "saturated_robust")
+
+
+def _momentum(layer: Layer) -> Text | str:
+    return number(layer["measures"]["momentum_alignment.down"], "+.2f")
+
+
+def _other(layer: Layer, scoring: str) -> Text | str:
+    """The role under the other scoring, in letters."""
+    if not differs(layer, scoring):
+        return ""
+    parts = layer["scorings"][_rival(scoring)]["role"].split("/")
+    return Text("/").join(Text(letter(part), f"dim {colour(part)}") for part in parts)
+
+
+def _evidence(layer: Layer) -> Text:
+    """The two features that speak most."""
+    signs = {"+": "+", "-": "−"}
+    words = [signs[name[0]] + WORDS.get(name[1:], spoken(name[1:])) for name in layer["evidence"][:2]]
+    return Text(" ".join(words), "dim")
+
+
+def _composition(layer: Layer) -> Text:
+    sink, source = layer["measures"]["sink_mean"], layer["measures"]["source_mean"]
+    return Text(" → ", "dim").join(Text.assemble(number(value, ".2f")) for value in (sink, source))
+
+
+def _super_weights(layers: Sequence[Layer]) -> Text:
+    found = [layer for layer in layers if layer["super_weight"] is not None]
+    found.sort(key=lambda layer: -layer["measures"]["super_weight_ratio"])
+    if not found:
+        return Text("none above chance", "dim")
+    places = [
+        f"layer {layer['layer']} down[{layer['super_weight']['row']}, {layer['super_weight']['position']}]"
+        f" ×{layer['measures']['super_weight_ratio']:.1f}"
+        for layer in found[:SHOWN]
+    ]
+    return Text(" · ".join(places) + (f" · and {len(found) - SHOWN} more" if len(found) > SHOWN else ""))
+
+
+def _coverage(layers: Sequence[Layer]) -> str:
+    low, high = (f"{extreme(layer['coverage'] for layer in layers):.0%}" for extreme in (min, max))
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,222 @@
+"""One run over its checkpoints: how roles, spread and spectral norms move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.compare.palette import colour, letter
+from orchestrator.errors import UserError
+from orchestrator.forensics import terminal
+from orchestrator.forensics.anatomy import KINDS
+from orchestrator.forensics.export import rows_of
+from orchestrator.forensics.layout import bar, beside, dash, labelled, ranges
+from orchestrator.forensics.pathology import CRITICAL
+from orchestrator.forensics.terminal import Layer, Result
+
+SCHEMA = 1
+DEFINITIONS = 1
+AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
+SHOWN = 20  # role changes listed before the rest are counted
+
+
+@dataclass(frozen=True)
+class Change:
+    """A layer that gained, lost or changed its role."""
+
+    layer: int
+    step: int  # of the checkpoint that shows it
+    before: str  # a role; empty where none led
+    after: str
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A matrix on its way out of proportion (SCIENCE §5)."""
+
+    layer: int
+    kind: str
+    ratio: float  # its spectral norm over its peers' median, at the last checkpoint
+    rate: float  # growth of ln(ratio) per step over the last two checkpoints
+    critical: int  # the step at which the ratio reaches `CRITICAL` at this rate
+
+
+def trajectory(source: str, results: Sequence[Result]) -> dict[str, Any]:
+    """The document of a run. `results`: of its checkpoints, by ascending `step`, none of them None.
+
+    Raises `UserError` where they are not of one run.
+    """
+    depths = {len(result["layers"]) for result in results}
+    if len(depths) > 1:
+        raise UserError(
+            f"{source} holds checkpoints of {' and '.join(map(str, sorted(depths)))} layers: "
+            "keep those of one run in it, or name one of them."
+        )
+    return {"schema": SCHEMA, "definitions": DEFINITIONS, "source": source, "checkpoints": list(results)}
+
+
+def rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """CSV: one row per checkpoint and layer, the step first."""
+    return [{"step": result["step"]} | row for result in document["checkpoints"] for row in rows_of(result)]
+
+
+def changes(results: Sequence[Result]) -> list[Change]:
+    """Every change of role from one checkpoint to the next, in order of step. All ties are one: no role leads."""
+    found = []
+    for before, after in pairwise(results):
+        for old, new in zip(before["layers"], after["layers"], strict=True):
+            was, now = ("" if "/" in layer["role"] else layer["role"] for layer in (old, new))
+            if was != now:
+                found.append(Change(new["layer"], after["step"], was, now))
+    return found
+
+
+def growths(results: Sequence[Result]) -> list[Growth]:
+    """Matrices at least `AHEAD` of their peers and still growing away from them, the soonest critical first."""
+    if len(results) < 2:
+        return []
+    earlier, last = results[-2:]
+    steps = last["step"] - earlier["step"]
+    found = []
+    for kind in KINDS:
+        before, now = ratios(earlier["layers"], kind), ratios(last["layers"], kind)
+        for layer, (was, ratio) in enumerate(zip(before, now, strict=True)):
+            if was > 0 and AHEAD <= ratio < CRITICAL and ratio > was:
+                rate = math.log(ratio / was) / steps
+                critical = last["step"] + math.ceil(math.log(CRITICAL / ratio) / rate)
+                found.append(Growth(layer, kind, ratio, rate, critical))
+    return sorted(found, key=lambda growth: growth.critical)
+
+
+def ratios(layers: Sequence[Layer], kind: str) -> list[float]:
+    """Per layer, the spectral norm over the median of the other layers'; 0 where either is absent or zero."""
+    norms = np.array([layer["measures"][f"spectral_norm.{kind}"] or 0.0 for layer in layers], dtype=np.float64)
+    medians = [float(np.median(np.delete(norms, i))) if len(norms) > 1 else 0.0 for i in range(len(norms))]
+    return [float(norm) / median if median else 0.0 for norm, median in zip(norms, medians, strict=True)]
+
+
+def worst(result: Result) -> float:
+    """The largest ratio of a spectral norm to its peers' in one checkpoint."""
+    return max(max(ratios(result["layers"], kind)) for kind in KINDS)
+
+
+class Strip:
+    """Layers down, checkpoints across, a letter for each role; thinned out evenly where the terminal is narrow."""
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        self.results = results
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        cell = max(len(f"{result['step']:,}") for result in self.results)
+        room = max(2, (options.max_width - 8) // (cell + 2))
+        results = [self.results[i] for i in spaced(len(self.results), room)]
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=False)
+        table.add_column("step", justify="right", no_wrap=True, style="dim")
+        for result in results:
+            table.add_column(f"{result['step']:,}", justify="right", no_wrap=True)
+        for layer in range(len(results[0]["layers"])):
+            roles = [result["layers"][layer]["role"] for result in results]
+            table.add_row(str(layer), *(Text(letter(role), f"bold {colour(role)}") for role in roles))
+        yield table
+        if len(results) < len(self.results):
+            yield Text(f"{len(results)} of {len(self.results)} checkpoints shown", "dim")
+
+
+def spaced(count: int, room: int) -> list[int]:
+    """At most `room` ≥ 2 of the indices below `count`, evenly spaced, first and last among them."""
+    return [round(i * (count - 1) / (room - 1)) for i in range(room)] if count > room else list(range(count))
+
+
+def report(document: Mapping[str, Any], seconds: float) -> Group:
+    """All that is printed: the roles over time, one line per checkpoint, what changed and what grows."""
+    results = document["checkpoints"]
+    last = results[-1]
+    span = f"steps {results[0]['step']:,} to {last['step']:,}"
+    about = f"{last['family']} · {len(results)} checkpoints · {span} · {len(last['layers'])} layers · {seconds:.1f} s"
+    moved = changes(results)
+    return Group(
+        Text(document["source"], "bold", overflow="fold"),
+        Text(about, "dim"),
+        Text(),
+        _headline(results, moved),
+        Text(),
+        Strip(results),
+        Text(),
+        _checkpoints(results),
+        Text(),
+        _summary(results, moved),
+    )
+
+
+def _headline(results: Sequence[Result], moved: Sequence[Change]) -> Text:
+    layers = sorted({change.layer for change in moved})
+    if not layers:
+        return Text("No layer changes its role.", "bold")
+    changing = f"{len(layers)} of {len(results[0]['layers'])} layers change their role"
+    return Text.assemble((changing, "bold"), f": {ranges(layers)}.")
+
+
+def _checkpoints(results: Sequence[Result]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("step", "roles", "mean cv", "saturated", "norm / peers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    spreads = [mean_cv(result) for result in results]
+    for result, spread in zip(results, spreads, strict=True):
+        ratio = worst(result)
+        severity = next((f["severity"] for f in result["pathology"]), None)
+        table.add_row(
+            f"{result['step']:,}",
+            str(sum(map(terminal.has_role, result["layers"]))),
+            bar(spread, max(spreads), ".3f"),
+            beside(result["totals"], "saturated_robust"),
+            Text(f"{ratio:.1f}×", terminal.SEVERITIES[severity] if severity else ""),
+        )
+    return table
+
+
+def mean_cv(result: Result) -> float:
+    """Mean over the layers."""
+    known = [cv for layer in result["layers"] if (cv := layer["measures"]["cv"]) is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
+    last = results[-1]
+    grown = [
+        Text(
+            f"{growth.kind} of layer {growth.layer}, {growth.ratio:.1f}× its peers, reaches {CRITICAL:.0f}× "
+            f"at step {growth.critical:,} at the present rate",
+            "yellow",
+        )
+        for growth in growths(results)[: terminal.SHOWN]
+    ]
+    listed = [_sentence(change) for change in moved[:SHOWN]]
+    if len(moved) > SHOWN:
+        listed.append(Text(f"and {len(moved) - SHOWN} more", "dim"))
+    legend = (
+        "strip: H hub · D damper · P passthrough · S specialist · a dot where none leads · saturated: above median + "
+        "3 robust std / by chance · norm / peers: the largest spectral norm over its peers' median"
+    )
+    return labelled(
+        {
+            "changes": listed,
+            "growth": grown,
+            "pathology": terminal.pathology(last),
+            "assumed": [Text(line, "yellow") for line in last["assumed"]],
+            "missing": [Text(line, "dim") for line in terminal.missing(last)],
+            "columns": [Text(legend, "dim")],
+        }
+    )
+
+
+def _sentence(change: Change) -> Text:
+    named = [terminal.named_role(role) if role else dash() for role in (change.before, change.after)]
+    return Text.assemble(f"step {change.step:,}  layer {change.layer}  ", named[0], " → ", named[1])

@@ -1,0 +1,140 @@
+"""What the command was asked to read, ready to be written, drawn and printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import RenderableType
+from torch import Tensor
+
+from orchestrator.errors import UserError
+from orchestrator.forensics import against as pair
+from orchestrator.forensics import figure, terminal
+from orchestrator.forensics import trajectory as run
+from orchestrator.forensics.analysis import analyze
+from orchestrator.forensics.anatomy import Anatomy
+from orchestrator.forensics.export import rows_of
+from orchestrator.forensics.hub import local
+from orchestrator.forensics.runner import tokens_of
+from orchestrator.forensics.sources import checkpoints, single, whole
+from orchestrator.forensics.terminal import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class View:
+    """One document and its forms."""
+
+    document: Mapping[str, Any]  # JSON
+    results: Sequence[Result]  # every checkpoint that was read
+    rows: Callable[[], list[dict[str, Any]]]  # CSV
+    draw: Callable[[], Figure]
+    report: Callable[[], RenderableType]
+
+    @property
+    def critical(self) -> bool:
+        """Whether a critical pathology was found in any of what was read."""
+        return any(finding["severity"] == "critical" for result in self.results for finding in result["pathology"])
+
+
+def view(
+    source: str,
+    *,
+    against: str | None = None,
+    optimizer: Path | None = None,
+    probe: str | None = None,
+    scoring: str = "calibrated",
+    device: str = "auto",
+    clock: Callable[[], float],
+    tell: Callable[[str], None],
+) -> View:
+    """One checkpoint, two side by side, or a run over its checkpoints, whichever the arguments ask for.
+
+    `probe`: text, or the name of a file of it. `clock`: seconds since the start; `tell`: hears what is being read.
+    Raises `UserError` for what cannot be read or does not go together.
+    """
+    text = None if probe is None else _text(probe)
+    where = _device(device)
+
+    def read(path: Path, moments: Path | None = None) -> dict[str, Any]:
+        tell(f"Reading {path}")
+        tokens = None if text is None else _tokens(path, text)
+        return analyze(path, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
+
+    path = local(source)
+    if against is not None:
+        a, b = single(path), single(local(against))
+        return _pair(pair.against(read(a, optimizer), read(b)), clock)
+    found = checkpoints(path)
+    if len(found) < 2:
+        path = found[0][1] if found else whole(path)
+        return _single(read(path, optimizer), sum(layer.parameters for layer in Anatomy(path)), clock)
+    if optimizer is not None:
+        raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
+    results = [read(directory) | {"step": step} for step, directory in found]
+    return _run(run.trajectory(str(path), results), clock)
+
+
+def _single(result: Result, parameters: int, clock: Callable[[], float]) -> View:
+    seconds = clock()
+    return View(
+        document=result,
+        results=[result],
+        rows=lambda: rows_of(result),
+        draw=lambda: figure.single(result),
+        report=lambda: terminal.report(result, seconds, parameters),
+    )
+
+
+def _pair(document: Mapping[str, Any], clock: Callable[[], float]) -> View:
+    seconds = clock()
+    return View(
+        document=document,
+        results=[document["a"], document["b"]],
+        rows=lambda: pair.rows(document),
+        draw=lambda: figure.pair(document),
+        report=lambda: pair.report(document, seconds),
+    )
+
+
+def _run(document: Mapping[str, Any], clock: Callable[[], float]) -> View:
+    seconds = clock()
+    return View(
+        document=document,
+        results=document["checkpoints"],
+        rows=lambda: run.rows(document),
+        draw=lambda: figure.run(document),
+        report=lambda: run.report(document, seconds),
+    )
+
+
+def _text(probe: str) -> str:
+    """The content of the file of this name where there is one, else `probe` itself."""
+    try:
+        named = Path(probe).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero byte
+        named = False
+    if not named:
+        return probe
+    try:
+        return Path(probe).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{probe} cannot be read as text ({error}): give a file of UTF-8.") from error
+
+
+def _tokens(path: Path, text: str) -> Tensor:
+    return tokens_of(path if path.is_dir() else path.parent, text)
+
+
+def _device(name: str) -> str:
+    """`auto` is the GPU where torch sees one."""
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise UserError("--device cuda needs a GPU that torch can use, and it sees none: leave it out, or say cpu.")
+    return ("cuda" if there else "cpu") if name == "auto" else name
