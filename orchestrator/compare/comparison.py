@@ -122,13 +122,14 @@ def _batch_notes(pairs: list[Pair]) -> list[str]:
 
 def _role_notes(cells: list[CellResult], pairs: list[Pair]) -> list[str]:
     notes = []
-    untrained = [role for cell in cells if 0 in cell.readings for role in roles_of(cell.readings[0])]
+    untrained = [cell.readings[0] for cell in cells if 0 in cell.readings]
     if untrained:
-        scoring = next(cell.readings[0]["scoring"] for cell in cells if 0 in cell.readings)
-        named = sum(role in ROLES for role in untrained)
+        named = [role in ROLES for reading in untrained for role in roles_of(reading)]
+        by_paper = sum(layer.get("role_paper") in ROLES for reading in untrained for layer in reading["layers"])
+        rival = "" if untrained[0]["scoring"] == "paper" else f", the paper's rule {by_paper}"
         notes.append(
-            f"Roles are relative: at step 0, before any training, the same rule ({scoring} scoring) gives "
-            f"{named} of {len(untrained)} layers a role."
+            f"At step 0, before any training, {untrained[0]['scoring']} scoring gives {sum(named)} of {len(named)} "
+            f"layers a role{rival}."
         )
     across = [agreement(p.a.readings[s], p.b.readings[s]) for p in pairs for s in p.common_steps[-1:]]
     within = [

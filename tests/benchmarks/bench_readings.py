@@ -15,7 +15,7 @@ from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
 from orchestrator.train import StopSignal, train_cell
 
-STEPS, OFTEN = 200, 20  # steps of a run, and between readings in the run that reads often
+STEPS, OFTEN = 60, 6  # steps of a run, and between readings in the run that reads often
 REPEATS = 3
 EVERY = 5000  # steps between readings for which the share is told
 

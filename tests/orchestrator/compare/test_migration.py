@@ -20,6 +20,13 @@ def test_one_row_per_layer_and_interval(experiment: Callable[..., Path]) -> None
     assert all(r["changed"] for r in rows)
 
 
+def test_from_one_tie_to_another_is_no_change(experiment: Callable[..., Path]) -> None:
+    cell = read_experiment(experiment()).cell("variable", 1)
+    for reading, role in zip(cell.readings.values(), ("damper/hub", "hub/specialist", "hub"), strict=True):
+        reading["layers"][0]["role"] = role
+    assert [r["changed"] for r in role_migration(cell) if r["layer"] == 0] == [False, True]
+
+
 def test_transition_counts_put_every_tie_in_one_state() -> None:
     moves = [("hub", "hub"), ("hub", "damper"), ("damper/hub", "specialist"), ("damper", "hub/specialist")]
     counts = transition_counts(moves)
