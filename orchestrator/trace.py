@@ -18,11 +18,10 @@ from torch.nn import functional as F
 
 from models.transformer import Decoder, PreNormBlock, read_prefix
 from orchestrator import checkpoint
-from orchestrator.data import prepare
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.errors import UserError, refuse_unwritable
 from orchestrator.forensics.probe import relative_write
-from orchestrator.schema import TokenizerKind
+from orchestrator.forensics.runner import own_tokenizer
 
 
 def lens(decoder: Decoder, x: Tensor) -> Tensor:
@@ -92,11 +91,7 @@ def trace(source: Path, text: str) -> dict[str, Any]:
     """
     path = checkpoint.find(source)
     config = checkpoint.config_of(path)
-    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    state = checkpoint.read_state(path)
-    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: another one, other tokens
-        corpus.check_digest(state["data"], path)
-    tokenizer = corpus.tokenizer
+    tokenizer = own_tokenizer(path)
     tokens = tokenizer.encode([text])[0][:-1]  # without the end of text
     if not tokens:
         raise UserError("The text is empty, it gives no token to trace: give at least one character.")
@@ -108,7 +103,14 @@ def trace(source: Path, text: str) -> dict[str, Any]:
     layers = trace_tokens(checkpoint.load_decoder(path), torch.tensor(tokens))
     for layer in layers:
         layer["last"]["text"] = spelled(tokenizer, layer["last"]["token"])
-    return {"schema": 1, "source": str(path), "step": state["step"], "text": text, "tokens": tokens, "layers": layers}
+    return {
+        "schema": 1,
+        "source": str(path),
+        "step": checkpoint.step_of(path),
+        "text": text,
+        "tokens": tokens,
+        "layers": layers,
+    }
 
 
 def spelled(tokenizer: Tokenizer, token: int) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.data.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # without any, transformers invents an empty one
+BLOCK = 2**20  # entries resampled at once
 UNUSED = "pooler."  # parameters behind an encoder's last layer, which it is often saved without
 
 
@@ -82,7 +83,7 @@ def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> 
     after: list[int] = []
     if is_ours(source):
         context = checkpoint.config_of(source).train.seq_len
-        ids = _own_tokenizer(source).encode([text])[0][:-1]  # without the end of text
+        ids = own_tokenizer(source).encode([text])[0][:-1]  # without the end of text
     else:
         tokenizer = _pretrained_tokenizer(source)
         positions = getattr(_config(source).get_text_config(), "max_position_embeddings", None) or length
@@ -102,7 +103,7 @@ def special_tokens(source: Path) -> frozenset[int]:
     """Ids that no text spells, like BOS or end-of-text; empty where the checkpoint's tokenizer is not at hand."""
     try:
         if is_ours(source):
-            return frozenset(_own_tokenizer(source).encode([""])[0])  # end of text
+            return frozenset(own_tokenizer(source).encode([""])[0])  # end of text
         return frozenset(_pretrained_tokenizer(source).all_special_ids)
     except UserError:  # rows of tokens can be run without knowing which of them are special
         return frozenset()
@@ -110,24 +111,19 @@ def special_tokens(source: Path) -> frozenset[int]:
 
 @contextmanager
 def redrawn(model: nn.Module, seed: int) -> Iterator[nn.Module]:
-    """`model` with the entries of every parameter drawn anew; the weights come back, bit for bit, on leaving.
+    """`model` with the entries of every parameter resampled with replacement; they come back, bit for bit, on leaving.
 
-    The null of the probe (SCIENCE §3): matrices are Gaussian with their own mean and standard deviation,
-    vectors (γ, biases) are resampled from their own entries with replacement. Each parameter has a stream of
-    its own, which depends on `seed` and its name; tied ones stay tied. Holds the weights twice meanwhile.
+    The null of the probe (SCIENCE §3). Each parameter has a stream of its own, which depends on `seed` and its
+    name; tied ones stay tied. Holds the weights twice meanwhile.
     """
     original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     try:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 stream = torch.Generator().manual_seed(seed_of(seed, "redrawn", name))
-                if parameter.ndim >= 2:
-                    std, mean = torch.std_mean(parameter, correction=0)
-                    parameter.normal_(mean.item(), std.item(), generator=stream)
-                else:
-                    entries = original[name].flatten()
-                    picks = torch.randint(len(entries), (len(entries),), generator=stream)
-                    parameter.copy_(entries[picks].view_as(parameter))
+                entries = original[name].flatten()
+                for block in parameter.view(-1).split(BLOCK):
+                    block.copy_(entries[torch.randint(len(entries), block.shape, generator=stream)])
         yield model
     finally:
         with torch.no_grad():
@@ -135,7 +131,7 @@ def redrawn(model: nn.Module, seed: int) -> Iterator[nn.Module]:
                 parameter.copy_(original[name])
 
 
-def _own_tokenizer(source: Path) -> Tokenizer:
+def own_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer that one of our checkpoints was trained with. `UserError` where its data has changed."""
     from orchestrator.data import prepare  # brings in datasets, which reading weights does without
 

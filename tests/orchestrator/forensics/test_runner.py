@@ -272,14 +272,10 @@ def test_redrawn_keeps_moments_and_ties_and_gives_the_weights_back() -> None:
     for name, drawn in first.items():
         entries = original[name]
         assert not torch.equal(drawn, entries)
-        if drawn.ndim == 1:
-            assert torch.isin(drawn, entries).all()
-            assert len(drawn.unique()) < len(entries)  # with replacement
-        else:
-            error = entries.std() / drawn.numel() ** 0.5
-            assert abs(drawn.mean() - entries.mean()) < 5 * error
-            assert drawn.std().item() == pytest.approx(entries.std().item(), rel=5 * (2 * drawn.numel()) ** -0.5)
-            assert (drawn < 0).any()  # which no entry was
+        assert torch.isin(drawn, entries).all()
+        assert len(drawn.unique()) < len(entries.unique())  # with replacement
+        error = entries.std() / drawn.numel() ** 0.5
+        assert abs(drawn.mean() - entries.mean()) < 5 * error
     with redrawn(model, 1) as noise:
         assert not torch.equal(noise.transformer.wte.weight, first["transformer.wte.weight"])
     with pytest.raises(UserError), redrawn(model, 2) as noise:
