@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -38,7 +39,7 @@ class Reading:
     energy: dict[str, float]  # kind → Σ of squared entries
     head_energy: dict[str, np.ndarray]  # q, k, v, o → Σ of squared entries per head, [heads] or [kv_heads]
     position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
-    cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, [f]
+    cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
     loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that gives most of it
     spectra: dict[str, np.ndarray]  # kind → singular values, ascending
@@ -50,7 +51,14 @@ class Reading:
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
 
-    stack: Stack = field(init=False, repr=False)  # the layers it is one of
+    _stack: weakref.ref[Stack] = field(init=False, repr=False)  # strong, it would keep every redrawn stack for long
+
+    @property
+    def stack(self) -> Stack:
+        """The layers it is one of."""
+        stack = self._stack()
+        assert stack is not None, "a reading is measured while its stack is held"
+        return stack
 
     @cached_property
     def co_magnitude(self) -> np.ndarray:
@@ -79,7 +87,7 @@ class Stack:
         self.readings = list(readings)
         self.compositions = compositions
         for reading in readings:
-            reading.stack = self
+            reading._stack = weakref.ref(self)
 
     @cached_property
     def median_gamma(self) -> float | None:
@@ -165,7 +173,7 @@ def _cosine(weights: dict[str, Tensor], energy: dict[str, np.ndarray], pair: tup
     a, b = (_by_position(kind, weights[kind]) for kind in pair)
     dots = np.concatenate([(x * y).sum(1, dtype=torch.float64).cpu().numpy() for x, y in _blocks(a, b)])
     norms = np.sqrt(energy[pair[0]] * energy[pair[1]])
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0).astype(np.float32)
 
 
 def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -26,7 +26,7 @@ class Entries:
     count: int
     mean: float  # of all squares
     body: tuple[float, float, float]  # mean, variance, third central moment of the squares up to the threshold
-    tail: np.ndarray  # squares above it
+    tail: np.ndarray  # squares above it, float32
     tail_share: float  # of the entries
 
 
@@ -35,12 +35,12 @@ def entries_of(w: Tensor) -> Entries:
     rows = max(1, BLOCK // w.shape[1])
     mean = sum(float(block.square().sum(dtype=torch.float64)) for block in w.split(rows)) / w.numel()
     if mean == 0:
-        return Entries(w.numel(), 0.0, (0.0, 0.0, 0.0), np.empty(0), 0.0)
+        return Entries(w.numel(), 0.0, (0.0, 0.0, 0.0), np.empty(0, np.float32), 0.0)
     powers, tails = np.zeros(3), []
     for block in w.split(rows):
         squares = block.square().div_(mean)
         above = squares > TAIL
-        tails.append(squares[above].double().cpu().numpy() * mean)
+        tails.append((squares[above].double() * mean).float().cpu().numpy())
         squares.masked_fill_(above, 0.0)
         second = squares.square()
         sums = (squares.sum(dtype=torch.float64), second.sum(dtype=torch.float64), squares.mul_(second).sum())

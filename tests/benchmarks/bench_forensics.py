@@ -27,8 +27,8 @@ from orchestrator.forensics.spectrum import spectra
 
 THREADS = 2
 LLAMA = {  # the paper's layer, six times: 106M parameters in the body
-    "hidden_size": 1168, "intermediate_size": 3504, "num_hidden_layers": 6, "num_attention_heads": 16,
-    "num_key_value_heads": 16, "head_dim": 73, "vocab_size": 1024,
+    "hidden_size": 1168, "intermediate_size": 3504, "num_hidden_layers": 6, "num_attention_heads": 8,
+    "num_key_value_heads": 8, "head_dim": 146, "vocab_size": 1024,
 }  # fmt: skip
 PEAK = """
 import sys, torch
