@@ -20,7 +20,7 @@ from orchestrator.forensics.resampling import resampled_sums
 from orchestrator.forensics.spectrum import gaussian_singular_values
 
 SPECTRA = ("o", "down")  # whose ranks speak for roles
-POOL = 4  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
+POOL = 2  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
 
 
 def draws(

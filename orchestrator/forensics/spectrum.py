@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import scipy.linalg
+import scipy.linalg.blas
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """wᵀw [n, n] of w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
     dtype = dtype or (torch.float64 if w.is_cuda else torch.float32)
     if dtype == w.dtype:
-        return w.T @ w
+        return w.T @ w if w.is_cuda else _half_the_work(w.numpy())
     total = torch.zeros(w.shape[1], w.shape[1], dtype=dtype, device=w.device)
     for block in w.split(ROWS):
         converted = block.to(dtype)
@@ -27,43 +28,65 @@ def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return total
 
 
+def _half_the_work(w: np.ndarray) -> Tensor:
+    """wᵀw of a float32 w [m, n], of which only one triangle is computed.
+
+    By scipy's BLAS, since its LAPACK finds the eigenvalues: two libraries in turn get in the way of each other's
+    waiting threads.
+    """
+    if w.flags.f_contiguous:
+        upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1)
+    else:
+        upper = scipy.linalg.blas.ssyrk(1.0, w.T)
+    triangle = torch.from_numpy(upper.T)
+    full = triangle + triangle.T
+    full.diagonal().div_(2)
+    return full
+
+
 def spectra(matrices: Mapping[str, Tensor], grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Singular values of each float32 matrix [m, n], ascending, float64: [min(m, n)].
 
     They are the roots of the eigenvalues of the smaller Gram matrix, which is several times faster than a singular
-    value decomposition; Grams of one size go to one batched call, which is what a GPU wants. The entropy of the
-    values says whether rounding can be seen in it (`is_rounded`): then the Gram is taken again in float64, and if
-    that does not help either, the matrix is decomposed. `grams`: smaller Grams already at hand, by name.
+    value decomposition. The entropy of the values says whether rounding can be seen in it (`is_rounded`): then the
+    Gram is taken again in float64, and if that does not help either, the matrix is decomposed. `grams`: smaller
+    Grams already at hand, by name.
     """
     tall = {name: w if w.shape[0] >= w.shape[1] else w.T for name, w in matrices.items()}
     small = {name: grams[name] if name in grams else gram(w) for name, w in tall.items()}
-    result = {}
-    for size in {len(g) for g in small.values()}:
-        names = [name for name, g in small.items() if len(g) == size]
-        batch = torch.stack([small[name] for name in names]) if len(names) > 1 else small[names[0]][None]
-        values = torch.linalg.eigvalsh(batch)
-        result |= {name: _finished(tall[name], found) for name, found in zip(names, values, strict=True)}
+    return {name: _finished(tall[name], found) for name, found in _eigenvalues(small).items()}
+
+
+def _eigenvalues(grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Eigenvalues [n] of each symmetric matrix, ascending; on a GPU those of one size in one batch."""
+    result: dict[str, np.ndarray] = {}
+    for size in {len(g) for g in grams.values()}:
+        names = [name for name, g in grams.items() if len(g) == size]
+        if grams[names[0]].is_cuda:
+            batch = torch.linalg.eigvalsh(torch.stack([grams[name] for name in names])).cpu().numpy()
+            result |= dict(zip(names, batch, strict=True))
+        else:
+            result |= {name: scipy.linalg.eigvalsh(grams[name].numpy().T, check_finite=False) for name in names}
     return result
 
 
-def _finished(w: Tensor, eigenvalues: Tensor) -> np.ndarray:
+def _finished(w: Tensor, eigenvalues: np.ndarray) -> np.ndarray:
     """Singular values from eigenvalues of the Gram of w, again in float64 where rounding shows in these."""
     if is_rounded(eigenvalues):
-        if eigenvalues.dtype == torch.float32:
-            return _finished(w, torch.linalg.eigvalsh(gram(w, torch.float64)))
+        if eigenvalues.dtype == np.float32:
+            return _finished(w, _eigenvalues({"": gram(w, torch.float64)})[""])
         return torch.linalg.svdvals(w.double()).flip(0).cpu().numpy()
-    values: np.ndarray = eigenvalues.double().clamp_min(0).sqrt().cpu().numpy()
-    return values
+    return np.sqrt(np.maximum(eigenvalues.astype(np.float64), 0))
 
 
-def is_rounded(eigenvalues: Tensor) -> bool:
+def is_rounded(eigenvalues: np.ndarray) -> bool:
     """Whether the eigenvalues [n] that rounding drowns could change ln(effective rank) by more than `TOLERANCE`."""
     largest = float(eigenvalues[-1])
     if largest <= 0:
         return False  # the zero matrix
-    floor = ROUNDING * torch.finfo(eigenvalues.dtype).eps * largest
+    floor = ROUNDING * float(np.finfo(eigenvalues.dtype).eps) * largest
     drowned = int((eigenvalues < floor).sum())
-    share = math.sqrt(floor) / float(eigenvalues.clamp_min(0).double().sqrt().sum())
+    share = math.sqrt(floor) / float(np.sqrt(np.maximum(eigenvalues.astype(np.float64), 0)).sum())
     return -drowned * share * math.log(share) > TOLERANCE
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 
-from orchestrator.forensics.spectrum import perplexity, singular_values
+from orchestrator.forensics.spectrum import gaussian_singular_values, gram, is_rounded, perplexity, spectra
 
 
 def _low_rank(rng: np.random.Generator, m: int, n: int, rank: int) -> np.ndarray:
@@ -17,32 +19,83 @@ def _graded(rng: np.random.Generator, n: int, smallest: float) -> np.ndarray:
     return left * np.geomspace(1, smallest, n) @ right
 
 
-def _matrices() -> dict[str, np.ndarray]:
+def _matrices() -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(0)
-    fp32 = _low_rank(rng, 64, 192, 3).astype(np.float32).astype(np.float64)
-    return {
+    matrices = {
         "wide": rng.normal(size=(24, 96)),
         "tall": rng.normal(size=(96, 24)),
         "square": rng.normal(size=(64, 64)),
+        "large": rng.normal(size=(64, 32)) * 1e15,
+        "small": rng.normal(size=(64, 32)) * 1e-12,
         "rank one": _low_rank(rng, 200, 200, 1),
-        "rank three in fp32": fp32,
+        "rank three": _low_rank(rng, 64, 192, 3),
         "half rank": _low_rank(rng, 60, 200, 30),
         "graded to 1e-4": _graded(rng, 80, 1e-4),
         "graded to 1e-12": _graded(rng, 80, 1e-12),
         "one row": rng.normal(size=(1, 7)),
+        "one entry": rng.normal(size=(1, 1)),
         "zero": np.zeros((4, 6)),
     }
+    tensors = {name: torch.from_numpy(w).float() for name, w in matrices.items()}
+    return tensors | {"bf16": tensors["square"].bfloat16().float(), "transposed view": tensors["wide"].T}
 
 
 @pytest.mark.parametrize("name", list(_matrices()))
-def test_singular_values(name: str) -> None:
+def test_singular_values_and_their_entropy(name: str) -> None:
     w = _matrices()[name]
-    expected = np.linalg.svd(w, compute_uv=False)[::-1]
-    got = singular_values(w)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9 * max(expected[-1], 1e-300))
+    expected = np.linalg.svd(w.double().numpy(), compute_uv=False)[::-1]
+    got = spectra({"w": w}, {})["w"]
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-3 * max(expected[-1], 1e-300))
+    assert got[-1] == pytest.approx(expected[-1], rel=1e-5)
     if name != "zero":
         p = expected[expected > 0] / expected.sum()
         assert perplexity(got) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
+def test_several_at_once_with_grams_at_hand_are_each_one_by_itself() -> None:
+    matrices = _matrices()
+    grams = {name: gram(matrices[name]) for name in ("tall", "square")}
+    together = spectra(matrices, grams)
+    for name, w in matrices.items():
+        np.testing.assert_allclose(together[name], spectra({name: w}, {})[name], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["wide", "tall", "square", "one row", "transposed view"])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_gram_is_whole_and_symmetric(name: str, dtype: torch.dtype | None) -> None:
+    w = _matrices()[name]
+    got = gram(w, dtype)
+    assert got.dtype == (dtype or torch.float32)
+    assert torch.equal(got, got.T)
+    tolerance = 1e-12 if dtype else 1e-5
+    np.testing.assert_allclose(got.numpy(), w.double().numpy().T @ w.double().numpy(), rtol=tolerance, atol=tolerance)
+
+
+def test_precision_is_raised_where_rounding_would_show_and_only_there() -> None:
+    matrices = _matrices()
+    rounded = {name for name, w in matrices.items() if is_rounded(_fp32_eigenvalues(w))}
+    assert {"rank one", "rank three", "half rank", "graded to 1e-12"} <= rounded
+    assert not {"wide", "tall", "transposed view", "large", "small", "zero", "one row"} & rounded
+
+
+def _fp32_eigenvalues(w: torch.Tensor) -> np.ndarray:
+    values: np.ndarray = np.linalg.eigvalsh(gram(w if w.shape[0] >= w.shape[1] else w.T).numpy())
+    return values
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (30, 90), (90, 30), (1, 5), (2, 2)])
+def test_drawn_spectra_have_the_law_of_real_ones(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    drawn = np.array([gaussian_singular_values(*shape, rng) for _ in range(800)])  # [800, min]
+    real = np.array([np.linalg.svd(rng.normal(size=shape), compute_uv=False)[::-1] for _ in range(800)])
+    for a, b in zip(drawn.T[[0, -1]], real.T[[0, -1]], strict=True):
+        assert stats.ks_2samp(a, b).pvalue > 1e-3
+    ranks = [[perplexity(values) for values in spectrum] for spectrum in (drawn, real)]
+    if min(shape) > 1:
+        assert stats.ks_2samp(*ranks).pvalue > 1e-3
+    else:
+        assert ranks[0] == ranks[1]
 
 
 def test_perplexity_at_its_ends() -> None:
