@@ -172,8 +172,8 @@ def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
 
 def _super_weight(reading: Reading, row: dict[str, Value]) -> dict[str, int] | None:
     """Where the strongest writing entry of `down` stands; None where a resampled layer has one as strong."""
-    ratio = row["super_weight_ratio"]
-    if ratio is None or ratio <= float(np.max(reading.chance["super_weight_ratio"])):
+    ratio, chance = row["super_weight_ratio"], reading.chance.get("super_weight_ratio")
+    if ratio is None or chance is None or ratio <= chance.max():
         return None
     return dict(zip(("row", "position"), reading.loudest, strict=True))
 

@@ -17,6 +17,8 @@ from torch import Tensor
 TAIL = 9.0  # squares above this many mean squares are drawn one by one: 0.3 % of Gaussian entries
 KEPT = 2**16  # tail values kept per tensor; a larger tail is drawn from a sample of itself
 BLOCK = 2**18  # entries squared at once
+ROUNDING = 1e-6  # a spread below this share of the mean is rounding
+LARGEST = 100.0  # skewness of a sum; far beyond what squares below the threshold reach
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,9 @@ def resampled_sums(entries: Entries, groups: int, weights: np.ndarray | int, rng
 def _gamma(mean: np.ndarray, variance: np.ndarray, skew: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draws with these cumulants, never negative: shifted gamma, mirrored where the skew is negative."""
     std = np.sqrt(variance)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        skewness = np.nan_to_num(skew / std**3)
-    skewness = np.where(np.abs(skewness) < 1e-4, 1e-4, skewness)
+    std = np.where(std > ROUNDING * mean, std, 0.0)  # entries that are all equal
+    skewness = np.divide(skew, std**3, out=np.zeros_like(std), where=std > 0)
+    skewness = np.where(np.abs(skewness) < 1e-4, 1e-4, np.clip(skewness, -LARGEST, LARGEST))
     shape = 4 / skewness**2
     standard = np.sign(skewness) * (rng.gamma(shape) - shape) / np.sqrt(shape)
     return np.maximum(mean + std * standard, 0.0)

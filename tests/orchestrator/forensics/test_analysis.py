@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator.errors import UserError
@@ -19,14 +20,16 @@ def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any])
     assert first == second
     result = json.loads(first)
     assert list(result) == [
-        "schema", "definitions", "source", "family", "step", "scoring", "options", "missing", "substitutes",
-        "layers", "totals", "pathology",
+        "schema", "definitions", "source", "family", "assumed", "step", "scoring", "options", "missing",
+        "substitutes", "layers", "totals", "pathology",
     ]  # fmt: skip
-    assert (result["schema"], result["definitions"], result["step"], result["scoring"]) == (1, 1, 7, "paper")
-    assert result["options"] == {"reference": None, "resamples": 10, "seed": 0, "probed": False}
+    assert (result["schema"], result["definitions"], result["step"], result["scoring"]) == (1, 1, 7, "calibrated")
+    options = {"reference": None, "optimizer": None, "resamples": 10, "seed": 0, "probed": False}
+    assert result["options"] == options
     assert [(layer["layer"], layer["width"]) for layer in result["layers"]] == [(0, 16), (1, 16), (2, 24)]
     for layer in result["layers"]:
-        assert layer["role_paper"] == layer["role"]
+        assert layer["role"] == layer["scorings"]["calibrated"]["role"]
+        assert layer["role_paper"] == layer["scorings"]["paper"]["role"]
         assert set(layer["scores"]) == {"hub", "damper", "passthrough", "specialist"}
 
 
@@ -43,7 +46,8 @@ def test_totals_are_sums_over_the_layers(checkpoint: Callable[..., Any]) -> None
 def test_missing_names_what_no_layer_has(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint()
     missing = analyze(ours.write())["missing"]
-    assert {"saturated_fixed", "total_write", "coupling"} <= set(missing)
+    assert {"saturated_fixed", "copy_density", "sink_mass"} <= set(missing)
+    assert not {"total_write", "coupling", "unique_roles"} & set(missing)
     assert not {"momentum_alignment", "stuck_fraction", "effective_rank", "cv"} & set(missing)
     (ours.path / "optimizer.safetensors").unlink()
     result = analyze(ours.path)
@@ -52,9 +56,9 @@ def test_missing_names_what_no_layer_has(checkpoint: Callable[..., Any]) -> None
 
 
 def test_pre_norm_stands_in_for_an_absent_post_norm(checkpoint: Callable[..., Any]) -> None:
-    assert analyze(checkpoint().write())["substitutes"] == {}
+    assert list(analyze(checkpoint().write())["substitutes"]) == ["total_write"]
     result = analyze(checkpoint(norm="pre", path=Path("pre")).write())
-    assert list(result["substitutes"]) == ["gamma_concentration"]
+    assert list(result["substitutes"]) == ["gamma_concentration", "total_write"]
     assert "post_norm_damped_fraction" in result["missing"]
 
 
@@ -97,13 +101,46 @@ def test_expected_counts_depend_on_the_seed_and_on_their_own_layer_only(
     ("options", "message"),
     [
         ({"scoring": "papr"}, "scoring=papr is unknown .did you mean 'paper'"),
-        ({"resamples": 0}, "resamples=0 leaves no null"),
+        ({"resamples": 1}, "resamples=1 has no spread to compare with"),
         ({"reference": Path("nowhere")}, "nowhere does not exist"),
     ],
 )
 def test_options_that_cannot_work(checkpoint: Callable[..., Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         analyze(checkpoint().write(), **options)
+
+
+def test_scorings_share_everything_but_roles(checkpoint: Callable[..., Any]) -> None:
+    path = checkpoint().write()
+    calibrated, paper = analyze(path), analyze(path, scoring="paper")
+    for a, b in zip(calibrated["layers"], paper["layers"], strict=True):
+        assert (a["measures"], a["scorings"]) == (b["measures"], b["scorings"])
+        assert b["role"] == b["role_paper"] == a["role_paper"]
+
+
+def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: Callable[..., Any]) -> None:
+    rng, layers = np.random.default_rng(0), []
+    ours = checkpoint(widths=(16,) * 6)
+    for _ in range(10):
+        ours.tensors = {n: rng.normal(size=w.shape).astype(np.float32) for n, w in ours.tensors.items()}
+        layers += analyze(ours.write())["layers"]
+    found = sum(layer["super_weight"] is not None for layer in layers)
+    assert found <= 12  # 1 of R + 1 by chance: 5.5 of 60
+    ours.tensors[ours.name(2, "down")][5, 11] = 60  # alone it is in its own null, which resamples entries
+    for kind in ("gate", "up"):
+        ours.tensors[ours.name(2, kind)][11] *= 4
+    layers = analyze(ours.write())["layers"]
+    assert layers[2]["super_weight"] == {"row": 5, "position": 11}
+
+
+def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint()
+    for kind in ("q", "k", "v", "o", "gate", "up", "down"):
+        ours.tensors[ours.name(0, kind)][:] = 0
+        ours.tensors[ours.name(1, kind)][:] = 0.1
+    for name in [name for name in ours.tensors if "layernorm" in name]:
+        ours.tensors[name][:] = 0
+    json.dumps(analyze(ours.write()), allow_nan=False)
 
 
 def test_one_layer_model(checkpoint: Callable[..., Any]) -> None:

@@ -24,7 +24,7 @@ TINY: dict[str, Callable[[], PreTrainedModel]] = {
             num_key_value_heads=1,
             head_dim=8,
         )
-    ),  # fmt: skip
+    ),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=16, n_layer=3, n_head=2, n_positions=16)),
 }
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from orchestrator.forensics.roles import FEATURES, ROUTING, paper
+from orchestrator.forensics import scoring
+from orchestrator.forensics.roles import FEATURES, ROUTING, Role
 
 # SCIENCE §2, typed a second time.
 TABLE = {
@@ -17,6 +18,10 @@ TABLE = {
     "specialist": "+cv +saturated_robust_fraction +head_diversity +unique_roles +ffn_cluster_entropy "
     "+copy_density +super_weight_ratio",
 }
+
+
+def paper(rows: list[dict[str, float | None]]) -> list[Role]:
+    return scoring.paper(rows, [{}] * len(rows))
 
 
 def _expected(rows: list[dict[str, float | None]]) -> dict[str, np.ndarray]:
