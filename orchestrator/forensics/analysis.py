@@ -29,7 +29,7 @@ REFERENCE = "step_00000000"
 COUNTS = ("saturated", "saturated_robust", "saturated_fixed")
 TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
-CLUSTERED = 2  # resamples whose positions are clustered; their spread is pooled over the layers
+CLUSTERED = 4  # resamples whose positions are clustered; their spread is pooled over the layers
 BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
 
 

@@ -55,7 +55,8 @@ class Compositions:
         self._order.append((sides, len(sides)))
         sides.append(side)
         beside = self.width - side.width
-        padded = np.pad(gram.float().cpu().numpy(), (0, beside)) if beside else gram.float().cpu().numpy()
+        scaled = (gram / (side.energy or 1.0)).float().cpu().numpy()  # so that no product leaves fp32
+        padded = np.pad(scaled, (0, beside)) if beside else scaled
         for row in padded:
             self._file.write(row.data)
 
@@ -68,18 +69,17 @@ class Compositions:
         rows = max(1, CHUNK // (row_bytes * len(self._order)))
         for start in range(0, self.width, rows):
             size = min(rows, self.width - start) * row_bytes
-            chunk = np.stack([self._read(i * self.width * row_bytes + start * row_bytes, size) for i in range(len(self._order))])
+            chunk = np.stack(
+                [self._read(i * self.width * row_bytes + start * row_bytes, size) for i in range(len(self._order))]
+            )
             products += chunk[writers] @ chunk[readers].T
-        return self._normalised(products)
+        products[[not side.energy for side in self.writes]] = np.nan
+        products[:, [not side.energy for side in self.reads]] = np.nan
+        return np.sqrt(np.maximum(products, 0))
 
     def _read(self, offset: int, size: int) -> np.ndarray:
         self._file.seek(offset)
         return np.frombuffer(self._file.read(size), np.float32)
-
-    def _normalised(self, products: np.ndarray) -> np.ndarray:
-        energies = np.outer([side.energy for side in self.writes], [side.energy for side in self.reads])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.sqrt(np.maximum(products, 0) / energies))
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
         """The same matrix for layers whose entries are redrawn, without redrawing them (SCIENCE §3).

@@ -18,7 +18,7 @@ SAMPLED = 2048  # rows, evenly spread, whose entries stand for all in the null
 
 def add_embedding(anatomy: Anatomy, compositions: Compositions, device: torch.device) -> None:
     """Hand EᵀE [d, d] of the embedding table E [V, d] to `compositions`; an empty side where there is none."""
-    if anatomy.embedding_shape is None or anatomy.embedding_shape[1] > compositions.width:
+    if anatomy.embedding_shape is None:
         width = compositions.width
         compositions.add_write(torch.zeros(width, width), Side(width, []))
         return

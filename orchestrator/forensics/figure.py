@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.palette import ROLES, TIE, arm_colour, colour, letter
+from orchestrator.compare.palette import ROLES, arm_colour, colour, letter
 from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.pathology import CRITICAL, WARN
 from orchestrator.forensics.terminal import Layer, Result, has_role
@@ -160,8 +160,8 @@ def _page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) ->
     from matplotlib.figure import Figure
 
     height = HEADING + tall + rows * PANEL
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
     lines = title.count("\n") + 1
     figure.suptitle(" \n" * lines, fontsize=13)  # keeps the room
     top = 1 - 0.16 / height

@@ -20,6 +20,7 @@ def fingerprints(v: Tensor, o: Tensor, heads: Heads) -> np.ndarray:
     K = v_h v_hᵀ, its leading left vector is o_h z, where z leads K·G. A head that writes or reads nothing has
     the fingerprint 0.
     """
+    o, v = (w / w.abs().max().clamp_min(torch.finfo(w.dtype).tiny) for w in (o, v))  # directions have no scale
     out = o.T.reshape(heads.heads, heads.head_dim, -1)  # [heads, head_dim, d], rows are o_h's columns
     into = v.reshape(heads.kv_heads, heads.head_dim, -1)
     if heads.kv_heads < heads.heads:
@@ -56,10 +57,7 @@ def drawn_fingerprints(heads: Heads, width: int, rng: np.random.Generator) -> np
     """
     left = rng.normal(size=(heads.heads, width))
     group = heads.heads // heads.kv_heads
-    if group == 1:
-        right = rng.normal(size=(heads.heads, width))
-    else:
-        right = _grouped(heads, group, width, rng)
+    right = rng.normal(size=(heads.heads, width)) if group == 1 else _grouped(heads, group, width, rng)
     both = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right)]
     return np.concatenate(both, axis=1).astype(np.float32)
 

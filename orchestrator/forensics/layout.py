@@ -55,7 +55,9 @@ class Fitted:
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
-    return Measurement.get(console, options, table).maximum - 2  # it counts the padding at the edges, which is not drawn
+    return (
+        Measurement.get(console, options, table).maximum - 2
+    )  # it counts the padding at the edges, which is not drawn
 
 
 def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
@@ -94,10 +96,10 @@ def beside(values: Mapping[str, float | None], key: str) -> Text:
     return Text.assemble((f"{count:,}", "bold"), (" / –" if expected is None else f" / {expected:,.1f}", "dim"))
 
 
-def ranges(indices: Iterable[int]) -> str:
-    """`0, 3–5` for 0, 3, 4, 5."""
+def ranges(indices: Iterable[int], mark: str = "") -> str:
+    """`0, 3–5` for 0, 3, 4, 5, each run behind `mark`."""
     runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
+    return ", ".join(mark + (str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}") for run in runs)
 
 
 def big(count: int) -> str:

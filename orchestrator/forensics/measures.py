@@ -332,7 +332,9 @@ def measure(reading: Reading, only: Collection[str] | None = None) -> dict[str, 
     for key, entry in MEASURES.items():
         if "*" in key:
             spelt = {key.replace("*", kind): kind for kind in KINDS}
-            values |= {name: entry.function(reading, kind) for name, kind in spelt.items() if only is None or name in only}
+            values |= {
+                name: entry.function(reading, kind) for name, kind in spelt.items() if only is None or name in only
+            }
         elif only is None or key in only:
             values[key] = entry.function(reading)
     return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}

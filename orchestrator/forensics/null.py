@@ -2,24 +2,28 @@
 
 A drawn reading has the fields of a real one, so that the measures cannot tell the difference. None of it needs
 the entries themselves: sums of squares are drawn by `resampling`, spectra and head fingerprints, on which only
-the shape of iid entries leaves a trace, as those of Gaussian matrices, compositions by `composition`.
+the shape of iid entries leaves a trace, as those of Gaussian matrices, compositions by `composition`. Where single
+entries are so large that a spectrum would show them, the matrix itself is drawn.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from orchestrator.forensics.composition import Compositions
 from orchestrator.forensics.heads import drawn_fingerprints
 from orchestrator.forensics.reading import Reading, Stack, co_magnitude
-from orchestrator.forensics.resampling import resampled_sums
-from orchestrator.forensics.spectrum import gaussian_singular_values
+from orchestrator.forensics.resampling import Entries, resampled_sums
+from orchestrator.forensics.spectrum import gaussian_singular_values, spectra
 
 SPECTRA = ("o", "down")  # whose ranks speak for roles
+HEAVY = 0.25  # of the largest singular value of noise: an entry from which its matrix is drawn whole
 POOL = 2  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
 
 
@@ -39,24 +43,42 @@ def draws(
         readings = []
         for reading in stack.readings:
             rng = np.random.default_rng((seed, 2, resample, reading.index))
-            spectra = {}
+            values = {}
             for kind in SPECTRA:
                 shape = reading.shapes[kind]
+                if is_heavy(reading.entries[kind], shape):
+                    values[kind] = _drawn_spectrum(reading.entries[kind], shape, rng)
+                    continue
                 turn = turns[shape][(resample + taken[shape] * resamples) % len(turns[shape])]
-                spectra[kind] = pool[shape][turn]
+                values[kind] = pool[shape][turn]
                 taken[shape] += 1
             seen = dict(activations[resample][reading.index]) if activations else reading.activations
-            readings.append(replace(_drawn(reading, rng), spectra=spectra, activations=seen))
+            readings.append(replace(_drawn(reading, rng), spectra=values, activations=seen))
         yield Stack(readings, compositions.drawn(np.random.default_rng((seed, 3, resample))))
 
 
 def _pool(stack: Stack, resamples: int, rng: np.random.Generator) -> dict[tuple[int, int], list[np.ndarray]]:
     """Per shape, singular values of Gaussian matrices: one for every layer and resample, `POOL` resamples at most."""
-    shapes = Counter(reading.shapes[kind] for reading in stack.readings for kind in SPECTRA)
+    light = ((r, kind) for r in stack.readings for kind in SPECTRA if not is_heavy(r.entries[kind], r.shapes[kind]))
+    shapes = Counter(reading.shapes[kind] for reading, kind in light)
     return {
         shape: [gaussian_singular_values(*shape, rng) for _ in range(resamples * min(count, POOL))]
         for shape, count in shapes.items()
     }
+
+
+def is_heavy(entries: Entries, shape: tuple[int, int]) -> bool:
+    """Whether single entries come near the largest singular value that noise of this shape has, and so may shape it."""
+    edge = (math.sqrt(shape[0]) + math.sqrt(shape[1])) * math.sqrt(entries.mean)
+    return len(entries.tail) > 0 and math.sqrt(entries.tail.max()) > HEAVY * edge
+
+
+def _drawn_spectrum(entries: Entries, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Singular values of a matrix of redrawn entries: those in the tail as they are, the others Gaussian."""
+    matrix = rng.normal(0, math.sqrt(entries.body[0]), size=shape[0] * shape[1])
+    large = np.flatnonzero(rng.random(len(matrix)) < entries.tail_share)
+    matrix[large] = np.sqrt(rng.choice(entries.tail, len(large))) * rng.choice((-1, 1), len(large))
+    return spectra({"": torch.from_numpy(matrix.astype(np.float32).reshape(shape))}, {})[""]
 
 
 def _drawn(r: Reading, rng: np.random.Generator) -> Reading:

@@ -9,7 +9,17 @@ from typing import Any
 
 from orchestrator.errors import UserError
 from orchestrator.forensics.archives import Archive
-from orchestrator.forensics.tensors import METADATA, PICKLES, Key, Store, Tensors, everything, open_file, select, unwrapped
+from orchestrator.forensics.tensors import (
+    METADATA,
+    PICKLES,
+    Key,
+    Store,
+    Tensors,
+    everything,
+    open_file,
+    select,
+    unwrapped,
+)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")

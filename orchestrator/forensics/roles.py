@@ -77,4 +77,3 @@ def _evidence(role: str, z: Mapping[str, float]) -> list[str]:
     routes = ROUTING[role]
     votes = sorted(((sign * z[feature], feature) for feature, sign in routes.items() if feature in z), reverse=True)
     return [("+" if routes[feature] > 0 else "-") + feature for vote, feature in votes[:EVIDENCE] if vote > 0]
-

@@ -10,6 +10,7 @@ import numpy as np
 
 from orchestrator.forensics.roles import FEATURES, Role, decide
 
+FEW = 5  # resamples from which a layer's own variance says something
 CONSTANT = 1e-12  # a spread below this share of the values is rounding
 
 Row = Mapping[str, float | None]  # one layer: measure → value
@@ -49,17 +50,19 @@ class Treatment:
     centred: bool = True  # structural: its mean over the resamples is taken off, and with it what width does
     transform: Callable[[np.ndarray], np.ndarray] = identity
     measure: str | None = None  # read from another measure: fair to layers of unequal shape, or a count
+    noise: float = 0.0  # variance that chance has at least, after the transform
 
 
 NORM = Treatment(centred=False)
 STRUCTURAL = Treatment()
+COUNT = Treatment(transform=anscombe, noise=1.0)  # else resamples that are all 0 would make any count remarkable
 TREATMENTS = {  # every other routed feature is structural
     "balance": Treatment(centred=False, measure="balance_per_parameter"),
-    "depletion_fraction": Treatment(transform=anscombe, measure="depleted"),
+    "depletion_fraction": replace(COUNT, measure="depleted"),
     "down_ratio": Treatment(centred=False, transform=logarithm),
     "gamma_concentration": NORM,
     "post_norm_damped_fraction": NORM,
-    "saturated_robust_fraction": Treatment(transform=anscombe, measure="saturated_robust"),
+    "saturated_robust_fraction": replace(COUNT, measure="saturated_robust"),
     "stuck_fraction": NORM,
     "super_weight_ratio": Treatment(transform=logarithm),
     "total_write": Treatment(centred=False, transform=logarithm, measure="write_gain"),
@@ -91,6 +94,9 @@ def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bou
     resamples = max(len(values) for values in noise)
     variances = np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in noise])
     y = x - [values.mean() for values in noise] if treatment.centred else x
+    if resamples < FEW:
+        variances[:] = variances.mean()
+    variances = np.maximum(variances, treatment.noise)
     s2 = (variances + variances.mean()) / 2 * (1 + 1 / resamples) * (1 + math.pi / (2 * len(x)))
     d = y - np.median(y)
     spread = math.sqrt(np.square(d).mean())

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from orchestrator import checkpoint
 from orchestrator.errors import UserError
-from orchestrator.forensics.tensors import METADATA
-from orchestrator.forensics.tensors import BYSTANDERS, PICKLES
+from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-).*?(\d+)")  # step_00000500, checkpoint-500; not what was set aside
 WEIGHTS = (".safetensors", *PICKLES)

@@ -19,8 +19,10 @@ ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """wᵀw [n, n] of w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
     dtype = dtype or (torch.float64 if w.is_cuda else torch.float32)
-    if dtype == w.dtype:
-        return w.T @ w if w.is_cuda else _half_the_work(w.numpy())
+    if dtype == w.dtype and w.is_cuda:
+        return w.T @ w
+    if dtype == w.dtype == torch.float32:
+        return _half_the_work(w.numpy())
     total = torch.zeros(w.shape[1], w.shape[1], dtype=dtype, device=w.device)
     for block in w.split(ROWS):
         converted = block.to(dtype)
@@ -34,10 +36,7 @@ def _half_the_work(w: np.ndarray) -> Tensor:
     By scipy's BLAS, since its LAPACK finds the eigenvalues: two libraries in turn get in the way of each other's
     waiting threads.
     """
-    if w.flags.f_contiguous:
-        upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1)
-    else:
-        upper = scipy.linalg.blas.ssyrk(1.0, w.T)
+    upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1) if w.flags.f_contiguous else scipy.linalg.blas.ssyrk(1.0, w.T)
     triangle = torch.from_numpy(upper.T)
     full = triangle + triangle.T
     full.diagonal().div_(2)

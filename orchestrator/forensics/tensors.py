@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
@@ -23,6 +24,7 @@ INDEX = ".index.json"
 METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
 PLACES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BYSTANDERS = ("optimizer.*", "scheduler.*", "rng_state*", "training_args.*", "adapter_*")  # no weights of a model
+LARGEST = 1e15  # of a weight: sums of squares stay within fp32
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # others mean nothing without their scales
 
 WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights within a larger file
@@ -180,8 +182,14 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
         raise UserError(f"{name} in {path} is stored as {kind}: save the checkpoint in fp32, fp16 or bf16 first.")
     values = values.to(torch.float32).contiguous()
     # the extremes carry NaN and infinity, and cost no mask as large as the tensor
-    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
+    extremes = [abs(float(extreme)) for extreme in torch.aminmax(values)] if values.numel() else []
+    if not all(map(math.isfinite, extremes)):
         raise UserError(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
+    if any(extreme > LARGEST for extreme in extremes):
+        raise UserError(
+            f"{name} in {path} holds values up to {max(extremes):.0e}, whose squares fp32 cannot sum: "
+            "use a checkpoint from before they grew."
+        )
     return values
 
 

@@ -60,14 +60,14 @@ def headline(result: Result) -> Text:
     named = [layer for layer in layers if has_role(layer)]
     by_paper = sum("/" not in layer["role_paper"] for layer in layers)
     if result["scoring"] == "paper":
-        text = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
-        return Text(text, "bold").append("; an untrained model's would be some 60 %.", "not bold")
+        told = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
+        return Text(told, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
     if not named:
-        text = Text("No layer differs from chance.", "bold")
-        return text.append(f" The paper's rule would name {by_paper} of {len(layers)}.", "not bold dim")
+        rival = f" The paper's rule would name {by_paper} of {len(layers)}."
+        return Text("No layer differs from chance.", "bold").append(rival, "not bold dim")
     text = Text(f"{len(named)} of {len(layers)} layers differ from chance: ", "bold")
     spans = [
-        Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices)}", "not bold"))
+        Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices, 'L')}", "not bold"))
         for role in ROLES
         if (indices := [layer["layer"] for layer in named if layer["role"] == role])
     ]

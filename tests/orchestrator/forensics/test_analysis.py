@@ -147,3 +147,21 @@ def test_one_layer_model(checkpoint: Callable[..., Any]) -> None:
     (layer,) = analyze(checkpoint(widths=(16,)).write())["layers"]
     assert layer["margin"] == 0
     assert layer["evidence"] == []
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e14])
+def test_scale_of_the_weights_changes_nothing_that_has_no_scale(checkpoint: Callable[..., Any], scale: float) -> None:
+    ours = checkpoint()
+    before = analyze(ours.write())["layers"]
+    for name, tensor in ours.tensors.items():
+        ours.tensors[name] = tensor * np.float32(scale)
+    for a, b in zip(before, analyze(ours.write())["layers"], strict=True):
+        for key in ("cv", "effective_rank.o", "sink_mean", "coupling", "attention_share", "super_weight_ratio"):
+            assert b["measures"][key] == pytest.approx(a["measures"][key], rel=1e-4), key
+
+
+def test_weights_that_fp32_cannot_square_are_refused(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint()
+    ours.tensors[ours.name(1, "down")] *= np.float32(1e19)
+    with pytest.raises(UserError, match=r"layers.1.mlp.down_proj.weight .* holds values up to .*e\+19"):
+        analyze(ours.write())

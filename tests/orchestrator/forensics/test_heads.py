@@ -74,6 +74,17 @@ def test_drawn_fingerprints_have_the_law_of_real_noise(name: str) -> None:
     assert stats.ks_2samp(real, drawn).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("heads", [Heads(6, 2, 5), Heads(8, 1, 12), Heads(6, 2, 8), Heads(4, 4, 16), Heads(4, 2, 1)])
+def test_drawn_fingerprints_of_a_narrow_layer(heads: Heads) -> None:
+    """With heads wider than the layer, or more of them in a group than it has coordinates."""
+    rng, width = np.random.default_rng(0), 6
+    real = [fingerprints(*_weights(heads, seed, width), heads) for seed in range(400)]
+    drawn = [drawn_fingerprints(heads, width, rng) for _ in range(400)]
+    assert stats.ks_2samp([diversity(x) for x in real], [diversity(x) for x in drawn]).pvalue > 1e-3
+    matches = [[couplings(prints[i : i + 2])[0] for i in range(0, 400, 2)] for prints in (real, drawn)]
+    assert stats.ks_2samp(*matches).pvalue > 1e-3
+
+
 def test_cosines_and_couplings_by_loops() -> None:
     rng = np.random.default_rng(0)
     prints = [rng.normal(size=(heads, 2 * width)) for heads, width in ((3, 8), (2, 6), (4, 8))]

@@ -62,6 +62,19 @@ def test_alignment_with_a_torch_optimizer(name: str, tmp_path: Path) -> None:
         assert layer["measures"]["stuck_fraction"] is not None
 
 
+def test_moments_of_a_fused_matrix_are_cut_like_its_weights(tmp_path: Path) -> None:
+    """GPT-2 keeps q, k and v side by side in one transposed matrix [d, 3·d]."""
+    model, adam, path = _trained("gpt2", tmp_path)
+    result = analyze(tmp_path, optimizer=path)
+    for layer in result["layers"]:
+        block: Any = model.get_submodule(f"transformer.h.{layer['layer']}")
+        weight = block.attn.c_attn.weight
+        slices = zip(weight.split(16, dim=1), adam.state[weight]["exp_avg"].split(16, dim=1), strict=True)
+        for kind, (w, m) in zip(("q", "k", "v"), slices, strict=True):
+            expected = -torch.cosine_similarity(m.double().flatten(), w.double().flatten(), dim=0).item()
+            assert layer["measures"][f"momentum_alignment.{kind}"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_stuck_entries_are_those_planted(tmp_path: Path) -> None:
     model, adam, path = _trained("llama", tmp_path)
     state = adam.state[_down(model, 1)]

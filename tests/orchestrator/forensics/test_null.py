@@ -20,7 +20,7 @@ from orchestrator.forensics.scoring import MEASURED
 CPU = torch.device("cpu")
 DRAWS = 60
 ELSEWHERE = {"adjacent_alignment", "copy_density", "stuck_fraction", "momentum_alignment.down"}  # not in weights
-GAUSSIAN = {"effective_rank.o_fraction", "effective_rank.down_fraction", "head_diversity", "coupling"}  # by design
+GAUSSIAN = {"head_diversity", "coupling"}  # by design
 
 
 def _measured(path: Path) -> list[dict[str, float | None]]:

@@ -66,7 +66,7 @@ def _expected(
         x = transform(np.array([rows[i][name] for i in layers]))
         null = transform(np.array([chance[i][name] for i in layers]))  # [L, R]
         y = x - null.mean(axis=1) if centred else x
-        v = null.var(axis=1, ddof=1)
+        v = np.maximum(null.var(axis=1, ddof=1), 1.0 if name in ("depleted", "saturated_robust") else 0.0)
         s2 = 0.5 * (v + v.mean()) * (1 + 1 / RESAMPLES) * (1 + np.pi / (2 * len(layers)))
         d = y - np.median(y)
         scale = np.sqrt(np.mean(d**2))
@@ -110,6 +110,21 @@ def test_what_the_null_reaches_is_nothing_and_what_exceeds_it_is_kept() -> None:
     assert z[4] == 0
     assert z[7] == pytest.approx(3.0)  # cut
     assert np.count_nonzero(z) == 1
+
+
+def test_a_count_that_no_resample_reached_is_not_remarkable_by_that() -> None:
+    counts = np.array([0.0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0])
+    z = shrunk(counts, [np.zeros(10)] * 11, TREATMENTS["depletion_fraction"], bound=2 * np.log(11 * 17))
+    assert not z.any()
+    counts[2] = 40
+    assert shrunk(counts, [np.zeros(10)] * 11, TREATMENTS["depletion_fraction"], bound=2 * np.log(11 * 17))[2] > 2
+
+
+def test_few_resamples_are_pooled_over_the_layers() -> None:
+    noise = [np.array([-1.0, 1.0])] + [np.zeros(2)] * 10
+    x = np.zeros(11)
+    x[5] = 1.5  # its own resamples are equal, its peers' are not
+    assert not shrunk(x, noise, TREATMENTS["stuck_fraction"], bound=10.0).any()
 
 
 def test_a_feature_without_null_is_judged_by_its_spread_alone() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.spectrum import gaussian_singular_values, gram, is_rounded, perplexity, spectra
+from orchestrator.forensics import spectrum
+from orchestrator.forensics.spectrum import TOLERANCE, gaussian_singular_values, gram, is_rounded, perplexity, spectra
 
 
 def _low_rank(rng: np.random.Generator, m: int, n: int, rank: int) -> np.ndarray:
@@ -77,6 +78,29 @@ def test_precision_is_raised_where_rounding_would_show_and_only_there() -> None:
     rounded = {name for name, w in matrices.items() if is_rounded(_fp32_eigenvalues(w))}
     assert {"rank one", "rank three", "half rank", "graded to 1e-12"} <= rounded
     assert not {"wide", "tall", "transposed view", "large", "small", "zero", "one row"} & rounded
+
+
+@pytest.mark.parametrize("drowned", [1, 10, 100, 400])
+@pytest.mark.parametrize("loudness", [1.0, 30.0, 1000.0])
+def test_what_passes_as_sound_costs_less_than_the_tolerance(drowned: int, loudness: float) -> None:
+    """Whatever the values below the floor are, between 0 and the floor, the effective rank stays put."""
+    eigenvalues = np.concatenate([np.zeros(drowned), np.ones(500), [loudness**2]]).astype(np.float32)
+    floor = spectrum.ROUNDING * np.finfo(np.float32).eps * loudness**2
+    lowest, highest = (perplexity(np.sqrt(np.maximum(eigenvalues.astype(float), low))) for low in (0, floor))
+    assert lowest is not None
+    assert highest is not None
+    change = np.log(highest / lowest)
+    assert change > TOLERANCE / 10 if is_rounded(eigenvalues) else change < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gram_in_blocks_keeps_the_precision_asked_for(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectrum, "ROWS", 7)
+    w = torch.from_numpy(np.random.default_rng(0).normal(size=(40, 12))).to(dtype)
+    got = gram(w, torch.float64)
+    assert got.dtype == torch.float64
+    np.testing.assert_allclose(got.numpy(), w.double().numpy().T @ w.double().numpy(), rtol=1e-12, atol=1e-12)
+    assert gram(w).dtype == torch.float32
 
 
 def _fp32_eigenvalues(w: torch.Tensor) -> np.ndarray:
