@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _read(options: argparse.Namespace) -> View:
     """What was asked for, with a word on stderr as long as it takes where that is a terminal."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to LAPACK's
     from orchestrator.forensics.view import view  # torch and all that reads: seconds that --help need not wait for
 
     start = time.perf_counter()
