@@ -1,48 +1,69 @@
-"""Planted outliers are found, graded and named; healthy and degenerate stacks are left alone."""
+"""Planted outliers are found, graded and named; healthy, trained and degenerate stacks are left alone (SCIENCE §5)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from models.transformer import Decoder
 from orchestrator.forensics.analysis import analyze
+from orchestrator.forensics.anatomy import KINDS
+from tests.orchestrator.forensics.untrained import model, spec, write
 
 
-def _with_spectral_norm(ours: Any, layer: int, kind: str, ratio: float) -> None:
-    """Scale one tensor so that its norm is `ratio` times the median of its peers'."""
-    layers = range(len(ours.spec["layers"]))
-    norms = [np.linalg.norm(ours.weight(i, kind), 2) for i in layers]
-    peers = np.median([norm for i, norm in enumerate(norms) if i != layer])
-    ours.tensors[ours.name(layer, kind)] *= np.float32(ratio * peers / norms[layer])
+def _explode(decoder: Decoder, layer: int, kind: str, ratio: float) -> str:
+    """Scale one tensor so that its norm is `ratio` times the median of its peers'; its name."""
+    name = f"model.layers.{{}}.{'self_attn' if kind in 'qkvo' else 'mlp'}.{kind}_proj.weight"
+    weights = dict(decoder.named_parameters())
+    norms = [torch.linalg.matrix_norm(weights[name.format(i)], 2).item() for i in range(len(decoder.model.layers))]
+    with torch.no_grad():
+        weights[name.format(layer)] *= ratio * np.median(np.delete(norms, layer)) / norms[layer]
+    return name.format(layer)
 
 
-def test_planted_norms(checkpoint: Callable[..., Any]) -> None:
-    ours = checkpoint(widths=(16,) * 5)
-    _with_spectral_norm(ours, 3, "gate", 12)
-    _with_spectral_norm(ours, 1, "down", 40)
-    _with_spectral_norm(ours, 2, "q", 9.9)
-    critical, warn = analyze(ours.write())["pathology"]
-    assert critical == {
-        "tensor": "model.layers.1.mlp.down_proj.weight",
-        "ratio": pytest.approx(40, rel=1e-5),
-        "severity": "critical",
-    }
-    assert warn == {
-        "tensor": "model.layers.3.mlp.gate_proj.weight",
-        "ratio": pytest.approx(12, rel=1e-5),
-        "severity": "warn",
-    }
+@pytest.mark.parametrize(("ratio", "severity"), [(12, "warn"), (40, "critical"), (100, "critical")])
+@pytest.mark.parametrize("layer", [0, 5, 10])
+@pytest.mark.parametrize("profile", ["uniform", "ramp"])
+def test_a_gate_explosion(profile: str, layer: int, ratio: float, severity: str, tmp_path: Path) -> None:
+    decoder = model(spec(profile=profile), layer)
+    name = _explode(decoder, layer, "gate", ratio)
+    expected = {"tensor": name, "ratio": pytest.approx(ratio, rel=1e-4), "severity": severity}
+    assert analyze(write(decoder, tmp_path), resamples=2)["pathology"] == [expected]
 
 
-def test_healthy_stack(checkpoint: Callable[..., Any]) -> None:
-    assert analyze(checkpoint(widths=(16,) * 5).write())["pathology"] == []
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_matrix_and_the_worst_first(kind: str, tmp_path: Path) -> None:
+    decoder = model(spec(layers=5), 0)
+    slight, grave = _explode(decoder, 1, kind, 10.5), _explode(decoder, 3, kind, 31)
+    _explode(decoder, 2, "q" if kind != "q" else "k", 9.5)
+    found = analyze(write(decoder, tmp_path), resamples=2)["pathology"]
+    assert [(f["tensor"], f["severity"]) for f in found] == [(grave, "critical"), (slight, "warn")]
 
 
-def test_one_layer_has_no_peers(checkpoint: Callable[..., Any]) -> None:
+def test_trained_models_are_healthy(tmp_path: Path) -> None:
+    for seed in range(3):
+        decoder = model(spec(layers=6), seed)
+        adam = torch.optim.AdamW(decoder.parameters(), lr=3e-3)
+        torch.manual_seed(seed)
+        rows = torch.randint(256, (2, 64))
+        for _ in range(30):
+            decoder.loss(rows).backward()
+            adam.step()
+            adam.zero_grad()
+        assert analyze(write(decoder, tmp_path), resamples=2)["pathology"] == []  # untrained ones: test_calibration
+
+
+def test_one_layer_has_no_peers_and_two_have_each_other(checkpoint: Callable[..., Any]) -> None:
     assert analyze(checkpoint(widths=(16,)).write())["pathology"] == []
+    ours = checkpoint(widths=(16, 16))
+    ours.tensors[ours.name(0, "gate")] *= np.float32(50)
+    (found,) = analyze(ours.write())["pathology"]
+    assert found["tensor"] == ours.name(0, "gate")
 
 
 def test_peers_that_are_zero_give_no_scale(checkpoint: Callable[..., Any]) -> None:
