@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.errors import UserError
-from orchestrator.forensics.export import PICTURES, refuse_unwritable, write_csv, write_json
+from orchestrator.forensics.export import PICTURES, refuse_unwritable, write_csv, write_figure, write_json
 
 if TYPE_CHECKING:
     from orchestrator.forensics.view import View
@@ -33,11 +34,17 @@ def main(arguments: list[str] | None = None) -> int:
         if options.csv is not None:
             write_csv(view.rows(), options.csv)
         if options.figure is not None:
-            view.draw().savefig(options.figure)
-    except (UserError, OSError) as error:
+            write_figure(view.draw(), options.figure)
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(view.report())
+    except OSError as error:
+        where = error.filename or options.source
+        print(f"{where} cannot be read ({error.strerror or error}): check its rights and its disk.", file=sys.stderr)
+        return 2
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a bar or an arrow shows a question mark
+    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH).print(view.report())
     return int(view.critical)
 
 

@@ -9,11 +9,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.forensics.analysis import SCHEMA
 from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.layout import Column, Fitted, dash, labelled, number, ranges
-from orchestrator.forensics.terminal import ATTENTION, Layer, Result, counts, missing, pathology, role_text, totals
-
-SCHEMA = 1
+from orchestrator.forensics.layout import Column, Fitted, counted, dash, labelled, number, ranges
+from orchestrator.forensics.terminal import (
+    ATTENTION,
+    SATURATED,
+    Layer,
+    Result,
+    counts,
+    missing,
+    pathology,
+    role_text,
+    settled,
+    totals,
+)
 
 Pair = tuple[Layer, Layer]  # A's and B's layer of one index
 
@@ -66,7 +76,7 @@ def _heading(a: Result, b: Result) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, result in (("A", a), ("B", b)):
         step = "" if result["step"] is None else f" · step {result['step']:,}"
-        about = f"{result['family']}{step} · {len(result['layers'])} layers"
+        about = f"{result['family']}{step} · {counted(len(result['layers']), 'layer')}"
         grid.add_row(
             Text(name, "bold"), Text.assemble((result["source"], "bold"), (f"  {about}", "dim"), overflow="fold")
         )
@@ -76,41 +86,27 @@ def _heading(a: Result, b: Result) -> Table:
 def _headline(document: Mapping[str, Any]) -> Text:
     """How many layers change their role, and how far the spread of co-magnitude goes."""
     a, b, pairs = document["a"], document["b"], document["layers"]
-    changed = [p["layer"] for p in pairs if _settled(p["role_a"]) != _settled(p["role_b"])]
-    text = Text(f"{len(changed)} of {len(pairs)} layers have another role in B", "bold")
-    text.append(f": {ranges(changed)}." if changed else ".", "not bold")
+    changed = [p["layer"] for p in pairs if settled(p["role_a"]) != settled(p["role_b"])]
+    verb = "has" if len(changed) == 1 else "have"
+    text = Text(f"{len(changed)} of {counted(len(pairs), 'layer')} {verb} another role in B", "bold")
+    text.append(f": {ranges(changed, 'L')}." if changed else ".", "not bold")
     if len(a["layers"]) != len(b["layers"]):
         depths = f"{len(a['layers'])} and {len(b['layers'])}"
         text.append(f" A and B have {depths} layers: the first {len(pairs)} are compared, by index.", "not bold yellow")
     return text
 
 
-def _settled(role: str) -> str:
-    """All ties are one: no role leads."""
-    return "" if "/" in role else role
-
-
 def _columns() -> list[Column]:
     """Of a `Pair`."""
-
-    def values(key: str, form: str) -> list[Any]:
-        return [
-            lambda pair: number(pair[0]["measures"][key], form),
-            lambda pair: number(pair[1]["measures"][key], form),
-        ]
-
-    (cv_a, cv_b), (att_a, att_b) = values("cv", ".2f"), values("attention_share", ".2f")
     return [
         Column("", lambda pair: str(pair[0]["layer"]), 99),
         Column("role A", lambda pair: role_text(pair[0]), 98, right=False),
         Column("role B", lambda pair: role_text(pair[1]), 98, right=False),
-        Column("cv A", cv_a, 97),
-        Column("cv B", cv_b, 97),
+        Column("cv", lambda pair: _both(pair, "cv", ".2f"), 97, True, "spread of FFN co-magnitude"),
         Column("A/B", _flattening, 96, True, "cv A over cv B, above 1 where B is flatter"),
-        Column("saturated", _saturated, 95, True, "positions above median + 3 robust std"),
+        Column("saturated", lambda pair: _both(pair, "saturated_robust", ",d"), 95, True, SATURATED.partition(" /")[0]),
         Column("Δ rank o", _rank, 94, True, "effective rank, B − A"),
-        Column("att. A", att_a, 92, True, ATTENTION),
-        Column("att. B", att_b, 92),
+        Column("att.", lambda pair: _both(pair, "attention_share", ".2f"), 93, True, ATTENTION),
     ]
 
 
@@ -120,12 +116,15 @@ def _flattening(pair: Pair) -> Text | str:
     return dash() if ratio is None else Text(f"{ratio:.2f}", "" if 1 / 1.5 < ratio < 1.5 else "bold")
 
 
-def _saturated(pair: Pair) -> str:
-    return " → ".join(str(layer["measures"]["saturated_robust"]) for layer in pair)
+def _both(pair: Pair, key: str, form: str) -> Text:
+    """A's value → B's."""
+    values = (number(layer["measures"][key], form) for layer in pair)
+    return Text(" → ", "dim").join(Text.assemble(value) for value in values)
 
 
 def _rank(pair: Pair) -> Text | str:
-    return number(compared(*pair)["effective_rank_o_delta"], "+.1f")
+    delta = compared(*pair)["effective_rank_o_delta"]
+    return dash() if delta is None else f"{round(delta, 1) + 0.0:+.1f}"  # never -0.0
 
 
 def _summary(a: Result, b: Result, seconds: float) -> Table:
@@ -143,6 +142,6 @@ def _summary(a: Result, b: Result, seconds: float) -> Table:
 def _told(a: Result, b: Result, tell: Callable[[Result], list[Text]]) -> list[Text]:
     """What there is to say of each model, once where it is the same."""
     of_a, of_b = tell(a), tell(b)
-    if of_a == of_b:
-        return [Text.assemble(("A, B ", "bold"), line) for line in of_a]
-    return [Text.assemble((f"{arm} ", "bold"), line) for arm, lines in (("A", of_a), ("B", of_b)) for line in lines]
+    told = [("A, B ", line) for line in of_a if line in of_b]
+    told += [("A ", line) for line in of_a if line not in of_b] + [("B ", line) for line in of_b if line not in of_a]
+    return [Text.assemble((arm, "bold"), line) for arm, line in told]

@@ -1,15 +1,19 @@
-"""Results as files: JSON with everything, CSV with one row per layer."""
+"""Results as files: JSON with everything, CSV with one row per layer, and the picture."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # what matplotlib writes by itself
 
@@ -31,16 +35,31 @@ def refuse_unwritable(target: Path | None, suffixes: Sequence[str] = ()) -> None
 
 
 def write_json(document: Row, path: Path) -> None:
-    """The whole document; never NaN. Raises `OSError` where the disk refuses."""
-    path.write_text(json.dumps(document, indent=1, allow_nan=False))
+    """The whole document; never NaN. Raises `UserError` where the disk refuses."""
+    with _told(path):
+        path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per row under the names of the first. Raises `OSError` where the disk refuses."""
-    with path.open("w", newline="") as file:
+    """One line per row under the names of the first. Raises `UserError` where the disk refuses."""
+    with _told(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """The picture, of the kind that the name ends in. Raises `UserError` where the disk refuses."""
+    with _told(path):
+        figure.savefig(path)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another place.") from error
 
 
 def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -37,8 +36,7 @@ class Fitted:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = list(self.columns)
-        unbounded = options.update(max_width=10_000)
-        while _width(table := self._table(columns), console, unbounded) > options.max_width:
+        while _width(table := self._table(columns), console, options) > options.max_width and len(columns) > 1:
             columns.remove(min(columns, key=lambda column: column.keep))
         yield table
         meanings = [f"{column.name}: {column.meaning}" for column in columns if column.meaning]
@@ -55,9 +53,9 @@ class Fitted:
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
-    return (
-        Measurement.get(console, options, table).maximum - 2
-    )  # it counts the padding at the edges, which is not drawn
+    """Columns that the table takes where there is room for all of it."""
+    lines = console.render_lines(table, options.update(max_width=10_000), pad=False)
+    return max(len("".join(segment.text for segment in line).rstrip()) for line in lines)
 
 
 def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
@@ -100,6 +98,11 @@ def ranges(indices: Iterable[int], mark: str = "") -> str:
     """`0, 3–5` for 0, 3, 4, 5, each run behind `mark`."""
     runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
     return ", ".join(mark + (str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}") for run in runs)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 layer`, `8 layers`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def big(count: int) -> str:

@@ -11,23 +11,30 @@ from orchestrator import checkpoint
 from orchestrator.errors import UserError
 from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES
 
-NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-).*?(\d+)")  # step_00000500, checkpoint-500; not what was set aside
+NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside
 WEIGHTS = (".safetensors", *PICKLES)
 
 
 def checkpoints(path: Path) -> list[tuple[int, Path]]:
     """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is none.
 
-    Such a directory holds no weights itself, but subdirectories that do and whose names end in a number. Of our
-    own, damaged ones are left out with a line on stderr.
+    Such a directory holds no weights itself, but subdirectories that do, of one name but for a number at its end.
+    Of our own, damaged ones are left out with a line on stderr. Raises `UserError` where the names are unlike.
     """
     if not path.is_dir() or holds_weights(path):
         return []
-    found = []
+    found, names = [], set()
     for directory in path.iterdir():
         match = NUMBERED.fullmatch(directory.name)
         if match and directory.is_dir() and holds_weights(directory):
-            found.append((int(match[1]), directory))
+            found.append((int(match[2]), directory))
+            names.add(match[1])
+    if len(names) > 1 or len(dict(found)) < len(found):
+        held = ", ".join(sorted(directory.name for _, directory in found)[:4])
+        raise UserError(
+            f"{path} holds weights that are not one run's ({held}{', …' if len(found) > 4 else ''}): "
+            "name one of them, or a directory whose checkpoints differ only in the number at the end of their names."
+        )
     return [(step, directory) for step, directory in sorted(found) if _undamaged(directory)]
 
 

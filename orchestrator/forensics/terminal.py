@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.palette import ROLES, colour, letter
-from orchestrator.forensics.layout import Column, Fitted, bar, beside, big, dash, labelled, number, ranges
+from orchestrator.forensics.layout import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
 from orchestrator.forensics.measures import MEASURES, NEEDS
 
 Result = Mapping[str, Any]  # what `analyze` returns
@@ -21,6 +21,9 @@ SEVERITIES = {"warn": "yellow", "critical": "bold red"}
 COUNTS = {"saturated_robust": "robust", "saturated": "mean + 3 std", "saturated_fixed": "above step 0's threshold"}
 SATURATED = "positions above median + 3 robust std / by chance"
 ATTENTION = "attention's share of energy"
+RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
+CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # what this command offers for a need
+COMPARING = ("coupling", "source_mean", "sink_mean", "synapse_mediator")  # measures of a layer among others
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
     "effective_rank.down_fraction": "rank down",
@@ -41,7 +44,8 @@ def report(result: Result, seconds: float, parameters: int) -> Group:
     """All that is printed of one result. `parameters`: entries of the matrices that were read."""
     layers = result["layers"]
     step = "" if result["step"] is None else f" · step {result['step']:,}"
-    about = f"{result['family']}{step} · {len(layers)} layers · {big(parameters)} parameters read in {seconds:.1f} s"
+    depth = counted(len(layers), "layer")
+    about = f"{result['family']}{step} · {depth} · {big(parameters)} parameters read in {seconds:.1f} s"
     return Group(
         Text(result["source"], "bold", overflow="fold"),
         Text(about, "dim"),
@@ -63,15 +67,24 @@ def headline(result: Result) -> Text:
         told = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
         return Text(told, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
     if not named:
+        text = Text(f"{nothing(result)[0].upper()}{nothing(result)[1:]}.", "bold")
         rival = f" The paper's rule would name {by_paper} of {len(layers)}."
-        return Text("No layer differs from chance.", "bold").append(rival, "not bold dim")
-    text = Text(f"{len(named)} of {len(layers)} layers differ from chance: ", "bold")
+        return text.append(rival if len(layers) > 1 else "", "not bold dim")
+    verb = "differs" if len(named) == 1 else "differ"
+    text = Text(f"{len(named)} of {len(layers)} layers {verb} from chance: ", "bold")
     spans = [
         Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices, 'L')}", "not bold"))
         for role in ROLES
         if (indices := [layer["layer"] for layer in named if layer["role"] == role])
     ]
     return text.append(Text(" · ").join(spans))
+
+
+def nothing(result: Result) -> str:
+    """What there is to say where no layer has a role."""
+    if len(result["layers"]) == 1:
+        return "a single layer has no peers to differ from"
+    return "no role leads anywhere" if result["scoring"] == "paper" else "no layer differs from chance"
 
 
 def columns(result: Result) -> list[Column]:
@@ -84,15 +97,15 @@ def columns(result: Result) -> list[Column]:
 
     largest = max((measure(layer, "cv") or 0.0 for layer in layers), default=0.0)
     known = {key for layer in layers for key, value in layer["measures"].items() if value is not None}
-    tie = "" if all(map(has_role, filter(speaks, layers))) else "H/S is a tie"
-    rival = "as the paper's rule has it" if result["scoring"] == "calibrated" else "above chance"
+    tie = "" if all(map(has_role, filter(speaks, layers))) else "two letters are a tie"
+    rival = {"calibrated": "by the paper's rule, first letters", "paper": "above chance, first letters"}
     found = [
         Column("", lambda layer: str(layer["layer"]), 99),
         Column("role", role_text, 99, False, tie),
         Column("margin", lambda layer: number(layer["margin"], ".2f") if speaks(layer) else dash(), 96),
         Column("cv", lambda layer: bar(measure(layer, "cv"), largest, ".2f"), 98, False, "spread of FFN co-magnitude"),
         Column("saturated", _saturated, 97, True, SATURATED),
-        Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 95),
+        Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 90),
         Column("att.", lambda layer: number(measure(layer, "attention_share"), ".2f"), 92, True, ATTENTION),
     ]
     if "sink_mean" in known:
@@ -100,9 +113,11 @@ def columns(result: Result) -> list[Column]:
     if "momentum_alignment.down" in known:
         found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
     if any(differs(layer, result["scoring"]) for layer in layers):
-        found.append(Column("other", lambda layer: _other(layer, result["scoring"]), 93, False, rival))
-    if any(layer["evidence"] for layer in layers):
-        found.append(Column("evidence", _evidence, 94, False))
+        found.append(
+            Column("other", lambda layer: _other(layer, result["scoring"]), 93, False, rival[result["scoring"]])
+        )
+    if any(map(speaks, layers)):
+        found.append(Column("evidence", _evidence, 95, False))
     return found
 
 
@@ -129,7 +144,7 @@ def counts(result: Result, scoring: str) -> Text:
     """How many layers a scoring gives each role."""
     given = [layer["scorings"][scoring]["role"] for layer in result["layers"]]
     counted = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
-    none = Text(f"none {sum('/' in role for role in given)}", "dim")
+    none = Text(f"none {sum(not leads(role) for role in given)}", "dim")
     return Text(" · ").join([*counted, none])
 
 
@@ -157,7 +172,9 @@ def pathology(result: Result) -> list[Text]:
 
 def missing(result: Result) -> list[str]:
     """What is absent, and what it needs."""
-    needs = {key.split(".")[0]: NEEDS[entry.needs] for key, entry in MEASURES.items()}
+    needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
+    if len(result["layers"]) == 1:
+        needs |= dict.fromkeys(COMPARING, "a second layer")
     reasons: dict[str, list[str]] = {}
     for name in result["missing"]:
         if not name.endswith("_expected"):  # goes with its count
@@ -165,9 +182,19 @@ def missing(result: Result) -> list[str]:
     return [f"{', '.join(names)}: needs {why}" for why, names in reasons.items()]
 
 
+def leads(role: str) -> bool:
+    """Whether it is one role, and no tie such as `hub/specialist`."""
+    return "/" not in role
+
+
 def has_role(layer: Layer) -> bool:
     """Whether one role leads."""
-    return "/" not in layer["role"]
+    return leads(layer["role"])
+
+
+def settled(role: str) -> str:
+    """The role; empty for any tie, since then no role leads."""
+    return role if leads(role) else ""
 
 
 def role_text(layer: Layer) -> Text:
@@ -182,7 +209,7 @@ def speaks(layer: Layer) -> bool:
 
 def named_role(role: str) -> Text:
     """`specialist` as it is, `hub/specialist` as `H/S`, in the roles' colours."""
-    if "/" not in role:
+    if leads(role):
         return Text(role, colour(role))
     return Text("/").join(Text(letter(part), colour(part)) for part in role.split("/"))
 
@@ -194,12 +221,7 @@ def spoken(name: str) -> str:
 
 def differs(layer: Layer, scoring: str) -> bool:
     """Whether the other scoring gives the layer another role, and not only another tie."""
-    role, other = layer["role"], layer["scorings"][_rival(scoring)]["role"]
-    return bool(role != other and not ("/" in role and "/" in other))
-
-
-def _rival(scoring: str) -> str:
-    return "calibrated" if scoring == "paper" else "paper"
+    return settled(layer["role"]) != settled(layer["scorings"][RIVALS[scoring]]["role"])
 
 
 def _saturated(layer: Layer) -> Text:
@@ -214,12 +236,14 @@ def _other(layer: Layer, scoring: str) -> Text | str:
     """The role under the other scoring, in letters."""
     if not differs(layer, scoring):
         return ""
-    parts = layer["scorings"][_rival(scoring)]["role"].split("/")
+    parts = layer["scorings"][RIVALS[scoring]]["role"].split("/")
     return Text("/").join(Text(letter(part), f"dim {colour(part)}") for part in parts)
 
 
 def _evidence(layer: Layer) -> Text:
-    """The two features that speak most."""
+    """The two features that speak most; a role without any leads because the others fall behind."""
+    if has_role(layer) and not layer["evidence"]:
+        return Text("(the others are lower)", "dim")
     signs = {"+": "+", "-": "−"}
     words = [signs[name[0]] + WORDS.get(name[1:], spoken(name[1:])) for name in layer["evidence"][:2]]
     return Text(" ".join(words), "dim")

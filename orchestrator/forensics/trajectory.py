@@ -16,14 +16,13 @@ from rich.text import Text
 from orchestrator.compare.palette import colour, letter
 from orchestrator.errors import UserError
 from orchestrator.forensics import terminal
+from orchestrator.forensics.analysis import DEFINITIONS, SCHEMA
 from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.layout import bar, beside, dash, labelled, ranges
+from orchestrator.forensics.layout import bar, beside, counted, dash, labelled, ranges
 from orchestrator.forensics.pathology import CRITICAL
-from orchestrator.forensics.terminal import Layer, Result
+from orchestrator.forensics.terminal import Layer, Result, settled
 
-SCHEMA = 1
-DEFINITIONS = 1
 AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
 SHOWN = 20  # role changes listed before the rest are counted
 
@@ -54,11 +53,11 @@ def trajectory(source: str, results: Sequence[Result]) -> dict[str, Any]:
 
     Raises `UserError` where they are not of one run.
     """
-    depths = {len(result["layers"]) for result in results}
-    if len(depths) > 1:
+    shapes = {(result["family"], tuple(layer["width"] for layer in result["layers"])) for result in results}
+    if len(shapes) > 1:
+        models = ", ".join(sorted(f"{family} of {counted(len(widths), 'layer')}" for family, widths in shapes))
         raise UserError(
-            f"{source} holds checkpoints of {' and '.join(map(str, sorted(depths)))} layers: "
-            "keep those of one run in it, or name one of them."
+            f"{source} holds checkpoints of unlike models ({models}): keep those of one run in it, or name one of them."
         )
     return {"schema": SCHEMA, "definitions": DEFINITIONS, "source": source, "checkpoints": list(results)}
 
@@ -73,7 +72,7 @@ def changes(results: Sequence[Result]) -> list[Change]:
     found = []
     for before, after in pairwise(results):
         for old, new in zip(before["layers"], after["layers"], strict=True):
-            was, now = ("" if "/" in layer["role"] else layer["role"] for layer in (old, new))
+            was, now = settled(old["role"]), settled(new["role"])
             if was != now:
                 found.append(Change(new["layer"], after["step"], was, now))
     return found
@@ -124,10 +123,14 @@ class Strip:
             table.add_column(f"{result['step']:,}", justify="right", no_wrap=True)
         for layer in range(len(results[0]["layers"])):
             roles = [result["layers"][layer]["role"] for result in results]
-            table.add_row(str(layer), *(Text(letter(role), f"bold {colour(role)}") for role in roles))
+            table.add_row(str(layer), *map(_letter, roles))
         yield table
         if len(results) < len(self.results):
             yield Text(f"{len(results)} of {len(self.results)} checkpoints shown", "dim")
+
+
+def _letter(role: str) -> Text:
+    return Text(letter(role), f"bold {colour(role)}") if terminal.leads(role) else dash()
 
 
 def spaced(count: int, room: int) -> list[int]:
@@ -140,7 +143,8 @@ def report(document: Mapping[str, Any], seconds: float) -> Group:
     results = document["checkpoints"]
     last = results[-1]
     span = f"steps {results[0]['step']:,} to {last['step']:,}"
-    about = f"{last['family']} · {len(results)} checkpoints · {span} · {len(last['layers'])} layers · {seconds:.1f} s"
+    depth = counted(len(last["layers"]), "layer")
+    about = f"{last['family']} · {len(results)} checkpoints · {span} · {depth} · {seconds:.1f} s"
     moved = changes(results)
     return Group(
         Text(document["source"], "bold", overflow="fold"),
@@ -160,8 +164,9 @@ def _headline(results: Sequence[Result], moved: Sequence[Change]) -> Text:
     layers = sorted({change.layer for change in moved})
     if not layers:
         return Text("No layer changes its role.", "bold")
-    changing = f"{len(layers)} of {len(results[0]['layers'])} layers change their role"
-    return Text.assemble((changing, "bold"), f": {ranges(layers)}.")
+    verb = "changes its role" if len(layers) == 1 else "change their role"
+    changing = f"{len(layers)} of {counted(len(results[0]['layers']), 'layer')} {verb}"
+    return Text.assemble((changing, "bold"), f": {ranges(layers, 'L')}.")
 
 
 def _checkpoints(results: Sequence[Result]) -> Table:
@@ -198,18 +203,18 @@ def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
         )
         for growth in growths(results)[: terminal.SHOWN]
     ]
-    listed = [_sentence(change) for change in moved[:SHOWN]]
+    listed = _sentences(moved[:SHOWN])
     if len(moved) > SHOWN:
         listed.append(Text(f"and {len(moved) - SHOWN} more", "dim"))
     legend = (
-        "strip: H hub · D damper · P passthrough · S specialist · a dot where none leads · saturated: above median + "
+        "strip: H hub · D damper · P passthrough · S specialist · – none leads · saturated: above median + "
         "3 robust std / by chance · norm / peers: the largest spectral norm over its peers' median"
     )
     return labelled(
         {
             "changes": listed,
             "growth": grown,
-            "pathology": terminal.pathology(last),
+            "pathology": terminal.pathology(last) + _overcome(results),
             "assumed": [Text(line, "yellow") for line in last["assumed"]],
             "missing": [Text(line, "dim") for line in terminal.missing(last)],
             "columns": [Text(legend, "dim")],
@@ -217,6 +222,24 @@ def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
     )
 
 
-def _sentence(change: Change) -> Text:
-    named = [terminal.named_role(role) if role else dash() for role in (change.before, change.after)]
-    return Text.assemble(f"step {change.step:,}  layer {change.layer}  ", named[0], " → ", named[1])
+def _overcome(results: Sequence[Result]) -> list[Text]:
+    """The worst that an earlier checkpoint had, where the last has nothing as bad."""
+    known = max((finding["ratio"] for finding in results[-1]["pathology"]), default=0.0)
+    before = [(result["step"], f) for result in results[:-1] for f in result["pathology"] if f["ratio"] > known]
+    if not before:
+        return []
+    step, found = max(before, key=lambda entry: entry[1]["ratio"])
+    told = f"{found['severity']} at step {step:,}: {found['tensor']} had {found['ratio']:.1f}× its peers' spectral norm"
+    return [Text(told, terminal.SEVERITIES[found["severity"]])]
+
+
+def _sentences(moved: Sequence[Change]) -> list[Text]:
+    """One below the other, steps and layers flush right."""
+    steps = max((len(f"{change.step:,}") for change in moved), default=0)
+    layers = max((len(str(change.layer)) for change in moved), default=0)
+    told = []
+    for change in moved:
+        before, after = (terminal.named_role(role) if role else dash() for role in (change.before, change.after))
+        where = f"step {change.step:>{steps},}  layer {change.layer:>{layers}}  "
+        told.append(Text.assemble(where, before, " → ", after))
+    return told

@@ -1,0 +1,203 @@
+"""Pieces of a drawn page: its heading, strips of coloured cells, and panels of bars and lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.compare.palette import colour, letter
+from orchestrator.forensics.pathology import CRITICAL, WARN
+from orchestrator.forensics.terminal import leads
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, DPI = 14.0, 100  # inches, dots per inch: 1400 pixels
+PANEL = 2.6  # inches of a row of panels
+HEADING = 1.0  # inches
+MANY = 48  # cells in a row from which letters would touch
+FLAT = 0.2  # a heat map spans at least this share of its largest value, so that noise stays grey
+NONE = "–"  # in a cell: no role leads
+INK, QUIET, PALE = "#222222", "#777777", "#F3F3F3"
+LEVELS = {WARN: "#E69F00", CRITICAL: "#D55E00"}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": "#BBBBBB",
+    "axes.labelcolor": QUIET,
+    "axes.labelsize": 9,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#ECECEC",
+    "xtick.color": "#BBBBBB",
+    "ytick.color": "#BBBBBB",
+    "xtick.labelcolor": QUIET,
+    "ytick.labelcolor": QUIET,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4,
+}
+
+
+def styled(draw: Callable[[Mapping[str, Any]], Figure]) -> Callable[[Mapping[str, Any]], Figure]:
+    """`draw` in this page's style, whatever the user's own matplotlib settings are."""
+
+    @wraps(draw)
+    def drawn(document: Mapping[str, Any]) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(STYLE)
+            return draw(document)
+
+    return drawn
+
+
+def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A page with its heading, `strips` axes side by side (`tall` inches high), and `rows` of three panels."""
+    from matplotlib.figure import Figure
+
+    height = HEADING + tall + rows * PANEL
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
+    lines = title.count("\n") + 1
+    figure.suptitle(" \n" * lines, fontsize=13)  # keeps the room
+    top = 1 - 0.16 / height
+    as_written: dict[str, Any] = {"va": "top", "parse_math": False}  # a $ in a path is a $
+    figure.text(0.012, top, title, fontsize=13, fontweight="bold", linespacing=1.3, **as_written)
+    figure.text(0.012, top - lines * 0.245 / height, subtitle, fontsize=10.5, color=QUIET, **as_written)
+    above, below = figure.subfigures(2, 1, height_ratios=[tall, rows * PANEL])
+    upper = above.subplots(1, strips, squeeze=False)
+    return figure, list(upper.flat), list(below.subplots(rows, 3, squeeze=False).flat)
+
+
+def cells(axes: Axes, roles: Sequence[Sequence[str]], labels: Sequence[Any], across: int | None = None) -> None:
+    """One coloured cell, with its letter, for each role; rows of unequal length end early."""
+    width = across or len(roles[0])
+    shades = [[tint(colour(role), 1 if leads(role) else 0.25) for role in row] for row in roles]
+    image(axes, [row + [(1.0, 1.0, 1.0)] * (width - len(row)) for row in shades])
+    if width <= MANY:
+        for y, row in enumerate(roles):
+            for x, role in enumerate(row):
+                mark(axes, x, y, role, "white", fontweight="bold")
+    step = 1 + len(labels) // 30
+    axes.set_yticks(range(0, len(labels), step), [str(label) for label in labels][::step])
+    whole_numbers(axes)
+
+
+def mark(axes: Axes, x: float, y: float, role: str, shade: str, **font: Any) -> None:
+    """A role's letter in a cell; a pale dash where none leads."""
+    text, shade = (letter(role), shade) if leads(role) else (NONE, "#AAAAAA")
+    axes.text(x, y, text, ha="center", va="center_baseline", color=shade, fontsize=9, **font)
+
+
+def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:
+    """Coloured cells with white joints."""
+    pixels = np.array(shades, dtype=float)  # [rows, columns, 3]
+    axes.imshow(pixels, aspect="auto", interpolation="nearest")
+    joint = 2.0 if pixels.shape[1] <= MANY else 0.5
+    for x in range(1, pixels.shape[1]):
+        axes.axvline(x - 0.5, color="white", linewidth=joint)
+    for y in range(1, pixels.shape[0]):
+        axes.axhline(y - 0.5, color="white", linewidth=joint)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def heat(axes: Axes, values: np.ndarray, title: str) -> None:
+    """Layers down, checkpoints across, in greys from the smallest value to the largest; a bar tells which they are."""
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    room = max(0.0, FLAT * high - (high - low)) / 2
+    shown = axes.imshow(values, aspect="auto", cmap="Greys", vmin=low - room, vmax=high + room + 1e-12)
+    axes.figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01).outline.set_visible(False)  # type: ignore[operator]
+    axes.spines[:].set_visible(False)
+    axes.set_yticks([])
+    axes.set_title(title)
+
+
+def bars(axes: Axes, values: np.ndarray, shades: Sequence[str], chance: np.ndarray | None = None) -> None:
+    """A bar per layer in its role's colour, and a dash where chance would end it."""
+    at = np.arange(len(values))
+    axes.bar(at, values, color=shades, width=0.75)
+    if chance is not None:
+        axes.hlines(chance, at - 0.42, at + 0.42, color=INK)
+
+
+def line(axes: Axes, values: np.ndarray, shade: str, label: str = "", style: str = "-") -> None:
+    """One value per layer; points are marked where there is room for them."""
+    marker = "o" if style == "-" and len(values) <= MANY else ""
+    axes.plot(range(len(values)), values, f"{marker}{style}", color=shade, label=label or "_")
+
+
+def norms(axes: Axes, lines: Mapping[str, Sequence[float]], at: Sequence[int] | None = None) -> None:
+    """Ratios by their colour, on a logarithmic axis; those that are a pathology are dashed lines and coloured ticks."""
+    axes.set_yscale("log")
+    for shade, values in lines.items():
+        known = np.array([value or np.nan for value in values])
+        marker = "o" if len(known) <= MANY else ""
+        axes.plot(range(len(known)) if at is None else at, known, f"{marker}-", color=shade)
+    low, high = axes.get_ylim() if np.isfinite(axes.dataLim.y0) else (1.0, 1.0)
+    axes.set_ylim(min(low, 0.8), max(high, 1.6 * CRITICAL))
+    ticks = [tick for tick in (1, 3, *(10**n * m for n in range(1, 13) for m in (1, 3))) if tick <= axes.get_ylim()[1]]
+    ticks = ticks if len(ticks) <= 7 else [tick for tick in ticks if str(tick)[0] == "1" or tick == CRITICAL]
+    axes.set_yticks(ticks, [f"{tick:,}×" for tick in ticks])
+    axes.minorticks_off()
+    for level, shade in LEVELS.items():
+        axes.axhline(level, color=shade, linewidth=1, linestyle="--")
+        axes.get_yticklabels()[ticks.index(int(level))].set_color(shade)
+
+
+def over_depth(panels: Sequence[Axes], depth: int) -> None:
+    """Panels whose x is the layer, all of one width."""
+    for axes in panels:
+        axes.set_xlim(-0.6, depth - 0.4)
+        finish(axes, "layer")
+
+
+def over_checkpoints(axes: Axes, steps: Sequence[int]) -> None:
+    """A strip whose columns are checkpoints."""
+    every = 1 + (len(steps) - 1) // 10
+    axes.set_xticks(range(0, len(steps), every), [f"{step:,}" for step in steps[::every]])
+    axes.set_xlabel("step")
+
+
+def finish(axes: Axes, label: str) -> None:
+    """Grid, from zero, whole numbers below, a legend where lines have names."""
+    axes.grid(True)
+    axes.set_xlabel(label)
+    whole_numbers(axes)
+    if axes.get_yscale() == "linear":
+        axes.set_ylim(0, 1.15 * axes.dataLim.y1 if 0 < axes.dataLim.y1 < np.inf else 1)
+    if axes.get_legend_handles_labels()[1]:
+        place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.99), "borderaxespad": 0.2}
+        axes.legend(ncols=2, handlelength=1.4, columnspacing=1.2, **place)  # beside the title
+
+
+def whole_numbers(axes: Axes) -> None:
+    """Below the axis: layers and steps are no fractions."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def tint(shade: str, strength: float) -> tuple[float, ...]:
+    """From nearly white to the colour itself."""
+    from matplotlib.colors import to_rgb
+
+    return tuple(s * strength + p * (1 - strength) for s, p in zip(to_rgb(shade), to_rgb(PALE), strict=True))

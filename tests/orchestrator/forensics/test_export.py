@@ -1,0 +1,93 @@
+"""Files: JSON without NaN, CSV that reads back, targets refused before the work, and disks that are full."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from orchestrator.errors import UserError
+from orchestrator.forensics import analyze
+from orchestrator.forensics.export import (
+    PICTURES,
+    refuse_unwritable,
+    rows_of,
+    write_csv,
+    write_figure,
+    write_json,
+)
+
+FIRST = ["layer", "role", "margin", "score_hub", "score_damper", "score_passthrough", "score_specialist", "role_paper"]
+TOP = {  # DESIGN
+    "schema", "definitions", "source", "family", "step", "scoring", "missing", "layers", "totals", "pathology",
+}  # fmt: skip
+LAYER = {"layer", "role", "margin", "scores", "role_paper", "evidence", "coverage", "width", "measures"}
+
+
+def test_json_is_the_document(checkpoint: Callable[..., Any], tmp_path: Path) -> None:
+    result = analyze(checkpoint().write(), resamples=2)
+    write_json(result, tmp_path / "f.json")
+    read = json.loads((tmp_path / "f.json").read_text(), parse_constant=pytest.fail)
+    assert read == result
+    assert set(read) >= TOP
+    assert all(set(layer) >= LAYER for layer in read["layers"])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"cv": float("nan")}, tmp_path / "nan.json")
+
+
+def test_csv_has_one_row_per_layer_and_every_measure(checkpoint: Callable[..., Any], tmp_path: Path) -> None:
+    result = analyze(checkpoint(norm="pre").write(optimizer=False), resamples=2)
+    write_csv(rows_of(result), tmp_path / "f.csv")
+    with (tmp_path / "f.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert list(reader.fieldnames or [])[: len(FIRST)] == FIRST
+    assert len(rows) == len(result["layers"])
+    for row, layer in zip(rows, result["layers"], strict=True):
+        assert row["role"] == layer["role"]
+        assert row["evidence"].split() == layer["evidence"]
+        assert {role: float(row[f"score_{role}"]) for role in layer["scores"]} == layer["scores"]
+        for key, value in layer["measures"].items():
+            assert row[key] == "" if value is None else float(row[key]) == value
+
+
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    refuse_unwritable(None)
+    refuse_unwritable(tmp_path / "new.json")
+    with pytest.raises(UserError, match="is a directory; name a file in it"):
+        refuse_unwritable(tmp_path)
+    with pytest.raises(UserError, match=f"make the directory {tmp_path / 'absent'} first"):
+        refuse_unwritable(tmp_path / "absent" / "f.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="make the directory"):
+        refuse_unwritable(tmp_path / "file" / "f.json")
+
+
+@pytest.mark.parametrize("name", ["x.bmp", "x", "png", "x.png.gz"])
+def test_pictures_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"end its name in one of \.png, "):
+        refuse_unwritable(tmp_path / name, PICTURES)
+
+
+@pytest.mark.parametrize("suffix", [*PICTURES, ".PNG"])
+def test_every_kind_that_is_named_is_drawn(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    refuse_unwritable(path, PICTURES)
+    figure = Figure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    write_figure(figure, path)
+    assert path.stat().st_size > 500
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    for write in (lambda: write_json({"a": 1}, full), lambda: write_csv([{"a": 1}], full)):
+        with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left on device\): name another"):
+            write()

@@ -1,0 +1,178 @@
+"""The drawn pages: pictures with ink in every panel, nothing on top of anything else, and no warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from orchestrator.compare.palette import colour
+from orchestrator.forensics import analyze, figure
+from orchestrator.forensics.against import against
+from orchestrator.forensics.trajectory import trajectory
+from tests.orchestrator.forensics.pages import ROLES, Result, with_roles
+
+TIE = "damper/hub"
+
+
+@pytest.fixture(autouse=True)
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for kind in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("error", kind)
+        yield
+
+
+@pytest.fixture
+def result(checkpoint: Callable[..., Any]) -> Callable[..., Result]:
+    """Of a model as deep as is asked for, with every role and a tie in it."""
+
+    def build(depth: int, norm: str = "sandwich", **changes: Any) -> Result:
+        small = {"widths": (8,) * depth, "heads": 2, "kv_heads": 2, "head_dim": 4, "ffn": 12, "norm": norm}
+        ours = checkpoint(path=f"{norm}-{depth}", **small)
+        if depth > 1:
+            ours.tensors[ours.name(0, "gate")] *= np.float32(40)
+        roles = [(*ROLES, TIE)[i % 5] for i in range(depth)]
+        return with_roles(analyze(ours.write(), resamples=2), roles) | changes
+
+    return build
+
+
+def pixels(drawn: Figure) -> np.ndarray:
+    """[height, width, 3] of the PNG, 0…1."""
+    file = BytesIO()
+    drawn.savefig(file, format="png")
+    file.seek(0)
+    return np.asarray(imread(file))[..., :3]
+
+
+def boxes(drawn: Figure) -> list[tuple[str, Any]]:
+    """Where titles, legends and the heading are."""
+    found = [(text.get_text(), text.get_window_extent()) for text in drawn.texts if text.get_text().strip()]
+    for axes in drawn.get_axes():
+        for title in (axes.title, axes._left_title):  # type: ignore[attr-defined]
+            if title.get_text():
+                found.append((title.get_text(), title.get_window_extent()))
+        if (legend := axes.get_legend()) is not None:
+            found.append((f"legend of {axes._left_title.get_text()}", legend.get_window_extent()))  # type: ignore[attr-defined]
+    return found
+
+
+def check(drawn: Figure, height: int, minimum: int) -> np.ndarray:
+    """A page of 1400 pixels across with ink in each of at least `minimum` axes, and no text on another or cut off."""
+    image = pixels(drawn)
+    assert image.shape[1] == 1400
+    assert abs(image.shape[0] - height) <= 1
+    visible = drawn.get_axes()
+    assert len(visible) >= minimum
+    for axes in visible:
+        left, bottom, right, top = (round(v) for v in axes.get_window_extent().extents)
+        assert image[image.shape[0] - top : image.shape[0] - bottom, left:right].std() > 0.01
+    placed = boxes(drawn)
+    for name, box in placed:
+        assert box.x0 >= 0, f"{name} is cut off"
+        assert box.x1 <= 1400, f"{name} is cut off"
+        assert box.y1 <= image.shape[0], f"{name} is cut off"
+    for (one, a), (other, b) in combinations(placed, 2):
+        assert not a.overlaps(b), f"{one} is on {other}"
+    return image
+
+
+def has_colour(image: np.ndarray, shade: str) -> bool:
+    return bool((np.abs(image - to_rgb(shade)).max(axis=-1) < 0.01).sum() > 100)
+
+
+@pytest.mark.parametrize(
+    ("depth", "scoring"), [(1, "calibrated"), (2, "paper"), (11, "calibrated"), (11, "paper"), (50, "calibrated")]
+)
+def test_one_checkpoint(result: Callable[..., Result], depth: int, scoring: str) -> None:
+    image = check(figure.single(result(depth, scoring=scoring)), 860, 7)
+    for role in ROLES[: min(depth, 4)]:
+        assert has_colour(image, colour(role)), role
+
+
+def test_one_checkpoint_without_roles_says_so(result: Callable[..., Result]) -> None:
+    drawn = figure.single(with_roles(result(5), [TIE] * 5))
+    check(drawn, 860, 7)
+    assert "no layer differs from chance" in [text.get_text() for text in drawn.get_axes()[0].texts]
+
+
+def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Result]) -> None:
+    one = result(3, norm="pre")
+    for layer in one["layers"]:
+        layer["measures"] |= dict.fromkeys(("cv", "saturated_robust_expected", "attention_share", "sink_mean"))
+        layer["measures"] |= {key: None for key in layer["measures"] if key.startswith("spectral_norm")}
+    assert pixels(figure.single(one)).shape == (860, 1400, 3)
+    assert pixels(figure.pair(against(one, one))).shape[1] == 1400
+    assert pixels(figure.run(trajectory("run", [one | {"step": 0}, one | {"step": 1}]))).shape[1] == 1400
+
+
+@pytest.mark.parametrize("depths", [(1, 1), (4, 4), (5, 50)])
+def test_two_models(result: Callable[..., Result], depths: tuple[int, int]) -> None:
+    a, b = (result(depth) | {"source": "/a/rather/long/path/" * 9} for depth in depths)
+    drawn = figure.pair(against(a, b))
+    check(drawn, 750, 7)
+    strip = drawn.get_axes()[0]
+    letters = [text.get_text() for text in strip.texts]
+    if max(depths) <= 48:
+        assert letters == [*"HDPS–"[: depths[0]], *"HDPS–"[: depths[1]]]
+    _ends_early(strip, min(depths), max(depths), depths)
+
+
+def _ends_early(strip: Axes, short: int, long: int, depths: tuple[int, int]) -> None:
+    """The shorter model's row is white beyond its last layer."""
+    cells = np.asarray(strip.images[0].get_array())
+    assert cells.shape[:2] == (2, long)
+    row = int(np.argmin(depths))
+    assert bool((cells[row, short:] == 1).all())
+    assert not bool((cells[row, :short] == 1).all(axis=-1).any())
+
+
+@pytest.mark.parametrize(("depth", "checkpoints"), [(1, 2), (6, 3), (30, 60)])
+def test_a_run(result: Callable[..., Result], depth: int, checkpoints: int) -> None:
+    one = result(depth)
+    results = [deepcopy(one) | {"step": 2500 * i} for i in range(checkpoints)]
+    for index, later in enumerate(results):
+        for layer in later["layers"]:
+            layer["measures"]["cv"] *= 1 + index
+    drawn = figure.run(trajectory("run", results))
+    check(drawn, round(100 * (1.0 + max(2.4, 0.24 * depth) + 2.6)), 5)
+
+
+def test_a_pathology_stands_above_its_line_and_extremes_are_drawn(result: Callable[..., Result]) -> None:
+    for factor in (1.0, 1e6, 1e9):
+        one = result(5)
+        for key in one["layers"][0]["measures"]:
+            if key.startswith("spectral_norm"):
+                one["layers"][0]["measures"][key] *= factor
+        drawn = figure.single(one)
+        check(drawn, 860, 7)
+        axes = drawn.get_axes()[3]
+        line = np.asarray(axes.lines[0].get_ydata(), dtype=float)
+        assert line[0] > 30
+        assert axes.get_ylim()[1] > line[0]
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        assert {"10×", "30×"} <= set(labels)
+        assert len(labels) <= 14
+
+
+def test_names_are_no_formulas_and_settings_stay_the_users(result: Callable[..., Result], tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    drawn = figure.single(result(2) | {"source": "/models/$\\frac{1}{2$_^{" + "x" * 300})
+    drawn.savefig(tmp_path / "page.svg")
+    assert dict(matplotlib.rcParams) == before
+    heading = drawn.texts[-2].get_text()
+    assert heading.startswith("…")
+    assert len(heading) < 150

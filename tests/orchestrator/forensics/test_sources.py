@@ -1,0 +1,94 @@
+"""What a path stands for: one checkpoint, a cell, or a run's checkpoints in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.checkpoint import save
+from orchestrator.errors import UserError
+from orchestrator.forensics.sources import checkpoints, holds_weights, single, whole
+
+Put = Callable[..., Path]
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Put:
+    """A file below the run's directory, by its name."""
+
+    def put(name: str) -> Path:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path.parent
+
+    return put
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(put: Put, tmp_path: Path) -> None:
+    for step in (1000, 9, 20):
+        put(f"checkpoint-{step}/model.safetensors")
+    put("checkpoint-30/trainer_state.json")  # no weights
+    put("checkpoint-7.damaged-1/model.safetensors")
+    put(".checkpoint-8/model.safetensors")  # half written
+    put("logs/events.bin.txt")
+    put("checkpoint-99")  # a file
+    found = checkpoints(tmp_path / "run")
+    assert [(step, path.name) for step, path in found] == [(n, f"checkpoint-{n}") for n in (9, 20, 1000)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "consolidated.00.pth", "a.pt", ".metadata", "m-00001.safetensors"],
+)
+def test_weights_by_their_files(put: Put, name: str) -> None:
+    assert holds_weights(put(f"step-1/{name}"))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin", "notes.txt"])
+def test_bystanders_are_no_weights(put: Put, name: str) -> None:
+    assert not holds_weights(put(f"step-1/{name}"))
+
+
+def test_a_directory_with_weights_of_its_own_is_one_checkpoint(put: Put, tmp_path: Path) -> None:
+    put("checkpoint-1/model.safetensors")
+    root = put("model.safetensors")
+    assert checkpoints(root) == []
+    assert checkpoints(root / "model.safetensors") == []
+    assert single(root) == root
+
+
+@pytest.mark.parametrize("names", [("gpt2", "llama7"), ("step_5", "step_05")])
+def test_models_that_are_not_one_run_are_refused(put: Put, tmp_path: Path, names: tuple[str, str]) -> None:
+    for name in names:
+        put(f"{name}/model.safetensors")
+    with pytest.raises(UserError, match=f"not one run's .*{names[0]}.*name one of them"):
+        checkpoints(tmp_path / "run")
+
+
+def test_one_is_taken_from_one_and_not_from_several(put: Put, tmp_path: Path) -> None:
+    one = put("step-3/model.safetensors")
+    assert single(tmp_path / "run") == one
+    put("step-12/model.safetensors")
+    with pytest.raises(UserError, match=r"holds 2 checkpoints, and --against .* such as .*step-12"):
+        single(tmp_path / "run")
+
+
+def test_damaged_ones_of_ours_are_left_out_and_a_cell_gives_its_newest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "cell/checkpoints"
+    for step in (0, 5, 10):
+        save(root, step, {"model": {"w": torch.ones(3)}}, {"schema": 1, "step": step})
+    assert whole(tmp_path / "cell").name == "step_00000010"
+    weights = root / "step_00000010/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    assert [step for step, _ in checkpoints(root)] == [0, 5]
+    assert "step_00000010 is left out: it is damaged (" in capsys.readouterr().err
+    assert whole(tmp_path / "cell").name == "step_00000005"
+    assert whole(root / "step_00000005/model.safetensors") == root / "step_00000005/model.safetensors"
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        whole(weights)
