@@ -69,6 +69,7 @@ def analyze(
     for reading in stack.readings:
         reading.chance = chance[reading.index]
     rows = [measure(reading) for reading in stack.readings]
+    super_bar = max((float(of.max()) for r in chance if (of := r.get("super_weight_ratio")) is not None), default=None)
     roles = {name: score(rows, chance) for name, score in SCORINGS.items()}
     return {
         "schema": SCHEMA,
@@ -94,7 +95,7 @@ def analyze(
                 "role_paper": roles["paper"][reading.index].role,
                 "scorings": {name: asdict(by_layer[reading.index]) for name, by_layer in roles.items()},
                 "width": reading.width,
-                "super_weight": _super_weight(reading, row),
+                "super_weight": _super_weight(reading, row, super_bar),
                 "measures": row,
             }
             for reading, row in zip(stack.readings, rows, strict=True)
@@ -170,10 +171,10 @@ def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
     return [threshold(layer) for layer in reference]
 
 
-def _super_weight(reading: Reading, row: dict[str, Value]) -> dict[str, int] | None:
-    """Where the strongest writing entry of `down` stands; None where a resampled layer has one as strong."""
-    ratio, chance = row["super_weight_ratio"], reading.chance.get("super_weight_ratio")
-    if ratio is None or chance is None or ratio <= chance.max():
+def _super_weight(reading: Reading, row: dict[str, Value], bar: Value) -> dict[str, int] | None:
+    """Where the strongest writing entry of `down` stands; None where a resampled layer, whichever, has one as strong."""
+    ratio = row["super_weight_ratio"]
+    if ratio is None or bar is None or ratio <= bar:
         return None
     return dict(zip(("row", "position"), reading.loudest, strict=True))
 

@@ -61,7 +61,7 @@ class Compositions:
             self._file.write(row.data)
 
     def matrix(self) -> np.ndarray:
-        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero."""
+        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. To be called once, at the end."""
         writers = [i for i, (sides, _) in enumerate(self._order) if sides is self.writes]
         readers = [i for i, (sides, _) in enumerate(self._order) if sides is self.reads]
         products = np.zeros((len(writers), len(readers)))
@@ -73,6 +73,7 @@ class Compositions:
                 [self._read(i * self.width * row_bytes + start * row_bytes, size) for i in range(len(self._order))]
             )
             products += chunk[writers] @ chunk[readers].T
+        self._file.close()
         products[[not side.energy for side in self.writes]] = np.nan
         products[:, [not side.energy for side in self.reads]] = np.nan
         return np.sqrt(np.maximum(products, 0))

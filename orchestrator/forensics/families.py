@@ -167,7 +167,8 @@ FAMILIES = {
     ),
     "llama_sandwich": Family(_LLAMA, _SANDWICH, marks=("norm=sandwich",)),
     "gemma": Family(_LLAMA, _PRE, marks=("gemma",), offset=1.0),
-    "gemma2": Family(_LLAMA, _SANDWICH, marks=("gemma2", "gemma3_text", "gemma3"), offset=1.0),
+    "gemma2": Family(_LLAMA, _SANDWICH, marks=("gemma2",), offset=1.0),
+    "gemma3": Family(_LLAMA, _SANDWICH, marks=("gemma3_text", "gemma3"), offset=1.0),
     "vaultgemma": Family(
         _LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), marks=("vaultgemma",), offset=1.0
     ),

@@ -125,7 +125,7 @@ def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: 
         ours.tensors = {n: rng.normal(size=w.shape).astype(np.float32) for n, w in ours.tensors.items()}
         layers += analyze(ours.write())["layers"]
     found = sum(layer["super_weight"] is not None for layer in layers)
-    assert found <= 12  # 1 of R + 1 by chance: 5.5 of 60
+    assert found <= 4  # by chance one of the 10 models has one
     ours.tensors[ours.name(2, "down")][5, 11] = 60  # alone it is in its own null, which resamples entries
     for kind in ("gate", "up"):
         ours.tensors[ours.name(2, kind)][11] *= 4
