@@ -141,7 +141,7 @@ def test_text_model_within_a_multimodal_one(tmp_path: Path) -> None:
     model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=SIZES, vision_config=vision))
     model.save_pretrained(tmp_path)
     anatomy = Anatomy(tmp_path)
-    assert (anatomy.family_name, len(anatomy), anatomy.embedding_shape) == ("gemma2", 3, (64, 24))
+    assert (anatomy.family_name, len(anatomy), anatomy.embedding_shape) == ("gemma3", 3, (64, 24))
     for layer, block in zip(anatomy, model.model.language_model.layers, strict=True):
         assert torch.equal(layer.weight("k"), block.self_attn.k_proj.weight)
         assert torch.equal(layer.norm("post_ffn"), torch.ones(24))

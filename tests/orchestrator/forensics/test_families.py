@@ -39,7 +39,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "internlm3", GROUPED),
     ("llama", "llama", GROUPED | {"attention_bias": True, "mlp_bias": True, "head_dim": 12}),
     ("gemma", "gemma", GROUPED | {"head_dim": 12}),
-    ("gemma2", "gemma2", GROUPED), ("gemma2", "gemma3_text", GROUPED), ("vaultgemma", "vaultgemma", GROUPED),
+    ("gemma2", "gemma2", GROUPED), ("gemma3", "gemma3_text", GROUPED), ("vaultgemma", "vaultgemma", GROUPED),
     ("olmo", "olmo", GROUPED), ("olmo2", "olmo2", GROUPED), ("olmo2", "olmo3", GROUPED), ("olmo2", "exaone4", GROUPED),
     ("cohere", "cohere", GROUPED), ("cohere", "cohere2", GROUPED),
     ("stablelm", "stablelm", GROUPED), ("stablelm_parallel", "stablelm", GROUPED | {"use_parallel_residual": True}),
