@@ -172,7 +172,7 @@ def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
 
 
 def _super_weight(reading: Reading, row: dict[str, Value], bar: Value) -> dict[str, int] | None:
-    """Where the strongest writing entry of `down` stands; None where a resampled layer, whichever, has one as strong."""
+    """Where the strongest writing entry of `down` stands; None where any resampled layer has one as strong."""
     ratio = row["super_weight_ratio"]
     if ratio is None or bar is None or ratio <= bar:
         return None

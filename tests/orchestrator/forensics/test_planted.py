@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,14 @@ from models.transformer import PreNormBlock
 from orchestrator.forensics import analyze
 from tests.orchestrator.forensics.untrained import model, spec, write
 
-STRENGTHS = (1.1, 1.25, 1.5, 2.0, 3.0)
 SEEDS = 4
-Plant = Callable[[list[PreNormBlock], int, float, torch.Generator], None]
+NEVER = 0.02  # of the layers in which nothing was planted
+SHARED = 4  # directions of the residual stream through which a hub meets the other layers
+Blocks = list[PreNormBlock]
+Recipe = Callable[[Blocks, int, float, torch.Generator], None]
 
 
-def specialist(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.Generator) -> None:
+def specialist(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
     """One FFN position in sixteen reads `strength` times as loudly."""
     mlp = blocks[at].mlp
     chosen = torch.randperm(len(mlp.gate_proj.weight), generator=rng)[: len(mlp.gate_proj.weight) // 16]
@@ -26,7 +30,7 @@ def specialist(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.
         weight[chosen] *= strength
 
 
-def damper(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.Generator) -> None:
+def damper(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
     """A loud `down` behind a quiet post-norm, a quarter of whose positions write against what they read."""
     mlp = blocks[at].mlp
     mlp.down_proj.weight *= strength
@@ -36,57 +40,109 @@ def damper(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.Gene
     mlp.down_proj.weight[:, some] -= (strength - 1) * (mlp.up_proj.weight[some] * signs).T
 
 
-def passthrough(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.Generator) -> None:
-    """Writes `strength` times less, and no FFN position stands out."""
+def passthrough(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
+    """Writes `strength` times less, and its FFN positions stand out less, from 2 on not at all."""
     block = blocks[at]
     for weight in (block.mlp.down_proj.weight, block.self_attn.o_proj.weight):
         weight /= strength
     for weight in (block.mlp.gate_proj.weight, block.mlp.up_proj.weight):
         norms = weight.norm(dim=1, keepdim=True)
-        weight *= norms.mean() / norms
+        weight *= (norms.mean() / norms) ** min(1.0, strength - 1)
 
 
-def hub(blocks: list[PreNormBlock], at: int, strength: float, rng: torch.Generator) -> None:
-    """Attention that reads, the louder the stronger, the few directions that all others write, evenly by heads,
-    and writes into every direction alike. The FFN stays as it is, and so does the energy of every matrix."""
-    shared = torch.randn(4, max(b.width for b in blocks), generator=rng)
-    shared /= shared.norm(dim=1, keepdim=True)
+def even_hub(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
+    """Attention that writes into all directions alike, while the others' leans to a few, which it reads."""
+    shared = _directions(blocks, 1, rng)[0]
     for index, block in enumerate(blocks):
-        attention, directions = block.self_attn, shared[:, : block.width]
+        attention = block.self_attn
         if index != at:
-            o = attention.o_proj.weight
-            _add(o, directions.T @ torch.randn(4, o.shape[1], generator=rng), 1.0)
+            _lean(attention.o_proj.weight, shared, min(1.0, strength - 1), rng, writes=True)
             continue
-        for read in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):
-            _add(read, torch.randn(len(read), 4, generator=rng) @ directions, strength)
+        for weight in (attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight):
+            _lean(weight, shared, strength - 1, rng)
         o = attention.o_proj.weight
         u, s, vt = torch.linalg.svd(o, full_matrices=False)
         even = s.norm() / len(s) ** 0.5
         o.copy_((u * (s + min(1.0, strength - 1) * (even - s))) @ vt)
 
 
-def _add(weight: Tensor, other: Tensor, strength: float) -> None:
-    before = weight.norm()
-    weight += strength * weight.std() * other
-    weight *= before / weight.norm()
+def meeting_hub(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
+    """Attention that reads the directions into which all others write, and writes those that all others read.
+
+    Nothing but composition is planted: rows that read and columns that write keep their norms, so that no layer's
+    FFN positions, heads or energies change, and the planted layer's `o` is of no higher rank than the others'.
+    """
+    written, read = _directions(blocks, 2, rng)
+    for index, block in enumerate(blocks):
+        attention, mlp = block.self_attn, block.mlp
+        writers, readers = [attention.o_proj], [attention.q_proj, attention.k_proj, attention.v_proj]
+        if index != at:
+            writers, readers = [*writers, mlp.down_proj], [*readers, mlp.up_proj]
+        into, out_of = (read, written) if index == at else (written, read)
+        for writer in writers:
+            _lean(writer.weight, into, strength - 1, rng, writes=True)
+        for reader in readers:
+            _lean(reader.weight, out_of, strength - 1, rng)
+
+
+def _directions(blocks: Blocks, sets: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """Orthonormal directions of the residual stream, `SHARED` in each set: [SHARED, width]."""
+    width = max(block.width for block in blocks)
+    return torch.linalg.qr(torch.randn(width, sets * SHARED, generator=rng))[0].T.split(SHARED)
+
+
+def _lean(weight: Tensor, directions: Tensor, strength: float, rng: torch.Generator, writes: bool = False) -> None:
+    """Lean every vector of a matrix, row that reads or column that writes, towards the directions; norms stay."""
+    vectors = weight.T if writes else weight
+    norms = vectors.norm(dim=1, keepdim=True)
+    along = torch.randn(len(vectors), SHARED, generator=rng) @ directions[:, : vectors.shape[1]]
+    vectors += strength * weight.std() * along
+    vectors *= norms / vectors.norm(dim=1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Planting:
+    """A structure whose strength begins at 1, which is nothing, and the strength from which it must be found."""
+
+    role: str
+    recipe: Recipe
+    found_from: float
+    strengths: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+
+
+# The meeting hub is missed below 2.5: four directions then hold under a tenth of a matrix's energy, and its sink_mean
+# and synapse_mediator stay inside chance; its other features (rank, balance, evenness, coupling) are not planted.
+PLANTINGS = [
+    Planting("specialist", specialist, 1.25),
+    Planting("damper", damper, 1.25),
+    Planting("passthrough", passthrough, 1.25),
+    Planting("hub", even_hub, 1.25),
+    Planting("hub", meeting_hub, 2.5, (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)),
+]
 
 
 @pytest.mark.parametrize("profile", ["uniform", "ramp"])
-@pytest.mark.parametrize("plant", [specialist, damper, passthrough, hub], ids=lambda plant: plant.__name__)
-def test_what_is_planted_is_found(plant: Plant, profile: str, tmp_path: Path) -> None:
-    role, recall, elsewhere = plant.__name__, {}, 0
-    for strength in STRENGTHS:
-        hits = 0
+@pytest.mark.parametrize("planting", PLANTINGS, ids=lambda planting: planting.recipe.__name__)
+def test_what_is_planted_is_found(planting: Planting, profile: str, tmp_path: Path) -> None:
+    name, recall, elsewhere, rows = planting.recipe.__name__, {}, 0, []
+    for strength in planting.strengths:
+        called, by_paper, evidence = [], [], Counter[str]()
         for seed in range(SEEDS):
             decoder, at = model(spec(profile=profile), seed), 3 + seed % 6
             with torch.no_grad():
-                plant(list(decoder.model.layers), at, strength, torch.Generator().manual_seed(seed))
+                planting.recipe(list(decoder.model.layers), at, strength, torch.Generator().manual_seed(seed))
             layers = analyze(write(decoder, tmp_path), seed=seed)["layers"]
-            hits += layers[at]["role"] == role
+            called.append(layers[at]["role"])
+            by_paper.append(layers[at]["role_paper"])
+            evidence.update(layers[at]["evidence"])
             elsewhere += sum("/" not in layer["role"] for layer in layers if layer["layer"] != at)
-        recall[strength] = hits / SEEDS
-    others = elsewhere / (len(STRENGTHS) * SEEDS * 10)
-    table = f"{profile} {role}: recall by strength {recall}, other layers given a role {others:.3f}"
-    print(table)
-    assert all(found == 1 for strength, found in recall.items() if strength >= 1.5), table
-    assert others <= 0.02, table
+        recall[strength] = called.count(planting.role) / SEEDS
+        why = ", ".join(f"{feature} {count}/{SEEDS}" for feature, count in evidence.most_common()) or "nothing"
+        paper = by_paper.count(planting.role) / SEEDS
+        rows.append(f"{profile:7} {name:11} {strength:4} recall {recall[strength]:.2f} (paper {paper:.2f}) by {why}")
+    others = elsewhere / (len(planting.strengths) * SEEDS * (len(layers) - 1))
+    table = "\n".join([*rows, f"{profile:7} {name:11} other layers given a role: {others:.4f}"])
+    print(f"\n{table}")
+    assert recall[1.0] == 0, table
+    assert all(found == 1 for strength, found in recall.items() if strength >= planting.found_from), table
+    assert others <= NEVER, table
