@@ -72,7 +72,11 @@ MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.m
 
 
 def calibrated(rows: Sequence[Row], chance: Chance) -> list[Role]:
-    """z-scores of what exceeds chance: shrunk to 0 where the resampled layers reach as far (SCIENCE §3)."""
+    """z-scores of what exceeds chance: shrunk to 0 where the resampled layers reach as far (SCIENCE §3).
+
+    Where other layers have a null of a feature, a layer without one (all but empty matrices may have none) lacks the
+    feature: what it has is not comparable with what exceeds chance elsewhere.
+    """
     z: list[dict[str, float]] = [{} for _ in rows]
     probed = any(row.get("adjacent_alignment") is not None for row in rows)
     table = dict.fromkeys(FEATURES, STRUCTURAL) | TREATMENTS | (PROBED if probed else {})
@@ -81,10 +85,10 @@ def calibrated(rows: Sequence[Row], chance: Chance) -> list[Role]:
     bound = 2 * math.log(max(2, len(rows) * len(columns)))  # λ²: the square of what the largest of so many reaches
     for feature, (layers, x) in columns.items():
         treatment, measure = table[feature], table[feature].measure or feature
-        if measure not in chance[layers[0]]:  # no null for it: nothing to centre on
-            treatment = replace(treatment, centred=False)
-        noise = [chance[layer].get(measure, np.zeros(1)) for layer in layers]
-        _enter(z, feature, layers, shrunk(x, noise, treatment, bound))
+        judged = [layer for layer in layers if measure in chance[layer]] or layers
+        no_null = np.zeros(1)  # for any layer: a constant, which the median takes off again
+        noise = [chance[layer].get(measure, no_null) for layer in judged]
+        _enter(z, feature, judged, shrunk(x[np.isin(layers, judged)], noise, treatment, bound))
     return [decide(layer) for layer in z]
 
 

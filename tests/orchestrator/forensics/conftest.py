@@ -98,3 +98,9 @@ def checkpoint(tmp_path: Path) -> Callable[..., Checkpoint]:
         )
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of 100 columns, whatever terminal the tests are started from."""
+    monkeypatch.setenv("COLUMNS", "100")

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.errors import UserError
 from orchestrator.forensics import analyze
+from orchestrator.forensics.analysis import by_null, read_stack
+from orchestrator.forensics.anatomy import Anatomy
+from tests.orchestrator.forensics.untrained import model, spec, write
 
 
 def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any]) -> None:
@@ -78,6 +82,11 @@ def test_step_zero_beside_a_checkpoint_is_its_reference(
     assert analyze(".")["totals"] == implied["totals"]
 
 
+def test_a_checkpoint_of_another_name_has_no_reference_beside_it(checkpoint: Callable[..., Any]) -> None:
+    checkpoint(path=Path("step_00000000")).write()
+    assert analyze(checkpoint(path=Path("final")).write())["options"]["reference"] is None
+
+
 def test_step_zero_is_its_own_reference(checkpoint: Callable[..., Any]) -> None:
     start = checkpoint(path=Path("step_00000000"))
     start.step = 0
@@ -110,6 +119,12 @@ def test_options_that_cannot_work(checkpoint: Callable[..., Any], options: dict[
         analyze(checkpoint().write(), **options)
 
 
+def test_a_reference_of_another_depth_is_refused(checkpoint: Callable[..., Any]) -> None:
+    short, long = checkpoint(widths=(16,), path=Path("short")), checkpoint(path=Path("long"))
+    with pytest.raises(UserError, match=r"has 1 layers, .*long has 3: the reference must be a checkpoint of the same"):
+        analyze(long.write(), reference=short.write())
+
+
 def test_scorings_share_everything_but_roles(checkpoint: Callable[..., Any]) -> None:
     path = checkpoint().write()
     calibrated, paper = analyze(path), analyze(path, scoring="paper")
@@ -127,6 +142,7 @@ def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: 
     found = sum(layer["super_weight"] is not None for layer in layers)
     assert found <= 4  # by chance one of the 10 models has one
     ours.tensors[ours.name(2, "down")][5, 11] = 60  # alone it is in its own null, which resamples entries
+    ours.tensors[ours.name(2, "down")][5, 3] = 61  # of a position that says little
     for kind in ("gate", "up"):
         ours.tensors[ours.name(2, kind)][11] *= 4
     layers = analyze(ours.write())["layers"]
@@ -141,6 +157,54 @@ def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> No
     for name in [name for name in ours.tensors if "layernorm" in name]:
         ours.tensors[name][:] = 0
     json.dumps(analyze(ours.write()), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"heads": 1, "kv_heads": 1}, {"heads": 3, "kv_heads": 1, "head_dim": 1}, {"ffn": 1}, {"widths": (1, 1, 2)}],
+)
+def test_the_smallest_shapes_are_read(checkpoint: Callable[..., Any], shape: dict[str, Any]) -> None:
+    result = analyze(checkpoint(**shape).write())
+    json.dumps(result, allow_nan=False)
+    for measures in (layer["measures"] for layer in result["layers"]):
+        assert (measures["head_diversity"] is None) == (shape.get("heads") == 1)
+        assert measures["head_evenness"] == 1 if shape.get("heads") == 1 else measures["head_evenness"] <= 1
+        assert (measures["cv"], measures["saturated_robust"]) == (0, 0) if shape.get("ffn") == 1 else measures["cv"] > 0
+
+
+def test_a_layer_pruned_to_single_entries_is_no_hub(tmp_path: Path) -> None:
+    decoder = model(spec(), 0)
+    block = decoder.model.layers[4]
+    with torch.no_grad():
+        for weight in (block.self_attn.o_proj.weight, block.mlp.down_proj.weight):
+            kept = weight[1, 2].clone()
+            weight.zero_()[1, 2] = kept  # redrawn, it is mostly empty: no null of ranks and compositions
+    result = analyze(write(decoder, tmp_path))
+    json.dumps(result, allow_nan=False)
+    assert result["layers"][4]["evidence"] == []
+    assert all("/" in layer["role"] for layer in result["layers"])
+
+
+@pytest.mark.parametrize(("few", "kinds"), [(3, 1), (13, 2)])
+def test_a_kind_of_positions_is_half_a_percent_of_them(checkpoint: Callable[..., Any], few: int, kinds: int) -> None:
+    rng, ours = np.random.default_rng(0), checkpoint(widths=(64,), ffn=2000)
+    for name in [ours.name(0, kind) for kind in ("gate", "up", "down")]:
+        ours.tensors[name] = rng.normal(size=ours.tensors[name].shape).astype(np.float32)
+    ours.tensors[ours.name(0, "gate")][:few] *= 300
+    assert analyze(ours.write(), resamples=2)["layers"][0]["measures"]["unique_roles"] == kinds
+
+
+def test_kinds_of_positions_have_a_null_where_layers_differ_in_them(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint(ffn=200)
+    for name in [name for name in ours.tensors if "mlp" in name]:
+        ours.tensors[name] = np.random.default_rng(0).normal(size=ours.tensors[name].shape).astype(np.float32)
+    null = by_null(*read_stack(Anatomy(ours.write()), torch.device("cpu")), resamples=10, seed=0)
+    assert not any("unique_roles" in layer for layer in null)
+    ours.tensors[ours.name(1, "gate")][:60] *= 20
+    null = by_null(*read_stack(Anatomy(ours.write()), torch.device("cpu")), resamples=10, seed=0)
+    assert [len(layer["unique_roles"]) for layer in null] == [len(layer["ffn_cluster_entropy"]) for layer in null]
+    assert all(1 < len(layer["unique_roles"]) < len(layer["cv"]) == 10 for layer in null)
+    assert {float(count) for layer in (null[0], null[2]) for count in layer["unique_roles"]} == {1.0}
 
 
 def test_one_layer_model(checkpoint: Callable[..., Any]) -> None:

@@ -56,7 +56,7 @@ def _heavy(decoder: Decoder, seed: int) -> Decoder:
 
 @pytest.mark.parametrize("profile", ["uniform", "ramp"])
 def test_heavy_tailed_entries(profile: str, tmp_path: Path) -> None:
-    rates = _rates(lambda seed: write(_heavy(model(spec(profile=profile), seed), seed), tmp_path), 25)
+    rates = _rates(lambda seed: write(_heavy(model(spec(profile=profile), seed), seed), tmp_path), 20)
     told = _told(f"t(4), {profile}", rates)
     assert rates[0] <= BAR, told
 
@@ -79,7 +79,9 @@ def test_grouped_heads(tmp_path: Path) -> None:
 def test_no_gate_and_biases(tmp_path: Path) -> None:
     def gpt2(seed: int) -> Path:
         torch.manual_seed(seed)
-        config = GPT2Config(vocab_size=64, n_embd=64, n_layer=12, n_head=4, n_positions=32)
+        config = GPT2Config(
+            vocab_size=64, n_embd=64, n_layer=12, n_head=4, n_positions=32, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
         GPT2LMHeadModel(config).save_pretrained(tmp_path)
         return tmp_path
 

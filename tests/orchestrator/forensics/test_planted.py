@@ -110,8 +110,8 @@ class Planting:
     strengths: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
 
-# The meeting hub is missed below 2.5: four directions then hold under a tenth of a matrix's energy, and its sink_mean
-# and synapse_mediator stay inside chance; its other features (rank, balance, evenness, coupling) are not planted.
+# The meeting hub may be missed below 2.5: at 2, four directions hold 6 % of a matrix's energy, and what that adds to
+# sink_mean and synapse_mediator chance gives too; its other features (rank, balance, evenness, coupling) stay put.
 PLANTINGS = [
     Planting("specialist", specialist, 1.25),
     Planting("damper", damper, 1.25),

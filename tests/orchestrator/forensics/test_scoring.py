@@ -46,6 +46,7 @@ def _random(
         rows.append({name: centre[name] + 0.3 * rng.normal() + signal * rng.normal() ** 3 for name in names})
     rows = [{name: max(0.1, value or 0.0) for name, value in row.items()} for row in rows]
     rows[-1]["source_mean"] = rows[-1]["synapse_mediator"] = None  # as in every last layer
+    rows[rng.integers(LAYERS)]["cv"] = rows[rng.integers(LAYERS)]["down_ratio"] = None
     for row in rows:
         row["coupling"] = None
         if not probed:
@@ -90,7 +91,13 @@ def test_scores_are_those_of_the_definition(seed: int, probed: bool, signal: flo
     rows, chance = _random(seed, signal, probed)
     expected = _expected(rows, chance, probed)
     for layer, role in enumerate(calibrated(rows, chance)):
-        assert role.scores == pytest.approx({name: scores[layer] for name, scores in expected.items()}, abs=1e-9)
+        scores = {name: float(values[layer]) for name, values in expected.items()}
+        assert role.scores == pytest.approx(scores, abs=1e-9)
+        (second, _), (first, leader) = sorted((score, name) for name, score in scores.items())[-2:]
+        assert role.margin == pytest.approx(first - second, abs=1e-9)
+        assert role.role == leader if first - second > 0.05 else "/" in role.role
+        known = sum(rows[layer].get(_rule(feature, probed)[0]) is not None for feature in FEATURES)
+        assert role.coverage == known / len(FEATURES)
 
 
 def test_the_table_of_treatments_is_the_one_typed_here() -> None:
@@ -131,6 +138,19 @@ def test_a_feature_without_null_is_judged_by_its_spread_alone() -> None:
     x = np.array([0.0, 0, 0, 0, 1, 0, 0])
     (z,) = [shrunk(x, [np.zeros(1)] * 7, TREATMENTS["stuck_fraction"], bound=9.0)]
     assert z[4] == pytest.approx(np.sqrt(7))
+
+
+def test_a_layer_without_a_null_lacks_what_other_layers_have_one_for() -> None:
+    rng = np.random.default_rng(0)
+    names = ("coupling", "cv", "down_ratio")
+    rows: list[dict[str, float | None]] = [{name: 5 + 0.1 * rng.normal() for name in names} for _ in range(LAYERS)]
+    chance = [{name: 5 + 0.1 * rng.normal(size=RESAMPLES) for name in names} for _ in range(LAYERS)]
+    del chance[4]["coupling"]  # 5 exceeds nothing: what is left of the others' 5 is beside 0
+    roles = calibrated(rows, chance)
+    assert [role.evidence for role in roles] == [[]] * LAYERS
+    assert [role.scores["hub"] for role in roles] == [0.5] * 4 + [None] + [0.5] * (LAYERS - 5)
+    rows[2]["coupling"] = 9.0
+    assert calibrated(rows, chance)[2].role == "hub"
 
 
 def test_constant_features_are_available_and_say_nothing() -> None:
