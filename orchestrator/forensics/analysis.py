@@ -85,6 +85,7 @@ def analyze(
             "resamples": resamples,
             "seed": seed,
             "probed": tokens is not None,
+            "tokens": None if tokens is None else torch.as_tensor(tokens).numel(),
         },
         "missing": missing(rows),
         "substitutes": _substitutes(stack),

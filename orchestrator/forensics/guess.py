@@ -266,5 +266,6 @@ def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads
     normed = next(iter(sizes))[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else a
     head_dim, why = (normed, "the size of their norm") if normed < a else (128 if a >= 4096 else 64, "an assumption")
     if a % head_dim or kv % head_dim or not kv:
-        return None, f"The heads are not declared, and {a} rows of q are no multiple of {head_dim}: heads are unknown."
+        odd = f"{a} rows of q and {kv} of k are not both multiples of {head_dim}"
+        return None, f"The heads are not declared, and {odd}: heads are unknown."
     return Heads(a // head_dim, kv // head_dim, head_dim), f"The heads are not declared: of {head_dim} each, {why}."

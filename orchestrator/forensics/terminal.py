@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Group
@@ -70,8 +71,8 @@ def headline(result: Result) -> Text:
         text = Text(f"{nothing(result)[0].upper()}{nothing(result)[1:]}.", "bold")
         rival = f" The paper's rule would name {by_paper} of {len(layers)}."
         return text.append(rival if len(layers) > 1 else "", "not bold dim")
-    verb = "differs" if len(named) == 1 else "differ"
-    text = Text(f"{len(named)} of {len(layers)} layers {verb} from chance: ", "bold")
+    verb = "has" if len(named) == 1 else "have"
+    text = Text(f"{len(named)} of {len(layers)} layers {verb} a role above chance: ", "bold")
     spans = [
         Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices, 'L')}", "not bold"))
         for role in ROLES
@@ -84,7 +85,7 @@ def nothing(result: Result) -> str:
     """What there is to say where no layer has a role."""
     if len(result["layers"]) == 1:
         return "a single layer has no peers to differ from"
-    return "no role leads anywhere" if result["scoring"] == "paper" else "no layer differs from chance"
+    return "no role leads anywhere" if result["scoring"] == "paper" else "no layer has a role above chance"
 
 
 def columns(result: Result) -> list[Column]:
@@ -110,6 +111,10 @@ def columns(result: Result) -> list[Column]:
     ]
     if "sink_mean" in known:
         found.append(Column("in → out", _composition, 89, True, "composition with the layers below → above"))
+    if "adjacent_alignment" in known:
+        found.append(Column("write", partial(_share, "total_write"), 94, True, "what the layer adds / what it reads"))
+        found.append(Column("copy", partial(_times, "copy_density"), 93, True, "attention to copies / by chance"))
+        found.append(Column("sink", partial(_share, "sink_mass"), 86, True, "attention to the first position"))
     if "momentum_alignment.down" in known:
         found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
     if any(differs(layer, result["scoring"]) for layer in layers):
@@ -131,6 +136,7 @@ def summary(result: Result) -> Table:
             "super weights": [_super_weights(result["layers"])],
             "pathology": pathology(result),
             "assumed": [Text(sentence, "yellow") for sentence in result["assumed"]],
+            "probe": probe(result),
             "missing": [Text(line, "dim") for line in missing(result)],
             "read from": [
                 Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in result["substitutes"].items()
@@ -170,9 +176,18 @@ def pathology(result: Result) -> list[Text]:
     return lines + ([Text(f"and {len(found) - SHOWN} more", "dim")] if len(found) > SHOWN else [])
 
 
+def probe(result: Result) -> list[Text]:
+    """How much text was run through the model, where any was."""
+    tokens = result["options"]["tokens"]
+    return [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")]
+
+
 def missing(result: Result) -> list[str]:
     """What is absent, and what it needs."""
     needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
+    if result["options"]["probed"]:
+        seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
+        needs |= dict.fromkeys(seen, "a model whose branches the probe can follow")
     if len(result["layers"]) == 1:
         needs |= dict.fromkeys(COMPARING, "a second layer")
     reasons: dict[str, list[str]] = {}
@@ -226,6 +241,14 @@ def differs(layer: Layer, scoring: str) -> bool:
 
 def _saturated(layer: Layer) -> Text:
     return beside(layer["measures"], "saturated_robust")
+
+
+def _share(key: str, layer: Layer) -> Text | str:
+    return number(layer["measures"][key], ".0%")
+
+
+def _times(key: str, layer: Layer) -> Text | str:
+    return number(layer["measures"][key], ".1f")
 
 
 def _momentum(layer: Layer) -> Text | str:

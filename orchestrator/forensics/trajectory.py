@@ -198,7 +198,7 @@ def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
     grown = [
         Text(
             f"{growth.kind} of layer {growth.layer}, {growth.ratio:.1f}× its peers, reaches {CRITICAL:.0f}× "
-            f"at step {growth.critical:,} at the present rate",
+            f"at step {growth.critical:,} at its rate since step {results[-2]['step']:,}",
             "yellow",
         )
         for growth in growths(results)[: terminal.SHOWN]

@@ -120,6 +120,8 @@ def _text(probe: str) -> str:
         named = Path(probe).is_file()
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         named = False
+    if not named and not any(map(str.isspace, probe)) and (Path(probe).suffix or "/" in probe):
+        raise UserError(f"--probe {probe} looks like a file and there is none: correct the name, or give a sentence.")
     if not named:
         return probe
     try:

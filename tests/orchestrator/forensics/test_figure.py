@@ -106,7 +106,7 @@ def test_one_checkpoint(result: Callable[..., Result], depth: int, scoring: str)
 def test_one_checkpoint_without_roles_says_so(result: Callable[..., Result]) -> None:
     drawn = figure.single(with_roles(result(5), [TIE] * 5))
     check(drawn, 860, 7)
-    assert "no layer differs from chance" in [text.get_text() for text in drawn.get_axes()[0].texts]
+    assert "no layer has a role above chance" in [text.get_text() for text in drawn.get_axes()[0].texts]
 
 
 def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Result]) -> None:

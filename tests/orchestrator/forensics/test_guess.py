@@ -152,7 +152,8 @@ def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
     assert [layer.heads for layer in anatomy] == [None, None]
     assert anatomy.layer(1).kinds == tuple(kind for kind in KINDS if kind != "gate")
     assert "Left aside: odd." in anatomy.assumed
-    assert "The heads are not declared, and 24 rows of q are no multiple of 64: heads are unknown." in anatomy.assumed
+    why = "24 rows of q and 24 of k are not both multiples of 64"
+    assert f"The heads are not declared, and {why}: heads are unknown." in anatomy.assumed
     (tmp_path / "config.json").write_text('{"n_heads": 4, "dim": 24}')
     assert Anatomy(tmp_path).layer(0).heads == Heads(4, 4, 6)
 

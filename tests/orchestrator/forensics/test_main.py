@@ -122,7 +122,13 @@ def test_a_probe_by_text_or_by_a_file_of_it(tmp_path: Path, capsys: pytest.Captu
     assert documents[0] == documents[1]
     assert documents[0]["options"]["probed"] is True
     assert all(-1 <= layer["measures"]["adjacent_alignment"] <= 1 for layer in documents[0]["layers"])
-    assert "activation probe" not in " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    assert "activation probe" not in " ".join(printed.split())
+    assert "80 tokens were run through the model" in printed
+    assert all(column in printed for column in ("write", "copy"))
+    for missing in ("nofile.txt", "texts/nofile"):  # not text of its own
+        assert main([str(tmp_path / "llama"), "--probe", missing]) == 2
+        assert "looks like a file and there is none" in capsys.readouterr().err
 
 
 def test_help_waits_for_neither_torch_nor_matplotlib() -> None:

@@ -58,7 +58,7 @@ def test_headline_and_counts(result: Result) -> None:
     roles = ["hub", "specialist", "specialist", TIE, "specialist", "damper/specialist"]
     lines = page(with_roles(result, roles, ["passthrough"] * 6))
     assert lines[1] == "llama_sandwich · step 7 · 6 layers · 478.2M parameters read in 1.2 s"
-    assert lines[3] == "4 of 6 layers differ from chance: hub L0 · specialist L1–2, L4"
+    assert lines[3] == "4 of 6 layers have a role above chance: hub L0 · specialist L1–2, L4"
     assert (
         entry(lines, "roles") == "above chance: hub 1 · specialist 3 · none 2 the paper's rule: passthrough 6 · none 0"
     )
@@ -66,12 +66,12 @@ def test_headline_and_counts(result: Result) -> None:
 
 def test_one_layer_alone_differs(result: Result) -> None:
     lines = page(with_roles(result, ["hub", *[TIE] * 5]))
-    assert lines[3] == "1 of 6 layers differs from chance: hub L0"
+    assert lines[3] == "1 of 6 layers has a role above chance: hub L0"
 
 
 def test_where_no_layer_has_a_role(result: Result) -> None:
     lines = page(with_roles(result, [TIE] * 6, ["hub", "hub", *[TIE] * 4]))
-    assert lines[3] == "No layer differs from chance. The paper's rule would name 2 of 6."
+    assert lines[3] == "No layer has a role above chance. The paper's rule would name 2 of 6."
 
 
 def test_by_the_papers_rule_the_rate_of_untrained_models_stands_beside(result: Result) -> None:
