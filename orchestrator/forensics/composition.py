@@ -44,18 +44,18 @@ class Compositions:
         self._order: list[tuple[list[Side], int]] = []
 
     def add_write(self, gram: Tensor, side: Side) -> None:
-        """WWᵀ [d, d] of what the embedding or the next layer writes."""
+        """WWᵀ [d, d] of what the embedding or the next layer writes. It is scaled in place."""
         self._add(gram, side, self.writes)
 
     def add_read(self, gram: Tensor, side: Side) -> None:
-        """RᵀR [d, d] of what the next layer reads."""
+        """RᵀR [d, d] of what the next layer reads. It is scaled in place."""
         self._add(gram, side, self.reads)
 
     def _add(self, gram: Tensor, side: Side, sides: list[Side]) -> None:
         self._order.append((sides, len(sides)))
         sides.append(side)
         beside = self.width - side.width
-        scaled = (gram / (side.energy or 1.0)).float().cpu().numpy()  # so that no product leaves fp32
+        scaled = gram.div_(side.energy or 1.0).float().cpu().numpy()  # so that no product leaves fp32
         padded = np.pad(scaled, (0, beside)) if beside else scaled
         for row in padded:
             self._file.write(row.data)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orchestrator.forensics.anatomy import Heads
 
+TINY = torch.finfo(torch.float32).tiny  # directions have no scale
 SQUARINGS = 14  # of a head's matrix, so that 2^14 power steps single out its leading direction
 
 
@@ -20,7 +21,6 @@ def fingerprints(v: Tensor, o: Tensor, heads: Heads) -> np.ndarray:
     K = v_h v_hᵀ, its leading left vector is o_h z, where z leads K·G. A head that writes or reads nothing has
     the fingerprint 0.
     """
-    o, v = (w / w.abs().max().clamp_min(torch.finfo(w.dtype).tiny) for w in (o, v))  # directions have no scale
     out = o.T.reshape(heads.heads, heads.head_dim, -1)  # [heads, head_dim, d], rows are o_h's columns
     into = v.reshape(heads.kv_heads, heads.head_dim, -1)
     if heads.kv_heads < heads.heads:
@@ -28,7 +28,7 @@ def fingerprints(v: Tensor, o: Tensor, heads: Heads) -> np.ndarray:
     z, y = leading_pair((out @ out.mT).double(), (into @ into.mT).double())
     left = torch.einsum("hk,hkd->hd", z.float(), out)
     right = torch.einsum("hk,hkd->hd", y.float(), into)
-    both = [torch.nn.functional.normalize(vectors, dim=1) for vectors in (left, right)]
+    both = [torch.nn.functional.normalize(x, dim=1, eps=TINY) for x in (left, right)]
     return torch.cat(both, dim=1).cpu().numpy()
 
 
@@ -45,7 +45,8 @@ def leading_pair(g: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     column = power.norm(dim=1).argmax(dim=1)  # any column of the limit is z; the largest is the safest
     z = power.gather(2, column[:, None, None].expand(-1, power.shape[1], 1)).squeeze(2)
     z = torch.nn.functional.normalize(z, dim=1)
-    return z, (g @ z[:, :, None]).squeeze(2)
+    y = (g @ z[:, :, None]).squeeze(2)
+    return z, y / y.norm(dim=1, keepdim=True).clamp_min(1e-300)
 
 
 def drawn_fingerprints(heads: Heads, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 ROUNDING = 4.0  # eigenvalues of a Gram below this many epsilons of the largest are rounding, not signal
 TOLERANCE = 1e-4  # of ln(effective rank): what the values lost to rounding may cost before precision is raised
+MIRRORED = 256  # rows of a triangle that are mirrored at once
 ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 
 
@@ -37,9 +38,12 @@ def _half_the_work(w: np.ndarray) -> Tensor:
     waiting threads.
     """
     upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1) if w.flags.f_contiguous else scipy.linalg.blas.ssyrk(1.0, w.T)
-    triangle = torch.from_numpy(upper.T)
-    full = triangle + triangle.T
-    full.diagonal().div_(2)
+    full = torch.from_numpy(upper.T)  # its lower triangle; the upper one is mirrored block by block
+    for start in range(0, len(full), MIRRORED):
+        rows, after = slice(start, start + MIRRORED), slice(start + MIRRORED, None)
+        full[rows, after] = full[after, rows].T
+        corner = full[rows, rows]
+        corner += corner.tril(-1).T
     return full
 
 
