@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from orchestrator import checkpoint, ledger
+from orchestrator import checkpoint, ledger, schedule
 from orchestrator.errors import UserError
 from orchestrator.readings import READERS, InJob, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
-from sidecar import Sidecar
+from sidecar import Heldout, Sidecar
 
+OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
 INTERRUPTED = 130  # the exit code of what a signal stopped
 
 
@@ -31,42 +33,50 @@ def callbacks_for(config: Config) -> list[Callback]:
     return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
 
 
-def build_sidecar(config: Config, parameters: Mapping[str, Tensor]) -> Sidecar:
+def build_sidecar(
+    config: Config,
+    model: nn.Module,
+    heldout_loss: Heldout,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: list[dict[str, Any]] | None = None,
+) -> Sidecar:
     """The sidecar that `config` describes. Raises `UserError` where its bounds are not safe."""
     options, optim = config.sidecar, config.optim
     try:
         return Sidecar(
-            parameters, lr=optim.lr, weight_decay=optim.weight_decay, seed=config.seed, channels=options.channels,
-            interval=options.interval, mode=options.mode.value, sigma=options.sigma, policy_lr=options.policy_lr,
-            entropy=options.entropy, baseline_decay=options.baseline_decay, log_bound=options.log_bound,
-            mean_matched=options.mean_matched,
+            model, heldout_loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, seed=config.seed,
+            steps=config.train.steps, optimizer=optimizer, fresh=True, schedule=schedule,
+            **{field.name: getattr(options, field.name) for field in fields(options) if field.name not in OURS},
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 class PressSidecar(Callback):
-    """Learned multipliers on the optimizer's decay, judged on the reward split (SCIENCE §6)."""
+    """Learned multipliers on the model's training, judged on the reward split (SCIENCE §6).
+
+    A decision is made after the step that ends an interval, before the checkpoint: a restart begins behind it.
+    """
 
     def __init__(self) -> None:
         self.saved: dict[str, Any] = {}
 
     def start(self, run: Run) -> None:
-        self.sidecar = build_sidecar(run.config, run.optimizer.named)
+        count = run.config.sidecar.reward_rows
+        splits = [run.corpus.heldout(domain, "reward") for domain in run.corpus.domains]
+
+        def heldout_loss(interval: int) -> Iterator[Tensor]:
+            at = torch.arange(interval * count, (interval + 1) * count)
+            return run.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
+
+        self.sidecar = build_sidecar(run.config, run.model, heldout_loss, run.optimizer.adam, schedule.read(run))
         if self.saved:
             self.sidecar.load_state_dict(self.saved)
-            run.optimizer.multipliers = self.sidecar.decay_multipliers()
-        rows = run.config.sidecar.reward_rows
-        self.rows = torch.cat([run.corpus.heldout(domain, "reward")[:rows] for domain in run.corpus.domains])
-
-    def before_update(self, run: Run) -> None:
-        if self.sidecar.before_step(run.step, lambda: run.heldout_loss(self.rows)):
-            run.optimizer.multipliers = self.sidecar.decay_multipliers()
+        run.optimizer.around = self.sidecar.applied
 
     def after_step(self, run: Run) -> None:
-        decision = self.sidecar.record()
-        if decision and decision["step"] == run.step - 1:  # the update just made was its first
-            run.record["sidecar"] = decision
+        if self.sidecar.before_step(run.step):
+            run.record["sidecar"] = self.sidecar.record()
 
     def state(self) -> dict[str, Any]:
         return self.sidecar.state_dict()

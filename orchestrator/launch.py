@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import locks, status
+from orchestrator import locks, schedule, status
 from orchestrator.callbacks import build_sidecar
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
@@ -50,7 +50,12 @@ def check(config: Config) -> None:
         raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
     if config.sidecar.mode != SidecarMode.off:
         with torch.device("meta"):
-            build_sidecar(config, dict(Decoder(decoder_spec(config)).named_parameters()))
+            model = Decoder(decoder_spec(config))
+        schedule.check(config)
+        learning = replace(
+            config.sidecar, mode=SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+        )
+        build_sidecar(replace(config, sidecar=learning), model, lambda interval: torch.zeros(()))
 
 
 def slots(config: Config) -> list[str | None]:
@@ -69,7 +74,9 @@ def _cores() -> int:
 
 def _run_here(experiment: Experiment, cells: list[Cell], console: Console) -> None:
     """One cell after another in this process."""
-    for cell in cells:
+    waiting = list(cells)
+    while waiting:
+        cell = waiting.pop(_first_ready(waiting, waiting) or 0)
         executor = submitit.DebugExecutor(folder=experiment.directory / "jobs")
         console.print(f"{escape(cell.id)} starts in this process")
         if executor.submit(run_job, str(cell.directory)).result() == "stopped":
@@ -85,7 +92,10 @@ def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) 
         asked_to_stop = False
         while running or (waiting and not stop.received):
             while waiting and free and not stop.received:
-                cell, gpu = waiting.pop(0), free.pop(0)
+                ready = _first_ready(waiting, [*waiting, *(cell for cell, _, _ in running)])
+                if ready is None:
+                    break
+                cell, gpu = waiting.pop(ready), free.pop(0)
                 job = _submit(experiment, cell, gpu)
                 manifest.append(cell.id, "submitted", attempt=manifest.attempts(cell.id) + 1, job=job.job_id)
                 running.append((cell, job, gpu))
@@ -99,6 +109,15 @@ def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) 
                 _record_silent_end(cell, manifest, job, asked_to_stop)
             watch.refresh()
             time.sleep(0.2)
+
+
+def _first_ready(waiting: list[Cell], unfinished: list[Cell]) -> int | None:
+    """The first of `waiting` that plays back no unfinished cell's decisions."""
+    unfinished_paths = {cell.directory for cell in unfinished}
+    for index, cell in enumerate(waiting):
+        if schedule.source(cell.config, cell.directory.parents[1]) not in unfinished_paths:
+            return index
+    return None
 
 
 def _submit(experiment: Experiment, cell: Cell, gpu: str | None) -> Any:

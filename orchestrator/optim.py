@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +31,16 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 
 
 class DecoupledAdamW:
-    """Adam without decay, preceded by `w ← (1 − lr·λ·m_w)·w` in one foreach call.
+    """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's AdamW, bit for bit.
 
-    Matrices and embeddings decay; norm scales (one dimension) do not. `multipliers` (parameter name → m_w,
-    default 1) is what a sidecar presses on. With every m_w = 1 the update is torch's AdamW, bit for bit.
+    Matrices and embeddings decay; norm scales (one dimension) do not. `around(lr)` is what encloses Adam's
+    step; a sidecar puts its own in this place.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.named = dict(model.named_parameters())
         self.weight_decay = config.weight_decay
-        self.multipliers: Mapping[str, float] = {}
+        self.around: Callable[[float], AbstractContextManager[None]] = self.decayed_first
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
         self.adam = torch.optim.Adam(
             list(self.named.values()),
@@ -49,14 +50,19 @@ class DecoupledAdamW:
             foreach=True,
         )
 
-    @torch.no_grad()
+    @contextmanager
+    def decayed_first(self, lr: float) -> Iterator[None]:
+        """Decay before what it encloses."""
+        with torch.no_grad():
+            torch._foreach_mul_([self.named[name] for name in self.decayed], 1 - lr * self.weight_decay)
+        yield
+
     def step(self, lr: float) -> None:
         """Decay, then Adam, both at learning rate `lr`."""
-        factors = [1 - lr * self.weight_decay * self.multipliers.get(name, 1.0) for name in self.decayed]
-        torch._foreach_mul_([self.named[name] for name in self.decayed], factors)
         for group in self.adam.param_groups:
             group["lr"] = lr
-        self.adam.step()
+        with self.around(lr):
+            self.adam.step()
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)

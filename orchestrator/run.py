@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -125,12 +125,15 @@ class Run:
     @torch.no_grad()
     def heldout_loss(self, rows: Tensor) -> float:
         """Mean loss over `rows` [n, T+1], in nats per token."""
+        return torch.stack(list(self.heldout_parts(rows))).sum().item()
+
+    def heldout_parts(self, rows: Tensor) -> Iterator[Tensor]:
+        """The same in parts that sum to it, one micro-batch each, with a graph where gradients are enabled."""
         size = self.config.train.micro_batch_size or self.config.train.batch_size
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        with self.autocast:
-            for part in rows.split(size):
-                total += self.model.loss(part.to(self.device), reduction="none").double().sum()
-        return total.item() / rows[:, 1:].numel()
+        for part in rows.split(size):
+            with self.autocast:
+                losses = self.model.loss(part.to(self.device), reduction="none")
+            yield losses.double().sum() / rows[:, 1:].numel()
 
     def check_health(self) -> None:
         """Raise `UserError` once the loss or the gradient has left the finite numbers."""

@@ -77,8 +77,32 @@ class Precision(StrEnum):
 class SidecarMode(StrEnum):
     off = "off"
     learn = "learn"
+    replay = "replay"
+    permute = "permute"
     random = "random"
     fixed = "fixed"
+
+
+class Share(StrEnum):
+    none = "none"
+    kind = "kind"
+    layer = "layer"
+    all = "all"
+
+
+class Credit(StrEnum):
+    joint = "joint"
+    factored = "factored"
+
+
+class PolicyKind(StrEnum):
+    linear = "linear"
+    mlp = "mlp"
+
+
+class SeedOf(StrEnum):
+    same = "same"
+    next = "next"
 
 
 class Scoring(StrEnum):
@@ -182,15 +206,23 @@ class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
     mode: SidecarMode = SidecarMode.off
-    channels: list[str] = field(default_factory=lambda: ["decay"])
+    channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
     interval: int = 25  # steps a proposal is held
     reward_rows: int = 8  # rows of each domain's reward split that judge a proposal
+    credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
+    unexplained: float = 0.0  # factored: share of plain REINFORCE on what the backward pass leaves unexplained
+    share: Share = Share.none  # units that hold one multiplier together; of a schedule, their mean
+    features: list[str] = field(default_factory=lambda: ["unit"])  # what the policy knows: sidecar/features.py
+    policy: PolicyKind = PolicyKind.linear
     sigma: float = 0.3  # initial std of the log-multipliers
-    policy_lr: float = 0.05
+    policy_lr: float = 0.5
     entropy: float = 0.001
     baseline_decay: float = 0.9
-    log_bound: float = 2.3  # |log multiplier| stays under this
-    mean_matched: bool = False
+    bounds: dict[str, list[float]] = field(default_factory=dict)  # channel → least, largest multiplier
+    lr_max: float = 0.02  # largest learning rate that lr_scale may reach
+    mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
+    schedule: str | None = None  # replay, permute, random: arm that learned, or the path of a cell with a slash in it
+    schedule_seed: SeedOf = SeedOf.same  # of that arm: this cell's own seed, or the next one of the experiment
 
 
 @dataclass
@@ -271,7 +303,7 @@ POSITIVE = (
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
-    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows",
+    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps")
 RESERVED = ("comparison", "jobs")  # what else lies beside the arms
@@ -332,6 +364,9 @@ def load(path: Path) -> Config:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it.") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration.")
+    bound = cfg.get("sidecar", {}).pop("log_bound", None)
+    if bound is not None:  # what `bounds` was called before there was more than one channel
+        cfg.sidecar.bounds = {"decay": [math.exp(-bound), math.exp(bound)]}
     return from_dictconfig(cfg)
 
 

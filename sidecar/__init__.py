@@ -1,5 +1,5 @@
 """A small policy beside the optimizer: it proposes, holds and learns per-unit multipliers (SCIENCE §6)."""
 
-from sidecar.sidecar import Sidecar
+from sidecar.sidecar import Heldout, Sidecar
 
-__all__ = ["Sidecar"]
+__all__ = ["Heldout", "Sidecar"]

@@ -1,37 +1,60 @@
-"""A Gaussian policy over log-multipliers, learned by REINFORCE (Williams 1992; SCIENCE §6)."""
+"""A Gaussian policy over log-multipliers (Williams 1992; SCIENCE §6)."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sidecar.channels import Unit
+from sidecar.credit import Step
 
 SIGMA_RANGE = (1e-3, 10.0)  # below it a proposal tries nothing new, above it every proposal is at its bound
+HIDDEN = 16  # units of the MLP's one hidden layer
+CUTOFF = 1e-6  # smallest singular value of the Jacobian that is inverted, relative to the largest
 
 
-def unit_features(units: Sequence[Unit]) -> Tensor:
-    """[units, 2 + kinds], float64: a bias, the depth fraction, and which kind of tensor the unit is."""
-    kinds = sorted({unit.kind for unit in units})
-    rows = [[1.0, unit.depth, *(float(unit.kind == kind) for kind in kinds)] for unit in units]
-    return torch.tensor(rows, dtype=torch.float64)
+def generator_of(*names: object) -> torch.Generator:
+    """A generator of its own for every list of names: a draw is a pure function of what it is for."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def linear(theta: Tensor, features: Tensor) -> Tensor:
+    """[units]: Φθ."""
+    return features @ theta
+
+
+def mlp(theta: Tensor, features: Tensor) -> Tensor:
+    """[units]: one hidden layer of tanh, from the flat vector of its weights."""
+    width = features.shape[1]
+    first, last = theta[: width * HIDDEN].view(width, HIDDEN), theta[width * HIDDEN :]
+    return (features @ first).tanh() @ last
+
+
+def _mlp_start(width: int, generator: torch.Generator) -> Tensor:
+    first = torch.randn(width * HIDDEN, dtype=torch.float64, generator=generator) / width**0.5
+    return torch.cat([first, torch.zeros(HIDDEN, dtype=torch.float64)])  # every mean starts at 0
+
+
+MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.Generator], Tensor]]] = {
+    "linear": (linear, lambda width, generator: torch.zeros(width, dtype=torch.float64)),
+    "mlp": (mlp, _mlp_start),
+}
 
 
 class GaussianPolicy:
-    """`x_i ~ N(φ_i·θ, σ²)` for every unit i of one channel; θ starts at 0: multipliers start around 1.
+    """`x_i ~ N(μ_θ(φ_i), σ²)` for every unit i of one channel; μ starts at 0: multipliers start around 1.
 
     A draw is a pure function of (seed, channel, number of the draw): resuming needs no generator state.
     """
 
-    def __init__(self, features: Tensor, sigma: float, seed: int, channel: str) -> None:
-        self.features = features  # [units, features]
-        self.gram_inverse = torch.linalg.pinv(features.T @ features, hermitian=True)  # one-hots sum to the bias
-        self.theta = torch.zeros(features.shape[1], dtype=torch.float64)
+    def __init__(self, kind: str, width: int, sigma: float, seed: int, channel: str) -> None:
+        self.mean, start = MEANS[kind]
+        self.theta = start(width, generator_of(seed, "sidecar", channel, "start"))
         self.log_sigma = math.log(sigma)
         self.seed, self.channel = seed, channel
         self.draws = 0
@@ -41,33 +64,32 @@ class GaussianPolicy:
         """Standard deviation of every unit's log-multiplier."""
         return math.exp(self.log_sigma)
 
-    def sample(self) -> Tensor:
-        """The next proposal of log-multipliers, [units]; unbounded (see `bounded`)."""
-        digest = hashlib.sha256(f"{self.seed}/sidecar/{self.channel}/{self.draws}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    @property
+    def entropy(self) -> float:
+        """Of one unit's log-multiplier, in nats."""
+        return self.log_sigma + 0.5 * math.log(2 * math.pi * math.e)
+
+    def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The next proposal, [units], unbounded, and the standard normal noise in it."""
+        generator = generator_of(self.seed, "sidecar", self.channel, self.draws)
         self.draws += 1
-        noise = torch.randn(len(self.features), dtype=torch.float64, generator=generator)
-        return self.features @ self.theta + self.sigma * noise
+        noise = torch.randn(len(features), dtype=torch.float64, generator=generator)
+        return self.mean(self.theta, features) + self.sigma * noise, noise
 
-    def gradient(self, sample: Tensor) -> tuple[Tensor, float]:
-        """Gradient of `log π(sample)`, summed over units, with respect to θ, [features], and to ln σ."""
-        error = (sample - self.features @ self.theta) / self.sigma  # [units]
-        by_theta = self.features.T @ error / self.sigma
-        by_log_sigma = (error.square() - 1).sum().item()
-        return by_theta, by_log_sigma
+    def update(self, features: Tensor, step: Step, lr: float, entropy: float, limits: tuple[float, float]) -> None:
+        """One natural-gradient step of `lr` up the reward that `step` estimates.
 
-    def update(self, sample: Tensor, advantage: float, lr: float, entropy: float) -> None:
-        """One natural-gradient step of `lr` up `advantage · log π(sample) + entropy · H(π)`.
-
-        The Fisher information, `ΦᵀΦ/σ²` for θ and `2·units` for ln σ, takes the scale out: the mean moves by
-        `lr · advantage` of what the features explain of the sample's deviation, whatever the number of units
-        and σ (Kakade 2001). The score is taken at the raw sample: clamping and mean matching belong to the
-        world that the policy acts on.
+        The Fisher information, JᵀJ/σ² for θ (J = ∂μ/∂θ) and 2·units for ln σ, takes the scale out: the means
+        move by `lr·σ·step.mean`, as far as features can express that, and ln σ by half of
+        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not pushed beyond it, from
+        where it would take as long to come back.
         """
-        by_theta, by_log_sigma = self.gradient(sample)
-        units = len(sample)  # H = units · ln σ + constant
-        self.theta += lr * advantage * self.sigma**2 * (self.gram_inverse @ by_theta)
-        log_sigma = self.log_sigma + lr * (advantage * by_log_sigma + entropy * units) / (2 * units)
+        mean = self.mean(self.theta, features)
+        move = lr * self.sigma * step.mean
+        outward = ((mean <= limits[0]) & (move < 0)) | ((mean >= limits[1]) & (move > 0))
+        jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
+        self.theta = self.theta + torch.linalg.pinv(jacobian, rtol=CUTOFF) @ move.masked_fill(outward, 0.0)
+        log_sigma = self.log_sigma + lr * (step.spread + entropy) / 2
         self.log_sigma = min(max(log_sigma, math.log(SIGMA_RANGE[0])), math.log(SIGMA_RANGE[1]))
 
     def state_dict(self) -> dict[str, Any]:
@@ -78,31 +100,32 @@ class GaussianPolicy:
         """Take back what `state_dict` returned. Raises `ValueError` where the features differ in number."""
         if len(state["theta"]) != len(self.theta):
             raise ValueError(
-                f"the saved policy of sidecar channel '{self.channel}' has {len(state['theta'])} features "
+                f"the saved policy of sidecar channel '{self.channel}' has {len(state['theta'])} parameters "
                 f"and this model's has {len(self.theta)}: resume with the model it was saved with."
             )
         self.theta = torch.tensor(state["theta"], dtype=torch.float64)
         self.log_sigma, self.draws = state["log_sigma"], state["draws"]
 
 
-def bounded(log_values: Tensor, log_bound: float) -> Tensor:
-    """Multipliers `exp(x)`, [units], with x clamped to ±log_bound."""
-    return log_values.clamp(-log_bound, log_bound).exp()
+def bounded(log_values: Tensor, limits: tuple[float, float]) -> Tensor:
+    """Multipliers `exp(x)`, [units], with x clamped to `limits` (logarithms)."""
+    return log_values.clamp(*limits).exp()
 
 
-def mean_matched(log_values: Tensor, sizes: Tensor, log_bound: float) -> Tensor:
+def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
     """Multipliers `exp(clamp(x + c))`, [units], with the c that makes their size-weighted mean 1.
 
-    Both the bound and the mean hold: the mean rises with c from at most 1 (c = −log_bound: no exponent is
-    above 0) to at least 1 (c = log_bound), and 64 halvings of that range exhaust a double.
+    Both the bounds and the mean hold: with 1 inside the bounds the mean rises with c from at most 1 to at least
+    1, and 64 halvings of that range exhaust a double.
     """
-    log_values = log_values.clamp(-log_bound, log_bound)
+    log_values = log_values.clamp(*limits)
     shares = sizes / sizes.sum()
-    low, high = -log_bound, log_bound
+    span = limits[1] - limits[0]
+    low, high = -span, span
     for _ in range(64):
         middle = (low + high) / 2
-        if shares @ bounded(log_values + middle, log_bound) < 1:
+        if shares @ bounded(log_values + middle, limits) < 1:
             low = middle
         else:
             high = middle
-    return bounded(log_values + high, log_bound)
+    return bounded(log_values + high, limits)

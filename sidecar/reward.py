@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any, NamedTuple
 
 
 class Judgement(NamedTuple):
     reward: float  # fall of held-out loss over the interval, nats per token
     baseline: float  # what the intervals before it led one to expect
-    advantage: float  # (reward − baseline) / running deviation
+    deviation: float  # running standard deviation of reward − baseline; 0 before there is any
+    advantage: float  # (reward − baseline) / deviation
+
+
+class Discounted:
+    """Mean and variance of a stream whose past fades by `decay` per value; exact from the first value on."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay  # share of the old average that is kept
+        self.mean = self.variance = 0.0
+        self.weight = 0.0  # Σ decay^k over the values seen
+
+    def add(self, value: float) -> None:
+        surprise = value - self.mean if self.weight else 0.0
+        if not self.weight:
+            self.mean = value
+        self.weight = 1 + self.decay * self.weight
+        rate = 1 / self.weight
+        self.mean += rate * surprise
+        self.variance = (1 - rate) * (self.variance + rate * surprise**2)  # West (1979), discounted
+
+    def state_dict(self) -> dict[str, float]:
+        return {"mean": self.mean, "variance": self.variance, "weight": self.weight}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.mean, self.variance, self.weight = state["mean"], state["variance"], state["weight"]
 
 
 class Reward:
@@ -22,39 +46,30 @@ class Reward:
     """
 
     def __init__(self, decay: float) -> None:
-        self.decay = decay  # share of the old average that is kept
         self.start: float | None = None  # held-out loss at the start of the interval; None: unknown
-        self.mean = self.variance = 0.0
-        self.weight = 0.0  # Σ decay^k over the intervals judged: the averages are exact from the first one on
-        self._warned = False
+        self.average = Discounted(decay)
 
-    def observe(self, loss: float) -> Judgement | None:
-        """End an interval at this held-out loss and start the next; None where it cannot be judged."""
-        start, self.start = self.start, loss if math.isfinite(loss) else None
-        if self.start is None and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"held-out loss is {loss}: the sidecar keeps its values and does not learn from it.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        if start is None or self.start is None:
+    def observe(self, loss: float, begins_at: float | None = None) -> Judgement | None:
+        """End an interval at this held-out loss and start the next; None where it cannot be judged.
+
+        `begins_at`: the loss that the next one starts at, where it is judged on other batches.
+        """
+        begins_at = loss if begins_at is None else begins_at
+        start, self.start = self.start, begins_at if math.isfinite(begins_at) else None
+        if start is None or not math.isfinite(loss):
             return None
         reward = start - loss
-        baseline = self.mean if self.weight else reward
-        surprise = reward - baseline
-        self.weight = 1 + self.decay * self.weight
-        rate = 1 / self.weight
-        self.mean = baseline + rate * surprise
-        self.variance = (1 - rate) * (self.variance + rate * surprise**2)  # West (1979), discounted
-        advantage = surprise / math.sqrt(self.variance) if self.variance > 0 else 0.0
-        return Judgement(reward, baseline, advantage)
+        baseline = self.average.mean if self.average.weight else reward
+        self.average.add(reward)
+        deviation = math.sqrt(self.average.variance)
+        advantage = (reward - baseline) / deviation if deviation > 0 else 0.0
+        return Judgement(reward, baseline, deviation, advantage)
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the loss that the interval began at, JSON-able."""
-        return {"start": self.start, "mean": self.mean, "variance": self.variance, "weight": self.weight}
+        return {"start": self.start, **self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.start, self.weight = state["start"], state["weight"]
-        self.mean, self.variance = state["mean"], state["variance"]
+        self.start = state["start"]
+        self.average.load_state_dict(state)

@@ -4,110 +4,197 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sidecar.channels import CHANNELS, Channel
-from sidecar.policy import SIGMA_RANGE, GaussianPolicy, bounded, mean_matched, unit_features
+from sidecar.channels import CHANNELS, Arithmetic, Channel, DecayChannel
+from sidecar.credit import CREDITS
+from sidecar.features import FEATURES, Observation, features_of
+from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched
 from sidecar.reward import Judgement, Reward
+from sidecar.schedule import PLAYERS, Decision, Schedule
+from sidecar.units import SHARES, groups_of
 
-MODES = ("learn", "random", "fixed")  # random: proposals without learning · fixed: every multiplier is 1
+MODES = ("learn", "replay", "permute", "random", "fixed")
+Heldout = Callable[[int], Tensor | Iterable[Tensor]]
 
 
 class Sidecar:
-    """Multipliers for the parameters of any training loop, learned by REINFORCE (SCIENCE §6).
+    """Multipliers for what trains a model, learned by REINFORCE beside any training loop (SCIENCE §6).
 
-        sidecar = Sidecar(dict(model.named_parameters()), lr=3e-4, weight_decay=0.1, seed=0)
+        sidecar = Sidecar(model, heldout_loss, lr=3e-4, weight_decay=0.1, seed=0)
         for step in range(steps):
-            sidecar.before_step(step, heldout_loss)
-            ...  # w *= 1 - lr * weight_decay * sidecar.decay_multipliers().get(name, 1.0)
+            sidecar.before_step(step)
+            ...  # forward, backward
+            with sidecar.applied(lr):
+                optimizer.step()  # with a weight decay of 0: the sidecar's is the only one
 
-    `params`: name → parameter, as `named_parameters()` gives them. `lr`, `weight_decay`: the highest of the
-    run, which the bounds are checked against. `channels`: names in `CHANNELS`. `interval`: steps a proposal
-    is held. `sigma`: initial standard deviation of the log-multipliers, which never leave ±`log_bound`.
-    `mean_matched`: the parameter-weighted mean multiplier of each channel is 1.
+    `model`: layers are told by the first number in a parameter's name. `heldout_loss(k)` returns the mean loss
+    on the held-out batches of interval k, as a tensor with its graph, or an iterable of tensors that sum to it,
+    of which one graph is alive at a time. Both ends of an interval are judged on the same batches; where
+    intervals differ in theirs, say `fresh=True`. It must leave no trace in the training: no dropout.
+
+    `lr`, `weight_decay`, `eps`, `lr_max`: the highest of the run, which the channels' bounds are checked
+    against. `channels`: names in `CHANNELS`. `interval`: steps a proposal is held. `steps`: length of the run,
+    for the feature `progress`. `optimizer`: for features that read Adam's moments.
+
+    `mode`: `learn`; `replay` a `schedule` (decisions as `record` gives them); `permute` its layers; `random`:
+    its values dealt to the units at random, or without a schedule draws of the untrained policy; `fixed`:
+    every multiplier is 1. `share`: units that hold one multiplier together (`none`, `kind`, `layer`, `all`); of
+    a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`, with `unexplained` for `factored`.
+    `features`, `policy`: what the policy's mean depends on, and how. `sigma`: initial standard deviation of the
+    log-multipliers. `bounds`: channel → (least, largest multiplier). `mean_matched`: the parameter-weighted
+    mean multiplier of each channel is 1.
+
     Raises `ValueError` where a setting cannot work or is not safe.
     """
 
     def __init__(
         self,
-        params: Mapping[str, Tensor],
+        model: nn.Module,
+        heldout_loss: Heldout,
         *,
         lr: float,
         weight_decay: float,
         seed: int,
+        eps: float = 1e-8,
+        lr_max: float = 0.02,
         channels: Sequence[str] = ("decay",),
         interval: int = 25,
+        fresh: bool = False,
+        steps: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         mode: str = "learn",
+        schedule: Sequence[Decision] | None = None,
+        share: str = "none",
+        credit: str = "factored",
+        unexplained: float = 0.0,
+        features: Sequence[str] = ("unit",),
+        policy: str = "linear",
         sigma: float = 0.3,
-        policy_lr: float = 0.05,
+        policy_lr: float = 0.5,
         entropy: float = 0.001,
         baseline_decay: float = 0.9,
-        log_bound: float = 2.3,
+        bounds: Mapping[str, Sequence[float]] | None = None,
         mean_matched: bool = False,
     ) -> None:
-        if mode not in MODES:
-            raise ValueError(f"sidecar mode '{mode}' is unknown: choose one of {', '.join(MODES)}.")
-        if not channels or not set(channels) <= set(CHANNELS):
+        _one_of("mode", mode, MODES)
+        _one_of("share", share, SHARES)
+        _one_of("credit", credit, CREDITS)
+        _one_of("policy", policy, MEANS)
+        for name in channels:
+            _one_of("channel", name, CHANNELS)
+        for name in features:
+            _one_of("feature", name, FEATURES)
+        for name in bounds or {}:
+            _one_of("bounds", name, CHANNELS)
+        if not channels:
             raise ValueError(f"sidecar channels {list(channels)}: name at least one, among {', '.join(CHANNELS)}.")
         if interval < 1:
             raise ValueError(f"sidecar interval={interval} must be at least one step.")
         if not SIGMA_RANGE[0] <= sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
-        if not 0 < log_bound < 700:  # e^700 is still a double
-            raise ValueError(f"sidecar log_bound={log_bound} must be positive and below 700.")
-        if not (0 <= policy_lr < math.inf and 0 <= entropy < math.inf):
-            raise ValueError(f"sidecar policy_lr={policy_lr} and entropy={entropy} must be 0 or more, and finite.")
+        for name, value in (("policy_lr", policy_lr), ("entropy", entropy), ("unexplained", unexplained)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite.")
         if not 0 < baseline_decay < 1:
             raise ValueError(f"sidecar baseline_decay={baseline_decay} must lie between 0 and 1, both excluded.")
-        self.interval, self.mode, self.log_bound, self.mean_matched = interval, mode, log_bound, mean_matched
-        self.policy_lr, self.entropy = policy_lr, entropy
-        self.channels: dict[str, Channel] = {name: CHANNELS[name](params, lr, weight_decay) for name in channels}
-        for channel in self.channels.values():
-            channel.check(1.0 if mode == "fixed" else math.exp(log_bound))
-        self.policies = {
-            name: GaussianPolicy(unit_features(channel.units), sigma, seed, name)
-            for name, channel in self.channels.items()
+        if mode in ("replay", "permute") and schedule is None:
+            raise ValueError(f"sidecar mode '{mode}' needs a schedule: the decisions of a run that learned.")
+        if mode in ("learn", "fixed") and schedule is not None:
+            raise ValueError(f"sidecar mode '{mode}' has no use for a schedule: choose replay, permute or random.")
+        self.heldout_loss, self.interval, self.fresh, self.steps, self.mode = heldout_loss, interval, fresh, steps, mode
+        self.policy_lr, self.entropy, self.mean_matched = policy_lr, entropy, mean_matched
+        self.feature_names, self.optimizer = tuple(features), optimizer
+        self.model = model
+        arithmetic = Arithmetic(lr, weight_decay, eps, lr_max)
+        self.channels: dict[str, Channel] = {name: CHANNELS[name](model, arithmetic) for name in channels}
+        for name, channel in self.channels.items():
+            if not channel.units:
+                raise ValueError(
+                    f"sidecar channel '{name}' found nothing to act on in {type(model).__name__}: it needs modules "
+                    "named like 'layers.0.mlp.down_proj', with a number for the layer."
+                )
+        self.limits = {name: self._checked(name, bounds or {}, arithmetic) for name in channels}
+        # decay is applied here even where it is not learned: one place for one thing
+        self._acting = [*self.channels.values()]
+        if "decay" not in self.channels:
+            self._acting.insert(0, DecayChannel(model, arithmetic))
+        self.groups = {name: torch.tensor(groups_of(c.units, share)) for name, c in self.channels.items()}
+        self.sizes = {
+            name: torch.tensor([unit.size for unit in c.units], dtype=torch.float64)
+            for name, c in self.channels.items()
         }
-        self.reward = Reward(baseline_decay)
-        self.samples: dict[str, Tensor] = {}  # channel → the raw proposal in force, [units]
+        parameters = dict(model.named_parameters())
+        self._weights = {
+            name: [[parameters[w] for w in unit] for unit in c.weights()] for name, c in self.channels.items()
+        }
+        width = {name: self._features(name, 0).shape[1] for name in channels}
+        self.policies = {name: GaussianPolicy(policy, width[name], sigma, seed, name) for name in channels}
+        self.credits = {name: CREDITS[credit](baseline_decay, unexplained) for name in channels}
+        self.needs_gradient = mode == "learn" and any(c.needs_gradient for c in self.credits.values())
+        self.schedule = None if schedule is None else Schedule(schedule, {n: c.units for n, c in self.channels.items()})
+        self.seed, self.reward = seed, Reward(baseline_decay)
+        self.draws: dict[str, dict[str, Tensor]] = {}  # channel → features, noise and sample of the proposal in force
         self.decision: dict[str, Any] = {}  # the last one, as `record` gives it
+        self.count = 0  # intervals ended
+        self.evaluations = 0  # forward passes over the held-out batches
+        self.backwards = 0  # and backward passes
+        self._warned: set[str] = set()
 
-    def before_step(self, step: int, heldout_loss: Callable[[], float]) -> bool:
+    def before_step(self, step: int) -> bool:
         """Call before every training step; True where one interval ended and the next begins.
 
-        There, the proposal in force is judged, learned from, and replaced. `heldout_loss` is called only
-        there and must average over the same held-out batches every time (common random numbers). Where it is
-        not finite, nothing is learned and the values in force stay. Mode `fixed` never calls it.
+        There, the proposal in force is judged, learned from, and replaced. Where the held-out loss fails or is
+        not finite, or no tensor is left to act on, one warning is given, nothing is learned and the values in
+        force stay.
         """
-        if self.mode == "fixed" or (self.decision and step < self.decision["step"] + self.interval):
+        if self.mode == "fixed":
             return False
-        judgement = self.reward.observe(heldout_loss())
+        if self.schedule is not None:
+            return self._play(step)
+        if self.decision and step < self.decision["step"] + self.interval:
+            return False
+        self._look_for_the_lost()
+        loss, slopes = self._evaluate(self.needs_gradient)
+        self.count += 1
+        judgement = self.reward.observe(loss, self._evaluate(False)[0] if self.fresh else None)
         if judgement and self.mode == "learn":
-            for name, policy in self.policies.items():
-                policy.update(self.samples[name], judgement.advantage, self.policy_lr, self.entropy)
-        if judgement or not self.samples:
-            self.samples = {name: policy.sample() for name, policy in self.policies.items()}
-        self.decision = self._describe(step, judgement)
+            for name in self.channels:
+                self._learn(name, judgement, slopes[name])
+        if judgement or not self.draws:
+            self.draws = {name: self._draw(name, step) for name in self.channels}
+        values = {name: self._multipliers(name, self.draws[name]["sample"]) for name in self.channels}
+        self._put_in_force(step, values, judgement)
         return True
 
-    def decay_multipliers(self) -> dict[str, float]:
-        """Parameter → factor of its weight decay, for the units of the decay channel; all others keep 1."""
-        if "decay" not in self.channels:
-            return {}
+    @contextmanager
+    def applied(self, lr: float) -> Iterator[None]:
+        """Around the optimizer's step at learning rate `lr`: decay before it, its scale after it."""
+        for channel in self._acting:
+            channel.before_update(lr)
+        yield
+        for channel in self._acting:
+            channel.after_update()
+
+    def multipliers(self, channel: str) -> dict[str, float]:
+        """Unit → multiplier in force."""
         if not self.decision:
-            return {unit.name: 1.0 for unit in self.channels["decay"].units}
-        return dict(self.decision["values"]["decay"])
+            return {unit.name: 1.0 for unit in self.channels[channel].units}
+        return dict(self.decision["values"][channel])
 
     def record(self) -> dict[str, Any]:
         """The last decision, JSON-able; empty before the first.
 
-        `step`; `reward`, `baseline` (nats per token) and `advantage` of the interval that ended there, null
-        where it could not be judged; and by channel of the proposal made there: the `sigma` of its draw, a
-        `summary` (`min`, parameter-weighted `mean`, `max` multiplier) and its `values` (unit → multiplier).
+        `step`; `reward`, `baseline` and their `deviation` (nats per token) and `advantage` of the interval that
+        ended there, null where it could not be judged; `evaluations` and `backwards` so far; and by channel of
+        the proposal made there: `sigma` and `entropy` (nats per unit) of its draw, a `summary` (`min`,
+        parameter-weighted `mean`, `max` multiplier, share of units `at_bound`) and its `values` (unit → multiplier).
         """
         return copy.deepcopy(self.decision)
 
@@ -115,9 +202,14 @@ class Sidecar:
         """What a restart needs, JSON-able: the same draws and values follow, bit for bit."""
         return {
             "policies": {name: policy.state_dict() for name, policy in self.policies.items()},
-            "samples": {name: sample.tolist() for name, sample in self.samples.items()},
+            "credits": {name: credit.state_dict() for name, credit in self.credits.items()},
+            "draws": {name: {k: v.tolist() for k, v in draw.items()} for name, draw in self.draws.items()},
             "reward": self.reward.state_dict(),
+            "acted": {name: channel.acted for name, channel in self.channels.items()},
             "decision": self.record(),
+            "count": self.count,
+            "evaluations": self.evaluations,
+            "backwards": self.backwards,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -133,27 +225,185 @@ class Sidecar:
                     f"the saved values of sidecar channel '{name}' are of other parameters than this "
                     "model's: resume with the model they were saved with."
                 )
-        for name, policy in self.policies.items():
-            policy.load_state_dict(state["policies"][name])
-        self.reward.load_state_dict(state["reward"])
-        self.samples = {name: torch.tensor(x, dtype=torch.float64) for name, x in state["samples"].items()}
-        self.decision = copy.deepcopy(state["decision"])
-
-    def _describe(self, step: int, judgement: Judgement | None) -> dict[str, Any]:
-        judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
-        decision: dict[str, Any] = {"step": step, **judged, "sigma": {}, "summary": {}, "values": {}}
         for name, channel in self.channels.items():
-            sizes = torch.tensor([unit.size for unit in channel.units], dtype=torch.float64)
-            sample = self.samples[name]
-            if self.mean_matched:
-                multipliers = mean_matched(sample, sizes, self.log_bound)
-            else:
-                multipliers = bounded(sample, self.log_bound)
-            low, high = multipliers.aminmax()
-            mean = multipliers @ sizes / sizes.sum()
-            decision["sigma"][name] = self.policies[name].sigma
-            decision["summary"][name] = {"min": low.item(), "mean": mean.item(), "max": high.item()}
+            self.policies[name].load_state_dict(state["policies"][name])
+            self.credits[name].load_state_dict(state["credits"][name])
+            if values := state["decision"].get("values", {}).get(name):
+                channel.set([values[unit.name] for unit in channel.units])
+            channel.acted = state["acted"][name]
+        self.reward.load_state_dict(state["reward"])
+        self.draws = {
+            name: {key: torch.tensor(value, dtype=torch.float64) for key, value in draw.items()}
+            for name, draw in state["draws"].items()
+        }
+        self.decision = copy.deepcopy(state["decision"])
+        self.count, self.evaluations, self.backwards = state["count"], state["evaluations"], state["backwards"]
+
+    def _play(self, step: int) -> bool:
+        assert self.schedule is not None
+        recorded = self.schedule.at(step)
+        if recorded is None or (self.decision and self.decision["recorded_at"] == recorded["step"]):
+            return False
+        units = {name: channel.units for name, channel in self.channels.items()}
+        played = PLAYERS[self.mode](recorded["values"], units, self.seed, recorded["step"])
+        values = {
+            name: self._pooled(name, torch.tensor([played[name][u.name] for u in group], dtype=torch.float64))
+            for name, group in units.items()
+        }
+        self._put_in_force(step, values, None, recorded_at=recorded["step"])
+        return True
+
+    def _pooled(self, name: str, multipliers: Tensor) -> Tensor:
+        """Units that share one multiplier get their parameter-weighted mean; exactly their own where they do not."""
+        groups, sizes = self.groups[name], self.sizes[name]
+        if len(groups.unique()) == len(groups):
+            return multipliers
+        total = torch.zeros(int(groups.max()) + 1, dtype=torch.float64)
+        mean = total.index_add(0, groups, multipliers * sizes) / total.index_add(0, groups, sizes)
+        return mean[groups]
+
+    def _evaluate(self, differentiate: bool) -> tuple[float, dict[str, Tensor]]:
+        """Held-out loss, and per channel the derivative of the reward by every unit's log-multiplier."""
+        zeros = {name: torch.zeros(len(c.units), dtype=torch.float64) for name, c in self.channels.items()}
+        try:
+            loss, slopes = self._differentiate() if differentiate else (self._mean_loss(), {})
+            # one wait for the device
+            numbers = torch.cat([loss.detach().double().view(1).cpu(), *(s.double().cpu() for s in slopes.values())])
+        except Exception as error:  # whatever it is, training goes on
+            self._warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
+            return math.nan, zeros
+        self.evaluations += 1
+        self.backwards += differentiate
+        value, rest = numbers[0].item(), numbers[1:]
+        if not math.isfinite(value):
+            self._warn("loss", f"the held-out loss is {value}")
+        for name in slopes:
+            own, rest = rest.split([len(zeros[name]), len(rest) - len(zeros[name])])
+            own = own * torch.tensor(self.channels[name].reach(), dtype=torch.float64)
+            zeros[name] = own.nan_to_num(0.0, 0.0, 0.0)  # a unit without a slope is not moved
+        return value, zeros
+
+    @torch.no_grad()
+    def _mean_loss(self) -> Tensor:
+        return torch.stack(list(self._parts())).sum()
+
+    def _parts(self) -> Iterator[Tensor]:
+        parts = self.heldout_loss(self.count)
+        for part in [parts] if isinstance(parts, Tensor) else parts:
+            if part.ndim:
+                raise ValueError(f"heldout_loss gave a tensor of shape {list(part.shape)}, not a loss")
+            yield part
+
+    def _differentiate(self) -> tuple[Tensor, dict[str, Tensor]]:
+        inputs = {name: channel.tensors() for name, channel in self.channels.items()}
+        flat = list({id(t): t for tensors in inputs.values() for t in tensors}.values())
+        frozen = [t for t in flat if not t.requires_grad]  # gains, of which training wants no gradient
+        for tensor in frozen:
+            tensor.requires_grad_(True)
+        total: list[Tensor] = []
+        gradients: list[Tensor | None] = [None] * len(flat)
+        try:
+            with torch.enable_grad():
+                for part in self._parts():
+                    total.append(part.detach())
+                    for i, g in enumerate(torch.autograd.grad(part, flat, allow_unused=True)):
+                        known = gradients[i]
+                        gradients[i] = g if known is None or g is None else known + g
+                    del part
+        finally:
+            for tensor in frozen:
+                tensor.requires_grad_(False)
+        by_tensor = {id(t): g for t, g in zip(flat, gradients, strict=True)}
+        return torch.stack(total).sum(), {
+            name: self.channels[name].slope([by_tensor[id(t)] for t in tensors]) for name, tensors in inputs.items()
+        }
+
+    def _learn(self, name: str, judgement: Judgement, slopes: Tensor) -> None:
+        """One step of the channel's policy. Units that share a multiplier add up their slopes."""
+        draw, policy = self.draws[name], self.policies[name]
+        if self.mean_matched:  # d ln m_j / d x_i = δ_ij − share_i·m_i
+            shares = self.sizes[name] / self.sizes[name].sum()
+            slopes = slopes - shares * self._multipliers(name, draw["sample"]) * slopes.sum()
+        pooled = torch.zeros(len(draw["noise"]), dtype=torch.float64).index_add(0, self.groups[name], slopes)
+        step = self.credits[name].step(judgement, draw["noise"], policy.sigma, pooled)
+        policy.update(draw["features"], step, self.policy_lr, self.entropy, self.limits[name])
+
+    def _draw(self, name: str, step: int) -> dict[str, Tensor]:
+        features = self._features(name, step)
+        sample, noise = self.policies[name].sample(features)
+        return {"features": features, "sample": sample, "noise": noise}
+
+    def _features(self, name: str, step: int) -> Tensor:
+        """[groups, features]: the mean over the units of each group."""
+        momenta = {}
+        if self.optimizer is not None and "momentum_alignment" in self.feature_names:
+            momenta = {p: s["exp_avg"] for p, s in self.optimizer.state.items() if "exp_avg" in s}
+        progress = step / self.steps if self.steps else 0.0
+        seen = Observation(self.channels[name].units, self._weights[name], momenta, progress)
+        by_unit, groups = features_of(self.feature_names, seen), self.groups[name]
+        total = torch.zeros(int(groups.max()) + 1, by_unit.shape[1], dtype=torch.float64)
+        return total.index_add(0, groups, by_unit) / torch.bincount(groups)[:, None]
+
+    def _multipliers(self, name: str, sample: Tensor) -> Tensor:
+        """[units], from log-multipliers of groups."""
+        log_values = sample[self.groups[name]]
+        if self.mean_matched:
+            return mean_matched(log_values, self.sizes[name], self.limits[name])
+        return bounded(log_values, self.limits[name])
+
+    def _look_for_the_lost(self) -> None:
+        there = dict(self.model.named_parameters())
+        for name, channel in self.channels.items():
+            governed = zip(channel.weights(), self._weights[name], strict=True)
+            pairs = [pair for names, tensors in governed for pair in zip(names, tensors, strict=True)]
+            lost = [n for n, tensor in pairs if there.get(n) is not tensor or not tensor.numel()]
+            if lost:
+                self._warn(
+                    "lost", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{', …' * (len(lost) > 1)})"
+                )
+
+    def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
+        judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
+        decision: dict[str, Any] = {"step": step, **more, **judged}
+        decision |= {"evaluations": self.evaluations, "backwards": self.backwards}
+        decision |= {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
+        for name, channel in self.channels.items():
+            multipliers, sizes = values[name], self.sizes[name]
+            limits = torch.tensor(self.limits[name], dtype=torch.float64).exp()
+            at_bound = ((multipliers - limits[:, None]).abs() <= 1e-9 * limits[:, None]).any(0).double().mean()
+            if self.schedule is None:
+                decision["sigma"][name] = self.policies[name].sigma
+                decision["entropy"][name] = self.policies[name].entropy
+            decision["summary"][name] = {
+                "min": multipliers.min().item(),
+                "mean": (multipliers @ sizes / sizes.sum()).item(),
+                "max": multipliers.max().item(),
+                "at_bound": at_bound.item(),
+            }
             decision["values"][name] = {
                 unit.name: value for unit, value in zip(channel.units, multipliers.tolist(), strict=True)
             }
-        return decision
+            channel.set(multipliers.tolist())
+        self.decision = decision
+
+    def _checked(self, name: str, bounds: Mapping[str, Sequence[float]], arithmetic: Arithmetic) -> tuple[float, float]:
+        """The channel's limits as logarithms. Raises `ValueError` where they cannot work or are not safe."""
+        channel = self.channels[name]
+        given = tuple(bounds.get(name, channel.bounds))
+        if len(given) != 2 or not all(math.isfinite(b) for b in given) or not 0 < given[0] <= 1 <= given[1]:
+            raise ValueError(
+                f"sidecar bounds.{name}={list(given)} must be a least and a largest multiplier, above 0 and on either "
+                "side of 1: every policy starts around 1."
+            )
+        channel.check(1.0 if self.mode == "fixed" else given[1], arithmetic)
+        return math.log(given[0]), math.log(given[1])
+
+    def _warn(self, about: str, what: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            warnings.warn(f"{what}: the sidecar keeps its values and goes on.", RuntimeWarning, stacklevel=4)
+
+
+def _one_of(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"sidecar {what} '{value}' is unknown: choose one of {', '.join(known)}.")

@@ -175,7 +175,8 @@ def test_a_full_disk_is_one_sentence_from_end_to_end(small_cell: tuple[str, ...]
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     command = [sys.executable, "-m", "orchestrator", *small_cell, "launcher=debug", "name=x", f"root={tmp_path}/out"]
-    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path)
+    env = {**os.environ, "GIT_DIR": str(tmp_path)}  # else experiment.yaml holds whatever is not committed
+    result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert "main/seed=0 failed: Checkpoint" in result.stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -46,18 +48,27 @@ def test_equal_rates_are_torch_adamw_bit_for_bit() -> None:
         assert torch.equal(mine, other)
 
 
-def test_a_multiplier_changes_the_decay_of_its_tensor_alone() -> None:
-    plain, pressed = _model(), _model()
-    start = copy.deepcopy(dict(plain.named_parameters()))
+def test_what_encloses_the_step_is_told_its_learning_rate_and_replaces_the_decay() -> None:
+    plain, enclosed = _model(), _model()
     config = OptimConfig(lr=0.01, weight_decay=1.0)
-    one, other = DecoupledAdamW(plain, config), DecoupledAdamW(pressed, config)
-    other.multipliers = {"2.weight": 3.0}
-    for model, optimizer in ((plain, one), (pressed, other)):
+    one, other = DecoupledAdamW(plain, config), DecoupledAdamW(enclosed, config)
+    told: list[tuple[float, bool]] = []
+
+    @contextmanager
+    def around(lr: float) -> Iterator[None]:
+        before = enclosed[2].weight.clone()  # type: ignore[union-attr,operator]
+        yield
+        told.append((lr, torch.equal(before, enclosed[2].weight)))  # type: ignore[union-attr,arg-type]
+
+    other.around = around
+    start = copy.deepcopy(dict(plain.named_parameters()))
+    for model, optimizer in ((plain, one), (enclosed, other)):
         _gradients(model, 0)
-        optimizer.step(0.01)
-    for name, parameter in plain.named_parameters():
-        expected = parameter - 0.02 * start[name] if name == "2.weight" else parameter
-        torch.testing.assert_close(dict(pressed.named_parameters())[name], expected)
+        optimizer.step(0.005)
+    assert told == [(0.005, False)]
+    for name, parameter in enclosed.named_parameters():
+        decayed = 0.005 * start[name] if parameter.ndim >= 2 else 0.0
+        torch.testing.assert_close(dict(plain.named_parameters())[name], parameter - decayed)
 
 
 def test_moments_survive_a_round_trip_bitwise() -> None:

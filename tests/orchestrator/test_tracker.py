@@ -242,8 +242,8 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
                 assert rows[step].get(f"{split}/{domain}") == expected.get(split, {}).get(domain)
 
     decided = [step for step in rows if "sidecar/sigma/decay" in rows[step]]
-    assert decided == [1, 5, 9]  # the first update of each proposal
-    assert "sidecar/reward" not in rows[1]  # nothing to judge yet
+    assert decided == [0, 4, 8, 12]
+    assert "sidecar/reward" not in rows[0]  # nothing to judge yet
     for step in decided:
         decision = on_disk[step]["sidecar"]
         for name in ("reward", "baseline", "advantage"):

@@ -21,7 +21,7 @@ from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.directory import open_directory
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, experiment_of
+from orchestrator.experiment import Cell, Experiment, experiment_of
 from orchestrator.run import Callback, Run
 from orchestrator.train import StopSignal, train, train_cell
 
@@ -50,12 +50,16 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def new_cell(overrides: Sequence[str], root: Path) -> Cell:
+def new_experiment(overrides: Sequence[str], root: Path) -> Experiment:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = experiment_of([*overrides, f"root={root}"], compose)
         open_directory(experiment)
-    return experiment.cells[0]
+    return experiment
+
+
+def new_cell(overrides: Sequence[str], root: Path) -> Cell:
+    return new_experiment(overrides, root).cells[0]
 
 
 def run_with(cell: Cell, *extra: Callback) -> bool:
@@ -191,8 +195,17 @@ def test_a_checkpoint_between_readings_has_no_old_trace(whole: Cell) -> None:
     assert measured == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Path) -> None:
-    overrides = [*small, "sidecar=decay", "sidecar.interval=3", "sidecar.sigma=1.0", "train.keep_checkpoints=1"]
+EVERYTHING = (
+    "sidecar=decay", "sidecar.channels=[decay,lr_scale,residual_gain]", "sidecar.unexplained=0.5",
+    "sidecar.features=[kind,log_norm,momentum_alignment,cv,progress]", "sidecar.policy=mlp",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [["sidecar=decay"], ["sidecar=decay", "sidecar.credit=joint", "sidecar.mean_matched=true"], EVERYTHING]
+)
+def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Path, options: Sequence[str]) -> None:
+    overrides = [*small, *options, "sidecar.interval=3", "sidecar.sigma=1.0", "train.keep_checkpoints=1"]
     whole, broken = (new_cell([*overrides, f"name={name}"], tmp_path) for name in ("whole", "broken"))
     assert complete(whole)
     for step in (5, 7, 10):
@@ -203,10 +216,39 @@ def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Pat
     assert fingerprints(broken) == fingerprints(whole)
     assert rows(broken) == rows(whole)
     decisions = [r["sidecar"] for r in rows(whole) if "sidecar" in r]
-    assert [d["step"] for d in decisions] == [0, 3, 6, 9]
+    assert [d["step"] for d in decisions] == [0, 3, 6, 9, 12]
     assert decisions[0]["values"] != decisions[1]["values"]
     steps = [checkpoint.step_of(p) for p in checkpoint.saved(whole.directory / "checkpoints")]
     assert steps == [0, 12], "only the newest and the reference are kept"
+
+
+def test_a_fixed_sidecar_is_bitwise_the_run_without_it(whole: Cell, small: list[str], tmp_path: Path) -> None:
+    channels = "sidecar.channels=[decay,lr_scale,residual_gain]"
+    cell = new_cell([*small, "sidecar=decay", "sidecar.mode=fixed", channels], tmp_path)
+    assert complete(cell)
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+
+
+def test_a_run_replayed_is_that_run_and_its_layers_exchanged_are_another(small: list[str], tmp_path: Path) -> None:
+    modes = ("replay", "permute", "random")
+    others = [f"{mode}: [sidecar=decay,sidecar.mode={mode},sidecar.schedule=a]" for mode in modes]
+    arms = f"++arms={{a: [sidecar=decay], {', '.join(others)}}}"
+    overrides = [*small, arms, "declared=[sidecar]", "seeds=[0,1]", "sidecar.interval=3", "sidecar.sigma=1.0"]
+    cells = {cell.id: cell for cell in new_experiment(overrides, tmp_path).cells}
+    with pytest.raises(UserError, match="a/seed=0, which is no run whose sidecar decided anything: train that cell"):
+        complete(cells["replay/seed=0"])
+    for arm in ("a", *modes):
+        assert complete(cells[f"{arm}/seed=0"])
+    learned, replayed, permuted, dealt = (cells[f"{arm}/seed=0"] for arm in ("a", "replay", "permute", "random"))
+    weights = "checkpoints/step_00000012/model.safetensors"
+    assert fingerprints(replayed)[weights] == fingerprints(learned)[weights]
+    assert fingerprints(permuted)[weights] != fingerprints(learned)[weights]
+    values = [[r["sidecar"]["values"]["decay"] for r in rows(c) if "sidecar" in r] for c in (learned, permuted, dealt)]
+    for one, others in zip(values[0], zip(*values[1:], strict=True), strict=True):
+        for other in others:
+            assert sorted(one.values()) == sorted(other.values())
+            assert one != other
 
 
 @pytest.mark.parametrize("override", ["optim=wsd", "train.precision=bf16", "model.norm=pre", "model.queries_per_kv=2"])

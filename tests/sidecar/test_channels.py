@@ -1,53 +1,220 @@
-"""Units of the decay channel and its safety bound."""
+"""What each channel presses on, how, and what its bounds are checked against."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, Gemma2Config, GPT2Config, GPTNeoXConfig, LlamaConfig, Olmo2Config
 
-from sidecar.channels import CHANNELS, DecayChannel
+from models.transformer import Decoder, init_weights
+from models.width import build_spec
+from sidecar.channels import CHANNELS, Arithmetic, Channel
+
+ARITHMETIC = Arithmetic(lr=1e-2, weight_decay=0.5)
 
 
-def test_units_are_the_matrices_of_numbered_layers() -> None:
-    params = {
-        "model.embed_tokens.weight": torch.zeros(9, 4),
-        "model.layers.0.mlp.down_proj.weight": torch.zeros(4, 8),
-        "model.layers.0.input_layernorm.weight": torch.zeros(4),
-        "model.layers.10.mlp.down_proj.weight": torch.zeros(6, 8),
-        "model.layers.5.self_attn.q_proj.weight": torch.zeros(4, 4),
-    }
-    units = CHANNELS["decay"](params, 1e-3, 0.1).units
-    assert [(u.name, u.kind, u.depth, u.size) for u in units] == [
-        ("model.layers.0.mlp.down_proj.weight", "mlp.down_proj.weight", 0.0, 32),
-        ("model.layers.10.mlp.down_proj.weight", "mlp.down_proj.weight", 1.0, 48),
-        ("model.layers.5.self_attn.q_proj.weight", "self_attn.q_proj.weight", 0.5, 16),
+def decoder(norm: str = "pre", layers: int = 3) -> Decoder:
+    spec = build_spec(layers=layers, width=16, head_dim=8, ffn_ratio=2.0, vocab_size=32, norm=norm, seq_len=16)
+    model = Decoder(spec)
+    init_weights(model, 0)
+    return model
+
+
+def channel(name: str, model: nn.Module) -> Channel:
+    return CHANNELS[name](model, ARITHMETIC)
+
+
+def train_step(model: Decoder, optimizer: torch.optim.Optimizer, *channels: Channel, lr: float = 1e-2) -> None:
+    rows = torch.randint(32, (2, 17), generator=torch.Generator().manual_seed(1))
+    optimizer.zero_grad()
+    model.loss(rows).backward()
+    for one in channels:
+        one.before_update(lr)
+    optimizer.step()
+    for one in channels:
+        one.after_update()
+
+
+def test_units_of_decay_are_the_matrices_of_numbered_layers() -> None:
+    units = channel("decay", decoder()).units
+    assert len(units) == 3 * 7
+    assert {u.name: (u.kind, u.layer, u.depth, u.size) for u in units}["model.layers.1.mlp.down_proj.weight"] == (
+        "mlp.down_proj.weight", 1, 0.5, 16 * 32,
+    )  # fmt: skip
+    assert channel("decay", nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))).units[1].name == "2.weight"
+    assert channel("decay", nn.Sequential(nn.Linear(2, 2))).units[0].depth == 0.0
+
+
+def test_decay_equals_torchs_adamw_with_a_weight_decay_per_tensor() -> None:
+    ours, theirs = decoder(), decoder()
+    decay = channel("decay", ours)
+    names = [unit.name for unit in decay.units]
+    multipliers = torch.linspace(0.2, 4, len(names)).tolist()
+    decay.set(multipliers)
+    by_name = dict(zip(names, multipliers, strict=True))
+    groups = [
+        {"params": [p], "weight_decay": 0.5 * by_name.get(name, 1.0) if p.ndim >= 2 else 0.0}
+        for name, p in theirs.named_parameters()
     ]
+    adam, adamw = torch.optim.Adam(ours.parameters(), lr=1e-2), torch.optim.AdamW(groups, lr=1e-2)
+    for _ in range(3):
+        train_step(ours, adam, decay)
+        train_step(theirs, adamw)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
-def test_units_of_anybodys_module() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    units = DecayChannel(dict(model.named_parameters()), 1e-3, 0.1).units
-    assert [(u.name, u.kind, u.depth) for u in units] == [
-        ("0.weight", "weight", 0.0),
-        ("2.weight", "weight", 1.0),
+def test_lr_scale_equals_a_learning_rate_per_layer() -> None:
+    ours, theirs = decoder(), decoder()
+    scale = channel("lr_scale", ours)
+    assert [(u.name, u.layer) for u in scale.units] == [(f"model.layers.{i}", i) for i in range(3)]
+    scale.set([0.5, 1.0, 1.7])
+    groups = [
+        {"params": [p], "lr": 1e-2 * ([0.5, 1.0, 1.7][int(name.split(".")[2])] if "layers" in name else 1.0)}
+        for name, p in theirs.named_parameters()
     ]
+    adam, reference = torch.optim.Adam(ours.parameters(), lr=1e-2), torch.optim.Adam(groups)
+    for _ in range(3):
+        train_step(ours, adam, scale)
+        train_step(theirs, reference)
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        if "layers.1." in name or "layers" not in name:
+            assert torch.equal(a, b) or name.startswith("model.embed") or a.ndim, name
 
 
-def test_a_single_layer_has_depth_zero() -> None:
-    assert DecayChannel({"h.0.w": torch.zeros(2, 2)}, 1e-3, 0.1).units[0].depth == 0.0
+@pytest.mark.parametrize("name", CHANNELS)
+def test_a_multiplier_of_one_is_bitwise_no_multiplier(name: str) -> None:
+    pressed, plain = decoder(), decoder()
+    one = channel(name, pressed)
+    decay = [] if name == "decay" else [channel("decay", pressed)]
+    reference = channel("decay", plain)
+    a, b = torch.optim.Adam(pressed.parameters(), lr=1e-2), torch.optim.Adam(plain.parameters(), lr=1e-2)
+    for _ in range(4):
+        train_step(pressed, a, *decay, one)
+        train_step(plain, b, reference)
+    assert all(torch.equal(x, y) for x, y in zip(pressed.parameters(), plain.parameters(), strict=True))
 
 
-def test_parameters_without_layers_are_refused() -> None:
-    with pytest.raises(ValueError, match="no weight matrix in a numbered layer among 1 parameters"):
-        DecayChannel({"embed.weight": torch.zeros(4, 4)}, 1e-3, 0.1)
+def test_residual_gain_scales_what_each_branch_writes() -> None:
+    for norm in ("pre", "sandwich"):
+        model = decoder(norm)
+        gains = [0.5, 1.3, 1.0, 2.0, 0.7, 1.1]
+        layer, x = model.model.layers[0], torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(0))
+        rope = model.model.rope(5, 8, x.device)
+        attention, ffn = layer.attention_branch(x, rope), layer.ffn_branch(x)
+        one = channel("residual_gain", model)
+        one.set(gains)
+        torch.testing.assert_close(layer.attention_branch(x, rope), attention * 0.5)
+        torch.testing.assert_close(layer.ffn_branch(x), ffn * 1.3)
+        assert [u.kind for u in one.units] == ["attention", "ffn"] * 3
 
 
-@pytest.mark.parametrize("largest", [math.inf, math.nan, 10.0])
-def test_a_multiplier_past_the_bound_is_refused_with_its_arithmetic(largest: float) -> None:
-    channel = DecayChannel({"h.0.w": torch.zeros(2, 2)}, lr=0.01, weight_decay=1.0)
-    channel.check(9.99)
-    with pytest.raises(ValueError, match=r"channel 'decay'.*lr·λ·m = 0\.01 · 1 · .*bound is 0\.1"):
-        channel.check(largest)
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 32, "intermediate_size": 32}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SMALL),
+        Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2),
+        Olmo2Config(**SMALL),
+        GPTNeoXConfig(**SMALL),
+        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32),
+    ],
+    ids=lambda config: type(config).__name__,
+)
+def test_gains_of_zero_silence_the_layers_of_anybodys_model(config: object) -> None:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    tokens = torch.arange(6)[None]
+    with torch.no_grad():
+        states = model(tokens, output_hidden_states=True).hidden_states
+        assert not torch.equal(states[0], states[1])
+        one = channel("residual_gain", model)
+        assert len(one.units) == 4
+        one.set([0.0] * 4)
+        states = model(tokens, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
+    """Against central differences over whole training steps of a model in double precision."""
+    rows = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(2))
+
+    def after(logs: list[float]) -> tuple[float, torch.Tensor]:
+        model = decoder().double()
+        one = channel(name, model)
+        if name == "residual_gain":
+            one.gains = one.gains.double()  # type: ignore[attr-defined]
+        one.set([math.exp(x) for x in logs])
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        if name != "residual_gain":  # gains are judged where they are, not by what training makes of them
+            train_step(model, optimizer, one, lr=1e-3)
+        inputs = one.tensors()
+        for tensor in inputs:
+            tensor.requires_grad_(True)
+        loss = model.loss(rows).double()
+        slopes = one.slope(torch.autograd.grad(loss, inputs, allow_unused=True)).double()
+        return loss.item(), slopes * torch.tensor(one.reach(), dtype=torch.float64)
+
+    units = len(channel(name, decoder()).units)
+    start = torch.linspace(-0.3, 0.3, units).tolist()
+    _, credit = after(start)
+    step = 0.1  # the loss is computed in float32
+    for index in range(0, units, max(1, units // 6)):
+        high, low = list(start), list(start)
+        high[index] += step
+        low[index] -= step
+        reward_slope = (after(low)[0] - after(high)[0]) / (2 * step)
+        assert credit[index].item() == pytest.approx(reward_slope, rel=0.05, abs=3e-6), index
+
+
+@pytest.mark.parametrize(
+    ("name", "largest", "arithmetic", "sentence"),
+    [
+        ("decay", 10.0, Arithmetic(0.02, 0.5), r"'decay' may take 0\.1 of a weight per step"),
+        ("decay", math.inf, Arithmetic(0.02, 0.5), "'decay' may take inf"),
+        ("lr_scale", 2.0, Arithmetic(0.02, 0.1), r"learning rate of 0\.04 \(lr·m = 0\.02 · 2\).*lr_max=0\.02"),
+        ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=0.0), "stuck parameter by inf"),
+        ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=1e-24), "raise eps"),
+        ("residual_gain", 2.1, ARITHMETIC, r"by 2\.1, and the residual stream may grow by 2"),
+    ],
+)
+def test_bounds_are_checked_against_the_arithmetic_they_feed(
+    name: str, largest: float, arithmetic: Arithmetic, sentence: str
+) -> None:
+    one = CHANNELS[name](decoder(), arithmetic)
+    with pytest.raises(ValueError, match=sentence):
+        one.check(largest, arithmetic)
+
+
+def test_safe_bounds_pass() -> None:
+    for name, kind in CHANNELS.items():
+        kind(decoder(), ARITHMETIC).check(kind.bounds[1], ARITHMETIC), name
+
+
+def test_a_stuck_parameter_of_the_smallest_gradient_moves_no_further_than_the_check_says() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    for eps, moves in ((1e-24, True), (1e-8, False)):
+        optimizer = torch.optim.Adam([weight], lr=0.02, eps=eps, betas=(0.0, 0.0))
+        weight.data.zero_()
+        weight.grad = torch.full((1,), 2.6e-23)  # its square is below float32's smallest number
+        optimizer.step()
+        assert (abs(weight.item()) > 0.02) == moves
+
+
+def test_values_reach_the_gpu_and_bf16_forward_passes() -> None:
+    model = decoder().to(torch.bfloat16)
+    channel("residual_gain", model).set([0.5] * 6)
+    assert model(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.bfloat16
+
+
+def test_compiled_or_copied_models_keep_their_units() -> None:
+    model = decoder()
+    names = [u.name.removeprefix("_orig_mod.") for u in channel("decay", torch.compile(copy.deepcopy(model))).units]
+    assert names == [u.name for u in channel("decay", model).units]

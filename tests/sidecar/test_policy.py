@@ -1,7 +1,8 @@
-"""The policy's gradient, step and projections against autograd, closed forms and scipy."""
+"""The policy's step and projections against autograd, closed forms and scipy."""
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -11,112 +12,124 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
-from sidecar.channels import Unit
-from sidecar.policy import SIGMA_RANGE, GaussianPolicy, bounded, mean_matched, unit_features
+from sidecar.credit import Step
+from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched
+
+FREE = (-100.0, 100.0)
+FEATURES = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+SIZES = torch.tensor([4.0, 12.0, 4.0, 12.0, 4.0, 64.0], dtype=torch.float64)
 
 
-def policy(layers: int = 4, sigma: float = 0.3, seed: int = 0) -> GaussianPolicy:
-    units = [Unit(f"{i}.{k}", k, i / (layers - 1), 1) for i in range(layers) for k in ("down", "gate", "q")]
-    made = GaussianPolicy(unit_features(units), sigma, seed, "decay")
-    made.theta = torch.linspace(-0.5, 0.5, made.features.shape[1], dtype=torch.float64)
+def policy(kind: str = "linear", sigma: float = 0.3, seed: int = 0) -> GaussianPolicy:
+    made = GaussianPolicy(kind, FEATURES.shape[1], sigma, seed, "decay")
+    made.theta = made.theta + torch.linspace(-0.5, 0.5, len(made.theta), dtype=torch.float64)
     return made
 
 
-def test_features() -> None:
-    units = [Unit("a", "q", 0.0, 1), Unit("b", "down", 0.5, 1), Unit("c", "q", 1.0, 1)]
-    expected = [[1, 0.0, 0, 1], [1, 0.5, 1, 0], [1, 1.0, 0, 1]]
-    assert unit_features(units).tolist() == expected
+@pytest.mark.parametrize("kind", MEANS)
+def test_every_policy_starts_at_a_multiplier_of_one(kind: str) -> None:
+    made = GaussianPolicy(kind, 4, 0.3, 0, "decay")
+    assert torch.equal(made.mean(made.theta, FEATURES), torch.zeros(12, dtype=torch.float64))
 
 
-def test_gradient_is_autograds() -> None:
-    made = policy()
-    sample = made.sample()
+@pytest.mark.parametrize("kind", MEANS)
+def test_update_is_the_natural_gradient_of_reward_and_entropy(kind: str) -> None:
+    """REINFORCE's gradient by autograd, through the Fisher information of autograd's own score."""
+    made, advantage, lr, entropy = policy(kind), 1.7, 1e-4, 0.2
+    sample, noise = made.sample(FEATURES)
     theta = made.theta.clone().requires_grad_()
     log_sigma = torch.tensor(made.log_sigma, dtype=torch.float64, requires_grad=True)
-    density = torch.distributions.Normal(made.features @ theta, log_sigma.exp())
-    density.log_prob(sample).sum().backward()
-    by_theta, by_log_sigma = made.gradient(sample)
-    torch.testing.assert_close(by_theta, theta.grad, rtol=1e-12, atol=1e-12)
-    assert by_log_sigma == pytest.approx(log_sigma.grad.item(), rel=1e-12)
-
-
-def test_update_is_the_natural_gradient_of_reward_and_entropy() -> None:
-    made = policy()
-    sample, advantage, lr, entropy = made.sample(), 1.7, 0.05, 0.2
-    theta = made.theta.clone().requires_grad_()
-    log_sigma = torch.tensor(made.log_sigma, dtype=torch.float64, requires_grad=True)
-    density = torch.distributions.Normal(made.features @ theta, log_sigma.exp())
+    density = torch.distributions.Normal(made.mean(theta, FEATURES), log_sigma.exp())
     (advantage * density.log_prob(sample).sum() + entropy * density.entropy().sum()).backward()
-    fisher = (made.features.T @ made.features / made.sigma**2).numpy()
-    theta_step = lr * np.linalg.lstsq(fisher, theta.grad.numpy(), rcond=1e-10)[0]
+    jacobian = torch.autograd.functional.jacobian(lambda t: made.mean(t, FEATURES), made.theta)
+    fisher = (jacobian.T @ jacobian / made.sigma**2).numpy()
+    # sqrt of the step is in units of σ: Step carries σ·∂/∂μ, so that lr multiplies σ·advantage·noise
+    theta_step = lr * np.linalg.pinv(fisher, rcond=1e-11) @ theta.grad.numpy()
     sigma_step = lr * log_sigma.grad.item() / (2 * len(sample))
     before_theta, before_sigma = made.theta.clone(), made.log_sigma
-    made.update(sample, advantage, lr, entropy)
-    np.testing.assert_allclose((made.theta - before_theta).numpy(), theta_step, rtol=1e-9, atol=1e-12)
+    step = Step(advantage * noise, advantage * (noise.square() - 1).mean().item())
+    made.update(FEATURES, step, lr, entropy, FREE)
+    np.testing.assert_allclose((made.theta - before_theta).numpy(), theta_step, rtol=1e-5, atol=1e-10)
     assert made.log_sigma - before_sigma == pytest.approx(sigma_step, rel=1e-9)
 
 
-def test_the_mean_moves_by_lr_of_what_the_features_explain() -> None:
+def test_the_mean_moves_by_what_the_features_explain() -> None:
     made = policy()
-    before = made.features @ made.theta
-    direction = made.features @ torch.tensor([0.3, -1.0, 0.2, 0.0, 0.5], dtype=torch.float64)
-    made.update(before + direction, advantage=1.0, lr=0.1, entropy=0.0)
-    torch.testing.assert_close(made.features @ made.theta, before + 0.1 * direction, rtol=1e-10, atol=1e-12)
+    before = FEATURES @ made.theta
+    direction = FEATURES @ torch.tensor([0.3, -1.0, 0.2, 0.5], dtype=torch.float64)
+    made.update(FEATURES, Step(direction, 0.0), 0.1, 0.0, FREE)
+    torch.testing.assert_close(FEATURES @ made.theta, before + 0.1 * 0.3 * direction, rtol=1e-10, atol=1e-12)
+
+
+def test_a_mean_at_its_limit_is_not_pushed_further_and_comes_back_at_once() -> None:
+    table = torch.eye(3, dtype=torch.float64)
+    made = GaussianPolicy("linear", 3, 0.3, 0, "decay")
+    push = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    for _ in range(50):
+        made.update(table, Step(push, 0.0), 1.0, 0.0, (-1.0, 1.0))
+    assert made.theta.abs().max() <= 1.3
+    made.update(table, Step(-push, 0.0), 1.0, 0.0, (-1.0, 1.0))
+    assert made.theta.abs().max() <= 1.0
 
 
 def test_sigma_stays_in_its_range() -> None:
-    made = policy()
+    made, still = policy(), torch.zeros(12, dtype=torch.float64)
     for _ in range(100):
-        made.update(made.features @ made.theta, advantage=3.0, lr=1.0, entropy=0.0)
+        made.update(FEATURES, Step(still, -3.0), 1.0, 0.0, FREE)
     assert made.sigma == pytest.approx(SIGMA_RANGE[0])
     for _ in range(100):
-        made.update(made.features @ made.theta, advantage=0.0, lr=1.0, entropy=10.0)
+        made.update(FEATURES, Step(still, 0.0), 1.0, 10.0, FREE)
     assert made.sigma == pytest.approx(SIGMA_RANGE[1])
 
 
 def test_draws_have_the_stated_distribution_and_differ_by_seed_channel_and_number() -> None:
     made = policy()
-    errors = torch.stack([(made.sample() - made.features @ made.theta) / made.sigma for _ in range(2000)])
+    errors = torch.stack([(made.sample(FEATURES)[0] - FEATURES @ made.theta) / made.sigma for _ in range(2000)])
     assert abs(errors.mean()) < 0.03
-    assert abs(errors.std() - 1) < 0.03
-    assert len({tuple(row.tolist()) for row in errors}) == 2000
-    other = GaussianPolicy(made.features, 0.3, 0, "lr_scale")
-    assert not torch.equal(other.sample(), GaussianPolicy(made.features, 0.3, 0, "decay").sample())
-    assert not torch.equal(policy(seed=1).sample(), policy(seed=2).sample())
+    assert errors.std() == pytest.approx(1, abs=0.03)
+    assert abs(torch.corrcoef(errors.T)[0, 1]) < 0.1
+    firsts = [policy(seed=seed).sample(FEATURES)[1] for seed in (0, 1)]
+    firsts.append(GaussianPolicy("linear", 4, 0.3, 0, "lr_scale").sample(FEATURES)[1])
+    assert len({tuple(noise.tolist()) for noise in firsts}) == 3
 
 
-def test_drawing_leaves_torchs_global_generator_alone() -> None:
-    made, before = policy(), torch.get_rng_state()
-    made.sample()
-    assert torch.equal(torch.get_rng_state(), before)
+def test_entropy_is_torchs() -> None:
+    made = policy(sigma=0.7)
+    assert made.entropy == pytest.approx(torch.distributions.Normal(0.0, 0.7).entropy().item())
 
 
-def test_bounded_clamps() -> None:
-    values = bounded(torch.tensor([-9.0, 0.0, 0.5, 9.0], dtype=torch.float64), 2.0)
-    assert values.tolist() == pytest.approx([math.exp(-2), 1.0, math.exp(0.5), math.exp(2)])
+@pytest.mark.parametrize("kind", MEANS)
+def test_state_goes_through_json_and_draws_go_on(kind: str) -> None:
+    made = policy(kind)
+    made.sample(FEATURES)
+    other = GaussianPolicy(kind, 4, 0.1, 0, "decay")
+    other.load_state_dict(json.loads(json.dumps(made.state_dict())))
+    assert torch.equal(made.sample(FEATURES)[0], other.sample(FEATURES)[0])
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.floats(-20, 20), st.integers(1, 10**9)), min_size=1, max_size=20),
-    st.floats(0.01, 5),
-)
-def test_mean_matched_is_exact_bounded_and_keeps_the_order(units: list[tuple[float, int]], bound: float) -> None:
-    sample, sizes = (torch.tensor(column, dtype=torch.float64) for column in zip(*units, strict=True))
-    values = mean_matched(sample, sizes, bound).numpy()
-    assert np.average(values, weights=sizes.numpy()) == pytest.approx(1, abs=1e-12)
-    assert values.min() >= math.exp(-bound) * (1 - 1e-12)
-    assert values.max() <= math.exp(bound) * (1 + 1e-12)
-    order = np.argsort(sample.numpy(), kind="stable")
-    assert (np.diff(values[order]) >= 0).all()
+@given(st.lists(st.floats(-30, 30), min_size=6, max_size=6), st.floats(1.01, 100), st.floats(1.01, 100))
+@settings(max_examples=150, deadline=None)
+def test_mean_matched_holds_mean_and_bounds(logs: list[float], low: float, high: float) -> None:
+    limits = (-math.log(low), math.log(high))
+    values = mean_matched(torch.tensor(logs, dtype=torch.float64), SIZES, limits)
+    assert (values @ SIZES / SIZES.sum()).item() == pytest.approx(1, rel=1e-9)
+    assert values.min() >= math.exp(limits[0]) * (1 - 1e-9)
+    assert values.max() <= math.exp(limits[1]) * (1 + 1e-9)
 
 
-def test_mean_matched_is_the_shift_that_scipy_finds() -> None:
-    sample, sizes = np.array([-1.5, 0.2, 0.9, 2.5]), np.array([4.0, 1.0, 10.0, 3.0])
+def test_mean_matched_against_brentq() -> None:
+    logs, limits = torch.linspace(-2, 1.5, 6, dtype=torch.float64), (-1.5, 1.2)
+    clamped = logs.clamp(*limits)
 
     def excess(shift: float) -> float:
-        return float(np.average(np.exp(np.clip(sample + shift, -2, 2)), weights=sizes) - 1)
+        return float((clamped + shift).clamp(*limits).exp() @ SIZES / SIZES.sum() - 1)
 
-    sample = np.clip(sample, -2, 2)
-    expected = np.exp(np.clip(sample + brentq(excess, -2, 2, xtol=1e-15), -2, 2))
-    np.testing.assert_allclose(mean_matched(torch.tensor(sample), torch.tensor(sizes), 2.0).numpy(), expected)
+    shift = brentq(excess, -5, 5, xtol=1e-14)
+    np.testing.assert_allclose(
+        mean_matched(logs, SIZES, limits).numpy(), (clamped + shift).clamp(*limits).exp().numpy(), rtol=1e-9
+    )
+
+
+def test_bounded() -> None:
+    values = bounded(torch.tensor([-9.0, 0.0, 9.0], dtype=torch.float64), (-1.0, 2.0))
+    assert values.tolist() == pytest.approx([math.exp(-1), 1.0, math.exp(2)])

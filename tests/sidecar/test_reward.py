@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -44,16 +43,26 @@ def test_equal_rewards_have_no_advantage() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_loss_that_is_not_finite_leaves_no_mark_and_warns_once(bad: float) -> None:
+def test_a_loss_that_is_not_finite_leaves_no_mark(bad: float) -> None:
     clean, spoilt = Reward(0.9), Reward(0.9)
     for loss in [3.0, 2.5, 2.4]:
         clean.observe(loss)
         spoilt.observe(loss)
-    with pytest.warns(RuntimeWarning, match="does not learn"):
-        assert spoilt.observe(bad) is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert spoilt.observe(bad) is None  # and no second warning
+    assert spoilt.observe(bad) is None
+    assert spoilt.observe(bad) is None
     json.dumps(spoilt.state_dict(), allow_nan=False)
     assert spoilt.observe(2.4) is None  # its interval began at an unknown loss
     assert spoilt.observe(2.1) == clean.observe(2.1)
+
+
+def test_an_interval_may_begin_on_other_batches_than_the_last_one_ended_on() -> None:
+    reward = Reward(0.9)
+    reward.observe(3.0, begins_at=5.0)
+    first = reward.observe(4.5, begins_at=2.0)
+    second = reward.observe(1.8)
+    assert first is not None
+    assert first.reward == 0.5
+    assert second is not None
+    assert second.reward == pytest.approx(0.2)
+    assert reward.observe(1.0, begins_at=math.nan) is not None
+    assert reward.observe(0.9) is None

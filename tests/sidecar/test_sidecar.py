@@ -1,194 +1,398 @@
-"""The sidecar in a loop: what it learns, holds, refuses, records and remembers."""
+"""The sidecar in a loop: what it decides, holds, refuses, records and remembers, and that no fault stops training."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sidecar import Sidecar
 
-PARAMS = {
-    f"layers.{layer}.{kind}.weight": torch.zeros(rows, 4)
-    for layer in range(3)
-    for kind, rows in (("down", 4), ("gate", 12))
-}
-BEST = {"down": 0.8, "gate": -0.8}  # log-multipliers that the bandit rewards most
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+Y = (X @ torch.randn(6, 1, generator=torch.Generator().manual_seed(1))).tanh()
 
 
-def make(**settings: Any) -> Sidecar:
-    return Sidecar(PARAMS, **{"lr": 1e-3, "weight_decay": 0.1, "seed": 0, "interval": 1} | settings)
+class Layer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = nn.Module(), nn.Module()
+        self.self_attn.o_proj = nn.Linear(6, 6)
+        self.mlp.down_proj = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn.o_proj(x).tanh()
+        return x + self.mlp.down_proj(x).tanh()
 
 
-def bandit(sidecar: Sidecar, steps: int) -> list[dict[str, float]]:
-    """Held-out loss rises by the multipliers' squared distance from `BEST`; returns them step by step."""
-    loss, seen = 0.0, []
-    for step in range(steps):
-        sidecar.before_step(step, lambda loss=loss: loss)
-        seen.append(sidecar.decay_multipliers())
-        loss += sum((math.log(m) - BEST[name.split(".")[2]]) ** 2 for name, m in seen[-1].items())
-    return seen
+class Model(nn.Module):
+    def __init__(self, layers: int = 3) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layers = nn.ModuleList(Layer() for _ in range(layers))
+            self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_finds_the_best_multipliers_of_a_bandit(seed: int) -> None:
-    seen = bandit(make(seed=seed), 600)[-100:]
-    for name in PARAMS:
-        mean = sum(math.log(values[name]) for values in seen) / len(seen)
-        assert mean == pytest.approx(BEST[name.split(".")[2]], abs=0.1)
+def heldout_of(model: nn.Module) -> Callable[[int], Tensor]:
+    return lambda interval: F.mse_loss(model(X[32:]), Y[32:])
 
 
-def test_random_mode_draws_the_same_distribution_for_ever_and_learns_nothing() -> None:
-    sidecar = make(mode="random")
-    before = sidecar.policies["decay"].theta.clone()
-    logs = torch.tensor([list(values.values()) for values in bandit(sidecar, 400)], dtype=torch.float64).log()
-    assert torch.equal(sidecar.policies["decay"].theta, before)
-    assert sidecar.policies["decay"].sigma == pytest.approx(0.3, rel=1e-15)
-    assert abs(logs.mean()) < 0.02
-    assert abs(logs.std() - 0.3) < 0.02
-    assert sidecar.record()["reward"] is not None
+def make(model: nn.Module | None = None, heldout: Callable[[int], Any] | None = None, **settings: Any) -> Sidecar:
+    model = Model() if model is None else model
+    defaults = {"lr": 1e-2, "weight_decay": 0.5, "seed": 0, "interval": 5}
+    return Sidecar(model, heldout or heldout_of(model), **defaults | settings)
 
 
-def test_learn_and_random_begin_with_the_same_proposal() -> None:
-    assert bandit(make(mode="learn"), 1) == bandit(make(mode="random"), 1)
+class Loop:
+    """A user's training loop around a sidecar."""
+
+    def __init__(self, heldout: Callable[[int], Any] | None = None, **settings: Any) -> None:
+        self.model = Model()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
+        if "momentum_alignment" in settings.get("features", ()):
+            settings["optimizer"] = self.optimizer
+        self.sidecar = make(self.model, heldout, **settings)
+        self.step = 0
+        self.decided: list[Any] = []
+
+    def run(self, steps: int) -> Loop:
+        for _ in range(steps):
+            if self.sidecar.before_step(self.step):
+                self.decided.append(self.sidecar.record())
+            self.optimizer.zero_grad()
+            F.mse_loss(self.model(X[:32]), Y[:32]).backward()
+            with self.sidecar.applied(1e-2):
+                self.optimizer.step()
+            self.step += 1
+        return self
+
+    def weights(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.model.parameters()]
 
 
-def test_fixed_mode_is_one_everywhere_and_never_evaluates() -> None:
-    def never() -> float:
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+ALL = ("decay", "lr_scale", "residual_gain")
+SETTINGS: list[dict[str, Any]] = [
+    {"mode": "learn", "credit": "factored"},
+    {"mode": "learn", "credit": "factored", "unexplained": 1.0, "mean_matched": True, "share": "kind"},
+    {"mode": "learn", "credit": "joint", "channels": ALL, "policy": "mlp", "features": ("depth", "kind", "progress")},
+    {"mode": "learn", "channels": ALL, "features": ("unit", "log_norm", "momentum_alignment", "cv"), "fresh": True},
+    {"mode": "random"},
+    {"mode": "fixed"},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("cut", [0, 1, 9, 14])
+def test_resume_is_bitwise(settings: dict[str, Any], cut: int) -> None:
+    whole = Loop(**settings).run(31)
+    first = Loop(**settings).run(cut)
+    saved = json.loads(json.dumps(first.sidecar.state_dict(), sort_keys=True, allow_nan=False))
+    second = Loop(**settings)
+    second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.sidecar.load_state_dict(saved)
+    second.step = cut
+    assert second.sidecar.record() == first.sidecar.record()
+    second.run(31 - cut)
+    assert first.decided + second.decided == whole.decided
+    assert equal(second.weights(), whole.weights())
+    assert second.sidecar.state_dict() == whole.sidecar.state_dict()
+
+
+def test_fixed_mode_is_bitwise_torchs_adamw_without_a_sidecar() -> None:
+    def never(interval: int) -> Tensor:
         raise AssertionError("held-out loss was asked for")
 
-    sidecar = make(mode="fixed", mean_matched=True)
-    assert not sidecar.before_step(0, never)
-    assert sidecar.decay_multipliers() == dict.fromkeys(PARAMS, 1.0)
-    assert sidecar.record() == {}
+    pressed = Loop(never, mode="fixed", channels=ALL).run(20)
+    model = Model()
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.5},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.mse_loss(model(X[:32]), Y[:32]).backward()
+        optimizer.step()
+    assert equal(pressed.weights(), list(model.parameters()))
+    assert pressed.decided == []
+    assert pressed.sidecar.record() == {}
+    assert set(pressed.sidecar.multipliers("decay").values()) == {1.0}
 
 
-def test_a_proposal_is_held_for_its_interval_and_judged_by_the_loss_at_its_ends() -> None:
-    sidecar, calls = make(interval=5), iter([4.0, 3.7, 3.6])
-    values, decided = [], []
-    for step in range(12):
-        decided.append(sidecar.before_step(step, lambda: next(calls)))
-        values.append(tuple(sidecar.decay_multipliers().values()))
-    assert [step for step, now in enumerate(decided) if now] == [0, 5, 10]
-    assert [len(set(part)) for part in (values[:5], values[5:10], values[10:])] == [1, 1, 1]
-    assert len(set(values)) == 3
+@pytest.mark.parametrize("channels", [("decay",), ALL])
+def test_a_replayed_schedule_is_bitwise_the_run_it_was_recorded_from(channels: tuple[str, ...]) -> None:
+    learned = Loop(channels=channels).run(40)
+    assert len({json.dumps(d["values"]) for d in learned.decided}) == 8
+    replayed = Loop(channels=channels, mode="replay", schedule=learned.decided).run(40)
+    assert equal(learned.weights(), replayed.weights())
+    assert replayed.sidecar.evaluations == 0
+    for mode in ("permute", "random"):
+        other = Loop(channels=channels, mode=mode, schedule=learned.decided).run(40)
+        assert not equal(learned.weights(), other.weights())
+        for mine, theirs in zip(other.decided, learned.decided, strict=True):
+            assert sorted(mine["values"]["decay"].values()) == sorted(theirs["values"]["decay"].values())
+
+
+def test_a_schedule_replayed_with_shared_multipliers_keeps_its_mean() -> None:
+    learned = Loop().run(20)
+    shared = Loop(mode="replay", schedule=learned.decided, share="all").run(20)
+    for mine, theirs in zip(shared.decided, learned.decided, strict=True):
+        assert len(set(mine["values"]["decay"].values())) == 1
+        assert mine["summary"]["decay"]["mean"] == pytest.approx(theirs["summary"]["decay"]["mean"])
+
+
+@pytest.mark.parametrize("cut", [3, 5, 12])
+def test_a_schedule_goes_on_after_a_restart(cut: int) -> None:
+    learned = Loop().run(30)
+    first = Loop(mode="replay", schedule=learned.decided).run(cut)
+    second = Loop(mode="replay", schedule=learned.decided)
+    second.model.load_state_dict(first.model.state_dict())
+    second.optimizer.load_state_dict(first.optimizer.state_dict())
+    second.sidecar.load_state_dict(json.loads(json.dumps(first.sidecar.state_dict())))
+    second.step = cut
+    assert equal(second.run(30 - cut).weights(), learned.weights())
+
+
+def test_a_proposal_is_held_for_its_interval_and_judged_on_the_batches_it_began_on() -> None:
+    asked: list[int] = []
+
+    def heldout(interval: int) -> Tensor:
+        asked.append(interval)
+        return torch.tensor([4.0, 3.0, 2.9][interval % 3] - 0.1 * len(asked)) + 0 * model.head.weight.sum()
+
+    model = Model()
+    sidecar = make(model, heldout, fresh=True, credit="joint")
+    decided = [step for step in range(12) if sidecar.before_step(step)]
+    assert decided == [0, 5, 10]
+    assert asked == [0, 1, 1, 2, 2, 3]
     record = sidecar.record()
-    assert record["step"] == 10
     assert record["reward"] == pytest.approx(0.1)
-    assert record["baseline"] == pytest.approx(0.3)
-    assert record["advantage"] < 0
+    assert (record["evaluations"], record["backwards"]) == (6, 0)
+
+
+def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> None:
+    loop = Loop()
+    loop.sidecar.before_step(0)
+    assert all(parameter.grad is None for parameter in loop.model.parameters())
+    loop.run(26)
+    assert (loop.sidecar.evaluations, loop.sidecar.backwards) == (6, 6)
+
+
+def test_parts_of_a_loss_count_like_their_sum() -> None:
+    def parts(model: nn.Module) -> Callable[[int], Any]:
+        return lambda interval: (
+            F.mse_loss(model(x), y) / 4 for x, y in zip(X[32:].split(8), Y[32:].split(8), strict=True)
+        )
+
+    whole, split = Model(), Model()
+    a, b = make(whole), make(split, parts(split))
+    (la, sa), (lb, sb) = a._evaluate(True), b._evaluate(True)
+    assert la == pytest.approx(lb)
+    torch.testing.assert_close(sa["decay"], sb["decay"])
 
 
 def test_record_is_json_with_the_values_in_force() -> None:
-    sidecar = make(interval=10)
-    sidecar.before_step(0, lambda: 4.0)
-    record = json.loads(json.dumps(sidecar.record(), allow_nan=False))
-    assert record["values"]["decay"] == sidecar.decay_multipliers()
-    assert record["reward"] is record["baseline"] is record["advantage"] is None
-    assert record["sigma"]["decay"] == pytest.approx(0.3)
-    values = list(record["values"]["decay"].values())
-    assert (record["summary"]["decay"]["min"], record["summary"]["decay"]["max"]) == (
-        min(values),
-        max(values),
-    )
-    mean = sum(m * PARAMS[name].numel() for name, m in record["values"]["decay"].items()) / (3 * 64)
+    loop = Loop(channels=ALL).run(7)
+    record = json.loads(json.dumps(loop.sidecar.record(), allow_nan=False))
+    assert record["step"] == 5
+    sizes = {unit.name: unit.size for unit in loop.sidecar.channels["decay"].units}
+    for name in ALL:
+        values = record["values"][name]
+        assert values == loop.sidecar.multipliers(name)
+        summary = record["summary"][name]
+        assert (summary["min"], summary["max"]) == (min(values.values()), max(values.values()))
+        assert record["sigma"][name] > 0
+        assert record["entropy"][name] == pytest.approx(math.log(record["sigma"][name]) + 1.4189385)
+    mean = sum(m * sizes[unit] for unit, m in record["values"]["decay"].items()) / sum(sizes.values())
     assert record["summary"]["decay"]["mean"] == pytest.approx(mean)
-    record["values"]["decay"].clear()
-    assert len(sidecar.decay_multipliers()) == len(PARAMS)
+
+
+def test_the_share_of_units_at_a_bound_is_told() -> None:
+    sidecar = make(sigma=5.0, bounds={"decay": (0.9, 1.1)})
+    sidecar.before_step(0)
+    values = sidecar.multipliers("decay").values()
+    assert all(0.9 * 0.999 < m < 1.1 * 1.001 for m in values)
+    at_bound = sum(m < 0.9001 or m > 1.0999 for m in values) / len(values)
+    assert sidecar.record()["summary"]["decay"]["at_bound"] == pytest.approx(at_bound)
+    assert at_bound > 0.5
 
 
 def test_mean_matched_moves_decay_but_not_its_amount() -> None:
-    for values in bandit(make(mean_matched=True), 50):
-        total = sum(m * PARAMS[name].numel() for name, m in values.items())
-        assert total == pytest.approx(3 * 64, rel=1e-12)
-        assert len(set(values.values())) > 1
+    for decision in Loop(mean_matched=True, sigma=1.0, policy_lr=1.0).run(50).decided:
+        assert decision["summary"]["decay"]["mean"] == pytest.approx(1, rel=1e-9)
+        assert len(set(decision["values"]["decay"].values())) > 1
 
 
-def test_multipliers_never_leave_the_bound() -> None:
-    for values in bandit(make(sigma=5.0, log_bound=0.5), 30):
-        assert all(math.exp(-0.5) * 0.999 <= m <= math.exp(0.5) * 1.001 for m in values.values())
+@pytest.mark.parametrize(("share", "distinct"), [("none", 6), ("kind", 2), ("layer", 3), ("all", 1)])
+def test_units_may_share_a_multiplier(share: str, distinct: int) -> None:
+    loop = Loop(share=share).run(26)
+    assert {len(set(d["values"]["decay"].values())) for d in loop.decided} == {distinct}
 
 
-def loop(sidecar: Sidecar, start: int, stop: int, heldout: Callable[[int], float]) -> list[Any]:
-    out = []
-    for step in range(start, stop):
-        sidecar.before_step(step, lambda step=step: heldout(step))
-        out.append((sidecar.decay_multipliers(), sidecar.record()))
-    return out
+def test_random_mode_draws_for_ever_from_the_untrained_policy() -> None:
+    sidecar = make(Model(10), mode="random", interval=1)
+    draws = []
+    for step in range(400):
+        sidecar.before_step(step)
+        draws.append(list(sidecar.multipliers("decay").values()))
+    logs = torch.tensor(draws).log()
+    assert abs(logs.mean()) < 0.02
+    assert logs.std() == pytest.approx(0.3, abs=0.01)
+    assert make().before_step(0)
 
 
-@pytest.mark.parametrize("mode", ["learn", "random", "fixed"])
-@pytest.mark.parametrize("cut", [0, 1, 7, 15, 16])
-def test_resume_is_bitwise(mode: str, cut: int) -> None:
-    noise = random.Random(3)
-    losses = [4 - 0.02 * step + noise.gauss(0, 0.05) for step in range(60)]
-    whole = make(interval=5, mode=mode)
-    expected = loop(whole, 0, 60, losses.__getitem__)
-    first = make(interval=5, mode=mode)
-    got = loop(first, 0, cut, losses.__getitem__)
-    saved = json.loads(json.dumps(first.state_dict(), sort_keys=True, allow_nan=False))
-    second = make(interval=5, mode=mode)
-    second.load_state_dict(saved)
-    assert second.record() == first.record()
-    got += loop(second, cut, 60, losses.__getitem__)
-    assert got == expected
-    assert second.state_dict() == whole.state_dict()
+def test_learn_and_random_begin_with_the_same_proposal() -> None:
+    a, b = Loop(mode="learn").run(1), Loop(mode="random").run(1)
+    assert a.sidecar.multipliers("decay") == b.sidecar.multipliers("decay")
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_reward_that_is_not_finite_keeps_the_last_good_values(bad: float) -> None:
-    sidecar = make()
-    loop(sidecar, 0, 6, lambda step: 4 - 0.1 * step**0.5)
-    values, policy = sidecar.decay_multipliers(), sidecar.policies["decay"].state_dict()
-    with pytest.warns(RuntimeWarning):
-        assert sidecar.before_step(6, lambda: bad)
-    assert sidecar.decay_multipliers() == values
+# --- faults: the last good values stay, one warning, training goes on ---
+
+
+def fail_at(model: nn.Module, interval: int, how: Callable[[Tensor], Tensor]) -> Callable[[int], Tensor]:
+    return lambda k: how(heldout_of(model)(k)) if k == interval else heldout_of(model)(k)
+
+
+def boom(loss: Tensor) -> Tensor:
+    raise RuntimeError("the held-out file is gone")
+
+
+@pytest.mark.parametrize("credit", ["joint", "factored"])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (lambda loss: loss * math.nan, "loss is nan"),
+        (lambda loss: loss + math.inf, "loss is inf"),
+        (lambda loss: loss - math.inf, "loss is -inf"),
+        (boom, r"RuntimeError: the held-out file is gone"),
+        (lambda loss: torch.zeros(3), "evaluation failed"),
+    ],
+)
+def test_an_evaluation_that_fails_keeps_the_last_good_values(how: Any, says: str, credit: str) -> None:
+    model = Model()
+    sidecar = make(model, fail_at(model, 3, how), interval=1, credit=credit)
+    for step in range(3):
+        sidecar.before_step(step)
+    values, policy = sidecar.multipliers("decay"), sidecar.policies["decay"].state_dict()
+    with pytest.warns(RuntimeWarning, match=says):
+        sidecar.before_step(3)
+    assert sidecar.multipliers("decay") == values
     assert sidecar.policies["decay"].state_dict() == policy
     assert sidecar.record()["reward"] is None
     json.dumps(sidecar.state_dict(), allow_nan=False)
-    sidecar.before_step(7, lambda: 3.7)
-    assert sidecar.decay_multipliers() == values
-    sidecar.before_step(8, lambda: 3.6)
-    assert sidecar.decay_multipliers() != values
-    assert sidecar.record()["reward"] == pytest.approx(0.1)
+    sidecar.before_step(4)  # its interval began at an unknown loss
+    assert sidecar.multipliers("decay") == values
+    sidecar.before_step(5)
+    assert sidecar.multipliers("decay") != values
+
+
+def test_one_warning_however_often_it_fails() -> None:
+    loop = Loop(lambda interval: torch.tensor(math.nan), interval=1)
+    with pytest.warns(RuntimeWarning) as caught:
+        loop.run(10)
+    assert len(caught) == 1
+    assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
+
+
+def vanish(model: Model) -> None:
+    for layer in model.layers:
+        layer.self_attn.o_proj.weight.data = torch.empty(0, 6)
+        layer.self_attn.o_proj.bias.data = torch.empty(0)
+        layer.self_attn.o_proj.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("channels", [("decay",), ("lr_scale",), ("residual_gain",), ALL])
+def test_a_channel_whose_tensors_vanish_keeps_its_values_and_training_goes_on(channels: tuple[str, ...]) -> None:
+    loop = Loop(channels=channels).run(12)
+    vanish(loop.model)
+    for layer in loop.model.layers:  # a user who pruned attention trains the rest
+        layer.forward = lambda x, layer=layer: x + layer.mlp.down_proj(x).tanh()
+    loop.optimizer = torch.optim.Adam([p for p in loop.model.parameters() if p.numel()], lr=1e-2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop.run(20)
+    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
+    record = loop.sidecar.record()
+    json.dumps(record, allow_nan=False)
+    for name in channels:
+        assert all(math.isfinite(m) for m in record["values"][name].values())
+    assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
+
+
+# --- refusals ---
 
 
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"lr": 0.2}, r"channel 'decay' may take 0\.199"),
-        ({"mode": "sometimes"}, "mode 'sometimes' is unknown"),
-        ({"channels": ["dacay"]}, "among decay"),
+        ({"weight_decay": 2.0}, r"channel 'decay' may take 0\.2"),
+        ({"mode": "sometimes"}, "mode 'sometimes' is unknown: choose one of learn"),
+        ({"credit": "blame"}, "credit 'blame'"),
+        ({"share": "some"}, "share 'some'"),
+        ({"policy": "forest"}, "policy 'forest'"),
+        ({"features": ("luck",)}, "feature 'luck'"),
+        ({"channels": ["dacay"]}, "channel 'dacay' is unknown: choose one of decay"),
         ({"channels": []}, "at least one"),
         ({"interval": 0}, "interval=0"),
         ({"sigma": math.nan}, "sigma=nan"),
-        ({"log_bound": 1e4}, "log_bound=10000"),
         ({"policy_lr": math.inf}, "policy_lr=inf"),
+        ({"unexplained": -1.0}, "unexplained=-1"),
         ({"baseline_decay": 0.0}, "baseline_decay=0"),
+        ({"bounds": {"decay": (0.5,)}}, r"bounds\.decay=\[0\.5\]"),
+        ({"bounds": {"decay": (1.5, 2.0)}}, "on either side of 1"),
+        ({"bounds": {"decay": (0.0, 2.0)}}, "above 0"),
+        ({"bounds": {"decay": (0.5, math.inf)}}, r"bounds\.decay"),
+        ({"bounds": {"decoy": (0.5, 2.0)}}, "bounds 'decoy'"),
+        ({"mode": "replay"}, "needs a schedule"),
+        ({"mode": "permute"}, "needs a schedule"),
+        ({"mode": "learn", "schedule": []}, "no use for a schedule"),
+        ({"mode": "replay", "schedule": []}, "holds no decision"),
+        ({"channels": ["lr_scale"], "bounds": {"lr_scale": (0.5, 3.0)}}, "'lr_scale' may reach"),
+        ({"channels": ["lr_scale"], "eps": 0.0}, "stuck"),
+        ({"channels": ["residual_gain"], "bounds": {"residual_gain": (0.5, 3.0)}}, "'residual_gain' may multiply"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(ValueError, match=sentence) as error:
         make(**settings)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("channel", ALL)
+def test_a_model_without_numbered_layers_is_refused(channel: str) -> None:
+    with pytest.raises(ValueError, match=f"channel '{channel}' found nothing to act on in Linear"):
+        make(nn.Linear(2, 2), channels=[channel])
 
 
 def test_fixed_mode_is_checked_against_its_own_multiplier() -> None:
-    assert set(make(lr=0.2, mode="fixed").decay_multipliers().values()) == {1.0}
+    make(weight_decay=2.0, mode="fixed")
     with pytest.raises(ValueError, match=r"bound is 0\.1"):
-        make(lr=0.2, mode="learn")
+        make(weight_decay=20.0, mode="fixed")
 
 
-def test_state_of_another_model_is_refused() -> None:
-    sidecar = make()
-    bandit(sidecar, 2)
-    renamed = {name.replace("down", "up"): tensor for name, tensor in PARAMS.items()}
+def test_state_of_another_model_or_other_channels_is_refused() -> None:
+    state = Loop().run(6).sidecar.state_dict()
     with pytest.raises(ValueError, match="other parameters"):
-        Sidecar(renamed, lr=1e-3, weight_decay=0.1, seed=0).load_state_dict(sidecar.state_dict())
-    fewer = {name: tensor for name, tensor in PARAMS.items() if "down" in name}
-    with pytest.raises(ValueError, match=r"4 features and this model's has 3"):
-        Sidecar(fewer, lr=1e-3, weight_decay=0.1, seed=0).load_state_dict(make().state_dict())
+        make(Model(4)).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"has channels \['decay'\] and this one \['lr_scale'\]"):
+        make(channels=["lr_scale"]).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"7 parameters and this model's has 8"):
+        make(features=("unit", "depth")).load_state_dict(state)

@@ -1,0 +1,41 @@
+"""What a multiplier is held for: one tensor, one layer, or one branch of a layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+LAYER = re.compile(r"(?:^|\.)(\d+)\.")  # the first number in a parameter's name is its layer
+SHARES = ("none", "kind", "layer", "all")  # units that hold one multiplier together
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One thing a channel holds a multiplier for."""
+
+    name: str
+    kind: str  # what units of different layers have in common, e.g. mlp.down_proj.weight
+    layer: int
+    depth: float  # 0 at the first layer, 1 at the last
+    size: int  # parameters governed: the unit's share in the parameter-weighted mean
+
+
+def place_of(name: str) -> tuple[str, int, str] | None:
+    """Prefix, layer and rest of a parameter's or a module's name; None outside numbered layers."""
+    found = LAYER.search(name)
+    return None if found is None else (name[: found.end() - 1], int(found[1]), name[found.end() :])
+
+
+def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
+    """Units from (name, kind, layer, size), with the depth fraction filled in."""
+    rows = list(named)
+    last = max((layer for _, _, layer, _ in rows), default=0)
+    return [Unit(name, kind, layer, layer / max(last, 1), size) for name, kind, layer, size in rows]
+
+
+def groups_of(units: Sequence[Unit], share: str) -> list[int]:
+    """The group of every unit, counted from 0 in order of appearance; a group holds one multiplier."""
+    key = {"none": lambda u: u.name, "kind": lambda u: u.kind, "layer": lambda u: u.layer, "all": lambda u: ""}[share]
+    numbers: dict[object, int] = {}
+    return [numbers.setdefault(key(unit), len(numbers)) for unit in units]

@@ -1,0 +1,54 @@
+"""Playing back: as recorded, with layers exchanged, dealt at random, pooled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sidecar.schedule import Schedule, permute, replay, shuffle
+from sidecar.units import make_units
+
+UNITS = {"decay": make_units((f"{i}.{k}", k, i, 4) for i in range(4) for k in ("down", "gate"))}
+VALUES = {"decay": {f"{i}.{k}": 10.0 * i + (k == "gate") for i in range(4) for k in ("down", "gate")}}
+
+
+def decision(step: int, values: Any = VALUES) -> dict[str, Any]:
+    return {"step": step, "values": values}
+
+
+def test_replay_is_what_was_recorded() -> None:
+    assert replay(VALUES, UNITS, 0, 5) == VALUES
+
+
+def test_permute_moves_every_layer_and_keeps_kinds_alike() -> None:
+    for seed in range(20):
+        got = permute(VALUES, UNITS, seed, 5)
+        assert got == permute(VALUES, UNITS, seed, 30)
+        assert sorted(got["decay"].values()) == sorted(VALUES["decay"].values())
+        for layer in range(4):
+            source = got["decay"][f"{layer}.down"]
+            assert source != 10.0 * layer
+            assert got["decay"][f"{layer}.gate"] == source + 1
+    assert len({tuple(permute(VALUES, UNITS, seed, 0)["decay"].values()) for seed in range(20)}) > 3
+
+
+def test_shuffle_deals_the_values_afresh_at_every_decision() -> None:
+    hands = [tuple(shuffle(VALUES, UNITS, 0, step)["decay"].values()) for step in range(50)]
+    assert all(sorted(hand) == sorted(VALUES["decay"].values()) for hand in hands)
+    assert len(set(hands)) == 50
+    mean = [sum(hand[i] for hand in hands) / 50 for i in range(8)]
+    assert max(mean) - min(mean) < 15  # of 31: no unit keeps the large ones
+
+
+def test_the_last_decision_at_or_before_a_step_is_in_force() -> None:
+    schedule = Schedule([decision(25), decision(0), decision(50)], UNITS)
+    assert [schedule.at(step)["step"] for step in (0, 24, 25, 49, 50, 999)] == [0, 0, 25, 25, 50, 50]  # type: ignore[index]
+    assert Schedule([decision(25)], UNITS).at(24) is None
+
+
+def test_schedules_of_other_units_or_of_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="holds no decision"):
+        Schedule([], UNITS)
+    with pytest.raises(ValueError, match="at step 3 no value for every unit of channel 'decay'"):
+        Schedule([decision(3, {"decay": {"0.down": 1.0}})], UNITS)
