@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from orchestrator import checkpoint, ledger, schedule
 from orchestrator.errors import UserError
+from orchestrator.experiment import reward_rows
 from orchestrator.readings import READERS, InJob, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
@@ -62,7 +63,7 @@ class PressSidecar(Callback):
         self.saved: dict[str, Any] = {}
 
     def start(self, run: Run) -> None:
-        count = run.config.sidecar.reward_rows
+        count = reward_rows(run.config)
         splits = [run.corpus.heldout(domain, "reward") for domain in run.corpus.domains]
 
         def heldout_loss(interval: int) -> Iterator[Tensor]:
@@ -73,6 +74,7 @@ class PressSidecar(Callback):
         if self.saved:
             self.sidecar.load_state_dict(self.saved)
         run.optimizer.around = self.sidecar.applied
+        run.folded = self.sidecar.folded
 
     def after_step(self, run: Run) -> None:
         if self.sidecar.before_step(run.step):

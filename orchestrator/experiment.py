@@ -78,6 +78,18 @@ def training_flops(config: Config, spec: DecoderSpec) -> float:
     return 3.0 * forward_flops_per_token(spec, config.train.seq_len) * tokens
 
 
+def reward_rows(config: Config) -> int:
+    """Rows of each domain that judge a proposal of the sidecar."""
+    rows = config.sidecar.reward_rows or config.train.batch_size
+    return max(1, rows // len(config.data.domains))
+
+
+def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards: int) -> float:
+    """Floating-point operations of so many held-out passes of the sidecar; a backward pass costs two forward."""
+    tokens = reward_rows(config) * len(config.data.domains) * config.train.seq_len
+    return (evaluations + 2.0 * backwards) * forward_flops_per_token(spec, config.train.seq_len) * tokens
+
+
 def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence[str] = ()) -> Experiment:
     """Compose every cell of the experiment that `overrides` describe, and refuse an unfair comparison.
 

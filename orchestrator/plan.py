@@ -14,8 +14,8 @@ from rich.table import Table
 
 from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
 from orchestrator import launch
-from orchestrator.experiment import Experiment, decoder_spec, training_flops
-from orchestrator.schema import Config, Device
+from orchestrator.experiment import Experiment, decoder_spec, sidecar_flops, training_flops
+from orchestrator.schema import Config, Credit, Device, SidecarMode
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class ArmPlan:
     spec: DecoderSpec
     params: int
     body: int
-    flops: float  # of the whole run
+    forward: int  # FLOPs of one token's forward pass
+    flops: float  # of the whole run, the sidecar's held-out passes included
     tokens: int
     checkpoints: int
     disk: float  # bytes of all its checkpoints
@@ -43,12 +44,16 @@ def plan_arm(arm: str, config: Config) -> ArmPlan:
     }
     kept = len(steps) if train.keep_checkpoints is None else min(len(steps), 1 + train.keep_checkpoints)
     params = num_params(spec)
+    judging = config.sidecar.mode in (SidecarMode.learn, SidecarMode.random) and config.sidecar.schedule is None
+    decisions = 1 + train.steps // config.sidecar.interval if judging else 0
+    learning = config.sidecar.mode == SidecarMode.learn and config.sidecar.credit == Credit.factored
     return ArmPlan(
         arm=arm,
         spec=spec,
         params=params,
         body=body_params(spec),
-        flops=training_flops(config, spec),
+        forward=forward_flops_per_token(spec, train.seq_len),
+        flops=training_flops(config, spec) + sidecar_flops(config, spec, 2 * decisions, decisions * learning),
         tokens=train.steps * train.batch_size * train.seq_len,
         checkpoints=kept,
         disk=params * (4 + 12 * (kept - 1)),  # fp32 weights; two moments beside them after step 0
@@ -101,14 +106,13 @@ def _table(plans: list[ArmPlan]) -> Table:
     ):
         table.add_column(header, justify="right")
     for plan in plans:
-        flops_per_token = plan.flops / plan.tokens / 3
         row = (
             f"{len(plan.spec.layers)}",
             f"{plan.params:,}",
             f"{plan.body:,}",
             f"{plan.params - plan.body:,}",
         )
-        table.add_row(escape(plan.arm), *row, f"{flops_per_token:.4g}", f"{plan.flops:.3g}", f"{plan.tokens:,}")
+        table.add_row(escape(plan.arm), *row, f"{plan.forward:.4g}", f"{plan.flops:.3g}", f"{plan.tokens:,}")
     return table
 
 

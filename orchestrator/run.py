@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class Run:
         self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) of the last recorded steps
         self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
         self.grad_norm = torch.zeros((), device=self.device)
+        self.folded: Callable[[], dict[str, Tensor]] = dict  # parameters that act otherwise than they are trained
         self.record: ledger.Record = {}
         self.logged = -1  # step of the ledger's last record
         self.lr = 0.0
@@ -152,7 +153,10 @@ class Run:
         """Write the checkpoint of this step, and drop those that `train.keep_checkpoints` does not keep."""
         self.check_health()
         model: dict[str, Tensor] = dict(self.model.named_parameters())
-        tensors = {"model": model, "optimizer": self.optimizer.tensors()}
+        folded = self.folded()
+        tensors = {"model": model | folded, "optimizer": self.optimizer.tensors()}
+        if folded:  # whoever reads the checkpoint gets the model that was evaluated; a restart gets these
+            tensors["masters"] = {name: model[name] for name in folded}
         state = {
             "schema": 1,
             "step": self.step,
@@ -191,7 +195,8 @@ class Run:
             return warnings
         state = checkpoint.read_state(path)
         self.corpus.check_digest(state["data"], path)
-        self.model.load_state_dict(checkpoint.read_tensors(path, "model"))
+        masters = checkpoint.read_tensors(path, "masters") if (path / "masters.safetensors").is_file() else {}
+        self.model.load_state_dict(checkpoint.read_tensors(path, "model") | masters)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)

@@ -207,18 +207,18 @@ class SidecarConfig:
 
     mode: SidecarMode = SidecarMode.off
     channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
-    interval: int = 25  # steps a proposal is held
-    reward_rows: int = 8  # rows of each domain's reward split that judge a proposal
+    interval: int = 40  # steps a proposal is held
+    reward_rows: int | None = None  # rows that judge a proposal, over all domains; null: as many as a batch
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 0.0  # factored: share of plain REINFORCE on what the backward pass leaves unexplained
     share: Share = Share.none  # units that hold one multiplier together; of a schedule, their mean
     features: list[str] = field(default_factory=lambda: ["unit"])  # what the policy knows: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear
     sigma: float = 0.3  # initial std of the log-multipliers
-    policy_lr: float = 0.5
+    policy_lr: float = 0.3
     entropy: float = 0.001
     baseline_decay: float = 0.9
-    bounds: dict[str, list[float]] = field(default_factory=dict)  # channel → least, largest multiplier
+    bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
     schedule: str | None = None  # replay, permute, random: arm that learned, or the path of a cell with a slash in it
@@ -419,6 +419,9 @@ def validate(config: Config) -> None:
             f"optim.lr × optim.weight_decay = {config.optim.lr * config.optim.weight_decay:.3g} would shrink every "
             "weight by a tenth or more per step: lower optim.weight_decay or optim.lr."
         )
+    for channel, pair in config.sidecar.bounds.items():
+        if not isinstance(pair, list) or not all(isinstance(end, int | float) for end in pair):
+            raise UserError(f"sidecar.bounds.{channel}={pair} is no pair of numbers: write [least, largest].")
     micro = config.train.micro_batch_size
     if micro is not None and config.train.batch_size % micro:
         raise UserError(

@@ -108,13 +108,16 @@ class Tracker:
                 self._run.alert(title, text)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Send the cell's role and conservation tables and close the run; 0 is the exit code of a finished cell."""
+        """Send the cell's tables and its sidecar's heat map, and close the run; a finished cell's exit code is 0."""
         if self._run is None:
             return
         with self._failing_softly():
             from orchestrator.compare.tables import of_cell
 
-            _log_tables(self._run, of_cell(self._cell_dir, self.config.arm, self.config.seed))
+            tables = of_cell(self._cell_dir, self.config.arm, self.config.seed)
+            _log_tables(self._run, tables)
+            if not tables["sidecar"].empty:
+                _log_multipliers(self._run, self._cell_dir, self.config)
             _close(self._run, exit_code)
         self._run = None
 
@@ -248,6 +251,17 @@ def _log_tables(run: Any, tables: dict[str, pd.DataFrame]) -> None:
             columns=list(table.columns), data=data, log_mode="IMMUTABLE", allow_mixed_types=True
         )
     run.log(row)
+
+
+def _log_multipliers(run: Any, cell_dir: Path, config: Config) -> None:
+    """The heat map layer × tensor over the steps."""
+    import wandb
+
+    from orchestrator.compare.cells import read_cell
+    from orchestrator.compare.figures import draw_multipliers
+
+    figure = draw_multipliers({config.arm: [read_cell(cell_dir, config.arm, config.seed)]})
+    run.log({"figures/sidecar": wandb.Plotly(figure)})
 
 
 def _close(run: Any, exit_code: int) -> None:

@@ -57,6 +57,9 @@ class Channel(Protocol):
     def weights(self) -> list[list[str]]:
         """Names of the parameters that each unit governs."""
 
+    def folded(self) -> dict[str, Tensor]:
+        """Parameter → its value with the multiplier worked in, where the forward pass depends on it."""
+
     def before_update(self, lr: float) -> None:
         """Called before every optimizer step."""
 
@@ -105,6 +108,9 @@ class DecayChannel:
 
     def reach(self) -> list[float]:
         return [self.acted * m for m in self._multipliers]
+
+    def folded(self) -> dict[str, Tensor]:
+        return {}
 
     def weights(self) -> list[list[str]]:
         return [[unit.name] for unit in self.units]
@@ -182,6 +188,9 @@ class LrScaleChannel:
     def reach(self) -> list[float]:
         return [self.acted * m for m in self._multipliers]
 
+    def folded(self) -> dict[str, Tensor]:
+        return {}
+
     def weights(self) -> list[list[str]]:
         return self._members
 
@@ -232,8 +241,9 @@ class ResidualGainChannel:
         self._multipliers = [1.0] * len(rows)
         self.acted = 1.0
         self._members = [[f"{name}.{p}" for p, _ in modules[name].named_parameters()] for name, *_ in rows]
-        for index, (name, *_) in enumerate(rows):
-            modules[name].register_forward_hook(self._hook(index))
+        self._writers = [(name, modules[name]) for name, *_ in rows]
+        for index, (_, module) in enumerate(self._writers):
+            module.register_forward_hook(self._hook(index))
 
     def _hook(self, index: int):  # type: ignore[no-untyped-def]
         def scale(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
@@ -262,6 +272,15 @@ class ResidualGainChannel:
 
     def reach(self) -> list[float]:
         return self._multipliers
+
+    @torch.no_grad()
+    def folded(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{p}": parameter.detach() * gain
+            for (name, module), gain in zip(self._writers, self.gains, strict=True)
+            if gain != 1
+            for p, parameter in module.named_parameters()
+        }
 
     def weights(self) -> list[list[str]]:
         return self._members

@@ -65,7 +65,7 @@ class Sidecar:
         eps: float = 1e-8,
         lr_max: float = 0.02,
         channels: Sequence[str] = ("decay",),
-        interval: int = 25,
+        interval: int = 40,
         fresh: bool = False,
         steps: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -77,7 +77,7 @@ class Sidecar:
         features: Sequence[str] = ("unit",),
         policy: str = "linear",
         sigma: float = 0.3,
-        policy_lr: float = 0.5,
+        policy_lr: float = 0.3,
         entropy: float = 0.001,
         baseline_decay: float = 0.9,
         bounds: Mapping[str, Sequence[float]] | None = None,
@@ -187,6 +187,13 @@ class Sidecar:
         if not self.decision:
             return {unit.name: 1.0 for unit in self.channels[channel].units}
         return dict(self.decision["values"][channel])
+
+    def folded(self) -> dict[str, Tensor]:
+        """Parameters with the multipliers in force worked in, where the forward pass depends on them.
+
+        With these in place of its own, the model computes without a sidecar what it computes with it.
+        """
+        return {name: tensor for channel in self.channels.values() for name, tensor in channel.folded().items()}
 
     def record(self) -> dict[str, Any]:
         """The last decision, JSON-able; empty before the first.

@@ -13,7 +13,7 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.migration import agreement, roles_of
-from orchestrator.compare.pairs import BATCH_KEYS, HELDOUT_KEYS, LeftOut, Pair, domains_of, losses, pair_up
+from orchestrator.compare.pairs import BATCH_KEYS, HELDOUT_KEYS, LeftOut, Pair, domains_of, pair_losses, pair_up
 from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 
@@ -69,10 +69,9 @@ def compute(path: Path) -> Comparison:
 
 
 def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
-    values = [(losses(pair.a, domains), losses(pair.b, domains)) for pair in pairs if pair.arm == arm]
-    return compare_paired(
-        arm, {key: ([a[key] for a, _ in values], [b[key] for _, b in values]) for key in values[0][0]}
-    )
+    values = [pair_losses(pair, domains) for pair in pairs if pair.arm == arm]
+    keys = [key for key in values[0] if all(key in found for found in values)]
+    return compare_paired(arm, {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys})
 
 
 def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES, profile
 from orchestrator.compare.migration import STATES, state, transition_counts
+from orchestrator.compare.multipliers import Held, held
 from orchestrator.compare.pairs import MEAN, validation_curves
 from orchestrator.compare.palette import arm_colour, colour, letter
 from orchestrator.files import write_whole
@@ -163,12 +164,57 @@ def heldout_curves(c: Comparison) -> go.Figure | None:
     return figure
 
 
+def multiplier_maps(c: Comparison) -> go.Figure | None:
+    """Multipliers over training, geometric mean over the seeds: a row per arm and channel, a panel per kind."""
+    return draw_multipliers({arm: c.cells_of(arm) for arm in c.experiment.arms})
+
+
+def draw_multipliers(by_label: dict[str, list[CellResult]]) -> go.Figure | None:
+    """Heat maps layer × step of the multipliers in force; None where no cell has a sidecar."""
+    rows: list[tuple[str, list[Held]]] = []
+    for label, cells in by_label.items():
+        stacks: dict[str, list[Held]] = {}
+        for cell in cells:
+            for channel, h in held(cell).items():
+                stacks.setdefault(channel, []).append(h)
+        rows += [(f"{label}, {channel}", stack) for channel, stack in stacks.items()]
+    if not rows:
+        return None
+    kinds = [list(dict.fromkeys(stack[0].kinds)) for _, stack in rows]
+    cols, depth = max(map(len, kinds)), 1 + max(max(stack[0].layers) for _, stack in rows)
+    titles = [
+        f"{escape(label)}<br>{kind}" if i == 0 else kind
+        for (label, _), own in zip(rows, kinds, strict=True)
+        for i, kind in enumerate([*own, *[""] * (cols - len(own))])
+    ]
+    title = "Multipliers over training, geometric mean over seeds"
+    figure = _panels(len(rows), cols, 14 * depth + 50, titles, title, gap=84)
+    for row, ((_, stack), own) in enumerate(zip(rows, kinds, strict=True), start=1):
+        first = stack[0]
+        alike = [h for h in stack if h.units == first.units and h.steps == first.steps]
+        logs = np.mean([h.logs for h in alike], axis=0) / np.log(2)  # [D, U]
+        for col, kind in enumerate(own, start=1):
+            columns = [i for i, k in enumerate(first.kinds) if k == kind]
+            z = logs[:, columns].T
+            figure.add_heatmap(
+                x=first.steps, y=[first.layers[i] for i in columns], z=z, customdata=2**z, coloraxis="coloraxis",
+                hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
+            )  # fmt: skip
+    ticks = [-3, -2, -1, 0, 1, 2, 3]
+    bar = {"title": "×", "tickvals": ticks, "ticktext": ["⅛", "¼", "½", "1", "2", "4", "8"]}
+    figure.update_layout(coloraxis={"colorscale": "RdBu", "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
+    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=max(1, depth // 8))
+    figure.update_xaxes(showgrid=False, nticks=4)
+    return _label(figure, len(rows), cols, "step", "layer")
+
+
 FIGURES: dict[str, Callable[[Comparison], go.Figure | None]] = {
     "layers": role_strips,
     "role_migration": transitions,
     "conservation": budget_by_depth,
     "flattening": cv_by_layer,
     "paired_eval": heldout_curves,
+    "sidecar": multiplier_maps,
 }
 
 

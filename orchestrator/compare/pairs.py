@@ -11,11 +11,13 @@ import yaml
 
 from orchestrator import schema
 from orchestrator.compare.cells import CellResult, ExperimentResult, one_line
+from orchestrator.compare.flops import at_equal_flops, spent
 from orchestrator.errors import UserError
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
 HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
+EQUAL_FLOPS = "validation_loss_at_equal_flops"  # where the runs of a pair cost differently
 MEAN = "mean"  # the domain that stands for all: their unweighted mean
 
 
@@ -123,6 +125,20 @@ def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]
         "best_validation_loss": {domain: min(loss for _, loss in curve) for domain, curve in curves.items()},
     }
     return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in (MEAN, *domains)}
+
+
+def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """(metric, domain) → (a, b), nats/token: `losses`, and those at equal FLOPs where the runs cost unequally."""
+    a, b = losses(pair.a, domains), losses(pair.b, domains)
+    found = {key: (a[key], b[key]) for key in a}
+    if not domains:
+        return found
+    flops = [spent(cell, configuration(cell)) for cell in (pair.a, pair.b)]
+    curves = [validation_curves(cell, domains) for cell in (pair.a, pair.b)]
+    for domain in (MEAN, *domains):
+        if both := at_equal_flops((flops[0], curves[0][domain]), (flops[1], curves[1][domain])):
+            found[EQUAL_FLOPS, domain] = both
+    return found
 
 
 def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:

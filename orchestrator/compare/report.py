@@ -12,6 +12,7 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.migration import roles_of
+from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.palette import ROLES, colour, letter
 from orchestrator.compare.sections import Roles, Section, sections
 from orchestrator.files import write_whole
@@ -48,6 +49,13 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "incomplete": [asdict(pair) for pair in c.left_out],
         "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
         "losses": [asdict(result) for result in c.statistics],
+        "sidecar": {
+            arm: {
+                channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}
+                for channel, a in agreement(c.cells_of(arm)).items()
+            }
+            for arm in e.arms
+        },
         "conservation": [asdict(result) for result in c.conservation],
         "roles": {
             arm: {

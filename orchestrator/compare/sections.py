@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.pairs import MEAN, METRICS, losses
+from orchestrator.compare.multipliers import agreement
+from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, losses
 from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
+MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above 1, either, below 1 in every seed
 WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
 
 
@@ -35,7 +37,8 @@ def sections(c: Comparison) -> list[Section]:
     """Per other arm: losses, layers, budget. Without a complete pair: every cell's losses and layers."""
     found = []
     for arm in c.compared:
-        found += [paired_losses(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
+        found += [paired_losses(c, arm), equal_cost(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
+        found += multipliers(c, arm)
     if not c.pairs:
         found += [cell_losses(c), *(layers(c, [arm]) for arm in c.experiment.arms)]
     return [section for section in found if section.rows]
@@ -55,6 +58,61 @@ def paired_losses(c: Comparison, arm: str) -> Section:
         rows,
         ["p: exact sign-flip; the first row is the primary outcome, the others share one Holm correction."],
     )
+
+
+def equal_cost(c: Comparison, arm: str) -> Section:
+    """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
+    rows: list[list[str | Roles]] = []
+    if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
+        for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
+            for r in c.statistics:
+                if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
+                    delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_holm, 3), r.verdict])
+    return Section(
+        f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
+        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        rows,
+        ["FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends."],
+    )
+
+
+def multipliers(c: Comparison, arm: str) -> list[Section]:
+    """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of the layer."""
+    found = []
+    flat = {layer: _flattening(c, arm, layer) for layer in c.tables["sidecar"]["layer"].unique()}
+    for channel, a in agreement(c.cells_of(arm)).items():
+        kinds = list(dict.fromkeys(a.kinds))
+        at = {(layer, kind): i for i, (layer, kind) in enumerate(zip(a.layers, a.kinds, strict=True))}
+        rows: list[list[str | Roles]] = []
+        for layer in sorted(set(a.layers)):
+            marks = [
+                "–" if (i := at.get((layer, kind))) is None else f"{a.mean[i]:.2f}{MARKS[int(a.sign[i])]}"
+                for kind in kinds
+            ]
+            rows.append([str(layer), *marks, *flat[layer]])
+        more, less = int((a.sign > 0).sum()), int((a.sign < 0).sum())
+        notes = [
+            "Geometric means over the run and the seeds; ▲ above 1 in every seed, ▼ below 1 in every seed.",
+            f"Of {len(a.units)} values {a.agreeing} agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
+            f"tossed coins would in {a.by_chance:.1f}.",
+        ]
+        title = f"Sidecar of {arm}: multipliers of {channel}"
+        found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes))
+    return found
+
+
+def _flattening(c: Comparison, arm: str, layer: int) -> list[str]:
+    """Of one layer, means over the pairs at the newest common reading: CV a / CV b, robust saturation a → b."""
+    ratios, counts = [], []
+    for pair in (p for p in c.pairs if p.arm == arm and p.common_steps):
+        both = [cell.readings[pair.common_steps[-1]]["layers"] for cell in (pair.a, pair.b)]
+        if len(both[0]) == len(both[1]) > layer:
+            a, b = (layers[layer]["measures"] for layers in both)
+            ratios.append(a["cv"] / b["cv"] if a.get("cv") and b.get("cv") else None)
+            counts.append((a.get("saturated_robust"), b.get("saturated_robust")))
+    beside = " → ".join(number(mean_of_known(count[side] for count in counts), 0) for side in (0, 1))
+    return [number(mean_of_known(ratios), 2), beside]
 
 
 def cell_losses(c: Comparison) -> Section:

@@ -11,7 +11,8 @@ import pandas as pd
 from orchestrator.compare.cells import CellResult, read_cell
 from orchestrator.compare.conservation import conservation, flattening
 from orchestrator.compare.migration import role_migration
-from orchestrator.compare.pairs import Pair, domains_of, losses
+from orchestrator.compare.multipliers import THIRDS, sidecar_rows
+from orchestrator.compare.pairs import Pair, domains_of, pair_losses
 from orchestrator.files import write_whole
 
 Rows = list[dict[str, Any]]
@@ -28,8 +29,9 @@ COLUMNS = {
     "flattening": ["seed", "step", "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
                    "effective_rank_o_a", "effective_rank_o_b", "attention_share_a", "attention_share_b"],
     "paired_eval": ["metric", "domain", "seed", "a", "b", "delta"],
+    "sidecar": ["arm", "seed", "channel", "layer", "kind", "unit", "mean", *THIRDS],
 }  # fmt: skip
-TEXT = {"arm", "role", "role_from", "role_to", "reference", "metric", "domain"}
+TEXT = {"arm", "role", "role_from", "role_to", "reference", "metric", "domain", "channel", "kind", "unit"}
 INTEGER = {"seed", "step", "step_from", "layer"}
 
 
@@ -59,14 +61,16 @@ def flattening_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     return [{"arm": pair.arm, **row} for pair in pairs for row in flattening(pair)]
 
 
+def multiplier_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    return [row for cell in cells for row in sidecar_rows(cell)]
+
+
 def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     """One row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
     domains = domains_of([cell for pair in pairs for cell in (pair.a, pair.b)])
     rows = []
     for pair in pairs:
-        a, b = losses(pair.a, domains), losses(pair.b, domains)
-        for metric, domain in a:
-            x, y = a[metric, domain], b[metric, domain]
+        for (metric, domain), (x, y) in pair_losses(pair, domains).items():
             values = {"seed": pair.seed, "a": x, "b": y, "delta": y - x}
             rows.append({"arm": pair.arm, "metric": metric, "domain": domain, **values})
     return rows
@@ -78,6 +82,7 @@ BUILDERS: dict[str, Callable[[list[CellResult], list[Pair]], Rows]] = {
     "conservation": conservation_rows,
     "flattening": flattening_rows,
     "paired_eval": paired_eval_rows,
+    "sidecar": multiplier_rows,
 }
 
 
@@ -88,9 +93,9 @@ def build(cells: list[CellResult], pairs: list[Pair]) -> dict[str, pd.DataFrame]
 
 
 def of_cell(path: Path, arm: str, seed: int) -> dict[str, pd.DataFrame]:
-    """The tables that one cell fills by itself: its role migration and its budget."""
+    """The tables that one cell fills by itself: its role migration, its budget, its multipliers."""
     cell = read_cell(path, arm, seed)
-    return {name: frame(name, BUILDERS[name]([cell], [])) for name in ("role_migration", "conservation")}
+    return {name: frame(name, BUILDERS[name]([cell], [])) for name in ("role_migration", "conservation", "sidecar")}
 
 
 def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:

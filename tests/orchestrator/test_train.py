@@ -232,8 +232,8 @@ def test_a_fixed_sidecar_is_bitwise_the_run_without_it(whole: Cell, small: list[
 
 def test_a_run_replayed_is_that_run_and_its_layers_exchanged_are_another(small: list[str], tmp_path: Path) -> None:
     modes = ("replay", "permute", "random")
-    others = [f"{mode}: [sidecar=decay,sidecar.mode={mode},sidecar.schedule=a]" for mode in modes]
-    arms = f"++arms={{a: [sidecar=decay], {', '.join(others)}}}"
+    others = [f"{mode}: ['sidecar=decay','sidecar.mode={mode}','sidecar.schedule=a']" for mode in modes]
+    arms = f"++arms={{a: ['sidecar=decay'], {', '.join(others)}}}"
     overrides = [*small, arms, "declared=[sidecar]", "seeds=[0,1]", "sidecar.interval=3", "sidecar.sigma=1.0"]
     cells = {cell.id: cell for cell in new_experiment(overrides, tmp_path).cells}
     with pytest.raises(UserError, match="a/seed=0, which is no run whose sidecar decided anything: train that cell"):

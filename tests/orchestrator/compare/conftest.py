@@ -49,6 +49,23 @@ def flat_loss(arm: str, seed: int, step: int, domain: str) -> float:
     return 5.0 - 0.02 * step + 0.01 * seed - (0.001 * step if arm == "variable" else 0.0) + (domain == "facts")
 
 
+def learned(seed: int, step: int, tensor: str) -> float:
+    """Layer 0 has twice and layer 1 half the decay; the seeds part on layer 2; layer 3 is left alone."""
+    return {"0": 2.0, "1": 0.5, "2": 2.0 if seed else 0.5, "3": 1.0}[tensor.split(".")[2]]
+
+
+TENSORS = [f"model.layers.{i}.{kind}.weight" for i in range(4) for kind in ("self_attn.q_proj", "mlp.down_proj")]
+
+
+def decision(step: int, number: int, values: dict[str, float]) -> dict[str, Any]:
+    """What `Sidecar.record` says of the decay channel."""
+    return {
+        "step": step, "reward": 0.1, "baseline": 0.1, "deviation": 0.0, "advantage": 0.0, "evaluations": 2 * number,
+        "backwards": number, "sigma": {"decay": 0.3}, "entropy": {"decay": 0.2}, "summary": {},
+        "values": {"decay": values},
+    }  # fmt: skip
+
+
 def even_budget(arm: str, seed: int, step: int) -> Sequence[float | None]:
     return [10.0 + seed] * 4
 
@@ -78,6 +95,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
         loss: Loss = flat_loss,
         budget: Budget = even_budget,
         chance: float | None = 1.0,
+        sidecar: bool = False,
         name: str = "width_ablation",
         question: str = "Does width decide?",
     ) -> Path:
@@ -98,6 +116,9 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
                          "grad_norm": 1.0, "digest": f"{seed}-{step}", "seconds": float(step), "tokens_per_second": 8.0,
                          "attempt": 1}
                     )  # fmt: skip
+                    if sidecar and arm != arms[0]:
+                        values = {tensor: learned(seed, step, tensor) for tensor in TENSORS}
+                        records[-1]["sidecar"] = decision(step, len(records), values)
                 records[-1]["test"] = {domain: loss(arm, seed, steps[-1], domain) + 0.5 for domain in DOMAINS}
                 (cell / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
                 for step in steps if read_at is None else read_at:

@@ -29,6 +29,7 @@ COLUMNS = {  # DESIGN, "Table columns"
     "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b effective_rank_o_a effective_rank_o_b "
     "attention_share_a attention_share_b",
     "paired_eval": "metric domain seed a b delta",
+    "sidecar": "arm seed channel layer kind unit mean early middle late",
 }
 
 
@@ -50,7 +51,7 @@ def verdict_of(root: Path) -> dict[str, Any]:
 
 
 def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
-    root = experiment()
+    root = experiment(sidecar=True)
     comparison = compare(root)
     tables = root / "comparison/tables"
     for name, columns in COLUMNS.items():
@@ -186,7 +187,7 @@ def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
 
 
 def test_the_report_needs_no_network_and_holds_plotly_once(experiment: Write) -> None:
-    root = experiment()
+    root = experiment(sidecar=True)
     compare(root)
     page = (root / "comparison/report.html").read_text()
     assert page.count("plotly.js v") == 1
@@ -252,7 +253,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
 
 
 def test_the_comparison_is_one_tracked_run(experiment: Write) -> None:
-    root = experiment()
+    root = experiment(sidecar=True)
     config = Config(name="width_ablation", tracker=TrackerConfig(mode=TrackerMode.offline))
     log_comparison(config, compute(root))
     (run,) = (root / "comparison/wandb").glob("offline-run-*")

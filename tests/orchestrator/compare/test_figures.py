@@ -18,7 +18,7 @@ Write = Callable[..., Path]
 
 
 def test_every_figure_is_titled_and_labelled(experiment: Write) -> None:
-    figures = draw(compute(experiment()))
+    figures = draw(compute(experiment(sidecar=True)))
     assert list(figures) == list(FIGURES)
     for figure in figures.values():
         layout = json.loads(figure.to_json())["layout"]

@@ -1,0 +1,41 @@
+"""What every cell had spent by every step, its sidecar included, for comparisons at equal FLOPs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.compare.cells import CellResult
+from orchestrator.experiment import decoder_spec, sidecar_flops, training_flops
+from orchestrator.schema import Config
+
+EQUAL_WITHIN = 0.005  # of each other, as close as two widths are matched (SCIENCE §7)
+
+
+def spent(cell: CellResult, config: Config) -> dict[int, float]:
+    """Step → floating-point operations up to it: forward and backward, and the sidecar's held-out passes."""
+    spec, total = decoder_spec(config), {}
+    per_step = training_flops(config, spec) / config.train.steps
+    beside = 0.0
+    for record in cell.ledger:
+        if decision := record.get("sidecar"):
+            beside = sidecar_flops(config, spec, decision["evaluations"], decision["backwards"])
+        total[record["step"]] = record["step"] * per_step + beside
+    return total
+
+
+def at_equal_flops(
+    a: tuple[dict[int, float], list[tuple[int, float]]], b: tuple[dict[int, float], list[tuple[int, float]]]
+) -> tuple[float, float] | None:
+    """Both losses where the cheaper of two runs ends, from (FLOPs by step, validation curve) of each.
+
+    The dearer run's loss is interpolated between its evaluations, before its schedule has run out: it is judged
+    early. None where the runs cost the same.
+    """
+    ends = [flops[curve[-1][0]] for flops, curve in (a, b)]
+    if abs(ends[1] - ends[0]) <= EQUAL_WITHIN * min(ends):
+        return None
+    x, y = (
+        float(np.interp(min(ends), [flops[step] for step, _ in curve], [loss for _, loss in curve]))
+        for flops, curve in (a, b)
+    )
+    return x, y

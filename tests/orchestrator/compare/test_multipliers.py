@@ -1,0 +1,68 @@
+"""What the sidecars did, as tables, sections and figures tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.compare.comparison import compute
+from orchestrator.compare.figures import draw
+from orchestrator.compare.multipliers import agreement
+from orchestrator.compare.report import verdict
+from orchestrator.compare.sections import sections
+
+Write = Callable[..., Path]
+Edit = Callable[..., None]
+
+
+def test_means_over_the_run_and_its_thirds_leave_out_the_last_decision(experiment: Write, edit_ledger: Edit) -> None:
+    root = experiment(sidecar=True, steps=(0, 10, 20, 30, 40))
+    tensor = "model.layers.0.mlp.down_proj.weight"
+
+    def change(records: list[dict]) -> None:  # type: ignore[type-arg]
+        for record, value in zip(records, (1.0, 4.0, 0.5, 2.0, 99.0), strict=True):
+            record["sidecar"]["values"]["decay"][tensor] = value
+
+    edit_ledger(root / "variable/seed=0", change)
+    table = compute(root).tables["sidecar"].set_index(["arm", "seed", "unit"])
+    row = table.loc["variable", 0, tensor]
+    assert (row["channel"], row["layer"], row["kind"]) == ("decay", 0, "down")
+    assert row["mean"] == pytest.approx((1.0 * 4.0 * 0.5 * 2.0) ** 0.25)
+    assert (row["early"], row["middle"], row["late"]) == pytest.approx((2.0, 0.5, 2.0))
+    assert "uniform" not in table.index.get_level_values("arm")
+
+
+def test_seeds_agree_where_every_one_moved_the_same_way(experiment: Write) -> None:
+    c = compute(experiment(sidecar=True, seeds=(0, 1, 2)))
+    (found,) = agreement(c.cells_of("variable")).values()
+    signs = dict(zip(found.units, found.sign, strict=True))
+    assert signs["model.layers.0.mlp.down_proj.weight"] == 1
+    assert signs["model.layers.1.self_attn.q_proj.weight"] == -1
+    assert signs["model.layers.2.mlp.down_proj.weight"] == 0  # 0.5 in one seed, 2 in the others
+    assert signs["model.layers.3.mlp.down_proj.weight"] == 0  # exactly 1
+    assert (found.agreeing, found.seeds) == (4, 3)
+    assert found.by_chance == 8 / 4
+    assert agreement(c.cells_of("uniform")) == {}
+    assert verdict(c)["sidecar"]["variable"]["decay"]["agreeing"] == 4
+
+
+def test_the_section_marks_agreement_and_shows_the_flattening(experiment: Write) -> None:
+    (section,) = (s for s in sections(compute(experiment(sidecar=True))) if s.title.startswith("Sidecar"))
+    assert section.columns == ["layer", "q", "down", "CV\na / b", "satur.\na → b"]
+    assert section.rows[0] == ["0", "2.00▲", "2.00▲", "1.00", "10 → 10"]
+    assert section.rows[1][1] == "0.50▼"
+    assert section.rows[2][1] == "1.00 "
+    assert "4 agree in all 2 seeds (2 ▲, 2 ▼); tossed coins would in 4.0" in section.notes[1]
+    assert not [s for s in sections(compute(experiment(name="plain"))) if s.title.startswith("Sidecar")]
+
+
+def test_the_heat_map_has_the_logarithms_of_the_seeds_mean(experiment: Write) -> None:
+    figure = draw(compute(experiment(sidecar=True)))["sidecar"]
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len(maps) == 2  # q and down
+    assert maps[0].x == (0, 50)
+    np.testing.assert_allclose(np.array(maps[0].z)[:, 0], [1.0, -1.0, 0.0, 0.0], atol=1e-12)
+    assert "sidecar" not in draw(compute(experiment(name="plain")))
