@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.transformer import Decoder, init_weights
+from models.transformer import Decoder, DecoderSpec, init_weights
 from models.width import build_spec
 from orchestrator.optim import DecoupledAdamW
-from orchestrator.schema import OptimConfig
+from orchestrator.schema import Config, OptimConfig
+from sidecar import Sidecar
+from sidecar.channels import Arithmetic, DecayChannel
 
 REPEATS = 9
 
@@ -66,10 +68,57 @@ def main() -> None:
     )
 
     ours.loss(rows).backward()
-    per_tensor = DecoupledAdamW(ours, OptimConfig())
-    per_tensor.multipliers = {name: 1.0 + i / 100 for i, name in enumerate(per_tensor.decayed)}
     adamw = torch.optim.AdamW(ours.parameters(), lr=2e-3, weight_decay=0.1, foreach=True)
-    print("update with a rate per tensor, against torch's AdamW   ", ratio(lambda: per_tensor.step(2e-3), adamw.step))
+    optimizer = DecoupledAdamW(ours, OptimConfig(weight_decay=0.1))
+    print("update, against torch's AdamW                           ", ratio(lambda: optimizer.step(2e-3), adamw.step))
+    sidecars()
+
+
+def sidecars() -> None:
+    """What a sidecar costs: whole training steps with it over those without, both in this run."""
+    config = Config()
+    spec = build_spec(layers=11, width=64, head_dim=8, vocab_size=264, seq_len=128)
+    interval, rows = config.sidecar.interval, torch.randint(264, (4, 129))
+
+    def trainer(**settings: Any) -> Callable[[], None]:
+        model = Decoder(spec)
+        init_weights(model, 0)
+        optimizer = DecoupledAdamW(model, config.optim)
+        sidecar = None
+        if settings:
+            sidecar = Sidecar(
+                model, lambda k: model.loss(rows[:3]), lr=config.optim.lr, weight_decay=config.optim.weight_decay,
+                seed=0, interval=interval, fresh=True, **settings,
+            )  # fmt: skip
+            optimizer.around = sidecar.applied
+        done = 0
+
+        def run() -> None:
+            nonlocal done
+            for _ in range(interval):
+                if sidecar:
+                    sidecar.before_step(done)
+                optimizer.zero_grad()
+                model.loss(rows).backward()
+                optimizer.step(config.optim.lr)
+                done += 1
+
+        return run
+
+    bounds = {"decay": (0.1, 8.0)}
+    played = [{"step": 0, "values": {"decay": dict.fromkeys(units_of(spec), 1.5)}}]
+    for name, settings in (
+        ("values applied", {"mode": "replay", "schedule": played}),
+        ("values applied, evaluations, learning", {}),
+        ("the same with all three channels", {"channels": ("decay", "lr_scale", "residual_gain")}),
+    ):
+        text = ratio(trainer(), trainer(bounds=bounds, **settings))
+        print(f"{interval} steps with a sidecar, over without: {name:38}", text)
+
+
+def units_of(spec: DecoderSpec) -> list[str]:
+    model = Decoder(spec)
+    return [unit.name for unit in DecayChannel(model, Arithmetic(1e-3, 0.1)).units]
 
 
 if __name__ == "__main__":

@@ -222,6 +222,25 @@ def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Pat
     assert steps == [0, 12], "only the newest and the reference are kept"
 
 
+def test_a_checkpoint_holds_the_model_that_its_gains_make(small: list[str], tmp_path: Path) -> None:
+    """Whoever reads it, forensics and rivals included, gets the held-out loss that the ledger has."""
+    options = ["sidecar=all", "sidecar.interval=3"]
+    cell = new_cell([*small, *options], tmp_path)
+    assert complete(cell)
+    path = checkpoint.path_of(cell.directory / "checkpoints", 12)
+    run = Run(cell.config, cell.directory, 1, [])
+    run.model.load_state_dict(checkpoint.read_tensors(path, "model"))
+    gains = rows(cell)[-1]["sidecar"]["values"]["residual_gain"]
+    assert len(set(gains.values())) == 6
+    for domain, loss in rows(cell)[-1]["heldout"].items():
+        # the last decision, which is in force in the checkpoint, was made before the loss was measured
+        assert run.heldout_loss(run.corpus.heldout(domain, "validation")) == pytest.approx(loss, rel=1e-6)
+    trained = checkpoint.read_tensors(path, "masters")
+    assert set(trained) == {f"{unit}.weight" for unit in gains}
+    name = "model.layers.1.post_feedforward_layernorm.weight"
+    assert torch.equal(checkpoint.read_tensors(path, "model")[name], trained[name] * torch.tensor(gains[name[:-7]]))
+
+
 def test_a_fixed_sidecar_is_bitwise_the_run_without_it(whole: Cell, small: list[str], tmp_path: Path) -> None:
     channels = "sidecar.channels=[decay,lr_scale,residual_gain]"
     cell = new_cell([*small, "sidecar=decay", "sidecar.mode=fixed", channels], tmp_path)
