@@ -27,7 +27,8 @@ def probe(model: nn.Module, tokens: Tensor, special: Collection[int] = ()) -> li
 
     `model`: a `Decoder`, or a model of transformers whose attention is eager; in evaluation mode. `special`:
     ids of register tokens (see `pattern_sums`). A block takes the residual stream x_l and returns x_{l+1};
-    means are over all positions, in float64, and activations are dropped layer by layer. Raises `UserError`
+    means are over all positions at which the stream is not zero (as that of an unused token's embedding may be),
+    in float64, and activations are dropped layer by layer. Raises `UserError`
     for tokens that are no rows of the model's vocabulary or too long for it, and for a model without a stack
     of layers.
     """
@@ -137,17 +138,20 @@ def relative_write(write: Tensor, stream: Tensor) -> Tensor:
 def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
     """Writes and alignment, summed over positions: of x_l `before` and x_{l+1} `after`, both [N, D].
 
-    A branch's write is relative to the stream that the branch reads. Absent where `branches` finds none.
+    A branch's write is relative to the stream that the branch reads. Absent where `branches` finds none. A position
+    whose stream is zero has neither, and counts for nothing.
     """
-    measures = {  # each [N]
-        "total_write": relative_write(after.double() - before.double(), before),
-        "adjacent_alignment": F.cosine_similarity(before.double(), after.double(), dim=-1),
+    measures = {  # each [N], and the stream that it is relative to
+        "total_write": (relative_write(after.double() - before.double(), before), before),
+        "adjacent_alignment": (F.cosine_similarity(before.double(), after.double(), dim=-1), before),
     }
     found = branches(before, after, calls)
     if found is not None:
         attention, ffn, stream = found
-        measures |= {"attention_write": relative_write(attention, before), "ffn_write": relative_write(ffn, stream)}
-    return {name: (values.sum().item(), values.numel()) for name, values in measures.items()}
+        measures["attention_write"] = relative_write(attention, before), before
+        measures["ffn_write"] = relative_write(ffn, stream), stream
+    defined = {name: values[stream.any(dim=-1)] for name, (values, stream) in measures.items()}
+    return {name: (values.sum().item(), values.numel()) for name, values in defined.items()}
 
 
 def branches(before: Tensor, after: Tensor, calls: Sequence[Call]) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -289,4 +289,14 @@ def test_an_embedding_of_zeros_gives_absent_writes_not_infinite_ones() -> None:
         model.get_submodule("model.embed_tokens").weight.zero_()
     first = probe(model, TOKENS)[0]
     assert first["total_write"] is None
-    assert first["adjacent_alignment"] is not None
+    assert first["adjacent_alignment"] is None
+
+
+def test_a_token_whose_embedding_is_zero_counts_for_nothing() -> None:
+    model = built(FAMILIES["llama"])
+    with torch.no_grad():
+        model.get_submodule("model.embed_tokens").weight[3].zero_()
+    with_it, without = (probe(model, torch.tensor([row]))[0] for row in ([5, 7, 9, 3], [5, 7, 9]))  # causal
+    for name in ("total_write", "attention_write", "adjacent_alignment"):
+        assert with_it[name] == pytest.approx(without[name], rel=1e-6)
+    assert with_it["ffn_write"] is not None
