@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.text import Text
 
 from orchestrator.errors import UserError
 from orchestrator.forensics.export import PICTURES, refuse_unwritable, write_csv, write_figure, write_json
+from orchestrator.forensics.layout import printable
 
 if TYPE_CHECKING:
     from orchestrator.forensics.view import View
@@ -22,7 +24,7 @@ WIDTH = 100  # columns where the output is not a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 1 where a critical pathology was found, 2 for input that cannot be read."""
+    """Exit code: 0, 1 where a critical pathology was found, 2 for input that cannot be read, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     try:
         refuse_unwritable(options.json)
@@ -36,12 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
         if options.figure is not None:
             write_figure(view.draw(), options.figure)
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)  # it may quote a file
         return 2
     except OSError as error:
         where = error.filename or options.source
-        print(f"{where} cannot be read ({error.strerror or error}): check its rights and its disk.", file=sys.stderr)
+        told = f"{where} cannot be read ({error.strerror or error}): check its rights and its disk."
+        print(printable(told), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a bar or an arrow shows a question mark
     Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH).print(view.report())
@@ -54,7 +59,7 @@ def _read(options: argparse.Namespace) -> View:
     from orchestrator.forensics.view import view  # torch and all that reads: seconds that --help need not wait for
 
     start = time.perf_counter()
-    with Console(stderr=True).status(f"Reading {options.source}") as status:
+    with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is a [
         return view(
             options.source,
             against=options.against,
@@ -63,7 +68,7 @@ def _read(options: argparse.Namespace) -> View:
             scoring=options.scoring,
             device=options.device,
             clock=lambda: time.perf_counter() - start,
-            tell=lambda line: status.update(line),
+            tell=lambda line: status.update(Text(line)),
         )
 
 

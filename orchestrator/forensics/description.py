@@ -19,7 +19,8 @@ KEYS = {
     "width": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
 }
 
-MOST_LAYERS = 10_000  # a number beyond any model's is a broken file's
+MOST_LAYERS = 10_000  # numbers beyond any model's are a broken file's
+MOST_HEADS = 1_000_000  # or entries of one
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def describe(directory: Path) -> Description:
         if path.is_file():
             try:
                 return read(json.loads(path.read_text()))
-            except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OSError) as error:
+            except Exception as error:  # a broken description fails in any way there is
                 raise UserError(
                     f"{path} does not describe a decoder ({error!r}): copy the whole checkpoint again."
                 ) from error
@@ -63,7 +64,8 @@ def _from_spec(spec: dict[str, Any]) -> tuple[str, list[Heads | None]]:
 
 def _from_state(state: dict[str, Any]) -> Description:
     mark, layers = _from_spec(state["spec"])
-    return Description(mark, layers, int(state["step"]), state["spec"], state.get("trace") or {})
+    trace = {name: [float(cos) for cos in steps] for name, steps in (state.get("trace") or {}).items()}
+    return Description(mark, layers, int(state["step"]), state["spec"], trace)
 
 
 def _from_config(config: dict[str, Any]) -> Description:
@@ -73,6 +75,8 @@ def _from_config(config: dict[str, Any]) -> Description:
     if isinstance(text, dict):  # a model of several modalities: ours is the one that reads text
         config = config | text
     mark = str(config.get("model_type") or "")
+    if not mark.isprintable():  # it would be, among what was assumed
+        raise ValueError(f"model_type {mark!r}")
     count = _value(config, "layers", 0)
     if count is not None and count > MOST_LAYERS:
         raise ValueError(f"{count} layers")
@@ -94,6 +98,8 @@ def _heads(config: dict[str, Any], index: int) -> Heads | None:
         head_dim = width // heads
     if heads is None or head_dim is None:
         return None
+    if max(heads, head_dim) > MOST_HEADS:
+        raise ValueError(f"{heads} heads of {head_dim}")
     if "multi_query" in config and not config.get("new_decoder_architecture"):  # Falcon-7b, StarCoder: it decides alone
         return Heads(heads, 1 if config["multi_query"] else heads, head_dim)
     kv_heads = _value(config, "kv_heads", index)

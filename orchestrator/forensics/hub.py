@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -43,7 +44,9 @@ def local(source: str) -> Path:
 
     Only weights, configuration and tokenizer are fetched: no code. Raises `UserError` where there is neither.
     """
-    path = Path(source).expanduser()
+    path = Path(source)
+    with suppress(RuntimeError):  # of a user there is not
+        path = path.expanduser()
     if path.exists():
         return path
     named = _NAME.fullmatch(source)

@@ -69,6 +69,11 @@ def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
     return grid
 
 
+def printable(sentence: str) -> str:
+    """The sentence on one line, with every character that is a command to a terminal spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
+
+
 def number(value: float | None, form: str) -> Text | str:
     return dash() if value is None else format(value, form)
 

@@ -125,6 +125,10 @@ def open_tensors(source: Path) -> Tensors:
     found = select(stores, weights)
     if not len(found):
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
+    if odd := next((name for name in found if not name.isprintable()), None):
+        raise UserError(
+            f"{source} holds a tensor named {odd!r}, of which a terminal would take a part for commands: do not use it."
+        )
     return found
 
 
@@ -232,7 +236,7 @@ def _open_index(index: Path) -> dict[Key, Store]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         files = {str(name): index.parent / str(shard) for name, shard in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of shards ({error!r}): copy it again.") from error
     for path in sorted(set(files.values())):
         if path.parent != index.parent or path.name == ".." or not path.is_file():
@@ -250,4 +254,9 @@ def _open(path: Path) -> Any:
             raise UserError(f"{path} is not a complete safetensors file (it has 0 bytes): copy or save it again.")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
+        if path.suffix != ".safetensors":  # read in spite of its name where it is one, as in a cache of the hub's
+            raise UserError(
+                f"{path} is no file of tensors that can be read here: give one that ends in .safetensors, "
+                f"{', '.join(PICKLES)}, or a checkpoint's directory."
+            ) from error
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or save it again.") from error

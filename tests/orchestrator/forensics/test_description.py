@@ -107,6 +107,11 @@ def test_absent_tensors_are_named(tmp_path: Path) -> None:
         ({"num_attention_heads": 0, "head_dim": None}, "does not describe a decoder"),
         ({"num_attention_heads": [4, 4]}, "does not describe a decoder"),
         ({"num_attention_heads": "many"}, "does not describe a decoder"),
+        ({"num_attention_heads": float("inf")}, "does not describe a decoder .*infinity"),
+        ({"num_hidden_layers": float("inf")}, "does not describe a decoder .*infinity"),
+        ({"num_attention_heads": 10**30}, f"does not describe a decoder .*{10**30} heads"),
+        ({"head_dim": 10**30}, f"does not describe a decoder .*heads of {10**30}"),
+        ({"model_type": "a\x1b[31m"}, r"does not describe a decoder .*model_type"),
     ],
 )
 def test_description_that_does_not_fit(tmp_path: Path, changes: dict[str, object], message: str) -> None:
@@ -141,9 +146,17 @@ def test_a_fused_tensor_that_holds_no_such_heads(tmp_path: Path) -> None:
         Anatomy(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": {}, "step": 1}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": {}, "step": 1}', "[" * 100_000])
 def test_state_that_cannot_be_read(checkpoint: Callable[..., Any], text: str) -> None:
     path = checkpoint().write()
     (path / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"state\.json does not describe a decoder"):
         Anatomy(path)
+
+
+@pytest.mark.parametrize("trace", [[1.0], {"a": 3}, {"a": ["many"]}, "none"])
+def test_a_trace_that_is_none(checkpoint: Callable[..., Any], trace: Any) -> None:
+    ours = checkpoint()
+    ours.trace = trace
+    with pytest.raises(UserError, match=r"state\.json does not describe a decoder"):
+        Anatomy(ours.write())

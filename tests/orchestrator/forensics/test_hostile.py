@@ -106,7 +106,9 @@ def test_an_index_naming_a_shard_elsewhere(llama: Path, tmp_path: Path, refused:
     assert "which is not beside it" in refused(llama)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": null}}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"weight_map": 3}', '{"weight_map": {"a": null}}', '{"weight_map":' * 100_000]
+)
 def test_an_index_that_is_none(llama: Path, refused: Said, content: str) -> None:
     (llama / "model.safetensors").unlink()
     (llama / "model.safetensors.index.json").write_text(content)
@@ -176,9 +178,19 @@ def test_an_empty_file(llama: Path, refused: Said, name: str) -> None:
 
 
 def test_text_in_place_of_weights(tmp_path: Path, refused: Said) -> None:
-    for name in ("a.safetensors", "a.bin", "a.txt", "a.json"):
+    said = {}
+    for name in ("a.safetensors", "a.bin", "a.txt", "a.json", "README"):
         (tmp_path / name).write_text("these are no weights")
-        assert name in refused(tmp_path / name)
+        said[name] = refused(tmp_path / name)
+        assert name in said[name]
+    assert "not a complete safetensors file" in said["a.safetensors"]
+    for name in ("a.txt", "a.json", "README"):
+        assert "is no file of tensors that can be read here: give one that ends in .safetensors" in said[name]
+
+
+def test_safetensors_under_another_name_are_read(llama: Path) -> None:
+    blob = (llama / "model.safetensors").rename(llama / "0a1b2c")  # as the hub's cache names what its links lead to
+    assert main([str(blob)]) == 0
 
 
 def test_places_with_nothing_to_read(tmp_path: Path, refused: Said) -> None:

@@ -85,7 +85,7 @@ def test_truncated_file(tmp_path: Path) -> None:
 
 def test_file_that_is_something_else(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("not tensors at all")
-    with pytest.raises(UserError, match=r"notes\.txt is not a complete safetensors file"):
+    with pytest.raises(UserError, match=r"notes\.txt is no file of tensors that can be read here"):
         open_tensors(tmp_path / "notes.txt")
 
 
