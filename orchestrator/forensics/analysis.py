@@ -22,6 +22,7 @@ from orchestrator.forensics.null import draws
 from orchestrator.forensics.pathology import findings
 from orchestrator.forensics.reading import Reading, Stack, read, threshold
 from orchestrator.forensics.scoring import MEASURED, SCORINGS
+from orchestrator.forensics.tensors import PLACES
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
@@ -58,8 +59,9 @@ def analyze(
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
     anatomy = Anatomy(Path(source), None if optimizer is None else Path(optimizer))
-    reference = first_step(anatomy) if reference is None else Path(reference)
-    thresholds = None if reference is None else _thresholds(anatomy, Anatomy(reference))
+    reference, thresholds = _reference(anatomy, None if reference is None else Path(reference))
+    if tokens is not None:
+        _refuse_another_model(Path(source))
     seen, by_chance = ([], []) if tokens is None else _probe(anatomy, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(anatomy, torch.device(device))
     for reading in stack.readings:
@@ -162,6 +164,19 @@ def first_step(anatomy: Anatomy) -> Path | None:
     return reference if reference.is_dir() else None
 
 
+def _reference(anatomy: Anatomy, named: Path | None) -> tuple[Path | None, list[float] | None]:
+    """The reference and its thresholds. One that nobody named and that cannot be read is as good as none."""
+    reference = first_step(anatomy) if named is None else named
+    if reference is None:
+        return None, None
+    try:
+        return reference, _thresholds(anatomy, Anatomy(reference))
+    except UserError:
+        if named is not None:
+            raise
+        return None, None
+
+
 def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
     """The threshold of `saturated_fixed` of every layer."""
     if len(reference) != len(anatomy):
@@ -195,6 +210,16 @@ def _substitutes(stack: Stack) -> dict[str, str]:
 
 
 Activations = list[dict[str, Value]]  # per layer, what the probe saw
+
+
+def _refuse_another_model(source: Path) -> None:
+    """A probe runs the model of a directory: with any other file in it, two models would make one reading."""
+    runs = next((name for name in PLACES if (source.parent / name).is_file()), None)
+    if source.is_file() and source.name != runs:
+        raise UserError(
+            f"{source} cannot be probed, since a probe runs {runs or 'what save_pretrained writes'} in its directory: "
+            "put it there under that name, or read it without a probe."
+        )
 
 
 def _probe(anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int) -> tuple[Activations, list[Activations]]:

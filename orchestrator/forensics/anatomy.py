@@ -116,6 +116,8 @@ class Anatomy:
         beside = self.directory / "optimizer.safetensors"
         moments = beside if optimizer is None and beside.is_file() else optimizer
         self.optimizer: Tensors | None = None if moments is None else open_moments(moments)
+        if optimizer is not None:
+            _check_moments(self, optimizer)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -263,6 +265,17 @@ def _check_shapes(anatomy: Anatomy, index: int) -> None:
     for name, (shape, fitting) in stored.items():
         if shape != fitting:
             raise UserError(f"{name} has shape {shape}, not {fitting}, with {_in_words(h)}: {_cure(h)}.")
+
+
+def _check_moments(anatomy: Anatomy, source: Path) -> None:
+    """Moments that were asked for, and are of no matrix here, would be passed over in silence."""
+    held = anatomy.optimizer or ()
+    parts = [anatomy.prefix(i) + part.tensor for i in range(len(anatomy)) for part in anatomy.family.parts]
+    if not any(f"{name}.exp_avg" in held for name in parts):
+        raise UserError(
+            f"{source} holds moments of none of the matrices in {anatomy.directory} (looked for {parts[0]}.exp_avg, "
+            f"found {', '.join(sorted(held)[:2])}): give the optimizer of this very model."
+        )
 
 
 def _embedding_shape(anatomy: Anatomy) -> tuple[int, int] | None:

@@ -82,6 +82,31 @@ def test_step_zero_beside_a_checkpoint_is_its_reference(
     assert analyze(".")["totals"] == implied["totals"]
 
 
+def test_a_step_zero_that_cannot_be_read_is_no_reference_and_hinders_nothing(checkpoint: Callable[..., Any]) -> None:
+    later = checkpoint(path=Path("step_00000007")).write()
+    start = checkpoint(path=Path("step_00000000")).write()
+    weights = start / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    result = analyze(later)
+    assert result["options"]["reference"] is None
+    assert "saturated_fixed" in result["missing"]
+    with pytest.raises(UserError, match="not a complete safetensors file"):
+        analyze(later, reference=start)
+
+
+def test_a_file_beside_the_directorys_model_is_not_probed_as_if_it_were_that_model(
+    checkpoint: Callable[..., Any],
+) -> None:
+    path = checkpoint().write()
+    other = path / "ema.safetensors"
+    other.write_bytes((path / "model.safetensors").read_bytes())
+    tokens = [[1, 2, 3, 1, 2]]
+    assert analyze(path / "model.safetensors", tokens=tokens)["options"]["probed"]
+    assert not analyze(other)["options"]["probed"]
+    with pytest.raises(UserError, match=r"ema\.safetensors cannot be probed, since a probe runs model\.safetensors"):
+        analyze(other, tokens=tokens)
+
+
 def test_a_checkpoint_of_another_name_has_no_reference_beside_it(checkpoint: Callable[..., Any]) -> None:
     checkpoint(path=Path("step_00000000")).write()
     assert analyze(checkpoint(path=Path("final")).write())["options"]["reference"] is None

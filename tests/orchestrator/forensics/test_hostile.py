@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -274,6 +275,10 @@ def test_an_optimizer_of_another_model(llama: Path, refused: Said) -> None:
     assert main([str(llama), "--optimizer", str(llama / "16.pt")]) == 0
     assert "unlike its weight" in refused(llama, "--optimizer", llama / "24.pt")
     assert "does not exist" in refused(llama, "--optimizer", llama / "absent.pt")
+    moments = {f"h.0.w.{which}": np.ones((2, 2), np.float32) for which in ("exp_avg", "exp_avg_sq")}
+    save_file(moments, llama / "other.safetensors")
+    told = r"holds moments of none of the matrices in .*found h\.0\.w\.exp_avg"
+    assert re.search(told, refused(llama, "--optimizer", llama / "other.safetensors"))
 
 
 def test_an_optimizer_for_several_checkpoints(llama: Path, tmp_path: Path, refused: Said) -> None:
