@@ -99,7 +99,7 @@ def run(document: Mapping[str, Any]) -> Figure:
     strip[0].set_ylabel("layer")
     panels.heat(strip[1], np.array([_values(result["layers"], "cv") for result in results]).T, CV)
     for axes in strip:
-        panels.over_checkpoints(axes, steps)
+        panels.over_checkpoints(axes, steps, document["unit"])
     below[0].plot(steps, [mean_cv(result) for result in results], "o-", color=INK)
     below[0].set_title(f"{CV}, mean")
     for key, style, label in (("saturated_robust", "o-", "counted"), ("saturated_robust_expected", "o:", "by chance")):
@@ -109,7 +109,7 @@ def run(document: Mapping[str, Any]) -> Figure:
     panels.norms(below[2], {INK: [worst(result) for result in results]}, at=steps)
     below[2].set_title(NORMS)
     for axes in below:
-        panels.finish(axes, "step")
+        panels.finish(axes, document["unit"])
     return figure
 
 

@@ -169,11 +169,11 @@ def over_depth(panels: Sequence[Axes], depth: int) -> None:
         finish(axes, "layer")
 
 
-def over_checkpoints(axes: Axes, steps: Sequence[int]) -> None:
+def over_checkpoints(axes: Axes, steps: Sequence[int], unit: str) -> None:
     """A strip whose columns are checkpoints."""
     every = 1 + (len(steps) - 1) // 10
     axes.set_xticks(range(0, len(steps), every), [f"{step:,}" for step in steps[::every]])
-    axes.set_xlabel("step")
+    axes.set_xlabel(unit)
 
 
 def finish(axes: Axes, label: str) -> None:

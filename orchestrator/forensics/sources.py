@@ -9,33 +9,54 @@ from pathlib import Path
 
 from orchestrator import checkpoint
 from orchestrator.errors import UserError
-from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES
+from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES, PLACES
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside
+COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)
 WEIGHTS = (".safetensors", *PICKLES)
 
 
 def checkpoints(path: Path) -> list[tuple[int, Path]]:
     """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is none.
 
-    Such a directory holds no weights itself, but subdirectories that do, of one name but for a number at its end.
-    Of our own, damaged ones are left out with a line on stderr. Raises `UserError` where the names are unlike.
+    They are subdirectories that hold weights, of one name but for a number at its end; or else files of weights whose
+    names say what they count, such as step_500.pt (model-2.bin may be a shard). Of our own, damaged ones are left out
+    with a line on stderr. Raises `UserError` where the names are unlike.
     """
-    if not path.is_dir() or holds_weights(path):
+    if not path.is_dir():
         return []
     found, names = [], set()
-    for directory in path.iterdir():
-        match = NUMBERED.fullmatch(directory.name)
-        if match and directory.is_dir() and holds_weights(directory):
-            found.append((int(match[2]), directory))
-            names.add(match[1])
+    files = holds_weights(path)
+    for entry in _counted_files(path) if files else filter(_is_checkpoint, path.iterdir()):
+        if match := NUMBERED.fullmatch(entry.stem if files else entry.name):
+            found.append((int(match[2]), entry))
+            names.add(re.sub(r"\d+", "0", match[1]))  # epoch=1-step=500, as Lightning names them
     if len(names) > 1 or len(dict(found)) < len(found):
-        held = ", ".join(sorted(directory.name for _, directory in found)[:4])
+        held = ", ".join(sorted(entry.name for _, entry in found)[:4])
         raise UserError(
             f"{path} holds weights that are not one run's ({held}{', …' if len(found) > 4 else ''}): "
             "name one of them, or a directory whose checkpoints differ only in the number at the end of their names."
         )
-    return [(step, directory) for step, directory in sorted(found) if _undamaged(directory)]
+    return [(step, entry) for step, entry in sorted(found) if _undamaged(entry)]
+
+
+def unit(checkpoint: Path) -> str:
+    """What the number at the end of a checkpoint's name counts: `epoch` where the name says so, else `step`."""
+    words: list[str] = re.findall(r"epoch|step|iter", checkpoint.name.lower())
+    return "epoch" if words[-1:] == ["epoch"] else "step"
+
+
+def _is_checkpoint(entry: Path) -> bool:
+    return NUMBERED.fullmatch(entry.name) is not None and entry.is_dir() and holds_weights(entry)
+
+
+def _counted_files(directory: Path) -> list[Path]:
+    """Several files of weights, each a checkpoint by its name; none where the directory is one checkpoint itself."""
+    if any((directory / name).is_file() for name in (*PLACES, METADATA)):
+        return []
+    files = [file for file in directory.iterdir() if file.suffix in WEIGHTS and NUMBERED.fullmatch(file.stem)]
+    counted = [file for file in files if COUNTED.fullmatch(file.stem.rstrip("0123456789"))]
+    return counted if len(counted) > 1 else []
 
 
 def holds_weights(directory: Path) -> bool:

@@ -48,9 +48,10 @@ class Growth:
     critical: int  # the step at which the ratio reaches `CRITICAL` at this rate
 
 
-def trajectory(source: str, results: Sequence[Result]) -> dict[str, Any]:
+def trajectory(source: str, results: Sequence[Result], unit: str = "step") -> dict[str, Any]:
     """The document of a run. `results`: of its checkpoints, by ascending `step`, none of them None.
 
+    `unit`: what the steps count, `step` or `epoch`.
     Raises `UserError` where they are not of one run.
     """
     shapes = {(result["family"], tuple(layer["width"] for layer in result["layers"])) for result in results}
@@ -59,12 +60,13 @@ def trajectory(source: str, results: Sequence[Result]) -> dict[str, Any]:
         raise UserError(
             f"{source} holds checkpoints of unlike models ({models}): keep those of one run in it, or name one of them."
         )
-    return {"schema": SCHEMA, "definitions": DEFINITIONS, "source": source, "checkpoints": list(results)}
+    about = {"schema": SCHEMA, "definitions": DEFINITIONS, "source": source, "unit": unit}
+    return about | {"checkpoints": list(results)}
 
 
 def rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """CSV: one row per checkpoint and layer, the step first."""
-    return [{"step": result["step"]} | row for result in document["checkpoints"] for row in rows_of(result)]
+    """CSV: one row per checkpoint and layer, the step (or epoch) first."""
+    return [{document["unit"]: result["step"]} | row for result in document["checkpoints"] for row in rows_of(result)]
 
 
 def changes(results: Sequence[Result]) -> list[Change]:
@@ -110,15 +112,16 @@ def worst(result: Result) -> float:
 class Strip:
     """Layers down, checkpoints across, a letter for each role; thinned out evenly where the terminal is narrow."""
 
-    def __init__(self, results: Sequence[Result]) -> None:
+    def __init__(self, results: Sequence[Result], unit: str) -> None:
         self.results = results
+        self.unit = unit
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cell = max(len(f"{result['step']:,}") for result in self.results)
         room = max(2, (options.max_width - 8) // (cell + 2))
         results = [self.results[i] for i in spaced(len(self.results), room)]
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=False)
-        table.add_column("step", justify="right", no_wrap=True, style="dim")
+        table.add_column(self.unit, justify="right", no_wrap=True, style="dim")
         for result in results:
             table.add_column(f"{result['step']:,}", justify="right", no_wrap=True)
         for layer in range(len(results[0]["layers"])):
@@ -140,11 +143,12 @@ def spaced(count: int, room: int) -> list[int]:
 
 def report(document: Mapping[str, Any], seconds: float) -> Group:
     """All that is printed: the roles over time, one line per checkpoint, what changed and what grows."""
-    results = document["checkpoints"]
+    results, unit = document["checkpoints"], document["unit"]
     last = results[-1]
-    span = f"steps {results[0]['step']:,} to {last['step']:,}"
+    several = f"{unit}s {results[0]['step']:,} to {last['step']:,}"
+    span = several if len(results) > 1 else f"{unit} {last['step']:,}"
     depth = counted(len(last["layers"]), "layer")
-    about = f"{last['family']} · {len(results)} checkpoints · {span} · {depth} · {seconds:.1f} s"
+    about = f"{last['family']} · {counted(len(results), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s"
     moved = changes(results)
     return Group(
         Text(document["source"], "bold", overflow="fold"),
@@ -152,11 +156,11 @@ def report(document: Mapping[str, Any], seconds: float) -> Group:
         Text(),
         _headline(results, moved),
         Text(),
-        Strip(results),
+        Strip(results, unit),
         Text(),
-        _checkpoints(results),
+        _checkpoints(results, unit),
         Text(),
-        _summary(results, moved),
+        _summary(results, moved, unit),
     )
 
 
@@ -169,9 +173,9 @@ def _headline(results: Sequence[Result], moved: Sequence[Change]) -> Text:
     return Text.assemble((changing, "bold"), f": {ranges(layers, 'L')}.")
 
 
-def _checkpoints(results: Sequence[Result]) -> Table:
+def _checkpoints(results: Sequence[Result], unit: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("step", "roles", "mean cv", "saturated", "norm / peers"):
+    for name in (unit, "roles", "mean cv", "saturated", "norm / peers"):
         table.add_column(name, justify="right", no_wrap=True)
     spreads = [mean_cv(result) for result in results]
     for result, spread in zip(results, spreads, strict=True):
@@ -193,17 +197,17 @@ def mean_cv(result: Result) -> float:
     return sum(known) / len(known) if known else 0.0
 
 
-def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
+def _summary(results: Sequence[Result], moved: Sequence[Change], unit: str) -> Table:
     last = results[-1]
     grown = [
         Text(
             f"{growth.kind} of layer {growth.layer}, {growth.ratio:.1f}× its peers, reaches {CRITICAL:.0f}× "
-            f"at step {growth.critical:,} at its rate since step {results[-2]['step']:,}",
+            f"at {unit} {growth.critical:,} at its rate since {unit} {results[-2]['step']:,}",
             "yellow",
         )
         for growth in growths(results)[: terminal.SHOWN]
     ]
-    listed = _sentences(moved[:SHOWN])
+    listed = _sentences(moved[:SHOWN], unit)
     if len(moved) > SHOWN:
         listed.append(Text(f"and {len(moved) - SHOWN} more", "dim"))
     legend = (
@@ -214,7 +218,7 @@ def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
         {
             "changes": listed,
             "growth": grown,
-            "pathology": terminal.pathology(last) + _overcome(results),
+            "pathology": terminal.pathology(last) + _overcome(results, unit),
             "assumed": [Text(line, "yellow") for line in last["assumed"]],
             "missing": [Text(line, "dim") for line in terminal.missing(last)],
             "columns": [Text(legend, "dim")],
@@ -222,24 +226,24 @@ def _summary(results: Sequence[Result], moved: Sequence[Change]) -> Table:
     )
 
 
-def _overcome(results: Sequence[Result]) -> list[Text]:
+def _overcome(results: Sequence[Result], unit: str) -> list[Text]:
     """The worst that an earlier checkpoint had, where the last has nothing as bad."""
     known = max((finding["ratio"] for finding in results[-1]["pathology"]), default=0.0)
     before = [(result["step"], f) for result in results[:-1] for f in result["pathology"] if f["ratio"] > known]
     if not before:
         return []
     step, found = max(before, key=lambda entry: entry[1]["ratio"])
-    told = f"{found['severity']} at step {step:,}: {found['tensor']} had {found['ratio']:.1f}× its peers' spectral norm"
+    told = f"{found['severity']} at {unit} {step:,}: {found['tensor']} had {found['ratio']:.1f}× its peers' norm"
     return [Text(told, terminal.SEVERITIES[found["severity"]])]
 
 
-def _sentences(moved: Sequence[Change]) -> list[Text]:
+def _sentences(moved: Sequence[Change], unit: str) -> list[Text]:
     """One below the other, steps and layers flush right."""
     steps = max((len(f"{change.step:,}") for change in moved), default=0)
     layers = max((len(str(change.layer)) for change in moved), default=0)
     told = []
     for change in moved:
         before, after = (terminal.named_role(role) if role else dash() for role in (change.before, change.after))
-        where = f"step {change.step:>{steps},}  layer {change.layer:>{layers}}  "
+        where = f"{unit} {change.step:>{steps},}  layer {change.layer:>{layers}}  "
         told.append(Text.assemble(where, before, " → ", after))
     return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +20,15 @@ from orchestrator.forensics.analysis import analyze
 from orchestrator.forensics.anatomy import Anatomy
 from orchestrator.forensics.export import rows_of
 from orchestrator.forensics.hub import local
+from orchestrator.forensics.layout import printable
 from orchestrator.forensics.runner import tokens_of
-from orchestrator.forensics.sources import checkpoints, single, whole
+from orchestrator.forensics.sources import checkpoints, single, unit, whole
 from orchestrator.forensics.terminal import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LONGEST = 2**20  # characters of a file that are put into tokens: many times as many as a probe runs
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ def view(
     text = None if probe is None else _text(probe)
     where = _device(device)
 
-    def read(path: Path, moments: Path | None = None) -> dict[str, Any]:
+    def read(path: Path, moments: Path | None = None, reference: Path | None = None) -> dict[str, Any]:
         tell(f"Reading {path}")
         tokens = None if text is None else _tokens(path, text)
-        return analyze(path, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
+        return analyze(path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
 
     path = local(source)
     if against is not None:
@@ -77,8 +81,21 @@ def view(
         return _single(read(path, optimizer), sum(layer.parameters for layer in Anatomy(path)), clock)
     if optimizer is not None:
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
-    results = [read(directory) | {"step": step} for step, directory in found]
-    return _run(run.trajectory(str(path), results), clock)
+    counted = unit(found[-1][1])
+    results: list[dict[str, Any]] = []
+    refused: list[tuple[Path, UserError]] = []
+    start = None  # step 0, whose thresholds serve the rest; ours are found beside any of them
+    for step, entry in found:
+        try:
+            results.append(read(entry, reference=start) | {"step": step})
+            start = entry if counted == "step" and step == 0 else start
+        except UserError as error:
+            refused.append((entry, error))
+    if not results:
+        raise UserError(f"None of the {len(found)} checkpoints in {path} can be read: {refused[0][1]}")
+    for entry, reason in refused:
+        print(printable(f"{entry} is left out: {reason}"), file=sys.stderr)
+    return _run(run.trajectory(str(path), results, counted), clock)
 
 
 def _single(result: Result, parameters: int, clock: Callable[[], float]) -> View:
@@ -117,7 +134,7 @@ def _run(document: Mapping[str, Any], clock: Callable[[], float]) -> View:
 def _text(probe: str) -> str:
     """The content of the file of this name where there is one, else `probe` itself."""
     try:
-        named = Path(probe).is_file()
+        named = Path(probe).exists() and not Path(probe).is_dir()  # a pipe is a file too
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         named = False
     if not named and not any(map(str.isspace, probe)) and (Path(probe).suffix or "/" in probe):
@@ -125,7 +142,8 @@ def _text(probe: str) -> str:
     if not named:
         return probe
     try:
-        return Path(probe).read_text(encoding="utf-8")
+        with Path(probe).open(encoding="utf-8") as file:
+            return file.read(LONGEST)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{probe} cannot be read as text ({error}): give a file of UTF-8.") from error
 

@@ -107,7 +107,31 @@ def test_a_directory_of_checkpoints_is_a_trajectory(
     assert "2 checkpoints · steps 0 to 7" in capsys.readouterr().out
 
 
-def test_a_probe_by_text_or_by_a_file_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(
+    checkpoint: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [checkpoint(seed=step, path=f"run/checkpoint-{step}").write() for step in (0, 5, 9)]
+    (paths[1] / "state.json").write_text("{")
+    target = tmp_path / "f.json"
+    assert main([str(tmp_path / "run"), "--json", str(target)]) == 0
+    out, err = capsys.readouterr()
+    assert "2 checkpoints · steps 0 to 9" in out
+    assert err.startswith(f"{paths[1]} is left out: ")
+    assert err.count("\n") == 1
+    last = json.loads(target.read_text())["checkpoints"][-1]
+    assert last["options"]["reference"] == str(paths[0]), "step 0 of any run gives its thresholds"
+    assert last["totals"]["saturated_fixed"] is not None
+    for path in paths:
+        (path / "model.safetensors").write_bytes(b"")
+    assert main([str(tmp_path / "run")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"None of the 3 checkpoints in {tmp_path / 'run'} can be read: {paths[0]}" in err
+
+
+def test_a_probe_by_text_or_by_a_file_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=3)).save_pretrained(tmp_path / "llama")
@@ -126,6 +150,9 @@ def test_a_probe_by_text_or_by_a_file_of_it(tmp_path: Path, capsys: pytest.Captu
     assert "activation probe" not in " ".join(printed.split())
     assert "80 tokens were run through the model" in printed
     assert all(column in printed for column in ("write", "copy"))
+    monkeypatch.setattr("orchestrator.forensics.view.LONGEST", 40)  # of a longer file, the beginning
+    assert main([str(tmp_path / "llama"), "--probe", str(tmp_path / "text")]) == 0
+    assert "20 tokens were run through the model" in capsys.readouterr().out
     for missing in ("nofile.txt", "texts/nofile"):  # not text of its own
         assert main([str(tmp_path / "llama"), "--probe", missing]) == 2
         assert "looks like a file and there is none" in capsys.readouterr().err

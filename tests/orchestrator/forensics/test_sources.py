@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.checkpoint import save
 from orchestrator.errors import UserError
-from orchestrator.forensics.sources import checkpoints, holds_weights, single, whole
+from orchestrator.forensics.sources import checkpoints, holds_weights, single, unit, whole
 
 Put = Callable[..., Path]
 
@@ -59,6 +59,42 @@ def test_a_directory_with_weights_of_its_own_is_one_checkpoint(put: Put, tmp_pat
     assert checkpoints(root) == []
     assert checkpoints(root / "model.safetensors") == []
     assert single(root) == root
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (["step_10.pt", "step_9.pt", "config.json", "best.pt", "optimizer.pt"], [9, 10]),
+        (["model.step-2.safetensors", "model.step-1.safetensors"], [1, 2]),
+        (["epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt", "last.ckpt"], [100, 200]),
+        (["step_1.pt"], []),
+        (["step_1.pt", "step_2.pt", "model.safetensors"], []),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"], []),
+        (["consolidated.00.pth", "consolidated.01.pth"], []),
+        (["model-1.pt", "model-2.pt"], []),
+    ],
+)
+def test_files_are_a_run_where_their_names_say_what_they_count(
+    put: Put, tmp_path: Path, names: list[str], numbers: list[int]
+) -> None:
+    for name in names:
+        put(name)
+    assert [number for number, _ in checkpoints(tmp_path / "run")] == numbers
+
+
+def test_files_of_two_runs_are_refused(put: Put, tmp_path: Path) -> None:
+    for name in ("a_step_1.pt", "b_step_2.pt"):
+        put(name)
+    with pytest.raises(UserError, match=r"not one run's .a_step_1\.pt, b_step_2\.pt"):
+        checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("epoch3", "epoch"), ("run_Epoch-3.pt", "epoch"), ("epoch=1-step=9.ckpt", "step"), ("checkpoint-9", "step")],
+)
+def test_what_a_name_counts(name: str, counts: str) -> None:
+    assert unit(Path(name)) == counts
 
 
 @pytest.mark.parametrize("names", [("gpt2", "llama7"), ("step_5", "step_05")])

@@ -105,7 +105,17 @@ def test_rows_have_the_step_first(result: Result) -> None:
     table = rows(run)
     assert [(row["step"], row["layer"]) for row in table] == [(s, i) for s in (0, 10) for i in range(4)]
     assert next(iter(table[0])) == "step"
-    assert set(run) == {"schema", "definitions", "source", "checkpoints"}
+    assert set(run) == {"schema", "definitions", "source", "unit", "checkpoints"}
+
+
+def test_epochs_are_not_called_steps(growing: Callable[..., list[Result]]) -> None:
+    healthy, ill = growing(0.01, 0, 250)
+    run = trajectory("run", [healthy | {"step": 1}, ill | {"step": 2}, healthy | {"step": 3}], "epoch")
+    assert next(iter(rows(run)[0])) == "epoch"
+    lines = printed(report(run, 1.0))
+    assert "3 checkpoints · epochs 1 to 3" in lines[1]
+    assert "at epoch 2: model.layers.2.mlp.gate_proj.weight had" in entry(lines, "pathology")
+    assert not [line for line in lines if "step" in line.replace("(step 0 of", "")]
 
 
 def test_checkpoints_of_unlike_models_are_refused(checkpoint: Callable[..., Any], result: Result) -> None:
