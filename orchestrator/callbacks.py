@@ -45,7 +45,8 @@ def build_sidecar(
     options, optim = config.sidecar, config.optim
     try:
         return Sidecar(
-            model, heldout_loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, seed=config.seed,
+            model, heldout_loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, beta2=optim.beta2,
+            seed=config.seed,
             steps=config.train.steps, optimizer=optimizer, fresh=True, schedule=schedule,
             **{field.name: getattr(options, field.name) for field in fields(options) if field.name not in OURS},
         )  # fmt: skip
@@ -59,8 +60,7 @@ class PressSidecar(Callback):
     A decision is made after the step that ends an interval, before the checkpoint: a restart begins behind it.
     """
 
-    def __init__(self) -> None:
-        self.saved: dict[str, Any] = {}
+    saved: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
     def start(self, run: Run) -> None:
         count = reward_rows(run.config)
@@ -72,7 +72,7 @@ class PressSidecar(Callback):
 
         self.sidecar = build_sidecar(run.config, run.model, heldout_loss, run.optimizer.adam, schedule.read(run))
         if self.saved:
-            self.sidecar.load_state_dict(self.saved)
+            self.sidecar.load_state_dict(*self.saved)
         run.optimizer.around = self.sidecar.applied
         run.folded = self.sidecar.folded
 
@@ -83,8 +83,11 @@ class PressSidecar(Callback):
     def state(self) -> dict[str, Any]:
         return self.sidecar.state_dict()
 
-    def load(self, state: dict[str, Any]) -> None:
-        self.saved = state
+    def tensors(self) -> dict[str, Tensor]:
+        return self.sidecar.tensors()
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.saved = (state, tensors)
 
 
 class TraceMomentum(Callback):
@@ -172,7 +175,7 @@ class WriteLedger(Callback):
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.losses = torch.tensor(state["losses"], dtype=torch.float64)
         self.count, self.tokens, self.seconds = state["count"], state["tokens"], state["seconds"]
 

@@ -141,8 +141,13 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def read_tensors(path: Path, stem: str) -> dict[str, Tensor]:
-    """Named tensors of `<stem>.safetensors`. Raises `UserError` where the file is missing or broken."""
+def read_tensors(path: Path, stem: str, *, required: bool = True) -> dict[str, Tensor]:
+    """Named tensors of `<stem>.safetensors`; none where it is missing and not `required`.
+
+    Raises `UserError` where a required file is missing, or any is broken.
+    """
+    if not required and not (path / f"{stem}.safetensors").exists():
+        return {}
     try:
         return load_file(path / f"{stem}.safetensors")
     except (OSError, SafetensorError) as error:

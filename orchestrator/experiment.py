@@ -80,7 +80,7 @@ def training_flops(config: Config, spec: DecoderSpec) -> float:
 
 def reward_rows(config: Config) -> int:
     """Rows of each domain that judge a proposal of the sidecar."""
-    rows = config.sidecar.reward_rows or config.train.batch_size
+    rows = config.sidecar.reward_rows or 2 * config.train.batch_size
     return max(1, rows // len(config.data.domains))
 
 

@@ -45,7 +45,8 @@ def plan_arm(arm: str, config: Config) -> ArmPlan:
     kept = len(steps) if train.keep_checkpoints is None else min(len(steps), 1 + train.keep_checkpoints)
     params = num_params(spec)
     judging = config.sidecar.mode in (SidecarMode.learn, SidecarMode.random) and config.sidecar.schedule is None
-    decisions = 1 + train.steps // config.sidecar.interval if judging else 0
+    decisions = math.ceil(train.steps / config.sidecar.interval) if judging else 0
+    judged = max(0, decisions - 1)  # on the batches that each began on; then the next one begins
     learning = config.sidecar.mode == SidecarMode.learn and config.sidecar.credit == Credit.factored
     return ArmPlan(
         arm=arm,
@@ -53,7 +54,7 @@ def plan_arm(arm: str, config: Config) -> ArmPlan:
         params=params,
         body=body_params(spec),
         forward=forward_flops_per_token(spec, train.seq_len),
-        flops=training_flops(config, spec) + sidecar_flops(config, spec, 2 * decisions, decisions * learning),
+        flops=training_flops(config, spec) + sidecar_flops(config, spec, decisions + judged, judged * learning),
         tokens=train.steps * train.batch_size * train.seq_len,
         checkpoints=kept,
         disk=params * (4 + 12 * (kept - 1)),  # fp32 weights; two moments beside them after step 0

@@ -48,8 +48,12 @@ class Callback:
         """What must survive a restart, as JSON."""
         return {}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` returned."""
+    def tensors(self) -> dict[str, Tensor]:
+        """And what of it is tensors."""
+        return {}
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Take back what `state` and `tensors` returned."""
 
 
 class Run:
@@ -155,6 +159,8 @@ class Run:
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         folded = self.folded()
         tensors = {"model": model | folded, "optimizer": self.optimizer.tensors()}
+        if beside := {f"{type(c).__name__}/{k}": t for c in self.callbacks for k, t in c.tensors().items()}:
+            tensors["callbacks"] = beside
         if folded:  # whoever reads the checkpoint gets the model that was evaluated; a restart gets these
             tensors["masters"] = {name: model[name] for name in folded}
         state = {
@@ -195,13 +201,16 @@ class Run:
             return warnings
         state = checkpoint.read_state(path)
         self.corpus.check_digest(state["data"], path)
-        masters = checkpoint.read_tensors(path, "masters") if (path / "masters.safetensors").is_file() else {}
+        masters = checkpoint.read_tensors(path, "masters", required=False)
         self.model.load_state_dict(checkpoint.read_tensors(path, "model") | masters)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
+        beside = checkpoint.read_tensors(path, "callbacks", required=False)
         for callback in self.callbacks:
-            callback.load(state["callbacks"].get(type(callback).__name__, {}))
+            name = type(callback).__name__
+            own = {k.removeprefix(f"{name}/"): t for k, t in beside.items() if k.startswith(f"{name}/")}
+            callback.load(state["callbacks"].get(name, {}), own)
         ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
         return warnings
 

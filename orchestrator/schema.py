@@ -207,17 +207,20 @@ class SidecarConfig:
 
     mode: SidecarMode = SidecarMode.off
     channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
-    interval: int = 40  # steps a proposal is held
-    reward_rows: int | None = None  # rows that judge a proposal, over all domains; null: as many as a batch
+    interval: int = 20  # steps a proposal is held
+    reward_rows: int | None = None  # rows that judge a proposal, over all domains; null: two batches
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
-    unexplained: float = 0.0  # factored: share of plain REINFORCE on what the backward pass leaves unexplained
+    unexplained: float = (
+        1.0  # factored: share of REINFORCE on what the backward pass leaves unexplained; 0: the pass alone
+    )
     share: Share = Share.none  # units that hold one multiplier together; of a schedule, their mean
     features: list[str] = field(default_factory=lambda: ["unit"])  # what the policy knows: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear
     sigma: float = 0.3  # initial std of the log-multipliers
-    policy_lr: float = 0.3
+    policy_lr: float = 0.5
     entropy: float = 0.001
-    baseline_decay: float = 0.9
+    baseline_decay: float = 0.8  # share of the old average that is kept, per interval
+    warmup: int = 3  # intervals at the start that are not judged: there the loss falls whatever is tried
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
@@ -305,7 +308,7 @@ POSITIVE = (
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
-NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps")
+NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup")
 RESERVED = ("comparison", "jobs")  # what else lies beside the arms
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 
@@ -364,9 +367,6 @@ def load(path: Path) -> Config:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it.") from error
     if not isinstance(cfg, DictConfig):
         raise UserError(f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration.")
-    bound = cfg.get("sidecar", {}).pop("log_bound", None)
-    if bound is not None:  # what `bounds` was called before there was more than one channel
-        cfg.sidecar.bounds = {"decay": [math.exp(-bound), math.exp(bound)]}
     return from_dictconfig(cfg)
 
 

@@ -54,7 +54,9 @@ class Factored:
 
     `σ·c_i + unexplained · (reward − baseline − Σ_j c_j·σ·z_j) · z_i`: with `unexplained=1` the slopes are a
     control variate whose expectation is added back, which leaves REINFORCE's expectation as it is where the
-    slopes do not depend on z (Gu et al. 2016, MuProp); with 0 it is the slopes alone.
+    slopes do not depend on z (Gu et al. 2016, MuProp); with 0 it is the slopes alone, which no reward enters.
+    ln σ, of which slopes that depend on z say the most, goes by `(1 − unexplained)·c_i·σ·z_i` and
+    `unexplained·(reward − baseline)·(z_i² − 1)`: two estimates of one thing, mixed.
     """
 
     needs_gradient = True
@@ -63,11 +65,16 @@ class Factored:
         self.unexplained = unexplained
         self.square = Discounted(decay)  # of the step before it is scaled, mean over units
 
+    def estimate(self, judgement: Judgement, noise: Tensor, sigma: float, slopes: Tensor) -> Step:
+        """The step before it is scaled, nats per token."""
+        surprise = judgement.reward - judgement.baseline
+        left = self.unexplained * (surprise - sigma * (slopes @ noise).item())
+        pathwise, scored = sigma * slopes * noise, surprise * (noise.square() - 1)
+        spread = (1 - self.unexplained) * pathwise + self.unexplained * scored
+        return Step(sigma * slopes + left * noise, spread.mean().item())
+
     def step(self, judgement: Judgement, noise: Tensor, sigma: float, slopes: Tensor) -> Step:
-        explained = sigma * (slopes @ noise).item()
-        left = self.unexplained * (judgement.reward - judgement.baseline - explained)
-        mean = sigma * slopes + left * noise
-        spread = (sigma * slopes * noise + left * (noise.square() - 1)).mean().item()
+        mean, spread = self.estimate(judgement, noise, sigma, slopes)
         self.square.add(mean.square().mean().item())
         scale = math.sqrt(self.square.mean)
         return Step(mean / scale, spread / scale) if scale > 0 else Step(torch.zeros_like(mean), 0.0)

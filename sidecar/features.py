@@ -46,7 +46,7 @@ def momentum_alignment(seen: Observation) -> Tensor:
     return _standardised([_alignment(group, seen.momenta) for group in seen.weights])
 
 
-def cv(seen: Observation) -> Tensor:
+def row_cv(seen: Observation) -> Tensor:
     """Coefficient of variation of row norms, mean over the unit's matrices, standardised over units."""
     return _standardised([_spread(group) for group in seen.weights])
 
@@ -62,7 +62,7 @@ FEATURES: dict[str, Callable[[Observation], Tensor]] = {
     "unit": unit,
     "log_norm": log_norm,
     "momentum_alignment": momentum_alignment,
-    "cv": cv,
+    "row_cv": row_cv,
     "progress": progress,
 }
 

@@ -14,7 +14,7 @@ from sidecar.credit import Step
 
 SIGMA_RANGE = (1e-3, 10.0)  # below it a proposal tries nothing new, above it every proposal is at its bound
 HIDDEN = 16  # units of the MLP's one hidden layer
-CUTOFF = 1e-6  # smallest singular value of the Jacobian that is inverted, relative to the largest
+CUTOFF = 0.03  # smallest singular value of the Jacobian that is inverted, relative to the largest
 
 
 def generator_of(*names: object) -> torch.Generator:
@@ -81,16 +81,27 @@ class GaussianPolicy:
 
         The Fisher information, JᵀJ/σ² for θ (J = ∂μ/∂θ) and 2·units for ln σ, takes the scale out: the means
         move by `lr·σ·step.mean`, as far as features can express that, and ln σ by half of
-        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not pushed beyond it, from
-        where it would take as long to come back.
+        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not asked to go beyond it, from
+        where it would take as long to come back; where units share what they go by, others may carry it there.
         """
         mean = self.mean(self.theta, features)
         move = lr * self.sigma * step.mean
         outward = ((mean <= limits[0]) & (move < 0)) | ((mean >= limits[1]) & (move > 0))
-        jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
-        self.theta = self.theta + torch.linalg.pinv(jacobian, rtol=CUTOFF) @ move.masked_fill(outward, 0.0)
+        self.theta = self.theta + self._step(features, mean, move.masked_fill(outward, 0.0))
         log_sigma = self.log_sigma + lr * (step.spread + entropy) / 2
         self.log_sigma = min(max(log_sigma, math.log(SIGMA_RANGE[0])), math.log(SIGMA_RANGE[1]))
+
+    def _step(self, features: Tensor, mean: Tensor, move: Tensor) -> Tensor:
+        """[θ], what moves the means by `move` as far as features can express it.
+
+        Directions that hardly move them are left out, and a step by which a curved map carries them much further
+        than was asked for is halved until it does not: the Jacobian holds only near where it was taken.
+        """
+        jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
+        step = torch.linalg.pinv(jacobian, rtol=CUTOFF) @ move
+        while (self.mean(self.theta + step, features) - mean).norm() > 1.5 * move.norm():
+            step = step / 2
+        return step
 
     def state_dict(self) -> dict[str, Any]:
         """What was learned and how many draws were made, JSON-able."""
@@ -129,3 +140,18 @@ def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float])
         else:
             high = middle
     return bounded(log_values + high, limits)
+
+
+def mean_matched_slopes(slopes: Tensor, log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
+    """From slopes by what `mean_matched` returns, as logarithms, to slopes by `log_values`; all [units].
+
+    A unit at a bound does not move. The others share the constant: `∂ ln m_j/∂x_i = δ_ij − w_i`, where w_i is the
+    unit's part of their parameter-weighted sum.
+    """
+    multipliers = mean_matched(log_values, sizes, limits)
+    logs, (low, high) = multipliers.log(), limits
+    free = (logs > low + 1e-9) & (logs < high - 1e-9)
+    weights = torch.where(free, sizes * multipliers, 0.0)
+    shared = weights / weights.sum().clamp_min(1e-300) * slopes[free].sum()
+    heard = free & (log_values >= low) & (log_values <= high)  # beyond its limits a proposal says nothing
+    return torch.where(heard, slopes - shared, 0.0)

@@ -40,23 +40,30 @@ class Discounted:
 class Reward:
     """Judges each interval against the exponential average of those before it.
 
-    The first has nothing to be judged against: its advantage is 0. The deviation includes the interval being
-    judged, which bounds the advantage, in the long run by 1/√(decay·(1−decay)), without a clip. A loss that
-    is not finite spoils the intervals on both sides of it: they are not judged and leave no mark.
+    The first `warmup` intervals are not judged: there the loss falls a hundred times as fast as later whatever is
+    tried, and averages that had seen it would call every later interval a failure, and none a large one. The next
+    has nothing to be judged against: its advantage is 0. The deviation includes the interval being judged, which
+    bounds the advantage, in the long run by 1/√(decay·(1−decay)), without a clip. A loss that is not finite spoils
+    the intervals on both sides of it: they are not judged and leave no mark.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float, warmup: int = 0) -> None:
         self.start: float | None = None  # held-out loss at the start of the interval; None: unknown
         self.average = Discounted(decay)
+        self.unjudged = warmup  # intervals that remain so
 
-    def observe(self, loss: float, begins_at: float | None = None) -> Judgement | None:
-        """End an interval at this held-out loss and start the next; None where it cannot be judged.
+    def begin(self, loss: float) -> None:
+        """Start an interval at this held-out loss."""
+        self.start = loss if math.isfinite(loss) else None
 
-        `begins_at`: the loss that the next one starts at, where it is judged on other batches.
-        """
-        begins_at = loss if begins_at is None else begins_at
-        start, self.start = self.start, begins_at if math.isfinite(begins_at) else None
+    def observe(self, loss: float) -> Judgement | None:
+        """End an interval at this held-out loss and start the next; None where it is not to be judged."""
+        start = self.start
+        self.begin(loss)
         if start is None or not math.isfinite(loss):
+            return None
+        if self.unjudged:
+            self.unjudged -= 1
             return None
         reward = start - loss
         baseline = self.average.mean if self.average.weight else reward
@@ -67,9 +74,9 @@ class Reward:
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and the loss that the interval began at, JSON-able."""
-        return {"start": self.start, **self.average.state_dict()}
+        return {"start": self.start, "unjudged": self.unjudged, **self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take back what `state_dict` returned."""
-        self.start = state["start"]
+        self.start, self.unjudged = state["start"], state["unjudged"]
         self.average.load_state_dict(state)

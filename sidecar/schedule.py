@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from sidecar.units import Unit
 
 Values = dict[str, dict[str, float]]  # channel → unit → multiplier
 Decision = Mapping[str, Any]  # as `Sidecar.record` gives it: `step` and `values`
+Player = Callable[[Values, Mapping[str, Sequence[Unit]], int, int], Values]  # … of a seed, at a step
 
 
 def replay(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
@@ -46,25 +49,59 @@ def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
     return dealt
 
 
-class Schedule:
-    """The decision of a recording that is in force at a step. Raises `ValueError` for one of other units."""
+def same_amount(values: Values, played: Values, units: Mapping[str, Sequence[Unit]]) -> Values:
+    """`played`, scaled by what gives every channel the parameter-weighted mean of `values`.
 
-    def __init__(self, decisions: Sequence[Decision], units: Mapping[str, Sequence[Unit]]) -> None:
+    Exchanging multipliers between units of one size changes nothing of it.
+    """
+    scaled: Values = {}
+    for channel, group in units.items():
+        wanted, got = (sum(u.size * of[channel][u.name] for u in group) for of in (values, played))
+        factor = wanted / got if abs(wanted - got) > 1e-9 * wanted else 1.0
+        scaled[channel] = {name: factor * m for name, m in played[channel].items()}
+    return scaled
+
+
+PLAYERS: dict[str, Player] = {"replay": replay, "permute": permute, "random": shuffle}
+
+
+class Schedule:
+    """The decisions of a recording as `mode` plays them, ascending by step.
+
+    Raises `ValueError` for a recording of other units, or with a multiplier that is none.
+    """
+
+    def __init__(self, decisions: Sequence[Decision], units: Mapping[str, Sequence[Unit]], mode: str, seed: int):
         if not decisions:
             raise ValueError("the sidecar's schedule holds no decision: name a run whose sidecar decided something.")
-        self.decisions = sorted(decisions, key=lambda decision: decision["step"])
-        for channel, group in units.items():
-            for decision in self.decisions:
-                if set(decision["values"].get(channel, {})) != {unit.name for unit in group}:
-                    raise ValueError(
-                        f"the sidecar's schedule has at step {decision['step']} no value for every unit of channel "
-                        f"'{channel}': it was recorded with another model or other channels."
-                    )
+        self.steps = sorted(decision["step"] for decision in decisions)
+        self.values: list[Values] = []
+        for decision in sorted(decisions, key=lambda decision: decision["step"]):
+            _check(decision, units)
+            played = PLAYERS[mode](decision["values"], units, seed, decision["step"])
+            self.values.append(same_amount(decision["values"], played, units))
 
-    def at(self, step: int) -> Decision | None:
-        """The last decision at or before `step`."""
-        due = [decision for decision in self.decisions if decision["step"] <= step]
-        return due[-1] if due else None
+    def largest(self, channel: str) -> float:
+        """The largest multiplier that will be played."""
+        return max(max(values[channel].values()) for values in self.values)
+
+    def at(self, step: int) -> tuple[int, Values] | None:
+        """The step and values of the last decision at or before `step`."""
+        index = bisect_right(self.steps, step) - 1
+        return (self.steps[index], self.values[index]) if index >= 0 else None
 
 
-PLAYERS = {"replay": replay, "permute": permute, "random": shuffle}
+def _check(decision: Decision, units: Mapping[str, Sequence[Unit]]) -> None:
+    for channel, group in units.items():
+        values = decision["values"].get(channel, {})
+        if set(values) != {unit.name for unit in group}:
+            raise ValueError(
+                f"the sidecar's schedule has at step {decision['step']} no value for every unit of channel "
+                f"'{channel}': it was recorded with another model or other channels."
+            )
+        for name, value in values.items():
+            if not 0 < value < math.inf:
+                raise ValueError(
+                    f"the sidecar's schedule has {value} for {name} at step {decision['step']}, which is no "
+                    "multiplier: record the run again."
+                )

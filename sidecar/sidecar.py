@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from sidecar.channels import CHANNELS, Arithmetic, Channel, DecayChannel
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES, Observation, features_of
-from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched
+from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched, mean_matched_slopes
 from sidecar.reward import Judgement, Reward
-from sidecar.schedule import PLAYERS, Decision, Schedule
+from sidecar.schedule import Decision, Schedule
 from sidecar.units import SHARES, groups_of
 
 MODES = ("learn", "replay", "permute", "random", "fixed")
@@ -39,7 +39,7 @@ class Sidecar:
     of which one graph is alive at a time. Both ends of an interval are judged on the same batches; where
     intervals differ in theirs, say `fresh=True`. It must leave no trace in the training: no dropout.
 
-    `lr`, `weight_decay`, `eps`, `lr_max`: the highest of the run, which the channels' bounds are checked
+    `lr`, `weight_decay`, `eps`, `beta2`, `lr_max`: the highest of the run, which the channels' bounds are checked
     against. `channels`: names in `CHANNELS`. `interval`: steps a proposal is held. `steps`: length of the run,
     for the feature `progress`. `optimizer`: for features that read Adam's moments.
 
@@ -63,9 +63,10 @@ class Sidecar:
         weight_decay: float,
         seed: int,
         eps: float = 1e-8,
+        beta2: float = 0.999,
         lr_max: float = 0.02,
         channels: Sequence[str] = ("decay",),
-        interval: int = 40,
+        interval: int = 20,
         fresh: bool = False,
         steps: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
@@ -73,13 +74,14 @@ class Sidecar:
         schedule: Sequence[Decision] | None = None,
         share: str = "none",
         credit: str = "factored",
-        unexplained: float = 0.0,
+        unexplained: float = 1.0,
         features: Sequence[str] = ("unit",),
         policy: str = "linear",
         sigma: float = 0.3,
-        policy_lr: float = 0.3,
+        policy_lr: float = 0.5,
         entropy: float = 0.001,
-        baseline_decay: float = 0.9,
+        baseline_decay: float = 0.8,
+        warmup: int = 3,
         bounds: Mapping[str, Sequence[float]] | None = None,
         mean_matched: bool = False,
     ) -> None:
@@ -93,26 +95,39 @@ class Sidecar:
             _one_of("feature", name, FEATURES)
         for name in bounds or {}:
             _one_of("bounds", name, CHANNELS)
+        for name, what, given in (("progress", "steps", steps), ("momentum_alignment", "optimizer", optimizer)):
+            if name in features and given is None:
+                raise ValueError(f"sidecar feature '{name}' would always be 0: say {what}=…, or drop the feature.")
+        for group in optimizer.param_groups if optimizer else ():
+            if group.get("weight_decay"):
+                raise ValueError(
+                    f"the optimizer decays weights by {group['weight_decay']:g} of its own, on top of the sidecar's: "
+                    "set its weight_decay to 0."
+                )
         if not channels:
             raise ValueError(f"sidecar channels {list(channels)}: name at least one, among {', '.join(CHANNELS)}.")
         if interval < 1:
             raise ValueError(f"sidecar interval={interval} must be at least one step.")
         if not SIGMA_RANGE[0] <= sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
-        for name, value in (("policy_lr", policy_lr), ("entropy", entropy), ("unexplained", unexplained)):
+        not_negative = {"policy_lr": policy_lr, "entropy": entropy, "unexplained": unexplained, "warmup": warmup}
+        for name, value in not_negative.items():
             if not 0 <= value < math.inf:
-                raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite.")
+                raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite: set it so.")
         if not 0 < baseline_decay < 1:
-            raise ValueError(f"sidecar baseline_decay={baseline_decay} must lie between 0 and 1, both excluded.")
+            raise ValueError(
+                f"sidecar baseline_decay={baseline_decay} must lie between 0 and 1, both excluded: it is the share of "
+                "the old average that is kept."
+            )
         if mode in ("replay", "permute") and schedule is None:
             raise ValueError(f"sidecar mode '{mode}' needs a schedule: the decisions of a run that learned.")
         if mode in ("learn", "fixed") and schedule is not None:
             raise ValueError(f"sidecar mode '{mode}' has no use for a schedule: choose replay, permute or random.")
         self.heldout_loss, self.interval, self.fresh, self.steps, self.mode = heldout_loss, interval, fresh, steps, mode
         self.policy_lr, self.entropy, self.mean_matched = policy_lr, entropy, mean_matched
-        self.feature_names, self.optimizer = tuple(features), optimizer
+        self.feature_names, self.optimizer, self.credit = tuple(features), optimizer, credit
         self.model = model
-        arithmetic = Arithmetic(lr, weight_decay, eps, lr_max)
+        arithmetic = Arithmetic(lr, weight_decay, eps, beta2, lr_max)
         self.channels: dict[str, Channel] = {name: CHANNELS[name](model, arithmetic) for name in channels}
         for name, channel in self.channels.items():
             if not channel.units:
@@ -120,11 +135,12 @@ class Sidecar:
                     f"sidecar channel '{name}' found nothing to act on in {type(model).__name__}: it needs modules "
                     "named like 'layers.0.mlp.down_proj', with a number for the layer."
                 )
+        units = {name: channel.units for name, channel in self.channels.items()}
+        self.schedule = None if schedule is None else Schedule(schedule, units, mode, seed)
         self.limits = {name: self._checked(name, bounds or {}, arithmetic) for name in channels}
-        # decay is applied here even where it is not learned: one place for one thing
-        self._acting = [*self.channels.values()]
-        if "decay" not in self.channels:
-            self._acting.insert(0, DecayChannel(model, arithmetic))
+        # decay is applied here even where it is not learned, and first: what others scale is no part of it
+        decay = self.channels.get("decay") or DecayChannel(model, arithmetic)
+        self._acting = [decay, *(channel for channel in self.channels.values() if channel is not decay)]
         self.groups = {name: torch.tensor(groups_of(c.units, share)) for name, c in self.channels.items()}
         self.sizes = {
             name: torch.tensor([unit.size for unit in c.units], dtype=torch.float64)
@@ -138,38 +154,37 @@ class Sidecar:
         self.policies = {name: GaussianPolicy(policy, width[name], sigma, seed, name) for name in channels}
         self.credits = {name: CREDITS[credit](baseline_decay, unexplained) for name in channels}
         self.needs_gradient = mode == "learn" and any(c.needs_gradient for c in self.credits.values())
-        self.schedule = None if schedule is None else Schedule(schedule, {n: c.units for n, c in self.channels.items()})
-        self.seed, self.reward = seed, Reward(baseline_decay)
+        if self.needs_gradient:
+            for channel in self.channels.values():
+                channel.follow()
+        self.reward = Reward(baseline_decay, warmup)
         self.draws: dict[str, dict[str, Tensor]] = {}  # channel → features, noise and sample of the proposal in force
         self.decision: dict[str, Any] = {}  # the last one, as `record` gives it
         self.count = 0  # intervals ended
         self.evaluations = 0  # forward passes over the held-out batches
         self.backwards = 0  # and backward passes
+        self._lost: set[str] = set()  # channels that keep their values because a tensor of theirs is gone
         self._warned: set[str] = set()
 
     def before_step(self, step: int) -> bool:
         """Call before every training step; True where one interval ended and the next begins.
 
-        There, the proposal in force is judged, learned from, and replaced. Where the held-out loss fails or is
-        not finite, or no tensor is left to act on, one warning is given, nothing is learned and the values in
-        force stay.
+        There, the proposal in force is judged, learned from, and replaced; at the end of the run, where no step
+        follows, it stays. Where the held-out loss fails or is not finite, one warning is given, nothing is learned
+        and the values in force stay; so do those of a channel that has lost a tensor.
         """
-        if self.mode == "fixed":
+        if self.mode == "fixed" or (self.steps is not None and step >= self.steps):
             return False
         if self.schedule is not None:
             return self._play(step)
         if self.decision and step < self.decision["step"] + self.interval:
             return False
-        self._look_for_the_lost()
-        loss, slopes = self._evaluate(self.needs_gradient)
-        self.count += 1
-        judgement = self.reward.observe(loss, self._evaluate(False)[0] if self.fresh else None)
-        if judgement and self.mode == "learn":
-            for name in self.channels:
-                self._learn(name, judgement, slopes[name])
-        if judgement or not self.draws:
-            self.draws = {name: self._draw(name, step) for name in self.channels}
-        values = {name: self._multipliers(name, self.draws[name]["sample"]) for name in self.channels}
+        judgement = self._judge() if self.decision else None
+        if self.fresh or not self.decision:
+            self.reward.begin(self._evaluate(False)[0])
+        if judgement or not self.decision:
+            self.draws |= {name: self._draw(name, step) for name in self.channels if name not in self._lost}
+        values = {name: self._multipliers(name, draw["sample"]) for name, draw in self.draws.items()}
         self._put_in_force(step, values, judgement)
         return True
 
@@ -181,6 +196,11 @@ class Sidecar:
         yield
         for channel in self._acting:
             channel.after_update()
+
+    def close(self) -> None:
+        """Take everything off the model that was put on it; the values in force no longer act."""
+        for channel in self.channels.values():
+            channel.close()
 
     def multipliers(self, channel: str) -> dict[str, float]:
         """Unit → multiplier in force."""
@@ -212,19 +232,28 @@ class Sidecar:
             "credits": {name: credit.state_dict() for name, credit in self.credits.items()},
             "draws": {name: {k: v.tolist() for k, v in draw.items()} for name, draw in self.draws.items()},
             "reward": self.reward.state_dict(),
-            "acted": {name: channel.acted for name, channel in self.channels.items()},
             "decision": self.record(),
+            "credit": self.credit,
             "count": self.count,
             "evaluations": self.evaluations,
             "backwards": self.backwards,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned. Raises `ValueError` for other channels or units."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What a restart needs beside `state_dict`: the channels' own memory, name → tensor."""
+        return {f"{name}/{key}": t for name, c in self.channels.items() for key, t in c.memory().items()}
+
+    def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state_dict` and `tensors` returned. Raises `ValueError` for other channels or units."""
         if set(state["policies"]) != set(self.channels):
             raise ValueError(
                 f"the saved sidecar has channels {sorted(state['policies'])} and this one "
                 f"{sorted(self.channels)}: resume with the channels it was saved with."
+            )
+        if state["credit"] != self.credit:
+            raise ValueError(
+                f"the saved sidecar has credit '{state['credit']}' and this one '{self.credit}': resume with the "
+                "credit it was saved with."
             )
         for name, values in state["decision"].get("values", {}).items():
             if set(values) != {unit.name for unit in self.channels[name].units}:
@@ -237,7 +266,7 @@ class Sidecar:
             self.credits[name].load_state_dict(state["credits"][name])
             if values := state["decision"].get("values", {}).get(name):
                 channel.set([values[unit.name] for unit in channel.units])
-            channel.acted = state["acted"][name]
+            channel.remember({k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{name}/")})
         self.reward.load_state_dict(state["reward"])
         self.draws = {
             name: {key: torch.tensor(value, dtype=torch.float64) for key, value in draw.items()}
@@ -248,16 +277,15 @@ class Sidecar:
 
     def _play(self, step: int) -> bool:
         assert self.schedule is not None
-        recorded = self.schedule.at(step)
-        if recorded is None or (self.decision and self.decision["recorded_at"] == recorded["step"]):
+        due = self.schedule.at(step)
+        if due is None or (self.decision and self.decision["recorded_at"] == due[0]):
             return False
-        units = {name: channel.units for name, channel in self.channels.items()}
-        played = PLAYERS[self.mode](recorded["values"], units, self.seed, recorded["step"])
+        recorded_at, played = due
         values = {
-            name: self._pooled(name, torch.tensor([played[name][u.name] for u in group], dtype=torch.float64))
-            for name, group in units.items()
+            name: self._pooled(name, torch.tensor([played[name][u.name] for u in c.units], dtype=torch.float64))
+            for name, c in self.channels.items()
         }
-        self._put_in_force(step, values, None, recorded_at=recorded["step"])
+        self._put_in_force(step, values, None, recorded_at=recorded_at)
         return True
 
     def _pooled(self, name: str, multipliers: Tensor) -> Tensor:
@@ -286,7 +314,6 @@ class Sidecar:
             self._warn("loss", f"the held-out loss is {value}")
         for name in slopes:
             own, rest = rest.split([len(zeros[name]), len(rest) - len(zeros[name])])
-            own = own * torch.tensor(self.channels[name].reach(), dtype=torch.float64)
             zeros[name] = own.nan_to_num(0.0, 0.0, 0.0)  # a unit without a slope is not moved
         return value, zeros
 
@@ -325,12 +352,24 @@ class Sidecar:
             name: self.channels[name].slope([by_tensor[id(t)] for t in tensors]) for name, tensors in inputs.items()
         }
 
+    def _judge(self) -> Judgement | None:
+        """End the interval: what came of it, learned from; None where it could not be judged."""
+        self._lost = self._without_a_tensor()
+        loss, slopes = self._evaluate(self.needs_gradient)
+        judgement = self.reward.observe(loss)
+        self.count += 1
+        if judgement and self.mode == "learn":
+            for name in self.channels:
+                if name not in self._lost:
+                    self._learn(name, judgement, slopes[name])
+        return judgement
+
     def _learn(self, name: str, judgement: Judgement, slopes: Tensor) -> None:
         """One step of the channel's policy. Units that share a multiplier add up their slopes."""
         draw, policy = self.draws[name], self.policies[name]
-        if self.mean_matched:  # d ln m_j / d x_i = δ_ij − share_i·m_i
-            shares = self.sizes[name] / self.sizes[name].sum()
-            slopes = slopes - shares * self._multipliers(name, draw["sample"]) * slopes.sum()
+        if self.mean_matched:
+            log_values = draw["sample"][self.groups[name]]
+            slopes = mean_matched_slopes(slopes, log_values, self.sizes[name], self.limits[name])
         pooled = torch.zeros(len(draw["noise"]), dtype=torch.float64).index_add(0, self.groups[name], slopes)
         step = self.credits[name].step(judgement, draw["noise"], policy.sigma, pooled)
         policy.update(draw["features"], step, self.policy_lr, self.entropy, self.limits[name])
@@ -358,16 +397,18 @@ class Sidecar:
             return mean_matched(log_values, self.sizes[name], self.limits[name])
         return bounded(log_values, self.limits[name])
 
-    def _look_for_the_lost(self) -> None:
-        there = dict(self.model.named_parameters())
+    def _without_a_tensor(self) -> set[str]:
+        """Channels of which a tensor is gone from the model: pruned, replaced or emptied."""
+        there, found = dict(self.model.named_parameters()), set()
         for name, channel in self.channels.items():
             governed = zip(channel.weights(), self._weights[name], strict=True)
             pairs = [pair for names, tensors in governed for pair in zip(names, tensors, strict=True)]
             lost = [n for n, tensor in pairs if there.get(n) is not tensor or not tensor.numel()]
             if lost:
-                self._warn(
-                    "lost", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{', …' * (len(lost) > 1)})"
-                )
+                others = ", …" * (len(lost) > 1)
+                self._warn("lost", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{others})")
+                found.add(name)
+        return found
 
     def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
         judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
@@ -402,7 +443,8 @@ class Sidecar:
                 f"sidecar bounds.{name}={list(given)} must be a least and a largest multiplier, above 0 and on either "
                 "side of 1: every policy starts around 1."
             )
-        channel.check(1.0 if self.mode == "fixed" else given[1], arithmetic)
+        played = self.schedule.largest(name) if self.schedule else given[1]
+        channel.check(1.0 if self.mode == "fixed" else played, arithmetic)
         return math.log(given[0]), math.log(given[1])
 
     def _warn(self, about: str, what: str) -> None:

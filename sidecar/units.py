@@ -28,10 +28,18 @@ def place_of(name: str) -> tuple[str, int, str] | None:
 
 
 def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
-    """Units from (name, kind, layer, size), with the depth fraction filled in."""
+    """Units from (name, kind, layer, size), with the depth fraction filled in.
+
+    In a model of several stacks, such as an encoder and a decoder, a kind begins with the name of its stack.
+    """
     rows = list(named)
     last = max((layer for _, _, layer, _ in rows), default=0)
-    return [Unit(name, kind, layer, layer / max(last, 1), size) for name, kind, layer, size in rows]
+    stacks = [place[0].rpartition(".")[0] if (place := place_of(f"{name}.")) else "" for name, *_ in rows]
+    several = len(set(stacks)) > 1
+    return [
+        Unit(name, f"{stack}.{kind}" if several else kind, layer, layer / max(last, 1), size)
+        for (name, kind, layer, size), stack in zip(rows, stacks, strict=True)
+    ]
 
 
 def groups_of(units: Sequence[Unit], share: str) -> list[int]:

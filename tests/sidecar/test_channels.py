@@ -142,7 +142,7 @@ def test_gains_of_zero_silence_the_layers_of_anybodys_model(config: object) -> N
 
 
 @pytest.mark.parametrize("name", CHANNELS)
-def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
+def test_slope_is_the_derivative_of_the_reward(name: str) -> None:
     """Against central differences over whole training steps of a model in double precision."""
     rows = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(2))
 
@@ -151,6 +151,7 @@ def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
         one = channel(name, model)
         if name == "residual_gain":
             one.gains = one.gains.double()  # type: ignore[attr-defined]
+        one.follow()
         one.set([math.exp(x) for x in logs])
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         if name != "residual_gain":  # gains are judged where they are, not by what training makes of them
@@ -159,8 +160,7 @@ def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
         for tensor in inputs:
             tensor.requires_grad_(True)
         loss = model.loss(rows).double()
-        slopes = one.slope(torch.autograd.grad(loss, inputs, allow_unused=True)).double()
-        return loss.item(), slopes * torch.tensor(one.reach(), dtype=torch.float64)
+        return loss.item(), one.slope(torch.autograd.grad(loss, inputs, allow_unused=True)).double()
 
     units = len(channel(name, decoder()).units)
     start = torch.linspace(-0.3, 0.3, units).tolist()
@@ -174,6 +174,34 @@ def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
         assert credit[index].item() == pytest.approx(reward_slope, rel=0.05, abs=3e-6), index
 
 
+def test_slope_of_decay_sees_what_a_norm_behind_the_matrix_hides() -> None:
+    """Behind a norm a matrix's scale changes nothing; that its older part fades faster than its newer one does."""
+    rows = torch.randint(32, (8, 17), generator=torch.Generator().manual_seed(2))
+    behind_a_norm = ("o_proj.weight", "v_proj.weight", "up_proj.weight", "down_proj.weight")
+
+    def after(logs: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:
+        model = decoder("sandwich", layers=2).double()
+        decay = channel("decay", model)
+        decay.follow()
+        decay.set(logs.exp().tolist())
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(20):
+            train_step(model, optimizer, decay, lr=1e-2)
+        loss = model.loss(rows)
+        gradients = torch.autograd.grad(loss, decay.tensors())
+        as_it_is = torch.stack([(g * w).sum() for g, w in zip(gradients, decay.tensors(), strict=True)])
+        return loss.item(), decay.slope(gradients).double(), as_it_is.detach()
+
+    units = channel("decay", decoder("sandwich", layers=2)).units
+    start = torch.zeros(len(units), dtype=torch.float64)
+    _, slopes, as_it_is = after(start)
+    hidden = [index for index, unit in enumerate(units) if unit.kind.endswith(behind_a_norm)]
+    nudges = 0.5 * torch.eye(len(units), dtype=torch.float64)[hidden]
+    measured = torch.tensor([after(-nudge)[0] - after(nudge)[0] for nudge in nudges])  # the nudges are 1 apart
+    assert torch.corrcoef(torch.stack([slopes[hidden], measured.double()]))[0, 1] > 0.9
+    assert as_it_is[hidden].abs().max() < 0.05 * measured.abs().max()
+
+
 @pytest.mark.parametrize(
     ("name", "largest", "arithmetic", "sentence"),
     [
@@ -182,6 +210,7 @@ def test_slope_times_reach_is_the_derivative_of_the_reward(name: str) -> None:
         ("lr_scale", 2.0, Arithmetic(0.02, 0.1), r"learning rate of 0\.04 \(lr·m = 0\.02 · 2\).*lr_max=0\.02"),
         ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=0.0), "stuck parameter by inf"),
         ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=1e-24), "raise eps"),
+        ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=4e-22), "may move a stuck parameter by 0.0592"),
         ("residual_gain", 2.1, ARITHMETIC, r"by 2\.1, and the residual stream may grow by 2"),
     ],
 )
@@ -208,10 +237,34 @@ def test_a_stuck_parameter_of_the_smallest_gradient_moves_no_further_than_the_ch
         assert (abs(weight.item()) > 0.02) == moves
 
 
-def test_values_reach_the_gpu_and_bf16_forward_passes() -> None:
+def test_gains_keep_the_precision_of_the_forward_pass() -> None:
     model = decoder().to(torch.bfloat16)
     channel("residual_gain", model).set([0.5] * 6)
     assert model(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("config", [Gemma2Config(**SMALL, head_dim=8, num_key_value_heads=2), LlamaConfig(**SMALL)])
+def test_gains_are_worked_into_parameters_only_where_that_is_the_same_function(config: object) -> None:
+    model = AutoModelForCausalLM.from_config(config).eval()
+    one, tokens = channel("residual_gain", model), torch.arange(6)[None]
+    one.set([0.5, 1.3, 1.0, 2.0])
+    with torch.no_grad():
+        wanted = model(tokens).logits
+        if isinstance(config, Gemma2Config):  # its norms hold γ − 1
+            with pytest.raises(ValueError, match=r"post_attention_layernorm \(Gemma2RMSNorm\) cannot be worked into"):
+                one.folded()
+            return
+        folded = one.folded()
+        one.close()
+        got = torch.func.functional_call(model, folded, (tokens,)).logits
+    torch.testing.assert_close(got, wanted)
+
+
+def test_layers_whose_writers_are_unknown_are_refused() -> None:
+    model = decoder()
+    del model.model.layers[1].mlp.down_proj
+    with pytest.raises(ValueError, match="knows no module that writes what layer 1 of Decoder adds"):
+        channel("residual_gain", model)
 
 
 def test_compiled_or_copied_models_keep_their_units() -> None:

@@ -31,7 +31,7 @@ def test_where_a_unit_is_and_what() -> None:
 def test_what_its_weights_and_moments_say() -> None:
     expected = {
         "log_norm": zscore([np.log(np.linalg.norm(w.numpy())) for (w,) in WEIGHTS]),
-        "cv": zscore([(n := np.linalg.norm(w.numpy(), axis=1)).std() / n.mean() for (w,) in WEIGHTS]),
+        "row_cv": zscore([(n := np.linalg.norm(w.numpy(), axis=1)).std() / n.mean() for (w,) in WEIGHTS]),
         "momentum_alignment": zscore(
             [
                 -float((w * MOMENTA[w]).sum()) / np.linalg.norm(w.numpy()) / np.linalg.norm(MOMENTA[w].numpy())

@@ -5,30 +5,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from problems import Bandit, Descent, Quadratic, Ridge, first_within, means
 
 from sidecar import Sidecar
+from sidecar.credit import Factored
 from sidecar.policy import generator_of
+from sidecar.reward import Judgement
 
 SEEDS = range(10)
-# problem → channel, interval, decisions, tolerance of the error and policy_lr by credit
+CREDITS: dict[str, dict[str, Any]] = {
+    "joint": {"credit": "joint"},
+    "factored": {"credit": "factored", "unexplained": 1.0},  # the slopes as REINFORCE's control variate
+    "slopes": {"credit": "factored", "unexplained": 0.0},
+}
+# problem → channel, interval, decisions, and by credit the tolerance of the error and policy_lr
 PROBLEMS = {
-    Bandit: ("residual_gain", 1, 1000, {"joint": (0.2, 0.1), "factored": (0.02, 0.2)}),
-    Quadratic: ("decay", 20, 250, {"joint": (0.2, 0.1), "factored": (0.05, 0.3)}),
-    Ridge: ("decay", 40, 150, {"joint": (0.15, 0.3), "factored": (0.1, 0.3)}),
+    Bandit: ("residual_gain", 1, 1000, {"joint": (0.2, 0.1), "factored": (0.15, 0.1), "slopes": (0.02, 0.2)}),
+    Quadratic: ("decay", 20, 250, {"joint": (0.2, 0.1), "factored": (0.1, 0.3), "slopes": (0.05, 0.3)}),
+    Ridge: ("decay", 40, 150, {"joint": (0.2, 0.3), "factored": (0.1, 0.3), "slopes": (0.1, 0.3)}),
 }
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_every_seed_reaches_the_known_answer_and_sooner_with_factored_credit(problem: type) -> None:
     channel, interval, decisions, credits = PROBLEMS[problem]
-    reached: dict[str, list[int]] = {}
+    reached: dict[str, float] = {}
     loosest = max(tolerance for tolerance, _ in credits.values())
     for credit, (tolerance, policy_lr) in credits.items():
-        finals = []
+        finals, first = [], []
         for seed in SEEDS:
             errors: list[float] = []
             task = problem(seed)
@@ -37,24 +46,23 @@ def test_every_seed_reaches_the_known_answer_and_sooner_with_factored_credit(pro
                 if step % (interval * 10) == 0:
                     errors.append(task.error(means(sidecar, channel)))
 
-            task.run(interval * decisions, note, seed=seed, credit=credit, policy_lr=policy_lr, interval=interval)
+            task.run(interval * decisions, note, seed=seed, policy_lr=policy_lr, interval=interval, **CREDITS[credit])
             finals.append(errors[-1])
-            reached.setdefault(credit, []).append(10 * first_within(errors, loosest))
+            first.append(10 * first_within(errors, loosest))
+        reached[credit] = float(np.median(first))
         print(
-            f"\n{problem.__name__} {credit}: largest error of {len(finals)} seeds {max(finals):.3f} (bound {tolerance})"
+            f"\n{problem.__name__}, {credit}: largest error of {len(finals)} seeds {max(finals):.3f} "
+            f"(bound {tolerance}), within {loosest} after {reached[credit]:.0f} decisions (median)"
         )
         assert max(finals) <= tolerance
-    joint, factored = (float(np.median(reached[credit])) for credit in ("joint", "factored"))
-    print(f"{problem.__name__}: within {loosest} after {joint:.0f} decisions (joint), {factored:.0f} (factored)")
-    assert factored < joint
+    assert reached["slopes"] < min(reached["joint"], reached["factored"])
 
 
 def test_factored_credit_estimates_the_same_gradient_with_less_variance() -> None:
-    """Draws of one interval from one state: REINFORCE against the slopes, with and without what they leave over."""
-    estimates: dict[str, list[np.ndarray]] = {"joint": [], "slopes": [], "control variate": []}
+    """Draws of one interval from one state: REINFORCE against `Factored` with and without what slopes leave over."""
     start = [torch.full((1, 16), 0.85, dtype=torch.float64) for _ in Quadratic.wanted]
-    rewards, draws = [], 1500
-    sigma, interval = 0.3, 10
+    sigma, interval, draws = 0.3, 10, 1500
+    drawn = []
     for draw in range(draws):
         task = Quadratic(draw)
         with torch.no_grad():
@@ -69,24 +77,34 @@ def test_factored_credit_estimates_the_same_gradient_with_less_variance() -> Non
         for _ in range(interval):
             task.update(sidecar)
         loss, slopes = sidecar._evaluate(True)
-        rewards.append(before - loss)
-        noise = sidecar.draws["decay"]["noise"]
-        estimates["joint"].append((rewards[-1] * noise).numpy())
-        estimates["slopes"].append((sigma * slopes["decay"]).numpy())
-        estimates["control variate"].append((noise, sigma * slopes["decay"]))  # type: ignore[arg-type]
-    mean_reward = np.mean(rewards)
-    noise = np.stack([n.numpy() for n, _ in estimates["control variate"]])
-    slope = np.stack([c.numpy() for _, c in estimates["control variate"]])
-    joint = (np.array(rewards) - mean_reward)[:, None] * noise
-    fixed = slope.mean(0)  # does not depend on the draw, so adding it back leaves the expectation as it is
-    control = fixed + ((np.array(rewards) - mean_reward) - noise @ fixed)[:, None] * noise
-    for estimate in (control, slope):
+        drawn.append((before - loss, sidecar.draws["decay"]["noise"], slopes["decay"]))
+    baseline = float(np.mean([reward for reward, *_ in drawn]))
+    estimates: dict[str, np.ndarray] = {}
+    for name, unexplained in (("slopes", 0.0), ("control variate", 1.0)):
+        credit = Factored(0.8, unexplained)
+        steps = [credit.estimate(Judgement(r, baseline, 1.0, 0.0), noise, sigma, slope) for r, noise, slope in drawn]
+        estimates[name] = np.stack([step.mean.numpy() for step in steps])
+    joint = np.stack([(reward - baseline) * noise.numpy() for reward, noise, _ in drawn])
+    ratios = {}
+    for name, estimate in estimates.items():
         error = (estimate - joint).mean(0)
         assert (np.abs(error) < 4 * (estimate - joint).std(0) / draws**0.5).all()
-    ratios = [joint.var(0).mean() / estimate.var(0).mean() for estimate in (control, slope)]
-    print(f"\nvariance of REINFORCE over that of the control variate {ratios[0]:.2f}, of the slopes {ratios[1]:.0f}")
-    assert ratios[1] > 10
-    assert ratios[1] > ratios[0] > 0.9
+        ratios[name] = joint.var(0).mean() / estimate.var(0).mean()
+    print("\nvariance of REINFORCE over that of the", ", of the ".join(f"{k} {v:.1f}" for k, v in ratios.items()))
+    assert ratios["slopes"] > ratios["control variate"] > 2
+
+
+def test_what_slopes_say_of_sigma_agrees_with_the_rewards() -> None:
+    """Reward −Σx² at mean 0: ∂E/∂ln σ = −2σ², per unit, however the two estimates are mixed."""
+    sigma, generator = 0.3, torch.Generator().manual_seed(0)
+    for unexplained in (0.0, 0.5, 1.0):
+        found = []
+        for _ in range(20_000):
+            noise = torch.randn(4, dtype=torch.float64, generator=generator)
+            x = sigma * noise
+            judgement = Judgement(-x.square().sum().item(), -4 * sigma**2, 1.0, 0.0)
+            found.append(Factored(0.8, unexplained).estimate(judgement, noise, sigma, -2 * x).spread)
+        assert np.mean(found) == pytest.approx(-2 * sigma**2, abs=4 * np.std(found) / len(found) ** 0.5)
 
 
 def test_streams_are_their_names() -> None:

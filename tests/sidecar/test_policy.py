@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from sidecar.credit import Step
-from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched
+from sidecar.policy import CUTOFF, MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched, mean_matched_slopes
 
 FREE = (-100.0, 100.0)
 FEATURES = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
@@ -44,7 +44,7 @@ def test_update_is_the_natural_gradient_of_reward_and_entropy(kind: str) -> None
     jacobian = torch.autograd.functional.jacobian(lambda t: made.mean(t, FEATURES), made.theta)
     fisher = (jacobian.T @ jacobian / made.sigma**2).numpy()
     # sqrt of the step is in units of σ: Step carries σ·∂/∂μ, so that lr multiplies σ·advantage·noise
-    theta_step = lr * np.linalg.pinv(fisher, rcond=1e-11) @ theta.grad.numpy()
+    theta_step = lr * np.linalg.pinv(fisher, rcond=CUTOFF**2) @ theta.grad.numpy()
     sigma_step = lr * log_sigma.grad.item() / (2 * len(sample))
     before_theta, before_sigma = made.theta.clone(), made.log_sigma
     step = Step(advantage * noise, advantage * (noise.square() - 1).mean().item())
@@ -59,6 +59,24 @@ def test_the_mean_moves_by_what_the_features_explain() -> None:
     direction = FEATURES @ torch.tensor([0.3, -1.0, 0.2, 0.5], dtype=torch.float64)
     made.update(FEATURES, Step(direction, 0.0), 0.1, 0.0, FREE)
     torch.testing.assert_close(FEATURES @ made.theta, before + 0.1 * 0.3 * direction, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", MEANS)
+@pytest.mark.parametrize("units", [4, 56])
+def test_steps_of_the_default_size_go_where_they_were_asked_to(kind: str, units: int) -> None:
+    """A hundred random requests: no mean runs away, and every step goes along its request."""
+    draw = torch.Generator().manual_seed(3)
+    one_hot = torch.eye(7, dtype=torch.float64)[torch.arange(units) % 7]
+    features = torch.cat([torch.ones(units, 1), torch.linspace(0, 1, units)[:, None], one_hot], dim=1).double()
+    made = GaussianPolicy(kind, features.shape[1], 0.3, 0, "decay")
+    for _ in range(100):
+        before = made.mean(made.theta, features)
+        wanted = torch.randn(units, dtype=torch.float64, generator=draw)
+        made.update(features, Step(wanted, 0.0), 1.0, 0.0, (-2.0, 2.0))
+        moved = made.mean(made.theta, features) - before
+        assert moved.norm() <= 1.5 * made.sigma * wanted.norm()
+        assert moved @ wanted >= -1e-9
+    assert made.mean(made.theta, features).abs().max() < 6
 
 
 def test_a_mean_at_its_limit_is_not_pushed_further_and_comes_back_at_once() -> None:
@@ -133,3 +151,20 @@ def test_mean_matched_against_brentq() -> None:
 def test_bounded() -> None:
     values = bounded(torch.tensor([-9.0, 0.0, 9.0], dtype=torch.float64), (-1.0, 2.0))
     assert values.tolist() == pytest.approx([math.exp(-1), 1.0, math.exp(2)])
+
+
+@pytest.mark.parametrize("limits", [(-3.0, 3.0), (-0.5, 0.31)])
+def test_mean_matched_slopes_are_the_derivative_of_the_projection(limits: tuple[float, float]) -> None:
+    """Against central differences, with and without units at a bound."""
+    log_values = torch.tensor([-0.9, 0.1, 0.3, -0.2, 0.45, 0.05], dtype=torch.float64)
+    slopes = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.7, -1.1], dtype=torch.float64)
+
+    def reward(x: torch.Tensor) -> float:
+        return float(slopes @ mean_matched(x, SIZES, limits).log())
+
+    nudges = 1e-6 * torch.eye(6, dtype=torch.float64)
+    measured = [(reward(log_values + nudge) - reward(log_values - nudge)) / 2e-6 for nudge in nudges]
+    at_bound = (mean_matched(log_values, SIZES, limits).log()[:, None] - torch.tensor(limits)).abs() < 1e-9
+    assert bool(at_bound.any()) == (limits[1] < 1)
+    got = mean_matched_slopes(slopes, log_values, SIZES, limits)
+    np.testing.assert_allclose(got.numpy(), measured, atol=1e-6)

@@ -57,12 +57,31 @@ def test_a_loss_that_is_not_finite_leaves_no_mark(bad: float) -> None:
 
 def test_an_interval_may_begin_on_other_batches_than_the_last_one_ended_on() -> None:
     reward = Reward(0.9)
-    reward.observe(3.0, begins_at=5.0)
-    first = reward.observe(4.5, begins_at=2.0)
+    reward.begin(5.0)
+    first = reward.observe(4.5)
+    reward.begin(2.0)
     second = reward.observe(1.8)
     assert first is not None
     assert first.reward == 0.5
     assert second is not None
     assert second.reward == pytest.approx(0.2)
-    assert reward.observe(1.0, begins_at=math.nan) is not None
+    reward.begin(math.nan)
     assert reward.observe(0.9) is None
+
+
+def test_advantages_keep_their_size_along_a_learning_curve() -> None:
+    """From 5.6 nats through a fast fall to a slow one with noise: late surprises count as much as early ones."""
+    steps, noise = np.arange(51), 0.01 * np.random.default_rng(0).standard_normal(51)
+    curve = 1.8 + 12.8 / np.sqrt(40 * steps + 20) + noise
+    for warmup, late in ((0, False), (3, True)):
+        reward = Reward(0.8, warmup)
+        judged = [reward.observe(loss) for loss in curve]
+        assert judged[: warmup + 1] == [None] * (warmup + 1)
+        advantages = np.array([j.advantage for j in judged if j])
+        assert (np.sqrt(np.mean(advantages[12:27] ** 2)) > 0.7) == late
+    resumed = Reward(0.8, 3)
+    resumed.observe(5.0)
+    resumed.observe(4.0)
+    other = Reward(0.8, 3)
+    other.load_state_dict(json.loads(json.dumps(resumed.state_dict())))
+    assert [other.observe(x) for x in (3.0, 2.0, 1.5)] == [resumed.observe(x) for x in (3.0, 2.0, 1.5)]

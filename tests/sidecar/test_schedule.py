@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from sidecar.schedule import Schedule, permute, replay, shuffle
 from sidecar.units import make_units
 
 UNITS = {"decay": make_units((f"{i}.{k}", k, i, 4) for i in range(4) for k in ("down", "gate"))}
-VALUES = {"decay": {f"{i}.{k}": 10.0 * i + (k == "gate") for i in range(4) for k in ("down", "gate")}}
+VALUES = {"decay": {f"{i}.{k}": 10.0 * (i + 1) + (k == "gate") for i in range(4) for k in ("down", "gate")}}
 
 
 def decision(step: int, values: Any = VALUES) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def test_permute_moves_every_layer_and_keeps_kinds_alike() -> None:
         assert sorted(got["decay"].values()) == sorted(VALUES["decay"].values())
         for layer in range(4):
             source = got["decay"][f"{layer}.down"]
-            assert source != 10.0 * layer
+            assert source != 10.0 * (layer + 1)
             assert got["decay"][f"{layer}.gate"] == source + 1
     assert len({tuple(permute(VALUES, UNITS, seed, 0)["decay"].values()) for seed in range(20)}) > 3
 
@@ -41,14 +42,30 @@ def test_shuffle_deals_the_values_afresh_at_every_decision() -> None:
     assert max(mean) - min(mean) < 15  # of 31: no unit keeps the large ones
 
 
+@pytest.mark.parametrize("mode", ["permute", "random"])
+def test_exchanging_values_between_units_of_unlike_size_keeps_the_amount(mode: str) -> None:
+    rows = ((f"{i}.{k}", k, i, 4 * (i + 1) * (3 if k == "gate" else 1)) for i in range(4) for k in ("down", "gate"))
+    units = {"decay": make_units(rows)}
+    sizes = {unit.name: unit.size for unit in units["decay"]}
+    for step in range(5):
+        _, played = Schedule([decision(step)], units, mode, seed=1).at(step)  # type: ignore[misc]
+        assert played["decay"] != VALUES["decay"]
+        amounts = [sum(sizes[name] * m for name, m in values["decay"].items()) for values in (VALUES, played)]
+        assert amounts[1] == pytest.approx(amounts[0], rel=1e-9)
+
+
 def test_the_last_decision_at_or_before_a_step_is_in_force() -> None:
-    schedule = Schedule([decision(25), decision(0), decision(50)], UNITS)
-    assert [schedule.at(step)["step"] for step in (0, 24, 25, 49, 50, 999)] == [0, 0, 25, 25, 50, 50]  # type: ignore[index]
-    assert Schedule([decision(25)], UNITS).at(24) is None
+    schedule = Schedule([decision(25), decision(0), decision(50)], UNITS, "replay", 0)
+    assert [schedule.at(step)[0] for step in (0, 24, 25, 49, 50, 999)] == [0, 0, 25, 25, 50, 50]  # type: ignore[index]
+    assert schedule.at(0) == (0, VALUES)
+    assert Schedule([decision(25)], UNITS, "replay", 0).at(24) is None
 
 
-def test_schedules_of_other_units_or_of_none_are_refused() -> None:
+def test_schedules_that_cannot_be_played_are_refused() -> None:
     with pytest.raises(ValueError, match="holds no decision"):
-        Schedule([], UNITS)
+        Schedule([], UNITS, "replay", 0)
     with pytest.raises(ValueError, match="at step 3 no value for every unit of channel 'decay'"):
-        Schedule([decision(3, {"decay": {"0.down": 1.0}})], UNITS)
+        Schedule([decision(3, {"decay": {"0.down": 1.0}})], UNITS, "replay", 0)
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"schedule has \S+ for 0.gate at step 3, which is no multiplier"):
+            Schedule([decision(3, {"decay": VALUES["decay"] | {"0.gate": bad}})], UNITS, "replay", 0)

@@ -52,7 +52,7 @@ def heldout_of(model: nn.Module) -> Callable[[int], Tensor]:
 
 def make(model: nn.Module | None = None, heldout: Callable[[int], Any] | None = None, **settings: Any) -> Sidecar:
     model = Model() if model is None else model
-    defaults = {"lr": 1e-2, "weight_decay": 0.5, "seed": 0, "interval": 5}
+    defaults = {"lr": 1e-2, "weight_decay": 0.5, "seed": 0, "interval": 5, "warmup": 0}
     return Sidecar(model, heldout or heldout_of(model), **defaults | settings)
 
 
@@ -64,6 +64,8 @@ class Loop:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2)
         if "momentum_alignment" in settings.get("features", ()):
             settings["optimizer"] = self.optimizer
+        if "progress" in settings.get("features", ()):
+            settings |= {"steps": 31, "warmup": 2}
         self.sidecar = make(self.model, heldout, **settings)
         self.step = 0
         self.decided: list[Any] = []
@@ -92,14 +94,14 @@ SETTINGS: list[dict[str, Any]] = [
     {"mode": "learn", "credit": "factored"},
     {"mode": "learn", "credit": "factored", "unexplained": 1.0, "mean_matched": True, "share": "kind"},
     {"mode": "learn", "credit": "joint", "channels": ALL, "policy": "mlp", "features": ("depth", "kind", "progress")},
-    {"mode": "learn", "channels": ALL, "features": ("unit", "log_norm", "momentum_alignment", "cv"), "fresh": True},
+    {"mode": "learn", "channels": ALL, "features": ("unit", "log_norm", "momentum_alignment", "row_cv"), "fresh": True},
     {"mode": "random"},
     {"mode": "fixed"},
 ]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("cut", [0, 1, 9, 14])
+@pytest.mark.parametrize("cut", [0, 1, 5, 9, 10, 14])
 def test_resume_is_bitwise(settings: dict[str, Any], cut: int) -> None:
     whole = Loop(**settings).run(31)
     first = Loop(**settings).run(cut)
@@ -107,7 +109,7 @@ def test_resume_is_bitwise(settings: dict[str, Any], cut: int) -> None:
     second = Loop(**settings)
     second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
-    second.sidecar.load_state_dict(saved)
+    second.sidecar.load_state_dict(saved, copy.deepcopy(first.sidecar.tensors()))
     second.step = cut
     assert second.sidecar.record() == first.sidecar.record()
     second.run(31 - cut)
@@ -166,7 +168,7 @@ def test_a_schedule_goes_on_after_a_restart(cut: int) -> None:
     second = Loop(mode="replay", schedule=learned.decided)
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.sidecar.load_state_dict(json.loads(json.dumps(first.sidecar.state_dict())))
+    second.sidecar.load_state_dict(json.loads(json.dumps(first.sidecar.state_dict())), first.sidecar.tensors())
     second.step = cut
     assert equal(second.run(30 - cut).weights(), learned.weights())
 
@@ -182,10 +184,10 @@ def test_a_proposal_is_held_for_its_interval_and_judged_on_the_batches_it_began_
     sidecar = make(model, heldout, fresh=True, credit="joint")
     decided = [step for step in range(12) if sidecar.before_step(step)]
     assert decided == [0, 5, 10]
-    assert asked == [0, 1, 1, 2, 2, 3]
+    assert asked == [0, 0, 1, 1, 2]
     record = sidecar.record()
-    assert record["reward"] == pytest.approx(0.1)
-    assert (record["evaluations"], record["backwards"]) == (6, 0)
+    assert record["reward"] == pytest.approx(0.1, rel=1e-5)
+    assert (record["evaluations"], record["backwards"]) == (5, 0)
 
 
 def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> None:
@@ -193,7 +195,7 @@ def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> 
     loop.sidecar.before_step(0)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
     loop.run(26)
-    assert (loop.sidecar.evaluations, loop.sidecar.backwards) == (6, 6)
+    assert (loop.sidecar.evaluations, loop.sidecar.backwards) == (6, 5)
 
 
 def test_parts_of_a_loss_count_like_their_sum() -> None:
@@ -239,6 +241,50 @@ def test_mean_matched_moves_decay_but_not_its_amount() -> None:
     for decision in Loop(mean_matched=True, sigma=1.0, policy_lr=1.0).run(50).decided:
         assert decision["summary"]["decay"]["mean"] == pytest.approx(1, rel=1e-9)
         assert len(set(decision["values"]["decay"].values())) > 1
+
+
+@pytest.mark.parametrize("credit", ["joint", "factored"])
+def test_nothing_is_proposed_where_no_step_follows_nor_learned_before_the_warm_up_is_over(credit: str) -> None:
+    loop = Loop(steps=20, warmup=2, credit=credit).run(20)
+    assert not loop.sidecar.before_step(20)
+    assert [decision["step"] for decision in loop.decided] == [0, 5, 10, 15]
+    assert [decision["reward"] is None for decision in loop.decided] == [True, True, True, False]
+    assert len({json.dumps(decision["values"]) for decision in loop.decided}) == 2
+
+
+def test_channels_act_in_one_order_however_they_are_listed() -> None:
+    """Decay is no part of what lr_scale scales."""
+    schedule = [{"step": 0, "values": Loop(channels=ALL).run(1).sidecar.record()["values"]}]
+    runs = [
+        Loop(channels=channels, mode="replay", schedule=schedule).run(5).weights()
+        for channels in (("decay", "lr_scale"), ("lr_scale", "decay"))
+    ]
+    assert equal(*runs)
+
+
+def test_what_is_not_trained_does_not_decay() -> None:
+    loop = Loop()
+    loop.model.head.weight.requires_grad_(False)
+    loop.sidecar = make(loop.model)
+    before = loop.model.head.weight.clone()
+    loop.run(20)
+    assert torch.equal(loop.model.head.weight, before)
+
+
+def test_a_closed_sidecar_leaves_the_model_as_it_was() -> None:
+    model = Model()
+    plain = model(X)
+    sidecar = make(model, channels=["residual_gain"])
+    sidecar.before_step(0)
+    assert not torch.equal(model(X), plain)
+    sidecar.close()
+    assert torch.equal(model(X), plain)
+
+
+def test_kinds_of_several_stacks_are_told_apart() -> None:
+    model = nn.ModuleDict({"encoder": Model(2), "decoder": Model(2)})
+    units = make(model, heldout_of(model)).channels["decay"].units
+    assert len({(unit.kind, unit.layer) for unit in units}) == len(units) == 8
 
 
 @pytest.mark.parametrize(("share", "distinct"), [("none", 6), ("kind", 2), ("layer", 3), ("all", 1)])
@@ -288,7 +334,7 @@ def boom(loss: Tensor) -> Tensor:
 )
 def test_an_evaluation_that_fails_keeps_the_last_good_values(how: Any, says: str, credit: str) -> None:
     model = Model()
-    sidecar = make(model, fail_at(model, 3, how), interval=1, credit=credit)
+    sidecar = make(model, fail_at(model, 2, how), interval=1, credit=credit)
     for step in range(3):
         sidecar.before_step(step)
     values, policy = sidecar.multipliers("decay"), sidecar.policies["decay"].state_dict()
@@ -305,7 +351,7 @@ def test_an_evaluation_that_fails_keeps_the_last_good_values(how: Any, says: str
 
 
 def test_one_warning_however_often_it_fails() -> None:
-    loop = Loop(lambda interval: torch.tensor(math.nan), interval=1)
+    loop = Loop(lambda interval: torch.tensor(math.nan), interval=1, credit="joint")
     with pytest.warns(RuntimeWarning) as caught:
         loop.run(10)
     assert len(caught) == 1
@@ -322,6 +368,7 @@ def vanish(model: Model) -> None:
 @pytest.mark.parametrize("channels", [("decay",), ("lr_scale",), ("residual_gain",), ALL])
 def test_a_channel_whose_tensors_vanish_keeps_its_values_and_training_goes_on(channels: tuple[str, ...]) -> None:
     loop = Loop(channels=channels).run(12)
+    held = {name: loop.sidecar.multipliers(name) for name in channels}
     vanish(loop.model)
     for layer in loop.model.layers:  # a user who pruned attention trains the rest
         layer.forward = lambda x, layer=layer: x + layer.mlp.down_proj(x).tanh()
@@ -330,14 +377,15 @@ def test_a_channel_whose_tensors_vanish_keeps_its_values_and_training_goes_on(ch
         warnings.simplefilter("always")
         loop.run(20)
     assert len([w for w in caught if w.category is RuntimeWarning]) == 1
-    record = loop.sidecar.record()
-    json.dumps(record, allow_nan=False)
-    for name in channels:
-        assert all(math.isfinite(m) for m in record["values"][name].values())
+    json.dumps(loop.sidecar.record(), allow_nan=False)
+    assert {name: loop.sidecar.multipliers(name) for name in channels} == held
     assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
 
 
 # --- refusals ---
+
+
+PLAYED = [{"step": 0, "values": {"decay": {unit.name: 50.0 for unit in make().channels["decay"].units}}}]
 
 
 @pytest.mark.parametrize(
@@ -365,6 +413,11 @@ def test_a_channel_whose_tensors_vanish_keeps_its_values_and_training_goes_on(ch
         ({"mode": "permute"}, "needs a schedule"),
         ({"mode": "learn", "schedule": []}, "no use for a schedule"),
         ({"mode": "replay", "schedule": []}, "holds no decision"),
+        ({"mode": "replay", "schedule": PLAYED}, r"'decay' may take 0\.25 of a weight"),
+        ({"features": ("progress",)}, "feature 'progress' would always be 0: say steps"),
+        ({"features": ("momentum_alignment",)}, "say optimizer"),
+        ({"optimizer": torch.optim.AdamW(Model().parameters())}, r"decays weights by 0\.01 of its own"),
+        ({"warmup": -1}, "warmup=-1 must be 0 or more"),
         ({"channels": ["lr_scale"], "bounds": {"lr_scale": (0.5, 3.0)}}, "'lr_scale' may reach"),
         ({"channels": ["lr_scale"], "eps": 0.0}, "stuck"),
         ({"channels": ["residual_gain"], "bounds": {"residual_gain": (0.5, 3.0)}}, "'residual_gain' may multiply"),
@@ -391,8 +444,10 @@ def test_fixed_mode_is_checked_against_its_own_multiplier() -> None:
 def test_state_of_another_model_or_other_channels_is_refused() -> None:
     state = Loop().run(6).sidecar.state_dict()
     with pytest.raises(ValueError, match="other parameters"):
-        make(Model(4)).load_state_dict(state)
+        make(Model(4)).load_state_dict(state, {})
     with pytest.raises(ValueError, match=r"has channels \['decay'\] and this one \['lr_scale'\]"):
-        make(channels=["lr_scale"]).load_state_dict(state)
+        make(channels=["lr_scale"]).load_state_dict(state, {})
+    with pytest.raises(ValueError, match=r"has credit 'factored' and this one 'joint'"):
+        make(credit="joint").load_state_dict(state, {})
     with pytest.raises(ValueError, match=r"7 parameters and this model's has 8"):
-        make(features=("unit", "depth")).load_state_dict(state)
+        make(features=("unit", "depth")).load_state_dict(state, {})
