@@ -28,7 +28,7 @@ def refuse_another(experiment: Experiment) -> None:
     for key, now in _asked(experiment).items():
         if recorded and recorded[key] != now:
             raise UserError(
-                f"{experiment.directory} holds another experiment ({key} was {recorded[key]} and is {now}): "
+                f"{experiment.directory} holds another experiment ({_changes(key, recorded[key], now)}): "
                 "choose another name with name=..., or restore the old values."
             )
     for cell in experiment.cells:
@@ -72,6 +72,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(recorded, dict) or not {"arms", "declared", "seeds", "code"} <= recorded.keys():
         raise UserError(f"{path} does not describe an experiment: restore it, or choose another name.")
     return recorded
+
+
+def _changes(key: str, was: Any, now: Any) -> str:
+    """Both values, of a mapping those of the entries that differ."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return f"{key} was {was} and is {now}"
+    differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    said = {name: f"was {was.get(name)} and is {now.get(name)}" for name in differing}
+    said |= {name: "is new" for name in now if name not in was} | {name: "is gone" for name in was if name not in now}
+    return ", ".join(f"{key}.{name} {what}" for name, what in said.items())
 
 
 def _asked(experiment: Experiment) -> dict[str, Any]:

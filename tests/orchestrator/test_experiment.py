@@ -126,8 +126,10 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
 def test_arms_and_declared_keys_are_part_of_what_a_name_stands_for(tmp_path: Path) -> None:
     root = f"root={tmp_path}"
     open_directory(build(*_arms("{a: [], b: ['width=ramp']}"), root))
-    with pytest.raises(UserError, match=r"holds another experiment \(arms was"):
+    with pytest.raises(UserError, match=r"holds another experiment \(arms.c is new\)"):
         open_directory(build(*_arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), root))
+    with pytest.raises(UserError, match=r"\(arms.b was \['width=ramp'\] and is \['width=x_shape'\]\)"):
+        open_directory(build(*_arms("{a: [], b: ['width=x_shape']}"), root))
     with pytest.raises(UserError, match=r"holds another experiment \(declared was"):
         open_directory(build(*_arms("{a: [], b: ['width=ramp']}", "[width,optim.lr]"), root))
 
