@@ -40,13 +40,17 @@ class Sidecar:
     intervals differ in theirs, say `fresh=True`. It must leave no trace in the training: no dropout.
 
     `lr`, `weight_decay`, `eps`, `beta2`, `lr_max`: the highest of the run, which the channels' bounds are checked
-    against. `channels`: names in `CHANNELS`. `interval`: steps a proposal is held. `steps`: length of the run,
-    for the feature `progress`. `optimizer`: for features that read Adam's moments.
+    against. `channels`: names in `CHANNELS`. `interval`: steps a proposal is held. `steps`: length of the run, at
+    whose end nothing more is proposed, and for the feature `progress`. `optimizer`: for features that read Adam's
+    moments, and to refuse one that decays weights itself.
 
     `mode`: `learn`; `replay` a `schedule` (decisions as `record` gives them); `permute` its layers; `random`:
     its values dealt to the units at random, or without a schedule draws of the untrained policy; `fixed`:
     every multiplier is 1. `share`: units that hold one multiplier together (`none`, `kind`, `layer`, `all`); of
-    a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`, with `unexplained` for `factored`.
+    a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`; `factored` takes every unit's slope from
+    a held-out backward pass, and REINFORCE for `unexplained` of what the slopes leave over; with 0 no reward enters.
+    `warmup`: intervals at the start that are not judged; `baseline_decay`: memory of the averages that later ones are
+    judged against. `policy_lr`: share of σ by which a mean moves for a step of size one; `entropy`: its bonus.
     `features`, `policy`: what the policy's mean depends on, and how. `sigma`: initial standard deviation of the
     log-multipliers. `bounds`: channel → (least, largest multiplier). `mean_matched`: the parameter-weighted
     mean multiplier of each channel is 1.

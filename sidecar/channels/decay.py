@@ -1,0 +1,84 @@
+"""Weight decay, one rate for each matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
+from sidecar.units import make_units, place_of
+
+DECAY_LIMIT = 0.1  # largest share of a weight that one step may take away
+
+
+class DecayChannel(Channel):
+    """Decoupled weight decay of each weight matrix: `w ← (1 − lr·λ·m)·w`, before the optimizer's step.
+
+    Every trained parameter of two or more dimensions decays. Units are the matrices of numbered layers; embeddings and
+    heads keep m = 1. One foreach call per step, two where the slope is followed.
+
+    The slope's trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: what the weight would have gained since the last `set` had
+    ln m been less by one unit, as far as the loss's curvature leaves it there. The weight at the end alone would not
+    do: behind a norm its own scale changes nothing, but that of its older part against its newer part does.
+    """
+
+    name = "decay"
+    bounds = (0.1, 10.0)
+
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
+        self.weight_decay = arithmetic.weight_decay
+        decayed = [(name, param) for name, param in model.named_parameters() if param.ndim >= 2 and param.requires_grad]
+        units = [(n, p, place) for n, p in decayed if p.ndim == 2 and (place := place_of(n))]
+        self.units = make_units((name, place[2], place[1], param.numel()) for name, param, place in units)
+        self._params: list[Tensor] = [param for _, param, _ in units]
+        governed = {name for name, _, _ in units}
+        self._others: list[Tensor] = [param for name, param in decayed if name not in governed]
+        self._multipliers = [1.0] * len(self.units)
+        self._traces: list[Tensor] = []  # per unit, shaped like its parameter
+
+    def check(self, largest: float, arithmetic: Arithmetic) -> None:
+        share = arithmetic.lr * arithmetic.weight_decay * largest
+        if not share < DECAY_LIMIT:
+            raise ValueError(
+                f"sidecar channel 'decay' may take {share:.3g} of a weight per step (lr·λ·m = {arithmetic.lr:g} · "
+                f"{arithmetic.weight_decay:g} · {largest:.4g}) and its bound is {DECAY_LIMIT}: lower the upper end of "
+                "bounds.decay, weight_decay or lr."
+            )
+
+    def set(self, multipliers: Sequence[float]) -> None:
+        self._multipliers = list(multipliers)
+        for trace in self._traces:
+            trace.zero_()
+
+    def tensors(self) -> list[Tensor]:
+        return self._params
+
+    def follow(self) -> None:
+        self._traces = [torch.zeros_like(param) for param in self._params]
+
+    def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        return inner_products(gradients, self._traces)
+
+    def memory(self) -> dict[str, Tensor]:
+        return {unit.name: trace for unit, trace in zip(self.units, self._traces, strict=False)}
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        for unit, trace in zip(self.units, self._traces, strict=False):
+            trace.copy_(memory[unit.name])
+
+    def weights(self) -> list[list[str]]:
+        return [[unit.name] for unit in self.units]
+
+    @torch.no_grad()
+    def before_update(self, lr: float) -> None:
+        shrink = lr * self.weight_decay
+        if self._traces and shrink:
+            rows = zip(self._traces, self._params, self._multipliers, strict=True)
+            if whole := [(trace, w, shrink * m) for trace, w, m in rows if alike(trace, w)]:
+                torch._foreach_lerp_(*map(list, zip(*whole, strict=True)))
+        factors = [1 - shrink * m for m in self._multipliers] + [1 - shrink] * len(self._others)
+        alive = [(t, f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
+        if alive and shrink:
+            torch._foreach_mul_([t for t, _ in alive], [f for _, f in alive])
