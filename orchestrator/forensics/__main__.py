@@ -14,7 +14,14 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.errors import UserError
-from orchestrator.forensics.export import PICTURES, refuse_unwritable, write_csv, write_figure, write_json
+from orchestrator.forensics.export import (
+    PICTURES,
+    refuse_foreign,
+    refuse_unwritable,
+    write_csv,
+    write_figure,
+    write_json,
+)
 from orchestrator.forensics.layout import printable
 
 if TYPE_CHECKING:
@@ -30,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         refuse_unwritable(options.json)
         refuse_unwritable(options.csv)
         refuse_unwritable(options.figure, PICTURES)
+        for target in (options.json, options.csv):
+            refuse_foreign(target)
         view = _read(options)
         if options.json is not None:
             write_json(view.document, options.json)

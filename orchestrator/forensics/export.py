@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  # what matplotlib writes by itself
 
+LARGEST = 2**30  # bytes; an earlier result has some thousands per layer
+
 Row = Mapping[str, Any]  # column → value; None is an empty cell
 
 
@@ -32,6 +34,23 @@ def refuse_unwritable(target: Path | None, suffixes: Sequence[str] = ()) -> None
         raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise UserError(f"{target} cannot be written: you may not write there; name another place.")
+
+
+def refuse_foreign(target: Path | None) -> None:
+    """Raise `UserError` where writing `target` would destroy a file that is no earlier result, such as weights."""
+    if (
+        target is None
+        or not target.is_file()
+        or target.stat().st_size == 0
+        or target.suffix.lower() in (".csv", *PICTURES)
+    ):
+        return
+    try:
+        ours = target.stat().st_size < LARGEST and "schema" in json.loads(target.read_bytes())
+    except (ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{target} is there and no earlier result: name another file, or remove it first.")
 
 
 def write_json(document: Row, path: Path) -> None:

@@ -15,6 +15,7 @@ from orchestrator.errors import UserError
 from orchestrator.forensics import analyze
 from orchestrator.forensics.export import (
     PICTURES,
+    refuse_foreign,
     refuse_unwritable,
     rows_of,
     write_csv,
@@ -91,3 +92,15 @@ def test_a_full_disk_is_one_sentence() -> None:
     for write in (lambda: write_json({"a": 1}, full), lambda: write_csv([{"a": 1}], full)):
         with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left on device\): name another"):
             write()
+
+
+def test_what_is_no_earlier_result_is_not_written_over(checkpoint: Callable[..., Any], tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    write_json(analyze(checkpoint().write(), resamples=2), result)
+    for allowed in (result, tmp_path / "new.json", None):
+        refuse_foreign(allowed)
+    for name, content in (("model.safetensors", b"\x08" + b"\0" * 9), ("config.json", b'{"hidden_size": 4}')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name} is there and no earlier result: name another file"):
+            refuse_foreign(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == content
