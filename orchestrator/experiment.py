@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
@@ -101,6 +103,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     seeds = base.seeds or [base.seed]
     if base.arms:
         _refuse_idle_overrides(overrides, base.arms)
+    check_contrasts(base.contrasts, arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
     cells = []
@@ -120,6 +123,33 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
     _refuse_undeclared_differences(experiment)
     return experiment
+
+
+def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
+    """Raise `UserError` unless every contrast weighs at least two of `arms`, with weights that sum to 0."""
+    for name, weights in contrasts.items():
+        if not isinstance(weights, dict) or len(weights) < 2:
+            raise UserError(f"contrasts: '{name}' is {weights}, which compares nothing: weigh at least two arms.")
+        for arm, weight in weights.items():
+            if arm not in arms:
+                raise UserError(
+                    f"contrasts: '{name}' weighs '{arm}', which is no arm{nearest(str(arm), arms)}: "
+                    f"use those of the experiment, {', '.join(arms)}."
+                )
+            if not _is_number(weight) or weight == 0:
+                raise UserError(
+                    f"contrasts: '{name}' gives arm '{arm}' the weight {weight}, which says nothing: "
+                    "give it a finite number other than 0, or leave the arm out."
+                )
+        if abs(total := math.fsum(weights.values())) > 1e-9 * max(map(abs, weights.values())):
+            raise UserError(
+                f"contrasts: the weights of '{name}' sum to {total:g}, so it would measure the loss itself: "
+                "make them sum to 0, as in {learned: 1, global: -1}."
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:

@@ -80,6 +80,8 @@ def show(experiment: Experiment, console: Console) -> None:
             f"{escape(plan.arm)} against {escape(plans[0].arm)}: parameters {plan.params / plans[0].params - 1:+.2%}, "
             f"FLOPs {plan.flops / plans[0].flops - 1:+.2%}"
         )
+    if experiment.config.contrasts:
+        console.print(f"[dim]contrasts, tested in this order[/]  {escape(' · '.join(experiment.config.contrasts))}")
     console.print()
     rate = _measured_rate(plans[0].spec, next(iter(experiment.arms.values())))
     cells = [next(p for p in plans if p.arm == cell.config.arm) for cell in experiment.cells]

@@ -276,6 +276,7 @@ class Config:
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
     seeds: list[int] = field(default_factory=list)
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}; tested in this order
     arm: str = "main"
     seed: int = 0
     root: str = "outputs"
@@ -295,8 +296,8 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 # Keys that say how a cell is run, not what it computes: they may change between an experiment's runs.
 OPERATIONAL = (
-    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "name",
-    "data.cache_dir", "train.keep_checkpoints", "forensics.where",
+    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
+    "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
 )  # fmt: skip
 
 # What types cannot say of single values; `validate` adds what concerns several.

@@ -139,3 +139,48 @@ def test_a_cells_config_is_enough_to_rebuild_it(tmp_path: Path) -> None:
     open_directory(experiment)
     for cell in experiment.cells:
         assert schema.load(cell.directory / "config.yaml") == cell.config
+
+
+CONTRAST = "++contrasts={b over a: {b: 1, a: -1}, sum: {a: 0.5, b: 0.5, c: -1.0}}"
+
+
+def test_contrasts_are_recorded_in_their_order_and_may_be_added_later(tmp_path: Path) -> None:
+    arms, path = _arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), tmp_path / "x/experiment.yaml"
+    open_directory(build(*arms, f"root={tmp_path}"))
+    assert yaml.safe_load(path.read_text())["contrasts"] == {}
+    open_directory(build(*arms, CONTRAST, f"root={tmp_path}"))
+    assert list(yaml.safe_load(path.read_text())["contrasts"].items()) == [
+        ("b over a", {"b": 1, "a": -1}), ("sum", {"a": 0.5, "b": 0.5, "c": -1.0}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ("{a: 1, d: -1}", r"'x' weighs 'd', which is no arm: use those of the experiment, a, b_long\."),
+        ("{a: 1, b_lng: -1}", r"no arm \(did you mean 'b_long'\?\)"),
+        ("{a: 1}", r"'x' is \{'a': 1\}, which compares nothing: weigh at least two arms"),
+        ("{}", "compares nothing"),
+        ("{a: 1, b_long: 1}", r"the weights of 'x' sum to 2, so it would measure the loss itself"),
+        ("{a: 0, b_long: 0}", r"gives arm 'a' the weight 0, which says nothing"),
+        ("{a: inf, b_long: -1}", "the weight inf"),
+        ("{a: nan, b_long: -1}", "the weight nan"),
+        ("{a: true, b_long: -1}", "the weight True"),
+        ("{a: one, b_long: -1}", "the weight one"),
+    ],
+)
+def test_contrasts_that_say_nothing_are_refused(weights: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        build(*_arms("{a: [], b_long: ['width=ramp']}"), f"++contrasts.x={weights}")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_contrasts_of_the_experiments_that_are_here() -> None:
+    controls = build("+experiment=decay_controls").config.contrasts
+    assert [next(arm for arm in weights if arm != "learned") for weights in controls.values()] == [
+        "global", "mean_matched", "random", "permuted", "shared", "by_kind", "averaged", "replayed",
+    ]  # fmt: skip
+    assert all(name.split(" - ") == list(weights) for name, weights in controls.items())
+    assert build("+experiment=width_x_decay").config.contrasts == {
+        "interaction": {"variable_learned": 1, "uniform_learned": -1, "variable": -1, "uniform": 1}
+    }
