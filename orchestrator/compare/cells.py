@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from orchestrator import ledger
+from orchestrator import ledger, schema
 from orchestrator.errors import UserError
 from orchestrator.manifest import Entry, Manifest
 
@@ -36,6 +37,15 @@ class CellResult:
     @property
     def label(self) -> str:
         return f"{self.arm}/seed={self.seed}"
+
+    @cached_property
+    def config(self) -> schema.Config:
+        """Its `config.yaml`, read once. Raises `UserError`, naming the file, where it cannot be read."""
+        path = self.path / "config.yaml"
+        try:
+            return schema.load(path)
+        except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
 
     @property
     def last_reading(self) -> dict[str, Any] | None:

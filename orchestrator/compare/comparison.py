@@ -13,7 +13,17 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.migration import agreement, roles_of
-from orchestrator.compare.pairs import BATCH_KEYS, HELDOUT_KEYS, LeftOut, Pair, domains_of, pair_losses, pair_up
+from orchestrator.compare.pairs import (
+    BATCH_KEYS,
+    HELDOUT_KEYS,
+    MEAN,
+    PRIMARY,
+    LeftOut,
+    Pair,
+    domains_of,
+    pair_losses,
+    pair_up,
+)
 from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 
@@ -44,6 +54,10 @@ class Comparison:
         """The arms that have at least one complete pair with the baseline."""
         return list(dict.fromkeys(pair.arm for pair in self.pairs))
 
+    def name_of(self, domain: str) -> str:
+        """The domain as it is printed: one that is alone by its own name, not as the mean that it is."""
+        return self.domains[0] if domain == MEAN and len(self.domains) == 1 else domain
+
     def cells_of(self, arm: str) -> list[CellResult]:
         """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
         cells = [cell for pair in self.pairs for cell in (pair.a, pair.b)] if self.pairs else self.experiment.cells
@@ -54,7 +68,7 @@ def compute(path: Path) -> Comparison:
     """Read `path` and compare its arms; writes nothing. Raises `UserError` as reading and pairing do."""
     experiment = read_experiment(path)
     pairs, left_out = pair_up(experiment)
-    domains = domains_of([cell for pair in pairs for cell in (pair.a, pair.b)] or experiment.cells)
+    domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     return Comparison(
         experiment=experiment,
@@ -71,7 +85,8 @@ def compute(path: Path) -> Comparison:
 def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
     values = [pair_losses(pair, domains) for pair in pairs if pair.arm == arm]
     keys = [key for key in values[0] if all(key in found for found in values)]
-    return compare_paired(arm, {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys})
+    samples = {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}
+    return compare_paired(arm, samples, PRIMARY)
 
 
 def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[str]:

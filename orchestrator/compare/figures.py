@@ -17,7 +17,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES, profile
 from orchestrator.compare.migration import STATES, state, transition_counts
 from orchestrator.compare.multipliers import Held, held
-from orchestrator.compare.pairs import MEAN, validation_curves
+from orchestrator.compare.pairs import shown, validation_curves
 from orchestrator.compare.palette import arm_colour, colour, letter
 from orchestrator.files import write_whole
 
@@ -137,14 +137,14 @@ def cv_by_layer(c: Comparison) -> go.Figure | None:
 
 def heldout_curves(c: Comparison) -> go.Figure | None:
     """Held-out loss over training per domain, and under it every other arm's difference from the baseline."""
-    domains = [MEAN, *c.domains]
+    domains = shown(c.domains)
     curves = {
         x.label: validation_curves(x, c.domains) for arm in c.experiment.arms for x in c.cells_of(arm) if x.ledger
     }
     if not any(curve for found in curves.values() for curve in found.values()):
         return None
     rows = 2 if c.pairs else 1
-    titles = [escape(domain) for domain in domains] + [""] * len(domains) * (rows - 1)
+    titles = [escape(c.name_of(domain)) for domain in domains] + [""] * len(domains) * (rows - 1)
     figure = _panels(rows, len(domains), 260, titles, "Held-out loss, and its difference from the baseline")
     for col, domain in enumerate(domains, start=1):
         for index, arm in enumerate(c.experiment.arms):

@@ -6,13 +6,13 @@ import numpy as np
 
 from orchestrator.compare.cells import CellResult
 from orchestrator.experiment import decoder_spec, sidecar_flops, training_flops
-from orchestrator.schema import Config
 
 EQUAL_WITHIN = 0.005  # of each other, as close as two widths are matched (SCIENCE §7)
 
 
-def spent(cell: CellResult, config: Config) -> dict[int, float]:
+def spent(cell: CellResult) -> dict[int, float]:
     """Step → floating-point operations up to it: forward and backward, and the sidecar's held-out passes."""
+    config = cell.config
     spec, total = decoder_spec(config), {}
     per_step = training_flops(config, spec) / config.train.steps
     beside = 0.0
@@ -23,19 +23,16 @@ def spent(cell: CellResult, config: Config) -> dict[int, float]:
     return total
 
 
-def at_equal_flops(
-    a: tuple[dict[int, float], list[tuple[int, float]]], b: tuple[dict[int, float], list[tuple[int, float]]]
-) -> tuple[float, float] | None:
-    """Both losses where the cheaper of two runs ends, from (FLOPs by step, validation curve) of each.
+def at_equal_flops(*runs: tuple[dict[int, float], list[tuple[int, float]]]) -> tuple[float, ...] | None:
+    """The losses of several runs where the cheapest ends, from (FLOPs by step, validation curve) of each.
 
-    The dearer run's loss is interpolated between its evaluations, before its schedule has run out: it is judged
+    A dearer run's loss is interpolated between its evaluations, before its schedule has run out: it is judged
     early. None where the runs cost the same.
     """
-    ends = [flops[curve[-1][0]] for flops, curve in (a, b)]
-    if abs(ends[1] - ends[0]) <= EQUAL_WITHIN * min(ends):
+    ends = [flops[curve[-1][0]] for flops, curve in runs]
+    if max(ends) - min(ends) <= EQUAL_WITHIN * min(ends):
         return None
-    x, y = (
+    return tuple(
         float(np.interp(min(ends), [flops[step] for step, _ in curve], [loss for _, loss in curve]))
-        for flops, curve in (a, b)
+        for flops, curve in runs
     )
-    return x, y

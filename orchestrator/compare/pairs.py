@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import yaml
 
 from orchestrator import schema
-from orchestrator.compare.cells import CellResult, ExperimentResult, one_line
+from orchestrator.compare.cells import CellResult, ExperimentResult
 from orchestrator.compare.flops import at_equal_flops, spent
 from orchestrator.errors import UserError
 
@@ -19,6 +18,7 @@ BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide whi
 HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
 EQUAL_FLOPS = "validation_loss_at_equal_flops"  # where the runs of a pair cost differently
 MEAN = "mean"  # the domain that stands for all: their unweighted mean
+PRIMARY = ((METRICS[0], MEAN), (EQUAL_FLOPS, MEAN))  # tested in this order; everything else is secondary
 
 
 @dataclass(frozen=True)
@@ -92,29 +92,19 @@ def check_batches(pair: Pair) -> None:
 
 def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
     """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
-    configurations = configuration(a), configuration(b)
     ignored = (*schema.OPERATIONAL, "arm")
-    undeclared = schema.differences(*configurations, ignore=(*ignored, *declared))
+    undeclared = schema.differences(a.config, b.config, ignore=(*ignored, *declared))
     if undeclared:
         listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())
         raise UserError(
             f"{a.label} and {b.label} differ in {listing}, "
             "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
         )
-    return tuple(schema.differences(*configurations, ignore=ignored))
-
-
-def configuration(cell: CellResult) -> schema.Config:
-    """The cell's `config.yaml`. Raises `UserError`, naming the file, where it cannot be read."""
-    path = cell.path / "config.yaml"
-    try:
-        return schema.load(path)
-    except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
+    return tuple(schema.differences(a.config, b.config, ignore=ignored))
 
 
 def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]:
-    """(metric, domain) → nats/token of a finished cell, for each domain and their mean; empty without a domain."""
+    """(metric, domain) → nats/token of a finished cell, for the domains of `shown`; empty without a domain."""
     if not domains:
         return {}
     final = cell.ledger[-1]
@@ -124,7 +114,7 @@ def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]
         "validation_loss": {domain: curve[-1][1] for domain, curve in curves.items()},
         "best_validation_loss": {domain: min(loss for _, loss in curve) for domain, curve in curves.items()},
     }
-    return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in (MEAN, *domains)}
+    return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in shown(domains)}
 
 
 def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -133,11 +123,11 @@ def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[f
     found = {key: (a[key], b[key]) for key in a}
     if not domains:
         return found
-    flops = [spent(cell, configuration(cell)) for cell in (pair.a, pair.b)]
+    flops = [spent(cell) for cell in (pair.a, pair.b)]
     curves = [validation_curves(cell, domains) for cell in (pair.a, pair.b)]
-    for domain in (MEAN, *domains):
+    for domain in shown(domains):
         if both := at_equal_flops((flops[0], curves[0][domain]), (flops[1], curves[1][domain])):
-            found[EQUAL_FLOPS, domain] = both
+            found[EQUAL_FLOPS, domain] = (both[0], both[1])
     return found
 
 
@@ -151,6 +141,11 @@ def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tu
             if math.isfinite(loss):
                 curves[domain].append((record["step"], loss))
     return curves
+
+
+def shown(domains: list[str]) -> list[str]:
+    """What losses are told for: the mean and each domain; one alone is its own mean and told once, as the mean."""
+    return [MEAN, *domains] if len(domains) > 1 else [MEAN]
 
 
 def with_mean(by_domain: dict[str, float]) -> dict[str, float]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, losses
-from orchestrator.compare.statistics import mean_of_known
+from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
+from orchestrator.compare.statistics import ALPHA, mean_of_known, smallest_p
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
 MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above 1, either, below 1 in every seed
@@ -50,13 +50,15 @@ def paired_losses(c: Comparison, arm: str) -> Section:
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
             delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
-            rows.append([r.domain, number(r.a, 4), number(r.b, 4), *delta, number(r.p_holm, 3), r.verdict])
+            values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
+            rows.append([c.name_of(r.domain), *values, r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
+    corrected = "the first row is the primary outcome, the others share one Holm correction" + _hopeless(c, arm)
     return Section(
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
         ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
-        ["p: exact sign-flip; the first row is the primary outcome, the others share one Holm correction."],
+        [f"p: exact sign-flip{f'; {corrected}' if len(rows) > 1 else ''}."],
     )
 
 
@@ -68,13 +70,24 @@ def equal_cost(c: Comparison, arm: str) -> Section:
             for r in c.statistics:
                 if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
                     delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
-                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_holm, 3), r.verdict])
+                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
     return Section(
         f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
         ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
-        ["FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends."],
+        [
+            "FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends. "
+            "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
+            f"at equal steps by Holm{_hopeless(c, arm)}."
+        ],
     )
+
+
+def _hopeless(c: Comparison, arm: str) -> str:
+    """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
+    secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
+    least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
+    return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"
 
 
 def multipliers(c: Comparison, arm: str) -> list[Section]:
@@ -121,8 +134,8 @@ def cell_losses(c: Comparison) -> Section:
     for cell in c.experiment.cells:
         if cell.missing is None:
             values = losses(cell, c.domains)
-            rows.append([cell.label, *(number(values.get(("test_loss", d)), 4) for d in (MEAN, *c.domains))])
-    return Section("Test loss, nats/token", ["cell", MEAN, *c.domains], rows)
+            rows.append([cell.label, *(number(values.get((METRICS[0], d)), 4) for d in shown(c.domains))])
+    return Section("Test loss, nats/token", ["cell", *map(c.name_of, shown(c.domains))], rows)
 
 
 def layers(c: Comparison, arms: list[str]) -> Section:

@@ -39,7 +39,7 @@ class PairedResult:
     high: float | None
     method: str
     p: float | None  # exact two-sided sign-flip
-    p_holm: float | None
+    p_adjusted: float | None  # what the verdict goes by: as one of a fixed sequence, or by Holm
     correlation: float | None  # between the arms over the seeds
     verdict: str  # better · worse · equivalent · inconclusive
 
@@ -101,6 +101,20 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def in_sequence(p: Sequence[float | None]) -> list[float | None]:
+    """p values adjusted for being tested in the order given: the largest so far, and null from an unknown one on.
+
+    Each is tested at the full level, but only as long as all before it were significant; that keeps the error
+    of the whole sequence (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001).
+    """
+    adjusted: list[float | None] = []
+    largest: float | None = 0.0
+    for value in p:
+        largest = None if largest is None or value is None else max(largest, value)
+        adjusted.append(largest)
+    return adjusted
+
+
 def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     """Pearson's r; null under three pairs (any two points lie on a line) or where an arm does not vary."""
     if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
@@ -120,14 +134,20 @@ def verdict(delta: float, interval95: Interval, interval90: Interval, p: float |
     return "inconclusive"
 
 
-def compare_paired(arm: str, samples: dict[tuple[str, str], tuple[list[float], list[float]]]) -> list[PairedResult]:
+def compare_paired(
+    arm: str,
+    samples: dict[tuple[str, str], tuple[list[float], list[float]]],
+    primary: Sequence[tuple[str, str]],
+) -> list[PairedResult]:
     """One result per (metric, domain) of `samples`, which holds the values of arms a and b in seed order.
 
-    The first entry is the primary outcome, tested on its own; the p values of all others are adjusted together.
+    Those of `primary` are tested as a fixed sequence in that order; the p values of all others are adjusted together.
     """
     p = {key: sign_flip_p(np.subtract(b, a)) for key, (a, b) in samples.items()}
-    secondary = {key: value for key in list(samples)[1:] if (value := p[key]) is not None}
-    adjusted = p | dict(zip(secondary, holm(list(secondary.values())), strict=True))
+    first = [key for key in primary if key in samples]
+    secondary = {key: value for key, value in p.items() if key not in first and value is not None}
+    adjusted = p | dict(zip(first, in_sequence([p[key] for key in first]), strict=True))
+    adjusted |= zip(secondary, holm(list(secondary.values())), strict=True)
     results = []
     for key, (a, b) in samples.items():
         difference = np.subtract(b, a)  # [n]
@@ -136,7 +156,7 @@ def compare_paired(arm: str, samples: dict[tuple[str, str], tuple[list[float], l
         results.append(
             PairedResult(
                 *key, arm, len(a), a=baseline, b=float(np.mean(b)), delta=delta, low=wide.low, high=wide.high,
-                method=wide.method, p=p[key], p_holm=adjusted[key], correlation=correlation(a, b),
+                method=wide.method, p=p[key], p_adjusted=adjusted[key], correlation=correlation(a, b),
                 verdict=verdict(delta, wide, narrow, adjusted[key], baseline),
             )
         )  # fmt: skip

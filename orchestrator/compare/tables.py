@@ -67,7 +67,7 @@ def multiplier_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
 
 def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     """One row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
-    domains = domains_of([cell for pair in pairs for cell in (pair.a, pair.b)])
+    domains = domains_of(cells)
     rows = []
     for pair in pairs:
         for (metric, domain), (x, y) in pair_losses(pair, domains).items():

@@ -18,6 +18,7 @@ from rich.console import Console
 from orchestrator.compare import Comparison, compare, print_summary
 from orchestrator.compare.__main__ import main
 from orchestrator.compare.comparison import compute
+from orchestrator.compare.sections import sections
 from orchestrator.compare.tables import BUILDERS
 from orchestrator.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracker import log_comparison
@@ -120,6 +121,26 @@ def test_many_seeds_print_letters(experiment: Write) -> None:
     assert "P P P P P P" in text
     assert "better" in text
     assert "Student" not in text
+
+
+def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_ledger: Callable[..., None]) -> None:
+    root = experiment(seeds=range(6), sidecar=True)
+    for cell in root.glob("*/seed=*"):
+        edit_ledger(cell, lambda r: [x[split].pop("facts") for x in r for split in ("heldout", "test") if split in x])
+    c = compute(root)
+    assert [(r.metric, r.domain) for r in c.statistics] == [
+        ("test_loss", "mean"), ("validation_loss", "mean"), ("best_validation_loss", "mean"),
+        ("validation_loss_at_equal_flops", "mean"),
+    ]  # fmt: skip
+    assert set(c.tables["paired_eval"]["domain"]) == {"mean"}
+    test, equal = sections(c)[:2]
+    assert [row[0] for row in test.rows] == ["code"]
+    assert test.notes == ["p: exact sign-flip."]
+    steps, at_flops = (r for r in c.statistics if r.metric.startswith("validation_loss"))
+    assert (steps.p_adjusted, at_flops.p_adjusted) == (2 * 2 / 2**6, 2 / 2**6)
+    assert (equal.rows[0][-1], equal.rows[1][-1]) == ("inconclusive", "better")
+    assert "at equal steps by Holm (2 tests: none can give p under 0.062)" in equal.notes[0]
+    assert "mean" not in printed(c).split("Layers at")[0]
 
 
 def test_a_narrow_terminal_prints_letters(experiment: Write) -> None:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.flops import at_equal_flops, spent
-from orchestrator.compare.pairs import EQUAL_FLOPS, configuration
+from orchestrator.compare.pairs import EQUAL_FLOPS
 from orchestrator.compare.sections import sections
 from orchestrator.experiment import decoder_spec, training_flops
 
@@ -20,13 +20,13 @@ Set = Callable[[Path, str, object], None]
 
 def test_a_held_out_forward_costs_a_third_of_a_training_batch_and_a_backward_two(experiment: Write) -> None:
     cell = read_experiment(experiment(sidecar=True)).cell("variable", 0)
-    config = configuration(cell)
+    config = cell.config
     one_step = training_flops(config, decoder_spec(config)) / config.train.steps
-    flops = spent(cell, config)
+    flops = spent(cell)
     assert flops[0] == pytest.approx(one_step * (2 + 2) / 3)  # two forward passes and a backward, on a batch of rows
     assert flops[100] == pytest.approx(one_step * (100 + 3 * (2 + 2) / 3))
     plain = read_experiment(cell.path.parents[1]).cell("uniform", 0)
-    assert spent(plain, configuration(plain))[100] == pytest.approx(100 * one_step)
+    assert spent(plain)[100] == pytest.approx(100 * one_step)
 
 
 def test_the_dearer_run_is_read_where_the_cheaper_one_ends() -> None:
@@ -34,6 +34,7 @@ def test_the_dearer_run_is_read_where_the_cheaper_one_ends() -> None:
     cheap, dear = {0: 0.0, 50: 50.0, 100: 100.0}, {0: 0.0, 50: 100.0, 100: 200.0}
     assert at_equal_flops((cheap, curve), (dear, curve)) == (2.0, 3.0)
     assert at_equal_flops((dear, curve), (cheap, curve)) == (3.0, 2.0)
+    assert at_equal_flops((dear, curve), (cheap, curve), (dear, [(0, 4.0), (50, 1.0), (100, 0.0)])) == (3.0, 2.0, 1.0)
     assert at_equal_flops((cheap, curve), ({k: v * 1.004 for k, v in cheap.items()}, curve)) is None
 
 

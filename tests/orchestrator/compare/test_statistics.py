@@ -15,6 +15,7 @@ from orchestrator.compare.statistics import (
     compare_paired,
     correlation,
     holm,
+    in_sequence,
     interval,
     sign_flip_p,
     smallest_p,
@@ -108,27 +109,62 @@ def test_verdict(wide: tuple, narrow: tuple, p: float | None, expected: str) -> 
     assert verdict(delta, Interval(*wide, "m"), Interval(*narrow, "m"), p, baseline=3.0) == expected
 
 
-def test_only_the_primary_outcome_is_spared_the_correction() -> None:
-    rng = np.random.default_rng(0)
-    a = list(3.0 + 0.1 * rng.standard_normal(6))
-    b = [x - 0.5 - 0.01 * i for i, x in enumerate(a)]
-    primary, *others = compare_paired("b", {("test_loss", d): (a, b) for d in ("mean", "code", "facts", "math")})
-    assert primary.verdict == "better"
-    assert primary.p == primary.p_holm == pytest.approx(2 / 2**6)
+PRIMARY = (("test_loss", "mean"), ("at_flops", "mean"))
+
+
+def pairs_of(seed: int, effect: float) -> tuple[list[float], list[float]]:
+    a = list(3.0 + 0.1 * np.random.default_rng(seed).standard_normal(6))
+    return a, [x + effect * (1 + 0.01 * i) for i, x in enumerate(a)]
+
+
+def test_primary_outcomes_are_a_sequence_and_the_others_share_a_correction() -> None:
+    a, b = pairs_of(0, -0.5)
+    samples = {("test_loss", d): (a, b) for d in ("mean", "code", "facts", "math")} | {("at_flops", "mean"): (a, b)}
+    primary, *others, second = compare_paired("b", samples, PRIMARY)
+    assert primary.verdict == second.verdict == "better"
+    assert primary.p == primary.p_adjusted == second.p_adjusted == pytest.approx(2 / 2**6)
     assert primary.delta == pytest.approx(np.mean(b) - np.mean(a))
-    assert [o.p_holm for o in others] == pytest.approx([3 * 2 / 2**6] * 3)
+    assert [o.p_adjusted for o in others] == pytest.approx([3 * 2 / 2**6] * 3)
     assert {o.verdict for o in others} == {"inconclusive"}
+
+
+def test_the_second_outcome_is_not_judged_where_the_first_found_nothing() -> None:
+    a = [3.0, 3.1, 3.2, 3.05, 2.9, 3.3]
+    samples = {PRIMARY[0]: (a, [x + d for x, d in zip(a, (0.1, -0.1, 0.12, -0.09, 0.1, -0.11), strict=True)]),
+               PRIMARY[1]: (a, [x - 0.5 - 0.01 * i for i, x in enumerate(a)])}  # fmt: skip
+    first, second = compare_paired("b", samples, PRIMARY)
+    assert first.p is not None
+    assert first.p > 0.05
+    assert second.p == pytest.approx(2 / 2**6)
+    assert second.p_adjusted == first.p
+    assert second.verdict == "inconclusive"
+
+
+def test_a_sequence_ends_with_the_first_that_is_not_significant_or_unknown() -> None:
+    assert in_sequence([0.01, 0.03, 0.2, 0.01]) == [0.01, 0.03, 0.2, 0.2]
+    assert in_sequence([0.01, None, 0.01]) == [0.01, None, None]
+    assert in_sequence([]) == []
+
+
+def test_a_sequence_keeps_its_error() -> None:
+    """True nulls are called in at most 5 % of experiments wherever in the sequence they stand."""
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(2000):
+        nulls = rng.uniform(size=5)
+        wrong += any(p is not None and p <= 0.05 for p in in_sequence([0.001, *nulls])[1:])
+    assert wrong / 2000 < 0.065  # the nulls alone would be at 0.23
 
 
 def test_five_pairs_are_never_enough() -> None:
     a = [3.0, 3.1, 3.2, 3.05, 2.9]
     b = [x - 1.0 - 0.01 * i for i, x in enumerate(a)]
-    (found,) = compare_paired("b", {("test_loss", "mean"): (a, b)})
+    (found,) = compare_paired("b", {PRIMARY[0]: (a, b)}, PRIMARY)
     assert found.high is not None
     assert found.high < 0
     assert found.verdict == "inconclusive"
 
 
 def test_identical_arms_are_equivalent() -> None:
-    (found,) = compare_paired("b", {("test_loss", "mean"): ([3.0, 3.1, 3.2], [3.0, 3.1, 3.2])})
+    (found,) = compare_paired("b", {PRIMARY[0]: ([3.0, 3.1, 3.2], [3.0, 3.1, 3.2])}, PRIMARY)
     assert (found.delta, found.p, found.verdict) == (0.0, 1.0, "equivalent")
