@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -373,9 +373,7 @@ def load(path: Path) -> Config:
 
 def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
     """Dotted key → plain value, for comparing configurations."""
-    plain = (
-        config if isinstance(config, dict) else OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    )
+    plain = config if isinstance(config, dict) else asdict(config)
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -383,7 +381,7 @@ def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
             for key, value in node.items():
                 walk(f"{prefix}.{key}" if prefix else str(key), value)
         else:
-            flat[prefix] = node
+            flat[prefix] = node.value if isinstance(node, StrEnum) else node
 
     walk("", plain)
     return flat

@@ -12,6 +12,7 @@ import pandas as pd
 from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
+from orchestrator.compare.contrasts import Contrast, contrast_all
 from orchestrator.compare.migration import agreement, roles_of
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
@@ -38,6 +39,7 @@ class Comparison:
     domains: list[str]
     tables: dict[str, pd.DataFrame]
     statistics: list[PairedResult]
+    contrasts: list[Contrast]
     conservation: list[Conservation]
     notes: list[str]
 
@@ -70,12 +72,14 @@ def compute(path: Path) -> Comparison:
     pairs, left_out = pair_up(experiment)
     domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    contrasts = contrast_all(experiment, domains)
     return Comparison(
         experiment=experiment,
         pairs=pairs,
         left_out=left_out,
         domains=domains,
-        tables=tables.build(experiment.cells, pairs),
+        contrasts=contrasts,
+        tables=tables.build(experiment.cells, pairs, contrasts),
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
         notes=_notes(experiment, pairs, domains),

@@ -71,11 +71,16 @@ def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
             if reasons:
                 left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
                 continue
-            pair = Pair(a, b, declared_differences(a, b, experiment.declared))
-            if not pair.differing_in(BATCH_KEYS):
-                check_batches(pair)
-            pairs.append(pair)
+            pairs.append(pair_of(a, b, experiment.declared))
     return pairs, left_out
+
+
+def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
+    """Two complete cells as a pair. Raises `UserError` where they were not trained alike, as `pair_up` says."""
+    pair = Pair(a, b, declared_differences(a, b, declared))
+    if not pair.differing_in(BATCH_KEYS):
+        check_batches(pair)
+    return pair
 
 
 def check_batches(pair: Pair) -> None:

@@ -14,7 +14,8 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.migration import roles_of
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.palette import ROLES, colour, letter
-from orchestrator.compare.sections import Roles, Section, sections
+from orchestrator.compare.section import Roles, Section
+from orchestrator.compare.sections import sections
 from orchestrator.files import write_whole
 
 STYLE = """
@@ -49,6 +50,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "incomplete": [asdict(pair) for pair in c.left_out],
         "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
         "losses": [asdict(result) for result in c.statistics],
+        "contrasts": [asdict(result) for result in c.contrasts],
         "sidecar": {
             arm: {
                 channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}

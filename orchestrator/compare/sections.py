@@ -1,41 +1,27 @@
-"""The summary's tables as plain cells, drawn alike by the terminal and by the report."""
+"""The summary's tables in their order, and those on what happened inside."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
-from orchestrator.compare.statistics import ALPHA, mean_of_known, smallest_p
+from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
+from orchestrator.compare.section import Roles, Section, number, span
+from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
 MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above 1, either, below 1 in every seed
 WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
-
-
-@dataclass(frozen=True)
-class Roles:
-    """The roles of one layer, one per seed."""
-
-    roles: list[str]
-    words: bool
-
-
-@dataclass(frozen=True)
-class Section:
-    """A table with a title, and sentences under it."""
-
-    title: str
-    columns: list[str]
-    rows: list[list[str | Roles]]
-    notes: list[str] = field(default_factory=list)
+MANY_ARMS = 4  # beyond which a terminal shows one line per arm
 
 
 def sections(c: Comparison) -> list[Section]:
-    """Per other arm: losses, layers, budget. Without a complete pair: every cell's losses and layers."""
-    found = []
+    """What was asked across arms, then per other arm: losses, layers, budget.
+
+    Without a complete pair: every cell's losses and layers.
+    """
+    found = headlines(c)
     for arm in c.compared:
         found += [paired_losses(c, arm), equal_cost(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
         found += multipliers(c, arm)
@@ -44,50 +30,15 @@ def sections(c: Comparison) -> list[Section]:
     return [section for section in found if section.rows]
 
 
-def paired_losses(c: Comparison, arm: str) -> Section:
-    """The primary metric of every domain, with its interval and verdict."""
-    rows: list[list[str | Roles]] = []
-    for r in c.statistics:
-        if r.arm == arm and r.metric == METRICS[0]:
-            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
-            values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
-            rows.append([c.name_of(r.domain), *values, r.verdict])
-    n = sum(pair.arm == arm for pair in c.pairs)
-    corrected = "the first row is the primary outcome, the others share one Holm correction" + _hopeless(c, arm)
-    return Section(
-        f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
-        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
-        rows,
-        [f"p: exact sign-flip{f'; {corrected}' if len(rows) > 1 else ''}."],
-    )
+def headlines(c: Comparison) -> list[Section]:
+    """Across arms: one line for each, where there are many, and the contrasts."""
+    found = [arm_losses(c)] if many_arms(c) else []
+    return [section for section in [*found, contrasts(c)] if section.rows]
 
 
-def equal_cost(c: Comparison, arm: str) -> Section:
-    """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
-    rows: list[list[str | Roles]] = []
-    if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
-        for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
-            for r in c.statistics:
-                if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
-                    delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
-                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
-    return Section(
-        f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
-        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
-        rows,
-        [
-            "FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends. "
-            "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
-            f"at equal steps by Holm{_hopeless(c, arm)}."
-        ],
-    )
-
-
-def _hopeless(c: Comparison, arm: str) -> str:
-    """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
-    secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
-    least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
-    return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"
+def many_arms(c: Comparison) -> bool:
+    """Whether details of every arm would bury what was asked."""
+    return len(c.experiment.arms) > MANY_ARMS and bool(c.pairs)
 
 
 def multipliers(c: Comparison, arm: str) -> list[Section]:
@@ -126,16 +77,6 @@ def _flattening(c: Comparison, arm: str, layer: int) -> list[str]:
             counts.append((a.get("saturated_robust"), b.get("saturated_robust")))
     beside = " → ".join(number(mean_of_known(count[side] for count in counts), 0) for side in (0, 1))
     return [number(mean_of_known(ratios), 2), beside]
-
-
-def cell_losses(c: Comparison) -> Section:
-    """Newest known held-out losses of every cell that has any."""
-    rows: list[list[str | Roles]] = []
-    for cell in c.experiment.cells:
-        if cell.missing is None:
-            values = losses(cell, c.domains)
-            rows.append([cell.label, *(number(values.get((METRICS[0], d)), 4) for d in shown(c.domains))])
-    return Section("Test loss, nats/token", ["cell", *map(c.name_of, shown(c.domains))], rows)
 
 
 def layers(c: Comparison, arms: list[str]) -> Section:
@@ -211,19 +152,3 @@ def _saturated(seeds: list[dict[str, Any]]) -> str:
     count = mean_of_known(layer["measures"].get("saturated_robust") for layer in seeds)
     chance = mean_of_known(layer["measures"].get("saturated_robust_expected") for layer in seeds)
     return f"{number(count, 0)} ({number(chance, 0)})"
-
-
-def number(value: float | None, digits: int) -> str:
-    """Fixed-point, or a dash for what is not known."""
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def signed(value: float | None, digits: int) -> str:
-    """Fixed-point with its sign."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
-
-
-def span(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
-    """An interval as `low … high`."""
-    write = signed if plus else number
-    return "–" if low is None or high is None else f"{write(low, digits)} … {write(high, digits)}"

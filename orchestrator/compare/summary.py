@@ -10,28 +10,36 @@ from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.palette import ROLES, colour, letter
-from orchestrator.compare.sections import Roles, Section, sections
+from orchestrator.compare.section import Roles, Section
+from orchestrator.compare.sections import headlines, many_arms, sections
 
 VERDICTS = {
     "better": "bold green",
     "worse": "bold red",
+    "negative": "bold",
+    "positive": "bold",
     "equivalent": "cyan",
     "inconclusive": "yellow",
     "conserved": "cyan",
     "not conserved": "bold red",
     "no larger than chance": "yellow",
+    "not tested": "dim",
     "not measured": "dim",
+    "baseline": "dim",
 }
 WORD = 11  # columns of the longest role
 VERDICT = 13  # columns under which verdicts would break inside a word or into too many lines
 
 
 def print_summary(c: Comparison, console: Console) -> None:
-    """Question and pairs, losses, layers, budget, caveats, and where the files are."""
+    """Question and pairs, losses, layers, budget, caveats, and where the files are.
+
+    Of many arms only what was asked across them is shown; the report has the rest.
+    """
     console.print()
     console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
     console.print(_header(c))
-    for section in sections(c):
+    for section in headlines(c) if many_arms(c) else sections(c):
         console.print()
         console.print(Text(section.title, style="bold"))
         table = _table(section, words=True)
@@ -43,25 +51,32 @@ def print_summary(c: Comparison, console: Console) -> None:
     console.print()
     for note in c.notes:
         console.print(_bullet(Text(note)))
+    if many_arms(c):
+        console.print(_bullet(Text("Each arm's losses by domain, layers, budget and multipliers are in report.html.")))
     console.print(_bullet(Text.assemble("Report, tables, figures, verdict.json: ", (str(c.directory), "cyan"))))
 
 
 def _header(c: Comparison) -> Table:
-    e = c.experiment
+    e, many = c.experiment, many_arms(c)
     lines = Table.grid(padding=(0, 2))
-    for index, arm in enumerate(e.arms):
+    if many:
+        sizes = sorted(set(e.parameters.values()))
+        parameters = f"{' … '.join(f'{size:,}' for size in {sizes[0]: 0, sizes[-1]: 0})} parameters" if sizes else ""
+        lines.add_row(Text("arms", style="dim"), Text(str(len(e.arms))), Text(parameters, style="dim"))
+    for index, arm in enumerate(e.arms if not many else ()):
         parameters = f"{e.parameters[arm]:,} parameters" if arm in e.parameters else ""
         lines.add_row(Text("baseline" if index == 0 else "arm", style="dim"), Text(arm), Text(parameters, style="dim"))
     complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
     lines.add_row(Text("seeds", style="dim"), Text(", ".join(map(str, e.seeds))))
     if len(e.arms) > 1:
         lines.add_row(Text("pairs", style="dim"), Text(complete))
-    for pair in c.left_out:
-        lines.add_row(Text("left out", style="red"), Text(f"seed {pair.seed}"), Text(pair.reason))
-    if len(e.arms) == 1:
+    if many or len(e.arms) == 1:  # a cell may be part of many pairs
         for cell in e.cells:
             if cell.missing:
                 lines.add_row(Text("left out", style="red"), Text(cell.label), Text(cell.missing))
+    else:
+        for pair in c.left_out:
+            lines.add_row(Text("left out", style="red"), Text(f"seed {pair.seed}"), Text(pair.reason))
     return lines
 
 
@@ -70,12 +85,13 @@ def _table(section: Section, *, words: bool) -> Table:
     for index, name in enumerate(section.columns):
         cells = [row[index] for row in section.rows]
         verdicts = any(isinstance(cell, str) and cell in VERDICTS for cell in cells)
+        long = index == 0 and any(isinstance(cell, str) and len(cell) > VERDICT for cell in cells)
         left = index == 0 or verdicts or any(isinstance(cell, Roles) for cell in cells)
         table.add_column(
             Text(name),
             justify="left" if left else "right",
-            no_wrap=not verdicts,
-            min_width=VERDICT if verdicts else None,
+            no_wrap=not (verdicts or long),
+            min_width=VERDICT if verdicts or long else None,
         )
     for row in section.rows:
         table.add_row(

@@ -10,6 +10,7 @@ import pandas as pd
 
 from orchestrator.compare.cells import CellResult, read_cell
 from orchestrator.compare.conservation import conservation, flattening
+from orchestrator.compare.contrasts import Contrast, contrast_rows
 from orchestrator.compare.migration import role_migration
 from orchestrator.compare.multipliers import THIRDS, sidecar_rows
 from orchestrator.compare.pairs import Pair, domains_of, pair_losses
@@ -29,9 +30,10 @@ COLUMNS = {
     "flattening": ["seed", "step", "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
                    "effective_rank_o_a", "effective_rank_o_b", "attention_share_a", "attention_share_b"],
     "paired_eval": ["metric", "domain", "seed", "a", "b", "delta"],
+    "contrasts": ["contrast", "metric", "seed", "value"],
     "sidecar": ["arm", "seed", "channel", "layer", "kind", "unit", "mean", *THIRDS],
 }  # fmt: skip
-TEXT = {"arm", "role", "role_from", "role_to", "reference", "metric", "domain", "channel", "kind", "unit"}
+TEXT = {"arm", "role", "role_from", "role_to", "reference", "contrast", "metric", "domain", "channel", "kind", "unit"}
 INTEGER = {"seed", "step", "step_from", "layer"}
 
 
@@ -86,10 +88,11 @@ BUILDERS: dict[str, Callable[[list[CellResult], list[Pair]], Rows]] = {
 }
 
 
-def build(cells: list[CellResult], pairs: list[Pair]) -> dict[str, pd.DataFrame]:
+def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast]) -> dict[str, pd.DataFrame]:
     """Every table by name. Per-cell tables hold every cell that was read, paired ones complete pairs only."""
     several = len({pair.arm for pair in pairs}) > 1
-    return {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
+    tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
+    return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
 
 
 def of_cell(path: Path, arm: str, seed: int) -> dict[str, pd.DataFrame]:

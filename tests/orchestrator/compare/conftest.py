@@ -96,6 +96,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
         budget: Budget = even_budget,
         chance: float | None = 1.0,
         sidecar: bool = False,
+        contrasts: dict[str, dict[str, float]] | None = None,
         name: str = "width_ablation",
         question: str = "Does width decide?",
     ) -> Path:
@@ -126,7 +127,8 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
                     (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(result))
         spec = {
             "name": name, "question": question, "arms": {arm: [] for arm in arms}, "seeds": list(seeds),
-            "declared": ["width"], "models": {arm: {"params": 1_000_000 + i} for i, arm in enumerate(arms)},
+            "declared": ["width"], "contrasts": contrasts or {},
+            "models": {arm: {"params": 1_000_000 + i} for i, arm in enumerate(arms)},
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         return root

@@ -31,7 +31,9 @@ COLUMNS = {  # DESIGN, "Table columns"
     "attention_share_a attention_share_b",
     "paired_eval": "metric domain seed a b delta",
     "sidecar": "arm seed channel layer kind unit mean early middle late",
+    "contrasts": "contrast metric seed value",
 }
+CONTRAST = {"variable - uniform": {"variable": 1, "uniform": -1}}
 
 
 def printed(comparison: Comparison, width: int = 100) -> str:
@@ -52,7 +54,7 @@ def verdict_of(root: Path) -> dict[str, Any]:
 
 
 def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
-    root = experiment(sidecar=True)
+    root = experiment(sidecar=True, contrasts=CONTRAST)
     comparison = compare(root)
     tables = root / "comparison/tables"
     for name, columns in COLUMNS.items():
@@ -191,7 +193,7 @@ def test_what_cannot_be_said_is_said(experiment: Write, make: Callable[[Write], 
         assert words in text
     verdict_of(root)
     assert "NaN" not in (root / "comparison/report.html").read_text().split("</script>", 1)[1]
-    assert set(BUILDERS) == {p.stem for p in (root / "comparison/tables").glob("*.parquet")}
+    assert set(COLUMNS) | {"layers"} == {p.stem for p in (root / "comparison/tables").glob("*.parquet")}
 
 
 def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
@@ -287,7 +289,7 @@ def test_the_comparison_is_one_tracked_run(experiment: Write) -> None:
     assert (described["job_type"], described["run_group"]) == ("comparison", "width_ablation")
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     logged = {key.split(".")[0] for row in rows for key in row}
-    assert {f"tables/{name}" for name in BUILDERS} | {f"figures/{name}" for name in BUILDERS} <= logged
+    assert {f"tables/{name}" for name in (*BUILDERS, "contrasts")} | {f"figures/{name}" for name in BUILDERS} <= logged
     summary = subprocess.run([*leet, "--summary", run], capture_output=True, text=True, check=True).stdout
     assert json.loads(summary)["summary"]["verdict"]["losses"][0]["verdict"] == "inconclusive"
 

@@ -1,0 +1,121 @@
+"""Who won: the summary's tables of losses, over all arms, by contrast, and arm by arm."""
+
+from __future__ import annotations
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
+from orchestrator.compare.section import Roles, Section, number, signed, span
+from orchestrator.compare.statistics import ALPHA, holm, mean_of_known, smallest_p
+
+
+def arm_losses(c: Comparison) -> Section:
+    """One line per arm: the primary outcome against the baseline."""
+    primary = {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
+    known = [r for r in primary.values() if r.p is not None]
+    corrected = dict(zip([r.arm for r in known], holm([r.p for r in known if r.p is not None]), strict=True))
+    own = [losses(cell, c.domains)[PRIMARY[0]] for cell in c.cells_of(c.baseline) if not cell.missing and c.domains]
+    rows: list[list[str | Roles]] = [
+        [c.baseline, number(mean_of_known(own), 4), "", "", str(len(own)), "", "", "baseline"]
+    ]
+    for arm in c.experiment.arms[1:]:
+        if (r := primary.get(arm)) is None:
+            rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
+        else:
+            values = [number(r.b, 4), signed(r.delta, 4), span(r.low, r.high, 4, plus=True), str(r.n)]
+            rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
+    return Section(
+        f"Test loss of every arm, nats/token (Δ to {c.baseline}; lower is better)",
+        ["arm", "loss", "Δ", "95 % interval", "n", "p", "Holm", "verdict"],
+        rows if primary else [],
+        [
+            f"p: exact sign-flip; Holm: p corrected for {len(known)} arms. The verdict takes each arm by itself at "
+            f"{ALPHA}: of twenty that change nothing, one would be called. A claim across arms needs a contrast."
+        ],
+    )
+
+
+def contrasts(c: Comparison) -> Section:
+    """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
+    rows: list[list[str | Roles]] = []
+    for one in c.contrasts:
+        values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
+        p = number(one.p, 3)
+        name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
+        rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
+    spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
+    notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]
+    two = "; better or worse is the arm that is added" if any(len(one.weights) == 2 for one in c.contrasts) else ""
+    order = f", tested in this order, each at {ALPHA} while all before it were significant (in parentheses: no longer)"
+    notes += [f"Sums of mean test loss, nats/token{two}.", f"p: exact sign-flip{order if len(spelt) > 1 else ''}."]
+    if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
+        notes.append(
+            "At equal FLOPs: validation loss where the cheapest of the runs ends, dearer ones read early; "
+            "a sequence of its own."
+        )
+    return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes)
+
+
+def formula(weights: dict[str, float]) -> str:
+    """`a − 0.5 b − 0.5 c`, what is added first."""
+    terms = ""
+    for arm, weight in sorted(weights.items(), key=lambda term: term[1] < 0):
+        sign = "−" if weight < 0 else "+" if terms else ""
+        size = "" if abs(weight) == 1 else f"{abs(weight):g} "
+        terms += f" {sign} {size}{arm}" if terms else f"{sign}{size}{arm}"
+    return terms
+
+
+def paired_losses(c: Comparison, arm: str) -> Section:
+    """The primary metric of every domain, with its interval and verdict."""
+    rows: list[list[str | Roles]] = []
+    for r in c.statistics:
+        if r.arm == arm and r.metric == METRICS[0]:
+            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
+            rows.append([c.name_of(r.domain), *values, r.verdict])
+    n = sum(pair.arm == arm for pair in c.pairs)
+    corrected = "the first row is the primary outcome, the others share one Holm correction" + _hopeless(c, arm)
+    return Section(
+        f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
+        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        rows,
+        [f"p: exact sign-flip{f'; {corrected}' if len(rows) > 1 else ''}."],
+    )
+
+
+def equal_cost(c: Comparison, arm: str) -> Section:
+    """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
+    rows: list[list[str | Roles]] = []
+    if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
+        for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
+            for r in c.statistics:
+                if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
+                    delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
+    return Section(
+        f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
+        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        rows,
+        [
+            "FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends. "
+            "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
+            f"at equal steps by Holm{_hopeless(c, arm)}."
+        ],
+    )
+
+
+def _hopeless(c: Comparison, arm: str) -> str:
+    """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
+    secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
+    least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
+    return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"
+
+
+def cell_losses(c: Comparison) -> Section:
+    """Newest known held-out losses of every cell that has any."""
+    rows: list[list[str | Roles]] = []
+    for cell in c.experiment.cells:
+        if cell.missing is None:
+            values = losses(cell, c.domains)
+            rows.append([cell.label, *(number(values.get((METRICS[0], d)), 4) for d in shown(c.domains))])
+    return Section("Test loss, nats/token", ["cell", *map(c.name_of, shown(c.domains))], rows)
