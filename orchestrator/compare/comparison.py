@@ -13,7 +13,7 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
-from orchestrator.compare.migration import agreement, roles_of
+from orchestrator.compare.migration import roles_of, same_roles
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
     HELDOUT_KEYS,
@@ -149,9 +149,9 @@ def _role_notes(cells: list[CellResult], pairs: list[Pair]) -> list[str]:
             f"At step 0, before any training, {untrained[0]['scoring']} scoring gives {sum(named)} of {len(named)} "
             f"layers a role{rival}."
         )
-    across = [agreement(p.a.readings[s], p.b.readings[s]) for p in pairs for s in p.common_steps[-1:]]
+    across = [same_roles(p.a.readings[s], p.b.readings[s]) for p in pairs for s in p.common_steps[-1:]]
     within = [
-        agreement(x.last_reading, y.last_reading)
+        same_roles(x.last_reading, y.last_reading)
         for x, y in combinations(cells, 2)
         if x.arm == y.arm and x.last_reading and y.last_reading
     ]

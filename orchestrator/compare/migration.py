@@ -44,7 +44,7 @@ def roles_of(reading: dict[str, Any]) -> list[str]:
     return [layer["role"] for layer in reading["layers"]]
 
 
-def agreement(a: dict[str, Any], b: dict[str, Any]) -> tuple[int, int]:
+def same_roles(a: dict[str, Any], b: dict[str, Any]) -> tuple[int, int]:
     """Layers with the same single role in both readings, and layers compared; (0, 0) for unequal depths."""
     left, right = roles_of(a), roles_of(b)
     if len(left) != len(right):

@@ -68,22 +68,26 @@ class Agreement:
     layers: list[int]
     kinds: list[str]
     mean: np.ndarray  # [U], geometric mean multiplier over run and seeds
-    sign: np.ndarray  # [U], +1 or −1 where it is above or below 1 in every seed, else 0
+    sign: np.ndarray  # [U], +1 or −1 where it is above or below its cell's own mean in every seed, else 0
     seeds: int
 
     @property
     def agreeing(self) -> int:
-        """Units that every seed moved the same way."""
+        """Units that got more than their cell's mean in every seed, or less in every seed."""
         return int(np.count_nonzero(self.sign))
 
     @property
     def by_chance(self) -> float:
-        """How many would agree if every seed and unit tossed a coin."""
+        """How many would agree if every seed and unit tossed a coin; units with common evidence toss fewer."""
         return len(self.units) * 2.0 ** (1 - self.seeds)
 
 
 def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
-    """Channel → where the seeds agree, over the cells that hold the same units."""
+    """Channel → where the seeds agree, over the cells that hold the same units.
+
+    A unit is judged against the mean log-multiplier of its own cell: a policy that raises or lowers everything
+    would else agree with itself everywhere.
+    """
     stacks: dict[str, list[Held]] = {}
     for cell in cells:
         for channel, h in held(cell).items():
@@ -92,7 +96,7 @@ def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
     found = {}
     for channel, stack in stacks.items():
         means = np.array([h.means for h in stack])  # [S, U]
-        signs = np.sign(np.round(means, 12))
+        signs = np.sign(np.round(means - means.mean(axis=1, keepdims=True), 12))
         first = stack[0]
         same = np.where((signs == signs[0]).all(axis=0), signs[0], 0.0)
         found[channel] = Agreement(first.units, first.layers, first.kinds, np.exp(means.mean(axis=0)), same, len(stack))

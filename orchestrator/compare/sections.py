@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
@@ -11,7 +13,7 @@ from orchestrator.compare.section import Roles, Section, number, span
 from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
-MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above 1, either, below 1 in every seed
+MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above its cell's mean, either, below it in every seed
 WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
 MANY_ARMS = 4  # beyond which a terminal shows one line per arm
 
@@ -44,7 +46,7 @@ def many_arms(c: Comparison) -> bool:
 def multipliers(c: Comparison, arm: str) -> list[Section]:
     """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of the layer."""
     found = []
-    flat = {layer: _flattening(c, arm, layer) for layer in c.tables["sidecar"]["layer"].unique()}
+    flat, stacks = flattening(c, arm), [_last_layers(c, side, [c.baseline, arm]) for side in (c.baseline, arm)]
     for channel, a in agreement(c.cells_of(arm)).items():
         kinds = list(dict.fromkeys(a.kinds))
         at = {(layer, kind): i for i, (layer, kind) in enumerate(zip(a.layers, a.kinds, strict=True))}
@@ -54,44 +56,45 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
                 "–" if (i := at.get((layer, kind))) is None else f"{a.mean[i]:.2f}{MARKS[int(a.sign[i])]}"
                 for kind in kinds
             ]
-            rows.append([str(layer), *marks, *flat[layer]])
+            counts = [_mean([layers[layer] for layers in stack if layer < len(layers)], "saturated_robust")
+                      for stack in stacks]  # fmt: skip
+            rows.append([str(layer), *marks, number(flat.get(layer), 2), " → ".join(number(n, 0) for n in counts)])
         more, less = int((a.sign > 0).sum()), int((a.sign < 0).sum())
         notes = [
-            "Geometric means over the run and the seeds; ▲ above 1 in every seed, ▼ below 1 in every seed.",
+            "Geometric means over the run and the seeds; ▲ above the cell's own mean in every seed, ▼ below it.",
             f"Of {len(a.units)} values {a.agreeing} agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
             f"tossed coins would in {a.by_chance:.1f}.",
         ]
+        if {"q", "k"} <= set(kinds):
+            notes.append("q and k share their evidence, and so do v and o: they are fewer coins than values.")
         title = f"Sidecar of {arm}: multipliers of {channel}"
         found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes))
     return found
 
 
-def _flattening(c: Comparison, arm: str, layer: int) -> list[str]:
-    """Of one layer, means over the pairs at the newest common reading: CV a / CV b, robust saturation a → b."""
-    ratios, counts = [], []
-    for pair in (p for p in c.pairs if p.arm == arm and p.common_steps):
-        both = [cell.readings[pair.common_steps[-1]]["layers"] for cell in (pair.a, pair.b)]
-        if len(both[0]) == len(both[1]) > layer:
-            a, b = (layers[layer]["measures"] for layers in both)
-            ratios.append(a["cv"] / b["cv"] if a.get("cv") and b.get("cv") else None)
-            counts.append((a.get("saturated_robust"), b.get("saturated_robust")))
-    beside = " → ".join(number(mean_of_known(count[side] for count in counts), 0) for side in (0, 1))
-    return [number(mean_of_known(ratios), 2), beside]
+def flattening(c: Comparison, arm: str) -> dict[int, float]:
+    """Layer → CV a / CV b at each pair's newest common reading, geometric mean over the pairs that have it."""
+    table = c.tables["flattening"]
+    own = table[table["arm"] == arm] if "arm" in table else table
+    newest = own[own["step"] == own.groupby("seed")["step"].transform("max")]
+    known = newest[newest["flattening"] > 0]
+    means = np.log(known["flattening"]).groupby(known["layer"]).mean()
+    return dict(zip(means.index.tolist(), np.exp(means).tolist(), strict=True))
 
 
 def layers(c: Comparison, arms: list[str]) -> Section:
-    """Layer by layer, means over the seeds shown; with two arms side by side and `flattening` = CV a / CV b."""
+    """Layer by layer, means over the seeds shown; with two arms side by side and their `flattening`."""
     stacks = [_last_layers(c, arm, arms) for arm in arms]  # per arm, per seed: the layers of its reading
     depth = max((len(layers) for stack in stacks for layers in stack), default=0)
     words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
     names = ["a", "b"] if len(arms) == 2 else [""]
-    comparable = len({len(layers) for stack in stacks for layers in stack}) == 1
+    flat = flattening(c, arms[1]) if len(arms) == 2 else {}
     rows: list[list[str | Roles]] = []
     for index in range(depth):
         at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]
         width = " → ".join(number(mean_of_known(layer["width"] for layer in seeds), 0) for seeds in at)
-        cv = [mean_of_known(layer["measures"].get("cv") for layer in seeds) for seeds in at]
-        paired = [number(cv[0] / cv[1] if comparable and cv[0] and cv[1] else None, 2)] if len(arms) == 2 else []
+        cv = [_mean(seeds, "cv") for seeds in at]
+        paired = [number(flat.get(index), 2)] if len(arms) == 2 else []
         rows.append(
             [str(index), width, *(Roles([layer["role"] for layer in seeds], words) for seeds in at),
              *(number(v, 2) for v in cv), *paired, *(_saturated(seeds) for seeds in at)]
@@ -104,7 +107,7 @@ def layers(c: Comparison, arms: list[str]) -> Section:
         "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),
     ]  # fmt: skip
-    legend = "CV: of FFN co-magnitude · satur.: positions over the robust threshold (by chance) · H/S or ·: a tie"
+    legend = "CV: of FFN co-magnitude (a / b: geometric mean) · satur.: positions over the robust threshold (chance) · H/S or ·: a tie"
     return Section(f"Layers at {when} ({who})", columns, rows, [legend])
 
 
@@ -149,6 +152,10 @@ def _last_layers(c: Comparison, arm: str, arms: list[str]) -> list[list[dict[str
 
 def _saturated(seeds: list[dict[str, Any]]) -> str:
     """Mean robust count, and the count by chance in parentheses."""
-    count = mean_of_known(layer["measures"].get("saturated_robust") for layer in seeds)
-    chance = mean_of_known(layer["measures"].get("saturated_robust_expected") for layer in seeds)
+    count, chance = (_mean(seeds, measure) for measure in ("saturated_robust", "saturated_robust_expected"))
     return f"{number(count, 0)} ({number(chance, 0)})"
+
+
+def _mean(seeds: list[dict[str, Any]], measure: str) -> float | None:
+    """Of one layer, over those of the seeds that have the measure."""
+    return mean_of_known(layer["measures"].get(measure) for layer in seeds)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.migration import STATES, agreement, role_migration, transition_counts
+from orchestrator.compare.migration import STATES, role_migration, same_roles, transition_counts
 
 
 def test_one_row_per_layer_and_interval(experiment: Callable[..., Path]) -> None:
@@ -37,8 +37,8 @@ def test_transition_counts_put_every_tie_in_one_state() -> None:
     assert counts[at["tie"], at["specialist"]] == counts[at["damper"], at["tie"]] == 1
 
 
-def test_agreement_counts_single_roles_of_equal_depths(reading: Callable[..., dict]) -> None:
+def test_same_roles_counts_single_roles_of_equal_depths(reading: Callable[..., dict]) -> None:
     a, b = reading(0, [1.0] * 5), reading(0, [1.0] * 5)
-    assert agreement(a, b) == (4, 5)  # the fifth layer is a tie in both: no role to share
-    assert agreement(a, reading(0, [1.0] * 5, shift=1)) == (0, 5)
-    assert agreement(a, reading(0, [1.0] * 6)) == (0, 0)
+    assert same_roles(a, b) == (4, 5)  # the fifth layer is a tie in both: no role to share
+    assert same_roles(a, reading(0, [1.0] * 5, shift=1)) == (0, 5)
+    assert same_roles(a, reading(0, [1.0] * 6)) == (0, 0)

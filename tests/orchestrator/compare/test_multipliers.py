@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.report import verdict
 from orchestrator.compare.sections import sections
 
+TENSORS = [f"model.layers.{i}.{kind}.weight" for i in range(4) for kind in ("self_attn.q_proj", "mlp.down_proj")]
 Write = Callable[..., Path]
 Edit = Callable[..., None]
 
@@ -42,11 +44,54 @@ def test_seeds_agree_where_every_one_moved_the_same_way(experiment: Write) -> No
     assert signs["model.layers.0.mlp.down_proj.weight"] == 1
     assert signs["model.layers.1.self_attn.q_proj.weight"] == -1
     assert signs["model.layers.2.mlp.down_proj.weight"] == 0  # 0.5 in one seed, 2 in the others
-    assert signs["model.layers.3.mlp.down_proj.weight"] == 0  # exactly 1
+    assert signs["model.layers.3.mlp.down_proj.weight"] == 0  # 1: above seed 0's mean only
     assert (found.agreeing, found.seeds) == (4, 3)
     assert found.by_chance == 8 / 4
     assert agreement(c.cells_of("uniform")) == {}
     assert verdict(c)["sidecar"]["variable"]["decay"]["agreeing"] == 4
+
+
+@pytest.mark.parametrize("factor", [3.0, 0.2])
+def test_what_moves_every_value_alike_is_no_agreement(experiment: Write, edit_ledger: Edit, factor: float) -> None:
+    root = experiment(sidecar=True, seeds=(0, 1, 2))
+
+    def shift(records: list[dict]) -> None:  # type: ignore[type-arg]
+        for record in records:
+            values = record["sidecar"]["values"]["decay"]
+            record["sidecar"]["values"]["decay"] = {unit: factor * value for unit, value in values.items()}
+
+    (before,) = agreement(compute(root).cells_of("variable")).values()
+    for seed in (0, 1, 2):
+        edit_ledger(root / f"variable/seed={seed}", shift)
+    (after,) = agreement(compute(root).cells_of("variable")).values()
+    np.testing.assert_allclose(after.mean, factor * before.mean)
+    np.testing.assert_array_equal(after.sign, before.sign)
+
+
+def test_one_value_for_all_agrees_nowhere(experiment: Write, edit_ledger: Edit) -> None:
+    root = experiment(sidecar=True)
+    for seed in (0, 1):
+        edit_ledger(
+            root / f"variable/seed={seed}",
+            lambda r: [x["sidecar"].update(values={"decay": dict.fromkeys(TENSORS, 2.7)}) for x in r],
+        )
+    (found,) = agreement(compute(root).cells_of("variable")).values()
+    assert found.agreeing == 0
+
+
+def test_one_flattening_for_every_table(experiment: Write) -> None:
+    root = experiment(sidecar=True, seeds=(0, 1))
+    cvs = {"uniform": (0.9, 0.1), "variable": (0.3, 0.4)}  # per seed: ratios 3 and 1/4
+    for arm, of_seeds in cvs.items():
+        for seed, cv in enumerate(of_seeds):
+            path = root / arm / f"seed={seed}/forensics/step_00000100.json"
+            reading = json.loads(path.read_text())
+            reading["layers"][0]["measures"]["cv"] = cv
+            path.write_text(json.dumps(reading))
+    found = sections(compute(root))
+    layers, sidecar = (next(s for s in found if s.title.startswith(t)) for t in ("Layers", "Sidecar"))
+    expected = f"{(3 * 0.25) ** 0.5:.2f}"
+    assert [s.rows[0][s.columns.index("CV\na / b")] for s in (layers, sidecar)] == [expected, expected]
 
 
 def test_the_section_marks_agreement_and_shows_the_flattening(experiment: Write) -> None:
