@@ -12,7 +12,7 @@ from typing import Any
 
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
-from orchestrator import schema
+from orchestrator import schedule, schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
 
@@ -119,6 +119,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
+            schedule.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
     _refuse_undeclared_differences(experiment)

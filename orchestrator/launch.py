@@ -51,7 +51,6 @@ def check(config: Config) -> None:
     if config.sidecar.mode != SidecarMode.off:
         with torch.device("meta"):
             model = Decoder(decoder_spec(config))
-        schedule.check(config)
         learning = replace(
             config.sidecar, mode=SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
         )

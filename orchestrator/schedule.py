@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
 from orchestrator.errors import UserError, nearest
-from orchestrator.run import Run
 from orchestrator.schema import Config, SeedOf, SidecarMode
+
+if TYPE_CHECKING:
+    from orchestrator.run import Run
 
 
 def source(config: Config, experiment: Path) -> Path | None:
@@ -23,8 +25,11 @@ def source(config: Config, experiment: Path) -> Path | None:
     return experiment / name / f"seed={seeds[(seeds.index(config.seed) + shift) % len(seeds)]}"
 
 
-def check(config: Config) -> None:
-    """Raise `UserError` where `sidecar.mode` and `sidecar.schedule` do not fit, or nothing can ever be played."""
+def check(config: Config, arms: dict[str, Config]) -> None:
+    """Raise `UserError` where `sidecar.mode` and `sidecar.schedule` do not fit, or nothing can ever be played.
+
+    `arms` are the experiment's, composed: only one that learns can be played back, so that none waits for itself.
+    """
     mode, name = config.sidecar.mode, config.sidecar.schedule
     if mode in (SidecarMode.replay, SidecarMode.permute) and name is None:
         raise UserError(f"sidecar.mode={mode} needs sidecar.schedule: name an arm that learned, or a cell's path.")
@@ -37,25 +42,37 @@ def check(config: Config) -> None:
     if "/" in name:
         if not (Path(name) / "ledger.jsonl").is_file():
             raise UserError(f"sidecar.schedule={name} holds no ledger.jsonl: name a cell's directory.")
+        _decisions(name, Path(name))
     elif name not in config.arms:
         raise UserError(
             f"sidecar.schedule={name} is no arm of this experiment{nearest(name, config.arms)}: "
             "name one, or a cell's path with a slash in it."
         )
-    elif name == config.arm:
-        raise UserError(f"sidecar.schedule={name} is this arm itself: name an arm that learned.")
+    elif arms[name].sidecar.mode != SidecarMode.learn:
+        raise UserError(
+            f"sidecar.schedule={name} names an arm with sidecar.mode={arms[name].sidecar.mode}, which makes no "
+            "decisions of its own: name an arm with sidecar.mode=learn."
+        )
+    elif config.sidecar.schedule_seed == SeedOf.next and len(config.seeds) < 2:
+        raise UserError(
+            f"sidecar.schedule_seed=next with seeds={config.seeds} would play back the cell's own seed: "
+            "give the experiment another seed, or set sidecar.schedule_seed=same."
+        )
 
 
 def read(run: Run) -> list[dict[str, Any]] | None:
     """The decisions that this run plays back, or None. Raises `UserError` where they are not complete."""
     cell = source(run.config, run.cell_dir.parents[1])
-    if cell is None:
-        return None
+    return None if cell is None else _decisions(str(run.config.sidecar.schedule), cell)
+
+
+def _decisions(schedule: str, cell: Path) -> list[dict[str, Any]]:
+    """What the ledger of a finished `cell` records of its sidecar. Raises `UserError`."""
     records = ledger.read(cell / "ledger.jsonl")
     decisions = [record["sidecar"] for record in records if "sidecar" in record]
     if not decisions or "test" not in records[-1]:
         raise UserError(
-            f"sidecar.schedule={run.config.sidecar.schedule} names {cell}, which is "
+            f"sidecar.schedule={schedule} names {cell}, which is "
             f"{'not finished' if decisions else 'no run whose sidecar decided anything'}: "
             "train that cell first; the same command resumes this one."
         )

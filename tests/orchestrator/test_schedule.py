@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import schedule
 from orchestrator.__main__ import CONF, compose
+from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, experiment_of
 from orchestrator.launch import _first_ready
 
@@ -38,6 +40,42 @@ def test_a_cell_waits_for_the_one_whose_decisions_it_plays() -> None:
     assert _first_ready([replayed, last], [replayed, last, other]) == 1  # `last` plays the finished `learned`
     assert _first_ready([replayed, last], [replayed, last, other, learned]) is None
     assert _first_ready([replayed, last], [replayed, last]) == 0
+
+
+PLAY = "'sidecar=decay','sidecar.mode=replay'"
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "reason"),
+    [
+        (f"{{a: [{PLAY},'sidecar.schedule=b'], b: [{PLAY},'sidecar.schedule=a']}}", "[0,1]",
+         r"Arm 'a': sidecar.schedule=b names an arm with sidecar.mode=replay, which makes no decisions of its own"),
+        (f"{{a: [{PLAY},'sidecar.schedule=a'], b: ['sidecar=decay']}}", "[0,1]", "with sidecar.mode=replay"),
+        (f"{{a: ['sidecar=none'], b: [{PLAY},'sidecar.schedule=a']}}", "[0]",
+         r"Arm 'b': sidecar.schedule=a names an arm with sidecar.mode=off.*name an arm with sidecar.mode=learn\."),
+        (f"{{a: ['sidecar=decay','sidecar.mode=fixed'], b: [{PLAY},'sidecar.schedule=a']}}", "[0]", "mode=fixed"),
+        (ARMS.removeprefix("++arms="), "[3]", r"schedule_seed=next with seeds=\[3\] would play back the cell's own"),
+    ],
+)  # fmt: skip
+def test_only_an_arm_that_learns_elsewhere_is_played_back(arms: str, seeds: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        cells(f"++arms={arms}", "declared=[sidecar]", f"seeds={seeds}")
+
+
+def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
+    played = ["sidecar=decay", "sidecar.mode=replay", f"sidecar.schedule={tmp_path}"]
+    plain, decided = {"step": 0, "digest": ""}, {"step": 1, "digest": "", "sidecar": {"step": 1}}
+    for records, reason in (
+        ([plain, plain | {"step": 2, "test": {"code": 1.0}}], "no run whose sidecar decided anything"),
+        ([plain, decided], "not finished"),
+        ([plain, decided, plain | {"step": 2, "test": {"code": 1.0}}], None),
+    ):
+        (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        if reason is None:
+            assert len(cells(*played)) == 1
+            continue
+        with pytest.raises(UserError, match=f"sidecar.schedule={tmp_path} names {tmp_path}, which is {reason}"):
+            cells(*played)
 
 
 @pytest.mark.parametrize(
