@@ -28,9 +28,6 @@ class Callback:
     def start(self, run: Run) -> None:
         """Before the loop, on a fresh and on a resumed run."""
 
-    def before_update(self, run: Run) -> None:
-        """Before the update that follows `run.step`."""
-
     def after_step(self, run: Run) -> None:
         """After every update, and once at step 0 of a fresh run. May add to `run.record`."""
 

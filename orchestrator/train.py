@@ -76,8 +76,6 @@ def _loop(run: Run, stop: StopSignal) -> None:
     if fresh:
         _after_step(run)
     while run.step < run.last_step and stop.received is None:
-        for callback in run.callbacks:
-            callback.before_update(run)
         run.update()
         _after_step(run)
     if stop.received is not None:
