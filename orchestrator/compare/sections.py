@@ -107,8 +107,11 @@ def layers(c: Comparison, arms: list[str]) -> Section:
         "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),
     ]  # fmt: skip
-    legend = "CV: of FFN co-magnitude (a / b: geometric mean) · satur.: positions over the robust threshold (chance) · H/S or ·: a tie"
-    return Section(f"Layers at {when} ({who})", columns, rows, [legend])
+    legend = [
+        "CV: of FFN co-magnitude (a / b: geometric mean) · H/S or ·: a tie",
+        "satur.: positions over the robust threshold (by chance)",
+    ]
+    return Section(f"Layers at {when} ({who})", columns, rows, legend)
 
 
 def budgets(c: Comparison, arm: str) -> Section:
