@@ -178,7 +178,7 @@ def test_contrasts_that_say_nothing_are_refused(weights: str, reason: str) -> No
 def test_the_contrasts_of_the_experiments_that_are_here() -> None:
     controls = build("+experiment=decay_controls").config.contrasts
     assert [next(arm for arm in weights if arm != "learned") for weights in controls.values()] == [
-        "global", "mean_matched", "random", "permuted", "shared", "by_kind", "averaged", "replayed",
+        "shared", "mean_matched", "global", "random", "permuted", "by_kind", "replayed",
     ]  # fmt: skip
     assert all(name.split(" - ") == list(weights) for name, weights in controls.items())
     assert build("+experiment=width_x_decay").config.contrasts == {

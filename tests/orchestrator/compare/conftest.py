@@ -74,6 +74,7 @@ def even_budget(arm: str, seed: int, step: int) -> Sequence[float | None]:
 def resolved() -> dict[str, Any]:
     """A whole cell's configuration as `config.yaml` holds it."""
     config = Config(data=DataConfig(domains={domain: DomainConfig() for domain in DOMAINS}))
+    config.sidecar.reward_rows = config.train.batch_size
     return yaml.safe_load(schema.to_yaml(config))
 
 
