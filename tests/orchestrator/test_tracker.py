@@ -215,7 +215,8 @@ def test_the_run_ends_as_the_cell_did(cell: Path, code: int) -> None:
 
 def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None:
     GlobalHydra.instance().clear()
-    overrides = [*small, "tracker=offline", "sidecar=decay", "sidecar.interval=4", "sidecar.warmup=0", "name=pressed", "seed=3"]
+    pressed = ["sidecar=decay", "sidecar.interval=4", "sidecar.warmup=0"]
+    overrides = [*small, *pressed, "tracker=offline", "name=pressed", "seed=3"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         (trained,) = experiment_of(overrides, compose).cells
     write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
