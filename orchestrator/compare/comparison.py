@@ -60,6 +60,15 @@ class Comparison:
         """The domain as it is printed: one that is alone by its own name, not as the mean that it is."""
         return self.domains[0] if domain == MEAN and len(self.domains) == 1 else domain
 
+    @property
+    def incomplete_cells(self) -> list[tuple[str, str]]:
+        """What no pair can use, and why: the cells of an arm that lack the same thing together."""
+        alike: dict[tuple[str, str], list[int]] = {}
+        for cell in self.experiment.cells:
+            if cell.missing:
+                alike.setdefault((cell.arm, cell.missing), []).append(cell.seed)
+        return [(f"{arm}/seed={','.join(map(str, seeds))}", reason) for (arm, reason), seeds in alike.items()]
+
     def cells_of(self, arm: str) -> list[CellResult]:
         """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
         cells = [cell for pair in self.pairs for cell in (pair.a, pair.b)] if self.pairs else self.experiment.cells

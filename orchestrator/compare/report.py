@@ -76,7 +76,7 @@ def page(c: Comparison, figures: dict[str, go.Figure]) -> str:
     e = c.experiment
     arms = ", ".join(f"{a} ({e.parameters[a]:,} parameters)" if a in e.parameters else a for a in e.arms)
     facts = [f"Arms: {arms}. Seeds: {', '.join(map(str, e.seeds))}. Complete pairs: {len(c.pairs)}."]
-    facts += [f"Left out: {pair.arm}, seed {pair.seed}: {pair.reason}." for pair in c.left_out]
+    facts += [f"Left out: {cells}: {reason}." for cells, reason in c.incomplete_cells]
     title = escape(e.question or e.name)
     body = [
         f"<h1>{title}</h1><p class='dim'>{escape(e.name)}</p>",

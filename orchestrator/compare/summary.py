@@ -70,17 +70,8 @@ def _header(c: Comparison) -> Table:
     lines.add_row(Text("seeds", style="dim"), Text(", ".join(map(str, e.seeds))))
     if len(e.arms) > 1:
         lines.add_row(Text("pairs", style="dim"), Text(complete))
-    if many or len(e.arms) == 1:  # a cell may be part of many pairs
-        alike: dict[tuple[str, str], list[int]] = {}
-        for cell in e.cells:
-            if cell.missing:
-                alike.setdefault((cell.arm, cell.missing), []).append(cell.seed)
-        for (arm, reason), seeds in alike.items():
-            cells = f"{arm}/seed={','.join(map(str, seeds))}"
-            lines.add_row(Text("left out", style="red"), Text(cells), Text(reason))
-    else:
-        for pair in c.left_out:
-            lines.add_row(Text("left out", style="red"), Text(f"seed {pair.seed}"), Text(pair.reason))
+    for cells, reason in c.incomplete_cells:
+        lines.add_row(Text("left out", style="red"), Text(cells), Text(reason))
     return lines
 
 
