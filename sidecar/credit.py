@@ -68,7 +68,8 @@ class Factored:
     def estimate(self, judgement: Judgement, noise: Tensor, sigma: float, slopes: Tensor) -> Step:
         """The step before it is scaled, nats per token."""
         surprise = judgement.reward - judgement.baseline
-        left = self.unexplained * (surprise - sigma * (slopes @ noise).item())
+        # without a baseline nothing is left over
+        left = self.unexplained * (surprise - sigma * (slopes @ noise).item()) if judgement.deviation else 0.0
         pathwise, scored = sigma * slopes * noise, surprise * (noise.square() - 1)
         spread = (1 - self.unexplained) * pathwise + self.unexplained * scored
         return Step(sigma * slopes + left * noise, spread.mean().item())

@@ -14,7 +14,6 @@ from sidecar.credit import Step
 
 SIGMA_RANGE = (1e-3, 10.0)  # below it a proposal tries nothing new, above it every proposal is at its bound
 HIDDEN = 16  # units of the MLP's one hidden layer
-CUTOFF = 0.03  # smallest singular value of the Jacobian that is inverted, relative to the largest
 
 
 def generator_of(*names: object) -> torch.Generator:
@@ -40,9 +39,11 @@ def _mlp_start(width: int, generator: torch.Generator) -> Tensor:
     return torch.cat([first, torch.zeros(HIDDEN, dtype=torch.float64)])  # every mean starts at 0
 
 
-MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.Generator], Tensor]]] = {
-    "linear": (linear, lambda width, generator: torch.zeros(width, dtype=torch.float64)),
-    "mlp": (mlp, _mlp_start),
+# kind → mean, start, and the smallest singular value of the Jacobian that is inverted, relative to the largest:
+# where the map is curved, directions that hardly move the means would be followed far beyond where it holds
+MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.Generator], Tensor], float]] = {
+    "linear": (linear, lambda width, generator: torch.zeros(width, dtype=torch.float64), 1e-9),
+    "mlp": (mlp, _mlp_start, 0.03),
 }
 
 
@@ -53,7 +54,7 @@ class GaussianPolicy:
     """
 
     def __init__(self, kind: str, width: int, sigma: float, seed: int, channel: str) -> None:
-        self.mean, start = MEANS[kind]
+        self.mean, start, self.cutoff = MEANS[kind]
         self.theta = start(width, generator_of(seed, "sidecar", channel, "start"))
         self.log_sigma = math.log(sigma)
         self.seed, self.channel = seed, channel
@@ -98,7 +99,7 @@ class GaussianPolicy:
         than was asked for is halved until it does not: the Jacobian holds only near where it was taken.
         """
         jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
-        step = torch.linalg.pinv(jacobian, rtol=CUTOFF) @ move
+        step = torch.linalg.pinv(jacobian, rtol=self.cutoff) @ move
         while (self.mean(self.theta + step, features) - mean).norm() > 1.5 * move.norm():
             step = step / 2
         return step

@@ -45,12 +45,13 @@ class Sidecar:
     moments, and to refuse one that decays weights itself.
 
     `mode`: `learn`; `replay` a `schedule` (decisions as `record` gives them); `permute` its layers; `random`:
-    its values dealt to the units at random, or without a schedule draws of the untrained policy; `fixed`:
+    its values dealt to the units at random, or without a schedule draws of the untrained policy (where units differ
+    in size, both scale what they exchange to the amount that was recorded); `fixed`:
     every multiplier is 1. `share`: units that hold one multiplier together (`none`, `kind`, `layer`, `all`); of
     a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`; `factored` takes every unit's slope from
     a held-out backward pass, and REINFORCE for `unexplained` of what the slopes leave over; with 0 no reward enters.
-    `warmup`: intervals at the start that are not judged; `baseline_decay`: memory of the averages that later ones are
-    judged against. `policy_lr`: share of σ by which a mean moves for a step of size one; `entropy`: its bonus.
+    `warmup`: intervals at the start that are not judged and hold the first proposal; `baseline_decay`: memory of
+    the averages that later ones are judged against. `policy_lr`: share of σ by which a mean moves for a step of size one; `entropy`: its bonus.
     `features`, `policy`: what the policy's mean depends on, and how. `sigma`: initial standard deviation of the
     log-multipliers. `bounds`: channel → (least, largest multiplier). `mean_matched`: the parameter-weighted
     mean multiplier of each channel is 1.
@@ -118,6 +119,11 @@ class Sidecar:
         for name, value in not_negative.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite: set it so.")
+        if mean_matched and (share == "all" or schedule is not None):
+            why = "a schedule, whose amount is its own" if schedule is not None else "share='all', which has no other"
+            raise ValueError(f"sidecar mean_matched has no effect with {why}: drop one of them.")
+        if not 0 < beta2 < 1:
+            raise ValueError(f"sidecar beta2={beta2} must lie between 0 and 1, both excluded: it is Adam's.")
         if not 0 < baseline_decay < 1:
             raise ValueError(
                 f"sidecar baseline_decay={baseline_decay} must lie between 0 and 1, both excluded: it is the share of "
@@ -129,7 +135,8 @@ class Sidecar:
             raise ValueError(f"sidecar mode '{mode}' has no use for a schedule: choose replay, permute or random.")
         self.heldout_loss, self.interval, self.fresh, self.steps, self.mode = heldout_loss, interval, fresh, steps, mode
         self.policy_lr, self.entropy, self.mean_matched = policy_lr, entropy, mean_matched
-        self.feature_names, self.optimizer, self.credit = tuple(features), optimizer, credit
+        self.feature_names, self.optimizer = tuple(features), optimizer
+        self._kind = {"mode": mode, "credit": credit, "share": share, "policy": policy}  # of what is saved
         self.model = model
         arithmetic = Arithmetic(lr, weight_decay, eps, beta2, lr_max)
         self.channels: dict[str, Channel] = {name: CHANNELS[name](model, arithmetic) for name in channels}
@@ -237,7 +244,7 @@ class Sidecar:
             "draws": {name: {k: v.tolist() for k, v in draw.items()} for name, draw in self.draws.items()},
             "reward": self.reward.state_dict(),
             "decision": self.record(),
-            "credit": self.credit,
+            "kind": self._kind,
             "count": self.count,
             "evaluations": self.evaluations,
             "backwards": self.backwards,
@@ -254,10 +261,16 @@ class Sidecar:
                 f"the saved sidecar has channels {sorted(state['policies'])} and this one "
                 f"{sorted(self.channels)}: resume with the channels it was saved with."
             )
-        if state["credit"] != self.credit:
+        for what, own in self._kind.items():
+            if state["kind"][what] != own:
+                raise ValueError(
+                    f"the saved sidecar has {what} '{state['kind'][what]}' and this one '{own}': resume with the "
+                    f"{what} it was saved with."
+                )
+        if set(tensors) != set(self.tensors()):
             raise ValueError(
-                f"the saved sidecar has credit '{state['credit']}' and this one '{self.credit}': resume with the "
-                "credit it was saved with."
+                f"the saved sidecar's {len(tensors)} tensors are not the {len(self.tensors())} that this one needs: "
+                "save what `tensors` returns beside `state_dict`."
             )
         for name, values in state["decision"].get("values", {}).items():
             if set(values) != {unit.name for unit in self.channels[name].units}:
@@ -410,7 +423,7 @@ class Sidecar:
             lost = [n for n, tensor in pairs if there.get(n) is not tensor or not tensor.numel()]
             if lost:
                 others = ", …" * (len(lost) > 1)
-                self._warn("lost", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{others})")
+                self._warn(f"lost {name}", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{others})")
                 found.add(name)
         return found
 

@@ -43,8 +43,8 @@ def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contr
     """Every contrast in the order of the file: test loss, and validation loss where the cheapest of its runs ends.
 
     The contrasts of a metric are a fixed sequence: none is called after the first whose p exceeds 0.05 or which
-    could not be tested. Their order must therefore be written down before the losses are known. Raises `UserError`
-    where runs are not comparable.
+    could not be tested; that one is equivalent is judged for each by itself, at 5 %. Their order must therefore be
+    written down before the losses are known. Raises `UserError` where runs are not comparable.
     """
     found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]
     judged: dict[tuple[str, str], Contrast] = {}
@@ -73,11 +73,11 @@ def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> li
     test = [[losses(cell, domains)[METRICS[0], MEAN] for cell in cells] for cells in by_seed.values()]
     equal = [at for cells in by_seed.values() if (at := _at_equal_flops(cells, domains)) is not None]
     by_metric = {METRICS[0]: np.array(test)}
-    if equal and len(equal) == len(by_seed):
-        by_metric[EQUAL_FLOPS] = np.array(equal)
+    if equal or not by_seed:  # where seeds differ in whether their runs cost the same, nothing is measured
+        by_metric[EQUAL_FLOPS] = np.array(equal if len(equal) == len(by_seed) else [])
     found = []
     for metric, per_seed in by_metric.items():
-        x = per_seed.reshape(len(by_seed), w.size)  # [n, arms], nats/token
+        x = per_seed.reshape(-1, w.size)  # [n, arms], nats/token
         values, within = x @ w, interval(x @ w, 0.95)  # [n]
         mean, against = None, None
         if values.size:
@@ -86,7 +86,7 @@ def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> li
             against = float(np.abs(w).max() * np.average(x.mean(axis=0), weights=w.clip(max=0.0)))
         found.append(
             Contrast(
-                contrast=name, weights=weights, metric=metric, seeds=dict(zip(by_seed, values.tolist(), strict=True)),
+                contrast=name, weights=weights, metric=metric, seeds=dict(zip(by_seed, values.tolist(), strict=False)),
                 n=values.size, value=mean, low=within.low, high=within.high, method=within.method,
                 p=sign_flip_p(values), p_adjusted=None, tested=False, against=against, verdict="not measured",
             )

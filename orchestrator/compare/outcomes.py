@@ -47,6 +47,7 @@ def contrasts(c: Comparison) -> Section:
     two = "; better or worse is the arm that is added" if any(len(one.weights) == 2 for one in c.contrasts) else ""
     order = f", tested in this order, each at {ALPHA} while all before it were significant (in parentheses: no longer)"
     notes += [f"Sums of mean test loss, nats/token{two}.", f"p: exact sign-flip{order if len(spelt) > 1 else ''}."]
+    notes.append("Equivalent is judged for each by itself: its 90 % interval lies within 1 % of the loss.")
     if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
         notes.append(
             "At equal FLOPs: validation loss where the cheapest of the runs ends, dearer ones read early; "

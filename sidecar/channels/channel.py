@@ -80,7 +80,7 @@ class Channel:
 
 
 def alike(*tensors: Tensor) -> bool:
-    return len({tensor.shape for tensor in tensors}) == 1
+    return len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) == 1
 
 
 def inner_products(a: Sequence[Tensor | None], b: Sequence[Tensor]) -> Tensor:
@@ -89,7 +89,7 @@ def inner_products(a: Sequence[Tensor | None], b: Sequence[Tensor]) -> Tensor:
     return torch.stack(
         [
             zero.to(y.device)
-            if x is None or x.shape != y.shape
+            if x is None or not alike(x, y)
             else torch.sum(x.detach() * y.detach(), dtype=torch.float32)
             for x, y in zip(a, b, strict=True)
         ]

@@ -49,8 +49,8 @@ class DecayChannel(Channel):
 
     def set(self, multipliers: Sequence[float]) -> None:
         self._multipliers = list(multipliers)
-        for trace in self._traces:
-            trace.zero_()
+        if self._traces:
+            self.follow()
 
     def tensors(self) -> list[Tensor]:
         return self._params

@@ -18,7 +18,8 @@ class LrScaleChannel(Channel):
     """The optimizer's step of every layer, scaled: `w ← w + m·Δw`. Weight decay is not part of it.
 
     Keeps one copy of the layers' parameters; two foreach calls per step. Where the slope is followed, a second copy
-    and two more: the sum of the scaled steps since the last `set`, as far as the loss's curvature leaves it there.
+    and two more: the sum of the scaled steps since the last `set`, as far as the loss's curvature and
+    weight decay leave it there.
     """
 
     name = "lr_scale"
@@ -59,8 +60,8 @@ class LrScaleChannel(Channel):
 
     def set(self, multipliers: Sequence[float]) -> None:
         self._multipliers = list(multipliers)
-        for moved in self._moved:
-            moved.zero_()
+        if self._moved:
+            self.follow()
 
     def tensors(self) -> list[Tensor]:
         return self._params
@@ -86,7 +87,7 @@ class LrScaleChannel(Channel):
 
     @torch.no_grad()
     def before_update(self, lr: float) -> None:
-        if [b.shape for b in self._before] != [p.shape for p in self._params]:
+        if not self._before or not all(map(alike, self._before, self._params)):
             self._before = [torch.empty_like(param) for param in self._params]
         torch._foreach_copy_(self._before, self._params)
 

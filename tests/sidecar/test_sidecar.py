@@ -271,6 +271,22 @@ def test_what_is_not_trained_does_not_decay() -> None:
     assert torch.equal(loop.model.head.weight, before)
 
 
+def test_a_model_that_changes_its_precision_trains_on() -> None:
+    loop = Loop(channels=ALL).run(7)
+    loop.model.double()
+    x, y = X.double(), Y.double()
+    loop.sidecar.heldout_loss = lambda interval: F.mse_loss(loop.model(x[32:]), y[32:])
+    loop.optimizer = torch.optim.Adam(loop.model.parameters(), lr=1e-2)
+    for step in range(7, 30):
+        loop.sidecar.before_step(step)
+        loop.optimizer.zero_grad()
+        F.mse_loss(loop.model(x[:32]), y[:32]).backward()
+        with loop.sidecar.applied(1e-2):
+            loop.optimizer.step()
+    assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
+    assert all(trace.dtype == torch.float64 for trace in loop.sidecar.channels["decay"].memory().values())
+
+
 def test_a_closed_sidecar_leaves_the_model_as_it_was() -> None:
     model = Model()
     plain = model(X)
@@ -376,7 +392,7 @@ def test_a_channel_whose_tensors_vanish_keeps_its_values_and_training_goes_on(ch
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         loop.run(20)
-    assert len([w for w in caught if w.category is RuntimeWarning]) == 1
+    assert len([w for w in caught if w.category is RuntimeWarning]) == len(channels)
     json.dumps(loop.sidecar.record(), allow_nan=False)
     assert {name: loop.sidecar.multipliers(name) for name in channels} == held
     assert all(parameter.isfinite().all() for parameter in loop.model.parameters())
@@ -417,6 +433,8 @@ PLAYED = [{"step": 0, "values": {"decay": {unit.name: 50.0 for unit in make().ch
         ({"features": ("progress",)}, "feature 'progress' would always be 0: say steps"),
         ({"features": ("momentum_alignment",)}, "say optimizer"),
         ({"optimizer": torch.optim.AdamW(Model().parameters())}, r"decays weights by 0\.01 of its own"),
+        ({"mean_matched": True, "share": "all"}, "mean_matched has no effect with share='all'"),
+        ({"beta2": 1.0}, "beta2=1.0 must lie between 0 and 1"),
         ({"warmup": -1}, "warmup=-1 must be 0 or more"),
         ({"channels": ["lr_scale"], "bounds": {"lr_scale": (0.5, 3.0)}}, "'lr_scale' may reach"),
         ({"channels": ["lr_scale"], "eps": 0.0}, "stuck"),
@@ -444,10 +462,14 @@ def test_fixed_mode_is_checked_against_its_own_multiplier() -> None:
 def test_state_of_another_model_or_other_channels_is_refused() -> None:
     state = Loop().run(6).sidecar.state_dict()
     with pytest.raises(ValueError, match="other parameters"):
-        make(Model(4)).load_state_dict(state, {})
+        make(Model(4)).load_state_dict(state, make(Model(4)).tensors())
     with pytest.raises(ValueError, match=r"has channels \['decay'\] and this one \['lr_scale'\]"):
         make(channels=["lr_scale"]).load_state_dict(state, {})
-    with pytest.raises(ValueError, match=r"has credit 'factored' and this one 'joint'"):
-        make(credit="joint").load_state_dict(state, {})
+    tensors = Loop().run(6).sidecar.tensors()
+    for what, other in (("credit", "joint"), ("mode", "random"), ("share", "kind"), ("policy", "mlp")):
+        with pytest.raises(ValueError, match=f"has {what} '.*' and this one '{other}'"):
+            make(**{what: other}).load_state_dict(state, tensors)
+    with pytest.raises(ValueError, match="0 tensors are not the 6 that this one needs"):
+        make().load_state_dict(state, {})
     with pytest.raises(ValueError, match=r"7 parameters and this model's has 8"):
-        make(features=("unit", "depth")).load_state_dict(state, {})
+        make(features=("unit", "depth")).load_state_dict(state, tensors)
