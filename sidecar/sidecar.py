@@ -51,7 +51,8 @@ class Sidecar:
     a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`; `factored` takes every unit's slope from
     a held-out backward pass, and REINFORCE for `unexplained` of what the slopes leave over; with 0 no reward enters.
     `warmup`: intervals at the start that are not judged and hold the first proposal; `baseline_decay`: memory of
-    the averages that later ones are judged against. `policy_lr`: share of σ by which a mean moves for a step of size one; `entropy`: its bonus.
+    the averages that later ones are judged against. `policy_lr`: share of σ by which a mean moves for a step of size
+    one; `entropy`: its bonus.
     `features`, `policy`: what the policy's mean depends on, and how. `sigma`: initial standard deviation of the
     log-multipliers. `bounds`: channel → (least, largest multiplier). `mean_matched`: the parameter-weighted
     mean multiplier of each channel is 1.
