@@ -27,6 +27,7 @@ from orchestrator.compare.pairs import (
 )
 from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
+from orchestrator.compare.symmetry import Symmetry, symmetry
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Comparison:
     statistics: list[PairedResult]
     contrasts: list[Contrast]
     conservation: list[Conservation]
+    symmetry: list[Symmetry]
     notes: list[str]
 
     @property
@@ -90,6 +92,7 @@ def compute(path: Path) -> Comparison:
         contrasts=contrasts,
         tables=tables.build(experiment.cells, pairs, contrasts),
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
+        symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
         notes=_notes(experiment, pairs, domains),
     )

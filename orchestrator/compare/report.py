@@ -58,6 +58,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
             }
             for arm in e.arms
         },
+        "symmetry": [asdict(result) for result in c.symmetry],
         "conservation": [asdict(result) for result in c.conservation],
         "roles": {
             arm: {

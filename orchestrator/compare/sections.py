@@ -9,7 +9,7 @@ import numpy as np
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
-from orchestrator.compare.section import Roles, Section, number, span
+from orchestrator.compare.section import Roles, Section, number, signed, span
 from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
@@ -27,6 +27,8 @@ def sections(c: Comparison) -> list[Section]:
     for arm in c.compared:
         found += [paired_losses(c, arm), equal_cost(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
         found += multipliers(c, arm)
+    if not many_arms(c):
+        found.append(spreads(c))
     if not c.pairs:
         found += [cell_losses(c), *(layers(c, [arm]) for arm in c.experiment.arms)]
     return [section for section in found if section.rows]
@@ -34,8 +36,24 @@ def sections(c: Comparison) -> list[Section]:
 
 def headlines(c: Comparison) -> list[Section]:
     """Across arms: one line for each, where there are many, and the contrasts."""
-    found = [arm_losses(c)] if many_arms(c) else []
-    return [section for section in [*found, contrasts(c)] if section.rows]
+    found = [arm_losses(c), contrasts(c), spreads(c)] if many_arms(c) else [contrasts(c)]
+    return [section for section in found if section.rows]
+
+
+def spreads(c: Comparison) -> Section:
+    """How far the layers of every arm part from each other."""
+    rows: list[list[str | Roles]] = []
+    for r in c.symmetry:
+        if not rows:
+            rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
+        delta = [signed(r.delta, 3), span(r.low, r.high, 3, plus=True)]
+        rows.append([r.arm, number(r.b, 3), number(r.range_b, 2), *delta, str(r.n), number(r.p, 3)])
+    return Section(
+        "Symmetry: spread of attention's share of the energy over the layers, newest readings",
+        ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
+        rows,
+        ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one."],
+    )
 
 
 def many_arms(c: Comparison) -> bool:

@@ -187,8 +187,8 @@ def test_many_arms_are_a_line_each_and_the_report_has_the_rest(experiment: Write
     assert "learned - mean_matched" in text
     assert "(0.031)  not tested" in text
     assert "Layers at" not in text
-    titles = [section.title.split(",")[0] for section in sections(c)]
-    assert titles[:3] == ["Test loss of every arm", "Contrasts", "Test loss"]
+    titles = [section.title.split(",")[0].split(":")[0] for section in sections(c)]
+    assert titles[:4] == ["Test loss of every arm", "Contrasts", "Symmetry", "Test loss"]
     assert sum(title.startswith("Layers at") for title in titles) == 4
 
 
