@@ -57,7 +57,8 @@ def plan_arm(arm: str, config: Config) -> ArmPlan:
         flops=training_flops(config, spec) + sidecar_flops(config, spec, decisions + judged, judged * learning),
         tokens=train.steps * train.batch_size * train.seq_len,
         checkpoints=kept,
-        disk=params * (4 + 12 * (kept - 1)),  # fp32 weights; two moments beside them after step 0
+        # fp32 weights; after step 0 two moments beside them, and what a channel that learns by slopes keeps of each
+        disk=params * (4 + (12 + 4 * learning * len({"decay", "lr_scale"} & {*config.sidecar.channels})) * (kept - 1)),
     )
 
 
