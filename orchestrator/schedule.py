@@ -53,6 +53,11 @@ def check(config: Config, arms: dict[str, Config]) -> None:
             f"sidecar.schedule={name} names an arm with sidecar.mode={arms[name].sidecar.mode}, which makes no "
             "decisions of its own: name an arm with sidecar.mode=learn."
         )
+    elif lacking := [c for c in config.sidecar.channels if c not in arms[name].sidecar.channels]:
+        raise UserError(
+            f"sidecar.schedule={name} names an arm that learns nothing for sidecar.channels={lacking}: "
+            "drop them here, or let that arm learn them."
+        )
     elif config.sidecar.schedule_seed == SeedOf.next and len(config.seeds) < 2:
         raise UserError(
             f"sidecar.schedule_seed=next with seeds={config.seeds} would play back the cell's own seed: "

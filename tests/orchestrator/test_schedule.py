@@ -54,6 +54,8 @@ PLAY = "'sidecar=decay','sidecar.mode=replay'"
         (f"{{a: ['sidecar=none'], b: [{PLAY},'sidecar.schedule=a']}}", "[0]",
          r"Arm 'b': sidecar.schedule=a names an arm with sidecar.mode=off.*name an arm with sidecar.mode=learn\."),
         (f"{{a: ['sidecar=decay','sidecar.mode=fixed'], b: [{PLAY},'sidecar.schedule=a']}}", "[0]", "mode=fixed"),
+        (f"{{a: ['sidecar=decay'], b: [{PLAY},'sidecar.schedule=a','sidecar.channels=[decay,lr_scale]']}}", "[0]",
+         r"schedule=a names an arm that learns nothing for sidecar.channels=\['lr_scale'\]: drop them here"),
         (ARMS.removeprefix("++arms="), "[3]", r"schedule_seed=next with seeds=\[3\] would play back the cell's own"),
     ],
 )  # fmt: skip

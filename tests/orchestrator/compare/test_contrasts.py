@@ -119,6 +119,18 @@ def test_a_contrast_uses_the_seeds_at_which_all_of_its_arms_are_complete(experim
     assert "not measured" in printed(c)
 
 
+def test_what_could_not_be_tested_ends_the_sequence_at_equal_flops_too(experiment: Write, edit_ledger: Edit) -> None:
+    contrasts = minus("d", "a") | minus("b", "a")
+    root = experiment(arms=("a", "b", "d"), seeds=SEEDS, loss=loss, contrasts=contrasts, sidecar=True)
+    for seed in SEEDS:
+        edit_ledger(root / f"d/seed={seed}", lambda r: r.pop())
+    for metric in ("test_loss", EQUAL_FLOPS):
+        found = of(compute(root), metric)
+        assert found["d - a"].verdict == "not measured"
+        assert not found["b - a"].tested
+    assert found["b - a"].p == 2 / 2 ** len(SEEDS)  # it would have been called
+
+
 def test_cells_without_a_baseline_are_held_against_each_other(experiment: Write, edit_ledger: Edit) -> None:
     root = experiment(arms=("a", "b", "c"), contrasts=minus("c", "b"))
     edit_ledger(root / "a/seed=1", lambda r: r.pop())
