@@ -54,6 +54,15 @@ class CellResult:
 
 
 @dataclass(frozen=True)
+class Model:
+    """What one arm trains, where experiment.yaml records it."""
+
+    params: int
+    widths: list[int]  # per layer; empty where it is not recorded
+    training_flops: float | None  # forward and backward of one run, the sidecar not counted
+
+
+@dataclass(frozen=True)
 class ExperimentResult:
     """What was asked and what there is. The first arm is the baseline."""
 
@@ -64,8 +73,13 @@ class ExperimentResult:
     seeds: list[int]
     declared: list[str]
     contrasts: dict[str, dict[str, float]]  # name → arm → weight, in the order in which they are tested
-    parameters: dict[str, int]  # arm → number of parameters, where experiment.yaml records it
+    models: dict[str, Model]
     cells: list[CellResult]  # arm by arm, seed by seed
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Arm → number of parameters, where that is recorded."""
+        return {arm: model.params for arm, model in self.models.items()}
 
     def cell(self, arm: str, seed: int) -> CellResult:
         return next(c for c in self.cells if (c.arm, c.seed) == (arm, seed))
@@ -91,7 +105,9 @@ def read_experiment(path: Path) -> ExperimentResult:
     expect(source, spec | {"declared": declared, "models": models, "contrasts": contrasts}, DESCRIPTION, cure)
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
     for arm, model in models.items():
-        expect(source, model, {"params": int}, cure, f"models.{arm}")
+        optional = {"widths": list, "training_flops": NUMBER}
+        shape = {"params": int} | {key: kind for key, kind in optional.items() if key in model}
+        expect(source, model, shape, cure, f"models.{arm}")
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
@@ -106,7 +122,11 @@ def read_experiment(path: Path) -> ExperimentResult:
         seeds=seeds,
         declared=[str(key) for key in declared],
         contrasts=contrasts,
-        parameters={arm: models[arm]["params"] for arm in arms if arm in models},
+        models={
+            arm: Model(models[arm]["params"], models[arm].get("widths", []), models[arm].get("training_flops"))
+            for arm in arms
+            if arm in models
+        },
         cells=[
             read_cell(path / arm / f"seed={seed}", arm, seed, last.get(f"{arm}/seed={seed}"))
             for arm in arms

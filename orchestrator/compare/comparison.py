@@ -25,9 +25,9 @@ from orchestrator.compare.pairs import (
     pair_losses,
     pair_up,
 )
-from orchestrator.compare.palette import ROLES
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 from orchestrator.compare.symmetry import Symmetry, symmetry
+from orchestrator.palette import ROLES
 
 
 @dataclass(frozen=True)

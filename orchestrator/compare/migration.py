@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.compare.cells import CellResult
-from orchestrator.compare.palette import ROLES
+from orchestrator.palette import ROLES
 
 STATES = (*ROLES, "tie")
 

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.palette import ROLES, colour, letter
 from orchestrator.compare.section import Roles, Section
 from orchestrator.compare.sections import headlines, many_arms, sections
+from orchestrator.palette import ROLES, colour, letter
 
 VERDICTS = {
     "better": "bold green",

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.compare.palette import ROLES, arm_colour, colour
 from orchestrator.forensics import panels
 from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.terminal import RIVALS, Layer, Result, has_role, nothing
 from orchestrator.forensics.trajectory import mean_cv, ratios, worst
+from orchestrator.palette import ROLES, arm_line, colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,8 +48,8 @@ def single(result: Result) -> Figure:
     for axes, key, title in ((below[3], "effective_rank.o_fraction", RANK), (below[4], "attention_share", ATTENTION)):
         panels.line(axes, _values(layers, key), INK)
         axes.set_title(title)
-    panels.line(below[5], _values(layers, "sink_mean"), arm_colour(0), "reads from below")
-    panels.line(below[5], _values(layers, "source_mean"), arm_colour(1), "is read above")
+    panels.line(below[5], _values(layers, "sink_mean"), arm_line(0).colour, "reads from below")
+    panels.line(below[5], _values(layers, "source_mean"), arm_line(1).colour, "is read above")
     below[5].set_title(COMPOSITION)
     panels.over_depth(below, len(layers))
     return figure
@@ -75,10 +75,10 @@ def pair(document: Mapping[str, Any]) -> Figure:
     for axes, (title, (solid, dotted)) in zip([*below[:2], *below[3:]], lines.items(), strict=True):
         axes.set_title(title)
         for index, (arm, result) in enumerate(arms.items()):
-            panels.line(axes, _values(result["layers"], solid), arm_colour(index), arm if solid == "cv" else "")
+            panels.line(axes, _values(result["layers"], solid), arm_line(index).colour, arm if solid == "cv" else "")
             if dotted is not None:
-                panels.line(axes, _values(result["layers"], dotted), arm_colour(index), style=":")
-    panels.norms(below[2], {arm_colour(i): _worst_by_layer(arms[arm]["layers"]) for i, arm in enumerate("AB")})
+                panels.line(axes, _values(result["layers"], dotted), arm_line(index).colour, style=":")
+    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm]["layers"]) for i, arm in enumerate("AB")})
     below[2].set_title(NORMS)
     panels.over_depth(below, depth)
     return figure

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.figures import FIGURES, draw
 from orchestrator.compare.migration import STATES
-from orchestrator.compare.palette import colour, letter
+from orchestrator.palette import colour, letter
 
 Write = Callable[..., Path]
 

@@ -13,10 +13,10 @@ from plotly.offline import get_plotlyjs
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.migration import roles_of
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.palette import ROLES, colour, letter
 from orchestrator.compare.section import Roles, Section
 from orchestrator.compare.sections import sections
 from orchestrator.files import write_whole
+from orchestrator.palette import ROLES, colour, letter
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }

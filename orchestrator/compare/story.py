@@ -1,0 +1,153 @@
+"""What was found, in a sentence each: which arm won, which layers changed role, whether the budget was conserved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.conservation import CONSERVED, REFERENCES, Conservation
+from orchestrator.compare.migration import LayerShift, RoleShift, state
+from orchestrator.compare.pairs import PRIMARY
+from orchestrator.compare.section import number, signed, span
+from orchestrator.compare.sections import flattening
+from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
+
+FLATTENED = 2.0  # a CV this many times larger in one arm is told
+TOLD_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An estimate with its interval, beside the value that says "no difference" and the band that counts as none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    none: float
+    band: tuple[float, float]
+    level: int  # of the interval, per cent
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question on one arm against the baseline."""
+
+    arm: str
+    question: str
+    answer: str  # a verdict, as short as it can be said
+    sure: bool  # whether the data decide it
+    sentence: str  # the figures behind it
+    scale: Scale | None = None
+
+
+def findings(c: Comparison, arm: str) -> list[Finding]:
+    """What a reader wants to know first of `arm`, in the order in which it is asked."""
+    told = [_loss(c, arm), _roles(c, arm), _concentration(c, arm), _budget(c, arm)]
+    return [finding for finding in told if finding is not None]
+
+
+def _loss(c: Comparison, arm: str) -> Finding | None:
+    r = next((r for r in c.statistics if r.arm == arm and (r.metric, r.domain) == PRIMARY[0]), None)
+    if r is None:
+        return None
+    answers = {"better": f"{arm} is better", "worse": f"{c.baseline} is better", "equivalent": "equivalent within 1 %"}
+    margin = EQUIVALENCE * abs(r.a)
+    scale = Scale(r.delta, r.low, r.high, 0.0, (-margin, margin), level=95)
+    return Finding(arm, "Which arm won?", answers.get(r.verdict, r.verdict), r.verdict in answers, _delta(r), scale)
+
+
+def _delta(r: PairedResult) -> str:
+    share = f" ({signed(100 * r.delta / r.a, 1)} %)" if r.a else ""
+    within = f", 95 % interval {span(r.low, r.high, 4, plus=True)}" if r.low is not None else ""
+    return (
+        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}; "
+        f"{_pairs(r.n)}{'' if r.p_adjusted is None else f', p = {r.p_adjusted:.2g}'}."
+    )
+
+
+def _roles(c: Comparison, arm: str) -> Finding | None:
+    shift = next((s for s in c.role_shifts if s.arm == arm), None)
+    if shift is None:
+        return None
+    sure = shift.p is not None and shift.p <= ALPHA
+    differ = len(shift.layers) - shift.across.same
+    within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
+    beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.1f}" if within else ""
+    told = moved_layers(shift)
+    sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
+    sentence += "." if shift.p is None else f"; {_pairs(len(shift.seeds))}, p = {shift.p:.2g}."
+    if told:
+        listed = ", ".join(_moved(layer) for layer in told[:TOLD_LAYERS])
+        more = f" and {len(told) - TOLD_LAYERS} more" if len(told) > TOLD_LAYERS else ""
+        sentence += f" In every seed: {listed}{more}."
+    answer = "roles moved" if sure else "inconclusive"
+    return Finding(arm, "Which layers changed role?", answer, sure, sentence)
+
+
+def moved_layers(shift: RoleShift) -> list[LayerShift]:
+    """The layers that have one role in every seed of one arm and another one in every seed of the other."""
+    return [
+        layer
+        for layer in shift.layers
+        if len(set(map(state, layer.roles_a))) == len(set(map(state, layer.roles_b))) == 1
+        and state(layer.roles_a[0]) != state(layer.roles_b[0])
+    ]
+
+
+def _moved(layer: LayerShift) -> str:
+    a, b = (Counter(map(state, roles)).most_common(1)[0][0] for roles in (layer.roles_a, layer.roles_b))
+    return f"L{layer.layer} {a} → {b}"
+
+
+def _concentration(c: Comparison, arm: str) -> Finding | None:
+    """Layers whose CV at least halved or doubled in every seed; none where there are none."""
+    table = c.tables["flattening"]
+    own = table[table["arm"] == arm] if "arm" in table else table
+    newest = own[own["step"] == own.groupby("seed")["step"].transform("max")].dropna(subset=["flattening"])
+    by_layer = newest.groupby("layer")["flattening"]
+    low, high = by_layer.min(), by_layer.max()
+    mean = flattening(c, arm)
+    flat = [int(layer) for layer in low.index[low >= FLATTENED]]
+    raised = [int(layer) for layer in high.index[(high > 0) & (high <= 1 / FLATTENED)]]
+    if not flat and not raised:
+        return None
+    answer = "; ".join(f"{', '.join(f'L{i}' for i in layers)} {word}"
+                       for layers, word in ((flat, "flattened"), (raised, "raised")) if layers)  # fmt: skip
+    listed = ", ".join(f"L{i} {mean[i]:.2g} ×" for i in sorted([*flat, *raised]))
+    seeds = newest["seed"].nunique()
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}: {listed}; {'each of' if seeds > 1 else ''} {_seeds(seeds)}."
+    return Finding(arm, "Which layers were flattened?", answer, seeds > 1, sentence.replace("  ", " "))
+
+
+def _budget(c: Comparison, arm: str) -> Finding | None:
+    r = next((r for r in c.conservation if r.arm == arm and r.reference == REFERENCES[0]), None)
+    if r is None or r.budget_a is None:
+        return None
+    sure = r.verdict in ("conserved", "not conserved")
+    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90)
+    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r), scale)
+
+
+def _counts(r: Conservation) -> str:
+    chance = ""
+    if r.expected_a is not None and r.expected_b is not None:
+        chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
+    ratio = "" if r.ratio is None else f": ratio {number(r.ratio, 2)}"
+    within = "" if r.low is None else f", 90 % interval {span(r.low, r.high, 2)}"
+    beside = "" if r.chance_ratio is None else f", {number(r.chance_ratio, 2)} by chance"
+    where = ""
+    if r.centre_a is not None and r.centre_b is not None:
+        where = f" Its centre lies at {number(r.centre_a, 2)} → {number(r.centre_b, 2)} of the depth."
+    return (
+        f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
+        f"{_pairs(r.n)}.{where}"
+    )
+
+
+def _seeds(n: int) -> str:
+    return f"{n} seed{'s' * (n != 1)}"
+
+
+def _pairs(n: int) -> str:
+    return f"{n} pair{'s' * (n != 1)}"
