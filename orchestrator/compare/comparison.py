@@ -13,7 +13,7 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
-from orchestrator.compare.migration import roles_of, same_roles
+from orchestrator.compare.migration import RoleShift, Transitions, role_shift, roles_of, same_roles, transitions
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
     HELDOUT_KEYS,
@@ -43,6 +43,8 @@ class Comparison:
     contrasts: list[Contrast]
     conservation: list[Conservation]
     symmetry: list[Symmetry]
+    transitions: list[Transitions]  # one per arm that was read twice
+    role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
     notes: list[str]
 
     @property
@@ -73,8 +75,7 @@ class Comparison:
 
     def cells_of(self, arm: str) -> list[CellResult]:
         """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
-        cells = [cell for pair in self.pairs for cell in (pair.a, pair.b)] if self.pairs else self.experiment.cells
-        return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
+        return _cells_of(arm, self.experiment, self.pairs)
 
 
 def compute(path: Path) -> Comparison:
@@ -94,8 +95,17 @@ def compute(path: Path) -> Comparison:
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
+        transitions=[
+            moved for arm in experiment.arms if (moved := transitions(arm, _cells_of(arm, experiment, pairs)))
+        ],
+        role_shifts=[shift for arm in arms if (shift := role_shift(arm, pairs))],
         notes=_notes(experiment, pairs, domains),
     )
+
+
+def _cells_of(arm: str, experiment: ExperimentResult, pairs: list[Pair]) -> list[CellResult]:
+    cells = [cell for pair in pairs for cell in (pair.a, pair.b)] if pairs else experiment.cells
+    return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
 
 
 def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:

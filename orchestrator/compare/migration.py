@@ -3,16 +3,168 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.cells import CellResult
+from orchestrator.compare.pairs import Pair
 from orchestrator.palette import ROLES
 
 STATES = (*ROLES, "tie")
+MAX_PATTERNS = 2**14  # of exchanges enumerated; with more pairs that many are drawn at random
+Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Layers with the same state in two readings of one depth, means over the pairs of readings.
+
+    Chance deals each reading's own states to its layers at random: it keeps how many hubs, dampers … there are,
+    not where.
+    """
+
+    same: float  # layers
+    expected: float  # layers, by chance
+    kappa: float | None  # Cohen's: 1 = all layers alike, 0 = as by chance; null where chance alone makes all alike
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The states of an arm's layers from each reading to the next, all of its cells together; chance as in `Overlap`.
+
+    Matrices are [5][5] in the order of `STATES`, rows = before.
+    """
+
+    arm: str
+    layers: int  # layers × intervals counted
+    counts: list[list[int]]
+    expected: list[list[float]]  # by chance
+    changed: int  # layers × intervals whose state changed
+    changed_expected: float
+    kappa: float | None  # as in `Overlap`, of before and after
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """One layer in both arms, seed by seed."""
+
+    layer: int
+    roles_a: list[str]  # [n], the baseline's; ties by the names of their leaders
+    roles_b: list[str]
+    distance: float  # total variation between the two arms' shares of seeds in each state, 0 … 1
+    p: float | None  # exact, corrected for the number of layers
+
+
+@dataclass(frozen=True)
+class RoleShift:
+    """Baseline (a) and arm (b) at every pair's newest common reading; equal states in both may still be chance.
+
+    p exchanges the arms' labels within the seed pairs, all 2^n ways: if the arm changed nothing, each was as
+    likely. Null for one pair.
+    """
+
+    arm: str
+    seeds: list[int]  # [n]
+    steps: list[int]  # [n], of the readings
+    counts: list[list[int]]  # [5][5] in the order of `STATES`, rows = the baseline's; layers × pairs
+    expected: list[list[float]]  # by chance, as in `Overlap`
+    across: Overlap  # between the arms at one seed
+    within_a: Overlap | None  # between two seeds of the baseline; null for one pair
+    within_b: Overlap | None  # between two seeds of the arm
+    layers: list[LayerShift]
+    distance: float  # sum over the layers
+    p: float | None  # of that sum: whether the arms differ in any layer's states
+    smallest_p: float  # that n pairs can give: exchanging all of them changes nothing
+
+
+def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
+    """What became of every state until the next reading; None where no layer was read twice."""
+    sides = [
+        (roles_of(before), roles_of(after))
+        for cell in cells
+        for before, after in pairwise(cell.readings.values())
+        if before["layers"]
+    ]
+    if not sides:
+        return None
+    counts, expected = _tables(sides)
+    total = int(counts.sum())
+    return Transitions(
+        arm, total, counts.tolist(), expected.tolist(), changed=total - int(np.trace(counts)),
+        changed_expected=total - float(np.trace(expected)), kappa=_overlap(sides).kappa,
+    )  # fmt: skip
+
+
+def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
+    """Whether `arm` has other roles than the baseline; None where nothing common was read or depths differ."""
+    read = [(pair, pair.common_steps[-1]) for pair in pairs if pair.arm == arm and pair.common_steps]
+    a = [roles_of(pair.a.readings[step]) for pair, step in read]
+    b = [roles_of(pair.b.readings[step]) for pair, step in read]
+    depths = {len(roles) for roles in (*a, *b)}
+    if len(depths) != 1 or depths == {0}:
+        return None
+    counts, expected = _tables(list(zip(a, b, strict=True)))
+    distances = _exchanged(a, b)  # [patterns, L], the first as observed
+    several = len(read) > 1
+    p = (distances.max(axis=1)[:, None] >= distances[0]).mean(axis=0)  # [L]
+    layers = [
+        LayerShift(
+            layer, [roles[layer] for roles in a], [roles[layer] for roles in b],
+            distance=float(distances[0, layer]) / len(read), p=float(p[layer]) if several else None,
+        )
+        for layer in range(len(a[0]))
+    ]  # fmt: skip
+    sums = distances.sum(axis=1)  # [patterns]
+    return RoleShift(
+        arm=arm,
+        seeds=[pair.seed for pair, _ in read],
+        steps=[step for _, step in read],
+        counts=counts.tolist(),
+        expected=expected.tolist(),
+        across=_overlap(list(zip(a, b, strict=True))),
+        within_a=_overlap(list(combinations(a, 2))) if several else None,
+        within_b=_overlap(list(combinations(b, 2))) if several else None,
+        layers=layers,
+        distance=float(sums[0]) / len(read),
+        p=float((sums >= sums[0]).mean()) if several else None,
+        smallest_p=1.0 / len(distances),
+    )
+
+
+def _tables(sides: Sides) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [5, 5] of states in the first (rows) and second of two readings, and their expectation by chance."""
+    each = [transition_counts(zip(first, second, strict=True)) for first, second in sides]
+    expected = [np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum() for counts in each]
+    return np.sum(each, axis=0), np.sum(expected, axis=0)
+
+
+def _overlap(sides: Sides) -> Overlap:
+    counts, expected = _tables(sides)
+    total, same, chance = float(counts.sum()), float(np.trace(counts)), float(np.trace(expected))
+    kappa = (same - chance) / (total - chance) if total - chance > 1e-9 * total else None
+    return Overlap(same / len(sides), chance / len(sides), kappa)
+
+
+def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
+    """n × each layer's distance between the arms, [patterns, L], as observed and under every exchange of labels.
+
+    Of p only the largest distance under each pattern is used, for all layers at once (Westfall & Young's
+    max-T), so that under no difference any layer falls below p with probability p. Half the patterns are left
+    out: exchanging the other pairs instead gives the same distances. Whole numbers, so that equal is equal.
+    """
+    held = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
+    n = len(a)
+    difference = held[:n] - held[n:]  # [n, L, 5]
+    if 2 ** (n - 1) <= MAX_PATTERNS:
+        signs = np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])  # [patterns, n]
+    else:
+        signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
+        signs[0] = 1.0
+    return np.abs(np.tensordot(signs, difference, axes=1)).sum(axis=2) / 2.0
 
 
 def role_migration(cell: CellResult) -> list[dict[str, Any]]:

@@ -60,6 +60,8 @@ def verdict(c: Comparison) -> dict[str, Any]:
         },
         "symmetry": [asdict(result) for result in c.symmetry],
         "conservation": [asdict(result) for result in c.conservation],
+        "transitions": [asdict(result) for result in c.transitions],
+        "role_shifts": [asdict(result) for result in c.role_shifts],
         "roles": {
             arm: {
                 str(cell.seed): {"step": reading["step"], "roles": roles_of(reading)}
