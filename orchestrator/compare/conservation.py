@@ -98,30 +98,6 @@ def conservation(cell: CellResult) -> list[dict[str, Any]]:
     return rows
 
 
-def flattening(pair: Pair) -> list[dict[str, Any]]:
-    """Per layer, at every step both cells were read: the arms side by side. No row between unequal depths."""
-    rows = []
-    for step in pair.common_steps:
-        a, b = pair.a.readings[step]["layers"], pair.b.readings[step]["layers"]
-        if len(a) != len(b):
-            continue
-        for left, right in zip(a, b, strict=True):
-            values: dict[str, float | None] = {}
-            for name, measure in (
-                ("cv", "cv"),
-                ("saturated", "saturated"),
-                ("effective_rank_o", "effective_rank.o"),
-                ("attention_share", "attention_share"),
-            ):
-                values[f"{name}_a"], values[f"{name}_b"] = (
-                    left["measures"].get(measure),
-                    right["measures"].get(measure),
-                )
-            ratio = values["cv_a"] / values["cv_b"] if values["cv_a"] is not None and values["cv_b"] else None
-            rows.append({"seed": pair.seed, "step": step, "layer": left["layer"], "flattening": ratio, **values})
-    return rows
-
-
 class _Spent(NamedTuple):
     """The budgets of one pair at its last common reading."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
 from orchestrator.compare.section import Roles, Section, number, signed, span
 from orchestrator.compare.statistics import mean_of_known
+from orchestrator.compare.story import findings
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
 MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above its cell's mean, either, below it in every seed
@@ -61,10 +61,73 @@ def many_arms(c: Comparison) -> bool:
     return len(c.experiment.arms) > MANY_ARMS and bool(c.pairs)
 
 
+def glance(c: Comparison) -> Section:
+    """One line per compared arm: the answer to each of the first questions."""
+    told = {arm: findings(c, arm) for arm in c.compared}
+    questions = list(dict.fromkeys(finding.question for found in told.values() for finding in found))
+    rows: list[list[str | Roles]] = []
+    for arm, found in told.items():
+        answers = {finding.question: finding.answer for finding in found}
+        rows.append([arm, *(answers.get(question, "–") for question in questions)])
+    return Section(f"Every arm against {c.baseline}", ["arm", *questions], rows)
+
+
+def shifts(c: Comparison, arm: str) -> Section:
+    """The layers in which the arms' roles differ, most different first."""
+    shift = next((s for s in c.role_shifts if s.arm == arm), None)
+    rows: list[list[str | Roles]] = []
+    for layer in sorted(shift.layers, key=lambda x: -x.distance) if shift else []:
+        if layer.distance > 0:
+            a, b = (Roles(roles, words=len(roles) <= WORDS_UP_TO) for roles in (layer.roles_a, layer.roles_b))
+            rows.append([str(layer.layer), a, b, number(layer.distance, 2), number(layer.p, 2)])
+    notes = []
+    if shift:
+        across, depth = shift.across, len(shift.layers)
+        within = [x for x in (shift.within_a, shift.within_b) if x]
+        beside = "".join(f", between two seeds of {name} {number(x.same, 1)}"
+                         for name, x in zip((c.baseline, arm), within, strict=False))  # fmt: skip
+        notes.append(
+            f"On average {number(across.same, 1)} of {depth} layers have one state in both arms at one seed "
+            f"({number(across.expected, 1)} if roles were dealt at random){beside}."
+        )
+        notes.append(f"All layers together: p = {number(shift.p, 2)}; {len(shift.seeds)} pairs cannot give less than "
+                     f"{shift.smallest_p:.2g}. p of a layer is corrected for their number.")  # fmt: skip
+    return Section(
+        f"Layers whose role differs: a = {c.baseline}, b = {arm}", ["layer", "roles a", "roles b", "distance", "p"],
+        rows, notes,
+    )  # fmt: skip
+
+
+def persistence(c: Comparison) -> Section:
+    """How steady roles are from reading to reading, beside roles dealt at random."""
+    rows: list[list[str | Roles]] = [
+        [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
+    ]
+    return Section(
+        "How steady roles are between successive readings",
+        ["arm", "layers × intervals", "changed", "if dealt at random", "κ"], rows,
+    )  # fmt: skip
+
+
+def costs(c: Comparison) -> Section:
+    """Parameters and floating-point operations of every arm."""
+    rows: list[list[str | Roles]] = []
+    base = c.experiment.models.get(c.baseline)
+    for arm, model in c.experiment.models.items():
+        widths = f"{min(model.widths)} … {max(model.widths)}" if model.widths else "–"
+        flops = "–" if model.training_flops is None else f"{model.training_flops:.3g}"
+        against = "" if base is None or arm == c.baseline else signed(100 * (model.params / base.params - 1), 2) + " %"
+        rows.append([arm, f"{model.params:,}", against, widths, flops])
+    return Section("Size and cost of one run", ["arm", "parameters", "Δ", "width", "FLOPs"], rows)
+
+
 def multipliers(c: Comparison, arm: str) -> list[Section]:
     """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of the layer."""
     found = []
-    flat, stacks = flattening(c, arm), [_last_layers(c, side, [c.baseline, arm]) for side in (c.baseline, arm)]
+    flat, stacks = (
+        mean_flattening(c.tables["flattening"], arm),
+        [_last_layers(c, side, [c.baseline, arm]) for side in (c.baseline, arm)],
+    )
     for channel, a in agreement(c.cells_of(arm)).items():
         kinds = list(dict.fromkeys(a.kinds))
         at = {(layer, kind): i for i, (layer, kind) in enumerate(zip(a.layers, a.kinds, strict=True))}
@@ -90,23 +153,13 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
     return found
 
 
-def flattening(c: Comparison, arm: str) -> dict[int, float]:
-    """Layer → CV a / CV b at each pair's newest common reading, geometric mean over the pairs that have it."""
-    table = c.tables["flattening"]
-    own = table[table["arm"] == arm] if "arm" in table else table
-    newest = own[own["step"] == own.groupby("seed")["step"].transform("max")]
-    known = newest[newest["flattening"] > 0]
-    means = np.log(known["flattening"]).groupby(known["layer"]).mean()
-    return dict(zip(means.index.tolist(), np.exp(means).tolist(), strict=True))
-
-
 def layers(c: Comparison, arms: list[str]) -> Section:
     """Layer by layer, means over the seeds shown; with two arms side by side and their `flattening`."""
     stacks = [_last_layers(c, arm, arms) for arm in arms]  # per arm, per seed: the layers of its reading
     depth = max((len(layers) for stack in stacks for layers in stack), default=0)
     words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
     names = ["a", "b"] if len(arms) == 2 else [""]
-    flat = flattening(c, arms[1]) if len(arms) == 2 else {}
+    flat = mean_flattening(c.tables["flattening"], arms[1]) if len(arms) == 2 else {}
     rows: list[list[str | Roles]] = []
     for index in range(depth):
         at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import CONSERVED, REFERENCES, Conservation
+from orchestrator.compare.flattening import mean_flattening, newest
 from orchestrator.compare.migration import LayerShift, RoleShift, state
 from orchestrator.compare.pairs import PRIMARY
 from orchestrator.compare.section import number, signed, span
-from orchestrator.compare.sections import flattening
 from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told
@@ -102,21 +102,20 @@ def _moved(layer: LayerShift) -> str:
 
 def _concentration(c: Comparison, arm: str) -> Finding | None:
     """Layers whose CV at least halved or doubled in every seed; none where there are none."""
-    table = c.tables["flattening"]
-    own = table[table["arm"] == arm] if "arm" in table else table
-    newest = own[own["step"] == own.groupby("seed")["step"].transform("max")].dropna(subset=["flattening"])
-    by_layer = newest.groupby("layer")["flattening"]
+    rows = newest(c.tables["flattening"], arm)
+    mean, by_layer = mean_flattening(c.tables["flattening"], arm), rows.groupby("layer")["flattening"]
     low, high = by_layer.min(), by_layer.max()
-    mean = flattening(c, arm)
     flat = [int(layer) for layer in low.index[low >= FLATTENED]]
-    raised = [int(layer) for layer in high.index[(high > 0) & (high <= 1 / FLATTENED)]]
+    raised = [int(layer) for layer in high.index[high <= 1 / FLATTENED]]
     if not flat and not raised:
         return None
     answer = "; ".join(f"{', '.join(f'L{i}' for i in layers)} {word}"
                        for layers, word in ((flat, "flattened"), (raised, "raised")) if layers)  # fmt: skip
     listed = ", ".join(f"L{i} {mean[i]:.2g} ×" for i in sorted([*flat, *raised]))
-    seeds = newest["seed"].nunique()
-    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}: {listed}; {'each of' if seeds > 1 else ''} {_seeds(seeds)}."
+    seeds = rows["seed"].nunique()
+    sentence = (
+        f"CV of FFN co-magnitude, {c.baseline} over {arm}: {listed}; {'each of' if seeds > 1 else ''} {_seeds(seeds)}."
+    )
     return Finding(arm, "Which layers were flattened?", answer, seeds > 1, sentence.replace("  ", " "))
 
 

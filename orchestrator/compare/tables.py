@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.compare.cells import CellResult, read_cell
-from orchestrator.compare.conservation import conservation, flattening
+from orchestrator.compare.conservation import conservation
 from orchestrator.compare.contrasts import Contrast, contrast_rows
+from orchestrator.compare.flattening import flattening
 from orchestrator.compare.migration import role_migration
 from orchestrator.compare.multipliers import THIRDS, sidecar_rows
 from orchestrator.compare.pairs import Pair, domains_of, pair_losses

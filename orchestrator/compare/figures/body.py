@@ -12,6 +12,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import profile
 from orchestrator.compare.figures.panels import (
     Drawing,
+    focus,
     guide,
     label,
     panels,
@@ -58,25 +59,26 @@ def rank_differences(c: Comparison) -> Drawing | None:
     figure = panels(1, len(RANKS), 300, titles, f"Effective rank, difference from {escape(c.baseline)}, last reading")
     texts = []
     for col, (measure, kind) in enumerate(RANKS.items(), start=1):
-        figure.add_hrect(y0=-PAPER_BAND, y1=PAPER_BAND, line_width=0, fillcolor="#888888", opacity=0.18, row=1, col=col)
-        guide(figure, 0.0, 1, col)
+        means: list[float] = []
         for arm, of_arm in found.items():
             x, index = of_arm[measure], c.experiment.arms.index(arm)
             if x is None:
                 continue
-            within = [interval(x[:, i], 0.95) for i in range(x.shape[1])]
             mean, (paint, _, symbol) = x.mean(axis=0), arm_line(index)
-            ends = [[0.0 if (w := getattr(one, end)) is None else abs(w - m) for one, m in zip(within, mean, strict=True)]
-                    for end in ("high", "low")]  # fmt: skip
+            above, below = _whiskers(x)
+            means += mean.tolist()
             figure.add_scatter(
                 x=list(range(mean.size)), y=mean, name=escape(arm), legendgroup=arm, showlegend=col == 1,
                 visible=visible(index - 1), mode="markers", marker={"color": paint, "size": 8, "symbol": symbol},
-                error_y={"type": "data", "symmetric": False, "array": ends[0], "arrayminus": ends[1], "thickness": 1.5,
+                error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5,
                          "width": 3, "color": paint},
                 hovertemplate=f"layer %{{x}}: %{{y:+.2f}}<extra>{escape(arm)}, W_{kind}</extra>", row=1, col=col,
             )  # fmt: skip
             inside = int((np.abs(mean) <= PAPER_BAND).sum())
             texts.append(f"{arm}, W_{kind}: {inside} of {mean.size} layers within ±3; by layer {spoken(mean, 1)}.")
+        figure.add_hrect(y0=-PAPER_BAND, y1=PAPER_BAND, line_width=0, fillcolor="#888888", opacity=0.18, row=1, col=col)
+        guide(figure, 0.0, 1, col)
+        focus(figure, means, PAPER_BAND, 1, col)
     label(figure, 1, len(RANKS), "layer", "Δ effective rank (dimensions)")
     return Drawing(figure, " ".join(texts), ("effective_rank", "interval"))
 
@@ -90,6 +92,14 @@ def _differences(pairs: list[Pair], measure: str) -> np.ndarray | None:
             if a is not None and b is not None and a.size == b.size:
                 rows.append(b - a)
     return np.array(rows) if rows and len({row.size for row in rows}) == 1 else None
+
+
+def _whiskers(x: np.ndarray) -> tuple[list[float], list[float]]:
+    """How far each layer's 95 % interval reaches above and below its mean over the pairs; x: [pairs, layers]."""
+    ends = [(interval(column, 0.95), column.mean()) for column in x.T]
+    above = [0.0 if within.high is None else within.high - mean for within, mean in ends]
+    below = [0.0 if within.low is None else mean - within.low for within, mean in ends]
+    return above, below
 
 
 def attention_shares(c: Comparison) -> Drawing | None:

@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, guide, label, panels, runs_and_mean
+from orchestrator.compare.figures.panels import Drawing, focus, guide, label, panels, runs_and_mean
 from orchestrator.compare.pairs import shown, validation_curves
 
 
@@ -24,6 +24,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     figure = panels(rows, len(domains), 230, titles, "Held-out loss, and its difference from the baseline", gap=40)
     texts = []
     for col, domain in enumerate(domains, start=1):
+        differences: list[float] = []
         for index, arm in enumerate(c.experiment.arms):
             runs = [dict(curves[x.label][domain]) for x in c.cells_of(arm) if x.label in curves]
             runs_and_mean(figure, runs, escape(arm), index, 1, col)
@@ -32,8 +33,10 @@ def heldout_curves(c: Comparison) -> Drawing | None:
             own = [(dict(curves[p.a.label][domain]), dict(curves[p.b.label][domain])) for p in c.pairs if p.arm == arm]
             gaps = [{step: b[step] - a[step] for step in a if step in b} for a, b in own]
             runs_and_mean(figure, gaps, escape(arm), index, 2, col, band=True)
+            differences += [abs(gap) for run in gaps for step, gap in run.items() if step > 0]
         if rows == 2:
             guide(figure, 0.0, 2, col)
+            focus(figure, differences, 1e-6, 2, col)
     label(figure, rows, len(domains), "step", "loss (nats/token)")
     if rows == 2:
         figure.update_yaxes(title_text="Δ (nats/token)", row=2, col=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ LAYOUT: dict[str, Any] = {
     "title": {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container",
               "yanchor": "top", "pad": {"t": 16}},
     "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
-    "margin": {"l": 70, "r": 24, "t": 92, "b": 104},
+    "margin": {"l": 70, "r": 24, "t": 92, "b": 92},
     "hoverlabel": {"align": "left"},
 }  # fmt: skip
 
@@ -123,6 +123,12 @@ def guide(figure: go.Figure, y: float, row: int, col: int, text: str = "") -> No
         y=y, line={"color": "#888888", "width": 1, "dash": "dot" if text else "solid"}, row=row, col=col,
         **({"annotation": {"text": text, "font": {"size": 11}}, "annotation_position": "top right"} if text else {}),
     )  # fmt: skip
+
+
+def focus(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
+    """Scale the y axis to estimates around 0, at least ± `least`: intervals of two seeds would drown them."""
+    reach = 1.6 * max([least, *(abs(value) for value in values)])
+    figure.update_yaxes(range=[-reach, reach], row=row, col=col)
 
 
 def visible(index: int) -> bool | str:

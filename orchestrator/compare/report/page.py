@@ -1,111 +1,143 @@
-"""`verdict.json` and a first, self-contained `report.html`."""
+"""`report.html`: the answer first, then everything behind it; one file that needs no network."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
+import base64
+import gzip
+from collections.abc import Iterator
 from html import escape
-from typing import Any
+from importlib.resources import files
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.migration import roles_of
-from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.section import Roles, Section
-from orchestrator.compare.sections import sections
-from orchestrator.files import write_whole
-from orchestrator.palette import ROLES, colour, letter
+from orchestrator.compare.figures import Drawing
+from orchestrator.compare.report.chapters import Chapter, chapters
+from orchestrator.compare.report.html import card, define, glossary, listed, table
+from orchestrator.compare.sections import glance, many_arms
+from orchestrator.compare.story import findings
+from orchestrator.palette import arm_line
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin: 2rem 0 .4rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th { font-weight: 600; color: #666; white-space: pre-line; vertical-align: bottom }
-th, td { padding: .15rem .7rem .15rem 0; text-align: left } tbody tr:nth-child(even) { background: #f6f6f6 }
-.role { display: inline-block; color: #fff; border-radius: 3px; padding: 0 .4em; margin-right: .3em }
-.role.tie { color: #222 } .dim { color: #666 }
-"""
+DIGITS = "%.6g"  # of the tables inside the page; those beside it have all
 
 
-def write(c: Comparison, figures: dict[str, go.Figure]) -> None:
-    """Write both files into the comparison's directory."""
-    content = json.dumps(verdict(c), indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(c.directory / "verdict.json", content + "\n")
-    write_whole(c.directory / "report.html", page(c, figures))
+def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
+    """The whole report; text from names and data is escaped."""
+    told = [chapter for chapter in chapters(c) if chapter.sections or any(name in drawings for name in chapter.figures)]
+    named = [(chapter.key, chapter.title) for chapter in told] + [("tables", "Tables"), ("definitions", "Definitions")]
+    title = escape(c.experiment.question or c.experiment.name)
+    links = "".join(f"<li><a href='#{key}'>{escape(name)}</a></li>" for key, name in named)
+    assets = files("orchestrator.compare.report")
+    return "\n".join(
+        [
+            "<!doctype html>",
+            f"<html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+            f"<link rel='icon' href='data:,'><style>{(assets / 'page.css').read_text()}</style></head><body>",
+            f"<header>{_header(c, title)}</header>",
+            f"<nav aria-label='Chapters'><ul>{links}</ul></nav>",
+            f"<main>{_top(c)}",
+            *(_chapter(chapter, drawings) for chapter in told),
+            f"<section id='tables'><h2>Tables</h2>{_downloads(c)}</section>",
+            f"<section id='definitions'><h2>Definitions</h2>{glossary()}</section></main>",
+            f"<footer>{_footer(c)}</footer><div id='definition' popover></div>",
+            *_packed(c, drawings),
+            f"<script>{(assets / 'page.js').read_text()}</script></body></html>",
+            "",
+        ]
+    )
 
 
-def verdict(c: Comparison) -> dict[str, Any]:
-    """What was found, as plain JSON values; null is what cannot be said."""
+def _header(c: Comparison, title: str) -> str:
     e = c.experiment
-    return {
-        "schema": 1,
-        "name": e.name,
-        "question": e.question,
-        "arms": e.arms,
-        "parameters": e.parameters,
-        "seeds": e.seeds,
-        "pairs": [{"arm": pair.arm, "seed": pair.seed} for pair in c.pairs],
-        "incomplete": [asdict(pair) for pair in c.left_out],
-        "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
-        "losses": [asdict(result) for result in c.statistics],
-        "contrasts": [asdict(result) for result in c.contrasts],
-        "sidecar": {
-            arm: {
-                channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}
-                for channel, a in agreement(c.cells_of(arm)).items()
-            }
-            for arm in e.arms
-        },
-        "symmetry": [asdict(result) for result in c.symmetry],
-        "conservation": [asdict(result) for result in c.conservation],
-        "transitions": [asdict(result) for result in c.transitions],
-        "role_shifts": [asdict(result) for result in c.role_shifts],
-        "roles": {
-            arm: {
-                str(cell.seed): {"step": reading["step"], "roles": roles_of(reading)}
-                for cell in e.cells
-                if cell.arm == arm and (reading := cell.last_reading) is not None
-            }
-            for arm in e.arms
-        },
-        "notes": c.notes,
-    }
-
-
-def page(c: Comparison, figures: dict[str, go.Figure]) -> str:
-    """The report as one HTML page that needs no network; text from names and data is escaped."""
-    e = c.experiment
-    arms = ", ".join(f"{a} ({e.parameters[a]:,} parameters)" if a in e.parameters else a for a in e.arms)
-    facts = [f"Arms: {arms}. Seeds: {', '.join(map(str, e.seeds))}. Complete pairs: {len(c.pairs)}."]
-    facts += [f"Left out: {cells}: {reason}." for cells, reason in c.incomplete_cells]
-    title = escape(e.question or e.name)
-    body = [
-        f"<h1>{title}</h1><p class='dim'>{escape(e.name)}</p>",
-        *(f"<p>{escape(fact)}</p>" for fact in facts),
-        *(_section(section) for section in sections(c)),
-        "<h2>Read with care</h2><ul>" + "".join(f"<li>{escape(note)}</li>" for note in c.notes) + "</ul>",
-        *(figure.to_html(full_html=False, include_plotlyjs=False) for figure in figures.values()),
+    arms = [
+        f"<svg width='22' height='10' aria-hidden='true'><line x1='0' x2='22' y1='5' y2='5' stroke-width='4' "
+        f"stroke='{arm_line(i).colour}'/></svg> {escape(arm)}"
+        + (f" <span class='eyebrow'>{e.parameters[arm]:,} parameters</span>" if arm in e.parameters else "")
+        + (" <span class='eyebrow'>(baseline)</span>" if i == 0 and len(e.arms) > 1 else "")
+        for i, arm in enumerate(e.arms)
     ]
+    complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
+    facts = [("arms", " &nbsp; ".join(arms)), ("seeds", escape(", ".join(map(str, e.seeds))))]
+    facts += [("pairs", escape(complete) + define("experiment"))] if len(e.arms) > 1 else []
+    facts += [("left out", escape(f"{cells}: {reason}")) for cells, reason in c.incomplete_cells]
+    listing = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts)
+    return f"<p class='eyebrow'>{escape(e.name)}</p><h1>{title}</h1><dl class='facts'>{listing}</dl>"
+
+
+def _top(c: Comparison) -> str:
+    """What a reader should know after ten seconds, and what to know before believing it."""
+    found = []
+    if many_arms(c):
+        found.append(table(glance(c), level=2))
+    else:
+        for arm in c.compared:
+            heading = f"<h2>{escape(arm)} against {escape(c.baseline)}</h2>" if len(c.compared) > 1 else ""
+            found.append(f"{heading}<div class='cards'>{''.join(map(card, findings(c, arm)))}</div>")
+    if c.notes:
+        found.append(f"<aside class='care'><h3>Read with care</h3>{listed(c.notes)}</aside>")
+    return "".join(found)
+
+
+def _chapter(chapter: Chapter, drawings: dict[str, Drawing]) -> str:
+    shown = [_figure(name, drawings[name]) for name in chapter.figures if name in drawings]
+    parts = "".join(map(table, chapter.sections))
+    return f"<section id='{chapter.key}'><h2>{escape(chapter.title)}</h2>{''.join(shown)}{parts}</section>"
+
+
+def _figure(name: str, drawing: Drawing) -> str:
+    """A place for the figure as high as it will be, its name, and its words."""
+    height = int(drawing.plot.layout.height) - _saved(drawing)
+    marks = "".join(map(define, drawing.terms))
     return (
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
-        f"<script>{get_plotlyjs()}</script></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
+        f"<figure><figcaption>{escape(drawing.title)} {marks}</figcaption>"
+        f"<div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
+        f"aria-label='{escape(drawing.title)}. {escape(drawing.text)}'></div>"
+        f"<details><summary>In words</summary><p>{escape(drawing.text)}</p></details></figure>"
     )
 
 
-def _section(section: Section) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in section.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in section.rows)
-    notes = "".join(f"<p class='dim'>{escape(note)}</p>" for note in section.notes)
-    return f"<h2>{escape(section.title)}</h2><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}"
+def _saved(drawing: Drawing) -> int:
+    """Pixels that a figure's own title takes, which the page prints instead."""
+    return 44
 
 
-def _cell(value: str | Roles) -> str:
-    if isinstance(value, str):
-        return escape(value)
-    return "".join(
-        f"<span class='role{'' if role in ROLES else ' tie'}' style='background:{colour(role)}' title='{escape(role)}'>"
-        f"{escape(role) if value.words else letter(role)}</span>"
-        for role in value.roles
+def _downloads(c: Comparison) -> str:
+    buttons = "".join(
+        f"<li><button data-table='{name}'>{name}.csv</button> <span class='eyebrow'>{len(frame):,} rows</span></li>"
+        for name, frame in c.tables.items()
+        if len(frame)
     )
+    beside = "Six significant digits; tables/*.parquet and tables/*.csv beside this file have all."
+    return f"<ul class='downloads'>{buttons}</ul><p class='note'>{beside}</p>"
+
+
+def _footer(c: Comparison) -> str:
+    versions = {r["definitions"] for cell in c.experiment.cells for r in cell.readings.values() if "definitions" in r}
+    scorings = {r["scoring"] for cell in c.experiment.cells for r in cell.readings.values()}
+    return (
+        f"<p>Roles by {escape(', '.join(sorted(scorings)) or 'no')} scoring; definitions "
+        f"{escape(', '.join(map(str, sorted(versions))) or 'unknown')}. The same figures as single pages: figures/; "
+        "everything for programs: verdict.json.</p>"
+    )
+
+
+def _packed(c: Comparison, drawings: dict[str, Drawing]) -> Iterator[str]:
+    """Plotly, figures and tables, compressed, as inert script elements."""
+    yield _pack("plotly", get_plotlyjs())
+    for name, drawing in drawings.items():
+        plot = go.Figure(drawing.plot)
+        margin = plot.layout.margin
+        plot.update_layout(
+            title=None, height=plot.layout.height - _saved(drawing), margin={"t": margin.t - _saved(drawing)}
+        )
+        yield _pack(f"figure-{name}", plot.to_json())
+    for name, frame in c.tables.items():
+        if len(frame):
+            yield _pack(f"table-{name}", frame.to_csv(index=False, float_format=DIGITS))
+
+
+def _pack(key: str, text: str) -> str:
+    packed = base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return f"<script type='application/gzip+base64' id='{key}'>{packed}</script>"

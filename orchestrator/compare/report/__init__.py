@@ -1,0 +1,20 @@
+"""`verdict.json` for programs and `report.html` for people."""
+
+from __future__ import annotations
+
+import json
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.figures import Drawing
+from orchestrator.compare.report.page import page
+from orchestrator.compare.report.verdict import verdict
+from orchestrator.files import write_whole
+
+__all__ = ["page", "verdict", "write"]
+
+
+def write(c: Comparison, drawings: dict[str, Drawing]) -> None:
+    """Write both files into the comparison's directory."""
+    content = json.dumps(verdict(c), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(c.directory / "verdict.json", content + "\n")
+    write_whole(c.directory / "report.html", page(c, drawings))

@@ -1,0 +1,68 @@
+"""The report's chapters in their order: which figures and which tables stand together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from orchestrator.compare import outcomes, sections
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.section import Section
+
+Build = Callable[[Comparison], list[Section]]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A heading with figures and tables under it."""
+
+    key: str
+    title: str
+    figures: tuple[str, ...]
+    sections: list[Section] = field(default_factory=list)
+
+
+def per_arm(*builders: Callable[[Comparison, str], Section | list[Section]]) -> Build:
+    """The same tables for every compared arm."""
+
+    def build(c: Comparison) -> list[Section]:
+        found = []
+        for arm in c.compared:
+            for builder in builders:
+                made = builder(c, arm)
+                found += made if isinstance(made, list) else [made]
+        return found
+
+    return build
+
+
+def _losses(c: Comparison) -> list[Section]:
+    across = [outcomes.arm_losses(c)] if sections.many_arms(c) else []
+    alone = [] if c.pairs else [outcomes.cell_losses(c)]
+    return [*across, outcomes.contrasts(c), *alone, *per_arm(outcomes.paired_losses, outcomes.equal_cost)(c)]
+
+
+def _layers(c: Comparison) -> list[Section]:
+    if c.pairs:
+        return per_arm(lambda c, arm: sections.layers(c, [c.baseline, arm]), sections.shifts)(c)
+    return [sections.layers(c, [arm]) for arm in c.experiment.arms]
+
+
+# key, title, figures, tables
+CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
+    ("loss", "Loss", ("paired_eval",), _losses),
+    ("roles", "Roles", ("layers", "role_migration"), lambda c: [*_layers(c), sections.persistence(c)]),
+    ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(sections.budgets)),
+    ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [sections.spreads(c)]),
+    ("sidecar", "Sidecar", ("sidecar",), per_arm(sections.multipliers)),
+    ("shape", "Shape and cost", ("width",), lambda c: [sections.costs(c)]),
+    ("health", "Health", ("pathology",), lambda c: []),
+)
+
+
+def chapters(c: Comparison) -> list[Chapter]:
+    """Every chapter, with those of its tables that have rows."""
+    return [
+        Chapter(key, title, figures, [section for section in build(c) if section.rows])
+        for key, title, figures, build in CHAPTERS
+    ]

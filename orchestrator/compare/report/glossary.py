@@ -1,0 +1,164 @@
+"""What every number of the report is: one entry per term, one click away from where it stands."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from orchestrator.forensics.measures import MEASURES
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term as it is printed, and what it means."""
+
+    title: str
+    text: str
+
+
+OWN = {
+    "experiment": Term(
+        "arm, seed, pair",
+        "An arm is one list of settings; the first is the baseline. One arm at one seed is one training run. A pair is "
+        "the runs of two arms at one seed: they saw the same batches, started from the same streams of random numbers, "
+        "and differ in the declared keys only. The replicate of every statistic is the pair (SCIENCE §8).",
+    ),
+    "heldout": Term(
+        "test, validation and best validation loss",
+        "Mean cross-entropy in nats per token on text that was not trained on. Validation rows are read during "
+        "training, test rows once at its end; the rows that reward a sidecar are a third, disjoint split. The mean is "
+        "unweighted over the domains.",
+    ),
+    "delta": Term(
+        "Δ = b − a",
+        "Mean over the pairs of arm b's value minus the baseline's. Of a loss, negative is better.",
+    ),
+    "interval": Term(
+        "95 % and 90 % interval",
+        "Confidence interval of the mean paired difference: Student's t, or a BCa bootstrap where there are enough "
+        "pairs for it to cover as it says. verdict.json names the method of each. The 90 % interval decides "
+        "equivalence.",
+    ),
+    "band": Term(
+        "band around Δ",
+        "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a test: "
+        "of twenty points one lies outside by chance.",
+    ),
+    "p": Term(
+        "p",
+        "Exact two-sided sign-flip test of the paired differences: the share of all 2ⁿ patterns of signs whose mean is "
+        "as far from 0. With fewer than six pairs it cannot reach 0.05. Primary outcomes are tested as a sequence, "
+        "secondary ones share a Holm correction.",
+    ),
+    "verdict": Term(
+        "better, worse, equivalent, inconclusive",
+        "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % of "
+        "the baseline's loss. Else inconclusive.",
+    ),
+    "correlation": Term("r", "Pearson's correlation between the arms over the seeds: what pairing gains."),
+    "role": Term(
+        "role and margin",
+        "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
+        "(changes little) and specialist (few loud FFN positions): the mean of z-scored measures through a sigmoid. "
+        "The winner is its role where it leads by more than 0.05; the lead is the margin (SCIENCE §2).",
+    ),
+    "tie": Term("· and H/S", "No role leads by more than 0.05. Two letters name the two leaders."),
+    "null": Term(
+        "calibrated scoring",
+        "A z-score always crowns somebody, also on noise. Before it counts, a measure must exceed what the same "
+        "weights give with their entries resampled; at most 2 % of the layers of untrained models then have a role "
+        "(SCIENCE §3).",
+    ),
+    "transition": Term(
+        "transitions, and what chance gives",
+        "Layers × intervals between successive readings, by state before and after. By chance: what would be if every "
+        "reading dealt its own states to its layers at random. κ is Cohen's: 1 = nothing changed, 0 = as by chance.",
+    ),
+    "role_shift": Term(
+        "p of a role shift",
+        "Distance between the arms' shares of seeds in each state, summed over the layers, against all exchanges of "
+        "the arms' labels within pairs. A layer's own p compares it with the largest distance of any layer (max-T), so "
+        "it is corrected for their number.",
+    ),
+    "coincidence": Term(
+        "transitions and loss drops",
+        "Whether layers change state in the intervals in which the held-out loss falls unusually fast (more than 3 "
+        "robust σ), against circular shifts of the transition times (SCIENCE §4).",
+    ),
+    "centre": Term(
+        "centre of the budget",
+        "Mean depth of the saturated positions, 0 = first layer, 1 = last. The distance between two budgets is "
+        "Wasserstein-1 along the same scale.",
+    ),
+    "conservation": Term(
+        "conserved",
+        "Of the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, not "
+        "conserved where it lies outside, else inconclusive. No larger than chance: both budgets are what the layers' "
+        "own entries give when resampled (SCIENCE §4).",
+    ),
+    "flattening": Term(
+        "CV a / b", "Ratio of the two arms' CV in a layer, geometric mean over the pairs: above 1, b is flatter."
+    ),
+    "symmetry": Term(
+        "spread",
+        "Standard deviation and range of attention's share of the energy over the layers. The paper has 0.014 for its "
+        "vanilla model and 0.13 for its reward-driven one (§7).",
+    ),
+    "sidecar": Term(
+        "multipliers",
+        "What the sidecar made of one unit's weight decay, learning rate or branch gain: 1 leaves it as configured. "
+        "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
+    ),
+    "width": Term("width", "Residual coordinates that a layer reads and writes; the others pass by it (SCIENCE §7)."),
+    "flops": Term(
+        "FLOPs",
+        "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the dearer run is "
+        "read where the cheaper one ends, the sidecar's held-out passes counted.",
+    ),
+    "pathology": Term(
+        "× its peers",
+        "A tensor's spectral norm over the median of the same kind in the other layers. From 10 × a warning, from "
+        "30 × critical: the paper's diverging runs had 30 to 100 × (§8).",
+    ),
+}  # fmt: skip
+
+
+def _of_measures() -> dict[str, Term]:
+    """Every measure by the docstring of its function, which names its source."""
+    found = {}
+    for name, measure in MEASURES.items():
+        text = inspect.getdoc(measure.function)
+        if text and measure.function.__name__ != "<lambda>":
+            found[name.replace(".*", "").replace("*", "")] = Term(name, " ".join(text.split()))
+    return found
+
+
+PROBED = {
+    "attention_write": Term("attention_write", "`total_write` of the attention branch alone (SCIENCE §1)."),
+    "ffn_write": Term("ffn_write", "`total_write` of the FFN branch alone (SCIENCE §1)."),
+    "adjacent_alignment": Term(
+        "adjacent_alignment", "Mean cos(x_l, x_{l+1}) over tokens: 1 − Block Influence (ShortGPT)."
+    ),
+    "copy_density": Term(
+        "copy_density",
+        "Attention on earlier positions whose token equals the current one, or follows an earlier copy of it, over "
+        "its chance level (SCIENCE §1).",
+    ),
+    "sink_mass": Term("sink_mass", "Attention on the first position and on register tokens (SCIENCE §1)."),
+    "co_magnitude": Term("co-magnitude", "‖gate[p,:]‖·‖up[p,:]‖ of every FFN position p of a layer (SCIENCE §1)."),
+}
+GLOSSARY = OWN | _of_measures() | PROBED
+
+HEADS = {  # the first line of a table's column head → its term
+    "Δ": "delta", "Δ = b − a": "delta", "95 % interval": "interval", "90 % interval": "interval", "p": "p", "Holm": "p",
+    "verdict": "verdict", "width": "width", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
+    "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry", "n": "experiment",
+    "domain": "heldout", "loss": "heldout", "equal": "flops", "value": "delta", "FLOPs": "flops", "r": "correlation",
+    "parameters": "width", "distance": "role_shift", "drops": "coincidence", "κ": "transition", "changed": "transition",
+}  # fmt: skip
+
+
+def term_of(head: str) -> str | None:
+    """The glossary's key for a column head, or null."""
+    first = head.split("\n")[0].strip()
+    return "role" if first.startswith("roles") else HEADS.get(first)

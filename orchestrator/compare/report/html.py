@@ -1,0 +1,98 @@
+"""Pieces of HTML from plain values. Whatever comes from names or data is escaped here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from html import escape
+
+from orchestrator.compare.report.glossary import GLOSSARY, term_of
+from orchestrator.compare.section import Roles, Section
+from orchestrator.compare.story import Finding, Scale
+from orchestrator.palette import ROLES, colour, letter
+
+WIDE, HIGH = 260, 34  # of a scale, in pixels
+
+
+def define(term: str | None, shown: str = "?") -> str:
+    """A mark that leads to the term's definition."""
+    if term is None:
+        return ""
+    title = escape(GLOSSARY[term].title)
+    return f"<a class='define' href='#define-{term}' aria-label='Definition: {title}'>{escape(shown)}</a>"
+
+
+def glossary() -> str:
+    """All definitions, in the order of the file."""
+    entries = (
+        f"<div id='define-{key}' class='term'><dt>{escape(term.title)}</dt><dd>{_code(term.text)}</dd></div>"
+        for key, term in GLOSSARY.items()
+    )
+    return f"<dl>{''.join(entries)}</dl>"
+
+
+def _code(text: str) -> str:
+    """Escaped, and what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+
+
+def table(section: Section, *, level: int = 3) -> str:
+    """A section as a table whose columns sort on a click, with its notes under it."""
+    head = "".join(
+        f"<th scope='col'><button>{escape(name) or '&nbsp;'}</button>{define(term_of(name))}</th>"
+        for name in section.columns
+    )
+    rows = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in section.rows)
+    notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in section.notes)
+    return (
+        f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='sorts'><thead><tr>{head}</tr>"
+        f"</thead><tbody>{rows}</tbody></table></div>{notes}"
+    )
+
+
+def cell(value: str | Roles) -> str:
+    if isinstance(value, str):
+        return escape(value)
+    return "".join(
+        f"<span class='role{'' if role in ROLES else ' tie'}' style='background:{colour(role)}' title='{escape(role)}'>"
+        f"{escape(role) if value.words else letter(role)}</span>"
+        for role in value.roles
+    )
+
+
+def card(finding: Finding) -> str:
+    """One finding: the question, the answer, how sure it is, the figures."""
+    return (
+        f"<article class='card {'sure' if finding.sure else 'open'}'><h3>{escape(finding.question)}</h3>"
+        f"<p class='answer'><span aria-hidden='true'>{'●' if finding.sure else '○'}</span> {escape(finding.answer)}</p>"
+        f"{scale(finding.scale) if finding.scale else ''}<p>{escape(finding.sentence)}</p></article>"
+    )
+
+
+def scale(s: Scale) -> str:
+    """The estimate, its interval, the value of no difference and the band that counts as none, on one line."""
+    reach = 2.5 * max(s.none - s.band[0], s.band[1] - s.none, abs(s.value - s.none) / 2)
+    first, last = s.none - reach, s.none + reach
+
+    def at(value: float) -> float:
+        return round(10 + (WIDE - 20) * (min(max(value, first), last) - first) / (last - first), 1)
+
+    interval = ""
+    if s.low is not None and s.high is not None:
+        interval = f"<line class='interval' x1='{at(s.low)}' x2='{at(s.high)}' y1='17' y2='17'/>"
+        for value, end in ((s.low, "‹" if s.low < first else ""), (s.high, "›" if s.high > last else "")):
+            interval += f"<text x='{at(value)}' y='22' text-anchor='middle'>{end}</text>" if end else ""
+    within = "" if s.low is None or s.high is None else f", {s.level} % interval {s.low:.4g} to {s.high:.4g}"
+    none = f"no difference is {s.none:g}, {s.band[0]:.3g} to {s.band[1]:.3g} counts as none"
+    words = f"Estimate {s.value:.4g}{within}; {none}."
+    return (
+        f"<svg class='scale' viewBox='0 0 {WIDE} {HIGH}' width='{WIDE}' height='{HIGH}' role='img' "
+        f"aria-label='{escape(words)}'><title>{escape(words)}</title>"
+        f"<rect class='band' x='{at(s.band[0])}' y='4' width='{round(at(s.band[1]) - at(s.band[0]), 1)}' height='26'/>"
+        f"<line class='none' x1='{at(s.none)}' x2='{at(s.none)}' y1='2' y2='32'/>{interval}"
+        f"<circle class='estimate' cx='{at(s.value)}' cy='17' r='5'/></svg>"
+    )
+
+
+def listed(items: Iterable[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"

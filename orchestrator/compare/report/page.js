@@ -1,0 +1,101 @@
+"use strict";
+// Figures and tables lie in the page compressed; each is unpacked when it is needed.
+const parts = {};
+async function unpack(id) {
+  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).text();
+}
+const once = (id) => (parts[id] ??= unpack(id));
+
+// Figures take their colours from the page, in whatever scheme it is shown.
+function colours() {
+  const style = getComputedStyle(document.documentElement);
+  return Object.fromEntries(["ink", "grid", "line", "ground"].map((k) => [k, style.getPropertyValue(`--${k}`).trim()]));
+}
+function themed(layout) {
+  const { ink, grid, line, ground } = colours();
+  const axis = { gridcolor: grid, linecolor: line, zerolinecolor: line };
+  const axes = Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key));
+  return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { ...layout.font, color: ink },
+    hoverlabel: { ...layout.hoverlabel, bgcolor: ground, bordercolor: line, font: { color: ink } },
+    ...Object.fromEntries(axes.map((key) => [key, { ...layout[key], ...axis }])) };
+}
+let plotly;
+function load() {
+  return (plotly ??= once("plotly").then((code) => {
+    const script = document.createElement("script");
+    script.textContent = code;
+    document.head.append(script);
+  }));
+}
+const drawn = new Map();
+function draw(node) {
+  if (!drawn.has(node)) drawn.set(node, drawOnce(node));
+  return drawn.get(node);
+}
+async function drawOnce(node) {
+  const [, text] = await Promise.all([load(), once(`figure-${node.dataset.figure}`)]);
+  const { data, layout } = JSON.parse(text);
+  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  await Plotly.newPlot(node, data, { ...layout, ...themed(layout) }, config);
+  node.dataset.drawn = "true";
+}
+const plots = [...document.querySelectorAll(".plot")];
+const near = new IntersectionObserver(
+  (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { near.unobserve(e.target); draw(e.target); }),
+  { rootMargin: "300px" });
+plots.forEach((node) => near.observe(node));
+const repaint = () => plots.filter((n) => n.dataset.drawn).forEach((n) => Plotly.relayout(n, themed(n.layout)));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+matchMedia("print").addEventListener("change", repaint);
+addEventListener("beforeprint", () => plots.forEach(draw));
+if (matchMedia("print").matches) plots.forEach(draw);
+
+// A column sorts by the first number of its cells, or as text.
+const number = (text) => {
+  const found = text.replaceAll("−", "-").replaceAll(",", "").match(/-?\d+(\.\d+)?(e[+-]?\d+)?/i);
+  return found && /^[^a-z]*$/i.test(text.slice(0, found.index)) ? Number(found[0]) : null;
+};
+const value = (row, column) => row.cells[column].innerText.trim();
+function sort(head) {
+  const body = head.closest("table").tBodies[0], column = head.cellIndex;
+  const direction = head.ariaSort === "ascending" ? "descending" : "ascending";
+  for (const other of head.parentNode.cells) other.ariaSort = null;
+  head.ariaSort = direction;
+  const order = (a, b) => {
+    const [x, y] = [value(a, column), value(b, column)], [m, n] = [number(x), number(y)];
+    if ((m === null) !== (n === null)) return m === null ? 1 : -1;  // what is not known stays last
+    const compared = m === null ? x.localeCompare(y) : m - n;
+    return direction === "ascending" ? compared : -compared;
+  };
+  body.append(...[...body.rows].sort(order));
+}
+for (const button of document.querySelectorAll("table.sorts th button")) {
+  button.addEventListener("click", () => sort(button.closest("th")));
+}
+
+// A definition opens where it was asked for; without this script the mark is a link to the glossary.
+const box = document.getElementById("definition");
+for (const mark of document.querySelectorAll("a.define")) {
+  mark.addEventListener("click", (event) => {
+    if (!box.showPopover) return;
+    event.preventDefault();
+    const term = document.querySelector(mark.getAttribute("href"));
+    box.replaceChildren(...[...term.children].map((child) => child.cloneNode(true)));
+    box.showPopover();
+    const at = mark.getBoundingClientRect();
+    box.style.left = `${scrollX + Math.max(8, Math.min(at.left, innerWidth - box.offsetWidth - 16))}px`;
+    box.style.top = `${scrollY + at.bottom + 6}px`;
+  });
+}
+
+for (const button of document.querySelectorAll("[data-table]")) {
+  button.addEventListener("click", async () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([await once(`table-${button.dataset.table}`)], { type: "text/csv" }));
+    link.download = `${button.dataset.table}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+}
