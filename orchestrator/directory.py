@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
-import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from models.transformer import num_params
-from orchestrator import schema
+from orchestrator import environment, schema
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, decoder_spec, training_flops
 from orchestrator.files import write_whole
-
-PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 
 
 def refuse_another(experiment: Experiment) -> None:
@@ -93,7 +86,7 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
 def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any]:
     """`experiment.yaml`: as recorded, with new seeds, and with the code of this launch where that has changed."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
-    code = {**_git(), "versions": {package: metadata.version(package) for package in PACKAGES}}
+    code = {**environment.code(), "versions": environment.versions()}
     before = recorded.get("code", [])
     changed = not before or {k: v for k, v in before[-1].items() if k != "since"} != code
     return {
@@ -103,7 +96,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         "contrasts": config.contrasts,  # they cost no training: they may be added to a finished experiment
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
-        "machine": recorded.get("machine") or _machine(),
+        "machine": recorded.get("machine") or environment.machine(),
         "code": [*before, {"since": now, **code}] if changed else before,
     }
 
@@ -112,25 +105,3 @@ def _size(config: schema.Config) -> dict[str, Any]:
     spec = decoder_spec(config)
     widths = [layer.width for layer in spec.layers]
     return {"widths": widths, "params": num_params(spec), "training_flops": training_flops(config, spec)}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _git() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        commit, diff = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=20).stdout
-            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": commit.strip(), "diff": diff}

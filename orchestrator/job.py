@@ -7,13 +7,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import submitit
 
 from orchestrator import checkpoint, ledger, locks, status
+from orchestrator.environment import environment
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 from orchestrator.readings import Readings
+from orchestrator.run import Run
 from orchestrator.train import StopSignal, train_cell
 
 
@@ -44,12 +47,13 @@ def _run(path: Path, stop: StopSignal) -> str:
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
     attempt, job = manifest.attempts(cell) + 1, _job_id()
 
-    def note(state: str, reason: str = "") -> str:
-        manifest.append(cell, state, attempt=attempt, job=job, reason=reason)
+    def note(state: str, reason: str = "", where: dict[str, Any] | None = None) -> str:
+        manifest.append(cell, state, attempt=attempt, job=job, reason=reason, environment=where)
         return state
 
-    def started(step: int, warnings: list[str]) -> None:
-        note("running", " ".join([*warnings, f"resumed at step {step}" if step else ""]).strip())
+    def started(run: Run, warnings: list[str]) -> None:
+        reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
+        note("running", reason, environment(run.device))
 
     try:
         finished = train_cell(path, stop, attempt, started)

@@ -18,6 +18,7 @@ from rich.markup import escape
 from models.transformer import Decoder
 from orchestrator import locks, schedule, status
 from orchestrator.callbacks import build_sidecar
+from orchestrator.environment import usable_cores
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished, run_job
@@ -60,15 +61,11 @@ def check(config: Config) -> None:
 def slots(config: Config) -> list[str | None]:
     """One slot for each cell that may run at once: a GPU as CUDA_VISIBLE_DEVICES names it, or None on the CPU."""
     if config.train.device == Device.cpu or not torch.cuda.is_available():
-        return [None] * (config.launcher.parallel or max(1, _cores() // config.train.threads))
+        return [None] * (config.launcher.parallel or max(1, usable_cores() // config.train.threads))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     gpus = names[: torch.cuda.device_count()]
     return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run_here(experiment: Experiment, cells: list[Cell], console: Console) -> None:

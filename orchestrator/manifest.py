@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator import ledger
 
@@ -27,8 +28,17 @@ class Manifest:
     def __init__(self, experiment_dir: Path) -> None:
         self.path = experiment_dir / "manifest.jsonl"
 
-    def append(self, cell: str, state: str, *, attempt: int, job: str = "", reason: str = "") -> None:
-        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`."""
+    def append(
+        self,
+        cell: str,
+        state: str,
+        *,
+        attempt: int,
+        job: str = "",
+        reason: str = "",
+        environment: dict[str, Any] | None = None,
+    ) -> None:
+        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`; of `running`, also where."""
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {
             "time": time,
@@ -38,7 +48,7 @@ class Manifest:
             "job": job,
             "reason": reason,
         }
-        ledger.append(self.path, record)
+        ledger.append(self.path, record | ({"environment": environment} if environment else {}))
 
     def last(self) -> dict[str, Entry]:
         """The newest entry of every cell that has one."""
@@ -50,3 +60,15 @@ class Manifest:
     def attempts(self, cell: str) -> int:
         """How often `cell` has started to run."""
         return sum(r["cell"] == cell and r["state"] == "running" for r in ledger.read(self.path))
+
+    def environments(self) -> dict[str, list[dict[str, Any]]]:
+        """Cell → where each of its attempts ran (`environment.environment`), with `attempt` and `since` (UTC).
+
+        Attempts from before environments were recorded are left out.
+        """
+        found: dict[str, list[dict[str, Any]]] = {}
+        for record in ledger.read(self.path):
+            if isinstance(where := record.get("environment"), dict):
+                begun = {"attempt": record["attempt"], "since": record["time"]}
+                found.setdefault(record["cell"], []).append(begun | where)
+        return found

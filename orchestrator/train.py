@@ -40,11 +40,11 @@ def train_cell(
     cell_dir: Path,
     stop: StopSignal,
     attempt: int = 1,
-    on_start: Callable[[int, list[str]], None] = lambda step, warnings: None,
+    on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
-    `on_start(step, warnings)` hears where it begins and which checkpoints were damaged.
+    `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
     """
     config = schema.load(cell_dir / "config.yaml")
     torch.set_num_threads(config.train.threads)
@@ -52,7 +52,7 @@ def train_cell(
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
     run = Run(config, cell_dir, attempt, callbacks_for(config))
     warnings = run.resume()
-    on_start(run.step, warnings)
+    on_start(run, warnings)
     return train(run, stop)
 
 

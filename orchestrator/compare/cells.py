@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from orchestrator.manifest import Entry, Manifest
 
 # What must be there, and of which type, before anything is computed.
 NUMBER = (int, float)
-DESCRIPTION = {"arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict}  # experiment.yaml
+DESCRIPTION = {  # experiment.yaml
+    "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "machine": dict, "code": list,
+}  # fmt: skip
 RECORD = {"step": int, "digest": str}  # a ledger's line
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
 LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
@@ -34,6 +36,7 @@ class CellResult:
     ledger: list[dict[str, Any]]  # ascending steps
     readings: dict[int, dict[str, Any]]  # step → forensics result, ascending steps
     missing: str | None
+    environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
 
     @property
     def label(self) -> str:
@@ -74,6 +77,8 @@ class ExperimentResult:
     declared: list[str]
     contrasts: dict[str, dict[str, float]]  # name → arm → weight, in the order in which they are tested
     models: dict[str, Model]
+    machine: dict[str, Any]  # that it was first launched from; empty where experiment.yaml does not say
+    code: list[dict[str, Any]]  # since, commit, diff, versions: one per change between launches
     cells: list[CellResult]  # arm by arm, seed by seed
 
     @property
@@ -102,7 +107,11 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
     cure = "restore it, or delete it and run the experiment again"
     declared, models, contrasts = spec.get("declared") or [], spec.get("models") or {}, spec.get("contrasts") or {}
-    expect(source, spec | {"declared": declared, "models": models, "contrasts": contrasts}, DESCRIPTION, cure)
+    machine, code = spec.get("machine") or {}, spec.get("code") or []
+    given = {"declared": declared, "models": models, "contrasts": contrasts, "machine": machine, "code": code}
+    expect(source, spec | given, DESCRIPTION, cure)
+    for index, launched in enumerate(code):
+        expect(source, launched, {}, cure, f"code.{index}")
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
     for arm, model in models.items():
         optional = {"widths": list, "training_flops": NUMBER}
@@ -113,7 +122,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         check_contrasts(contrasts, arms)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    last = _last_entries(path)
+    last, environments = _manifest(path)
     return ExperimentResult(
         path=path,
         name=str(spec.get("name") or path.name),
@@ -127,10 +136,13 @@ def read_experiment(path: Path) -> ExperimentResult:
             for arm in arms
             if arm in models
         },
+        machine=machine,
+        code=code,
         cells=[
-            read_cell(path / arm / f"seed={seed}", arm, seed, last.get(f"{arm}/seed={seed}"))
+            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms
             for seed in seeds
+            for cell in [f"{arm}/seed={seed}"]
         ],
     )
 
@@ -183,9 +195,11 @@ def expect(path: Path, node: Any, shape: dict[Any, Any], cure: str, where: str =
             raise UserError(f"{path}: {where} has {key} = {node[key]!r:.40}, which cannot be: {cure}.")
 
 
-def _last_entries(path: Path) -> dict[str, Entry]:
+def _manifest(path: Path) -> tuple[dict[str, Entry], dict[str, list[dict[str, Any]]]]:
+    """Of every cell the last word, and where its attempts ran."""
+    manifest = Manifest(path)
     try:
-        return Manifest(path).last()
+        return manifest.last(), manifest.environments()
     except KeyError as error:
         raise UserError(f"{path / 'manifest.jsonl'} has a record without {error}: delete that line.") from error
 

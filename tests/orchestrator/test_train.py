@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
     heard: list[tuple[int, list[str]]] = []
     with StopSignal() as stop:
-        assert train_cell(cell.directory, stop, 2, lambda step, warnings: heard.append((step, warnings)))
+        assert train_cell(cell.directory, stop, 2, lambda run, warnings: heard.append((run.step, warnings)))
     assert heard[0][0] == 6
     assert "step_00000008 is damaged (optimizer.safetensors" in heard[0][1][0]
     assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()

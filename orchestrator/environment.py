@@ -1,0 +1,92 @@
+"""What a process runs on, and with which code. Environment variables are never recorded: they hold secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
+CLEAN = "clean"  # of code without uncommitted changes
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where and with what this process trains on `device`; null for what cannot be found out.
+
+    `device_count`: the GPUs, or the CPU cores, that this process may use.
+    """
+    gpu = device.type == "cuda"
+    state = code()
+    return {
+        "host": platform.node() or None,
+        "platform": platform.platform(),
+        "python": sys.version.split()[0],
+        "device": torch.cuda.get_device_name(device) if gpu else cpu_name(),
+        "device_count": torch.cuda.device_count() if gpu else usable_cores(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if gpu else None,
+        "commit": state.get("commit"),
+        "changes": changes(state["diff"]) if "diff" in state else None,
+        "versions": versions(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine that an experiment was launched from."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of the packages that results depend on; null for one that is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def code() -> dict[str, str]:
+    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout."""
+    here = Path(__file__).resolve().parent
+    questions = (["rev-parse", "HEAD"], ["diff", "--no-ext-diff", "--no-color", "HEAD"])
+    try:
+        commit, diff = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, check=True, timeout=20).stdout
+            for words in questions
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"commit": commit.decode().strip(), "diff": diff.decode(errors="replace")}  # of files in any encoding
+
+
+def changes(diff: str) -> str:
+    """An uncommitted diff in one word: `clean`, or the first 12 digits of its sha256."""
+    return hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else CLEAN
+
+
+def cpu_name() -> str | None:
+    """The processor's model, as Linux names it; elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or platform.machine() or None
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,90 @@
+"""What is recorded of a process, against what the system's own tools say."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator import environment
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git checkout that the code seems to lie in."""
+    root = tmp_path / "code"
+    (root / "orchestrator").mkdir(parents=True)
+    module = root / "orchestrator/environment.py"
+    module.write_text("x = 1\n")
+    git(root, "init", "-q")
+    git(root, "add", ".")
+    git(root, "-c", "user.name=n", "-c", "user.email=e", "commit", "-qm", "first")
+    monkeypatch.setattr(environment, "__file__", str(module))
+    return root
+
+
+def git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def test_of_this_process() -> None:
+    found = environment.environment(torch.device("cpu"))
+    assert found["host"] == socket.gethostname()
+    assert found["python"] == platform.python_version()
+    assert found["device_count"] == len(os.sched_getaffinity(0))
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cuda"] is None
+    assert found["versions"]["torch"] == metadata.version("torch")
+    if Path("/proc/cpuinfo").exists() and "model name" in Path("/proc/cpuinfo").read_text():
+        assert found["device"] in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_of_a_process_on_a_gpu() -> None:
+    found = environment.environment(torch.device("cuda"))
+    assert found["device"] == torch.cuda.get_device_properties(0).name
+    assert found["device_count"] == torch.cuda.device_count()
+    assert found["cuda"] == torch.version.cuda
+
+
+def test_uncommitted_changes_have_a_digest(checkout: Path) -> None:
+    found = environment.environment(torch.device("cpu"))
+    assert found["commit"] == git(checkout, "rev-parse", "HEAD").strip()
+    assert found["changes"] == "clean"
+    (checkout / "orchestrator/environment.py").write_bytes("x = 2  # é\n".encode("latin-1"))
+    diff = environment.code()["diff"]
+    assert "+x = 2" in diff
+    changed = environment.environment(torch.device("cpu"))["changes"]
+    assert changed == hashlib.sha256(diff.encode()).hexdigest()[:12]
+
+
+def test_without_a_checkout_or_git_the_code_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    found = environment.environment(torch.device("cpu"))
+    assert (found["commit"], found["changes"]) == (None, None)
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
+    assert environment.versions() == {"numpy": metadata.version("numpy"), "no-such-package": None}
+
+
+def test_no_environment_variable_is_recorded() -> None:
+    """In a process of its own, all of whose variables are known."""
+    script = (
+        "import json, torch\n"
+        "from orchestrator.environment import environment\n"
+        "print(json.dumps(environment(torch.device('cpu'))))\n"
+    )
+    env = {**os.environ, "WANDB_API_KEY": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2"}
+    printed = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
+    assert "canary" not in printed.stdout
