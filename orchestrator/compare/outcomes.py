@@ -105,6 +105,22 @@ def equal_cost(c: Comparison, arm: str) -> Section:
     )
 
 
+def every_loss(c: Comparison, arm: str) -> Section:
+    """All that was tested of the losses, with the correlation that pairing uses."""
+    rows: list[list[str | Roles]] = []
+    for r in c.statistics:
+        if r.arm == arm:
+            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
+            values = [number(r.a, 4), number(r.b, 4), *delta, str(r.n), *ps]
+            rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *values, r.verdict])
+    return Section(
+        f"Every loss that was tested (a = {c.baseline}, b = {arm})",
+        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "p, corrected", "r", "verdict"], rows,
+        ["r: correlation between the arms over the seeds, from three pairs on; the higher, the more pairing gains."],
+    )  # fmt: skip
+
+
 def _hopeless(c: Comparison, arm: str) -> str:
     """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
     secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]

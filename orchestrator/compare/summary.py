@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +11,7 @@ from rich.text import Text
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.section import Roles, Section
 from orchestrator.compare.sections import headlines, many_arms, sections
+from orchestrator.compare.story import Finding, findings
 from orchestrator.palette import ROLES, colour, letter
 
 VERDICTS = {
@@ -32,13 +33,19 @@ VERDICT = 13  # columns under which verdicts would break inside a word or into t
 
 
 def print_summary(c: Comparison, console: Console) -> None:
-    """Question and pairs, losses, layers, budget, caveats, and where the files are.
+    """Question and pairs, the first answers, losses, layers, budget, caveats, and where the files are.
 
     Of many arms only what was asked across them is shown; the report has the rest.
     """
     console.print()
     console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
     console.print(_header(c))
+    for arm in () if many_arms(c) else c.compared:
+        console.print()
+        if len(c.compared) > 1:
+            console.print(Text(f"{arm} against {c.baseline}", style="bold"))
+        for finding in findings(c, arm):
+            console.print(_finding(finding))
     for section in headlines(c) if many_arms(c) else sections(c):
         console.print()
         console.print(Text(section.title, style="bold"))
@@ -73,6 +80,13 @@ def _header(c: Comparison) -> Table:
     for cells, reason in c.incomplete_cells:
         lines.add_row(Text("left out", style="red"), Text(cells), Text(reason))
     return lines
+
+
+def _finding(finding: Finding) -> Group:
+    """The question and its answer on one line, the figures under it."""
+    style = VERDICTS.get(finding.answer, "bold")
+    line = Text.assemble("● " if finding.sure else "○ ", (f"{finding.question} ", "bold"), (finding.answer, style))
+    return Group(line, Padding(Text(finding.sentence, style="dim"), (0, 0, 0, 2)))
 
 
 def _table(section: Section, *, words: bool) -> Table:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.compare import outcomes, sections
+from orchestrator.compare import inside, origins, outcomes
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.section import Section
+from orchestrator.compare.sections import many_arms
 
 Build = Callable[[Comparison], list[Section]]
 
@@ -37,26 +38,32 @@ def per_arm(*builders: Callable[[Comparison, str], Section | list[Section]]) -> 
 
 
 def _losses(c: Comparison) -> list[Section]:
-    across = [outcomes.arm_losses(c)] if sections.many_arms(c) else []
+    across = [outcomes.arm_losses(c)] if many_arms(c) else []
     alone = [] if c.pairs else [outcomes.cell_losses(c)]
-    return [*across, outcomes.contrasts(c), *alone, *per_arm(outcomes.paired_losses, outcomes.equal_cost)(c)]
+    return [
+        *across,
+        outcomes.contrasts(c),
+        *alone,
+        *per_arm(outcomes.paired_losses, outcomes.equal_cost, outcomes.every_loss)(c),
+    ]
 
 
 def _layers(c: Comparison) -> list[Section]:
     if c.pairs:
-        return per_arm(lambda c, arm: sections.layers(c, [c.baseline, arm]), sections.shifts)(c)
-    return [sections.layers(c, [arm]) for arm in c.experiment.arms]
+        return per_arm(lambda c, arm: inside.layers(c, [c.baseline, arm]), inside.shifts)(c)
+    return [inside.layers(c, [arm]) for arm in c.experiment.arms]
 
 
 # key, title, figures, tables
 CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
     ("loss", "Loss", ("paired_eval",), _losses),
-    ("roles", "Roles", ("layers", "role_migration"), lambda c: [*_layers(c), sections.persistence(c)]),
-    ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(sections.budgets)),
-    ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [sections.spreads(c)]),
-    ("sidecar", "Sidecar", ("sidecar",), per_arm(sections.multipliers)),
-    ("shape", "Shape and cost", ("width",), lambda c: [sections.costs(c)]),
-    ("health", "Health", ("pathology",), lambda c: []),
+    ("roles", "Roles", ("layers", "role_migration"), lambda c: [*_layers(c), inside.persistence(c)]),
+    ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(inside.budgets)),
+    ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [inside.spreads(c)]),
+    ("sidecar", "Sidecar", ("sidecar",), per_arm(inside.multipliers)),
+    ("shape", "Shape and cost", ("width",), lambda c: [origins.costs(c)]),
+    ("health", "Health", ("pathology",), lambda c: [inside.pathologies(c)]),
+    ("origins", "What differs", (), lambda c: [origins.differing(c), origins.shared(c)]),
 )
 
 

@@ -150,11 +150,13 @@ PROBED = {
 GLOSSARY = OWN | _of_measures() | PROBED
 
 HEADS = {  # the first line of a table's column head → its term
-    "Δ": "delta", "Δ = b − a": "delta", "95 % interval": "interval", "90 % interval": "interval", "p": "p", "Holm": "p",
-    "verdict": "verdict", "width": "width", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
-    "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry", "n": "experiment",
-    "domain": "heldout", "loss": "heldout", "equal": "flops", "value": "delta", "FLOPs": "flops", "r": "correlation",
-    "parameters": "width", "distance": "role_shift", "drops": "coincidence", "κ": "transition", "changed": "transition",
+    "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
+    "p": "p", "Holm": "p", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
+    "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
+    "width": "width", "parameters": "width", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
+    "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry",
+    "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
+    "× its peers": "pathology",
 }  # fmt: skip
 
 
