@@ -51,19 +51,29 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 
 
 def interval(values: ArrayLike, level: float) -> Interval:
-    """Interval of the mean: BCa bootstrap, or Student's t under six values, and the method's name."""
+    """Interval of the mean, and the method's name: Student's t, from six values no narrower than the BCa bootstrap.
+
+    Neither holds alone. Of so few values BCa covers 85 % where it should 95 % (six, normal); its level is
+    therefore widened as t's is (Hesterberg 2015, The American Statistician 69:371, as R's `resample` does), and
+    still heavy tails cost it 4 points. t misses skewed means, all on one side. The further end of the two, at 6
+    to 20 values, covers at least 95 % of symmetric samples, heavy-tailed ones too, 91 to 95 % of exponential and
+    86 to 91 % of lognormal ones, with intervals 4 to 10 % wider than t's (tests/benchmarks/bench_statistics.py).
+    """
     x = np.asarray(values, dtype=np.float64)  # [n]
     if x.size < 2:
         return Interval(None, None, "none: an interval needs two pairs")
     if np.ptp(x) == 0.0:
         return Interval(float(x[0]), float(x[0]), "all differences are equal")
+    quantile = scipy.stats.t.ppf((1.0 + level) / 2.0, x.size - 1)
+    half = quantile * scipy.stats.sem(x)
+    low, high = x.mean() - half, x.mean() + half
     if x.size >= BOOTSTRAP_FROM:
+        widened = 2.0 * scipy.stats.norm.cdf(quantile * np.sqrt(x.size / (x.size - 1))) - 1.0
         found = scipy.stats.bootstrap(
-            (x,), np.mean, confidence_level=level, n_resamples=RESAMPLES, method="BCa", rng=0
+            (x,), np.mean, confidence_level=widened, n_resamples=RESAMPLES, method="BCa", rng=0
         ).confidence_interval
         if np.isfinite([found.low, found.high]).all():
-            return Interval(float(found.low), float(found.high), "BCa bootstrap")
-    low, high = scipy.stats.t.interval(level, x.size - 1, loc=x.mean(), scale=scipy.stats.sem(x))
+            return Interval(float(min(low, found.low)), float(max(high, found.high)), "BCa bootstrap and Student t")
     return Interval(float(low), float(high), "Student t")
 
 

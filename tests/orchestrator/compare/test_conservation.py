@@ -78,7 +78,7 @@ def test_a_halved_budget_is_not_conserved(experiment: Write) -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.low < found.ratio < found.high < 0.8
-    assert found.method == "BCa bootstrap"
+    assert found.method == "BCa bootstrap and Student t"
 
 
 def test_scattered_ratios_are_inconclusive(experiment: Write) -> None:
