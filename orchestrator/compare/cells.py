@@ -92,11 +92,10 @@ def read_experiment(path: Path) -> ExperimentResult:
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
     cure = "restore it, or delete it and run the experiment again"
-    declared, models, contrasts = spec.get("declared") or [], spec.get("models") or {}, spec.get("contrasts") or {}
-    machine, code = spec.get("machine") or {}, spec.get("code") or []
-    optional = {"declared": declared, "models": models, "contrasts": contrasts, "machine": machine, "code": code}
-    expect(source, spec | optional, DESCRIPTION, cure)
-    for index, launched in enumerate(code):
+    spec |= {key: kind() for key, kind in DESCRIPTION.items() if not spec.get(key)}
+    expect(source, spec, DESCRIPTION, cure)
+    models, contrasts = spec["models"], spec["contrasts"]
+    for index, launched in enumerate(spec["code"]):
         expect(source, launched, {}, cure, f"code.{index}")
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
     for arm, model in models.items():
@@ -113,11 +112,11 @@ def read_experiment(path: Path) -> ExperimentResult:
         question=str(spec.get("question") or ""),
         arms=arms,
         seeds=seeds,
-        declared=[str(key) for key in declared],
+        declared=[str(key) for key in spec["declared"]],
         contrasts=contrasts,
         parameters={arm: models[arm]["params"] for arm in arms if arm in models},
-        machine=machine,
-        code=code,
+        machine=spec["machine"],
+        code=spec["code"],
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms
