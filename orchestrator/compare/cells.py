@@ -106,11 +106,10 @@ def read_experiment(path: Path) -> ExperimentResult:
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
     cure = "restore it, or delete it and run the experiment again"
-    declared, models, contrasts = spec.get("declared") or [], spec.get("models") or {}, spec.get("contrasts") or {}
-    machine, code = spec.get("machine") or {}, spec.get("code") or []
-    given = {"declared": declared, "models": models, "contrasts": contrasts, "machine": machine, "code": code}
-    expect(source, spec | given, DESCRIPTION, cure)
-    for index, launched in enumerate(code):
+    spec |= {key: kind() for key, kind in DESCRIPTION.items() if not spec.get(key)}
+    expect(source, spec, DESCRIPTION, cure)
+    models, contrasts = spec["models"], spec["contrasts"]
+    for index, launched in enumerate(spec["code"]):
         expect(source, launched, {}, cure, f"code.{index}")
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
     for arm, model in models.items():
@@ -129,15 +128,15 @@ def read_experiment(path: Path) -> ExperimentResult:
         question=str(spec.get("question") or ""),
         arms=arms,
         seeds=seeds,
-        declared=[str(key) for key in declared],
+        declared=[str(key) for key in spec["declared"]],
         contrasts=contrasts,
         models={
             arm: Model(models[arm]["params"], models[arm].get("widths", []), models[arm].get("training_flops"))
             for arm in arms
             if arm in models
         },
-        machine=machine,
-        code=code,
+        machine=spec["machine"],
+        code=spec["code"],
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms
