@@ -13,12 +13,15 @@ import yaml
 
 from orchestrator import ledger, schema
 from orchestrator.errors import UserError
+from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
 from orchestrator.manifest import Entry, Manifest
 
 # What must be there, and of which type, before anything is computed.
 NUMBER = (int, float)
-DESCRIPTION = {"arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict}  # experiment.yaml
+DESCRIPTION = {  # experiment.yaml
+    "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "expect": dict,
+}  # fmt: skip
 RECORD = {"step": int, "digest": str}  # a ledger's line
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
 LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
@@ -64,6 +67,7 @@ class ExperimentResult:
     seeds: list[int]
     declared: list[str]
     contrasts: dict[str, dict[str, float]]  # name → arm → weight, in the order in which they are tested
+    expect: list[Wanted]  # what the body of each arm should become
     parameters: dict[str, int]  # arm → number of parameters, where experiment.yaml records it
     cells: list[CellResult]  # arm by arm, seed by seed
 
@@ -88,13 +92,16 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
     cure = "restore it, or delete it and run the experiment again"
     declared, models, contrasts = spec.get("declared") or [], spec.get("models") or {}, spec.get("contrasts") or {}
-    expect(source, spec | {"declared": declared, "models": models, "contrasts": contrasts}, DESCRIPTION, cure)
+    wanted = spec.get("expect") or {}
+    optional = {"declared": declared, "models": models, "contrasts": contrasts, "expect": wanted}
+    expect(source, spec | optional, DESCRIPTION, cure)
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
     for arm, model in models.items():
         expect(source, model, {"params": int}, cure, f"models.{arm}")
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
+        lines = intended(wanted, arms)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     last = _last_entries(path)
@@ -106,6 +113,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         seeds=seeds,
         declared=[str(key) for key in declared],
         contrasts=contrasts,
+        expect=lines,
         parameters={arm: models[arm]["params"] for arm in arms if arm in models},
         cells=[
             read_cell(path / arm / f"seed={seed}", arm, seed, last.get(f"{arm}/seed={seed}"))

@@ -13,6 +13,7 @@ from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
+from orchestrator.compare.expectations import Expectation, expectations
 from orchestrator.compare.migration import roles_of, same_roles
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
@@ -41,6 +42,7 @@ class Comparison:
     tables: dict[str, pd.DataFrame]
     statistics: list[PairedResult]
     contrasts: list[Contrast]
+    expectations: list[Expectation]
     conservation: list[Conservation]
     symmetry: list[Symmetry]
     notes: list[str]
@@ -90,6 +92,7 @@ def compute(path: Path) -> Comparison:
         left_out=left_out,
         domains=domains,
         contrasts=contrasts,
+        expectations=expectations(experiment),
         tables=tables.build(experiment.cells, pairs, contrasts),
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],

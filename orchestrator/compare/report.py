@@ -51,6 +51,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
         "losses": [asdict(result) for result in c.statistics],
         "contrasts": [asdict(result) for result in c.contrasts],
+        "expectations": [asdict(result) for result in c.expectations],
         "sidecar": {
             arm: {
                 channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}
