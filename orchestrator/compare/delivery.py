@@ -11,15 +11,14 @@ from orchestrator.compare.statistics import ALPHA
 def delivery(c: Comparison) -> Section:
     """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
     rows: list[list[str | Roles]] = []
-    said: dict[str, list[str]] = {}  # sentence → the lines it holds for
+    said: dict[str, list[str]] = {}  # sentence → what it is said of
     for e in c.expectations:
         digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2
-        name = f"{e.arm}: {e.line} {e.role}" if e.role else f"{e.arm}: {e.line}"
         figures = [number(e.mean, digits), span(e.low, e.high, digits), f"{e.holding} of {e.n}"]
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
-        rows.append([name, e.wanted, *figures, *beside, e.verdict])
+        rows.append([e.wanted, *figures, *beside, e.verdict])
         if e.sentence:
-            said.setdefault(e.sentence, []).append(name)
+            said.setdefault(e.sentence, []).append(e.wanted)
     notes = [
         "A role: the share of those layers that carry it. Centre (0 first layer, 1 last), budget: of positions over "
         f"the robust threshold. Beside the means at step 0 and of {c.baseline}.",
@@ -32,5 +31,5 @@ def delivery(c: Comparison) -> Section:
         sentence if len(names) == len(rows) > 1 else f"{'; '.join(names)}: {sentence}"
         for sentence, names in said.items()
     ]
-    columns = ["line", "wanted", "mean", "95 %\ninterval", "seeds", "step 0", c.baseline, "verdict"]
+    columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]
     return Section("Intended organisation: newest readings of complete cells", columns, rows, notes)

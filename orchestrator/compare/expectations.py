@@ -19,7 +19,7 @@ class Expectation:
     arm: str
     line: str
     role: str | None  # the number is the share of the line's layers that carry it
-    wanted: str
+    wanted: str  # the whole of it as a sentence: uniform: late specialist > 0.5
     thresholds: list[float]  # one, or the two ends of a range
     step: int | None
     values: dict[int, float | None]  # seed → the number
@@ -61,7 +61,7 @@ def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
     within = interval(known, 0.95)
     holding = sum(map(wanted.bounds.hold, known))
     return Expectation(
-        arm=wanted.arm, line=wanted.line, role=wanted.role, wanted=str(wanted.bounds), thresholds=wanted.bounds.ends,
+        arm=wanted.arm, line=wanted.line, role=wanted.role, wanted=str(wanted), thresholds=wanted.bounds.ends,
         step=step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
         low=None if within.low is None else max(within.low, 0.0),  # a t interval may pass what the number can be
         high=None if within.high is None else min(within.high, wanted.most),
