@@ -94,6 +94,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         "question": config.question,
         **_asked(experiment),
         "contrasts": config.contrasts,  # they cost no training: they may be added to a finished experiment
+        "expect": config.expect,  # and so may these
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         "machine": recorded.get("machine") or environment.machine(),

@@ -12,7 +12,7 @@ from typing import Any
 
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
-from orchestrator import schedule, schema
+from orchestrator import expect, schedule, schema
 from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
 
@@ -104,6 +104,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     if base.arms:
         _refuse_idle_overrides(overrides, base.arms)
     check_contrasts(base.contrasts, arms)
+    wanted = expect.intended(base.expect, arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
     cells = []
@@ -122,6 +123,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
             schedule.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
+    expect.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
 from orchestrator import launch
+from orchestrator.expect import intended
 from orchestrator.experiment import Experiment, decoder_spec, sidecar_flops, training_flops
 from orchestrator.schema import Config, Credit, Device, SidecarMode
 
@@ -83,6 +84,8 @@ def show(experiment: Experiment, console: Console) -> None:
         )
     if experiment.config.contrasts:
         console.print(f"[dim]contrasts, tested in this order[/]  {escape(' · '.join(experiment.config.contrasts))}")
+    if wanted := intended(experiment.config.expect, experiment.arms):
+        console.print(f"[dim]expected[/]  {escape(' · '.join(map(str, wanted)))}")
     console.print()
     rate = _measured_rate(plans[0].spec, next(iter(experiment.arms.values())))
     cells = [next(p for p in plans if p.arm == cell.config.arm) for cell in experiment.cells]

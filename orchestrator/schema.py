@@ -277,6 +277,7 @@ class Config:
     seeds: list[int] = field(default_factory=list)
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}; tested in this order
+    expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist, centre: '> 0.7'}}: expect.py
     arm: str = "main"
     seed: int = 0
     root: str = "outputs"
@@ -297,7 +298,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 # Keys that say how a cell is run, not what it computes: they may change between an experiment's runs.
 OPERATIONAL = (
     "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
-    "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
+    "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
 )  # fmt: skip
 
 # What types cannot say of single values; `validate` adds what concerns several.

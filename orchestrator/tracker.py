@@ -170,8 +170,9 @@ def flatten(record: dict[str, Any]) -> dict[str, Any]:
 
 def scalars(result: dict[str, Any]) -> dict[str, Any]:
     """A reading as W&B metrics: role counts, totals and their centre, and per layer scores, margin and headlines."""
-    from orchestrator.compare.conservation import REFERENCES, centre, profile
-    from orchestrator.compare.migration import STATES, roles_of, state
+    from orchestrator.body import centre, profile, roles_of
+    from orchestrator.compare.conservation import REFERENCES
+    from orchestrator.compare.migration import STATES, state
 
     counts = Counter(map(state, roles_of(result)))
     row: dict[str, Any] = {f"roles/{role}": counts[role] for role in STATES}

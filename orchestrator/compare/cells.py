@@ -13,13 +13,15 @@ import yaml
 
 from orchestrator import ledger, schema
 from orchestrator.errors import UserError
+from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
 from orchestrator.manifest import Entry, Manifest
 
 # What must be there, and of which type, before anything is computed.
 NUMBER = (int, float)
 DESCRIPTION = {  # experiment.yaml
-    "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "machine": dict, "code": list,
+    "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "expect": dict, "machine": dict,
+    "code": list,
 }  # fmt: skip
 RECORD = {"step": int, "digest": str}  # a ledger's line
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
@@ -76,6 +78,7 @@ class ExperimentResult:
     seeds: list[int]
     declared: list[str]
     contrasts: dict[str, dict[str, float]]  # name → arm → weight, in the order in which they are tested
+    expect: list[Wanted]  # what the body of each arm should become
     models: dict[str, Model]
     machine: dict[str, Any]  # that it was first launched from; empty where experiment.yaml does not say
     code: list[dict[str, Any]]  # since, commit, diff, versions: one per change between launches
@@ -119,6 +122,7 @@ def read_experiment(path: Path) -> ExperimentResult:
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
+        lines = intended(spec["expect"], arms)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     last, environments = _manifest(path)
@@ -130,6 +134,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         seeds=seeds,
         declared=[str(key) for key in spec["declared"]],
         contrasts=contrasts,
+        expect=lines,
         models={
             arm: Model(models[arm]["params"], models[arm].get("widths", []), models[arm].get("training_flops"))
             for arm in arms

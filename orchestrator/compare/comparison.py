@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from orchestrator.body import roles_of
 from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
-from orchestrator.compare.migration import RoleShift, Transitions, role_shift, roles_of, same_roles, transitions
+from orchestrator.compare.expectations import Expectation, expectations
+from orchestrator.compare.migration import RoleShift, Transitions, role_shift, same_roles, transitions
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
     HELDOUT_KEYS,
@@ -41,6 +43,7 @@ class Comparison:
     tables: dict[str, pd.DataFrame]
     statistics: list[PairedResult]
     contrasts: list[Contrast]
+    expectations: list[Expectation]
     conservation: list[Conservation]
     symmetry: list[Symmetry]
     transitions: list[Transitions]  # one per arm that was read twice
@@ -91,6 +94,7 @@ def compute(path: Path) -> Comparison:
         left_out=left_out,
         domains=domains,
         contrasts=contrasts,
+        expectations=expectations(experiment),
         tables=tables.build(experiment.cells, pairs, contrasts),
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],

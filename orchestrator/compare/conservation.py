@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
+from orchestrator.body import centre, depths, profile, thirds, total
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import interval, mean_of_known
@@ -40,35 +41,6 @@ class Conservation:
     chance_ratio: float | None  # expected_b / expected_a
     verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not measured
     sentence: str  # why, where the verdict alone does not say it
-
-
-def profile(reading: dict[str, Any], measure: str) -> np.ndarray | None:
-    """One measure of every layer, [L]; null unless every layer has it."""
-    values = [layer["measures"].get(measure) for layer in reading["layers"]]
-    return None if any(value is None for value in values) else np.asarray(values, dtype=np.float64)
-
-
-def total(reading: dict[str, Any], measure: str) -> float | None:
-    values = profile(reading, measure)
-    return None if values is None else float(values.sum())
-
-
-def centre(budget: np.ndarray) -> float | None:
-    """Mean depth of the budget [L], 0 = first layer, 1 = last; null for an empty budget or a single layer."""
-    if budget.size < 2 or budget.sum() <= 0.0:
-        return None
-    return float(np.average(depths(budget), weights=budget))
-
-
-def depths(budget: np.ndarray) -> np.ndarray:
-    """Depth of each layer, 0…1, [L]."""
-    return np.linspace(0.0, 1.0, budget.size)
-
-
-def thirds(budget: np.ndarray) -> tuple[float, float, float]:
-    """Budget [L] held by the early, middle and late third of the layers; earlier thirds take a remainder."""
-    early, middle, late = (float(part.sum()) for part in np.array_split(budget, 3))
-    return early, middle, late
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
 from orchestrator.palette import ROLES
@@ -190,10 +191,6 @@ def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
 def state(role: str) -> str:
     """The role, or `tie` for two leaders."""
     return role if role in ROLES else "tie"
-
-
-def roles_of(reading: dict[str, Any]) -> list[str]:
-    return [layer["role"] for layer in reading["layers"]]
 
 
 def same_roles(a: dict[str, Any], b: dict[str, Any]) -> tuple[int, int]:

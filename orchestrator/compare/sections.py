@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.delivery import delivery
 from orchestrator.compare.inside import budgets, layers, multipliers, spreads
 from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
 from orchestrator.compare.section import Roles, Section
@@ -28,8 +29,8 @@ def sections(c: Comparison) -> list[Section]:
 
 
 def headlines(c: Comparison) -> list[Section]:
-    """Across arms: one line for each, where there are many, and the contrasts."""
-    found = [arm_losses(c), contrasts(c), spreads(c)] if many_arms(c) else [contrasts(c)]
+    """Across arms: one line for each, where there are many, the contrasts, and what was intended."""
+    found = [arm_losses(c), contrasts(c), delivery(c), spreads(c)] if many_arms(c) else [contrasts(c), delivery(c)]
     return [section for section in found if section.rows]
 
 

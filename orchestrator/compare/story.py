@@ -14,7 +14,7 @@ from orchestrator.compare.section import number, signed, span
 from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told
-TOLD_LAYERS = 4
+TOLD = 4  # layers or lines; the tables have all
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
 
 def findings(c: Comparison, arm: str) -> list[Finding]:
     """What a reader wants to know first of `arm`, in the order in which it is asked."""
-    told = [_loss(c, arm), _roles(c, arm), _concentration(c, arm), _budget(c, arm)]
+    told = [_loss(c, arm), _roles(c, arm), _concentration(c, arm), _budget(c, arm), _intended(c, arm)]
     return [finding for finding in told if finding is not None]
 
 
@@ -78,8 +78,8 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
     sentence += "." if shift.p is None else f"; {_pairs(len(shift.seeds))}, p = {shift.p:.2g}."
     if told:
-        listed = ", ".join(_moved(layer) for layer in told[:TOLD_LAYERS])
-        more = f" and {len(told) - TOLD_LAYERS} more" if len(told) > TOLD_LAYERS else ""
+        listed = ", ".join(_moved(layer) for layer in told[:TOLD])
+        more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
         sentence += f" In every seed: {listed}{more}."
     answer = "roles moved" if sure else "inconclusive"
     return Finding(arm, "Which layers changed role?", answer, sure, sentence)
@@ -142,6 +142,20 @@ def _counts(r: Conservation) -> str:
         f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
         f"{_pairs(r.n)}.{where}"
     )
+
+
+def _intended(c: Comparison, arm: str) -> Finding | None:
+    """Of the lines for both arms of the pair; none where nothing was stated."""
+    lines = [e for e in c.expectations if e.arm in (c.baseline, arm)]
+    if not lines:
+        return None
+    delivered, failed = (sum(e.verdict == word for e in lines) for word in ("delivered", "not delivered"))
+    missed = f", {failed} not" if failed else ""
+    answer = f"{delivered} of {len(lines)} delivered{missed}" if delivered or failed else lines[0].verdict
+    told = [f"{e.wanted}: {number(e.mean, 2)} ({e.holding} of {e.n} seeds), {e.verdict}" for e in lines[:TOLD]]
+    more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
+    sure = delivered + failed == len(lines)
+    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.")
 
 
 def _seeds(n: int) -> str:

@@ -24,6 +24,8 @@ VERDICTS = {
     "conserved": "cyan",
     "not conserved": "bold red",
     "no larger than chance": "yellow",
+    "delivered": "bold green",
+    "not delivered": "bold red",
     "not tested": "dim",
     "not measured": "dim",
     "baseline": "dim",

@@ -8,12 +8,12 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.body import attention_shares, concentration, rank_differences
 from orchestrator.compare.figures.budget import budget_by_depth, budget_over_time
 from orchestrator.compare.figures.health import worst_ratios
 from orchestrator.compare.figures.losses import heldout_curves
 from orchestrator.compare.figures.multipliers import multiplier_maps
 from orchestrator.compare.figures.panels import Drawing
+from orchestrator.compare.figures.profiles import attention_shares, concentration, rank_differences
 from orchestrator.compare.figures.roles import role_maps, transition_tables
 from orchestrator.compare.figures.shape import width_profiles
 from orchestrator.files import write_whole

@@ -7,9 +7,10 @@ from html import escape
 import numpy as np
 import plotly.graph_objects as go
 
+from orchestrator.body import centre, profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.conservation import REFERENCES, centre, profile
+from orchestrator.compare.conservation import REFERENCES
 from orchestrator.compare.figures.panels import (
     Drawing,
     label,

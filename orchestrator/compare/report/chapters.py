@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.compare import inside, origins, outcomes
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.delivery import delivery
 from orchestrator.compare.section import Section
 from orchestrator.compare.sections import many_arms
 
@@ -56,6 +57,7 @@ def _layers(c: Comparison) -> list[Section]:
 
 # key, title, figures, tables
 CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
+    ("intended", "Intended organisation", (), lambda c: [delivery(c)]),
     ("loss", "Loss", ("paired_eval",), _losses),
     ("roles", "Roles", ("layers", "role_migration"), lambda c: [*_layers(c), inside.persistence(c)]),
     ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(inside.budgets)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from orchestrator.body import roles_of
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.migration import roles_of
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.story import findings
 
@@ -27,6 +27,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
         "losses": [asdict(result) for result in c.statistics],
         "contrasts": [asdict(result) for result in c.contrasts],
+        "expectations": [asdict(result) for result in c.expectations],
         "sidecar": {
             arm: {
                 channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}

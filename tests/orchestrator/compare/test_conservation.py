@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.body import centre, thirds
 from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.conservation import centre, conservation, conserve, distance, flattening, thirds
+from orchestrator.compare.conservation import conservation, conserve, distance, flattening
 from orchestrator.compare.pairs import Pair, pair_up
 
 Write = Callable[..., Path]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.body import profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.conservation import profile
 from orchestrator.compare.figures.panels import (
     Drawing,
     focus,

@@ -1,0 +1,35 @@
+"""What the body should become beside what it became: the summary's table of `expect`."""
+
+from __future__ import annotations
+
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.expectations import least_seeds
+from orchestrator.compare.section import Roles, Section, number, span
+from orchestrator.compare.statistics import ALPHA
+
+
+def delivery(c: Comparison) -> Section:
+    """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
+    rows: list[list[str | Roles]] = []
+    said: dict[str, list[str]] = {}  # sentence → what it is said of
+    for e in c.expectations:
+        digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2
+        figures = [number(e.mean, digits), span(e.low, e.high, digits), f"{e.holding} of {e.n}"]
+        beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
+        rows.append([e.wanted, *figures, *beside, e.verdict])
+        if e.sentence:
+            said.setdefault(e.sentence, []).append(e.wanted)
+    notes = [
+        "A role: the share of those layers that carry it. Centre (0 first layer, 1 last), budget: of positions over "
+        f"the robust threshold. Beside the means at step 0 and of {c.baseline}.",
+        f"Delivered: the mean's interval lies where it is wanted, and so do more seeds than even odds explain at "
+        f"{ALPHA} (all of {least_seeds()}, 6 or 7; 7 of 8); not delivered: both lie outside.",
+    ]
+    if len(rows) > 1:
+        notes.append("Every line is judged by itself: of twenty where nothing holds, one would be called.")
+    notes += [
+        sentence if len(names) == len(rows) > 1 else f"{'; '.join(names)}: {sentence}"
+        for sentence, names in said.items()
+    ]
+    columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]
+    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes)

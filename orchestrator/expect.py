@@ -1,0 +1,232 @@
+"""What the body should become, as `expect` states it: a number of a reading, and the bounds it should lie in."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator import body
+from orchestrator.errors import UserError, nearest
+from orchestrator.forensics.roles import ROUTING
+
+ROLES = tuple(ROUTING)
+UNBOUNDED = sys.float_info.max
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A number of a reading, at least 0; null where it cannot be said."""
+
+    read: Callable[[body.Reading], float | None]
+    most: float  # the largest that it can be
+
+
+def _centre(reading: body.Reading) -> float | None:
+    budget = body.profile(reading, "saturated_robust")
+    return None if budget is None else body.centre(budget)
+
+
+def _layers_with(role: str) -> Quantity:
+    return Quantity(lambda reading: float(body.roles_of(reading).count(role)), UNBOUNDED)
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "centre": Quantity(_centre, 1.0),  # of the robust budget, 0 = first layer, 1 = last
+    "budget": Quantity(lambda reading: body.total(reading, "saturated_robust"), UNBOUNDED),  # positions
+    "spread": Quantity(body.spread, 0.5),  # of attention's share
+    **{f"{role}s": _layers_with(role) for role in ROLES},  # layers
+}
+REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L]; thirds as the budget's
+    "early": lambda layers: np.array_split(layers, 3)[0],
+    "middle": lambda layers: np.array_split(layers, 3)[1],
+    "late": lambda layers: np.array_split(layers, 3)[2],
+    "first": lambda layers: layers[:1],
+    "last": lambda layers: layers[-1:],
+}
+SPAN = re.compile(r"L(\d+)(?:-L(\d+))?")  # a region by its layers: L6, L3-L5
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+COMPARISON = re.compile(rf"(>=|<=|≥|≤|>|<)\s*({NUMBER})")
+RANGE = re.compile(rf"({NUMBER})\s*(?:…|\.\.\.?)\s*({NUMBER})")
+WRITTEN = "'> 0.7', '<= 3' or [0.2, 0.4]"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Where a number should lie; infinite on an open side."""
+
+    low: float
+    high: float
+    strict: bool  # whether the ends themselves are outside
+
+    def hold(self, value: float) -> bool:
+        return self.low < value < self.high if self.strict else self.low <= value <= self.high
+
+    def cover(self, low: float, high: float) -> bool:
+        """Whether all of `low` … `high` lies inside."""
+        return self.hold(low) and self.hold(high)
+
+    def miss(self, low: float, high: float) -> bool:
+        """Whether nothing of `low` … `high` does."""
+        least, most = max(self.low, low), min(self.high, high)
+        return least > most or (least == most and not self.hold(least))
+
+    @property
+    def ends(self) -> list[float]:
+        return [end for end in (self.low, self.high) if math.isfinite(end)]
+
+    def __str__(self) -> str:
+        if len(self.ends) == 2:
+            return f"{self.low:g} … {self.high:g}"
+        sign = "<" if self.low == -math.inf else ">"
+        return f"{sign if self.strict else {'<': '≤', '>': '≥'}[sign]} {self.ends[0]:g}"
+
+
+MOST_LAYERS = Bounds(0.5, math.inf, strict=True)  # what a role alone asks of a region
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One line for one arm: a quantity, or the share of a region's layers that carry `role`."""
+
+    arm: str
+    line: str
+    role: str | None
+    bounds: Bounds
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, [f"{self.arm}:", self.line, self.role, str(self.bounds)]))
+
+    @property
+    def most(self) -> float:
+        """The largest that the number can be."""
+        return 1.0 if self.role else QUANTITIES[self.line].most
+
+    def read(self, reading: body.Reading) -> float | None:
+        """The number in a reading; null where it cannot be said, or the reading has no such layers."""
+        if self.role is None:
+            return QUANTITIES[self.line].read(reading)
+        roles = body.roles_of(reading)
+        layers = layers_of(self.line, len(roles))
+        return float(np.mean([roles[layer] == self.role for layer in layers])) if layers else None
+
+
+def layers_of(region: str, depth: int) -> list[int]:
+    """The layers that a region names in a body of `depth` layers; empty where it has not all of them."""
+    if region in REGIONS:
+        return REGIONS[region](np.arange(depth)).tolist()
+    first, last = _ends(region)
+    return list(range(first, last + 1)) if last < depth else []
+
+
+def intended(expect: Mapping[str, Any], arms: Collection[str]) -> list[Wanted]:
+    """The lines of `expect`, arm by arm: `{arm: {line: …}}`, or `{line: …}` for every arm.
+
+    Raises `UserError` for the first that says nothing.
+    """
+    named = [arm for arm in expect if arm in arms]
+    if not named and not any(isinstance(lines, Mapping) for lines in expect.values()):
+        return [wanted for arm in arms for wanted in _lines(arm, expect)] if expect else []
+    for arm in expect:
+        if arm not in arms:
+            raise UserError(
+                f"expect: '{arm}' is no arm{nearest(str(arm), arms)}: write lines under the arms of the experiment, "
+                f"{', '.join(arms)}, or under none of them, for all."
+            )
+    return [wanted for arm, lines in expect.items() for wanted in _lines(arm, lines)]
+
+
+def check_depths(wanted: Collection[Wanted], depths: Mapping[str, int]) -> None:
+    """Raise `UserError` for a region that its arm, of so many layers, does not have."""
+    for one in wanted:
+        if one.role and not layers_of(one.line, depths[one.arm]):
+            raise UserError(
+                f"expect: '{one.line}' of arm '{one.arm}' is no part of a body of {depths[one.arm]} layers: "
+                f"name layers between L0 and L{depths[one.arm] - 1}."
+            )
+
+
+def _lines(arm: str, lines: Any) -> Iterator[Wanted]:
+    if not isinstance(lines, Mapping) or not lines:
+        raise UserError(f"expect: arm '{arm}' is {lines!r:.60}, which states no line: write {{late: specialist}}.")
+    for line, value in lines.items():
+        where = f"expect: '{line}' of arm '{arm}'"
+        if line in QUANTITIES:
+            yield _checked(where, Wanted(arm, line, None, _bounds(where, value)))
+        elif line in REGIONS or _is_span(where, str(line)):
+            values = value if isinstance(value, list) and value else [value]
+            yield from (_checked(where, Wanted(arm, line, *_role(where, one))) for one in values)
+        else:
+            known = (*REGIONS, *QUANTITIES)
+            raise UserError(
+                f"{where} is no line{nearest(str(line), known)}: use one of {', '.join(known)}, or layers such as "
+                "L6 or L3-L5."
+            )
+
+
+def _role(where: str, value: Any) -> tuple[str, Bounds]:
+    """A role, and the share of the layers that should carry it."""
+    role, _, share = str(value).strip().partition(" ")
+    name = re.split(r"[<>≤≥]", role)[0]  # 'specialist>0.3' too
+    if not isinstance(value, str) or name not in ROLES:
+        raise UserError(
+            f"{where} is {value!r:.60}, which is no role{nearest(name, ROLES)}: use {', '.join(ROLES)}, "
+            "alone or with a share, as in 'specialist >= 0.3'."
+        )
+    share = f"{role.removeprefix(name)}{share}".strip()
+    return name, _bounds(where, share) if share else MOST_LAYERS
+
+
+def _bounds(where: str, value: Any) -> Bounds:
+    """A comparison, or two numbers."""
+    text = value.strip() if isinstance(value, str) else ""
+    if found := COMPARISON.fullmatch(text):
+        sign, at = found[1], float(found[2])
+        strict = sign in "<>"
+        bounds = Bounds(at, math.inf, strict) if sign in (">", ">=", "≥") else Bounds(-math.inf, at, strict)
+    elif found := RANGE.fullmatch(text):
+        bounds = Bounds(float(found[1]), float(found[2]), strict=False)
+    elif isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+        bounds = Bounds(float(value[0]), float(value[1]), strict=False)
+    else:
+        raise UserError(f"{where} is {value!r:.60}, which compares with nothing: write {WRITTEN}.")
+    if bounds.low > bounds.high:
+        raise UserError(f"{where} is {value!r}, which ends before it begins: write the smaller number first.")
+    return bounds
+
+
+def _checked(where: str, wanted: Wanted) -> Wanted:
+    """The line. Raises `UserError` where every body or none would deliver it."""
+    within = f"between 0 and {wanted.most:g}" if wanted.most < UNBOUNDED else "at 0 or above"
+    for every, found in ((True, wanted.bounds.cover(0.0, wanted.most)), (False, wanted.bounds.miss(0.0, wanted.most))):
+        if found:
+            raise UserError(
+                f"{where} wants {wanted.bounds}, which {'every' if every else 'no'} body has, for it lies {within}: "
+                "choose bounds that some bodies have."
+            )
+    return wanted
+
+
+def _is_span(where: str, line: str) -> bool:
+    if SPAN.fullmatch(line) is None:
+        return False
+    first, last = _ends(line)
+    if first > last:
+        raise UserError(f"{where} ends before it begins: write L{last}-L{first}.")
+    return True
+
+
+def _ends(region: str) -> tuple[int, int]:
+    """First and last layer of `L3-L5`."""
+    found = SPAN.fullmatch(region)
+    assert found, region
+    return int(found[1]), int(found[2] or found[1])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
