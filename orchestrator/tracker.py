@@ -42,25 +42,27 @@ def check(config: Config) -> None:
         return
     if importlib.util.find_spec("wandb") is None:
         raise UserError(f"tracker={mode} needs wandb, which is not installed: pip install wandb, or use tracker=off.")
-    if mode == TrackerMode.online:
-        _check_key()
+    if mode == TrackerMode.online and (problem := login_problem()):
+        raise UserError(f"tracker=online: W&B {problem}, or use tracker=offline.")
 
 
-def _check_key() -> None:
+def login_problem() -> str | None:
+    """What stands in the way of a login, with its cure, to follow "W&B"; None where there is a key. No network."""
     import wandb
     from wandb.sdk.lib import wbauth
 
     try:
-        host = wandb.setup().settings.base_url
-        auth = wbauth.authenticate_session(host=host, source="tracker", prompt=False, update_session=False)
+        settings = wandb.setup().settings
+        if settings.mode != "online":
+            return f"is {settings.mode} (WANDB_MODE): unset that"
+        auth = wbauth.authenticate_session(
+            host=settings.base_url, source="tracker", prompt=False, update_session=False
+        )
     except wandb.Error as error:
-        raise UserError(f"tracker=online cannot log in ({error}): mend the key, or use tracker=offline.") from error
+        return f"cannot log in ({error}): mend the key"
     finally:
         wandb.teardown()  # cells are processes of their own and must not lean on this one's service
-    if auth is None:
-        raise UserError(
-            f"tracker=online found no API key for {host}: run `wandb login`, set WANDB_API_KEY, or use tracker=offline."
-        )
+    return None if auth else f"found no API key for {settings.base_url}: run `wandb login` or set WANDB_API_KEY"
 
 
 def run_id(config: Config, kind: str = "train") -> str:
@@ -148,8 +150,8 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
         _give_up(run, error)
 
 
-def _open(config: Config, directory: Path, kind: str) -> Any:
-    """Start the run whose files lie in `directory`/wandb, and nowhere else."""
+def confine(directory: Path) -> None:
+    """Let all that this process has W&B write lie in `directory`/wandb, and nowhere else; W&B says nothing."""
     home = directory.resolve() / "wandb"
     home.mkdir(parents=True, exist_ok=True)
     if not os.access(home, os.W_OK):
@@ -159,7 +161,13 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
         "WANDB_ARTIFACT_DIR": str(home / "artifacts"),
         "WANDB_CACHE_DIR": str(home / "cache"),
         "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
     }
+
+
+def _open(config: Config, directory: Path, kind: str) -> Any:
+    """Start the run of a cell (train) or of an experiment (comparison) whose directory is `directory`."""
+    confine(directory)
     import wandb
 
     settings = wandb.Settings(
@@ -183,7 +191,7 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
         resume="allow" if config.tracker.mode == TrackerMode.online else None,
         group=config.name,
         job_type=kind,
-        dir=str(home.parent),
+        dir=str(directory.resolve()),
         mode=mode,
         reinit="create_new",
         settings=settings,
