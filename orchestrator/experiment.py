@@ -98,7 +98,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     `compose` turns overrides into a configuration. `swept` are those that a multirun varies: they become part
     of the name, so that no two of its jobs share a directory. Without arms, the overrides are the one arm, `main`.
     """
-    base = compose(overrides)
+    base = _tagged(compose(overrides), swept)
     arms = base.arms or {base.arm: []}
     seeds = base.seeds or [base.seed]
     if base.arms:
@@ -114,7 +114,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}") from error
         for seed in seeds:
-            config = replace(composed, name=name, arm=arm, seed=seed, seeds=list(seeds))
+            config = replace(composed, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker)
             cells.append(Cell(config, root / arm / f"seed={seed}"))
     experiment = Experiment(name, replace(base, name=name, seeds=list(seeds)), root, tuple(cells))
     for arm, config in experiment.arms.items():
@@ -126,6 +126,12 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     expect.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
+
+
+def _tagged(base: Config, swept: Sequence[str]) -> Config:
+    """With tags by which the jobs of a multirun are found together, and apart."""
+    added = [base.name or "single", *(o.lstrip("+") for o in swept)] if swept else []
+    return replace(base, tracker=replace(base.tracker, tags=[*base.tracker.tags, *added]))
 
 
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:

@@ -265,6 +265,7 @@ class TrackerConfig:
     mode: TrackerMode = TrackerMode.offline
     project: str = "layer-roles"
     entity: str | None = None
+    tags: list[str] = field(default_factory=list)  # more tags of the runs; a multirun adds its name and what it varies
 
 
 @dataclass

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
+from orchestrator import projection
 from orchestrator.errors import UserError
+from orchestrator.projection import READING, STEP
 from orchestrator.schema import Config, TrackerMode
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from orchestrator.compare import Comparison
 
-# wandb (0.6 s) and the table builders are imported where they are used: tracker=off and the launcher do without.
+# wandb (0.6 s) and the comparison are imported where they are used: tracker=off and the launcher do without.
 
 INIT_SECONDS = 30.0  # longest wait for W&B at the start
 FINISH_SECONDS = 120.0  # and for its uploads at the end; what is left stays on disk for `wandb sync`
-STEP, READING = "step", "forensics/step"  # the two axes; each kind of row has its own
-GROUPS = ("train", "heldout", "test", "sidecar", "time")  # of the first axis
+LONGEST_NAME = 128  # characters of a run's name that W&B takes
+AXES = dict.fromkeys(("train", "heldout", "test", "time", "sidecar", "delta"), STEP) | {"forensics": READING}
+MANY = ("sidecar", "forensics", "delta")  # whose last values would bury the rest of the table of runs
 
 log = logging.getLogger(__name__)
 
@@ -42,25 +42,25 @@ def check(config: Config) -> None:
         return
     if importlib.util.find_spec("wandb") is None:
         raise UserError(f"tracker={mode} needs wandb, which is not installed: pip install wandb, or use tracker=off.")
-    if mode == TrackerMode.online:
-        _check_key()
+    if mode == TrackerMode.online and (problem := login_problem()):
+        raise UserError(f"tracker=online: W&B {problem}, or use tracker=offline.")
 
 
-def _check_key() -> None:
+def login_problem() -> str | None:
+    """What stands in the way of a login, with its cure, to follow "W&B"; None where there is a key. No network."""
     import wandb
     from wandb.sdk.lib import wbauth
 
     try:
-        host = wandb.setup().settings.base_url
-        auth = wbauth.authenticate_session(host=host, source="tracker", prompt=False, update_session=False)
+        settings = wandb.setup().settings
+        if settings.mode != "online":
+            return f"is {settings.mode} (WANDB_MODE): unset that"
+        auth = wbauth.authenticate_session(host=settings.base_url, source="tracker", prompt=False, update_session=False)
     except wandb.Error as error:
-        raise UserError(f"tracker=online cannot log in ({error}): mend the key, or use tracker=offline.") from error
+        return f"cannot log in ({error}): mend the key"
     finally:
         wandb.teardown()  # cells are processes of their own and must not lean on this one's service
-    if auth is None:
-        raise UserError(
-            f"tracker=online found no API key for {host}: run `wandb login`, set WANDB_API_KEY, or use tracker=offline."
-        )
+    return None if auth else f"found no API key for {settings.base_url}: run `wandb login` or set WANDB_API_KEY"
 
 
 def run_id(config: Config, kind: str = "train") -> str:
@@ -85,21 +85,18 @@ class Tracker:
         with self._failing_softly():
             self._cell_dir = cell_dir
             self._run = _open(self.config, cell_dir, "train")
-            for group in GROUPS:
-                self._run.define_metric(f"{group}/*", step_metric=STEP)
-            self._run.define_metric("forensics/*", step_metric=READING)
             if self._run.resumed:  # online: the server has these rows already
-                self._sent = {axis: self._run.summary.get(axis, -1) for axis in (STEP, READING)}
+                self._sent = {STEP: _last(self._run, STEP), READING: _last(self._run, READING)}
         for record in records:
             self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
         """Send one ledger record."""
-        self._send(STEP, record["step"], lambda: flatten(record))
+        self._send(STEP, record["step"], lambda: projection.record_row(record))
 
     def forensics(self, result: dict[str, Any]) -> None:
         """Send one reading of the layers, on its own step axis."""
-        self._send(READING, result["step"], lambda: scalars(result))
+        self._send(READING, result["step"], lambda: projection.reading_row(result))
 
     def alert(self, title: str, text: str) -> None:
         """Tell whoever watches the run."""
@@ -108,16 +105,15 @@ class Tracker:
                 self._run.alert(title, text)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Send the cell's tables and its sidecar's heat map, and close the run; a finished cell's exit code is 0."""
+        """Send the cell's tables, figures and summary, and close the run; a finished cell's exit code is 0."""
         if self._run is None:
             return
         with self._failing_softly():
-            from orchestrator.compare.tables import of_cell
+            from orchestrator.compare.cell_view import view_of
+            from orchestrator.compare.cells import read_cell
 
-            tables = of_cell(self._cell_dir, self.config.arm, self.config.seed)
-            _log_tables(self._run, tables)
-            if not tables["sidecar"].empty:
-                _log_multipliers(self._run, self._cell_dir, self.config)
+            cell = read_cell(self._cell_dir, self.config.arm, self.config.seed)
+            _show(self._run, view_of(cell), projection.cell_summary(cell))
             _close(self._run, exit_code)
         self._run = None
 
@@ -143,60 +139,17 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
         return
     run = None
     try:
-        import wandb
-
-        from orchestrator.compare import figures, report
-
         run = _open(config, comparison.directory, "comparison")
-        _log_tables(run, comparison.tables)
-        run.log({f"figures/{name}": wandb.Plotly(figure) for name, figure in figures.draw(comparison).items()})
-        run.summary.update({"verdict": report.verdict(comparison)})
+        for row in projection.delta_rows(comparison):
+            run.log(row)
+        _show(run, comparison, projection.comparison_summary(comparison))
         _close(run, exit_code=0)
     except Exception as error:
         _give_up(run, error)
 
 
-def flatten(record: dict[str, Any]) -> dict[str, Any]:
-    """A ledger record as W&B metrics: `train/loss`, `heldout/<domain>`, `time/seconds`, …"""
-    timing = {"seconds", "tokens_per_second", "attempt"}
-    row: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            row |= {f"{key}/{name}": leaf for name, leaf in _leaves(value) if name != STEP}
-        elif key not in (STEP, "digest") and value is not None:
-            row[f"{'time' if key in timing else 'train'}/{key}"] = value
-    return row
-
-
-def scalars(result: dict[str, Any]) -> dict[str, Any]:
-    """A reading as W&B metrics: role counts, totals and their centre, and per layer scores, margin and headlines."""
-    from orchestrator.body import centre, profile, roles_of
-    from orchestrator.compare.conservation import REFERENCES
-    from orchestrator.compare.migration import STATES, state
-
-    counts = Counter(map(state, roles_of(result)))
-    row: dict[str, Any] = {f"roles/{role}": counts[role] for role in STATES}
-    row |= result["totals"]
-    row |= {f"centre/{name}": centre(b) for name in REFERENCES if (b := profile(result, name)) is not None}
-    row["pathology"] = len(result["pathology"])
-    for layer in result["layers"]:
-        values = {f"score_{role}": score for role, score in layer["scores"].items()} | {"margin": layer["margin"]}
-        for name in ("cv", "saturated_robust", "effective_rank.o", "attention_share", "momentum_alignment.down"):
-            values[name] = layer["measures"].get(name)
-        row |= {f"{name}/layer_{layer['layer']:02d}": value for name, value in values.items()}
-    return {f"forensics/{name}": value for name, value in row.items() if value is not None}
-
-
-def _leaves(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from ((f"{key}/{name}", leaf) for name, leaf in _leaves(value))
-        elif value is not None:
-            yield key, value
-
-
-def _open(config: Config, directory: Path, kind: str) -> Any:
-    """Start the run whose files lie in `directory`/wandb, and nowhere else."""
+def confine(directory: Path) -> None:
+    """Let all that this process has W&B write lie in `directory`/wandb, and nowhere else; W&B says nothing."""
     home = directory.resolve() / "wandb"
     home.mkdir(parents=True, exist_ok=True)
     if not os.access(home, os.W_OK):
@@ -206,63 +159,89 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
         "WANDB_ARTIFACT_DIR": str(home / "artifacts"),
         "WANDB_CACHE_DIR": str(home / "cache"),
         "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
     }
+
+
+def _open(config: Config, directory: Path, kind: str) -> Any:
+    """Start the run of a cell (train) or of an experiment (comparison) whose directory is `directory`."""
+    confine(directory)
     import wandb
 
-    train = kind == "train"
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        symlink=False,
+        disable_git=True,
+        disable_code=True,
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+    )
     mode: Any = config.tracker.mode.value
-    resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    return wandb.init(
+    run = wandb.init(
         project=config.tracker.project,
         entity=config.tracker.entity,
         id=run_id(config, kind),
         resume="allow" if config.tracker.mode == TrackerMode.online else None,
         group=config.name,
         job_type=kind,
-        name=f"{config.name}/{config.arm}/seed={config.seed}" if train else f"{config.name}/{kind}",
-        tags=[config.arm, f"seed={config.seed}"] if train else None,
-        config=resolved,
-        dir=str(home.parent),
+        dir=str(directory.resolve()),
         mode=mode,
         reinit="create_new",
-        settings=wandb.Settings(
-            silent=True,
-            console="off",
-            symlink=False,
-            disable_git=True,
-            disable_code=True,
-            x_disable_stats=True,
-            x_disable_meta=True,
-            x_disable_machine_info=True,
-            x_save_requirements=False,
-            init_timeout=INIT_SECONDS,
-            finish_timeout=FINISH_SECONDS,
-        ),
+        settings=settings,
+        **_described(config, kind),
     )
+    for group, axis in AXES.items():
+        run.define_metric(f"{group}/*", step_metric=axis, summary="none" if group in MANY else None)
+    run.define_metric(READING, summary="last")  # which is one of its own group
+    return run
 
 
-def _log_tables(run: Any, tables: dict[str, pd.DataFrame]) -> None:
-    """One row with every table. IMMUTABLE: a workspace shows all of it, not the last piece."""
+def _described(config: Config, kind: str) -> dict[str, Any]:
+    """The run's name, tags and configuration; a comparison has no arm and no seed of its own."""
+    resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    own = [config.arm, f"seed={config.seed}"] if kind == "train" else [kind]
+    if kind != "train":
+        resolved = {key: value for key, value in resolved.items() if key not in ("arm", "seed")}
+    return {
+        "name": "/".join([str(config.name), *own])[:LONGEST_NAME],
+        "tags": projection.tags(*own, str(config.name), *config.tracker.tags),
+        "config": resolved,
+    }
+
+
+def _last(run: Any, axis: str) -> int:
+    """The last step of an axis that a resumed run has; a summary that was asked for lies one level deeper."""
+    value = run.summary.get(axis, -1)
+    return value if isinstance(value, int | float) else value["last"]
+
+
+def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:
+    """One row with every table that has rows, one with every figure, and the summary.
+
+    Tables are IMMUTABLE: a workspace shows all of one, not the last piece.
+    """
     import wandb
 
+    from orchestrator.compare import figures
+
+    wandb.Table.MAX_ROWS = wandb.Table.MAX_ARTIFACT_ROWS  # else the file beside the artifact ends at 10,000 rows
     row = {}
-    for name, table in tables.items():
-        data: list[Any] = table.astype(object).where(table.notna(), None).to_numpy().tolist()
-        row[f"tables/{name}"] = wandb.Table(
-            columns=list(table.columns), data=data, log_mode="IMMUTABLE", allow_mixed_types=True
-        )
-    run.log(row)
-
-
-def _log_multipliers(run: Any, cell_dir: Path, config: Config) -> None:
-    """The heat map layer × tensor over the steps."""
-    import wandb
-
-    from orchestrator.compare.cells import read_cell
-    from orchestrator.compare.figures import draw_multipliers
-
-    figure = draw_multipliers({config.arm: [read_cell(cell_dir, config.arm, config.seed)]})
-    run.log({"figures/sidecar": wandb.Plotly(figure)})
+    for name, table in comparison.tables.items():
+        if not table.empty:
+            data: list[Any] = table.astype(object).where(table.notna(), None).to_numpy().tolist()
+            row[f"tables/{name}"] = wandb.Table(
+                columns=list(table.columns), data=data, log_mode="IMMUTABLE", allow_mixed_types=True
+            )
+    if row:
+        run.log(row)
+    if drawn := figures.draw(comparison):
+        run.log({f"figures/{name}": wandb.Plotly(drawing.plot) for name, drawing in drawn.items()})
+    run.summary.update(summary)
 
 
 def _close(run: Any, exit_code: int) -> None:

@@ -15,9 +15,17 @@ from orchestrator.errors import UserError
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.compare", description=__doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory, such as outputs/<name>")
-    directory = parser.parse_args(arguments).directory
+    parser.add_argument(
+        "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
+    )
+    options = parser.parse_args(arguments)
     try:
-        print_summary(compare(directory), Console(width=None if sys.stdout.isatty() else 100))
+        comparison = compare(options.directory)
+        print_summary(comparison, Console(width=None if sys.stdout.isatty() else 100))
+        if options.workspace:
+            from orchestrator.compare import workspace  # a second to import
+
+            print(*workspace.publish(comparison), sep="\n")
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -83,7 +83,11 @@ class Comparison:
 
 def compute(path: Path) -> Comparison:
     """Read `path` and compare its arms; writes nothing. Raises `UserError` as reading and pairing do."""
-    experiment = read_experiment(path)
+    return compare_cells(read_experiment(path))
+
+
+def compare_cells(experiment: ExperimentResult) -> Comparison:
+    """What follows from the cells of `experiment`; one that is alone is a comparison without pairs."""
     pairs, left_out = pair_up(experiment)
     domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.compare.cells import CellResult, read_cell
+from orchestrator.compare.cells import CellResult
 from orchestrator.compare.conservation import conservation
 from orchestrator.compare.contrasts import Contrast, contrast_rows
 from orchestrator.compare.flattening import flattening
@@ -94,12 +94,6 @@ def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast])
     several = len({pair.arm for pair in pairs}) > 1
     tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
     return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
-
-
-def of_cell(path: Path, arm: str, seed: int) -> dict[str, pd.DataFrame]:
-    """The tables that one cell fills by itself: its role migration, its budget, its multipliers."""
-    cell = read_cell(path, arm, seed)
-    return {name: frame(name, BUILDERS[name]([cell], [])) for name in ("role_migration", "conservation", "sidecar")}
 
 
 def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:

@@ -1,0 +1,90 @@
+"""What is charted of an experiment in W&B: panels for the metrics, figures and tables that its runs logged."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+from wandb_workspaces import expr
+
+from orchestrator import projection
+from orchestrator.compare import figures
+from orchestrator.compare.comparison import Comparison
+from orchestrator.projection import READING, STEP
+
+
+@dataclass(frozen=True)
+class Charts:
+    """One panel for every metric whose whole name matches."""
+
+    title: str
+    metrics: str  # a regular expression
+    axis: str | None  # of a line; without one, a bar for the last value
+
+
+LOSSES = (
+    Charts("Held-out loss, nats/token", r"heldout/.*", STEP),
+    Charts("Test loss at the end, nats/token", r"final/test_loss/.*", None),
+)
+LAYERS = (
+    Charts("Roles: layers of each", r"forensics/roles/.*", READING),
+    Charts("Specialist budget: saturated FFN positions", r"forensics/saturated\w*", READING),
+    Charts("Centre of the budget, 0 (first layer) to 1 (last)", r"forensics/centre/.*", READING),
+    Charts("CV of FFN co-magnitude, layer by layer", r"forensics/cv/.*", READING),
+)
+TRAINING = (
+    Charts("Sidecar", r"sidecar/(reward|advantage|summary/.*)", STEP),
+    Charts("Training", r"train/.*", STEP),
+)
+DELTAS = Charts("Held-out loss minus the baseline's, nats/token", r"delta/.*", STEP)
+PAIRS = Charts("First arm beside the baseline", r"pair/(test_loss/delta|centre/\w+/delta|budget/\w+/ratio)", None)
+
+
+def logged(c: Comparison) -> list[str]:
+    """The names of all metrics in the runs of the cells and of the comparison, in the order of their first row."""
+    rows: list[dict[str, Any]] = []
+    for cell in c.experiment.cells:
+        rows += [projection.record_row(record) for record in cell.ledger]
+        rows += [projection.reading_row(reading) for reading in cell.readings.values()]
+        rows += [projection.cell_summary(cell)] if cell.ledger else []
+    rows += [*projection.delta_rows(c), projection.comparison_summary(c)]
+    return list(dict.fromkeys(name for row in rows for name in row if name not in (STEP, READING)))
+
+
+def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any]:
+    """The panels of `charts`, for those of the metrics `names` that it is about."""
+    found = []
+    for name in names:
+        if re.fullmatch(charts.metrics, name):
+            title = name.partition("/")[2]
+            if charts.axis:
+                found.append(wr.LinePlot(title=title, x=charts.axis, y=[name]))
+            else:
+                found.append(wr.BarPlot(title=title, metrics=[name], groupby=wr.Config("arm") if by_arm else None))
+    return found
+
+
+def figure_panels(c: Comparison) -> list[Any]:
+    """Each figure of the comparison by itself."""
+    return [wr.MediaBrowser(title=name, media_keys=[f"figures/{name}"], num_columns=1) for name in figures.draw(c)]
+
+
+def table_panels(c: Comparison) -> list[Any]:
+    """Each table that has rows, over all runs that have it."""
+    return [wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name, t in c.tables.items() if not t.empty]
+
+
+def only(runs: Any, **wanted: str) -> Any:
+    """`runs`, a set of runs or a view's settings, with the filter run attribute = value for all of `wanted`.
+
+    Handed over as if it had been loaded: wandb-workspaces turns a filter into text and parses that, which makes
+    `lr==0.1` of `lr=0.1` and a syntax error of an apostrophe.
+    """
+    equal = [
+        expr.Filters(op="=", key=expr.Key(section="run", name=name), value=value) for name, value in wanted.items()
+    ]
+    runs._stashed_filters_v2 = expr.filters_tree_to_v2(expr.Filters(op="AND", filters=equal))
+    runs._stashed_filter_string = ""
+    return runs

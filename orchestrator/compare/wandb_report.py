@@ -1,0 +1,92 @@
+"""The comparison as a W&B report: what was asked and found in words and tables, beside live panels of the runs."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+
+from orchestrator.compare import charts
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.pairs import PRIMARY
+from orchestrator.compare.section import Roles, Section, signed, span
+from orchestrator.compare.sections import sections
+from orchestrator.palette import arm_line, letter
+from orchestrator.schema import Config
+
+LONGEST_TITLE = 128  # characters that W&B takes
+
+
+def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
+    """The report, not yet saved. Without an entity its runs are those of the project that it is pushed to."""
+    names, group = charts.logged(c), str(config.name)
+    where = {"entity": entity, "project": config.tracker.project if entity else ""}
+    cells = charts.only(wr.Runset(name="cells", groupby=["config.arm"], **where), group=group, jobType="train")
+    each = charts.only(wr.Runset(name="cells", **where), group=group, jobType="train")
+    comparison = charts.only(wr.Runset(name="comparison", **where), group=group, jobType="comparison")
+    others = charts.only(wr.Runset(name="experiments", **where), jobType="comparison")
+    colours = {
+        wr.RunsetGroup("cells", (wr.RunsetGroupKey(wr.Config("arm"), arm),)): arm_line(i).colour
+        for i, arm in enumerate(c.experiment.arms)
+    }
+    blocks: list[Any] = [wr.P(found) for found in said(c)]
+    blocks += [wr.H2("Read with care"), wr.UnorderedList(list(c.notes))] if c.notes else []
+    blocks += [
+        block for section in sections(c) for block in (wr.H2(section.title), wr.MarkdownBlock(markdown(section)))
+    ]
+    for one in (*charts.LOSSES, charts.DELTAS, *charts.LAYERS):
+        runs = comparison if one is charts.DELTAS else cells
+        blocks += _grid(one.title, runs, charts.panels(one, names), colours if runs is cells else {})
+    blocks += _grid("Figures", comparison, charts.figure_panels(c), {})
+    blocks += _grid("Tables", comparison, charts.table_panels(c), {})
+    blocks += _grid("What the runs differ in", each, [wr.RunComparer(diff_only="split")], {})
+    blocks += _grid(
+        f"Beside the project's other experiments: {charts.PAIRS.title.lower()}",
+        others,
+        charts.panels(charts.PAIRS, names, by_arm=False),
+        {},
+    )
+    return wr.Report(
+        project=config.tracker.project,
+        entity=entity or config.tracker.entity or "",
+        title=(c.experiment.question or c.experiment.name)[:LONGEST_TITLE],
+        description=c.experiment.name,
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def said(c: Comparison) -> list[str]:
+    """What was found of every arm, a sentence each."""
+    found = []
+    for r in c.statistics:
+        if (r.metric, r.domain) == PRIMARY[0]:
+            interval = f" (95 % interval {span(r.low, r.high, 4, plus=True)})" if r.low is not None else ""
+            budgets = [x for x in c.conservation if x.arm == r.arm][:1]
+            budget = "".join(f" Its specialist budget: {x.verdict}." for x in budgets)
+            found.append(
+                f"{r.arm} against {c.baseline}, {r.n} pair{'s' * (r.n > 1)}: test loss {signed(r.delta, 4)} nats/token"
+                f"{interval}, {r.verdict}.{budget}"
+            )
+    return found or ["No pair is complete: nothing can be said about a difference between the arms."]
+
+
+def markdown(section: Section) -> str:
+    """The section's table and notes as Markdown, in which no name can make a column or a tag."""
+    rows = [section.columns, ["---"] * len(section.columns), *(list(map(_cell, row)) for row in section.rows)]
+    table = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
+    return "\n\n".join([table, *map(_plain, section.notes)])
+
+
+def _cell(value: str | Roles) -> str:
+    return value if isinstance(value, str) else " ".join(map(letter, value.roles))
+
+
+def _plain(text: str) -> str:
+    return " ".join(escape(text, quote=False).replace("|", "&#124;").replace("`", "&#96;").split())
+
+
+def _grid(title: str, runs: wr.Runset, panels: list[Any], colours: dict[Any, str]) -> list[Any]:
+    """A heading and its panels, three to a row; nothing where there are none."""
+    return [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels, custom_run_colors=colours)] if panels else []

@@ -1,0 +1,122 @@
+"""A saved view of the experiment's runs and a report for W&B: always on disk, pushed where there is a login."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from contextlib import suppress
+from pathlib import Path
+
+import wandb
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from orchestrator import tracker
+from orchestrator.compare import charts
+from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.wandb_report import report_of
+from orchestrator.errors import UserError
+from orchestrator.files import write_whole
+from orchestrator.palette import arm_line
+from orchestrator.schema import Config, TrackerMode
+
+VIEW, REPORT = "wandb_view.json", "wandb_report.json"
+REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one
+PINNED = (
+    "final/test_loss/mean", "final/budget/saturated_robust", "final/centre/saturated_robust", "final/roles/specialist",
+)  # fmt: skip
+
+
+def publish(c: Comparison) -> list[str]:
+    """Write the view and the report, push them where there is a login, and say in sentences what was done.
+
+    The comparison's run, which they show, is logged anew. Raises `UserError` where the files cannot be written, or
+    where the server does not take them: then they are on disk.
+    """
+    config = _config_of(c)
+    tracker.log_comparison(config, c)
+    view, report = view_of(c, config), report_of(c, config)
+    _recall(c, view, report)
+    _write(c, view, report)
+    where = f"W&B's view and report are {VIEW} and {REPORT} in {c.directory}"
+    again = f"python -m orchestrator.compare {c.experiment.path} --workspace"
+    if config.tracker.mode == TrackerMode.off:
+        return [f"{where}, not pushed: tracker=off logged no runs that they could show."]
+    tracker.confine(c.directory)
+    if problem := tracker.login_problem():
+        return [f"{where}, not pushed: W&B {problem}, then {again}."]
+    try:
+        return _push(c, config, view, report)
+    except UserError:
+        raise
+    except Exception as error:  # whatever W&B raises
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"{where}, but W&B did not take them ({said}): see that it can be reached, then {again}."
+        ) from error
+    finally:
+        wandb.teardown()
+
+
+def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
+    """The saved view, not yet saved: every run of the experiment, grouped by arm, and what they logged."""
+    name, names = str(config.name), charts.logged(c)
+    series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.TRAINING)
+    found = {one.title: charts.panels(one, names) for one in series}
+    found |= {"Figures": charts.figure_panels(c), "Tables": charts.table_panels(c)}
+    runs = ws.RunsetSettings(
+        groupby=[ws.Metric("Group"), ws.Config("arm")],
+        group_colors={ws.GroupPath(name, arm): arm_line(i).colour for i, arm in enumerate(c.experiment.arms)},
+        pinned_columns=[f"summary:{column}" for column in PINNED if column in names],
+    )
+    view = ws.Workspace(
+        entity=entity or config.tracker.entity or "",
+        project=config.tracker.project,
+        name="".join(" " if unicodedata.category(x) in REFUSED else x for x in name),
+        sections=[ws.Section(name=title, panels=panels, is_open=True) for title, panels in found.items() if panels],
+        settings=ws.WorkspaceSettings(max_runs=100),
+        runset_settings=runs,
+    )
+    return charts.only(view, group=name)
+
+
+def _config_of(c: Comparison) -> Config:
+    """What the tracker was told: the configuration of the first cell that was launched."""
+    for cell in c.experiment.cells:
+        if (cell.path / "config.yaml").is_file():
+            return cell.config
+    raise UserError(f"{c.experiment.path} has no cell with a config.yaml: launch the experiment before you show it.")
+
+
+def _push(c: Comparison, config: Config, view: ws.Workspace, report: wr.Report) -> list[str]:
+    """Save both at W&B, in place of those that were saved before, and say where they are."""
+    api = wandb.Api()
+    entity, project = config.tracker.entity or api.default_entity, config.tracker.project
+    if project not in {known.name for known in api.projects(entity)}:
+        api.create_project(project, entity)  # the runs may be synced later
+    there = view_of(c, config, entity), report_of(c, config, entity)
+    _recall(c, *there)
+    saved = there[0].save(), there[1].save()
+    view._internal_id, view._internal_name, report.id = saved[0]._internal_id, saved[0]._internal_name, saved[1].id
+    _write(c, view, report)
+    return [f"W&B view: {saved[0].url}", f"W&B report: {saved[1].url}"]
+
+
+def _write(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
+    """Both as W&B's server takes them, `spec` and all."""
+    for name, model in ((VIEW, view._to_model()), (REPORT, report._to_model())):
+        write_whole(c.directory / name, model.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n")
+
+
+def _recall(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
+    """Give both the ids under which they were saved before, as the files on disk tell."""
+    view._internal_id, view._internal_name = _saved(c.directory / VIEW)
+    report.id, _ = _saved(c.directory / REPORT)
+
+
+def _saved(path: Path) -> tuple[str, str]:
+    """Id and name that W&B's server gave; empty before the first push."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        content = json.loads(path.read_text())
+        return str(content["id"]), str(content["name"])
+    return "", ""
