@@ -80,7 +80,7 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     if told:
         listed = ", ".join(_moved(layer) for layer in told[:TOLD])
         more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        sentence += f" In every seed: {listed}{more}."
+        sentence += f" {'In every seed' if len(shift.seeds) > 1 else 'There'}: {listed}{more}."
     answer = "roles moved" if sure else "inconclusive"
     return Finding(arm, "Which layers changed role?", answer, sure, sentence)
 
@@ -103,20 +103,22 @@ def _moved(layer: LayerShift) -> str:
 def _concentration(c: Comparison, arm: str) -> Finding | None:
     """Layers whose CV at least halved or doubled in every seed; none where there are none."""
     rows = newest(c.tables["flattening"], arm)
-    mean, by_layer = mean_flattening(c.tables["flattening"], arm), rows.groupby("layer")["flattening"]
-    low, high = by_layer.min(), by_layer.max()
+    by_layer = rows.groupby("layer")
+    low, high = by_layer["flattening"].min(), by_layer["flattening"].max()
     flat = [int(layer) for layer in low.index[low >= FLATTENED]]
     raised = [int(layer) for layer in high.index[high <= 1 / FLATTENED]]
     if not flat and not raised:
         return None
-    answer = "; ".join(f"{', '.join(f'L{i}' for i in layers)} {word}"
-                       for layers, word in ((flat, "flattened"), (raised, "raised")) if layers)  # fmt: skip
-    listed = ", ".join(f"L{i} {mean[i]:.2g} ×" for i in sorted([*flat, *raised]))
-    seeds = rows["seed"].nunique()
-    sentence = (
-        f"CV of FFN co-magnitude, {c.baseline} over {arm}: {listed}; {'each of' if seeds > 1 else ''} {_seeds(seeds)}."
-    )
-    return Finding(arm, "Which layers were flattened?", answer, seeds > 1, sentence.replace("  ", " "))
+    mean, seeds = mean_flattening(c.tables["flattening"], arm), rows["seed"].nunique()
+    told = []
+    for i in sorted([*flat, *raised]):
+        a, b = (by_layer[side].mean().get(i) for side in ("saturated_a", "saturated_b"))
+        told.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
+    listed = {word: ", ".join(f"L{i}" for i in layers) for word, layers in (("flattened", flat), ("raised", raised))}
+    answer = "; ".join(f"{layers} {word}" for word, layers in listed.items() if layers)
+    where = f"in each of {seeds} seeds" if seeds > 1 else "in the one seed"
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where}: {', '.join(told)}."
+    return Finding(arm, "Which layers were flattened?", answer, seeds > 1, sentence)
 
 
 def _budget(c: Comparison, arm: str) -> Finding | None:
@@ -156,10 +158,6 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
     more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
     sure = delivered + failed == len(lines)
     return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.")
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
 
 
 def _pairs(n: int) -> str:

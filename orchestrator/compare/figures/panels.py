@@ -43,7 +43,7 @@ def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str,
     inner = rows * height + (rows - 1) * gap
     figure = make_subplots(
         rows=rows, cols=cols, subplot_titles=list(titles), vertical_spacing=gap / inner if rows > 1 else 0,
-        horizontal_spacing=0.07 if cols < 4 else 0.04,
+        horizontal_spacing=0.1 if cols == 2 else 0.07 if cols < 4 else 0.04,
     )  # fmt: skip
     margin = LAYOUT["margin"]
     figure.update_layout(**LAYOUT, height=inner + margin["t"] + margin["b"])

@@ -39,7 +39,7 @@ def _code(text: str) -> str:
 def table(section: Section, *, level: int = 3) -> str:
     """A section as a table whose columns sort on a click, with its notes under it."""
     head = "".join(
-        f"<th scope='col'><button>{escape(name) or '&nbsp;'}</button>{define(term_of(name))}</th>"
+        f"<th scope='col'><button>{escape(name)}</button>{define(term_of(name))}</th>" if name else "<td></td>"
         for name in section.columns
     )
     rows = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in section.rows)

@@ -42,15 +42,26 @@ async function drawOnce(node) {
   node.dataset.drawn = "true";
 }
 const plots = [...document.querySelectorAll(".plot")];
+// What is near the window is drawn at once, the rest when there is time: it may be printed.
 const near = new IntersectionObserver(
   (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { near.unobserve(e.target); draw(e.target); }),
   { rootMargin: "300px" });
 plots.forEach((node) => near.observe(node));
-const repaint = () => plots.filter((n) => n.dataset.drawn).forEach((n) => Plotly.relayout(n, themed(n.layout)));
+const idle = () => new Promise(globalThis.requestIdleCallback ?? ((done) => setTimeout(done, 100)));
+addEventListener("load", async () => {
+  for (const node of plots) {
+    await idle();
+    await draw(node);
+  }
+});
+const print = matchMedia("print");
+const PAPER = 840;  // pixels that fit a page of A4 as browsers scale it
+function repaint() {
+  const width = print.matches ? { width: PAPER } : { width: null, autosize: true };
+  plots.filter((n) => n.dataset.drawn).forEach((n) => Plotly.relayout(n, { ...themed(n.layout), ...width }));
+}
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
-matchMedia("print").addEventListener("change", repaint);
-addEventListener("beforeprint", () => plots.forEach(draw));
-if (matchMedia("print").matches) plots.forEach(draw);
+print.addEventListener("change", repaint);
 
 // A column sorts by the first number of its cells, or as text.
 const number = (text) => {

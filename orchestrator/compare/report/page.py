@@ -92,8 +92,8 @@ def _figure(name: str, drawing: Drawing) -> str:
     marks = "".join(map(define, drawing.terms))
     return (
         f"<figure><figcaption>{escape(drawing.title)} {marks}</figcaption>"
-        f"<div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
-        f"aria-label='{escape(drawing.title)}. {escape(drawing.text)}'></div>"
+        f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
+        f"aria-label='{escape(drawing.title)}. {escape(drawing.text)}'></div></div>"
         f"<details><summary>In words</summary><p>{escape(drawing.text)}</p></details></figure>"
     )
 

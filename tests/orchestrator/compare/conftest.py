@@ -29,7 +29,9 @@ def make_reading(
         role = ROLE_CYCLE[(index + shift) % len(ROLE_CYCLE)]
         counts = dict.fromkeys(("saturated", "saturated_robust", "saturated_fixed"), count)
         measures = {
-            "cv": 0.1 * (index + 1), "effective_rank.o": 20.0 + index, "attention_share": 0.4, "head_diversity": None,
+            "cv": 0.1 * (index + 1), "attention_share": 0.4, "head_diversity": None,
+            **{f"effective_rank.{kind}": 20.0 + index + shift for kind in ("o", "gate", "down")},
+            **{f"spectral_norm.{kind}": 1.0 + index for kind in ("q", "k", "v", "o", "gate", "up", "down")},
             "momentum_alignment.down": -0.01, **counts, **{f"{name}_expected": chance for name in counts},
         }  # fmt: skip
         scores = {"hub": 0.4, "damper": 0.3, "passthrough": 0.2, "specialist": 0.6}
@@ -129,7 +131,10 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
         spec = {
             "name": name, "question": question, "arms": {arm: [] for arm in arms}, "seeds": list(seeds),
             "declared": ["width"], "contrasts": contrasts or {},
-            "models": {arm: {"params": 1_000_000 + i} for i, arm in enumerate(arms)},
+            "models": {
+                arm: {"params": 1_000_000 + i, "widths": [64 - 8 * i, 64, 64, 64 + 8 * i], "training_flops": 1e12}
+                for i, arm in enumerate(arms)
+            },
         }  # fmt: skip
         (root / "experiment.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         return root

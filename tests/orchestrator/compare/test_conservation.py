@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from orchestrator.body import centre, thirds
 from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.conservation import conservation, conserve, distance, flattening
+from orchestrator.compare.conservation import conservation, conserve, distance
+from orchestrator.compare.flattening import flattening
 from orchestrator.compare.pairs import Pair, pair_up
 
 Write = Callable[..., Path]

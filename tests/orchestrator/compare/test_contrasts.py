@@ -70,7 +70,7 @@ def test_a_contrast_is_the_weighted_sum_seed_by_seed(experiment: Write) -> None:
     assert set(table["contrast"]) == {"interaction"}
     (told,) = json.loads((root / "comparison/verdict.json").read_text())["contrasts"]
     assert (told["weights"], told["verdict"]) == (weights, found.verdict)
-    assert "<h2>Contrasts</h2>" in (root / "comparison/report.html").read_text()
+    assert "<h3>Contrasts</h3>" in (root / "comparison/report.html").read_text()
 
 
 def test_two_arms_are_better_or_worse_and_more_are_a_sign(experiment: Write) -> None:

@@ -105,7 +105,7 @@ def test_the_section_marks_agreement_and_shows_the_flattening(experiment: Write)
 
 
 def test_the_heat_map_has_the_logarithms_of_the_seeds_mean(experiment: Write) -> None:
-    figure = draw(compute(experiment(sidecar=True)))["sidecar"]
+    figure = draw(compute(experiment(sidecar=True)))["sidecar"].plot
     maps = [trace for trace in figure.data if trace.type == "heatmap"]
     assert len(maps) == 2  # q and down
     assert maps[0].x == (0, 50)

@@ -1,0 +1,243 @@
+"""The report in a real browser: what it shows, how it answers to a reader, and what it must never do."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from orchestrator.compare import compare
+from orchestrator.compare.figures import FIGURES
+
+Write = Callable[..., Path]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@dataclass
+class Opened:
+    """A page, and what it said and asked for."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def draw_all(self) -> int:
+        """Scroll every figure into view and wait until it is drawn; how many there are."""
+        plots = self.page.locator(".plot")
+        for index in range(plots.count()):
+            plots.nth(index).scroll_into_view_if_needed()
+            self.page.wait_for_function(f"document.querySelectorAll('.plot')[{index}].dataset.drawn")
+        return plots.count()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Callable[..., Opened]]:
+    """Compare an experiment and open its report."""
+    contexts = []
+
+    def opened(root: Path, **options: object) -> Opened:
+        compare(root)
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        contexts.append(context)
+        found = Opened(context.new_page())
+        found.page.on("console", lambda message: found.said.append(message.text))
+        found.page.on("pageerror", lambda error: found.said.append(str(error)))
+        found.page.on("dialog", lambda dialog: found.said.append(dialog.message))
+        found.page.on("request", lambda request: found.requests.append(request.url))
+        found.page.goto((root / "comparison/report.html").as_uri())
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Callable[..., Opened]) -> None:
+    root = experiment(sidecar=True)
+    report = show(root)
+    assert report.draw_all() == len(FIGURES)
+    assert report.page.locator(".plot svg.main-svg").count() >= len(FIGURES)
+    assert report.said == []
+    assert report.requests == [(root / "comparison/report.html").as_uri()]
+    assert report.page.title() == "Does width decide?"
+    top = report.page.locator(".cards").inner_text()
+    for words in ("Which arm won?", "inconclusive", "Which layers changed role?", "Was the budget conserved?"):
+        assert words in top
+    assert report.page.evaluate("document.querySelector('.cards').getBoundingClientRect().bottom") < 900  # at a glance
+
+
+def test_a_hover_tells_the_layers_measures(experiment: Write, show: Callable[..., Opened]) -> None:
+    report = show(experiment())
+    report.draw_all()
+    figure = report.page.locator("[data-figure=layers]")
+    figure.scroll_into_view_if_needed()
+    panel = figure.locator(".subplot.xy .plotbg, .bglayer rect, .nsewdrag").first.bounding_box()
+    assert panel is not None
+    report.page.mouse.move(panel["x"] + panel["width"] / 2, panel["y"] + panel["height"] * 1.5 / 4)  # layer 1, step 50
+    hover = figure.locator(".hoverlayer .hovertext").first
+    hover.wait_for()
+    told = hover.text_content() or ""
+    for words in ("layer 1, step 50", "passthrough", "CV 0.20", "saturated 10", "by chance 1", "attention share 0.40"):
+        assert words in told
+
+
+def test_tables_sort_by_number_and_by_keyboard(experiment: Write, show: Callable[..., Opened]) -> None:
+    def loss(arm: str, seed: int, step: int, domain: str) -> float:
+        return 3.0 + (0.2 if domain == "code" else -0.3) * (arm == "variable") + 9.0 * (domain == "code")
+
+    page = show(experiment(loss=loss)).page
+    table = page.locator("table.sorts", has_text="Δ = b − a").first
+    head = table.locator("th", has_text="Δ = b − a")
+    cells = table.locator("tbody td:nth-child(4)")
+    assert cells.all_inner_texts() == ["−0.0500", "+0.2000", "−0.3000"]
+    head.locator("button").click()
+    assert cells.all_inner_texts() == ["−0.3000", "−0.0500", "+0.2000"]
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").press("Enter")
+    assert cells.all_inner_texts() == ["+0.2000", "−0.0500", "−0.3000"]
+    assert head.get_attribute("aria-sort") == "descending"
+
+
+def test_a_definition_is_one_click_away(experiment: Write, show: Callable[..., Opened]) -> None:
+    report = show(experiment(sidecar=True))
+    targets = {mark.get_attribute("href") for mark in report.page.locator("a.define").all()}
+    for target in targets:
+        assert target is not None
+        assert report.page.locator(target).count() == 1, f"{target} is not defined"
+    report.page.locator("a.define[href='#define-cv']").first.click()
+    box = report.page.locator("#definition")
+    assert box.is_visible()
+    assert "std/mean of the co-magnitude" in box.inner_text()
+    report.page.keyboard.press("Escape")
+    assert not box.is_visible()
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_both_colour_schemes_reach_the_figures(
+    experiment: Write, show: Callable[..., Opened], scheme: str, dark: bool
+) -> None:
+    page = show(experiment(), color_scheme=scheme).page
+    page.wait_for_selector(".plot[data-drawn]")
+
+    def brightness(selector: str, part: str) -> float:
+        colour = page.locator(selector).first.evaluate(f"node => getComputedStyle(node)['{part}']")
+        return sum(float(channel) for channel in re.findall(r"[\d.]+", colour)[:3])
+
+    ground, ink = brightness("body", "backgroundColor"), brightness("body", "color")
+    figure = brightness(".plot[data-drawn] .xtick text", "fill")
+    assert (ground < 200) == dark
+    assert (ink > 500) == (figure > 500) == dark
+
+
+def test_the_tables_inside_are_the_tables_beside(
+    experiment: Write, show: Callable[..., Opened], tmp_path: Path
+) -> None:
+    root = experiment(sidecar=True)
+    page = show(root).page
+    names = [button.get_attribute("data-table") for button in page.locator("[data-table]").all()]
+    assert set(names) == {path.stem for path in (root / "comparison/tables").glob("*.csv")} - {"contrasts"}
+    for name in names:
+        with page.expect_download() as waiting:
+            page.locator(f"[data-table={name}]").click()
+        assert waiting.value.suggested_filename == f"{name}.csv"
+        inside = pd.read_csv(io.StringIO(Path(waiting.value.path()).read_text()))
+        beside = pd.read_csv(root / f"comparison/tables/{name}.csv")
+        pd.testing.assert_frame_equal(inside, beside, rtol=1e-5, check_dtype=False)  # "21" and "21.0" are one number
+
+
+def test_names_never_run(experiment: Write, show: Callable[..., Opened]) -> None:
+    hostile = "</script><script>alert(1)<"
+    root = experiment(arms=("uniform", hostile.replace("/", "∕")), question="<img src=x onerror=alert(2)> '\"&lt;?")
+    report = show(root)
+    report.draw_all()
+    assert report.said == []
+    assert len(report.requests) == 1
+    assert report.page.locator("h1").inner_text() == "<img src=x onerror=alert(2)> '\"&lt;?"
+    assert report.page.locator("img").count() == 0
+    assert "<script>alert(1)<" in report.page.locator("header").inner_text()
+
+
+def one_arm_failed(experiment: Write) -> Path:
+    root = experiment()
+    for ledger in root.glob("variable/*/ledger.jsonl"):
+        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
+    return root
+
+
+def nothing_started(experiment: Write) -> Path:
+    root = experiment()
+    for file in [*root.rglob("ledger.jsonl"), *root.rglob("step_*.json")]:
+        file.unlink()
+    return root
+
+
+HARD = {
+    "one arm failed": (one_arm_failed, "No pair is complete"),
+    "nothing started": (nothing_started, "never started"),
+    "one arm": (lambda write: write(arms=("uniform",)), "One arm has nothing to be compared with"),
+    "one seed": (lambda write: write(seeds=(0,)), "An interval needs two pairs"),
+    "one checkpoint": (lambda write: write(steps=(0, 50, 100), read_at=(100,)), "Which arm won?"),
+    "never read": (lambda write: write(read_at=()), "were never read"),
+    "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), "no larger than chance"),
+    "unmeasured": (lambda write: write(budget=lambda *_: [None] * 4, chance=None), "Which arm won?"),
+    "one layer": (lambda write: write(budget=lambda *_: [7.0]), "Which arm won?"),
+    "unequal depth": (
+        lambda write: write(budget=lambda arm, *_: [7.0] * (3 if arm == "uniform" else 5)),
+        "The arms differ in depth",
+    ),
+    "seven arms": (lambda write: write(arms=tuple("abcdefg")), "Every arm against a"),
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_what_cannot_be_said_is_said(experiment: Write, show: Callable[..., Opened], name: str) -> None:
+    make, words = HARD[name]
+    report = show(make(experiment))
+    report.draw_all()
+    assert report.said == []
+    text = report.page.locator("body").inner_text()
+    assert words in text
+    for nonsense in ("NaN", "nan", "undefined", "None", "null", "Infinity"):
+        assert nonsense not in text.split("Definitions\n")[0].split()
+
+
+def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show: Callable[..., Opened]) -> None:
+    root = experiment(sidecar=True)
+    plain = show(root, java_script_enabled=False).page
+    assert "Which arm won?" in plain.locator("main").inner_text()
+    for figure in plain.locator("[role=img]").all():
+        assert len(figure.get_attribute("aria-label") or "") > 40
+    for button in plain.locator("button").all():
+        assert button.inner_text().strip() or button.get_attribute("aria-label")
+    paper = show(root, color_scheme="dark").page
+    paper.wait_for_function(
+        "document.querySelectorAll('.plot[data-drawn]').length == document.querySelectorAll('.plot').length"
+    )
+    paper.emulate_media(media="print", color_scheme="dark")
+    assert not paper.locator("nav").is_visible()
+    ink = paper.locator(".plot .xtick text").first.evaluate("node => getComputedStyle(node).fill")
+    assert ink == "rgb(0, 0, 0)"
+    assert paper.pdf().count(b"/Type /Page\n") >= 3
+
+
+def test_a_narrow_window_scrolls_tables_not_the_page(experiment: Write, show: Callable[..., Opened]) -> None:
+    report = show(experiment(seeds=range(8)), viewport={"width": 420, "height": 800})
+    report.draw_all()
+    assert report.page.evaluate("document.documentElement.scrollWidth") <= 420
