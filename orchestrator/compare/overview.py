@@ -1,4 +1,4 @@
-"""The rows of many experiments as a terminal's table, as a page and as CSV."""
+"""The rows of many experiments as a terminal's table, legible at 100 columns, as a page and as CSV."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.compare.statistics import ALPHA
 from orchestrator.compare.summary import VERDICTS
 from orchestrator.files import write_whole
 
-QUESTION = 66  # characters of it in a terminal
+QUESTION = 50  # characters of it in a terminal
 UNREAD = "not read"
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }
@@ -31,14 +31,13 @@ td:nth-child(3) { min-width: 16em } .dim { color: #666 }
 def print_overview(rows: list[Row], beside: list[Path], console: Console) -> None:
     """One row per experiment and arm, what to make of so many, and what was no experiment."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column("experiment", ratio=1, min_width=16)
+    table.add_column("experiment", ratio=1, min_width=16, overflow="fold")
     table.add_column("arm", max_width=12, overflow="fold")
-    for name in ("n", "Δ test loss\n95 % interval"):
+    for name in ("n\nlines", "Δ test loss\n95 % interval"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict\nq", max_width=12)
     table.add_column("budget b / a\nverdict", max_width=12)
     table.add_column("centre shift\n95 % interval", justify="right", no_wrap=True)
-    table.add_column("lines", justify="right", no_wrap=True)
     before = None
     for row in rows:
         table.add_row(*_cells(row, first=row.directory != before))
@@ -68,10 +67,10 @@ def notes(rows: list[Row]) -> list[str]:
             "false (Benjamini and Hochberg, over all rows)."
         )
     if silent:
-        found.append(f"{silent} have too few seed pairs to be called either (6 are needed), and take no part in q.")
+        found.append(f"Arms with too few seed pairs to be called either (6 are needed), and no part in q: {silent}.")
     found.append(
         "Δ: nats/token to the experiment's baseline, lower is better. Budget: saturated positions over the robust "
-        "threshold; its centre goes from 0 (first layer) to 1. Lines: of `expect`, delivered of all."
+        "threshold; its centre goes from 0 (first layer) to 1. n: seed pairs. Lines: of `expect`, delivered of all."
     )
     return found
 
@@ -96,21 +95,19 @@ def write_html(rows: list[Row], beside: list[Path], path: Path) -> None:
 
 def _cells(row: Row, *, first: bool) -> list[Text]:
     """Name and question stand at the experiment's first arm."""
-    name = Text()
-    if first:
-        about = shorten(row.question, QUESTION, placeholder=" …")
-        name = Text.assemble((row.experiment, "bold"), *(["\n", (about, "dim")] if about else []))
+    name = Text(row.experiment if first else "", "bold")
+    if first and row.question:
+        name.append(f"\n{shorten(row.question, QUESTION, placeholder=' …')}", "not bold dim")
     if row.problem:
         return [name, *[Text()] * 3, Text(UNREAD, style=VERDICTS["worse"])]
     return [
         name,
         Text(row.arm or "–"),
-        Text(str(row.n)),
+        Text(f"{row.n}\n{f'{row.delivered}/{row.expected}' if first and row.expected else ''}"),
         Text(f"{signed(row.delta, 4)}\n{span(row.low, row.high, 4, plus=True)}"),
         Text.assemble((row.verdict, VERDICTS.get(row.verdict, "")), "\n", (number(row.q, 3), "dim")),
         Text.assemble(number(row.ratio, 2), "\n", (row.budget, VERDICTS.get(row.budget, ""))),
         Text(f"{signed(row.centre_shift, 2)}\n{span(row.centre_low, row.centre_high, 2, plus=True)}"),
-        Text(f"{row.delivered} / {row.expected}" if first and row.expected else ""),
     ]
 
 
