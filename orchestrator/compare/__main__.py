@@ -1,4 +1,7 @@
-"""`python -m orchestrator.compare DIR`: rebuild an experiment's tables, figures and report, and print the summary."""
+"""`python -m orchestrator.compare DIR`: rebuild an experiment's tables, figures and report, and print the summary.
+
+Several directories, as in `outputs/*`: one table of all their experiments. Nothing is written unless a file is named.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +10,33 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import track
 
-from orchestrator.compare import compare, print_summary
-from orchestrator.errors import UserError
+from orchestrator.compare import across, compare, overview, print_summary
+from orchestrator.errors import UserError, refuse_unwritable
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.compare", description=__doc__)
-    parser.add_argument("directory", type=Path, help="the experiment's directory, such as outputs/<name>")
+    """2 where an experiment cannot be read, after all the others have been."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="an experiment's directory, such as outputs/<name>"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table of experiments, every digit")
     parser.add_argument(
         "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
     )
-    options = parser.parse_args(arguments)
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the table of experiments as a page")
+    asked = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 100)
     try:
-        comparison = compare(options.directory)
-        print_summary(comparison, Console(width=None if sys.stdout.isatty() else 100))
-        if options.workspace:
+        if len(asked.directories) > 1 or asked.csv or asked.html:
+            return _overview(asked.directories, asked.csv, asked.html, console)
+        comparison = compare(asked.directories[0])
+        print_summary(comparison, console)
+        if asked.workspace:
             from orchestrator.compare import workspace  # a second to import
 
             print(*workspace.publish(comparison), sep="\n")
@@ -30,6 +44,25 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     return 0
+
+
+def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: Console) -> int:
+    refuse_unwritable(csv)
+    refuse_unwritable(html)
+    directories, beside = across.sort_out(paths)
+    if not directories:
+        listing = ", ".join(map(str, paths))
+        raise UserError(f"No experiment.yaml in {listing}: name experiments' directories, such as outputs/<name>.")
+    waiting = Console(stderr=True)
+    rows = across.survey(
+        track(directories, "Reading experiments", console=waiting, transient=True, disable=not waiting.is_terminal)
+    )
+    overview.print_overview(rows, beside, console)
+    if csv:
+        overview.write_csv(rows, csv)
+    if html:
+        overview.write_html(rows, beside, html)
+    return 2 if any(row.problem for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import scipy
 from orchestrator.body import centre, depths, profile, thirds, total
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
-from orchestrator.compare.statistics import interval, mean_of_known
+from orchestrator.compare.statistics import interval, mean_of_known, sign_flip_p
 
 REFERENCES = ("saturated_robust", "saturated_fixed", "saturated")  # the first is the one claims are made on
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
@@ -32,6 +32,10 @@ class Conservation:
     expected_b: float | None
     centre_a: float | None  # mean over pairs, 0 (first layer) … 1 (last)
     centre_b: float | None
+    centre_shift: float | None  # mean of centre b − centre a over the pairs in which both have one
+    centre_low: float | None  # its 95 % interval
+    centre_high: float | None
+    centre_p: float | None  # exact two-sided sign-flip
     distance: float | None  # mean over pairs, Wasserstein-1 along depth 0…1
     ratios: dict[int, float | None]  # seed → budget_b / budget_a
     ratio: float | None  # geometric mean
@@ -83,6 +87,12 @@ class _Spent(NamedTuple):
     def ratio(self) -> float | None:
         return float(self.b.sum() / self.a.sum()) if self.a.sum() > 0.0 and self.b.sum() > 0.0 else None
 
+    @property
+    def shift(self) -> float | None:
+        """By how much of the depth the centre of b lies later than that of a."""
+        a, b = centre(self.a), centre(self.b)
+        return None if a is None or b is None else b - a
+
 
 def _spent(pair: Pair, reference: str) -> _Spent | None:
     if not pair.common_steps:
@@ -99,6 +109,8 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     spent = [s for pair in pairs if pair.arm == arm and (s := _spent(pair, reference)) is not None]
     logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
     within = interval(logs, 0.90)
+    shifts = [shift for s in spent if (shift := s.shift) is not None]
+    moved = interval(shifts, 0.95)
     expected_a, expected_b = mean_of_known(s.expected_a for s in spent), mean_of_known(s.expected_b for s in spent)
     found = Conservation(
         arm=arm,
@@ -110,6 +122,10 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
         expected_b=expected_b,
         centre_a=mean_of_known(centre(s.a) for s in spent),
         centre_b=mean_of_known(centre(s.b) for s in spent),
+        centre_shift=mean_of_known(shifts),
+        centre_low=moved.low,
+        centre_high=moved.high,
+        centre_p=sign_flip_p(shifts),
         distance=mean_of_known(distance(s.a, s.b) for s in spent),
         ratios={s.seed: s.ratio for s in spent},
         ratio=float(np.exp(np.mean(logs))) if logs else None,

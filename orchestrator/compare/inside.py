@@ -90,7 +90,8 @@ def budgets(c: Comparison, arm: str) -> Section:
     rows: list[list[str | Roles]] = [
         [name]
         for name in ("a (by chance)", "b (by chance)", "ratio b / a", "90 % interval", "ratio by chance",
-                     "centre of a, 0…1", "centre of b", "distance", "verdict")
+                     "centre of a, 0…1", "centre of b", "shift, b − a",
+                     "95 % interval", "distance", "verdict")
     ]  # fmt: skip
     for r in c.conservation:
         if r.arm != arm:
@@ -99,7 +100,8 @@ def budgets(c: Comparison, arm: str) -> Section:
         beside = [(r.budget_a, r.expected_a), (r.budget_b, r.expected_b)]
         values = [
             *(f"{number(b, 0)} ({number(e, 0)})" for b, e in beside), number(r.ratio, 2), span(r.low, r.high, 2),
-            number(r.chance_ratio, 2), number(r.centre_a, 2), number(r.centre_b, 2), number(r.distance, 3), r.verdict,
+            number(r.chance_ratio, 2), number(r.centre_a, 2), number(r.centre_b, 2), signed(r.centre_shift, 2),
+            span(r.centre_low, r.centre_high, 2, plus=True), number(r.distance, 3), r.verdict,
         ]  # fmt: skip
         for row, value in zip(rows, values, strict=True):
             row.append(value)

@@ -152,3 +152,26 @@ def test_unequal_depths_are_not_set_side_by_side(experiment: Write) -> None:
     root = experiment(budget=lambda arm, *_: [9.0] * (4 if arm == "uniform" else 6))
     assert flattening(pairs_of(root)[0]) == []
     assert conserve("variable", pairs_of(root), "saturated_robust").ratio == pytest.approx(6 / 4)
+
+
+def test_the_shift_of_the_centre_is_paired(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        if (arm, seed) == ("uniform", 6):
+            return [0.0] * 4  # no centre: the pair takes no part
+        return [30.0, 0.0, 0.0, 10.0 * seed + (20.0 + seed if arm == "variable" else 0.0)]
+
+    found = conserve("variable", pairs_of(experiment(seeds=range(7), budget=budget)), "saturated_robust")
+    late = {arm: np.array([budget(arm, s, 100)[3] for s in range(6)]) for arm in ("uniform", "variable")}
+    shifts = late["variable"] / (30 + late["variable"]) - late["uniform"] / (30 + late["uniform"])
+    assert found.centre_shift == pytest.approx(shifts.mean())
+    assert found.centre_p == pytest.approx(2 / 2**6)
+    assert found.centre_low is not None
+    assert found.centre_high is not None
+    assert 0.0 < found.centre_low < shifts.mean() < found.centre_high < 1.0
+
+
+def test_a_shift_that_cannot_be_said_is_null(experiment: Write) -> None:
+    found = conserve("variable", pairs_of(experiment(budget=lambda *_: [0.0] * 4)), "saturated_robust")
+    assert (found.centre_shift, found.centre_low, found.centre_high, found.centre_p) == (None, None, None, None)
+    found = conserve("variable", pairs_of(experiment(seeds=(0,), name="one")), "saturated_robust")
+    assert (found.centre_shift, found.centre_low, found.centre_p) == (0.0, None, None)

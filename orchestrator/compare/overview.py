@@ -1,0 +1,117 @@
+"""The rows of many experiments as a terminal's table, legible at 100 columns, as a page and as CSV."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+from textwrap import shorten
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.compare.across import CALLED, Row, frame, testable
+from orchestrator.compare.section import number, signed, span
+from orchestrator.compare.statistics import ALPHA
+from orchestrator.compare.summary import VERDICTS
+from orchestrator.files import write_whole
+
+QUESTION = 50  # characters of it in a terminal
+UNREAD = "not read"
+STYLE = """
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums } th { color: #666; text-align: left }
+th, td { padding: .2rem .7rem .2rem 0; vertical-align: top } tbody tr:nth-child(even) { background: #f6f6f6 }
+td:nth-child(3) { min-width: 16em } .dim { color: #666 }
+"""
+
+
+def print_overview(rows: list[Row], beside: list[Path], console: Console) -> None:
+    """One row per experiment and arm, what to make of so many, and what was no experiment."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("experiment", ratio=1, min_width=16, overflow="fold")
+    table.add_column("arm", max_width=12, overflow="fold")
+    for name in ("n\nlines", "Δ test loss\n95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict\nq", max_width=12)
+    table.add_column("budget b / a\nverdict", max_width=12)
+    table.add_column("centre shift\n95 % interval", justify="right", no_wrap=True)
+    before = None
+    for row in rows:
+        table.add_row(*_cells(row, first=row.directory != before))
+        before = row.directory
+    console.print()
+    console.print(table)
+    for row in rows:
+        if row.problem:
+            console.print(Padding(Text(f"{row.experiment}: {row.problem}", style="red"), (0, 0, 0, 1)))
+    for note in notes(rows):
+        console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
+    if beside:
+        console.print(Text(f" No experiments, skipped: {', '.join(map(str, beside))}.", style="dim"))
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What the columns are, and how many of the calls chance would make."""
+    tests = [row for row in rows if testable(row)]
+    called = sum(row.verdict in CALLED for row in tests)
+    kept = sum(row.q is not None and row.q <= ALPHA for row in tests)
+    silent = sum(row.problem is None for row in rows) - len(tests)
+    found = []
+    if tests:
+        found.append(
+            f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; were none different, up to "
+            f"{ALPHA * len(tests):.3g} would be. Of the {kept} with q ≤ {ALPHA} at most {ALPHA:.0%} are expected to be "
+            "false (Benjamini and Hochberg, over all rows)."
+        )
+    if silent:
+        found.append(f"Arms with too few seed pairs to be called either (6 are needed), and no part in q: {silent}.")
+    found.append(
+        "Δ: nats/token to the experiment's baseline, lower is better. Budget: saturated positions over the robust "
+        "threshold; its centre goes from 0 (first layer) to 1. n: seed pairs. Lines: of `expect`, delivered of all."
+    )
+    return found
+
+
+def write_csv(rows: list[Row], path: Path) -> None:
+    write_whole(path, frame(rows).to_csv(index=False))
+
+
+def write_html(rows: list[Row], beside: list[Path], path: Path) -> None:
+    """The same columns as the CSV; a number's every digit appears under the pointer."""
+    head = "".join(f"<th>{escape(str(name).replace('_', ' '))}</th>" for name in frame(rows))
+    body = "\n".join(f"<tr>{''.join(map(_html, vars(row).values()))}</tr>" for row in rows)
+    skipped = [f"No experiments, skipped: {', '.join(map(str, beside))}."] if beside else []
+    said = "".join(f"<p class='dim'>{escape(note)}</p>" for note in [*notes(rows), *skipped])
+    write_whole(
+        path,
+        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Experiments</title><style>{STYLE}</style>"
+        f"</head>\n<body><h1>Experiments</h1><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
+        f"{said}</body></html>\n",
+    )
+
+
+def _cells(row: Row, *, first: bool) -> list[Text]:
+    """Name and question stand at the experiment's first arm."""
+    name = Text(row.experiment if first else "", "bold")
+    if first and row.question:
+        name.append(f"\n{shorten(row.question, QUESTION, placeholder=' …')}", "not bold dim")
+    if row.problem:
+        return [name, *[Text()] * 3, Text(UNREAD, style=VERDICTS["worse"])]
+    return [
+        name,
+        Text(row.arm or "–"),
+        Text(f"{row.n}\n{f'{row.delivered}/{row.expected}' if first and row.expected else ''}"),
+        Text(f"{signed(row.delta, 4)}\n{span(row.low, row.high, 4, plus=True)}"),
+        Text.assemble((row.verdict, VERDICTS.get(row.verdict, "")), "\n", (number(row.q, 3), "dim")),
+        Text.assemble(number(row.ratio, 2), "\n", (row.budget, VERDICTS.get(row.budget, ""))),
+        Text(f"{signed(row.centre_shift, 2)}\n{span(row.centre_low, row.centre_high, 2, plus=True)}"),
+    ]
+
+
+def _html(value: str | float | None) -> str:
+    if isinstance(value, float):
+        return f"<td title='{value!r}'>{value:.4g}</td>"
+    return f"<td>{'–' if value is None else escape(str(value))}</td>"

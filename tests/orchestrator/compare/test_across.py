@@ -1,0 +1,201 @@
+"""Many experiments on one page: each row against the experiment's own comparison, the adjustment against arithmetic."""
+
+from __future__ import annotations
+
+import io
+import json
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+from orchestrator.compare import across, overview
+from orchestrator.compare.__main__ import main
+from orchestrator.compare.across import Row, sort_out, survey
+from orchestrator.compare.comparison import Comparison, compute
+
+Write = Callable[..., Path]
+COLUMNS = (
+    "directory,experiment,question,baseline,arm,n,delta,low,high,p,q,verdict,ratio,ratio_low,ratio_high,budget,"
+    "centre_shift,centre_low,centre_high,centre_p,expected,delivered,problem"
+)
+
+
+def printed(rows: list[Row], width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), force_terminal=False)
+    overview.print_overview(rows, [], console)
+    text = console.file.getvalue()
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "nan" not in text.lower()
+    return text
+
+
+def budget(arm: str, seed: int, step: int) -> list[float]:
+    return [20.0, 20.0, 20.0, 20.0 + seed + (10.0 if arm == "variable" else 0.0)]
+
+
+def expecting(root: Path, expect: dict[str, str]) -> Path:
+    path = root / "experiment.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"expect": expect}, sort_keys=False))
+    return root
+
+
+def row(p: float | None, n: int = 6, **more: object) -> Row:
+    return replace(Row("outputs/x", "x", "Why?", "a", "b", n=n, p=p), **more)  # type: ignore[arg-type]
+
+
+def test_a_row_is_what_the_experiment_says_by_itself(experiment: Write) -> None:
+    root = expecting(experiment(seeds=range(6), budget=budget), {"budget": "> 75"})
+    (found,) = survey([root])
+    c = compute(root)
+    loss, spent = c.statistics[0], c.conservation[0]
+    assert (found.directory, found.experiment, found.question) == (str(root), "width_ablation", "Does width decide?")
+    assert (found.baseline, found.arm, found.n, found.problem) == ("uniform", "variable", 6, None)
+    assert (found.delta, found.low, found.high, found.p) == (loss.delta, loss.low, loss.high, loss.p)
+    assert (found.verdict, found.q) == ("better", loss.p)  # one test alone is its own adjustment
+    assert (found.ratio, found.ratio_low, found.ratio_high) == (spent.ratio, spent.low, spent.high)
+    assert (found.budget, found.centre_shift, found.centre_p) == (spent.verdict, spent.centre_shift, spent.centre_p)
+    assert found.centre_shift is not None
+    assert found.centre_shift > 0.0
+    assert (found.expected, found.delivered) == (2, 2)  # of both arms
+
+
+def test_one_row_per_arm_but_the_baseline(experiment: Write) -> None:
+    rows = survey([experiment(arms=("uniform", "variable", "third")), experiment(arms=("alone",), name="single")])
+    assert [(r.experiment, r.arm, r.n) for r in rows] == [
+        ("width_ablation", "variable", 2), ("width_ablation", "third", 2), ("single", None, 0),
+    ]  # fmt: skip
+    assert (rows[2].verdict, rows[2].budget, rows[2].delta) == ("not measured", "not measured", None)
+    text = printed(rows)
+    assert text.count("width_ablation") == 1  # told once, above its arms
+    assert "third" in text
+
+
+def test_the_adjustment_is_benjamini_and_hochbergs() -> None:
+    p = [0.03125, 0.04, 0.9, 0.03125, 0.5]
+    rows = [row(value) for value in p] + [row(0.5, n=2), row(None, n=0)]
+    found = [r.q for r in across._adjusted(rows)]
+    order = np.argsort(p, kind="stable")
+    stepped = [p[i] * len(p) / (rank + 1) for rank, i in enumerate(order)]
+    by_hand = dict(zip(order, np.minimum.accumulate(stepped[::-1])[::-1], strict=True))
+    assert found[:5] == pytest.approx([by_hand[i] for i in range(5)])
+    assert found[5:] == [None, None]  # two pairs cannot be called, and cost the others nothing
+
+
+def test_how_many_calls_chance_would_make_is_told() -> None:
+    rows = across._adjusted([row(0.03125, verdict="better")] * 3 + [row(0.6, verdict="inconclusive")] * 17)
+    first, *others = overview.notes([*rows, row(0.5, n=2)])
+    assert first.startswith("3 of 20 arms are called better or worse at 0.05; were none different, up to 1 would be.")
+    assert "Of the 0 with q ≤ 0.05" in first
+    assert any("no part in q: 1." in note for note in others)
+    assert not any("called better" in note for note in overview.notes([row(0.5, n=2)]))
+
+
+def test_one_that_cannot_be_read_does_not_end_the_rest(
+    experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, broken = experiment(), experiment(name="broken")
+    reading = next(broken.rglob("step_00000100.json"))
+    reading.write_text("{")
+    assert main([str(broken), str(whole), str(tmp_path / "typo")]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert "broken: " in said
+    assert "is not JSON" in said
+    assert "typo holds no experiment.yaml" in said
+    assert "−0.1000" in said
+    assert said.count("not read") == 2
+    assert not (whole / "comparison").exists()  # nothing is written unless asked
+
+
+def test_what_is_no_experiment_is_skipped_with_one_line(
+    experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment()
+    experiment(name="b")
+    (tmp_path / "reference").mkdir()
+    (tmp_path / "notes.txt").touch()
+    assert main([str(path) for path in sorted(tmp_path.iterdir())]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("skipped: ") == 1
+    assert "reference" in said
+    assert "notes.txt" in said
+    assert main([str(tmp_path / "reference"), str(tmp_path / "notes.txt")]) == 2
+    assert capsys.readouterr().err.startswith("No experiment.yaml in ")
+
+
+def test_each_experiment_counts_once(experiment: Write) -> None:
+    root = experiment()
+    assert sort_out([root, root / "../width_ablation", root]) == ([root], [])
+
+
+def test_nothing_of_an_experiment_is_kept_but_its_rows(experiment: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[weakref.ref[Comparison]] = []
+
+    def watched(path: Path) -> Comparison:
+        assert all(comparison() is None for comparison in seen)
+        comparison = compute(path)
+        seen.append(weakref.ref(comparison))
+        return comparison
+
+    monkeypatch.setattr(across, "compute", watched)
+    assert len(survey([experiment(name=name) for name in "abc"])) == len(seen) == 3
+
+
+def test_csv_and_html_have_the_same_columns_and_every_digit(experiment: Write, tmp_path: Path) -> None:
+    hostile = "<script>alert(1)</script>"
+    roots = [experiment(seeds=range(6)), experiment(name="b", question=hostile)]
+    csv, html = tmp_path / "all.csv", tmp_path / "all.html"
+    assert main([*map(str, roots), "--csv", str(csv), "--html", str(html)]) == 0
+    rows, table = survey(roots), pd.read_csv(csv, float_precision="round_trip")
+    assert csv.read_text().startswith(f"{COLUMNS}\n")
+    assert table["delta"].tolist() == [r.delta for r in rows]
+    assert table["low"].tolist() == [r.low for r in rows]
+    page = html.read_text()
+    assert f"title='{rows[0].delta!r}'" in page
+    assert page.count("<th>") == len(COLUMNS.split(","))
+    assert hostile not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_one_directory_with_a_file_is_a_table_of_one(experiment: Write, tmp_path: Path) -> None:
+    root = experiment()
+    assert main([str(root), "--csv", str(tmp_path / "one.csv")]) == 0
+    assert len(pd.read_csv(tmp_path / "one.csv")) == 1
+    assert not (root / "comparison").exists()
+    assert main([str(root)]) == 0
+    assert json.loads((root / "comparison/verdict.json").read_text())["name"] == "width_ablation"
+
+
+@pytest.mark.parametrize("option", ["--csv", "--html"])
+def test_a_file_that_cannot_be_written_is_one_sentence_before_the_work(
+    experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert main([str(experiment()), option, str(tmp_path / "nowhere/all")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "make the directory" in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_twenty_experiments_fit_a_hundred_columns() -> None:
+    question = "Does the width profile of the late layers decide where the specialists of the whole body concentrate?"
+    values = {
+        "delta": -0.01234, "low": -0.0235, "high": -0.0012, "verdict": "inconclusive", "ratio": 12.34,
+        "budget": "no larger than chance", "centre_shift": -0.12, "centre_low": -0.23, "centre_high": 0.01,
+        "expected": 12, "delivered": 11, "question": question,
+    }  # fmt: skip
+    rows = [
+        row(0.04, **values | {"directory": f"outputs/{i}", "experiment": f"a_rather_long_name_of_experiment_{i}",
+                              "arm": "variable_and_learned"})
+        for i in range(20)
+    ]  # fmt: skip
+    text = printed(across._adjusted(rows))
+    for whole in ("−0.0123", "−0.0235 … −0.0012", "inconclusive", "−0.23 … +0.01", "11/12", "12.34"):
+        assert text.count(whole) == 20, whole
+    assert len(text.splitlines()) < 20 * 7

@@ -1,0 +1,192 @@
+"""What `expect` may say, what a line reads in a body written by hand, and what is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hydra import initialize_config_dir
+
+from orchestrator.__main__ import CONF, compose
+from orchestrator.directory import open_directory
+from orchestrator.errors import UserError
+from orchestrator.expect import QUANTITIES, check_depths, intended, layers_of
+from orchestrator.experiment import experiment_of
+
+ARMS = ("uniform", "variable")
+
+
+def body_of(roles: str, budget: list[float | None] | None = None, shares: list[float] | None = None) -> dict[str, Any]:
+    """A reading whose layers carry the roles of the letters, a dot for a tie."""
+    names = {"h": "hub", "d": "damper", "p": "passthrough", "s": "specialist", ".": "damper/hub"}
+    counts, shares = budget or [1.0] * len(roles), shares or [0.4] * len(roles)
+    layers = [
+        {"role": names[letter], "measures": {"saturated_robust": count, "attention_share": share}}
+        for letter, count, share in zip(roles, counts, shares, strict=True)
+    ]
+    return {"layers": layers}
+
+
+def value(line: str, wanted: Any, reading: dict[str, Any]) -> float | None:
+    (one,) = intended({line: wanted}, ["main"])
+    return one.read(reading)
+
+
+@pytest.mark.parametrize(
+    ("region", "layers"),
+    [
+        ("early", [0, 1, 2, 3]), ("middle", [4, 5, 6, 7]), ("late", [8, 9, 10]), ("first", [0]), ("last", [10]),
+        ("L6", [6]), ("L3-L5", [3, 4, 5]), ("L0-L10", list(range(11))), ("L9-L11", []), ("L11", []),
+    ],
+)  # fmt: skip
+def test_regions_of_eleven_layers(region: str, layers: list[int]) -> None:
+    assert layers_of(region, 11) == layers
+
+
+def test_every_line_reads_its_number() -> None:
+    reading = body_of("sdp.sshhhss", [0.0] * 9 + [3.0, 1.0], [0.1 * i for i in range(11)])
+    assert value("late", "specialist", reading) == pytest.approx(2 / 3)
+    assert value("early", "specialist >= 0.3", reading) == 0.25  # the tie is nobody's
+    assert value("last", "damper", reading) == 0.0
+    assert value("L1-L2", "damper", reading) == 0.5
+    assert value("centre", "> 0.7", reading) == pytest.approx((9 * 3 + 10) / 4 / 10)
+    assert value("budget", [1, 9], reading) == 4.0
+    assert value("spread", "> 0.1", reading) == pytest.approx(np.std(0.1 * np.arange(11)))
+    counts = {line: value(line, "> 1", reading) for line in ("hubs", "dampers", "passthroughs", "specialists")}
+    assert counts == {"hubs": 3, "dampers": 1, "passthroughs": 1, "specialists": 5}
+    assert len(QUANTITIES) == 3 + len(counts)
+
+
+def test_what_a_reading_cannot_say_is_null() -> None:
+    empty, missing, single = body_of("ss", [0.0, 0.0]), body_of("ss", [1.0, None]), body_of("s")
+    assert value("centre", "> 0.7", empty) is None
+    assert value("budget", "> 7", missing) is None
+    assert value("centre", "> 0.7", missing) is None
+    assert value("spread", "> 0.1", single) is None
+    assert value("L7", "hub", single) is None
+    assert value("late", "specialist", single) is None  # a third without a layer
+
+
+@pytest.mark.parametrize(
+    ("wanted", "inside", "outside", "text"),
+    [
+        ("> 0.7", [0.71, 1.0], [0.7, 0.0], "> 0.7"),
+        (">=0.7", [0.7, 1.0], [0.699], "≥ 0.7"),
+        ("≤ .5", [0.5, 0.0], [0.51], "≤ 0.5"),
+        ("<5e-1", [0.49], [0.5], "< 0.5"),
+        ("0.2 … 0.4", [0.2, 0.3, 0.4], [0.19, 0.41], "0.2 … 0.4"),
+        ("0.2...0.4", [0.2, 0.4], [0.41], "0.2 … 0.4"),
+        ([0.2, 0.4], [0.2, 0.4], [0.19], "0.2 … 0.4"),
+    ],
+)
+def test_bounds_hold_what_they_say(wanted: Any, inside: list[float], outside: list[float], text: str) -> None:
+    (one,) = intended({"centre": wanted}, ["main"])
+    assert str(one) == f"main: centre {text}"
+    assert all(map(one.bounds.hold, inside))
+    assert not any(map(one.bounds.hold, outside))
+    assert one.bounds.cover(*sorted((inside[0], inside[-1])))
+    assert one.bounds.miss(outside[0], outside[0])
+    assert not one.bounds.miss(*sorted((outside[0], inside[0])))
+    assert not one.bounds.cover(*sorted((outside[0], inside[0])))
+
+
+def test_lines_are_of_one_arm_or_of_all() -> None:
+    lines = {"late": ["specialist", "hub<=0.2"], "centre": "> 0.7"}
+    told = ["late specialist > 0.5", "late hub ≤ 0.2", "centre > 0.7"]
+    assert [str(one) for one in intended({"variable": lines}, ARMS)] == [f"variable: {t}" for t in told]
+    assert [str(one) for one in intended(lines, ARMS)] == [f"{arm}: {t}" for arm in ARMS for t in told]
+    assert intended({}, ARMS) == []
+    (of_arm,) = intended({"late": {"last": "hub"}}, ["late", "other"])  # an arm may be called what a line is called
+    assert (of_arm.arm, of_arm.line) == ("late", "last")
+
+
+HOSTILE: list[tuple[Any, str]] = [
+    ({"unifrom": {"late": "hub"}}, r"'unifrom' is no arm \(did you mean 'uniform'\?\): write lines under the arms of"),
+    ({"uniform": {"late": "hub"}, "late": "hub"}, "'late' is no arm: .* uniform, variable, or under none of them"),
+    ({"lte": "hub"}, r"'lte' of arm 'uniform' is no line \(did you mean 'late'\?\): use one of early, "),
+    ({6: "hub"}, "'6' of arm 'uniform' is no line"),
+    ({"uniform": {}}, r"arm 'uniform' is \{\}, which states no line"),
+    ({"uniform": "late"}, "arm 'uniform' is 'late', which states no line"),
+    ({"uniform": None}, "arm 'uniform' is None, which states no line"),
+    ({"late": "specailist"}, r"is 'specailist', which is no role \(did you mean 'specialist'\?\)"),
+    ({"late": "> 0.3"}, "is '> 0.3', which is no role"),
+    ({"late": ["hub", 3]}, "is 3, which is no role"),
+    ({"late": []}, r"is \[\], which is no role"),
+    ({"late": ""}, "is '', which is no role"),
+    ({"late": None}, "is None, which is no role"),
+    ({"late": "hub many"}, "is 'many', which compares with nothing: write '> 0.7', '<= 3' or"),
+    ({"late": "hub > 1"}, "wants > 1, which no body has, for it lies between 0 and 1"),
+    ({"late": "hub >= 0"}, "wants ≥ 0, which every body has"),
+    ({"centre": "specialist"}, "is 'specialist', which compares with nothing"),
+    ({"centre": 0.7}, "is 0.7, which compares with nothing"),
+    ({"centre": "> high"}, "compares with nothing"),
+    ({"centre": "> nan"}, "compares with nothing"),
+    ({"centre": [0.2]}, "compares with nothing"),
+    ({"centre": [0.2, math.nan]}, "compares with nothing"),
+    ({"centre": [True, False]}, "compares with nothing"),
+    ({"centre": [0.4, 0.2]}, r"is \[0.4, 0.2\], which ends before it begins: write the smaller number first"),
+    ({"centre": "> 70"}, "wants > 70, which no body has, for it lies between 0 and 1"),
+    ({"centre": "< 0"}, "which no body has"),
+    ({"centre": [-1, 2]}, "which every body has"),
+    ({"budget": ">= 0"}, "which every body has, for it lies at 0 or above"),
+    ({"budget": "< -3"}, "which no body has"),
+    ({"L5-L3": "hub"}, "'L5-L3' of arm 'uniform' ends before it begins: write L3-L5"),
+    ({"L-1": "hub"}, "is no line"),
+]
+
+
+@pytest.mark.parametrize(("expect", "reason"), HOSTILE, ids=[str(expect) for expect, _ in HOSTILE])
+def test_what_says_nothing_is_refused_in_one_sentence(expect: dict[Any, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as caught:
+        intended(expect, ARMS)
+    assert "\n" not in str(caught.value)
+    assert re.search(r": (write|use|choose) ", str(caught.value))
+
+
+def test_layers_that_an_arm_does_not_have_are_refused() -> None:
+    depths = {"uniform": 2, "variable": 12}
+    check_depths(intended({"variable": {"L9-L11": "hub"}, "uniform": {"middle": "hub", "hubs": "> 1"}}, ARMS), depths)
+    for line in ("L9-L11", "L2", "late"):
+        with pytest.raises(UserError, match=rf"'{line}' of arm 'uniform' is no part of a body of 2 layers: .* L0 and"):
+            check_depths(intended({line: "hub"}, ARMS), depths)
+
+
+@pytest.fixture
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("hydra")
+def test_an_experiment_is_refused_before_training_and_may_be_given_lines_later(tmp_path: Path) -> None:
+    words = ["+experiment=width_x_decay", f"root={tmp_path}"]
+    path = tmp_path / "width_x_decay/experiment.yaml"
+    open_directory(experiment_of(words, compose))
+    assert yaml.safe_load(path.read_text())["expect"] == {}
+    later = ["++expect.uniform.late=specialist", '++expect.uniform.centre="> 0.7"', "++expect.uniform.L10=hub"]
+    experiment = experiment_of([*words, *later], compose)
+    assert experiment.directory == path.parent  # what is expected is no part of the name
+    open_directory(experiment)
+    recorded = yaml.safe_load(path.read_text())["expect"]
+    assert recorded == {"uniform": {"late": "specialist", "centre": "> 0.7", "L10": "hub"}}
+    for override, reason in (
+        ("++expect.unifrm.late=specialist", "no arm"),
+        ("++expect.uniform.late=boss", "no role"),
+        ("++expect.uniform.L11=hub", "no part of a body of 11 layers"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            experiment_of([*words, override], compose)
+
+
+@pytest.mark.usefixtures("hydra")
+def test_the_width_ablation_expects_what_the_paper_found() -> None:
+    for model in ("tiny", "nano"):  # at any depth
+        experiment = experiment_of(["+experiment=width_ablation", f"model={model}"], compose)
+        wanted = intended(experiment.config.expect, experiment.arms)
+        assert [str(one) for one in wanted] == ["uniform: last specialist > 0.5", "uniform: centre > 0.7"]
