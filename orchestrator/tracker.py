@@ -55,9 +55,7 @@ def login_problem() -> str | None:
         settings = wandb.setup().settings
         if settings.mode != "online":
             return f"is {settings.mode} (WANDB_MODE): unset that"
-        auth = wbauth.authenticate_session(
-            host=settings.base_url, source="tracker", prompt=False, update_session=False
-        )
+        auth = wbauth.authenticate_session(host=settings.base_url, source="tracker", prompt=False, update_session=False)
     except wandb.Error as error:
         return f"cannot log in ({error}): mend the key"
     finally:

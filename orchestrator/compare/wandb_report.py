@@ -32,7 +32,9 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
     }
     blocks: list[Any] = [wr.P(found) for found in said(c)]
     blocks += [wr.H2("Read with care"), wr.UnorderedList(list(c.notes))] if c.notes else []
-    blocks += [block for section in sections(c) for block in (wr.H2(section.title), wr.MarkdownBlock(markdown(section)))]
+    blocks += [
+        block for section in sections(c) for block in (wr.H2(section.title), wr.MarkdownBlock(markdown(section)))
+    ]
     for one in (*charts.LOSSES, charts.DELTAS, *charts.LAYERS):
         runs = comparison if one is charts.DELTAS else cells
         blocks += _grid(one.title, runs, charts.panels(one, names), colours if runs is cells else {})
