@@ -14,13 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import ledger, locks, schema, tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
+from orchestrator.compare import compare
+from orchestrator.directory import open_directory
 from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.files import write_whole
@@ -29,8 +33,16 @@ from orchestrator.schema import Config, DataConfig, DomainConfig, TrackerConfig,
 from orchestrator.status import cell_lock
 from orchestrator.tracker import Tracker
 from orchestrator.train import StopSignal, train, train_cell
-
-WANDB = Path(sys.executable).with_name("wandb")
+from tests.orchestrator.offline_run import (
+    assert_same,
+    inspect,
+    media_of,
+    of_kind,
+    rows_with,
+    runs_of,
+    summary_of,
+    table_in,
+)
 
 
 def config_of(mode: TrackerMode, seed: int = 3) -> Config:
@@ -45,7 +57,8 @@ def record(step: int) -> dict[str, Any]:
         "step": step, "tokens": step * 64, "lr": 1e-3, "loss": 3.0 - step / 100 if step else None, "digest": "ab",
         "heldout": {"code": 3.5, "facts": 4.5}, "seconds": 1.5, "tokens_per_second": 64.0, "attempt": 1,
         "sidecar": {
-            "step": max(0, step - 1), "reward": 0.25, "baseline": None, "advantage": None,
+            "step": max(0, step - 1), "reward": 0.25, "baseline": None, "advantage": None, "evaluations": 1 + step,
+            "backwards": step,
             "sigma": {"decay": 0.3}, "summary": {"decay": {"min": 0.5, "mean": 1.0, "max": 2.0}},
             "values": {"decay": {"model.layers.0.mlp.up_proj.weight": 0.5}},
         },
@@ -73,28 +86,11 @@ def reading(step: int) -> dict[str, Any]:
 
 def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
     (cell / "forensics").mkdir(parents=True)
+    (cell / "config.yaml").write_text(schema.to_yaml(config_of(TrackerMode.offline)))
     (cell / "ledger.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
     for step in steps:
         (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step)))
     return cell
-
-
-def inspect(run: Path) -> list[dict[str, Any]]:
-    """Every record of a run's log, as `wandb leet inspect --json` prints them."""
-    done = subprocess.run([WANDB, "leet", "inspect", "--json", run], capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def of_kind(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [r[kind] for r in records if r["type"] == kind]
-
-
-def rows_with(records: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    return [h["item"] for h in of_kind(records, "history") if key in h["item"]]
-
-
-def runs_of(cell: Path) -> list[Path]:
-    return sorted((cell / "wandb").glob("offline-run-*"))
 
 
 def services() -> list[int]:
@@ -146,14 +142,14 @@ def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
     assert described["run_id"] == tracker.run_id(config)
     assert (described["project"], described["run_group"], described["job_type"]) == ("layer-roles", "width", "train")
     assert described["display_name"] == "width/uniform/seed=3"
-    assert described["tags"] == ["uniform", "seed=3"]
+    assert described["tags"] == ["uniform", "seed=3", "width"]
     logged = described["config"]["update"]
     assert logged["optim"]["lr"] == config.optim.lr
     assert logged["data"]["domains"]["facts"]["source"] == "builtin"
     assert logged["tracker"]["mode"] == "offline"
 
     axes = {m["glob_name"]: m["step_metric"] for m in of_kind(records, "metric") if "glob_name" in m}
-    assert axes == {f"{g}/*": "step" for g in ("train", "heldout", "test", "sidecar", "time")} | {
+    assert axes == {f"{g}/*": "step" for g in ("train", "heldout", "test", "sidecar", "time", "delta")} | {
         "forensics/*": "forensics/step"
     }
     train = rows_with(records, "train/lr")
@@ -218,8 +214,9 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     pressed = ["sidecar=decay", "sidecar.interval=4", "sidecar.warmup=0"]
     overrides = [*small, *pressed, "tracker=offline", "name=pressed", "seed=3"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        (trained,) = experiment_of(overrides, compose).cells
-    write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
+        experiment = experiment_of(overrides, compose)
+    (trained,) = experiment.cells
+    open_directory(experiment)
     with StopSignal() as stop:
         assert train_cell(trained.directory, stop)
     (run,) = runs_of(trained.directory)
@@ -227,7 +224,7 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
 
     described = of_kind(records, "run")[0]
     assert (described["run_group"], described["job_type"]) == ("pressed", "train")
-    assert described["tags"] == ["main", "seed=3"]
+    assert described["tags"] == ["main", "seed=3", "pressed"]
     logged = described["config"]["update"]
     assert (logged["sidecar"]["mode"], logged["sidecar"]["interval"], logged["train"]["steps"]) == ("learn", 4, 12)
     assert of_kind(records, "exit")[-1].get("exit_code", 0) == 0
@@ -252,7 +249,8 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
         for name, value in decision["summary"]["decay"].items():
             assert rows[step][f"sidecar/summary/decay/{name}"] == value
         values = {k: v for k, v in rows[step].items() if k.startswith("sidecar/values/")}
-        assert values == {f"sidecar/values/decay/{unit}": v for unit, v in decision["values"]["decay"].items()}
+        units = {unit.replace(".", "_"): value for unit, value in decision["values"]["decay"].items()}
+        assert values == {f"sidecar/values/decay/{unit}": value for unit, value in units.items()}
         assert "sidecar/step" not in rows[step]  # no third axis: the decision is on the row's own
 
     results = {r["step"]: r for p in trained.directory.glob("forensics/*.json") for r in [json.loads(p.read_text())]}
@@ -265,14 +263,33 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
             assert layers[step][f"forensics/score_hub/{at}"] == layer["scores"]["hub"]
             assert layers[step][f"forensics/cv/{at}"] == layer["measures"]["cv"]
 
-    (row,) = rows_with(records, "tables/role_migration._type")
-    table = json.loads((run / "files" / row["tables/role_migration.path"]).read_text())
-    first = dict(zip(table["columns"], table["data"][0], strict=True))
-    assert (len(table["data"]), first["seed"], first["step_from"], first["step"]) == (2 * 3, 3, 0, 6)
-    assert first["role_to"] == results[6]["layers"][0]["role"]
-    table = json.loads((run / "files" / row["tables/conservation.path"]).read_text())
-    spent = {(r[2], r[3]): r[4] for r in table["data"]}
-    assert spent[12, "saturated_robust"] == results[12]["totals"]["saturated_robust"]
+    compare(experiment.directory)  # of the one cell: its tables are the experiment's
+    written = {path.stem: pd.read_parquet(path) for path in experiment.directory.glob("comparison/tables/*.parquet")}
+    logged = media_of(records, "tables")
+    assert set(logged) == {"layers", "role_migration", "conservation", "sidecar"}
+    assert set(logged) == {name for name, table in written.items() if not table.empty}
+    for name, media in logged.items():
+        assert_same(table_in(run, media), written[name])
+    assert {"layers", "conservation", "flattening", "sidecar"} <= set(media_of(records, "figures"))
+
+    summary, last = summary_of(run), results[12]
+    assert not [name for name in summary if "/layer_" in name or name.startswith("sidecar/")]
+    assert summary["forensics/step"] == {"last": 12}
+    for domain, loss in on_disk[12]["test"].items():
+        assert summary[f"final/test_loss/{domain}"] == loss
+        assert summary[f"final/validation_loss/{domain}"] == on_disk[12]["heldout"][domain]
+        curve = [record["heldout"][domain] for record in on_disk.values() if "heldout" in record]
+        assert summary[f"final/best_validation_loss/{domain}"] == min(curve)
+    assert summary["final/test_loss/mean"] == pytest.approx(sum(on_disk[12]["test"].values()) / 3, rel=1e-12)
+    assert summary["final/budget/saturated_robust"] == last["totals"]["saturated_robust"]
+    named = [layer["role"] for layer in last["layers"]]
+    for role in ("hub", "damper", "passthrough", "specialist"):
+        assert summary[f"final/roles/{role}"] == named.count(role)
+    assert summary["final/roles/tie"] == sum("/" in role for role in named)
+    described = yaml.safe_load((experiment.directory / "experiment.yaml").read_text())["models"]["main"]
+    assert summary["final/parameters"] == described["params"]
+    assert summary["final/flops"] > described["training_flops"]  # the sidecar's passes are counted
+    assert (summary["final/step"], summary["final/tokens"]) == (12, 12 * 2 * 32)
 
 
 class WaitForReading(Callback):
@@ -341,8 +358,8 @@ def test_a_killed_service_leaves_no_trace_at_exit(cell: Path) -> None:
     program = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{str(Path(__file__).parent)!r}]
-from test_tracker import Tracker, TrackerMode, config_of, record, services
+sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
+from tests.orchestrator.test_tracker import Tracker, TrackerMode, config_of, record, services
 tracker = Tracker(config_of(TrackerMode.offline))
 tracker.start(Path({str(cell)!r}), [record(0)])
 os.kill(services()[0], signal.SIGKILL)
@@ -401,9 +418,9 @@ def call_check(home: Path, **environment: str) -> tuple[int, str]:
 def test_online_needs_a_key_before_anything_is_trained(tmp_path: Path) -> None:
     code, said = call_check(tmp_path)
     assert code == 2
-    assert said.startswith("UserError tracker=online found no API key")
+    assert said.startswith("UserError tracker=online: W&B found no API key for https://")
     assert len(said.strip().splitlines()) == 1
-    assert call_check(tmp_path, WANDB_API_KEY="short")[1].startswith("UserError tracker=online cannot log in")
+    assert call_check(tmp_path, WANDB_API_KEY="short")[1].startswith("UserError tracker=online: W&B cannot log in")
     assert call_check(tmp_path, WANDB_API_KEY="0123456789" * 4) == (0, "")
 
 
