@@ -32,7 +32,10 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 100)
     try:
-        if len(asked.directories) > 1 or asked.csv or asked.html:
+        several = len(asked.directories) > 1 or asked.csv or asked.html
+        if several and asked.workspace:
+            raise UserError("--workspace is of one experiment: name one directory, without --csv and --html.")
+        if several:
             return _overview(asked.directories, asked.csv, asked.html, console)
         comparison = compare(asked.directories[0])
         print_summary(comparison, console)
