@@ -9,7 +9,6 @@ from orchestrator.compare.comparison import Comparison, compare_cells
 def view_of(cell: CellResult) -> Comparison:
     """What can be said of `cell` as an experiment of one arm and one seed."""
     experiment = ExperimentResult(
-        path=cell.path, name=cell.label, question="", arms=[cell.arm], seeds=[cell.seed], declared=[], contrasts={},
-        expect=[], models={}, machine={}, code=[], cells=[cell],
-    )  # fmt: skip
+        path=cell.path, name=cell.label, question="", arms=[cell.arm], seeds=[cell.seed], cells=[cell]
+    )
     return compare_cells(experiment)

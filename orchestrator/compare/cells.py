@@ -76,13 +76,13 @@ class ExperimentResult:
     question: str
     arms: list[str]
     seeds: list[int]
-    declared: list[str]
-    contrasts: dict[str, dict[str, float]]  # name → arm → weight, in the order in which they are tested
-    expect: list[Wanted]  # what the body of each arm should become
-    models: dict[str, Model]
-    machine: dict[str, Any]  # that it was first launched from; empty where experiment.yaml does not say
-    code: list[dict[str, Any]]  # since, commit, diff, versions: one per change between launches
     cells: list[CellResult]  # arm by arm, seed by seed
+    declared: list[str] = field(default_factory=list)
+    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # name → arm → weight, in order of the tests
+    expect: list[Wanted] = field(default_factory=list)  # what the body of each arm should become
+    models: dict[str, Model] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
+    code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
 
     @property
     def parameters(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from rich.console import Console
 from orchestrator.compare import Comparison, compare, figures, print_summary
 from orchestrator.compare.__main__ import main
 from orchestrator.compare.comparison import compute
+from orchestrator.compare.figures import FIGURES
 from orchestrator.compare.sections import sections
 from orchestrator.compare.tables import BUILDERS
 from orchestrator.schema import Config, TrackerConfig, TrackerMode
@@ -220,25 +221,24 @@ def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
         assert "<script>alert(1)" not in figure.read_text()
 
 
-def test_the_report_needs_no_network_and_holds_plotly_once(experiment: Write) -> None:
+def test_the_figures_need_no_network_and_share_one_script(experiment: Write) -> None:
     root = experiment(sidecar=True)
     compare(root)
-    page = (root / "comparison/report.html").read_text()
-    assert page.count("plotly.js v") == 1
-    assert 'src="http' not in page
-    assert "<link" not in page.split("</script>", 1)[1]
     figures = {p.name for p in (root / "comparison/figures").iterdir()}
-    assert figures == {*(f"{name}.html" for name in BUILDERS), "plotly.min.js"}
-    assert 'src="plotly.min.js"' in (root / "comparison/figures/layers.html").read_text()
-    assert page.count("plotly-graph-div") == len(BUILDERS)
+    assert figures == {*(f"{name}.html" for name in FIGURES), "plotly.min.js"}
+    for name in FIGURES:
+        page = (root / f"comparison/figures/{name}.html").read_text()
+        assert 'src="plotly.min.js"' in page
+        assert 'src="http' not in page
 
 
 def test_rebuilding_gives_the_same_files(experiment: Write) -> None:
     root = experiment()
     compare(root)
-    first = {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
+    files = [p for p in (root / "comparison").rglob("*") if p.is_file() and p.parent.name != "figures"]
+    first = {p: p.read_bytes() for p in files}
     compare(root)
-    assert first == {p: p.read_bytes() for p in (root / "comparison/tables").iterdir()} | {0: verdict_of(root)}
+    assert first == {p: p.read_bytes() for p in files}
 
 
 def comparison_is_a_file(root: Path) -> None:

@@ -43,8 +43,8 @@ def cell(arm: str, seed: int, readings: Readings, missing: str | None = None) ->
 def judged(expect: dict[str, Any], *cells: CellResult) -> list[Expectation]:
     arms = list(dict.fromkeys(c.arm for c in cells))
     experiment = ExperimentResult(
-        path=Path(), name="x", question="", arms=arms, seeds=list(dict.fromkeys(c.seed for c in cells)), declared=[],
-        contrasts={}, expect=intended(expect, arms), parameters={}, cells=list(cells),
+        path=Path(), name="x", question="", arms=arms, seeds=list(dict.fromkeys(c.seed for c in cells)),
+        cells=list(cells), expect=intended(expect, arms),
     )  # fmt: skip
     return expectations(experiment)
 
