@@ -6,17 +6,19 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import submitit
 
-from orchestrator import checkpoint, ledger, locks, status
+from orchestrator import checkpoint, ledger, locks, schema, status
 from orchestrator.environment import environment
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 from orchestrator.readings import Readings
 from orchestrator.run import Run
+from orchestrator.schema import Config
 from orchestrator.train import StopSignal, train_cell
 
 
@@ -70,14 +72,20 @@ def is_finished(cell_dir: Path) -> bool:
     entry = Manifest(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
-    config = status.config_of(cell_dir)
-    last, records = config.train.steps, ledger.tail(cell_dir / "ledger.jsonl")
+    config = _config_of(cell_dir)
+    last, record = config.train.steps, next(ledger.backwards(cell_dir / "ledger.jsonl"), None)
     return (
         checkpoint.path_of(cell_dir / "checkpoints", last).is_dir()
-        and bool(records)
-        and records[-1]["step"] == last
+        and record is not None
+        and record["step"] == last
         and not Readings(cell_dir, config).unread()
     )
+
+
+@cache
+def _config_of(cell_dir: Path) -> Config:
+    """Read once: it does not change while the cell has its name."""
+    return schema.load(cell_dir / "config.yaml")
 
 
 def _job_id() -> str:

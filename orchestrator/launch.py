@@ -12,7 +12,6 @@ from typing import Any
 import submitit
 import torch
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 
 from models.transformer import Decoder
@@ -84,7 +83,7 @@ def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) 
     manifest = Manifest(experiment.directory)
     free, waiting = slots(experiment.config), list(cells)
     running: list[tuple[Cell, Any, str | None]] = []
-    with StopSignal() as stop, _Watcher(experiment, console) as watch:
+    with StopSignal() as stop, status.Screen(experiment.directory, console) as screen:
         asked_to_stop = False
         while running or (waiting and not stop.received):
             while waiting and free and not stop.received:
@@ -103,7 +102,7 @@ def _run_processes(experiment: Experiment, cells: list[Cell], console: Console) 
                 running.remove((cell, job, gpu))
                 free.append(gpu)
                 _record_silent_end(cell, manifest, job, asked_to_stop)
-            watch.refresh()
+            screen.refresh()
             time.sleep(0.2)
 
 
@@ -145,43 +144,6 @@ def _record_silent_end(cell: Cell, manifest: Manifest, job: Any, asked_to_stop: 
             "the same command resumes it"
         )
         manifest.append(cell.id, "failed", attempt=entry.attempt, job=entry.job, reason=reason)
-
-
-class _Watcher:
-    """Shows the cells while they run: a live table on a terminal, a line at every tenth of a cell in a log."""
-
-    def __init__(self, experiment: Experiment, console: Console) -> None:
-        self.directory, self.console = experiment.directory, console
-        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-        self.shown: dict[str, tuple[str, int]] = {}
-        self.next_refresh = 0.0
-
-    def __enter__(self) -> _Watcher:
-        if self.live:
-            self.live.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.refresh(force=True)
-        if self.live:
-            self.live.__exit__(*error)
-
-    def refresh(self, force: bool = False) -> None:
-        if not force and time.monotonic() < self.next_refresh:
-            return
-        self.next_refresh = time.monotonic() + 1.0
-        statuses = status.read_status(self.directory)
-        if self.live:
-            self.live.update(status.table(statuses), refresh=True)
-            return
-        for cell in statuses:
-            mark, before = (cell.state, 10 * cell.step // cell.steps), self.shown.get(cell.cell)
-            if cell.state not in ("next", "submitted") and before != mark:
-                self.shown[cell.cell] = mark
-                reason = cell.reason if before is None or before[0] != cell.state else ""  # said once
-                line = status.line(replace(cell, reason=reason))
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self.console.file.flush()
 
 
 _ENGINES: dict[LauncherKind, Callable[[Experiment, list[Cell], Console], None]] = {

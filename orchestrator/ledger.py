@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +24,43 @@ def read(path: Path) -> list[Record]:
         if not line:
             continue
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
+            records.append(_record(line))
         except ValueError as error:
             if number == len(lines):  # no newline after it: the write was cut
                 break
             raise UserError(
                 f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
             ) from error
-        records.append(record)
     return records
 
 
-def tail(path: Path, block: int = 65536) -> list[Record]:
-    """The newest whole records, in order: those in the last `block` bytes, and at least one if there is any."""
+def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
+    """The whole records from the newest on, read from the end of the file no further than they are taken.
+
+    None where there is no file. Raises `ValueError` at a line that is no record.
+    """
     if not path.exists():
-        return []
+        return
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        start = max(0, size - block)
-        file.seek(start)
-        lines = file.read(size - start).split(b"\n")[:-1]  # what follows the last newline is not whole
-    if start > 0:
-        lines = lines[1:]  # neither is the first, which the block cuts
-        if not lines:
-            return tail(path, 4 * block)
-    return [json.loads(line) for line in lines]
+        start, cut, ended = file.seek(0, os.SEEK_END), b"", False
+        while start > 0:
+            end, start = start, max(0, start - block)
+            file.seek(start)
+            lines = (file.read(end - start) + cut).split(b"\n")
+            if not ended:  # what follows the last newline is not whole
+                ended = len(lines) > 1
+                lines = lines[:-1] or [b""]
+            cut, *whole = lines  # the first line may have begun in the block before
+            yield from map(_record, filter(None, reversed(whole)))
+        if cut:
+            yield _record(cut)
+
+
+def _record(line: bytes) -> Record:
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("not an object")
+    return record
 
 
 def append(path: Path, record: Record) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
+from orchestrator.errors import UserError
 
+KEYS = ("time", "cell", "state", "attempt", "job", "reason")  # of every record
 STATES = ("submitted", "running", "done", "failed", "stopped")
 
 
@@ -52,14 +54,11 @@ class Manifest:
 
     def last(self) -> dict[str, Entry]:
         """The newest entry of every cell that has one."""
-        return {
-            record["cell"]: Entry(record["state"], record["attempt"], record["job"], record["reason"])
-            for record in ledger.read(self.path)
-        }
+        return {r["cell"]: Entry(r["state"], r["attempt"], r["job"], r["reason"]) for r in self._records()}
 
     def attempts(self, cell: str) -> int:
         """How often `cell` has started to run."""
-        return sum(r["cell"] == cell and r["state"] == "running" for r in ledger.read(self.path))
+        return sum(r["cell"] == cell and r["state"] == "running" for r in self._records())
 
     def environments(self) -> dict[str, list[dict[str, Any]]]:
         """Cell → where each of its attempts ran (`environment.environment`), with `attempt` and `since` (UTC).
@@ -67,8 +66,16 @@ class Manifest:
         Attempts from before environments were recorded are left out.
         """
         found: dict[str, list[dict[str, Any]]] = {}
-        for record in ledger.read(self.path):
+        for record in self._records():
             if isinstance(where := record.get("environment"), dict):
                 begun = {"attempt": record["attempt"], "since": record["time"]}
                 found.setdefault(record["cell"], []).append(begun | where)
         return found
+
+    def _records(self) -> list[ledger.Record]:
+        """Raises `UserError` where a record lacks what every one has."""
+        records = ledger.read(self.path)
+        for record in records:
+            if lacking := [key for key in KEYS if key not in record]:
+                raise UserError(f"{self.path} has a record without '{lacking[0]}': delete that line.")
+        return records

@@ -125,7 +125,8 @@ def read_experiment(path: Path) -> ExperimentResult:
         lines = intended(spec["expect"], arms)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    last, environments = _manifest(path)
+    manifest = Manifest(path)
+    last, environments = manifest.last(), manifest.environments()
     return ExperimentResult(
         path=path,
         name=str(spec.get("name") or path.name),
@@ -197,15 +198,6 @@ def expect(path: Path, node: Any, shape: dict[Any, Any], cure: str, where: str =
             raise UserError(f"{path}: {where} has no '{key}': {cure}.")
         if not isinstance(node[key], kind) or isinstance(node[key], bool):
             raise UserError(f"{path}: {where} has {key} = {node[key]!r:.40}, which cannot be: {cure}.")
-
-
-def _manifest(path: Path) -> tuple[dict[str, Entry], dict[str, list[dict[str, Any]]]]:
-    """Of every cell the last word, and where its attempts ran."""
-    manifest = Manifest(path)
-    try:
-        return manifest.last(), manifest.environments()
-    except KeyError as error:
-        raise UserError(f"{path / 'manifest.jsonl'} has a record without {error}: delete that line.") from error
 
 
 def one_line(error: Exception) -> str:

@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator import checkpoint, job, launch, ledger, locks, schema, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.manifest import Manifest
+from orchestrator.status.__main__ import main as status_main
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
@@ -50,7 +51,7 @@ def cell_process(directory: Path, cell: str) -> int | None:
 
 def step_reached(directory: Path, cell: str, step: int) -> Callable[[], bool]:
     path = directory / cell / "ledger.jsonl"
-    return lambda: any(record["step"] >= step for record in ledger.tail(path))
+    return lambda: any(record["step"] >= step for record in ledger.backwards(path))
 
 
 def final_weights(directory: Path) -> dict[str, str]:
@@ -154,7 +155,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(60) == 130, log.read_text()
     assert "failed" not in {entry.state for entry in Manifest(directory).last().values()}
-    assert ledger.tail(directory / "a/seed=0/ledger.jsonl") == []
+    assert not list(ledger.backwards(directory / "a/seed=0/ledger.jsonl"))
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -162,7 +163,7 @@ def test_an_interrupt_ends_a_whole_multirun(small_cell: tuple[str, ...], tmp_pat
     log = tmp_path / "log"
     long = ["train.steps=100000", "optim.lr=0.001,0.002", "launcher=debug"]
     launcher = start([*small_cell, *long, f"root={tmp_path}/out", "-m"], log)
-    wait_for(lambda: any(ledger.tail(p) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
+    wait_for(lambda: any(any(ledger.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) == 130, log.read_text()
     assert [p.name for p in tmp_path.glob("out/pair*")] == ["pair__optim.lr=0.001"]
@@ -236,7 +237,7 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
 
 
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert status.main([str(tmp_path)]) == 2
+    assert status_main([str(tmp_path)]) == 2
     assert "holds no experiment" in capsys.readouterr().err
 
 

@@ -25,8 +25,7 @@ def _written(path: Path) -> Path:
 def test_reads_back_what_was_appended_exactly(tmp_path: Path) -> None:
     path = _written(tmp_path / "ledger.jsonl")
     assert ledger.read(path) == RECORDS
-    assert ledger.tail(path) == RECORDS
-    assert ledger.tail(path, block=100) == RECORDS[-1:]
+    assert list(ledger.backwards(path)) == RECORDS[::-1]
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
 
 
@@ -42,18 +41,19 @@ def test_a_cut_at_any_byte_costs_at_most_the_line_it_hits(
     # a line whose newline alone was cut is still a whole JSON object
     complete = whole + (cut < len(content) and content[cut : cut + 1] == b"\n")
     assert ledger.read(path) == RECORDS[:complete]
-    assert ledger.tail(path) == RECORDS[:whole]
+    assert list(ledger.backwards(path)) == RECORDS[:whole][::-1]
     ledger.append(path, {"step": 999})
     assert [r["step"] for r in ledger.read(path)] == [r["step"] for r in RECORDS[:whole]] + [999]
 
 
-def test_the_tail_finds_a_record_longer_than_its_block(tmp_path: Path) -> None:
+def test_backwards_finds_a_record_longer_than_its_block(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     long = {"step": 1, "sidecar": ["x" * 10_000]}
     ledger.append(path, {"step": 0})
     ledger.append(path, long)
-    assert ledger.tail(path, block=4096) == [{"step": 0}, long]
-    assert ledger.tail(tmp_path / "absent.jsonl") == []
+    for block in (1, 7, 4096, 10_000, 10**6):
+        assert list(ledger.backwards(path, block)) == [long, {"step": 0}]
+    assert list(ledger.backwards(tmp_path / "absent.jsonl")) == []
 
 
 @pytest.mark.parametrize("step", [-1, 0, 25, 30, 1000])

@@ -1,0 +1,9 @@
+"""Where the cells of an experiment stand: `python -m orchestrator.status outputs/width_ablation --watch`.
+
+Everything is read from the run directory, never from the processes: a cell's files and locks are all it says of itself.
+"""
+
+from orchestrator.status.cells import CellStatus, cell_lock, experiment_lock, read_status
+from orchestrator.status.watch import Screen
+
+__all__ = ["CellStatus", "Screen", "cell_lock", "experiment_lock", "read_status"]

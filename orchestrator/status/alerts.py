@@ -1,0 +1,90 @@
+"""What deserves attention in a running experiment: one function per kind of it, and one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from orchestrator.forensics.layout import counted
+from orchestrator.status.cells import CellStatus
+
+SEVERITIES = ("critical", "warn", "note")  # worst first
+STALE_INTERVALS = 10  # of the longest time between two records: then a running cell has been silent for too long
+STALE_SECONDS = 60.0  # but never before
+BEHIND = 2  # checkpoints that wait for their reading while others are written; one is always being read
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One sentence on one cell. It stays the same until there is something new to say."""
+
+    cell: str
+    severity: str  # one of `SEVERITIES`
+    text: str
+
+
+Said = Iterator[tuple[str, str]]  # severity, text
+
+
+def alerts(status: CellStatus) -> list[Alert]:
+    """All there is to say of the cell, worst first."""
+    found = [Alert(status.cell, *said) for rule in RULES for said in rule(status)]
+    return sorted(found, key=lambda alert: SEVERITIES.index(alert.severity))
+
+
+def ended_badly(s: CellStatus) -> Said:
+    """A failed or lost cell, with the reason; of any other, what the manifest adds."""
+    if s.state == "failed":
+        yield "critical", f"failed: {s.reason or 'no reason was left'}"
+    elif s.state == "lost":
+        yield "critical", "lost: its process is gone (killed, or its machine is down): the same command resumes it."
+    elif s.reason:
+        yield "note", s.reason
+
+
+def pathology(s: CellStatus) -> Said:
+    """Tensors that have left their peers behind in the newest reading (SCIENCE §5)."""
+    if s.reading and s.reading.findings:
+        worst, *others = s.reading.findings
+        more = f", and {counted(len(others), 'tensor')} more" if others else ""
+        severity = "critical" if worst["severity"] == "critical" else "warn"
+        yield (
+            severity,
+            (f"{worst['tensor']} has {worst['ratio']:.1f}× its peers' spectral norm at step {s.reading.step}{more}."),
+        )
+
+
+def stale(s: CellStatus) -> Said:
+    """A running cell that has written nothing for many times its usual interval."""
+    if s.state != "running" or s.written is None or s.interval is None or s.step >= s.steps:
+        return
+    if s.seen - s.written > max(STALE_SECONDS, STALE_INTERVALS * s.interval):
+        since = datetime.fromtimestamp(s.written).astimezone().isoformat(" ", "seconds")
+        yield "warn", f"has written nothing since {since}; its records were {s.interval:.3g} s apart at most."
+
+
+def damaged(s: CellStatus) -> Said:
+    """Checkpoints that a resumed run did not trust."""
+    if s.aside:
+        yield "note", f"{counted(len(s.aside), 'checkpoint')} set aside as damaged: checkpoints/{s.aside[-1]}."
+
+
+def unread(s: CellStatus) -> Said:
+    """Checkpoints whose layers are due to be read and were not: readings that lag behind, or failed."""
+    if s.plan is None:
+        return
+    due = sorted(t for t in s.saved - s.read if t % s.plan.read_every == 0 or t == s.steps)
+    if len(due) >= BEHIND or (due and s.state not in ("running", "submitted")):
+        steps = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
+        cure = "" if s.state == "running" else "; the same command reads what is left"
+        yield "warn", f"{counted(len(due), 'checkpoint')} not read yet ({steps}){cure}."
+
+
+def unreadable(s: CellStatus) -> Said:
+    """Files that should tell of the cell and do not."""
+    for sentence in s.broken:
+        yield "warn", sentence
+
+
+RULES: tuple[Callable[[CellStatus], Said], ...] = (ended_badly, pathology, stale, damaged, unread, unreadable)

@@ -1,0 +1,249 @@
+"""The cells of an experiment as their files and locks show them, read anew at every call, and cheaply."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice, pairwise
+from pathlib import Path
+
+import yaml
+
+from orchestrator import ledger
+from orchestrator.errors import UserError
+from orchestrator.locks import is_held
+from orchestrator.manifest import Entry, Manifest
+from orchestrator.status.reading import Reading, newest
+
+OPEN = ("submitted", "running")  # states of the manifest that another one must follow
+RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
+_STEP = re.compile(r"step_(\d+)(\.json)?")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a cell's configuration is needed to follow it."""
+
+    steps: int
+    read_every: int  # steps
+    arms: tuple[str, ...]  # of its experiment, in order
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell, as it was found at the time `seen`."""
+
+    cell: str  # <arm>/seed=<k>
+    state: str  # next · submitted · running · done · failed · stopped · lost (its process is gone)
+    attempt: int = 0
+    reason: str = ""  # the manifest's last word on it
+    plan: Plan | None = None  # null where its configuration cannot be read
+    records: list[ledger.Record] = field(default_factory=list)  # the newest of its ledger
+    written: float | None = None  # when its ledger was last written, seconds since the epoch
+    reading: Reading | None = None  # the newest
+    saved: frozenset[int] = frozenset()  # steps of the checkpoints on disk
+    read: frozenset[int] = frozenset()  # and of the readings
+    aside: tuple[str, ...] = ()  # checkpoints that were set aside
+    broken: tuple[str, ...] = ()  # a sentence on each file that cannot be read
+    seen: float = 0.0  # seconds since the epoch
+
+    @property
+    def step(self) -> int:
+        return self.records[-1]["step"] if self.records else 0
+
+    @property
+    def steps(self) -> int:
+        """Its last step; 0 where that is not known."""
+        return self.plan.steps if self.plan else 0
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, 0…1."""
+        return min(1.0, self.step / self.steps) if self.steps else 0.0
+
+    @property
+    def losses(self) -> list[float]:
+        """The newest training losses, nats/token."""
+        return [x for r in self.records if isinstance(x := r.get("loss"), float) and math.isfinite(x)][-RECENT:]
+
+    @property
+    def loss(self) -> float | None:
+        return self.losses[-1] if self.losses else None
+
+    @property
+    def heldout(self) -> float | None:
+        """Mean over domains of the newest held-out loss, nats/token."""
+        return next((statistics.fmean(r["heldout"].values()) for r in self.records[::-1] if r.get("heldout")), None)
+
+    @property
+    def left(self) -> float | None:
+        """Seconds to its last step, at the pace so far; null unless it is running."""
+        if self.state != "running" or not self.step:
+            return None
+        seconds: float = self.records[-1]["seconds"]
+        return seconds / self.step * max(0, self.steps - self.step)
+
+    @property
+    def interval(self) -> float | None:
+        """The longest time between two of the newest records, seconds; null where there are not two."""
+        return max((b["seconds"] - a["seconds"] for a, b in pairwise(self.records)), default=None)
+
+
+def cell_lock(cell_dir: Path) -> Path:
+    """The file whose lock a running cell holds."""
+    return cell_dir / ".lock"
+
+
+def experiment_lock(experiment_dir: Path) -> Path:
+    """The file whose lock a launcher holds."""
+    return experiment_dir / ".lock"
+
+
+@cache
+def plan_of(cell_dir: Path) -> Plan:
+    """What a status needs of it, read once; to type and check the whole, as `schema.load`, takes 50 times as long.
+
+    Raises `ValueError` where it is not there.
+    """
+    try:
+        # libyaml where it is there
+        content = yaml.load((cell_dir / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        arms = tuple(map(str, content["arms"]))
+        return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), arms)
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def read_status(experiment_dir: Path) -> list[CellStatus]:
+    """The status of every cell, in the order of the experiment.
+
+    Raises `UserError` where the directory holds no experiment or its manifest cannot be read.
+    """
+    cells = _cell_dirs(experiment_dir)
+    if not cells:
+        raise UserError(
+            f"{experiment_dir} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
+        )
+    manifest = Manifest(experiment_dir)
+    last = manifest.last()
+    held = {cell for cell, path in cells.items() if _is_open(last.get(cell)) and is_held(cell_lock(path))}
+    launching = is_held(experiment_lock(experiment_dir))
+    if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
+        last = manifest.last()  # a process leaves its last word before its lock: what it has said since counts
+    return [
+        status_of(path, last.get(cell), state_of(last.get(cell), held=cell in held, launching=launching))
+        for cell, path in cells.items()
+    ]
+
+
+def state_of(entry: Entry | None, *, held: bool, launching: bool) -> str:
+    """The manifest's word where it is final; otherwise what the locks of cell and launcher say of it.
+
+    What a scheduler knows of jobs on other machines, queued or preempted, is to be asked here.
+    """
+    if entry is None:
+        return "next"
+    if not _is_open(entry):
+        return entry.state
+    if held:
+        return "running"
+    return "submitted" if entry.state == "submitted" and launching else "lost"
+
+
+def status_of(cell_dir: Path, entry: Entry | None, state: str) -> CellStatus:
+    """What the files of one cell say. Any of them may be missing, or vanish while it is looked at."""
+    broken: list[str] = []
+    checkpoints = _names(cell_dir / "checkpoints")
+    read = _steps(_names(cell_dir / "forensics"))
+    plan, records, reading = None, [], None
+    try:
+        plan = plan_of(cell_dir)
+    except ValueError as error:
+        broken.append(f"config.yaml cannot be read ({error}): restore it.")
+    try:
+        records = recent_records(cell_dir / "ledger.jsonl")
+    except ValueError as error:
+        broken.append(f"The end of ledger.jsonl cannot be read ({error}): restore or delete that line.")
+    try:
+        reading = newest(cell_dir, read)
+    except FileNotFoundError:
+        pass  # a resumed run has just set it aside
+    except (OSError, ValueError) as error:
+        again = f"python -m orchestrator.forensics {cell_dir} --json FILE writes it again"
+        broken.append(f"The reading of step {max(read)} cannot be read ({error}): {again}.")
+    return CellStatus(
+        cell=f"{cell_dir.parent.name}/{cell_dir.name}",
+        state=state,
+        attempt=entry.attempt if entry else 0,
+        reason=entry.reason if entry else "",
+        plan=plan,
+        records=records,
+        written=_written(cell_dir / "ledger.jsonl"),
+        reading=reading,
+        saved=_steps(checkpoints),
+        read=read,
+        aside=tuple(sorted(name for name in checkpoints if ".damaged-" in name)),
+        broken=tuple(broken),
+        seen=time.time(),
+    )
+
+
+def recent_records(path: Path) -> list[ledger.Record]:
+    """The newest records in order: `RECENT` of them, or more, until one of them has held-out losses.
+
+    None where there is no file. Raises `ValueError` where what is there is no ledger.
+    """
+    records: list[ledger.Record] = []
+    with suppress(FileNotFoundError):
+        for record in islice(ledger.backwards(path), FURTHEST):
+            if not (isinstance(record.get("step"), int) and isinstance(record.get("seconds"), int | float)):
+                raise ValueError("a record has no step or no time")
+            records.append(record)
+            if len(records) >= RECENT and any("heldout" in seen for seen in records):
+                break
+    return records[::-1]
+
+
+def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:
+    """Cell → its directory, in the order in which they were planned."""
+    found = [p.parent for p in experiment_dir.glob("*/seed=*/config.yaml") if p.parent.name[5:].lstrip("-").isdigit()]
+    arms = next(_known_arms(found), ())
+    rank = {arm: position for position, arm in enumerate(arms)}
+    found.sort(key=lambda p: (rank.get(p.parent.name, len(rank)), p.parent.name, int(p.name[5:])))
+    return {f"{path.parent.name}/{path.name}": path for path in found}
+
+
+def _known_arms(cell_dirs: list[Path]) -> Iterator[tuple[str, ...]]:
+    for path in cell_dirs:
+        try:
+            yield plan_of(path).arms
+        except ValueError:  # it will be said of the cell
+            continue
+
+
+def _is_open(entry: Entry | None) -> bool:
+    return entry is not None and entry.state in OPEN
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except OSError:  # not there yet
+        return []
+
+
+def _steps(names: list[str]) -> frozenset[int]:
+    return frozenset(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+
+
+def _written(path: Path) -> float | None:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None

@@ -1,0 +1,76 @@
+"""The newest reading of a cell's layers, as far as it concerns whoever watches the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.palette import letter
+
+Finding = dict[str, Any]  # tensor, ratio, severity (`forensics.pathology`)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The roles that the layers had, and what was out of proportion."""
+
+    step: int
+    roles: tuple[str, ...]  # layer by layer
+    changed: int | None  # layers of another role than in the reading before; null where there is nothing to compare
+    findings: tuple[Finding, ...]  # worst first
+
+    @property
+    def letters(self) -> str:
+        """One letter per layer; a dot is a tie."""
+        return "".join(map(letter, self.roles))
+
+
+def path_of(cell_dir: Path, step: int) -> Path:
+    """Where the reading of `step` lies."""
+    return cell_dir / "forensics" / f"step_{step:08d}.json"
+
+
+def newest(cell_dir: Path, steps: Collection[int]) -> Reading | None:
+    """The last of the readings of `steps`, beside the one before it; null without any.
+
+    Raises `OSError` where its file is gone, and `ValueError` where it is no reading.
+    """
+    if not steps:
+        return None
+    *earlier, step = sorted(steps)
+    roles, findings = _read_at(path_of(cell_dir, step))
+    return Reading(step, roles, _changed(cell_dir, earlier, roles), findings)
+
+
+def _changed(cell_dir: Path, earlier: list[int], roles: tuple[str, ...]) -> int | None:
+    """Layers whose letter is another than at the last of the `earlier` steps: from one tie to another is no change."""
+    try:
+        before, _ = _read_at(path_of(cell_dir, earlier[-1]))
+    except (IndexError, OSError, ValueError):  # the first reading, or one that has just been set aside
+        return None
+    if len(before) != len(roles):
+        return None
+    return sum(letter(old) != letter(new) for old, new in zip(before, roles, strict=True))
+
+
+def _read_at(path: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
+    return _read(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)  # who watches asks every second, and a reading of many layers is long
+def _read(path: Path, written: int) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
+    """Roles and findings of the reading of that modification time."""
+    content = json.loads(path.read_text())
+    try:
+        roles = tuple(str(layer["role"]) for layer in content["layers"])
+        findings = tuple(
+            {"tensor": str(f["tensor"]), "ratio": float(f["ratio"]), "severity": str(f["severity"])}
+            for f in content["pathology"]
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it lacks {error}") from error
+    return roles, findings

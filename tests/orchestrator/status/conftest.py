@@ -1,0 +1,65 @@
+"""Cells on disk as a run leaves them, written by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.manifest import Manifest
+
+LETTERS = {"H": "hub", "D": "damper", "P": "passthrough", "S": "specialist", ".": "hub/specialist", ",": "damper/hub"}
+
+
+def write_reading(cell: Path, step: int, letters: str, findings: Sequence[tuple[str, float, str]] = ()) -> Path:
+    """A forensics result with one layer per letter; of its contract only what a status reads."""
+    path = cell / f"forensics/step_{step:08d}.json"
+    path.parent.mkdir(exist_ok=True)
+    layers = [{"layer": index, "role": LETTERS[letter]} for index, letter in enumerate(letters)]
+    pathology = [{"tensor": tensor, "ratio": ratio, "severity": severity} for tensor, ratio, severity in findings]
+    path.write_text(json.dumps({"step": step, "layers": layers, "pathology": pathology}))
+    return path
+
+
+@pytest.fixture
+def reading() -> Callable[..., Path]:
+    return write_reading
+
+
+@pytest.fixture
+def cell(tmp_path: Path) -> Callable[..., Path]:
+    """Write one cell of the experiment `x` and return its directory; every argument has a plain default."""
+
+    def write(
+        arm: str = "uniform",
+        seed: int = 0,
+        *,
+        state: str | None = "running",
+        reason: str = "",
+        losses: Sequence[float] = (3.0, 2.0),
+        readings: Sequence[str] = (),
+        steps: int = 100,
+        arms: Sequence[str] = ("uniform", "variable"),
+    ) -> Path:
+        """A record every 10 steps, taking 2 seconds, a reading every 20."""
+        path = tmp_path / "x" / arm / f"seed={seed}"
+        (path / "checkpoints").mkdir(parents=True)
+        config: dict[str, Any] = {"train": {"steps": steps}, "forensics": {"every": 20}, "arms": {a: [] for a in arms}}
+        (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+        records = [
+            {"step": 10 * i, "loss": loss, "seconds": 2.0 * i} | ({"heldout": {"a": 1.0, "b": 2.0}} if i == 0 else {})
+            for i, loss in enumerate(losses)
+        ]
+        if records:
+            (path / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        for index, letters in enumerate(readings):
+            (path / f"checkpoints/step_{20 * index:08d}").mkdir()
+            write_reading(path, 20 * index, letters)
+        if state:
+            Manifest(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, reason=reason)
+        return path
+
+    return write

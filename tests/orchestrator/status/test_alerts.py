@@ -1,0 +1,119 @@
+"""What is said of a cell, and when nothing is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator import locks
+from orchestrator.status import cell_lock, read_status
+from orchestrator.status.alerts import alerts
+
+Write = Callable[..., Path]
+
+
+def said(path: Path, running: bool = False) -> list[tuple[str, str]]:
+    """Severity and text of the alerts on the one cell in the experiment."""
+    if running:
+        with locks.hold(cell_lock(path)):
+            return said(path)
+    (status,) = read_status(path.parents[1])
+    return [(alert.severity, alert.text) for alert in alerts(status)]
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path / "ledger.jsonl", (then, then))
+
+
+def test_of_a_cell_in_order_nothing_is_said(cell: Write) -> None:
+    assert said(cell(readings=("HS", "HS")), running=True) == []
+
+
+def test_failed_lost_and_resumed_cells(cell: Write) -> None:
+    cell(state="failed", reason="The loss became nan.\nLower optim.lr.")
+    cell(seed=1)
+    path = cell(seed=2, state="stopped", reason="resumed at step 20")
+    found = [alert for status in read_status(path.parents[1]) for alert in alerts(status)]
+    assert [(a.cell, a.severity) for a in found] == [
+        ("uniform/seed=0", "critical"), ("uniform/seed=1", "critical"), ("uniform/seed=2", "note"),
+    ]  # fmt: skip
+    assert found[0].text.startswith("failed: The loss became nan.")
+    assert found[1].text.startswith("lost: its process is gone")
+
+
+def test_the_worst_tensor_is_named_and_the_rest_counted(cell: Write, reading: Write) -> None:
+    path = cell(readings=("HS", "HS"))
+    findings = [("l4.gate", 40.123, "critical"), ("l2.up", 12.0, "warn"), ("l3.up", 11.0, "warn")]
+    reading(path, 20, "HS", findings)
+    text = "l4.gate has 40.1× its peers' spectral norm at step 20, and 2 tensors more."
+    assert said(path, running=True) == [("critical", text)]
+    reading(path, 20, "HS", findings[1:2])
+    assert said(path, running=True) == [("warn", "l2.up has 12.0× its peers' spectral norm at step 20.")]
+    reading(path, 40, "HS")
+    assert said(path, running=True) == [], "only the newest reading counts"
+
+
+def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -> None:
+    path = cell()  # records are 2 seconds apart
+    age(path, 59)
+    assert said(path, running=True) == [], "ten intervals, but not a minute"
+    age(path, 61)
+    ((severity, text),) = said(path, running=True)
+    assert severity == "warn"
+    assert text.startswith("has written nothing since ")
+    assert "2 s apart at most" in text
+    assert said(path, running=True) == [(severity, text)], "the same words as long as nothing is new"
+    slow = cell(seed=1, losses=(3.0, 2.0))
+    ledger = slow / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"seconds": 2.0', '"seconds": 30.0'))
+    age(slow, 299)
+    with locks.hold(cell_lock(slow)):
+        assert not alerts(read_status(slow.parents[1])[1])
+        age(slow, 301)
+        assert alerts(read_status(slow.parents[1])[1])
+
+
+def test_a_finished_or_unstarted_cell_may_be_silent(cell: Write) -> None:
+    done = cell(state="done", losses=tuple(range(11)))
+    age(done, 10_000)
+    assert said(done) == []
+    assert said(done, running=True) == []
+    one = cell(seed=1, losses=(3.0,))
+    age(one, 10_000)
+    with locks.hold(cell_lock(one)):
+        assert alerts(read_status(one.parents[1])[1]) == [], "one record tells no interval"
+
+
+def test_readings_that_lag_or_were_never_made(cell: Write) -> None:
+    path = cell(readings=("HS",))
+    for step in (10, 20):
+        (path / f"checkpoints/step_{step:08d}").mkdir()
+    assert said(path, running=True) == [], "10 is not due, and 20 is being read"
+    (path / "checkpoints/step_00000040").mkdir()
+    assert said(path, running=True) == [("warn", "2 checkpoints not read yet (steps 20 to 40).")]
+    (path / "checkpoints/step_00000020").rmdir()
+    done = cell(seed=1, state="done", readings=("HS",))
+    (done / "checkpoints/step_00000100").mkdir()
+    status = read_status(path.parents[1])[1]
+    assert [alert.text for alert in alerts(status)] == [
+        "1 checkpoint not read yet (step 100); the same command reads what is left."
+    ]
+
+
+def test_checkpoints_set_aside_are_a_note(cell: Write) -> None:
+    path = cell()
+    for number in (0, 1):
+        (path / f"checkpoints/step_00000020.damaged-{number}").mkdir()
+    text = "2 checkpoints set aside as damaged: checkpoints/step_00000020.damaged-1."
+    assert said(path, running=True) == [("note", text)]
+
+
+def test_the_worst_comes_first(cell: Write, reading: Write) -> None:
+    path = cell(state="failed", reason="why", readings=("HS", "HS"))
+    reading(path, 20, "HS", [("t", 12.0, "warn")])
+    (path / "checkpoints/step_00000020.damaged-0").mkdir()
+    (path / "config.yaml").write_text("{")
+    assert [severity for severity, _ in said(path)] == ["critical", "warn", "warn", "note"]

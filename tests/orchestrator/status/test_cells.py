@@ -1,0 +1,183 @@
+"""What is read of cells, whole, half written, broken or not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ledger, locks
+from orchestrator.errors import UserError
+from orchestrator.manifest import Entry, Manifest
+from orchestrator.status import cell_lock, experiment_lock, read_status
+from orchestrator.status.cells import FURTHEST, RECENT, recent_records, state_of
+
+Write = Callable[..., Path]
+
+
+def test_progress_losses_and_time_left_by_hand(cell: Write) -> None:
+    path = cell(losses=(4.0, 3.5, 3.0, float("inf"), 2.5))
+    with locks.hold(cell_lock(path)):
+        (found,) = read_status(path.parents[1])
+    assert (found.state, found.step, found.steps, found.share) == ("running", 40, 100, 0.4)
+    assert (found.loss, found.losses) == (2.5, [4.0, 3.5, 3.0, 2.5])
+    assert found.heldout == 1.5
+    assert found.left == 2.0 / 10 * 60
+    assert found.interval == 2.0
+
+
+def test_a_cell_that_has_not_started_says_nothing(cell: Write) -> None:
+    path = cell(state=None, losses=())
+    shutil.rmtree(path / "checkpoints")
+    (found,) = read_status(path.parents[1])
+    assert (found.state, found.step, found.share) == ("next", 0, 0.0)
+    assert (found.loss, found.heldout, found.left, found.interval, found.reading) == (None,) * 5
+    assert found.broken == ()
+
+
+def test_the_newest_reading_and_what_changed_since_the_one_before(cell: Write, reading: Write) -> None:
+    path = cell(readings=("....", "H.S,"))
+    (found,) = read_status(path.parents[1])
+    assert found.reading
+    assert (found.reading.step, found.reading.letters, found.reading.changed) == (20, "H·S·", 2)
+    reading(path, 100_000_000, "H.SD")  # nine digits
+    (found,) = read_status(path.parents[1])
+    assert found.reading
+    assert (found.reading.step, found.reading.changed) == (100_000_000, 1)
+
+
+def test_a_first_reading_and_one_of_another_depth_have_nothing_to_be_compared_with(cell: Write) -> None:
+    first = cell(readings=("HS",))
+    deeper = cell(seed=1, readings=("HS", "HSP"))
+    found = read_status(first.parents[1])
+    assert [c.reading and c.reading.changed for c in found] == [None, None]
+    assert deeper.name == found[1].cell.partition("/")[2]
+
+
+def test_a_reading_that_is_written_again_is_read_again(cell: Write, reading: Write) -> None:
+    path = cell(readings=("HH",))
+    assert read_status(path.parents[1])[0].reading.letters == "HH"  # type: ignore[union-attr]
+    reading(path, 0, "SS").touch()
+    assert read_status(path.parents[1])[0].reading.letters == "SS"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "content", [b"{half", b"", b"[]", b'{"layers": 3, "pathology": []}', b"\xff\xfe", b'{"layers": [{}]}', b"null"]
+)
+def test_a_broken_reading_is_a_sentence_and_hides_nothing_else(cell: Write, content: bytes) -> None:
+    path = cell(readings=("HH", "HH"))
+    (path / "forensics/step_00000020.json").write_bytes(content)
+    (found,) = read_status(path.parents[1])
+    assert found.reading is None
+    assert found.loss == 2.0
+    (sentence,) = found.broken
+    assert sentence.startswith("The reading of step 20 cannot be read")
+    assert "python -m orchestrator.forensics" in sentence
+
+
+def test_partial_files_beside_readings_and_checkpoints_are_neither(cell: Write) -> None:
+    path = cell(readings=("HH",))
+    (path / "forensics/.step_00000020.json.partial").write_text("{")
+    (path / "forensics/step_00000020.json.replaced").write_text("{")
+    (path / "checkpoints/.step_00000020.partial").mkdir()
+    (path / "checkpoints/step_00000020.damaged-0").mkdir()
+    (found,) = read_status(path.parents[1])
+    assert found.reading
+    assert found.reading.step == 0
+    assert (found.saved, found.read, found.aside) == ({0}, {0}, ("step_00000020.damaged-0",))
+
+
+def test_a_torn_last_line_is_no_record_and_a_broken_one_is_a_sentence(cell: Write) -> None:
+    path = cell()
+    with (path / "ledger.jsonl").open("a") as file:
+        file.write('{"step": 20, "lo')
+    assert read_status(path.parents[1])[0].step == 10
+    for line in ('{"st\n', "[1]\n", '{"loss": 1.0}\n', '{"step": "20", "seconds": 1.0}\n'):
+        (path / "ledger.jsonl").write_text('{"step": 0, "seconds": 0.0}\n' + line)
+        (found,) = read_status(path.parents[1])
+        assert found.step == 0
+        assert "ledger.jsonl cannot be read" in found.broken[0]
+
+
+@pytest.mark.parametrize("content", ["train: [", "train: 3", "", "{train: {}, arms: {}}"])
+def test_a_broken_configuration_leaves_its_last_step_unknown(cell: Write, content: str) -> None:
+    path = cell()
+    (path / "config.yaml").write_text(content)
+    cell(seed=1)
+    broken, whole = read_status(path.parents[1])
+    assert (broken.step, broken.steps, broken.share, broken.left) == (10, 0, 0.0, None)
+    assert "config.yaml cannot be read" in broken.broken[0]
+    assert whole.steps == 100
+
+
+def test_only_the_end_of_a_ledger_is_read(cell: Write) -> None:
+    path = cell(losses=())
+    ledger_path = path / "ledger.jsonl"
+    lines = [json.dumps({"step": i, "seconds": float(i), "loss": 1.0, "heldout": {"a": 1.0}}) for i in range(1000)]
+    ledger_path.write_text("no record\n" + "\n".join(lines) + "\n")
+    assert [r["step"] for r in recent_records(ledger_path)] == list(range(1000 - RECENT, 1000))
+    without = [json.dumps({"step": i, "seconds": float(i)}) for i in range(1000)]
+    ledger_path.write_text("\n".join([*lines[:900], *without[900:]]) + "\n")
+    assert [r["step"] for r in recent_records(ledger_path)] == list(range(899, 1000)), "back to a held-out loss"
+    ledger_path.write_text("\n".join(without) + "\n")
+    assert len(recent_records(ledger_path)) == FURTHEST
+
+
+def test_cells_come_in_the_experiments_order(cell: Write) -> None:
+    for arm in ("b", "a"):
+        for seed in (10, 9):
+            path = cell(arm, seed, arms=("b", "a"))
+    (path.parents[1] / "a/seed=x").mkdir()
+    (path.parents[1] / "a/seed=x/config.yaml").touch()
+    assert [c.cell for c in read_status(path.parents[1])] == ["b/seed=9", "b/seed=10", "a/seed=9", "a/seed=10"]
+
+
+@pytest.mark.parametrize(
+    ("said", "held", "launching", "expected"),
+    [
+        (None, False, False, "next"),
+        ("submitted", False, True, "submitted"),
+        ("submitted", False, False, "lost"),
+        ("submitted", True, False, "running"),
+        ("running", True, True, "running"),
+        ("running", False, True, "lost"),
+        ("stopped", False, False, "stopped"),
+        ("done", False, True, "done"),
+    ],
+)
+def test_states(said: str | None, held: bool, launching: bool, expected: str) -> None:
+    entry = Entry(said, 1, "", "") if said else None
+    assert state_of(entry, held=held, launching=launching) == expected
+
+
+def test_locks_decide_over_an_open_word(cell: Write) -> None:
+    path = cell(state="submitted")
+    root = path.parents[1]
+    assert read_status(root)[0].state == "lost"
+    with locks.hold(experiment_lock(root)):
+        assert read_status(root)[0].state == "submitted"
+        with locks.hold(cell_lock(path)):
+            assert read_status(root)[0].state == "running"
+
+
+def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cell says that it is done after the manifest was read and before its lock is tried."""
+    path = cell()
+    root = path.parents[1]
+
+    def ends(_: Path) -> bool:
+        Manifest(root).append("uniform/seed=0", "done", attempt=1)
+        return False
+
+    monkeypatch.setattr("orchestrator.status.cells.is_held", ends)
+    assert read_status(root)[0].state == "done"
+
+
+def test_a_manifest_that_is_none_is_a_sentence(cell: Write) -> None:
+    path = cell()
+    ledger.append(path.parents[1] / "manifest.jsonl", {"cell": "uniform/seed=0"})
+    with pytest.raises(UserError, match=r"manifest.jsonl has a record without 'time': delete that line"):
+        read_status(path.parents[1])

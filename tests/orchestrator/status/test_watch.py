@@ -1,0 +1,129 @@
+"""A view that follows a run, in a log, in a terminal, and to its end."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator import ledger, locks
+from orchestrator.manifest import Manifest
+from orchestrator.status import Screen, cell_lock, experiment_lock
+from orchestrator.status.__main__ import main
+from orchestrator.status.cells import CellStatus
+from orchestrator.status.watch import outcome, watch
+
+Write = Callable[..., Path]
+
+
+def test_a_log_gets_a_line_per_change(cell: Write, reading: Write) -> None:
+    path = cell(losses=(3.0,))
+    root, file = path.parents[1], io.StringIO()
+
+    def news() -> list[str]:
+        file.seek(0)
+        file.truncate()
+        screen.refresh(force=True)
+        return file.getvalue().splitlines()
+
+    with locks.hold(cell_lock(path)), Screen(root, Console(file=file, width=40)) as screen:
+        assert [text.split()[:2] for text in news()] == [["uniform/seed=0", "running"]]
+        assert news() == []
+        ledger.append(path / "ledger.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
+        assert news() == [], "not a tenth of it"
+        ledger.append(path / "ledger.jsonl", {"step": 10, "seconds": 2.0, "loss": 2.0})
+        assert [text.split()[2:6] for text in news()] == [["step", "10/100", "loss", "2.000"]]
+        reading(path, 0, "HS", [("t", 31.0, "critical")])
+        changed, alert = news()
+        assert changed.endswith("roles HS (step 0)")
+        assert alert.startswith("uniform/seed=0 ")
+        assert alert.endswith(" critical: t has 31.0× its peers' spectral norm at step 0.")
+        assert news() == [], "an alert is told once"
+        Manifest(root).append("uniform/seed=0", "failed", attempt=1, reason="[bold] why")
+        assert [" ".join(text.split()[1:]) for text in news()] == [
+            "failed step 10/100 loss 2.000 held-out 1.500 roles HS (step 0)", "critical: failed: [bold] why",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [("done done", 0), ("done failed", 2), ("lost done", 2), ("done stopped", 130), ("done next", 130)],
+)
+def test_how_it_ended_is_the_exit_code(states: str, code: int) -> None:
+    assert outcome([CellStatus(f"a/seed={i}", state) for i, state in enumerate(states.split())]) == code
+
+
+def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
+    path = cell()
+    root, found = path.parents[1], []
+    with ExitStack() as running:
+        running.enter_context(locks.hold(experiment_lock(root)))
+        with locks.hold(cell_lock(path)):
+            thread = threading.Thread(target=lambda: found.extend(watch(root, Console(file=io.StringIO()))))
+            thread.start()
+            Manifest(root).append("uniform/seed=0", "done", attempt=1)
+        thread.join(0.5)
+        assert thread.is_alive(), "the launcher may start another"
+    thread.join(60)
+    assert [cell.state for cell in found] == ["done"]
+
+
+def test_what_has_ended_is_shown_once(cell: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    path = cell(state="failed", reason="why")
+    assert main([str(path.parents[1]), "--watch"]) == 2
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["failed", "critical:"]
+    assert main([str(path.parents[1])]) == 0
+    assert "x  10% of 1 cell  1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["a", "b"], ["--wach", "a"]])
+def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("watching", [[], ["--watch"]])
+def test_no_experiment_is_a_sentence(tmp_path: Path, watching: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "absent"), *watching]) == 2
+    error = capsys.readouterr().err
+    assert "holds no experiment" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
+    path = cell(readings=("HS",))
+    parent, child = pty.openpty()
+    with locks.hold(cell_lock(path)):
+        command = [sys.executable, "-m", "orchestrator.status", str(path.parents[1]), "--watch"]
+        env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+        process = subprocess.Popen(command, stdout=child, stderr=child, env=env)
+        os.close(child)
+        drawn = b""
+        deadline = time.monotonic() + 60
+        while b"20/100" not in drawn:
+            drawn += os.read(parent, 65536)
+            if b"10/100" in drawn and drawn.count(b"uniform/seed=0") < 3:
+                ledger.append(path / "ledger.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
+            assert time.monotonic() < deadline
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    os.set_blocking(parent, False)
+    with suppress(OSError):  # nothing more may have been said
+        drawn += os.read(parent, 65536)
+    os.close(parent)
+    assert b"Traceback" not in drawn
+    assert b"\x1b[1A" in drawn, "the cursor went up to draw over what was there"
+    assert b"\x1b[?25h" in drawn, "and is shown again"
