@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from orchestrator.body import roles_of
@@ -15,7 +13,7 @@ from orchestrator.compare.cells import CellResult, ExperimentResult, read_experi
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
 from orchestrator.compare.expectations import Expectation, expectations
-from orchestrator.compare.migration import RoleShift, Transitions, role_shift, same_roles, transitions
+from orchestrator.compare.migration import RoleShift, Transitions, role_shift, transitions
 from orchestrator.compare.pairs import (
     BATCH_KEYS,
     HELDOUT_KEYS,
@@ -151,7 +149,7 @@ def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) 
     without = [cell.label for cell in experiment.cells if not cell.readings and cell.ledger]
     if without:
         notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
-    return notes + _role_notes(experiment.cells, pairs)
+    return notes + _role_notes(experiment.cells)
 
 
 def _batch_notes(pairs: list[Pair]) -> list[str]:
@@ -168,7 +166,7 @@ def _batch_notes(pairs: list[Pair]) -> list[str]:
     return notes
 
 
-def _role_notes(cells: list[CellResult], pairs: list[Pair]) -> list[str]:
+def _role_notes(cells: list[CellResult]) -> list[str]:
     notes = []
     untrained = [cell.readings[0] for cell in cells if 0 in cell.readings]
     if untrained:
@@ -179,17 +177,4 @@ def _role_notes(cells: list[CellResult], pairs: list[Pair]) -> list[str]:
             f"At step 0, before any training, {untrained[0]['scoring']} scoring gives {sum(named)} of {len(named)} "
             f"layers a role{rival}."
         )
-    across = [same_roles(p.a.readings[s], p.b.readings[s]) for p in pairs for s in p.common_steps[-1:]]
-    within = [
-        same_roles(x.last_reading, y.last_reading)
-        for x, y in combinations(cells, 2)
-        if x.arm == y.arm and x.last_reading and y.last_reading
-    ]
-    parts = [
-        f"{np.mean([same for same, _ in counts]):.3g} of {counts[0][1]} layers {where}"
-        for counts, where in ((across, "between the arms at one seed"), (within, "between the seeds of one arm"))
-        if counts and all(total == counts[0][1] > 0 for _, total in counts)
-    ]
-    if parts:
-        notes.append(f"The same role falls on {' and on '.join(parts)} (mean, newest reading).")
     return notes

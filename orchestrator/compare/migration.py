@@ -191,11 +191,3 @@ def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
 def state(role: str) -> str:
     """The role, or `tie` for two leaders."""
     return role if role in ROLES else "tie"
-
-
-def same_roles(a: dict[str, Any], b: dict[str, Any]) -> tuple[int, int]:
-    """Layers with the same single role in both readings, and layers compared; (0, 0) for unequal depths."""
-    left, right = roles_of(a), roles_of(b)
-    if len(left) != len(right):
-        return 0, 0
-    return sum(x == y and x in ROLES for x, y in zip(left, right, strict=True)), len(left)

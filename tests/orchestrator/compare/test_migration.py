@@ -19,7 +19,6 @@ from orchestrator.compare.migration import (
     STATES,
     role_migration,
     role_shift,
-    same_roles,
     state,
     transition_counts,
     transitions,
@@ -75,13 +74,6 @@ def test_transition_counts_put_every_tie_in_one_state() -> None:
     at = {name: i for i, name in enumerate(STATES)}
     assert counts[at["hub"], at["hub"]] == counts[at["hub"], at["damper"]] == 1
     assert counts[at["tie"], at["specialist"]] == counts[at["damper"], at["tie"]] == 1
-
-
-def test_same_roles_counts_single_roles_of_equal_depths(reading: Callable[..., dict]) -> None:
-    a, b = reading(0, [1.0] * 5), reading(0, [1.0] * 5)
-    assert same_roles(a, b) == (4, 5)  # the fifth layer is a tie in both: no role to share
-    assert same_roles(a, reading(0, [1.0] * 5, shift=1)) == (0, 5)
-    assert same_roles(a, reading(0, [1.0] * 6)) == (0, 0)
 
 
 def test_transitions_against_cohens_kappa_and_random_dealing() -> None:
