@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import CONSERVED, REFERENCES, Conservation
 from orchestrator.compare.flattening import mean_flattening, newest
-from orchestrator.compare.migration import LayerShift, RoleShift, state
+from orchestrator.compare.migration import LayerShift, state
 from orchestrator.compare.pairs import PRIMARY
 from orchestrator.compare.section import number, signed, span
 from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
@@ -74,25 +74,23 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     differ = len(shift.layers) - shift.across.same
     within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
     beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.1f}" if within else ""
-    told = moved_layers(shift)
     sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
     sentence += "." if shift.p is None else f"; {_pairs(len(shift.seeds))}, p = {shift.p:.2g}."
+    alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
+    told = alone or [layer for layer in shift.layers if unanimous(layer)]
     if told:
-        listed = ", ".join(_moved(layer) for layer in told[:TOLD])
+        which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "There"
+        listed = ", ".join(map(_moved, sorted(told, key=lambda layer: -layer.distance)[:TOLD]))
         more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        sentence += f" {'In every seed' if len(shift.seeds) > 1 else 'There'}: {listed}{more}."
+        sentence += f" {which}: {listed}{more}."
     answer = "roles moved" if sure else "inconclusive"
     return Finding(arm, "Which layers changed role?", answer, sure, sentence)
 
 
-def moved_layers(shift: RoleShift) -> list[LayerShift]:
-    """The layers that have one role in every seed of one arm and another one in every seed of the other."""
-    return [
-        layer
-        for layer in shift.layers
-        if len(set(map(state, layer.roles_a))) == len(set(map(state, layer.roles_b))) == 1
-        and state(layer.roles_a[0]) != state(layer.roles_b[0])
-    ]
+def unanimous(layer: LayerShift) -> bool:
+    """Whether the layer has one state in every seed of one arm and another one in every seed of the other."""
+    a, b = set(map(state, layer.roles_a)), set(map(state, layer.roles_b))
+    return len(a) == len(b) == 1 and a != b
 
 
 def _moved(layer: LayerShift) -> str:

@@ -123,7 +123,7 @@ def test_a_role_that_moved_in_every_seed_is_named(experiment: Write) -> None:
     found = told(compute(root), "variable", "Which layers changed role")
     assert (found.answer, found.sure) == ("roles moved", True)
     assert "p = 0.031" in found.sentence  # 2/2⁶
-    assert "In every seed: L0 passthrough → hub" in found.sentence
+    assert "By themselves: L0 passthrough → hub" in found.sentence
 
 
 def test_without_a_pair_nothing_is_answered(experiment: Write) -> None:
