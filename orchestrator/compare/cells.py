@@ -24,6 +24,7 @@ DESCRIPTION = {  # experiment.yaml
     "code": list,
 }  # fmt: skip
 RECORD = {"step": int, "digest": str}  # a ledger's line
+SIDECAR = {"step": int, "evaluations": NUMBER, "backwards": NUMBER, "values": dict}  # and its last decision, if any
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
 LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
 
@@ -162,6 +163,8 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     for record in records:
         cure = f"restore it, or delete {path} and run the experiment again"
         expect(source, record, RECORD, cure, "a record")
+        if "sidecar" in record:
+            expect(source, record["sidecar"], SIDECAR, cure, "sidecar")
         for split in ("heldout", "test"):
             losses = record.get(split, {})
             expect(source, losses, dict.fromkeys(losses, NUMBER), cure, split)

@@ -214,6 +214,13 @@ def record_without_step(root: Path) -> Path:
     return path
 
 
+def record_without_the_decision(root: Path) -> Path:
+    path = root / "uniform/seed=0/ledger.jsonl"
+    records = [json.loads(line) | {"sidecar": {"values": {}}} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
 def record_with_a_lost_loss(root: Path) -> Path:
     path = root / "uniform/seed=1/ledger.jsonl"
     path.write_text(json.dumps({"step": 0, "digest": "", "heldout": {"code": None}}) + "\n")
@@ -230,7 +237,7 @@ def bad_manifest(root: Path) -> Path:
     [
         bad_seed, true_seed, one_seed_alone, arms_in_a_list, declared_word, models_without_params, binary_spec,
         empty_reading, reading_without_measures, reading_with_a_word, binary_reading, shallower_reading,
-        record_without_step, record_with_a_lost_loss, bad_manifest,
+        record_without_step, record_with_a_lost_loss, record_without_the_decision, bad_manifest,
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_what_it_should_be_is_named(experiment: Write, harm: Callable[[Path], Path]) -> None:
