@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from orchestrator.status.reading import Reading, newest
 OPEN = ("submitted", "running")  # states of the manifest that another one must follow
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 _STEP = re.compile(r"step_(\d+)(\.json)?")
+_SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -107,17 +108,18 @@ def experiment_lock(experiment_dir: Path) -> Path:
 
 @cache
 def plan_of(cell_dir: Path) -> Plan:
-    """What a status needs of it, read once; to type and check the whole, as `schema.load`, takes 50 times as long.
-
-    Raises `ValueError` where it is not there.
-    """
+    """What a status needs of its configuration, which does not change. Raises `ValueError` where it is not there."""
     try:
-        # libyaml where it is there
-        content = yaml.load((cell_dir / "config.yaml").read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        arms = tuple(map(str, content["arms"]))
-        return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), arms)
+        return _plan_in(_SEED.sub("", (cell_dir / "config.yaml").read_text()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow
+def _plan_in(text: str) -> Plan:
+    content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml where it is there
+    arms = tuple(map(str, content["arms"]))
+    return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), arms)
 
 
 def read_status(experiment_dir: Path) -> list[CellStatus]:
