@@ -32,9 +32,9 @@ LAYERS = (
     Charts("Roles: layers of each", r"forensics/roles/.*", READING),
     Charts("Specialist budget: saturated FFN positions", r"forensics/saturated\w*", READING),
     Charts("Centre of the budget, 0 (first layer) to 1 (last)", r"forensics/centre/.*", READING),
-    Charts("CV of FFN co-magnitude, layer by layer", r"forensics/cv/.*", READING),
 )
-TRAINING = (
+DETAILS = (
+    Charts("CV of FFN co-magnitude, layer by layer", r"forensics/cv/.*", READING),
     Charts("Sidecar", r"sidecar/(reward|advantage|summary/.*)", STEP),
     Charts("Training", r"train/.*", STEP),
 )

@@ -22,6 +22,7 @@ from orchestrator.schema import Config, TrackerMode
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"
 REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one
+MANY = 6  # panels, beyond which a section begins closed
 PINNED = (
     "final/test_loss/mean", "final/budget/saturated_robust", "final/centre/saturated_robust", "final/roles/specialist",
 )  # fmt: skip
@@ -61,7 +62,7 @@ def publish(c: Comparison) -> list[str]:
 def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
     """The saved view, not yet saved: every run of the experiment, grouped by arm, and what they logged."""
     name, names = str(config.name), charts.logged(c)
-    series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.TRAINING)
+    series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.DETAILS)
     found = {one.title: charts.panels(one, names) for one in series}
     found |= {"Figures": charts.figure_panels(c), "Tables": charts.table_panels(c)}
     runs = ws.RunsetSettings(
@@ -73,7 +74,11 @@ def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
         entity=entity or config.tracker.entity or "",
         project=config.tracker.project,
         name="".join(" " if unicodedata.category(x) in REFUSED else x for x in name),
-        sections=[ws.Section(name=title, panels=panels, is_open=True) for title, panels in found.items() if panels],
+        sections=[
+            ws.Section(name=title, panels=panels, is_open=len(panels) <= MANY)
+            for title, panels in found.items()
+            if panels
+        ],
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=runs,
     )
