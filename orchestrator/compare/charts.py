@@ -55,7 +55,7 @@ def logged(c: Comparison) -> list[str]:
 
 def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any]:
     """The panels of `charts`, for those of the metrics `names` that it is about."""
-    found = []
+    found: list[Any] = []
     for name in names:
         if re.fullmatch(charts.metrics, name):
             title = name.partition("/")[2]

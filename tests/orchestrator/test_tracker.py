@@ -203,6 +203,17 @@ def test_every_attempt_has_the_same_id_and_all_rows(cell: Path) -> None:
     assert tracker.run_id(config) != tracker.run_id(config, "comparison")
 
 
+def test_a_resumed_run_knows_what_was_sent(cell: Path) -> None:
+    found = Tracker(config_of(TrackerMode.offline))
+    found.start(cell, [])
+    assert {tracker._last(found._run, axis) for axis in ("step", "forensics/step")} == {-1}
+    found.log(record(10))
+    found.forensics(reading(20))
+    assert tracker._last(found._run, "step") == 10
+    assert tracker._last(found._run, "forensics/step") == 20
+    found.finish()
+
+
 def test_names_longer_than_wandb_takes_are_cut(cell: Path) -> None:
     config = config_of(TrackerMode.offline)
     config.arm, config.name = "a" * 90, "n" * 120
