@@ -217,7 +217,7 @@ def _described(config: Config, kind: str) -> dict[str, Any]:
 def _last(run: Any, axis: str) -> int:
     """The last step of an axis that a resumed run has; a summary that was asked for lies one level deeper."""
     value = run.summary.get(axis, -1)
-    return value if isinstance(value, int | float) else value["last"]
+    return int(value if isinstance(value, int | float) else value["last"])
 
 
 def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:

@@ -32,9 +32,9 @@ LAYERS = (
     Charts("Roles: layers of each", r"forensics/roles/.*", READING),
     Charts("Specialist budget: saturated FFN positions", r"forensics/saturated\w*", READING),
     Charts("Centre of the budget, 0 (first layer) to 1 (last)", r"forensics/centre/.*", READING),
-    Charts("CV of FFN co-magnitude, layer by layer", r"forensics/cv/.*", READING),
 )
-TRAINING = (
+DETAILS = (
+    Charts("CV of FFN co-magnitude, layer by layer", r"forensics/cv/.*", READING),
     Charts("Sidecar", r"sidecar/(reward|advantage|summary/.*)", STEP),
     Charts("Training", r"train/.*", STEP),
 )
@@ -55,7 +55,7 @@ def logged(c: Comparison) -> list[str]:
 
 def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any]:
     """The panels of `charts`, for those of the metrics `names` that it is about."""
-    found = []
+    found: list[Any] = []
     for name in names:
         if re.fullmatch(charts.metrics, name):
             title = name.partition("/")[2]

@@ -21,12 +21,12 @@ LONGEST_TITLE = 128  # characters that W&B takes
 def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
     """The report, not yet saved. Without an entity its runs are those of the project that it is pushed to."""
     names, group = charts.logged(c), str(config.name)
-    where = {"entity": entity, "project": config.tracker.project if entity else ""}
+    where: dict[str, Any] = {"entity": entity, "project": config.tracker.project if entity else ""}
     cells = charts.only(wr.Runset(name="cells", groupby=["config.arm"], **where), group=group, jobType="train")
     each = charts.only(wr.Runset(name="cells", **where), group=group, jobType="train")
     comparison = charts.only(wr.Runset(name="comparison", **where), group=group, jobType="comparison")
     others = charts.only(wr.Runset(name="experiments", **where), jobType="comparison")
-    colours = {
+    colours: dict[Any, Any] = {
         wr.RunsetGroup("cells", (wr.RunsetGroupKey(wr.Config("arm"), arm),)): arm_line(i).colour
         for i, arm in enumerate(c.experiment.arms)
     }
@@ -87,6 +87,6 @@ def _plain(text: str) -> str:
     return " ".join(escape(text, quote=False).replace("|", "&#124;").replace("`", "&#96;").split())
 
 
-def _grid(title: str, runs: wr.Runset, panels: list[Any], colours: dict[Any, str]) -> list[Any]:
+def _grid(title: str, runs: wr.Runset, panels: list[Any], colours: dict[Any, Any]) -> list[Any]:
     """A heading and its panels, three to a row; nothing where there are none."""
     return [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels, custom_run_colors=colours)] if panels else []

@@ -22,6 +22,7 @@ from orchestrator.schema import Config, TrackerMode
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"
 REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one
+MANY = 6  # panels, beyond which a section begins closed
 PINNED = (
     "final/test_loss/mean", "final/budget/saturated_robust", "final/centre/saturated_robust", "final/roles/specialist",
 )  # fmt: skip
@@ -42,10 +43,10 @@ def publish(c: Comparison) -> list[str]:
     again = f"python -m orchestrator.compare {c.experiment.path} --workspace"
     if config.tracker.mode == TrackerMode.off:
         return [f"{where}, not pushed: tracker=off logged no runs that they could show."]
-    tracker.confine(c.directory)
-    if problem := tracker.login_problem():
-        return [f"{where}, not pushed: W&B {problem}, then {again}."]
     try:
+        tracker.confine(c.directory)
+        if problem := tracker.login_problem():
+            return [f"{where}, not pushed: W&B {problem}, then {again}."]
         return _push(c, config, view, report)
     except UserError:
         raise
@@ -61,7 +62,7 @@ def publish(c: Comparison) -> list[str]:
 def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
     """The saved view, not yet saved: every run of the experiment, grouped by arm, and what they logged."""
     name, names = str(config.name), charts.logged(c)
-    series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.TRAINING)
+    series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.DETAILS)
     found = {one.title: charts.panels(one, names) for one in series}
     found |= {"Figures": charts.figure_panels(c), "Tables": charts.table_panels(c)}
     runs = ws.RunsetSettings(
@@ -73,7 +74,11 @@ def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
         entity=entity or config.tracker.entity or "",
         project=config.tracker.project,
         name="".join(" " if unicodedata.category(x) in REFUSED else x for x in name),
-        sections=[ws.Section(name=title, panels=panels, is_open=True) for title, panels in found.items() if panels],
+        sections=[
+            ws.Section(name=title, panels=panels, is_open=len(panels) <= MANY)
+            for title, panels in found.items()
+            if panels
+        ],
         settings=ws.WorkspaceSettings(max_runs=100),
         runset_settings=runs,
     )
@@ -89,17 +94,21 @@ def _config_of(c: Comparison) -> Config:
 
 
 def _push(c: Comparison, config: Config, view: ws.Workspace, report: wr.Report) -> list[str]:
-    """Save both at W&B, in place of those that were saved before, and say where they are."""
+    """Save both at W&B, in place of those that were saved before, and say where they are.
+
+    What is on disk has their ids from then on; it needs no network to be built, as those that name their entity do.
+    """
     api = wandb.Api()
-    entity, project = config.tracker.entity or api.default_entity, config.tracker.project
+    entity, project = str(config.tracker.entity or api.default_entity), config.tracker.project
     if project not in {known.name for known in api.projects(entity)}:
         api.create_project(project, entity)  # the runs may be synced later
-    there = view_of(c, config, entity), report_of(c, config, entity)
-    _recall(c, *there)
-    saved = there[0].save(), there[1].save()
-    view._internal_id, view._internal_name, report.id = saved[0]._internal_id, saved[0]._internal_name, saved[1].id
+    theirs, told = view_of(c, config, entity), report_of(c, config, entity)
+    _recall(c, theirs, told)
+    theirs.save()
+    told.save()
+    view._internal_id, view._internal_name, report.id = theirs._internal_id, theirs._internal_name, told.id
     _write(c, view, report)
-    return [f"W&B view: {saved[0].url}", f"W&B report: {saved[1].url}"]
+    return [f"W&B view: {theirs.url}", f"W&B report: {told.url}"]
 
 
 def _write(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:

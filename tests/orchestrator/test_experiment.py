@@ -37,6 +37,15 @@ def test_arms_times_seeds() -> None:
     assert experiment.directory == Path("outputs/width_ablation")
 
 
+def test_the_runs_of_a_multirun_are_tagged_with_what_it_varies() -> None:
+    experiment = build(*ABLATION, "optim.lr=0.001", "tracker.tags=[mine]", swept=["optim.lr=0.001"])
+    assert {tuple(cell.config.tracker.tags) for cell in experiment.cells} == {
+        ("mine", "width_ablation", "optim.lr=0.001")
+    }
+    assert experiment.config.tracker.tags == ["mine", "width_ablation", "optim.lr=0.001"]
+    assert build(*ABLATION).config.tracker.tags == []
+
+
 def test_without_arms_the_overrides_are_one_cell() -> None:
     experiment = build("width=ramp", "seed=3")
     assert [cell.id for cell in experiment.cells] == ["main/seed=3"]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from orchestrator.status import cell_lock
 from orchestrator.tracker import Tracker
 from orchestrator.train import StopSignal, train, train_cell
 from tests.orchestrator.offline_run import (
+    WANDB,
     assert_same,
     inspect,
     media_of,
@@ -43,6 +45,8 @@ from tests.orchestrator.offline_run import (
     summary_of,
     table_in,
 )
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 def config_of(mode: TrackerMode, seed: int = 3) -> Config:
@@ -197,6 +201,46 @@ def test_every_attempt_has_the_same_id_and_all_rows(cell: Path) -> None:
     assert sorted(len(rows_with(inspect(run), "train/lr")) for run in runs_of(cell)) == [1, 3]
     assert tracker.run_id(config) != tracker.run_id(config_of(TrackerMode.offline, seed=4))
     assert tracker.run_id(config) != tracker.run_id(config, "comparison")
+
+
+def test_a_resumed_run_knows_what_was_sent(cell: Path) -> None:
+    found = Tracker(config_of(TrackerMode.offline))
+    found.start(cell, [])
+    assert {tracker._last(found._run, axis) for axis in ("step", "forensics/step")} == {-1}
+    found.log(record(10))
+    found.forensics(reading(20))
+    assert tracker._last(found._run, "step") == 10
+    assert tracker._last(found._run, "forensics/step") == 20
+    found.finish()
+
+
+def test_names_longer_than_wandb_takes_are_cut(cell: Path) -> None:
+    config = config_of(TrackerMode.offline)
+    config.arm, config.name = "a" * 90, "n" * 120
+    config.tracker.tags = ["width=ramp", "width=ramp", ""]
+    found = Tracker(config)
+    found.start(cell, [record(0)])
+    found.finish()
+    (run,) = runs_of(cell)
+    described = of_kind(inspect(run), "run")[0]
+    assert described["tags"] == ["a" * 64, "seed=3", "n" * 64, "width=ramp"]
+    assert described["display_name"] == ("n" * 120 + "/" + "a" * 90)[:128]
+
+
+def test_the_documented_command_finds_every_run(cell: Path, tmp_path: Path) -> None:
+    """In directories with spaces and quotes, where a comparison was never made, and for several experiments at once."""
+    (line,) = [x.strip() for x in README.read_text().splitlines() if "wandb sync {}" in x]
+    cells = [cell, *(write_cell(tmp_path / "o u't" / name / "a b/seed=0") for name in ("x__lr=0.1", "x__lr=0.2"))]
+    for each in cells:
+        found = Tracker(config_of(TrackerMode.offline))
+        found.start(each, [record(0)])
+        found.finish()
+    command = line.partition("#")[0].replace(".venv/bin/wandb sync", f"{shlex.quote(str(WANDB))} sync --dry-run")
+    for root, expected in ((tmp_path / "width", cells[:1]), (tmp_path / "o u't", cells[1:])):
+        here = command.replace("outputs/width_ablation", shlex.quote(str(root)))
+        done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True, cwd=tmp_path)
+        said = done.stdout + done.stderr
+        assert all(run.name in said for each in expected for run in runs_of(each))
 
 
 @pytest.mark.parametrize("code", [0, 1, 130])
