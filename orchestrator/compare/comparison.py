@@ -10,6 +10,7 @@ import pandas as pd
 from orchestrator.body import roles_of
 from orchestrator.compare import tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
+from orchestrator.compare.coincidence import Coincidence, coincide
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
 from orchestrator.compare.expectations import Expectation, expectations
@@ -24,6 +25,7 @@ from orchestrator.compare.pairs import (
     domains_of,
     pair_losses,
     pair_up,
+    shown,
 )
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 from orchestrator.compare.symmetry import Symmetry, symmetry
@@ -46,6 +48,7 @@ class Comparison:
     symmetry: list[Symmetry]
     transitions: list[Transitions]  # one per arm that was read twice
     role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
+    coincidences: list[Coincidence]  # per arm that was read twice: the domains' mean, then each domain
     notes: list[str]
 
     @property
@@ -90,6 +93,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
     domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     contrasts = contrast_all(experiment, domains)
+    standing = {arm: _cells_of(arm, experiment, pairs) for arm in experiment.arms}
     return Comparison(
         experiment=experiment,
         pairs=pairs,
@@ -101,10 +105,14 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
-        transitions=[
-            moved for arm in experiment.arms if (moved := transitions(arm, _cells_of(arm, experiment, pairs)))
-        ],
+        transitions=[moved for arm, cells in standing.items() if (moved := transitions(arm, cells))],
         role_shifts=[shift for arm in arms if (shift := role_shift(arm, pairs))],
+        coincidences=[
+            met
+            for arm, cells in standing.items()
+            for domain in (shown(domains) if domains else ())
+            if (met := coincide(arm, cells, domain, domains))
+        ],
         notes=_notes(experiment, pairs, domains),
     )
 

@@ -53,11 +53,11 @@ def mean_of_known(values: Iterable[float | None]) -> float | None:
 def interval(values: ArrayLike, level: float) -> Interval:
     """Interval of the mean, and the method's name: Student's t, from six values no narrower than the BCa bootstrap.
 
-    Neither holds alone. Of so few values BCa covers 85 % where it should 95 % (six, normal); its level is
-    therefore widened as t's is (Hesterberg 2015, The American Statistician 69:371, as R's `resample` does), and
-    still heavy tails cost it 4 points. t misses skewed means, all on one side. The further end of the two, at 6
-    to 20 values, covers at least 95 % of symmetric samples, heavy-tailed ones too, 91 to 95 % of exponential and
-    86 to 91 % of lognormal ones, with intervals 4 to 10 % wider than t's (tests/benchmarks/bench_statistics.py).
+    Neither holds alone. Where BCa should cover 95 % it covers 85 % of six normal values; its level is therefore
+    widened as t's is (Hesterberg 2015, The American Statistician 69:371; R's `resample` does the same), and still
+    heavy tails cost it 4 points. t misses skewed means, all on one side. The further end of the two, at 6 to 20
+    values, covers 95 % or more of symmetric samples, heavy-tailed ones too, 91 to 94 % of exponential and 86 to 92 %
+    of lognormal ones (tests/benchmarks/bench_statistics.py); for normal values it is 4 to 8 % wider than t's.
     """
     x = np.asarray(values, dtype=np.float64)  # [n]
     if x.size < 2:

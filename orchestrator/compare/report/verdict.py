@@ -39,6 +39,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "conservation": [asdict(result) for result in c.conservation],
         "transitions": [asdict(result) for result in c.transitions],
         "role_shifts": [asdict(result) for result in c.role_shifts],
+        "coincidences": [asdict(result) for result in c.coincidences],
         "roles": {
             arm: {
                 str(cell.seed): {"step": reading["step"], "roles": roles_of(reading)}

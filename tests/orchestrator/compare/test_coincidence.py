@@ -1,0 +1,152 @@
+"""Loss drops and role transitions planted by hand, and p against every combination of shifts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.compare.cells import CellResult
+from orchestrator.compare.coincidence import coincide
+from orchestrator.compare.comparison import compute
+
+EVERY = 10  # steps between readings
+
+
+def cell_of(
+    losses: Sequence[float], moved: Sequence[int], *, seed: int = 0, layers: int = 4, read: Sequence[int] | None = None
+) -> CellResult:
+    """Evaluations at every `EVERY / 2` steps, linear between `losses`; `moved` layers change state per interval."""
+    steps = np.arange(0, EVERY * (len(losses) - 1) + 1, EVERY // 2)
+    values = np.interp(steps, EVERY * np.arange(len(losses)), losses)
+    ledger = [{"step": int(s), "heldout": {"code": v, "facts": v + 1.0}} for s, v in zip(steps, values, strict=True)]
+    states, readings = np.zeros(layers, dtype=int), {}
+    for index, count in enumerate([0, *moved]):
+        states[:count] = 1 - states[:count]
+        roles = [{"role": ("hub", "damper")[s]} for s in states]
+        readings[EVERY * index if read is None else read[index]] = {"layers": roles}
+    return CellResult("b", seed, Path(), ledger, readings, None)
+
+
+def falling(intervals: int, drops: dict[int, float], seed: int = 0, noise: float = 0.001) -> list[float]:
+    """A straight fall with some noise, and further falls in the given intervals."""
+    changes = -0.02 + noise * np.random.default_rng(seed).standard_normal(intervals)
+    for at, size in drops.items():
+        changes[at] -= size
+    return list(5.0 + np.concatenate([[0.0], np.cumsum(changes)]))
+
+
+def once(intervals: int, at: dict[int, int]) -> list[int]:
+    return [at.get(i, 0) for i in range(intervals)]
+
+
+def test_planted_drops_are_found_where_they_are() -> None:
+    drops = {8: 0.3, 15: 0.2, 22: 0.1}
+    found = coincide("b", [cell_of(falling(30, drops), once(30, {8: 2, 22: 3, 12: 1}), seed=7)], "code", ["code"])
+    assert found is not None
+    assert found.drop_steps == {7: [EVERY * (at + 1) for at in drops]}
+    assert (found.intervals, found.drops, found.transitions, found.together) == (28, 3, 6, 5)
+    assert found.p is not None
+    assert found.expected is not None
+    assert found.expected < 1.5
+    assert found.p < 0.05
+    assert found.sentence == ""
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_p_counts_every_combination_of_shifts(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drops = [{3: 0.3, 10: 0.2}, {6: 0.3}]
+    moved = [rng.integers(0, 3, 16) for _ in drops]
+    cells = [cell_of(falling(16, d), m, seed=i) for i, (d, m) in enumerate(zip(drops, moved, strict=True))]
+    found = coincide("b", cells, "code", ["code"])
+    assert found is not None
+    # the intervals but for the first and last, in stretches of five and the rest
+    parts = []
+    for d, m in zip(drops, moved, strict=True):
+        for start, stop in ((1, 6), (6, 15)):
+            hit = np.array([at in d for at in range(start, stop)])
+            parts.append([np.roll(m[start:stop], s)[hit].sum() for s in range(stop - start)])
+    every = np.array([sum(shifts) for shifts in itertools.product(*parts)])
+    assert found.together == every[0]
+    assert found.expected == pytest.approx(every.mean())
+    assert found.p == pytest.approx(np.mean(every >= every[0]))
+    assert found.smallest_p == pytest.approx(np.mean(every == every.max()))
+
+
+def test_a_trend_is_no_drop_nor_is_one_bad_evaluation() -> None:
+    steps = np.arange(41)
+    losses = 2.0 + 3.0 * (1.0 + steps / 2.0) ** -0.8  # falls by 0.9 nats in the first interval, 0.01 in the last
+    cell = cell_of(list(losses), [4] * 5 + [0] * 35)
+    found = coincide("b", [cell], "code", ["code"])
+    assert found is not None
+    assert (found.drops, found.transitions, found.p, found.expected) == (0, 16, None, None)
+    assert found.sentence == "No loss drop: nothing can coincide."
+    spiked = cell_of(falling(30, {}, noise=0.01), [1] * 30)
+    spiked.ledger[21]["heldout"]["code"] -= 0.5
+    found = coincide("b", [spiked], "code", ["code"])
+    assert found is not None
+    assert found.drops == 0
+
+
+def test_what_cannot_be_said_is_said() -> None:
+    def sentence(cells: list[CellResult]) -> str:
+        found = coincide("b", cells, "code", ["code"])
+        assert found is not None
+        assert (found.p is None) == (found.expected is None) == (found.smallest_p is None)
+        assert json.loads(json.dumps(asdict(found), allow_nan=False))["sentence"] == found.sentence
+        return found.sentence
+
+    assert sentence([cell_of(falling(1, {}), [1])]).startswith("1 interval between readings cannot tell")
+    assert sentence([cell_of(falling(9, {4: 0.3}), [1] * 9)]).startswith("9 intervals between readings cannot tell")
+    assert sentence([cell_of(falling(20, {9: 0.3}), [0] * 20)]) == "No role transition: nothing can coincide."
+    assert sentence([cell_of([3.0] * 21, [0] * 20)]) == "No loss drop and no role transition: nothing can coincide."
+    lone = cell_of(falling(20, {9: 0.3}), once(20, {9: 4}))
+    assert sentence([lone]) == "So few drops and transitions cannot give p under 0.077."
+    # a cell with enough intervals speaks for itself beside one that has too few
+    assert sentence([lone, cell_of(falling(5, {}), [4] * 5, seed=1)]) == sentence([lone])
+
+
+def test_nothing_read_beside_a_loss_is_nothing() -> None:
+    whole = cell_of(falling(12, {}), [1] * 12)
+    unread = CellResult("b", 0, Path(), whole.ledger, {}, None)
+    once_read = CellResult("b", 0, Path(), whole.ledger, dict([*whole.readings.items()][:1]), None)
+    silent = CellResult("b", 0, Path(), [], whole.readings, None)
+    infinite = [{"step": r["step"], "heldout": {"code": float("nan")}} for r in whole.ledger]
+    diverged = CellResult("b", 0, Path(), infinite, whole.readings, None)
+    assert coincide("b", [unread, once_read, silent, diverged], "code", ["code"]) is None
+    assert coincide("b", [], "code", ["code"]) is None
+
+
+def test_readings_at_other_steps_than_evaluations_and_beyond_them() -> None:
+    read = [-7, *range(3, 193, EVERY), 400]  # before and after every evaluation, and between two
+    losses = falling(20, {9: 0.5})
+    cell = cell_of(losses, once(20, {10: 3}), read=read)
+    found = coincide("b", [cell], "code", ["code"])
+    assert found is not None
+    assert found.intervals == 18 - 2
+    assert found.drop_steps == {0: [103]}  # half of it falls before that reading, and half after
+
+
+def test_a_single_layer_and_the_domains_mean() -> None:
+    cell = cell_of(falling(20, {9: 0.3}), once(20, {9: 1}), layers=1)
+    one, mean = coincide("b", [cell], "code", ["code"]), coincide("b", [cell], "mean", ["code", "facts"])
+    assert one is not None
+    assert mean is not None
+    assert (one.together, one.transitions, one.drop_steps) == (1, 1, {0: [100]})
+    assert (mean.domain, mean.drop_steps, mean.p) == ("mean", one.drop_steps, one.p)
+
+
+def test_every_arm_and_domain_has_its_result(experiment: Callable[..., Path]) -> None:
+    c = compute(experiment())
+    assert [(x.arm, x.domain) for x in c.coincidences] == [
+        (arm, domain) for arm in ("uniform", "variable") for domain in ("mean", "code", "facts")
+    ]
+    assert {x.sentence for x in c.coincidences} == {
+        "2 intervals between readings cannot tell a drop from a trend: 10 can."
+    }
