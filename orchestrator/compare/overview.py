@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.across import CALLED, Row, frame, testable
-from orchestrator.compare.section import number, signed, span
+from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.statistics import ALPHA
 from orchestrator.compare.summary import VERDICTS
 from orchestrator.files import write_whole

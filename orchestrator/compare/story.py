@@ -9,8 +9,8 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import CONSERVED, REFERENCES, Conservation
 from orchestrator.compare.flattening import mean_flattening, newest
 from orchestrator.compare.migration import LayerShift, state
+from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import PRIMARY
-from orchestrator.compare.section import number, signed, span
 from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.section import Roles, Section
 from orchestrator.compare.sections import headlines, many_arms, sections
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.story import Finding, findings
 from orchestrator.palette import ROLES, colour, letter
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.compare import inside, origins, outcomes
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.delivery import delivery
-from orchestrator.compare.section import Section
-from orchestrator.compare.sections import many_arms
+from orchestrator.compare.sections import inside, many_arms, origins, outcomes
+from orchestrator.compare.sections.delivery import delivery
+from orchestrator.compare.sections.section import Section
 
 Build = Callable[[Comparison], list[Section]]
 
@@ -55,11 +54,15 @@ def _layers(c: Comparison) -> list[Section]:
     return [inside.layers(c, [arm]) for arm in c.experiment.arms]
 
 
+def _roles(c: Comparison) -> list[Section]:
+    return [*_layers(c), inside.persistence(c), inside.coincidences(c)]
+
+
 # key, title, figures, tables
 CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
     ("intended", "Intended organisation", (), lambda c: [delivery(c)]),
     ("loss", "Loss", ("paired_eval",), _losses),
-    ("roles", "Roles", ("layers", "role_migration"), lambda c: [*_layers(c), inside.persistence(c)]),
+    ("roles", "Roles", ("layers", "role_migration"), _roles),
     ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(inside.budgets)),
     ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [inside.spreads(c)]),
     ("sidecar", "Sidecar", ("sidecar",), per_arm(inside.multipliers)),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from orchestrator.compare.report.glossary import GLOSSARY, term_of
-from orchestrator.compare.section import Roles, Section
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.story import Finding, Scale
 from orchestrator.palette import ROLES, colour, letter
 

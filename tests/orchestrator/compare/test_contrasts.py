@@ -18,9 +18,9 @@ from rich.console import Console
 from orchestrator.compare import compare, print_summary
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.contrasts import Contrast
-from orchestrator.compare.outcomes import formula
 from orchestrator.compare.pairs import EQUAL_FLOPS
 from orchestrator.compare.sections import sections
+from orchestrator.compare.sections.outcomes import formula
 from orchestrator.errors import UserError
 
 Write = Callable[..., Path]

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.compare import compare, print_summary
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.figures import draw
-from orchestrator.compare.inside import layers
+from orchestrator.compare.sections.inside import layers
 from orchestrator.compare.story import Finding, findings
 
 Write = Callable[..., Path]

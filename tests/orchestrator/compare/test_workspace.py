@@ -20,8 +20,8 @@ import wandb_workspaces.workspaces as ws
 from orchestrator import ledger
 from orchestrator.compare import charts, compare, workspace
 from orchestrator.compare.comparison import compute
-from orchestrator.compare.section import Roles, Section
-from orchestrator.compare.wandb_report import markdown, report_of
+from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.workspace.report import markdown, report_of
 from orchestrator.errors import UserError
 from orchestrator.tracker import Tracker
 from tests.orchestrator.offline_run import inspect, of_kind, runs_of, summary_of

@@ -7,7 +7,8 @@ from typing import Any
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.section import Roles, Section, number, signed, span
+from orchestrator.compare.numbers import number, signed, span
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
@@ -82,6 +83,23 @@ def persistence(c: Comparison) -> Section:
         "How steady roles are between successive readings",
         ["arm", "layers × intervals", "changed", "if dealt at random", "κ"], rows,
     )  # fmt: skip
+
+
+def coincidences(c: Comparison) -> Section:
+    """Whether layers change roles in the intervals in which the loss drops, arm by arm and domain by domain."""
+    rows: list[list[str | Roles]] = []
+    said: dict[str, list[str]] = {}  # sentence → what it is said of
+    for r in c.coincidences:
+        counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
+        rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
+        if r.sentence:
+            said.setdefault(r.sentence, []).append(f"{r.arm}, {c.name_of(r.domain)}")
+    notes = [
+        sentence if len(names) == len(rows) else f"{'; '.join(names)}: {sentence}" for sentence, names in said.items()
+    ]
+    notes.append(f"{len(rows)} tests, none corrected for the others.")
+    columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
+    return Section("Do layers change roles where the loss drops?", columns, rows, notes)
 
 
 def budgets(c: Comparison, arm: str) -> Section:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.delivery import delivery
-from orchestrator.compare.inside import budgets, layers, multipliers, spreads
-from orchestrator.compare.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
-from orchestrator.compare.section import Roles, Section
+from orchestrator.compare.sections.delivery import delivery
+from orchestrator.compare.sections.inside import budgets, layers, multipliers, spreads
+from orchestrator.compare.sections.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.story import findings
 
 MANY_ARMS = 4  # beyond which a terminal shows one line per arm

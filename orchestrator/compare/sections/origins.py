@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.numbers import signed
 from orchestrator.compare.provenance import constant, differences
-from orchestrator.compare.section import Roles, Section, signed
+from orchestrator.compare.sections.section import Roles, Section
 
 
 def costs(c: Comparison) -> Section:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
-from orchestrator.compare.section import Roles, Section, number, signed, span
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.statistics import ALPHA, holm, mean_of_known, smallest_p
 
 

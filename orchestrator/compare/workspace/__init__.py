@@ -12,9 +12,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from orchestrator import tracker
-from orchestrator.compare import charts
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.wandb_report import report_of
+from orchestrator.compare.workspace import charts
+from orchestrator.compare.workspace.report import report_of
 from orchestrator.errors import UserError
 from orchestrator.files import write_whole
 from orchestrator.palette import arm_line

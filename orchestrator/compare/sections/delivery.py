@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.expectations import least_seeds
-from orchestrator.compare.section import Roles, Section, number, span
+from orchestrator.compare.numbers import number, span
+from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.statistics import ALPHA
 
 

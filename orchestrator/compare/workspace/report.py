@@ -7,11 +7,11 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
-from orchestrator.compare import charts
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.pairs import PRIMARY
-from orchestrator.compare.section import Roles, Section, signed, span
 from orchestrator.compare.sections import sections
+from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.story import findings
+from orchestrator.compare.workspace import charts
 from orchestrator.palette import arm_line, letter
 from orchestrator.schema import Config
 
@@ -58,17 +58,12 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
 
 
 def said(c: Comparison) -> list[str]:
-    """What was found of every arm, a sentence each."""
-    found = []
-    for r in c.statistics:
-        if (r.metric, r.domain) == PRIMARY[0]:
-            interval = f" (95 % interval {span(r.low, r.high, 4, plus=True)})" if r.low is not None else ""
-            budgets = [x for x in c.conservation if x.arm == r.arm][:1]
-            budget = "".join(f" Its specialist budget: {x.verdict}." for x in budgets)
-            found.append(
-                f"{r.arm} against {c.baseline}, {r.n} pair{'s' * (r.n > 1)}: test loss {signed(r.delta, 4)} nats/token"
-                f"{interval}, {r.verdict}.{budget}"
-            )
+    """The first answers on every arm, a sentence each."""
+    found = [
+        f"{arm} against {c.baseline}: {finding.question} {finding.answer}. {finding.sentence}"
+        for arm in c.compared
+        for finding in findings(c, arm)
+    ]
     return found or ["No pair is complete: nothing can be said about a difference between the arms."]
 
 
