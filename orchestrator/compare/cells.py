@@ -24,7 +24,7 @@ DESCRIPTION = {  # experiment.yaml
     "code": list,
 }  # fmt: skip
 RECORD = {"step": int, "digest": str}  # a ledger's line
-SIDECAR = {"step": int, "evaluations": NUMBER, "backwards": NUMBER, "values": dict}  # and its last decision, if any
+SIDECAR = {"step": int, "values": dict}  # and its last decision, if any
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
 LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
 
