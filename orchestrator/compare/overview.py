@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
+import os
 from pathlib import Path
 from textwrap import shorten
 
@@ -14,18 +14,17 @@ from rich.text import Text
 
 from orchestrator.compare.across import CALLED, Row, frame, testable
 from orchestrator.compare.numbers import number, signed, span
+from orchestrator.compare.report.document import document
+from orchestrator.compare.report.html import table
+from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.statistics import ALPHA
 from orchestrator.compare.summary import VERDICTS
 from orchestrator.files import write_whole
 
 QUESTION = 50  # characters of it in a terminal
 UNREAD = "not read"
-STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2rem; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums } th { color: #666; text-align: left }
-th, td { padding: .2rem .7rem .2rem 0; vertical-align: top } tbody tr:nth-child(even) { background: #f6f6f6 }
-td:nth-child(3) { min-width: 16em } .dim { color: #666 }
-"""
+COLUMNS = ("experiment", "question", "arm", "n", "Δ", "95 % interval", "q", "verdict", "budget b / a", "budget",
+           "centre shift", "95 % interval ", "lines")  # fmt: skip
 
 
 def print_overview(rows: list[Row], beside: list[Path], console: Console) -> None:
@@ -80,17 +79,24 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def write_html(rows: list[Row], beside: list[Path], path: Path) -> None:
-    """The same columns as the CSV; a number's every digit appears under the pointer."""
-    head = "".join(f"<th>{escape(str(name).replace('_', ' '))}</th>" for name in frame(rows))
-    body = "\n".join(f"<tr>{''.join(map(_html, vars(row).values()))}</tr>" for row in rows)
+    """The terminal's table as a page that sorts, each experiment with a link to its report."""
     skipped = [f"No experiments, skipped: {', '.join(map(str, beside))}."] if beside else []
-    said = "".join(f"<p class='dim'>{escape(note)}</p>" for note in [*notes(rows), *skipped])
-    write_whole(
-        path,
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Experiments</title><style>{STYLE}</style>"
-        f"</head>\n<body><h1>Experiments</h1><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table>"
-        f"{said}</body></html>\n",
-    )
+    section = Section("Experiments", list(COLUMNS), [_line(row, path.parent) for row in rows], [*notes(rows), *skipped])
+    write_whole(path, document("Experiments", f"<main>{table(section, level=1)}</main>", ("tables.js",)))
+
+
+def _line(row: Row, home: Path) -> list[Cell]:
+    """The row's cells; its report is named as seen from the directory `home`."""
+    report = Path(row.directory).resolve() / "comparison/report.html"
+    name = Link(row.experiment, os.path.relpath(report, home.resolve())) if report.is_file() else row.experiment
+    if row.problem:
+        return [name, row.problem, *["–"] * (len(COLUMNS) - 3), UNREAD]
+    return [
+        name, row.question, row.arm or "–", str(row.n), signed(row.delta, 4), span(row.low, row.high, 4, plus=True),
+        number(row.q, 3), row.verdict, number(row.ratio, 2), row.budget, signed(row.centre_shift, 2),
+        span(row.centre_low, row.centre_high, 2, plus=True),
+        f"{row.delivered} of {row.expected}" if row.expected else "–",
+    ]  # fmt: skip
 
 
 def _cells(row: Row, *, first: bool) -> list[Text]:
@@ -109,9 +115,3 @@ def _cells(row: Row, *, first: bool) -> list[Text]:
         Text.assemble(number(row.ratio, 2), "\n", (row.budget, VERDICTS.get(row.budget, ""))),
         Text(f"{signed(row.centre_shift, 2)}\n{span(row.centre_low, row.centre_high, 2, plus=True)}"),
     ]
-
-
-def _html(value: str | float | None) -> str:
-    if isinstance(value, float):
-        return f"<td title='{value!r}'>{value:.4g}</td>"
-    return f"<td>{'–' if value is None else escape(str(value))}</td>"

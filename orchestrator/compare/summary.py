@@ -10,7 +10,7 @@ from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.sections import headlines, many_arms, sections
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
 from orchestrator.palette import ROLES, colour, letter
 
@@ -105,13 +105,12 @@ def _table(section: Section, *, words: bool) -> Table:
             min_width=VERDICT if verdicts or long else None,
         )
     for row in section.rows:
-        table.add_row(
-            *(
-                _roles(cell, words) if isinstance(cell, Roles) else Text(cell, style=VERDICTS.get(cell, ""))
-                for cell in row
-            )
-        )
+        table.add_row(*(_roles(cell, words) if isinstance(cell, Roles) else _text(cell) for cell in row))
     return table
+
+
+def _text(cell: str | Link) -> Text:
+    return Text(cell.text) if isinstance(cell, Link) else Text(cell, style=VERDICTS.get(cell, ""))
 
 
 def _roles(cell: Roles, words: bool) -> Text:

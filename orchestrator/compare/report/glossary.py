@@ -50,6 +50,15 @@ OWN = {
         "as far from 0. With fewer than six pairs it cannot reach 0.05. Primary outcomes are tested as a sequence, "
         "secondary ones share a Holm correction.",
     ),
+    "q": Term(
+        "q",
+        "p adjusted by Benjamini and Hochberg over all rows whose pairs are enough to be called: of the arms with "
+        "q ≤ 0.05 at most 5 % are expected to be false.",
+    ),
+    "expect": Term(
+        "lines of expect",
+        "What the experiment says the body should become: how many lines were delivered, of all.",
+    ),
     "verdict": Term(
         "better, worse, equivalent, inconclusive",
         "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % of "
@@ -156,8 +165,9 @@ HEADS = {  # the first line of a table's column head → its term
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
     "width": "width", "parameters": "width", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
     "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry",
-    "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence", "together": "coincidence",
-    "× its peers": "pathology",
+    "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
+    "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
+    "q": "q", "lines": "expect",
 }  # fmt: skip
 
 

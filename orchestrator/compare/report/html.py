@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from html import escape
+from urllib.parse import quote
 
 from orchestrator.compare.report.glossary import GLOSSARY, term_of
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.story import Finding, Scale
 from orchestrator.palette import ROLES, colour, letter
 
@@ -50,9 +51,11 @@ def table(section: Section, *, level: int = 3) -> str:
     )
 
 
-def cell(value: str | Roles) -> str:
+def cell(value: Cell) -> str:
     if isinstance(value, str):
         return escape(value)
+    if isinstance(value, Link):
+        return f"<a href='{quote(value.path)}'>{escape(value.text)}</a>"
     return "".join(
         f"<span class='role{'' if role in ROLES else ' tie'}' style='background:{colour(role)}' title='{escape(role)}'>"
         f"{escape(role) if value.words else letter(role)}</span>"

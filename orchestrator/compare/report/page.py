@@ -6,7 +6,6 @@ import base64
 import gzip
 from collections.abc import Iterator
 from html import escape
-from importlib.resources import files
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -14,7 +13,8 @@ from plotly.offline import get_plotlyjs
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures import Drawing
 from orchestrator.compare.report.chapters import Chapter, chapters
-from orchestrator.compare.report.html import card, define, glossary, listed, table
+from orchestrator.compare.report.document import document
+from orchestrator.compare.report.html import card, define, listed, table
 from orchestrator.compare.sections import glance, many_arms
 from orchestrator.compare.story import findings
 from orchestrator.palette import arm_line
@@ -26,30 +26,21 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
     """The whole report; text from names and data is escaped."""
     told = [chapter for chapter in chapters(c) if chapter.sections or any(name in drawings for name in chapter.figures)]
     named = [(chapter.key, chapter.title) for chapter in told] + [("tables", "Tables"), ("definitions", "Definitions")]
-    title = escape(c.experiment.question or c.experiment.name)
     links = "".join(f"<li><a href='#{key}'>{escape(name)}</a></li>" for key, name in named)
-    assets = files("orchestrator.compare.report")
-    return "\n".join(
-        [
-            "<!doctype html>",
-            f"<html lang='en'><head><meta charset='utf-8'><title>{title}</title>",
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-            f"<link rel='icon' href='data:,'><style>{(assets / 'page.css').read_text()}</style></head><body>",
-            f"<header>{_header(c, title)}</header>",
-            f"<nav aria-label='Chapters'><ul>{links}</ul></nav>",
-            f"<main>{_top(c)}",
-            *(_chapter(chapter, drawings) for chapter in told),
-            f"<section id='tables'><h2>Tables</h2>{_downloads(c)}</section>",
-            f"<section id='definitions'><h2>Definitions</h2>{glossary()}</section></main>",
-            f"<footer>{_footer(c)}</footer><div id='definition' popover></div>",
-            *_packed(c, drawings),
-            f"<script>{(assets / 'page.js').read_text()}</script></body></html>",
-            "",
-        ]
-    )
+    body = [
+        f"<header>{_header(c)}</header>",
+        f"<nav aria-label='Chapters'><ul>{links}</ul></nav>",
+        f"<main>{_top(c)}",
+        *(_chapter(chapter, drawings) for chapter in told),
+        f"<section id='tables'><h2>Tables</h2>{_downloads(c)}</section></main>",
+        f"<footer>{_footer(c)}</footer>",
+    ]
+    data = "\n".join(_packed(c, drawings))
+    title = c.experiment.question or c.experiment.name
+    return document(title, "\n".join(body), ("tables.js", "figures.js"), data)
 
 
-def _header(c: Comparison, title: str) -> str:
+def _header(c: Comparison) -> str:
     e = c.experiment
     arms = [
         f"<svg width='22' height='10' aria-hidden='true'><line x1='0' x2='22' y1='5' y2='5' stroke-width='4' "
@@ -63,7 +54,8 @@ def _header(c: Comparison, title: str) -> str:
     facts += [("pairs", escape(complete) + define("experiment"))] if len(e.arms) > 1 else []
     facts += [("left out", escape(f"{cells}: {reason}")) for cells, reason in c.incomplete_cells]
     listing = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts)
-    return f"<p class='eyebrow'>{escape(e.name)}</p><h1>{title}</h1><dl class='facts'>{listing}</dl>"
+    heading = f"<p class='eyebrow'>{escape(e.name)}</p><h1>{escape(e.question or e.name)}</h1>"
+    return f"{heading}<dl class='facts'>{listing}</dl>"
 
 
 def _top(c: Comparison) -> str:

@@ -6,7 +6,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.sections.delivery import delivery
 from orchestrator.compare.sections.inside import budgets, layers, multipliers, spreads
 from orchestrator.compare.sections.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.story import findings
 
 MANY_ARMS = 4  # beyond which a terminal shows one line per arm
@@ -38,7 +38,7 @@ def glance(c: Comparison) -> Section:
     """One line per compared arm: the answer to each of the first questions."""
     told = {arm: findings(c, arm) for arm in c.compared}
     questions = list(dict.fromkeys(finding.question for found in told.values() for finding in found))
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for arm, found in told.items():
         answers = {finding.question: finding.answer for finding in found}
         rows.append([arm, *(answers.get(question, "–") for question in questions)])

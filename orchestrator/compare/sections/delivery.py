@@ -5,13 +5,13 @@ from __future__ import annotations
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.expectations import least_seeds
 from orchestrator.compare.numbers import number, span
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import ALPHA
 
 
 def delivery(c: Comparison) -> Section:
     """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     said: dict[str, list[str]] = {}  # sentence → what it is said of
     for e in c.expectations:
         digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2

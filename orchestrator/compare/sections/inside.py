@@ -8,7 +8,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.numbers import number, signed, span
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
 
 COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
@@ -23,7 +23,7 @@ def layers(c: Comparison, arms: list[str]) -> Section:
     words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
     names = ["a", "b"] if len(arms) == 2 else [""]
     flat = mean_flattening(c.tables["flattening"], arms[1]) if len(arms) == 2 else {}
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for index in range(depth):
         at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]
         width = " → ".join(number(mean_of_known(layer["width"] for layer in seeds), 0) for seeds in at)
@@ -51,7 +51,7 @@ def layers(c: Comparison, arms: list[str]) -> Section:
 def shifts(c: Comparison, arm: str) -> Section:
     """The layers in which the arms' roles differ, most different first."""
     shift = next((s for s in c.role_shifts if s.arm == arm), None)
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for layer in sorted(shift.layers, key=lambda x: -x.distance) if shift else []:
         if layer.distance > 0:
             a, b = (Roles(roles, words=len(roles) <= WORDS_UP_TO) for roles in (layer.roles_a, layer.roles_b))
@@ -76,7 +76,7 @@ def shifts(c: Comparison, arm: str) -> Section:
 
 def persistence(c: Comparison) -> Section:
     """How steady roles are from reading to reading, beside roles dealt at random."""
-    rows: list[list[str | Roles]] = [
+    rows: list[list[Cell]] = [
         [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
     ]
     return Section(
@@ -87,7 +87,7 @@ def persistence(c: Comparison) -> Section:
 
 def coincidences(c: Comparison) -> Section:
     """Whether layers change roles in the intervals in which the loss drops, arm by arm and domain by domain."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     said: dict[str, list[str]] = {}  # sentence → what it is said of
     for r in c.coincidences:
         counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
@@ -105,7 +105,7 @@ def coincidences(c: Comparison) -> Section:
 def budgets(c: Comparison, arm: str) -> Section:
     """The specialist budget, one column per reference, beside what chance gives."""
     columns, said = [""], dict[str, list[str]]()  # sentence → the counts it holds for
-    rows: list[list[str | Roles]] = [
+    rows: list[list[Cell]] = [
         [name]
         for name in ("a (by chance)", "b (by chance)", "ratio b / a", "90 % interval", "ratio by chance",
                      "centre of a, 0…1", "centre of b", "shift, b − a",
@@ -133,7 +133,7 @@ def budgets(c: Comparison, arm: str) -> Section:
 
 def spreads(c: Comparison) -> Section:
     """How far the layers of every arm part from each other."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for r in c.symmetry:
         if not rows:
             rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
@@ -157,7 +157,7 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
     for channel, a in agreement(c.cells_of(arm)).items():
         kinds = list(dict.fromkeys(a.kinds))
         at = {(layer, kind): i for i, (layer, kind) in enumerate(zip(a.layers, a.kinds, strict=True))}
-        rows: list[list[str | Roles]] = []
+        rows: list[list[Cell]] = []
         for layer in sorted(set(a.layers)):
             marks = [
                 "–" if (i := at.get((layer, kind))) is None else f"{a.mean[i]:.2f}{MARKS[int(a.sign[i])]}"
@@ -187,7 +187,7 @@ def pathologies(c: Comparison) -> Section:
             for found in reading["pathology"]:
                 key, now = (cell.label, found["tensor"]), (found["ratio"], step, found["severity"])
                 worst[key] = max(worst.get(key, now), now)
-    rows: list[list[str | Roles]] = [
+    rows: list[list[Cell]] = [
         [label, tensor, f"{ratio:.1f}", str(step), severity]
         for (label, tensor), (ratio, step, severity) in sorted(worst.items(), key=lambda item: -item[1][0])
     ]

@@ -7,12 +7,12 @@ from typing import Any
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.numbers import signed
 from orchestrator.compare.provenance import constant, differences
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Section
 
 
 def costs(c: Comparison) -> Section:
     """Parameters and floating-point operations of every arm."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     base = c.experiment.models.get(c.baseline)
     for arm, model in c.experiment.models.items():
         widths = f"{min(model.widths)} … {max(model.widths)}" if model.widths else "–"
@@ -24,7 +24,7 @@ def costs(c: Comparison) -> Section:
 
 def differing(c: Comparison) -> Section:
     """Configuration, code and environment in which cells differ, arm by arm."""
-    rows: list[list[str | Roles]] = [
+    rows: list[list[Cell]] = [
         [
             found.kind,
             found.key,
@@ -39,7 +39,7 @@ def differing(c: Comparison) -> Section:
 
 def shared(c: Comparison) -> Section:
     """Code and environment that all attempts of all cells have in common."""
-    rows: list[list[str | Roles]] = [[key, _plain(value)] for key, value in constant(c.experiment).items()]
+    rows: list[list[Cell]] = [[key, _plain(value)] for key, value in constant(c.experiment).items()]
     return Section("Where and with what all of them ran", ["key", "value"], rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import ALPHA, holm, mean_of_known, smallest_p
 
 
@@ -15,9 +15,7 @@ def arm_losses(c: Comparison) -> Section:
     known = [r for r in primary.values() if r.p is not None]
     corrected = dict(zip([r.arm for r in known], holm([r.p for r in known if r.p is not None]), strict=True))
     own = [losses(cell, c.domains)[PRIMARY[0]] for cell in c.cells_of(c.baseline) if not cell.missing and c.domains]
-    rows: list[list[str | Roles]] = [
-        [c.baseline, number(mean_of_known(own), 4), "", "", str(len(own)), "", "", "baseline"]
-    ]
+    rows: list[list[Cell]] = [[c.baseline, number(mean_of_known(own), 4), "", "", str(len(own)), "", "", "baseline"]]
     for arm in c.experiment.arms[1:]:
         if (r := primary.get(arm)) is None:
             rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
@@ -37,7 +35,7 @@ def arm_losses(c: Comparison) -> Section:
 
 def contrasts(c: Comparison) -> Section:
     """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for one in c.contrasts:
         values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
         p = number(one.p, 3)
@@ -69,7 +67,7 @@ def formula(weights: dict[str, float]) -> str:
 
 def paired_losses(c: Comparison, arm: str) -> Section:
     """The primary metric of every domain, with its interval and verdict."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
             delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
@@ -87,7 +85,7 @@ def paired_losses(c: Comparison, arm: str) -> Section:
 
 def equal_cost(c: Comparison, arm: str) -> Section:
     """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
         for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
             for r in c.statistics:
@@ -108,7 +106,7 @@ def equal_cost(c: Comparison, arm: str) -> Section:
 
 def every_loss(c: Comparison, arm: str) -> Section:
     """All that was tested of the losses, with the correlation that pairing uses."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for r in c.statistics:
         if r.arm == arm:
             delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
@@ -131,7 +129,7 @@ def _hopeless(c: Comparison, arm: str) -> str:
 
 def cell_losses(c: Comparison) -> Section:
     """Newest known held-out losses of every cell that has any."""
-    rows: list[list[str | Roles]] = []
+    rows: list[list[Cell]] = []
     for cell in c.experiment.cells:
         if cell.missing is None:
             values = losses(cell, c.domains)

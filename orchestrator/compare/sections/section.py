@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -14,10 +15,21 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A name that a page makes a link of, to a file relative to it."""
+
+    text: str
+    path: str
+
+
+Cell = str | Roles | Link
+
+
+@dataclass(frozen=True)
 class Section:
     """A table with a title, and sentences under it."""
 
     title: str
     columns: list[str]
-    rows: list[list[str | Roles]]
+    rows: Sequence[Sequence[Cell]]
     notes: list[str] = field(default_factory=list)

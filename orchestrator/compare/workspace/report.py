@@ -9,7 +9,7 @@ import wandb_workspaces.reports.v2 as wr
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.sections import sections
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.sections.section import Cell, Link, Roles, Section
 from orchestrator.compare.story import findings
 from orchestrator.compare.workspace import charts
 from orchestrator.palette import arm_line, letter
@@ -74,8 +74,10 @@ def markdown(section: Section) -> str:
     return "\n\n".join([table, *map(_plain, section.notes)])
 
 
-def _cell(value: str | Roles) -> str:
-    return value if isinstance(value, str) else " ".join(map(letter, value.roles))
+def _cell(value: Cell) -> str:
+    if isinstance(value, Roles):
+        return " ".join(map(letter, value.roles))
+    return value.text if isinstance(value, Link) else value
 
 
 def _plain(text: str) -> str:

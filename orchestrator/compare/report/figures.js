@@ -63,44 +63,6 @@ function repaint() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 print.addEventListener("change", repaint);
 
-// A column sorts by the first number of its cells, or as text.
-const number = (text) => {
-  const found = text.replaceAll("−", "-").replaceAll(",", "").match(/-?\d+(\.\d+)?(e[+-]?\d+)?/i);
-  return found && /^[^a-z]*$/i.test(text.slice(0, found.index)) ? Number(found[0]) : null;
-};
-const value = (row, column) => row.cells[column].innerText.trim();
-function sort(head) {
-  const body = head.closest("table").tBodies[0], column = head.cellIndex;
-  const direction = head.ariaSort === "ascending" ? "descending" : "ascending";
-  for (const other of head.parentNode.cells) other.ariaSort = null;
-  head.ariaSort = direction;
-  const order = (a, b) => {
-    const [x, y] = [value(a, column), value(b, column)], [m, n] = [number(x), number(y)];
-    if ((m === null) !== (n === null)) return m === null ? 1 : -1;  // what is not known stays last
-    const compared = m === null ? x.localeCompare(y) : m - n;
-    return direction === "ascending" ? compared : -compared;
-  };
-  body.append(...[...body.rows].sort(order));
-}
-for (const button of document.querySelectorAll("table.sorts th button")) {
-  button.addEventListener("click", () => sort(button.closest("th")));
-}
-
-// A definition opens where it was asked for; without this script the mark is a link to the glossary.
-const box = document.getElementById("definition");
-for (const mark of document.querySelectorAll("a.define")) {
-  mark.addEventListener("click", (event) => {
-    if (!box.showPopover) return;
-    event.preventDefault();
-    const term = document.querySelector(mark.getAttribute("href"));
-    box.replaceChildren(...[...term.children].map((child) => child.cloneNode(true)));
-    box.showPopover();
-    const at = mark.getBoundingClientRect();
-    box.style.left = `${scrollX + Math.max(8, Math.min(at.left, innerWidth - box.offsetWidth - 16))}px`;
-    box.style.top = `${scrollY + at.bottom + 6}px`;
-  });
-}
-
 for (const button of document.querySelectorAll("[data-table]")) {
   button.addEventListener("click", async () => {
     const link = document.createElement("a");
