@@ -12,6 +12,7 @@ from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.story import Finding, Scale
 from orchestrator.palette import ROLES, colour, letter
 
+LONG = 36  # characters of a cell, beyond which it may break
 WIDE, HIGH = 260, 34  # of a scale, in pixels
 
 
@@ -43,12 +44,17 @@ def table(section: Section, *, level: int = 3) -> str:
         f"<th scope='col'><button>{escape(name)}</button>{define(term_of(name))}</th>" if name else "<td></td>"
         for name in section.columns
     )
-    rows = "".join("<tr>" + "".join(f"<td>{cell(value)}</td>" for value in row) + "</tr>" for row in section.rows)
+    rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in section.rows)
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in section.notes)
     return (
         f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='sorts'><thead><tr>{head}</tr>"
         f"</thead><tbody>{rows}</tbody></table></div>{notes}"
     )
+
+
+def _td(value: Cell) -> str:
+    wraps = isinstance(value, str) and len(value) > LONG
+    return f"<td{' class=wrap' if wraps else ''}>{cell(value)}</td>"
 
 
 def cell(value: Cell) -> str:

@@ -18,9 +18,10 @@ import pytest
 import wandb_workspaces.workspaces as ws
 
 from orchestrator import ledger
-from orchestrator.compare import charts, compare, workspace
+from orchestrator.compare import compare, workspace
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import markdown, report_of
 from orchestrator.errors import UserError
 from orchestrator.tracker import Tracker
