@@ -184,7 +184,7 @@ def test_every_panel_shows_what_the_runs_logged(experiment: Write, server: Serve
     assert kinds == {"Run History Line Plot", "Bar Chart", "Media Browser", "Weave", "Run Comparer"}
     text = json.dumps(report)
     assert report["displayName"] == "Does width decide?"
-    assert "variable against uniform, 2 pairs: test loss" in text
+    assert "variable against uniform: Which arm won? inconclusive. Test loss" in text
     assert "| domain | a | b |" in text
 
 
