@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="an experiment's directory, such as outputs/<name>"
     )
+    parser.add_argument("--full", action="store_true", help="every table that the report has in numbers")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the table of experiments, every digit")
     parser.add_argument(
         "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         if several:
             return _overview(asked.directories, asked.csv, asked.html, console)
         comparison = compare(asked.directories[0])
-        print_summary(comparison, console)
+        print_summary(comparison, console, full=asked.full)
         if asked.workspace:
             from orchestrator.compare import workspace  # a second to import
 

@@ -121,7 +121,7 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
 
 def _budget(c: Comparison, arm: str) -> Finding | None:
     r = next((r for r in c.conservation if r.arm == arm and r.reference == REFERENCES[0]), None)
-    if r is None or r.budget_a is None:
+    if r is None:
         return None
     sure = r.verdict in ("conserved", "not conserved")
     scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90)
@@ -129,6 +129,8 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
 
 
 def _counts(r: Conservation) -> str:
+    if r.budget_a is None:
+        return r.sentence
     chance = ""
     if r.expected_a is not None and r.expected_b is not None:
         chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
@@ -140,7 +142,7 @@ def _counts(r: Conservation) -> str:
         where = f" Its centre lies at {number(r.centre_a, 2)} → {number(r.centre_b, 2)} of the depth."
     return (
         f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
-        f"{_pairs(r.n)}.{where}"
+        f"{_pairs(r.n)}.{where} {r.sentence}".rstrip()
     )
 
 

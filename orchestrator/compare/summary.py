@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.sections import headlines, many_arms, sections
+from orchestrator.compare.sections import brief, many_arms, sections
 from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
 from orchestrator.palette import ROLES, colour, letter
@@ -34,11 +34,8 @@ WORD = 11  # columns of the longest role
 VERDICT = 13  # columns under which verdicts would break inside a word or into too many lines
 
 
-def print_summary(c: Comparison, console: Console) -> None:
-    """Question and pairs, the first answers, losses, layers, budget, caveats, and where the files are.
-
-    Of many arms only what was asked across them is shown; the report has the rest.
-    """
+def print_summary(c: Comparison, console: Console, *, full: bool = False) -> None:
+    """Question and pairs, the first answers, losses, layers, caveats, and where the rest is; or all of it (`full`)."""
     console.print()
     console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
     console.print(_header(c))
@@ -48,7 +45,7 @@ def print_summary(c: Comparison, console: Console) -> None:
             console.print(Text(f"{arm} against {c.baseline}", style="bold"))
         for finding in findings(c, arm):
             console.print(_finding(finding))
-    for section in headlines(c) if many_arms(c) else sections(c):
+    for section in sections(c) if full else brief(c):
         console.print()
         console.print(Text(section.title, style="bold"))
         table = _table(section, words=True)
@@ -60,9 +57,10 @@ def print_summary(c: Comparison, console: Console) -> None:
     console.print()
     for note in c.notes:
         console.print(_bullet(Text(note)))
-    if many_arms(c):
-        console.print(_bullet(Text("Each arm's losses by domain, layers, budget and multipliers are in report.html.")))
-    console.print(_bullet(Text.assemble("Report, tables, figures, verdict.json: ", (str(c.directory), "cyan"))))
+    if not full:
+        console.print(_bullet(Text(f"All tables: python -m orchestrator.compare {c.experiment.path} --full")))
+    report = str(c.directory / "report.html")
+    console.print(_bullet(Text.assemble("Figures and definitions: ", (report, "cyan"), overflow="fold")))
 
 
 def _header(c: Comparison) -> Table:

@@ -13,25 +13,40 @@ MANY_ARMS = 4  # beyond which a terminal shows one line per arm
 
 
 def sections(c: Comparison) -> list[Section]:
-    """What was asked across arms, then per other arm: losses, layers, budget.
+    """Everything: what was asked across arms, then per other arm losses, layers, budget, multipliers.
 
     Without a complete pair: every cell's losses and layers.
     """
     found = headlines(c)
     for arm in c.compared:
-        found += [paired_losses(c, arm), equal_cost(c, arm), layers(c, [c.baseline, arm]), budgets(c, arm)]
-        found += multipliers(c, arm)
+        found += [*_of_arm(c, arm), budgets(c, arm), *multipliers(c, arm)]
     if not many_arms(c):
         found.append(spreads(c))
-    if not c.pairs:
-        found += [cell_losses(c), *(layers(c, [arm]) for arm in c.experiment.arms)]
+    return _with_rows([*found, *_alone(c)])
+
+
+def brief(c: Comparison) -> list[Section]:
+    """What a terminal shows below the first answers: losses and layers, or of many arms one line each."""
+    details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
+    return _with_rows([*headlines(c), *details, *_alone(c)])
+
+
+def _of_arm(c: Comparison, arm: str) -> list[Section]:
+    return [paired_losses(c, arm), equal_cost(c, arm), layers(c, [c.baseline, arm])]
+
+
+def _alone(c: Comparison) -> list[Section]:
+    return [] if c.pairs else [cell_losses(c), *(layers(c, [arm]) for arm in c.experiment.arms)]
+
+
+def _with_rows(found: list[Section]) -> list[Section]:
     return [section for section in found if section.rows]
 
 
 def headlines(c: Comparison) -> list[Section]:
     """Across arms: one line for each, where there are many, the contrasts, and what was intended."""
     found = [arm_losses(c), contrasts(c), delivery(c), spreads(c)] if many_arms(c) else [contrasts(c), delivery(c)]
-    return [section for section in found if section.rows]
+    return _with_rows(found)
 
 
 def glance(c: Comparison) -> Section:

@@ -125,7 +125,7 @@ def test_the_verdict_says_what_was_found(experiment: Write) -> None:
 def test_the_summary_shows_both_arms(experiment: Write) -> None:
     text = printed(compute(experiment()))
     for words in ("Does width decide?", "1,000,001 parameters", "Δ = b − a", "−0.1000", "inconclusive",
-                  "64 → 64", "passthrough", "specialist", "10 (1)", "conserved", "verdict.json"):  # fmt: skip
+                  "64 → 64", "passthrough", "specialist", "10 (1)", "conserved", "report.html", "--full"):  # fmt: skip
         assert words in text
     assert "P S ·" not in text
 
@@ -335,6 +335,22 @@ def test_a_relaunch_logs_the_same_run_anew(experiment: Write) -> None:
     first, second = (inspect(run) for run in runs_of(c.directory))
     assert of_kind(first, "run")[0]["run_id"] == of_kind(second, "run")[0]["run_id"]
     assert [set(row) for row in rows_with(first, "_step")] == [set(row) for row in rows_with(second, "_step")]
+
+
+def test_the_terminal_is_brief_and_full_shows_every_table(
+    experiment: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = experiment(sidecar=True)
+    shown = {}
+    for flags in ([], ["--full"]):
+        assert main([str(root), *flags]) == 0
+        shown[bool(flags)] = capsys.readouterr().out
+    tables = ("Test loss", "Layers at step")
+    behind = ("Specialist budget", "Sidecar of variable", "Symmetry")
+    assert [title in shown[full] for full in (False, True) for title in (*tables, *behind)] == [
+        True, True, False, False, False, True, True, True, True, True,
+    ]  # fmt: skip
+    assert f"{root} --full" in "".join(shown[False].split("\n")).replace("  ", "")
 
 
 def test_command_line(experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
