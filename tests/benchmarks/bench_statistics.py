@@ -28,6 +28,7 @@ LAWS: dict[str, Law] = {
     "exponential": lambda rng, n: rng.exponential(size=n) - 1.0,
     "lognormal": lambda rng, n: rng.lognormal(size=n) - np.exp(0.5),
 }
+HOLDS = f"each ≤ {ALPHA} where the law is symmetric"
 BASELINE = 3.0  # nats/token
 SECONDARY = [(metric, domain) for metric in ("validation", "best") for domain in ("mean", "code", "facts", "math")]
 
@@ -60,7 +61,7 @@ def called(law: Law, n: int, repeats: int) -> float:
 def family(n: int, correlation: float, repeats: int) -> tuple[float, float]:
     """Shares of experiments without any difference in which some primary, some secondary outcome is called.
 
-    The outcomes are two and eight, normal and equally correlated.
+    The outcomes are two and eight, normal and equally correlated. Under nine pairs none of eight can pass Holm alone.
     """
     rng = np.random.default_rng(n)
     first, others = [], []
@@ -170,18 +171,18 @@ def print_coverage() -> None:
 
 
 def print_verdicts() -> None:
-    print(f"\nCalled better or worse without a difference; equivalent with one of exactly the margin (each ≤ {ALPHA})")
+    print(f"\nCalled better or worse without a difference, equivalent with one of the margin ({HOLDS})")
     for n, (name, law) in product((6, 12), LAWS.items()):
         edge = max(equivalent(law, n, spread, REPEATS) for spread in (0.6, 1.0))
         print(f"  n = {n:2d}  {name:<12} called {called(law, n, REPEATS):.3f}  equivalent {edge:.3f}")
     print("\nSome outcome called without any difference: of two primary ones in sequence, of eight under Holm")
-    for n, correlation in product((8, 12), (0.0, 0.5, 0.9)):
+    for n, correlation in product((10, 12), (0.0, 0.5, 0.9)):
         first, others = family(n, correlation, REPEATS)
         print(f"  n = {n:2d}  correlation {correlation:.1f}  primary {first:.3f}  secondary {others:.3f}")
 
 
 def print_budgets() -> None:
-    print("\nConserved at a ratio of exactly 0.80 or 1.25, not conserved at 1 (each ≤ 0.05)")
+    print(f"\nConserved at a ratio of exactly 0.80 or 1.25, not conserved at 1 ({HOLDS})")
     for n, (name, law) in product((2, 6, 12), LAWS.items()):
         edges = [max(conserved(law, n, r, s, REPEATS, "conserved") for s in (0.05, 0.1)) for r in (0.80, 1.25)]
         moved = conserved(law, n, 1.0, 0.3, REPEATS, "not conserved")

@@ -42,7 +42,7 @@ def test_no_difference_is_called_better_or_worse(law: str) -> None:
 
 
 def test_of_many_outcomes_hardly_any_is_called_by_chance() -> None:
-    for rate in family(8, 0.5, 80):
+    for rate in family(10, 0.5, 80):
         assert rate <= at_most(ALPHA, 80)
 
 
