@@ -14,7 +14,7 @@ ROLES = {
     "passthrough": ("P", "#009E73"),
     "specialist": ("S", "#CC79A7"),
 }
-TIE = ("·", "#BBBBBB")
+TIE = ("·", "#CCCCCC")
 
 
 class Line(NamedTuple):

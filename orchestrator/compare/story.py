@@ -51,7 +51,11 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
     r = next((r for r in c.statistics if r.arm == arm and (r.metric, r.domain) == PRIMARY[0]), None)
     if r is None:
         return None
-    answers = {"better": f"{arm} is better", "worse": f"{c.baseline} is better", "equivalent": "equivalent within 1 %"}
+    answers = {
+        "better": f"{arm} is better",
+        "worse": f"{c.baseline} is better",
+        "equivalent": "equivalent within 1\u00a0%",
+    }
     margin = EQUIVALENCE * abs(r.a)
     scale = Scale(r.delta, r.low, r.high, 0.0, (-margin, margin), level=95)
     return Finding(arm, "Which arm won?", answers.get(r.verdict, r.verdict), r.verdict in answers, _delta(r), scale)

@@ -60,11 +60,11 @@ def _roles(c: Comparison) -> list[Section]:
 
 # key, title, figures, tables
 CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
-    ("intended", "Intended organisation", (), lambda c: [delivery(c)]),
-    ("loss", "Loss", ("paired_eval",), _losses),
     ("roles", "Roles", ("layers", "role_migration"), _roles),
+    ("loss", "Loss", ("paired_eval",), _losses),
     ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(inside.budgets)),
     ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [inside.spreads(c)]),
+    ("intended", "Intended organisation", (), lambda c: [delivery(c)]),
     ("sidecar", "Sidecar", ("sidecar",), per_arm(inside.multipliers)),
     ("shape", "Shape and cost", ("width",), lambda c: [origins.costs(c)]),
     ("health", "Health", ("pathology",), lambda c: [inside.pathologies(c)]),

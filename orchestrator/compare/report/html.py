@@ -16,12 +16,15 @@ LONG = 36  # characters of a cell, beyond which it may break
 WIDE, HIGH = 260, 34  # of a scale, in pixels
 
 
-def define(term: str | None, shown: str = "?") -> str:
-    """A mark that leads to the term's definition."""
+def define(term: str | None, *, named: bool = False) -> str:
+    """A mark that leads to the term's definition: a question mark, or its name."""
     if term is None:
         return ""
     title = escape(GLOSSARY[term].title)
-    return f"<a class='define' href='#define-{term}' aria-label='Definition: {title}'>{escape(shown)}</a>"
+    return (
+        f"<a class='define{' named' if named else ''}' href='#define-{term}' title='{title}' "
+        f"aria-label='Definition: {title}'>{title if named else '?'}</a>"
+    )
 
 
 def glossary() -> str:

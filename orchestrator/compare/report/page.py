@@ -81,7 +81,7 @@ def _chapter(chapter: Chapter, drawings: dict[str, Drawing]) -> str:
 def _figure(name: str, drawing: Drawing) -> str:
     """A place for the figure as high as it will be, its name, and its words."""
     height = int(drawing.plot.layout.height) - _saved(drawing)
-    marks = "".join(map(define, drawing.terms))
+    marks = "".join(define(term, named=True) for term in drawing.terms)
     return (
         f"<figure><figcaption>{escape(drawing.title)} {marks}</figcaption>"
         f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "

@@ -103,7 +103,7 @@ def shaken(by: float) -> Callable[..., float]:
     [
         (pushed(-0.1), "variable is better", True),
         (pushed(0.1), "uniform is better", True),
-        (shaken(0.001), "equivalent within 1 %", True),
+        (shaken(0.001), "equivalent within 1\u00a0%", True),
         (shaken(0.5), "inconclusive", False),
     ],
 )
