@@ -24,6 +24,7 @@ from orchestrator.compare.sections import sections
 from orchestrator.compare.tables import BUILDERS
 from orchestrator.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracker import log_comparison
+from tests.orchestrator.compare.hard import HARD
 from tests.orchestrator.offline_run import (
     assert_same,
     inspect,
@@ -161,44 +162,9 @@ def test_a_narrow_terminal_prints_letters(experiment: Write) -> None:
     assert "passthrough" not in printed(compute(experiment()), width=80).split("Specialist budget")[0]
 
 
-def one_arm(experiment: Write) -> Path:
-    return experiment(arms=("uniform",))
-
-
-def one_failed_arm(experiment: Write) -> Path:
-    root = experiment()
-    for ledger in root.glob("variable/*/ledger.jsonl"):
-        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
-    return root
-
-
-def nothing_started(experiment: Write) -> Path:
-    root = experiment()
-    for file in [*root.rglob("ledger.jsonl"), *root.rglob("step_*.json")]:
-        file.unlink()
-    return root
-
-
-@pytest.mark.parametrize(
-    ("make", "expected"),
-    [
-        (one_arm, ["One arm has nothing to be compared with", "Test loss", "uniform/seed=1", "passthrough"]),
-        (one_failed_arm, ["No pair is complete", "unfinished at step 0", "2 left out"]),
-        (nothing_started, ["No pair is complete", "never started"]),
-        (lambda write: write(seeds=(0,)), ["With 1 pair ", "An interval needs two pairs"]),
-        (lambda write: write(steps=(0,)), ["Layers at step 0"]),
-        (lambda write: write(read_at=()), ["were never read", "not measured"]),
-        (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "because a budget is 0"]),
-        (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
-        (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
-        (lambda write: write(budget=lambda arm, *_: [7.0] * (3 if arm == "uniform" else 5)), ["differ in depth"]),
-    ],
-    ids=[
-        "one_arm", "failed_arm", "nothing_started", "one_seed", "step_0_only", "unread", "zero", "unmeasured",
-        "one_layer", "depths",
-    ],
-)  # fmt: skip
-def test_what_cannot_be_said_is_said(experiment: Write, make: Callable[[Write], Path], expected: list[str]) -> None:
+@pytest.mark.parametrize("name", HARD)
+def test_what_cannot_be_said_is_said(experiment: Write, name: str) -> None:
+    make, expected = HARD[name]
     root = make(experiment)
     text = " ".join(printed(compare(root)).split())
     for words in expected:

@@ -1,0 +1,44 @@
+"""Experiments of which little or nothing can be said, and what is said instead, on every page and screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+Write = Callable[..., Path]
+
+
+def one_arm_failed(write: Write) -> Path:
+    root = write()
+    for ledger in root.glob("variable/*/ledger.jsonl"):
+        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
+    return root
+
+
+def nothing_started(write: Write) -> Path:
+    root = write()
+    for file in [*root.rglob("ledger.jsonl"), *root.rglob("step_*.json")]:
+        file.unlink()
+    return root
+
+
+def unequal_depth(write: Write) -> Path:
+    return write(budget=lambda arm, *_: [7.0] * (3 if arm == "uniform" else 5))
+
+
+HARD: dict[str, tuple[Callable[[Write], Path], list[str]]] = {
+    "one arm": (
+        lambda write: write(arms=("uniform",)),
+        ["One arm has nothing to be compared with", "Test loss", "uniform/seed=1", "passthrough"],
+    ),
+    "one arm failed": (one_arm_failed, ["No pair is complete", "unfinished at step 0", "2 left out"]),
+    "nothing started": (nothing_started, ["No pair is complete", "never started"]),
+    "one seed": (lambda write: write(seeds=(0,)), ["With 1 pair ", "An interval needs two pairs"]),
+    "untrained": (lambda write: write(steps=(0,)), ["Layers at step 0"]),
+    "one checkpoint": (lambda write: write(read_at=(100,)), ["Which arm won?", "Layers at step 100"]),
+    "never read": (lambda write: write(read_at=()), ["were never read", "not measured"]),
+    "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "because a budget is 0"]),
+    "unmeasured": (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
+    "one layer": (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
+    "unequal depth": (unequal_depth, ["differ in depth"]),
+}
