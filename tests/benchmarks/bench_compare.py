@@ -1,4 +1,4 @@
-"""Seconds and peak memory of comparing a long experiment, stage by stage: `make bench`. Asserts nothing.
+"""Seconds and peak memory of comparing a long experiment, and of opening its report: `make bench`. Asserts nothing.
 
 24 layers × 20 readings × 8 seeds × 2 arms, with a sidecar's decisions, as training would have left them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import yaml
+from playwright.sync_api import sync_playwright
 
 from orchestrator import schema
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import compute
 from orchestrator.expect import ROLES
+from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.roles import FEATURES
 from orchestrator.schema import Config, DataConfig, DomainConfig
 
@@ -35,7 +38,8 @@ MEASURES = 76  # of one layer, as many as a reading of ours has
 def reading(step: int, rng: np.random.Generator) -> dict[str, Any]:
     layers = []
     for index in range(LAYERS):
-        names = ["cv", "effective_rank.o", "attention_share", *FEATURES, *COUNTS, *(f"{c}_expected" for c in COUNTS)]
+        norms = (f"{measure}.{kind}" for measure in ("effective_rank", "spectral_norm") for kind in KINDS)
+        names = ["cv", "attention_share", *norms, *FEATURES, *COUNTS, *(f"{c}_expected" for c in COUNTS)]
         names = list(dict.fromkeys(names))
         names += [f"other.{i}" for i in range(MEASURES - len(names))]
         measures = dict(zip(names, rng.uniform(0.1, 1.0, len(names)).tolist(), strict=True))
@@ -97,6 +101,25 @@ def timed(stage: str, work: Callable[[], Any]) -> Any:
     return result
 
 
+def opened(page: Path) -> None:
+    """Size of the report, and how long a browser takes until it can be read, shows its first figure, shows all."""
+    print(f"report.html {page.stat().st_size / 1e6:.1f} MB")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        return
+    with sync_playwright() as playwright:
+        tab = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]).new_page()
+        started = time.perf_counter()
+        tab.goto(page.as_uri())
+        print(f"{'opens':<8} {time.perf_counter() - started:6.2f} s")
+        for stage, script in (
+            ("figure", "document.querySelector('.plot[data-drawn]') !== null"),
+            ("all", "document.querySelectorAll('.plot:not([data-drawn])').length == 0"),
+        ):
+            tab.wait_for_function(script)
+            print(f"{stage:<8} {time.perf_counter() - started:6.2f} s")
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
@@ -106,6 +129,7 @@ def main() -> None:
         drawn = timed("figures", lambda: figures.draw(comparison))
         timed("tables", lambda: tables.write(comparison.tables, comparison.directory / "tables"))
         timed("report", lambda: report.write(comparison, drawn))
+        opened(comparison.directory / "report.html")
 
 
 if __name__ == "__main__":
