@@ -82,7 +82,9 @@ def write_html(rows: list[Row], beside: list[Path], path: Path) -> None:
     """The terminal's table as a page that sorts, each experiment with a link to its report."""
     skipped = [f"No experiments, skipped: {', '.join(map(str, beside))}."] if beside else []
     section = Section("Experiments", list(COLUMNS), [_line(row, path.parent) for row in rows], [*notes(rows), *skipped])
-    write_whole(path, document("Experiments", f"<main class='wide'>{table(section, level=1)}</main>", ("tables.js",)))
+    write_whole(
+        path, document("Experiments", f"<div class='wide'>{table(section, level=1)}</div>", scripts=("tables.js",))
+    )
 
 
 def _line(row: Row, home: Path) -> list[Cell]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from orchestrator import schema
 from orchestrator.compare import figures, report, tables
@@ -112,12 +112,10 @@ def opened(page: Path) -> None:
         started = time.perf_counter()
         tab.goto(page.as_uri())
         print(f"{'opens':<8} {time.perf_counter() - started:6.2f} s")
-        for stage, script in (
-            ("figure", "document.querySelector('.plot[data-drawn]') !== null"),
-            ("all", "document.querySelectorAll('.plot:not([data-drawn])').length == 0"),
-        ):
-            tab.wait_for_function(script)
-            print(f"{stage:<8} {time.perf_counter() - started:6.2f} s")
+        tab.locator(".plot[data-drawn]").first.wait_for()
+        print(f"{'figure':<8} {time.perf_counter() - started:6.2f} s")
+        expect(tab.locator(".plot:not([data-drawn])")).to_have_count(0, timeout=60_000)
+        print(f"{'all':<8} {time.perf_counter() - started:6.2f} s")
 
 
 def main() -> None:

@@ -45,4 +45,5 @@ def write(drawings: dict[str, Drawing], directory: Path) -> None:
     """Each figure as `<name>.html`; they share one script beside them and need no network."""
     write_whole(directory / PLOTLY, get_plotlyjs())
     for name, drawing in drawings.items():
-        write_whole(directory / f"{name}.html", drawing.plot.to_html(include_plotlyjs=PLOTLY))
+        page = drawing.plot.to_html(include_plotlyjs=PLOTLY, config={"showSendToCloud": False, "displaylogo": False})
+        write_whole(directory / f"{name}.html", page)

@@ -35,11 +35,44 @@ function draw(node) {
   return drawn.get(node);
 }
 async function drawOnce(node) {
-  const [, text] = await Promise.all([load(), once(`figure-${node.dataset.figure}`)]);
-  const { data, layout } = JSON.parse(text);
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] };
-  await Plotly.newPlot(node, data, { ...layout, ...themed(layout) }, config);
+  try {
+    const [, text] = await Promise.all([load(), once(`figure-${node.dataset.figure}`)]);
+    const { data, layout } = JSON.parse(text);
+    const menus = layout.updatemenus ?? [];
+    delete layout.updatemenus;
+    const config = { responsive: true, displayModeBar: false, showSendToCloud: false };
+    await Plotly.newPlot(node, data, { ...layout, ...themed(layout) }, config);
+    control(node, menus);
+  } catch (error) {
+    node.textContent = `This figure cannot be drawn here (${error.message}); figures/${node.dataset.figure}.html may.`;
+    node.style.height = "auto";
+  }
   node.dataset.drawn = "true";
+}
+
+// What Plotly offers to the mouse alone: its menus, names of the legend that wait for a click, and the picture.
+function control(node, menus) {
+  const place = document.querySelector(`.controls[data-for='${node.dataset.figure}']`);
+  for (const menu of menus) {
+    const select = document.createElement("select");
+    select.ariaLabel = "Show";
+    select.append(...menu.buttons.map((button) => new Option(button.label)));
+    select.addEventListener("change", () => Plotly.restyle(node, ...menu.buttons[select.selectedIndex].args));
+    place.append(select);
+  }
+  const waiting = node.data.map((trace, i) => [trace, i]).filter(([trace]) => trace.visible === "legendonly");
+  for (const name of new Set(waiting.map(([trace]) => trace.name))) {
+    const label = document.createElement("label"), check = document.createElement("input");
+    check.type = "checkbox";
+    label.append(check, ` ${name}`);
+    const own = waiting.filter(([trace]) => trace.name === name).map(([, i]) => i);
+    check.addEventListener("change", () => Plotly.restyle(node, { visible: check.checked || "legendonly" }, own));
+    place.append(label);
+  }
+  const save = document.createElement("button");
+  save.textContent = "Save as PNG";
+  save.addEventListener("click", () => Plotly.downloadImage(node, { format: "png", filename: node.dataset.figure, scale: 2 }));
+  place.append(save);
 }
 const plots = [...document.querySelectorAll(".plot")];
 // What is near the window is drawn at once, the rest when there is time: it may be printed.
@@ -69,6 +102,6 @@ for (const button of document.querySelectorAll("[data-table]")) {
     link.href = URL.createObjectURL(new Blob([await once(`table-${button.dataset.table}`)], { type: "text/csv" }));
     link.download = `${button.dataset.table}.csv`;
     link.click();
-    URL.revokeObjectURL(link.href);
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   });
 }

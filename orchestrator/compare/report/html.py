@@ -10,7 +10,7 @@ from urllib.parse import quote
 from orchestrator.compare.report.glossary import GLOSSARY, term_of
 from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.story import Finding, Scale
-from orchestrator.palette import ROLES, colour, letter
+from orchestrator.palette import colour, letter
 
 LONG = 36  # characters of a cell, beyond which it may break
 WIDE, HIGH = 260, 34  # of a scale, in pixels
@@ -47,17 +47,18 @@ def table(section: Section, *, level: int = 3) -> str:
         f"<th scope='col'><button>{escape(name)}</button>{define(term_of(name))}</th>" if name else "<td></td>"
         for name in section.columns
     )
-    rows = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in section.rows)
+    rows = "".join(f"<tr>{''.join(map(_td, row, range(len(row))))}</tr>" for row in section.rows)
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in section.notes)
     return (
-        f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='sorts'><thead><tr>{head}</tr>"
-        f"</thead><tbody>{rows}</tbody></table></div>{notes}"
+        f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='sorts' "
+        f"aria-label='{escape(section.title)}'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"
     )
 
 
-def _td(value: Cell) -> str:
-    wraps = isinstance(value, str) and len(value) > LONG
-    return f"<td{' class=wrap' if wraps else ''}>{cell(value)}</td>"
+def _td(value: Cell, column: int) -> str:
+    """A cell; the first of a row names it."""
+    wraps = " class='wrap'" if isinstance(value, str) and len(value) > LONG else ""
+    return f"<th scope='row'{wraps}>{cell(value)}</th>" if column == 0 else f"<td{wraps}>{cell(value)}</td>"
 
 
 def cell(value: Cell) -> str:
@@ -66,7 +67,7 @@ def cell(value: Cell) -> str:
     if isinstance(value, Link):
         return f"<a href='{quote(value.path)}'>{escape(value.text)}</a>"
     return "".join(
-        f"<span class='role{'' if role in ROLES else ' tie'}' style='background:{colour(role)}' title='{escape(role)}'>"
+        f"<span class='role' style='background:{colour(role)}' title='{escape(role)}'>"
         f"{escape(role) if value.words else letter(role)}</span>"
         for role in value.roles
     )
@@ -76,7 +77,8 @@ def card(finding: Finding) -> str:
     """One finding: the question, the answer, how sure it is, the figures."""
     return (
         f"<article class='card {'sure' if finding.sure else 'open'}'><h3>{escape(finding.question)}</h3>"
-        f"<p class='answer'><span aria-hidden='true'>{'●' if finding.sure else '○'}</span> {escape(finding.answer)}</p>"
+        f"<p class='answer'>{escape(finding.answer)}</p>"
+        f"<p class='certainty'>{'decided by these data' if finding.sure else 'not decided by these data'}</p>"
         f"{scale(finding.scale) if finding.scale else ''}<p>{escape(finding.sentence)}</p></article>"
     )
 
@@ -84,6 +86,8 @@ def card(finding: Finding) -> str:
 def scale(s: Scale) -> str:
     """The estimate, its interval, the value of no difference and the band that counts as none, on one line."""
     reach = 2.5 * max(s.none - s.band[0], s.band[1] - s.none, abs(s.value - s.none) / 2)
+    if not reach:
+        return ""  # a loss of 0 has no band, and nothing differs
     first, last = s.none - reach, s.none + reach
 
     def at(value: float) -> float:

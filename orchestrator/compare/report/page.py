@@ -19,6 +19,7 @@ from orchestrator.compare.sections import glance, many_arms
 from orchestrator.compare.story import findings
 from orchestrator.palette import arm_line
 
+TITLE = 44  # pixels that a figure's own title takes, which the page prints instead
 DIGITS = "%.6g"  # of the tables inside the page; those beside it have all
 
 
@@ -27,17 +28,17 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
     told = [chapter for chapter in chapters(c) if chapter.sections or any(name in drawings for name in chapter.figures)]
     named = [(chapter.key, chapter.title) for chapter in told] + [("tables", "Tables"), ("definitions", "Definitions")]
     links = "".join(f"<li><a href='#{key}'>{escape(name)}</a></li>" for key, name in named)
-    body = [
-        f"<header>{_header(c)}</header>",
-        f"<nav aria-label='Chapters'><ul>{links}</ul></nav>",
-        f"<main>{_top(c)}",
-        *(_chapter(chapter, drawings) for chapter in told),
-        f"<section id='tables'><h2>Tables</h2>{_downloads(c)}</section></main>",
-        f"<footer>{_footer(c)}</footer>",
-    ]
-    data = "\n".join(_packed(c, drawings))
-    title = c.experiment.question or c.experiment.name
-    return document(title, "\n".join(body), ("tables.js", "figures.js"), data)
+    nav = f"<nav aria-label='Chapters'><ul>{links}</ul></nav>"
+    parts = [_top(c), *(_chapter(chapter, drawings) for chapter in told)]
+    parts.append(f"<section id='tables'><h2>Tables</h2>{_downloads(c)}</section>")
+    return document(
+        c.experiment.question or c.experiment.name,
+        "\n".join(parts),
+        header=f"<header>{_header(c)}</header>{nav}",
+        footer=_footer(c),
+        scripts=("tables.js", "figures.js"),
+        data="\n".join(_packed(c, drawings)),
+    )
 
 
 def _header(c: Comparison) -> str:
@@ -65,10 +66,10 @@ def _top(c: Comparison) -> str:
         found.append(table(glance(c), level=2))
     else:
         for arm in c.compared:
-            heading = f"<h2>{escape(arm)} against {escape(c.baseline)}</h2>" if len(c.compared) > 1 else ""
-            found.append(f"{heading}<div class='cards'>{''.join(map(card, findings(c, arm)))}</div>")
+            cards = "".join(map(card, findings(c, arm)))
+            found.append(f"<h2>{escape(arm)} against {escape(c.baseline)}</h2><div class='cards'>{cards}</div>")
     if c.notes:
-        found.append(f"<aside class='care'><h3>Read with care</h3>{listed(c.notes)}</aside>")
+        found.append(f"<aside class='care'><h2>Read with care</h2>{listed(c.notes)}</aside>")
     return "".join(found)
 
 
@@ -80,19 +81,15 @@ def _chapter(chapter: Chapter, drawings: dict[str, Drawing]) -> str:
 
 def _figure(name: str, drawing: Drawing) -> str:
     """A place for the figure as high as it will be, its name, and its words."""
-    height = int(drawing.plot.layout.height) - _saved(drawing)
+    height = int(drawing.plot.layout.height) - TITLE
     marks = "".join(define(term, named=True) for term in drawing.terms)
     return (
-        f"<figure><figcaption>{escape(drawing.title)} {marks}</figcaption>"
+        f"<figure><figcaption><span>{escape(drawing.title)}</span>{marks}"
+        f"<span class='controls' data-for='{name}'></span></figcaption>"
         f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
-        f"aria-label='{escape(drawing.title)}. {escape(drawing.text)}'></div></div>"
-        f"<details><summary>In words</summary><p>{escape(drawing.text)}</p></details></figure>"
+        f"aria-label='{escape(drawing.title)}' aria-describedby='words-{name}'></div></div>"
+        f"<details><summary>In words</summary><p id='words-{name}'>{escape(drawing.text)}</p></details></figure>"
     )
-
-
-def _saved(drawing: Drawing) -> int:
-    """Pixels that a figure's own title takes, which the page prints instead."""
-    return 44
 
 
 def _downloads(c: Comparison) -> str:
@@ -121,9 +118,7 @@ def _packed(c: Comparison, drawings: dict[str, Drawing]) -> Iterator[str]:
     for name, drawing in drawings.items():
         plot = go.Figure(drawing.plot)
         margin = plot.layout.margin
-        plot.update_layout(
-            title=None, height=plot.layout.height - _saved(drawing), margin={"t": margin.t - _saved(drawing)}
-        )
+        plot.update_layout(title=None, height=plot.layout.height - TITLE, margin={"t": margin.t - TITLE})
         yield _pack(f"figure-{name}", plot.to_json())
     for name, frame in c.tables.items():
         if len(frame):

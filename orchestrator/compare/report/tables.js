@@ -24,15 +24,25 @@ for (const button of document.querySelectorAll("table.sorts th button")) {
 
 // A definition opens where it was asked for; without this script the mark is a link to the glossary.
 const box = document.getElementById("definition");
+let asked = null;  // the mark that opened it
+box.addEventListener("toggle", (event) => event.newState === "closed" && asked?.focus({ preventScroll: true }));
 for (const mark of document.querySelectorAll("a.define")) {
   mark.addEventListener("click", (event) => {
     if (!box.showPopover) return;
     event.preventDefault();
-    const term = document.querySelector(mark.getAttribute("href"));
-    box.replaceChildren(...[...term.children].map((child) => child.cloneNode(true)));
+    const term = document.querySelector(mark.getAttribute("href")), list = document.createElement("dl");
+    list.append(...[...term.children].map((child) => child.cloneNode(true)));
+    box.replaceChildren(list);
+    asked = mark;
     box.showPopover();
     const at = mark.getBoundingClientRect();
     box.style.left = `${scrollX + Math.max(8, Math.min(at.left, innerWidth - box.offsetWidth - 16))}px`;
     box.style.top = `${scrollY + at.bottom + 6}px`;
+    box.focus({ preventScroll: true });
   });
+}
+
+// What is wider than its place can be scrolled by keyboard, too.
+for (const place of document.querySelectorAll(".scroll")) {
+  if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
 }

@@ -7,11 +7,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from orchestrator.compare import compare
 from orchestrator.compare.figures import FIGURES
@@ -30,12 +31,9 @@ class Opened:
     requests: list[str] = field(default_factory=list)
 
     def draw_all(self) -> int:
-        """Scroll every figure into view and wait until it is drawn; how many there are."""
-        plots = self.page.locator(".plot")
-        for index in range(plots.count()):
-            plots.nth(index).scroll_into_view_if_needed()
-            self.page.wait_for_function(f"document.querySelectorAll('.plot')[{index}].dataset.drawn")
-        return plots.count()
+        """Wait until every figure is drawn; how many there are."""
+        expect(self.page.locator(".plot:not([data-drawn])")).to_have_count(0, timeout=60_000)
+        return self.page.locator(".plot").count()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +79,9 @@ def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Cal
     top = report.page.locator(".cards").inner_text()
     for words in ("Which arm won?", "inconclusive", "Which layers changed role?", "Was the budget conserved?"):
         assert words in top
-    assert report.page.evaluate("document.querySelector('.cards').getBoundingClientRect().bottom") < 900  # at a glance
+    seen = report.page.locator(".cards").bounding_box()
+    assert seen is not None
+    assert seen["y"] + seen["height"] < 900  # at a glance
 
 
 def test_a_hover_tells_the_layers_measures(experiment: Write, show: Callable[..., Opened]) -> None:
@@ -122,12 +122,58 @@ def test_a_definition_is_one_click_away(experiment: Write, show: Callable[..., O
     for target in targets:
         assert target is not None
         assert report.page.locator(target).count() == 1, f"{target} is not defined"
-    report.page.locator("a.define[href='#define-cv']").first.click()
+    mark = report.page.locator("a.define[href='#define-cv']").first
+    mark.focus()
+    report.page.keyboard.press("Enter")
     box = report.page.locator("#definition")
     assert box.is_visible()
     assert "std/mean of the co-magnitude" in box.inner_text()
+    assert box.evaluate("node => node === document.activeElement")  # a screen reader says it
     report.page.keyboard.press("Escape")
     assert not box.is_visible()
+    assert mark.evaluate("node => node === document.activeElement")
+    for target in report.page.locator("a.define").all():
+        size = target.bounding_box()
+        assert size is not None
+        assert min(size["width"], size["height"]) >= 24  # WCAG 2.2, 2.5.8
+
+
+def test_nothing_is_left_to_the_mouse_alone_and_nothing_can_be_sent(
+    experiment: Write, show: Callable[..., Opened]
+) -> None:
+    report = show(experiment(arms=tuple("abcdef"), seeds=range(3)))
+    report.draw_all()
+    figure = report.page.locator("figure", has=report.page.locator("[data-figure=layers]"))
+    letters = figure.locator(".subplot.xy .heatmap-label")
+    seeds = figure.get_by_role("combobox", name="Show")
+    assert seeds.locator("option").all_inner_texts() == ["most frequent over the seeds", "seed 0", "seed 1", "seed 2"]
+    assert letters.count() == 12
+    seeds.select_option("seed 2")
+    assert letters.count() == 12  # of one view, not of two
+    hidden = report.page.locator("figure", has=report.page.locator("[data-figure=flattening]")).get_by_role("checkbox")
+    assert hidden.count() == 2  # the fifth and the sixth arm
+    hidden.first.check()
+    with report.page.expect_download() as waiting:
+        figure.get_by_role("button", name="Save as PNG").click()
+    assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
+    assert report.page.locator(".modebar-btn").count() == 0  # one of Plotly's would upload the figure
+    report.page.add_script_tag(
+        content="new Image().src = 'http://127.0.0.1:9/a'; fetch('http://127.0.0.1:9/b').catch(() => 0)"
+    )
+    assert len([words for words in report.said if "Content Security Policy" in words]) == 2
+
+
+def test_headings_are_in_order_and_come_to_light(experiment: Write, show: Callable[..., Opened]) -> None:
+    page = show(experiment(sidecar=True), viewport={"width": 420, "height": 800}).page
+    levels = [int(tag[1]) for tag in page.locator("h1, h2, h3").evaluate_all("nodes => nodes.map(n => n.tagName)")]
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert page.locator("main #definitions").count() == 1
+    page.locator("nav a[href='#budget']").click()
+    nav, heading = (page.locator(place).bounding_box() for place in ("nav", "#budget h2"))
+    assert nav is not None
+    assert heading is not None
+    assert heading["y"] >= nav["y"] + nav["height"] - 1
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
@@ -182,9 +228,11 @@ def test_what_cannot_be_said_is_said(experiment: Write, show: Callable[..., Open
     report.draw_all()
     assert report.said == []
     text = report.page.locator("body").inner_text()
+    told = report.page.locator("main").inner_text().rsplit("\nDefinitions\n", 1)[0]
+    assert len(told) > 500
     assert all(words in " ".join(text.split()) for words in expected)
     for nonsense in ("NaN", "nan", "undefined", "None", "null", "Infinity"):
-        assert nonsense not in text.split("Definitions\n")[0].split()
+        assert nonsense not in told.split()
 
 
 def test_many_arms_are_a_table_first(experiment: Write, show: Callable[..., Opened]) -> None:
@@ -199,8 +247,10 @@ def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show:
     root = experiment(sidecar=True)
     plain = show(root, java_script_enabled=False).page
     assert "Which arm won?" in plain.locator("main").inner_text()
-    for figure in plain.locator("[role=img]").all():
-        assert len(figure.get_attribute("aria-label") or "") > 40
+    for figure in plain.locator(".plot").all():
+        assert figure.get_attribute("aria-label")
+        words = plain.locator(f"#{figure.get_attribute('aria-describedby')}").text_content() or ""
+        assert len(words) > 40
     for button in plain.locator("button").all():
         assert button.inner_text().strip() or button.get_attribute("aria-label")
     paper = show(root, color_scheme="dark").page
@@ -217,4 +267,4 @@ def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show:
 def test_a_narrow_window_scrolls_tables_not_the_page(experiment: Write, show: Callable[..., Opened]) -> None:
     report = show(experiment(seeds=range(8)), viewport={"width": 420, "height": 800})
     report.draw_all()
-    assert report.page.evaluate("document.documentElement.scrollWidth") <= 420
+    assert report.page.locator("html").evaluate("node => node.scrollWidth") <= 420
