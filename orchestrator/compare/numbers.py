@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def number(value: float | None, digits: int) -> str:
     """Fixed-point, or a dash for what is not known."""
@@ -17,3 +19,11 @@ def span(low: float | None, high: float | None, digits: int, *, plus: bool = Fal
     """An interval as `low … high`."""
     write = signed if plus else number
     return "–" if low is None or high is None else f"{write(low, digits)} … {write(high, digits)}"
+
+
+def listed(seeds: Iterable[int]) -> str:
+    """Seeds in their order, four or more that follow on each other as `0…7`."""
+    known = list(dict.fromkeys(seeds))
+    if len(known) > 3 and known == list(range(known[0], known[0] + len(known))):
+        return f"{known[0]}…{known[-1]}"
+    return ", ".join(map(str, known))

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.numbers import listed
 from orchestrator.compare.sections import brief, many_arms, sections
 from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
@@ -74,7 +75,7 @@ def _header(c: Comparison) -> Table:
         parameters = f"{e.parameters[arm]:,} parameters" if arm in e.parameters else ""
         lines.add_row(Text("baseline" if index == 0 else "arm", style="dim"), Text(arm), Text(parameters, style="dim"))
     complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
-    lines.add_row(Text("seeds", style="dim"), Text(", ".join(map(str, e.seeds))))
+    lines.add_row(Text("seeds", style="dim"), Text(listed(e.seeds)))
     if len(e.arms) > 1:
         lines.add_row(Text("pairs", style="dim"), Text(complete))
     for cells, reason in c.incomplete_cells:

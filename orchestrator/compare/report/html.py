@@ -110,5 +110,5 @@ def scale(s: Scale) -> str:
     )
 
 
-def listed(items: Iterable[str]) -> str:
+def bullets(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(item)}</li>" for item in items) + "</ul>"

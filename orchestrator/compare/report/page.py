@@ -12,9 +12,10 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures import Drawing
+from orchestrator.compare.numbers import listed
 from orchestrator.compare.report.chapters import Chapter, chapters
 from orchestrator.compare.report.document import document
-from orchestrator.compare.report.html import card, define, listed, table
+from orchestrator.compare.report.html import bullets, card, define, table
 from orchestrator.compare.sections import glance, many_arms
 from orchestrator.compare.story import findings
 from orchestrator.palette import arm_line
@@ -51,7 +52,7 @@ def _header(c: Comparison) -> str:
         for i, arm in enumerate(e.arms)
     ]
     complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
-    facts = [("arms", " &nbsp; ".join(arms)), ("seeds", escape(", ".join(map(str, e.seeds))))]
+    facts = [("arms", " &nbsp; ".join(arms)), ("seeds", escape(listed(e.seeds)))]
     facts += [("pairs", escape(complete) + define("experiment"))] if len(e.arms) > 1 else []
     facts += [("left out", escape(f"{cells}: {reason}")) for cells, reason in c.incomplete_cells]
     listing = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts)
@@ -69,7 +70,7 @@ def _top(c: Comparison) -> str:
             cards = "".join(map(card, findings(c, arm)))
             found.append(f"<h2>{escape(arm)} against {escape(c.baseline)}</h2><div class='cards'>{cards}</div>")
     if c.notes:
-        found.append(f"<aside class='care'><h2>Read with care</h2>{listed(c.notes)}</aside>")
+        found.append(f"<aside class='care'><h2>Read with care</h2>{bullets(c.notes)}</aside>")
     return "".join(found)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.numbers import number, signed, span
+from orchestrator.compare.numbers import listed, number, signed, span
 from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
 
@@ -36,7 +36,7 @@ def layers(c: Comparison, arms: list[str]) -> Section:
     steps = sorted({reading["step"] for arm in arms for reading in _last_readings(c, arm, arms)})
     when = f"step {', '.join(map(str, steps))}"
     who = f"a = {arms[0]}, b = {arms[1]}" if len(arms) == 2 else arms[0]
-    seeds = ", ".join(str(seed) for seed in dict.fromkeys(cell.seed for cell in c.cells_of(arms[-1])))
+    seeds = listed(cell.seed for cell in c.cells_of(arms[-1]))
     columns = [
         "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),

@@ -138,6 +138,15 @@ def test_many_seeds_print_letters(experiment: Write) -> None:
     assert "Student" not in text
 
 
+def test_eight_seeds_are_legible_at_100_columns(experiment: Write) -> None:
+    text = printed(compute(experiment(seeds=range(8))))
+    rows = [line for line in text.split("Layers at")[1].splitlines() if line.startswith(" 0 ")]
+    assert rows[0].split() == [
+        "0", "64", "→", "64", *"PPPPPPPP", *"PPPPPPPP", "0.10", "0.10", "1.00", "14", "(1)", "14", "(1)",
+    ]  # fmt: skip
+    assert "seed 0…7" in text
+
+
 def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_ledger: Callable[..., None]) -> None:
     root = experiment(seeds=range(6), sidecar=True)
     for cell in root.glob("*/seed=*"):
