@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -25,7 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 100)  # piped, rich would assume 80 columns
     try:
         if options.watch:
-            return outcome(watch(options.directory, console))
+            cells = watch(options.directory, console)
+            counted = Counter(cell.state for cell in cells)
+            print(f"Nothing runs any more: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
+            return outcome(cells)
         console.print(View(options.directory.resolve().name, read_status(options.directory)))
     except UserError as error:
         print(error, file=sys.stderr)

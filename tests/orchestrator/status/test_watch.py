@@ -82,7 +82,9 @@ def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
 def test_what_has_ended_is_shown_once(cell: Write, capsys: pytest.CaptureFixture[str]) -> None:
     path = cell(state="failed", reason="why")
     assert main([str(path.parents[1]), "--watch"]) == 2
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["failed", "critical:"]
+    *shown, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in shown] == ["failed", "critical:"]
+    assert last == "Nothing runs any more: 1 failed."
     assert main([str(path.parents[1])]) == 0
     assert "x  10% of 1 cell  1 failed" in capsys.readouterr().out
 
