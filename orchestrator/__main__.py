@@ -78,14 +78,15 @@ def list_experiments(console: Console) -> None:
     console.print("[bold]Experiments[/] (python -m orchestrator +experiment=NAME)\n")
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold cyan", no_wrap=True)
-    for path in sorted((CONF / "experiment").glob("*.yaml")):
-        try:
-            content = yaml.safe_load(path.read_text())
-            question, arms, seeds = content["question"], ", ".join(content["arms"]), content["seeds"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-            table.add_row(path.stem, f"[red]cannot be read: {escape(' '.join(str(error).split()))}[/]")
-            continue
-        table.add_row(path.stem, f"{escape(question)}\n[dim]arms {escape(arms)} · seeds {escape(str(seeds))}[/]")
+    with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        for path in sorted((CONF / "experiment").glob("*.yaml")):
+            try:
+                found = compose([f"+experiment={path.stem}"])
+            except UserError as error:
+                table.add_row(path.stem, f"[red]{escape(str(error))}[/]")
+                continue
+            arms, seeds = ", ".join(found.arms), ", ".join(map(str, found.seeds or [found.seed]))
+            table.add_row(path.stem, f"{escape(found.question)}\n[dim]arms {escape(arms)} · seeds {seeds}[/]")
     console.print(table)
     console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")
     console.print("Add dry_run=true to see the plan and its cost first.")

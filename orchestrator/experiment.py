@@ -202,11 +202,12 @@ def _key(override: str) -> str:
 
 
 def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
-    """The experiment's own name and what was swept; without a name, whatever the overrides say of the cell."""
+    """The experiment's own name, or its file's, and what was swept; of a single cell whatever the overrides say."""
     silent = {*schema.OPERATIONAL, "experiment", "seed", "seeds"}
     telling = [o for o in overrides if _key(o) not in silent and _key(o).split(".")[0] not in silent]
-    own = base.name if base.name is not None else _described(telling) or "single"
-    said = telling if base.name is None else []
+    file = next((o.partition("=")[2] for o in overrides if base.arms and _key(o) == "experiment"), None)
+    own = base.name or file or _described(telling) or "single"
+    said = telling if own == _described(telling) else []
     varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in said])
     name = f"{own}__{varied}" if varied else own
     if len(name) > LONGEST_NAME:  # a directory's name has 255 bytes

@@ -334,17 +334,29 @@ def explain(error: Exception) -> str:
     root = error
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
-    key = str(getattr(root, "full_key", None) or "")
-    outer, inner = (str(e).strip().splitlines()[0].rstrip(".") for e in (error, root))
+    lines = str(error).strip().splitlines()
+    where = re.match(r"In '(.+)': ", lines[0])
+    file = f"conf/{where[1]}.yaml: " if where else ""
+    if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # what it means stands in the next lines
+        lines = lines[1:]
+    outer, inner = lines[0].rstrip("."), (lines if root is error else str(root).strip().splitlines())[0].rstrip(".")
+    told = re.search(r"full_key: (\S+)", str(error))
+    key = str(getattr(root, "full_key", None) or (told[1] if told else ""))
+    if where and (key == where[1].partition("/")[0] or "Could not override" in outer):
+        return f"{file}it is composed under its own folder's name: its first line must be '# @package _global_'."
     if not key:
         return f"{outer}."
     if " not in '" in inner:
         known = keys()
         same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
-        return f"'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
+        return f"{file}'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
+    if key.partition(".")[0] == "arms":
+        return f"{file}'{key}' is no list of overrides: write [optim.lr=0.002], or [] for the defaults."
     override = re.search(r"override (\S+)", outer)
-    return f"{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
+    if "is not in struct" in inner:
+        return f"'{key}' is new to the configuration: write ++{key}=…"
+    return f"{file}{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
 
 
 def keys() -> list[str]:

@@ -39,6 +39,8 @@ def ended_badly(s: CellStatus) -> Said:
         yield "critical", f"failed: {s.reason or 'no reason was left'}"
     elif s.state == "lost":
         yield "critical", "lost: its process is gone (killed, or its machine is down): the same command resumes it."
+    elif s.state == "missing":
+        yield "critical", "its directory is gone: the same command trains it again."
     elif s.reason:
         yield "note", s.reason
 

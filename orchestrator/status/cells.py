@@ -41,7 +41,9 @@ class CellStatus:
     """One cell, as it was found at the time `seen`."""
 
     cell: str  # <arm>/seed=<k>
-    state: str  # next · submitted · running · done · failed · stopped · lost (its process is gone)
+    state: (
+        str  # next · submitted · running · done · failed · stopped · lost (its process) · missing (its files)
+    )
     attempt: int = 0
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
@@ -134,14 +136,20 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         )
     manifest = Manifest(experiment_dir)
     last = manifest.last()
+    cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone
+    told = _written(manifest.path)
     held = {cell for cell, path in cells.items() if _is_open(last.get(cell)) and is_held(cell_lock(path))}
     launching = is_held(experiment_lock(experiment_dir))
     if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
         last = manifest.last()  # a process leaves its last word before its lock: what it has said since counts
     return [
-        status_of(path, last.get(cell), state_of(last.get(cell), held=cell in held, launching=launching))
+        status_of(path, last.get(cell), _state(path, last.get(cell), cell in held, launching), told)
         for cell, path in cells.items()
     ]
+
+
+def _state(path: Path, entry: Entry | None, held: bool, launching: bool) -> str:
+    return state_of(entry, held=held, launching=launching) if path.is_dir() else "missing"
 
 
 def state_of(entry: Entry | None, *, held: bool, launching: bool) -> str:
@@ -158,8 +166,11 @@ def state_of(entry: Entry | None, *, held: bool, launching: bool) -> str:
     return "submitted" if entry.state == "submitted" and launching else "lost"
 
 
-def status_of(cell_dir: Path, entry: Entry | None, state: str) -> CellStatus:
-    """What the files of one cell say. Any of them may be missing, or vanish while it is looked at."""
+def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:
+    """What the files of one cell say. Any of them may be missing, or vanish while it is looked at.
+
+    `told`: when the manifest was last written to; an attempt that has just begun has not been silent since the last.
+    """
     broken: list[str] = []
     checkpoints = _names(cell_dir / "checkpoints")
     read = _steps(_names(cell_dir / "forensics"))
@@ -167,7 +178,8 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str) -> CellStatus:
     try:
         plan = plan_of(cell_dir)
     except ValueError as error:
-        broken.append(f"config.yaml cannot be read ({error}): restore it.")
+        if state != "missing":
+            broken.append(f"config.yaml cannot be read ({error}): restore it.")
     try:
         records = recent_records(cell_dir / "ledger.jsonl")
     except ValueError as error:
@@ -186,7 +198,7 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str) -> CellStatus:
         reason=entry.reason if entry else "",
         plan=plan,
         records=records,
-        written=_written(cell_dir / "ledger.jsonl"),
+        written=max(filter(None, (_written(cell_dir / "ledger.jsonl"), told)), default=None),
         reading=reading,
         saved=_steps(checkpoints),
         read=read,

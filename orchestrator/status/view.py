@@ -20,8 +20,8 @@ from orchestrator.status.alerts import SEVERITIES, Alert, alerts
 from orchestrator.status.cells import CellStatus
 
 STATES = {  # in the order in which they are counted and, where not all cells have room, shown
-    "failed": "bold red", "lost": "red", "running": "cyan", "stopped": "yellow", "submitted": "dim", "next": "dim",
-    "done": "green",
+    "failed": "bold red", "lost": "red", "missing": "red", "running": "cyan", "stopped": "yellow", "submitted": "dim",
+    "next": "dim", "done": "green",
 }  # fmt: skip
 STYLES = {"critical": "bold red", "warn": "yellow", "note": "dim"}
 BAR, GAP = 8, 2  # columns

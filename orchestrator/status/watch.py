@@ -85,6 +85,6 @@ def watch(directory: Path, console: Console) -> list[CellStatus]:
 
 
 def outcome(cells: Sequence[CellStatus]) -> int:
-    """How they ended as an exit code: 0 all done, 2 where one failed or was lost, else 130: stopped before the end."""
+    """How they ended as an exit code: 0 all done, 2 where one failed, is lost or missing, else 130: stopped before."""
     states = {cell.state for cell in cells}
-    return 2 if states & {"failed", "lost"} else 0 if states == {"done"} else 130
+    return 2 if states & {"failed", "lost", "missing"} else 0 if states == {"done"} else 130

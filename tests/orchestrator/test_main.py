@@ -31,9 +31,50 @@ def test_without_arguments_the_experiments_are_listed(
     assert "Does the width profile decide" in printed
 
 
+PACKAGE = "# @package _global_\n"
+MISWRITTEN = {
+    "a key": (f"{PACKAGE}question: q\narmz: {{a: []}}", "'armz' is no configuration key (did you mean 'arm'?)"),
+    "no package": ("question: q\narms: {a: []}", "its first line must be '# @package _global_'"),
+    "no package, a default": ("defaults: [override /model: nano]\narms: {a: []}", "its first line must be"),
+    "arms of keys": (f"{PACKAGE}arms: {{a: {{optim.lr: 0.1}}}}", "'arms.a' is no list of overrides: write [optim"),
+}
+
+
+@pytest.mark.parametrize("name", MISWRITTEN)
+def test_a_miswritten_experiment_says_what_is_wrong_with_it(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], conf: Path, name: str
+) -> None:
+    content, expected = MISWRITTEN[name]
+    (conf / "experiment/mine.yaml").write_text(content)
+    assert orchestrate("+experiment=mine", "dry_run=true") == 2
+    said = sentence(capsys)
+    assert said.startswith("conf/experiment/mine.yaml: ")
+    assert expected in said
+    assert orchestrate() == 0  # the list names it, and shows the others
+    assert {"decay_controls", "conf/experiment/mine.yaml:"} <= set(capsys.readouterr().out.split())
+
+
+def test_an_experiment_without_a_name_has_its_files(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], conf: Path
+) -> None:
+    (conf / "experiment/mine.yaml").write_text(f"{PACKAGE}arms: {{a: [], b: [optim.lr=0.001]}}\ndeclared: [optim]")
+    assert orchestrate("+experiment=mine", "dry_run=true", "model=nano") == 0
+    assert "into outputs/mine" in capsys.readouterr().out
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of conf/ to write into."""
+    copy = tmp_path / "conf"
+    shutil.copytree(main_module.CONF, copy)
+    monkeypatch.setattr(main_module, "CONF", copy)
+    return copy
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["+experiment=width_ablation", "expect.uniform.late=hub"], "write ++expect.uniform.late=…"),
         (["width=rmap"], "There is no width 'rmap' (did you mean 'ramp'?)"),
         (
             ["+experiment=width_ablaton"],
@@ -172,7 +213,7 @@ def test_a_broken_experiment_file_is_named(
     monkeypatch.setattr(main_module, "CONF", tmp_path / "conf")
     assert orchestrate() == 0
     printed = capsys.readouterr().out
-    assert "cannot be read" in printed
+    assert "is not YAML" in printed
     assert "Does the width profile decide" in printed
     assert orchestrate("+experiment=broken") == 2
     assert "is not YAML" in sentence(capsys)

@@ -37,7 +37,8 @@ for (const mark of document.querySelectorAll("a.define")) {
     box.showPopover();
     const at = mark.getBoundingClientRect();
     box.style.left = `${scrollX + Math.max(8, Math.min(at.left, innerWidth - box.offsetWidth - 16))}px`;
-    box.style.top = `${scrollY + at.bottom + 6}px`;
+    const below = at.bottom + 6 + box.offsetHeight < innerHeight;
+    box.style.top = `${scrollY + (below ? at.bottom + 6 : Math.max(8, at.top - 6 - box.offsetHeight))}px`;
     box.focus({ preventScroll: true });
   });
 }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator import locks
+from orchestrator.manifest import Manifest
 from orchestrator.status import cell_lock, read_status
 from orchestrator.status.alerts import alerts
 
@@ -23,9 +25,11 @@ def said(path: Path, running: bool = False) -> list[tuple[str, str]]:
     return [(alert.severity, alert.text) for alert in alerts(status)]
 
 
-def age(path: Path, seconds: float) -> None:
+def age(cell: Path, seconds: float) -> None:
+    """Let the ledger be so old, and the manifest older."""
     then = time.time() - seconds
-    os.utime(path / "ledger.jsonl", (then, then))
+    os.utime(cell / "ledger.jsonl", (then, then))
+    os.utime(cell.parents[1] / "manifest.jsonl", (then - 1, then - 1))
 
 
 def test_of_a_cell_in_order_nothing_is_said(cell: Write) -> None:
@@ -74,6 +78,21 @@ def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -
         assert not alerts(read_status(slow.parents[1])[1])
         age(slow, 301)
         assert alerts(read_status(slow.parents[1])[1])
+
+
+def test_an_attempt_that_has_just_begun_is_not_silent(cell: Write) -> None:
+    path = cell()
+    age(path, 10_000)
+    Manifest(path.parents[1]).append("uniform/seed=0", "running", attempt=2)
+    assert [text for severity, text in said(path, running=True) if severity == "warn"] == []
+
+
+def test_a_cell_whose_directory_is_gone_is_missed(cell: Write) -> None:
+    path, gone = cell(state="done", losses=tuple(range(11))), cell(seed=1, state="done")
+    shutil.rmtree(gone)
+    status = read_status(path.parents[1])
+    assert [(s.cell, s.state) for s in status] == [("uniform/seed=0", "done"), ("uniform/seed=1", "missing")]
+    assert [alert.text for alert in alerts(status[1])] == ["its directory is gone: the same command trains it again."]
 
 
 def test_a_finished_or_unstarted_cell_may_be_silent(cell: Write) -> None:
