@@ -6,6 +6,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.stated import stated_afterwards
 from orchestrator.compare.statistics import ALPHA, holm, mean_of_known, smallest_p
 
 
@@ -35,11 +36,13 @@ def arm_losses(c: Comparison) -> Section:
 
 def contrasts(c: Comparison) -> Section:
     """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
+    late = stated_afterwards(c.experiment, "contrasts")
     rows: list[list[Cell]] = []
     for one in c.contrasts:
         values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
         p = number(one.p, 3)
         name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
+        name += " (stated afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
         rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
     spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
     notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]
