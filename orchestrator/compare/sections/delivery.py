@@ -36,4 +36,6 @@ def delivery(c: Comparison) -> Section:
         for sentence, names in said.items()
     ]
     columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]
-    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes)
+    heads = ("mean", "interval", "seeds", "mean", "mean", "verdict")
+    terms = {head: f"expect_{name}" for head, name in zip(columns[1:], heads, strict=True)}
+    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes, terms)

@@ -54,7 +54,9 @@ def test_what_was_added_after_is_told_wherever_results_are(experiment: Write) ->
     root = launched(
         experiment(seeds=(0, 1, 4, 5)),
         stated(BEFORE),
-        stated(AFTER, seeds=[0, 1, 4, 5], contrasts=FIRST | OTHER, expect={"variable": {"late": "hub"}, "uniform": later}),
+        stated(
+            AFTER, seeds=[0, 1, 4, 5], contrasts=FIRST | OTHER, expect={"variable": {"late": "hub"}, "uniform": later}
+        ),
     )
     c = compare(root)
     told = [note for note in c.notes if "after cells had finished" in note]
