@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,22 +85,43 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
 
 
 def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any]:
-    """`experiment.yaml`: as recorded, with new seeds, and with the code of this launch where that has changed."""
+    """`experiment.yaml`: as recorded, with new seeds, and with code and statements of this launch if they changed."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
     before = recorded.get("code", [])
-    changed = not before or {k: v for k, v in before[-1].items() if k != "since"} != code
+    # What a launch may add costs no training, or only that of new seeds; since when it was stated is kept.
+    stated = {
+        "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
+        "contrasts": config.contrasts,
+        "expect": config.expect,
+    }
     return {
         "name": experiment.name,
         "question": config.question,
         **_asked(experiment),
-        "contrasts": config.contrasts,  # they cost no training: they may be added to a finished experiment
-        "expect": config.expect,  # and so may these
-        "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
+        **stated,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         "machine": recorded.get("machine") or environment.machine(),
-        "code": [*before, {"since": now, **code}] if changed else before,
+        "code": _appended(before, code, now),
+        "stated": _appended(_stated(recorded), deepcopy(stated), now),  # a copy, lest YAML writes a reference
     }
+
+
+def _stated(recorded: dict[str, Any]) -> list[dict[str, Any]]:
+    """Seeds, contrasts and `expect` of all launches; of a file that does not keep them, its own as of its first."""
+    if not recorded or "stated" in recorded:
+        return list(recorded.get("stated", []))
+    since = next((code["since"] for code in recorded["code"] if "since" in code), "")
+    stated = {key: recorded.get(key) or {} for key in ("contrasts", "expect")}
+    return [{"since": since, "seeds": recorded["seeds"], **stated}]
+
+
+def _appended(entries: list[dict[str, Any]], now: dict[str, Any], since: str) -> list[dict[str, Any]]:
+    """With `now` at the end, unless it is what the last entry says; contrasts are tested in their order."""
+    last = {key: value for key, value in entries[-1].items() if key != "since"} if entries else None
+    if last == now and list(last.get("contrasts", ())) == list(now.get("contrasts", ())):
+        return entries
+    return [*entries, {"since": since, **now}]
 
 
 def _size(config: schema.Config) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class Manifest:
         """How often `cell` has started to run."""
         return sum(r["cell"] == cell and r["state"] == "running" for r in self._records())
 
+    def first_done(self) -> str | None:
+        """When the first of the cells was done (UTC); null where none is."""
+        return min((r["time"] for r in self._records() if r["state"] == "done"), default=None)
+
     def environments(self) -> dict[str, list[dict[str, Any]]]:
         """Cell → where each of its attempts ran (`environment.environment`), with `attempt` and `since` (UTC).
 

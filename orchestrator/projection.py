@@ -87,6 +87,10 @@ def comparison_summary(c: Comparison) -> Row:
         row |= {f"arm/{arm}/{name}": value for name, value in found.items()}
         if index == 0:
             row |= {"pair/arm": arm, **{f"pair/{name}": value for name, value in found.items()}}
+    if c.expectations:  # lines of all arms
+        verdicts = Counter(one.verdict for one in c.expectations)
+        row |= {"expect/of": len(c.expectations), "expect/delivered": verdicts["delivered"]}
+        row["expect/not_delivered"] = verdicts["not delivered"]
     for one in c.contrasts:
         name = f"contrast/{one.contrast}/{one.metric}"
         row |= {f"{name}/{key}": getattr(one, key) for key in ("value", "low", "high", "verdict")}
@@ -120,7 +124,7 @@ def tags(*labels: str) -> list[str]:
 
 
 def _beside_baseline(c: Comparison, arm: str) -> Row:
-    """Losses, budgets, their centres and the layers' spread: a (the baseline), b (`arm`), Δ, interval, verdict."""
+    """Losses, budgets, their centres, roles and the layers' spread: a (baseline), b (`arm`), Δ, interval, verdict."""
     from orchestrator.compare.pairs import MEAN, METRICS
 
     row: Row = {"n": sum(pair.arm == arm for pair in c.pairs)}
@@ -134,13 +138,19 @@ def _beside_baseline(c: Comparison, arm: str) -> Row:
             f"budget/{s.reference}/{key}": value
             for key, value in (
                 ("a", s.budget_a), ("b", s.budget_b), ("ratio", s.ratio), ("low", s.low), ("high", s.high),
-                ("distance", s.distance), ("verdict", s.verdict),
+                ("distance", s.distance), ("verdict", s.verdict), ("a_by_chance", s.expected_a),
+                ("b_by_chance", s.expected_b), ("ratio_by_chance", s.chance_ratio),
             )
         }  # fmt: skip
-        centres = {"a": s.centre_a, "b": s.centre_b}
-        if s.centre_a is not None and s.centre_b is not None:
-            centres["delta"] = s.centre_b - s.centre_a
-        row |= {f"centre/{s.reference}/{key}": value for key, value in centres.items()}
+        row |= {
+            f"centre/{s.reference}/{key}": value
+            for key, value in (
+                ("a", s.centre_a), ("b", s.centre_b), ("delta", s.centre_shift), ("low", s.centre_low),
+                ("high", s.centre_high), ("p", s.centre_p),
+            )
+        }  # fmt: skip
+    for shift in (shift for shift in c.role_shifts if shift.arm == arm):
+        row |= {f"role_shift/{key}": getattr(shift, key) for key in ("distance", "p", "smallest_p")}
     for t in (t for t in c.symmetry if t.arm == arm):
         row |= {f"attention_spread/{key}": getattr(t, key) for key in ("a", "b", "delta", "low", "high", "p")}
     return row

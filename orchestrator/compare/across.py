@@ -31,7 +31,7 @@ class Row:
     delta: float | None = None  # of the primary outcome, nats/token
     low: float | None = None  # its 95 % interval
     high: float | None = None
-    p: float | None = None  # exact two-sided sign-flip
+    p: float | None = None  # two-sided sign-flip, exact up to 16 pairs
     q: float | None = None  # by Benjamini and Hochberg over all rows whose seeds allow p ≤ 0.05
     verdict: str = "not measured"  # the arm's own, at 5 %
     ratio: float | None = None  # robust budget of the arm over that of the baseline
@@ -105,8 +105,9 @@ def _rows(directory: str, c: Comparison) -> list[Row]:
 def _adjusted(rows: list[Row]) -> list[Row]:
     """With q: of all arms called at q ≤ 0.05, at most 5 % are expected to be false (Benjamini & Hochberg 1995).
 
-    Arms that share a baseline are positively dependent, which the procedure allows. Rows whose seeds cannot reach
-    p ≤ 0.05 take no part: they could not have been called.
+    That is proven of independent tests, and of one-sided ones that are positively dependent. The tests here are
+    two-sided, and arms that share a baseline depend on each other: it holds approximately. Rows whose seeds cannot
+    reach p ≤ 0.05 take no part: they could not have been called.
     """
     taking = [i for i, row in enumerate(rows) if testable(row)]
     q = scipy.stats.false_discovery_control([rows[i].p for i in taking], method="bh") if taking else []

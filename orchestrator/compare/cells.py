@@ -21,8 +21,9 @@ from orchestrator.manifest import Entry, Manifest
 NUMBER = (int, float)
 DESCRIPTION = {  # experiment.yaml
     "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "expect": dict, "machine": dict,
-    "code": list,
+    "code": list, "stated": list,
 }  # fmt: skip
+STATED = {"since": str, "seeds": list, "contrasts": dict, "expect": dict}  # an entry of `stated`
 RECORD = {"step": int, "digest": str}  # a ledger's line
 SIDECAR = {"step": int, "values": dict}  # and its last decision, if any
 READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
@@ -84,6 +85,8 @@ class ExperimentResult:
     models: dict[str, Model] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
+    stated: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
+    finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -116,6 +119,8 @@ def read_experiment(path: Path) -> ExperimentResult:
     for index, launched in enumerate(spec["code"]):
         expect(source, launched, {}, cure, f"code.{index}")
     expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
+    for index, stated in enumerate(spec["stated"]):
+        expect(source, stated, STATED, cure, f"stated.{index}")
     for arm, model in models.items():
         optional = {"widths": list, "training_flops": NUMBER}
         shape = {"params": int} | {key: kind for key, kind in optional.items() if key in model}
@@ -123,7 +128,7 @@ def read_experiment(path: Path) -> ExperimentResult:
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
-        lines = intended(spec["expect"], arms)
+        lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["stated"]))]
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     manifest = Manifest(path)
@@ -144,6 +149,8 @@ def read_experiment(path: Path) -> ExperimentResult:
         },
         machine=spec["machine"],
         code=spec["code"],
+        stated=spec["stated"],
+        finished=manifest.first_done(),
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from orchestrator.body import roles_of
-from orchestrator.compare import tables
+from orchestrator.compare import stated, tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.coincidence import Coincidence, coincide
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
@@ -146,6 +146,7 @@ def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) 
         )
     if pairs and not domains:
         notes.append("No held-out domain is common to all finished cells: their losses cannot be compared.")
+    notes += stated.notes(experiment)
     notes += _batch_notes(pairs)
     if any(
         len(a["layers"]) != len(b["layers"])

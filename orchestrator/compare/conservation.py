@@ -35,7 +35,7 @@ class Conservation:
     centre_shift: float | None  # mean of centre b − centre a over the pairs in which both have one
     centre_low: float | None  # its 95 % interval
     centre_high: float | None
-    centre_p: float | None  # exact two-sided sign-flip
+    centre_p: float | None  # two-sided sign-flip, exact up to 16 pairs
     distance: float | None  # mean over pairs, Wasserstein-1 along depth 0…1
     ratios: dict[int, float | None]  # seed → budget_b / budget_a
     ratio: float | None  # geometric mean

@@ -32,7 +32,7 @@ class Contrast:
     low: float | None  # its 95 % interval
     high: float | None
     method: str
-    p: float | None  # exact two-sided sign-flip
+    p: float | None  # two-sided sign-flip, exact up to 16 pairs
     p_adjusted: float | None  # as one of a sequence
     tested: bool  # not once the sequence has ended
     against: float | None  # nats/token: what the equivalence is a share of

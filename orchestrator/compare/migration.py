@@ -57,15 +57,15 @@ class LayerShift:
     roles_a: list[str]  # [n], the baseline's; ties by the names of their leaders
     roles_b: list[str]
     distance: float  # total variation between the two arms' shares of seeds in each state, 0 … 1
-    p: float | None  # exact, corrected for the number of layers
+    p: float | None  # corrected for the number of layers; exact as in `RoleShift`
 
 
 @dataclass(frozen=True)
 class RoleShift:
     """Baseline (a) and arm (b) at every pair's newest common reading; equal states in both may still be chance.
 
-    p exchanges the arms' labels within the seed pairs, all 2^n ways: if the arm changed nothing, each was as
-    likely. Null for one pair.
+    p exchanges the arms' labels within the seed pairs: if the arm changed nothing, each exchange was as likely.
+    Exact (all 2^n) up to 15 pairs, beyond by random exchanges. Null for one pair.
     """
 
     arm: str

@@ -57,13 +57,13 @@ def notes(rows: list[Row]) -> list[str]:
     tests = [row for row in rows if testable(row)]
     called = sum(row.verdict in CALLED for row in tests)
     kept = sum(row.q is not None and row.q <= ALPHA for row in tests)
-    silent = sum(row.problem is None for row in rows) - len(tests)
+    silent = sum(row.problem is None and row.arm is not None for row in rows) - len(tests)
     found = []
     if tests:
         found.append(
-            f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; were none different, up to "
-            f"{ALPHA * len(tests):.3g} would be. Of the {kept} with q ≤ {ALPHA} at most {ALPHA:.0%} are expected to be "
-            "false (Benjamini and Hochberg, over all rows)."
+            f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; were none different, on "
+            f"average at most {ALPHA * len(tests):.3g} would be. Of the {kept} with q ≤ {ALPHA} at most {ALPHA:.0%} are "
+            "expected to be false (Benjamini and Hochberg, over all rows; holds approximately)."
         )
     if silent:
         found.append(f"Arms with too few seed pairs to be called either (6 are needed), and no part in q: {silent}.")

@@ -25,14 +25,11 @@ class Difference:
 
 
 def differences(experiment: ExperimentResult) -> list[Difference]:
-    """What differs between the cells of two arms or of one: first configuration, then code, then environment.
-
-    Of runs that did not record where each attempt ran, only changes of the code between launches are known; they
-    are given for every arm, for any of them may have seen either.
-    """
-    facts = {arm: [f for cell in experiment.cells if cell.arm == arm for f in ran(cell)] for arm in experiment.arms}
-    if not any(facts.values()):
-        facts = dict.fromkeys(experiment.arms, launches(experiment))
+    """What differs between the cells of two arms or of one: first configuration, then code, then environment."""
+    facts = {
+        arm: [found for cell in experiment.cells if cell.arm == arm for found in ran(experiment, cell)]
+        for arm in experiment.arms
+    }
     configs = {arm: [c for cell in experiment.cells if cell.arm == arm for c in configs_of(cell)] for arm in facts}
     found = [Difference("config", key, values) for key, values in _differing(configs)]
     kinds = [("code" if key in CODE else "environment", key, values) for key, values in _differing(facts)]
@@ -40,20 +37,28 @@ def differences(experiment: ExperimentResult) -> list[Difference]:
 
 
 def constant(experiment: ExperimentResult) -> Facts:
-    """What is the same wherever it is known: host, platform, python, device, versions.*, commit, changes, …
+    """What is known of every attempt and the same in all: host, platform, python, device, versions.*, commit, …
 
     `changes` is `clean` or a digest of what was not committed. Null where nobody could find out.
     """
-    facts = [found for cell in experiment.cells for found in ran(cell)] or launches(experiment)
-    return {key: values[0] for key, values in _values(facts).items() if len(values) == 1}
+    facts = [found for cell in experiment.cells for found in ran(experiment, cell)]
+    return {
+        key: values[0]
+        for key, values in _values(facts).items()
+        if len(values) == 1 and all(key in found for found in facts)
+    }
 
 
-def ran(cell: CellResult) -> list[Facts]:
-    """Where each attempt of the cell ran and with what code."""
-    return [
+def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
+    """Where each attempt of the cell ran and with what code; nothing where it never began.
+
+    Of a cell that did not record it, what is known of every launch: it may have seen any of them.
+    """
+    recorded = [
         {key: value for key, value in schema.flatten(found).items() if key not in PASSING}
         for found in cell.environments
     ]
+    return recorded or (launches(experiment) if cell.ledger else [])
 
 
 def launches(experiment: ExperimentResult) -> list[Facts]:

@@ -13,6 +13,7 @@ ALPHA = 0.05
 EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; below, resampling so few values does not cover at its nominal rate
 RESAMPLES = 9_999
+EXACT_PAIRS = 16  # up to which the sign-flip test takes all 2^n patterns; beyond, 2^16 drawn at random
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class PairedResult:
     low: float | None  # 95 % interval of delta
     high: float | None
     method: str
-    p: float | None  # exact two-sided sign-flip
+    p: float | None  # two-sided sign-flip, exact up to 16 pairs
     p_adjusted: float | None  # what the verdict goes by: as one of a fixed sequence, or by Holm
     correlation: float | None  # between the arms over the seeds
     verdict: str  # better · worse · equivalent · inconclusive
@@ -78,9 +79,9 @@ def interval(values: ArrayLike, level: float) -> Interval:
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """Two-sided p of the mean under all 2^n sign patterns (drawn at random beyond 2^16); null for n = 1.
+    """Two-sided p of the mean under sign patterns: exact (all 2^n) up to 16 pairs, beyond by random ones; null for n = 1.
 
-    The smallest value it can take is 2/2^n.
+    The smallest value it can take is 2/2^n where it is exact.
     """
     x = np.asarray(differences, dtype=np.float64)
     if x.size < 2:
@@ -89,7 +90,7 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
         (x,),
         lambda sample, axis: np.mean(sample, axis=axis),
         permutation_type="samples",
-        n_resamples=2**16,
+        n_resamples=2**EXACT_PAIRS,
         vectorized=True,
         rng=0,
     )

@@ -25,7 +25,7 @@ class Symmetry:
     low: float | None  # 95 % interval of delta
     high: float | None
     method: str
-    p: float | None  # exact two-sided sign-flip
+    p: float | None  # two-sided sign-flip, exact up to 16 pairs
 
 
 def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -193,3 +194,37 @@ def test_the_contrasts_of_the_experiments_that_are_here() -> None:
     assert build("+experiment=width_x_decay").config.contrasts == {
         "interaction": {"variable_learned": 1, "uniform_learned": -1, "variable": -1, "uniform": 1}
     }
+
+
+def test_when_seeds_and_contrasts_were_stated_is_kept(tmp_path: Path) -> None:
+    arms, path = _arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), tmp_path / "x/experiment.yaml"
+
+    def launch(*words: str) -> list[dict[str, Any]]:
+        open_directory(build(*arms, *words, f"root={tmp_path}"))
+        written = path.read_text()
+        assert "*id" not in written.rpartition("\nstated:")[2], "a reader should not have to resolve references"
+        return yaml.safe_load(written)["stated"]
+
+    (first,) = launch()
+    assert first | {"since": ""} == {"since": "", "seeds": [0], "contrasts": {}, "expect": {}}
+    assert launch("tracker=off") == [first]
+    assert launch(CONTRAST)[0] == first
+    other = "++contrasts={sum: {a: 0.5, b: 0.5, c: -1.0}, b over a: {b: 1, a: -1}}"
+    *_, added, turned = launch(other)
+    assert added["contrasts"] == turned["contrasts"]  # but for their order, in which they are tested
+    assert list(added["contrasts"]) == list(reversed(turned["contrasts"]))
+    assert [entry["seeds"] for entry in launch(other, "seeds=[0,3]")] == [[0], [0], [0], [0, 3]]
+
+
+def test_of_a_file_that_does_not_keep_them_they_are_as_old_as_its_code(tmp_path: Path) -> None:
+    arms, path = _arms("{a: [], b: ['width=ramp']}"), tmp_path / "x/experiment.yaml"
+    open_directory(build(*arms, f"root={tmp_path}"))
+    recorded = yaml.safe_load(path.read_text())
+    del recorded["stated"], recorded["contrasts"]
+    recorded["code"][0]["since"] = "2026-01-01T00:00:00+00:00"
+    path.write_text(yaml.safe_dump(recorded))
+    open_directory(build(*arms, "seeds=[0,1]", f"root={tmp_path}"))
+    first, second = yaml.safe_load(path.read_text())["stated"]
+    assert first == {"since": "2026-01-01T00:00:00+00:00", "seeds": [0], "contrasts": {}, "expect": {}}
+    assert second["seeds"] == [0, 1]
+    assert second["since"] > first["since"]

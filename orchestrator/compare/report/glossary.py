@@ -5,7 +5,16 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
+from orchestrator.compare.migration import MAX_PATTERNS
+from orchestrator.compare.statistics import EXACT_PAIRS
 from orchestrator.forensics.measures import MEASURES
+
+EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; exchanging all of them changes nothing, so half the patterns suffice
+SIGN_FLIP = (
+    "Two-sided sign-flip test of the paired differences: the share of patterns of signs whose mean is as far from 0, "
+    f"exact (all 2ⁿ of them) up to {EXACT_PAIRS} pairs, beyond by patterns drawn at random. With fewer than six pairs "
+    "it cannot reach 0.05."
+)
 
 
 @dataclass(frozen=True)
@@ -46,18 +55,56 @@ OWN = {
     ),
     "p": Term(
         "p",
-        "Exact two-sided sign-flip test of the paired differences: the share of all 2ⁿ patterns of signs whose mean is "
-        "as far from 0. With fewer than six pairs it cannot reach 0.05. Primary outcomes are tested as a sequence, "
-        "secondary ones share a Holm correction.",
+        f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction.",
+    ),
+    "p_alone": Term("p of a test by itself", f"{SIGN_FLIP} It is corrected for no other test."),
+    "p_contrast": Term(
+        "p of a contrast",
+        f"{SIGN_FLIP} Contrasts are tested in their order, each at 0.05 while all before it were significant; "
+        "in parentheses where they no longer were.",
+    ),
+    "holm": Term(
+        "p by Holm",
+        "p of the first primary outcome, corrected by Holm for the number of arms that were compared: that any arm at "
+        "all is called without a difference then has a chance of 5 % at most.",
     ),
     "q": Term(
         "q",
         "p adjusted by Benjamini and Hochberg over all rows whose pairs are enough to be called: of the arms with "
-        "q ≤ 0.05 at most 5 % are expected to be false.",
+        "q ≤ 0.05 at most 5 % are expected to be false. Tests are two-sided and arms share baselines, so it holds "
+        "approximately.",
     ),
     "expect": Term(
         "lines of expect",
         "What the experiment says the body should become: how many lines were delivered, of all.",
+    ),
+    "expect_mean": Term(
+        "number of a line of expect",
+        "Mean over the seeds of the share of layers that carry the role, or of the quantity. It belongs to one arm and "
+        "is no difference. Beside it: its mean at step 0, and that of the baseline.",
+    ),
+    "expect_interval": Term(
+        "95 % interval of a line of expect",
+        "Confidence interval of the mean over the seeds, made as those of paired differences and cut where the number "
+        "cannot lie.",
+    ),
+    "expect_seeds": Term(
+        "seeds of a line of expect", "In how many of the seeds that have the number it lies where it is wanted."
+    ),
+    "expect_verdict": Term(
+        "delivered, not delivered, inconclusive",
+        "Delivered: the 95 % interval of the mean lies where it is wanted, and so do more seeds than even odds explain "
+        "at 0.05 (exact one-sided sign test). Not delivered: both lie outside. Else inconclusive.",
+    ),
+    "contrast": Term(
+        "value of a contrast",
+        "Weighted sum of the arms' losses at one seed, mean over the seeds in which all of these arms are complete.",
+    ),
+    "contrast_verdict": Term(
+        "verdict on a contrast",
+        "Of two arms: whether the one of positive weight is better or worse. Of more: whether the sum is negative or "
+        "positive. Either: p ≤ 0.05, all contrasts before it significant, and the 95 % interval excludes 0. "
+        "Equivalent: the 90 % interval lies within ±1 % of the loss set against. Else inconclusive, or not tested.",
     ),
     "verdict": Term(
         "better, worse, equivalent, inconclusive",
@@ -85,15 +132,20 @@ OWN = {
     ),
     "role_shift": Term(
         "p of a role shift",
-        "Distance between the arms' shares of seeds in each state, summed over the layers, against all exchanges of "
-        "the arms' labels within pairs. A layer's own p compares it with the largest distance of any layer (max-T), so "
-        "it is corrected for their number.",
+        "Distance between the arms' shares of seeds in each state, summed over the layers, against exchanges of the "
+        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, beyond at random. A layer's own p compares it "
+        "with the largest distance of any layer (max-T), so it is corrected for their number.",
     ),
     "coincidence": Term(
         "transitions and loss drops",
         "Whether layers change state in the intervals in which validation loss falls further than its neighbours say "
         "(more than 3 robust σ). By chance: the same with the transitions shifted circularly within stretches of the "
         "run that double in length, so that neither series' trend can make them meet (SCIENCE §4).",
+    ),
+    "p_coincidence": Term(
+        "p of a coincidence",
+        "One-sided: the share of all circular shifts, in all cells at once, under which at least as many transitions "
+        "fall into the intervals of a drop. It is corrected for no other test.",
     ),
     "centre": Term(
         "centre of the budget",
@@ -120,6 +172,7 @@ OWN = {
         "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
     ),
     "width": Term("width", "Residual coordinates that a layer reads and writes; the others pass by it (SCIENCE §7)."),
+    "parameters": Term("parameters", "Trained parameters of one model; Δ: how many more than the baseline's, per cent."),
     "flops": Term(
         "FLOPs",
         "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the dearer run is "
@@ -163,7 +216,7 @@ HEADS = {  # the first line of a table's column head → its term
     "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
     "p": "p", "Holm": "p", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
-    "width": "width", "parameters": "width", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
+    "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
     "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry",
     "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
     "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",

@@ -44,7 +44,9 @@ def _code(text: str) -> str:
 def table(section: Section, *, level: int = 3) -> str:
     """A section as a table whose columns sort on a click, with its notes under it."""
     head = "".join(
-        f"<th scope='col'><button>{escape(name)}</button>{define(term_of(name))}</th>" if name else "<td></td>"
+        f"<th scope='col'><button>{escape(name)}</button>{define(section.terms.get(name, term_of(name)))}</th>"
+        if name
+        else "<td></td>"
         for name in section.columns
     )
     rows = "".join(f"<tr>{''.join(map(_td, row, range(len(row))))}</tr>" for row in section.rows)

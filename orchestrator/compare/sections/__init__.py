@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.numbers import number
 from orchestrator.compare.sections.delivery import delivery
 from orchestrator.compare.sections.inside import budgets, layers, multipliers, spreads
-from orchestrator.compare.sections.outcomes import arm_losses, cell_losses, contrasts, equal_cost, paired_losses
+from orchestrator.compare.sections.outcomes import (
+    arm_losses,
+    cell_losses,
+    contrasts,
+    corrected_over_arms,
+    equal_cost,
+    multiplicity,
+    paired_losses,
+)
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.story import findings
 
@@ -50,14 +59,16 @@ def headlines(c: Comparison) -> list[Section]:
 
 
 def glance(c: Comparison) -> Section:
-    """One line per compared arm: the answer to each of the first questions."""
+    """One line per compared arm: p of its loss, corrected for their number, and the first answers."""
+    corrected = corrected_over_arms(c)
     told = {arm: findings(c, arm) for arm in c.compared}
     questions = list(dict.fromkeys(finding.question for found in told.values() for finding in found))
     rows: list[list[Cell]] = []
     for arm, found in told.items():
         answers = {finding.question: finding.answer for finding in found}
-        rows.append([arm, *(answers.get(question, "–") for question in questions)])
-    return Section(f"Every arm against {c.baseline}", ["arm", *questions], rows)
+        rows.append([arm, number(corrected.get(arm), 3), *(answers.get(question, "–") for question in questions)])
+    title, columns = f"Every arm against {c.baseline}", ["arm", "Holm", *questions]
+    return Section(title, columns, rows, [multiplicity(c)] if corrected else [], {"Holm": "holm"})
 
 
 def many_arms(c: Comparison) -> bool:

@@ -6,18 +6,21 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.expectations import least_seeds
 from orchestrator.compare.numbers import number, span
 from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.stated import stated_afterwards
 from orchestrator.compare.statistics import ALPHA
 
 
 def delivery(c: Comparison) -> Section:
     """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
     rows: list[list[Cell]] = []
+    late = stated_afterwards(c.experiment, "expect")
     said: dict[str, list[str]] = {}  # sentence → what it is said of
     for e in c.expectations:
         digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2
         figures = [number(e.mean, digits), span(e.low, e.high, digits), f"{e.holding} of {e.n}"]
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
-        rows.append([e.wanted, *figures, *beside, e.verdict])
+        name = e.wanted + (" (stated afterwards)" if e.wanted in late else "")
+        rows.append([name, *figures, *beside, e.verdict])
         if e.sentence:
             said.setdefault(e.sentence, []).append(e.wanted)
     notes = [
@@ -33,4 +36,6 @@ def delivery(c: Comparison) -> Section:
         for sentence, names in said.items()
     ]
     columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]
-    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes)
+    heads = ("mean", "interval", "seeds", "mean", "mean", "verdict")
+    terms = {head: f"expect_{name}" for head, name in zip(columns[1:], heads, strict=True)}
+    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes, terms)

@@ -45,7 +45,7 @@ def layers(c: Comparison, arms: list[str]) -> Section:
         "CV: of FFN co-magnitude (a / b: geometric mean) · H/S or ·: a tie",
         "satur.: positions over the robust threshold (by chance)",
     ]
-    return Section(f"Layers at {when} ({who})", columns, rows, legend)
+    return Section(f"Layers at {when} ({who})", columns, rows, legend, {"CV\na / b": "flattening"})
 
 
 def shifts(c: Comparison, arm: str) -> Section:
@@ -70,7 +70,7 @@ def shifts(c: Comparison, arm: str) -> Section:
                      f"{shift.smallest_p:.2g}. p of a layer is corrected for their number.")  # fmt: skip
     return Section(
         f"Layers whose role differs: a = {c.baseline}, b = {arm}", ["layer", "roles a", "roles b", "distance", "p"],
-        rows, notes,
+        rows, notes, {"p": "role_shift"},
     )  # fmt: skip
 
 
@@ -99,7 +99,8 @@ def coincidences(c: Comparison) -> Section:
     ]
     notes.append(f"{len(rows)} tests, none corrected for the others.")
     columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
-    return Section("Do layers change roles where the loss drops?", columns, rows, notes)
+    terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
+    return Section("Do layers change roles where the loss drops?", columns, rows, notes, terms)
 
 
 def budgets(c: Comparison, arm: str) -> Section:
@@ -134,7 +135,10 @@ def budgets(c: Comparison, arm: str) -> Section:
 def spreads(c: Comparison) -> Section:
     """How far the layers of every arm part from each other."""
     rows: list[list[Cell]] = []
+    notes = ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one."]
     for r in c.symmetry:
+        if r.n != c.symmetry[0].n or r.a != c.symmetry[0].a:
+            notes.append(f"{r.arm}: {r.n} pair{'s' * (r.n != 1)} alone, where {c.baseline} has {number(r.a, 3)}.")
         if not rows:
             rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
         delta = [signed(r.delta, 3), span(r.low, r.high, 3, plus=True)]
@@ -143,7 +147,8 @@ def spreads(c: Comparison) -> Section:
         "Symmetry: spread of attention's share of the energy over the layers, newest readings",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one."],
+        notes,
+        {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 
 
@@ -175,7 +180,8 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
         if {"q", "k"} <= set(kinds):
             notes.append("q and k share their evidence, and so do v and o: they are fewer coins than values.")
         title = f"Sidecar of {arm}: multipliers of {channel}"
-        found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes))
+        terms = dict.fromkeys(kinds, "sidecar") | {"CV\na / b": "flattening"}
+        found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes, terms))
     return found
 
 

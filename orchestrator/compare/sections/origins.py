@@ -19,7 +19,8 @@ def costs(c: Comparison) -> Section:
         flops = "–" if model.training_flops is None else f"{model.training_flops:.3g}"
         against = "" if base is None or arm == c.baseline else signed(100 * (model.params / base.params - 1), 2) + " %"
         rows.append([arm, f"{model.params:,}", against, widths, flops])
-    return Section("Size and cost of one run", ["arm", "parameters", "Δ", "width", "FLOPs"], rows)
+    columns = ["arm", "parameters", "Δ", "width", "FLOPs"]
+    return Section("Size and cost of one run", columns, rows, terms={"Δ": "parameters"})
 
 
 def differing(c: Comparison) -> Section:
@@ -34,13 +35,14 @@ def differing(c: Comparison) -> Section:
     ]
     declared = ", ".join(c.experiment.declared) or "nothing"
     notes = [f"Declared: {declared}. Any other key of the configuration in which arms differ is refused."]
-    return Section("In what the arms differ", ["kind", "key", *c.experiment.arms], rows, notes)
+    arms = c.experiment.arms  # whatever they are called, they are no terms
+    return Section("In what the arms differ", ["kind", "key", *arms], rows, notes, dict.fromkeys(arms))
 
 
 def shared(c: Comparison) -> Section:
     """Code and environment that all attempts of all cells have in common."""
     rows: list[list[Cell]] = [[key, _plain(value)] for key, value in constant(c.experiment).items()]
-    return Section("Where and with what all of them ran", ["key", "value"], rows)
+    return Section("Where and with what all of them ran", ["key", "value"], rows, terms={"value": None})
 
 
 def _plain(value: Any) -> str:

@@ -6,53 +6,84 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.compare.sections.section import Cell, Section
-from orchestrator.compare.statistics import ALPHA, holm, mean_of_known, smallest_p
+from orchestrator.compare.stated import stated_afterwards
+from orchestrator.compare.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
 
 
 def arm_losses(c: Comparison) -> Section:
     """One line per arm: the primary outcome against the baseline."""
-    primary = {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
-    known = [r for r in primary.values() if r.p is not None]
-    corrected = dict(zip([r.arm for r in known], holm([r.p for r in known if r.p is not None]), strict=True))
-    own = [losses(cell, c.domains)[PRIMARY[0]] for cell in c.cells_of(c.baseline) if not cell.missing and c.domains]
-    rows: list[list[Cell]] = [[c.baseline, number(mean_of_known(own), 4), "", "", str(len(own)), "", "", "baseline"]]
+    primary, corrected = _primary(c), corrected_over_arms(c)
+    own = {
+        cell.seed: losses(cell, c.domains)[PRIMARY[0]]
+        for cell in c.cells_of(c.baseline)
+        if not cell.missing and c.domains
+    }
+    rows: list[list[Cell]] = [
+        [c.baseline, number(mean_of_known(own.values()), 4), "", "", str(len(own)), "", "", "baseline"]
+    ]
+    notes = [multiplicity(c)]
     for arm in c.experiment.arms[1:]:
         if (r := primary.get(arm)) is None:
             rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
-        else:
-            values = [number(r.b, 4), signed(r.delta, 4), span(r.low, r.high, 4, plus=True), str(r.n)]
-            rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
+            continue
+        values = [number(r.b, 4), signed(r.delta, 4), span(r.low, r.high, 4, plus=True), str(r.n)]
+        rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
+        seeds = [pair.seed for pair in c.pairs if pair.arm == arm]
+        if set(seeds) != set(own):
+            listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            notes.append(f"{arm}: {listed} alone, where {c.baseline} has {number(r.a, 4)}.")
     return Section(
         f"Test loss of every arm, nats/token (Δ to {c.baseline}; lower is better)",
         ["arm", "loss", "Δ", "95 % interval", "n", "p", "Holm", "verdict"],
         rows if primary else [],
-        [
-            f"p: exact sign-flip; Holm: p corrected for {len(known)} arms. The verdict takes each arm by itself at "
-            f"{ALPHA}: of twenty that change nothing, one would be called. A claim across arms needs a contrast."
-        ],
+        notes,
+        {"p": "p_alone", "Holm": "holm"},
     )
+
+
+def corrected_over_arms(c: Comparison) -> dict[str, float]:
+    """Arm → p of its primary outcome, corrected by Holm for all arms that have one."""
+    known = {arm: r.p for arm, r in _primary(c).items() if r.p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
+
+
+def multiplicity(c: Comparison) -> str:
+    """What a reader of many arms must know of their verdicts."""
+    return (
+        f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. The "
+        f"verdict takes each arm by itself at {ALPHA}: of twenty that change nothing, one would be called. A claim "
+        "across arms needs a contrast."
+    )
+
+
+def _primary(c: Comparison) -> dict[str, PairedResult]:
+    return {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
 
 
 def contrasts(c: Comparison) -> Section:
     """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
+    late = stated_afterwards(c.experiment, "contrasts")
     rows: list[list[Cell]] = []
     for one in c.contrasts:
         values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
         p = number(one.p, 3)
         name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
+        name += " (stated afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
         rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
     spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
     notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]
     two = "; better or worse is the arm that is added" if any(len(one.weights) == 2 for one in c.contrasts) else ""
     order = f", tested in this order, each at {ALPHA} while all before it were significant (in parentheses: no longer)"
-    notes += [f"Sums of mean test loss, nats/token{two}.", f"p: exact sign-flip{order if len(spelt) > 1 else ''}."]
+    notes.append(f"Sums of mean test loss, nats/token{two}.")
+    notes.append(f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{order if len(spelt) > 1 else ''}.")
     notes.append("Equivalent is judged for each by itself: its 90 % interval lies within 1 % of the loss.")
     if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
         notes.append(
             "At equal FLOPs: validation loss where the cheapest of the runs ends, dearer ones read early; "
             "a sequence of its own."
         )
-    return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes)
+    terms = {"value": "contrast", "p": "p_contrast", "verdict": "contrast_verdict"}
+    return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes, terms)
 
 
 def formula(weights: dict[str, float]) -> str:
@@ -79,7 +110,7 @@ def paired_losses(c: Comparison, arm: str) -> Section:
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
         ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
-        [f"p: exact sign-flip{f'; {corrected}' if len(rows) > 1 else ''}."],
+        [f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{f'; {corrected}' if len(rows) > 1 else ''}."],
     )
 
 
@@ -134,4 +165,5 @@ def cell_losses(c: Comparison) -> Section:
         if cell.missing is None:
             values = losses(cell, c.domains)
             rows.append([cell.label, *(number(values.get((METRICS[0], d)), 4) for d in shown(c.domains))])
-    return Section("Test loss, nats/token", ["cell", *map(c.name_of, shown(c.domains))], rows)
+    domains = [c.name_of(d) for d in shown(c.domains)]
+    return Section("Test loss, nats/token", ["cell", *domains], rows, terms=dict.fromkeys(domains, "heldout"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -33,3 +33,5 @@ class Section:
     columns: list[str]
     rows: Sequence[Sequence[Cell]]
     notes: list[str] = field(default_factory=list)
+    # head → the report's definition of it (null: none), where it does not mean here what it means elsewhere
+    terms: Mapping[str, str | None] = field(default_factory=dict)

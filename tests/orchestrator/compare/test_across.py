@@ -91,10 +91,18 @@ def test_the_adjustment_is_benjamini_and_hochbergs() -> None:
 def test_how_many_calls_chance_would_make_is_told() -> None:
     rows = across._adjusted([row(0.03125, verdict="better")] * 3 + [row(0.6, verdict="inconclusive")] * 17)
     first, *others = overview.notes([*rows, row(0.5, n=2)])
-    assert first.startswith("3 of 20 arms are called better or worse at 0.05; were none different, up to 1 would be.")
+    assert first.startswith(
+        "3 of 20 arms are called better or worse at 0.05; were none different, on average at most 1 would be."
+    )
     assert "Of the 0 with q ≤ 0.05" in first
+    assert "holds approximately" in first
     assert any("no part in q: 1." in note for note in others)
     assert not any("called better" in note for note in overview.notes([row(0.5, n=2)]))
+
+
+def test_an_experiment_of_one_arm_lacks_no_seed_pairs(experiment: Write) -> None:
+    rows = survey([experiment(arms=("alone",))])
+    assert not any("too few seed pairs" in note for note in overview.notes(rows))
 
 
 def test_one_that_cannot_be_read_does_not_end_the_rest(

@@ -160,7 +160,7 @@ def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_ledger:
     assert set(c.tables["paired_eval"]["domain"]) == {"mean"}
     test, equal = sections(c)[:2]
     assert [row[0] for row in test.rows] == ["code"]
-    assert test.notes == ["p: exact sign-flip."]
+    assert test.notes == ["p: sign-flip, exact up to 16 pairs."]
     steps, at_flops = (r for r in c.statistics if r.metric.startswith("validation_loss"))
     assert (steps.p_adjusted, at_flops.p_adjusted) == (2 * 2 / 2**6, 2 / 2**6)
     assert (equal.rows[0][-1], equal.rows[1][-1]) == ("inconclusive", "better")

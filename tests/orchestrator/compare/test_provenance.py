@@ -47,6 +47,7 @@ def test_differences_between_and_within_arms_and_over_attempts(experiment: Write
     run_on(root, "uniform/seed=1", device="A100", host="n2")
     run_on(root, "variable/seed=0", changes="0a1b")
     run_on(root, "variable/seed=0", attempt=2, commit="def", versions={"torch": "2.12.0", "numpy": "2"})
+    run_on(root, "variable/seed=1")
     found = rows(root)
     assert list(found) == [
         ("config", "width.start"), ("code", "commit"), ("code", "changes"), ("environment", "host"),
@@ -57,7 +58,7 @@ def test_differences_between_and_within_arms_and_over_attempts(experiment: Write
     assert found["environment", "device"] == {"uniform": ["H100", "A100"], "variable": ["H100"]}
     assert found["environment", "versions.torch"]["variable"] == ["2.13.0", "2.12.0"]
     same = constant(read_experiment(root))
-    assert same == {"threads": 1, "versions.numpy": "2"}
+    assert same == {"threads": 1}  # numpy's version is known of one attempt alone
     cell = read_experiment(root).cell("variable", 0)
     assert [(e["attempt"], e["commit"]) for e in cell.environments] == [(1, "abc"), (2, "def")]
 
@@ -85,6 +86,26 @@ def test_an_old_run_tells_what_experiment_yaml_does(experiment: Write) -> None:
     assert same == {"python": "3.12.3", "cores": 2, "commit": "abc", "versions.torch": "2.13.0"}
     assert rows(root)["code", "changes"]["uniform"][0] == "clean"
     assert len(rows(root)["code", "changes"]["variable"]) == 2
+
+
+def test_a_cell_without_a_record_may_have_seen_any_launch(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1))
+    path = root / "experiment.yaml"
+    code = [{"since": "2026-01-01", "commit": commit, "diff": ""} for commit in ("old", "new")]
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"code": code}, sort_keys=False))
+    for seed in (0, 1):
+        run_on(root, f"variable/seed={seed}", commit="new")
+    assert rows(root)["code", "commit"] == {"uniform": ["old", "new"], "variable": ["new"]}
+    assert constant(read_experiment(root)) == {"changes": "clean"}  # host, device … of the baseline are unknown
+
+
+def test_what_is_unknown_of_a_cell_is_not_the_same_everywhere(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1))
+    run_on(root, "variable/seed=0")
+    assert constant(read_experiment(root)) == {}
+    for cell in ("uniform/seed=0", "uniform/seed=1", "variable/seed=1"):
+        (root / cell / "ledger.jsonl").unlink()  # none of these ever began
+    assert constant(read_experiment(root))["commit"] == "abc"
 
 
 def test_cells_that_never_started_differ_in_nothing(experiment: Write) -> None:

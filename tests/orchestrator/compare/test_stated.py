@@ -1,0 +1,102 @@
+"""What was stated only after cells had finished is told, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator import ledger
+from orchestrator.compare import compare
+from orchestrator.compare.cells import read_experiment
+from orchestrator.compare.comparison import compute
+from orchestrator.compare.sections import sections
+from orchestrator.compare.stated import Change, late_changes, notes
+from orchestrator.errors import UserError
+
+Write = Callable[..., Path]
+BEFORE, DONE, AFTER, LATER = (f"2026-03-0{day}T10:00:00+00:00" for day in (1, 2, 3, 4))
+FIRST = {"b - a": {"variable": 1, "uniform": -1}}
+OTHER = {"a - b": {"uniform": 1, "variable": -1}}
+
+
+def stated(since: str, **what: Any) -> dict[str, Any]:
+    return {"since": since, "seeds": [0, 1], "contrasts": FIRST, "expect": {"variable": {"late": "hub"}}} | what
+
+
+def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> Path:
+    """An experiment that says what its last entry does, with a cell that finished at `done`."""
+    path = root / "experiment.yaml"
+    now = {key: entries[-1][key] for key in ("seeds", "contrasts", "expect")}
+    spec = yaml.safe_load(path.read_text()) | json.loads(json.dumps(now | {"stated": entries}))
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    for time, state in [(BEFORE, "running"), (done, "done"), (LATER, "done")] if done else []:
+        record = {"time": time, "cell": "uniform/seed=0", "state": state, "attempt": 1, "job": "", "reason": ""}
+        ledger.append(root / "manifest.jsonl", record)
+    return root
+
+
+def test_what_was_added_before_a_cell_had_finished_is_not_late(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1, 2))
+    entries = stated(BEFORE), stated(BEFORE, seeds=[0, 1, 2], contrasts=FIRST | OTHER, expect={"last": "hub"})
+    assert late_changes(read_experiment(launched(root, *entries))) == []
+    unfinished = launched(experiment(name="b"), stated(BEFORE), stated(AFTER, contrasts={}), done=None)
+    assert late_changes(read_experiment(unfinished)) == []
+    assert late_changes(read_experiment(experiment(name="old"))) == []  # it keeps no such list
+
+
+def test_what_was_added_after_is_told_wherever_results_are(experiment: Write) -> None:
+    later = {"centre": "> 0.1"}
+    root = launched(
+        experiment(seeds=(0, 1, 4, 5)),
+        stated(BEFORE),
+        stated(
+            AFTER, seeds=[0, 1, 4, 5], contrasts=FIRST | OTHER, expect={"variable": {"late": "hub"}, "uniform": later}
+        ),
+    )
+    c = compare(root)
+    told = [note for note in c.notes if "after cells had finished" in note]
+    assert told == [
+        "Seeds 4, 5 were added on 2026-03-03 after cells had finished: p assumes that their number was fixed "
+        "beforehand.",
+        "Contrast 'a - b' was added on 2026-03-03 after cells had finished: p and the order of the tests assume that "
+        "nobody had seen the losses.",
+        "Expectation 'uniform: centre > 0.1' was added on 2026-03-03 after cells had finished: its verdict assumes "
+        "that nobody had seen the readings.",
+    ]
+    assert set(told) <= set(json.loads((root / "comparison/verdict.json").read_text())["notes"])
+    names = [row[0] for section in sections(c) if section.columns[0] in ("contrast", "wanted") for row in section.rows]
+    marked = [name for name in names if str(name).endswith("(stated afterwards)")]
+    assert marked == ["a - b (stated afterwards)", "uniform: centre > 0.1 (stated afterwards)"]
+    assert {"b - a", "variable: late hub > 0.5"} <= set(names)
+
+
+def test_other_weights_another_order_and_a_withdrawal_are_changes(experiment: Write) -> None:
+    heavier = {"b - a": {"variable": 2, "uniform": -2}}
+    entries = (
+        stated(BEFORE, contrasts=FIRST | OTHER),
+        stated(AFTER, contrasts=OTHER | heavier),
+        stated(LATER, contrasts=OTHER, expect={}),
+    )
+    root = launched(experiment(), *entries)
+    assert late_changes(read_experiment(root)) == [
+        Change("contrasts", "b - a", "changed", "2026-03-03"),
+        Change("contrasts", "the order of the contrasts", "changed", "2026-03-03"),
+        Change("contrasts", "b - a", "withdrawn", "2026-03-04"),
+        Change("expect", "variable: late hub > 0.5", "withdrawn", "2026-03-04"),
+    ]
+    assert all(note.endswith(".") and "  " not in note for note in notes(read_experiment(root)))
+    assert compute(root).contrasts[0].contrast == "a - b"
+
+
+@pytest.mark.parametrize("entry", ["x", {"since": BEFORE}, stated(BEFORE) | {"seeds": 3}])
+def test_a_broken_entry_is_a_sentence(experiment: Write, entry: Any) -> None:
+    path = experiment() / "experiment.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stated": [entry]}))
+    with pytest.raises(UserError, match=r"experiment.yaml: stated.0 ") as caught:
+        read_experiment(path.parent)
+    assert "\n" not in str(caught.value)
