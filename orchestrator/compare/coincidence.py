@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
-from orchestrator.compare.migration import roles_of, state
+from orchestrator.compare.migration import state
 from orchestrator.compare.pairs import validation_curves
 from orchestrator.compare.statistics import ALPHA
 

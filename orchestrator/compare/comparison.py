@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from orchestrator.compare.cells import CellResult, ExperimentResult, read_experi
 from orchestrator.compare.coincidence import Coincidence, coincide
 from orchestrator.compare.conservation import REFERENCES, Conservation, conserve
 from orchestrator.compare.contrasts import Contrast, contrast_all
+from orchestrator.compare.endings import ending_of_cells, ending_of_pairs
 from orchestrator.compare.expectations import Expectation, expectations
 from orchestrator.compare.migration import RoleShift, Transitions, role_shift, transitions
 from orchestrator.compare.pairs import (
@@ -136,14 +138,7 @@ def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) 
         notes.append("One arm has nothing to be compared with.")
     elif not pairs:
         notes.append("No pair is complete: nothing can be said about a difference between the arms.")
-    counts = [sum(pair.arm == arm for pair in pairs) for arm in dict.fromkeys(pair.arm for pair in pairs)]
-    if counts and min(counts) < BOOTSTRAP_FROM:
-        n = min(counts)
-        notes.append(
-            f"With {n} pair{'s' * (n > 1)} the sign-flip test cannot give p under {smallest_p(n):.2g}: no difference "
-            f"of loss can be called better or worse at {ALPHA}. "
-            + ("An interval needs two pairs." if n == 1 else "Intervals are Student's t: a bootstrap needs 6 pairs.")
-        )
+    notes += _count_notes(pairs)
     if pairs and not domains:
         notes.append("No held-out domain is common to all finished cells: their losses cannot be compared.")
     notes += stated.notes(experiment)
@@ -155,10 +150,38 @@ def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) 
         for a, b in [(pair.a.readings[step], pair.b.readings[step])]
     ):
         notes.append("The arms differ in depth: their layers are shown side by side but not compared one by one.")
+    notes += _ending_notes(experiment, pairs)
     without = [cell.label for cell in experiment.cells if not cell.readings and cell.ledger]
     if without:
         notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
     return notes + _role_notes(experiment.cells)
+
+
+def _count_notes(pairs: list[Pair]) -> list[str]:
+    """What too few pairs leave unsaid, fewest first, with the arms it holds for where it is not all."""
+    counts = Counter(pair.arm for pair in pairs)
+    notes = []
+    for n in sorted(n for n in set(counts.values()) if n < BOOTSTRAP_FROM):
+        arms = [arm for arm, own in counts.items() if own == n]
+        which = f" ({', '.join(arms)})" if len(arms) < len(counts) else ""
+        called = f"no difference of loss can be called better or worse at {ALPHA}."
+        notes.append(
+            f"With 1 pair{which} there is no p at all: {called} An interval needs two pairs."
+            if n == 1
+            else f"With {n} pairs{which} the sign-flip test cannot give p under {smallest_p(n):.2g}: {called} "
+            f"Intervals are Student's t: a bootstrap needs {BOOTSTRAP_FROM} pairs."
+        )
+    return notes
+
+
+def _ending_notes(experiment: ExperimentResult, pairs: list[Pair]) -> list[str]:
+    """Where the layers that are compared are not those that training ended with, with the arms it holds for."""
+    arms = list(dict.fromkeys(pair.arm for pair in pairs))
+    ends = {arm: ending_of_pairs(arm, pairs).note for arm in arms} or {
+        arm: ending_of_cells(cell for cell in experiment.cells if cell.arm == arm).note for arm in experiment.arms
+    }
+    told = {note: [arm for arm, own in ends.items() if own == note] for note in ends.values() if note}
+    return [note if len(arms) == len(ends) else f"{', '.join(arms)}: {note}" for note, arms in told.items()]
 
 
 def _batch_notes(pairs: list[Pair]) -> list[str]:

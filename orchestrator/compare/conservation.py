@@ -10,21 +10,25 @@ import scipy
 
 from orchestrator.body import centre, depths, profile, thirds, total
 from orchestrator.compare.cells import CellResult
+from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
-from orchestrator.compare.statistics import interval, mean_of_known, sign_flip_p
+from orchestrator.compare.statistics import Interval, interval, mean_of_known, sign_flip_p
 
 REFERENCES = ("saturated_robust", "saturated_fixed", "saturated")  # the first is the one claims are made on
+UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIENCE §1)
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
+EQUAL = "All seeds have the same ratio: that is no interval."
 CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a few resamples)"
 
 
 @dataclass(frozen=True)
 class Conservation:
-    """The budgets of a baseline and of `arm` at their last common readings; null is what cannot be said."""
+    """The budgets of a baseline and of `arm` at the step of `endings`; null is what cannot be said."""
 
     arm: str
     reference: str
+    step: int | None  # of the readings
     n: int  # pairs with a ratio
     budget_a: float | None  # mean over pairs, saturated positions of the whole stack
     budget_b: float | None
@@ -43,7 +47,7 @@ class Conservation:
     high: float | None
     method: str
     chance_ratio: float | None  # expected_b / expected_a
-    verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not measured
+    verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not claimed · not measured
     sentence: str  # why, where the verdict alone does not say it
 
 
@@ -75,7 +79,7 @@ def conservation(cell: CellResult) -> list[dict[str, Any]]:
 
 
 class _Spent(NamedTuple):
-    """The budgets of one pair at its last common reading."""
+    """The budgets of one pair in two readings of one step."""
 
     seed: int
     a: np.ndarray  # [L_a]
@@ -94,10 +98,8 @@ class _Spent(NamedTuple):
         return None if a is None or b is None else b - a
 
 
-def _spent(pair: Pair, reference: str) -> _Spent | None:
-    if not pair.common_steps:
-        return None
-    a, b = (cell.readings[pair.common_steps[-1]] for cell in (pair.a, pair.b))
+def _spent(pair: Pair, step: int, reference: str) -> _Spent | None:
+    a, b = (cell.readings[step] for cell in (pair.a, pair.b))
     x, y = profile(a, reference), profile(b, reference)
     if x is None or y is None:
         return None
@@ -105,16 +107,19 @@ def _spent(pair: Pair, reference: str) -> _Spent | None:
 
 
 def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
-    """Whether `arm` spends the baseline's budget, over all of its complete pairs with a common reading."""
-    spent = [s for pair in pairs if pair.arm == arm and (s := _spent(pair, reference)) is not None]
+    """Whether `arm` spends the baseline's budget, over its complete pairs read at the step of `endings`."""
+    end = ending_of_pairs(arm, pairs)
+    read = [] if end.step is None or end.untrained else [(p.seed, _spent(p, end.step, reference)) for p in end.read]
+    spent = [s for _, s in read if s is not None]
     logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
-    within = interval(logs, 0.90)
+    within = _interval(logs, 0.90)
     shifts = [shift for s in spent if (shift := s.shift) is not None]
-    moved = interval(shifts, 0.95)
+    moved = _interval(shifts, 0.95)
     expected_a, expected_b = mean_of_known(s.expected_a for s in spent), mean_of_known(s.expected_b for s in spent)
     found = Conservation(
         arm=arm,
         reference=reference,
+        step=end.step,
         n=len(logs),
         budget_a=mean_of_known(s.a.sum() for s in spent),
         budget_b=mean_of_known(s.b.sum() for s in spent),
@@ -134,18 +139,30 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
         method=within.method,
         chance_ratio=expected_b / expected_a if expected_a and expected_b is not None else None,
         verdict="not measured",
-        sentence="No pair has a reading of this count in both arms at one step.",
-    )
-    verdict, sentence = _judge(found) if spent else (found.verdict, found.sentence)
-    return replace(found, verdict=verdict, sentence=sentence)
+        sentence="The layers were read before any training only." if end.untrained
+        else "No pair has a reading of this count in both arms at one step.",
+    )  # fmt: skip
+    if not spent:
+        return found
+    verdict, notes = _judge(found)
+    if uncounted := [str(seed) for seed, s in read if s is None]:
+        notes.append(f"Seeds left out, without this count: {', '.join(uncounted)}.")
+    return replace(found, verdict=verdict, sentence=" ".join(filter(None, [*notes, end.without])))
 
 
-def _judge(c: Conservation) -> tuple[str, str]:
+def _interval(values: list[float], level: float) -> Interval:
+    """As for losses, but none without a spread: counts are whole numbers, and few of them agree by chance."""
+    if len(values) > 1 and np.ptp(values) == 0.0:
+        return Interval(None, None, "none: all pairs are equal")
+    return interval(values, level)
+
+
+def _judge(c: Conservation) -> tuple[str, list[str]]:
     """The verdict on budgets that were measured, and what a reader must know beside it.
 
-    Two budgets within chance have no ratio worth judging. One within chance beside one above it may be a
-    collapse: the ratio's interval stands, and the sentence names the two. A pair without a ratio is missing
-    from the interval, which then cannot show that the budget was conserved.
+    Two budgets within chance have no ratio worth judging. One within chance beside one above it may be a collapse:
+    that it was not conserved can be said, the contrary cannot. Nor can either where a pair lacks a ratio, for the
+    others are then a choice.
     """
     empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
     notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
@@ -153,17 +170,31 @@ def _judge(c: Conservation) -> tuple[str, str]:
     if within is None:
         notes.append("The count expected by chance was not measured.")
     elif len(within) == 2:
-        return "no larger than chance", " ".join([f"Neither budget is larger than {CHANCE}.", *notes])
+        return "no larger than chance", [f"Neither budget is larger than {CHANCE}.", *notes]
     elif within:
         above = "b" if within == ["a"] else "a"
         notes.insert(0, f"The budget of {within[0]} is no larger than {CHANCE}; that of {above} is.")
+    if c.reference == UNCLAIMED:
+        return "not claimed", [*notes, "Its threshold moves with the layer's own spread: no claim rests on it."]
+    if empty:
+        return "inconclusive", notes
     if c.low is None or c.high is None:
-        return "inconclusive", " ".join([*notes, "An interval needs two pairs with a ratio."])
+        return "inconclusive", [*notes, "An interval needs two pairs with a ratio." if c.n < 2 else EQUAL]
     if c.high < CONSERVED[0] or c.low > CONSERVED[1]:
-        return "not conserved", " ".join(notes)
-    if CONSERVED[0] <= c.low and c.high <= CONSERVED[1] and not empty:
-        return "conserved", " ".join(notes)
-    return "inconclusive", " ".join(notes)
+        if c.chance_ratio is None or CONSERVED[0] <= c.chance_ratio <= CONSERVED[1]:
+            return "not conserved", notes
+        return "inconclusive", [*notes, "The counts by chance alone differ that much: the arms' layers are not alike."]
+    if c.low < CONSERVED[0] or c.high > CONSERVED[1] or within:
+        return "inconclusive", notes
+    if mostly := _mostly_chance(c):
+        return "inconclusive", [*notes, f"More than half of the budget of {' and '.join(mostly)} is what chance gives."]
+    return "conserved", notes
+
+
+def _mostly_chance(c: Conservation) -> list[str]:
+    """Those of `a` and `b` of whose budget chance gives more than half."""
+    arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
+    return [arm for arm, (b, e) in arms.items() if b is not None and e is not None and e > b / 2.0]
 
 
 def _arms_within_chance(c: Conservation) -> list[str] | None:

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 
 import scipy
 
-from orchestrator.body import Reading
 from orchestrator.compare.cells import CellResult, ExperimentResult
+from orchestrator.compare.endings import Ending, ending_of_cells
 from orchestrator.compare.statistics import ALPHA, interval, mean_of_known
 from orchestrator.expect import Bounds, Wanted
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One line of one arm at the newest reading that its complete cells share; null is what cannot be said."""
+    """One line of one arm, over its complete cells read at the step of `endings`; null is what cannot be said."""
 
     arm: str
     line: str
@@ -54,25 +54,26 @@ def least_seeds() -> int:
 def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
     """The numbers of one line, not yet judged."""
     cells = [cell for cell in experiment.cells if cell.arm == wanted.arm and not cell.missing]
-    step = max(set.intersection(*(set(cell.readings) for cell in cells)), default=None) if cells else None
+    end = ending_of_cells(cells)
     others = [cell for cell in experiment.cells if cell.arm == experiment.arms[0] != wanted.arm and not cell.missing]
-    values = {} if step is None else {cell.seed: wanted.read(cell.readings[step]) for cell in cells}
+    told = [] if end.step is None or end.untrained else end.read
+    values = {cell.seed: wanted.read(cell.readings[end.step]) for cell in told if end.step is not None}
     known = [value for value in values.values() if value is not None]
     within = interval(known, 0.95)
     holding = sum(map(wanted.bounds.hold, known))
     return Expectation(
         arm=wanted.arm, line=wanted.line, role=wanted.role, wanted=str(wanted), thresholds=wanted.bounds.ends,
-        step=step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
+        step=end.step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
         low=None if within.low is None else max(within.low, 0.0),  # a t interval may pass what the number can be
         high=None if within.high is None else min(within.high, wanted.most),
         method=within.method, p=_sign_p(max(holding, len(known) - holding), len(known)) if known else None,
-        untrained=_mean(wanted, _readings(cells, 0)), baseline=_mean(wanted, _readings(others, step)),
-        verdict="not measured", sentence=_unmeasured(cells, values),
+        untrained=_mean(wanted, cells, 0), baseline=_mean(wanted, others, end.step),
+        verdict="not measured", sentence=" ".join(filter(None, [_missing(end, known), end.note, end.without])),
     )  # fmt: skip
 
 
 def _judged(wanted: Wanted, e: Expectation) -> Expectation:
-    """The verdict on what was measured. A seed without the number leaves nothing delivered, nor the contrary."""
+    """The verdict on what was measured. A seed read without the number leaves nothing delivered, nor the contrary."""
     if not e.n:
         return e
     without = [str(seed) for seed, value in e.values.items() if value is None]
@@ -82,7 +83,7 @@ def _judged(wanted: Wanted, e: Expectation) -> Expectation:
         notes.append(f"{e.n} seed{'s' * (e.n > 1)} can decide nothing: the sign test needs {least_seeds()}.")
     if verdict == "delivered" and e.untrained is not None and wanted.bounds.hold(e.untrained):
         notes.append("It was so before training.")
-    return replace(e, verdict=verdict, sentence=" ".join(notes))
+    return replace(e, verdict=verdict, sentence=" ".join(filter(None, [*notes, e.sentence])))
 
 
 def _verdict(bounds: Bounds, e: Expectation) -> str:
@@ -94,15 +95,17 @@ def _verdict(bounds: Bounds, e: Expectation) -> str:
     return "not delivered" if not most and bounds.miss(e.low, e.high) else "inconclusive"
 
 
-def _unmeasured(cells: list[CellResult], values: dict[int, float | None]) -> str:
-    """Why no seed has the number."""
-    if not cells:
+def _missing(end: Ending[CellResult], known: list[float]) -> str:
+    """Why no seed has the number; empty where one has."""
+    if not end.read and not end.unread:
         return "No cell of this arm is complete."
-    if unread := [str(cell.seed) for cell in cells if not cell.readings]:
-        return f"The layers of seeds {', '.join(unread)} were never read."
-    if not values:
-        return "The complete cells of this arm share no reading."
-    return "No reading has this number: its measure is missing, its budget is empty, or it has no such layers."
+    if end.step is None:
+        return f"The layers of seeds {', '.join(str(cell.seed) for cell in end.unread)} were never read."
+    if end.untrained:
+        return "The layers were read before any training only."
+    if not known:
+        return "No reading has this number: its measure is missing, its budget is empty, or it has no such layers."
+    return ""
 
 
 def _sign_p(most: int, n: int) -> float:
@@ -110,9 +113,6 @@ def _sign_p(most: int, n: int) -> float:
     return float(scipy.stats.binomtest(most, n, alternative="greater").pvalue)
 
 
-def _readings(cells: list[CellResult], step: int | None) -> list[Reading]:
-    return [cell.readings[step] for cell in cells if step in cell.readings] if step is not None else []
-
-
-def _mean(wanted: Wanted, readings: list[Reading]) -> float | None:
-    return mean_of_known(map(wanted.read, readings))
+def _mean(wanted: Wanted, cells: list[CellResult], step: int | None) -> float | None:
+    """Over those of the cells that were read at `step`."""
+    return mean_of_known(wanted.read(cell.readings[step]) for cell in cells if step in cell.readings)

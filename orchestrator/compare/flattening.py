@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.compare.pairs import Pair
+from orchestrator.compare.statistics import sign_patterns
 
 
 def flattening(pair: Pair) -> list[dict[str, Any]]:
@@ -34,15 +35,39 @@ def flattening(pair: Pair) -> list[dict[str, Any]]:
     return rows
 
 
-def newest(table: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """The rows of `arm` at each pair's newest common reading, where the flattening is known."""
+def at_step(table: pd.DataFrame, arm: str, step: int | None) -> pd.DataFrame:
+    """The rows of `arm` at `step` where the flattening is known."""
     own = table[table["arm"] == arm] if "arm" in table else table
-    at_end = own[own["step"] == own.groupby("seed")["step"].transform("max")]
-    return at_end[at_end["flattening"] > 0]
+    return own[(own["step"] == step) & (own["flattening"] > 0)]
 
 
-def mean_flattening(table: pd.DataFrame, arm: str) -> dict[int, float]:
-    """Layer → CV a / CV b, geometric mean over the pairs that have it."""
-    known = newest(table, arm)
+def mean_flattening(table: pd.DataFrame, arm: str, step: int | None) -> dict[int, float]:
+    """Layer → CV a / CV b at `step`, geometric mean over the pairs that have it."""
+    known = at_step(table, arm, step)
     means = np.log(known["flattening"]).groupby(known["layer"]).mean()
     return dict(zip(means.index.tolist(), np.exp(means).tolist(), strict=True))
+
+
+def log_ratios(table: pd.DataFrame, arm: str, step: int | None, seeds: list[int]) -> pd.DataFrame:
+    """log(CV a / CV b), [layers, seeds]: the layers in which each of `seeds` has it."""
+    known = at_step(table, arm, step)
+    wide = known.assign(log=np.log(known["flattening"])).pivot(index="layer", columns="seed", values="log")
+    return wide.reindex(columns=seeds).dropna()
+
+
+def layer_p(ratios: pd.DataFrame) -> dict[int, float]:
+    """Layer → exact two-sided sign-flip p of its mean log ratio, corrected for the layers; empty under two seeds.
+
+    Each layer is set against the largest mean, under every pattern, of those layers whose own is no larger
+    (Westfall and Young's step-down max-T): were no layer flatter, any falls below p with probability p.
+    """
+    layers, n = ratios.shape
+    if n < 2 or not layers:
+        return {}
+    sums = np.abs(sign_patterns(n) @ ratios.to_numpy().T)  # [patterns, L], the first as observed
+    p, largest, order = np.ones(layers), np.zeros(len(sums)), np.argsort(sums[0])
+    for layer in order:
+        largest = np.maximum(largest, sums[:, layer])
+        p[layer] = np.mean(largest >= sums[0, layer] * (1.0 - 1e-12))
+    p[order] = np.maximum.accumulate(p[order][::-1])[::-1]  # a smaller mean is never surer
+    return dict(zip(ratios.index.tolist(), p.tolist(), strict=True))

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise, product
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
 
 from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
+from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
+from orchestrator.compare.statistics import ALPHA, sign_patterns
 from orchestrator.palette import ROLES
 
 STATES = (*ROLES, "tie")
-MAX_PATTERNS = 2**14  # of exchanges enumerated; with more pairs that many are drawn at random
 Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times
 
 
@@ -62,15 +63,15 @@ class LayerShift:
 
 @dataclass(frozen=True)
 class RoleShift:
-    """Baseline (a) and arm (b) at every pair's newest common reading; equal states in both may still be chance.
+    """Baseline (a) and arm (b) at the step of `endings`; equal states in both may still be chance.
 
     p exchanges the arms' labels within the seed pairs: if the arm changed nothing, each exchange was as likely.
     Exact (all 2^n) up to 15 pairs, beyond by random exchanges. Null for one pair.
     """
 
     arm: str
-    seeds: list[int]  # [n]
-    steps: list[int]  # [n], of the readings
+    seeds: list[int]  # [n], read there
+    step: int
     counts: list[list[int]]  # [5][5] in the order of `STATES`, rows = the baseline's; layers × pairs
     expected: list[list[float]]  # by chance, as in `Overlap`
     across: Overlap  # between the arms at one seed
@@ -80,6 +81,8 @@ class RoleShift:
     distance: float  # sum over the layers
     p: float | None  # of that sum: whether the arms differ in any layer's states
     smallest_p: float  # that n pairs can give: exchanging all of them changes nothing
+    verdict: str  # roles moved · inconclusive · not measured
+    sentence: str  # what a reader must know beside the figures
 
 
 def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
@@ -102,37 +105,44 @@ def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
 
 def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
     """Whether `arm` has other roles than the baseline; None where nothing common was read or depths differ."""
-    read = [(pair, pair.common_steps[-1]) for pair in pairs if pair.arm == arm and pair.common_steps]
-    a = [roles_of(pair.a.readings[step]) for pair, step in read]
-    b = [roles_of(pair.b.readings[step]) for pair, step in read]
+    end = ending_of_pairs(arm, pairs)
+    if end.step is None:
+        return None
+    a = [roles_of(pair.a.readings[end.step]) for pair in end.read]
+    b = [roles_of(pair.b.readings[end.step]) for pair in end.read]
     depths = {len(roles) for roles in (*a, *b)}
     if len(depths) != 1 or depths == {0}:
         return None
     counts, expected = _tables(list(zip(a, b, strict=True)))
     distances = _exchanged(a, b)  # [patterns, L], the first as observed
-    several = len(read) > 1
+    several = len(a) > 1
     p = (distances.max(axis=1)[:, None] >= distances[0]).mean(axis=0)  # [L]
     layers = [
         LayerShift(
             layer, [roles[layer] for roles in a], [roles[layer] for roles in b],
-            distance=float(distances[0, layer]) / len(read), p=float(p[layer]) if several else None,
+            distance=float(distances[0, layer]) / len(a), p=float(p[layer]) if several else None,
         )
         for layer in range(len(a[0]))
     ]  # fmt: skip
     sums = distances.sum(axis=1)  # [patterns]
+    together = float((sums >= sums[0]).mean()) if several else None
+    moved = "roles moved" if together is not None and together <= ALPHA else "inconclusive"
+    untrained = "These are the roles before any training." if end.untrained else ""
     return RoleShift(
         arm=arm,
-        seeds=[pair.seed for pair, _ in read],
-        steps=[step for _, step in read],
+        seeds=[pair.seed for pair in end.read],
+        step=end.step,
         counts=counts.tolist(),
         expected=expected.tolist(),
         across=_overlap(list(zip(a, b, strict=True))),
         within_a=_overlap(list(combinations(a, 2))) if several else None,
         within_b=_overlap(list(combinations(b, 2))) if several else None,
         layers=layers,
-        distance=float(sums[0]) / len(read),
-        p=float((sums >= sums[0]).mean()) if several else None,
+        distance=float(sums[0]) / len(a),
+        p=together,
         smallest_p=1.0 / len(distances),
+        verdict="not measured" if end.untrained else moved,
+        sentence=" ".join(filter(None, [untrained, end.without])),
     )
 
 
@@ -160,12 +170,7 @@ def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
     held = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
     n = len(a)
     difference = held[:n] - held[n:]  # [n, L, 5]
-    if 2 ** (n - 1) <= MAX_PATTERNS:
-        signs = np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])  # [patterns, n]
-    else:
-        signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
-        signs[0] = 1.0
-    return np.abs(np.tensordot(signs, difference, axes=1)).sum(axis=2) / 2.0
+    return np.abs(np.tensordot(sign_patterns(n), difference, axes=1)).sum(axis=2) / 2.0
 
 
 def role_migration(cell: CellResult) -> list[dict[str, Any]]:

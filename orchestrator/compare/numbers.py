@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 
 def number(value: float | None, digits: int) -> str:
     """Fixed-point, or a dash for what is not known."""
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def signed(value: float | None, digits: int) -> str:
-    """Fixed-point with its sign."""
-    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    """Fixed-point with its sign; what rounds to zero has none."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+z.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
 
 
 def span(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
     """An interval as `low … high`."""
     write = signed if plus else number
-    return "–" if low is None or high is None else f"{write(low, digits)} … {write(high, digits)}"
+    unknown = low is None or high is None or math.isnan(low) or math.isnan(high)
+    return "–" if unknown else f"{write(low, digits)} … {write(high, digits)}"
 
 
 def listed(seeds: Iterable[int]) -> str:

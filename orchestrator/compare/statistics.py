@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import scipy
@@ -14,6 +15,7 @@ EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference cou
 BOOTSTRAP_FROM = 6  # pairs; below, resampling so few values does not cover at its nominal rate
 RESAMPLES = 9_999
 EXACT_PAIRS = 16  # up to which the sign-flip test takes all 2^n patterns; beyond, 2^16 drawn at random
+MAX_PATTERNS = 2**14  # of signs enumerated for several outcomes at once; with more pairs so many are drawn
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class PairedResult:
     delta: float
     low: float | None  # 95 % interval of delta
     high: float | None
+    low90: float | None  # 90 % interval, which `equivalent` goes by
+    high90: float | None
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
     p_adjusted: float | None  # what the verdict goes by: as one of a fixed sequence, or by Holm
@@ -100,6 +104,15 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
 def smallest_p(n: int) -> float:
     """The least p the sign-flip test can reach with n pairs."""
     return min(1.0, 2.0 / 2.0**n)
+
+
+def sign_patterns(n: int) -> np.ndarray:
+    """Signs of n differences, [patterns, n], the first all +; without the negatives, which give the same distances."""
+    if 2 ** (n - 1) <= MAX_PATTERNS:
+        return np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])
+    signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
+    signs[0] = 1.0
+    return signs
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -167,7 +180,8 @@ def compare_paired(
         results.append(
             PairedResult(
                 *key, arm, len(a), a=baseline, b=float(np.mean(b)), delta=delta, low=wide.low, high=wide.high,
-                method=wide.method, p=p[key], p_adjusted=adjusted[key], correlation=correlation(a, b),
+                low90=narrow.low, high90=narrow.high, method=wide.method, p=p[key], p_adjusted=adjusted[key],
+                correlation=correlation(a, b),
                 verdict=verdict(delta, wide, narrow, adjusted[key], baseline),
             )
         )  # fmt: skip

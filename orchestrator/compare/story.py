@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import CONSERVED, REFERENCES, Conservation
-from orchestrator.compare.flattening import mean_flattening, newest
+from orchestrator.compare.endings import ending_of_pairs
+from orchestrator.compare.expectations import Expectation
+from orchestrator.compare.flattening import at_step, layer_p, log_ratios
 from orchestrator.compare.migration import LayerShift, state
 from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import PRIMARY
@@ -57,38 +61,50 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
         "equivalent": "equivalent within 1\u00a0%",
     }
     margin = EQUIVALENCE * abs(r.a)
-    scale = Scale(r.delta, r.low, r.high, 0.0, (-margin, margin), level=95)
+    scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r))
     return Finding(arm, "Which arm won?", answers.get(r.verdict, r.verdict), r.verdict in answers, _delta(r), scale)
 
 
 def _delta(r: PairedResult) -> str:
     share = f" ({signed(100 * r.delta / r.a, 1)} %)" if r.a else ""
-    within = f", 95 % interval {span(r.low, r.high, 4, plus=True)}" if r.low is not None else ""
+    low, high = _interval(r)
+    within = "" if low is None else f", {_level(r)} % interval {span(low, high, 4, plus=True)}"
+    differs = low is not None and high is not None and not low <= 0.0 <= high
+    less = ": it differs, by less than 1\u00a0%" if r.verdict == "equivalent" and differs else ""
     return (
-        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}; "
+        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}{less}; "
         f"{_pairs(r.n)}{'' if r.p_adjusted is None else f', p = {r.p_adjusted:.2g}'}."
     )
+
+
+def _level(r: PairedResult) -> int:
+    """Of the interval that the verdict goes by, per cent."""
+    return 90 if r.verdict == "equivalent" else 95
+
+
+def _interval(r: PairedResult) -> tuple[float | None, float | None]:
+    return (r.low90, r.high90) if r.verdict == "equivalent" else (r.low, r.high)
 
 
 def _roles(c: Comparison, arm: str) -> Finding | None:
     shift = next((s for s in c.role_shifts if s.arm == arm), None)
     if shift is None:
         return None
-    sure = shift.p is not None and shift.p <= ALPHA
     differ = len(shift.layers) - shift.across.same
     within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
     beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.1f}" if within else ""
     sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
-    sentence += "." if shift.p is None else f"; {_pairs(len(shift.seeds))}, p = {shift.p:.2g}."
+    p = "" if shift.p is None else f", p = {shift.p:.2g}"
+    sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
     alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
     told = alone or [layer for layer in shift.layers if unanimous(layer)]
     if told:
-        which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "There"
+        which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "In the one seed"
         listed = ", ".join(map(_moved, sorted(told, key=lambda layer: -layer.distance)[:TOLD]))
         more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
         sentence += f" {which}: {listed}{more}."
-    answer = "roles moved" if sure else "inconclusive"
-    return Finding(arm, "Which layers changed role?", answer, sure, sentence)
+    told_all = f"{sentence} {shift.sentence}".rstrip()
+    return Finding(arm, "Which layers changed role?", shift.verdict, shift.verdict == "roles moved", told_all)
 
 
 def unanimous(layer: LayerShift) -> bool:
@@ -103,24 +119,28 @@ def _moved(layer: LayerShift) -> str:
 
 
 def _concentration(c: Comparison, arm: str) -> Finding | None:
-    """Layers whose CV at least halved or doubled in every seed; none where there are none."""
-    rows = newest(c.tables["flattening"], arm)
-    by_layer = rows.groupby("layer")
-    low, high = by_layer["flattening"].min(), by_layer["flattening"].max()
-    flat = [int(layer) for layer in low.index[low >= FLATTENED]]
-    raised = [int(layer) for layer in high.index[high <= 1 / FLATTENED]]
-    if not flat and not raised:
+    """Layers whose CV at least halved or doubled in every seed; none where there are none, or nothing was trained."""
+    end = ending_of_pairs(arm, c.pairs)
+    seeds = [pair.seed for pair in end.read]
+    table = c.tables["flattening"]
+    ratios = log_ratios(table, arm, end.step, seeds)  # [layers, seeds]
+    flat = ratios.index[ratios.min(axis=1) >= np.log(FLATTENED)].tolist()
+    raised = ratios.index[ratios.max(axis=1) <= -np.log(FLATTENED)].tolist()
+    if end.untrained or not (flat or raised):
         return None
-    mean, seeds = mean_flattening(c.tables["flattening"], arm), rows["seed"].nunique()
+    mean, by_layer, p = np.exp(ratios.mean(axis=1)), at_step(table, arm, end.step).groupby("layer"), layer_p(ratios)
     told = []
     for i in sorted([*flat, *raised]):
         a, b = (by_layer[side].mean().get(i) for side in ("saturated_a", "saturated_b"))
         told.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
     listed = {word: ", ".join(f"L{i}" for i in layers) for word, layers in (("flattened", flat), ("raised", raised))}
     answer = "; ".join(f"{layers} {word}" for word, layers in listed.items() if layers)
-    where = f"in each of {seeds} seeds" if seeds > 1 else "in the one seed"
-    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where}: {', '.join(told)}."
-    return Finding(arm, "Which layers were flattened?", answer, seeds > 1, sentence)
+    where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else "in the one seed"
+    largest = max((p[i] for i in [*flat, *raised]), default=None) if p else None
+    chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {end.when}: {', '.join(told)}{chance}."
+    sure = largest is not None and largest <= ALPHA
+    return Finding(arm, "Which layers were flattened?", answer, sure, f"{sentence} {end.without}".rstrip())
 
 
 def _budget(c: Comparison, arm: str) -> Finding | None:
@@ -129,10 +149,10 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
         return None
     sure = r.verdict in ("conserved", "not conserved")
     scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90)
-    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r), scale)
+    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale)
 
 
-def _counts(r: Conservation) -> str:
+def _counts(r: Conservation, when: str) -> str:
     if r.budget_a is None:
         return r.sentence
     chance = ""
@@ -142,11 +162,12 @@ def _counts(r: Conservation) -> str:
     within = "" if r.low is None else f", 90 % interval {span(r.low, r.high, 2)}"
     beside = "" if r.chance_ratio is None else f", {number(r.chance_ratio, 2)} by chance"
     where = ""
-    if r.centre_a is not None and r.centre_b is not None:
-        where = f" Its centre lies at {number(r.centre_a, 2)} → {number(r.centre_b, 2)} of the depth."
+    if r.centre_shift is not None:
+        moved = "" if r.centre_low is None else f", 95 % interval {span(r.centre_low, r.centre_high, 2, plus=True)}"
+        where = f" Its centre shifts by {signed(r.centre_shift, 2)} of the depth{moved}."
     return (
         f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
-        f"{_pairs(r.n)}.{where} {r.sentence}".rstrip()
+        f"{_pairs(r.n)} at {when}.{where} {r.sentence}".rstrip()
     )
 
 
@@ -157,11 +178,22 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
         return None
     delivered, failed = (sum(e.verdict == word for e in lines) for word in ("delivered", "not delivered"))
     missed = f", {failed} not" if failed else ""
-    answer = f"{delivered} of {len(lines)} delivered{missed}" if delivered or failed else lines[0].verdict
-    told = [f"{e.wanted}: {number(e.mean, 2)} ({e.holding} of {e.n} seeds), {e.verdict}" for e in lines[:TOLD]]
+    decided = f"{delivered} of {len(lines)} delivered{missed}"
+    unmeasured = all(e.verdict == "not measured" for e in lines)
+    answer = decided if delivered or failed else "not measured" if unmeasured else f"none of {len(lines)} decided"
+    told = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:TOLD]]
     more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
     sure = delivered + failed == len(lines)
     return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.")
+
+
+def _seeds(e: Expectation) -> str:
+    return f"{e.holding} of {e.n} seeds" + ("" if e.step is None else f" at step {e.step}")
+
+
+def _when(c: Comparison, arm: str) -> str:
+    """The step at which the layers of the pairs are compared."""
+    return ending_of_pairs(arm, c.pairs).when
 
 
 def _pairs(n: int) -> str:

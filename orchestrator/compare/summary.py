@@ -27,6 +27,7 @@ VERDICTS = {
     "no larger than chance": "yellow",
     "delivered": "bold green",
     "not delivered": "bold red",
+    "not claimed": "dim",
     "not tested": "dim",
     "not measured": "dim",
     "baseline": "dim",

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from orchestrator.body import profile, spread
+from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import interval, sign_flip_p
 
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One arm beside the baseline at their newest common readings, means over the seed pairs."""
+    """One arm beside the baseline at the step of `endings`, means over the seed pairs read there."""
 
     arm: str
+    step: int
     n: int
     a: float  # standard deviation of attention_share over the baseline's layers
     b: float  # and over the arm's
@@ -26,28 +28,29 @@ class Symmetry:
     high: float | None
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    sentence: str  # what a reader must know beside the figures
 
 
 def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
     """The spread of both arms' layers; None where no pair has a reading with every layer's share."""
-    found = []
-    for pair in (pair for pair in pairs if pair.arm == arm and pair.common_steps):
-        shares = [_shares(cell.readings[pair.common_steps[-1]]) for cell in (pair.a, pair.b)]
-        if all(share is not None for share in shares):
-            found.append([(float(np.std(share)), float(np.ptp(share))) for share in shares if share is not None])
+    end = ending_of_pairs(arm, pairs)
+    if end.step is None:
+        return None
+    found = []  # [n, arms, std and range]
+    for pair in end.read:
+        readings = [cell.readings[end.step] for cell in (pair.a, pair.b)]
+        shares = [profile(reading, "attention_share") for reading in readings]
+        spreads = [spread(reading) for reading in readings]
+        if None not in spreads:
+            found.append([(std, float(np.ptp(x))) for std, x in zip(spreads, shares, strict=True) if x is not None])
     if not found:
         return None
-    x = np.array(found)  # [n, arms, std and range]
+    x = np.array(found)
     difference = x[:, 1, 0] - x[:, 0, 0]
     mean, within = x.mean(axis=0), interval(difference, 0.95)
+    untrained = "These are the layers before any training." if end.untrained else ""
     return Symmetry(
-        arm, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(), range_b=mean[1, 1].item(),
-        delta=difference.mean().item(), low=within.low, high=within.high, method=within.method,
-        p=sign_flip_p(difference),
+        arm, end.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
+        range_b=mean[1, 1].item(), delta=difference.mean().item(), low=within.low, high=within.high,
+        method=within.method, p=sign_flip_p(difference), sentence=" ".join(filter(None, [untrained, end.without])),
     )  # fmt: skip
-
-
-def _shares(reading: dict[str, Any]) -> np.ndarray | None:
-    """[layers]; None where a layer lacks it, or there is only one."""
-    values = [layer["measures"].get("attention_share") for layer in reading["layers"]]
-    return None if len(values) < 2 or None in values else np.array(values, dtype=np.float64)

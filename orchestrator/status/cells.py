@@ -41,9 +41,7 @@ class CellStatus:
     """One cell, as it was found at the time `seen`."""
 
     cell: str  # <arm>/seed=<k>
-    state: (
-        str  # next · submitted · running · done · failed · stopped · lost (its process) · missing (its files)
-    )
+    state: str  # next · submitted · running · done · failed · stopped · lost (its process) · missing (its files)
     attempt: int = 0
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read

@@ -27,15 +27,17 @@ def delivery(c: Comparison) -> Section:
         "A role: the share of those layers that carry it. Centre (0 first layer, 1 last), budget: of positions over "
         f"the robust threshold. Beside the means at step 0 and of {c.baseline}.",
         f"Delivered: the mean's interval lies where it is wanted, and so do more seeds than even odds explain at "
-        f"{ALPHA} (all of {least_seeds()}, 6 or 7; 7 of 8); not delivered: both lie outside.",
+        f"{ALPHA} in each direction (all of {least_seeds()}, 6 or 7; 7 of 8); not delivered: both lie outside.",
     ]
     if len(rows) > 1:
-        notes.append("Every line is judged by itself: of twenty where nothing holds, one would be called.")
+        notes.append("Every line is judged by itself: of twenty at even odds, up to one is called in each direction.")
     notes += [
         sentence if len(names) == len(rows) > 1 else f"{'; '.join(names)}: {sentence}"
         for sentence, names in said.items()
     ]
+    steps = dict.fromkeys(str(e.step) for e in c.expectations if e.step is not None)
+    when = f"step {', '.join(steps)}" if steps else "no step"
     columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]
     heads = ("mean", "interval", "seeds", "mean", "mean", "verdict")
     terms = {head: f"expect_{name}" for head, name in zip(columns[1:], heads, strict=True)}
-    return Section("Intended organisation: newest readings of complete cells", columns, rows, notes, terms)
+    return Section(f"Intended organisation: complete cells at {when}", columns, rows, notes, terms)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.endings import Ending, ending_of_cells, ending_of_pairs
 from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.numbers import listed, number, signed, span
+from orchestrator.compare.pairs import Pair
 from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
 
@@ -18,11 +21,12 @@ WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
 
 def layers(c: Comparison, arms: list[str]) -> Section:
     """Layer by layer, means over the seeds shown; with two arms side by side and their `flattening`."""
-    stacks = [_last_layers(c, arm, arms) for arm in arms]  # per arm, per seed: the layers of its reading
+    end = _ending(c, arms)
+    stacks = _last_layers(arms, end)  # per arm, per seed: the layers of its reading
     depth = max((len(layers) for stack in stacks for layers in stack), default=0)
     words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
     names = ["a", "b"] if len(arms) == 2 else [""]
-    flat = mean_flattening(c.tables["flattening"], arms[1]) if len(arms) == 2 else {}
+    flat = mean_flattening(c.tables["flattening"], arms[1], end.step) if len(arms) == 2 else {}
     rows: list[list[Cell]] = []
     for index in range(depth):
         at = [[layers[index] for layers in stack if index < len(layers)] for stack in stacks]
@@ -33,10 +37,8 @@ def layers(c: Comparison, arms: list[str]) -> Section:
             [str(index), width, *(Roles([layer["role"] for layer in seeds], words) for seeds in at),
              *(number(v, 2) for v in cv), *paired, *(_saturated(seeds) for seeds in at)]
         )  # fmt: skip
-    steps = sorted({reading["step"] for arm in arms for reading in _last_readings(c, arm, arms)})
-    when = f"step {', '.join(map(str, steps))}"
     who = f"a = {arms[0]}, b = {arms[1]}" if len(arms) == 2 else arms[0]
-    seeds = listed(cell.seed for cell in c.cells_of(arms[-1]))
+    seeds = listed(one.seed for one in end.read)
     columns = [
         "layer", "width\na → b" if len(arms) == 2 else "width", *(f"roles {n}\nseed {seeds}" for n in names),
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if len(arms) == 2 else []), *(f"satur.\n{n}" for n in names),
@@ -45,12 +47,14 @@ def layers(c: Comparison, arms: list[str]) -> Section:
         "CV: of FFN co-magnitude (a / b: geometric mean) · H/S or ·: a tie",
         "satur.: positions over the robust threshold (by chance)",
     ]
-    return Section(f"Layers at {when} ({who})", columns, rows, legend, {"CV\na / b": "flattening"})
+    notes = [*legend, *filter(None, [end.without])]
+    return Section(f"Layers at {end.when} ({who})", columns, rows, notes, {"CV\na / b": "flattening"})
 
 
 def shifts(c: Comparison, arm: str) -> Section:
     """The layers in which the arms' roles differ, most different first."""
     shift = next((s for s in c.role_shifts if s.arm == arm), None)
+    when = _ending(c, [c.baseline, arm]).when
     rows: list[list[Cell]] = []
     for layer in sorted(shift.layers, key=lambda x: -x.distance) if shift else []:
         if layer.distance > 0:
@@ -66,12 +70,16 @@ def shifts(c: Comparison, arm: str) -> Section:
             f"On average {number(across.same, 1)} of {depth} layers have one state in both arms at one seed "
             f"({number(across.expected, 1)} if roles were dealt at random){beside}."
         )
+        notes += filter(None, [shift.sentence])
         notes.append(f"All layers together: p = {number(shift.p, 2)}; {len(shift.seeds)} pairs cannot give less than "
                      f"{shift.smallest_p:.2g}. p of a layer is corrected for their number.")  # fmt: skip
     return Section(
-        f"Layers whose role differs: a = {c.baseline}, b = {arm}", ["layer", "roles a", "roles b", "distance", "p"],
-        rows, notes, {"p": "role_shift"},
-    )  # fmt: skip
+        f"Layers whose role differs at {when}: a = {c.baseline}, b = {arm}",
+        ["layer", "roles a", "roles b", "distance", "p"],
+        rows,
+        notes,
+        {"p": "role_shift"},
+    )
 
 
 def persistence(c: Comparison) -> Section:
@@ -128,26 +136,33 @@ def budgets(c: Comparison, arm: str) -> Section:
             said.setdefault(r.sentence, []).append(COUNTED[r.reference])
     legend = "Counted over the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std."
     notes = [f"{', '.join(counts)}: {sentence}" for sentence, counts in said.items()]
-    title = "Specialist budget: saturated FFN positions of the whole stack, mean over seeds"
+    when = _ending(c, [c.baseline, arm])
+    at = "" if when.step is None else f" at {when.when}"
+    title = f"Specialist budget: saturated FFN positions of the whole stack{at}, mean over seeds"
     return Section(title, columns, rows, [legend, *notes])
 
 
 def spreads(c: Comparison) -> Section:
     """How far the layers of every arm part from each other."""
     rows: list[list[Cell]] = []
-    notes = ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one."]
+    said: dict[str, list[str]] = {}  # sentence → the arms it holds for
     for r in c.symmetry:
+        if r.sentence:
+            said.setdefault(r.sentence, []).append(r.arm)
         if r.n != c.symmetry[0].n or r.a != c.symmetry[0].a:
-            notes.append(f"{r.arm}: {r.n} pair{'s' * (r.n != 1)} alone, where {c.baseline} has {number(r.a, 3)}.")
+            alone = f"{r.n} pair{'s' * (r.n != 1)} alone, where {c.baseline} has {number(r.a, 3)}."
+            said.setdefault(alone, []).append(r.arm)
         if not rows:
             rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
         delta = [signed(r.delta, 3), span(r.low, r.high, 3, plus=True)]
         rows.append([r.arm, number(r.b, 3), number(r.range_b, 2), *delta, str(r.n), number(r.p, 3)])
+    when = ", ".join(dict.fromkeys(_ending(c, [c.baseline, r.arm]).when for r in c.symmetry))
+    notes = [f"{', '.join(arms)}: {sentence}" for sentence, arms in said.items()]
     return Section(
-        "Symmetry: spread of attention's share of the energy over the layers, newest readings",
+        f"Symmetry: spread of attention's share of the energy over the layers at {when}",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        notes,
+        ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one.", *notes],
         {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 
@@ -155,9 +170,10 @@ def spreads(c: Comparison) -> Section:
 def multipliers(c: Comparison, arm: str) -> list[Section]:
     """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of the layer."""
     found = []
+    end = _ending(c, [c.baseline, arm])
     flat, stacks = (
-        mean_flattening(c.tables["flattening"], arm),
-        [_last_layers(c, side, [c.baseline, arm]) for side in (c.baseline, arm)],
+        mean_flattening(c.tables["flattening"], arm, end.step),
+        _last_layers([c.baseline, arm], end),
     )
     for channel, a in agreement(c.cells_of(arm)).items():
         kinds = list(dict.fromkeys(a.kinds))
@@ -200,16 +216,17 @@ def pathologies(c: Comparison) -> Section:
     return Section("Tensors out of proportion", ["cell", "tensor", "× its peers", "step", "severity"], rows)
 
 
-def _last_readings(c: Comparison, arm: str, arms: list[str]) -> list[dict[str, Any]]:
-    """The readings that stand for `arm`: of complete pairs at their last common step, or each cell's last."""
-    if len(arms) == 2:
-        chosen = [pair for pair in c.pairs if pair.arm == arms[1] and pair.common_steps]
-        return [(p.a if arm == arms[0] else p.b).readings[p.common_steps[-1]] for p in chosen]
-    return [reading for cell in c.cells_of(arm) if (reading := cell.last_reading) is not None]
+def _ending(c: Comparison, arms: list[str]) -> Ending[Pair] | Ending[CellResult]:
+    """Of the complete pairs of two arms, or of the cells of one."""
+    return ending_of_pairs(arms[1], c.pairs) if len(arms) == 2 else ending_of_cells(c.cells_of(arms[0]))
 
 
-def _last_layers(c: Comparison, arm: str, arms: list[str]) -> list[list[dict[str, Any]]]:
-    return [reading["layers"] for reading in _last_readings(c, arm, arms)]
+def _last_layers(arms: list[str], end: Ending[Pair] | Ending[CellResult]) -> list[list[list[dict[str, Any]]]]:
+    """Per arm and seed, the layers of its reading at the ending's step."""
+    if end.step is None:
+        return [[] for _ in arms]
+    cells = [(one.a, one.b) if isinstance(one, Pair) else (one,) for one in end.read]
+    return [[own[side].readings[end.step]["layers"] for own in cells] for side in range(len(arms))]
 
 
 def _saturated(seeds: list[dict[str, Any]]) -> str:

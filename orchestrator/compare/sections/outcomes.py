@@ -159,7 +159,7 @@ def _hopeless(c: Comparison, arm: str) -> str:
 
 
 def cell_losses(c: Comparison) -> Section:
-    """Newest known held-out losses of every cell that has any."""
+    """Final test loss of every complete cell."""
     rows: list[list[Cell]] = []
     for cell in c.experiment.cells:
         if cell.missing is None:

@@ -16,6 +16,7 @@ from orchestrator.compare import compare
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.expectations import Expectation, expectations, least_seeds
+from orchestrator.compare.sections.delivery import delivery
 from orchestrator.errors import UserError
 from orchestrator.expect import intended
 
@@ -113,22 +114,42 @@ def test_an_interval_ends_where_the_number_does() -> None:
     assert found.verdict == "delivered"
 
 
-def test_the_newest_reading_that_all_complete_cells_share() -> None:
+def test_the_newest_reading_of_any_complete_cell() -> None:
     cells = [cell("a", s, {0: counted(0.0), 50: counted(7.0), **({99: counted(1.0)} if s else {})}) for s in range(5)]
     (found,) = judged({"budget": "> 5"}, *cells, cell("a", 5, {0: counted(9.0)}, "failed at step 3"))
-    assert (found.step, found.n, found.verdict) == (50, 5, "delivered")
-    assert 5 not in found.values
+    assert (found.step, found.values, found.verdict) == (99, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, "inconclusive")
+    assert "Seeds left out, not read at step 99: 0." in found.sentence
+
+
+def test_layers_read_before_training_only_are_not_measured(experiment: Write) -> None:
+    root = expecting(experiment(seeds=range(6), read_at=(0,)), {"variable": {"budget": "> 5"}})
+    (found,) = compute(root).expectations
+    assert (found.step, found.n, found.mean, found.verdict) == (0, 0, None, "not measured")
+    assert (
+        found.sentence == "The layers were read before any training only. The layers were last read at step 0 of 100."
+    )
+    (found,) = compute(expecting(experiment(seeds=range(6), steps=(0,), name="x"), {"budget": "> 5"})).expectations[1:]
+    assert (found.step, found.verdict) == (0, "delivered")  # such are these runs: nothing was to be trained
+
+
+def test_what_was_read_early_says_so(experiment: Write) -> None:
+    root = expecting(experiment(seeds=range(6), read_at=(0, 50)), {"budget": "> 5"})
+    c = compute(root)
+    assert {e.verdict for e in c.expectations} == {"delivered"}
+    assert all("The layers were last read at step 50 of 100." in e.sentence for e in c.expectations)
+    section = delivery(c)
+    assert section.title.endswith("complete cells at step 50")
+    assert any("in each direction" in note for note in section.notes)
 
 
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
         ([cell("a", 0, {9: counted(1.0)}, "never started")], "No cell of this arm is complete."),
-        ([cell("a", 0, {}), cell("a", 1, {9: counted(1.0)})], "The layers of seeds 0 were never read."),
-        ([cell("a", 0, {5: counted(1.0)}), cell("a", 1, {9: counted(1.0)})], "share no reading"),
+        ([cell("a", 0, {}), cell("a", 1, {})], "The layers of seeds 0, 1 were never read."),
         ([cell("a", 0, {9: counted(None)})], "No reading has this number"),
     ],
-    ids=["incomplete", "unread", "no common step", "no measure"],
+    ids=["incomplete", "unread", "no measure"],
 )
 def test_what_was_not_measured_says_why(cells: list[CellResult], words: str) -> None:
     (found,) = judged({"budget": "> 5"}, *cells)

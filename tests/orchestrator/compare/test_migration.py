@@ -192,7 +192,8 @@ def test_the_newest_common_reading_is_compared() -> None:
     unread = Pair(cell_of("a", 4, {0: ["hub"]}), cell_of("b", 4, {1: ["hub"]}), ())
     found = role_shift("b", [pair, unread])
     assert found is not None
-    assert (found.seeds, found.steps) == ([3], [10])
+    assert (found.seeds, found.step) == ([3], 10)
+    assert found.sentence == "Seeds left out, not read at step 10: 4."
     assert (found.layers[0].roles_a, found.layers[0].roles_b) == (["hub"], ["specialist"])
     assert role_shift("b", [unread]) is None
     assert role_shift("c", [pair]) is None
