@@ -16,6 +16,8 @@ import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 CLEAN = "clean"  # of code without uncommitted changes
+SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # what of the files that git does not know is code
+LARGEST_SOURCE = 2**20  # bytes; what is larger is data
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -59,17 +61,34 @@ def versions() -> dict[str, str | None]:
 
 
 def code() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout."""
-    here = Path(__file__).resolve().parent
-    questions = (["rev-parse", "HEAD"], ["diff", "--no-ext-diff", "--no-color", "HEAD"])
+    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout.
+
+    Before the diff stand the source files that git does not know yet, each with the sha256 of its content.
+    """
+    root = Path(__file__).resolve().parents[1]  # of all packages
+    questions = (
+        ["rev-parse", "HEAD"],
+        ["diff", "--no-ext-diff", "--no-color", "HEAD"],
+        ["ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES],
+    )
     try:
-        commit, diff = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, check=True, timeout=20).stdout
+        commit, diff, unknown = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, check=True, timeout=20).stdout
             for words in questions
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    return {"commit": commit.decode().strip(), "diff": diff.decode(errors="replace")}  # of files in any encoding
+    added = b"".join(_untracked(root, name) for name in unknown.split(b"\0"))
+    return {"commit": commit.decode().strip(), "diff": (added + diff).decode(errors="replace")}  # in any encoding
+
+
+def _untracked(root: Path, name: bytes) -> bytes:
+    """A line for one file; none for what is too large, no file, or not to be read."""
+    path = root / os.fsdecode(name)
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
+            return b"untracked %s sha256:%s\n" % (name, hashlib.sha256(path.read_bytes()).hexdigest().encode())
+    return b""
 
 
 def changes(diff: str) -> str:

@@ -49,7 +49,7 @@ REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L];
     "first": lambda layers: layers[:1],
     "last": lambda layers: layers[-1:],
 }
-SPAN = re.compile(r"L(\d+)(?:-L(\d+))?")  # a region by its layers: L6, L3-L5
+SPAN = re.compile(r"L(\d{1,4})(?:-L(\d{1,4}))?")  # a region by its layers: L6, L3-L5
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 COMPARISON = re.compile(rf"(>=|<=|≥|≤|>|<)\s*({NUMBER})")
 RANGE = re.compile(rf"({NUMBER})\s*(?:…|\.\.\.?)\s*({NUMBER})")
@@ -185,16 +185,16 @@ def _role(where: str, value: Any) -> tuple[str, Bounds]:
 def _bounds(where: str, value: Any) -> Bounds:
     """A comparison, or two numbers."""
     text = value.strip() if isinstance(value, str) else ""
-    if found := COMPARISON.fullmatch(text):
-        sign, at = found[1], float(found[2])
+    compared, ranged = COMPARISON.fullmatch(text), RANGE.fullmatch(text)
+    ends = [float(compared[2])] if compared else [float(end) for end in ranged.groups()] if ranged else value
+    if not isinstance(ends, list) or len(ends) != (1 if compared else 2) or not all(map(_is_number, ends)):
+        raise UserError(f"{where} is {value!r:.60}, which compares with nothing: write {WRITTEN}.")
+    if compared:
+        sign, at = compared[1], ends[0]
         strict = sign in "<>"
         bounds = Bounds(at, math.inf, strict) if sign in (">", ">=", "≥") else Bounds(-math.inf, at, strict)
-    elif found := RANGE.fullmatch(text):
-        bounds = Bounds(float(found[1]), float(found[2]), strict=False)
-    elif isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
-        bounds = Bounds(float(value[0]), float(value[1]), strict=False)
     else:
-        raise UserError(f"{where} is {value!r:.60}, which compares with nothing: write {WRITTEN}.")
+        bounds = Bounds(float(ends[0]), float(ends[1]), strict=False)
     if bounds.low > bounds.high:
         raise UserError(f"{where} is {value!r}, which ends before it begins: write the smaller number first.")
     return bounds
@@ -229,4 +229,5 @@ def _ends(region: str) -> tuple[int, int]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is one that a float can hold; comparing raises for no integer, however long."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -UNBOUNDED <= value <= UNBOUNDED

@@ -17,6 +17,7 @@ from orchestrator.errors import UserError, nearest
 from orchestrator.schema import Config
 
 LONGEST_NAME = 120  # characters
+LARGEST_WEIGHT = 1e6  # of an arm in a contrast, and one over it the smallest
 
 Compose = Callable[[Sequence[str]], Config]  # Hydra overrides → configuration
 
@@ -137,6 +138,8 @@ def _tagged(base: Config, swept: Sequence[str]) -> Config:
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
     """Raise `UserError` unless every contrast weighs at least two of `arms`, with weights that sum to 0."""
     for name, weights in contrasts.items():
+        if not isinstance(name, str):
+            raise UserError(f"contrasts: {name} is no name: write it in quotes, as '{name}'.")
         if not isinstance(weights, dict) or len(weights) < 2:
             raise UserError(f"contrasts: '{name}' is {weights}, which compares nothing: weigh at least two arms.")
         for arm, weight in weights.items():
@@ -145,10 +148,10 @@ def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
                     f"contrasts: '{name}' weighs '{arm}', which is no arm{nearest(str(arm), arms)}: "
                     f"use those of the experiment, {', '.join(arms)}."
                 )
-            if not _is_number(weight) or weight == 0:
+            if not _is_weight(weight):
                 raise UserError(
-                    f"contrasts: '{name}' gives arm '{arm}' the weight {weight}, which says nothing: "
-                    "give it a finite number other than 0, or leave the arm out."
+                    f"contrasts: '{name}' gives arm '{arm}' the weight {weight!s:.40}, which says nothing: give it a "
+                    f"number between {1 / LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g} in magnitude, or leave the arm out."
                 )
         if abs(total := math.fsum(weights.values())) > 1e-9 * max(map(abs, weights.values())):
             raise UserError(
@@ -157,8 +160,9 @@ def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
             )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _is_weight(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 1 / LARGEST_WEIGHT <= abs(value) <= LARGEST_WEIGHT
 
 
 def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from orchestrator.errors import UserError
 
@@ -57,10 +57,18 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 
 
 def _record(line: bytes) -> Record:
-    record = json.loads(line)
+    """Raises `ValueError` for a line that is no record."""
+    try:
+        record = json.loads(line, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError("not an object")
     return record
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def append(path: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator import ledger
 from orchestrator.errors import UserError
 
-KEYS = ("time", "cell", "state", "attempt", "job", "reason")  # of every record
+KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
 STATES = ("submitted", "running", "done", "failed", "stopped")
 
 
@@ -77,9 +77,15 @@ class Manifest:
         return found
 
     def _records(self) -> list[ledger.Record]:
-        """Raises `UserError` where a record lacks what every one has."""
+        """Raises `UserError` where a record lacks what every one has, or has it in another type."""
         records = ledger.read(self.path)
         for record in records:
-            if lacking := [key for key in KEYS if key not in record]:
-                raise UserError(f"{self.path} has a record without '{lacking[0]}': delete that line.")
+            for key, kind in KINDS.items():
+                if key not in record:
+                    raise UserError(f"{self.path} has a record without '{key}': delete that line.")
+                if not isinstance(record[key], kind):
+                    raise UserError(
+                        f"{self.path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: "
+                        "delete that line."
+                    )
         return records

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import scipy
 
+from orchestrator.compare.cells import one_line
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.conservation import REFERENCES
 from orchestrator.compare.pairs import PRIMARY
@@ -74,7 +75,10 @@ def _read(directory: Path) -> list[Row]:
     try:
         return _rows(str(directory), compute(directory))
     except (UserError, OSError) as error:
-        return [Row(str(directory), directory.name, "", None, None, problem=str(error))]
+        problem = str(error)
+    except Exception as error:  # a fault in one must not cost the others their rows
+        problem = f"{directory} cannot be compared ({type(error).__name__}: {one_line(error)}): compare it alone."
+    return [Row(str(directory), directory.name, "", None, None, problem=problem)]
 
 
 def _rows(directory: str, c: Comparison) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +11,19 @@ from typing import Any
 import yaml
 
 from orchestrator import ledger, schema
+from orchestrator.compare.shapes import (
+    DESCRIPTION,
+    MAPPING,
+    Source,
+    check_description,
+    check_ledger,
+    check_reading,
+    one_line,
+)
 from orchestrator.errors import UserError
 from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
 from orchestrator.manifest import Entry, Manifest
-
-# What must be there, and of which type, before anything is computed.
-NUMBER = (int, float)
-DESCRIPTION = {  # experiment.yaml
-    "arms": dict, "seeds": list, "declared": list, "models": dict, "contrasts": dict, "expect": dict, "machine": dict,
-    "code": list, "stated": list,
-}  # fmt: skip
-STATED = {"since": str, "seeds": list, "contrasts": dict, "expect": dict}  # an entry of `stated`
-RECORD = {"step": int, "digest": str}  # a ledger's line
-SIDECAR = {"step": int, "values": dict}  # and its last decision, if any
-READING = {"step": int, "scoring": str, "layers": list, "totals": dict, "pathology": list}
-LAYER = {"layer": int, "width": NUMBER, "role": str, "margin": NUMBER, "scores": dict, "measures": dict}
 
 
 @dataclass(frozen=True)
@@ -105,32 +101,24 @@ def read_experiment(path: Path) -> ExperimentResult:
     source = path / "experiment.yaml"
     if not source.is_file():
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
+    content = source.read_bytes()
     try:
         # libyaml where it is there: the recorded git diff is one long scalar, slow to scan in Python
-        spec = yaml.load(source.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        spec = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        json.dumps(spec, default=str, allow_nan=False)  # no NaN, endless number or mapping in itself: files repeat it
+    except Exception as error:  # whatever the constructors of PyYAML raise, from KeyError to OverflowError
         raise UserError(f"{source} is not YAML ({one_line(error)}): restore it or run the experiment again.") from error
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
-    cure = "restore it, or delete it and run the experiment again"
-    spec |= {key: kind() for key, kind in DESCRIPTION.items() if not spec.get(key)}
-    expect(source, spec, DESCRIPTION, cure)
+    spec |= {key: {} if kind is MAPPING else [] for key, kind in DESCRIPTION.items() if not spec.get(key)}
+    check_description(Source(source, "restore it, or delete it and run the experiment again"), spec)
     models, contrasts = spec["models"], spec["contrasts"]
-    for index, launched in enumerate(spec["code"]):
-        expect(source, launched, {}, cure, f"code.{index}")
-    expect(source, dict(enumerate(spec["seeds"])), dict.fromkeys(range(len(spec["seeds"])), int), cure, "seeds")
-    for index, stated in enumerate(spec["stated"]):
-        expect(source, stated, STATED, cure, f"stated.{index}")
-    for arm, model in models.items():
-        optional = {"widths": list, "training_flops": NUMBER}
-        shape = {"params": int} | {key: kind for key, kind in optional.items() if key in model}
-        expect(source, model, shape, cure, f"models.{arm}")
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
         lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["stated"]))]
     except UserError as error:
-        raise UserError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {one_line(error)}") from error
     manifest = Manifest(path)
     last, environments = manifest.last(), manifest.environments()
     return ExperimentResult(
@@ -167,14 +155,7 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     """
     source = path / "ledger.jsonl"
     records = ledger.read(source)
-    for record in records:
-        cure = f"restore it, or delete {path} and run the experiment again"
-        expect(source, record, RECORD, cure, "a record")
-        if "sidecar" in record:
-            expect(source, record["sidecar"], SIDECAR, cure, "sidecar")
-        for split in ("heldout", "test"):
-            losses = record.get(split, {})
-            expect(source, losses, dict.fromkeys(losses, NUMBER), cure, split)
+    check_ledger(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
     readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
     by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
     if len({len(reading["layers"]) for reading in readings}) > 1:
@@ -188,31 +169,10 @@ def read_reading(path: Path) -> dict[str, Any]:
     cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"
     try:
         reading = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise UserError(f"{path} is not JSON ({error}): {cure}.") from error
-    expect(path, reading, READING, cure)
-    for index, layer in enumerate(reading["layers"]):
-        expect(path, layer, LAYER, cure, f"layers.{index}")
-        for group in ("scores", "measures"):
-            known = {name: value for name, value in layer[group].items() if value is not None}
-            expect(path, known, dict.fromkeys(known, NUMBER), cure, f"layers.{index}.{group}")
+    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested without end
+        raise UserError(f"{path} is not JSON ({one_line(error)}): {cure}.") from error
+    check_reading(Source(path, cure), reading)
     return reading
-
-
-def expect(path: Path, node: Any, shape: dict[Any, Any], cure: str, where: str = "its content") -> None:
-    """Raise `UserError` unless `node`, found in `path`, is a mapping whose values have the types of `shape`."""
-    if not isinstance(node, dict):
-        raise UserError(f"{path}: {where} is not a mapping: {cure}.")
-    for key, kind in shape.items():
-        if key not in node:
-            raise UserError(f"{path}: {where} has no '{key}': {cure}.")
-        if not isinstance(node[key], kind) or isinstance(node[key], bool):
-            raise UserError(f"{path}: {where} has {key} = {node[key]!r:.40}, which cannot be: {cure}.")
-
-
-def one_line(error: Exception) -> str:
-    """What `error` says, on one line."""
-    return " ".join(str(error).split())
 
 
 def _missing(records: list[ledger.Record], entry: Entry | None) -> str | None:
@@ -224,8 +184,4 @@ def _missing(records: list[ledger.Record], entry: Entry | None) -> str | None:
         state = "unfinished" if entry is None or entry.state == "done" else entry.state
         where = f"at step {final['step']}" if final else "before its first record"
         return f"{state} {where}" + (f": {entry.reason}" if entry and entry.reason else "")
-    for split in ("heldout", "test"):
-        for domain, loss in final.get(split, {}).items():
-            if not math.isfinite(loss):
-                return f"its final {split} loss on {domain} is {loss}"
     return None

@@ -137,11 +137,12 @@ def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[f
 
 
 def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
-    """Domain → (step, nats/token) at every evaluation; `mean` is the curve of the domains' mean."""
+    """Domain → (step, nats/token) at every evaluation; `mean` is the curve of their mean, where all were evaluated."""
     curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
     for record in cell.ledger:
         heldout: dict[str, Any] = record.get("heldout", {})
-        values = with_mean({domain: heldout[domain] for domain in domains if domain in heldout})
+        values = {domain: heldout[domain] for domain in domains if domain in heldout}
+        values = with_mean(values) if len(values) == len(domains) else values
         for domain, loss in values.items():
             if math.isfinite(loss):
                 curves[domain].append((record["step"], loss))

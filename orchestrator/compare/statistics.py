@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -74,16 +75,17 @@ def interval(values: ArrayLike, level: float) -> Interval:
     low, high = x.mean() - half, x.mean() + half
     if x.size >= BOOTSTRAP_FROM:
         widened = 2.0 * scipy.stats.norm.cdf(quantile * np.sqrt(x.size / (x.size - 1))) - 1.0
-        found = scipy.stats.bootstrap(
-            (x,), np.mean, confidence_level=widened, n_resamples=RESAMPLES, method="BCa", rng=0
-        ).confidence_interval
+        with warnings.catch_warnings(action="ignore"):  # where there is no BCa it warns, and gives NaN: t stands alone
+            found = scipy.stats.bootstrap(
+                (x,), np.mean, confidence_level=widened, n_resamples=RESAMPLES, method="BCa", rng=0
+            ).confidence_interval
         if np.isfinite([found.low, found.high]).all():
             return Interval(float(min(low, found.low)), float(max(high, found.high)), "BCa bootstrap and Student t")
     return Interval(float(low), float(high), "Student t")
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """Two-sided p of the mean under sign patterns: exact (all 2^n) up to 16 pairs, beyond by random ones; null for n = 1.
+    """Two-sided p of the mean under sign patterns: all 2^n up to 16 pairs, beyond random ones; null for n = 1.
 
     The smallest value it can take is 2/2^n where it is exact.
     """

@@ -67,6 +67,33 @@ def test_uncommitted_changes_have_a_digest(checkout: Path) -> None:
     assert changed == hashlib.sha256(diff.encode()).hexdigest()[:12]
 
 
+def test_a_module_that_git_does_not_know_is_a_change(checkout: Path) -> None:
+    (checkout / ".gitignore").write_text("ignored/\n")
+    (checkout / "ignored").mkdir()
+    (checkout / "ignored/x.py").write_text("x = 1\n")
+    (checkout / "notes.txt").write_text("no code")
+    (checkout / "large.py").write_bytes(b"#" * (2**20 + 1))
+    (checkout / "dangling.py").symlink_to("nowhere.py")
+    assert environment.code()["diff"] == ""
+    (checkout / "models").mkdir()
+    module = checkout / os.fsdecode("models/a b é\n".encode("latin-1") + b".py")
+    seen = set()
+    for content in (b"x = 1\n", b"x = 2\n"):
+        module.write_bytes(content)
+        assert hashlib.sha256(content).hexdigest() in environment.code()["diff"]
+        seen.add(environment.environment(torch.device("cpu"))["changes"])
+    assert len(seen - {"clean"}) == 2
+    module.rename(checkout / "models/b.py")
+    (checkout / "orchestrator/environment.py").write_text("x = 2\n")
+    diff = environment.code()["diff"]
+    assert diff.startswith(f"untracked models/b.py sha256:{hashlib.sha256(content).hexdigest()}\ndiff --git ")
+    patch = checkout / "recorded.patch"
+    patch.write_text(diff)
+    git(checkout, "checkout", "-q", ".")
+    git(checkout, "apply", str(patch))  # what is recorded is a patch still
+    assert (checkout / "orchestrator/environment.py").read_text() == "x = 2\n"
+
+
 def test_without_a_checkout_or_git_the_code_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     found = environment.environment(torch.device("cpu"))

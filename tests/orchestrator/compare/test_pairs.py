@@ -13,7 +13,7 @@ import yaml
 from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
-from orchestrator.compare.pairs import losses, pair_up
+from orchestrator.compare.pairs import losses, pair_up, validation_curves
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 
@@ -43,6 +43,18 @@ def test_losses_by_hand(experiment: Write, edit_ledger: Edit) -> None:
     assert next(iter(found)) == ("test_loss", "mean")
 
 
+def test_the_mean_is_of_records_that_evaluated_every_domain(experiment: Write, edit_ledger: Edit) -> None:
+    root = experiment()
+    edit_ledger(root / "variable/seed=0", lambda r: r[1]["heldout"].pop("facts"))
+    curves = validation_curves(read_experiment(root).cell("variable", 0), ["code", "facts"])
+    assert [step for step, _ in curves["code"]] == [0, 50, 100]
+    assert [step for step, _ in curves["facts"]] == [0, 100]
+    assert curves["mean"] == [
+        (step, pytest.approx((code + facts) / 2))
+        for (step, code), (_, facts) in zip(curves["code"][::2], curves["facts"], strict=True)
+    ]
+
+
 def test_a_failed_cell_takes_its_pair_out_with_the_reason(experiment: Write, edit_ledger: Edit) -> None:
     root = experiment()
     edit_ledger(root / "variable/seed=1", lambda r: r.pop())
@@ -53,17 +65,13 @@ def test_a_failed_cell_takes_its_pair_out_with_the_reason(experiment: Write, edi
     assert out.reason == "variable/seed=1: failed at step 50: The training loss became nan."
 
 
-def test_cells_that_never_ran_or_ended_in_nan(experiment: Write, edit_ledger: Edit) -> None:
+def test_cells_that_never_ran_or_did_not_end(experiment: Write, edit_ledger: Edit) -> None:
     root = experiment(seeds=(0, 1, 2))
     (root / "uniform/seed=0/ledger.jsonl").unlink()
     edit_ledger(root / "variable/seed=0", lambda r: r.pop())
-    edit_ledger(root / "variable/seed=1", lambda r: r[-1]["test"].update(code=float("nan")))
     pairs, left_out = pair_up(read_experiment(root))
-    assert [p.seed for p in pairs] == [2]
-    assert [out.reason for out in left_out] == [
-        "uniform/seed=0: never started; variable/seed=0: unfinished at step 50",
-        "variable/seed=1: its final test loss on code is nan",
-    ]
+    assert [p.seed for p in pairs] == [1, 2]
+    assert [out.reason for out in left_out] == ["uniform/seed=0: never started; variable/seed=0: unfinished at step 50"]
 
 
 def test_different_batches_are_refused_with_the_step(experiment: Write, edit_ledger: Edit) -> None:

@@ -64,7 +64,7 @@ def test_from_six_pairs_the_wider_end_of_bca_and_t(level: float, sign: float) ->
     assert interval(d, level) == found  # fixed seed
 
 
-@pytest.mark.filterwarnings("ignore:invalid value", "ignore:The BCa")  # where a bootstrap cannot be had
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("d", [[0.0] * 7 + [1.0], [0.0, 1.0] * 4, [1e-300] * 7 + [2e-300], [1e9, 1e9 + 1e-6] * 3])
 def test_hostile_samples_have_a_finite_interval_round_their_mean(d: list[float]) -> None:
     found = interval(d, 0.95)
