@@ -86,7 +86,8 @@ def _figure(name: str, drawing: Drawing) -> str:
         f"<figure><figcaption>{escape(drawing.title)} {marks}</figcaption>"
         f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
         f"aria-label='{escape(drawing.title)}. {escape(drawing.text)}'></div></div>"
-        f"<details><summary>In words</summary><p>{escape(drawing.text)}</p></details></figure>"
+        f"<details><summary>In words and numbers</summary><p>{escape(drawing.text)}</p>"
+        f"{table(drawing.table, level=4) if drawing.table else ''}</details></figure>"
     )
 
 
