@@ -1,7 +1,7 @@
 """One colour and one letter per role, one colour, dash and symbol per arm, for every figure and terminal table.
 
-Role colours are Okabe & Ito's: they stay apart for readers with any of the common colour deficiencies. Arms have
-tones that show on white and on black, and never lean on colour alone.
+Role colours are Okabe & Ito's: they stay apart for readers with any of the common colour deficiencies, and so do
+their paler shades. Arms have tones that do as well, on white and on black, and never lean on colour alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ ROLES = {
     "specialist": ("S", "#CC79A7"),
 }
 TIE = ("·", "#CCCCCC")
+PALEST = {"hub": "#5F81FF", "damper": "#EFA166", "passthrough": "#5CC1A5", "specialist": "#D6ACCD"}
+PALEST_TIE = "#EFEFEF"
 
 
 class Line(NamedTuple):
@@ -25,14 +27,10 @@ class Line(NamedTuple):
     symbol: str
 
 
-ARMS = (
-    Line("#777777", "solid", "circle"),
-    Line("#C98300", "solid", "diamond"),
-    Line("#3B97D3", "dash", "square"),
-    Line("#A05FB4", "dashdot", "triangle-up"),
-    Line("#2E8B6E", "longdash", "x"),
-    Line("#C0504D", "longdashdot", "star"),
-)
+# Their lengths have no common divisor: two arms agree in all three only 210 places apart, in two of them 30.
+COLOURS = ("#6C6C78", "#C0840C", "#0090FC", "#9C60B4", "#24906C", "#C05448")
+DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down")
 
 
 def letter(role: str) -> str:
@@ -44,12 +42,11 @@ def colour(role: str) -> str:
     return ROLES.get(role, TIE)[1]
 
 
+def palest(role: str) -> str:
+    """The colour for a role that hardly any seed has."""
+    return PALEST.get(role, PALEST_TIE)
+
+
 def arm_line(index: int) -> Line:
-    return ARMS[index % len(ARMS)]
-
-
-def faded(paint: str, share: float) -> str:
-    """The colour `#rrggbb` mixed with white: all of it at share 1, a quarter of it at 0."""
-    keep = 0.25 + 0.75 * share
-    parts = (int(paint[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - keep * (255 - part)):02x}" for part in parts)
+    """How the arm at place `index` is drawn; the baseline is at 0."""
+    return Line(*(kinds[index % len(kinds)] for kinds in (COLOURS, DASHES, SYMBOLS)))

@@ -14,8 +14,9 @@ from orchestrator.compare.figures.losses import heldout_curves
 from orchestrator.compare.figures.multipliers import multiplier_maps
 from orchestrator.compare.figures.panels import Drawing
 from orchestrator.compare.figures.profiles import attention_shares, concentration, rank_differences
-from orchestrator.compare.figures.roles import role_maps, transition_tables
+from orchestrator.compare.figures.roles import role_maps
 from orchestrator.compare.figures.shape import width_profiles
+from orchestrator.compare.figures.transitions import transition_tables
 from orchestrator.files import write_whole
 
 __all__ = ["FIGURES", "Drawing", "draw", "write"]

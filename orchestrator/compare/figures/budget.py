@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from html import escape
+from typing import NamedTuple
 
 import numpy as np
-import plotly.graph_objects as go
 
 from orchestrator.body import centre, profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES
-from orchestrator.compare.figures.panels import (
-    Drawing,
-    label,
-    mean_line,
-    panels,
-    runs_and_mean,
-    seeds_and_mean,
-    spoken,
-    visible,
-)
-from orchestrator.palette import arm_line
+from orchestrator.compare.figures.marks import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
+from orchestrator.compare.figures.panels import Drawing, label, mean_profile, panels, spoken
+from orchestrator.compare.numbers import number
+from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.statistics import mean_of_known
 
-NAMES = {
-    "saturated_robust": "above the robust threshold",
-    "saturated_fixed": "above the untrained model's",
-    "saturated": "above mean + 3 std",
-}
+NAMES = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}  # thresholds
 
 
 def budget_by_depth(c: Comparison) -> Drawing | None:
@@ -36,65 +25,99 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
     shown = [m for m in REFERENCES if any(profile(r, m) is not None for found in readings.values() for r in found)]
     if not shown:
         return None
-    titles = [NAMES[measure] for measure in shown]
-    figure = panels(1, len(shown), 300, titles, "Specialist budget along depth, last reading")
-    texts = []
+    title = "Specialist budget along depth, last reading: positions above each threshold"
+    figure = panels(1, len(shown), 300, [NAMES[measure] for measure in shown], title)
+    rows: list[list[Cell]] = []
+    peaks: dict[str, float] = {}
+    by_chance = False
     for col, measure in enumerate(shown, start=1):
-        for index, (arm, found) in enumerate(readings.items()):
+        means, expected = {}, {}
+        for arm in arms_of(c):
+            found = readings[arm.name]
             profiles = [p for r in found if (p := profile(r, measure)) is not None]
-            seeds_and_mean(figure, profiles, escape(arm), index, 1, col)
+            seeds_and_mean(figure, profiles, arm, 1, col)
             chance = [p for r in found if (p := profile(r, f"{measure}_expected")) is not None]
-            mean_line(figure, chance, escape(arm), index, 1, col, chance=True)
-            if col == 1 and profiles and len({p.size for p in profiles}) == 1:
-                texts.append(f"{arm}, mean saturated positions by layer: {spoken(np.mean(profiles, axis=0), 1)}.")
+            means[arm.name], expected[arm.name] = mean_profile(profiles), mean_profile(chance)
+            if expected[arm.name] is not None:
+                chance_line(figure, [dict(enumerate(p)) for p in chance], arm, 1, col, "layer")
+                by_chance = True
+        if col == 1:
+            peaks = {arm: float(np.argmax(mean)) for arm, mean in means.items() if mean is not None and mean.any()}
+        depth = max((mean.size for mean in means.values() if mean is not None), default=0)
+        rows += [
+            [NAMES[measure], str(i), *(f"{_at(means[arm], i)} ({_at(expected[arm], i)})" for arm in c.experiment.arms)]
+            for i in range(depth)
+        ]
+    if by_chance:
+        chance_entry(figure)
     figure.update_yaxes(rangemode="tozero")
-    terms = ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
-    return Drawing(label(figure, 1, len(shown), "layer", "saturated FFN positions"), " ".join(texts), terms)
+    label(figure, 1, len(shown), "layer", "saturated FFN positions")
+    text = f"Layer with the most saturated positions ({NAMES[shown[0]]} threshold, 0 = first): {spoken(peaks, 0)}."
+    if not peaks:
+        text = f"0 positions of any layer are above the {NAMES[shown[0]]} threshold."
+    table = Section(
+        "Mean saturated positions (by chance), last reading", ["threshold", "layer", *c.experiment.arms], rows
+    )
+    return Drawing(
+        figure, title, text, table, ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
+    )
+
+
+def _at(mean: np.ndarray | None, layer: int) -> str:
+    return number(None if mean is None or layer >= mean.size else float(mean[layer]), 1)
+
+
+class _Course(NamedTuple):
+    """One cell's budget over the robust threshold: step → value, where it is known."""
+
+    total: dict[int, float]
+    chance: dict[int, float]
+    centre: dict[int, float]
 
 
 def budget_over_time(c: Comparison) -> Drawing | None:
     """The budget of the whole stack and its centre at every reading, over the robust threshold."""
-    arms = {arm: [x for x in c.cells_of(arm) if len(x.readings) > 1] for arm in c.experiment.arms}
-    totals = {arm: [_curve(cell, "total") for cell in cells] for arm, cells in arms.items()}
-    if not any(curve for curves in totals.values() for curve in curves):
+    courses = {arm: [_course(x) for x in c.cells_of(arm) if len(x.readings) > 1] for arm in c.experiment.arms}
+    if not any(course.total for found in courses.values() for course in found):
         return None
-    figure = panels(1, 2, 280, ["budget (dotted: by chance)", "centre: 0 = first layer, 1 = last"],
-                    "Specialist budget over training")  # fmt: skip
-    texts = []
-    for index, (arm, cells) in enumerate(arms.items()):
-        runs_and_mean(figure, [curve for curve in totals[arm] if curve], escape(arm), index, 1, 1)
-        centres = [curve for cell in cells if (curve := _curve(cell, "centre"))]
-        runs_and_mean(figure, centres, escape(arm), index, 1, 2)
-        _chance(figure, [curve for cell in cells if (curve := _curve(cell, "chance"))], escape(arm), index)
-        if ends := [curve[max(curve)] for curve in totals[arm] if curve]:
-            middle = [curve[max(curve)] for curve in centres]
-            where = f", centred at {np.mean(middle):.2f}" if middle else ""
-            texts.append(f"{arm} ends with {np.mean(ends):.1f} saturated positions{where}.")
+    title = "Specialist budget over training"
+    figure = panels(1, 2, 280, ["budget", "centre: 0 = first layer, 1 = last"], title)
+    rows: list[list[Cell]] = []
+    totals: dict[str, float] = {}
+    for arm in arms_of(c):
+        found = courses[arm.name]
+        total, chance = [x.total for x in found if x.total], [x.chance for x in found if x.chance]
+        centres = [x.centre for x in found if x.centre]
+        runs_and_mean(figure, total, arm, 1, 1)
+        runs_and_mean(figure, centres, arm, 1, 2)
+        chance_line(figure, chance, arm, 1, 1, "step")
+        if total:
+            ends = [_end(curves) for curves in (total, chance, centres)]
+            totals[arm.name] = ends[0] or 0.0
+            rows.append([arm.name, *(number(end, digits) for end, digits in zip(ends, (1, 1, 2), strict=True))])
+    if any(course.chance for found in courses.values() for course in found):
+        chance_entry(figure)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
     label(figure, 1, 2, "step", "saturated FFN positions")
     figure.update_yaxes(title_text="centre of the budget", row=1, col=2)
-    return Drawing(figure, " ".join(texts), ("saturated_robust", "centre", "conservation"))
+    text = f"Saturated positions of the whole stack at the last reading, mean over seeds: {spoken(totals, 1)}."
+    table = Section("Budget at the last reading", ["arm", "budget", "by chance", "centre"], rows)
+    return Drawing(figure, title, text, table, ("saturated_robust", "centre", "conservation"))
 
 
-def _curve(cell: CellResult, what: str) -> dict[int, float]:
-    """Step → total, centre or count by chance of the robust budget, where it is known."""
-    found = {}
+def _end(curves: list[dict[int, float]]) -> float | None:
+    return mean_of_known(curve[max(curve)] for curve in curves)
+
+
+def _course(cell: CellResult) -> _Course:
+    found = _Course({}, {}, {})
     for step, reading in cell.readings.items():
-        values = profile(reading, "saturated_robust_expected" if what == "chance" else "saturated_robust")
-        value = None if values is None else centre(values) if what == "centre" else float(values.sum())
-        if value is not None:
-            found[step] = value
+        budget, expected = (profile(reading, m) for m in ("saturated_robust", "saturated_robust_expected"))
+        if budget is not None:
+            found.total[step] = float(budget.sum())
+            if (middle := centre(budget)) is not None:
+                found.centre[step] = middle
+        if expected is not None:
+            found.chance[step] = float(expected.sum())
     return found
-
-
-def _chance(figure: go.Figure, curves: list[dict[int, float]], name: str, index: int) -> None:
-    """The mean count by chance at the steps that the seeds share."""
-    steps = [step for step in (curves[0] if curves else {}) if all(step in curve for curve in curves)]
-    if steps:
-        figure.add_scatter(
-            x=steps, y=[float(np.mean([curve[step] for curve in curves])) for step in steps], mode="lines",
-            name=f"{name}, by chance", legendgroup=name, showlegend=False, visible=visible(index),
-            line={"color": arm_line(index).colour, "width": 1.5, "dash": "dot"},
-            hovertemplate=f"step %{{x}}: %{{y:.1f}}<extra>{name}, by chance</extra>", row=1, col=1,
-        )  # fmt: skip

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, guide, label, panels, visible
+from orchestrator.compare.figures.marks import EXTRA, arms_of
+from orchestrator.compare.figures.panels import Drawing, guide, label, panels, spoken, text
+from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.pathology import CRITICAL, WARN
-from orchestrator.palette import arm_line
 
 
 def worst_ratios(c: Comparison) -> Drawing | None:
@@ -20,30 +20,35 @@ def worst_ratios(c: Comparison) -> Drawing | None:
     curves = {cell.label: _worst(cell) for cell in c.experiment.cells}
     if not any(curves.values()):
         return None
-    figure = panels(1, 1, 260, [""], "Largest spectral norm over its peers'")
-    top, texts = 1.0, []
-    for index, arm in enumerate(c.experiment.arms):
-        paint, dash, symbol = arm_line(index)
-        for k, cell in enumerate(x for x in c.experiment.cells if x.arm == arm and curves[x.label]):
+    title = "Largest spectral norm over its peers'"
+    figure = panels(1, 1, 260, [""], title)
+    rows: list[list[Cell]] = []
+    tops: dict[str, float] = {}
+    for arm in arms_of(c):
+        paint, dash, symbol = arm.line
+        cells = [cell for cell in c.experiment.cells if cell.arm == arm.name and curves[cell.label]]
+        for k, cell in enumerate(cells):
             curve = curves[cell.label]
-            ratios = [ratio for ratio, _ in curve.values()]
-            top = max(top, *ratios)
             figure.add_scatter(
-                x=list(curve), y=ratios, mode="lines+markers", name=escape(arm), legendgroup=arm, showlegend=k == 0,
-                visible=visible(index), line={"color": paint, "dash": dash, "width": 1.5},
-                marker={"symbol": symbol, "size": 6}, customdata=[tensor for _, tensor in curve.values()],
-                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}<extra>{escape(cell.label)}</extra>",
+                x=list(curve), y=[ratio for ratio, _ in curve.values()], mode="lines+markers", showlegend=k == 0,
+                line={"color": paint, "dash": dash, "width": 1.5}, marker={"symbol": symbol, "size": 6},
+                customdata=[tensor for _, tensor in curve.values()], hovertext=text(cell.label),
+                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}{EXTRA}", **arm.common,
             )  # fmt: skip
-        own = [curves[x.label] for x in c.experiment.cells if x.arm == arm and curves[x.label]]
-        if own:
-            worst = max((pair for curve in own for pair in curve.values()), key=lambda pair: pair[0])
-            texts.append(f"{arm}: at most {worst[0]:.1f} times its peers ({worst[1]}).")
+        if cells:
+            found = ((pair, step, x.seed) for x in cells for step, pair in curves[x.label].items())
+            (ratio, tensor), step, seed = max(found, key=lambda one: one[0])
+            tops[arm.name] = ratio
+            rows.append([arm.name, f"{ratio:.1f}", tensor, str(seed), str(step)])
     for value, word in ((WARN, "warn"), (CRITICAL, "critical")):
-        if value <= 3 * top:
+        if value <= 3 * max(tops.values()):
             guide(figure, value, 1, 1, f"{word}: {value:.0f} ×")
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
-    return Drawing(label(figure, 1, 1, "step", "× the peers' median"), " ".join(texts), ("pathology", "spectral_norm"))
+    label(figure, 1, 1, "step", "× the peers' median")
+    words = f"Times that a spectral norm is at most its peers' median: {spoken(tops, 1)}."
+    table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
+    return Drawing(figure, title, words, table, ("pathology", "spectral_norm"))
 
 
 def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:

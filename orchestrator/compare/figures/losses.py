@@ -1,43 +1,76 @@
-"""Held-out loss over training, per domain."""
+"""Validation loss over training, per domain."""
 
 from __future__ import annotations
 
-from html import escape
-
-import numpy as np
-
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, focus, guide, label, panels, runs_and_mean
+from orchestrator.compare.figures.marks import Arm, Band, arms_of, band, runs_and_mean
+from orchestrator.compare.figures.panels import Drawing, focus, guide, label, panels, spoken
+from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import shown, validation_curves
+from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.statistics import mean_of_known
+
+TITLE = "Validation loss over training"
+ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"
+Run = dict[int, float]  # step → nats/token
 
 
 def heldout_curves(c: Comparison) -> Drawing | None:
     """Validation loss per domain, and under it every other arm's paired difference with its pointwise interval."""
     domains = shown(c.domains)
     curves = {
-        x.label: validation_curves(x, c.domains) for arm in c.experiment.arms for x in c.cells_of(arm) if x.ledger
-    }
-    if not any(curve for found in curves.values() for curve in found.values()):
+        x.label: {domain: dict(curve) for domain, curve in validation_curves(x, c.domains).items()}
+        for arm in c.experiment.arms for x in c.cells_of(arm) if x.ledger
+    }  # fmt: skip
+    if not any(run for found in curves.values() for run in found.values()):
         return None
     rows = 2 if c.pairs else 1
-    titles = [escape(c.name_of(domain)) for domain in domains] + [""] * len(domains) * (rows - 1)
-    figure = panels(rows, len(domains), 230, titles, "Held-out loss, and its difference from the baseline", gap=40)
-    texts = []
+    title = ITS_DIFFERENCE if c.pairs else TITLE
+    titles = [c.name_of(domain) for domain in domains] + [""] * len(domains) * (rows - 1)
+    figure = panels(rows, len(domains), 230, titles, title, gap=40)
+    told: list[list[Cell]] = []
+    last: dict[str, float] = {}
     for col, domain in enumerate(domains, start=1):
         differences: list[float] = []
-        for index, arm in enumerate(c.experiment.arms):
-            runs = [dict(curves[x.label][domain]) for x in c.cells_of(arm) if x.label in curves]
-            runs_and_mean(figure, runs, escape(arm), index, 1, col)
-            if ends := [run[max(run)] for run in runs if run]:
-                texts.append(f"{arm} ends at {np.mean(ends):.4f} on {c.name_of(domain)}.")
-            own = [(dict(curves[p.a.label][domain]), dict(curves[p.b.label][domain])) for p in c.pairs if p.arm == arm]
-            gaps = [{step: b[step] - a[step] for step in a if step in b} for a, b in own]
-            runs_and_mean(figure, gaps, escape(arm), index, 2, col, band=True)
+        ends: list[float] = []
+        for arm in arms_of(c):
+            runs = [curves[x.label][domain] for x in c.cells_of(arm.name) if x.label in curves]
+            gaps = _gaps(c, curves, arm, domain)
+            runs_and_mean(figure, runs, arm, 1, col)
+            runs_and_mean(figure, gaps, arm, 2, col, interval=True)
+            between = band(gaps)
             differences += [abs(gap) for run in gaps for step, gap in run.items() if step > 0]
+            ends += between.ends
+            end = mean_of_known(run[max(run)] for run in runs if run)
+            if end is not None:
+                told.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])
+                last |= {arm.name: end} if col == 1 else {}
         if rows == 2:
             guide(figure, 0.0, 2, col)
-            focus(figure, differences, 1e-6, 2, col)
+            focus(figure, differences, 1e-6, 2, col, ends=ends)
     label(figure, rows, len(domains), "step", "loss (nats/token)")
     if rows == 2:
         figure.update_yaxes(title_text="Δ (nats/token)", row=2, col=1)
-    return Drawing(figure, " ".join(texts), ("heldout", "delta", "band"))
+    text = f"Validation loss ({c.name_of(domains[0])}) at the end, mean over seeds: {spoken(last, 4)}."
+    if c.pairs:
+        text += " The verdict is on the test loss."
+    columns = ["domain", "arm", "validation loss", "Δ", "95 % interval"]
+    return Drawing(
+        figure, title, text, Section("Validation loss at the end", columns, told), ("heldout", "delta", "band")
+    )
+
+
+def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: Arm, domain: str) -> list[Run]:
+    """Per pair of the arm, its loss minus the baseline's at the steps that both have."""
+    sides = [(curves[p.a.label][domain], curves[p.b.label][domain]) for p in c.pairs if p.arm == arm.name]
+    return [{step: b[step] - a[step] for step in a if step in b} for a, b in sides]
+
+
+def _difference(between: Band) -> list[str]:
+    """Δ at the end and its interval, as written in a table."""
+    if not between.steps:
+        return ["–", "–"]
+    mean = float(between.mean[-1])
+    half = None if between.half is None else float(between.half[-1])
+    within = "–" if half is None else span(mean - half, mean + half, 4, plus=True)
+    return [signed(mean, 4), within]

@@ -2,53 +2,70 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, label, panels
+from orchestrator.compare.figures.panels import Drawing, label, panels, short, text
 from orchestrator.compare.multipliers import Held, held
+from orchestrator.compare.numbers import number
+from orchestrator.compare.sections.section import Cell, Section
+
+LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # whatever the ground, it shows where nothing moved
 
 
 def multiplier_maps(c: Comparison) -> Drawing | None:
     """Multipliers layer × step, geometric mean over the seeds: a row per arm and channel, a panel per kind."""
-    rows: list[tuple[str, list[Held]]] = []
-    for arm in c.experiment.arms:
-        stacks: dict[str, list[Held]] = {}
-        for cell in c.cells_of(arm):
-            for channel, h in held(cell).items():
-                stacks.setdefault(channel, []).append(h)
-        rows += [(f"{arm}, {channel}", stack) for channel, stack in stacks.items()]
-    if not rows:
+    stacks = _stacks(c)
+    if not stacks:
         return None
-    kinds = [list(dict.fromkeys(stack[0].kinds)) for _, stack in rows]
-    cols, depth = max(map(len, kinds)), 1 + max(max(stack[0].layers) for _, stack in rows)
-    titles = [
-        f"{escape(name)}<br>{kind}" if i == 0 else kind
-        for (name, _), own in zip(rows, kinds, strict=True)
-        for i, kind in enumerate([*own, *[""] * (cols - len(own))])
-    ]
-    figure = panels(
-        len(rows), cols, 14 * depth + 50, titles, "Multipliers over training, geometric mean over seeds", gap=84
-    )
-    texts = []
-    for row, ((name, stack), own) in enumerate(zip(rows, kinds, strict=True), start=1):
+    kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
+    cols, depth = max(map(len, kinds.values())), 1 + max(max(stack[0].layers) for stack in stacks.values())
+    title = "Multipliers over training, geometric mean over seeds"
+    titles = [kind for own in kinds.values() for kind in [*own, *[""] * (cols - len(own))]]
+    figure = panels(len(stacks), cols, 14 * depth + 50, titles, title, gap=84)
+    columns = list(dict.fromkeys(kind for own in kinds.values() for kind in own))
+    rows: list[list[Cell]] = []
+    extremes: list[tuple[float, str]] = []
+    for row, (name, stack) in enumerate(stacks.items(), start=1):
         first = stack[0]
         alike = [h for h in stack if h.units == first.units and h.steps == first.steps]
         logs = np.mean([h.logs for h in alike], axis=0) / np.log(2)  # [D, U]
         means = 2 ** logs.mean(axis=0)
-        texts.append(f"{name}: mean multipliers from {means.min():.2f} to {means.max():.2f} over {means.size} units.")
-        for col, kind in enumerate(own, start=1):
-            columns = [i for i, k in enumerate(first.kinds) if k == kind]
-            z = logs[:, columns].T
+        places = list(zip(first.layers, first.kinds, strict=True))
+        extremes += [(float(mean), f"{name}, layer {layer}, {kind}")
+                     for (layer, kind), mean in zip(places, means, strict=True)]  # fmt: skip
+        known = dict(zip(places, means.tolist(), strict=True))
+        rows += [[name, str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
+                 for layer in sorted(set(first.layers))]  # fmt: skip
+        for col, kind in enumerate(kinds[name], start=1):
+            own = [i for i, k in enumerate(first.kinds) if k == kind]
+            z = logs[:, own].T
             figure.add_heatmap(
-                x=first.steps, y=[first.layers[i] for i in columns], z=z, customdata=2**z, coloraxis="coloraxis",
+                x=first.steps, y=[first.layers[i] for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
                 hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
             )  # fmt: skip
+        figure.add_annotation(
+            text=f"<b>{short(name, 80)}</b>", hovertext=text(name), x=0, xref="x domain", xanchor="left", y=1,
+            yref="y domain", yanchor="bottom", yshift=22, showarrow=False, row=row, col=1,
+        )  # fmt: skip
     ticks = [-3, -2, -1, 0, 1, 2, 3]
     bar = {"title": "×", "tickvals": ticks, "ticktext": ["⅛", "¼", "½", "1", "2", "4", "8"]}
-    figure.update_layout(coloraxis={"colorscale": "RdBu", "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
+    scale = [(0.0, LESS), (0.5, NONE), (1.0, MORE)]
+    figure.update_layout(coloraxis={"colorscale": scale, "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
     figure.update_yaxes(autorange="reversed", showgrid=False, dtick=max(1, depth // 8))
     figure.update_xaxes(showgrid=False, nticks=4)
-    return Drawing(label(figure, len(rows), cols, "step", "layer"), " ".join(texts), ("sidecar",))
+    label(figure, len(stacks), cols, "step", "layer")
+    least, most = min(extremes), max(extremes)
+    words = f"Mean multipliers over the run lie between {least[0]:.2f} ({least[1]}) and {most[0]:.2f} ({most[1]})."
+    table = Section("Mean multipliers over the run", ["arm, channel", "layer", *columns], rows)
+    return Drawing(figure, title, words, table, ("sidecar",))
+
+
+def _stacks(c: Comparison) -> dict[str, list[Held]]:
+    """Arm and channel → what each of its seeds held."""
+    stacks: dict[str, list[Held]] = {}
+    for arm in c.experiment.arms:
+        for cell in c.cells_of(arm):
+            for channel, h in held(cell).items():
+                stacks.setdefault(f"{arm}, {channel}", []).append(h)
+    return stacks

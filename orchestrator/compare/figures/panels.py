@@ -1,19 +1,23 @@
-"""Grids of panels and the marks that every figure shares: a line per arm, dots per seed, bands of intervals."""
+"""Grids of panels: their size, titles, names as plotly reads them, guides and frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import html
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import scipy
 from plotly.subplots import make_subplots
 
-from orchestrator.palette import arm_line
+from orchestrator.compare.sections.section import Section
 
-SHOWN_ARMS = 4  # beyond which an arm is drawn when its name is clicked
+NARROWEST = 720  # pixels that a figure is given at least
+CHARACTER = 7.5  # pixels
+LONGEST = 40  # characters of a name that are shown; the hover has all
+LINE = 20  # pixels of the legend
+SHOWN_ARMS = 4  # beyond which an arm is drawn when its name is clicked, and told when the table is opened
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 13},
@@ -21,121 +25,111 @@ LAYOUT: dict[str, Any] = {
               "yanchor": "top", "pad": {"t": 16}},
     "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
     "margin": {"l": 70, "r": 24, "t": 92, "b": 92},
-    "hoverlabel": {"align": "left"},
+    "hoverlabel": {"align": "left", "namelength": -1},
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure and its words."""
+    """A figure, and the same for whoever cannot see it."""
 
     plot: go.Figure
-    text: str  # what it shows, for whoever cannot see it
+    title: str  # plain, as the text
+    text: str  # the gist, in a sentence or two
+    table: Section | None = None  # the figure's numbers, mostly those at its end
     terms: tuple[str, ...] = ()  # what the glossary should explain
 
-    @property
-    def title(self) -> str:
-        return str(self.plot.layout.title.text)
+
+def text(name: str) -> str:
+    """A name for plotly, which takes tags for markup but leaves quotes alone."""
+    return html.escape(name, quote=False)
+
+
+def short(name: str, longest: int = LONGEST) -> str:
+    """`text`, with an ellipsis for what is beyond `longest` characters."""
+    return text(name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…")
+
+
+def width_of(cols: int) -> float:
+    """Pixels of one of `cols` panels side by side, in the narrowest figure."""
+    margin = LAYOUT["margin"]
+    return (NARROWEST - margin["l"] - margin["r"]) * (1 - _spacing(cols) * (cols - 1)) / cols
+
+
+def _spacing(cols: int) -> float:
+    return 0.1 if cols == 2 else 0.07 if cols < 4 else 0.04
 
 
 def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str, gap: int = 64) -> go.Figure:
-    """A grid of panels, each `height` pixels high, `gap` pixels between rows."""
+    """A grid of panels with plain titles, each `height` pixels high, `gap` pixels between rows."""
     inner = rows * height + (rows - 1) * gap
+    longest = min(LONGEST, int(width_of(cols) / CHARACTER))
     figure = make_subplots(
-        rows=rows, cols=cols, subplot_titles=list(titles), vertical_spacing=gap / inner if rows > 1 else 0,
-        horizontal_spacing=0.1 if cols == 2 else 0.07 if cols < 4 else 0.04,
+        rows=rows, cols=cols, subplot_titles=[short(name, longest) for name in titles],
+        vertical_spacing=gap / inner if rows > 1 else 0, horizontal_spacing=_spacing(cols),
     )  # fmt: skip
+    for annotation, name in zip(figure.layout.annotations, filter(None, titles), strict=True):
+        annotation.font.size = 14
+        if len(name) > longest:
+            annotation.hovertext = text(name)
     margin = LAYOUT["margin"]
     figure.update_layout(**LAYOUT, height=inner + margin["t"] + margin["b"])
-    return figure.update_layout(title_text=title)
+    return figure.update_layout(title_text=short(title, int(NARROWEST / CHARACTER)))
 
 
 def label(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> go.Figure:
-    """Axis titles at the outer edges only."""
+    """Axis titles at the outer edges only, and room for the legend under them."""
     for col in range(1, cols + 1):
         figure.update_xaxes(title_text=x, row=rows, col=col)
     for row in range(1, rows + 1):
         figure.update_yaxes(title_text=y, row=row, col=1)
+    names = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.name]
+    if names:
+        abreast = max(1, int(width_of(1) / (40 + CHARACTER * max(map(len, names)))))
+        more = LINE * (-(-len(names) // abreast) - 1)
+        figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
     return figure
 
 
-def seeds_and_mean(figure: go.Figure, profiles: list[np.ndarray], name: str, index: int, row: int, col: int) -> None:
-    """Dots for the seeds' values per layer, a line for their mean; `index` is the arm's."""
-    paint, _, symbol = arm_line(index)
-    for values in profiles if len(profiles) > 1 else []:
-        figure.add_scatter(
-            x=list(range(values.size)), y=values, mode="markers", opacity=0.45, showlegend=False, name=name,
-            legendgroup=name, visible=visible(index), marker={"color": paint, "size": 6, "symbol": symbol},
-            hovertemplate=f"layer %{{x}}: %{{y:.4g}}<extra>{name}</extra>", row=row, col=col,
-        )  # fmt: skip
-    mean_line(figure, profiles, name, index, row, col)
-
-
-def mean_line(
-    figure: go.Figure, profiles: list[np.ndarray], name: str, index: int, row: int, col: int, *, chance: bool = False
-) -> None:
-    """A line for the mean of profiles of one depth; dotted where it is what chance gives."""
-    if not profiles or len({values.size for values in profiles}) > 1:
-        return
-    paint, dash, symbol = arm_line(index)
-    called = f"{name}, by chance" if chance else name
-    figure.add_scatter(
-        x=list(range(profiles[0].size)), y=np.mean(profiles, axis=0), name=called, legendgroup=called,
-        mode="lines" if chance else "lines+markers", showlegend=(row, col) == (1, 1), visible=visible(index),
-        line={"color": paint, "width": 1.5 if chance else 2, "dash": "dot" if chance else dash},
-        marker={"symbol": symbol, "size": 7, "color": paint},
-        hovertemplate=f"layer %{{x}}: %{{y:.4g}}<extra>{called}, mean</extra>", row=row, col=col,
-    )  # fmt: skip
-
-
-def runs_and_mean(
-    figure: go.Figure, runs: list[dict[int, float]], name: str, index: int, row: int, col: int, *, band: bool = False
-) -> None:
-    """A faint line per seed over the steps, a strong one for their mean at the steps they share, and its interval."""
-    paint, dash, _ = arm_line(index)
-    common = {"legendgroup": name, "visible": visible(index), "row": row, "col": col}
-    for run in runs if len(runs) > 1 else []:
-        figure.add_scatter(
-            x=list(run), y=list(run.values()), mode="lines", opacity=0.35, showlegend=False, name=name,
-            line={"color": paint, "width": 1}, hoverinfo="skip", **common,
-        )  # fmt: skip
-    steps = [step for step in (runs[0] if runs else {}) if all(step in run for run in runs)]
-    if not steps:
-        return
-    values = np.array([[run[step] for step in steps] for run in runs])  # [n, steps]
-    mean = values.mean(axis=0)
-    if band and len(runs) > 1:
-        half = scipy.stats.t.ppf(0.975, len(runs) - 1) * scipy.stats.sem(values, axis=0)
-        figure.add_scatter(
-            x=[*steps, *steps[::-1]], y=[*(mean + half), *(mean - half)[::-1]], fill="toself", mode="none",
-            fillcolor=paint, opacity=0.22, showlegend=False, hoverinfo="skip", name=f"{name}, 95 %", **common,
-        )  # fmt: skip
-    figure.add_scatter(
-        x=steps, y=mean, mode="lines", name=name, showlegend=(row, col) == (1, 1),
-        line={"color": paint, "width": 2, "dash": dash},
-        hovertemplate=f"step %{{x}}: %{{y:.4f}}<extra>{name}, mean of {len(runs)}</extra>", **common,
-    )  # fmt: skip
-
-
-def guide(figure: go.Figure, y: float, row: int, col: int, text: str = "") -> None:
+def guide(figure: go.Figure, y: float, row: int, col: int, words: str = "") -> None:
     """A thin horizontal line to read values against."""
     figure.add_hline(
-        y=y, line={"color": "#888888", "width": 1, "dash": "dot" if text else "solid"}, row=row, col=col,
-        **({"annotation": {"text": text, "font": {"size": 11}}, "annotation_position": "top right"} if text else {}),
+        y=y, line={"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}, row=row, col=col,
+        **({"annotation": {"text": words, "font": {"size": 11}}, "annotation_position": "top right"} if words else {}),
     )  # fmt: skip
 
 
-def focus(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
-    """Scale the y axis to estimates around 0, at least ± `least`: intervals of two seeds would drown them."""
+def focus(
+    figure: go.Figure, values: Iterable[float], least: float, row: int, col: int, *, ends: Iterable[float] = ()
+) -> None:
+    """Scale the y axis to estimates around 0, at least ± `least`, and say where the ends of intervals lie beyond.
+
+    The intervals of two seeds would drown what they are about.
+    """
     reach = 1.6 * max([least, *(abs(value) for value in values)])
     figure.update_yaxes(range=[-reach, reach], row=row, col=col)
+    if any(abs(end) > reach for end in ends):
+        figure.add_annotation(
+            text="intervals reach beyond the frame", x=0.5, xref="x domain", y=0, yref="y domain", yanchor="bottom",
+            showarrow=False, font={"size": 11}, row=row, col=col,
+        )  # fmt: skip
 
 
-def visible(index: int) -> bool | str:
-    """Whether the arm is drawn from the start."""
-    return True if index < SHOWN_ARMS else "legendonly"
+def apart(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
+    """Scale the y axis to shares between 0 and 1, at least `least` from end to end: rounding is no difference."""
+    low, high = min(found := list(values)), max(found)
+    middle, reach = (low + high) / 2, max(least, 1.15 * (high - low)) / 2
+    figure.update_yaxes(range=[max(0.0, middle - reach), min(1.0, middle + reach)], row=row, col=col)
 
 
-def spoken(values: Sequence[float] | np.ndarray, digits: int = 2) -> str:
-    """Numbers of a profile as a reader would say them, layer by layer."""
-    return ", ".join(f"{value:.{digits}f}" for value in values)
+def spoken(values: Mapping[str, float], digits: int) -> str:
+    """A number for each arm; of many arms the smallest and the largest alone."""
+    if len(values) <= SHOWN_ARMS:
+        return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
+    low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
+    return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
+
+
+def mean_profile(profiles: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The mean of profiles [L] of one depth; null where there are none or depths differ."""
+    return np.mean(profiles, axis=0) if len({values.size for values in profiles}) == 1 else None

@@ -1,32 +1,40 @@
-"""The role of every layer over training, and how often each became each other one."""
+"""The role of every layer over training."""
 
 from __future__ import annotations
 
 from collections import Counter
-from html import escape
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import plotly.graph_objects as go
 
+from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, label, panels
+from orchestrator.compare.figures.panels import Drawing, label, panels, spoken, width_of
 from orchestrator.compare.migration import STATES, state
+from orchestrator.compare.numbers import number
+from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
-from orchestrator.palette import colour, faded, letter
+from orchestrator.palette import colour, letter, palest
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # seeds up to which every cell has a map of its own
 DIVIDED = "no most frequent role"
-SHADES = {**{role: (letter(role), colour(role)) for role in STATES}, DIVIDED: ("≠", "#EEEEEE")}
-HOVER = (  # measure → its words in the hover of a layer
-    ("cv", "CV {:.2f}"), ("saturated_robust", "saturated {:.3g}"), ("saturated_robust_expected", "by chance {:.3g}"),
-    ("effective_rank.o", "effective rank o {:.1f}"), ("attention_share", "attention share {:.2f}"),
-    ("momentum_alignment.down", "momentum on down {:+.3f}"),
+SHADES = {  # → sign, full colour, palest
+    **{role: (letter(role), colour(role), palest(role)) for role in STATES},
+    DIVIDED: ("≠", "#555555", "#555555"),
+}
+HOVER = (  # measure → its words in the hover of a layer, and its format
+    ("cv", "CV", ".2f"), ("saturated_robust", "saturated", ".3g"), ("saturated_robust_expected", "by chance", ".3g"),
+    ("effective_rank.o", "effective rank o", ".1f"), ("attention_share", "attention share", ".2f"),
+    ("momentum_alignment.down", "momentum on down", "+.3f"),
 )  # fmt: skip
 CHANGED = {"symbol": "diamond", "size": 8, "color": "#ffffff", "line": {"width": 1.5, "color": "#111111"}}
 FULL = 0.999  # of a state's stretch of the colour scale; 1 is the next one's palest
-LETTERS_UP_TO = 700  # layers × readings of one panel; more would not be legible
+ROOM = 8.0  # pixels of a reading; less has no place for a letter, a gap or a mark
+LAYER = 18  # pixels
 
 
 class Square(NamedTuple):
@@ -52,32 +60,70 @@ def role_maps(c: Comparison) -> Drawing | None:
     views = [MOST_FREQUENT, *seeds] if together else [MOST_FREQUENT]
     cols = min(2, len(maps)) if together or len(arms) < 2 else min(2, len(arms))
     rows = -(-len(maps) // cols)
-    figure = panels(rows, cols, 18 * depth + 40, [escape(name) for name in maps], "Roles over training")
+    roomy = width_of(cols) / len(steps) >= ROOM
+    title = "Roles over training"
+    figure = panels(rows, cols, LAYER * depth + 40, list(maps), title)
     owner: list[Any] = []  # the view that each trace belongs to
     for index, cells in enumerate(maps.values()):
         for view in views:
-            own = cells if view == MOST_FREQUENT else [cell for cell in cells if cell.seed == view]
-            for trace in _map(own, steps, depth, shown=view == views[0]):
-                figure.add_trace(trace, row=index // cols + 1, col=index % cols + 1)
+            first = view == MOST_FREQUENT
+            own = cells if first else [cell for cell in cells if cell.seed == view]
+            grid = _grid(own, steps, depth)
+            traces = [_map(grid, steps, HOVER if first else HOVER[:1], roomy=roomy)]
+            traces += [_changes(grid, steps)] if roomy else []
+            for trace in traces:
+                figure.add_trace(trace.update(visible=first), row=index // cols + 1, col=index % cols + 1)
                 owner.append(view)
-    owner += [None] * len(_legend(figure, together))
+    owner += [None] * len(_legend(figure, together=together, marked=roomy))
     if together:
         names = [str(view) if view == MOST_FREQUENT else f"seed {view}" for view in views]
         _menu(figure, names, [[own in (view, None) for own in owner] for view in views])
-    ticks = range(0, len(steps), max(1, len(steps) // (16 // cols)))
+    ticks = range(0, len(steps), max(1, -(-len(steps) * cols // 16)))
     figure.update_xaxes(
         tickvals=list(ticks), ticktext=[str(steps[i]) for i in ticks], showgrid=False, zeroline=False,
         range=[-0.5, len(steps) - 0.5],
     )  # fmt: skip
     figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
     label(figure, rows, cols, "step", "layer (0 = first)")
-    text = " ".join(f"{name} at its last reading: {_spoken(cells)}." for name, cells in maps.items())
-    return Drawing(figure, text, ("role", "tie", "null", "cv", "saturated_robust"))
+    return Drawing(figure, title, _gist(of_arm, depth), _table(of_arm, depth), ("role", "tie", "null", "cv"))
 
 
-def _spoken(cells: list[CellResult]) -> str:
-    squares = _squares(cells, max(step for cell in cells for step in cell.readings))
-    return ", ".join(f"layer {i} {square.role}" for i, square in enumerate(squares) if square)
+def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
+    """How many layers moved."""
+    moved = {arm: mean_of_known(map(_moved, cells)) for arm, cells in of_arm.items()}
+    known = {arm: value for arm, value in moved.items() if value is not None}
+    if not known:
+        return f"Roles of up to {depth} layers, each read once."
+    return f"Layers (of {depth}) with another role at the last reading than at the first: {spoken(known, 1)} per seed."
+
+
+def _moved(cell: CellResult) -> float | None:
+    """Layers whose state at the last reading is not that of the first; null for a single reading."""
+    if len(cell.readings) < 2:
+        return None
+    stacks = [roles_of(reading) for reading in cell.readings.values()]
+    return float(sum(state(a) != state(b) for a, b in zip(stacks[0], stacks[-1], strict=False)))
+
+
+def _table(of_arm: dict[str, list[CellResult]], depth: int) -> Section:
+    """The roles of every layer at the last reading, seed by seed."""
+    last = {
+        arm: [roles_of(reading) for cell in cells if (reading := cell.last_reading)] for arm, cells in of_arm.items()
+    }
+    rows: list[list[Cell]] = [
+        [
+            str(i),
+            *(Roles([roles[i] for roles in found if i < len(roles)], words=len(found) == 1) for found in last.values()),
+        ]
+        for i in range(depth)
+    ]
+    return Section("Roles at the last reading, one for each seed", ["layer", *last], rows)
+
+
+def _grid(cells: list[CellResult], steps: list[int], depth: int) -> list[list[Square | None]]:
+    """[layer][reading], over the cells."""
+    squares = [_squares(cells, step) for step in steps]
+    return [[of_step[i] if i < len(of_step) else None for of_step in squares] for i in range(depth)]
 
 
 def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
@@ -92,32 +138,60 @@ def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
     return found
 
 
-def _map(cells: list[CellResult], steps: list[int], depth: int, *, shown: bool) -> list[go.Heatmap | go.Scatter]:
-    """The map of one arm and view, and marks where a layer's state is not what it was at the reading before."""
-    grid = [_squares(cells, step) for step in steps]  # per step, per layer
-    table = [[squares[i] if i < len(squares) else None for squares in grid] for i in range(depth)]
-    letters = depth * len(steps) <= LETTERS_UP_TO
-    squares = go.Heatmap(
-        z=[[_code(square) for square in line] for line in table],
-        text=[[SHADES[_shade(square)][0] if square else "" for square in line] for line in table],
-        texttemplate="%{text}" if letters else None,
-        hovertext=[[_hover(x, i, step, len(cells)) for x, step in zip(line, steps, strict=True)]
-                   for i, line in enumerate(table)],
-        hoverinfo="text", hoverongaps=False, colorscale=_scale(), zmin=0, zmax=len(SHADES), showscale=False,
-        xgap=1, ygap=1, visible=shown,
+def _map(
+    grid: list[list[Square | None]], steps: list[int], measures: tuple[tuple[str, str, str], ...], *, roomy: bool
+) -> go.Heatmap:
+    """The map of one arm and view. What a hover says is one template and short cells: files hold thousands of them."""
+    squares = [square for line in grid for square in line if square]
+    facts = _facts(squares, measures)
+    template = "".join(words.format(f"%{{customdata[{k}]}}") for k, (words, _) in enumerate(facts, start=1))
+    return go.Heatmap(
+        z=np.array([[_code(square) for square in line] for line in grid], dtype=np.float32),
+        text=[[SHADES[_shade(square)][0] if square else "" for square in line] for line in grid] if roomy else None,
+        texttemplate="%{text}" if roomy else None,
+        customdata=[[[step, *(value(square) for _, value in facts)] if square else None
+                     for square, step in zip(line, steps, strict=True)] for line in grid],
+        hovertemplate=f"layer %{{y}}, step %{{customdata[0]}}<br>{template}<extra></extra>",
+        hoverongaps=False, colorscale=_scale(), zmin=0, zmax=len(SHADES), showscale=False,
+        xgap=int(roomy), ygap=1,
     )  # fmt: skip
+
+
+def _facts(
+    squares: list[Square], measures: tuple[tuple[str, str, str], ...]
+) -> list[tuple[str, Callable[[Square], str]]]:
+    """What is told of a square: words around a place, and what stands there; no measure that no square has."""
+    found: list[tuple[str, Callable[[Square], str]]] = [("<b>{}</b>", lambda square: square.role)]
+    if any(len(square.layers) > 1 for square in squares):
+        found.append((" in {} seeds", lambda x: f"{round(x.share * len(x.layers))} of {len(x.layers)}"))
+    if len(measures) > 1:
+        found.append((", margin {}", lambda x: number(mean_of_known(layer["margin"] for layer in x.layers), 2)))
+    for key, words, form in measures:
+        if any(layer["measures"].get(key) is not None for square in squares for layer in square.layers):
+            found.append((f"<br>{words} {{}}", _written(key, form)))
+    return found
+
+
+def _written(key: str, form: str) -> Callable[[Square], str]:
+    def write(square: Square) -> str:
+        value = mean_of_known(layer["measures"].get(key) for layer in square.layers)
+        return "–" if value is None else format(value, form)
+
+    return write
+
+
+def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
+    """Marks where a layer's state is not what it was at the reading before."""
     marks = [
         (k - 0.5, i, f"layer {i}: {before.role} until step {steps[k - 1]}, {after.role} at {steps[k]}")
-        for i, line in enumerate(table)
+        for i, line in enumerate(grid)
         for k in range(1, len(steps))
         if (before := line[k - 1]) and (after := line[k]) and _shade(before) != _shade(after)
     ]
-    changes = go.Scatter(
+    return go.Scatter(
         x=[mark[0] for mark in marks], y=[mark[1] for mark in marks], hovertext=[mark[2] for mark in marks],
-        mode="markers", hoverinfo="text", showlegend=False, visible=shown,
-        marker=CHANGED,
+        mode="markers", hoverinfo="text", showlegend=False, marker=CHANGED,
     )  # fmt: skip
-    return [squares, changes]
 
 
 def _shade(square: Square) -> str:
@@ -131,34 +205,28 @@ def _code(square: Square | None) -> float | None:
 
 
 def _scale() -> list[tuple[float, str]]:
-    """Every state's colour from pale to full, one after another."""
+    """Every state's colour from palest to full, one after another."""
     n = len(SHADES)
     return [
         (edge, paint)
-        for i, (_, paint_of) in enumerate(SHADES.values())
-        for edge, paint in ((i / n, faded(paint_of, 0.0)), ((i + FULL) / n if i + 1 < n else 1.0, paint_of))
+        for i, (_, full, pale) in enumerate(SHADES.values())
+        for edge, paint in ((i / n, pale), ((i + FULL) / n if i + 1 < n else 1.0, full))
     ]
 
 
-def _hover(square: Square | None, layer: int, step: int, seeds: int) -> str:
-    if square is None:
-        return ""
-    known = [(words, mean_of_known(x["measures"].get(key) for x in square.layers)) for key, words in HOVER]
-    margin = mean_of_known(x["margin"] for x in square.layers) or 0.0
-    share = f" in {round(square.share * len(square.layers))} of {len(square.layers)} seeds" if seeds > 1 else ""
-    return f"layer {layer}, step {step}<br><b>{square.role}</b>{share}, margin {margin:.2f}<br>" + "<br>".join(
-        words.format(value) for words, value in known if value is not None
-    )
-
-
-def _legend(figure: go.Figure, together: bool) -> list[str]:
-    """One entry for each state and one for the marks; their names."""
-    entries = [
-        (f"{sign} {role}", {"symbol": "square", "size": 12, "color": paint})
-        for role, (sign, paint) in SHADES.items()
+def _legend(figure: go.Figure, *, together: bool, marked: bool) -> list[str]:
+    """One entry for each state and one for each other sign; their names."""
+    entries: list[tuple[str, dict[str, Any]]] = [
+        (f"{sign} {role}", {"symbol": "square", "size": 12, "color": full})
+        for role, (sign, full, _) in SHADES.items()
         if together or role != DIVIDED
     ]
-    entries.append(("role changed", CHANGED))
+    if together:
+        _, full, pale = SHADES[STATES[0]]
+        shading = {"type": "horizontal", "color": pale}
+        entries.append(("paler: fewer seeds", {"symbol": "square", "size": 12, "color": full, "gradient": shading}))
+    if marked:
+        entries.append(("role changed", CHANGED))
     for name, marker in entries:
         figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, row=1, col=1)
     return [name for name, _ in entries]
@@ -172,33 +240,3 @@ def _menu(figure: go.Figure, names: list[str], shown: list[list[bool]]) -> None:
     menu = {"buttons": buttons, "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom", "pad": {"b": 24, "r": 0},
             "showactive": True, "font": {"color": "#222222", "size": 12}, "bgcolor": "#ffffff"}  # fmt: skip
     figure.update_layout(updatemenus=[menu])
-
-
-def transition_tables(c: Comparison) -> Drawing | None:
-    """How often each role became each other one between successive readings, beside what chance would give."""
-    if not c.transitions:
-        return None
-    cols = min(3, len(c.transitions))
-    rows = -(-len(c.transitions) // cols)
-    names = [escape(t.arm) for t in c.transitions]
-    figure = panels(
-        rows, cols, 300, names, "Role transitions between successive readings (in parentheses: if dealt at random)"
-    )
-    texts = []
-    for index, t in enumerate(c.transitions):
-        texts.append(
-            f"{t.arm}: {t.changed} of {t.layers} layers × intervals changed their role; dealt at random "
-            f"{t.changed_expected:.1f} would."
-        )
-        figure.add_heatmap(
-            x=list(STATES), y=list(STATES), z=t.counts, customdata=t.expected, colorscale="Blues", showscale=False,
-            text=[[f"{n} ({by_chance:.1f})" for n, by_chance in zip(*line, strict=True)]
-                  for line in zip(t.counts, t.expected, strict=True)],
-            texttemplate="%{text}", xgap=1, ygap=1,
-            hovertemplate="%{y} → %{x}: %{z}, dealt at random %{customdata:.1f}<extra></extra>",
-            row=index // cols + 1, col=index % cols + 1,
-        )  # fmt: skip
-    figure.update_xaxes(showgrid=False)
-    figure.update_yaxes(showgrid=False, range=[len(STATES) - 0.5, -0.5], showticklabels=False)
-    figure.update_yaxes(showticklabels=True, col=1)
-    return Drawing(label(figure, rows, cols, "role after", "role before"), " ".join(texts), ("transition", "role"))

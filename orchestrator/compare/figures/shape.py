@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
-
-import plotly.graph_objects as go
-
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.figures.panels import Drawing, label, panels, visible
-from orchestrator.palette import arm_line
+from orchestrator.compare.figures.marks import EXTRA, arms_of
+from orchestrator.compare.figures.panels import Drawing, label, panels, spoken, text
+from orchestrator.compare.sections.section import Cell, Section
 
 
 def width_profiles(c: Comparison) -> Drawing | None:
@@ -16,18 +13,24 @@ def width_profiles(c: Comparison) -> Drawing | None:
     widths = {arm: model.widths for arm, model in c.experiment.models.items() if model.widths}
     if len({tuple(profile) for profile in widths.values()}) < 2:
         return None
-    figure = panels(1, 1, 240, [""], "Width of each layer")
-    for arm, profile in widths.items():
-        index = c.experiment.arms.index(arm)
-        paint, dash, symbol = arm_line(index)
-        figure.add_trace(
-            go.Scatter(
-                x=list(range(len(profile))), y=profile, mode="lines+markers", name=escape(arm), visible=visible(index),
-                line={"shape": "hvh", "color": paint, "dash": dash}, marker={"symbol": symbol, "size": 7},
-                hovertemplate=f"layer %{{x}}: %{{y}} wide<extra>{escape(arm)}</extra>",
-            )
+    title = "Width of each layer"
+    figure = panels(1, 1, 240, [""], title)
+    drawn = [arm for arm in arms_of(c) if arm.name in widths]
+    for arm in drawn:
+        paint, dash, symbol = arm.line
+        profile = widths[arm.name]
+        figure.add_scatter(
+            x=list(range(len(profile))), y=profile, mode="lines+markers", hovertext=text(arm.name),
+            line={"shape": "hvh", "color": paint, "dash": dash}, marker={"symbol": symbol, "size": 7},
+            hovertemplate=f"layer %{{x}}: %{{y}} wide{EXTRA}", **arm.common,
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=True)
-    text = " ".join(f"{arm}, widths by layer: {', '.join(map(str, profile))}." for arm, profile in widths.items())
-    return Drawing(label(figure, 1, 1, "layer", "width"), text, ("width",))
+    label(figure, 1, 1, "layer", "width")
+    means = {arm.name: sum(widths[arm.name]) / len(widths[arm.name]) for arm in drawn}
+    rows: list[list[Cell]] = [
+        [str(i), *(str(widths[arm.name][i]) if i < len(widths[arm.name]) else "–" for arm in drawn)]
+        for i in range(max(len(widths[arm.name]) for arm in drawn))
+    ]
+    words = f"Mean width over the layers: {spoken(means, 0)}."
+    return Drawing(figure, title, words, Section(title, ["layer", *(arm.name for arm in drawn)], rows), ("width",))

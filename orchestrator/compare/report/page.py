@@ -89,7 +89,8 @@ def _figure(name: str, drawing: Drawing) -> str:
         f"<span class='controls' data-for='{name}'></span></figcaption>"
         f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
         f"aria-label='{escape(drawing.title)}' aria-describedby='words-{name}'></div></div>"
-        f"<details><summary>In words</summary><p id='words-{name}'>{escape(drawing.text)}</p></details></figure>"
+        f"<details><summary>In words and numbers</summary><p id='words-{name}'>{escape(drawing.text)}</p>"
+        f"{table(drawing.table) if drawing.table else ''}</details></figure>"
     )
 
 
