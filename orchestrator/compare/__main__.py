@@ -66,6 +66,8 @@ def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: C
         overview.write_csv(rows, csv)
     if html:
         overview.write_html(rows, beside, html)
+    for path in filter(None, (csv, html)):
+        console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
     return 2 if any(row.problem for row in rows) else 0
 
 

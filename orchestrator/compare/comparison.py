@@ -66,6 +66,17 @@ class Comparison:
         """The arms that have at least one complete pair with the baseline."""
         return list(dict.fromkeys(pair.arm for pair in self.pairs))
 
+    @property
+    def completeness(self) -> str:
+        """How many pairs are complete, arm by arm where they differ."""
+        arms = self.experiment.arms[1:]
+        counts = {arm: sum(pair.arm == arm for pair in self.pairs) for arm in arms}
+        planned = len(self.experiment.seeds)
+        if len(set(counts.values())) == 1 and len(arms) > 1:
+            return f"{next(iter(counts.values()))} of {planned} complete for each arm"
+        told = (f"{n} of {planned} complete{f' for {arm}' if len(arms) > 1 else ''}" for arm, n in counts.items())
+        return ", ".join(told)
+
     def name_of(self, domain: str) -> str:
         """The domain as it is printed: one that is alone by its own name, not as the mean that it is."""
         return self.domains[0] if domain == MEAN and len(self.domains) == 1 else domain

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 def number(value: float | None, digits: int) -> str:
     """Fixed-point, or a dash for what is not known."""
-    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int) -> str:

@@ -23,8 +23,12 @@ from orchestrator.files import write_whole
 
 QUESTION = 50  # characters of it in a terminal
 UNREAD = "not read"
-COLUMNS = ("experiment", "question", "arm", "n", "Δ", "95 % interval", "q", "verdict", "budget b / a", "budget",
-           "centre shift", "95 % interval ", "lines")  # fmt: skip
+COLUMNS = ("experiment", "question", "arm", "n", "Δ (95 %)", "q", "verdict", "budget b / a (90 %)", "conserved",
+           "centre shift (95 %)", "lines")  # fmt: skip
+TERMS = {
+    "Δ (95 %)": "delta", "budget b / a (90 %)": "conservation", "conserved": "conservation",
+    "centre shift (95 %)": "centre",
+}  # fmt: skip
 
 
 def print_overview(rows: list[Row], beside: list[Path], console: Console) -> None:
@@ -81,7 +85,8 @@ def write_csv(rows: list[Row], path: Path) -> None:
 def write_html(rows: list[Row], beside: list[Path], path: Path) -> None:
     """The terminal's table as a page that sorts, each experiment with a link to its report."""
     skipped = [f"No experiments, skipped: {', '.join(map(str, beside))}."] if beside else []
-    section = Section("Experiments", list(COLUMNS), [_line(row, path.parent) for row in rows], [*notes(rows), *skipped])
+    lines = [_line(row, path.parent) for row in rows]
+    section = Section("Experiments", list(COLUMNS), lines, [*notes(rows), *skipped], TERMS)
     write_whole(
         path, document("Experiments", f"<div class='wide'>{table(section, level=1)}</div>", scripts=("tables.js",))
     )
@@ -94,11 +99,16 @@ def _line(row: Row, home: Path) -> list[Cell]:
     if row.problem:
         return [name, row.problem, *["–"] * (len(COLUMNS) - 3), UNREAD]
     return [
-        name, row.question, row.arm or "–", str(row.n), signed(row.delta, 4), span(row.low, row.high, 4, plus=True),
-        number(row.q, 3), row.verdict, number(row.ratio, 2), row.budget, signed(row.centre_shift, 2),
-        span(row.centre_low, row.centre_high, 2, plus=True),
+        name, row.question, row.arm or "–", str(row.n), _within(signed(row.delta, 4), row.low, row.high, 4, plus=True),
+        number(row.q, 3), row.verdict, _within(number(row.ratio, 2), row.ratio_low, row.ratio_high, 2), row.budget,
+        _within(signed(row.centre_shift, 2), row.centre_low, row.centre_high, 2, plus=True),
         f"{row.delivered} of {row.expected}" if row.expected else "–",
     ]  # fmt: skip
+
+
+def _within(value: str, low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
+    """The value and its interval in parentheses."""
+    return value if low is None else f"{value} ({span(low, high, digits, plus=plus)})"
 
 
 def _cells(row: Row, *, first: bool) -> list[Text]:

@@ -15,9 +15,10 @@ from orchestrator.compare.flattening import at_step, layer_p, log_ratios
 from orchestrator.compare.migration import LayerShift, state
 from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import PRIMARY
-from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult
+from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult, smallest_p
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told
+FEWEST = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # pairs that can call a loss better or worse
 TOLD = 4  # layers or lines; the tables have all
 
 
@@ -31,6 +32,7 @@ class Scale:
     none: float
     band: tuple[float, float]
     level: int  # of the interval, per cent
+    sides: tuple[str, str]  # what lies to the left and to the right
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Finding:
     sure: bool  # whether the data decide it
     sentence: str  # the figures behind it
     scale: Scale | None = None
+    terms: tuple[str, ...] = ()  # what the glossary should explain
 
 
 def findings(c: Comparison, arm: str) -> list[Finding]:
@@ -61,8 +64,10 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
         "equivalent": "equivalent within 1\u00a0%",
     }
     margin = EQUIVALENCE * abs(r.a)
-    scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r))
-    return Finding(arm, "Which arm won?", answers.get(r.verdict, r.verdict), r.verdict in answers, _delta(r), scale)
+    sides = (f"{arm} better", f"{c.baseline} better")
+    scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r), sides=sides)
+    answer, terms = answers.get(r.verdict, r.verdict), ("heldout", "delta", "interval", "p", "verdict")
+    return Finding(arm, "Which arm won?", answer, r.verdict in answers, _delta(r), scale, terms)
 
 
 def _delta(r: PairedResult) -> str:
@@ -70,10 +75,12 @@ def _delta(r: PairedResult) -> str:
     low, high = _interval(r)
     within = "" if low is None else f", {_level(r)} % interval {span(low, high, 4, plus=True)}"
     differs = low is not None and high is not None and not low <= 0.0 <= high
-    less = ": it differs, by less than 1\u00a0%" if r.verdict == "equivalent" and differs else ""
+    less = " (not 0, but less than 1\u00a0%)" if r.verdict == "equivalent" and differs else ""
+    p = "" if r.p_adjusted is None else f", p = {r.p_adjusted:.2g}"
+    few = f"; better or worse needs {FEWEST} pairs" if r.n < FEWEST and r.verdict == "inconclusive" else ""
     return (
         f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}{less}; "
-        f"{_pairs(r.n)}{'' if r.p_adjusted is None else f', p = {r.p_adjusted:.2g}'}."
+        f"{_pairs(r.n)}{p}{few}."
     )
 
 
@@ -92,7 +99,7 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
         return None
     differ = len(shift.layers) - shift.across.same
     within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
-    beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.1f}" if within else ""
+    beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.3g}" if within else ""
     sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
     p = "" if shift.p is None else f", p = {shift.p:.2g}"
     sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
@@ -100,11 +107,17 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     told = alone or [layer for layer in shift.layers if unanimous(layer)]
     if told:
         which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "In the one seed"
-        listed = ", ".join(map(_moved, sorted(told, key=lambda layer: -layer.distance)[:TOLD]))
-        more = f" and {len(told) - TOLD} more" if len(told) > TOLD else ""
-        sentence += f" {which}: {listed}{more}."
-    told_all = f"{sentence} {shift.sentence}".rstrip()
-    return Finding(arm, "Which layers changed role?", shift.verdict, shift.verdict == "roles moved", told_all)
+        sentence += f" {which}: {_first(list(map(_moved, sorted(told, key=lambda layer: -layer.distance))))}."
+    elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
+        sentence += f" In some seed, but not in every one: {_first(some)}."
+    answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
+    sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "tie", "role_shift")
+    return Finding(arm, "Which layers changed role?", answer, shift.verdict == "roles moved", sentence, None, terms)
+
+
+def _first(words: list[str]) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(words[:TOLD]) + (f" and {len(words) - TOLD} more" if len(words) > TOLD else "")
 
 
 def unanimous(layer: LayerShift) -> bool:
@@ -140,7 +153,8 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
     chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
     sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {end.when}: {', '.join(told)}{chance}."
     sure = largest is not None and largest <= ALPHA
-    return Finding(arm, "Which layers were flattened?", answer, sure, f"{sentence} {end.without}".rstrip())
+    sentence, terms = f"{sentence} {end.without}".rstrip(), ("cv", "co_magnitude", "flattening", "saturated")
+    return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
 
 
 def _budget(c: Comparison, arm: str) -> Finding | None:
@@ -148,8 +162,10 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
     if r is None:
         return None
     sure = r.verdict in ("conserved", "not conserved")
-    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90)
-    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale)
+    sides = (f"fewer in {arm}", f"more in {arm}")
+    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90, sides=sides)
+    terms = ("saturated_robust", "saturated_robust_expected", "conservation", "centre")
+    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms)
 
 
 def _counts(r: Conservation, when: str) -> str:
@@ -184,7 +200,7 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
     told = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:TOLD]]
     more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
     sure = delivered + failed == len(lines)
-    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.")
+    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.", None, ("expect",))
 
 
 def _seeds(e: Expectation) -> str:

@@ -43,7 +43,7 @@ def print_summary(c: Comparison, console: Console, *, full: bool = False) -> Non
     console.print(_header(c))
     for arm in () if many_arms(c) else c.compared:
         console.print()
-        if len(c.compared) > 1:
+        if len(c.experiment.arms) > 2:
             console.print(Text(f"{arm} against {c.baseline}", style="bold"))
         for finding in findings(c, arm):
             console.print(_finding(finding))
@@ -75,10 +75,9 @@ def _header(c: Comparison) -> Table:
     for index, arm in enumerate(e.arms if not many else ()):
         parameters = f"{e.parameters[arm]:,} parameters" if arm in e.parameters else ""
         lines.add_row(Text("baseline" if index == 0 else "arm", style="dim"), Text(arm), Text(parameters, style="dim"))
-    complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
     lines.add_row(Text("seeds", style="dim"), Text(listed(e.seeds)))
     if len(e.arms) > 1:
-        lines.add_row(Text("pairs", style="dim"), Text(complete))
+        lines.add_row(Text("pairs", style="dim"), Text(c.completeness))
     for cells, reason in c.incomplete_cells:
         lines.add_row(Text("left out", style="red"), Text(cells), Text(reason))
     return lines

@@ -13,7 +13,7 @@ from orchestrator.compare.story import Finding, Scale
 from orchestrator.palette import colour, letter
 
 LONG = 36  # characters of a cell, beyond which it may break
-WIDE, HIGH = 260, 34  # of a scale, in pixels
+WIDE, HIGH = 260, 50  # of a scale, in pixels
 
 
 def define(term: str | None, *, named: bool = False) -> str:
@@ -81,7 +81,8 @@ def card(finding: Finding) -> str:
         f"<article class='card {'sure' if finding.sure else 'open'}'><h3>{escape(finding.question)}</h3>"
         f"<p class='answer'>{escape(finding.answer)}</p>"
         f"<p class='certainty'>{'decided by these data' if finding.sure else 'not decided by these data'}</p>"
-        f"{scale(finding.scale) if finding.scale else ''}<p>{escape(finding.sentence)}</p></article>"
+        f"{scale(finding.scale) if finding.scale else ''}<p>{escape(finding.sentence)}</p>"
+        f"<p class='terms'>{''.join(define(term, named=True) for term in finding.terms)}</p></article>"
     )
 
 
@@ -102,14 +103,21 @@ def scale(s: Scale) -> str:
             interval += f"<text x='{at(value)}' y='22' text-anchor='middle'>{end}</text>" if end else ""
     within = "" if s.low is None or s.high is None else f", {s.level} % interval {s.low:.4g} to {s.high:.4g}"
     none = f"no difference is {s.none:g}, {s.band[0]:.3g} to {s.band[1]:.3g} counts as none"
-    words = f"Estimate {s.value:.4g}{within}; {none}."
+    words = f"Estimate {s.value:.4g}{within}; {none}; left: {s.sides[0]}, right: {s.sides[1]}."
     return (
         f"<svg class='scale' viewBox='0 0 {WIDE} {HIGH}' width='{WIDE}' height='{HIGH}' role='img' "
         f"aria-label='{escape(words)}'><title>{escape(words)}</title>"
         f"<rect class='band' x='{at(s.band[0])}' y='4' width='{round(at(s.band[1]) - at(s.band[0]), 1)}' height='26'/>"
         f"<line class='none' x1='{at(s.none)}' x2='{at(s.none)}' y1='2' y2='32'/>{interval}"
-        f"<circle class='estimate' cx='{at(s.value)}' cy='17' r='5'/></svg>"
+        f"<circle class='estimate' cx='{at(s.value)}' cy='17' r='5'/>"
+        f"<text class='side' x='2' y='46'>← {escape(shorten(s.sides[0]))}</text>"
+        f"<text class='side' x='{WIDE - 2}' y='46' text-anchor='end'>{escape(shorten(s.sides[1]))} →</text></svg>"
     )
+
+
+def shorten(text: str, most: int = 18) -> str:
+    """Text that has to fit, cut with an ellipsis."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def bullets(items: Iterable[str]) -> str:

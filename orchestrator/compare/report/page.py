@@ -51,9 +51,8 @@ def _header(c: Comparison) -> str:
         + (" <span class='eyebrow'>(baseline)</span>" if i == 0 and len(e.arms) > 1 else "")
         for i, arm in enumerate(e.arms)
     ]
-    complete = f"{len(c.pairs)} complete" + (f", {len(c.left_out)} left out" if c.left_out else "")
     facts = [("arms", " &nbsp; ".join(arms)), ("seeds", escape(listed(e.seeds)))]
-    facts += [("pairs", escape(complete) + define("experiment"))] if len(e.arms) > 1 else []
+    facts += [("pairs", escape(c.completeness) + define("experiment"))] if len(e.arms) > 1 else []
     facts += [("left out", escape(f"{cells}: {reason}")) for cells, reason in c.incomplete_cells]
     listing = "".join(f"<dt>{key}</dt><dd>{value}</dd>" for key, value in facts)
     heading = f"<p class='eyebrow'>{escape(e.name)}</p><h1>{escape(e.question or e.name)}</h1>"

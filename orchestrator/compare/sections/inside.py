@@ -71,8 +71,8 @@ def shifts(c: Comparison, arm: str) -> Section:
             f"({number(across.expected, 1)} if roles were dealt at random){beside}."
         )
         notes += filter(None, [shift.sentence])
-        notes.append(f"All layers together: p = {number(shift.p, 2)}; {len(shift.seeds)} pairs cannot give less than "
-                     f"{shift.smallest_p:.2g}. p of a layer is corrected for their number.")  # fmt: skip
+        notes.append(f"All layers together: p = {number(shift.p, 3)}; {len(shift.seeds)} pairs cannot give less than "
+                     f"{number(shift.smallest_p, 3)}. p of a layer is corrected for their number.")  # fmt: skip
     return Section(
         f"Layers whose role differs at {when}: a = {c.baseline}, b = {arm}",
         ["layer", "roles a", "roles b", "distance", "p"],
@@ -98,14 +98,16 @@ def coincidences(c: Comparison) -> Section:
     rows: list[list[Cell]] = []
     said: dict[str, list[str]] = {}  # sentence → what it is said of
     for r in c.coincidences:
-        counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
+        judged = (r.intervals, r.drops, r.transitions, r.together)
+        counts = [str(n) if r.intervals else "–" for n in judged]
         rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
         if r.sentence:
             said.setdefault(r.sentence, []).append(f"{r.arm}, {c.name_of(r.domain)}")
     notes = [
         sentence if len(names) == len(rows) else f"{'; '.join(names)}: {sentence}" for sentence, names in said.items()
     ]
-    notes.append(f"{len(rows)} tests, none corrected for the others.")
+    if (tests := sum(r.p is not None for r in c.coincidences)) > 1:
+        notes.append(f"{tests} tests, none corrected for the others.")
     columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
     terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
     return Section("Do layers change roles where the loss drops?", columns, rows, notes, terms)
