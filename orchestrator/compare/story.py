@@ -66,7 +66,7 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
     margin = EQUIVALENCE * abs(r.a)
     sides = (f"{arm} better", f"{c.baseline} better")
     scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r), sides=sides)
-    answer, terms = answers.get(r.verdict, r.verdict), ("heldout", "delta", "interval", "p", "verdict")
+    answer, terms = answers.get(r.verdict, r.verdict), ("verdict", "interval")
     return Finding(arm, "Which arm won?", answer, r.verdict in answers, _delta(r), scale, terms)
 
 
@@ -111,7 +111,7 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
         sentence += f" In some seed, but not in every one: {_first(some)}."
     answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
-    sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "tie", "role_shift")
+    sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "role_shift")
     return Finding(arm, "Which layers changed role?", answer, shift.verdict == "roles moved", sentence, None, terms)
 
 
@@ -153,7 +153,7 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
     chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
     sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {end.when}: {', '.join(told)}{chance}."
     sure = largest is not None and largest <= ALPHA
-    sentence, terms = f"{sentence} {end.without}".rstrip(), ("cv", "co_magnitude", "flattening", "saturated")
+    sentence, terms = f"{sentence} {end.without}".rstrip(), ("cv", "flattening")
     return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
 
 
@@ -164,7 +164,7 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
     sure = r.verdict in ("conserved", "not conserved")
     sides = (f"fewer in {arm}", f"more in {arm}")
     scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90, sides=sides)
-    terms = ("saturated_robust", "saturated_robust_expected", "conservation", "centre")
+    terms = ("saturated_robust", "conservation", "centre")
     return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms)
 
 

@@ -23,7 +23,7 @@ def define(term: str | None, *, named: bool = False) -> str:
     title = escape(GLOSSARY[term].title)
     return (
         f"<a class='define{' named' if named else ''}' href='#define-{term}' title='{title}' "
-        f"aria-label='Definition: {title}'>{title if named else '?'}</a>"
+        f"aria-label='Definition: {title}'>{escape(shorten(GLOSSARY[term].title, 26)) if named else '?'}</a>"
     )
 
 
