@@ -66,6 +66,8 @@ def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) ->
                  "L6 0.23 × (0 → 5 saturated)"):  # fmt: skip
         assert line in flat.sentence
     roles = told(c, "run_b", "Which layers changed role").sentence
+    assert flat.sure is False  # one pair tests nothing
+    assert "1 pair at step 100. In the one seed: " in roles
     for move in ("L3 specialist → passthrough", "L6 passthrough → hub"):
         assert move in roles
     assert all(" ".join(sentence.split()) in " ".join(printed(c).split()) for sentence in (flat.sentence, roles))
@@ -111,6 +113,9 @@ def test_the_winner_is_named(experiment: Write, loss: Callable[..., float], answ
     found = told(compute(experiment(seeds=range(6), loss=loss)), "variable", "Which arm won")
     assert (found.answer, found.sure) == (answer, sure)
     assert "6 pairs, p = " in found.sentence
+    assert found.scale is not None
+    assert found.scale.level == (90 if answer.startswith("equivalent") else 95)
+    assert f", {found.scale.level} % interval" in found.sentence
 
 
 def test_a_role_that_moved_in_every_seed_is_named(experiment: Write) -> None:
@@ -138,3 +143,97 @@ def test_many_arms_are_one_line_each(experiment: Write) -> None:
     page = (root / "comparison/report.html").read_text()
     assert "Every arm against a" in page
     assert "class='card" not in page
+
+
+def test_an_equivalent_arm_that_differs_says_so(experiment: Write) -> None:
+    """Five pairs cannot call a difference; theirs is under 1 % and not 0."""
+    c = compute(experiment(seeds=range(5), loss=pushed(0.001)))
+    found = told(c, "variable", "Which arm won")
+    (r,) = (r for r in c.statistics if (r.metric, r.domain) == ("test_loss", "mean"))
+    assert found.answer == "equivalent within 1\u00a0%"
+    assert ": it differs, by less than 1\u00a0%; 5 pairs" in found.sentence
+    assert found.scale is not None
+    assert (found.scale.low, found.scale.high) == (r.low90, r.high90)
+    assert r.low is not None and r.low90 is not None and r.low < r.low90  # noqa: PT018
+
+
+def flatter(root: Path, cv: Callable[[int, int], float | None]) -> Path:
+    """Give layer `i` of the arm at seed `s` the CV `cv(s, i)` at step 100, and no saturation count to layer 3."""
+    for path in root.glob("*/*/forensics/step_00000100.json"):
+        reading, seed = json.loads(path.read_text()), int(path.parts[-3].removeprefix("seed="))
+        for layer in reading["layers"]:
+            if path.parts[-4] == "variable":
+                layer["measures"]["cv"] = cv(seed, layer["layer"])
+            if layer["layer"] == 3:
+                layer["measures"]["saturated"] = None
+        path.write_text(json.dumps(reading))
+    return root
+
+
+@pytest.mark.parametrize(("seeds", "sure", "p"), [(2, False, "p = 0.5,"), (6, True, "p = 0.031,")])
+def test_a_flattened_layer_is_sure_where_the_test_says_so(experiment: Write, seeds: int, sure: bool, p: str) -> None:
+    root = flatter(experiment(seeds=range(seeds)), lambda s, i: 0.1 if i == 3 else 0.1 * (i + 1) + 0.001 * (s % 2))
+    found = told(compute(root), "variable", "Which layers were flattened")
+    assert (found.answer, found.sure) == ("L3 flattened", sure)
+    assert f"in each of {seeds} seeds at step 100: L3 4.0 × (– → – saturated); {p}" in found.sentence
+
+
+def test_a_layer_that_lacks_its_ratio_in_one_seed_is_not_told_of_all(experiment: Write) -> None:
+    root = flatter(experiment(), lambda s, i: (None if s else 0.01) if i == 3 else 0.1 * (i + 1))
+    assert not [f for f in findings(compute(root), "variable") if "flattened" in f.question]
+
+
+def test_the_centre_shift_is_told_with_its_interval(experiment: Write) -> None:
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [0.0] * 4 if (arm, seed) == ("uniform", 0) else [30, 0, 0, 10 * seed + (20 if arm == "variable" else 0)]
+
+    c = compute(experiment(seeds=range(4), budget=budget))
+    shift = c.conservation[0]
+    sentence = told(c, "variable", "Was the budget conserved").sentence
+    assert f"Its centre shifts by {shift.centre_shift:+.2f} of the depth, 95 % interval " in sentence
+
+
+def test_layers_read_before_training_only_give_no_answer(experiment: Write) -> None:
+    c = compute(experiment(seeds=range(6), read_at=(0,)))
+    for question in ("Which layers changed role", "Was the budget conserved"):
+        found = told(c, "variable", question)
+        assert (found.answer, found.sure) == ("not measured", False)
+        assert "before any training" in found.sentence
+    assert "The layers were last read at step 0 of 100." in c.notes
+
+
+def test_stale_and_mixed_readings_are_told(experiment: Write) -> None:
+    root = experiment(seeds=range(6))
+    for seed in range(6):
+        (root / f"variable/seed={seed}/forensics/step_00000100.json").unlink()
+    (root / "variable/seed=5/forensics/step_00000050.json").unlink()
+    c = compute(root)
+    assert "The layers were last read at step 50 of 100." in c.notes
+    for question in ("Which layers changed role", "Was the budget conserved"):
+        sentence = told(c, "variable", question).sentence
+        assert "5 pairs at step 50 of 100" in sentence
+        assert "Seeds left out, not read at step 50: 5." in sentence
+    assert c.symmetry[0].step == c.role_shifts[0].step == 50
+    assert c.symmetry[0].sentence == "Seeds left out, not read at step 50: 5."
+    table = layers(c, ["uniform", "variable"])
+    assert table.title.startswith("Layers at step 50 of 100")
+    assert "roles a\nseed 0, 1, 2, 3, 4" in table.columns
+
+
+def test_undecided_lines_are_counted(experiment: Write) -> None:
+    root = experiment()
+    path = root / "experiment.yaml"
+    path.write_text(path.read_text() + "expect: {L3: hub, L9: hub}\n")
+    found = told(compute(root), "variable", "Did it organise")
+    assert (found.answer, found.sure) == ("none of 4 decided", False)
+
+
+def test_notes_on_few_pairs_name_their_arms(experiment: Write) -> None:
+    root = experiment(arms=("uniform", "variable", "third", "fourth"), seeds=range(6))
+    for seed in range(5):
+        (root / f"fourth/seed={seed}/ledger.jsonl").unlink()
+        if seed < 4:
+            (root / f"third/seed={seed}/ledger.jsonl").unlink()
+    one, two = compute(root).notes[:2]
+    assert one.startswith("With 1 pair (fourth) there is no p at all")
+    assert two.startswith("With 2 pairs (third) the sign-flip test cannot give p under 0.5")
