@@ -79,7 +79,7 @@ def interval(values: ArrayLike, level: float) -> Interval:
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """Two-sided p of the mean under sign patterns: exact (all 2^n) up to 16 pairs, beyond by random ones; null for n = 1.
+    """Two-sided p of the mean under sign patterns, all 2^n up to 16 pairs, beyond drawn at random; null for n = 1.
 
     The smallest value it can take is 2/2^n where it is exact.
     """

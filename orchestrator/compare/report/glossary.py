@@ -133,8 +133,8 @@ OWN = {
     "role_shift": Term(
         "p of a role shift",
         "Distance between the arms' shares of seeds in each state, summed over the layers, against exchanges of the "
-        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, beyond at random. A layer's own p compares it "
-        "with the largest distance of any layer (max-T), so it is corrected for their number.",
+        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, beyond at random. A layer's own p compares "
+        "it with the largest distance of any layer (max-T), so it is corrected for their number.",
     ),
     "coincidence": Term(
         "transitions and loss drops",
@@ -172,7 +172,7 @@ OWN = {
         "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
     ),
     "width": Term("width", "Residual coordinates that a layer reads and writes; the others pass by it (SCIENCE §7)."),
-    "parameters": Term("parameters", "Trained parameters of one model; Δ: how many more than the baseline's, per cent."),
+    "parameters": Term("parameters", "Trained parameters of one model; Δ: how many more than the baseline's, in %."),
     "flops": Term(
         "FLOPs",
         "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the dearer run is "
@@ -214,11 +214,11 @@ GLOSSARY = OWN | _of_measures() | PROBED
 
 HEADS = {  # the first line of a table's column head → its term
     "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
-    "p": "p", "Holm": "p", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
+    "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
-    "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust", "robust": "saturated_robust",
-    "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry", "range": "symmetry",
-    "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
+    "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust",
+    "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated",
+    "std": "symmetry", "range": "symmetry", "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
     "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
     "q": "q", "lines": "expect",
 }  # fmt: skip
