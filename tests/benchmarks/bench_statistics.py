@@ -30,6 +30,7 @@ LAWS: dict[str, Law] = {
 }
 HOLDS = f"each ≤ {ALPHA} where the law is symmetric"
 BASELINE = 3.0  # nats/token
+BUDGETS, CHANCE = (10.0, 30.0), 10.0  # saturated positions of a whole stack
 SECONDARY = [(metric, domain) for metric in ("validation", "best") for domain in ("mean", "code", "facts", "math")]
 
 
@@ -81,17 +82,25 @@ def equivalent(law: Law, n: int, spread: float, repeats: int) -> float:
     return share(r.verdict == "equivalent" for r in found)
 
 
-def budget_verdict(ratios: np.ndarray) -> str:
-    """What conservation says of pairs whose budgets, far above chance, have these ratios [n]."""
-    spent = [(1000.0, 1000.0 * ratio) for ratio in ratios]
-    cells = [[_cell({REFERENCES[0]: count, f"{REFERENCES[0]}_expected": 1.0}, "hub") for count in b] for b in spent]
+def budget_verdict(budgets: np.ndarray) -> str:
+    """What conservation says of pairs with these budgets, [n, 2], where chance gives CHANCE positions."""
+    chance = {f"{REFERENCES[0]}_expected": CHANCE}
+    cells = [[_cell({REFERENCES[0]: count} | chance, "hub") for count in pair] for pair in budgets.tolist()]
     return conserve("b", [Pair(a, b, ()) for a, b in cells], REFERENCES[0]).verdict
 
 
 def conserved(law: Law, n: int, ratio: float, spread: float, repeats: int, verdict: str) -> float:
-    """Share given `verdict` where the true ratio of budgets is `ratio`, its logarithm spread by the law."""
+    """Share given `verdict` where the true ratio of budgets is `ratio`, its logarithm spread by the law.
+
+    Budgets are counts, as in the experiments that are here: Poisson, of a mean that each seed has from BUDGETS.
+    """
     rng = np.random.default_rng(n)
-    return share(budget_verdict(ratio * np.exp(spread * law(rng, n))) == verdict for _ in range(repeats))
+    found = []
+    for _ in range(repeats):
+        mean = rng.uniform(*BUDGETS, n)  # [n], of the baseline
+        means = np.stack([mean, mean * ratio * np.exp(spread * law(rng, n))], axis=1)  # [n, 2]
+        found.append(budget_verdict(rng.poisson(means).astype(float)))
+    return share(one == verdict for one in found)
 
 
 def shifted(n: int, layers: int, repeats: int) -> tuple[float, float]:

@@ -215,7 +215,7 @@ GLOSSARY = OWN | _of_measures() | PROBED
 
 HEADS = {  # the first line of a table's column head → its term
     "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
-    "p": "p", "Holm": "p", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
+    "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
     "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust",
     "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry",

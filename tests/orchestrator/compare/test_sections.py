@@ -1,0 +1,107 @@
+"""The tables' definitions are those of their columns, and their numbers belong together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.compare.comparison import Comparison, compute
+from orchestrator.compare.report.chapters import chapters
+from orchestrator.compare.report.glossary import GLOSSARY, term_of
+from orchestrator.compare.report.html import table
+from orchestrator.compare.sections import glance, inside, outcomes, sections
+from orchestrator.compare.sections.delivery import delivery
+from orchestrator.compare.sections.section import Section
+from orchestrator.compare.statistics import holm
+
+Write = Callable[..., Path]
+Edit = Callable[[Path, Callable[[list[dict]], object]], None]
+
+
+def term(section: Section, head: str) -> str | None:
+    """What the head of a column opens, as the page has it."""
+    names = [name.split("\n")[0] for name in section.columns]
+    cell = re.findall(r"<th scope='col'>.*?</th>", table(section))[names.index(head)]
+    found = re.search(r"#define-(\w+)", cell)
+    return found[1] if found else None
+
+
+@pytest.fixture
+def rich(experiment: Write) -> Comparison:
+    """A comparison with every table."""
+    root = experiment(
+        arms=("q", "variable", "p"), seeds=range(6), steps=range(0, 600, 50), sidecar=True,
+        contrasts={"x": {"variable": 1, "q": -1}},
+    )  # fmt: skip
+    path = root / "experiment.yaml"
+    spec = yaml.safe_load(path.read_text()) | {"expect": {"centre": "> 0.1"}}
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return compute(root)
+
+
+def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
+    c = rich
+    by_title = {section.title: section for chapter in chapters(c) for section in chapter.sections}
+    differ = by_title["In what the arms differ"]
+    assert [term(differ, arm) for arm in c.experiment.arms] == [None] * 3  # arms called as terms are
+    assert term(inside.coincidences(c), "p") == "p_coincidence"
+    assert "One-sided" in GLOSSARY["p_coincidence"].text
+    assert term(inside.shifts(c, "p"), "p") == "role_shift"
+    assert term(inside.spreads(c), "p") == "p_alone"
+    assert term(outcomes.arm_losses(c), "Holm") == term(glance(c), "Holm") == "holm"
+    assert [term(outcomes.contrasts(c), head) for head in ("value", "n", "p", "verdict")] == [
+        "contrast", "experiment", "p_contrast", "contrast_verdict",
+    ]  # fmt: skip
+    expected = {"mean": "mean", "95 % interval": "interval", "seeds": "seeds", "verdict": "verdict", "q": "mean"}
+    wanted = delivery(c)
+    for head, name in expected.items():
+        assert term(wanted, head) == f"expect_{name}"
+    (decay,) = inside.multipliers(c, "variable")
+    assert (term(decay, "q"), term(decay, "CV")) == ("sidecar", "flattening")  # q is a projection, no rate of errors
+    assert term(outcomes.paired_losses(c, "p"), "p") == "p"
+
+
+def every_section(c: Comparison) -> Iterator[Section]:
+    yield from sections(c)
+    yield glance(c)
+    for chapter in chapters(c):
+        yield from chapter.sections
+
+
+def test_every_term_is_defined_and_of_a_column(rich: Comparison) -> None:
+    for section in every_section(rich):
+        assert set(section.terms) <= set(section.columns), section.title
+        opened = {section.terms.get(head, term_of(head)) for head in section.columns}
+        assert opened - {None} <= set(GLOSSARY), section.title
+
+
+def test_many_arms_open_with_p_for_all_of_them(experiment: Write) -> None:
+    c = compute(experiment(arms=tuple("abcdef"), seeds=range(6)))
+    section = glance(c)
+    p = [r.p for r in c.statistics if (r.metric, r.domain) == ("test_loss", "mean")]
+    assert [row[1] for row in section.rows] == [f"{value:.3f}" for value in holm(p)]
+    assert section.notes == outcomes.arm_losses(c).notes
+    assert "corrected for 5 arms" in section.notes[0]
+
+
+def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, edit_ledger: Edit) -> None:
+    def loss(arm: str, seed: int, step: int, domain: str) -> float:
+        return 1.0 + seed + (0.1 if arm == "third" else 0.0)
+
+    root = experiment(arms=("uniform", "variable", "third"), seeds=range(6), loss=loss)
+    for seed in (0, 1):
+        edit_ledger(root / f"third/seed={seed}", lambda records: records[-1].pop("test"))
+    for path in root.glob("uniform/seed=0/forensics/*.json"):  # unlike the others, so that the means differ
+        reading = json.loads(path.read_text())
+        reading["layers"][0]["measures"]["attention_share"] = 0.9
+        path.write_text(json.dumps(reading))
+    c = compute(root)
+    section = outcomes.arm_losses(c)
+    assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "+0.0000"], ["5.1000", "+0.1000"]]
+    assert section.notes[1:] == ["third: seeds 2, 3, 4, 5 alone, where uniform has 5.0000."]
+    assert inside.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]
