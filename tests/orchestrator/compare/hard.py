@@ -31,7 +31,7 @@ HARD: dict[str, tuple[Callable[[Write], Path], list[str]]] = {
         lambda write: write(arms=("uniform",)),
         ["One arm has nothing to be compared with", "Test loss", "uniform/seed=1", "passthrough"],
     ),
-    "one arm failed": (one_arm_failed, ["No pair is complete", "unfinished at step 0", "2 left out"]),
+    "one arm failed": (one_arm_failed, ["No pair is complete", "unfinished at step 0", "0 of 2 complete"]),
     "nothing started": (nothing_started, ["No pair is complete", "never started"]),
     "one seed": (lambda write: write(seeds=(0,)), ["With 1 pair ", "An interval needs two pairs"]),
     "untrained": (lambda write: write(steps=(0,)), ["Layers at step 0"]),
