@@ -154,11 +154,15 @@ OWN = {
     "conservation": Term(
         "conserved",
         "Of the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, not "
-        "conserved where it lies outside, else inconclusive. No larger than chance: both budgets are what the layers' "
-        "own entries give when resampled (SCIENCE §4).",
+        "conserved where it lies outside, else inconclusive. Inconclusive in any case: where a seed's "
+        "budget is empty, or all ratios are equal; where chance gives one of the budgets or most of it, and it "
+        "would be conserved; where the counts by chance differ as much, and it would not. No larger than chance: both "
+        "budgets are what the layers' own entries give when resampled. Not claimed: of mean + 3 std (SCIENCE §1, §4).",
     ),
     "flattening": Term(
-        "CV a / b", "Ratio of the two arms' CV in a layer, geometric mean over the pairs: above 1, b is flatter."
+        "CV a / b",
+        "Ratio of the two arms' CV in a layer, geometric mean over the pairs: above 1, b is flatter. Its p: "
+        "exact sign-flip of the mean log ratio, corrected for the layers by step-down max-T.",
     ),
     "symmetry": Term(
         "spread",
