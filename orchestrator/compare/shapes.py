@@ -14,6 +14,7 @@ from orchestrator.expect import ROLES
 from orchestrator.ledger import Record
 
 LARGEST = 1e100  # magnitude of a number: its cube, and the sum of many, is still finite
+SMALLEST = 1 / LARGEST  # of one above 0: any ratio is finite
 LONGEST = 2**63 - 1  # of a whole number, which tables hold in 64 bits
 NAMED = frozenset([*ROLES, *("/".join(sorted(two)) for two in combinations(ROLES, 2))])  # roles and their ties
 COUNTS = frozenset(
@@ -48,8 +49,8 @@ def _of(kind: type) -> Callable[[Any], bool]:
 
 
 NUMBER = Kind(f"a number of magnitude up to {LARGEST:g}", _is_number)
-AMOUNT = Kind(f"a number from 0 to {LARGEST:g}", lambda value: _is_number(value) and value >= 0)
-POSITIVE = Kind(f"a number above 0, up to {LARGEST:g}", lambda value: _is_number(value) and value > 0)
+POSITIVE = Kind(f"a number from {SMALLEST:g} to {LARGEST:g}", lambda value: _is_number(value) and value >= SMALLEST)
+AMOUNT = Kind(f"0 or {POSITIVE.what}", lambda value: POSITIVE.fits(value) or (_is_number(value) and value == 0))
 WHOLE = Kind("a whole number from 0", _is_whole)
 COUNT = Kind("a whole number from 1", lambda value: _is_whole(value) and value > 0)
 TEXT = Kind("text", _of(str))

@@ -177,6 +177,11 @@ def test_contrasts_are_recorded_in_their_order_and_may_be_added_later(tmp_path: 
         ("{a: nan, b_long: -1}", "the weight nan"),
         ("{a: true, b_long: -1}", "the weight True"),
         ("{a: one, b_long: -1}", "the weight one"),
+        (
+            "{a: 1e308, b_long: -1e308}",
+            r"the weight 1e\+308, which says nothing: give it a number between 1e-06 and 1e\+06",
+        ),
+        ("{a: 1e-9, b_long: -1e-9}", "the weight 1e-09"),
     ],
 )
 def test_contrasts_that_say_nothing_are_refused(weights: str, reason: str) -> None:
