@@ -127,6 +127,8 @@ def spoken(values: Mapping[str, float], digits: int) -> str:
     if len(values) <= SHOWN_ARMS:
         return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
     low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
+    if values[low] == values[high]:
+        return f"{values[low]:.{digits}f} in all {len(values)} arms"
     return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
 
 
