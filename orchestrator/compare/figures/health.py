@@ -42,7 +42,7 @@ def worst_ratios(c: Comparison) -> Drawing | None:
             rows.append([arm.name, f"{ratio:.1f}", tensor, str(seed), str(step)])
     for value, word in ((WARN, "warn"), (CRITICAL, "critical")):
         if value <= 3 * max(tops.values()):
-            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×")
+            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×", log=True)
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
     label(figure, 1, 1, "step", "× the peers' median")

@@ -14,7 +14,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
     """How often each role became each other one between successive readings, beside what chance would give."""
     if not c.transitions:
         return None
-    cols = min(3, len(c.transitions))
+    cols = min(2, len(c.transitions))
     rows = -(-len(c.transitions) // cols)
     title = "Role transitions between successive readings (in parentheses: if dealt at random)"
     figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title)
