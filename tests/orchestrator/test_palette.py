@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
 from colorspacious import cspace_convert, deltaE
 
+from orchestrator.compare.figures.panels import SHOWN_ARMS
 from orchestrator.compare.migration import STATES
-from orchestrator.palette import ARMS, ROLES, TIE, colour, faded, letter
+from orchestrator.palette import COLOURS, ROLES, TIE, arm_line, colour, letter, palest
 
 JUST_NOTICEABLE = 2.3  # of CAM02-UCS, roughly; patches that are to be told apart at a glance need several times that
 
@@ -40,19 +41,27 @@ def test_roles_stay_apart(deficiency: str | None) -> None:
 
 
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
-def test_the_first_arms_stay_apart(deficiency: str | None) -> None:
-    for a, b in combinations(ARMS[:3], 2):
-        assert deltaE(seen(a.colour, deficiency), seen(b.colour, deficiency), input_space="sRGB1") > 4 * JUST_NOTICEABLE
+def test_arms_drawn_together_stay_apart(deficiency: str | None) -> None:
+    together = [arm_line(i).colour for i in range(SHOWN_ARMS + 1)]  # the baseline is not among those compared with it
+    for a, b in combinations(together, 2):
+        assert deltaE(seen(a, deficiency), seen(b, deficiency), input_space="sRGB1") > 4 * JUST_NOTICEABLE
 
 
 def test_arms_differ_without_colour() -> None:
-    assert len({arm.symbol for arm in ARMS}) == len({(arm.dash, arm.symbol) for arm in ARMS}) == len(ARMS)
+    lines = [arm_line(i) for i in range(30)]
+    assert len({(line.dash, line.symbol) for line in lines}) == 30
+    assert len({(line.colour, line.dash) for line in lines}) == 30
+    for a, b in combinations(lines[: SHOWN_ARMS + 1], 2):
+        assert a.colour != b.colour
+        assert a.dash != b.dash
+        assert a.symbol != b.symbol
+    assert "dot" not in {line.dash for line in lines}  # that is chance
 
 
 @pytest.mark.parametrize("ground", ["#ffffff", "#14171b"])
 def test_arms_show_on_both_grounds(ground: str) -> None:
-    for arm in ARMS:
-        assert contrast(arm.colour, ground) >= 3.0  # WCAG 2.1, 1.4.11: graphical objects
+    for paint in COLOURS:
+        assert contrast(paint, ground) >= 3.0  # WCAG 2.1, 1.4.11: graphical objects
 
 
 def test_letters_tell_roles_apart_without_colour() -> None:
@@ -60,6 +69,17 @@ def test_letters_tell_roles_apart_without_colour() -> None:
     assert len({colour(role) for role in STATES}) == len(STATES)
 
 
-def test_a_faded_colour_lies_between_white_and_itself() -> None:
-    assert faded("#0072b2", 1.0) == "#0072b2"
-    assert faded("#000000", 0.0) == "#bfbfbf"
+@pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
+def test_shades_of_roles_stay_apart(deficiency: str | None) -> None:
+    def shades(role: str) -> list[np.ndarray]:
+        """Those of 0 %, 25 % … of the seeds, as a linear colour scale gives them."""
+        pale, full = rgb(palest(role)), rgb(colour(role))
+        mixed = [(1 - share) * pale + share * full for share in np.linspace(0, 1, 5)]
+        return [seen("#" + "".join(f"{round(255 * c):02x}" for c in paint), deficiency) for paint in mixed]
+
+    for a, b in combinations(map(shades, STATES), 2):
+        for one, other in product(a, b):
+            assert deltaE(one, other, input_space="sRGB1") > 4 * JUST_NOTICEABLE
+    for role in STATES:
+        pale, full = seen(palest(role), deficiency), seen(colour(role), deficiency)
+        assert deltaE(pale, full, input_space="sRGB1") > 4 * JUST_NOTICEABLE

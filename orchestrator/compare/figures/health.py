@@ -42,11 +42,11 @@ def worst_ratios(c: Comparison) -> Drawing | None:
             rows.append([arm.name, f"{ratio:.1f}", tensor, str(seed), str(step)])
     for value, word in ((WARN, "warn"), (CRITICAL, "critical")):
         if value <= 3 * max(tops.values()):
-            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×")
+            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×", log=True)
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
     label(figure, 1, 1, "step", "× the peers' median")
-    words = f"Times that a spectral norm is at most its peers' median: {spoken(tops, 1)}."
+    words = f"Largest ratio of a spectral norm to its peers' median: {spoken(tops, 1)}."
     table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
     return Drawing(figure, title, words, table, ("pathology", "spectral_norm"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from orchestrator.compare.sections.section import Section
 NARROWEST = 720  # pixels that a figure is given at least
 CHARACTER = 7.5  # pixels
 LONGEST = 40  # characters of a name that are shown; the hover has all
-LINE = 20  # pixels of the legend
+LINE, KEY = 20, 50  # pixels of a line of the legend, and of what is drawn before a name
 SHOWN_ARMS = 4  # beyond which an arm is drawn when its name is clicked, and told when the table is opened
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -84,19 +85,31 @@ def label(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> go.Figure:
     for row in range(1, rows + 1):
         figure.update_yaxes(title_text=y, row=row, col=1)
     names = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.name]
-    if names:
-        abreast = max(1, int(width_of(1) / (40 + CHARACTER * max(map(len, names)))))
-        more = LINE * (-(-len(names) // abreast) - 1)
-        figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
+    more = LINE * (_lines(names) - 1)
+    figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
     return figure
 
 
-def guide(figure: go.Figure, y: float, row: int, col: int, words: str = "") -> None:
-    """A thin horizontal line to read values against."""
-    figure.add_hline(
-        y=y, line={"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}, row=row, col=col,
-        **({"annotation": {"text": words, "font": {"size": 11}}, "annotation_position": "top right"} if words else {}),
-    )  # fmt: skip
+def _lines(names: Iterable[str]) -> int:
+    """Of a legend with these names, each in a group of its own, in the narrowest figure."""
+    lines, used = 1, 0.0
+    for name in names:
+        width = KEY + CHARACTER * len(name)
+        if used and used + width > width_of(1):
+            lines, used = lines + 1, 0.0
+        used += width
+    return lines
+
+
+def guide(figure: go.Figure, y: float, row: int, col: int, words: str = "", *, log: bool = False) -> None:
+    """A thin horizontal line to read values against; `log` where the axis is logarithmic."""
+    line = {"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}
+    figure.add_hline(y=y, line=line, row=row, col=col)
+    if words:
+        figure.add_annotation(  # which, unlike a line, lies at the logarithm of its value
+            text=words, x=1, xref="x domain", xanchor="right", y=math.log10(y) if log else y, yanchor="bottom",
+            showarrow=False, font={"size": 11}, row=row, col=col,
+        )  # fmt: skip
 
 
 def focus(
@@ -110,7 +123,7 @@ def focus(
     figure.update_yaxes(range=[-reach, reach], row=row, col=col)
     if any(abs(end) > reach for end in ends):
         figure.add_annotation(
-            text="intervals reach beyond the frame", x=0.5, xref="x domain", y=0, yref="y domain", yanchor="bottom",
+            text="intervals reach<br>beyond the frame", x=0.5, xref="x domain", y=0, yref="y domain", yanchor="bottom",
             showarrow=False, font={"size": 11}, row=row, col=col,
         )  # fmt: skip
 
@@ -127,6 +140,8 @@ def spoken(values: Mapping[str, float], digits: int) -> str:
     if len(values) <= SHOWN_ARMS:
         return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
     low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
+    if values[low] == values[high]:
+        return f"{values[low]:.{digits}f} in all {len(values)} arms"
     return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
 
 

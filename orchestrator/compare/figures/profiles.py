@@ -45,7 +45,7 @@ def concentration(c: Comparison) -> Drawing | None:
     figure.update_yaxes(rangemode="tozero")
     label(figure, 1, 2, "layer", "CV")
     figure.update_yaxes(title_text="saturated positions", row=1, col=2)
-    words = f"Mean CV of FFN co-magnitude over the layers of {len(evenness)} arms: {spoken(evenness, 2)}."
+    words = f"Mean CV of FFN co-magnitude over the layers: {spoken(evenness, 2)}."
     table = Section("Means over the seeds, last reading", columns, _by_layer(means, digits))
     return Drawing(figure, title, words, table, ("cv", "co_magnitude", "saturated_robust", "flattening"))
 

@@ -85,7 +85,9 @@ def role_maps(c: Comparison) -> Drawing | None:
     )  # fmt: skip
     figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
     label(figure, rows, cols, "step", "layer (0 = first)")
-    return Drawing(figure, title, _gist(of_arm, depth), _table(of_arm, depth), ("role", "tie", "null", "cv"))
+    return Drawing(
+        figure, title, _gist(of_arm, depth), _table(of_arm, depth), ("role", "tie", "null", "cv", "saturated_robust")
+    )
 
 
 def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
@@ -94,7 +96,9 @@ def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
     known = {arm: value for arm, value in moved.items() if value is not None}
     if not known:
         return f"Roles of up to {depth} layers, each read once."
-    return f"Layers (of {depth}) with another role at the last reading than at the first: {spoken(known, 1)} per seed."
+    return (
+        f"Layers (of {depth}) that ended in another role than they began in, mean over the seeds: {spoken(known, 1)}."
+    )
 
 
 def _moved(cell: CellResult) -> float | None:
@@ -228,7 +232,7 @@ def _legend(figure: go.Figure, *, together: bool, marked: bool) -> list[str]:
     if marked:
         entries.append(("role changed", CHANGED))
     for name, marker in entries:
-        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, marker=marker, row=1, col=1)
+        figure.add_scatter(x=[None], y=[None], mode="markers", name=name, legendgroup=name, marker=marker, row=1, col=1)
     return [name for name, _ in entries]
 
 

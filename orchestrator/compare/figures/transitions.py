@@ -14,7 +14,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
     """How often each role became each other one between successive readings, beside what chance would give."""
     if not c.transitions:
         return None
-    cols = min(3, len(c.transitions))
+    cols = min(2, len(c.transitions))
     rows = -(-len(c.transitions) // cols)
     title = "Role transitions between successive readings (in parentheses: if dealt at random)"
     figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title)
@@ -41,7 +41,8 @@ def transition_tables(c: Comparison) -> Drawing | None:
     changed = {t.arm: 100 * t.changed / t.layers for t in c.transitions if t.layers}
     chance = {t.arm: 100 * t.changed_expected / t.layers for t in c.transitions if t.layers}
     text = (
-        f"% of layers × intervals that changed their role: {spoken(changed, 0)}; dealt at random: {spoken(chance, 0)}."
+        f"Layers × intervals that changed their role, in %: {spoken(changed, 0)}. Roles dealt at random would have "
+        f"changed in: {spoken(chance, 0)}."
     )
     columns = ["arm", "before", *(f"to {after}" for after in STATES)]
     table = Section("Transitions (if dealt at random)", columns, told)
