@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from orchestrator.body import Reading
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
 
@@ -52,6 +53,12 @@ def ending_of_cells(cells: Iterable[CellResult]) -> Ending[CellResult]:
     """The rule over cells."""
     members = list(cells)
     return _ending(members, [list(cell.readings) for cell in members], members)
+
+
+def last_readings(cells: Iterable[CellResult]) -> list[Reading]:
+    """The readings of the cells at their ending."""
+    end = ending_of_cells(cells)
+    return [cell.readings[end.step] for cell in end.read if end.step is not None]
 
 
 def ending_of_pairs(arm: str, pairs: Iterable[Pair]) -> Ending[Pair]:

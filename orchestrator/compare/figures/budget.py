@@ -10,6 +10,7 @@ from orchestrator.body import centre, profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES
+from orchestrator.compare.endings import last_readings
 from orchestrator.compare.figures.marks import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
 from orchestrator.compare.figures.panels import Drawing, label, mean_profile, panels, spoken
 from orchestrator.compare.numbers import number
@@ -21,7 +22,7 @@ NAMES = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": 
 
 def budget_by_depth(c: Comparison) -> Drawing | None:
     """Saturated positions of every layer at the last reading, beside what chance gives."""
-    readings = {arm: [x.last_reading for x in c.cells_of(arm) if x.last_reading] for arm in c.experiment.arms}
+    readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
     shown = [m for m in REFERENCES if any(profile(r, m) is not None for found in readings.values() for r in found)]
     if not shown:
         return None

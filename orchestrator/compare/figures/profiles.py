@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from orchestrator.body import profile, spread
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.endings import ending_of_pairs, last_readings
 from orchestrator.compare.figures.marks import EXTRA, Arm, arms_of, runs_and_mean, seeds_and_mean
 from orchestrator.compare.figures.panels import Drawing, apart, focus, guide, label, mean_profile, panels, spoken, text
 from orchestrator.compare.numbers import number, signed, span
@@ -53,7 +54,7 @@ def concentration(c: Comparison) -> Drawing | None:
 def rank_differences(c: Comparison) -> Drawing | None:
     """Effective rank of each layer, arm minus baseline, with its interval and the paper's band of ±3."""
     arms = [Arm(arm, c.experiment.arms.index(arm), compared=True) for arm in c.compared]
-    found = {arm: {m: _differences([p for p in c.pairs if p.arm == arm.name], m) for m in RANKS} for arm in arms}
+    found = {arm: {m: _differences(arm.name, c.pairs, m) for m in RANKS} for arm in arms}
     if not any(x is not None for of_arm in found.values() for x in of_arm.values()):
         return None
     title = f"Effective rank, difference from {c.baseline}, last reading"
@@ -103,12 +104,13 @@ def _points(figure: go.Figure, mean: np.ndarray, bounds: list[Interval], arm: Ar
     )  # fmt: skip
 
 
-def _differences(pairs: list[Pair], measure: str) -> np.ndarray | None:
+def _differences(arm: str, pairs: list[Pair], measure: str) -> np.ndarray | None:
     """[pairs, layers], arm minus baseline at each pair's last common reading; None where no pair has it."""
     rows = []
-    for pair in pairs:
-        if pair.common_steps:
-            a, b = (profile(cell.readings[pair.common_steps[-1]], measure) for cell in (pair.a, pair.b))
+    end = ending_of_pairs(arm, pairs)
+    for pair in end.read:
+        if end.step is not None:
+            a, b = (profile(cell.readings[end.step], measure) for cell in (pair.a, pair.b))
             if a is not None and b is not None and a.size == b.size:
                 rows.append(b - a)
     return np.array(rows) if rows and len({row.size for row in rows}) == 1 else None
@@ -165,4 +167,4 @@ def _spreads(cell: CellResult) -> dict[int, float]:
 
 
 def _last(c: Comparison) -> dict[str, list[dict[str, Any]]]:
-    return {arm: [r for cell in c.cells_of(arm) if (r := cell.last_reading)] for arm in c.experiment.arms}
+    return {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
