@@ -66,8 +66,8 @@ def notes(rows: list[Row]) -> list[str]:
     if tests:
         found.append(
             f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; were none different, on "
-            f"average at most {ALPHA * len(tests):.3g} would be. Of the {kept} with q ≤ {ALPHA} at most {ALPHA:.0%} "
-            "are expected to be false (Benjamini and Hochberg, over all rows; holds approximately)."
+            f"average at most {ALPHA * len(tests):.3g} would be. Of the {kept} with q ≤ {ALPHA} about {ALPHA:.0%} "
+            "at most should be false (Benjamini-Hochberg)."
         )
     if silent:
         found.append(f"Arms with too few seed pairs to be called either (6 are needed), and no part in q: {silent}.")

@@ -95,7 +95,7 @@ def test_how_many_calls_chance_would_make_is_told() -> None:
         "3 of 20 arms are called better or worse at 0.05; were none different, on average at most 1 would be."
     )
     assert "Of the 0 with q ≤ 0.05" in first
-    assert "holds approximately" in first
+    assert "about 5% at most should be false" in first
     assert any("no part in q: 1." in note for note in others)
     assert not any("called better" in note for note in overview.notes([row(0.5, n=2)]))
 

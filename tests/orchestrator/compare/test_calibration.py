@@ -95,7 +95,7 @@ def test_a_difference_of_the_margin_is_not_equivalent(n: int, spread: float) -> 
 @pytest.mark.parametrize("ratio", [0.80, 1.25])
 @pytest.mark.parametrize("n", [3, 8])
 def test_a_budget_at_the_bound_is_not_conserved(n: int, ratio: float) -> None:
-    repeats = 1000 if n < 6 else 400
+    repeats = 1000 if n < 6 else 300
     assert 0.0 < conserved(LAWS["normal"], n, ratio, 0.05, repeats, "conserved") <= at_most(ALPHA, repeats)
     assert conserved(LAWS["normal"], n, 1.0, 0.3, repeats, "not conserved") <= at_most(ALPHA, repeats)
 

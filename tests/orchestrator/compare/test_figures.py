@@ -108,7 +108,7 @@ def test_rank_differences_lie_beside_the_papers_band(experiment: Write) -> None:
     assert points.y == pytest.approx([2.0, 2.0, 2.0, 5.0])
     assert "11 of 12 mean differences" in drawing.text
     assert drawing.table
-    assert drawing.table.rows[3] == ["variable", "3", "+5.0 (+5.0 … +5.0)", *["+0.0 (+0.0 … +0.0)"] * 2]
+    assert drawing.table.rows[3] == ["variable", "3", "+5.0 (+5.0 … +5.0)", *["0.0 (0.0 … 0.0)"] * 2]
     bands = [shape for shape in drawing.plot.layout.shapes if shape.type == "rect"]
     assert {(band.y0, band.y1) for band in bands} == {(-3.0, 3.0)}
     assert len(bands) == 3

@@ -252,7 +252,7 @@ def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show:
         words = plain.locator(f"#{figure.get_attribute('aria-describedby')}").text_content() or ""
         assert len(words) > 40
     for button in plain.locator("button").all():
-        assert button.inner_text().strip() or button.get_attribute("aria-label")
+        assert (button.text_content() or "").strip() or button.get_attribute("aria-label")
     report = show(root, color_scheme="dark")
     report.draw_all()
     paper = report.page
