@@ -222,15 +222,9 @@ HEADS = {  # the first line of a table's column head → its term
     "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
     "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust",
-<<<<<<< HEAD
-    "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated", "std": "symmetry",
-    "range": "symmetry",
-    "distance": "role_shift", "changed": "transition", "κ": "transition", "drops": "coincidence",
-=======
     "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated",
     "std": "symmetry", "range": "symmetry", "distance": "role_shift", "changed": "transition",
     "κ": "transition", "drops": "coincidence",
->>>>>>> mend-z
     "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
     "q": "q", "lines": "expect",
 }  # fmt: skip
