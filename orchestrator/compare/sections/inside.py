@@ -87,9 +87,11 @@ def persistence(c: Comparison) -> Section:
     rows: list[list[Cell]] = [
         [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
     ]
+    unjudged = dict.fromkeys(r.sentence for r in c.coincidences if not any(one.intervals for one in c.coincidences))
+    notes = [f"Whether layers change roles where the loss drops cannot be said: {sentence}" for sentence in unjudged]
     return Section(
         "How steady roles are between successive readings",
-        ["arm", "layers × intervals", "changed", "if dealt at random", "κ"], rows,
+        ["arm", "layers × intervals", "changed", "if dealt at random", "κ"], rows, notes,
     )  # fmt: skip
 
 
@@ -97,9 +99,8 @@ def coincidences(c: Comparison) -> Section:
     """Whether layers change roles in the intervals in which the loss drops, arm by arm and domain by domain."""
     rows: list[list[Cell]] = []
     said: dict[str, list[str]] = {}  # sentence → what it is said of
-    for r in c.coincidences:
-        judged = (r.intervals, r.drops, r.transitions, r.together)
-        counts = [str(n) if r.intervals else "–" for n in judged]
+    for r in (one for one in c.coincidences if one.intervals):
+        counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
         rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
         if r.sentence:
             said.setdefault(r.sentence, []).append(f"{r.arm}, {c.name_of(r.domain)}")
