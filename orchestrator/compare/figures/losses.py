@@ -40,7 +40,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
             runs_and_mean(figure, gaps, arm, 2, col, interval=True)
             between = band(gaps)
             differences += [abs(gap) for run in gaps for step, gap in run.items() if step > 0]
-            ends += between.ends
+            ends += between.ends if arm.shown else []
             end = mean_of_known(run[max(run)] for run in runs if run)
             if end is not None:
                 told.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])

@@ -32,10 +32,15 @@ class Arm:
         return arm_line(self.index)
 
     @property
+    def shown(self) -> bool:
+        """Whether it is drawn before anything is clicked."""
+        return self.index - self.compared < SHOWN_ARMS
+
+    @property
     def common(self) -> dict[str, Any]:
         """What all of its traces share: a click on its name in the legend hides them together."""
-        shown = self.index - self.compared < SHOWN_ARMS
-        return {"name": short(self.name), "legendgroup": text(self.name), "visible": True if shown else "legendonly"}
+        visible = True if self.shown else "legendonly"
+        return {"name": short(self.name), "legendgroup": text(self.name), "visible": visible}
 
 
 def arms_of(c: Comparison) -> list[Arm]:

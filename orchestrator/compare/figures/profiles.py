@@ -71,7 +71,8 @@ def rank_differences(c: Comparison) -> Drawing | None:
             mean, bounds = x.mean(axis=0), [interval(column, 0.95) for column in x.T]
             _points(figure, mean, bounds, arm, kind, col)
             means += mean.tolist()
-            ends += [end for bound in bounds for end in (bound.low, bound.high) if end is not None]
+            if arm.shown:
+                ends += [end for bound in bounds for end in (bound.low, bound.high) if end is not None]
             for layer, (value, bound) in enumerate(zip(mean, bounds, strict=True)):
                 told = cells.setdefault((arm.name, layer), ["–"] * len(RANKS))
                 told[col - 1] = f"{signed(value, 1)} ({span(bound.low, bound.high, 1, plus=True)})"

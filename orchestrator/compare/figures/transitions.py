@@ -17,7 +17,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
     cols = min(2, len(c.transitions))
     rows = -(-len(c.transitions) // cols)
     title = "Role transitions between successive readings (in parentheses: if dealt at random)"
-    figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title)
+    figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title, gap=96)
     told: list[list[Cell]] = []
     for index, t in enumerate(c.transitions):
         at = {"row": index // cols + 1, "col": index % cols + 1}

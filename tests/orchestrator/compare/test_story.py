@@ -77,7 +77,7 @@ def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) ->
         row = shown[str(layer)]
         assert [row["CV\na"], row["CV\nb"], row["CV\na / b"]] == [f"{x:.2f}" for x in (cv_a, cv_b, cv_a / cv_b)]
         assert [row["roles a\nseed 0"].roles, row["roles b\nseed 0"].roles] == [[role_a], [role_b]]
-    assert draw(c)["effective_rank"].text.startswith("33 of 33 mean differences")  # 11 layers × W_o, W_gate, W_down
+    assert "33 of 33 mean differences" in draw(c)["effective_rank"].text
 
 
 def test_of_the_papers_counts_conservation_cannot_be_said(paper: Path) -> None:
