@@ -159,7 +159,7 @@ def test_at_equal_flops_every_run_is_read_where_the_cheapest_ends(experiment: Wr
         ({"x": {"a": 1, "d": -1}}, "contrasts: 'x' weighs 'd', which is no arm"),
         ({"x": {"a": 1, "b": 1}}, "sum to 2"),
         ({"x": 3}, "compares nothing"),
-        ("x", "contrasts = 'x', which cannot be"),
+        ("x", "contrasts = 'x', which is not a mapping"),
     ],
 )
 def test_a_contrast_that_was_written_into_the_record_is_checked_too(

@@ -102,6 +102,6 @@ def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, 
         path.write_text(json.dumps(reading))
     c = compute(root)
     section = outcomes.arm_losses(c)
-    assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "+0.0000"], ["5.1000", "+0.1000"]]
+    assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "0.0000"], ["5.1000", "+0.1000"]]
     assert section.notes[1:] == ["third: seeds 2, 3, 4, 5 alone, where uniform has 5.0000."]
     assert inside.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]

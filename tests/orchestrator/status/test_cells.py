@@ -19,11 +19,11 @@ Write = Callable[..., Path]
 
 
 def test_progress_losses_and_time_left_by_hand(cell: Write) -> None:
-    path = cell(losses=(4.0, 3.5, 3.0, float("inf"), 2.5))
+    path = cell(losses=(4.0, 3.5, 3.0, 2.75, 2.5))
     with locks.hold(cell_lock(path)):
         (found,) = read_status(path.parents[1])
     assert (found.state, found.step, found.steps, found.share) == ("running", 40, 100, 0.4)
-    assert (found.loss, found.losses) == (2.5, [4.0, 3.5, 3.0, 2.5])
+    assert (found.loss, found.losses) == (2.5, [4.0, 3.5, 3.0, 2.75, 2.5])
     assert found.heldout == 1.5
     assert found.left == 2.0 / 10 * 60
     assert found.interval == 2.0

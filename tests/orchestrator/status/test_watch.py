@@ -118,7 +118,10 @@ def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
     with locks.hold(cell_lock(path)):
         command = [sys.executable, "-m", "orchestrator.status", str(path.parents[1]), "--watch"]
         env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-        process = subprocess.Popen(command, stdout=child, stderr=child, env=env)
+        process = subprocess.Popen(
+            command, stdout=child, stderr=child, env=env,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell's jobs ignore it
+        )  # fmt: skip
         os.close(child)
         reader = threading.Thread(target=drain, daemon=True)
         reader.start()
