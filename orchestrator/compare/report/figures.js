@@ -2,7 +2,8 @@
 // Figures and tables lie in the page compressed; each is unpacked when it is needed.
 const parts = {};
 async function unpack(id) {
-  const packed = Uint8Array.from(atob(document.getElementById(id).textContent), (c) => c.charCodeAt(0));
+  const text = document.getElementById(id).textContent;
+  const packed = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
@@ -29,6 +30,7 @@ function load() {
     document.head.append(script);
   }));
 }
+load();
 const drawn = new Map();
 function draw(node) {
   if (!drawn.has(node)) drawn.set(node, drawOnce(node));
