@@ -73,7 +73,7 @@ def is_finished(cell_dir: Path) -> bool:
     if entry is None or entry.state != "done":
         return False
     config = _config_of(cell_dir)
-    last, record = config.train.steps, next(ledger.backwards(cell_dir / "ledger.jsonl"), None)
+    last, record = config.train.steps, ledger.newest(cell_dir / "ledger.jsonl")
     return (
         checkpoint.path_of(cell_dir / "checkpoints", last).is_dir()
         and record is not None

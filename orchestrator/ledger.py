@@ -56,6 +56,14 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
             yield _record(cut)
 
 
+def newest(path: Path) -> Record | None:
+    """The last whole record; None where there is none. Raises `UserError` where the last line is no record."""
+    try:
+        return next(backwards(path), None)
+    except ValueError as error:
+        raise UserError(f"The last line of {path} is no JSON object ({error}): restore or delete it.") from error
+
+
 def _record(line: bytes) -> Record:
     """Raises `ValueError` for a line that is no record."""
     try:

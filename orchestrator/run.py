@@ -214,7 +214,7 @@ class Run:
     def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint that the ledger reaches: going on from a later one would leave a gap in it."""
         path, warnings = checkpoint.newest(self.checkpoints)
-        last = next(ledger.backwards(self.cell_dir / "ledger.jsonl"), None)
+        last = ledger.newest(self.cell_dir / "ledger.jsonl")
         reached = last["step"] if last else -1
         while path is not None and checkpoint.read_state(path)["logged"] > reached:
             warnings.append(f"{path} is ahead of the ledger, which was cut at step {reached}: an earlier one is used.")

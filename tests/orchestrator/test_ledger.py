@@ -95,3 +95,13 @@ def test_writers_that_mend_a_torn_line_at_once_lose_nothing(tmp_path: Path) -> N
 def test_a_ledger_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be written .*make room"):
         ledger.append(tmp_path / "absent" / "ledger.jsonl", {"step": 0})
+
+
+def test_a_last_line_that_is_no_record_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert ledger.newest(path) is None
+    path.write_text('{"step": 0}\n')
+    assert ledger.newest(path) == {"step": 0}
+    path.write_text('{"step": 0}\ngarbage\n')
+    with pytest.raises(UserError, match=r"The last line of .*ledger.jsonl is no JSON object \(.*\): restore or"):
+        ledger.newest(path)
