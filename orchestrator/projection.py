@@ -166,8 +166,18 @@ def _role_counts(reading: dict[str, Any]) -> dict[str, int]:
 
 
 def _named(row: Row) -> Row:
-    """What is known, under names without a dot: W&B takes one for nesting, and no `group/*` then matches."""
-    return {name.replace(".", "_"): value for name, value in row.items() if value is not None}
+    """What is known, under names without a dot: W&B takes one for nesting, and no `group/*` then matches.
+
+    Of names that then are one (arms `v1.5` and `v1_5`), the later ones end in as many more `_`.
+    """
+    named: Row = {}
+    for name, value in row.items():
+        if value is not None:
+            plain = name.replace(".", "_")
+            while plain in named:
+                plain += "_"
+            named[plain] = value
+    return named
 
 
 def _leaves(node: dict[str, Any]) -> Iterator[tuple[str, Any]]:

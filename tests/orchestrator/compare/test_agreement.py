@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from orchestrator.compare import compare
+from orchestrator.compare.comparison import compute
 from orchestrator.compare.numbers import number, signed
 from orchestrator.compare.summary import print_summary
 from orchestrator.projection import comparison_summary
@@ -106,3 +107,9 @@ def test_all_outputs_agree_where_seeds_lack_a_value(gaps: Path) -> None:
     assert {key.removeprefix("pair/") for key in wandb if key.startswith("pair/")} - {"arm"} == {
         key.removeprefix("arm/variable/") for key in wandb if key.startswith("arm/variable/")
     }
+
+
+def test_names_that_differ_in_a_dot_stay_two(experiment: Callable[..., Path]) -> None:
+    row = comparison_summary(compute(experiment(arms=("uniform", "v1.5", "v1_5"))))
+    assert {name.split("/")[1] for name in row if name.startswith("arm/")} == {"v1_5"}
+    assert {"arm/v1_5/n", "arm/v1_5/n_"} <= set(row)
