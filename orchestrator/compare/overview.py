@@ -107,8 +107,8 @@ def _line(row: Row, home: Path) -> list[Cell]:
 
 
 def _within(value: str, low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
-    """The value and its interval in parentheses."""
-    return value if low is None else f"{value} ({span(low, high, digits, plus=plus)})"
+    """The value, and under it its interval in parentheses."""
+    return value if low is None else f"{value}\n({span(low, high, digits, plus=plus)})"
 
 
 def _cells(row: Row, *, first: bool) -> list[Text]:
