@@ -109,11 +109,11 @@ class Tracker:
         if self._run is None:
             return
         with self._failing_softly():
-            from orchestrator.compare.cell_view import view_of
             from orchestrator.compare.cells import read_cell
+            from orchestrator.compare.comparison import compare_cell
 
             cell = read_cell(self._cell_dir, self.config.arm, self.config.seed)
-            _show(self._run, view_of(cell), projection.cell_summary(cell))
+            _show(self._run, compare_cell(cell), projection.cell_summary(cell))
             _close(self._run, exit_code)
         self._run = None
 

@@ -13,7 +13,7 @@ from orchestrator.compare.cells import one_line
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.conservation import REFERENCES
 from orchestrator.compare.pairs import PRIMARY
-from orchestrator.compare.statistics import ALPHA, smallest_p
+from orchestrator.compare.statistics import FEWEST_PAIRS
 from orchestrator.errors import UserError
 
 CALLED = ("better", "worse")
@@ -68,7 +68,7 @@ def frame(rows: list[Row]) -> pd.DataFrame:
 
 def testable(row: Row) -> bool:
     """Whether its seeds are enough to call the arm better or worse, whatever their losses."""
-    return row.p is not None and smallest_p(row.n) <= ALPHA
+    return row.p is not None and row.n >= FEWEST_PAIRS
 
 
 def _read(directory: Path) -> list[Row]:

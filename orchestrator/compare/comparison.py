@@ -100,6 +100,13 @@ def compute(path: Path) -> Comparison:
     return compare_cells(read_experiment(path))
 
 
+def compare_cell(cell: CellResult) -> Comparison:
+    """What can be said of `cell` as an experiment of one arm and one seed: its tables, its figures."""
+    return compare_cells(
+        ExperimentResult(cell.path, cell.label, question="", arms=[cell.arm], seeds=[cell.seed], cells=[cell])
+    )
+
+
 def compare_cells(experiment: ExperimentResult) -> Comparison:
     """What follows from the cells of `experiment`; one that is alone is a comparison without pairs."""
     pairs, left_out = pair_up(experiment)

@@ -14,7 +14,8 @@ from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import Interval, interval, mean_of_known, sign_flip_p
 
-REFERENCES = ("saturated_robust", "saturated_fixed", "saturated")  # the first is the one claims are made on
+THRESHOLDS = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
+REFERENCES = tuple(THRESHOLDS)  # the first is the one claims are made on
 UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIENCE §1)
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.across import CALLED, Row, frame, testable
-from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.report.document import document
 from orchestrator.compare.report.html import table
 from orchestrator.compare.sections.section import Cell, Link, Section
-from orchestrator.compare.statistics import ALPHA
+from orchestrator.compare.statistics import ALPHA, FEWEST_PAIRS
 from orchestrator.compare.summary import VERDICTS
+from orchestrator.compare.wording import number, signed, span
 from orchestrator.files import write_whole
 
 QUESTION = 50  # characters of it in a terminal
@@ -70,7 +70,9 @@ def notes(rows: list[Row]) -> list[str]:
             "at most should be false (Benjamini-Hochberg)."
         )
     if silent:
-        found.append(f"Arms with too few seed pairs to be called either (6 are needed), and no part in q: {silent}.")
+        found.append(
+            f"Arms with too few seed pairs to be called either ({FEWEST_PAIRS} are needed), and no part in q: {silent}."
+        )
     found.append(
         "Δ: nats/token to the experiment's baseline, lower is better. Budget: saturated positions over the robust "
         "threshold; its centre goes from 0 (first layer) to 1. n: seed pairs. Lines: of `expect`, delivered of all."

@@ -117,6 +117,9 @@ def sign_patterns(n: int) -> np.ndarray:
     return signs
 
 
+FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # that can call a loss better or worse
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's step-down adjusted p values, in the order given."""
     order = np.argsort(p, kind="stable")

@@ -13,12 +13,11 @@ from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.expectations import Expectation
 from orchestrator.compare.flattening import at_step, layer_p, log_ratios
 from orchestrator.compare.migration import LayerShift, state
-from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import PRIMARY
-from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult, smallest_p
+from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
+from orchestrator.compare.wording import number, signed, span
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told
-FEWEST = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # pairs that can call a loss better or worse
 TOLD = 4  # layers or lines; the tables have all
 
 
@@ -77,7 +76,7 @@ def _delta(r: PairedResult) -> str:
     differs = low is not None and high is not None and not low <= 0.0 <= high
     less = " (not 0, but less than 1\u00a0%)" if r.verdict == "equivalent" and differs else ""
     p = "" if r.p_adjusted is None else f", p = {r.p_adjusted:.2g}"
-    few = f"; better or worse needs {FEWEST} pairs" if r.n < FEWEST and r.verdict == "inconclusive" else ""
+    few = f"; better or worse needs {FEWEST_PAIRS} pairs" if r.n < FEWEST_PAIRS and r.verdict == "inconclusive" else ""
     return (
         f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}{less}; "
         f"{_pairs(r.n)}{p}{few}."

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.numbers import listed
 from orchestrator.compare.sections import brief, many_arms, sections
 from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
+from orchestrator.compare.wording import listed
 from orchestrator.palette import ROLES, colour, letter
 
 VERDICTS = {

@@ -11,6 +11,8 @@ from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import interval, sign_flip_p
 
+PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven model": 0.13}  # §7
+
 
 @dataclass(frozen=True)
 class Symmetry:

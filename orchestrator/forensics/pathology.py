@@ -28,13 +28,17 @@ def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping
     `rows`: per layer, its measures; `names`: per layer, kind → tensor name. A model of one layer has no
     peers, and peers whose median is zero give no scale: neither yields findings.
     """
-    found = []
-    for kind in KINDS:
-        norms = np.array([row[f"spectral_norm.{kind}"] for row in rows], dtype=np.float64)
-        for layer, norm in enumerate(norms):
-            peers = np.delete(norms, layer)
-            median = float(np.median(peers)) if len(peers) else 0.0
-            ratio = float(norm) / median if median else 0.0
-            if ratio >= WARN:
-                found.append(Finding(names[layer][kind], ratio, "critical" if ratio >= CRITICAL else "warn"))
+    found = [
+        Finding(names[layer][kind], ratio, "critical" if ratio >= CRITICAL else "warn")
+        for kind in KINDS
+        for layer, ratio in enumerate(ratios([row[f"spectral_norm.{kind}"] for row in rows]))
+        if ratio is not None and ratio >= WARN
+    ]
     return sorted(found, key=lambda finding: -finding.ratio)
+
+
+def ratios(norms: Sequence[float | None]) -> list[float | None]:
+    """Each layer's norm over the median of the others'; null where that gives no scale, or a norm is not known."""
+    values = np.array(norms, dtype=np.float64)  # [L]
+    medians = [float(np.median(np.delete(values, i))) if values.size > 1 else 0.0 for i in range(values.size)]
+    return [float(v / m) if m > 0 and np.isfinite(v) else None for v, m in zip(values, medians, strict=True)]

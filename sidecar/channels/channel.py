@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,38 +23,38 @@ class Arithmetic:
     lr_max: float = 0.02  # the largest learning rate that any layer may reach
 
 
-class Channel:
+class Channel(ABC):
     """A named list of units, and how their multipliers act on the model; a subclass is made of both."""
 
     name: str
     bounds: tuple[float, float]  # default range of the multipliers
     units: list[Unit]
 
-    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None: ...
 
+    @abstractmethod
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
         """Raise `ValueError` where a multiplier of `largest` would not be safe."""
-        raise NotImplementedError
 
+    @abstractmethod
     def set(self, multipliers: Sequence[float]) -> None:
         """Put these multipliers, one per unit, in force."""
-        raise NotImplementedError
 
+    @abstractmethod
     def weights(self) -> list[list[str]]:
         """Names of the parameters that each unit governs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> list[Tensor]:
         """What the held-out loss must be differentiated by for `slope`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """[units], from the gradients of `tensors` (None counts as zero): the credit of every unit.
 
         The derivative of `−held-out loss` by its log-multiplier, through what it did since the last `set`.
         """
-        raise NotImplementedError
 
     def follow(self) -> None:
         """Keep, from here on, what `slope` needs of the steps since the last `set`."""

@@ -9,15 +9,13 @@ import numpy as np
 from orchestrator.body import centre, profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.conservation import REFERENCES
+from orchestrator.compare.conservation import REFERENCES, THRESHOLDS
 from orchestrator.compare.endings import last_readings
 from orchestrator.compare.figures.marks import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
 from orchestrator.compare.figures.panels import Drawing, label, mean_profile, panels, spoken
-from orchestrator.compare.numbers import number
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import mean_of_known
-
-NAMES = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}  # thresholds
+from orchestrator.compare.wording import number
 
 
 def budget_by_depth(c: Comparison) -> Drawing | None:
@@ -27,7 +25,7 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
     if not shown:
         return None
     title = "Specialist budget along depth, last reading: positions above each threshold"
-    figure = panels(1, len(shown), 300, [NAMES[measure] for measure in shown], title)
+    figure = panels(1, len(shown), 300, [THRESHOLDS[measure] for measure in shown], title)
     rows: list[list[Cell]] = []
     peaks: dict[str, float] = {}
     by_chance = False
@@ -46,16 +44,20 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
             peaks = {arm: float(np.argmax(mean)) for arm, mean in means.items() if mean is not None and mean.any()}
         depth = max((mean.size for mean in means.values() if mean is not None), default=0)
         rows += [
-            [NAMES[measure], str(i), *(f"{_at(means[arm], i)} ({_at(expected[arm], i)})" for arm in c.experiment.arms)]
+            [
+                THRESHOLDS[measure],
+                str(i),
+                *(f"{_at(means[arm], i)} ({_at(expected[arm], i)})" for arm in c.experiment.arms),
+            ]
             for i in range(depth)
         ]
     if by_chance:
         chance_entry(figure)
     figure.update_yaxes(rangemode="tozero")
     label(figure, 1, len(shown), "layer", "saturated FFN positions")
-    text = f"Layer with the most saturated positions ({NAMES[shown[0]]} threshold, 0 = first): {spoken(peaks, 0)}."
+    text = f"Layer with the most saturated positions ({THRESHOLDS[shown[0]]} threshold, 0 = first): {spoken(peaks, 0)}."
     if not peaks:
-        text = f"0 positions of any layer are above the {NAMES[shown[0]]} threshold."
+        text = f"0 positions of any layer are above the {THRESHOLDS[shown[0]]} threshold."
     table = Section(
         "Mean saturated positions (by chance), last reading", ["threshold", "layer", *c.experiment.arms], rows
     )

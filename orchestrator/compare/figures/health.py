@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures.marks import EXTRA, arms_of
 from orchestrator.compare.figures.panels import Drawing, guide, label, panels, spoken, text
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.pathology import CRITICAL, WARN
+from orchestrator.forensics.pathology import CRITICAL, WARN, ratios
 
 
 def worst_ratios(c: Comparison) -> Drawing | None:
@@ -55,15 +51,10 @@ def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:
     """Step → the largest ratio and its tensor, where the norms are known."""
     found = {}
     for step, reading in cell.readings.items():
-        if pairs := [pair for kind in KINDS for pair in _ratios(reading, kind)]:
+        pairs = []
+        for kind in KINDS:
+            norms = [layer["measures"].get(f"spectral_norm.{kind}") for layer in reading["layers"]]
+            pairs += [(r, f"layer {i}, {kind}") for i, r in enumerate(ratios(norms)) if r is not None]
+        if pairs:
             found[step] = max(pairs)
     return found
-
-
-def _ratios(reading: dict[str, Any], kind: str) -> list[tuple[float, str]]:
-    norms = [layer["measures"].get(f"spectral_norm.{kind}") for layer in reading["layers"]]
-    if len(norms) < 2 or None in norms:
-        return []
-    values = np.array(norms, dtype=np.float64)
-    medians = [float(np.median(np.delete(values, i))) for i in range(values.size)]
-    return [(float(v / m), f"layer {i}, {kind}") for i, (v, m) in enumerate(zip(values, medians, strict=True)) if m > 0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures.marks import Arm, Band, arms_of, band, runs_and_mean
 from orchestrator.compare.figures.panels import Drawing, focus, guide, label, panels, spoken
-from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import shown, validation_curves
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import mean_of_known
+from orchestrator.compare.wording import number, signed, span
 
 TITLE = "Validation loss over training"
 ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"

@@ -7,8 +7,8 @@ import numpy as np
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures.panels import Drawing, label, panels, short, text
 from orchestrator.compare.multipliers import Held, held
-from orchestrator.compare.numbers import number
 from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.wording import number
 
 LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # whatever the ground, it shows where nothing moved
 

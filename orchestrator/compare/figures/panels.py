@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.compare.sections.section import Section
+from orchestrator.compare.wording import elide
 
 NARROWEST = 720  # pixels that a figure is given at least
 CHARACTER = 7.5  # pixels
@@ -48,7 +49,7 @@ def text(name: str) -> str:
 
 def short(name: str, longest: int = LONGEST) -> str:
     """`text`, with an ellipsis for what is beyond `longest` characters."""
-    return text(name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…")
+    return text(elide(name, longest))
 
 
 def width_of(cols: int) -> float:

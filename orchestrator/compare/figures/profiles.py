@@ -13,15 +13,15 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.endings import ending_of_pairs, last_readings
 from orchestrator.compare.figures.marks import EXTRA, Arm, arms_of, runs_and_mean, seeds_and_mean
 from orchestrator.compare.figures.panels import Drawing, apart, focus, guide, label, mean_profile, panels, spoken, text
-from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import Interval, interval, mean_of_known
+from orchestrator.compare.symmetry import PAPER_SPREAD
+from orchestrator.compare.wording import number, signed, span
 
 UNEVENNESS = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}
 RANKS = {"effective_rank.o": "o", "effective_rank.gate": "gate", "effective_rank.down": "down"}
 PAPER_BAND = 3.0  # the paper, §5: effective rank stayed within ±3 on every layer
-PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven model": 0.13}  # §7
 SHARES = 0.1  # of attention's share: the least that is drawn from the panel's bottom to its top
 
 

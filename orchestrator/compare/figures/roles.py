@@ -12,11 +12,12 @@ import plotly.graph_objects as go
 from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.endings import last_readings
 from orchestrator.compare.figures.panels import Drawing, label, panels, spoken, width_of
 from orchestrator.compare.migration import STATES, state
-from orchestrator.compare.numbers import number
 from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
+from orchestrator.compare.wording import number
 from orchestrator.palette import colour, letter, palest
 
 MOST_FREQUENT = "most frequent over the seeds"
@@ -111,9 +112,7 @@ def _moved(cell: CellResult) -> float | None:
 
 def _table(of_arm: dict[str, list[CellResult]], depth: int) -> Section:
     """The roles of every layer at the last reading, seed by seed."""
-    last = {
-        arm: [roles_of(reading) for cell in cells if (reading := cell.last_reading)] for arm, cells in of_arm.items()
-    }
+    last = {arm: [roles_of(reading) for reading in last_readings(cells)] for arm, cells in of_arm.items()}
     rows: list[list[Cell]] = [
         [
             str(i),

@@ -10,10 +10,12 @@ from urllib.parse import quote
 from orchestrator.compare.report.glossary import GLOSSARY, term_of
 from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.story import Finding, Scale
+from orchestrator.compare.wording import elide
 from orchestrator.palette import colour, letter
 
 LONG = 36  # characters of a cell, beyond which it may break
 WIDE, HIGH = 260, 50  # of a scale, in pixels
+SIDE, NAME = 18, 26  # characters of a side of a scale and of a term that have room
 
 
 def define(term: str | None, *, named: bool = False) -> str:
@@ -23,7 +25,7 @@ def define(term: str | None, *, named: bool = False) -> str:
     title = escape(GLOSSARY[term].title)
     return (
         f"<a class='define{' named' if named else ''}' href='#define-{term}' title='{title}' "
-        f"aria-label='Definition: {title}'>{escape(shorten(GLOSSARY[term].title, 26)) if named else '?'}</a>"
+        f"aria-label='Definition: {title}'>{escape(elide(GLOSSARY[term].title, NAME)) if named else '?'}</a>"
     )
 
 
@@ -41,26 +43,37 @@ def _code(text: str) -> str:
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def table(section: Section, *, level: int = 3) -> str:
-    """A section as a table whose columns sort on a click, with its notes under it."""
+def table(section: Section, *, level: int = 3, marked: bool = True) -> str:
+    """A section as a table with its notes under it; `marked` with what its heads mean.
+
+    Its columns sort on a click, unless it has a quantity in every row, which then carry the marks.
+    """
+    by_row = not section.columns[0]
+    terms = {name: section.terms.get(name, term_of(name)) if marked else None for name in _heads(section, by_row)}
     head = "".join(
-        f"<th scope='col'><button>{escape(name)}</button>{define(section.terms.get(name, term_of(name)))}</th>"
+        f"<th scope='col'>{escape(name) if by_row else f'<button>{escape(name)}</button>'}{define(terms[name])}</th>"
         if name
         else "<td></td>"
         for name in section.columns
     )
-    rows = "".join(f"<tr>{''.join(map(_td, row, range(len(row))))}</tr>" for row in section.rows)
+    rows = "".join(
+        f"<tr><th scope='row'{_wraps(first)}>{cell(first)}{define(terms.get(str(first))) if by_row else ''}</th>"
+        f"{''.join(f'<td{_wraps(value)}>{cell(value)}</td>' for value in rest)}</tr>"
+        for first, *rest in section.rows
+    )
     notes = "".join(f"<p class='note'>{escape(note)}</p>" for note in section.notes)
     return (
-        f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='sorts' "
+        f"<h{level}>{escape(section.title)}</h{level}><div class='scroll'><table class='{'' if by_row else 'sorts'}' "
         f"aria-label='{escape(section.title)}'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{notes}"
     )
 
 
-def _td(value: Cell, column: int) -> str:
-    """A cell; the first of a row names it."""
-    wraps = " class='wrap'" if isinstance(value, str) and len(value) > LONG else ""
-    return f"<th scope='row'{wraps}>{cell(value)}</th>" if column == 0 else f"<td{wraps}>{cell(value)}</td>"
+def _heads(section: Section, by_row: bool) -> list[str]:
+    return [*section.columns, *(str(row[0]) for row in section.rows if by_row)]
+
+
+def _wraps(value: Cell) -> str:
+    return " class='wrap'" if isinstance(value, str) and len(value) > LONG else ""
 
 
 def cell(value: Cell) -> str:
@@ -110,14 +123,9 @@ def scale(s: Scale) -> str:
         f"<rect class='band' x='{at(s.band[0])}' y='4' width='{round(at(s.band[1]) - at(s.band[0]), 1)}' height='26'/>"
         f"<line class='none' x1='{at(s.none)}' x2='{at(s.none)}' y1='2' y2='32'/>{interval}"
         f"<circle class='estimate' cx='{at(s.value)}' cy='17' r='5'/>"
-        f"<text class='side' x='2' y='46'>← {escape(shorten(s.sides[0]))}</text>"
-        f"<text class='side' x='{WIDE - 2}' y='46' text-anchor='end'>{escape(shorten(s.sides[1]))} →</text></svg>"
+        f"<text class='side' x='2' y='46'>← {escape(elide(s.sides[0], SIDE))}</text>"
+        f"<text class='side' x='{WIDE - 2}' y='46' text-anchor='end'>{escape(elide(s.sides[1], SIDE))} →</text></svg>"
     )
-
-
-def shorten(text: str, most: int = 18) -> str:
-    """Text that has to fit, cut with an ellipsis."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def bullets(items: Iterable[str]) -> str:

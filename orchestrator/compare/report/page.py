@@ -12,12 +12,12 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures import Drawing
-from orchestrator.compare.numbers import listed
 from orchestrator.compare.report.chapters import Chapter, chapters
 from orchestrator.compare.report.document import document
 from orchestrator.compare.report.html import bullets, card, define, table
 from orchestrator.compare.sections import glance, many_arms
 from orchestrator.compare.story import findings
+from orchestrator.compare.wording import listed
 from orchestrator.palette import arm_line
 
 TITLE = 44  # pixels that a figure's own title takes, which the page prints instead
@@ -89,7 +89,7 @@ def _figure(name: str, drawing: Drawing) -> str:
         f"<div class='scroll'><div class='plot' data-figure='{name}' style='height:{height}px' role='img' "
         f"aria-label='{escape(drawing.title)}' aria-describedby='words-{name}'></div></div>"
         f"<details><summary>In words and numbers</summary><p id='words-{name}'>{escape(drawing.text)}</p>"
-        f"{table(drawing.table) if drawing.table else ''}</details></figure>"
+        f"{table(drawing.table, marked=False) if drawing.table else ''}</details></figure>"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.numbers import number
 from orchestrator.compare.sections.delivery import delivery
 from orchestrator.compare.sections.inside import budgets, layers, multipliers, spreads
 from orchestrator.compare.sections.outcomes import (
@@ -17,6 +16,7 @@ from orchestrator.compare.sections.outcomes import (
 )
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.story import findings
+from orchestrator.compare.wording import number
 
 MANY_ARMS = 4  # beyond which a terminal shows one line per arm
 

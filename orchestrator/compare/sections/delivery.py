@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.expectations import least_seeds
-from orchestrator.compare.numbers import number, span
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.stated import stated_afterwards
 from orchestrator.compare.statistics import ALPHA
+from orchestrator.compare.wording import number, span
 
 
 def delivery(c: Comparison) -> Section:

@@ -6,15 +6,22 @@ from typing import Any
 
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
+from orchestrator.compare.conservation import THRESHOLDS
 from orchestrator.compare.endings import Ending, ending_of_cells, ending_of_pairs
 from orchestrator.compare.flattening import mean_flattening
 from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.numbers import listed, number, signed, span
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
+from orchestrator.compare.symmetry import PAPER_SPREAD
+from orchestrator.compare.wording import listed, number, signed, span
 
-COUNTED = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
+BUDGET_TERMS = {  # of its rows
+    "a (by chance)": "saturated_robust_expected", "b (by chance)": "saturated_robust_expected",
+    "ratio b / a": "conservation", "90 % interval": "conservation", "ratio by chance": "conservation",
+    "centre of a, 0…1": "centre", "centre of b": "centre", "shift, b − a": "centre", "95 % interval": "interval",
+    "distance": "centre", "verdict": "conservation",
+}  # fmt: skip
 MARKS = {1: "▲", 0: " ", -1: "▼"}  # a multiplier above its cell's mean, either, below it in every seed
 WORDS_UP_TO = 2  # seeds whose roles are written as words; more are letters
 
@@ -126,7 +133,7 @@ def budgets(c: Comparison, arm: str) -> Section:
     for r in c.conservation:
         if r.arm != arm:
             continue
-        columns.append(COUNTED[r.reference])
+        columns.append(THRESHOLDS[r.reference])
         beside = [(r.budget_a, r.expected_a), (r.budget_b, r.expected_b)]
         values = [
             *(f"{number(b, 0)} ({number(e, 0)})" for b, e in beside), number(r.ratio, 2), span(r.low, r.high, 2),
@@ -136,13 +143,13 @@ def budgets(c: Comparison, arm: str) -> Section:
         for row, value in zip(rows, values, strict=True):
             row.append(value)
         if r.sentence:
-            said.setdefault(r.sentence, []).append(COUNTED[r.reference])
+            said.setdefault(r.sentence, []).append(THRESHOLDS[r.reference])
     legend = "Counted over the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std."
     notes = [f"{', '.join(counts)}: {sentence}" for sentence, counts in said.items()]
     when = _ending(c, [c.baseline, arm])
     at = "" if when.step is None else f" at {when.when}"
     title = f"Specialist budget: saturated FFN positions of the whole stack{at}, mean over seeds"
-    return Section(title, columns, rows, [legend, *notes])
+    return Section(title, columns, rows, [legend, *notes], BUDGET_TERMS)
 
 
 def spreads(c: Comparison) -> Section:
@@ -165,7 +172,7 @@ def spreads(c: Comparison) -> Section:
         f"Symmetry: spread of attention's share of the energy over the layers at {when}",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        ["The paper has 0.014 for its vanilla model and 0.13 for its reward-driven one.", *notes],
+        [f"Beside it: {', '.join(f'{name} {std:g}' for name, std in PAPER_SPREAD.items())}.", *notes],
         {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.numbers import signed
 from orchestrator.compare.provenance import constant, differences
 from orchestrator.compare.sections.section import Cell, Section
+from orchestrator.compare.wording import signed
 
 
 def costs(c: Comparison) -> Section:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.numbers import number, signed, span
 from orchestrator.compare.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.stated import stated_afterwards
 from orchestrator.compare.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
+from orchestrator.compare.wording import number, signed, span
 
 
 def arm_losses(c: Comparison) -> Section:

@@ -33,5 +33,6 @@ class Section:
     columns: list[str]
     rows: Sequence[Sequence[Cell]]
     notes: list[str] = field(default_factory=list)
-    # head → the report's definition of it (null: none), where it does not mean here what it means elsewhere
+    # head → the report's definition of it (null: none), where it does not mean here what it means elsewhere;
+    # where the first column has no head, also what stands in it
     terms: Mapping[str, str | None] = field(default_factory=dict)

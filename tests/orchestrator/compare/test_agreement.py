@@ -15,8 +15,8 @@ from rich.console import Console
 
 from orchestrator.compare import compare
 from orchestrator.compare.comparison import compute
-from orchestrator.compare.numbers import number, signed
 from orchestrator.compare.summary import print_summary
+from orchestrator.compare.wording import number, signed
 from orchestrator.projection import comparison_summary
 
 Write = Callable[..., Path]

@@ -66,6 +66,14 @@ def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
     assert term(outcomes.paired_losses(c, "p"), "p") == "p"
 
 
+def test_a_quantity_in_every_row_carries_its_mark_and_does_not_sort(rich: Comparison) -> None:
+    page = table(inside.budgets(rich, "variable"))
+    for name, key in (("ratio b / a", "conservation"), ("shift, b − a", "centre"), ("verdict", "conservation")):
+        assert f"<th scope='row'>{name}<a class='define' href='#define-{key}'" in page
+    assert "<button>" not in page
+    assert "class='define'" not in table(inside.budgets(rich, "variable"), marked=False)
+
+
 def every_section(c: Comparison) -> Iterator[Section]:
     yield from sections(c)
     yield glance(c)
@@ -75,7 +83,8 @@ def every_section(c: Comparison) -> Iterator[Section]:
 
 def test_every_term_is_defined_and_of_a_column(rich: Comparison) -> None:
     for section in every_section(rich):
-        assert set(section.terms) <= set(section.columns), section.title
+        rows = [] if section.columns[0] else [row[0] for row in section.rows]
+        assert set(section.terms) <= {*section.columns, *rows}, section.title
         opened = {section.terms.get(head, term_of(head)) for head in section.columns}
         assert opened - {None} <= set(GLOSSARY), section.title
 

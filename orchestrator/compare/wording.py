@@ -1,4 +1,4 @@
-"""How numbers are written in sentences and tables; a dash is what is not known."""
+"""How numbers, seeds and long names are written; a dash is what is not known."""
 
 from __future__ import annotations
 
@@ -32,3 +32,8 @@ def listed(seeds: Iterable[int]) -> str:
     if len(known) > 3 and known == list(range(known[0], known[0] + len(known))):
         return f"{known[0]}…{known[-1]}"
     return ", ".join(map(str, known))
+
+
+def elide(text: str, most: int) -> str:
+    """Text that has to fit, with an ellipsis for what is beyond `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
