@@ -21,7 +21,8 @@ def never() -> bool:
 def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) -> Iterator[bool]:
     """Hold the lock for the length of the block; yields whether it was got.
 
-    Without `wait` it is got now or not at all; with it, when it is free or `give_up` says to stop waiting.
+    Without `wait` it is got now or not at all; with it, when it is free or `give_up` says to stop waiting. On a
+    file system without locks everybody gets it.
     Raises `UserError` where the file cannot be made.
     """
     try:
@@ -30,24 +31,30 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): choose a writable place, or make this one so.") from error
     with file:
-        while not (got := _try(file.fileno(), fcntl.LOCK_EX)) and wait and not give_up():
+        while not (got := _try(file.fileno(), fcntl.LOCK_EX) is not False) and wait and not give_up():
             time.sleep(POLL_SECONDS)
         yield got
 
 
-def is_held(path: Path) -> bool:
-    """Whether somebody holds the lock at this moment. Needs no permission to write."""
+def is_held(path: Path) -> bool | None:
+    """Whether somebody holds the lock at this moment; null where the file system has no locks.
+
+    Needs no permission to write.
+    """
     try:
         file = path.open()
     except OSError:
         return False
     with file:
-        return not _try(file.fileno(), fcntl.LOCK_SH)
+        got = _try(file.fileno(), fcntl.LOCK_SH)
+        return None if got is None else not got
 
 
-def _try(descriptor: int, kind: int) -> bool:
+def _try(descriptor: int, kind: int) -> bool | None:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:  # some file systems of clusters
+        return None
     return True

@@ -1,0 +1,200 @@
+"""Who runs a cell: attempts that claim it one after another, beat while they live, and stop when one follows them.
+
+An attempt is a file of the cell, `attempts/<number>.json`, made in one stroke: of any number of processes on any
+number of machines one gets the number. Its holder keeps the file locked, which tells everybody on the same machine
+that it lives, and touches it again and again, which tells all others. The highest number has the cell: whoever finds
+a higher one than its own writes nothing more.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from orchestrator import locks
+from orchestrator.errors import UserError
+
+BEAT_SECONDS = 10.0
+LEASE_SECONDS = 90.0  # without a beat; file systems of clusters show a change up to a minute late
+POLL_SECONDS = 0.2
+RELEASED = 0.0  # the last beat of who gave the cell back, seconds since the epoch
+
+
+class Superseded(Exception):
+    """A later attempt has the cell: this one must not write any more."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One attempt, as its file tells of it."""
+
+    number: int
+    job: str  # of the scheduler, or the process
+    restart: int  # how often the scheduler had started that job before
+    host: str
+    boot: str  # identity of the running kernel; empty where it has none
+    pid: int
+    path: Path
+
+    def is_here(self) -> bool:
+        """Whether its process, if it lives, runs under this kernel."""
+        return bool(self.boot) and self.boot == _boot()
+
+    def beat(self) -> float:
+        """When it was last touched, seconds since the epoch; `RELEASED` where it was given back."""
+        try:
+            return self.path.stat().st_mtime
+        except OSError:
+            return RELEASED
+
+    def is_alive(self) -> bool:
+        """Whether its process runs, as far as can be told from here at this moment."""
+        if self.is_here() and (held := locks.is_held(self.path)) is not None:
+            return held
+        return time.time() - self.beat() < LEASE_SECONDS
+
+    def is_stale(self) -> bool:
+        """Whether its process should have touched it long ago, though nothing else says that it is gone."""
+        return RELEASED < self.beat() < time.time() - LEASE_SECONDS
+
+
+class Lease:
+    """A claim that this process holds."""
+
+    def __init__(self, claim: Claim, file: IO[str]) -> None:
+        self.claim, self._file = claim, file
+        self._next = path_of(claim.path.parents[1], claim.number + 1)
+        self._ended = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._pulse.start()
+
+    @property
+    def number(self) -> int:
+        """1 for the first attempt."""
+        return self.claim.number
+
+    def check(self) -> None:
+        """Raise `Superseded` where a later attempt has claimed the cell. Asked before every write."""
+        if self._next.exists():
+            raise Superseded(
+                f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell."
+            )
+
+    def release(self) -> None:
+        """Give the cell back, so that the next attempt need not wait for silence."""
+        self._ended.set()
+        self._pulse.join()
+        with suppress(OSError):
+            os.utime(self.claim.path, (RELEASED, RELEASED))
+        self._file.close()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_SECONDS):
+            with suppress(OSError):  # a full or unreachable disk; the next write of the cell will say so
+                os.utime(self.claim.path)
+
+
+def path_of(cell_dir: Path, number: int) -> Path:
+    """Where the claim of an attempt lies."""
+    return cell_dir / "attempts" / f"{number:04d}.json"
+
+
+def newest(cell_dir: Path) -> Claim | None:
+    """The claim that has the cell, or had it last; null where it was never claimed."""
+    for path in sorted((cell_dir / "attempts").glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True):
+        with suppress(OSError, ValueError, TypeError):
+            return Claim(**json.loads(path.read_text()), path=path)
+        return Claim(int(path.stem), "", 0, "", "", 0, path)  # unreadable: its number and its beat still count
+    return None
+
+
+def is_held(cell_dir: Path) -> bool:
+    """Whether a process runs the cell, as far as can be told from here at this moment."""
+    claim = newest(cell_dir)
+    return claim is not None and claim.is_alive()
+
+
+@contextmanager
+def hold(
+    cell_dir: Path, job: str = "", restart: int = 0, *, give_up: Callable[[], bool] = locks.never
+) -> Iterator[Lease | None]:
+    """Have the cell for the length of the block: when who has it now ends or falls silent. None where `give_up` says
+    to stop waiting.
+
+    An earlier run of the same job is not waited for: its scheduler has declared it dead.
+    Raises `UserError` where the claim cannot be written.
+    """
+    lease = None
+    while lease is None and not give_up():
+        before = newest(cell_dir)
+        if before is None or _same_job(before, job, restart) or _ends(before, give_up):
+            lease = _claim(cell_dir, before.number + 1 if before else 1, job, restart)
+    try:
+        yield lease
+    finally:
+        if lease is not None:
+            lease.release()
+
+
+def _same_job(before: Claim, job: str, restart: int) -> bool:
+    return bool(job) and before.job == job and before.restart < restart
+
+
+def _ends(claim: Claim, give_up: Callable[[], bool]) -> bool:
+    """Wait for its end, by its lock or by its silence on this process's own clock; False where `give_up` says so."""
+    seen, since = claim.beat(), time.monotonic()
+    while not give_up():
+        held = locks.is_held(claim.path) if claim.is_here() else None
+        beat = claim.beat()
+        if held is False or beat == RELEASED or path_of(claim.path.parents[1], claim.number + 1).exists():
+            return True
+        if beat != seen:
+            seen, since = beat, time.monotonic()
+        if held is None and time.monotonic() - since > LEASE_SECONDS:
+            return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _claim(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
+    """Attempt `number`, locked before anybody can see it; None where another process was faster."""
+    path = path_of(cell_dir, number)
+    claim = Claim(number, job, restart, platform.node(), _boot(), os.getpid(), path)
+    partial = path.with_name(f".{number:04d}.{platform.node()}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = partial.open("w")
+        try:
+            with suppress(OSError):  # where there are no locks, beats have to do
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            json.dump({key: value for key, value in asdict(claim).items() if key != "path"}, file)
+            file.flush()
+            os.link(partial, path)
+        except BaseException:
+            file.close()
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
+    return Lease(claim, file)
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
