@@ -95,12 +95,12 @@ def list_experiments(console: Console) -> None:
 def run(overrides: Sequence[str], swept: Sequence[str], console: Console) -> int:
     """Plan, train what is unfinished, compare; return the exit code. Raises `UserError`."""
     from orchestrator import data, launch, plan, tracker
-    from orchestrator.compare import compare, print_summary
     from orchestrator.directory import open_directory, refuse_another
     from orchestrator.experiment import experiment_of
 
     experiment = experiment_of(overrides, compose, swept=swept)
     refuse_another(experiment)
+    launch.check_jobs(experiment)
     for config in experiment.arms.values():
         launch.check(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)
@@ -113,13 +113,30 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console) -> int
             data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
     open_directory(experiment)
     ran = launch.launch(experiment, console)
-    if not ran:
-        console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
+    return conclude(experiment, console, ran=bool(ran))
+
+
+def conclude(experiment: Experiment, console: Console, *, ran: bool = True) -> int:
+    """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
+    from orchestrator import launch, tracker
+    from orchestrator.compare import compare, print_summary
+    from orchestrator.forensics.layout import counted
+
+    if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
+        console.print(
+            f"{counted(len(elsewhere), 'cell')} with Slurm: python -m orchestrator.status {experiment.directory} "
+            "shows how they fare (--watch), and --cancel ends them. The comparison follows by itself.",
+            markup=False,
+            soft_wrap=True,
+        )
+        return 0
     code, finished = _report_unfinished(experiment)
+    if not ran and not code:
+        console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
     if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
         comparison = compare(experiment.directory)
         print_summary(comparison, console)
-        if ran:
+        if ran and not elsewhere:  # else the job that compared has logged it
             tracker.log_comparison(experiment.config, comparison)
     return code
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from orchestrator import checkpoint, ledger, schedule
 from orchestrator.errors import UserError
 from orchestrator.experiment import reward_rows
-from orchestrator.readings import READERS, InJob, InThread, Readings
+from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
@@ -167,6 +167,7 @@ class WriteLedger(Callback):
             "tokens_per_second": round((run.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
             "attempt": run.attempt,
         }
+        run.fence()
         ledger.append(run.cell_dir / "ledger.jsonl", record)
         run.record, run.logged = record, run.step
         self.losses.zero_()
@@ -189,25 +190,29 @@ class SaveCheckpoint(Callback):
 
 
 class ReadLayers(Callback):
-    """Forensics of every checkpoint that is due for it, beside training, which waits for it only at its last step.
+    """Forensics of every checkpoint that is due for it, beside training, which waits for it only after its last step.
 
     What a crash or a signal left unread is read by the next attempt.
     """
 
-    reader: InThread | InJob | None = None
+    reader: Reader | None = None
 
     def start(self, run: Run) -> None:
         self.readings = Readings(run.cell_dir, run.config)
-        self.reader = READERS[run.config.forensics.where](self.readings)
+        self.reader = READERS[run.config.forensics.where, run.config.launcher.kind](self.readings)
         for path in self.readings.unread():
             self.reader.add(path)
-        self._hear_of(self.reader, run)
 
     def after_step(self, run: Run) -> None:
         assert self.reader is not None
         if run.due(run.config.forensics.every):
             self.reader.add(checkpoint.path_of(run.checkpoints, run.step))
-        self._hear_of(self.reader, run)
+        self.reader.is_busy()  # raises what a reading raised
+
+    def is_busy(self, run: Run) -> bool:
+        assert self.reader is not None
+        self.reader.take_part()
+        return self.reader.is_busy()
 
     def finish(self, run: Run) -> None:
         self._close()
@@ -218,13 +223,6 @@ class ReadLayers(Callback):
 
     def needs(self, path: Path) -> bool:
         return self.readings.is_unread(path)
-
-    def _hear_of(self, reader: InThread | InJob, run: Run) -> None:
-        """Raise what a reading raised; after the last step, wait for all of them."""
-        if run.step == run.last_step:
-            reader.wait()
-        else:
-            reader.check()
 
     def _close(self) -> None:
         if self.reader is not None:

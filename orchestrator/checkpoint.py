@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import sys
@@ -46,15 +47,22 @@ def saved(directory: Path) -> list[Path]:
     return sorted((p for p in directory.glob("step_*") if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+def save(
+    directory: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    fence: Callable[[], None] = lambda: None,
+) -> Path:
     """Write `tensors` (file stem → named tensors) and `state` as the checkpoint of `step`; return its path.
 
+    `fence` is called when all is written and nobody sees it yet, and may raise to leave it so.
     Raises `UserError` when the disk refuses. Whatever was on disk before stays as it was.
     """
     final = path_of(directory, step)
     if final.exists():
         return final  # the same step of the same run; resuming has already set damaged ones aside
-    partial = directory / f".{final.name}.partial"
+    partial = directory / f".{final.name}.{platform.node()}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -68,6 +76,7 @@ def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], stat
         (partial / "manifest.json").write_text(json.dumps({"schema": 1, "step": step, "files": files}, indent=1))
         _sync(partial / "manifest.json")
         _sync(partial)
+        fence()
         partial.rename(final)
         _sync(directory)
     except (OSError, SafetensorError) as error:
@@ -77,6 +86,12 @@ def save(directory: Path, step: int, tensors: dict[str, dict[str, Tensor]], stat
             "and run the same command again; the checkpoints before it are untouched."
         ) from error
     return final
+
+
+def clear_partial(directory: Path) -> None:
+    """Delete what processes that died while saving have left. Only for the one that has the cell."""
+    for partial in directory.glob(".step_*.partial"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def damage(path: Path) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from models.transformer import num_params
 from orchestrator import environment, schema
 from orchestrator.errors import UserError
-from orchestrator.experiment import Experiment, decoder_spec, training_flops
+from orchestrator.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.files import write_whole
 
 
@@ -48,11 +49,43 @@ def open_directory(experiment: Experiment) -> None:
         path = cell.directory / "config.yaml"
         if not path.exists():
             write_whole(path, schema.to_yaml(cell.config))
+        elif (known := schema.load(path)) != (now := _run_as(known, cell.config)):
+            write_whole(path, schema.to_yaml(now))
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
     described = _describe(experiment, recorded)
     if described != recorded:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
+
+
+def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
+    """The configuration that a cell has, to be run in the way that this launch wants it."""
+    return replace(
+        known,
+        launcher=now.launcher,
+        tracker=now.tracker,
+        data=replace(known.data, cache_dir=now.data.cache_dir),
+        train=replace(known.train, keep_checkpoints=now.train.keep_checkpoints),
+        forensics=replace(known.forensics, where=now.forensics.where),
+    )
+
+
+def reopen(path: Path) -> Experiment:
+    """The experiment in a run directory, as it was last launched. Raises `UserError` where there is none."""
+    recorded = _read(path / "experiment.yaml")
+    if not recorded:
+        raise UserError(f"{path} holds no experiment: name a directory that a run wrote, as outputs/width_ablation.")
+    places = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
+    launcher = schema.launcher_of(recorded.get("launcher", {}))
+    seeds = list(recorded["seeds"])
+    cells = [
+        Cell(replace(schema.load(place / "config.yaml"), launcher=launcher, seeds=seeds), place)
+        for place in places
+        if (place / "config.yaml").exists()
+    ]
+    if not cells:
+        raise UserError(f"{path} has no cell: run the experiment's own command again.")
+    return Experiment(path.name, replace(cells[0].config, name=path.name), path, tuple(cells))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -101,6 +134,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **_asked(experiment),
         **stated,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
+        "launcher": schema.plain(config.launcher),  # what else there is to know of starting it again
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(before, code, now),
         "stated": _appended(_stated(recorded), deepcopy(stated), now),  # a copy, lest YAML writes a reference

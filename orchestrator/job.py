@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, ledger, locks, schema, status
+from orchestrator import checkpoint, lease, ledger, retry, scheduler, schema
 from orchestrator.environment import environment
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
@@ -21,50 +24,100 @@ from orchestrator.run import Run
 from orchestrator.schema import Config
 from orchestrator.train import StopSignal, train_cell
 
+FAILED = {"failed", "crashed"}
+REQUEUED = 128 + signal.SIGTERM  # exit code of a process that Slurm will start again
 
-def run_job(cell_dir: str, gpu: str | None = None) -> str:
-    """The body of a job: run or resume one cell and leave its outcome in the manifest; return the state.
 
-    `gpu` is the one device it may see, as CUDA_VISIBLE_DEVICES names it. Waits for a process that may still be
-    running the cell (one that outlived its launcher), then finds the cell finished or goes on from where that
-    process left it. Never raises: a failed cell is a recorded state.
+@dataclass(frozen=True)
+class CellJob:
+    """The body of a job: run or resume one cell and leave its outcome in the manifest.
+
+    `gpu` is the one device it may see, as CUDA_VISIBLE_DEVICES names it.
     """
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    path = Path(cell_dir)
+
+    cell_dir: str
+    gpu: str | None = None
+
+    def __call__(self) -> str:
+        """The state of `run_job`; on a cluster a cell that failed ends its process with a code that says so."""
+        if self.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
+        state = run_job(Path(self.cell_dir))
+        if state in FAILED and scheduler.this_job():
+            sys.exit(2)
+        return state
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts again where a signal comes before `run_job` takes the signals over: the same."""
+        return DelayedSubmission(self)
+
+
+def run_job(path: Path) -> str:
+    """Run or resume the cell in `path` and leave its outcome in the manifest; return the state.
+
+    Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
+    finished or goes on from where that process left it. Never raises: a failed cell is a recorded state.
+    """
+    here = scheduler.this_job() or scheduler.ThisJob(_process(), 0)
     try:
         with (
             StopSignal() as stop,
-            locks.hold(status.cell_lock(path), give_up=lambda: stop.received is not None) as free,
+            lease.hold(path, here.id, here.restart, give_up=lambda: stop.received is not None) as held,
         ):
-            if not free:
+            if held is None:
                 return "stopped"  # and the process that holds the cell goes on
-            return "done" if is_finished(path) else _run(path, stop)
+            return "done" if is_finished(path) else _run(path, stop, held, here.id)
+    except lease.Superseded as end:
+        print(end, file=sys.stderr)
+        return "superseded"
     except UserError as error:  # not even the manifest could be written
         print(error, file=sys.stderr)
         return "failed"
 
 
-def _run(path: Path, stop: StopSignal) -> str:
+def _run(path: Path, stop: StopSignal, held: lease.Lease, job: str) -> str:
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
-    attempt, job = manifest.attempts(cell) + 1, _job_id()
+    whose = scheduler.SLURM if scheduler.this_job() else ""
+    _record_silent_end_of(path, held.number)
 
-    def note(state: str, reason: str = "", where: dict[str, Any] | None = None) -> str:
-        manifest.append(cell, state, attempt=attempt, job=job, reason=reason, environment=where)
+    def note(state: str, reason: str = "", **more: Any) -> str:
+        held.check()
+        manifest.append(cell, state, attempt=held.number, job=job, reason=reason, scheduler=whose, **more)
         return state
 
     def started(run: Run, warnings: list[str]) -> None:
         reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
-        note("running", reason, environment(run.device))
+        note("running", reason, environment=environment(run.device))
 
+    def leave() -> None:
+        """Give the job back to its scheduler, which starts it again if that is not what it is ending."""
+        requeued = not scheduler.is_ending(job)
+        note("preempted" if requeued else "stopped", f"by {stop.received}")
+        held.release()
+        if requeued and not scheduler.requeue(job):
+            manifest.append(cell, "stopped", attempt=held.number, job=job, reason="Slurm did not take it back")
+        sys.stdout.flush()
+        os._exit(REQUEUED)
+
+    if whose:
+        stop.leave = leave
     try:
-        finished = train_cell(path, stop, attempt, started)
+        finished = train_cell(path, stop, held.number, held.check, started)
     except UserError as error:
         return note("failed", str(error))
     except Exception as error:
         traceback.print_exc()
-        return note("failed", f"{type(error).__name__}: {error}")
+        return note("crashed", f"{type(error).__name__}: {error}", saved=retry.newest_checkpoint(path))
     return note("done" if finished else "stopped")
+
+
+def _record_silent_end_of(path: Path, attempt: int) -> None:
+    """Record that the attempt before `attempt` died, where it was running and nobody has said so yet."""
+    cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
+    before = manifest.last().get(cell)
+    if before is not None and before.state == "running" and before.attempt < attempt:
+        reason = "its process, or its machine, ended without a word"
+        retry.died(manifest, cell, reason, attempt=before.attempt, job=before.job)
 
 
 def is_finished(cell_dir: Path) -> bool:
@@ -88,8 +141,8 @@ def _config_of(cell_dir: Path) -> Config:
     return schema.load(cell_dir / "config.yaml")
 
 
-def _job_id() -> str:
-    """What the scheduler calls this job; the process, where there is none."""
+def _process() -> str:
+    """What the launcher that started this process calls it; the process, where there is none."""
     try:
         return submitit.JobEnvironment().job_id
     except RuntimeError:
@@ -103,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("usage: python -m orchestrator.job CELL_DIR (a directory with a config.yaml)", file=sys.stderr)
         return 2
     path = Path(paths[0]).resolve()
-    state = run_job(str(path))
-    if state == "failed":
+    state = run_job(path)
+    if state in FAILED:
         last = Manifest(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
     return {"done": 0, "stopped": 130}.get(state, 2)

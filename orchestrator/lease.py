@@ -1,7 +1,7 @@
 """Who runs a cell: attempts that claim it one after another, beat while they live, and stop when one follows them.
 
-An attempt is a file of the cell, `attempts/<number>.json`, made in one stroke: of any number of processes on any
-number of machines one gets the number. Its holder keeps the file locked, which tells everybody on the same machine
+An attempt is a file of the cell, `attempts/<number>.json`: of any number of processes on any number of machines one
+gets to make it. Its holder keeps the file locked, which tells everybody on the same machine
 that it lives, and touches it again and again, which tells all others. The highest number has the cell: whoever finds
 a higher one than its own writes nothing more.
 """
@@ -86,9 +86,7 @@ class Lease:
     def check(self) -> None:
         """Raise `Superseded` where a later attempt has claimed the cell. Asked before every write."""
         if self._next.exists():
-            raise Superseded(
-                f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell."
-            )
+            raise Superseded(f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell.")
 
     def release(self) -> None:
         """Give the cell back, so that the next attempt need not wait for silence."""
@@ -124,6 +122,12 @@ def is_held(cell_dir: Path) -> bool:
     return claim is not None and claim.is_alive()
 
 
+def next_number(cell_dir: Path) -> int:
+    """The number that the next attempt will have, if none comes before it."""
+    claim = newest(cell_dir)
+    return claim.number + 1 if claim else 1
+
+
 @contextmanager
 def hold(
     cell_dir: Path, job: str = "", restart: int = 0, *, give_up: Callable[[], bool] = locks.never
@@ -134,11 +138,15 @@ def hold(
     An earlier run of the same job is not waited for: its scheduler has declared it dead.
     Raises `UserError` where the claim cannot be written.
     """
-    lease = None
+    lease, seen, since = None, None, time.monotonic()
     while lease is None and not give_up():
         before = newest(cell_dir)
-        if before is None or _same_job(before, job, restart) or _ends(before, give_up):
+        if (sign := before and (before.number, before.beat())) != seen:
+            seen, since = sign, time.monotonic()  # on this process's own clock: those of other machines may differ
+        if before is None or _same_job(before, job, restart) or _has_ended(before, time.monotonic() - since):
             lease = _claim(cell_dir, before.number + 1 if before else 1, job, restart)
+        else:
+            time.sleep(POLL_SECONDS)
     try:
         yield lease
     finally:
@@ -150,45 +158,31 @@ def _same_job(before: Claim, job: str, restart: int) -> bool:
     return bool(job) and before.job == job and before.restart < restart
 
 
-def _ends(claim: Claim, give_up: Callable[[], bool]) -> bool:
-    """Wait for its end, by its lock or by its silence on this process's own clock; False where `give_up` says so."""
-    seen, since = claim.beat(), time.monotonic()
-    while not give_up():
-        held = locks.is_held(claim.path) if claim.is_here() else None
-        beat = claim.beat()
-        if held is False or beat == RELEASED or path_of(claim.path.parents[1], claim.number + 1).exists():
-            return True
-        if beat != seen:
-            seen, since = beat, time.monotonic()
-        if held is None and time.monotonic() - since > LEASE_SECONDS:
-            return True
-        time.sleep(POLL_SECONDS)
-    return False
+def _has_ended(before: Claim, silent: float) -> bool:
+    """Whether its process is gone: by its lock, else by what it said, or by `silent` seconds without a beat."""
+    if before.is_here() and (held := locks.is_held(before.path)) is not None:
+        return not held
+    return before.beat() == RELEASED or silent > LEASE_SECONDS
 
 
 def _claim(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
-    """Attempt `number`, locked before anybody can see it; None where another process was faster."""
+    """Attempt `number`; None where another process was faster. Until it is whole, its beat alone says that it lives."""
     path = path_of(cell_dir, number)
     claim = Claim(number, job, restart, platform.node(), _boot(), os.getpid(), path)
-    partial = path.with_name(f".{number:04d}.{platform.node()}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("w")
-        try:
-            with suppress(OSError):  # where there are no locks, beats have to do
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            json.dump({key: value for key, value in asdict(claim).items() if key != "path"}, file)
-            file.flush()
-            os.link(partial, path)
-        except BaseException:
-            file.close()
-            raise
-        finally:
-            partial.unlink(missing_ok=True)
+        file = path.open("x")
     except FileExistsError:
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
+    with suppress(OSError):  # where there are no locks, beats have to do
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        json.dump({key: value for key, value in asdict(claim).items() if key != "path"}, file)
+        file.flush()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error}): make room.") from error
     return Lease(claim, file)
 
 

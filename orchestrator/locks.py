@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,19 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
     with file:
         while not (got := _try(file.fileno(), fcntl.LOCK_EX) is not False) and wait and not give_up():
             time.sleep(POLL_SECONDS)
+        if got:
+            file.truncate(0)
+            file.write(f"{platform.node()} {os.getpid()}")
+            file.flush()
         yield got
+
+
+def holder(path: Path) -> int | None:
+    """The process of this machine that holds the lock; null where none does."""
+    if not is_held(path):
+        return None
+    host, _, pid = path.read_text().rpartition(" ")
+    return int(pid) if host == platform.node() and pid.isdigit() else None
 
 
 def is_held(path: Path) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,9 @@ from orchestrator import ledger
 from orchestrator.errors import UserError
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
-STATES = ("submitted", "running", "done", "failed", "stopped")
+STATES = ("submitted", "running", "preempted", "crashed", "done", "failed", "stopped")
+COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one
+OPEN = ("submitted", "running", "preempted", "crashed")  # states that another one must follow
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Entry:
     attempt: int
     job: str
     reason: str
+    scheduler: str = ""  # that the job belongs to; empty for processes of a launcher
 
 
 class Manifest:
@@ -38,9 +42,12 @@ class Manifest:
         attempt: int,
         job: str = "",
         reason: str = "",
-        environment: dict[str, Any] | None = None,
+        **more: Any,
     ) -> None:
-        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`; of `running`, also where."""
+        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`, and what `more` there is to say.
+
+        `scheduler`: whose job it is; `environment`: of `running`, where; `saved`: of `crashed`, the newest checkpoint.
+        """
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {
             "time": time,
@@ -50,15 +57,27 @@ class Manifest:
             "job": job,
             "reason": reason,
         }
-        ledger.append(self.path, record | ({"environment": environment} if environment else {}))
+        ledger.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
 
     def last(self) -> dict[str, Entry]:
         """The newest entry of every cell that has one."""
-        return {r["cell"]: Entry(r["state"], r["attempt"], r["job"], r["reason"]) for r in self._records()}
+        return {r["cell"]: _entry(r) for r in self._records() if r["cell"] != COMPARISON}
 
-    def attempts(self, cell: str) -> int:
-        """How often `cell` has started to run."""
-        return sum(r["cell"] == cell and r["state"] == "running" for r in self._records())
+    def comparison(self) -> Entry | None:
+        """The newest entry of the job that compares; null where none was submitted."""
+        return next((_entry(r) for r in reversed(self._records()) if r["cell"] == COMPARISON), None)
+
+    def of(self, cell: str) -> list[ledger.Record]:
+        """All that was recorded of `cell`, in order."""
+        return [r for r in self._records() if r["cell"] == cell]
+
+    def cell_of(self, job: str) -> str | None:
+        """The cell that a scheduler's job was submitted for; null where it is none of ours."""
+        return next((r["cell"] for r in reversed(self._records()) if r["job"] == job and r.get("scheduler")), None)
+
+    def counted(self, state: str) -> dict[str, int]:
+        """Cell → how often it entered `state`."""
+        return Counter(r["cell"] for r in self._records() if r["state"] == state)
 
     def first_done(self) -> str | None:
         """When the first of the cells was done (UTC); null where none is."""
@@ -89,3 +108,7 @@ class Manifest:
                         "delete that line."
                     )
         return records
+
+
+def _entry(record: ledger.Record) -> Entry:
+    return Entry(record["state"], record["attempt"], record["job"], record["reason"], record.get("scheduler", ""))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import math
 import signal
 import sys
@@ -18,16 +19,18 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import submitit
 import torch
+from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, forensics, locks, schema, status
+from orchestrator import checkpoint, executors, forensics, lease, locks, scheduler, schema
 from orchestrator.errors import UserError
 from orchestrator.files import write_whole
 from orchestrator.forensics.analysis import DEFINITIONS
-from orchestrator.schema import Config, Where
+from orchestrator.schema import Config, LauncherKind, Where
 
 POLL_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,69 +128,106 @@ class InThread:
         """Read the checkpoint at `path` after those before it."""
         self.asked.append(self.pool.submit(self.readings.read, path))
 
-    def check(self) -> None:
-        """Raise what the readings made so far raised."""
+    def take_part(self) -> None:
+        """Nothing: nobody else reads for it."""
+
+    def is_busy(self) -> bool:
+        """Whether there are readings to come; raise what those made so far raised."""
         while self.asked and self.asked[0].done():
             self.asked.popleft().result()
-
-    def wait(self) -> None:
-        """Return when all is read; raise what a reading raised."""
-        while self.asked:
-            self.asked.popleft().result()
+        return bool(self.asked)
 
     def close(self) -> None:
         """Finish the reading in progress and leave the rest for another time."""
         self.pool.shutdown(cancel_futures=True)
 
 
-class InJob:
-    """Reads in a job of its own, which finds on disk what there is to read and ends when the cell does."""
+class Beside:
+    """Reads in jobs beside the training process, which takes part only in what is left after its last step.
+
+    A job that died is no reason to stop training: whatever it left is read in the end.
+    """
 
     def __init__(self, readings: Readings) -> None:
-        self.readings, self.job = readings, _submit(readings)
+        self.readings, self.folder = readings, readings.cell_dir.parents[1] / "jobs"
+        self.own: InThread | None = None
 
-    def add(self, path: Path) -> None:
-        """Nothing: the job has seen it."""
+    def take_part(self) -> None:
+        """Read what is left beside the jobs, so that it ends however they fare."""
+        if self.own is None:
+            self.own = InThread(self.readings)
+            for path in self.readings.unread():
+                self.own.add(path)
 
-    def check(self) -> None:
-        """Nothing: a job that died is no reason to stop training, for `wait` reads what it left."""
-
-    def wait(self) -> None:
-        """Take part in what is left, so that it ends however the job fares."""
-        for path in self.readings.unread():
-            self.readings.read(path)
+    def is_busy(self) -> bool:
+        """Whether there are readings to come of which this process does a part; raise what those raised."""
+        return self.own is not None and self.own.is_busy()
 
     def close(self) -> None:
-        """Nothing: the job reads what is left and ends when this process lets go of the cell."""
+        """Finish the reading in progress; the jobs read what is left."""
+        if self.own is not None:
+            self.own.close()
 
 
-READERS: dict[Where, type[InThread] | type[InJob]] = {Where.inline: InThread, Where.job: InJob}
+class InProcess(Beside):
+    """One process of this machine, which finds on disk what there is to read and ends when the cell does."""
+
+    def __init__(self, readings: Readings) -> None:
+        super().__init__(readings)
+        executor = executors.local(readings.config, self.folder)
+        (self.job,) = executors.submit(executor, ReadingsJob(str(readings.cell_dir), once=False))
+
+    def add(self, path: Path) -> None:
+        """Nothing: the process has seen it."""
 
 
-def executor(config: Config, folder: Path) -> submitit.Executor:
-    """What runs a cell's readings job, with its logs in `folder`: a process of this machine."""
-    local = submitit.LocalExecutor(folder=folder)
-    local.update_parameters(timeout_min=60 * config.launcher.timeout_hours)
-    return local
+class InSlurm(Beside):
+    """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits."""
+
+    def __init__(self, readings: Readings) -> None:
+        super().__init__(readings)
+        self.job: str | None = None
+
+    def add(self, path: Path) -> None:
+        """Submit a job, unless there is one that has not begun. Slurm may refuse: then the cell reads in the end."""
+        if self.job is not None and (known := scheduler.jobs([self.job])) and known[self.job].is_waiting:
+            return
+        nice = self.readings.config.launcher.slurm.side_nice
+        name = f"{self.readings.config.name}-readings"
+        try:
+            executor = executors.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
+            (job,) = executors.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
+        except (UserError, RuntimeError) as error:
+            log.warning("%s is left for the end of the cell: %s", path, error)
+            return
+        self.job = job.job_id
 
 
-def _submit(readings: Readings) -> submitit.Job[None]:
-    folder = readings.cell_dir.parents[1] / "jobs"
-    # A Ctrl-C reaches the whole group, and submitit's processes would answer it with a traceback. Ignored by
-    # inheritance, it stops the cell alone; the job ends after it.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        return executor(readings.config, folder).submit(run_job, str(readings.cell_dir))
-    except OSError as error:
-        raise UserError(f"{folder} cannot take a job ({error}): make room or make it writable.") from error
-    finally:
-        signal.signal(signal.SIGINT, previous)
+Reader = InThread | InProcess | InSlurm
+READERS: dict[tuple[Where, LauncherKind], type[Reader]] = {
+    (Where.inline, LauncherKind.debug): InThread,
+    (Where.inline, LauncherKind.local): InThread,
+    (Where.inline, LauncherKind.slurm): InThread,
+    (Where.job, LauncherKind.debug): InProcess,
+    (Where.job, LauncherKind.local): InProcess,
+    (Where.job, LauncherKind.slurm): InSlurm,
+}
 
 
-def run_job(cell_dir: str) -> None:
-    """The body of a readings job: `watch`. It may be killed at any moment: readings are written whole."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's own handler ignores it
-    watch(Path(cell_dir))
+@dataclass(frozen=True)
+class ReadingsJob:
+    """The body of a job that reads. It may be killed at any moment: readings are written whole."""
+
+    cell_dir: str
+    once: bool  # read what is there, rather than what comes as long as the cell is trained
+
+    def __call__(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's own handler ignores it
+        watch(Path(self.cell_dir), self.once)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts again when the job is preempted: the same."""
+        return DelayedSubmission(self)
 
 
 def watch(cell_dir: Path, once: bool = False) -> None:
@@ -195,7 +235,7 @@ def watch(cell_dir: Path, once: bool = False) -> None:
     readings = Readings(cell_dir, schema.load(cell_dir / "config.yaml"))
     torch.set_num_threads(readings.config.train.threads)
     while True:
-        training = locks.is_held(status.cell_lock(cell_dir))  # asked first: all that it saved is then seen below
+        training = lease.is_held(cell_dir)  # asked first: all that it saved is then seen below
         for path in readings.unread():
             if readings.read(path):
                 print(readings.path_of(path), flush=True)

@@ -34,6 +34,10 @@ class Callback:
     def finish(self, run: Run) -> None:
         """After the loop, when the run is done or stopped."""
 
+    def is_busy(self, run: Run) -> bool:
+        """After the last step: whether there is still something under way that the end must wait for."""
+        return False
+
     def fail(self, run: Run, reason: str) -> None:
         """After the loop, when an error ended it."""
 
@@ -60,8 +64,16 @@ class Run:
     beside weights and moments a restart needs only the step and what callbacks remember.
     """
 
-    def __init__(self, config: Config, cell_dir: Path, attempt: int, callbacks: Sequence[Callback]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        cell_dir: Path,
+        attempt: int,
+        callbacks: Sequence[Callback],
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
+        self.fence = fence  # raises where another attempt has the cell: called before every write
         self.device = _device(config.train.device)
         self.autocast = _autocast(config.train.precision, self.device)
         self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
@@ -82,6 +94,7 @@ class Run:
         self.folded: Callable[[], dict[str, Tensor]] = dict  # parameters that act otherwise than they are trained
         self.record: ledger.Record = {}
         self.logged = -1  # step of the ledger's last record
+        self.saved = -1  # step of the newest checkpoint that this run wrote or began from
         self.lr = 0.0
 
     @property
@@ -176,7 +189,11 @@ class Run:
             "trace": self.trace,
             "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
         }
-        path = checkpoint.save(self.checkpoints, self.step, tensors, state)
+        path = checkpoint.path_of(self.checkpoints, self.step)
+        if self.step != self.saved and path.exists():  # of an attempt that went on when it was thought dead
+            checkpoint.set_aside(path)
+        checkpoint.save(self.checkpoints, self.step, tensors, state, self.fence)
+        self.saved = self.step
         self.prune()
         return path
 
@@ -188,6 +205,8 @@ class Run:
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
+        self.fence()
+        checkpoint.clear_partial(self.checkpoints)
         path, warnings = self._newest_within_the_ledger()
         for newer in checkpoint.saved(self.checkpoints):
             if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
@@ -201,6 +220,7 @@ class Run:
         masters = checkpoint.read_tensors(path, "masters", required=False)
         self.model.load_state_dict(checkpoint.read_tensors(path, "model") | masters)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
+        self.saved = self.step
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
         beside = checkpoint.read_tensors(path, "callbacks", required=False)

@@ -118,6 +118,7 @@ class Where(StrEnum):
 class LauncherKind(StrEnum):
     local = "local"
     debug = "debug"
+    slurm = "slurm"
 
 
 class TrackerMode(StrEnum):
@@ -254,10 +255,34 @@ class ForensicsConfig:
 
 
 @dataclass
+class SlurmConfig:
+    """What a cell's job asks of Slurm; null leaves it to the cluster. Anything else goes into `options`."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: int = 0  # of one cell
+    cpus: int | None = None  # of one process of a cell; null: train.threads, and one for the readings beside it
+    memory_gb: float | None = None  # of one node
+    array: bool = True  # cells that begin together are tasks of one array, `launcher.parallel` of them at once
+    warning_seconds: int = 120  # before the time limit: a step and a checkpoint must fit in
+    setup: list[str] = field(default_factory=list)  # shell lines before the cell: module load cuda
+    options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
+    side_partition: str | None = None  # of the jobs beside the cells: readings, comparison; null: the same
+    side_qos: str | None = None
+    side_nice: int = 1000  # by how much the priority of readings is lowered
+
+
+@dataclass
 class LauncherConfig:
     kind: LauncherKind = LauncherKind.local
-    parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core
-    timeout_hours: float = 720.0
+    parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core; on Slurm all
+    timeout_hours: float = 720.0  # of one job; on Slurm a cell goes on after it, in the same job started again
+    retries: int = 2  # how often a cell that died is tried again without a new checkpoint
+    backoff_seconds: float = 10.0  # before the first of these tries; doubles with each
+    wait: bool = True  # slurm: watch the jobs until they have ended; false: submit and return
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
 
 @dataclass
@@ -309,9 +334,13 @@ POSITIVE = (
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
+    "launcher.backoff_seconds", "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
-NOT_NEGATIVE = ("optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup")
+NOT_NEGATIVE = (
+    "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
+    "launcher.slurm.gpus", "launcher.slurm.side_nice",
+)  # fmt: skip
 RESERVED = ("comparison", "jobs")  # what else lies beside the arms
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 
@@ -385,6 +414,23 @@ def load(path: Path) -> Config:
     return from_dictconfig(cfg)
 
 
+def plain(branch: Any) -> dict[str, Any]:
+    """One branch of the configuration as plain values, for YAML."""
+    container = OmegaConf.to_container(OmegaConf.structured(branch), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def launcher_of(recorded: dict[str, Any]) -> LauncherConfig:
+    """The launcher that `plain` wrote down. Raises `UserError` where it is none."""
+    try:
+        launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LauncherConfig), recorded))
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    assert isinstance(launcher, LauncherConfig)
+    return launcher
+
+
 def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
     """Dotted key → plain value, for comparing configurations."""
     plain = config if isinstance(config, dict) else asdict(config)
@@ -443,6 +489,9 @@ def validate(config: Config) -> None:
         )
     if not config.data.domains:
         raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
+    for option, value in flatten(config).items():
+        if option.startswith("launcher.slurm.") and any(c in str(value) for c in "\n\r\0"):
+            raise UserError(f"{option}={value!r} holds a line break, which a job script cannot: write it on one line.")
     for name, domain in config.data.domains.items():
         if not (domain.weight > 0 and math.isfinite(domain.weight)):
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,14 +16,25 @@ from orchestrator.callbacks import callbacks_for
 from orchestrator.run import Run
 from orchestrator.schema import Precision
 
+POLL_SECONDS = 0.05
+
 
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Turns SIGINT, SIGTERM and SIGUSR2 into a flag that the loop reads at its next step boundary."""
+    """Turns SIGINT, SIGTERM and SIGUSR2 into a flag that the loop reads at its next step boundary.
+
+    `leave` is what a process does that has been stopped and has saved, if there is more to do than to return.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.leave: Callable[[], None] = lambda: None
+
+    def deafen(self) -> None:
+        """Ignore all further signals, in this process and in those that it starts: it is on its way out."""
+        for number in self.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def __enter__(self) -> StopSignal:
         self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
@@ -40,17 +52,19 @@ def train_cell(
     cell_dir: Path,
     stop: StopSignal,
     attempt: int = 1,
+    fence: Callable[[], None] = lambda: None,
     on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
+    `fence` is called before every write, and raises where another attempt has taken the cell over.
     `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
     """
     config = schema.load(cell_dir / "config.yaml")
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
-    run = Run(config, cell_dir, attempt, callbacks_for(config))
+    run = Run(config, cell_dir, attempt, callbacks_for(config), fence)
     warnings = run.resume()
     on_start(run, warnings)
     return train(run, stop)
@@ -78,8 +92,12 @@ def _loop(run: Run, stop: StopSignal) -> None:
     while run.step < run.last_step and stop.received is None:
         run.update()
         _after_step(run)
+    while stop.received is None and any(callback.is_busy(run) for callback in run.callbacks):
+        time.sleep(POLL_SECONDS)
     if stop.received is not None:
+        stop.deafen()
         run.save()
+        stop.leave()
 
 
 def _after_step(run: Run) -> None:

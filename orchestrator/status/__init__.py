@@ -3,7 +3,7 @@
 Everything is read from the run directory, never from the processes: a cell's files and locks are all it says of itself.
 """
 
-from orchestrator.status.cells import CellStatus, cell_lock, experiment_lock, read_status
-from orchestrator.status.watch import Screen
+from orchestrator.status.cells import CellStatus, experiment_lock, read_status
+from orchestrator.status.watch import Screen, watch
 
-__all__ = ["CellStatus", "Screen", "cell_lock", "experiment_lock", "read_status"]
+__all__ = ["CellStatus", "Screen", "experiment_lock", "read_status", "watch"]

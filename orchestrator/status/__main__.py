@@ -21,10 +21,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 2 where there is nothing to show, else 0; with --watch, see `outcome`."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.status", description=__doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory, such as outputs/<name>")
-    parser.add_argument("--watch", action="store_true", help="go on until every cell has ended; Ctrl-C stops watching")
+    does = parser.add_mutually_exclusive_group()
+    does.add_argument("--watch", action="store_true", help="go on until every cell has ended; Ctrl-C stops watching")
+    does.add_argument(
+        "--resume",
+        nargs="?",
+        const="unfinished",
+        choices=["failed", "unfinished", "all"],
+        help="launch again the cells that failed, or (default) all that neither are done nor run nor wait, or also "
+        "zombies and those that wait, whose jobs are cancelled first",
+    )
+    does.add_argument("--cancel", action="store_true", help="end all its jobs and processes; cells save first")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 100)  # piped, rich would assume 80 columns
     try:
+        if options.resume:
+            return _resume(options.directory, options.resume, console)
+        if options.cancel:
+            from orchestrator.launch.again import cancel
+
+            cancel(options.directory, console)
+            return 0
         if options.watch:
             cells = watch(options.directory, console)
             counted = Counter(cell.state for cell in cells)
@@ -37,6 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _resume(directory: Path, which: str, console: Console) -> int:
+    """Launch cells again, and conclude as the experiment's own command does."""
+    from orchestrator.__main__ import conclude  # torch and the comparison: 3 s that a look at the status does without
+    from orchestrator.launch.again import resume
+
+    return conclude(resume(directory, which, console), console)
 
 
 if __name__ == "__main__":

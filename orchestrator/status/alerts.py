@@ -36,13 +36,39 @@ def alerts(status: CellStatus) -> list[Alert]:
 def ended_badly(s: CellStatus) -> Said:
     """A failed or lost cell, with the reason; of any other, what the manifest adds."""
     if s.state == "failed":
-        yield "critical", f"failed: {s.reason or 'no reason was left'}"
+        yield "critical", f"failed: {s.reason or 'no reason was left'}" + _told(s)
     elif s.state == "lost":
-        yield "critical", "lost: its process is gone (killed, or its machine is down): the same command resumes it."
+        yield (
+            "critical",
+            "lost: its process is gone (killed, or its machine is down): the same command resumes it." + _told(s),
+        )
     elif s.state == "missing":
         yield "critical", "its directory is gone: the same command trains it again."
+    elif s.state == "zombie":
+        yield (
+            "critical",
+            f"a zombie: its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too "
+            "long; --resume all cancels it and goes on from its newest checkpoint.",
+        )
     elif s.reason:
         yield "note", s.reason
+
+
+def interrupted(s: CellStatus) -> Said:
+    """How often a cell was taken off and how often it died, and came back."""
+    told = [f"{verb} {n} times" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
+    if told:
+        yield "note", " and ".join(told) + ("." if s.state == "done" else f"; this is attempt {s.attempt}.")
+
+
+def _interruptions(s: CellStatus) -> Iterator[tuple[str, int]]:
+    yield "preempted", s.preempted
+    yield "died", s.deaths
+
+
+def _told(s: CellStatus) -> str:
+    """The end of its log."""
+    return "".join(f"\n  {line}" for line in s.log)
 
 
 def pathology(s: CellStatus) -> Said:
@@ -77,7 +103,7 @@ def unread(s: CellStatus) -> Said:
     if s.plan is None:
         return
     due = sorted(t for t in s.saved - s.read if t % s.plan.read_every == 0 or t == s.steps)
-    if len(due) >= BEHIND or (due and s.state not in ("running", "submitted")):
+    if len(due) >= BEHIND or (due and s.state not in ("running", "queued", "preempted")):
         steps = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
         cure = "" if s.state == "running" else "; the same command reads what is left"
         yield "warn", f"{counted(len(due), 'checkpoint')} not read yet ({steps}){cure}."
@@ -89,4 +115,12 @@ def unreadable(s: CellStatus) -> Said:
         yield "warn", sentence
 
 
-RULES: tuple[Callable[[CellStatus], Said], ...] = (ended_badly, pathology, stale, damaged, unread, unreadable)
+RULES: tuple[Callable[[CellStatus], Said], ...] = (
+    ended_badly,
+    interrupted,
+    pathology,
+    stale,
+    damaged,
+    unread,
+    unreadable,
+)

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import islice, pairwise
 from pathlib import Path
 
 import yaml
 
-from orchestrator import ledger
+from orchestrator import lease, ledger
 from orchestrator.errors import UserError
 from orchestrator.locks import is_held
-from orchestrator.manifest import Entry, Manifest
+from orchestrator.manifest import OPEN, Entry, Manifest
+from orchestrator.scheduler import Job, recent_jobs
 from orchestrator.status.reading import Reading, newest
 
-OPEN = ("submitted", "running")  # states of the manifest that another one must follow
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
+LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
+STATES = (
+    "failed",
+    "lost",
+    "zombie",
+    "missing",
+    "running",
+    "preempted",
+    "stopped",
+    "queued",
+    "next",
+    "done",
+)  # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are
+SUBMITIT = re.compile(r"submitit (INFO|WARNING|ERROR) ")  # what the machinery says
 _STEP = re.compile(r"step_(\d+)(\.json)?")
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
@@ -41,8 +56,12 @@ class CellStatus:
     """One cell, as it was found at the time `seen`."""
 
     cell: str  # <arm>/seed=<k>
-    state: str  # next · submitted · running · done · failed · stopped · lost (its process) · missing (its files)
+    state: str  # one of `STATES`
     attempt: int = 0
+    job: str = ""
+    preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again
+    deaths: int = 0  # how often its process died
+    log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
     records: list[ledger.Record] = field(default_factory=list)  # the newest of its ledger
@@ -96,11 +115,6 @@ class CellStatus:
         return max((b["seconds"] - a["seconds"] for a, b in pairwise(self.records)), default=None)
 
 
-def cell_lock(cell_dir: Path) -> Path:
-    """The file whose lock a running cell holds."""
-    return cell_dir / ".lock"
-
-
 def experiment_lock(experiment_dir: Path) -> Path:
     """The file whose lock a launcher holds."""
     return experiment_dir / ".lock"
@@ -136,32 +150,55 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     last = manifest.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone
     told = _written(manifest.path)
-    held = {cell for cell, path in cells.items() if _is_open(last.get(cell)) and is_held(cell_lock(path))}
-    launching = is_held(experiment_lock(experiment_dir))
+    claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
+    held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
+    launching = bool(is_held(experiment_lock(experiment_dir)))
+    jobs = _jobs(experiment_dir, last)
     if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
-        last = manifest.last()  # a process leaves its last word before its lock: what it has said since counts
-    return [
-        status_of(path, last.get(cell), _state(path, last.get(cell), cell in held, launching), told)
-        for cell, path in cells.items()
-    ]
+        last = manifest.last()  # a process leaves its last word before its claim: what it has said since counts
+    counts = {state: manifest.counted(state) for state in ("preempted", "crashed")}
+    found = []
+    for cell, path in cells.items():
+        entry, claim = last.get(cell), claims.get(cell)
+        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, jobs.get(entry.job) if entry else None)
+        state = state_of(entry, sight) if path.is_dir() else "missing"
+        status = status_of(path, entry, state, told)
+        found.append(replace(status, preempted=counts["preempted"][cell], deaths=counts["crashed"][cell]))
+    return found
 
 
-def _state(path: Path, entry: Entry | None, held: bool, launching: bool) -> str:
-    return state_of(entry, held=held, launching=launching) if path.is_dir() else "missing"
+@dataclass(frozen=True)
+class Sight:
+    """What can be seen of a cell beside what the manifest says of it."""
+
+    held: bool = False  # its process lives, as far as can be told
+    stale: bool = False  # but has not said so for too long
+    launching: bool = False  # the experiment's launcher runs
+    job: Job | None = None  # its scheduler's, where there is one that knows it
 
 
-def state_of(entry: Entry | None, *, held: bool, launching: bool) -> str:
-    """The manifest's word where it is final; otherwise what the locks of cell and launcher say of it.
-
-    What a scheduler knows of jobs on other machines, queued or preempted, is to be asked here.
-    """
+def state_of(entry: Entry | None, sight: Sight) -> str:
+    """The manifest's word where it is final; otherwise what claim, launcher and scheduler say of it."""
     if entry is None:
         return "next"
     if not _is_open(entry):
         return entry.state
-    if held:
-        return "running"
-    return "submitted" if entry.state == "submitted" and launching else "lost"
+    if sight.held or (entry.scheduler and sight.stale and entry.state == "running"):
+        forgotten = sight.stale or (sight.job is not None and not sight.job.is_running)
+        return "zombie" if forgotten else "running"
+    if not entry.scheduler:
+        return "queued" if entry.state in ("submitted", "crashed") and sight.launching else "lost"
+    if sight.job is None:  # forgotten, or nobody here to ask
+        return "lost" if entry.state == "running" else "queued"
+    if sight.job.has_ended:
+        return "stopped" if sight.job.state.startswith("CANCELLED") else "lost"
+    return "preempted" if entry.state in ("preempted", "running") else "queued"
+
+
+def _jobs(experiment_dir: Path, last: dict[str, Entry]) -> dict[str, Job]:
+    """What the scheduler knows of the jobs of open cells."""
+    ids = {entry.job for entry in last.values() if entry.scheduler and _is_open(entry)}
+    return (recent_jobs(ids, experiment_dir.stat().st_uid) or {}) if ids else {}
 
 
 def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:
@@ -193,6 +230,8 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
         cell=f"{cell_dir.parent.name}/{cell_dir.name}",
         state=state,
         attempt=entry.attempt if entry else 0,
+        job=entry.job if entry else "",
+        log=_log_of(cell_dir.parents[1] / "jobs", entry.job) if entry and state in ("failed", "lost") else (),
         reason=entry.reason if entry else "",
         plan=plan,
         records=records,
@@ -220,6 +259,17 @@ def recent_records(path: Path) -> list[ledger.Record]:
             if len(records) >= RECENT and any("heldout" in seen for seen in records):
                 break
     return records[::-1]
+
+
+def _log_of(folder: Path, job: str) -> tuple[str, ...]:
+    """The last lines of a job's log; none where there is no such file."""
+    try:
+        with (folder / f"{job}_0_log.err").open("rb") as file:
+            file.seek(-min(file.seek(0, os.SEEK_END), LOG_BYTES), os.SEEK_END)
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ()
+    return tuple(line.rstrip() for line in lines if line.strip() and not SUBMITIT.match(line))[-LOG_LINES:]
 
 
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:

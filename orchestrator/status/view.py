@@ -20,8 +20,8 @@ from orchestrator.status.alerts import SEVERITIES, Alert, alerts
 from orchestrator.status.cells import CellStatus
 
 STATES = {  # in the order in which they are counted and, where not all cells have room, shown
-    "failed": "bold red", "lost": "red", "missing": "red", "running": "cyan", "stopped": "yellow", "submitted": "dim",
-    "next": "dim", "done": "green",
+    "failed": "bold red", "lost": "red", "zombie": "red", "missing": "red", "running": "cyan", "preempted": "yellow",
+    "stopped": "yellow", "queued": "dim", "next": "dim", "done": "green",
 }  # fmt: skip
 STYLES = {"critical": "bold red", "warn": "yellow", "note": "dim"}
 BAR, GAP = 8, 2  # columns
@@ -234,5 +234,6 @@ def _shortened(cell: str) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A reason that may have come from anywhere, on one line."""
-    return printable(" ".join(text.split()))
+    """A reason that may have come from anywhere, on one line; lines of a log below it, each on its own."""
+    said, *log = text.split("\n  ")
+    return "\n  ".join([printable(" ".join(said.split())), *(printable(" ".join(line.split())) for line in log)])

@@ -12,9 +12,10 @@ from rich.live import Live
 
 from orchestrator.locks import is_held
 from orchestrator.status.alerts import Alert, alerts
-from orchestrator.status.cells import OPEN, CellStatus, experiment_lock, read_status
+from orchestrator.status.cells import CellStatus, experiment_lock, read_status
 from orchestrator.status.view import View, line, said
 
+GOING = ("running", "queued", "preempted", "zombie")  # cells that something may still become of by itself
 INTERVAL = 1.0  # seconds between two looks
 EFFORT = 0.2  # largest share of a core that looking may take
 
@@ -61,7 +62,7 @@ class Screen:
         for cell in self.cells:
             mark = (cell.state, int(10 * cell.share), cell.reading and cell.reading.step)
             lines = []
-            if cell.state not in ("next", "submitted") and self.shown.get(cell.cell) != mark:
+            if cell.state not in ("next", "queued") and self.shown.get(cell.cell) != mark:
                 self.shown[cell.cell] = mark
                 lines.append(line(cell))
             news = [alert for alert in alerts(cell) if alert not in self.told]
@@ -79,7 +80,7 @@ def watch(directory: Path, console: Console) -> list[CellStatus]:
     with Screen(directory, console) as screen:
         while True:
             launching = is_held(experiment_lock(directory))  # asked first: what it did last is then seen below
-            if not any(cell.state in OPEN for cell in screen.refresh()) and not launching:
+            if not any(cell.state in GOING for cell in screen.refresh()) and not launching:
                 return screen.cells
             time.sleep(max(0.05, screen.due - time.monotonic()))
 
@@ -87,4 +88,4 @@ def watch(directory: Path, console: Console) -> list[CellStatus]:
 def outcome(cells: Sequence[CellStatus]) -> int:
     """How they ended as an exit code: 0 all done, 2 where one failed, is lost or missing, else 130: stopped before."""
     states = {cell.state for cell in cells}
-    return 2 if states & {"failed", "lost", "missing"} else 0 if states == {"done"} else 130
+    return 2 if states & {"failed", "lost", "missing", "zombie"} else 0 if states == {"done"} else 130

@@ -1,0 +1,139 @@
+"""What submitit submits with: processes of this machine, or jobs of Slurm."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.core import Executor, Job
+from submitit.core.utils import FailedJobError
+from submitit.helpers import clean_env
+
+from orchestrator import scheduler
+from orchestrator.errors import UserError
+from orchestrator.schema import Config, LauncherConfig
+
+ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
+THIS_JOB = '"${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"'
+
+
+def local(config: Config, folder: Path) -> Executor:
+    """Processes of this machine, with their logs in `folder`."""
+    executor = submitit.LocalExecutor(folder=folder)
+    executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours)
+    return executor
+
+
+def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExecutor:
+    """Jobs of Slurm that each run a cell, start again when preempted, and try again what died."""
+    launcher, ask = config.launcher, config.launcher.slurm
+    retry = ["-m", "orchestrator.retry", str(folder.parent)]
+    limits = [f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}"]
+    afterwards = [
+        "code=$?",
+        f'[ "$code" -eq 0 ] || {shlex.join([sys.executable, *retry])} {THIS_JOB} "$code" {shlex.join(limits)}',
+        'exit "$code"',
+    ]
+    asked = {
+        **_asked(launcher, ask.partition, ask.qos),
+        "mem_gb": ask.memory_gb,
+        "cpus_per_task": ask.cpus or config.train.threads + 1,
+        "gpus_per_node": ask.gpus or None,
+        "constraint": ask.constraint,
+        "teardown": afterwards,
+        "array_parallelism": launcher.parallel or 256,
+        "additional_parameters": {"requeue": True, **ask.options},
+    }
+    return _slurm(folder, asked | more)
+
+
+def slurm_beside(config: Config, folder: Path, *, nice: int = 0, **more: Any) -> submitit.SlurmExecutor:
+    """Jobs of Slurm that use one core and no GPU: a cell's readings, the comparison."""
+    launcher, ask = config.launcher, config.launcher.slurm
+    asked = {
+        **_asked(launcher, ask.side_partition or ask.partition, ask.side_qos or ask.qos),
+        "cpus_per_task": config.train.threads,
+        "additional_parameters": {"requeue": True, **({"nice": nice} if nice else {})},
+    }
+    return _slurm(folder, asked | more)
+
+
+def refuse_impossible(config: Config, folder: Path) -> None:
+    """Raise `UserError` where Slurm would not take a cell's job."""
+    if shutil.which("sbatch") is None:
+        raise UserError("launcher=slurm needs sbatch, which is not on the PATH: launch from a login node.")
+    if "%" in str(folder.resolve()):
+        raise UserError(f"{folder.parent} has a % in its path, which Slurm replaces in the names of logs: use another.")
+    try:
+        executor = slurm_cells(config, folder)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"launcher.slurm: {error}.") from error
+    with tempfile.TemporaryDirectory() as directory:
+        script = Path(directory) / "job.sh"
+        script.write_text(executor._make_submission_file_text("true", ""))
+        if said := scheduler.refusal(script):
+            raise UserError(f"Slurm would take no such job ({said}): mend launcher.slurm or launcher.timeout_hours.")
+
+
+def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
+    """Have every one of `functions` run; several as one array where the executor has such.
+
+    The processes ignore Ctrl-C, which reaches the whole group: it is for the launcher to pass on.
+    Raises `UserError` where nothing can be submitted.
+    """
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if _is_main_thread() else None
+    try:
+        with _outside_of_a_job():
+            return executor.submit_array(list(functions)) if len(functions) > 1 else [executor.submit(functions[0])]
+    except OSError as error:
+        raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
+    except FailedJobError as error:
+        said = " ".join(str(error).replace("sbatch: error:", "").split())
+        raise UserError(f"Slurm took no job ({said}): mend launcher.slurm.") from error
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _asked(launcher: LauncherConfig, partition: str | None, qos: str | None) -> dict[str, Any]:
+    return {
+        "time": max(1, round(60 * launcher.timeout_hours)),  # minutes
+        "partition": partition,
+        "qos": qos,
+        "account": launcher.slurm.account,
+        "signal_delay_s": launcher.slurm.warning_seconds,
+        "setup": launcher.slurm.setup,
+    }
+
+
+def _slurm(folder: Path, asked: dict[str, Any]) -> submitit.SlurmExecutor:
+    executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=ALWAYS)
+    executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
+    return executor
+
+
+@contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Without the variables of the job that this process may be a part of: what it submits would inherit them."""
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    conf = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if conf is not None:
+            os.environ["SLURM_CONF"] = conf
+        yield
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -1,0 +1,118 @@
+"""Cells become jobs: submitted through submitit, recorded in the manifest, resumed by launching again."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+
+from models.transformer import Decoder
+from orchestrator import executors, locks, scheduler, status
+from orchestrator.callbacks import build_sidecar
+from orchestrator.environment import usable_cores
+from orchestrator.errors import UserError
+from orchestrator.experiment import Cell, Experiment, decoder_spec
+from orchestrator.job import is_finished
+from orchestrator.launch import here, processes, slurm
+from orchestrator.manifest import Manifest
+from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
+
+FOLLOW_SECONDS = 2.0
+ENGINES = {
+    LauncherKind.local: processes.run,
+    LauncherKind.debug: here.run,
+    LauncherKind.slurm: slurm.submit,
+}
+
+
+def launch(experiment: Experiment, console: Console) -> list[Cell]:
+    """Run every unfinished cell, as many at once as the launcher allows; return the cells that were launched.
+
+    On a cluster they are only submitted: `follow` waits for them. A cell that a scheduler already has is left to it.
+    Raises `UserError` if another launcher holds the experiment. SIGINT or SIGTERM stops every cell that runs on this
+    machine at its next step boundary, with a checkpoint.
+    """
+    with locks.hold(status.experiment_lock(experiment.directory), wait=False) as free:
+        if not free:
+            raise UserError(
+                f"{experiment.directory} is being run by another process: wait for it, or follow it with "
+                f"python -m orchestrator.status {experiment.directory}."
+            )
+        unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
+        submitted = _with_a_scheduler(experiment, unfinished)
+        if submitted:
+            console.print(f"Slurm already has {', '.join(escape(f'{c} (job {job})') for c, job in submitted.items())}.")
+        unfinished = [cell for cell in unfinished if cell.id not in submitted]
+        if unfinished:
+            ENGINES[experiment.config.launcher.kind](experiment, unfinished, console)
+        return unfinished
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` for what would end a cell of this configuration in its first second."""
+    on_this_machine = config.launcher.kind != LauncherKind.slurm
+    if on_this_machine and config.train.device == Device.cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+    if config.sidecar.mode != SidecarMode.off:
+        with torch.device("meta"):
+            model = Decoder(decoder_spec(config))
+        learning = replace(
+            config.sidecar, mode=SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+        )
+        build_sidecar(replace(config, sidecar=learning), model, lambda interval: torch.zeros(()))
+
+
+def check_jobs(experiment: Experiment) -> None:
+    """Raise `UserError` where the cluster would not take the experiment's jobs."""
+    if experiment.config.launcher.kind == LauncherKind.slurm:
+        executors.refuse_impossible(experiment.config, experiment.directory / "jobs")
+
+
+def slots(config: Config) -> list[str | None]:
+    """One slot for each cell that may run at once: a GPU as CUDA_VISIBLE_DEVICES names it, or None on the CPU."""
+    if config.launcher.kind == LauncherKind.slurm:
+        return [None] * (config.launcher.parallel or max(1, len(config.arms) * len(config.seeds)))
+    if config.train.device == Device.cpu or not torch.cuda.is_available():
+        return [None] * (config.launcher.parallel or max(1, usable_cores() // config.train.threads))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = names[: torch.cuda.device_count()]
+    return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]
+
+
+def still_with_a_scheduler(experiment: Experiment) -> list[str]:
+    """The cells that wait or run as a scheduler's jobs at this moment."""
+    unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
+    return list(_with_a_scheduler(experiment, unfinished))
+
+
+def follow(experiment: Experiment, console: Console) -> bool:
+    """Where `launcher.wait` is set, show the jobs until the last, which compares, has ended; whether it has.
+
+    Ctrl-C stops watching, and no job.
+    """
+    if not experiment.config.launcher.wait:
+        return False
+    manifest = Manifest(experiment.directory)
+    try:
+        while True:
+            status.watch(experiment.directory, console)
+            last = manifest.comparison()
+            known = scheduler.jobs([last.job]) if last else {}
+            if last is None or not known or known[last.job].has_ended:
+                return True
+            time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        return False
+
+
+def _with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str]:
+    """Cell → job, of those that wait or run as a scheduler's jobs at this moment."""
+    last = Manifest(experiment.directory).last()
+    theirs = {cell.id: last[cell.id].job for cell in cells if cell.id in last and last[cell.id].scheduler}
+    known = scheduler.jobs(theirs.values()) or {}
+    return {cell: job for cell, job in theirs.items() if job in known and not known[job].has_ended}

@@ -1,0 +1,88 @@
+"""When every cell's job has ended: cells that nobody could try again are, otherwise the comparison is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import directory, locks, retry, scheduler, status, tracker
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.job import is_finished
+from orchestrator.launch import slurm
+from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
+from orchestrator.readings import Readings
+
+
+def conclude(path: Path) -> None:
+    """Compare what there is; or, where cells died with their whole job, submit these and another conclusion.
+
+    Readings that no job has made are made here first.
+    """
+    experiment, manifest, here = directory.reopen(path), Manifest(path), scheduler.this_job()
+    with locks.hold(status.experiment_lock(path)):
+        again, pause = _to_try_again(experiment, manifest)
+        if again:
+            slurm.submit(experiment, again, begin=pause)
+            return
+        if still := _with_slurm(experiment, manifest):  # resubmitted by hand meanwhile
+            slurm.submit_conclusion(experiment, still)
+            return
+    job = here.id if here else ""
+    manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=scheduler.SLURM)
+    compared = _compare(experiment)
+    state, reason = ("done", "") if compared else ("failed", "no cell has finished")
+    manifest.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=scheduler.SLURM)
+
+
+def _compare(experiment: Experiment) -> bool:
+    from orchestrator.compare import compare, print_summary
+
+    for cell in experiment.cells:
+        readings = Readings(cell.directory, cell.config)
+        for checkpoint in readings.unread():
+            readings.read(checkpoint)
+    if not any(is_finished(cell.directory) for cell in experiment.cells):
+        return False
+    comparison = compare(experiment.directory)
+    print_summary(comparison, Console(width=100))
+    tracker.log_comparison(experiment.config, comparison)
+    return True
+
+
+def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell], float]:
+    """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
+    limits, last = experiment.config.launcher, manifest.last()
+    waiting = [cell for cell in experiment.cells if _is_open(last.get(cell.id)) and not is_finished(cell.directory)]
+    known = scheduler.jobs(last[cell.id].job for cell in waiting)
+    if known is None:
+        return [], 0.0
+    again, longest = [], 0.0
+    for cell in waiting:
+        entry = last[cell.id]
+        job = known.get(entry.job)
+        if job is not None and not job.has_ended:
+            continue
+        if job is not None and job.state.startswith("CANCELLED"):
+            manifest.append(cell.id, "stopped", attempt=entry.attempt, job=entry.job, reason="cancelled")
+            continue
+        if entry.state != "crashed":
+            reason = f"its job ended without a word ({job.state if job else 'Slurm does not know it any more'})"
+            retry.died(manifest, cell.id, reason, attempt=entry.attempt, job=entry.job)
+        pause = retry.delay(manifest, cell.id, limits.retries, limits.backoff_seconds)
+        if pause is not None:
+            again.append(cell)
+            longest = max(longest, pause)
+    return again, longest
+
+
+def _with_slurm(experiment: Experiment, manifest: Manifest) -> list[str]:
+    """Jobs of cells that have not ended."""
+    last = manifest.last()
+    theirs = [last[cell.id].job for cell in experiment.cells if _is_open(last.get(cell.id))]
+    known = scheduler.jobs(theirs) or {}
+    return [job for job in theirs if job in known and not known[job].has_ended]
+
+
+def _is_open(entry: Entry | None) -> bool:
+    return entry is not None and bool(entry.scheduler) and entry.state in OPEN

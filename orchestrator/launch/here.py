@@ -1,0 +1,33 @@
+"""`launcher=debug`: one cell after another in this process."""
+
+from __future__ import annotations
+
+import time
+
+import submitit
+from rich.console import Console
+from rich.markup import escape
+
+from orchestrator import retry
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.job import CellJob
+from orchestrator.launch.order import first_ready
+from orchestrator.manifest import Manifest
+
+
+def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
+    """Run the cells; a signal stops the one that runs, and leaves the rest."""
+    manifest, limits, waiting = Manifest(experiment.directory), experiment.config.launcher, list(cells)
+    while waiting:
+        cell = waiting.pop(first_ready(waiting, waiting) or 0)
+        console.print(f"{escape(cell.id)} starts in this process")
+        executor = submitit.DebugExecutor(folder=experiment.directory / "jobs")
+        state = executor.submit(CellJob(str(cell.directory))).result()
+        if state == "stopped":
+            break
+        if state == "crashed":
+            pause = retry.delay(manifest, cell.id, limits.retries, limits.backoff_seconds)
+            if pause is not None:
+                console.print(f"{escape(cell.id)} died and is tried again in {pause:.0f} s")
+                time.sleep(pause)
+                waiting.insert(0, cell)

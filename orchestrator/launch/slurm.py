@@ -1,0 +1,72 @@
+"""`launcher=slurm`: each cell a job, and the comparison a job that follows them all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import executors, lease
+from orchestrator.experiment import Cell, Experiment
+from orchestrator.job import CellJob
+from orchestrator.launch.order import waves
+from orchestrator.manifest import COMPARISON, Manifest
+from orchestrator.scheduler import SLURM
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The body of the last job: what is to be done when every cell's job has ended."""
+
+    directory: str
+
+    def __call__(self) -> None:
+        from orchestrator.launch.conclude import conclude
+
+        conclude(Path(self.directory))
+
+
+def submit(experiment: Experiment, cells: list[Cell], console: Console | None = None, begin: float = 0.0) -> None:
+    """Submit the cells, those that play others back after them, and what follows all of them.
+
+    `begin`: seconds before the first of them may start.
+    """
+    config, folder, manifest = experiment.config, experiment.directory / "jobs", Manifest(experiment.directory)
+    threads = str(config.train.threads)
+    os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
+    every: list[str] = []
+    before: list[str] = []
+    for wave in waves(cells):
+        options = config.launcher.slurm.options | ({"begin": f"now+{round(begin)}"} if begin and not before else {})
+        more = {"dependency": _after(before)} if before else {}
+        executor = executors.slurm_cells(
+            config, folder, job_name=experiment.name, additional_parameters={"requeue": True, **options}, **more
+        )
+        bodies = [CellJob(str(cell.directory.resolve())) for cell in wave]
+        batches = [bodies] if config.launcher.slurm.array else [[body] for body in bodies]
+        jobs = [job for batch in batches for job in executors.submit(executor, *batch)]
+        for cell, job in zip(wave, jobs, strict=True):
+            attempt = lease.next_number(cell.directory)
+            manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
+        before = [job.job_id for job in jobs]
+        every += before
+    submit_conclusion(experiment, every)
+    if console is not None:
+        console.print(f"Submitted {len(cells)} cells to Slurm, and the comparison after them.")
+
+
+def submit_conclusion(experiment: Experiment, after: list[str]) -> None:
+    """Submit the job that compares, or tries again, when the jobs `after` have ended."""
+    executor = executors.slurm_beside(
+        experiment.config, experiment.directory / "jobs", job_name=f"{experiment.name}-comparison",
+        dependency=_after(after),
+    )  # fmt: skip
+    (job,) = executors.submit(executor, Conclusion(str(experiment.directory.resolve())))
+    Manifest(experiment.directory).append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
+
+
+def _after(jobs: list[str]) -> str:
+    """A dependency on the end of `jobs`, however they end; an array is named once."""
+    return "afterany:" + ":".join(dict.fromkeys(job.partition("_")[0] for job in jobs))

@@ -1,0 +1,104 @@
+"""Whether a cell whose process died is tried again, and after how long.
+
+`python -m orchestrator.retry` is what a job on a cluster runs when its cell's process has ended badly: nobody else
+need be there to see it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+from orchestrator import scheduler
+from orchestrator.errors import UserError
+from orchestrator.manifest import OPEN, Manifest
+
+LONGEST_DELAY = 600.0  # seconds
+NOT_STARTED = -1  # the checkpoint of a cell that has none
+
+
+def died(manifest: Manifest, cell: str, reason: str, *, attempt: int, job: str) -> None:
+    """Record that an attempt's process ended and neither finished nor stopped."""
+    cell_dir = manifest.path.parent / cell
+    manifest.append(cell, "crashed", attempt=attempt, job=job, reason=reason, saved=newest_checkpoint(cell_dir))
+
+
+def newest_checkpoint(cell_dir: Path) -> int:
+    """The step of the newest checkpoint, whole or not; `NOT_STARTED` without any."""
+    names = (path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*"))
+    return max((int(name) for name in names if name.isdigit()), default=NOT_STARTED)
+
+
+def delay(manifest: Manifest, cell: str, retries: int, backoff: float) -> float | None:
+    """Seconds to wait before the cell is tried again; null where it is not, which the manifest then says.
+
+    It is given up when it has died more than `retries` times since the same checkpoint: whatever kills it will do so
+    again. From one death to the next the pause doubles, beginning with `backoff` seconds.
+    """
+    # since it was last given up, stopped or finished: whoever starts it then means it
+    story = takewhile(lambda r: r["state"] not in ("failed", "stopped", "done"), reversed(manifest.of(cell)))
+    deaths = [record for record in story if record["state"] == "crashed"]
+    saved = deaths[0].get("saved") if deaths else None
+    here = list(takewhile(lambda death: death.get("saved") == saved, deaths))
+    if len(here) <= retries:
+        return min(LONGEST_DELAY, backoff * 2.0 ** (len(here) - 1))
+    last = here[0]
+    times = "" if len(here) == 1 else f"died {len(here)} times {_since(saved)}, most recently: "
+    manifest.append(cell, "failed", attempt=last["attempt"], job=last["job"], reason=f"{times}{last['reason']}")
+    return None
+
+
+def _since(saved: int | None) -> str:
+    return "before its first checkpoint" if saved in (None, NOT_STARTED) else f"after its checkpoint of step {saved}"
+
+
+def after(manifest: Manifest, job: str, code: int, retries: int, backoff: float) -> None:
+    """What to do about a job of the cluster that ended with exit code `code`: nothing, or to start it again."""
+    if scheduler.is_ending(job):
+        return  # the scheduler's own doing
+    cell = manifest.cell_of(job)
+    entry = manifest.last().get(cell) if cell else None
+    if cell is None or entry is None or entry.state not in (*OPEN, "crashed"):
+        return  # it said how it ended
+    if entry.state in ("submitted", "running"):
+        died(manifest, cell, f"its process ended without a word ({_said(code)})", attempt=entry.attempt, job=job)
+    elif entry.state == "preempted":
+        return
+    pause = delay(manifest, cell, retries, backoff)
+    if pause is not None and not scheduler.requeue(job, pause):
+        manifest.append(cell, "failed", attempt=entry.attempt, job=job, reason="Slurm did not start it again")
+
+
+def _said(code: int) -> str:
+    """An exit code of the shell, in words."""
+    if code <= 128:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(code - 128).name
+    except ValueError:
+        return f"exit code {code}"
+    return f"{name}, perhaps out of memory" if name == "SIGKILL" else name
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 2 where the manifest cannot be read or written."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.retry", description=__doc__)
+    parser.add_argument("directory", type=Path, help="the experiment's directory")
+    parser.add_argument("job", help="the scheduler's id of the job that ended")
+    parser.add_argument("code", type=int, help="its exit code")
+    parser.add_argument("--retries", type=int, default=2)
+    parser.add_argument("--backoff", type=float, default=10.0, help="seconds")
+    options = parser.parse_args(arguments)
+    try:
+        after(Manifest(options.directory), options.job, options.code, options.retries, options.backoff)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""What Slurm says of our jobs, and what it is asked to do with them.
+
+Only its own commands are used, and none of them need be there: where nobody can be asked, nothing is known.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+SLURM = "slurm"  # how the manifest names it
+PATIENCE = 5.0  # seconds between two questions of one watcher
+TIMEOUT = 30.0  # seconds for one command; a controller that is restarting answers late
+WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job, or one task of an array, as its scheduler knows it."""
+
+    state: str  # Slurm's word: PENDING, RUNNING, OUT_OF_MEMORY, …
+    reason: str = ""  # why it waits
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.state in WAITING
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in RUNNING
+
+    @property
+    def has_ended(self) -> bool:
+        return not (self.is_waiting or self.is_running)
+
+
+@dataclass(frozen=True)
+class ThisJob:
+    """The job that this process is a task of."""
+
+    id: str  # of an array's task: <array>_<task>
+    restart: int  # how often it had been started before
+
+
+def this_job() -> ThisJob | None:
+    """The job that this process is a task of; null outside of one.
+
+    A cell that a launcher started as a process of its own inside somebody's job is not that job.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") != SLURM or "SLURM_JOB_ID" not in os.environ:
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    return ThisJob(name, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+
+def jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
+    """Id → job, of those of `ids` that Slurm remembers; null where it cannot be asked.
+
+    `owner`: the user (uid) whose jobs they are, if it is not this process's.
+    """
+    wanted = set(ids)
+    if not wanted:
+        return {}
+    # all of a user's jobs: asked for one that it has forgotten, squeue says nothing of the others either
+    user = str(os.getuid() if owner is None else owner)
+    listed = _ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%r")
+    if listed is None:
+        return None
+    found = {}
+    for line in listed.splitlines():
+        name, state, reason = (*line.split("|", 2), "", "")[:3]
+        if name in wanted:
+            found[name] = Job(state, reason if reason != "None" else "")
+    if forgotten := wanted - found.keys():
+        found |= _remembered(tuple(sorted(forgotten)))
+    return found
+
+
+@lru_cache(maxsize=64)  # an ended job does not change
+def _remembered(ids: tuple[str, ...]) -> dict[str, Job]:
+    """Ended jobs, from the accounting data base where the cluster has one."""
+    listed = _ask("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,State")
+    rows = (line.split("|") for line in (listed or "").splitlines())
+    return {row[0]: Job(row[1].split()[0]) for row in rows if len(row) == 2 and row[0] in ids and row[1]}
+
+
+def is_ending(job: str) -> bool:
+    """Whether Slurm is ending this run of `job` by itself: cancelled, or requeued by somebody."""
+    told = _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
+    return told is not None and told.strip() != "RUNNING"
+
+
+def requeue(job: str, delay: float = 0.0) -> bool:
+    """Have Slurm end this run of `job` and start it again, not before `delay` seconds; whether it will."""
+    if _ask("scontrol", "requeue", job) is None:
+        return False
+    if delay > 0:
+        _ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(delay)}")
+    return True
+
+
+def cancel(ids: Sequence[str]) -> bool:
+    """Have Slurm end jobs; whether it will. Those that have ended are no error."""
+    return not ids or _ask("scancel", *ids) is not None
+
+
+def refusal(script: Path) -> str | None:
+    """Why Slurm would not take the batch script, in its own words; null where it would."""
+    try:
+        done = _run("sbatch", "--test-only", str(script))
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    said = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
+    return None if done.returncode == 0 else said or f"sbatch ended with {done.returncode}"
+
+
+@lru_cache(maxsize=8)
+def _recent(ids: frozenset[str], owner: int | None, period: int) -> dict[str, Job] | None:
+    return jobs(ids, owner)
+
+
+def recent_jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
+    """`jobs` as of the last seconds: for those who look again and again."""
+    return _recent(frozenset(ids), owner, int(time.monotonic() / PATIENCE))
+
+
+def _ask(*command: str) -> str | None:
+    """What the command prints; null where it is not there or fails."""
+    try:
+        done = _run(*command)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _run(*command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
