@@ -102,7 +102,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, job: str) -> str:
     if whose:
         stop.leave = leave
     try:
-        finished = train_cell(path, stop, held.number, held.check, started)
+        finished = train_cell(path, stop, held.number, started, held.check)
     except UserError as error:
         return note("failed", str(error))
     except Exception as error:

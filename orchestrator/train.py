@@ -52,13 +52,13 @@ def train_cell(
     cell_dir: Path,
     stop: StopSignal,
     attempt: int = 1,
-    fence: Callable[[], None] = lambda: None,
     on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
+    fence: Callable[[], None] = lambda: None,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
-    `fence` is called before every write, and raises where another attempt has taken the cell over.
     `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
+    `fence` is called before every write, and raises where another attempt has taken the cell over.
     """
     config = schema.load(cell_dir / "config.yaml")
     torch.set_num_threads(config.train.threads)

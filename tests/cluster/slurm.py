@@ -79,7 +79,9 @@ class Cluster:
         self._spawn("slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
-        wait_for(lambda: self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D", check=False).strip() == "2", 60)
+        wait_for(
+            lambda: self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D", check=False).strip() == "2", 60
+        )
 
     def start_node(self, node: str) -> None:
         self._spawn(node, "-D", "-N", node, program="slurmd")

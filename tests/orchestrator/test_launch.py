@@ -18,7 +18,7 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, launch, ledger, locks, schema, status
+from orchestrator import checkpoint, job, launch, lease, ledger, locks, schema, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.manifest import Manifest
 from orchestrator.status.__main__ import main as status_main
@@ -74,7 +74,7 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("leftovers")
 def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str, ...], tmp_path: Path) -> None:
-    overrides = [*small_cell, *LONGER]
+    overrides = [*small_cell, *LONGER, "launcher.retries=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert start([*overrides, f"root={whole}"], tmp_path / "whole.log").wait(240) == 0, (
         tmp_path / "whole.log"
@@ -93,7 +93,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     wait_for(step_reached(directory, "a/seed=0", 30))
     victim = cell_process(directory, "a/seed=0")
     assert victim is not None
-    os.kill(victim, signal.SIGKILL)  # one cell dies; the other goes on
+    os.kill(victim, signal.SIGKILL)  # one cell dies and, as retries are off here, is not tried again; the other goes on
     assert first.wait(240) == 2
     last = Manifest(directory).last()
     assert last["a/seed=0"].state == "failed"
@@ -149,7 +149,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
     """One cell is held by another process, as by one that outlived its launcher; the other has just been submitted."""
     overrides = [*small_cell, *LONGER, "train.steps=100000", f"root={tmp_path}/out"]
     log, directory = tmp_path / "log", tmp_path / "out/pair"
-    with locks.hold(status.cell_lock(directory / "a/seed=0")):
+    with lease.hold(directory / "a/seed=0"):
         launcher = start(overrides, log)
         wait_for(lambda: "b/seed=0" in Manifest(directory).last() or len(launch.slots(_config(small_cell))) == 1)
         os.killpg(launcher.pid, signal.SIGINT)
@@ -229,11 +229,11 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
     for state in ("submitted", "running"):
         Manifest(directory).append("main/seed=0", state, attempt=2)
         assert status.read_status(directory)[0].state == "lost"
-        with locks.hold(status.cell_lock(directory / "main/seed=0")):
+        with lease.hold(directory / "main/seed=0"):
             assert status.read_status(directory)[0].state == "running"
     Manifest(directory).append("main/seed=0", "submitted", attempt=3)
     with locks.hold(status.experiment_lock(directory)):
-        assert status.read_status(directory)[0].state == "submitted"
+        assert status.read_status(directory)[0].state == "queued"
 
 
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

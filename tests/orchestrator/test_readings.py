@@ -20,13 +20,13 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, ledger, locks, readings, schema, status
+from orchestrator import checkpoint, job, lease, ledger, locks, readings, schema
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import ReadLayers, callbacks_for
 from orchestrator.directory import open_directory
 from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
-from orchestrator.readings import InJob, InThread, Readings
+from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config
 from orchestrator.train import StopSignal, train
@@ -45,7 +45,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> tuple[Path, Config]:
 @pytest.fixture(scope="module")
 def trained(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, _ = new_cell(small_cell, tmp_path_factory.mktemp("trained"))
-    assert job.run_job(str(path)) == "done"
+    assert job.run_job(path) == "done"
     return path
 
 
@@ -133,7 +133,7 @@ def test_an_outdated_reading_is_replaced_and_kept(cell: Path, outdate: Callable[
     assert not job.is_finished(cell)
     assert [p.name for p in readings_of(cell).unread()] == [DUE[1]]
     assert [p.stem for p in readings_of(cell).settled()] == [DUE[0]], "what follows it is out of turn"
-    assert job.run_job(str(cell)) == "done"  # as the launcher would: nothing is left to train
+    assert job.run_job(cell) == "done"  # as the launcher would: nothing is left to train
     assert job.is_finished(cell)
     assert (cell / "forensics" / f"{DUE[1]}.json.replaced").read_bytes() == before
     assert len(names(cell)) == 4
@@ -189,7 +189,8 @@ def test_reading_in_a_thread_leaves_no_trace_in_torch(cell: Path) -> None:
     reader = InThread(found)
     for path in found.unread():
         reader.add(path)
-    reader.wait()
+    while reader.is_busy():
+        time.sleep(0.01)
     reader.close()
     assert state() == before
     assert found.unread() == []
@@ -207,7 +208,7 @@ class At(Callback):
 
 
 def train_with(path: Path, config: Config, *callbacks: Callback) -> bool:
-    with StopSignal() as stop, locks.hold(status.cell_lock(path)):
+    with StopSignal() as stop, lease.hold(path):
         run = Run(config, path, 1, callbacks)
         run.resume()
         return train(run, stop)
@@ -276,13 +277,13 @@ def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path
 
         assert not train_with(path, config, *callbacks_for(config), At(7, stop))
     assert f"{DUE[2]}.json" not in names(path)
-    assert job.run_job(str(path)) == "done"
+    assert job.run_job(path) == "done"
     assert names(path) == [f"{name}.json" for name in DUE]
 
 
-def readings_job(callbacks: Sequence[Callback]) -> InJob:
+def readings_job(callbacks: Sequence[Callback]) -> InProcess:
     (reader,) = (c.reader for c in callbacks if isinstance(c, ReadLayers))
-    assert isinstance(reader, InJob)
+    assert isinstance(reader, InProcess)
     return reader
 
 

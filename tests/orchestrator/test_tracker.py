@@ -21,7 +21,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import ledger, locks, schema, tracker
+from orchestrator import lease, ledger, schema, tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.compare import compare
@@ -31,7 +31,6 @@ from orchestrator.experiment import experiment_of
 from orchestrator.files import write_whole
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
-from orchestrator.status import cell_lock
 from orchestrator.tracker import Tracker
 from orchestrator.train import StopSignal, train, train_cell
 from tests.orchestrator.offline_run import (
@@ -354,7 +353,7 @@ def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         (trained,) = experiment_of([*small, "tracker=offline", "forensics=beside"], compose).cells
     write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
-    with StopSignal() as stop, locks.hold(cell_lock(trained.directory)):
+    with StopSignal() as stop, lease.hold(trained.directory):
         callbacks = [*callbacks_for(trained.config), WaitForReading(0), WaitForReading(6)]
         assert train(Run(trained.config, trained.directory, 1, callbacks), stop)
     logs = "".join(p.read_text() for p in trained.directory.parents[1].glob("jobs/*_log.out"))

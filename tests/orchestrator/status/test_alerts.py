@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from orchestrator import locks
+from orchestrator import lease
 from orchestrator.manifest import Manifest
-from orchestrator.status import cell_lock, read_status
+from orchestrator.status import read_status
 from orchestrator.status.alerts import alerts
 
 Write = Callable[..., Path]
@@ -19,7 +19,7 @@ Write = Callable[..., Path]
 def said(path: Path, running: bool = False) -> list[tuple[str, str]]:
     """Severity and text of the alerts on the one cell in the experiment."""
     if running:
-        with locks.hold(cell_lock(path)):
+        with lease.hold(path):
             return said(path)
     (status,) = read_status(path.parents[1])
     return [(alert.severity, alert.text) for alert in alerts(status)]
@@ -74,7 +74,7 @@ def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -
     ledger = slow / "ledger.jsonl"
     ledger.write_text(ledger.read_text().replace('"seconds": 2.0', '"seconds": 30.0'))
     age(slow, 299)
-    with locks.hold(cell_lock(slow)):
+    with lease.hold(slow):
         assert not alerts(read_status(slow.parents[1])[1])
         age(slow, 301)
         assert alerts(read_status(slow.parents[1])[1])
@@ -102,7 +102,7 @@ def test_a_finished_or_unstarted_cell_may_be_silent(cell: Write) -> None:
     assert said(done, running=True) == []
     one = cell(seed=1, losses=(3.0,))
     age(one, 10_000)
-    with locks.hold(cell_lock(one)):
+    with lease.hold(one):
         assert alerts(read_status(one.parents[1])[1]) == [], "one record tells no interval"
 
 

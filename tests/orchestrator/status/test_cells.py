@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import ledger, locks
+from orchestrator import lease, ledger, locks
 from orchestrator.errors import UserError
 from orchestrator.manifest import Entry, Manifest
-from orchestrator.status import cell_lock, experiment_lock, read_status
-from orchestrator.status.cells import FURTHEST, RECENT, recent_records, state_of
+from orchestrator.scheduler import Job
+from orchestrator.status import experiment_lock, read_status
+from orchestrator.status.cells import FURTHEST, RECENT, Sight, recent_records, state_of
 
 Write = Callable[..., Path]
 
 
 def test_progress_losses_and_time_left_by_hand(cell: Write) -> None:
     path = cell(losses=(4.0, 3.5, 3.0, 2.75, 2.5))
-    with locks.hold(cell_lock(path)):
+    with lease.hold(path):
         (found,) = read_status(path.parents[1])
     assert (found.state, found.step, found.steps, found.share) == ("running", 40, 100, 0.4)
     assert (found.loss, found.losses) == (2.5, [4.0, 3.5, 3.0, 2.75, 2.5])
@@ -136,21 +137,48 @@ def test_cells_come_in_the_experiments_order(cell: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "held", "launching", "expected"),
+    ("said", "sight", "expected"),
     [
-        (None, False, False, "next"),
-        ("submitted", False, True, "submitted"),
-        ("submitted", False, False, "lost"),
-        ("submitted", True, False, "running"),
-        ("running", True, True, "running"),
-        ("running", False, True, "lost"),
-        ("stopped", False, False, "stopped"),
-        ("done", False, True, "done"),
+        (None, Sight(), "next"),
+        ("submitted", Sight(launching=True), "queued"),
+        ("submitted", Sight(), "lost"),
+        ("submitted", Sight(held=True), "running"),
+        ("running", Sight(held=True, launching=True), "running"),
+        ("running", Sight(held=True, stale=True), "zombie"),
+        ("running", Sight(launching=True), "lost"),
+        ("crashed", Sight(launching=True), "queued"),
+        ("crashed", Sight(), "lost"),
+        ("stopped", Sight(), "stopped"),
+        ("done", Sight(launching=True), "done"),
     ],
 )
-def test_states(said: str | None, held: bool, launching: bool, expected: str) -> None:
-    entry = Entry(said, 1, "", "") if said else None
-    assert state_of(entry, held=held, launching=launching) == expected
+def test_states(said: str | None, sight: Sight, expected: str) -> None:
+    assert state_of(Entry(said, 1, "", "") if said else None, sight) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "sight", "expected"),
+    [
+        ("submitted", Sight(job=Job("PENDING")), "queued"),
+        ("submitted", Sight(job=Job("RUNNING")), "queued"),  # it starts
+        ("running", Sight(held=True, job=Job("RUNNING")), "running"),
+        ("running", Sight(held=True, stale=True, job=Job("RUNNING")), "zombie"),
+        ("running", Sight(stale=True, job=Job("RUNNING")), "zombie"),  # on a machine that does not answer
+        ("running", Sight(held=True, job=Job("PENDING")), "zombie"),  # left alive on a node that was given up
+        ("running", Sight(held=True, job=Job("NODE_FAIL")), "zombie"),
+        ("running", Sight(job=Job("PENDING")), "preempted"),  # without having been able to say so
+        ("preempted", Sight(job=Job("PENDING")), "preempted"),
+        ("preempted", Sight(job=Job("CANCELLED")), "stopped"),
+        ("crashed", Sight(job=Job("PENDING")), "queued"),
+        ("running", Sight(job=Job("OUT_OF_MEMORY")), "lost"),
+        ("submitted", Sight(job=Job("CANCELLED by 0")), "stopped"),
+        ("running", Sight(), "lost"),  # and its scheduler has forgotten it
+        ("submitted", Sight(), "queued"),  # or cannot be asked from here
+        ("done", Sight(job=Job("RUNNING")), "done"),
+    ],
+)
+def test_states_with_a_scheduler(said: str, sight: Sight, expected: str) -> None:
+    assert state_of(Entry(said, 1, "7", "", scheduler="slurm"), sight) == expected
 
 
 def test_locks_decide_over_an_open_word(cell: Write) -> None:
@@ -158,21 +186,20 @@ def test_locks_decide_over_an_open_word(cell: Write) -> None:
     root = path.parents[1]
     assert read_status(root)[0].state == "lost"
     with locks.hold(experiment_lock(root)):
-        assert read_status(root)[0].state == "submitted"
-        with locks.hold(cell_lock(path)):
+        assert read_status(root)[0].state == "queued"
+        with lease.hold(path):
             assert read_status(root)[0].state == "running"
 
 
 def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cell says that it is done after the manifest was read and before its lock is tried."""
+    """The cell says that it is done after the manifest was read and before its claim is looked at."""
     path = cell()
     root = path.parents[1]
 
-    def ends(_: Path) -> bool:
+    def ends(_: Path) -> None:
         Manifest(root).append("uniform/seed=0", "done", attempt=1)
-        return False
 
-    monkeypatch.setattr("orchestrator.status.cells.is_held", ends)
+    monkeypatch.setattr("orchestrator.lease.newest", ends)
     assert read_status(root)[0].state == "done"
 
 

@@ -10,9 +10,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator import locks
+from orchestrator import lease
 from orchestrator.palette import ROLES
-from orchestrator.status import cell_lock, read_status
+from orchestrator.status import read_status
 from orchestrator.status.view import GROUP, View, line, sparkline, strip
 
 Write = Callable[..., Path]
@@ -28,7 +28,7 @@ def shown(root: Path, width: int = 120, *, cropped: bool = False, height: int = 
 def test_one_table_where_it_fits_and_two_where_it_does_not(cell: Write) -> None:
     path = cell(readings=("H..S......D", "HP.S......."))
     cell("variable", state=None, losses=())
-    with locks.hold(cell_lock(path)):
+    with lease.hold(path):
         wide, narrow = (shown(path.parents[1], width) for width in (120, 80))
     (row,) = [text for text in wide.splitlines() if text.startswith("uniform/seed=0")]
     assert row.split() == [
@@ -92,7 +92,7 @@ def test_a_cropped_view_fits_the_screen_and_keeps_what_matters(cell: Write) -> N
         path = cell(seed=seed, state="done", readings=("HS",))
     cell(seed=60, state="failed", reason="why", readings=("HS",))
     running = cell(seed=61, readings=("HS",))
-    with locks.hold(cell_lock(running)):
+    with lease.hold(running):
         for width in (80, 160):
             text = shown(path.parents[1], width, cropped=True, height=24)
             assert len(text.splitlines()) <= 24

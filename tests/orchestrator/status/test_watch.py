@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import ledger, locks
+from orchestrator import lease, ledger, locks
 from orchestrator.manifest import Manifest
-from orchestrator.status import Screen, cell_lock, experiment_lock
+from orchestrator.status import Screen, experiment_lock
 from orchestrator.status.__main__ import main
 from orchestrator.status.cells import CellStatus
 from orchestrator.status.watch import outcome, watch
@@ -37,7 +37,7 @@ def test_a_log_gets_a_line_per_change(cell: Write, reading: Write) -> None:
         screen.refresh(force=True)
         return file.getvalue().splitlines()
 
-    with locks.hold(cell_lock(path)), Screen(root, Console(file=file, width=40)) as screen:
+    with lease.hold(path), Screen(root, Console(file=file, width=40)) as screen:
         assert [text.split()[:2] for text in news()] == [["uniform/seed=0", "running"]]
         assert news() == []
         ledger.append(path / "ledger.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
@@ -69,7 +69,7 @@ def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
     root, found = path.parents[1], []
     with ExitStack() as running:
         running.enter_context(locks.hold(experiment_lock(root)))
-        with locks.hold(cell_lock(path)):
+        with lease.hold(path):
             thread = threading.Thread(target=lambda: found.extend(watch(root, Console(file=io.StringIO()))))
             thread.start()
             Manifest(root).append("uniform/seed=0", "done", attempt=1)
@@ -115,7 +115,7 @@ def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
             while True:
                 drawn.extend(os.read(parent, 65536))
 
-    with locks.hold(cell_lock(path)):
+    with lease.hold(path):
         command = [sys.executable, "-m", "orchestrator.status", str(path.parents[1]), "--watch"]
         env = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
         process = subprocess.Popen(
