@@ -24,7 +24,6 @@ from orchestrator.errors import UserError
 from orchestrator.schema import Config, LauncherConfig
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
-THIS_JOB = '"${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"'
 
 
 def local(config: Config, folder: Path) -> Executor:
@@ -37,11 +36,11 @@ def local(config: Config, folder: Path) -> Executor:
 def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExecutor:
     """Jobs of Slurm that each run a cell, start again when preempted, and try again what died."""
     launcher, ask = config.launcher, config.launcher.slurm
-    retry = ["-m", "orchestrator.retry", str(folder.parent)]
     limits = [f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}"]
+    retry = shlex.join([sys.executable, "-m", "orchestrator.retry", *limits, str(folder.parent.resolve())])
     afterwards = [
         "code=$?",
-        f'[ "$code" -eq 0 ] || {shlex.join([sys.executable, *retry])} {THIS_JOB} "$code" {shlex.join(limits)}',
+        f'[ "$code" -eq 0 ] || {retry} "$code"',
         'exit "$code"',
     ]
     asked = {

@@ -66,7 +66,7 @@ def run_job(path: Path) -> str:
         ):
             if held is None:
                 return "stopped"  # and the process that holds the cell goes on
-            return "done" if is_finished(path) else _run(path, stop, held, here.id)
+            return "done" if is_finished(path) else _run(path, stop, held, here)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
@@ -75,14 +75,16 @@ def run_job(path: Path) -> str:
         return "failed"
 
 
-def _run(path: Path, stop: StopSignal, held: lease.Lease, job: str) -> str:
+def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJob) -> str:
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
-    whose = scheduler.SLURM if scheduler.this_job() else ""
+    whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
+    if scheduler.this_job():
+        whose |= {"scheduler": scheduler.SLURM, "restart": here.restart}
     _record_silent_end_of(path, held.number)
 
     def note(state: str, reason: str = "", **more: Any) -> str:
         held.check()
-        manifest.append(cell, state, attempt=held.number, job=job, reason=reason, scheduler=whose, **more)
+        manifest.append(cell, state, reason=reason, **whose, **more)
         return state
 
     def started(run: Run, warnings: list[str]) -> None:
@@ -90,16 +92,16 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, job: str) -> str:
         note("running", reason, environment=environment(run.device))
 
     def leave() -> None:
-        """Give the job back to its scheduler, which starts it again if that is not what it is ending."""
-        requeued = not scheduler.is_ending(job)
-        note("preempted" if requeued else "stopped", f"by {stop.received}")
+        """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
+        ours = not scheduler.is_ending(here.id)
+        note("preempted", f"by {stop.received}")
         held.release()
-        if requeued and not scheduler.requeue(job):
-            manifest.append(cell, "stopped", attempt=held.number, job=job, reason="Slurm did not take it back")
+        if ours and not scheduler.requeue(here.id):
+            manifest.append(cell, "stopped", reason="Slurm did not take it back", **whose)
         sys.stdout.flush()
         os._exit(REQUEUED)
 
-    if whose:
+    if scheduler.this_job():
         stop.leave = leave
     try:
         finished = train_cell(path, stop, held.number, started, held.check)
@@ -117,18 +119,18 @@ def _record_silent_end_of(path: Path, attempt: int) -> None:
     before = manifest.last().get(cell)
     if before is not None and before.state == "running" and before.attempt < attempt:
         reason = "its process, or its machine, ended without a word"
-        retry.died(manifest, cell, reason, attempt=before.attempt, job=before.job)
+        retry.died(manifest, cell, reason, attempt=before.attempt, job=before.job, scheduler=before.scheduler)
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """Whether the manifest calls the cell done, and its last checkpoint and record and every due reading are there."""
+    """Whether the manifest calls it done, and its last checkpoint, its last record and every due reading are there."""
     entry = Manifest(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
     config = _config_of(cell_dir)
     last, record = config.train.steps, ledger.newest(cell_dir / "ledger.jsonl")
     return (
-        checkpoint.path_of(cell_dir / "checkpoints", last).is_dir()
+        checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
         and record is not None
         and record["step"] == last
         and not Readings(cell_dir, config).unread()

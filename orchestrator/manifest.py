@@ -26,6 +26,7 @@ class Entry:
     job: str
     reason: str
     scheduler: str = ""  # that the job belongs to; empty for processes of a launcher
+    restart: int = 0  # how often the scheduler had started the job before
 
 
 class Manifest:
@@ -46,7 +47,8 @@ class Manifest:
     ) -> None:
         """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`, and what `more` there is to say.
 
-        `scheduler`: whose job it is; `environment`: of `running`, where; `saved`: of `crashed`, the newest checkpoint.
+        `scheduler`: whose job it is, and `restart`: how often that had been started before; `environment`: of
+        `running`, where; `saved`: of `crashed`, the newest checkpoint.
         """
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {
@@ -111,4 +113,5 @@ class Manifest:
 
 
 def _entry(record: ledger.Record) -> Entry:
-    return Entry(record["state"], record["attempt"], record["job"], record["reason"], record.get("scheduler", ""))
+    beside = {key: record[key] for key in ("scheduler", "restart") if key in record}
+    return Entry(record["state"], record["attempt"], record["job"], record["reason"], **beside)

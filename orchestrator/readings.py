@@ -84,11 +84,16 @@ class Readings:
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path`, unless it has been; whether it was done here.
 
-        The first process to come reads; others wait for it. An outdated reading is kept as `.replaced`.
+        The first process to come reads; others wait for it. An outdated reading is kept as `.replaced`. A damaged
+        checkpoint is set aside: the run does without this reading, or with the one that was made while it was whole.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         with locks.hold(self.cell_dir / ".readings.lock"):
             if self._is_read(path):
+                return False
+            if reason := checkpoint.damage(path):
+                log.warning("%s is damaged (%s): set aside, and not read.", path, reason)
+                checkpoint.set_aside(path)
                 return False
             now, options = key(path), self.config.forensics
             result = forensics.analyze(path, scoring=options.scoring.value, resamples=options.resamples)

@@ -11,19 +11,20 @@ import signal
 import sys
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from orchestrator import scheduler
 from orchestrator.errors import UserError
-from orchestrator.manifest import OPEN, Manifest
+from orchestrator.manifest import Manifest
+from orchestrator.scheduler import ThisJob
 
 LONGEST_DELAY = 600.0  # seconds
 NOT_STARTED = -1  # the checkpoint of a cell that has none
 
 
-def died(manifest: Manifest, cell: str, reason: str, *, attempt: int, job: str) -> None:
-    """Record that an attempt's process ended and neither finished nor stopped."""
-    cell_dir = manifest.path.parent / cell
-    manifest.append(cell, "crashed", attempt=attempt, job=job, reason=reason, saved=newest_checkpoint(cell_dir))
+def died(manifest: Manifest, cell: str, reason: str, **of: Any) -> None:
+    """Record that an attempt's process ended and neither finished nor stopped; `of`: which, as for `append`."""
+    manifest.append(cell, "crashed", reason=reason, saved=newest_checkpoint(manifest.path.parent / cell), **of)
 
 
 def newest_checkpoint(cell_dir: Path) -> int:
@@ -55,21 +56,27 @@ def _since(saved: int | None) -> str:
     return "before its first checkpoint" if saved in (None, NOT_STARTED) else f"after its checkpoint of step {saved}"
 
 
-def after(manifest: Manifest, job: str, code: int, retries: int, backoff: float) -> None:
-    """What to do about a job of the cluster that ended with exit code `code`: nothing, or to start it again."""
-    if scheduler.is_ending(job):
+def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: float) -> None:
+    """What to do about this run of a job of the cluster, which ended with exit code `code`: nothing, or another one."""
+    if scheduler.is_ending(here.id):
         return  # the scheduler's own doing
-    cell = manifest.cell_of(job)
-    entry = manifest.last().get(cell) if cell else None
-    if cell is None or entry is None or entry.state not in (*OPEN, "crashed"):
-        return  # it said how it ended
-    if entry.state in ("submitted", "running"):
-        died(manifest, cell, f"its process ended without a word ({_said(code)})", attempt=entry.attempt, job=job)
-    elif entry.state == "preempted":
+    cell = manifest.cell_of(here.id)
+    if cell is None:
+        return
+    entry = manifest.last()[cell]
+    if entry.restart == here.restart and entry.state not in ("submitted", "running"):
+        last = entry.state  # its own word on how it ended
+    else:
+        reason = f"its process ended without a word ({_said(code)})"
+        died(
+            manifest, cell, reason, attempt=entry.attempt, job=here.id, scheduler=scheduler.SLURM, restart=here.restart
+        )
+        last = "crashed"
+    if last != "crashed":
         return
     pause = delay(manifest, cell, retries, backoff)
-    if pause is not None and not scheduler.requeue(job, pause):
-        manifest.append(cell, "failed", attempt=entry.attempt, job=job, reason="Slurm did not start it again")
+    if pause is not None and not scheduler.requeue(here.id, pause):
+        manifest.append(cell, "failed", attempt=entry.attempt, job=here.id, reason="Slurm did not start it again")
 
 
 def _said(code: int) -> str:
@@ -87,13 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 where the manifest cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.retry", description=__doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory")
-    parser.add_argument("job", help="the scheduler's id of the job that ended")
     parser.add_argument("code", type=int, help="its exit code")
     parser.add_argument("--retries", type=int, default=2)
     parser.add_argument("--backoff", type=float, default=10.0, help="seconds")
     options = parser.parse_args(arguments)
+    here = scheduler.this_job()
+    if here is None:
+        print("This is no job of Slurm: there is nothing to start again.", file=sys.stderr)
+        return 2
     try:
-        after(Manifest(options.directory), options.job, options.code, options.retries, options.backoff)
+        after(Manifest(options.directory), here, options.code, options.retries, options.backoff)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,7 +9,9 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
@@ -101,8 +103,11 @@ def requeue(job: str, delay: float = 0.0) -> bool:
     """Have Slurm end this run of `job` and start it again, not before `delay` seconds; whether it will."""
     if _ask("scontrol", "requeue", job) is None:
         return False
-    if delay > 0:
-        _ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(delay)}")
+    # Slurm waits by itself until a node takes the same job again; to start it sooner would end it
+    told = _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%S")
+    with suppress(ValueError):
+        if told is None or datetime.now() + timedelta(seconds=delay) > datetime.fromisoformat(told.strip()):
+            _ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(delay)}")
     return True
 
 

@@ -487,6 +487,10 @@ def validate(config: Config) -> None:
             f"train.micro_batch_size={micro} does not divide train.batch_size={config.train.batch_size}: "
             "choose a divisor, so that every optimizer step sees the same number of sequences."
         )
+    if config.forensics.resamples < 2:
+        raise UserError(
+            f"forensics.resamples={config.forensics.resamples} has no spread to compare with: use 2 or more."
+        )
     if not config.data.domains:
         raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
     for option, value in flatten(config).items():

@@ -1,0 +1,189 @@
+"""Everything that a cluster does to a job, done to a cell: it must end with the weights of one that was left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator import lease, ledger
+from orchestrator.manifest import Manifest
+from tests.cluster.conftest import Run
+from tests.cluster.slurm import Cluster, wait_for
+
+CELL = "main/seed=0"
+
+
+def weights(directory: Path) -> str:
+    (newest,) = sorted((directory / CELL / "checkpoints").glob("step_*"))[-1:]
+    return newest.name + hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
+
+
+def story(directory: Path) -> list[str]:
+    """The states that the cell went through."""
+    return [record["state"] for record in Manifest(directory).of(CELL)]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, long_cell: Sequence[str]) -> Path:
+    """The same cell, uninterrupted, outside of the cluster."""
+    root = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "-m", "orchestrator", *long_cell, "launcher=debug", "name=x", f"root={root}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return root / "x"
+
+
+Start = Callable[..., Path]
+
+
+@pytest.fixture
+def start(run: Run, long_cell: Sequence[str], tmp_path: Path) -> Start:
+    """Submit the cell with more overrides; return its directory once it has trained a little."""
+
+    def submit(*overrides: str, until: int = 100) -> Path:
+        options = [*long_cell, "launcher=slurm", "launcher.backoff_seconds=1", "name=x", f"root={tmp_path}"]
+        done = run("orchestrator", *options, *overrides)
+        assert done.returncode == 0, done.stderr
+        assert "1 cell with Slurm" in done.stdout
+        if until:
+            wait_for(lambda: step(tmp_path / "x") >= until, 60)
+        return tmp_path / "x"
+
+    return submit
+
+
+def step(directory: Path) -> int:
+    newest = ledger.newest(directory / CELL / "ledger.jsonl")
+    return newest["step"] if newest else -1
+
+
+def job(directory: Path) -> str:
+    return Manifest(directory).last()[CELL].job
+
+
+def ends_as(whole: Path, directory: Path) -> None:
+    """The cell is done, compared, and has the weights, records and readings of one that was left alone."""
+    manifest = Manifest(directory)
+    wait_for(lambda: (last := manifest.comparison()) and last.state in ("done", "failed"), 150)
+    assert manifest.last()[CELL].state == "done"
+    assert weights(directory) == weights(whole)
+    mine, theirs = (ledger.read(path / CELL / "ledger.jsonl") for path in (directory, whole))
+    assert [(r["step"], r["loss"], r["digest"]) for r in mine] == [(r["step"], r["loss"], r["digest"]) for r in theirs]
+    read = [sorted(p.name for p in (path / CELL / "forensics").iterdir()) for path in (directory, whole)]
+    assert read[0] == read[1]
+    assert (directory / "comparison/report.html").is_file()
+    assert (directory / "comparison/verdict.json").is_file()
+
+
+def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Run, whole: Path) -> None:
+    directory = start()
+    ask = ("-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 4")
+    urgent = cluster.run("sbatch", "--parsable", *ask)
+    wait_for(lambda: story(directory)[-1] == "preempted", 60)
+    saved = step(directory)
+    wait_for(lambda: cluster.state(urgent.strip()) == "RUNNING", 60)
+    told = run("orchestrator.status", str(directory)).stdout
+    assert "1 preempted" in told
+    assert "preempted once" in told
+    wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED", 60)
+    ends_as(whole, directory)
+    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+    assert "resumed at step" in Manifest(directory).of(CELL)[3]["reason"]
+    assert int(Manifest(directory).of(CELL)[3]["reason"].split()[-1]) >= saved > 0
+
+
+def test_requeued_by_an_operator(cluster: Cluster, start: Start, whole: Path) -> None:
+    directory = start()
+    cluster.run("scontrol", "requeue", job(directory))
+    ends_as(whole, directory)
+    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+
+
+def test_signalled(cluster: Cluster, start: Start, whole: Path) -> None:
+    directory = start()
+    cluster.run("scancel", "--signal=USR2", job(directory))
+    ends_as(whole, directory)
+    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+
+
+def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: Path) -> None:
+    directory = start()
+    first = job(directory)
+    done = run("orchestrator.status", str(directory), "--cancel")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: cluster.state(first) == "CANCELLED", 30)
+    told = run("orchestrator.status", str(directory)).stdout
+    assert "1 stopped" in told
+    assert (last := Manifest(directory).comparison())
+    assert last.state == "stopped"
+    assert "Nothing runs or waits" in run("orchestrator.status", str(directory), "--cancel").stdout
+    assert run("orchestrator.status", str(directory), "--resume", "failed").stdout.startswith("No cell of")
+    again = run("orchestrator.status", str(directory), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert job(directory) != first
+    ends_as(whole, directory)
+
+
+def test_killed_cells_are_tried_again(start: Start, whole: Path) -> None:
+    directory = start()
+    claim = lease.newest(directory / CELL)
+    assert claim
+    os.kill(claim.pid, signal.SIGKILL)
+    ends_as(whole, directory)
+    assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
+    assert "SIGKILL" in Manifest(directory).of(CELL)[2]["reason"]
+
+
+def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:
+    """Too little memory to import torch, as long as it is tried."""
+    directory = start("launcher.slurm.setup=['ulimit -v 400000']", until=0)
+    wait_for(lambda: story(directory)[-1] == "failed", 120)
+    assert story(directory) == ["submitted", *["crashed"] * 3, "failed"]
+    last = Manifest(directory).last()[CELL]
+    assert "died 3 times before its first checkpoint" in last.reason
+    told = run("orchestrator.status", str(directory)).stdout
+    assert "1 failed" in told
+    assert "MemoryError" in told or "failed to map" in told, told  # the end of its log
+    wait_for(lambda: (last := Manifest(directory).comparison()) and last.state == "failed", 60)
+    assert cluster.state(job(directory)) == "FAILED"
+
+
+def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start, whole: Path) -> None:
+    """Slurm gives the job to the other node, while its process on the first one, frozen until then, wakes up."""
+    directory = start()
+    claim = lease.newest(directory / CELL)
+    assert claim
+    node = cluster.run("squeue", "-h", "-j", job(directory), "-o", "%N").strip()
+    os.kill(claim.pid, signal.SIGSTOP)
+    cluster.kill_node(node)
+    try:
+        wait_for(lambda: story(directory)[-1] == "running" and story(directory).count("running") == 2, 150)
+        os.kill(claim.pid, signal.SIGCONT)
+        ends_as(whole, directory)
+    finally:
+        cluster.start_node(node)
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+    assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
+    log = (directory / f"jobs/{job(directory)}_0_log.err").read_text()
+    assert "Attempt 1 of" in log
+    assert "a later one has the cell" in log
+
+
+def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str], tmp_path: Path) -> None:
+    """One minute, of which Slurm announces the end when fifty seconds are left: twice, for a cell of a minute."""
+    directory = start(
+        "launcher.timeout_hours=0.0166", "launcher.slurm.warning_seconds=50", "train.steps=100000",
+        "forensics.every=100000", "train.checkpoint_every=100000",
+    )  # fmt: skip
+    wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"], 240)
+    steps = [int(r["reason"].split()[-1]) for r in Manifest(directory).of(CELL) if "resumed" in r["reason"]]
+    assert 0 < steps[0] < steps[1]
+    records = [record["step"] for record in ledger.read(directory / CELL / "ledger.jsonl")]
+    assert records == sorted(set(records))
+    cluster.run("scancel", job(directory), Manifest(directory).comparison().job)  # type: ignore[union-attr]

@@ -1,0 +1,230 @@
+"""Random sequences of faults over a real cell of a few steps, each attempt a process of its own.
+
+Whatever happened, the cell must end with the bytes of one to which nothing did.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from orchestrator import job, ledger
+from orchestrator.__main__ import CONF, compose
+from orchestrator.directory import open_directory
+from orchestrator.experiment import experiment_of
+from orchestrator.manifest import Manifest
+
+TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
+TOUCHED = 220  # more of these than an attempt makes: a fault that is due later does not happen
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to an attempt as it touches the disk for the nth time, or to the disk after the attempt."""
+
+    kind: str
+    touch: int = 0
+    seed: int = 0
+
+
+INSIDE = ("kill", "stop", "full", "freeze")
+AFTER = ("cut ledger", "half a checkpoint", "no seal", "flipped bit", "left over", "cut manifest", "clock")
+
+
+@dataclass
+class Lab:
+    """A prepared cell, and one to which nothing happened."""
+
+    prepared: Path
+    whole: dict[str, Any]
+    copies: int = 0
+    frozen: list[int] = field(default_factory=list)
+
+
+def result_of(cell: Path) -> dict[str, Any]:
+    """All that must not depend on what happened."""
+    last, told = sorted((cell / "checkpoints").glob("step_????????")), Manifest(cell.parents[1]).last()
+    return {
+        "checkpoints": [path.name for path in last],
+        "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in last[-1].glob("*.safetensors")],
+        "records": [(r["step"], r["loss"], r["digest"], r.get("heldout")) for r in ledger.read(cell / "ledger.jsonl")],
+        "readings": [path.name for path in sorted((cell / "forensics").glob("step_*.json"))],
+        "state": told["main/seed=0"].state if told else "",
+    }
+
+
+@pytest.fixture(scope="module")
+def lab(small_cell: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    root = tmp_path_factory.mktemp("lab")
+    GlobalHydra.instance().clear()
+    overrides = [*small_cell, "name=x", f"root={root}", f"data.cache_dir={root}/data"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = experiment_of(overrides, compose)
+    open_directory(experiment)
+    prepared = experiment.cells[0].directory
+    found = Lab(prepared, {})
+    cell = copied(found, root)
+    assert ended(attempt(cell)) == 0
+    found.whole = result_of(cell)
+    assert found.whole["state"] == "done"
+    return found
+
+
+def copied(lab: Lab, root: Path) -> Path:
+    lab.copies += 1
+    cell = root / f"copy{lab.copies}/x/main/seed=0"
+    cell.mkdir(parents=True)
+    (cell / "config.yaml").write_text((lab.prepared / "config.yaml").read_text())
+    return cell
+
+
+def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
+    """Start a process that runs the cell as a job of the cluster would; its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(PATH="", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)
+        sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
+        if fault is not None and fault.kind in INSIDE:
+            sys.addaudithook(struck(cell, fault))
+        if fault is not None and fault.kind == "clock":
+            now, back = time.time, 86400.0 * (1 + fault.seed % 30)
+            time.time = lambda: now() - back
+        code = 0 if job.run_job(cell) == "done" else 3
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def struck(cell: Path, fault: Fault) -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook: Python calls it before it touches a file, and gives up where it raises."""
+    count, place = 0, str(cell.parents[1])
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in TOUCHES or not str(arguments[0]).startswith(place):
+            return
+        if event == "open" and arguments[1] in ("r", "rb"):
+            return
+        count += 1
+        if count < fault.touch:
+            return
+        if fault.kind == "full":  # and stays so
+            raise OSError(errno.ENOSPC, "No space left on device", str(arguments[0]))
+        if count == fault.touch:
+            name = {"kill": signal.SIGKILL, "stop": signal.SIGTERM, "freeze": signal.SIGSTOP}[fault.kind]
+            os.kill(os.getpid(), name)
+
+    return hook
+
+
+def ended(child: int) -> int | None:
+    """Wait for the process; its exit code, negative for a signal, None where it is frozen."""
+    _, status = os.waitpid(child, os.WUNTRACED)
+    if os.WIFSTOPPED(status):
+        return None
+    return os.waitstatus_to_exitcode(status)
+
+
+def spoil(cell: Path, fault: Fault) -> None:
+    """What may have become of the files of a cell that nobody runs."""
+    dice = random.Random(fault.seed)
+    saved = sorted((cell / "checkpoints").glob("step_????????"))
+    files = [cell / "ledger.jsonl"] if fault.kind == "cut ledger" else [cell.parents[1] / "manifest.jsonl"]
+    if fault.kind in ("cut ledger", "cut manifest") and files[0].exists():
+        content = files[0].read_bytes()
+        last = content.rstrip(b"\n").rfind(b"\n") + 1
+        files[0].write_bytes(content[: dice.randint(last, len(content))])
+    elif fault.kind == "left over":
+        (cell / "checkpoints/.step_00000008.elsewhere.1.partial").mkdir(parents=True, exist_ok=True)
+    elif saved and not (fault.kind == "flipped bit" and result_of(cell)["state"] == "done"):  # nobody looks again
+        victim = dice.choice(sorted(dice.choice(saved).iterdir()))
+        if fault.kind == "half a checkpoint":
+            victim.write_bytes(victim.read_bytes()[: dice.randint(0, victim.stat().st_size - 1)])
+        elif fault.kind == "no seal":
+            (victim.parent / "manifest.json").unlink()
+        elif fault.kind == "flipped bit":
+            content = bytearray(victim.read_bytes())
+            content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
+            victim.write_bytes(content)
+
+
+inside = st.builds(Fault, st.sampled_from(INSIDE), st.integers(1, TOUCHED))
+after = st.builds(Fault, st.sampled_from(AFTER), st.just(0), st.integers(0, 10**6))
+
+
+@settings(
+    max_examples=int(os.environ.get("FAULT_SEQUENCES", "12")),
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.generate],
+)
+@given(faults=st.lists(st.one_of(inside, after), min_size=1, max_size=5))
+def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: list[Fault]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        cell, frozen = copied(lab, Path(directory)), []
+        try:
+            for restart, fault in enumerate(faults):
+                child = attempt(cell, fault, restart)
+                if ended(child) is None:
+                    frozen.append(child)
+                if fault.kind in AFTER:
+                    spoil(cell, fault)
+            for child in frozen:  # those that were thought dead wake up while the last attempt runs, or before it
+                os.kill(child, signal.SIGCONT)
+            code = ended(attempt(cell, None, len(faults)))
+            log = (cell.parents[2] / "log").read_text()
+            assert code == 0, log
+            for child in frozen:
+                ended(child)
+            found, expected = result_of(cell), dict(lab.whole)
+            aside = {path.name.partition(".")[0] for path in (cell / "checkpoints").glob("*.damaged-*")}
+            for key in (
+                "checkpoints",
+                "readings",
+            ):  # one that was damaged before it was read is done without, and shown
+                lacking = {name.removesuffix(".json") for name in {*expected.pop(key)} - {*found.pop(key)}}
+                assert lacking <= aside, log
+            assert found == expected, log
+        finally:
+            for child in frozen:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+
+
+def test_the_faults_strike(lab: Lab, tmp_path: Path) -> None:
+    """Else the test above would try nothing: each kind does what it says, while an attempt touches the disk."""
+    assert ended(attempt(copied(lab, tmp_path), Fault("kill", 40))) == -signal.SIGKILL
+    assert ended(attempt(copied(lab, tmp_path), Fault("stop", 40))) == job.REQUEUED
+    assert ended(attempt(copied(lab, tmp_path), Fault("full", 40))) == 3
+    child = attempt(copied(lab, tmp_path), Fault("freeze", 40))
+    assert ended(child) is None
+    os.kill(child, signal.SIGKILL)
+    assert ended(attempt(copied(lab, tmp_path), Fault("kill", TOUCHED))) == 0
