@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.errors import UserError
-from orchestrator.status.cells import read_status
+from orchestrator.status.cells import read_comparison, read_status
 from orchestrator.status.view import View
 from orchestrator.status.watch import outcome, watch
 
@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
             counted = Counter(cell.state for cell in cells)
             print(f"Nothing runs any more: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
             return outcome(cells)
-        console.print(View(options.directory.resolve().name, read_status(options.directory)))
+        console.print(
+            View(options.directory.resolve().name, read_status(options.directory), read_comparison(options.directory))
+        )
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

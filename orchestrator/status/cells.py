@@ -19,7 +19,7 @@ import yaml
 from orchestrator import lease, ledger
 from orchestrator.errors import UserError
 from orchestrator.locks import is_held
-from orchestrator.manifest import OPEN, Entry, Manifest
+from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.scheduler import Job, recent_jobs
 from orchestrator.status.reading import Reading, newest
 
@@ -165,6 +165,20 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         status = status_of(path, entry, state, told)
         found.append(replace(status, preempted=counts["preempted"][cell], deaths=counts["crashed"][cell]))
     return found
+
+
+def read_comparison(experiment_dir: Path) -> str:
+    """Where the job stands that compares the cells when they have ended; empty where none was submitted."""
+    entry = Manifest(experiment_dir).comparison()
+    if entry is None:
+        return ""
+    known = _jobs(experiment_dir, {COMPARISON: entry}).get(entry.job)
+    if not _is_open(entry):
+        return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
+    if known is not None and known.has_ended:
+        return f"lost: job {entry.job} ended as {known.state} (jobs/{entry.job}_0_log.err)"
+    waits = known is None or known.is_waiting
+    return f"{'queued' if waits else 'running'} (job {entry.job})"
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ class View:
     With `cropped`, no more than the screen holds: those that ended badly and those that run come first.
     """
 
-    def __init__(self, name: str, cells: Sequence[CellStatus], *, cropped: bool = False) -> None:
-        self.name, self.cells, self.cropped = name, cells, cropped
+    def __init__(self, name: str, cells: Sequence[CellStatus], comparison: str = "", *, cropped: bool = False) -> None:
+        self.name, self.cells, self.comparison, self.cropped = name, cells, comparison, cropped
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         told = _together([alert for cell in self.cells for alert in alerts(cell)])[: ALERTS if self.cropped else None]
@@ -68,7 +68,8 @@ class View:
     def _heading(self) -> Text:
         share = statistics.fmean(cell.share for cell in self.cells)
         done = f"  {share:.0%} of {counted(len(self.cells), 'cell')}  "
-        return Text.assemble((printable(self.name), "bold"), done, _counts(self.cells))
+        compared = (f"  comparison {printable(self.comparison)}", "dim") if self.comparison else ""
+        return Text.assemble((printable(self.name), "bold"), done, _counts(self.cells), compared)
 
 
 def line(status: CellStatus) -> str:

@@ -150,8 +150,12 @@ def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) 
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 failed" in told
     assert "MemoryError" in told or "failed to map" in told, told  # the end of its log
-    wait_for(lambda: (last := Manifest(directory).comparison()) and last.state == "failed", 60)
     assert cluster.state(job(directory)) == "FAILED"
+    compares = Manifest(directory).comparison()
+    assert compares
+    wait_for(lambda: cluster.state(compares.job) == "FAILED", 60)  # under the same limit
+    told = run("orchestrator.status", str(directory)).stdout
+    assert f"comparison lost: job {compares.job} ended as FAILED" in " ".join(told.split())
 
 
 def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start, whole: Path) -> None:

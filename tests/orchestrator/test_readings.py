@@ -29,6 +29,7 @@ from orchestrator.experiment import experiment_of
 from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config
+from orchestrator.status.alerts import alerts
 from orchestrator.train import StopSignal, train
 
 DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
@@ -160,15 +161,38 @@ def test_a_deleted_checkpoint_keeps_its_reading(cell: Path) -> None:
     assert [p.stem for p in readings_of(cell).settled()] == DUE
 
 
-def test_a_checkpoint_that_cannot_be_read_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("harm", ["manifest.json is missing", "bytes instead of", "does not have the sha256"])
+def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
+    cell: Path, harm: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.rmtree(cell / "forensics")
+    victim = cell / "checkpoints" / DUE[1]
+    weights = victim / "model.safetensors"
+    content = weights.read_bytes()
+    if harm.startswith("manifest"):
+        (victim / "manifest.json").unlink()
+    else:
+        weights.write_bytes(content[:-1] + (b"" if harm.startswith("bytes") else bytes([content[-1] ^ 1])))
+    assert readings.main([str(cell)]) == 0
+    assert [Path(line).stem for line in capsys.readouterr().out.splitlines()] == [DUE[0], DUE[2]]
+    assert f"{DUE[1]} is damaged" in caplog.text
+    assert harm in caplog.text
+    assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
+    assert job.is_finished(cell)
+    assert "1 checkpoint set aside as damaged" in " ".join(
+        a.text for a in alerts(status.read_status(cell.parents[1])[0])
+    )
+
+
+def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
+    before = (cell / "forensics" / f"{DUE[1]}.json").read_bytes()
     (cell / "checkpoints" / DUE[1] / "manifest.json").unlink()
-    assert readings.main([str(cell)]) == 2
-    out, err = capsys.readouterr()
-    assert [Path(line).stem for line in out.splitlines()] == [DUE[0]]
-    assert f"{DUE[1]} is no whole checkpoint" in err
-    assert len(err.strip().splitlines()) == 1
-    assert not job.is_finished(cell)
+    assert readings.main([str(cell)]) == 0
+    assert (cell / "forensics" / f"{DUE[1]}.json").read_bytes() == before
+    assert job.is_finished(cell)
+
+
+def test_where_there_is_no_cell_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert readings.main([str(cell / "nowhere")]) == 2
     assert "config.yaml does not exist" in capsys.readouterr().err
 
