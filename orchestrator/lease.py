@@ -171,9 +171,10 @@ def _claim(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
     claim = Claim(number, job, restart, platform.node(), _boot(), os.getpid(), path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("x")
-    except FileExistsError:
-        return None
+        try:
+            file = path.open("x")
+        except FileExistsError:
+            return None
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
     with suppress(OSError):  # where there are no locks, beats have to do

@@ -1,0 +1,222 @@
+"""Claims: real processes that hold them, die with them, freeze with them, and find them taken."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import pytest
+
+from orchestrator import lease, locks
+from orchestrator.errors import UserError
+
+FORK = multiprocessing.get_context("fork")
+
+
+def _hold(cell: Path, job: str, restart: int, told: Connection, seconds: float) -> None:
+    with lease.hold(cell, job, restart) as held:
+        assert held
+        told.send(held.number)
+        time.sleep(seconds)
+
+
+@contextmanager
+def holder(cell: Path, job: str = "", restart: int = 0, seconds: float = 60) -> Iterator[ForkProcess]:
+    """A process that holds the cell, until it is killed or the block ends."""
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=_hold, args=(cell, job, restart, there, seconds))
+    process.start()
+    assert here.poll(10)
+    here.recv()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def elsewhere(cell: Path, number: int, age: float) -> Path:
+    """The claim of a process on another machine, last touched so many seconds ago."""
+    path = lease.path_of(cell, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = {"number": number, "job": "3", "restart": 0, "host": "far", "boot": "another kernel", "pid": 1}
+    path.write_text(json.dumps(told))
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def quickly(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.6) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", seconds)
+    monkeypatch.setattr(lease, "POLL_SECONDS", 0.02)
+
+
+def test_of_many_processes_each_has_the_cell_once_and_alone(tmp_path: Path) -> None:
+    def run() -> None:
+        with lease.hold(tmp_path) as held:
+            assert held
+            with (tmp_path / "log").open("a") as log:
+                log.write(f"+{held.number}\n")
+            time.sleep(0.02)
+            held.check()
+            with (tmp_path / "log").open("a") as log:
+                log.write(f"-{held.number}\n")
+
+    processes = [FORK.Process(target=run) for _ in range(8)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    lines = (tmp_path / "log").read_text().split()
+    assert lines == [sign + str(number) for number in range(1, 9) for sign in "+-"]
+
+
+def test_a_killed_holder_is_seen_to_be_gone_at_once(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        assert lease.is_held(tmp_path)
+        process.kill()
+        process.join()
+        assert not lease.is_held(tmp_path)
+        with lease.hold(tmp_path) as held:
+            assert held
+            assert held.number == 2
+
+
+def test_waiting_can_be_given_up(tmp_path: Path) -> None:
+    asked: list[int] = []
+    with holder(tmp_path), lease.hold(tmp_path, give_up=lambda: len(asked) > 1 or asked.append(1)) as held:
+        assert held is None
+    assert lease.newest(tmp_path).number == 1  # type: ignore[union-attr]
+
+
+def test_the_same_job_started_again_waits_for_nobody_and_fences_what_it_was(tmp_path: Path) -> None:
+    with lease.hold(tmp_path, "7_1", 0) as before:
+        assert before
+        before.check()
+        with lease.hold(tmp_path, "7_1", 1) as held:
+            assert held
+            assert held.number == 2
+            held.check()
+            with pytest.raises(lease.Superseded, match=r"Attempt 1 of .* a later one has the cell"):
+                before.check()
+
+
+def test_a_process_on_another_machine_is_waited_for_as_long_as_it_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+    path = elsewhere(tmp_path, 1, age=0)
+    beats: list[float] = []
+
+    def beat() -> bool:
+        if len(beats) < 20:
+            os.utime(path, (1e9 + len(beats),) * 2)  # by a clock that is years behind
+            beats.append(time.monotonic())
+        return False
+
+    with lease.hold(tmp_path, give_up=beat) as held:
+        assert held
+        assert held.number == 2
+    assert len(beats) == 20
+    assert time.monotonic() - beats[-1] > lease.LEASE_SECONDS
+
+
+@pytest.mark.parametrize("ahead", [-3e7, 0, 3e7])
+def test_silence_is_measured_on_the_waiting_process_own_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    """Whatever the wall clocks of the two machines say, and if this one jumps."""
+    quickly(monkeypatch)
+    elsewhere(tmp_path, 1, age=-ahead)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + (ahead if int(time.monotonic() * 50) % 2 else -ahead))
+    begun = time.monotonic()
+    with lease.hold(tmp_path) as held:
+        assert held
+    assert time.monotonic() - begun > lease.LEASE_SECONDS
+
+
+def test_what_was_given_back_elsewhere_is_not_waited_for(tmp_path: Path) -> None:
+    os.utime(elsewhere(tmp_path, 1, age=0), (lease.RELEASED, lease.RELEASED))
+    assert not lease.is_held(tmp_path)
+    with lease.hold(tmp_path) as held:
+        assert held
+
+
+def test_release_is_told_to_other_machines(tmp_path: Path) -> None:
+    with lease.hold(tmp_path) as held:
+        assert held
+        assert held.claim.beat() > lease.RELEASED
+    assert held.claim.beat() == lease.RELEASED
+
+
+def test_a_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    with lease.hold(tmp_path) as held:
+        assert held
+        os.utime(held.claim.path, (1e9, 1e9))
+        deadline = time.monotonic() + 10
+        while held.claim.beat() == 1e9:
+            assert time.monotonic() < deadline
+        assert not held.claim.is_stale()
+
+
+def test_a_frozen_holder_is_alive_and_stale(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        assert process.pid
+        os.kill(process.pid, signal.SIGSTOP)
+        os.utime(lease.path_of(tmp_path, 1), (time.time() - 2 * lease.LEASE_SECONDS,) * 2)
+        claim = lease.newest(tmp_path)
+        assert claim
+        assert claim.is_alive()
+        assert claim.is_stale()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"number": 1}', "\0\0\0"])
+def test_an_unreadable_claim_counts_by_its_number_and_its_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    """Its maker may have just died on it, or just be writing it."""
+    quickly(monkeypatch)
+    path = elsewhere(tmp_path, 4, age=0)
+    path.write_text(content)
+    assert lease.is_held(tmp_path)
+    with lease.hold(tmp_path) as held:
+        assert held
+        assert held.number == 5
+
+
+def test_without_file_locks_beats_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some file systems of clusters, where flock is an error."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    quickly(monkeypatch)
+    assert locks.is_held(tmp_path) is not True
+    with lease.hold(tmp_path) as held:
+        assert held
+        assert lease.is_held(tmp_path)
+        begun = time.monotonic()
+        with lease.hold(tmp_path) as other:
+            assert other
+            with pytest.raises(lease.Superseded):
+                held.check()
+        assert time.monotonic() - begun > lease.LEASE_SECONDS
+
+
+def test_a_directory_that_takes_no_claim_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "attempts").write_text("in the way")
+    with (
+        pytest.raises(UserError, match=r"attempts/0001.json cannot be made .*: make room, or make"),
+        lease.hold(tmp_path),
+    ):
+        pass
