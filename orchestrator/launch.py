@@ -121,14 +121,15 @@ def _submit(experiment: Experiment, cell: Cell, gpu: str | None) -> Any:
     executor = submitit.LocalExecutor(folder=experiment.directory / "jobs")
     executor.update_parameters(timeout_min=60 * experiment.config.launcher.timeout_hours)
     # submitit's controller kills its task a second after Ctrl-C. Ignored by inheritance, Ctrl-C reaches only
-    # this process and the cell, which saves first.
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # this process and the cell, which saves first. So does Slurm's warning, sent to every process of its job.
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGUSR2)}
     try:
         return executor.submit(run_job, str(cell.directory), gpu)
     except OSError as error:
         raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _record_silent_end(cell: Cell, manifest: Manifest, job: Any, asked_to_stop: bool) -> None:
