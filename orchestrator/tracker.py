@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from orchestrator import projection
 from orchestrator.errors import UserError
+from orchestrator.files import permit_as_umask
 from orchestrator.projection import READING, STEP
 from orchestrator.schema import Config, TrackerMode
 
@@ -250,6 +251,8 @@ def _close(run: Any, exit_code: int) -> None:
 
     run.finish(exit_code=exit_code)
     wandb.teardown()
+    with suppress(OSError):  # of a directory that somebody else has written into
+        permit_as_umask(Path(os.environ["WANDB_DATA_DIR"]).parent)
 
 
 def _give_up(run: Any, error: Exception) -> None:

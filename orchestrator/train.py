@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -47,6 +48,8 @@ def train_cell(
     `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
     """
     config = schema.load(cell_dir / "config.yaml")
+    # torch makes this directory, else under /tmp, as soon as it loads its compiler, used or not
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config.data.cache_dir, ".inductor").resolve()))
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
