@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -97,6 +98,7 @@ class Multirun(Callback):
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
         self.record = sweep_dir / f"{uuid.uuid4().hex}.jsonl"
         if self.place.logged:
+            _refuse_what_a_job_script_misreads(sweep_dir, launcher)
             print(f"{self.jobs} jobs, whose output goes to {sweep_dir}", flush=True)
         if self.place.here and self.place.apart:
             self._leave_stopping_to_the_jobs()
@@ -248,6 +250,38 @@ def forget() -> None:
     """Begin anew: what an earlier multirun of this process left does not count."""
     global _current
     _current = Multirun()
+
+
+def _refuse_what_a_job_script_misreads(sweep_dir: Path, launcher: DictConfig) -> None:
+    """Exit with a sentence, since Hydra makes a warning of any exception here.
+
+    submitit quotes what it writes into a script, but a line break ends the comment in which that stands, and a percent
+    sign in a path stands for a part of the job's id. `setup` is a list of shell commands by intent.
+    """
+    if "%" in str(sweep_dir) or not str(sweep_dir).isprintable():
+        sys.exit(_said(f"{str(sweep_dir)!r} holds a percent sign or what cannot be printed: choose another root=..."))
+    told = OmegaConf.to_container(launcher, resolve=True)
+    assert isinstance(told, dict)
+    for key, value in told.items():
+        for text in _texts(value) if key != "setup" else ():
+            if not text.isprintable():
+                sys.exit(_said(f"hydra.launcher.{key!s}: {text!r} cannot be printed: write it in one line."))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every key and value in it."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+    else:
+        yield str(value)
+
+
+def _said(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 2
 
 
 @contextmanager

@@ -139,6 +139,24 @@ def test_what_varies_is_known_where_the_command_line_is_not(tmp_path: Path) -> N
     assert multirun.outcomes() == [Outcome(3, 2, ["why"])]
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "root='a\nb'",
+        "root=50%",
+        "hydra.launcher.comment='a\n touch b'",
+        "hydra.launcher.additional_parameters={x: 'a\n touch b'}",
+    ],
+)
+def test_what_would_break_a_job_script_is_refused_before_one_is_written(
+    orchestrate: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, bad: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        orchestrate("-m", "seed=1,2", "dry_run=true", "hydra/launcher=submitit_slurm", bad)
+    assert "cannot be printed" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
 class Payload:
     def __init__(self, trap: Path) -> None:
         self.trap = trap
