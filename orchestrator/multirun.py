@@ -94,7 +94,7 @@ class Multirun(Callback):
         with open_dict(launcher):
             for key, value in self.place.defaults.items():
                 if not any(word == f"hydra.launcher.{key}" for word in given):
-                    launcher[key] = {**launcher[key], **value} if isinstance(value, dict) else value
+                    launcher[key] = {**value, **launcher[key]} if isinstance(value, dict) else value
         sweep_dir = Path(config.hydra.sweep.dir).absolute()
         self.record = sweep_dir / f"{uuid.uuid4().hex}.jsonl"
         if self.place.logged:

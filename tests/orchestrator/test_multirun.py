@@ -145,7 +145,7 @@ def test_what_varies_is_known_where_the_command_line_is_not(tmp_path: Path) -> N
         "root='a\nb'",
         "root=50%",
         "hydra.launcher.comment='a\n touch b'",
-        "hydra.launcher.additional_parameters={x: 'a\n touch b'}",
+        "+hydra.launcher.additional_parameters.x='a\n touch b'",
     ],
 )
 def test_what_would_break_a_job_script_is_refused_before_one_is_written(
