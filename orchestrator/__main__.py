@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 import yaml
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -20,14 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import schema
+from orchestrator import multirun, schema
 from orchestrator.errors import UserError, nearest
+from orchestrator.listener import signals_restored
+from orchestrator.multirun import INTERRUPTED
 from orchestrator.schema import Config
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
 
-INTERRUPTED = 130
+RERUN = "--experimental-rerun"  # of Hydra: unpickles a file
+STOPPED = "Stopped: the same command goes on from the newest checkpoints."
 COMPOSING = (
     HydraException,
     OmegaConfBaseException,
@@ -49,6 +52,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     """One sentence for a configuration that Hydra could not compose from `overrides`."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
+        if group == "hydra/launcher" and wanted in multirun.PLUGINS:
+            return f"{group}={wanted} needs {multirun.PLUGINS[wanted]}, which is not installed: pip install it."
         options = error.options or sorted(p.stem for p in (CONF / group).glob("*.yaml"))
         return f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
     if forgotten := [o for o in overrides if o.startswith("experiment=")]:
@@ -60,17 +65,6 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     return schema.explain(error)
-
-
-def _swept(job_overrides: Sequence[str]) -> list[str]:
-    """Those of a multirun job's overrides that vary from job to job.
-
-    The command line says which; where a job runs in a process with another command line, all of them count.
-    """
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(words)
-    varied = {override.key_or_group for override in parsed if override.is_sweep_override()}
-    return [o for o in job_overrides if not varied or o.lstrip("+").partition("=")[0] in varied]
 
 
 def list_experiments(console: Console) -> None:
@@ -92,8 +86,8 @@ def list_experiments(console: Console) -> None:
     console.print("Add dry_run=true to see the plan and its cost first.")
 
 
-def run(overrides: Sequence[str], swept: Sequence[str], console: Console) -> int:
-    """Plan, train what is unfinished, compare; return the exit code. Raises `UserError`."""
+def run(overrides: Sequence[str], swept: Sequence[str], console: Console, complain: Callable[[str], None]) -> int:
+    """Plan, train what is unfinished, compare; return the exit code. `complain` hears why. Raises `UserError`."""
     from orchestrator import data, launch, plan, tracker
     from orchestrator.directory import open_directory, refuse_another
     from orchestrator.experiment import experiment_of
@@ -112,11 +106,12 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console) -> int
         for config in experiment.arms.values():
             data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
     open_directory(experiment)
-    ran = launch.launch(experiment, console)
-    return conclude(experiment, console, ran=bool(ran))
+    with multirun.current().share(experiment.config):
+        ran = launch.launch(experiment, console)
+    return conclude(experiment, console, complain, ran=bool(ran))
 
 
-def conclude(experiment: Experiment, console: Console, *, ran: bool = True) -> int:
+def conclude(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
     from orchestrator import launch, tracker
     from orchestrator.compare import compare, print_summary
@@ -130,7 +125,7 @@ def conclude(experiment: Experiment, console: Console, *, ran: bool = True) -> i
             soft_wrap=True,
         )
         return 0
-    code, finished = _report_unfinished(experiment)
+    code, finished = _report_unfinished(experiment, complain)
     if not ran and not code:
         console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
     if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
@@ -141,8 +136,8 @@ def conclude(experiment: Experiment, console: Console, *, ran: bool = True) -> i
     return code
 
 
-def _report_unfinished(experiment: Experiment) -> tuple[int, int]:
-    """Say on stderr which cells failed, and why, or that the run was stopped; the exit code and the finished cells."""
+def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
+    """Say which cells failed, and why, or that the run was stopped; the exit code and the finished cells."""
     from orchestrator.job import is_finished
     from orchestrator.manifest import Manifest
 
@@ -150,51 +145,107 @@ def _report_unfinished(experiment: Experiment) -> tuple[int, int]:
     last = Manifest(experiment.directory).last()
     failed = [cell for cell in unfinished if cell in last and last[cell].state == "failed"]
     for cell in failed:
-        print(f"{cell} failed: {last[cell].reason}", file=sys.stderr)
+        complain(f"{cell} failed: {last[cell].reason}")
     if unfinished and not failed:
-        print("Stopped: the same command goes on from the newest checkpoints.", file=sys.stderr)
+        complain(STOPPED)
     code = 2 if failed else INTERRUPTED if unfinished else 0
     return code, len(experiment.cells) - len(unfinished)
 
 
-def main() -> int:
-    """Entry point of `python -m orchestrator`; the exit code is 2 for anything the user can mend."""
-    console = Console(width=None if sys.stdout.isatty() else 100)  # piped, rich would assume 80 columns
-    if len(sys.argv) == 1:
-        list_experiments(console)
-        return 0
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
-    codes: list[int] = []
-    crashes: list[Exception] = []
+def task(_: DictConfig) -> int:
+    """What Hydra calls for a run, or for each job of a multirun, there perhaps in another process: one experiment.
 
-    @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
-    def task(_: DictConfig) -> int:
-        job = HydraConfig.get()
-        multirun = job.mode == RunMode.MULTIRUN
-        if INTERRUPTED in codes:
-            return INTERRUPTED  # whoever stopped one job of a multirun meant all of it
+    Returns the exit code, which it also leaves with the multirun. What nobody expected is raised, but not by a job of
+    a multirun, whose other jobs go on.
+    """
+    job, jobs = HydraConfig.get(), multirun.current()
+    if job.mode != RunMode.MULTIRUN:
         try:
-            codes.append(run(job.overrides.task, _swept(job.overrides.task) if multirun else (), console))
-        except UserError as error:  # said here: Hydra would end the other jobs of a multirun with it
-            print(error, file=sys.stderr)
-            codes.append(2)
-        except Exception as error:
-            crashes.append(error)
-            raise
-        return codes[-1]
+            code = run(job.overrides.task, (), _console(), complain)
+        except UserError as error:
+            complain(str(error))
+            code = 2
+        jobs.note(multirun.Outcome(0, code, []))
+        return code
+    os.chdir(job.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
+    with jobs.listening() as listener:
+        code, said = _run_job(jobs, job.overrides.task)
+        if code == INTERRUPTED:
+            listener.hand_back()
+        jobs.note(multirun.Outcome(job.job.num, code, said))
+    return code
+
+
+def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, list[str]]:
+    """The exit code of one job of a multirun, and what it had to complain of."""
+    swept, said = jobs.swept(overrides), list[str]()
+
+    def note(sentence: str) -> None:
+        said.append(f"{' '.join(swept)}: {sentence}")
+        complain(said[-1])
 
     try:
-        task()
+        return INTERRUPTED if jobs.stopped() else run(overrides, swept, _console(jobs), note), said
+    except UserError as error:  # Hydra would end the other jobs with it
+        note(str(error))
+        return 2, said
     except KeyboardInterrupt:
-        print("Interrupted: the same command goes on from the newest checkpoints.", file=sys.stderr)
-        return INTERRUPTED
-    except COMPOSING as error:
-        if crashes:
+        if not jobs.place.apart:
             raise
-        print(explain(error, sys.argv[1:]), file=sys.stderr)
+        note(STOPPED)
+        return INTERRUPTED, said
+    except Exception as error:
+        traceback.print_exc()
+        note(f"{type(error).__name__}: {error}")
+        return 1, said
+
+
+def _console(jobs: multirun.Multirun | None = None) -> Console:
+    """Without a terminal, where rich would assume 80 columns, or where several processes have the same one: 100."""
+    shared = jobs is not None and jobs.place.apart
+    return Console(width=None if sys.stdout.isatty() else 100, force_terminal=False if shared else None)
+
+
+def complain(sentence: str) -> None:
+    """Say what the user can mend."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Entry point of `python -m orchestrator`; the exit code is 2 for anything the user can mend."""
+    if len(sys.argv) == 1:
+        list_experiments(_console())
+        return 0
+    if any(word.startswith("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
+        complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")
         return 2
-    return max(codes, default=0)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
+    multirun.forget()
+    try:
+        with signals_restored():
+            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    except KeyboardInterrupt:
+        complain(multirun.current().farewell())
+        return INTERRUPTED
+    except Exception as error:
+        jobs = multirun.current()
+        if jobs.interrupted:
+            jobs.repeat(complain)
+            complain(jobs.farewell())
+            return INTERRUPTED
+        if sentence := jobs.explain(error):
+            jobs.repeat(complain)
+            complain(sentence)
+            return 2
+        if not isinstance(error, COMPOSING) or jobs.began:
+            raise
+        complain(explain(error, sys.argv[1:]))
+        return 2
+    multirun.current().repeat(complain)
+    return max((outcome.code for outcome in multirun.current().outcomes()), default=0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from orchestrator.__main__ import main as by_its_own_name  # under which other processes find `task`
+
+    sys.exit(by_its_own_name())

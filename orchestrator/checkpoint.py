@@ -24,6 +24,7 @@ from torch import Tensor
 from models.transformer import Decoder, DecoderSpec
 from orchestrator import schema
 from orchestrator.errors import UserError
+from orchestrator.files import permit_as_umask
 from orchestrator.schema import Config
 
 _NAME = re.compile(r"step_(\d{8,})")
@@ -70,6 +71,7 @@ def save(
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
             save_file(contiguous, partial / f"{stem}.safetensors")
         (partial / "state.json").write_text(json.dumps(state))
+        permit_as_umask(partial)
         files = {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(partial.iterdir())}
         for name in files:
             _sync(partial / name)

@@ -87,10 +87,13 @@ def refuse_impossible(config: Config, folder: Path) -> None:
 def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
     """Have every one of `functions` run; several as one array where the executor has such.
 
-    The processes ignore Ctrl-C, which reaches the whole group: it is for the launcher to pass on.
+    submitit's controller of local processes ends them a second after Ctrl-C, which reaches the whole group, and dies
+    of Slurm's warning, which reaches every process of a job. Ignored by inheritance, they reach only this process,
+    which passes them on, and the cells.
     Raises `UserError` where nothing can be submitted.
     """
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if _is_main_thread() else None
+    signals = (signal.SIGINT, signal.SIGUSR2) if _is_main_thread() else ()
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     try:
         with _outside_of_a_job():
             return executor.submit_array(list(functions)) if len(functions) > 1 else [executor.submit(functions[0])]
@@ -100,8 +103,8 @@ def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
         said = " ".join(str(error).replace("sbatch: error:", "").split())
         raise UserError(f"Slurm took no job ({said}): mend launcher.slurm.") from error
     finally:
-        if previous is not None:
-            signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _asked(launcher: LauncherConfig, partition: str | None, qos: str | None) -> dict[str, Any]:

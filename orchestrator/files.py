@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and by whom they may be read."""
 
 from __future__ import annotations
 
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,3 +20,18 @@ def write_whole(path: Path, text: str) -> None:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error}): make room, or choose a writable place.") from error
+
+
+def permit_as_umask(directory: Path) -> None:
+    """Give all that lies in `directory` the permissions that the user's umask gives to new files.
+
+    Libraries that write by way of temporary files leave them to their owner alone: nobody else of a group could go on.
+    """
+    probe = directory / ".umask"
+    probe.mkdir(exist_ok=True)
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    for path in directory.rglob("*"):
+        wanted = mode if path.is_dir() else mode & 0o666
+        if not path.is_symlink() and stat.S_IMODE(path.stat().st_mode) != wanted:
+            path.chmod(wanted)

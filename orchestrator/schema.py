@@ -493,9 +493,12 @@ def validate(config: Config) -> None:
         )
     if not config.data.domains:
         raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
-    for option, value in flatten(config).items():
-        if option.startswith("launcher.slurm.") and any(c in str(value) for c in "\n\r\0"):
-            raise UserError(f"{option}={value!r} holds a line break, which a job script cannot: write it on one line.")
+    for key, value in flatten(config.launcher.slurm.__dict__).items():
+        if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
+            raise UserError(f"launcher.slurm.{key}={value!r} holds what cannot be printed: write it on one line.")
+    for option in config.launcher.slurm.options:
+        if not re.fullmatch(r"[a-zA-Z][\w-]*", option):
+            raise UserError(f"launcher.slurm.options.{option} is no option of sbatch: write {{mail-type: END}}.")
     for name, domain in config.data.domains.items():
         if not (domain.weight > 0 and math.isfinite(domain.weight)):
             raise UserError(
@@ -509,8 +512,13 @@ def validate(config: Config) -> None:
             )
     names = [config.arm, *config.arms] if config.name is None else [config.name, config.arm, *config.arms]
     for label in names:
-        if not label or label.startswith(".") or any(c in label for c in "/\\\0\n"):
-            raise UserError(f"'{label}' names a directory: it cannot be empty, begin with a dot or hold a slash.")
+        if not label or label.startswith(".") or any(c in label for c in "/\\%") or not label.isprintable():
+            raise UserError(
+                f"{label!r} names a directory: it cannot be empty, begin with a dot, or hold a slash, a percent sign "
+                "or what cannot be printed."
+            )
+    if "%" in config.root or not config.root.isprintable():  # submitit and Slurm read both as more than a name
+        raise UserError(f"root={config.root!r} holds a percent sign or what cannot be printed: choose another place.")
     for arm in config.arms:
         if arm in RESERVED:
             raise UserError(f"An arm cannot be called '{arm}', which the run directory uses itself: rename it.")

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 
 from orchestrator import projection
 from orchestrator.errors import UserError
+from orchestrator.files import permit_as_umask
 from orchestrator.projection import READING, STEP
 from orchestrator.schema import Config, TrackerMode
 
@@ -51,16 +53,33 @@ def login_problem() -> str | None:
     import wandb
     from wandb.sdk.lib import wbauth
 
-    try:
-        settings = wandb.setup().settings
-        if settings.mode != "online":
-            return f"is {settings.mode} (WANDB_MODE): unset that"
-        auth = wbauth.authenticate_session(host=settings.base_url, source="tracker", prompt=False, update_session=False)
-    except wandb.Error as error:
-        return f"cannot log in ({error}): mend the key"
-    finally:
-        wandb.teardown()  # cells are processes of their own and must not lean on this one's service
+    with _caching_nowhere():
+        try:
+            settings = wandb.setup().settings
+            if settings.mode != "online":
+                return f"is {settings.mode} (WANDB_MODE): unset that"
+            auth = wbauth.authenticate_session(
+                host=settings.base_url, source="tracker", prompt=False, update_session=False
+            )
+        except wandb.Error as error:
+            return f"cannot log in ({error}): mend the key"
+        finally:
+            wandb.teardown()  # cells are processes of their own and must not lean on this one's service
     return None if auth else f"found no API key for {settings.base_url}: run `wandb login` or set WANDB_API_KEY"
+
+
+@contextmanager
+def _caching_nowhere() -> Iterator[None]:
+    """For what W&B does before there is a run directory: its service keeps a log, else in the user's home."""
+    before = os.environ.get("WANDB_CACHE_DIR")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["WANDB_CACHE_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["WANDB_CACHE_DIR"]
+            if before is not None:
+                os.environ["WANDB_CACHE_DIR"] = before
 
 
 def run_id(config: Config, kind: str = "train") -> str:
@@ -250,6 +269,8 @@ def _close(run: Any, exit_code: int) -> None:
 
     run.finish(exit_code=exit_code)
     wandb.teardown()
+    with suppress(OSError):  # of a directory that somebody else has written into
+        permit_as_umask(Path(os.environ["WANDB_DATA_DIR"]).parent)
 
 
 def _give_up(run: Any, error: Exception) -> None:

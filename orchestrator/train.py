@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -61,6 +62,8 @@ def train_cell(
     `fence` is called before every write, and raises where another attempt has taken the cell over.
     """
     config = schema.load(cell_dir / "config.yaml")
+    # torch makes this directory, else under /tmp, as soon as it loads its compiler, used or not
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config.data.cache_dir, ".inductor").resolve()))
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32

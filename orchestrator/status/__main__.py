@@ -60,10 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _resume(directory: Path, which: str, console: Console) -> int:
     """Launch cells again, and conclude as the experiment's own command does."""
-    from orchestrator.__main__ import conclude  # torch and the comparison: 3 s that a look at the status does without
+    from orchestrator.__main__ import (  # torch and the comparison: 3 s that a look at the status does without
+        complain,
+        conclude,
+    )
     from orchestrator.launch.again import resume
 
-    return conclude(resume(directory, which, console), console)
+    return conclude(resume(directory, which, console), console, complain)
 
 
 if __name__ == "__main__":

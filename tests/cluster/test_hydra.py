@@ -1,0 +1,62 @@
+"""`hydra/launcher=submitit_slurm` on a real cluster: each job is a whole experiment that outlives a preemption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator import ledger
+
+
+def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
+    cluster: Any, small_cell: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Needs of `cluster` only `.env`: what subprocesses need for sbatch, squeue, scancel and scontrol to work."""
+    environment = {**os.environ, **cluster.env}
+
+    def slurm(*words: str) -> str:
+        return subprocess.run(words, env=environment, capture_output=True, text=True).stdout
+
+    command = [
+        sys.executable, "-m", "orchestrator", "-m", *small_cell, "name=sweep", "train.steps=1500", "train.log_every=5",
+        "train.eval_every=500", "train.checkpoint_every=1500", "forensics.every=1500", "optim.weight_decay=0",
+        "optim.lr=0.001,1e36", "hydra/launcher=submitit_slurm", "root=out",
+    ]  # fmt: skip
+    log, cell = tmp_path / "log", tmp_path / "out/sweep__optim.lr=0.001/main/seed=0"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
+    try:
+        _wait(lambda: (ledger.newest(cell / "ledger.jsonl") or {"step": 0})["step"] >= 20, process, log)
+        job = next(path.name for path in tmp_path.glob("out/.multirun/*/.submitit/*_0"))  # the first of the array
+        slurm("scancel", "--signal=USR2", job)  # what Slurm sends before it preempts, and before the time limit
+        _wait(lambda: "PENDING" in slurm("squeue", "-h", "-r", "-j", job, "-o", "%T"), process, log)
+        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")  # else Slurm waits for two minutes
+        assert process.wait(120) == 2, log.read_text()
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        slurm("scancel", "--name=orchestrator")
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert said.count("optim.lr=1e+36: main/seed=0 failed: The ") == 1
+    records = ledger.read(cell.parents[1] / "manifest.jsonl")
+    resumed = [r["reason"] for r in records if r["state"] == "running"]
+    assert len(resumed) == 2
+    assert int(resumed[1].rpartition(" ")[2]) >= 20, "no step was lost"
+    assert records[-1]["state"] == "done"
+    assert all(r["job"].isdigit() for r in records), "a cell inside the job is a process, not the job"
+    assert (cell.parents[1] / "comparison/verdict.json").is_file()
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
