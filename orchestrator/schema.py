@@ -126,6 +126,16 @@ class TrackerMode(StrEnum):
     off = "off"
 
 
+class Gpu(StrEnum):  # plan/hardware.py has what their data sheets say
+    a100 = "a100"
+    h100 = "h100"
+    h200 = "h200"
+    b200 = "b200"
+    l40s = "l40s"
+    rtx4090 = "rtx4090"
+    mi300x = "mi300x"
+
+
 @dataclass
 class ModelConfig:
     """The decoder. One shape per layer follows from these and from `WidthConfig`."""
@@ -269,6 +279,14 @@ class TrackerConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `dry_run=true` reckons with where the run is meant for other hardware. It changes the plan alone."""
+
+    gpu: Gpu | None = None  # one for each cell; null: this machine, timed. launcher.parallel: cells at once, else all
+    mfu: float = 0.35  # share of that GPU's dense bf16 peak that forward and backward reach
+
+
+@dataclass
 class Config:
     """One experiment, or one cell of it when `arm` is set."""
 
@@ -292,6 +310,7 @@ class Config:
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -300,6 +319,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 OPERATIONAL = (
     "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
     "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
+    "plan",
 )  # fmt: skip
 
 # What types cannot say of single values; `validate` adds what concerns several.
@@ -421,6 +441,8 @@ def validate(config: Config) -> None:
     for key in AVERAGES:
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]} is outside [0, 1): it is the share of the old average that is kept.")
+    if not 0 < config.plan.mfu <= 1:
+        raise UserError(f"plan.mfu={config.plan.mfu} is outside (0, 1]: it is the share of a GPU's peak FLOP/s.")
     if not 0 <= config.optim.min_lr_ratio <= 1:
         raise UserError(f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr.")
     if not 0 <= config.optim.decay_fraction <= 1:
