@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 
@@ -14,6 +13,8 @@ from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_
 from orchestrator.callbacks import build_sidecar
 from orchestrator.experiment import decoder_spec, sidecar_flops, training_flops
 from orchestrator.schema import Config, Credit, SidecarMode
+from sidecar import Sidecar
+from sidecar.channels.channel import Channel
 
 FP32 = 4  # bytes
 
@@ -135,7 +136,7 @@ class ArmPlan:
             return Decoder(self.spec)
 
     @cached_property
-    def _sidecar(self) -> Any:
+    def _sidecar(self) -> Sidecar:
         options = self.config.sidecar
         mode = SidecarMode.fixed if options.mode == SidecarMode.fixed else SidecarMode.learn  # no schedule is read
         config = replace(self.config, sidecar=replace(options, mode=mode))
@@ -144,7 +145,7 @@ class ArmPlan:
         return build_sidecar(config, model, lambda interval: torch.zeros(()))
 
     @property
-    def _channels(self) -> dict[str, Any]:
+    def _channels(self) -> dict[str, Channel]:
         return {} if self.config.sidecar.mode == SidecarMode.off else self._sidecar.channels
 
     @cached_property
@@ -154,9 +155,9 @@ class ArmPlan:
             return {}, {}
         follows = self.config.sidecar.mode == SidecarMode.learn
         kept = {f"PressSidecar/{name}": t.numel() for name, t in self._sidecar.tensors().items()} if follows else {}
-        for channel in self._channels.values():
-            channel.set([2.0] * len(channel.units))
-        return kept, {name: t.numel() for name, t in self._sidecar.folded().items()}
+        weights = {name: tensor.numel() for name, tensor in self._model.named_parameters()}
+        folds = [channel for channel in self._channels.values() if type(channel).folded is not Channel.folded]
+        return kept, {name: weights[name] for channel in folds for unit in channel.weights() for name in unit}
 
     def _state(self, *, trained: bool) -> int:
         """Bytes of `state.json` and `manifest.json`."""

@@ -15,6 +15,7 @@ from orchestrator.tracker import MANY
 # A row of W&B's log is protobuf: the name and the value as JSON of every item and about 8 bytes about them, three items
 # of its own, and a summary record that repeats the items whose last value is shown (all but those of `MANY`).
 ITEM, ROW = 8, 90
+RUN = 22_000  # bytes of a run's log beside its rows: configuration, metrics, the last summary
 KEY = 120  # bytes of the key under which a reading is filed
 COPIES = 3  # of a table: as media of the row, and twice staged as an artifact
 TABLE_VALUE = 17  # bytes of one value of a table in JSON
@@ -27,7 +28,7 @@ DOMAIN_LOSS = 1.2345678901234567  # stands for any number of double precision
 
 @dataclass(frozen=True)
 class Volume:
-    """Of one cell, bytes unless it says rows."""
+    """Of one cell; bytes, but for the rows."""
 
     ledger: int
     readings: int
@@ -60,7 +61,7 @@ def volume(plan: ArmPlan, sample: Sample) -> Volume:
         ledger,
         readings,
         rows,
-        log=rows * ROW + items,
+        log=RUN + rows * ROW + items,
         tables=COPIES * TABLE_VALUE * (layers * measured + units * SIDECAR),
         figures=FIGURES + POINT * (layers * PER_LAYER + plan.decisions * units),
     )
