@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -30,15 +30,18 @@ def show(experiment: Experiment, console: Console) -> None:
     with console.status("Timing one block of the model and one reading of it"):
         cost = cost_of(experiment)
     console.print(f"[bold]{escape(experiment.name)}[/]  {escape(experiment.config.question)}")
-    console.print(_cells(cost), soft_wrap=True)
+    console.print(_cells(cost), soft_wrap=True, highlight=False)
     console.print()
     console.print(_totals(cost))
     console.print()
     console.print(_table(list(cost.arms.values())))
+    console.print()
+    console.print(_layers(cost))
     for line in _differences(cost):
         console.print(line)
-    for sentence in warnings(cost):
-        console.print(Text.assemble(("! ", "bold yellow"), sentence))
+    if told := list(warnings(cost)):
+        console.print()
+        console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in told))
 
 
 def _cells(cost: Cost) -> str:
@@ -132,12 +135,8 @@ def _table(cells: list[CellCost]) -> Table:
 
 
 def _differences(cost: Cost) -> Iterator[Text]:
-    """The layers of every arm, how the others differ from the baseline, and what is asked of them."""
+    """How the other arms differ from the baseline, and what is asked of all of them."""
     baseline, *others = cost.arms.values()
-    yield Text()
-    yield Text("layers as width/FFN", "dim")
-    for cell in cost.arms.values():
-        yield Text.assemble((cell.plan.arm, "bold"), f"  {len(cell.plan.spec.layers)}: {_layers(cell.plan.spec)}")
     for cell in others:
         plan, base = cell.plan, baseline.plan
         yield Text(
@@ -151,7 +150,24 @@ def _differences(cost: Cost) -> Iterator[Text]:
         yield Text.assemble(("expected  ", "dim"), " · ".join(map(str, wanted)))
 
 
-def _layers(spec: DecoderSpec) -> str:
+def _listed(rows: Iterable[tuple[Text, Text]]) -> Table:
+    """Pairs whose second part folds under itself."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _layers(cost: Cost) -> Table:
+    """The layers of every arm, as width/FFN."""
+    rows = [(Text("layers", "dim"), Text("width/FFN", "dim"))]
+    rows += [(Text(arm), Text(f"{len(c.plan.spec.layers)}: {_shapes(c.plan.spec)}")) for arm, c in cost.arms.items()]
+    return _listed(rows)
+
+
+def _shapes(spec: DecoderSpec) -> str:
     """`1168/3504` per layer (width/FFN), runs of equal layers written once."""
     parts: list[list[str | int]] = []
     for layer in spec.layers:
