@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,20 @@ class Experiment:
 def decoder_spec(config: Config) -> DecoderSpec:
     """The shapes that `model` and `width` describe. Raises `UserError` where they do not fit together."""
     model, width = config.model, config.width
+    widths = None if width.widths is None else tuple(width.widths)
     try:
-        return build_spec(
+        return _built(
             layers=model.layers, width=model.width, head_dim=model.head_dim, heads=model.heads.value,
             queries_per_kv=model.queries_per_kv, ffn_ratio=model.ffn_ratio, vocab_size=model.vocab_size,
             norm=model.norm.value, tie_embeddings=model.tie_embeddings, rope_theta=model.rope_theta,
             norm_eps=model.norm_eps, profile=width.profile.value, start=width.start, end=width.end,
-            widths=width.widths, multiple_of=width.multiple_of, match=width.match.value, seq_len=config.train.seq_len,
+            widths=widths, multiple_of=width.multiple_of, match=width.match.value, seq_len=config.train.seq_len,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(_as_typed(str(error))) from error
+
+
+_built = lru_cache(maxsize=256)(build_spec)  # widths are searched for, and a comparison asks for every cell's
 
 
 def _as_typed(message: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -99,17 +100,26 @@ class Manifest:
 
     def _records(self) -> list[ledger.Record]:
         """Raises `UserError` where a record lacks what every one has, or has it in another type."""
-        records = ledger.read(self.path)
-        for record in records:
-            for key, kind in KINDS.items():
-                if key not in record:
-                    raise UserError(f"{self.path} has a record without '{key}': delete that line.")
-                if not isinstance(record[key], kind):
-                    raise UserError(
-                        f"{self.path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: "
-                        "delete that line."
-                    )
-        return records
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return []
+        return _checked(self.path, now.st_size, now.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)  # it is asked for every cell, and every cell has lines in it
+def _checked(path: Path, size: int, written: int) -> list[ledger.Record]:
+    """The records as of that size and time: what is appended changes the one, what is mended by hand the other."""
+    records = ledger.read(path)
+    for record in records:
+        for key, kind in KINDS.items():
+            if key not in record:
+                raise UserError(f"{path} has a record without '{key}': delete that line.")
+            if not isinstance(record[key], kind):
+                raise UserError(
+                    f"{path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: delete that line."
+                )
+    return records
 
 
 def _entry(record: ledger.Record) -> Entry:

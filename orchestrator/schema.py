@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +128,16 @@ class TrackerMode(StrEnum):
     offline = "offline"
     online = "online"
     off = "off"
+
+
+class Gpu(StrEnum):  # plan/hardware.py has what their data sheets say
+    a100 = "a100"
+    h100 = "h100"
+    h200 = "h200"
+    b200 = "b200"
+    l40s = "l40s"
+    rtx4090 = "rtx4090"
+    mi300x = "mi300x"
 
 
 @dataclass
@@ -294,6 +307,14 @@ class TrackerConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What `dry_run=true` reckons with where the run is meant for other hardware. It changes the plan alone."""
+
+    gpu: Gpu | None = None  # one for each cell; null: this machine, timed. launcher.parallel: cells at once, else all
+    mfu: float = 0.35  # share of that GPU's dense bf16 peak that forward and backward reach
+
+
+@dataclass
 class Config:
     """One experiment, or one cell of it when `arm` is set."""
 
@@ -317,6 +338,7 @@ class Config:
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 ConfigStore.instance().store(name="schema", node=Config)
@@ -325,6 +347,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 OPERATIONAL = (
     "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
     "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
+    "plan",
 )  # fmt: skip
 
 # What types cannot say of single values; `validate` adds what concerns several.
@@ -406,12 +429,24 @@ def load(path: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
     try:
-        cfg = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        seeds = _SEED.findall(text)
+        found = _parsed(_SEED.sub("seed: 0", text) if len(seeds) == 1 else text)
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it.") from error
-    if not isinstance(cfg, DictConfig):
-        raise UserError(f"{path} holds a {type(cfg).__name__}, not a mapping: it is not a cell's configuration.")
-    return from_dictconfig(cfg)
+    if found is None:
+        raise UserError(f"{path} is not a mapping of keys to values, and so no cell's configuration: restore it.")
+    return replace(deepcopy(found), seed=int(seeds[0])) if len(seeds) == 1 else deepcopy(found)
+
+
+_SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
+
+
+@lru_cache(maxsize=64)  # the cells of an arm differ in their seed alone, and reading one takes a tenth of a second
+def _parsed(text: str) -> Config | None:
+    """The configuration that `text` is; null where it is no mapping."""
+    cfg = OmegaConf.load(StringIO(text))
+    return from_dictconfig(cfg) if isinstance(cfg, DictConfig) else None
 
 
 def plain(branch: Any) -> dict[str, Any]:
@@ -467,6 +502,8 @@ def validate(config: Config) -> None:
     for key in AVERAGES:
         if not 0 <= values[key] < 1:
             raise UserError(f"{key}={values[key]} is outside [0, 1): it is the share of the old average that is kept.")
+    if not 0 < config.plan.mfu <= 1:
+        raise UserError(f"plan.mfu={config.plan.mfu} is outside (0, 1]: it is the share of a GPU's peak FLOP/s.")
     if not 0 <= config.optim.min_lr_ratio <= 1:
         raise UserError(f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr.")
     if not 0 <= config.optim.decay_fraction <= 1:

@@ -98,14 +98,19 @@ def check_batches(pair: Pair) -> None:
 def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
     """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
     ignored = (*schema.OPERATIONAL, "arm")
-    undeclared = schema.differences(a.config, b.config, ignore=(*ignored, *declared))
+    differing = schema.differences(a.config, b.config, ignore=ignored)
+    undeclared = {
+        key: values
+        for key, values in differing.items()
+        if not any(key == d or key.startswith(f"{d}.") for d in declared)
+    }
     if undeclared:
         listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())
         raise UserError(
             f"{a.label} and {b.label} differ in {listing}, "
             "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
         )
-    return tuple(schema.differences(a.config, b.config, ignore=ignored))
+    return tuple(differing)
 
 
 def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]:

@@ -16,6 +16,7 @@ EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference cou
 BOOTSTRAP_FROM = 6  # pairs; below, resampling so few values does not cover at its nominal rate
 RESAMPLES = 9_999
 EXACT_PAIRS = 16  # up to which the sign-flip test takes all 2^n patterns; beyond, 2^16 drawn at random
+BLOCK = 2**12  # patterns that are drawn at a time
 MAX_PATTERNS = 2**14  # of signs enumerated for several outcomes at once; with more pairs so many are drawn
 
 
@@ -92,6 +93,8 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
     x = np.asarray(differences, dtype=np.float64)
     if x.size < 2:
         return None
+    if x.size > EXACT_PAIRS:
+        return _drawn_sign_flip_p(x)
     test = scipy.stats.permutation_test(
         (x,),
         lambda sample, axis: np.mean(sample, axis=axis),
@@ -101,6 +104,20 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
         rng=0,
     )
     return float(test.pvalue)
+
+
+def _drawn_sign_flip_p(x: np.ndarray) -> float:
+    """The same with 2^16 patterns drawn at random, by scipy's rule: twice the smaller side, the data counted in both.
+
+    Of hundreds of pairs scipy gathers every pattern's values: seconds for each outcome, where this is a product.
+    """
+    rng, drawn, (less, greater) = np.random.default_rng(0), 2**EXACT_PAIRS, (1, 1)
+    within = 1e-14 * abs(x.sum())  # what counts as equal, after rounding
+    for _ in range(0, drawn, BLOCK):
+        sums = np.where(rng.integers(0, 2, (BLOCK, x.size), dtype=np.int8), x, -x).sum(axis=1)
+        less += int(np.count_nonzero(sums <= x.sum() + within))
+        greater += int(np.count_nonzero(sums >= x.sum() - within))
+    return min(1.0, 2.0 * min(less, greater) / (drawn + 1))
 
 
 def smallest_p(n: int) -> float:

@@ -40,5 +40,7 @@ def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping
 def ratios(norms: Sequence[float | None]) -> list[float | None]:
     """Each layer's norm over the median of the others'; null where that gives no scale, or a norm is not known."""
     values = np.array(norms, dtype=np.float64)  # [L]
-    medians = [float(np.median(np.delete(values, i))) if values.size > 1 else 0.0 for i in range(values.size)]
+    layers = values.size
+    others = np.tile(values, (layers, 1))[~np.eye(layers, dtype=bool)].reshape(layers, max(0, layers - 1))
+    medians = np.median(others, axis=1).tolist() if layers > 1 else [0.0] * layers
     return [float(v / m) if m > 0 and np.isfinite(v) else None for v, m in zip(values, medians, strict=True)]

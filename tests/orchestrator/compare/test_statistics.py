@@ -95,6 +95,18 @@ def test_smallest_p_is_reached_and_is_too_large_under_six_pairs() -> None:
     assert sign_flip_p([0.4]) is None
 
 
+@pytest.mark.parametrize(("n", "mean"), [(17, 0.5), (30, 0.2)])
+def test_sign_flips_drawn_at_random_agree_with_scipys(n: int, mean: float) -> None:
+    d = np.random.default_rng(n).normal(mean, 1.0, n)
+    theirs = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1).pvalue
+    p = sign_flip_p(d)
+    assert p is not None
+    assert p == sign_flip_p(d)  # the same patterns every time
+    assert abs(p - theirs) < 6 * (2 * p / 20_000) ** 0.5  # either is an estimate
+    assert sign_flip_p(np.full(n, 0.3)) == pytest.approx(2 / (2**16 + 1), abs=2e-4)  # but for patterns of equal signs
+    assert sign_flip_p(np.zeros(n)) == 1.0
+
+
 def test_holm_on_the_textbook_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]

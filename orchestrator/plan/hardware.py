@@ -1,0 +1,127 @@
+"""What a run is reckoned to go at: this machine, timed on one block just now, or a GPU from its data sheet."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from models.transformer import Decoder, DecoderSpec, forward_flops_per_token, num_params
+from orchestrator.optim import DecoupledAdamW
+from orchestrator.schema import Config, Device, Gpu
+
+SAMPLE_FLOPS = 2e10  # of the forward pass that is timed, about: a fraction of a second on one core
+SAMPLE_VOCAB = 1024  # rows of its table: the whole one may not fit here
+REPEATS, SECONDS = 3, 0.5  # at least so many times and so long, of which the fastest counts: others compute here too
+
+# Bytes that one update moves per parameter, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
+# passes of torch's Adam (3 + 2 + 3 + 2 + 2 + 2 + 4 reads and writes of 4 bytes).
+UPDATE_BYTES = 92
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One GPU as its vendor's data sheet has it: dense, without sparsity."""
+
+    name: str
+    flops: float  # peak bf16 tensor FLOP/s
+    bandwidth: float  # of its memory, bytes/s
+    memory: float  # bytes
+
+
+SHEETS = {
+    Gpu.a100: Sheet("A100 SXM 80 GB", 312e12, 2.039e12, 80e9),  # NVIDIA A100 datasheet, June 2021
+    Gpu.h100: Sheet("H100 SXM 80 GB", 989.4e12, 3.35e12, 80e9),  # NVIDIA H100 datasheet; H100 whitepaper, table 2
+    Gpu.h200: Sheet("H200 SXM 141 GB", 989.4e12, 4.8e12, 141e9),  # NVIDIA H200 datasheet
+    Gpu.b200: Sheet("B200 SXM 180 GB", 2250e12, 8.0e12, 180e9),  # NVIDIA Blackwell datasheet (HGX B200)
+    Gpu.l40s: Sheet("L40S 48 GB", 362e12, 0.864e12, 48e9),  # NVIDIA L40S datasheet
+    Gpu.rtx4090: Sheet("RTX 4090 24 GB", 165.2e12, 1.008e12, 24e9),  # NVIDIA Ada whitepaper, appendix A
+    Gpu.mi300x: Sheet("MI300X 192 GB", 1307.4e12, 5.3e12, 192e9),  # AMD Instinct MI300X data sheet
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How fast one cell trains, and in how much memory."""
+
+    name: str
+    said: str  # how the rates are known
+    is_gpu: bool
+    flops: float  # FLOP/s that forward and backward reach
+    updates: float  # parameters/s that clipping, decay and Adam reach
+    memory: float | None  # bytes of the GPU; null on a CPU
+
+    @property
+    def unit(self) -> str:
+        """What an hour is an hour of."""
+        return "GPU" if self.is_gpu else "core"
+
+
+def hardware_for(config: Config, spec: DecoderSpec) -> Hardware:
+    """What the plan reckons with: `plan.gpu` where it is set, else this machine as one block of the model runs on it.
+
+    The update is reckoned apart from the matrix products: it moves every weight, gradient and moment whatever the
+    batch, and outweighs them where a step has few tokens.
+    """
+    if config.plan.gpu is not None:
+        sheet, mfu = SHEETS[config.plan.gpu], config.plan.mfu
+        said = (
+            f"assumed: plan.mfu={mfu:g} of its {sheet.flops / 1e12:,.0f} dense bf16 TFLOP/s, and updates at "
+            f"the speed of its memory, {sheet.bandwidth / 1e12:.3g} TB/s"
+        )
+        return Hardware(sheet.name, said, True, mfu * sheet.flops, sheet.bandwidth / UPDATE_BYTES, sheet.memory)
+    return measured(config, spec)
+
+
+def measured(config: Config, spec: DecoderSpec) -> Hardware:
+    """This machine: forward and backward, then clipping and update, of one block of this model, as a cell has them."""
+    use_gpu = config.train.device != Device.cpu and torch.cuda.is_available()
+    device, threads = torch.device("cuda" if use_gpu else "cpu"), torch.get_num_threads()
+    one = DecoderSpec(layers=spec.layers[:1], vocab_size=min(spec.vocab_size, SAMPLE_VOCAB), norm=spec.norm)
+    rows, seq_len = config.train.micro_batch_size or config.train.batch_size, config.train.seq_len
+    rows = max(1, min(rows, int(SAMPLE_FLOPS / forward_flops_per_token(one, seq_len) / seq_len)))
+    model = Decoder(one).to(device)
+    optimizer = DecoupledAdamW(model, config.optim)
+    batch = torch.randint(one.vocab_size, (rows, seq_len + 1), device=device)
+    precision = torch.autocast("cuda", dtype=torch.bfloat16) if use_gpu else nullcontext()
+    clock = partial(_now, use_gpu, config.train.threads)
+    passes, updates = math.inf, math.inf
+    try:
+        torch.set_num_threads(config.train.threads)
+        begun, count = clock(), 0
+        while count < REPEATS or clock() - begun < SECONDS:
+            count += 1
+            started = clock()
+            with precision:
+                loss = model.loss(batch)
+            loss.backward()
+            computed = clock()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+            optimizer.step(config.optim.lr)
+            updated = clock()
+            optimizer.zero_grad()
+            passes, updates = min(passes, computed - started), min(updates, updated - computed)
+    finally:
+        torch.set_num_threads(threads)
+    flops = 3 * forward_flops_per_token(one, seq_len) * rows * seq_len / passes
+    cores = "one core" if config.train.threads == 1 else f"{config.train.threads} cores"
+    name = torch.cuda.get_device_name() if use_gpu else f"{cores} of this machine"
+    memory = float(torch.cuda.get_device_properties(0).total_memory) if use_gpu else None
+    said = f"measured just now on one block of this model: {flops / 1e9:,.1f} GFLOP/s and {_per_update(one, updates)}"
+    return Hardware(name, said, use_gpu, flops, num_params(one) / updates, memory)
+
+
+def _per_update(spec: DecoderSpec, seconds: float) -> str:
+    return f"{num_params(spec) / seconds / 1e6:,.0f} million parameters updated per second"
+
+
+def _now(use_gpu: bool, threads: int) -> float:
+    """Seconds on a clock that stands still while others have the cores; a GPU is waited for."""
+    if use_gpu:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time() / threads

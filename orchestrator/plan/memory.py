@@ -1,0 +1,43 @@
+"""What a training step needs of its device's memory at its peak: an estimate by counting tensors."""
+
+from __future__ import annotations
+
+from models.transformer import BLOCKS, DecoderSpec, LayerShape, matmul_params, num_params
+from orchestrator.schema import Config, Precision
+
+FP32, BF16 = 4, 2  # bytes
+
+
+def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> float:
+    """Bytes of one cell: fp32 weights, gradients and both moments, a sidecar's `traces` (entries), and whichever is
+    more of what a micro-batch keeps for its backward pass and what the update holds beside them.
+
+    What the allocator wastes and what CUDA itself takes (about 1 GB) come on top.
+    """
+    train = config.train
+    half = train.precision == Precision.bf16 or (train.precision == Precision.auto and on_gpu)
+    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len
+    params = num_params(spec)
+    standing = FP32 * (4 * params + traces)
+    return standing + max(activations(spec, tokens, half=half), FP32 * params)  # Adam's foreach: one more list
+
+
+def activations(spec: DecoderSpec, tokens: int, *, half: bool) -> float:
+    """Bytes that the forward pass of `tokens` keeps for its backward pass, the loss's own gradient included.
+
+    `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. Of logits stand at the peak their
+    log-softmax and its gradient in fp32, and under autocast one bf16 copy.
+    """
+    kept = sum(_of_layer(shape, BLOCKS[spec.norm].norms, half=half) for shape in spec.layers)
+    kept += FP32 * 3 * spec.width + spec.vocab_size * (2 * FP32 + BF16 * half)
+    copies = sum(matmul_params(shape) for shape in spec.layers) + spec.vocab_size * spec.head_width
+    return float(tokens * kept + BF16 * half * copies)
+
+
+def _of_layer(shape: LayerShape, norms: int, *, half: bool) -> int:
+    """Bytes per token of one block: the FFN's four products; q, k, v, their mixture; inputs of norms and matrices."""
+    inner = 4 * shape.ffn + 2 * shape.head_dim * (shape.heads + shape.kv_heads)
+    scales = norms + shape.heads  # 1/rms of every norm, log-sum-exp of every head
+    if half:  # the stream and what norms return stay fp32, and each of five matrices keeps its own bf16 input
+        return BF16 * (inner + 5 * shape.width) + FP32 * (2 * norms * shape.width + scales)
+    return FP32 * (inner + (2 * norms + 2) * shape.width + scales)

@@ -1,0 +1,88 @@
+"""Checkpoints of one and of two layers, saved and read on this machine: what a whole model's cost is reckoned from."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights, matmul_params
+from orchestrator import checkpoint, forensics
+from orchestrator.schema import Config
+
+LARGEST = 9e6  # entries of a layer that is read; of a larger one, a smaller likeness
+VOCAB = 64  # rows of its table
+SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first, unmeasured: it loads libraries
+# Seconds of a layer ∝ entries^1.1: passes over the entries, then Gram matrices and spectra, which go as entries^1.5.
+# Measured: 0.75 from width 256 to 1168, 1.0 from 657 to 1168.
+EXPONENT = 1.1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What saving and reading a layer took here, and what it left."""
+
+    shape: LayerShape
+    first: float  # core-seconds of reading one layer
+    further: float  # and of every further one like it
+    write_rate: float  # bytes/s of saving a checkpoint, digests and fsync included
+    reading: dict[str, Any]  # of one layer
+
+    def seconds_of(self, spec: DecoderSpec) -> float:
+        """Core-seconds of one reading of a model, without its vocabulary's tables."""
+        own = matmul_params(self.shape)
+        layers = [(matmul_params(shape) / own) ** EXPONENT for shape in spec.layers]
+        return self.first * layers[0] + self.further * sum(layers[1:])
+
+    def reading_of(self, spec: DecoderSpec) -> dict[str, Any]:
+        """The sample's reading made as deep as `spec`: for its size, not for its values."""
+        layer = self.reading["layers"][0]
+        return {**self.reading, "layers": [{**layer, "layer": index} for index in range(len(spec.layers))]}
+
+
+def take_sample(config: Config, spec: DecoderSpec) -> Sample:
+    """Save and read layers like the first of `spec` in a temporary directory, with the threads of one cell."""
+    shape, threads = _likeness(spec.layers[0]), torch.get_num_threads()
+    torch.set_num_threads(config.train.threads)
+    try:
+        _saved_and_read(config, replace(spec, layers=(SMALLEST,)))
+        first, write_rate, reading = _saved_and_read(config, replace(spec, layers=(shape,)))
+        both, _, _ = _saved_and_read(config, replace(spec, layers=(shape, shape)))
+    finally:
+        torch.set_num_threads(threads)
+    return Sample(shape, first, max(0.0, both - first), write_rate, reading)
+
+
+def _saved_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, dict[str, Any]]:
+    """Core-seconds of the reading, bytes/s of the saving, and the reading, of a random model's second checkpoint."""
+    model = Decoder(replace(spec, vocab_size=VOCAB, tie_embeddings=True))
+    init_weights(model, 0)
+    weights: dict[str, torch.Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    moments = {f"{name}.exp_avg": weight * 1e-3 for name, weight in weights.items()}
+    moments |= {f"{name}.exp_avg_sq": weight.square() for name, weight in weights.items()}
+    traced = {name: [0.1] * config.forensics.trace_steps for name, weight in weights.items() if weight.ndim >= 2}
+    state = {"spec": model.spec.to_dict(), "optim": {"beta1": config.optim.beta1, "beta2": config.optim.beta2}}
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        checkpoint.save(directory, 0, {"model": weights}, {**state, "step": 0, "trace": {}})
+        started = time.perf_counter()
+        tensors = {"model": weights, "optimizer": moments}
+        path = checkpoint.save(directory, 1, tensors, {**state, "step": 1, "trace": traced})
+        rate = sum(file.stat().st_size for file in path.iterdir()) / (time.perf_counter() - started)
+        started = time.process_time()  # what else runs here is not to count
+        reading = forensics.analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
+        return time.process_time() - started, rate, json.loads(json.dumps(reading))
+
+
+def _likeness(shape: LayerShape) -> LayerShape:
+    """The layer, or one of about the same proportions with no more than `LARGEST` entries."""
+    while matmul_params(shape) > LARGEST:
+        kv = max(1, shape.kv_heads * 3 // 4)
+        heads = kv * (shape.heads // shape.kv_heads)
+        shape = LayerShape(shape.width * 3 // 4, heads, kv, shape.head_dim, shape.ffn * 3 // 4)
+    return shape

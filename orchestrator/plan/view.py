@@ -1,0 +1,222 @@
+"""The plan in a terminal: totals first, then each arm, then what should be thought over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from models.transformer import DecoderSpec
+from orchestrator.expect import intended
+from orchestrator.experiment import Experiment
+from orchestrator.plan.cost import CellCost, Cost, cost_of
+from orchestrator.plan.units import duration, figures, size, work
+from orchestrator.schema import TrackerMode, Where
+
+SEEDS = 12  # that are listed before only the first and the last are
+KEPT = 2  # checkpoints that are suggested to be kept where all of them do not fit
+
+
+def show(experiment: Experiment, console: Console) -> None:
+    """Print what `experiment` will cost: jobs, hours, memory, disk, W&B; its arms side by side; what speaks against it.
+
+    Takes some seconds, since rates are measured.
+    """
+    with console.status("Timing one block of the model and one reading of it"):
+        cost = cost_of(experiment)
+    console.print(f"[bold]{escape(experiment.name)}[/]  {escape(experiment.config.question)}")
+    console.print(_cells(cost), soft_wrap=True, highlight=False)
+    console.print()
+    console.print(_totals(cost))
+    console.print()
+    console.print(_table(list(cost.arms.values())))
+    console.print()
+    console.print(_layers(cost))
+    for line in _differences(cost):
+        console.print(line)
+    if told := list(warnings(cost)):
+        console.print()
+        console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in told))
+
+
+def _cells(cost: Cost) -> str:
+    experiment = cost.experiment
+    arms, seeds = len(cost.arms), list(map(str, experiment.config.seeds))
+    listed = ", ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)})"
+    counted = "1 arm" if arms == 1 else f"{arms} arms"
+    return f"{len(cost.cells)} cells = {counted} × seeds {listed}; into {escape(str(experiment.directory))}"
+
+
+def _totals(cost: Cost) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="bold", justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in _rows(cost):
+        table.add_row(*(escape(text) for text in row))
+    return table
+
+
+def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
+    """Label, total, and how it comes about."""
+    config, hardware, cells = cost.experiment.config, cost.hardware, cost.cells
+    several = config.forensics.where == Where.job
+    cells_said = f"{len(cells):,} cells, each with a job of readings beside it" if several else "cells"
+    yield "jobs", f"{cost.jobs:,}", f"{cells_said}; {cost.at_once:,} cells at once; the launcher then compares them"
+    parts = {
+        "forward and backward": sum(cell.passes for cell in cells), "update": sum(cell.updates for cell in cells),
+        "held-out losses": sum(cell.evaluation for cell in cells), "checkpoints": sum(cell.saving for cell in cells),
+    }  # fmt: skip
+    whole = sum(parts.values())
+    split = " · ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
+    waits = sum(cell.seconds - cell.training for cell in cells)
+    if waits > 0.01 * whole:
+        split += f"; {work(waits, hardware.unit)} of it wait for readings"
+    yield "compute", work(cost.device_seconds, hardware.unit), split
+    longest = max(cells, key=lambda cell: cell.seconds)
+    yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
+    each = max(cell.reading for cell in cost.arms.values())
+    core = sum(cell.forensics for cell in cells)
+    where = "in jobs of their own" if several else "in a thread beside training"
+    yield "forensics", work(core, "core"), (f"{cost.readings:,} readings, up to {duration(each)} each, {where}")
+    peak = max(cell.memory for cell in cells)
+    of = f" of {size(hardware.memory)}" if hardware.memory else ""
+    yield "memory", size(peak), f"of one cell at its peak{of}: an estimate, without what the allocator wastes"
+    start, later = max((cell.plan.checkpoint_bytes for cell in cells), key=lambda pair: pair[1])
+    kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
+    yield (
+        "checkpoints",
+        size(cost.disk),
+        (f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"),
+    )
+    ledgers = sum(cell.volume.ledger for cell in cells)
+    readings = sum(cell.volume.readings for cell in cells)
+    yield "other files", size(ledgers + readings), f"ledgers {size(ledgers)}, readings {size(readings)}"
+    if config.tracker.mode == TrackerMode.off:
+        yield "W&B", "nothing", "tracker=off"
+    else:
+        log, tables = (sum(getattr(c.volume, kind) for c in cells) for kind in ("log", "tables"))
+        yield (
+            "W&B",
+            size(cost.wandb),
+            (
+                f"{cost.rows:,} rows in {len(cells) + 1:,} runs: rows {size(log)}, "
+                f"tables {size(2 * tables)}, figures {size(cost.wandb - log - 2 * tables)}"
+            ),
+        )
+    yield "reckoned with", "", f"{hardware.name} for each cell, {hardware.said}."
+    yield (
+        "",
+        "",
+        (
+            f"Readings ({figures(cost.sample.first)} s for one layer {cost.sample.shape.width} wide) and checkpoints "
+            f"({size(cost.sample.write_rate)}/s) are measured on this machine; all else is counted."
+        ),
+    )
+
+
+def _table(cells: list[CellCost]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("arm")
+    headers = ("parameters", "body", "embed + head", "FLOPs/token", "FLOPs", "tokens", "a cell takes")
+    for header in headers:
+        table.add_column(header, justify="right")
+    for cell in cells:
+        plan = cell.plan
+        counts = (f"{count:,}" for count in (plan.params, plan.body, plan.params - plan.body))
+        flops = (f"{plan.forward:.4g}", f"{plan.flops:.3g}", f"{plan.tokens:,}", duration(cell.seconds))
+        table.add_row(escape(plan.arm), *counts, *flops)
+    return table
+
+
+def _differences(cost: Cost) -> Iterator[Text]:
+    """How the other arms differ from the baseline, and what is asked of all of them."""
+    baseline, *others = cost.arms.values()
+    for cell in others:
+        plan, base = cell.plan, baseline.plan
+        yield Text(
+            f"{plan.arm} against {base.arm}: parameters {plan.params / base.params - 1:+.2%}, "
+            f"FLOPs {plan.flops / base.flops - 1:+.2%}"
+        )
+    config = cost.experiment.config
+    if config.contrasts:
+        yield Text.assemble(("contrasts, tested in this order  ", "dim"), " · ".join(config.contrasts))
+    if wanted := intended(config.expect, cost.experiment.arms):
+        yield Text.assemble(("expected  ", "dim"), " · ".join(map(str, wanted)))
+
+
+def _listed(rows: Iterable[tuple[Text, Text]]) -> Table:
+    """Pairs whose second part folds under itself."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _layers(cost: Cost) -> Table:
+    """The layers of every arm, as width/FFN."""
+    rows = [(Text("layers", "dim"), Text("width/FFN", "dim"))]
+    rows += [(Text(arm), Text(f"{len(c.plan.spec.layers)}: {_shapes(c.plan.spec)}")) for arm, c in cost.arms.items()]
+    return _listed(rows)
+
+
+def _shapes(spec: DecoderSpec) -> str:
+    """`1168/3504` per layer (width/FFN), runs of equal layers written once."""
+    parts: list[list[str | int]] = []
+    for layer in spec.layers:
+        text = f"{layer.width}/{layer.ffn}"
+        if parts and parts[-1][0] == text:
+            parts[-1][1] = int(parts[-1][1]) + 1
+        else:
+            parts.append([text, 1])
+    return "  ".join(f"{text}" if count == 1 else f"{text} ×{count}" for text, count in parts)
+
+
+def warnings(cost: Cost) -> Iterator[str]:
+    """What will stand in the way, one sentence each, with the key that mends it."""
+    config, hardware = cost.experiment.config, cost.hardware
+    train = config.train
+    free = shutil.disk_usage(_standing(cost.experiment.directory)).free
+    if cost.disk > free:
+        few = sum(
+            c.plan.checkpoint_bytes[0] + min(KEPT, c.plan.kept - 1) * c.plan.checkpoint_bytes[1] for c in cost.cells
+        )
+        cure = f"train.keep_checkpoints={KEPT} needs {size(few)}" if few < cost.disk else "save more rarely"
+        yield f"The checkpoints need {size(cost.disk)} and {size(free)} are free here: {cure}."
+    peak = max(cell.memory for cell in cost.cells)
+    if hardware.memory and peak > hardware.memory:
+        yield (
+            f"A cell needs {size(peak)} of memory and {hardware.name} has {size(hardware.memory)}: lower "
+            f"train.micro_batch_size, which is {train.micro_batch_size or train.batch_size}."
+        )
+    slow = [cell for cell in cost.arms.values() if cell.forensics > cell.training]
+    if slow:
+        yield (
+            f"Reading the layers takes {duration(slow[0].forensics)} a cell and training {duration(slow[0].training)}: "
+            f"raise forensics.every, which is {config.forensics.every}."
+        )
+    worst = max(cost.arms.values(), key=lambda cell: cell.saving / cell.training)
+    if worst.saving > 0.25 * worst.training:
+        yield (
+            f"{worst.saving / worst.training:.0%} of training goes into saving {len(worst.plan.saved):,} checkpoints: "
+            f"raise train.checkpoint_every and forensics.every, which are {train.checkpoint_every} and "
+            f"{config.forensics.every}."
+        )
+    if worst.updates > worst.passes:
+        yield (
+            f"The update of all weights takes longer than the {train.batch_size * train.seq_len:,} tokens of a step: "
+            "a larger train.batch_size costs little."
+        )
+
+
+def _standing(path: Path) -> Path:
+    """The directory, or the nearest one above it that is there."""
+    path = path.resolve()
+    return path if path.exists() else _standing(path.parent)

@@ -1,0 +1,225 @@
+"""The plan's counts against files of a real run, autograd's own list of what it keeps, and arithmetic by hand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.transformer import Decoder, DecoderSpec, LayerShape
+from orchestrator import schema
+from orchestrator.experiment import decoder_spec
+from orchestrator.plan.arm import ArmPlan
+from orchestrator.plan.cost import makespan
+from orchestrator.plan.hardware import SHEETS, hardware_for
+from orchestrator.plan.memory import activations, peak
+from orchestrator.plan.sample import take_sample
+from orchestrator.plan.units import duration, size, work
+from orchestrator.plan.volume import volume
+from orchestrator.schema import (
+    Config,
+    DataConfig,
+    DomainConfig,
+    Gpu,
+    HeadFit,
+    Match,
+    ModelConfig,
+    Norm,
+    PlanConfig,
+    TrainConfig,
+)
+
+Orchestrate = Callable[..., int]
+Printed = pytest.CaptureFixture[str]
+PAPER = ModelConfig(11, 1168, 64, HeadFit.nearest, vocab_size=117_000, tie_embeddings=False, match=Match.none)
+
+
+def bytes_of(directory: Path, *patterns: str) -> int:
+    return sum(file.stat().st_size for pattern in patterns for file in directory.glob(pattern) if file.is_file())
+
+
+def test_the_papers_checkpoints_by_hand() -> None:
+    config = Config(model=PAPER, data=DataConfig({"code": DomainConfig()}), train=TrainConfig(steps=100_000))
+    plan = ArmPlan("uniform", config, decoder_spec(config))
+    attention, ffn = 4 * 1168 * 18 * 64, 3 * 1168 * 3504
+    tables, norms = 2 * 117_000 * 1168, (11 * 4 + 1) * 1168
+    params = 11 * (attention + ffn) + tables + norms
+    assert plan.params == params == 467_626_320
+    assert plan.kept == len(plan.saved) == 100_000 // 200 + 1
+    assert plan.disk == pytest.approx(4 * params + 500 * 12 * params, rel=1e-4)
+    assert len(plan.records) == 10_001
+    assert len(plan.evaluations) == 2_001
+    assert plan.evaluation_flops == 2_002 * 8192 * plan.forward
+    learning = replace(config, sidecar=replace(config.sidecar, mode=schema.SidecarMode.learn))
+    traced = ArmPlan("uniform", learning, plan.spec)
+    assert traced.traces == 11 * (attention + ffn)  # one per entry that decays and belongs to a layer
+    assert traced.disk - plan.disk == pytest.approx(501 * 4 * traced.traces, rel=1e-3)
+    few = replace(config, train=replace(config.train, keep_checkpoints=2))
+    assert ArmPlan("uniform", few, plan.spec).disk == pytest.approx(28 * params, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("width=ramp", "tracker=offline", "sidecar=decay", "sidecar.interval=2", "train.log_every=5"),
+        (
+            "tracker=offline", "train.keep_checkpoints=1", "model.norm=pre",
+            "sidecar=decay", "sidecar.channels=[residual_gain,lr_scale]", "sidecar.interval=3", "forensics.every=5",
+        ),
+        ("train.steps=11", "model.tie_embeddings=false"),
+    ],
+)  # fmt: skip
+def test_a_real_run_leaves_what_was_planned(
+    overrides: tuple[str, ...], orchestrate: Orchestrate, small: list[str], tmp_path: Path
+) -> None:
+    assert orchestrate(*small, "launcher=debug", *overrides) == 0
+    cells = list((tmp_path / "outputs").glob("*/*/seed=0"))
+    assert cells
+    for cell in cells:
+        config = schema.load(cell / "config.yaml")
+        plan = ArmPlan(config.arm, config, decoder_spec(config))
+        assert plan.kept == len(list(cell.glob("checkpoints/step_*")))
+        assert len(plan.readings) == len(list(cell.glob("forensics/step_*.json")))
+        assert len(plan.records) == len((cell / "ledger.jsonl").read_text().splitlines())
+        start, later = plan.checkpoint_bytes
+        # of so small a model a fifth is JSON, whose numbers have more or fewer digits
+        assert start == pytest.approx(bytes_of(cell, "checkpoints/step_00000000/*"), rel=0.1)
+        assert later == pytest.approx(bytes_of(cell, f"checkpoints/step_{config.train.steps:08d}/*"), rel=0.1)
+        assert plan.disk == pytest.approx(bytes_of(cell, "checkpoints/*/*"), rel=0.1)
+        written = volume(plan, take_sample(config, plan.spec))
+        assert written.ledger == pytest.approx(bytes_of(cell, "ledger.jsonl"), rel=0.1)
+        assert written.readings == pytest.approx(bytes_of(cell, "forensics/step_*.json"), rel=0.2)
+        if config.tracker.mode == schema.TrackerMode.off:
+            assert written.wandb == written.rows == 0
+        else:
+            assert 2 / 3 < written.wandb / bytes_of(cell, "wandb/*/**/*") < 1.5
+            assert 2 / 3 < written.log / bytes_of(cell, "wandb/*/*.wandb") < 1.5
+
+
+def kept_by_autograd(spec: DecoderSpec, rows: torch.Tensor, half: bool) -> int:
+    """Bytes of every storage but the parameters' own that the loss of `rows` saves for its backward pass."""
+    model, storages = Decoder(spec), {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    precision = torch.autocast("cpu", dtype=torch.bfloat16) if half else nullcontext()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision:
+        loss = model.loss(rows)
+        assert loss.requires_grad
+    return sum(storages.values())
+
+
+SHAPES = (
+    [LayerShape(96, 6, 6, 16, 288)] * 3,
+    [LayerShape(64, 4, 2, 16, 200)] * 4,
+    [LayerShape(64, 5, 5, 16, 200), LayerShape(96, 6, 6, 16, 300), LayerShape(128, 8, 8, 16, 400)],
+)
+
+
+@pytest.mark.parametrize(("shapes", "norm", "half"), itertools.product(SHAPES, Norm, (False, True)))
+def test_activations_are_what_autograd_keeps(shapes: list[LayerShape], norm: Norm, half: bool) -> None:
+    spec = DecoderSpec(tuple(shapes), vocab_size=512, norm=norm.value, tie_embeddings=False)
+    rows = torch.randint(512, (2, 65))
+    afterwards = 2 * 64 * 512 * (4 + 2 * half)  # the gradient of the logits, which the backward pass adds
+    predicted = activations(spec, 2 * 64, half=half) - afterwards
+    assert predicted == pytest.approx(kept_by_autograd(spec, rows, half), rel=0.02)
+
+
+def test_memory_is_at_least_weights_gradients_moments_and_the_updates_list() -> None:
+    config = Config(train=TrainConfig(batch_size=1, seq_len=8))
+    spec = decoder_spec(config)
+    params = ArmPlan("a", config, spec).params
+    assert peak(config, spec, traces=0, on_gpu=True) == 20 * params
+    assert peak(config, spec, traces=1000, on_gpu=True) == 20 * params + 4000
+    wide = replace(config, train=TrainConfig(batch_size=64, seq_len=512))
+    whole = peak(wide, spec, 0, on_gpu=True)
+    split = peak(replace(wide, train=replace(wide.train, micro_batch_size=16)), spec, 0, on_gpu=True)
+    assert whole - 16 * params > 3.5 * (split - 16 * params)
+    assert peak(wide, spec, 0, on_gpu=False) > whole  # fp32 there
+
+
+def test_a_gpu_of_the_data_sheet_by_hand() -> None:
+    config = Config(model=PAPER, plan=PlanConfig(Gpu.h100, mfu=0.5))
+    hardware = hardware_for(config, decoder_spec(config))
+    assert hardware.flops == 494.7e12
+    assert hardware.updates == pytest.approx(3.35e12 / 92)
+    assert hardware.memory == 80e9
+    assert set(SHEETS) == set(Gpu)
+
+
+def brute_makespan(seconds: list[int], slots: int) -> int:
+    """The same second by second."""
+    waiting, running, now = list(seconds), [], 0
+    while waiting or running:
+        while waiting and len(running) < slots:
+            running.append(waiting.pop(0))
+        running = [left - 1 for left in running if left > 1]
+        now += 1
+    return now
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 7])
+def test_wall_time_is_that_of_a_queue(slots: int) -> None:
+    seconds = [5, 1, 9, 2, 2, 7, 3]
+    assert makespan(seconds, slots) == brute_makespan(seconds, slots)
+
+
+def lines_of(printed: Printed) -> Iterator[str]:
+    yield from printed.readouterr().out.splitlines()
+
+
+def test_a_plan_for_other_hardware_says_what_stands_in_the_way(
+    orchestrate: Orchestrate, capsys: Printed, tmp_path: Path
+) -> None:
+    run = (
+        "+experiment=width_ablation",
+        "model=paper_478m",
+        "question='What [bold] would it cost?'",
+        "seeds=[0,1,2,3,4,5,6,7]",
+    )
+    asked = ("train.steps=100000", "dry_run=true", "plan.gpu=h100", "plan.mfu=0.4", f"root={tmp_path}/out")
+    assert orchestrate(*run, *asked, "forensics=beside", "launcher.parallel=5") == 0
+    printed = list(lines_of(capsys))
+    text = " ".join(" ".join(printed).split())
+    assert max(map(len, printed[2:])) <= 100  # the second line ends in a path, which stays whole
+    assert "What [bold] would it cost?" in text
+    assert "jobs 32 16 cells, each with a job of readings beside it; 5 cells at once" in text
+    assert "GPU-hours" in text
+    assert "H100 SXM 80 GB for each cell, assumed: plan.mfu=0.4 of its 989 dense bf16 TFLOP/s" in text
+    assert "8,016 readings" in text
+    assert "52.3 TB 8,016 on disk, all kept" in text
+    assert "train.keep_checkpoints=2 needs" in text
+    assert "raise train.checkpoint_every and forensics.every, which are 200 and 200." in text
+    assert not (tmp_path / "out").exists()
+    assert orchestrate(run[0], *asked, "train.batch_size=32768") == 0
+    assert "lower train.micro_batch_size, which is 32768" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_plan_reckons_with_is_no_part_of_the_experiment(
+    orchestrate: Orchestrate, small: list[str], capsys: Printed
+) -> None:
+    assert orchestrate(*small, "launcher=debug", "name=once") == 0
+    assert orchestrate(*small, "launcher=debug", "name=once", "plan.gpu=a100") == 0
+    assert "Nothing is left to do" in capsys.readouterr().out
+    assert orchestrate("dry_run=true", "plan.gpu=h101") == 2
+    assert "expected one of [a100, h100" in capsys.readouterr().err
+    assert orchestrate("dry_run=true", "plan.mfu=1.5") == 2
+    assert "plan.mfu=1.5 is outside (0, 1]" in capsys.readouterr().err
+
+
+def test_units() -> None:
+    assert [duration(s) for s in (0.123, 90, 7200, 200_000, 8e7)] == [
+        "0.12 seconds", "90.0 seconds", "2.0 hours", "2.3 days", "2.5 years",
+    ]  # fmt: skip
+    assert [size(b) for b in (12, 1500, 2_500_000, 61.2e12)] == ["12 bytes", "1.5 kB", "2.5 MB", "61.2 TB"]
+    assert [work(s, "GPU") for s in (60, 36_000, 4e6)] == ["1.0 GPU-minutes", "10.0 GPU-hours", "1,111 GPU-hours"]
