@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import zlib
@@ -245,6 +246,7 @@ def join() -> Iterator[Ranks]:
         if file is not None and here.rank == 0:  # after a failure others may have to read there why
             file.unlink(missing_ok=True)
     finally:
+        gc.collect()  # a sharded model is full of cycles, and what it holds of the group would outlive it
         dist.destroy_process_group()
 
 
