@@ -14,24 +14,28 @@ from torch import Tensor, nn
 from orchestrator import checkpoint, ledger, schedule
 from orchestrator.errors import UserError
 from orchestrator.experiment import reward_rows
+from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
 from sidecar import Heldout, Sidecar
+from sidecar.sharded import whole
 
 OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
 INTERRUPTED = 130  # the exit code of what a signal stopped
 
 
-def callbacks_for(config: Config) -> list[Callback]:
+def callbacks_for(config: Config, ranks: Ranks = ALONE) -> list[Callback]:
     """The callbacks of a cell, in the order in which each step calls them.
 
     What adds to the record comes before the ledger writes it; the ledger is written before the checkpoint,
     so that no checkpoint is ahead of it; forensics is handed the checkpoint; the tracker projects what is on disk.
+    What only reads from disk is the first rank's.
     """
     sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
-    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), ReadLayers(), Track(config)]
+    readers = [ReadLayers(), Track(config)] if ranks.is_first else []
+    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), *readers]
 
 
 def build_sidecar(
@@ -104,7 +108,10 @@ class TraceMomentum(Callback):
         weights = [run.optimizer.named[name] for name in names]
         momenta = [run.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
         cosines = torch.stack(
-            [-torch.cosine_similarity(m.flatten(), w.flatten(), dim=0) for m, w in zip(momenta, weights, strict=True)]
+            [
+                -torch.cosine_similarity(whole(m).flatten(), whole(w).flatten(), dim=0)
+                for m, w in zip(momenta, weights, strict=True)
+            ]
         )
         for name, cosine in zip(names, cosines.tolist(), strict=True):  # one wait for the device
             run.trace[name] = [*run.trace.get(name, []), cosine][-length:]
@@ -167,11 +174,14 @@ class WriteLedger(Callback):
             "tokens_per_second": round((run.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
             "attempt": run.attempt,
         }
-        run.fence()
-        ledger.append(run.cell_dir / "ledger.jsonl", record)
+        run.ranks.first(lambda: self._append(run, record))
         run.record, run.logged = record, run.step
         self.losses.zero_()
         self.count, self.tokens, self.seconds = 0, run.tokens, seconds
+
+    def _append(self, run: Run, record: ledger.Record) -> None:
+        run.fence()
+        ledger.append(run.cell_dir / "ledger.jsonl", record)
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}

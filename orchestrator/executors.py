@@ -26,10 +26,10 @@ from orchestrator.schema import Config, LauncherConfig
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
 
 
-def local(config: Config, folder: Path) -> Executor:
-    """Processes of this machine, with their logs in `folder`."""
+def local(config: Config, folder: Path, tasks: int = 1) -> Executor:
+    """Processes of this machine, with their logs in `folder`; `tasks` of them for each job."""
     executor = submitit.LocalExecutor(folder=folder)
-    executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours)
+    executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours, tasks_per_node=tasks)
     return executor
 
 

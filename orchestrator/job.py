@@ -15,10 +15,11 @@ from typing import Any
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, lease, ledger, retry, scheduler, schema
+from orchestrator import checkpoint, lease, ledger, ranks, retry, scheduler, schema
 from orchestrator.environment import environment
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
+from orchestrator.ranks import Ranks
 from orchestrator.readings import Readings
 from orchestrator.run import Run
 from orchestrator.schema import Config
@@ -32,7 +33,7 @@ REQUEUED = 128 + signal.SIGTERM  # exit code of a process that Slurm will start 
 class CellJob:
     """The body of a job: run or resume one cell and leave its outcome in the manifest.
 
-    `gpu` is the one device it may see, as CUDA_VISIBLE_DEVICES names it.
+    `gpu` is the one device it may see, or one for each rank, as CUDA_VISIBLE_DEVICES names them.
     """
 
     cell_dir: str
@@ -60,22 +61,50 @@ def run_job(path: Path) -> str:
     """
     here = scheduler.this_job() or scheduler.ThisJob(_process(), 0)
     try:
-        with (
-            StopSignal() as stop,
-            lease.hold(path, here.id, here.restart, give_up=lambda: stop.received is not None) as held,
-        ):
-            if held is None:
-                return "stopped"  # and the process that holds the cell goes on
-            return "done" if is_finished(path) else _run(path, stop, held, here)
+        with StopSignal() as stop, ranks.join() as together:
+            return _lead(path, stop, here, together) if together.is_first else _follow(path, stop, together)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
+    except ranks.RankError as error:
+        print(error, file=sys.stderr)
+        return "crashed"
     except UserError as error:  # not even the manifest could be written
         print(error, file=sys.stderr)
         return "failed"
 
 
-def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJob) -> str:
+def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks) -> str:
+    """The first rank's part: everything on disk. It tells the others what there is to do."""
+
+    def give_up() -> bool:
+        together.tell("wait")
+        return stop.received is not None
+
+    with lease.hold(path, here.id, here.restart, give_up=give_up) as held:
+        # without it, the process that holds the cell goes on
+        state = "stopped" if held is None else "done" if is_finished(path) else "running"
+        together.tell(state)
+        return state if held is None or state == "done" else _run(path, stop, held, here, together)
+
+
+def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
+    """Another rank's part: to train along. What comes of it is the first one's to record."""
+    while (state := together.tell()) == "wait":
+        pass
+    if state != "running":
+        return state
+    try:
+        return "done" if train_cell(path, stop, ranks=together) else "stopped"
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return "failed"
+    except Exception:
+        traceback.print_exc()
+        return "crashed"
+
+
+def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJob, together: Ranks) -> str:
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
     whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
     if scheduler.this_job():
@@ -104,7 +133,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     if scheduler.this_job():
         stop.leave = leave
     try:
-        finished = train_cell(path, stop, held.number, started, held.check)
+        finished = train_cell(path, stop, held.number, started, held.check, together)
     except UserError as error:
         return note("failed", str(error))
     except Exception as error:
@@ -159,11 +188,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     path = Path(paths[0]).resolve()
     state = run_job(path)
-    if state in FAILED:
+    if state in FAILED and ranks.is_first():
         last = Manifest(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
     return {"done": 0, "stopped": 130}.get(state, 2)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if ranks.place() is not None:  # all is said: as torch takes its threads down, a rank that is done may still abort
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

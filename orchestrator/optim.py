@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.schema import OptimConfig, Schedule
+from sidecar.sharded import like, local
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -54,7 +55,7 @@ class DecoupledAdamW:
     def decayed_first(self, lr: float) -> Iterator[None]:
         """Decay before what it encloses."""
         with torch.no_grad():
-            torch._foreach_mul_([self.named[name] for name in self.decayed], 1 - lr * self.weight_decay)
+            torch._foreach_mul_([local(self.named[name]) for name in self.decayed], 1 - lr * self.weight_decay)
         yield
 
     def step(self, lr: float) -> None:
@@ -83,6 +84,6 @@ class DecoupledAdamW:
         for name, parameter in self.named.items():
             self.adam.state[parameter] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"{name}.exp_avg"].to(parameter.device),
-                "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].to(parameter.device),
+                "exp_avg": like(tensors[f"{name}.exp_avg"], parameter),
+                "exp_avg_sq": like(tensors[f"{name}.exp_avg_sq"], parameter),
             }

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from models.transformer import Decoder, init_weights
-from orchestrator import checkpoint, ledger
+from orchestrator import checkpoint, ledger, ranks
 from orchestrator.data import prepare
 from orchestrator.errors import UserError
 from orchestrator.experiment import decoder_spec
 from orchestrator.optim import DecoupledAdamW, learning_rate
+from orchestrator.ranks import ALONE, Ranks
 from orchestrator.schema import Config, Device, Precision
+from sidecar.sharded import like, whole
 
 
 class Callback:
@@ -61,7 +63,8 @@ class Run:
     """Everything that makes up one training run; `save` and `resume` are its whole memory.
 
     Masters are fp32. Randomness comes from named streams that are functions of (seed, name, step), so that
-    beside weights and moments a restart needs only the step and what callbacks remember.
+    beside weights and moments a restart needs only the step and what callbacks remember. Of several `ranks`, each
+    has a run of its own and all do the same; what is on disk is the first one's to change.
     """
 
     def __init__(
@@ -71,16 +74,19 @@ class Run:
         attempt: int,
         callbacks: Sequence[Callback],
         fence: Callable[[], None] = lambda: None,
+        together: Ranks = ALONE,
     ) -> None:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
         self.fence = fence  # raises where another attempt has the cell: called before every write
-        self.device = _device(config.train.device)
+        self.ranks = together
+        ranks.check(config, together.size)
+        self.device = together.own(_device(config.train.device))
         self.autocast = _autocast(config.train.precision, self.device)
         self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
         self.spec = decoder_spec(config)
         self.model = Decoder(self.spec)
         init_weights(self.model, config.seed)
-        self.model.to(self.device)
+        together.place(self.model, self.device, low=not isinstance(self.autocast, nullcontext))
         self.loss = torch.compile(self.model.loss) if config.train.compile else self.model.loss
         self.optimizer = DecoupledAdamW(self.model, config.optim)
         self.step = 0
@@ -126,12 +132,14 @@ class Run:
         self.optimizer.zero_grad()
         self.train_loss.zero_()
         for part in rows.split(micro):
+            own, _ = self.ranks.share(part)
             with self.autocast:
-                loss = self.loss(part)
+                loss = self.loss(own)
             share = len(part) / train.batch_size
             (loss * share).backward()
             self.train_loss += loss.detach().double() * share
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        self.train_loss = self.ranks.mean(self.train_loss)
+        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
         self.lr = learning_rate(self.config.optim, self.step, train.steps)
         self.optimizer.step(self.lr)
         self.step += 1
@@ -140,15 +148,19 @@ class Run:
     @torch.no_grad()
     def heldout_loss(self, rows: Tensor) -> float:
         """Mean loss over `rows` [n, T+1], in nats per token."""
-        return torch.stack(list(self.heldout_parts(rows))).sum().item()
+        return self.ranks.mean(torch.stack(list(self.heldout_parts(rows))).sum()).item()
 
     def heldout_parts(self, rows: Tensor) -> Iterator[Tensor]:
-        """The same in parts that sum to it, one micro-batch each, with a graph where gradients are enabled."""
+        """The same in parts that sum to it, one micro-batch each, with a graph where gradients are enabled.
+
+        Of several ranks, each has its share of every part, and the mean over ranks is the loss.
+        """
         size = self.config.train.micro_batch_size or self.config.train.batch_size
         for part in rows.split(size):
+            own, factor = self.ranks.share(part)
             with self.autocast:
-                losses = self.model.loss(part.to(self.device), reduction="none")
-            yield losses.double().sum() / rows[:, 1:].numel()
+                losses = self.model.loss(own.to(self.device), reduction="none")
+            yield losses.double().sum() / (rows[:, 1:].numel() / factor)
 
     def check_health(self) -> None:
         """Raise `UserError` once the loss or the gradient has left the finite numbers."""
@@ -165,6 +177,8 @@ class Run:
 
     def save(self) -> Path:
         """Write the checkpoint of this step, and drop those that `train.keep_checkpoints` does not keep."""
+        if self.step == self.saved:
+            return checkpoint.path_of(self.checkpoints, self.step)
         self.check_health()
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         folded = self.folded()
@@ -173,6 +187,7 @@ class Run:
             tensors["callbacks"] = beside
         if folded:  # whoever reads the checkpoint gets the model that was evaluated; a restart gets these
             tensors["masters"] = {name: model[name] for name in folded}
+        tensors = {stem: self.ranks.gather(named) for stem, named in tensors.items()}
         state = {
             "schema": 1,
             "step": self.step,
@@ -189,11 +204,15 @@ class Run:
             "trace": self.trace,
             "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
         }
+        path = self.ranks.first(lambda: self._write(tensors, state))
+        self.saved = self.step
+        return path
+
+    def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
         path = checkpoint.path_of(self.checkpoints, self.step)
-        if self.step != self.saved and path.exists():  # of an attempt that went on when it was thought dead
+        if path.exists():  # of an attempt that went on when it was thought dead
             checkpoint.set_aside(path)
         checkpoint.save(self.checkpoints, self.step, tensors, state, self.fence)
-        self.saved = self.step
         self.prune()
         return path
 
@@ -205,20 +224,14 @@ class Run:
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
-        self.fence()
-        checkpoint.clear_partial(self.checkpoints)
-        path, warnings = self._newest_within_the_ledger()
-        for newer in checkpoint.saved(self.checkpoints):
-            if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
-                checkpoint.set_aside(newer)
-        self._set_readings_aside(after=-1 if path is None else checkpoint.step_of(path))
+        path, warnings = self.ranks.first(self._step_back)
         if path is None:
-            ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
             return warnings
         state = checkpoint.read_state(path)
         self.corpus.check_digest(state["data"], path)
-        masters = checkpoint.read_tensors(path, "masters", required=False)
-        self.model.load_state_dict(checkpoint.read_tensors(path, "model") | masters)
+        saved = checkpoint.read_tensors(path, "model") | checkpoint.read_tensors(path, "masters", required=False)
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.model.load_state_dict({name: like(tensor, parameters[name]) for name, tensor in saved.items()})
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.saved = self.step
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
@@ -228,8 +241,21 @@ class Run:
             name = type(callback).__name__
             own = {k.removeprefix(f"{name}/"): t for k, t in beside.items() if k.startswith(f"{name}/")}
             callback.load(state["callbacks"].get(name, {}), own)
-        ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
+        self.ranks.first(lambda: ledger.rewind(self.cell_dir / "ledger.jsonl", self.step))
         return warnings
+
+    def _step_back(self) -> tuple[Path | None, list[str]]:
+        """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
+        self.fence()
+        checkpoint.clear_partial(self.checkpoints)
+        path, warnings = self._newest_within_the_ledger()
+        for newer in checkpoint.saved(self.checkpoints):
+            if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
+                checkpoint.set_aside(newer)
+        self._set_readings_aside(after=-1 if path is None else checkpoint.step_of(path))
+        if path is None:
+            ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
+        return path, warnings
 
     def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint that the ledger reaches: going on from a later one would leave a gap in it."""

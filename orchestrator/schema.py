@@ -291,6 +291,7 @@ class SlurmConfig:
 class LauncherConfig:
     kind: LauncherKind = LauncherKind.local
     parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core; on Slurm all
+    ranks: int = 1  # processes that train one cell together, each on its own GPU or core
     timeout_hours: float = 720.0  # of one job; on Slurm a cell goes on after it, in the same job started again
     retries: int = 2  # how often a cell that died is tried again without a new checkpoint
     backoff_seconds: float = 10.0  # before the first of these tries; doubles with each
@@ -356,8 +357,9 @@ POSITIVE = (
     "model.rope_theta", "width.start", "width.end", "width.multiple_of", "data.train_tokens", "data.heldout_tokens",
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.timeout_hours",
-    "launcher.backoff_seconds", "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
+    "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
+    "launcher.timeout_hours", "launcher.backoff_seconds",
+    "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (

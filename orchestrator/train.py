@@ -14,6 +14,7 @@ import torch
 
 from orchestrator import checkpoint, schema
 from orchestrator.callbacks import callbacks_for
+from orchestrator.ranks import ALONE, Ranks
 from orchestrator.run import Run
 from orchestrator.schema import Precision
 
@@ -55,6 +56,7 @@ def train_cell(
     attempt: int = 1,
     on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
     fence: Callable[[], None] = lambda: None,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
@@ -67,16 +69,18 @@ def train_cell(
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
-    run = Run(config, cell_dir, attempt, callbacks_for(config), fence)
-    warnings = run.resume()
-    on_start(run, warnings)
-    return train(run, stop)
+    with ranks.blame():
+        run = Run(config, cell_dir, attempt, callbacks_for(config, ranks), fence, ranks)
+        warnings = run.resume()
+        on_start(run, warnings)
+        return train(run, stop)
 
 
 def train(run: Run, stop: StopSignal) -> bool:
     """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
     try:
-        _loop(run, stop)
+        with run.ranks.blame():
+            _loop(run, stop)
     except Exception as error:
         for callback in run.callbacks:
             callback.fail(run, str(error))
@@ -87,12 +91,12 @@ def train(run: Run, stop: StopSignal) -> bool:
 
 
 def _loop(run: Run, stop: StopSignal) -> None:
-    fresh = not checkpoint.saved(run.checkpoints)
+    fresh = run.ranks.first(lambda: not checkpoint.saved(run.checkpoints))
     for callback in run.callbacks:
         callback.start(run)
     if fresh:
         _after_step(run)
-    while run.step < run.last_step and stop.received is None:
+    while run.step < run.last_step and not _stopped(run, stop):
         run.update()
         _after_step(run)
     while stop.received is None and any(callback.is_busy(run) for callback in run.callbacks):
@@ -101,6 +105,13 @@ def _loop(run: Run, stop: StopSignal) -> None:
         stop.deafen()
         run.save()
         stop.leave()
+
+
+def _stopped(run: Run, stop: StopSignal) -> bool:
+    """Whether this step is the last for now: signals reach ranks one by one, and all must stop at the same step."""
+    if run.ranks.agree(stop.received is not None) and stop.received is None:
+        stop.received = "a signal to another rank"
+    return stop.received is not None
 
 
 def _after_step(run: Run) -> None:

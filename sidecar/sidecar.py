@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sidecar import sharded
 from sidecar.channels import CHANNELS, Arithmetic, Channel, DecayChannel
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES, Observation, features_of
@@ -38,6 +39,10 @@ class Sidecar:
     on the held-out batches of interval k, as a tensor with its graph, or an iterable of tensors that sum to it,
     of which one graph is alive at a time. Both ends of an interval are judged on the same batches; where
     intervals differ in theirs, say `fresh=True`. It must leave no trace in the training: no dropout.
+
+    Where several processes train together (torch.distributed), each has a sidecar and its own share of the held-out
+    batches, or all of them: the means over ranks are judged, and what the first rank learned and drew is in force on
+    all. A model sharded by FSDP2 must be so before, and be resharded after a forward pass, its root as well.
 
     `lr`, `weight_decay`, `eps`, `beta2`, `lr_max`: the highest of the run, which the channels' bounds are checked
     against. `channels`: names in `CHANNELS`. `interval`: steps a proposal is held. `steps`: length of the run, at
@@ -159,6 +164,7 @@ class Sidecar:
             for name, c in self.channels.items()
         }
         parameters = dict(model.named_parameters())
+        self._parameters = list(parameters.values())
         self._weights = {
             name: [[parameters[w] for w in unit] for unit in c.weights()] for name, c in self.channels.items()
         }
@@ -196,6 +202,8 @@ class Sidecar:
             self.reward.begin(self._evaluate(False)[0])
         if judgement or not self.decision:
             self.draws |= {name: self._draw(name, step) for name in self.channels if name not in self._lost}
+        if sharded.ranks() > 1:  # they compute alike, and even so cannot drift apart
+            self._remember(sharded.from_first(self._memory()))
         values = {name: self._multipliers(name, draw["sample"]) for name, draw in self.draws.items()}
         self._put_in_force(step, values, judgement)
         return True
@@ -240,10 +248,7 @@ class Sidecar:
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs, JSON-able: the same draws and values follow, bit for bit."""
         return {
-            "policies": {name: policy.state_dict() for name, policy in self.policies.items()},
-            "credits": {name: credit.state_dict() for name, credit in self.credits.items()},
-            "draws": {name: {k: v.tolist() for k, v in draw.items()} for name, draw in self.draws.items()},
-            "reward": self.reward.state_dict(),
+            **self._memory(),
             "decision": self.record(),
             "kind": self._kind,
             "count": self.count,
@@ -279,19 +284,32 @@ class Sidecar:
                     f"the saved values of sidecar channel '{name}' are of other parameters than this "
                     "model's: resume with the model they were saved with."
                 )
+        self._remember(state)
         for name, channel in self.channels.items():
-            self.policies[name].load_state_dict(state["policies"][name])
-            self.credits[name].load_state_dict(state["credits"][name])
             if values := state["decision"].get("values", {}).get(name):
                 channel.set([values[unit.name] for unit in channel.units])
             channel.remember({k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{name}/")})
-        self.reward.load_state_dict(state["reward"])
-        self.draws = {
-            name: {key: torch.tensor(value, dtype=torch.float64) for key, value in draw.items()}
-            for name, draw in state["draws"].items()
-        }
         self.decision = copy.deepcopy(state["decision"])
         self.count, self.evaluations, self.backwards = state["count"], state["evaluations"], state["backwards"]
+
+    def _memory(self) -> dict[str, Any]:
+        """What was learned and drawn, JSON-able."""
+        return {
+            "policies": {name: policy.state_dict() for name, policy in self.policies.items()},
+            "credits": {name: credit.state_dict() for name, credit in self.credits.items()},
+            "draws": {name: {k: v.tolist() for k, v in draw.items()} for name, draw in self.draws.items()},
+            "reward": self.reward.state_dict(),
+        }
+
+    def _remember(self, memory: Mapping[str, Any]) -> None:
+        for name in self.channels:
+            self.policies[name].load_state_dict(memory["policies"][name])
+            self.credits[name].load_state_dict(memory["credits"][name])
+        self.reward.load_state_dict(memory["reward"])
+        self.draws = {
+            name: {key: torch.tensor(value, dtype=torch.float64) for key, value in draw.items()}
+            for name, draw in memory["draws"].items()
+        }
 
     def _play(self, step: int) -> bool:
         assert self.schedule is not None
@@ -318,22 +336,24 @@ class Sidecar:
     def _evaluate(self, differentiate: bool) -> tuple[float, dict[str, Tensor]]:
         """Held-out loss, and per channel the derivative of the reward by every unit's log-multiplier."""
         zeros = {name: torch.zeros(len(c.units), dtype=torch.float64) for name, c in self.channels.items()}
+        sizes = [1, *(len(zero) for zero in zeros.values() if differentiate)]
         try:
             loss, slopes = self._differentiate() if differentiate else (self._mean_loss(), {})
-            # one wait for the device
-            numbers = torch.cat([loss.detach().double().view(1).cpu(), *(s.double().cpu() for s in slopes.values())])
+            columns = [loss.detach().view(1), *slopes.values()]
+            numbers, failed = torch.cat([column.double().to(loss.device) for column in columns]), False
         except Exception as error:  # whatever it is, training goes on
             self._warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
+            numbers = torch.full((sum(sizes),), math.nan, dtype=torch.float64, device=self._parameters[0].device)
+            failed = True
+        value, *found = sharded.mean(numbers).cpu().split(sizes)  # one wait for the device
+        if failed:
             return math.nan, zeros
         self.evaluations += 1
         self.backwards += differentiate
-        value, rest = numbers[0].item(), numbers[1:]
-        if not math.isfinite(value):
-            self._warn("loss", f"the held-out loss is {value}")
-        for name in slopes:
-            own, rest = rest.split([len(zeros[name]), len(rest) - len(zeros[name])])
-            zeros[name] = own.nan_to_num(0.0, 0.0, 0.0)  # a unit without a slope is not moved
-        return value, zeros
+        if not value.isfinite():
+            self._warn("loss", f"the held-out loss is {value.item()}")
+        # a unit without a slope is not moved
+        return value.item(), zeros | {n: own.nan_to_num(0.0, 0.0, 0.0) for n, own in zip(zeros, found, strict=False)}
 
     @torch.no_grad()
     def _mean_loss(self) -> Tensor:
@@ -358,7 +378,7 @@ class Sidecar:
             with torch.enable_grad():
                 for part in self._parts():
                     total.append(part.detach())
-                    for i, g in enumerate(torch.autograd.grad(part, flat, allow_unused=True)):
+                    for i, g in enumerate(sharded.gradients(part, flat, self._parameters)):
                         known = gradients[i]
                         gradients[i] = g if known is None or g is None else known + g
                     del part

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import executors, locks, scheduler, status
+from orchestrator import executors, locks, ranks, scheduler, status
 from orchestrator.callbacks import build_sidecar
 from orchestrator.environment import usable_cores
 from orchestrator.errors import UserError
@@ -57,6 +57,14 @@ def check(config: Config) -> None:
     on_this_machine = config.launcher.kind != LauncherKind.slurm
     if on_this_machine and config.train.device == Device.cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+    ranks.check(config, config.launcher.ranks)
+    if config.launcher.kind == LauncherKind.debug and config.launcher.ranks > 1:
+        raise UserError(
+            f"launcher.ranks={config.launcher.ranks} needs a process for each rank, and launcher=debug has one: "
+            "use launcher=local."
+        )
+    if config.launcher.kind == LauncherKind.local:
+        slots(config)
     if config.sidecar.mode != SidecarMode.off:
         with torch.device("meta"):
             model = Decoder(decoder_spec(config))
@@ -73,14 +81,24 @@ def check_jobs(experiment: Experiment) -> None:
 
 
 def slots(config: Config) -> list[str | None]:
-    """One slot for each cell that may run at once: a GPU as CUDA_VISIBLE_DEVICES names it, or None on the CPU."""
+    """One slot for each cell that may run at once: its GPUs as CUDA_VISIBLE_DEVICES names them, or None on the CPU.
+
+    A cell of several ranks has a GPU for each. Raises `UserError` where there are not as many.
+    """
     if config.launcher.kind == LauncherKind.slurm:
         return [None] * (config.launcher.parallel or max(1, len(config.arms) * len(config.seeds)))
+    each = config.launcher.ranks
     if config.train.device == Device.cpu or not torch.cuda.is_available():
-        return [None] * (config.launcher.parallel or max(1, usable_cores() // config.train.threads))
+        return [None] * (config.launcher.parallel or max(1, usable_cores() // (config.train.threads * each)))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    gpus = names[: torch.cuda.device_count()]
+    names = names[: torch.cuda.device_count()]
+    gpus = [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
+    if not gpus:
+        raise UserError(
+            f"launcher.ranks={each} needs as many GPUs for a cell, and torch sees {len(names)} here: "
+            "lower launcher.ranks, or set train.device=cpu."
+        )
     return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]
 
 

@@ -71,7 +71,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
 def _start(experiment: Experiment, cell: Cell, gpu: str | None, manifest: Manifest) -> Running:
     threads = str(cell.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    executor = executors.local(experiment.config, experiment.directory / "jobs")
+    executor = executors.local(experiment.config, experiment.directory / "jobs", tasks=experiment.config.launcher.ranks)
     (job,) = executors.submit(executor, CellJob(str(cell.directory), gpu))
     manifest.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job.job_id)
     return Running(cell, job, gpu)

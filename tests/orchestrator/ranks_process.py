@@ -1,0 +1,68 @@
+"""Some ranks of one cell, as torchrun would start them, but imported once and forked: CELL_DIR SIZE [ACT RANK STEP].
+
+At STEP, RANK acts: `term` signals itself, `kill` dies, `raise` fails, `block` puts a file where checkpoints go.
+Prints the ranks' exit codes, as `python -m orchestrator.job` has them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from orchestrator import job, train
+from orchestrator.errors import UserError
+from orchestrator.ranks import Ranks
+from orchestrator.run import Callback, Run
+from orchestrator.schema import Config
+
+
+class ActAt(Callback):
+    def __init__(self, act: str, rank: int, step: int) -> None:
+        self.act, self.rank, self.step = act, rank, step
+
+    def after_step(self, run: Run) -> None:
+        if (run.ranks.rank, run.step) != (self.rank, self.step):
+            return
+        if self.act == "term":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif self.act == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.act == "raise":
+            raise UserError("rank 1 has something to say.")
+        elif self.act == "block":
+            shutil.rmtree(run.checkpoints)
+            run.checkpoints.write_text("in the way")
+
+
+def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=size)
+    theirs = train.callbacks_for
+
+    def callbacks_for(config: Config, ranks: Ranks) -> list[Callback]:
+        return [*theirs(config, ranks), ActAt(act, int(rank), int(step))]
+
+    train.callbacks_for = callbacks_for
+    pids = []
+    for i in range(int(size)):
+        pid = os.fork()
+        if pid == 0:
+            os.environ.update(RANK=str(i), LOCAL_RANK=str(i))
+            code = job.main([cell])
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        pids.append(pid)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    Path(cell, "codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

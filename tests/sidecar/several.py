@@ -1,0 +1,107 @@
+"""A sidecar in a training loop of one process and of two, forked: prints {loop: [what each rank ends with]} as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from sidecar import Sidecar
+from sidecar.sharded import whole
+
+
+class Net(nn.Module):
+    """Widths that two ranks cannot halve, and a parameter with fewer rows than there are ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x).tanh()
+        return self.head(x)
+
+
+def train(loop: str, rank: int, size: int) -> dict[str, Any]:
+    """`replicas`: every rank has the whole model, the mean of gradients, and a seed of its own, which must not tell."""
+    torch.manual_seed(0)
+    model, x = Net(), torch.randn(16, 5)
+    y = x.sin().sum(1, keepdim=True)
+    if loop == "fsdp":
+        for module in (*model.layers, model):
+            fully_shard(module, reshard_after_forward=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+    def loss(rows: slice) -> Tensor:
+        return (model(x[rows][rank::size]) - y[rows][rank::size]).square().mean()
+
+    sidecar = Sidecar(
+        model, lambda interval: loss(slice(8, 16)), lr=0.01, weight_decay=0.1, seed=rank if loop == "replicas" else 0,
+        channels=["decay", "lr_scale"], interval=2, warmup=0, optimizer=optimizer,
+        features=["unit", "log_norm", "row_cv", "momentum_alignment"],
+    )  # fmt: skip
+    kept = True
+    for step in range(12):
+        before = [None if p.grad is None else whole(p.grad).clone() for p in model.parameters()]
+        sidecar.before_step(step)
+        after = [None if p.grad is None else whole(p.grad) for p in model.parameters()]
+        kept &= all(a is b is None or torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        optimizer.zero_grad(set_to_none=step % 2 == 0)
+        loss(slice(0, 8)).backward()
+        if loop == "replicas":
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= size
+        with sidecar.applied(0.01):
+            optimizer.step()
+    return {
+        "values": sidecar.record()["values"],
+        "reward": sidecar.record()["reward"],
+        "weights": torch.cat([whole(p.detach()).flatten() for p in model.parameters()]).tolist(),
+        "gradients_kept": kept,
+    }
+
+
+def forked(work: Callable[[int], None], size: int) -> None:
+    children = []
+    for rank in range(size):
+        if (child := os.fork()) == 0:
+            work(rank)
+            os._exit(0)
+        children.append(child)
+    if any(os.waitpid(child, 0)[1] for child in children):
+        sys.exit(f"{size} ranks did not all finish")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        found = {}
+        for loop, size in (("alone", 1), ("fsdp", 2), ("replicas", 2)):
+            files = [Path(scratch, f"{loop}-{rank}") for rank in range(size)]
+
+            def work(rank: int, loop: str = loop, size: int = size, files: list[Path] = files) -> None:
+                if size > 1:
+                    store = dist.FileStore(f"{scratch}/{loop}.store", size)
+                    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
+                files[rank].write_text(json.dumps(train(loop, rank, size)))
+                if size > 1:
+                    dist.destroy_process_group()
+
+            forked(work, size)
+            found[loop] = [json.loads(file.read_text()) for file in files]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
