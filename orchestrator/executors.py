@@ -46,8 +46,10 @@ def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExec
     asked = {
         **_asked(launcher, ask.partition, ask.qos),
         "mem_gb": ask.memory_gb,
+        "nodes": ask.nodes,
+        "tasks_per_node": launcher.ranks // ask.nodes,
         "cpus_per_task": ask.cpus or config.train.threads + 1,
-        "gpus_per_node": ask.gpus or None,
+        "gpus_per_node": ask.gpus * (launcher.ranks // ask.nodes) or None,
         "constraint": ask.constraint,
         "teardown": afterwards,
         "array_parallelism": launcher.parallel or 256,

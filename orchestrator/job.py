@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import submitit
 from submitit.core.utils import DelayedSubmission
@@ -44,8 +44,11 @@ class CellJob:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         state = run_job(Path(self.cell_dir))
-        if state in FAILED and scheduler.this_job():
-            sys.exit(2)
+        code = 2 if state in FAILED and scheduler.this_job() else 0
+        if ranks.place() is not None:
+            _leave_at_once(code)
+        if code:
+            sys.exit(code)
         return state
 
     def checkpoint(self) -> DelayedSubmission:
@@ -118,7 +121,8 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
 
     def started(run: Run, warnings: list[str]) -> None:
         reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
-        note("running", reason, environment=environment(run.device))
+        several = {"ranks": together.size} if together.size > 1 else {}
+        note("running", reason, environment=environment(run.device) | several)
 
     def leave() -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
@@ -127,8 +131,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
         held.release()
         if ours and not scheduler.requeue(here.id):
             manifest.append(cell, "stopped", reason="Slurm did not take it back", **whose)
-        sys.stdout.flush()
-        os._exit(REQUEUED)
+        _leave_at_once(REQUEUED)
 
     if scheduler.this_job():
         stop.leave = leave
@@ -194,10 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return {"done": 0, "stopped": 130}.get(state, 2)
 
 
+def _leave_at_once(code: int) -> NoReturn:
+    """End a rank that has said all: as torch takes its threads down, it might still abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     code = main()
-    if ranks.place() is not None:  # all is said: as torch takes its threads down, a rank that is done may still abort
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    if ranks.place() is not None:
+        _leave_at_once(code)
     sys.exit(code)

@@ -275,7 +275,8 @@ class SlurmConfig:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = 0  # of one cell
+    nodes: int = 1  # of one cell; `launcher.ranks` is a multiple of it
+    gpus: int = 0  # of one process of a cell
     cpus: int | None = None  # of one process of a cell; null: train.threads, and one for the readings beside it
     memory_gb: float | None = None  # of one node
     array: bool = True  # cells that begin together are tasks of one array, `launcher.parallel` of them at once
@@ -359,7 +360,7 @@ POSITIVE = (
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
     "launcher.timeout_hours", "launcher.backoff_seconds",
-    "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
+    "launcher.slurm.nodes", "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -532,6 +533,11 @@ def validate(config: Config) -> None:
         )
     if not config.data.domains:
         raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
+    if config.launcher.ranks % config.launcher.slurm.nodes:
+        raise UserError(
+            f"launcher.ranks={config.launcher.ranks} cannot be spread over launcher.slurm.nodes="
+            f"{config.launcher.slurm.nodes}: make it a multiple, one process for each GPU."
+        )
     for key, value in flatten(config.launcher.slurm.__dict__).items():
         if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
             raise UserError(f"launcher.slurm.{key}={value!r} holds what cannot be printed: write it on one line.")

@@ -14,7 +14,7 @@ from orchestrator import schedule
 from orchestrator.__main__ import CONF, compose
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, experiment_of
-from orchestrator.launch import _first_ready
+from orchestrator.launch.order import first_ready
 
 ARMS = (
     "++arms={learned: ['sidecar=decay'], replayed: ['sidecar=decay','sidecar.mode=replay','sidecar.schedule=learned',"
@@ -37,9 +37,9 @@ def test_the_next_seed_is_the_next_and_the_last_ones_is_the_first() -> None:
 def test_a_cell_waits_for_the_one_whose_decisions_it_plays() -> None:
     learned, other, replayed, last = cells(ARMS, "declared=[sidecar]", "seeds=[0,1]")
     assert schedule.source(replayed.config, replayed.directory.parents[1]) == other.directory
-    assert _first_ready([replayed, last], [replayed, last, other]) == 1  # `last` plays the finished `learned`
-    assert _first_ready([replayed, last], [replayed, last, other, learned]) is None
-    assert _first_ready([replayed, last], [replayed, last]) == 0
+    assert first_ready([replayed, last], [replayed, last, other]) == 1  # `last` plays the finished `learned`
+    assert first_ready([replayed, last], [replayed, last, other, learned]) is None
+    assert first_ready([replayed, last], [replayed, last]) == 0
 
 
 PLAY = "'sidecar=decay','sidecar.mode=replay'"
