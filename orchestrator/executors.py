@@ -45,9 +45,9 @@ def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExec
     ]
     asked = {
         **_asked(launcher, ask.partition, ask.qos),
-        "mem_gb": ask.memory_gb,
+        "mem": f"{round(1024 * ask.memory_gb)}M" if ask.memory_gb else None,
         "nodes": ask.nodes,
-        "tasks_per_node": launcher.ranks // ask.nodes,
+        "ntasks_per_node": launcher.ranks // ask.nodes,
         "cpus_per_task": ask.cpus or config.train.threads + 1,
         "gpus_per_node": ask.gpus * (launcher.ranks // ask.nodes) or None,
         "constraint": ask.constraint,

@@ -1,0 +1,161 @@
+"""`launcher=slurm` as a user meets it: submitted, waited for, refused, followed by its comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ledger
+from orchestrator.manifest import Manifest
+from tests.cluster.conftest import Run
+from tests.cluster.slurm import Cluster, wait_for
+
+ARMS = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
+
+
+def test_an_experiment_is_an_array_and_a_comparison_that_follows_it(
+    cluster: Cluster, run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    options = [*small_cell, *ARMS, "name=x", f"root={tmp_path}", "launcher=slurm", "launcher.parallel=3"]
+    done = run("orchestrator", *options, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert "b − a" in done.stdout, "the comparison is printed by who waited"
+    directory = tmp_path / "x"
+    manifest = Manifest(directory)
+    jobs = {cell: entry.job for cell, entry in manifest.last().items()}
+    array = jobs["a/seed=0"].partition("_")[0]
+    assert jobs == {cell: f"{array}_{task}" for task, cell in enumerate(jobs)}
+    assert {entry.state for entry in manifest.last().values()} == {"done"}
+    assert manifest.comparison()
+    assert manifest.comparison().state == "done"  # type: ignore[union-attr]
+    assert json.loads((directory / "comparison/verdict.json").read_text())["name"] == "x"
+    told = run("orchestrator.status", str(directory)).stdout
+    assert "4 done" in told
+    assert "comparison done" in told
+    again = run("orchestrator", *options)
+    assert again.returncode == 0, again.stderr
+    assert "Nothing is left to do" in again.stdout
+    assert manifest.last()["a/seed=0"].job == jobs["a/seed=0"]
+
+
+def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
+    learned = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
+    played = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'sidecar.schedule=learned']"
+    arms = (f"++arms={{played: {played}, learned: {learned}}}", "declared=[sidecar]", "seeds=[0]")
+    done = run("orchestrator", *small_cell, *arms, "name=x", f"root={tmp_path}", "launcher=slurm", "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    states = [(r["cell"], r["state"]) for r in ledger.read(tmp_path / "x/manifest.jsonl")]
+    assert states.index(("learned/seed=0", "done")) < states.index(("played/seed=0", "running"))
+    values = [
+        [r["sidecar"]["values"] for r in ledger.read(tmp_path / f"x/{arm}/seed=0/ledger.jsonl") if "sidecar" in r]
+        for arm in ("learned", "played")
+    ]
+    assert values[0] == values[1]
+
+
+def test_a_failed_cell_leaves_the_others_and_says_why(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
+    arms = ("++arms={a: ['optim.lr=0.001'], b: ['optim.lr=1e20']}", "declared=[optim.lr]", "seeds=[0]")
+    more = ("optim.weight_decay=0", "optim.warmup_steps=0", "name=x", f"root={tmp_path}", "launcher=slurm")
+    done = run("orchestrator", *small_cell, *arms, *more, "launcher.wait=true")
+    assert done.returncode == 2
+    assert "b/seed=0 failed: The gradient norm became nan at step 2" in done.stderr
+    assert (tmp_path / "x/comparison/report.html").is_file()
+    assert Manifest(tmp_path / "x").counted("crashed") == {}, "what a user must mend is not tried again"
+    told = run("orchestrator.status", str(tmp_path / "x")).stdout
+    assert "1 failed" in told
+    assert "lower optim.lr" in " ".join(told.split())
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("launcher.slurm.partition=nowhere", "invalid partition specified: nowhere"),
+        ("launcher.slurm.gpus=4", "Invalid generic resource (gres) specification"),
+        ("launcher.slurm.memory_gb=10000.5", "Memory specification can not be satisfied"),
+        ("++launcher.slurm.options={nonsense: 1}", "nonsense"),
+        ('launcher.slurm.qos="a\nb"', "cannot be printed"),
+        ("launcher.ranks=3 launcher.slurm.nodes=2", "cannot be spread"),
+    ],
+)
+def test_what_slurm_would_refuse_is_a_sentence_before_anything_is_made(
+    run: Run, small_cell: Sequence[str], tmp_path: Path, override: str, expected: str
+) -> None:
+    done = run("orchestrator", *small_cell, "name=x", f"root={tmp_path}/out", "launcher=slurm", *override.split(" "))
+    assert done.returncode == 2, done.stderr
+    assert expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out/x").exists()
+
+
+def test_without_slurm_it_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, run: Run, small_cell: Sequence[str], cluster: Cluster, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(cluster.env, "PATH", "/nowhere")
+    done = run("orchestrator", *small_cell, "name=x", f"root={tmp_path}", "launcher=slurm")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "launcher=slurm needs sbatch, which is not on the PATH: launch from a login node."
+
+
+def test_what_comes_from_the_configuration_is_quoted(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
+    """A name that is full of shell, and set-up lines that are shell by intent."""
+    name = 'it\'s $(touch pwned); `touch pwned` & "*" > pwned'
+    lines = f"launcher.slurm.setup=['export SEEN=here', 'echo $SEEN > {tmp_path}/seen']"
+    written = name.replace("\\", "\\\\").replace("'", "\\'")
+    options = ["++launcher.slurm.options={comment: '; touch pwned', nice: 5}", lines, f"name='{written}'"]
+    done = run("orchestrator", *small_cell, f"root={tmp_path}", "launcher=slurm", "launcher.wait=true", *options)
+    assert done.returncode == 0, done.stderr
+    assert Manifest(tmp_path / name).last()["main/seed=0"].state == "done"
+    assert (tmp_path / "seen").read_text() == "here\n"
+    assert [path.name for path in tmp_path.rglob("pwned")] == []
+
+
+def test_readings_are_jobs_of_low_priority(
+    cluster: Cluster, run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    more = ("forensics=beside", "train.steps=600", "forensics.every=150", "train.checkpoint_every=150")
+    where = ("name=x", f"root={tmp_path}", "launcher=slurm", "launcher.slurm.side_partition=spare")
+    done = run("orchestrator", *small_cell, *more, *where, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    cell = tmp_path / "x/main/seed=0"
+    assert len(list((cell / "forensics").glob("step_*.json"))) == 5
+    assert list((cell / "forensics").glob("*.replaced")) == []
+    jobs = cluster.run("squeue", "-h", "-t", "all", "-n", "x-readings", "-o", "%i %P %Q").split("\n")
+    assert [line.split()[1] for line in jobs if line] != []
+    assert {line.split()[1] for line in jobs if line} == {"spare"}
+
+
+def test_several_ranks_are_tasks_of_one_job(
+    cluster: Cluster, run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    where = ("name=x", f"root={tmp_path}", "launcher=slurm", "launcher.ranks=2", "launcher.slurm.cpus=1")
+    done = run("orchestrator", *small_cell, *where, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    (begun,) = [
+        r for r in ledger.read(tmp_path / "x/manifest.jsonl") if r["state"] == "running" and "main" in r["cell"]
+    ]
+    assert begun["environment"]["ranks"] == 2
+    assert cluster.state(begun["job"]) == "COMPLETED"
+
+
+def test_a_second_launcher_leaves_what_is_queued_to_slurm(
+    cluster: Cluster, run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    options = [*small_cell, "name=x", f"root={tmp_path}", "launcher=slurm", "++launcher.slurm.options={begin: now+1hour}"]
+    assert run("orchestrator", *options).returncode == 0
+    manifest = Manifest(tmp_path / "x")
+    job = manifest.last()["main/seed=0"].job
+    again = run("orchestrator", *options)
+    assert again.returncode == 0, again.stderr
+    assert f"Slurm already has main/seed=0 (job {job})" in again.stdout
+    assert manifest.last()["main/seed=0"].job == job
+    assert "1 queued" in run("orchestrator.status", str(tmp_path / "x")).stdout
+    resumed = run("orchestrator.status", str(tmp_path / "x"), "--resume", "all")
+    assert resumed.returncode == 0, resumed.stderr
+    assert cluster.state(job) == "CANCELLED"
+    assert manifest.last()["main/seed=0"].job != job
+    assert run("orchestrator.status", str(tmp_path / "x"), "--cancel").returncode == 0
+    wait_for(lambda: cluster.state(manifest.last()["main/seed=0"].job) == "CANCELLED", 20)
