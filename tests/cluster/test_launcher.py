@@ -74,7 +74,7 @@ def test_a_failed_cell_leaves_the_others_and_says_why(run: Run, small_cell: Sequ
     [
         ("launcher.slurm.partition=nowhere", "invalid partition specified: nowhere"),
         ("launcher.slurm.gpus=4", "Invalid generic resource (gres) specification"),
-        ("launcher.slurm.memory_gb=10000.5", "Memory specification can not be satisfied"),
+        ("launcher.slurm.memory_gb=10000.5", "Requested node configuration is not available"),
         ("++launcher.slurm.options={nonsense: 1}", "nonsense"),
         ('launcher.slurm.qos="a\nb"', "cannot be printed"),
         ("launcher.ranks=3 launcher.slurm.nodes=2", "cannot be spread"),
@@ -144,7 +144,13 @@ def test_several_ranks_are_tasks_of_one_job(
 def test_a_second_launcher_leaves_what_is_queued_to_slurm(
     cluster: Cluster, run: Run, small_cell: Sequence[str], tmp_path: Path
 ) -> None:
-    options = [*small_cell, "name=x", f"root={tmp_path}", "launcher=slurm", "++launcher.slurm.options={begin: now+1hour}"]
+    options = [
+        *small_cell,
+        "name=x",
+        f"root={tmp_path}",
+        "launcher=slurm",
+        "++launcher.slurm.options={begin: now+1hour}",
+    ]
     assert run("orchestrator", *options).returncode == 0
     manifest = Manifest(tmp_path / "x")
     job = manifest.last()["main/seed=0"].job
