@@ -22,6 +22,7 @@ from rich.table import Table
 
 from orchestrator import multirun, schema
 from orchestrator.errors import UserError, nearest
+from orchestrator.explain import sentence
 from orchestrator.listener import signals_restored
 from orchestrator.multirun import INTERRUPTED
 from orchestrator.schema import Config
@@ -64,7 +65,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"'{error.override}' is no override: write key=value, with quotes around a value of several words."
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
-    return schema.explain(error)
+    return sentence(error)
 
 
 def list_experiments(console: Console) -> None:

@@ -7,7 +7,6 @@ Inside the program nobody sees a `DictConfig`.
 
 from __future__ import annotations
 
-import math
 import re
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +21,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import UserError
 
 
 class Norm(StrEnum):
@@ -352,74 +351,20 @@ OPERATIONAL = (
     "plan",
 )  # fmt: skip
 
-# What types cannot say of single values; `validate` adds what concerns several.
-POSITIVE = (
-    "model.layers", "model.width", "model.head_dim", "model.queries_per_kv", "model.ffn_ratio", "model.vocab_size",
-    "model.rope_theta", "width.start", "width.end", "width.multiple_of", "data.train_tokens", "data.heldout_tokens",
-    "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
-    "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
-    "launcher.timeout_hours", "launcher.backoff_seconds",
-    "launcher.slurm.nodes", "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
-    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
-    "launcher.slurm.gpus", "launcher.slurm.side_nice",
-)  # fmt: skip
-RESERVED = ("comparison", "jobs")  # what else lies beside the arms
-AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
-
 
 def from_dictconfig(cfg: DictConfig) -> Config:
     """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
+    from orchestrator import explain, validation  # they read this page
+
     try:
         # as plain values: a key that `+` added to the typed tree would be merged without a word
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain.sentence(error)) from error
     assert isinstance(config, Config)
-    validate(config)
+    validation.validate(config)
     return config
-
-
-def explain(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf says in several lines."""
-    root = error
-    while isinstance(root.__cause__, Exception):
-        root = root.__cause__
-    lines = str(error).strip().splitlines()
-    where = re.match(r"In '(.+)': ", lines[0])
-    file = f"conf/{where[1]}.yaml: " if where else ""
-    if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # what it means stands in the next lines
-        lines = lines[1:]
-    outer, inner = lines[0].rstrip("."), (lines if root is error else str(root).strip().splitlines())[0].rstrip(".")
-    told = re.search(r"full_key: (\S+)", str(error))
-    key = str(getattr(root, "full_key", None) or (told[1] if told else ""))
-    if where and (key == where[1].partition("/")[0] or "Could not override" in outer):
-        return f"{file}it is composed under its own folder's name: its first line must be '# @package _global_'."
-    if not key:
-        return f"{outer}."
-    if " not in '" in inner:
-        known = keys()
-        same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
-        hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
-        return f"{file}'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
-    if key.partition(".")[0] == "arms":
-        return f"{file}'{key}' is no list of overrides: write [optim.lr=0.002], or [] for the defaults."
-    override = re.search(r"override (\S+)", outer)
-    if "is not in struct" in inner:
-        return f"'{key}' is new to the configuration: write ++{key}=…"
-    return f"{file}{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
-
-
-def keys() -> list[str]:
-    """Every key a user can set, branches included."""
-    flat = flatten(Config())
-    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
-    domain = (f"data.domains.<name>.{key}" for key in vars(DomainConfig()))
-    return sorted({*flat, *branches, *domain})
 
 
 def to_yaml(config: Config) -> str:
@@ -461,10 +406,12 @@ def plain(branch: Any) -> dict[str, Any]:
 
 def launcher_of(recorded: dict[str, Any]) -> LauncherConfig:
     """The launcher that `plain` wrote down. Raises `UserError` where it is none."""
+    from orchestrator import explain
+
     try:
         launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LauncherConfig), recorded))
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain.sentence(error)) from error
     assert isinstance(launcher, LauncherConfig)
     return launcher
 
@@ -490,82 +437,3 @@ def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str,
     left, right = flatten(a), flatten(b)
     keys = [k for k in left | right if not any(k == i or k.startswith(i + ".") for i in ignore)]
     return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)}
-
-
-def validate(config: Config) -> None:
-    """Refuse, with a reason and a cure, values that would fail hours later."""
-    values = flatten(config)
-    for key in POSITIVE:
-        value = values[key]
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise UserError(f"{key}={value} must be a positive finite number: set {key} above 0.")
-    for key in NOT_NEGATIVE:
-        if not (values[key] >= 0 and math.isfinite(values[key])):
-            raise UserError(f"{key}={values[key]} must not be negative: set {key} to 0 or more.")
-    for key in AVERAGES:
-        if not 0 <= values[key] < 1:
-            raise UserError(f"{key}={values[key]} is outside [0, 1): it is the share of the old average that is kept.")
-    if not 0 < config.plan.mfu <= 1:
-        raise UserError(f"plan.mfu={config.plan.mfu} is outside (0, 1]: it is the share of a GPU's peak FLOP/s.")
-    if not 0 <= config.optim.min_lr_ratio <= 1:
-        raise UserError(f"optim.min_lr_ratio={config.optim.min_lr_ratio} is outside [0, 1]: it is a share of optim.lr.")
-    if not 0 <= config.optim.decay_fraction <= 1:
-        raise UserError(
-            f"optim.decay_fraction={config.optim.decay_fraction} is outside [0, 1]: it is a share of the run."
-        )
-    if config.optim.lr * config.optim.weight_decay >= 0.1:
-        raise UserError(
-            f"optim.lr × optim.weight_decay = {config.optim.lr * config.optim.weight_decay:.3g} would shrink every "
-            "weight by a tenth or more per step: lower optim.weight_decay or optim.lr."
-        )
-    for channel, pair in config.sidecar.bounds.items():
-        if not isinstance(pair, list) or not all(isinstance(end, int | float) for end in pair):
-            raise UserError(f"sidecar.bounds.{channel}={pair} is no pair of numbers: write [least, largest].")
-    micro = config.train.micro_batch_size
-    if micro is not None and config.train.batch_size % micro:
-        raise UserError(
-            f"train.micro_batch_size={micro} does not divide train.batch_size={config.train.batch_size}: "
-            "choose a divisor, so that every optimizer step sees the same number of sequences."
-        )
-    if config.forensics.resamples < 2:
-        raise UserError(
-            f"forensics.resamples={config.forensics.resamples} has no spread to compare with: use 2 or more."
-        )
-    if not config.data.domains:
-        raise UserError("data.domains is empty: name at least one domain, or use data=builtin.")
-    if config.launcher.ranks % config.launcher.slurm.nodes:
-        raise UserError(
-            f"launcher.ranks={config.launcher.ranks} cannot be spread over launcher.slurm.nodes="
-            f"{config.launcher.slurm.nodes}: make it a multiple, one process for each GPU."
-        )
-    for key, value in flatten(config.launcher.slurm.__dict__).items():
-        if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
-            raise UserError(f"launcher.slurm.{key}={value!r} holds what cannot be printed: write it on one line.")
-    for option in config.launcher.slurm.options:
-        if not re.fullmatch(r"[a-zA-Z][\w-]*", option):
-            raise UserError(f"launcher.slurm.options.{option} is no option of sbatch: write {{mail-type: END}}.")
-    for name, domain in config.data.domains.items():
-        if not (domain.weight > 0 and math.isfinite(domain.weight)):
-            raise UserError(
-                f"data.domains.{name}.weight={domain.weight} must be positive: remove the domain or raise its weight."
-            )
-        if domain.source != Source.builtin and not domain.path:
-            raise UserError(f"data.domains.{name}.path is missing: source={domain.source} needs the path to read.")
-        if domain.streaming and config.data.train_tokens is None:
-            raise UserError(
-                f"data.domains.{name}.streaming=true needs data.train_tokens: a stream has no end to wait for."
-            )
-    names = [config.arm, *config.arms] if config.name is None else [config.name, config.arm, *config.arms]
-    for label in names:
-        if not label or label.startswith(".") or any(c in label for c in "/\\%") or not label.isprintable():
-            raise UserError(
-                f"{label!r} names a directory: it cannot be empty, begin with a dot, or hold a slash, a percent sign "
-                "or what cannot be printed."
-            )
-    if "%" in config.root or not config.root.isprintable():  # submitit and Slurm read both as more than a name
-        raise UserError(f"root={config.root!r} holds a percent sign or what cannot be printed: choose another place.")
-    for arm in config.arms:
-        if arm in RESERVED:
-            raise UserError(f"An arm cannot be called '{arm}', which the run directory uses itself: rename it.")
-    if len(set(config.seeds)) != len(config.seeds):
-        raise UserError(f"seeds={config.seeds} repeats a seed: a replicate counts once.")

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from submitit.slurm import slurm
 
-from orchestrator import schema
+from orchestrator import schema, validation
 from orchestrator.errors import UserError
 from orchestrator.forensics import distributed
 
@@ -157,7 +157,7 @@ def test_names_that_would_break_a_job_script_are_refused(bad: str, key: str) -> 
     config = schema.from_dictconfig(_composed())
     setattr(config, key, bad)
     with pytest.raises(UserError, match="names a directory"):
-        schema.validate(config)
+        validation.validate(config)
 
 
 @pytest.mark.parametrize("bad", ["out\nputs", "out%jputs"])
@@ -165,7 +165,7 @@ def test_so_is_such_a_root(bad: str) -> None:
     config = schema.from_dictconfig(_composed())
     config.root = bad
     with pytest.raises(UserError, match="root"):
-        schema.validate(config)
+        validation.validate(config)
 
 
 def _composed() -> Any:

@@ -1,0 +1,46 @@
+"""One sentence for what Hydra and OmegaConf say of a configuration in several lines."""
+
+from __future__ import annotations
+
+import re
+
+from orchestrator.errors import nearest
+from orchestrator.schema import Config, DomainConfig, flatten
+
+
+def sentence(error: Exception) -> str:
+    """One sentence for what Hydra or OmegaConf says in several lines."""
+    root = error
+    while isinstance(root.__cause__, Exception):
+        root = root.__cause__
+    lines = str(error).strip().splitlines()
+    where = re.match(r"In '(.+)': ", lines[0])
+    file = f"conf/{where[1]}.yaml: " if where else ""
+    if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # what it means stands in the next lines
+        lines = lines[1:]
+    outer, inner = lines[0].rstrip("."), (lines if root is error else str(root).strip().splitlines())[0].rstrip(".")
+    told = re.search(r"full_key: (\S+)", str(error))
+    key = str(getattr(root, "full_key", None) or (told[1] if told else ""))
+    if where and (key == where[1].partition("/")[0] or "Could not override" in outer):
+        return f"{file}it is composed under its own folder's name: its first line must be '# @package _global_'."
+    if not key:
+        return f"{outer}."
+    if " not in '" in inner:
+        known = keys()
+        same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
+        hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
+        return f"{file}'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
+    if key.partition(".")[0] == "arms":
+        return f"{file}'{key}' is no list of overrides: write [optim.lr=0.002], or [] for the defaults."
+    override = re.search(r"override (\S+)", outer)
+    if "is not in struct" in inner:
+        return f"'{key}' is new to the configuration: write ++{key}=…"
+    return f"{file}{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
+
+
+def keys() -> list[str]:
+    """Every key a user can set, branches included."""
+    flat = flatten(Config())
+    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
+    domain = (f"data.domains.<name>.{key}" for key in vars(DomainConfig()))
+    return sorted({*flat, *branches, *domain})
