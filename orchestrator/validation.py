@@ -92,13 +92,14 @@ def validate(config: Config) -> None:
             )
     names = [config.arm, *config.arms] if config.name is None else [config.name, config.arm, *config.arms]
     for label in names:
-        if not label or label.startswith(".") or any(c in label for c in "/\\%") or not label.isprintable():
+        if not label or label.startswith(".") or any(c in label for c in "/\\") or not label.isprintable():
             raise UserError(
-                f"{label!r} names a directory: it cannot be empty, begin with a dot, or hold a slash, a percent sign "
-                "or what cannot be printed."
+                f"{label!r} names a directory: it cannot be empty, begin with a dot, or hold a slash or what cannot "
+                "be printed."
             )
-    if "%" in config.root or not config.root.isprintable():  # submitit and Slurm read both as more than a name
-        raise UserError(f"root={config.root!r} holds a percent sign or what cannot be printed: choose another place.")
+    for key, value in (("root", config.root), ("name", config.name or "")):
+        if "%" in value or not value.isprintable():  # submitit and Slurm read both as more than a name
+            raise UserError(f"{key}={value!r} holds a percent sign or what cannot be printed: choose another.")
     for arm in config.arms:
         if arm in RESERVED:
             raise UserError(f"An arm cannot be called '{arm}', which the run directory uses itself: rename it.")

@@ -149,9 +149,7 @@ def test_a_distributed_checkpoint_may_name_nothing_else(tmp_path: Path, named: s
 # what is said to a scheduler, and what names a directory
 
 
-@pytest.mark.parametrize(
-    "bad", ["a\nb", "a\r", "a\x00b", "a\x1b[2J", "a\u2028b", "\udcff", "50%a", "%j", "a/b", "..", ""]
-)
+@pytest.mark.parametrize("bad", ["a\nb", "a\r", "a\x00b", "a\x1b[2J", "a\u2028b", "\udcff", "a/b", "..", ""])
 @pytest.mark.parametrize("key", ["name", "arm"])
 def test_names_that_would_break_a_job_script_are_refused(bad: str, key: str) -> None:
     config = schema.from_dictconfig(_composed())
@@ -160,11 +158,11 @@ def test_names_that_would_break_a_job_script_are_refused(bad: str, key: str) -> 
         validation.validate(config)
 
 
-@pytest.mark.parametrize("bad", ["out\nputs", "out%jputs"])
-def test_so_is_such_a_root(bad: str) -> None:
+@pytest.mark.parametrize(("key", "bad"), [("root", "out\nputs"), ("root", "out%jputs"), ("name", "50%a")])
+def test_so_is_what_would_be_replaced_in_the_names_of_logs(key: str, bad: str) -> None:
     config = schema.from_dictconfig(_composed())
-    config.root = bad
-    with pytest.raises(UserError, match="root"):
+    setattr(config, key, bad)
+    with pytest.raises(UserError, match=key):
         validation.validate(config)
 
 
