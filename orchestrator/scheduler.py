@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -81,12 +81,11 @@ def jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
         if name in wanted:
             found[name] = Job(state, reason if reason != "None" else "")
     if forgotten := wanted - found.keys():
-        found |= _remembered(tuple(sorted(forgotten)))
+        found |= _remembered(forgotten)
     return found
 
 
-@lru_cache(maxsize=64)  # an ended job does not change
-def _remembered(ids: tuple[str, ...]) -> dict[str, Job]:
+def _remembered(ids: Collection[str]) -> dict[str, Job]:
     """Ended jobs, from the accounting data base where the cluster has one."""
     listed = _ask("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,State")
     rows = (line.split("|") for line in (listed or "").splitlines())
