@@ -180,8 +180,7 @@ class WriteLedger(Callback):
         self.count, self.tokens, self.seconds = 0, run.tokens, seconds
 
     def _append(self, run: Run, record: ledger.Record) -> None:
-        run.fence()
-        ledger.append(run.cell_dir / "ledger.jsonl", record)
+        ledger.append(run.cell_dir / "ledger.jsonl", record, run.fence)
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}

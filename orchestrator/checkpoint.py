@@ -87,6 +87,9 @@ def save(
             f"Checkpoint {final} could not be written ({error}): make room or make the directory writable "
             "and run the same command again; the checkpoints before it are untouched."
         ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     return final
 
 
@@ -145,7 +148,7 @@ def prune(directory: Path, keep: int, spare: Callable[[Path], bool] = lambda pat
     """Delete all but the newest `keep` checkpoints and those to `spare`; step 0, the reference, always stays."""
     for path in saved(directory)[:-keep]:
         if step_of(path) != 0 and not spare(path):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)  # what is still open elsewhere goes later
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import submitit
@@ -33,8 +34,13 @@ def local(config: Config, folder: Path, tasks: int = 1) -> Executor:
     return executor
 
 
-def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExecutor:
-    """Jobs of Slurm that each run a cell, start again when preempted, and try again what died."""
+def slurm_cells(
+    config: Config, folder: Path, options: Mapping[str, Any] = MappingProxyType({}), **more: Any
+) -> submitit.SlurmExecutor:
+    """Jobs of Slurm that each run a cell, start again when preempted, and try again what died.
+
+    `options` are sbatch's, beside those of the configuration; `more` are submitit's.
+    """
     launcher, ask = config.launcher, config.launcher.slurm
     limits = [f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}"]
     retry = shlex.join([sys.executable, "-m", "orchestrator.retry", *limits, str(folder.parent.resolve())])
@@ -45,15 +51,15 @@ def slurm_cells(config: Config, folder: Path, **more: Any) -> submitit.SlurmExec
     ]
     asked = {
         **_asked(launcher, ask.partition, ask.qos),
-        "mem": f"{round(1024 * ask.memory_gb)}M" if ask.memory_gb else None,
+        "mem": _megabytes(ask.memory_gb),
         "nodes": ask.nodes,
         "ntasks_per_node": launcher.ranks // ask.nodes,
         "cpus_per_task": ask.cpus or config.train.threads + 1,
         "gpus_per_node": ask.gpus * (launcher.ranks // ask.nodes) or None,
         "constraint": ask.constraint,
         "teardown": afterwards,
-        "array_parallelism": launcher.parallel or 256,
-        "additional_parameters": {"requeue": True, **ask.options},
+        "array_parallelism": launcher.parallel or ALWAYS,
+        "additional_parameters": {"requeue": True, **ask.options, **options},
     }
     return _slurm(folder, asked | more)
 
@@ -64,6 +70,7 @@ def slurm_beside(config: Config, folder: Path, *, nice: int = 0, **more: Any) ->
     asked = {
         **_asked(launcher, ask.side_partition or ask.partition, ask.side_qos or ask.qos),
         "cpus_per_task": config.train.threads,
+        "mem": _megabytes(ask.side_memory_gb),
         "additional_parameters": {"requeue": True, **({"nice": nice} if nice else {})},
     }
     return _slurm(folder, asked | more)
@@ -75,15 +82,15 @@ def refuse_impossible(config: Config, folder: Path) -> None:
         raise UserError("launcher=slurm needs sbatch, which is not on the PATH: launch from a login node.")
     if "%" in str(folder.resolve()):
         raise UserError(f"{folder.parent} has a % in its path, which Slurm replaces in the names of logs: use another.")
-    try:
-        executor = slurm_cells(config, folder)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"launcher.slurm: {error}.") from error
-    with tempfile.TemporaryDirectory() as directory:
-        script = Path(directory) / "job.sh"
-        script.write_text(executor._make_submission_file_text("true", ""))
-        if said := scheduler.refusal(script):
-            raise UserError(f"Slurm would take no such job ({said}): mend launcher.slurm or launcher.timeout_hours.")
+    for kind, build in (("cell", slurm_cells), ("comparison", slurm_beside)):
+        with tempfile.TemporaryDirectory() as directory, _outside_of_a_job():
+            script = Path(directory) / "job.sh"
+            script.write_text(build(config, folder)._make_submission_file_text("true", ""))
+            if said := scheduler.refusal(script):
+                raise UserError(
+                    f"Slurm would take no such job for a {kind} ({said}): "
+                    "mend launcher.slurm or launcher.timeout_hours."
+                )
 
 
 def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
@@ -94,7 +101,8 @@ def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
     which passes them on, and the cells.
     Raises `UserError` where nothing can be submitted.
     """
-    signals = (signal.SIGINT, signal.SIGUSR2) if _is_main_thread() else ()
+    lasting = isinstance(executor, submitit.LocalExecutor) and _is_main_thread()  # sbatch is gone in a moment
+    signals = (signal.SIGINT, signal.SIGUSR2) if lasting else ()
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
     try:
         with _outside_of_a_job():
@@ -107,6 +115,10 @@ def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _megabytes(gigabytes: float | None) -> str | None:
+    return f"{round(1024 * gigabytes)}M" if gigabytes else None
 
 
 def _asked(launcher: LauncherConfig, partition: str | None, qos: str | None) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,10 +14,13 @@ from orchestrator.errors import UserError
 
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path` in one stroke. Raises `UserError` where the disk refuses; the old file then stands."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -44,7 +44,7 @@ class CellJob:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         state = run_job(Path(self.cell_dir))
-        code = 2 if state in FAILED and scheduler.this_job() else 0
+        code = 2 if state in FAILED and scheduler.this_job() and ranks.is_first() else 0
         if ranks.place() is not None:
             _leave_at_once(code)
         if code:
@@ -88,6 +88,8 @@ def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks
         # without it, the process that holds the cell goes on
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
         together.tell(state)
+        if held is None and scheduler.this_job() and not scheduler.is_ending(here.id) and scheduler.requeue(here.id):
+            _leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
         return state if held is None or state == "done" else _run(path, stop, held, here, together)
 
 
@@ -113,6 +115,8 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     if scheduler.this_job():
         whose |= {"scheduler": scheduler.SLURM, "restart": here.restart}
     _record_silent_end_of(path, held.number)
+    if given_up := _given_up(path, manifest, here):
+        return given_up
 
     def note(state: str, reason: str = "", **more: Any) -> str:
         held.check()
@@ -145,13 +149,23 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     return note("done" if finished else "stopped")
 
 
+def _given_up(path: Path, manifest: Manifest, here: scheduler.ThisJob) -> str | None:
+    """`failed`, recorded, where Slurm starts a job again, as after a node's death, whose cell has died too often."""
+    cell, limits = f"{path.parent.name}/{path.name}", _config_of(path).launcher
+    entry = manifest.last().get(cell)
+    if entry is None or entry.state != "crashed" or entry.job != here.id or entry.restart >= here.restart:
+        return None
+    return "failed" if retry.delay(manifest, cell, limits.retries, limits.backoff_seconds) is None else None
+
+
 def _record_silent_end_of(path: Path, attempt: int) -> None:
     """Record that the attempt before `attempt` died, where it was running and nobody has said so yet."""
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
     before = manifest.last().get(cell)
     if before is not None and before.state == "running" and before.attempt < attempt:
         reason = "its process, or its machine, ended without a word"
-        retry.died(manifest, cell, reason, attempt=before.attempt, job=before.job, scheduler=before.scheduler)
+        which = {"job": before.job, "scheduler": before.scheduler, "restart": before.restart}
+        retry.died(manifest, cell, reason, attempt=before.attempt, **which)
 
 
 def is_finished(cell_dir: Path) -> bool:

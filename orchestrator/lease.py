@@ -85,8 +85,11 @@ class Lease:
 
     def check(self) -> None:
         """Raise `Superseded` where a later attempt has claimed the cell. Asked before every write."""
-        if self._next.exists():
-            raise Superseded(f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell.")
+        try:
+            self._next.open().close()  # opened, for a network file system may remember that it was not there
+        except OSError:
+            return
+        raise Superseded(f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell.")
 
     def release(self) -> None:
         """Give the cell back, so that the next attempt need not wait for silence."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.errors import UserError
 
 Record = dict[str, Any]
+LOOKED_BACK = 8  # records before the last that tell whether it counts
 
 
 def read(path: Path) -> list[Record]:
@@ -31,7 +34,18 @@ def read(path: Path) -> list[Record]:
             raise UserError(
                 f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
             ) from error
-    return records
+    return _unfenced(records)
+
+
+def _unfenced(records: list[Record]) -> list[Record]:
+    """Without what an attempt wrote of its steps after its successor had begun to: it was thought dead, and woke up."""
+    kept, latest = [], 0
+    for record in records:
+        attempt = record.get("attempt", 0) if "step" in record else latest
+        if not isinstance(attempt, int) or attempt >= latest:
+            kept.append(record)
+            latest = max(latest, attempt) if isinstance(attempt, int) else latest
+    return kept
 
 
 def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
@@ -59,7 +73,8 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 def newest(path: Path) -> Record | None:
     """The last whole record; None where there is none. Raises `UserError` where the last line is no record."""
     try:
-        return next(backwards(path), None)
+        records = _unfenced(list(islice(backwards(path), LOOKED_BACK))[::-1])
+        return records[-1] if records else None
     except ValueError as error:
         raise UserError(f"The last line of {path} is no JSON object ({error}): restore or delete it.") from error
 
@@ -79,15 +94,18 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def append(path: Path, record: Record) -> None:
-    """Write one record as one line and sync it; processes that append at once take turns.
+def append(path: Path, record: Record, fence: Callable[[], None] = lambda: None) -> None:
+    """Write one record as one line and sync it; processes that append at once take turns, where files can be locked.
 
+    `fence` is called when it is this one's turn, and may raise to leave the file as it is.
     Mends a line cut short by a crash first. Raises `UserError` where the disk refuses.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with suppress(OSError):  # some file systems of clusters have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            fence()
             if file.seek(0, os.SEEK_END) > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":

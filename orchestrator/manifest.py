@@ -70,6 +70,10 @@ class Manifest:
         """The newest entry of the job that compares; null where none was submitted."""
         return next((_entry(r) for r in reversed(self._records()) if r["cell"] == COMPARISON), None)
 
+    def owner(self) -> int | None:
+        """The user (uid) who launched the experiment; null before that."""
+        return self.path.stat().st_uid if self.path.exists() else None
+
     def of(self, cell: str) -> list[ledger.Record]:
         """All that was recorded of `cell`, in order."""
         return [r for r in self._records() if r["cell"] == cell]

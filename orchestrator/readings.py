@@ -89,7 +89,7 @@ class Readings:
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         with locks.hold(self.cell_dir / ".readings.lock"):
-            if self._is_read(path):
+            if not path.exists() or self._is_read(path):  # another process may have set it aside
                 return False
             if reason := checkpoint.damage(path):
                 log.warning("%s is damaged (%s): set aside, and not read.", path, reason)

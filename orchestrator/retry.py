@@ -64,6 +64,8 @@ def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: f
     if cell is None:
         return
     entry = manifest.last()[cell]
+    if entry.job != here.id or entry.restart > here.restart:
+        return  # another run has the cell
     if entry.restart == here.restart and entry.state not in ("submitted", "running"):
         last = entry.state  # its own word on how it ended
     else:
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--retries", type=int, default=2)
     parser.add_argument("--backoff", type=float, default=10.0, help="seconds")
     options = parser.parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGUSR2):  # from Slurm, once it was asked to requeue the job this is part of
+        signal.signal(number, signal.SIG_IGN)
     here = scheduler.this_job()
     if here is None:
         print("This is no job of Slurm: there is nothing to start again.", file=sys.stderr)

@@ -210,6 +210,7 @@ class Run:
 
     def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
         path = checkpoint.path_of(self.checkpoints, self.step)
+        self.fence()
         if path.exists():  # of an attempt that went on when it was thought dead
             checkpoint.set_aside(path)
         checkpoint.save(self.checkpoints, self.step, tensors, state, self.fence)
@@ -241,16 +242,22 @@ class Run:
             name = type(callback).__name__
             own = {k.removeprefix(f"{name}/"): t for k, t in beside.items() if k.startswith(f"{name}/")}
             callback.load(state["callbacks"].get(name, {}), own)
-        self.ranks.first(lambda: ledger.rewind(self.cell_dir / "ledger.jsonl", self.step))
+        self.ranks.first(self._rewind)
         return warnings
+
+    def _rewind(self) -> None:
+        self.fence()  # tensors were read meanwhile
+        ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
 
     def _step_back(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
-        self.fence()
-        checkpoint.clear_partial(self.checkpoints)
+        there = checkpoint.saved(self.checkpoints)
         path, warnings = self._newest_within_the_ledger()
-        for newer in checkpoint.saved(self.checkpoints):
+        self.fence()  # digests were taken meanwhile
+        checkpoint.clear_partial(self.checkpoints)
+        for newer in there:
             if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
+                self.fence()
                 checkpoint.set_aside(newer)
         self._set_readings_aside(after=-1 if path is None else checkpoint.step_of(path))
         if path is None:

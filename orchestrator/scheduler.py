@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SLURM = "slurm"  # how the manifest names it
+REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 PATIENCE = 5.0  # seconds between two questions of one watcher
 TIMEOUT = 30.0  # seconds for one command; a controller that is restarting answers late
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -53,9 +54,11 @@ class ThisJob:
 def this_job() -> ThisJob | None:
     """The job that this process is a task of; null outside of one.
 
-    A cell that a launcher started as a process of its own inside somebody's job is not that job.
+    A cell that a launcher runs inside somebody's job, in that process or in one of its own, is not that job.
     """
-    if os.environ.get("SUBMITIT_EXECUTOR") != SLURM or "SLURM_JOB_ID" not in os.environ:
+    variables = os.environ.keys()
+    alone = "SUBMITIT_DEBUG_JOB_ID" in variables or "SLURM_JOB_ID" not in variables
+    if alone or os.environ.get("SUBMITIT_EXECUTOR") != SLURM:
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
@@ -65,13 +68,13 @@ def this_job() -> ThisJob | None:
 def jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
     """Id → job, of those of `ids` that Slurm remembers; null where it cannot be asked.
 
-    `owner`: the user (uid) whose jobs they are, if it is not this process's.
+    `owner`: the user (uid) whose jobs they may be, beside this process's.
     """
     wanted = set(ids)
     if not wanted:
         return {}
     # all of a user's jobs: asked for one that it has forgotten, squeue says nothing of the others either
-    user = str(os.getuid() if owner is None else owner)
+    user = ",".join(str(uid) for uid in {os.getuid(), os.getuid() if owner is None else owner})
     listed = _ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%r")
     if listed is None:
         return None
@@ -100,7 +103,11 @@ def is_ending(job: str) -> bool:
 
 def requeue(job: str, delay: float = 0.0) -> bool:
     """Have Slurm end this run of `job` and start it again, not before `delay` seconds; whether it will."""
-    if _ask("scontrol", "requeue", job) is None:
+    for pause in REQUEUE_PAUSES:
+        if _ask("scontrol", "requeue", job) is not None:
+            break
+        time.sleep(pause)  # a controller that has many jobs to preempt at once
+    else:
         return False
     # Slurm waits by itself until a node takes the same job again; to start it sooner would end it
     told = _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%S")
@@ -145,4 +152,5 @@ def _ask(*command: str) -> str | None:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)

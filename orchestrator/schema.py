@@ -284,6 +284,7 @@ class SlurmConfig:
     options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
     side_partition: str | None = None  # of the jobs beside the cells: readings, comparison; null: the same
     side_qos: str | None = None
+    side_memory_gb: float | None = None  # a reading holds the largest layer, and two of its matrices again
     side_nice: int = 1000  # by how much the priority of readings is lowered
 
 

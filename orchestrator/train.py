@@ -14,6 +14,7 @@ import torch
 
 from orchestrator import checkpoint, schema
 from orchestrator.callbacks import callbacks_for
+from orchestrator.lease import Superseded
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.run import Run
 from orchestrator.schema import Precision
@@ -81,6 +82,8 @@ def train(run: Run, stop: StopSignal) -> bool:
     try:
         with run.ranks.blame():
             _loop(run, stop)
+    except Superseded:  # what it would say is its successor's to say
+        raise
     except Exception as error:
         for callback in run.callbacks:
             callback.fail(run, str(error))
@@ -109,9 +112,10 @@ def _loop(run: Run, stop: StopSignal) -> None:
 
 def _stopped(run: Run, stop: StopSignal) -> bool:
     """Whether this step is the last for now: signals reach ranks one by one, and all must stop at the same step."""
-    if run.ranks.agree(stop.received is not None) and stop.received is None:
+    agreed = run.ranks.agree(stop.received is not None)
+    if agreed and stop.received is None:
         stop.received = "a signal to another rank"
-    return stop.received is not None
+    return agreed  # a signal that came meanwhile is for the next step
 
 
 def _after_step(run: Run) -> None:

@@ -6,7 +6,7 @@ import math
 import re
 
 from orchestrator.errors import UserError
-from orchestrator.schema import Config, Source, flatten
+from orchestrator.schema import Config, LauncherKind, Source, flatten
 
 # Of single values; `validate` adds what concerns several.
 POSITIVE = (
@@ -16,7 +16,8 @@ POSITIVE = (
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
     "launcher.timeout_hours", "launcher.backoff_seconds",
-    "launcher.slurm.nodes", "launcher.slurm.cpus", "launcher.slurm.memory_gb", "launcher.slurm.warning_seconds",
+    "launcher.slurm.nodes", "launcher.slurm.cpus", "launcher.slurm.memory_gb",
+    "launcher.slurm.side_memory_gb", "launcher.slurm.warning_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -72,6 +73,11 @@ def validate(config: Config) -> None:
         raise UserError(
             f"launcher.ranks={config.launcher.ranks} cannot be spread over launcher.slurm.nodes="
             f"{config.launcher.slurm.nodes}: make it a multiple, one process for each GPU."
+        )
+    if config.launcher.kind == LauncherKind.slurm and config.launcher.parallel and not config.launcher.slurm.array:
+        raise UserError(
+            f"launcher.parallel={config.launcher.parallel} has no effect with launcher.slurm.array=false: "
+            "only tasks of an array can be limited; drop one of them."
         )
     for key, value in flatten(config.launcher.slurm.__dict__).items():
         if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):

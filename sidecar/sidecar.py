@@ -342,6 +342,8 @@ class Sidecar:
             columns = [loss.detach().view(1), *slopes.values()]
             numbers, failed = torch.cat([column.double().to(loss.device) for column in columns]), False
         except Exception as error:  # whatever it is, training goes on
+            if any(map(sharded.is_sharded, self._parameters)):
+                raise  # the other ranks are in the middle of a pass that this one has left
             self._warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
             numbers = torch.full((sum(sizes),), math.nan, dtype=torch.float64, device=self._parameters[0].device)
             failed = True

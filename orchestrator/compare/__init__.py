@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator import locks
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.summary import print_summary
@@ -23,6 +24,12 @@ def compare(experiment_dir: Path) -> Comparison:
     except OSError as error:
         raise UserError(f"{experiment_dir} cannot be read ({error}): make its files readable.") from error
     drawn = figures.draw(comparison)
+    with locks.hold(experiment_dir / ".comparison.lock"):  # whoever else compares writes before or after
+        _write(comparison, drawn, experiment_dir)
+    return comparison
+
+
+def _write(comparison: Comparison, drawn: dict[str, figures.Drawing], experiment_dir: Path) -> None:
     try:
         tables.write(comparison.tables, comparison.directory / "tables")
         figures.write(drawn, comparison.directory / "figures")
@@ -32,4 +39,3 @@ def compare(experiment_dir: Path) -> Comparison:
             f"{comparison.directory} cannot be written ({error}): make it a writable directory with free space, "
             f"then run python -m orchestrator.compare {experiment_dir}."
         ) from error
-    return comparison

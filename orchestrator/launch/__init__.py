@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -29,10 +30,11 @@ ENGINES = {
 }
 
 
-def launch(experiment: Experiment, console: Console) -> list[Cell]:
+def launch(experiment: Experiment, console: Console, cancelled: Collection[str] = ()) -> list[Cell]:
     """Run every unfinished cell, as many at once as the launcher allows; return the cells that were launched.
 
-    On a cluster they are only submitted: `follow` waits for them. A cell that a scheduler already has is left to it.
+    On a cluster they are only submitted: `follow` waits for them. A cell that a scheduler already has is left to it,
+    unless its job is among those that have just been `cancelled`.
     Raises `UserError` if another launcher holds the experiment. SIGINT or SIGTERM stops every cell that runs on this
     machine at its next step boundary, with a checkpoint.
     """
@@ -43,12 +45,14 @@ def launch(experiment: Experiment, console: Console) -> list[Cell]:
                 f"python -m orchestrator.status {experiment.directory}."
             )
         unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
-        submitted = _with_a_scheduler(experiment, unfinished)
+        submitted = {c: job for c, job in with_a_scheduler(experiment, unfinished).items() if job not in cancelled}
         if submitted:
             console.print(f"Slurm already has {', '.join(escape(f'{c} (job {job})') for c, job in submitted.items())}.")
         unfinished = [cell for cell in unfinished if cell.id not in submitted]
         if unfinished:
             ENGINES[experiment.config.launcher.kind](experiment, unfinished, console)
+        if submitted and not unfinished:
+            slurm.see_to_a_conclusion(experiment, list(submitted.values()))
         return unfinished
 
 
@@ -105,7 +109,7 @@ def slots(config: Config) -> list[str | None]:
 def still_with_a_scheduler(experiment: Experiment) -> list[str]:
     """The cells that wait or run as a scheduler's jobs at this moment."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
-    return list(_with_a_scheduler(experiment, unfinished))
+    return list(with_a_scheduler(experiment, unfinished))
 
 
 def follow(experiment: Experiment, console: Console) -> bool:
@@ -128,9 +132,18 @@ def follow(experiment: Experiment, console: Console) -> bool:
         return False
 
 
-def _with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str]:
-    """Cell → job, of those that wait or run as a scheduler's jobs at this moment."""
-    last = Manifest(experiment.directory).last()
+def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str]:
+    """Cell → job, of those that wait or run as a scheduler's jobs at this moment.
+
+    Raises `UserError` where there may be such jobs and the scheduler cannot be asked: nobody should submit them twice.
+    """
+    manifest = Manifest(experiment.directory)
+    last = manifest.last()
     theirs = {cell.id: last[cell.id].job for cell in cells if cell.id in last and last[cell.id].scheduler}
-    known = scheduler.jobs(theirs.values()) or {}
+    known = scheduler.jobs(theirs.values(), manifest.owner())
+    if known is None:
+        raise UserError(
+            f"{experiment.directory} has jobs with Slurm, which does not answer here (squeue): "
+            "try again later, or from a login node."
+        )
     return {cell: job for cell, job in theirs.items() if job in known and not known[job].has_ended}

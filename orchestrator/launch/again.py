@@ -39,8 +39,8 @@ def resume(path: Path, which: str, console: Console) -> Experiment:
     check_jobs(part)
     held = [cell.job for cell in found.values() if cell.state in ("zombie", "queued", "preempted")]
     if held and _cancel_jobs(path, held):
-        console.print(f"Cancelled {', '.join(held)}, which had these cells.")
-    launch(part, console)
+        console.print(f"Cancelled {', '.join(held)}, which had these cells.", markup=False)
+    launch(part, console, cancelled=held)
     return experiment
 
 
@@ -49,7 +49,7 @@ def cancel(path: Path, console: Console) -> None:
     cells, manifest = status.read_status(path), Manifest(path)
     last, comparison = manifest.last(), manifest.comparison()
     jobs = [e.job for e in [*last.values(), *([comparison] if comparison else [])] if e.scheduler and e.state in OPEN]
-    known = scheduler.jobs(jobs)
+    known = scheduler.jobs(jobs, manifest.owner())
     if known is None:
         raise UserError(f"{path} has jobs with Slurm, which cannot be asked here: cancel them from a login node.")
     ended = _cancel_jobs(path, [job for job in dict.fromkeys(jobs) if job in known and not known[job].has_ended])
@@ -67,12 +67,13 @@ def _cancel_jobs(path: Path, jobs: list[str]) -> list[str]:
     """Cancel jobs of Slurm, and record of those that had not begun that they never will."""
     if not jobs:
         return []
-    known, manifest = scheduler.jobs(jobs) or {}, Manifest(path)
-    if not scheduler.cancel(jobs):
+    manifest = Manifest(path)
+    known = scheduler.jobs(jobs, manifest.owner()) or {}
+    if not scheduler.cancel([job for job in jobs if job in known and not known[job].has_ended]):
         raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
     entries = manifest.last() | ({COMPARISON: last} if (last := manifest.comparison()) else {})
     for cell, entry in entries.items():
-        if entry.job in jobs and entry.state in OPEN and known[entry.job].is_waiting:
+        if entry.job in jobs and entry.state in OPEN and (entry.job not in known or known[entry.job].is_waiting):
             manifest.append(cell, "stopped", attempt=entry.attempt, job=entry.job, reason="cancelled")
     return [f"job {job}" for job in jobs]
 

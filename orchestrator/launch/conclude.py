@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import directory, locks, retry, scheduler, status, tracker
+from orchestrator import directory, locks, retry, schedule, scheduler, status, tracker
+from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import is_finished
 from orchestrator.launch import slurm
 from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.readings import Readings
+
+ASK_TIMES, ASK_SECONDS = 10, 30.0
 
 
 def conclude(path: Path) -> None:
@@ -54,9 +58,7 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
     """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
     limits, last = experiment.config.launcher, manifest.last()
     waiting = [cell for cell in experiment.cells if _is_open(last.get(cell.id)) and not is_finished(cell.directory)]
-    known = scheduler.jobs(last[cell.id].job for cell in waiting)
-    if known is None:
-        return [], 0.0
+    known = _asked([last[cell.id].job for cell in waiting], manifest)
     again, longest = [], 0.0
     for cell in waiting:
         entry = last[cell.id]
@@ -73,14 +75,29 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
         if pause is not None:
             again.append(cell)
             longest = max(longest, pause)
+    # and those that failed for want of what these will decide
+    sources = {cell.directory for cell in again}
+    for cell in experiment.cells:
+        failed = cell.id in last and last[cell.id].state == "failed"
+        if failed and schedule.source(cell.config, experiment.directory) in sources:
+            again.append(cell)
     return again, longest
+
+
+def _asked(jobs: list[str], manifest: Manifest) -> dict[str, scheduler.Job]:
+    """What Slurm knows of the jobs; asked again for some minutes where it does not answer. Raises `UserError` then."""
+    for _ in range(ASK_TIMES):
+        if (known := scheduler.jobs(jobs, manifest.owner())) is not None:
+            return known
+        time.sleep(ASK_SECONDS)
+    raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {manifest.path.parent} compares.")
 
 
 def _with_slurm(experiment: Experiment, manifest: Manifest) -> list[str]:
     """Jobs of cells that have not ended."""
     last = manifest.last()
     theirs = [last[cell.id].job for cell in experiment.cells if _is_open(last.get(cell.id))]
-    known = scheduler.jobs(theirs) or {}
+    known = _asked(theirs, manifest)
     return [job for job in theirs if job in known and not known[job].has_ended]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, lease
+from orchestrator import executors, lease, scheduler
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
@@ -27,6 +28,10 @@ class Conclusion:
 
         conclude(Path(self.directory))
 
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit starts again when the job is preempted: the same."""
+        return DelayedSubmission(self)
+
 
 def submit(experiment: Experiment, cells: list[Cell], console: Console | None = None, begin: float = 0.0) -> None:
     """Submit the cells, those that play others back after them, and what follows all of them.
@@ -39,11 +44,9 @@ def submit(experiment: Experiment, cells: list[Cell], console: Console | None = 
     every: list[str] = []
     before: list[str] = []
     for wave in waves(cells):
-        options = config.launcher.slurm.options | ({"begin": f"now+{round(begin)}"} if begin and not before else {})
+        later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
         more = {"dependency": _after(before)} if before else {}
-        executor = executors.slurm_cells(
-            config, folder, job_name=experiment.name, additional_parameters={"requeue": True, **options}, **more
-        )
+        executor = executors.slurm_cells(config, folder, later, job_name=experiment.name, **more)
         bodies = [CellJob(str(cell.directory.resolve())) for cell in wave]
         batches = [bodies] if config.launcher.slurm.array else [[body] for body in bodies]
         jobs = [job for batch in batches for job in executors.submit(executor, *batch)]
@@ -65,6 +68,15 @@ def submit_conclusion(experiment: Experiment, after: list[str]) -> None:
     )  # fmt: skip
     (job,) = executors.submit(executor, Conclusion(str(experiment.directory.resolve())))
     Manifest(experiment.directory).append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
+
+
+def see_to_a_conclusion(experiment: Experiment, jobs: list[str]) -> None:
+    """Submit the job that follows `jobs`, where an earlier launch was ended before it could."""
+    manifest = Manifest(experiment.directory)
+    last = manifest.comparison()
+    known = scheduler.jobs([last.job], manifest.owner()) if last else {}
+    if last is None or (known is not None and (last.job not in known or known[last.job].has_ended)):
+        submit_conclusion(experiment, jobs)
 
 
 def _after(jobs: list[str]) -> str:

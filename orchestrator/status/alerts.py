@@ -61,6 +61,12 @@ def interrupted(s: CellStatus) -> Said:
         yield "note", " and ".join(told) + ("." if s.state == "done" else f"; this is attempt {s.attempt}.")
 
 
+def waiting(s: CellStatus) -> Said:
+    """For what a job waits."""
+    if s.waits:
+        yield "note", f"its job waits: {s.waits}."
+
+
 def _interruptions(s: CellStatus) -> Iterator[tuple[str, int]]:
     yield "preempted", s.preempted
     yield "died", s.deaths
@@ -118,6 +124,7 @@ def unreadable(s: CellStatus) -> Said:
 RULES: tuple[Callable[[CellStatus], Said], ...] = (
     ended_badly,
     interrupted,
+    waiting,
     pathology,
     stale,
     damaged,

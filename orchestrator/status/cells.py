@@ -61,6 +61,7 @@ class CellStatus:
     job: str = ""
     preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again
     deaths: int = 0  # how often its process died
+    waits: str = ""  # for what its job waits, in its scheduler's word
     log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
@@ -153,26 +154,29 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
     held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
-    jobs = _jobs(experiment_dir, last)
+    jobs = _jobs(manifest, last)
     if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
         last = manifest.last()  # a process leaves its last word before its claim: what it has said since counts
     counts = {state: manifest.counted(state) for state in ("preempted", "crashed")}
     found = []
     for cell, path in cells.items():
         entry, claim = last.get(cell), claims.get(cell)
-        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, jobs.get(entry.job) if entry else None)
+        job = jobs.get(entry.job) if entry and jobs else None
+        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, job, asked=jobs is not None)
         state = state_of(entry, sight) if path.is_dir() else "missing"
         status = status_of(path, entry, state, told)
-        found.append(replace(status, preempted=counts["preempted"][cell], deaths=counts["crashed"][cell]))
+        waits = job.reason if job and job.is_waiting else ""
+        found.append(replace(status, preempted=counts["preempted"][cell], deaths=counts["crashed"][cell], waits=waits))
     return found
 
 
 def read_comparison(experiment_dir: Path) -> str:
     """Where the job stands that compares the cells when they have ended; empty where none was submitted."""
-    entry = Manifest(experiment_dir).comparison()
+    manifest = Manifest(experiment_dir)
+    entry = manifest.comparison()
     if entry is None:
         return ""
-    known = _jobs(experiment_dir, {COMPARISON: entry}).get(entry.job)
+    known = (_jobs(manifest, {COMPARISON: entry}) or {}).get(entry.job)
     if not _is_open(entry):
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
     if known is not None and known.has_ended:
@@ -189,6 +193,7 @@ class Sight:
     stale: bool = False  # but has not said so for too long
     launching: bool = False  # the experiment's launcher runs
     job: Job | None = None  # its scheduler's, where there is one that knows it
+    asked: bool = True  # whether the scheduler could be asked
 
 
 def state_of(entry: Entry | None, sight: Sight) -> str:
@@ -202,17 +207,16 @@ def state_of(entry: Entry | None, sight: Sight) -> str:
         return "zombie" if forgotten else "running"
     if not entry.scheduler:
         return "queued" if entry.state in ("submitted", "crashed") and sight.launching else "lost"
-    if sight.job is None:  # forgotten, or nobody here to ask
-        return "lost" if entry.state == "running" else "queued"
+    if sight.job is None:
+        return "lost" if sight.asked or entry.state == "running" else "queued"
     if sight.job.has_ended:
         return "stopped" if sight.job.state.startswith("CANCELLED") else "lost"
     return "preempted" if entry.state in ("preempted", "running") else "queued"
 
 
-def _jobs(experiment_dir: Path, last: dict[str, Entry]) -> dict[str, Job]:
-    """What the scheduler knows of the jobs of open cells."""
-    ids = {entry.job for entry in last.values() if entry.scheduler and _is_open(entry)}
-    return (recent_jobs(ids, experiment_dir.stat().st_uid) or {}) if ids else {}
+def _jobs(manifest: Manifest, last: dict[str, Entry]) -> dict[str, Job] | None:
+    """What the scheduler knows of the jobs of open cells; null where it cannot be asked."""
+    return recent_jobs({e.job for e in last.values() if e.scheduler and _is_open(e)}, manifest.owner())
 
 
 def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 from pathlib import Path
@@ -105,3 +106,36 @@ def test_a_last_line_that_is_no_record_is_one_sentence(tmp_path: Path) -> None:
     path.write_text('{"step": 0}\ngarbage\n')
     with pytest.raises(UserError, match=r"The last line of .*ledger.jsonl is no JSON object \(.*\): restore or"):
         ledger.newest(path)
+
+
+def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    for step, attempt in ((0, 1), (2, 1), (4, 2), (4, 1), (6, 2), (8, 1)):
+        ledger.append(path, {"step": step, "attempt": attempt})
+    assert [(r["step"], r["attempt"]) for r in ledger.read(path)] == [(0, 1), (2, 1), (4, 2), (6, 2)]
+    assert ledger.newest(path) == {"step": 6, "attempt": 2}
+    ledger.rewind(path, 4)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2, 4]
+
+
+def test_a_fence_is_asked_when_it_is_this_ones_turn(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger.append(path, {"step": 0})
+
+    def fence() -> None:
+        with path.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        raise RuntimeError("another has it")
+
+    with pytest.raises(RuntimeError):
+        ledger.append(path, {"step": 1}, fence)
+    assert ledger.read(path) == [{"step": 0}]
+
+
+def test_without_file_locks_it_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    ledger.append(tmp_path / "ledger.jsonl", {"step": 0})
+    assert ledger.newest(tmp_path / "ledger.jsonl") == {"step": 0}

@@ -172,8 +172,12 @@ def test_states(said: str | None, sight: Sight, expected: str) -> None:
         ("crashed", Sight(job=Job("PENDING")), "queued"),
         ("running", Sight(job=Job("OUT_OF_MEMORY")), "lost"),
         ("submitted", Sight(job=Job("CANCELLED by 0")), "stopped"),
-        ("running", Sight(), "lost"),  # and its scheduler has forgotten it
-        ("submitted", Sight(), "queued"),  # or cannot be asked from here
+        ("running", Sight(), "lost"),  # its scheduler has forgotten it
+        ("submitted", Sight(), "lost"),
+        ("preempted", Sight(), "lost"),
+        ("running", Sight(asked=False), "lost"),  # nobody here can be asked, and nothing beats
+        ("submitted", Sight(asked=False), "queued"),
+        ("preempted", Sight(asked=False), "queued"),
         ("done", Sight(job=Job("RUNNING")), "done"),
     ],
 )
