@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -120,8 +121,9 @@ def conclude(experiment: Experiment, console: Console, complain: Callable[[str],
 
     if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
         console.print(
-            f"{counted(len(elsewhere), 'cell')} with Slurm: python -m orchestrator.status {experiment.directory} "
-            "shows how they fare (--watch), and --cancel ends them. The comparison follows by itself.",
+            f"{counted(len(elsewhere), 'cell')} with Slurm; the comparison follows by itself. How they fare, or with "
+            "--cancel, the end of them:\n"
+            f"  python -m orchestrator.status {shlex.quote(str(experiment.directory))} --watch",
             markup=False,
             soft_wrap=True,
         )

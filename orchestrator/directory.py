@@ -58,6 +58,14 @@ def open_directory(experiment: Experiment) -> None:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
 
+def record_launcher(experiment: Experiment) -> None:
+    """Keep how the cells are being launched: all there is to know, beside them, to launch them again."""
+    path = experiment.directory / "experiment.yaml"
+    recorded = _read(path)
+    recorded["launcher"] = schema.plain(experiment.config.launcher)
+    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+
+
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
     """The configuration that a cell has, to be run in the way that this launch wants it."""
     return replace(
@@ -134,7 +142,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **_asked(experiment),
         **stated,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
-        "launcher": schema.plain(config.launcher),  # what else there is to know of starting it again
+        **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(before, code, now),
         "stated": _appended(_stated(recorded), deepcopy(stated), now),  # a copy, lest YAML writes a reference

@@ -128,7 +128,7 @@ def _asked(launcher: LauncherConfig, partition: str | None, qos: str | None) -> 
         "qos": qos,
         "account": launcher.slurm.account,
         "signal_delay_s": launcher.slurm.warning_seconds,
-        "setup": launcher.slurm.setup,
+        "setup": ["set -e", *launcher.slurm.setup, "set +e"],  # what could not be set up is no place to train in
     }
 
 

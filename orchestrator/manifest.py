@@ -86,6 +86,18 @@ class Manifest:
         """Cell → how often it entered `state`."""
         return Counter(r["cell"] for r in self._records() if r["state"] == state)
 
+    def preemptions(self) -> dict[str, int]:
+        """Cell → how often its scheduler took it off and started it again: cancelled for good is no preemption."""
+        off, counts = set[str](), Counter[str]()
+        for record in self._records():
+            cell, state = record["cell"], record["state"]
+            if state == "preempted":
+                off.add(cell)
+            elif cell in off:
+                off.remove(cell)
+                counts[cell] += state == "running"
+        return counts
+
     def first_done(self) -> str | None:
         """When the first of the cells was done (UTC); null where none is."""
         return min((r["time"] for r in self._records() if r["state"] == "done"), default=None)

@@ -68,6 +68,11 @@ def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: f
         return  # another run has the cell
     if entry.restart == here.restart and entry.state not in ("submitted", "running"):
         last = entry.state  # its own word on how it ended
+    elif code - 128 in (signal.SIGUSR2, signal.SIGTERM):  # taken off before it could say so, as it started
+        which: dict[str, Any] = {"job": here.id, "restart": here.restart, "scheduler": scheduler.SLURM}
+        manifest.append(cell, "preempted", attempt=entry.attempt, reason=f"by {_said(code)}, as it started", **which)
+        scheduler.requeue(here.id)
+        return
     else:
         reason = f"its process ended without a word ({_said(code)})"
         died(

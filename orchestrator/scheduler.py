@@ -126,10 +126,16 @@ def refusal(script: Path) -> str | None:
     """Why Slurm would not take the batch script, in its own words; null where it would."""
     try:
         done = _run("sbatch", "--test-only", str(script))
+    except subprocess.TimeoutExpired:
+        return f"it has not answered for {TIMEOUT:.0f} s"
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     said = " ".join(done.stderr.replace("sbatch: error:", "").replace("allocation failure:", "").split())
-    return None if done.returncode == 0 else said or f"sbatch ended with {done.returncode}"
+    if done.returncode == 0:
+        return None
+    if "partition" in said and (names := _ask("sinfo", "-h", "-o", "%R")):
+        said += f"; there are {', '.join(sorted(set(names.split())))}"
+    return said or f"sbatch ended with {done.returncode}"
 
 
 @lru_cache(maxsize=8)

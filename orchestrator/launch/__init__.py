@@ -14,6 +14,7 @@ from rich.markup import escape
 from models.transformer import Decoder
 from orchestrator import executors, locks, ranks, scheduler, status
 from orchestrator.callbacks import build_sidecar
+from orchestrator.directory import record_launcher
 from orchestrator.environment import usable_cores
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
@@ -50,6 +51,7 @@ def launch(experiment: Experiment, console: Console, cancelled: Collection[str] 
             console.print(f"Slurm already has {', '.join(escape(f'{c} (job {job})') for c, job in submitted.items())}.")
         unfinished = [cell for cell in unfinished if cell.id not in submitted]
         if unfinished:
+            record_launcher(experiment)
             ENGINES[experiment.config.launcher.kind](experiment, unfinished, console)
         if submitted and not unfinished:
             slurm.see_to_a_conclusion(experiment, list(submitted.values()))
@@ -115,7 +117,7 @@ def still_with_a_scheduler(experiment: Experiment) -> list[str]:
 def follow(experiment: Experiment, console: Console) -> bool:
     """Where `launcher.wait` is set, show the jobs until the last, which compares, has ended; whether it has.
 
-    Ctrl-C stops watching, and no job.
+    Ctrl-C stops watching, and no job, which is said.
     """
     if not experiment.config.launcher.wait:
         return False
@@ -129,6 +131,7 @@ def follow(experiment: Experiment, console: Console) -> bool:
                 return True
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
+        console.print("Stopped watching; the jobs go on.")
         return False
 
 

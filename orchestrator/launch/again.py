@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from orchestrator import data, lease, locks, scheduler, status
 from orchestrator.directory import reopen
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
-from orchestrator.launch import check, check_jobs, launch
+from orchestrator.launch import check, check_jobs, launch, with_a_scheduler
 from orchestrator.manifest import COMPARISON, OPEN, Manifest
 
 WHICH = {
@@ -23,17 +24,21 @@ WHICH = {
 }  # argument of --resume → states of the cells that are launched
 
 
-def resume(path: Path, which: str, console: Console) -> Experiment:
+def resume(path: Path, which: str, console: Console) -> Experiment | None:
     """Launch the cells that `which` names, as they were last launched; zombies and waiting jobs are cancelled first.
 
-    Returns the experiment of all its cells. Raises `UserError` as a launch does.
+    Returns the experiment of all its cells, null where there was none to launch. Raises `UserError` as a launch does.
     """
     experiment = reopen(path)
-    found = {cell.cell: cell for cell in status.read_status(path) if cell.state in WHICH[which]}
+    with_a_scheduler(experiment, list(experiment.cells))  # raises where it cannot be asked
+    seen = status.read_status(path)
+    found = {cell.cell: cell for cell in seen if cell.state in WHICH[which]}
     chosen = [cell for cell in experiment.cells if cell.id in found]
     if not chosen:
-        console.print(f"No cell of {path} is {' or '.join(sorted(WHICH[which]))}: nothing is launched.")
-        return experiment
+        counted = Counter(cell.state for cell in seen)
+        console.print(f"Nothing to resume: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
+        return None
+    console.print(f"{len(chosen)} of {len(seen)} cells, with launcher={experiment.config.launcher.kind} as before.")
     _refuse_missing_data(chosen)
     part = replace(experiment, cells=tuple(chosen))
     check_jobs(part)

@@ -35,23 +35,26 @@ def conclude(path: Path) -> None:
     job = here.id if here else ""
     manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=scheduler.SLURM)
     compared = _compare(experiment)
-    state, reason = ("done", "") if compared else ("failed", "no cell has finished")
+    of = f"{compared} of {len(experiment.cells)} cells"
+    state, reason = ("done", of) if compared else ("failed", "no cell has finished")
     manifest.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=scheduler.SLURM)
 
 
-def _compare(experiment: Experiment) -> bool:
+def _compare(experiment: Experiment) -> int:
+    """How many finished cells were compared."""
     from orchestrator.compare import compare, print_summary
 
     for cell in experiment.cells:
         readings = Readings(cell.directory, cell.config)
         for checkpoint in readings.unread():
             readings.read(checkpoint)
-    if not any(is_finished(cell.directory) for cell in experiment.cells):
-        return False
+    finished = sum(is_finished(cell.directory) for cell in experiment.cells)
+    if not finished:
+        return 0
     comparison = compare(experiment.directory)
     print_summary(comparison, Console(width=100))
     tracker.log_comparison(experiment.config, comparison)
-    return True
+    return finished
 
 
 def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell], float]:

@@ -64,7 +64,12 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
                     if pause is not None:
                         not_before[one.cell.id] = time.monotonic() + pause
                         waiting.append(one.cell)
-            screen.refresh()
+            try:
+                screen.refresh()
+            except BaseException:  # whoever looked is gone, say: nothing is left running that nobody tends
+                for one in running:
+                    one.stop()
+                raise
             time.sleep(POLL_SECONDS)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator import executors, lease, scheduler
+from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
@@ -55,7 +56,13 @@ def submit(experiment: Experiment, cells: list[Cell], console: Console | None = 
             manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
         before = [job.job_id for job in jobs]
         every += before
-    submit_conclusion(experiment, every)
+    try:
+        submit_conclusion(experiment, every)
+    except UserError as error:
+        raise UserError(
+            f"The cells are with Slurm, as jobs {', '.join(every)}, but not the comparison: {error} "
+            "The same command then submits it."
+        ) from error
     if console is not None:
         console.print(f"Submitted {len(cells)} cells to Slurm, and the comparison after them.")
 

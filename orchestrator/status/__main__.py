@@ -66,7 +66,8 @@ def _resume(directory: Path, which: str, console: Console) -> int:
     )
     from orchestrator.launch.again import resume
 
-    return conclude(resume(directory, which, console), console, complain)
+    experiment = resume(directory, which, console)
+    return 0 if experiment is None else conclude(experiment, console, complain)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def alerts(status: CellStatus) -> list[Alert]:
 def ended_badly(s: CellStatus) -> Said:
     """A failed or lost cell, with the reason; of any other, what the manifest adds."""
     if s.state == "failed":
-        yield "critical", f"failed: {s.reason or 'no reason was left'}" + _told(s)
+        yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _told(s)
     elif s.state == "lost":
         yield (
             "critical",
@@ -62,14 +62,19 @@ def interrupted(s: CellStatus) -> Said:
 
 
 def waiting(s: CellStatus) -> Said:
-    """For what a job waits."""
+    """For what a job waits, or that nobody can be asked."""
     if s.waits:
-        yield "note", f"its job waits: {s.waits}."
+        yield "note", f"{s.waits}."
 
 
 def _interruptions(s: CellStatus) -> Iterator[tuple[str, int]]:
     yield "preempted", s.preempted
     yield "died", s.deaths
+
+
+def _cure(s: CellStatus) -> str:
+    """What starts a cell again that died; a reason that the user must mend says itself what to do."""
+    return "; --resume starts it again" if s.deaths else ""
 
 
 def _told(s: CellStatus) -> str:

@@ -20,10 +20,11 @@ from orchestrator import lease, ledger
 from orchestrator.errors import UserError
 from orchestrator.locks import is_held
 from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
-from orchestrator.scheduler import Job, recent_jobs
+from orchestrator.scheduler import Job, jobs, recent_jobs
 from orchestrator.status.reading import Reading, newest
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
+UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
 STATES = (
     "failed",
@@ -37,7 +38,7 @@ STATES = (
     "next",
     "done",
 )  # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are
-SUBMITIT = re.compile(r"submitit (INFO|WARNING|ERROR) ")  # what the machinery says
+MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
 _STEP = re.compile(r"step_(\d+)(\.json)?")
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
@@ -61,7 +62,7 @@ class CellStatus:
     job: str = ""
     preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again
     deaths: int = 0  # how often its process died
-    waits: str = ""  # for what its job waits, in its scheduler's word
+    waits: str = ""  # for what its job waits, or that nobody can be asked
     log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
@@ -154,19 +155,25 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
     held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
-    jobs = _jobs(manifest, last)
+    known = _jobs(manifest, last)
     if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
         last = manifest.last()  # a process leaves its last word before its claim: what it has said since counts
-    counts = {state: manifest.counted(state) for state in ("preempted", "crashed")}
+    preempted, deaths = manifest.preemptions(), manifest.counted("crashed")
     found = []
     for cell, path in cells.items():
         entry, claim = last.get(cell), claims.get(cell)
-        job = jobs.get(entry.job) if entry and jobs else None
-        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, job, asked=jobs is not None)
+        job = known.get(entry.job) if entry and known else None
+        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, job, asked=known is not None)
         state = state_of(entry, sight) if path.is_dir() else "missing"
+        if state == "zombie" and not sight.stale:  # what was seen one after another may only seem to disagree
+            entry, sight = _looked_again(manifest, cell, path, sight)
+            state = state_of(entry, sight)
         status = status_of(path, entry, state, told)
-        waits = job.reason if job and job.is_waiting else ""
-        found.append(replace(status, preempted=counts["preempted"][cell], deaths=counts["crashed"][cell], waits=waits))
+        waits = f"its job waits: {job.reason}" if job and job.is_waiting and job.reason else ""
+        if _is_open(entry) and not sight.asked:
+            waits = UNASKED
+        times = preempted.get(cell, 0) + (state == "preempted")
+        found.append(replace(status, preempted=times, deaths=deaths.get(cell, 0), waits=waits))
     return found
 
 
@@ -194,6 +201,18 @@ class Sight:
     launching: bool = False  # the experiment's launcher runs
     job: Job | None = None  # its scheduler's, where there is one that knows it
     asked: bool = True  # whether the scheduler could be asked
+
+
+def _looked_again(manifest: Manifest, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
+    """The scheduler asked anew, then whether the process still lives, then its last word."""
+    job = (jobs([sight_job], manifest.owner()) or {}).get(sight_job) if (sight_job := _job_of(manifest, cell)) else None
+    held = lease.is_held(path)
+    return manifest.last().get(cell), replace(sight, job=job, held=held)
+
+
+def _job_of(manifest: Manifest, cell: str) -> str:
+    entry = manifest.last().get(cell)
+    return entry.job if entry else ""
 
 
 def state_of(entry: Entry | None, sight: Sight) -> str:
@@ -287,7 +306,8 @@ def _log_of(folder: Path, job: str) -> tuple[str, ...]:
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ()
-    return tuple(line.rstrip() for line in lines if line.strip() and not SUBMITIT.match(line))[-LOG_LINES:]
+    telling = [line.rstrip() for line in lines if line.strip() and not MACHINERY.match(line)][-LOG_LINES:]
+    return (f"jobs/{job}_0_log.err ends:", *telling) if telling else ()
 
 
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:

@@ -123,7 +123,7 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     assert (last := Manifest(directory).comparison())
     assert last.state == "stopped"
     assert "Nothing runs or waits" in run("orchestrator.status", str(directory), "--cancel").stdout
-    assert run("orchestrator.status", str(directory), "--resume", "failed").stdout.startswith("No cell of")
+    assert run("orchestrator.status", str(directory), "--resume", "failed").stdout.startswith("Nothing to resume")
     again = run("orchestrator.status", str(directory), "--resume")
     assert again.returncode == 0, again.stderr
     assert job(directory) != first
