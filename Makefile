@@ -7,7 +7,7 @@ run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3  # on two cores: jobs of a cluster mostly wait
 
 install: .venv/.installed
 

@@ -213,7 +213,7 @@ def test_a_broken_experiment_file_is_named(
     monkeypatch.setattr(main_module, "CONF", tmp_path / "conf")
     assert orchestrate() == 0
     printed = capsys.readouterr().out
-    assert "is not YAML" in printed
+    assert "is not YAML" in " ".join(printed.split())
     assert "Does the width profile decide" in printed
     assert orchestrate("+experiment=broken") == 2
     assert "is not YAML" in sentence(capsys)
