@@ -131,7 +131,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     def leave() -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
         ours = not scheduler.is_ending(here.id)
-        note("preempted", f"by {stop.received}")
+        note("preempted", f"saved and left at {stop.received}")
         held.release()
         if ours and not scheduler.requeue(here.id):
             manifest.append(cell, "stopped", reason="Slurm did not take it back", **whose)
