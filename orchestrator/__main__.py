@@ -22,10 +22,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import multirun, schema
-from orchestrator.errors import UserError, nearest
+from orchestrator.errors import INTERRUPTED, UserError, nearest
 from orchestrator.explain import sentence
 from orchestrator.listener import signals_restored
-from orchestrator.multirun import INTERRUPTED
 from orchestrator.schema import Config
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import checkpoint, ledger, schedule
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.experiment import reward_rows
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
@@ -23,7 +23,6 @@ from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole
 
 OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
-INTERRUPTED = 130  # the exit code of what a signal stopped
 
 
 def callbacks_for(config: Config, ranks: Ranks = ALONE) -> list[Callback]:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+INTERRUPTED = 130  # exit code of what a signal stopped
+
 
 class UserError(Exception):
     """Something the user can mend: one sentence with the value, the reason and the cure.

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from orchestrator.errors import UserError
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 90.0  # without a beat; file systems of clusters show a change up to a minute late
 POLL_SECONDS = 0.2
+CLOCK_SECONDS = 60.0  # between two looks at the clock of a file server
 RELEASED = 0.0  # the last beat of who gave the cell back, seconds since the epoch
 
 
@@ -61,11 +62,16 @@ class Claim:
         """Whether its process runs, as far as can be told from here at this moment."""
         if self.is_here() and (held := locks.is_held(self.path)) is not None:
             return held
-        return time.time() - self.beat() < LEASE_SECONDS
+        return self._silent() < LEASE_SECONDS
 
     def is_stale(self) -> bool:
         """Whether its process should have touched it long ago, though nothing else says that it is gone."""
-        return RELEASED < self.beat() < time.time() - LEASE_SECONDS
+        return self.beat() > RELEASED and self._silent() > LEASE_SECONDS
+
+    def _silent(self) -> float:
+        """Seconds since its last beat, both by the clock of whoever keeps its file."""
+        cell_dir = self.path.parents[1]
+        return time.time() + _clock_ahead(cell_dir, int(time.monotonic() / CLOCK_SECONDS)) - self.beat()
 
 
 class Lease:
@@ -103,6 +109,20 @@ class Lease:
         while not self._ended.wait(BEAT_SECONDS):
             with suppress(OSError):  # a full or unreachable disk; the next write of the cell will say so
                 os.utime(self.claim.path)
+
+
+@lru_cache(maxsize=4096)
+def _clock_ahead(directory: Path, period: int) -> float:
+    """How far a file server's clock is ahead of this machine's, seconds; 0 where nothing may be written."""
+    probe = directory / f".clock.{platform.node()}.{os.getpid()}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - time.time()
+    except OSError:
+        return 0.0
+    finally:
+        with suppress(OSError):
+            probe.unlink()
 
 
 def path_of(cell_dir: Path, number: int) -> Path:

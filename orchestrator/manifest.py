@@ -13,7 +13,6 @@ from orchestrator import ledger
 from orchestrator.errors import UserError
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
-STATES = ("submitted", "running", "preempted", "crashed", "done", "failed", "stopped")
 COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one
 OPEN = ("submitted", "running", "preempted", "crashed")  # states that another one must follow
 
@@ -46,8 +45,9 @@ class Manifest:
         reason: str = "",
         **more: Any,
     ) -> None:
-        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, one of `STATES`, and what `more` there is to say.
+        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, and what `more` there is to say.
 
+        `state`: one of `OPEN`, or done, failed, stopped, which need not be followed by another.
         `scheduler`: whose job it is, and `restart`: how often that had been started before; `environment`: of
         `running`, where; `saved`: of `crashed`, the newest checkpoint.
         """

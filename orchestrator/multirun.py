@@ -20,10 +20,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orchestrator import ledger, locks
+from orchestrator.errors import INTERRUPTED
 from orchestrator.listener import Listener
 from orchestrator.schema import Config, LauncherKind
 
-INTERRUPTED = 130  # the exit code of whatever was stopped and goes on with the same command
 POLL_SECONDS = 0.5
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",

@@ -60,7 +60,9 @@ def _compare(experiment: Experiment) -> int:
 def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell], float]:
     """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
     limits, last = experiment.config.launcher, manifest.last()
-    waiting = [cell for cell in experiment.cells if _is_open(last.get(cell.id)) and not is_finished(cell.directory)]
+    waiting = [
+        cell for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id)) and not is_finished(cell.directory)
+    ]
     known = _asked([last[cell.id].job for cell in waiting], manifest)
     again, longest = [], 0.0
     for cell in waiting:
@@ -99,10 +101,10 @@ def _asked(jobs: list[str], manifest: Manifest) -> dict[str, scheduler.Job]:
 def _with_slurm(experiment: Experiment, manifest: Manifest) -> list[str]:
     """Jobs of cells that have not ended."""
     last = manifest.last()
-    theirs = [last[cell.id].job for cell in experiment.cells if _is_open(last.get(cell.id))]
+    theirs = [last[cell.id].job for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id))]
     known = _asked(theirs, manifest)
     return [job for job in theirs if job in known and not known[job].has_ended]
 
 
-def _is_open(entry: Entry | None) -> bool:
+def _is_left_to_slurm(entry: Entry | None) -> bool:
     return entry is not None and bool(entry.scheduler) and entry.state in OPEN

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.errors import UserError
+from orchestrator.errors import INTERRUPTED, UserError
 from orchestrator.status.cells import read_comparison, read_status
 from orchestrator.status.view import View
 from orchestrator.status.watch import outcome, watch
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,18 +26,6 @@ from orchestrator.status.reading import Reading, newest
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
-STATES = (
-    "failed",
-    "lost",
-    "zombie",
-    "missing",
-    "running",
-    "preempted",
-    "stopped",
-    "queued",
-    "next",
-    "done",
-)  # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are
 MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
 _STEP = re.compile(r"step_(\d+)(\.json)?")
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
@@ -57,7 +45,7 @@ class CellStatus:
     """One cell, as it was found at the time `seen`."""
 
     cell: str  # <arm>/seed=<k>
-    state: str  # one of `STATES`
+    state: str  # a key of `view.STATES`
     attempt: int = 0
     job: str = ""
     preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again

@@ -20,6 +20,7 @@ from orchestrator.status.alerts import SEVERITIES, Alert, alerts
 from orchestrator.status.cells import CellStatus
 
 STATES = {  # in the order in which they are counted and, where not all cells have room, shown
+    # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are gone
     "failed": "bold red", "lost": "red", "zombie": "red", "missing": "red", "running": "cyan", "preempted": "yellow",
     "stopped": "yellow", "queued": "dim", "next": "dim", "done": "green",
 }  # fmt: skip

@@ -143,6 +143,23 @@ def test_silence_is_measured_on_the_waiting_process_own_clock(
     assert time.monotonic() - begun > lease.LEASE_SECONDS
 
 
+@pytest.mark.parametrize("ahead", [-3e5, 3e5])
+def test_a_clock_that_differs_from_the_file_servers_makes_no_zombie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    elsewhere(tmp_path, 1, age=10)
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() + ahead)
+    claim = lease.newest(tmp_path)
+    assert claim
+    assert claim.is_alive()
+    assert not claim.is_stale()
+    os.utime(claim.path, (wall() - 1000,) * 2)
+    assert not claim.is_alive()
+    assert claim.is_stale()
+    assert [path.name for path in tmp_path.iterdir()] == ["attempts"]
+
+
 def test_what_was_given_back_elsewhere_is_not_waited_for(tmp_path: Path) -> None:
     os.utime(elsewhere(tmp_path, 1, age=0), (lease.RELEASED, lease.RELEASED))
     assert not lease.is_held(tmp_path)
