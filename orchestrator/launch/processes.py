@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.manifest import Manifest
 from orchestrator.train import StopSignal
 
 POLL_SECONDS = 0.2
+ASK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Running:
     gpu: str | None
 
     def stop(self) -> None:
-        os.kill(int(self.job.job_id), signal.SIGTERM)  # a local job's id is its controller, which tells the cell
+        with suppress(ProcessLookupError):
+            os.kill(int(self.job.job_id), signal.SIGTERM)  # a local job's id is its controller, which tells the cell
 
 
 def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
@@ -39,7 +42,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
     manifest, limits = Manifest(experiment.directory), experiment.config.launcher
     free, waiting, running = slots(experiment.config), list(cells), list[Running]()
     not_before: dict[str, float] = {}  # cell → when it may be tried again, on the clock of `time.monotonic`
-    asked_to_stop = False
+    asked_to_stop, ask_again = False, 0.0
     with StopSignal() as stop, status.Screen(experiment.directory, console) as screen:
         while running or (waiting and not stop.received):
             while waiting and free and not stop.received:
@@ -51,8 +54,8 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
                     break
                 waiting.remove(cell)
                 running.append(_start(experiment, cell, free.pop(0), manifest))
-            if stop.received and not asked_to_stop:
-                asked_to_stop = True
+            if stop.received and time.monotonic() > ask_again:  # again, for one that starts may not have heard
+                asked_to_stop, ask_again = True, time.monotonic() + ASK_SECONDS
                 for one in running:
                     one.stop()
             for one in [one for one in running if one.job.done()]:

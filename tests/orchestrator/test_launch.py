@@ -67,9 +67,10 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     for manifest in tmp_path.glob("*/*/manifest.jsonl"):
         for record in ledger.read(manifest):
-            if record["job"].isdigit():  # the controller, which ends its cell with itself
-                with suppress(ProcessLookupError):
-                    os.kill(int(record["job"]), signal.SIGTERM)
+            pid = record["job"]
+            with suppress(OSError):  # the controller, which ends its cell with itself; its number may be another's now
+                if pid.isdigit() and b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(int(pid), signal.SIGTERM)
 
 
 @pytest.mark.usefixtures("leftovers")
