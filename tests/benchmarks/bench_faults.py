@@ -23,7 +23,7 @@ from tests.conftest import SMALL
 CELL = "main/seed=0"
 # Every fourth step is saved, so that kills meet savings, and every attempt that gets as far gets on.
 CELL_OF = (
-    *SMALL, "name=x", "train.steps=2000", "train.checkpoint_every=4", "forensics.every=200", "train.eval_every=500",
+    *SMALL, "name=x", "train.steps=4000", "train.checkpoint_every=4", "forensics.every=200", "train.eval_every=500",
     "train.keep_checkpoints=3", "launcher.retries=1000000", "launcher.backoff_seconds=0.01", "launcher.parallel=1",
 )  # fmt: skip
 
@@ -42,15 +42,17 @@ def result_of(directory: Path) -> tuple[object, ...]:
     return weights, records, readings
 
 
-def kill_cells(directory: Path, kills: int, dice: random.Random) -> dict[str, int]:
+def kill_cells(launcher: subprocess.Popen[bytes], directory: Path, kills: int, dice: random.Random) -> dict[str, int]:
     """Kill the cell's process again and again, each time a random while after it began; what it was doing."""
     met: dict[str, int] = {}
     last = 0
     for _ in range(kills):
         while (claim := lease.newest(directory / CELL)) is None or claim.number <= last or not claim.is_alive():
+            if launcher.poll() is not None:
+                return met  # it was done before
             time.sleep(0.005)
         last = claim.number
-        time.sleep(dice.uniform(0.2, 2.5))
+        time.sleep(dice.uniform(0.2, 1.6))
         saving = any((directory / CELL / "checkpoints").glob(".step_*.partial"))
         with suppress(ProcessLookupError):
             os.kill(claim.pid, signal.SIGKILL)
@@ -67,7 +69,7 @@ def main() -> None:
         expected = result_of(root / "whole/x")
 
         process = launched(root / "cells")
-        met = kill_cells(root / "cells/x", kills, dice)
+        met = kill_cells(process, root / "cells/x", kills, dice)
         code = process.wait()
         same = result_of(root / "cells/x") == expected
         deaths = Manifest(root / "cells/x").counted("crashed").get(CELL, 0)
