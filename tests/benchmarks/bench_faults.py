@@ -47,7 +47,7 @@ def kill_cells(launcher: subprocess.Popen[bytes], directory: Path, kills: int, d
     met: dict[str, int] = {}
     last = 0
     for _ in range(kills):
-        while (claim := lease.newest(directory / CELL)) is None or claim.number <= last or not claim.is_alive():
+        while (claim := lease.newest(directory / CELL)) is None or claim.number <= last or not claim.pid:
             if launcher.poll() is not None:
                 return met  # it was done before
             time.sleep(0.005)
