@@ -89,30 +89,25 @@ def list_experiments(console: Console) -> None:
 
 def run(overrides: Sequence[str], swept: Sequence[str], console: Console, complain: Callable[[str], None]) -> int:
     """Plan, train what is unfinished, compare; return the exit code. `complain` hears why. Raises `UserError`."""
-    from orchestrator import data, launch, plan, tracker
+    from orchestrator import launch, plan
     from orchestrator.directory import open_directory, refuse_another
     from orchestrator.experiment import experiment_of
 
     experiment = experiment_of(overrides, compose, swept=swept)
     refuse_another(experiment)
-    launch.check_jobs(experiment)
-    for config in experiment.arms.values():
-        launch.check(config)
-        data.check(config.data, config.model.vocab_size, config.train.seq_len)
-    tracker.check(experiment.config)
+    launch.refuse_early(experiment)
     if experiment.config.dry_run:
         plan.show(experiment, console)
         return 0
-    with console.status("Preparing the data"):
-        for config in experiment.arms.values():
-            data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    launch.check_jobs(experiment)
+    launch.prepare_data(experiment, console)
     open_directory(experiment)
     with multirun.current().share(experiment.config):
         ran = launch.launch(experiment, console)
-    return conclude(experiment, console, complain, ran=bool(ran))
+    return wrap_up(experiment, console, complain, ran=bool(ran))
 
 
-def conclude(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
+def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
     from orchestrator import launch, tracker
     from orchestrator.compare import compare, print_summary

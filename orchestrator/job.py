@@ -155,7 +155,7 @@ def _given_up(path: Path, manifest: Manifest, here: scheduler.ThisJob) -> str | 
     entry = manifest.last().get(cell)
     if entry is None or entry.state != "crashed" or entry.job != here.id or entry.restart >= here.restart:
         return None
-    return "failed" if retry.delay(manifest, cell, limits.retries, limits.backoff_seconds) is None else None
+    return "failed" if retry.pause_or_give_up(manifest, cell, limits.retries, limits.backoff_seconds) is None else None
 
 
 def _record_silent_end_of(path: Path, attempt: int) -> None:

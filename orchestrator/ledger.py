@@ -34,10 +34,10 @@ def read(path: Path) -> list[Record]:
             raise UserError(
                 f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
             ) from error
-    return _unfenced(records)
+    return _without_superseded(records)
 
 
-def _unfenced(records: list[Record]) -> list[Record]:
+def _without_superseded(records: list[Record]) -> list[Record]:
     """Without what an attempt wrote of its steps after its successor had begun to: it was thought dead, and woke up."""
     kept, latest = [], 0
     for record in records:
@@ -73,7 +73,7 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 def newest(path: Path) -> Record | None:
     """The last whole record; None where there is none. Raises `UserError` where the last line is no record."""
     try:
-        records = _unfenced(list(islice(backwards(path), LOOKED_BACK))[::-1])
+        records = _without_superseded(list(islice(backwards(path), LOOKED_BACK))[::-1])
         return records[-1] if records else None
     except ValueError as error:
         raise UserError(f"The last line of {path} is no JSON object ({error}): restore or delete it.") from error

@@ -33,7 +33,7 @@ def newest_checkpoint(cell_dir: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=NOT_STARTED)
 
 
-def delay(manifest: Manifest, cell: str, retries: int, backoff: float) -> float | None:
+def pause_or_give_up(manifest: Manifest, cell: str, retries: int, backoff: float) -> float | None:
     """Seconds to wait before the cell is tried again; null where it is not, which the manifest then says.
 
     It is given up when it has died more than `retries` times since the same checkpoint: whatever kills it will do so
@@ -81,7 +81,7 @@ def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: f
         last = "crashed"
     if last != "crashed":
         return
-    pause = delay(manifest, cell, retries, backoff)
+    pause = pause_or_give_up(manifest, cell, retries, backoff)
     if pause is not None and not scheduler.requeue(here.id, pause):
         manifest.append(cell, "failed", attempt=entry.attempt, job=here.id, reason="Slurm did not start it again")
 

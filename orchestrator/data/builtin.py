@@ -33,7 +33,7 @@ def pieces(lines: Iterable[str], longest: int) -> Iterator[str]:
         yield piece
 
 
-def library_files() -> list[Path]:
+def stdlib_files() -> list[Path]:
     """The standard library's own sources, sorted; tests and tables left out."""
     files: list[Path] = []
     for folder, inside, names in os.walk(sysconfig.get_path("stdlib")):
@@ -45,7 +45,7 @@ def library_files() -> list[Path]:
 def code() -> list[list[str]]:
     """The standard library, each file in pieces."""
     files = []
-    for path in library_files():
+    for path in stdlib_files():
         with path.open(encoding="utf-8", errors="replace") as file:
             files.append(list(pieces(file, PIECE)))
     return files

@@ -81,7 +81,7 @@ def builtin_identity(name: str, domain: DomainConfig) -> Any:
     """Python versions differ in their library: its file sizes stand for `code`."""
     if (domain.path or name) != "code":
         return None
-    return [(p.name, p.stat().st_size) for p in builtin.library_files()]
+    return [(p.name, p.stat().st_size) for p in builtin.stdlib_files()]
 
 
 # files

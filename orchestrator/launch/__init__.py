@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import executors, locks, ranks, scheduler, status
+from orchestrator import data, executors, locks, ranks, scheduler, status, tracker
 from orchestrator.callbacks import build_sidecar
 from orchestrator.directory import record_launcher
 from orchestrator.environment import usable_cores
@@ -80,10 +80,25 @@ def check(config: Config) -> None:
         build_sidecar(replace(config, sidecar=learning), model, lambda interval: torch.zeros(()))
 
 
+def refuse_early(experiment: Experiment) -> None:
+    """Raise `UserError` for what would end its cells in their first second."""
+    for config in experiment.arms.values():
+        check(config)
+        data.check(config.data, config.model.vocab_size, config.train.seq_len)
+    tracker.check(experiment.config)
+
+
 def check_jobs(experiment: Experiment) -> None:
     """Raise `UserError` where the cluster would not take the experiment's jobs."""
     if experiment.config.launcher.kind == LauncherKind.slurm:
         executors.refuse_impossible(experiment.config, experiment.directory / "jobs")
+
+
+def prepare_data(experiment: Experiment, console: Console) -> None:
+    """Have the corpora of all arms ready, before the cells that share them begin. Raises `UserError`."""
+    with console.status("Preparing the data"):
+        for config in experiment.arms.values():
+            data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
 
 
 def slots(config: Config) -> list[str | None]:
@@ -126,8 +141,8 @@ def follow(experiment: Experiment, console: Console) -> bool:
         while True:
             status.watch(experiment.directory, console)
             last = manifest.comparison()
-            known = scheduler.jobs([last.job]) if last else {}
-            if last is None or not known or known[last.job].has_ended:
+            known = scheduler.jobs([last.job], manifest.owner()) if last else {}
+            if last is None or (known is not None and (last.job not in known or known[last.job].has_ended)):
                 return True
             time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import data, lease, locks, scheduler, status
+from orchestrator import lease, locks, scheduler, status
 from orchestrator.directory import reopen
 from orchestrator.errors import UserError
-from orchestrator.experiment import Cell, Experiment
-from orchestrator.launch import check, check_jobs, launch, with_a_scheduler
+from orchestrator.experiment import Experiment
+from orchestrator.launch import check_jobs, launch, prepare_data, refuse_early, with_a_scheduler
 from orchestrator.manifest import COMPARISON, OPEN, Manifest
 
 WHICH = {
@@ -39,9 +39,10 @@ def resume(path: Path, which: str, console: Console) -> Experiment | None:
         console.print(f"Nothing to resume: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
         return None
     console.print(f"{len(chosen)} of {len(seen)} cells, with launcher={experiment.config.launcher.kind} as before.")
-    _refuse_missing_data(chosen)
     part = replace(experiment, cells=tuple(chosen))
+    refuse_early(part)
     check_jobs(part)
+    prepare_data(part, console)
     held = [cell.job for cell in found.values() if cell.state in ("zombie", "queued", "preempted")]
     if held and _cancel_jobs(path, held):
         console.print(f"Cancelled {', '.join(held)}, which had these cells.", markup=False)
@@ -73,7 +74,7 @@ def _cancel_jobs(path: Path, jobs: list[str]) -> list[str]:
     if not jobs:
         return []
     manifest = Manifest(path)
-    known = scheduler.jobs(jobs, manifest.owner()) or {}
+    known = scheduler.jobs(jobs, manifest.owner()) or {}  # what has ended meanwhile need not be cancelled
     if not scheduler.cancel([job for job in jobs if job in known and not known[job].has_ended]):
         raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
     entries = manifest.last() | ({COMPARISON: last} if (last := manifest.comparison()) else {})
@@ -92,11 +93,3 @@ def _stop_orphans(path: Path, cells: list[str]) -> list[str]:
             os.kill(claim.pid, signal.SIGTERM)
             stopped.append(f"{cell} (process {claim.pid})")
     return stopped
-
-
-def _refuse_missing_data(cells: list[Cell]) -> None:
-    """What the experiment's own command would find out, before jobs do."""
-    for config in {cell.config.arm: cell.config for cell in cells}.values():
-        check(config)
-        data.check(config.data, config.model.vocab_size, config.train.seq_len)
-        data.prepare(config.data, config.model.vocab_size, config.train.seq_len)

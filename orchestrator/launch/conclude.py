@@ -76,7 +76,7 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
         if entry.state != "crashed":
             reason = f"its job ended without a word ({job.state if job else 'Slurm does not know it any more'})"
             retry.died(manifest, cell.id, reason, attempt=entry.attempt, job=entry.job, scheduler=entry.scheduler)
-        pause = retry.delay(manifest, cell.id, limits.retries, limits.backoff_seconds)
+        pause = retry.pause_or_give_up(manifest, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
             again.append(cell)
             longest = max(longest, pause)

@@ -26,7 +26,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
         if state == "stopped":
             break
         if state == "crashed":
-            pause = retry.delay(manifest, cell.id, limits.retries, limits.backoff_seconds)
+            pause = retry.pause_or_give_up(manifest, cell.id, limits.retries, limits.backoff_seconds)
             if pause is not None:
                 console.print(f"{escape(cell.id)} died and is tried again in {pause:.0f} s")
                 time.sleep(pause)

@@ -63,7 +63,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
                 free.append(one.gpu)
                 _record_silent_end(one, manifest, asked_to_stop)
                 if not asked_to_stop and manifest.last()[one.cell.id].state == "crashed":
-                    pause = retry.delay(manifest, one.cell.id, limits.retries, limits.backoff_seconds)
+                    pause = retry.pause_or_give_up(manifest, one.cell.id, limits.retries, limits.backoff_seconds)
                     if pause is not None:
                         not_before[one.cell.id] = time.monotonic() + pause
                         waiting.append(one.cell)

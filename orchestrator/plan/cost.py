@@ -13,7 +13,7 @@ from orchestrator.plan.hardware import Hardware, hardware_for
 from orchestrator.plan.memory import peak
 from orchestrator.plan.sample import Sample, take_sample
 from orchestrator.plan.volume import Volume, volume
-from orchestrator.schema import Where
+from orchestrator.schema import LauncherKind, Where
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CellCost:
     evaluation: float  # logged held-out losses
     saving: float  # checkpoints
     reading: float  # one reading of its layers, on one core
-    memory: float  # bytes at the peak of a training step
+    memory: float  # bytes of one process at the peak of a training step
 
     @property
     def training(self) -> float:
@@ -57,13 +57,17 @@ class Cost:
 
     @property
     def jobs(self) -> int:
-        """Cells, and with `forensics.where=job` a job of readings beside each; the comparison is the launcher's."""
-        return len(self.cells) * (2 if self.experiment.config.forensics.where == Where.job else 1)
+        """Cells; with `forensics.where=job` readings, of which Slurm runs each as a job; there also the comparison."""
+        on_slurm = self.experiment.config.launcher.kind == LauncherKind.slurm
+        beside = self.experiment.config.forensics.where == Where.job
+        readings = self.readings if on_slurm else len(self.cells)
+        return len(self.cells) + beside * readings + on_slurm
 
     @property
     def device_seconds(self) -> float:
         """Of GPUs, or of cores, that are held."""
-        held = 1 if self.hardware.is_gpu else self.experiment.config.train.threads
+        each = 1 if self.hardware.is_gpu else self.experiment.config.train.threads
+        held = each * self.experiment.config.launcher.ranks
         return held * sum(cell.seconds for cell in self.cells)
 
     @property
@@ -115,12 +119,13 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def _cell(plan: ArmPlan, hardware: Hardware, sample: Sample) -> CellCost:
+    ranks = plan.config.launcher.ranks  # which share all but the saving, as if talking cost nothing
     return CellCost(
         plan=plan,
         volume=volume(plan, sample),
-        passes=plan.flops / hardware.flops,
-        updates=plan.config.train.steps * plan.params / hardware.updates,
-        evaluation=plan.evaluation_flops / hardware.flops,
+        passes=plan.flops / hardware.flops / ranks,
+        updates=plan.config.train.steps * plan.params / hardware.updates / ranks,
+        evaluation=plan.evaluation_flops / hardware.flops / ranks,
         saving=plan.written / sample.write_rate,
         reading=sample.seconds_of(plan.spec),
         memory=peak(plan.config, plan.spec, plan.traces, on_gpu=hardware.is_gpu),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.transformer import BLOCKS, DecoderSpec, LayerShape, matmul_params, num_params
+from models.transformer import BLOCKS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.schema import Config, Precision
 
 FP32, BF16 = 4, 2  # bytes
@@ -12,17 +12,21 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
     """Bytes of one cell: fp32 weights, gradients and both moments, a sidecar's `traces` (entries), and whichever is
     more of what a micro-batch keeps for its backward pass and what the update holds beside them.
 
+    Of several ranks, each holds its share of everything but the layer that it computes, which it gathers.
     What the allocator wastes and what CUDA itself takes (about 1 GB) come on top.
     """
+    ranks = config.launcher.ranks
     train = config.train
     half = train.precision == Precision.bf16 or (train.precision == Precision.auto and on_gpu)
-    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len
+    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len / ranks
     params = num_params(spec)
-    standing = FP32 * (4 * params + traces)
-    return standing + max(activations(spec, tokens, half=half), FP32 * params)  # Adam's foreach: one more list
+    standing = FP32 * (4 * params + traces) / ranks
+    gathered = FP32 * (params - body_params(spec) + max(map(matmul_params, spec.layers))) if ranks > 1 else 0
+    # Adam's foreach: one more list
+    return standing + max(gathered + activations(spec, tokens, half=half), FP32 * params / ranks)
 
 
-def activations(spec: DecoderSpec, tokens: int, *, half: bool) -> float:
+def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
     """Bytes that the forward pass of `tokens` keeps for its backward pass, the loss's own gradient included.
 
     `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. Of logits stand at the peak their

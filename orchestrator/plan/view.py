@@ -16,7 +16,7 @@ from orchestrator.expect import intended
 from orchestrator.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
 from orchestrator.plan.units import duration, figures, size, work
-from orchestrator.schema import TrackerMode, Where
+from orchestrator.schema import LauncherKind, TrackerMode, Where
 
 SEEDS = 12  # that are listed before only the first and the last are
 KEPT = 2  # checkpoints that are suggested to be kept where all of them do not fit
@@ -66,8 +66,11 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     """Label, total, and how it comes about."""
     config, hardware, cells = cost.experiment.config, cost.hardware, cost.cells
     several = config.forensics.where == Where.job
-    cells_said = f"{len(cells):,} cells, each with a job of readings beside it" if several else "cells"
-    yield "jobs", f"{cost.jobs:,}", f"{cells_said}; {cost.at_once:,} cells at once; the launcher then compares them"
+    on_slurm = config.launcher.kind == LauncherKind.slurm
+    beside = f"at most {cost.readings:,} readings" if on_slurm else "a job of readings beside each"
+    cells_said = f"{len(cells):,} cells, {beside}" if several else f"{len(cells):,} cells"
+    last = "and a job that compares them" if on_slurm else "the launcher then compares them"
+    yield "jobs", f"{cost.jobs:,}", f"{cells_said}; {cost.at_once:,} cells at once; {last}"
     parts = {
         "forward and backward": sum(cell.passes for cell in cells), "update": sum(cell.updates for cell in cells),
         "held-out losses": sum(cell.evaluation for cell in cells), "checkpoints": sum(cell.saving for cell in cells),
@@ -85,8 +88,10 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     where = "in jobs of their own" if several else "in a thread beside training"
     yield "forensics", work(core, "core"), (f"{cost.readings:,} readings, up to {duration(each)} each, {where}")
     peak = max(cell.memory for cell in cells)
-    of = f" of {size(hardware.memory)}" if hardware.memory else ""
-    yield "memory", size(peak), f"of one cell at its peak{of}: an estimate, without what the allocator wastes"
+    of = f", of the {size(hardware.memory)} there are" if hardware.memory else ""
+    ranks = config.launcher.ranks
+    one = "a cell" if ranks == 1 else f"each of a cell's {ranks} processes"
+    yield "memory", size(peak), f"{one} at its peak{of}: an estimate, without libraries and what the allocator wastes"
     start, later = max((cell.plan.checkpoint_bytes for cell in cells), key=lambda pair: pair[1])
     kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
     yield (
@@ -109,7 +114,8 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
                 f"tables {size(2 * tables)}, figures {size(cost.wandb - log - 2 * tables)}"
             ),
         )
-    yield "reckoned with", "", f"{hardware.name} for each cell, {hardware.said}."
+    share = "" if ranks == 1 else f" times {ranks} that share the work as if talking cost nothing"
+    yield "reckoned with", "", f"{hardware.name} for each cell{share}, {hardware.said}."
     yield (
         "",
         "",

@@ -58,14 +58,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _resume(directory: Path, which: str, console: Console) -> int:
     """Launch cells again, and conclude as the experiment's own command does."""
-    from orchestrator.__main__ import (  # torch and the comparison: 3 s that a look at the status does without
-        complain,
-        conclude,
-    )
+    # torch and the comparison: 3 s that a look at the status does without
+    from orchestrator.__main__ import complain, wrap_up
     from orchestrator.launch.again import resume
 
     experiment = resume(directory, which, console)
-    return 0 if experiment is None else conclude(experiment, console, complain)
+    return 0 if experiment is None else wrap_up(experiment, console, complain)
 
 
 if __name__ == "__main__":

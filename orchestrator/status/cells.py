@@ -19,9 +19,10 @@ import yaml
 from orchestrator import lease, ledger
 from orchestrator.errors import UserError
 from orchestrator.locks import is_held
-from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
+from orchestrator.manifest import COMPARISON, Entry, Manifest
 from orchestrator.scheduler import Job, jobs, recent_jobs
 from orchestrator.status.reading import Reading, newest
+from orchestrator.status.states import Sight, is_open, state_of
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
@@ -140,11 +141,11 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     last = manifest.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone
     told = _written(manifest.path)
-    claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
+    claims = {cell: lease.newest(path) for cell, path in cells.items() if is_open(last.get(cell))}
     held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
     known = _jobs(manifest, last)
-    if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
+    if any(is_open(last.get(cell)) and cell not in held for cell in cells):
         last = manifest.last()  # a process leaves its last word before its claim: what it has said since counts
     preempted, deaths = manifest.preemptions(), manifest.counted("crashed")
     found = []
@@ -158,7 +159,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
             state = state_of(entry, sight)
         status = status_of(path, entry, state, told)
         waits = f"its job waits: {job.reason}" if job and job.is_waiting and job.reason else ""
-        if _is_open(entry) and not sight.asked:
+        if is_open(entry) and not sight.asked:
             waits = UNASKED
         times = preempted.get(cell, 0) + (state == "preempted")
         found.append(replace(status, preempted=times, deaths=deaths.get(cell, 0), waits=waits))
@@ -172,23 +173,12 @@ def read_comparison(experiment_dir: Path) -> str:
     if entry is None:
         return ""
     known = (_jobs(manifest, {COMPARISON: entry}) or {}).get(entry.job)
-    if not _is_open(entry):
+    if not is_open(entry):
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
     if known is not None and known.has_ended:
         return f"lost: job {entry.job} ended as {known.state} (jobs/{entry.job}_0_log.err)"
     waits = known is None or known.is_waiting
     return f"{'queued' if waits else 'running'} (job {entry.job})"
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What can be seen of a cell beside what the manifest says of it."""
-
-    held: bool = False  # its process lives, as far as can be told
-    stale: bool = False  # but has not said so for too long
-    launching: bool = False  # the experiment's launcher runs
-    job: Job | None = None  # its scheduler's, where there is one that knows it
-    asked: bool = True  # whether the scheduler could be asked
 
 
 def _looked_again(manifest: Manifest, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
@@ -203,27 +193,9 @@ def _job_of(manifest: Manifest, cell: str) -> str:
     return entry.job if entry else ""
 
 
-def state_of(entry: Entry | None, sight: Sight) -> str:
-    """The manifest's word where it is final; otherwise what claim, launcher and scheduler say of it."""
-    if entry is None:
-        return "next"
-    if not _is_open(entry):
-        return entry.state
-    if sight.held or (entry.scheduler and sight.stale and entry.state == "running"):
-        forgotten = sight.stale or (sight.job is not None and not sight.job.is_running)
-        return "zombie" if forgotten else "running"
-    if not entry.scheduler:
-        return "queued" if entry.state in ("submitted", "crashed") and sight.launching else "lost"
-    if sight.job is None:
-        return "lost" if sight.asked or entry.state == "running" else "queued"
-    if sight.job.has_ended:
-        return "stopped" if sight.job.state.startswith("CANCELLED") else "lost"
-    return "preempted" if entry.state in ("preempted", "running") else "queued"
-
-
 def _jobs(manifest: Manifest, last: dict[str, Entry]) -> dict[str, Job] | None:
     """What the scheduler knows of the jobs of open cells; null where it cannot be asked."""
-    return recent_jobs({e.job for e in last.values() if e.scheduler and _is_open(e)}, manifest.owner())
+    return recent_jobs({e.job for e in last.values() if e.scheduler and is_open(e)}, manifest.owner())
 
 
 def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:
@@ -313,10 +285,6 @@ def _known_arms(cell_dirs: list[Path]) -> Iterator[tuple[str, ...]]:
             yield plan_of(path).arms
         except ValueError:  # it will be said of the cell
             continue
-
-
-def _is_open(entry: Entry | None) -> bool:
-    return entry is not None and entry.state in OPEN
 
 
 def _names(directory: Path) -> list[str]:

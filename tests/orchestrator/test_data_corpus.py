@@ -123,7 +123,7 @@ def test_no_file_of_code_is_in_two_splits_and_each_split_holds_many(tmp_path: Pa
     """At the sizes of the default."""
     config = builtin(tmp_path, domains={"code": DomainConfig()}, train_tokens=16384, heldout_tokens=4096)
     corpus = prepare(config, 257, 128)
-    sources = {path: path.read_text(errors="replace") for path in builtin_text.library_files()}
+    sources = {path: path.read_text(errors="replace") for path in builtin_text.stdlib_files()}
     homes = []
     for split in SPLITS:
         table = corpus._rows("code", split, slice(None))

@@ -141,28 +141,6 @@ def test_online_without_a_key_is_refused_before_training(
     assert not (tmp_path / "out/single").exists()
 
 
-def test_the_plan_prints_the_papers_exact_counts(orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        orchestrate(
-            "+experiment=width_ablation",
-            "model=paper_478m",
-            "dry_run=true",
-            "train.seq_len=64",
-            "train.batch_size=1",
-        )
-        == 0
-    )
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "1168/3504 ×11" in printed
-    assert "1024/3072" in printed
-    assert "1372/4116" in printed
-    assert "4 cells = 2 arms × seeds 0, 1" in printed
-    assert "467,626,320" in printed
-    assert "487,390,908" in printed
-    assert orchestrate("model=paper_24l", "dry_run=true", "train.seq_len=64", "train.batch_size=1") == 0
-    assert "478,895,168" in capsys.readouterr().out
-
-
 def test_one_cell_here_and_then_nothing_is_left(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
 ) -> None:

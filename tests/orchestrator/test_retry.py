@@ -29,7 +29,7 @@ def test_pauses_double_while_nothing_new_is_saved_and_then_it_is_given_up(tmp_pa
     manifest, found = Manifest(tmp_path), []
     for _ in range(4):
         dies(manifest, saved=400)
-        found.append(retry.delay(manifest, CELL, retries=3, backoff=5))
+        found.append(retry.pause_or_give_up(manifest, CELL, retries=3, backoff=5))
     assert found == [5, 10, 20, None]
     assert manifest.last()[CELL].state == "failed"
     assert manifest.last()[CELL].reason == ("died 4 times after its checkpoint of step 400, most recently: it burst")
@@ -39,14 +39,14 @@ def test_who_gets_on_is_tried_for_ever(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     for saved in range(0, 2000, 100):
         dies(manifest, saved)
-        assert retry.delay(manifest, CELL, retries=1, backoff=5) == 5
+        assert retry.pause_or_give_up(manifest, CELL, retries=1, backoff=5) == 5
 
 
 def test_no_pause_is_endless(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     for _ in range(12):
         dies(manifest, -1)
-    assert retry.delay(manifest, CELL, retries=99, backoff=5) == retry.LONGEST_DELAY
+    assert retry.pause_or_give_up(manifest, CELL, retries=99, backoff=5) == retry.LONGEST_DELAY
 
 
 @pytest.mark.parametrize("word", ["failed", "stopped", "done"])
@@ -56,13 +56,13 @@ def test_who_starts_it_again_means_it(tmp_path: Path, word: str) -> None:
         dies(manifest, 4)
     manifest.append(CELL, word, attempt=5)
     dies(manifest, 4)
-    assert retry.delay(manifest, CELL, retries=1, backoff=5) == 5
+    assert retry.pause_or_give_up(manifest, CELL, retries=1, backoff=5) == 5
 
 
 def test_without_retries_the_reason_is_the_death_itself(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     dies(manifest, 4, "it burst")
-    assert retry.delay(manifest, CELL, retries=0, backoff=5) is None
+    assert retry.pause_or_give_up(manifest, CELL, retries=0, backoff=5) is None
     assert manifest.last()[CELL].reason == "it burst"
 
 
@@ -74,7 +74,7 @@ def test_being_preempted_is_no_death(tmp_path_factory: pytest.TempPathFactory, s
         for state in story:
             manifest.append(CELL, state, attempt=1)
         dies(manifest, -1)
-        given_up = retry.delay(manifest, CELL, retries, 1) is None
+        given_up = retry.pause_or_give_up(manifest, CELL, retries, 1) is None
         assert given_up == (death > retries)
         if given_up:
             return

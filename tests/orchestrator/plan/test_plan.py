@@ -193,7 +193,7 @@ def test_a_plan_for_other_hardware_says_what_stands_in_the_way(
     text = " ".join(" ".join(printed).split())
     assert max(map(len, printed[2:])) <= 100  # the second line ends in a path, which stays whole
     assert "What [bold] would it cost?" in text
-    assert "jobs 32 16 cells, each with a job of readings beside it; 5 cells at once" in text
+    assert "jobs 32 16 cells, a job of readings beside each; 5 cells at once" in text
     assert "GPU-hours" in text
     assert "H100 SXM 80 GB for each cell, assumed: plan.mfu=0.4 of its 989 dense bf16 TFLOP/s" in text
     assert "8,016 readings" in text
@@ -223,3 +223,49 @@ def test_units() -> None:
     ]  # fmt: skip
     assert [size(b) for b in (12, 1500, 2_500_000, 61.2e12)] == ["12 bytes", "1.5 kB", "2.5 MB", "61.2 TB"]
     assert [work(s, "GPU") for s in (60, 36_000, 4e6)] == ["1.0 GPU-minutes", "10.0 GPU-hours", "1,111 GPU-hours"]
+
+
+def test_the_plan_prints_the_papers_exact_counts(orchestrate: Orchestrate, capsys: Printed) -> None:
+    assert (
+        orchestrate(
+            "+experiment=width_ablation",
+            "model=paper_478m",
+            "dry_run=true",
+            "train.seq_len=64",
+            "train.batch_size=1",
+        )
+        == 0
+    )
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "1168/3504 ×11" in printed
+    assert "1024/3072" in printed
+    assert "1372/4116" in printed
+    assert "4 cells = 2 arms × seeds 0, 1" in printed
+    assert "467,626,320" in printed
+    assert "487,390,908" in printed
+    assert orchestrate("model=paper_24l", "dry_run=true", "train.seq_len=64", "train.batch_size=1") == 0
+    assert "478,895,168" in capsys.readouterr().out
+
+
+def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(orchestrate: Orchestrate, capsys: Printed) -> None:
+    def planned(*more: str) -> str:
+        run = ("+experiment=width_ablation", "model=paper_478m", "plan.gpu=h100", "train.batch_size=8", "dry_run=true")
+        assert orchestrate(*run, *more) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "jobs 5 4 cells; 4 cells at once; and a job that compares them" in planned("launcher=slurm")
+    assert "jobs 25 4 cells, at most 20 readings" in planned("launcher=slurm", "forensics=beside")
+    assert "each of a cell's 8 processes at its peak" in planned("launcher.ranks=8")
+
+
+def test_the_memory_of_a_rank_by_hand() -> None:
+    config = Config(model=PAPER, data=DataConfig({"code": DomainConfig()}), train=TrainConfig(batch_size=8))
+    spec, tables = decoder_spec(config), 2 * 117_000 * 1168
+    largest = 4 * 1168 * 18 * 64 + 3 * 1168 * 3504
+    alone = peak(config, spec, 0, on_gpu=True)
+    config.launcher.ranks = 8
+    shared = peak(config, spec, 0, on_gpu=True)
+    own = activations(spec, 8 * 128 / 8, half=True)
+    # norms are gathered, too: less than a part in a thousand
+    assert shared == pytest.approx(4 * 4 * 467_626_320 / 8 + 4 * (tables + largest) + own, rel=1e-3)
+    assert shared < alone / 2

@@ -14,7 +14,8 @@ from orchestrator.errors import UserError
 from orchestrator.manifest import Entry, Manifest
 from orchestrator.scheduler import Job
 from orchestrator.status import experiment_lock, read_status
-from orchestrator.status.cells import FURTHEST, RECENT, Sight, recent_records, state_of
+from orchestrator.status.cells import FURTHEST, RECENT, recent_records
+from orchestrator.status.states import Sight, state_of
 
 Write = Callable[..., Path]
 
