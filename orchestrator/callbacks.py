@@ -179,7 +179,8 @@ class WriteLedger(Callback):
         self.count, self.tokens, self.seconds = 0, run.tokens, seconds
 
     def _append(self, run: Run, record: ledger.Record) -> None:
-        ledger.append(run.cell_dir / "ledger.jsonl", record, run.fence)
+        with run.writing():
+            ledger.append(run.cell_dir / "ledger.jsonl", record)
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}

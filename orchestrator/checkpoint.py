@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def save(
     step: int,
     tensors: dict[str, dict[str, Tensor]],
     state: dict[str, Any],
-    fence: Callable[[], None] = lambda: None,
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Path:
     """Write `tensors` (file stem → named tensors) and `state` as the checkpoint of `step`; return its path.
 
-    `fence` is called when all is written and nobody sees it yet, and may raise to leave it so.
+    `writing` is entered when all is written and nobody sees it yet, and may raise to leave it so.
     Raises `UserError` when the disk refuses. Whatever was on disk before stays as it was.
     """
     final = path_of(directory, step)
@@ -78,8 +79,8 @@ def save(
         (partial / "manifest.json").write_text(json.dumps({"schema": 1, "step": step, "files": files}, indent=1))
         _sync(partial / "manifest.json")
         _sync(partial)
-        fence()
-        partial.rename(final)
+        with writing():
+            partial.rename(final)
         _sync(directory)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)

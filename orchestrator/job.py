@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,8 @@ from orchestrator.run import Run
 from orchestrator.schema import Config
 from orchestrator.train import StopSignal, train_cell
 
+ASK_SECONDS = 30.0  # between two questions to Slurm
+SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
 FAILED = {"failed", "crashed"}
 REQUEUED = 128 + signal.SIGTERM  # exit code of a process that Slurm will start again
 
@@ -84,7 +87,8 @@ def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks
         together.tell("wait")
         return stop.received is not None
 
-    with lease.hold(path, here.id, here.restart, give_up=give_up) as held:
+    before = _attempts_before(path)
+    with lease.hold(path, here.id, here.restart, above=before, is_gone=_is_gone(path), give_up=give_up) as held:
         # without it, the process that holds the cell goes on
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
         together.tell(state)
@@ -114,33 +118,44 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
     if scheduler.this_job():
         whose |= {"scheduler": scheduler.SLURM, "restart": here.restart}
-    _record_silent_end_of(path, held.number)
-    if given_up := _given_up(path, manifest, here):
-        return given_up
+    with held.writing():
+        _record_silent_end_of(path, held.number)
+        if given_up := _given_up(path, manifest, here):
+            return given_up
 
     def note(state: str, reason: str = "", **more: Any) -> str:
-        held.check()
-        manifest.append(cell, state, reason=reason, **whose, **more)
+        with held.writing():
+            manifest.append(cell, state, reason=reason, **whose, **more)
         return state
 
     def started(run: Run, warnings: list[str]) -> None:
         reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
         several = {"ranks": together.size} if together.size > 1 else {}
         note("running", reason, environment=environment(run.device) | several)
+        if scheduler.this_job():
+            stop.leave = partial(leave, run, run.step)
 
-    def leave() -> None:
+    def leave(run: Run, since: int) -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
-        ours = not scheduler.is_ending(here.id)
-        note("preempted", f"saved and left at {stop.received}")
+        ending, left = scheduler.ending(here), f"saved and left at {stop.received}"
+        warned = stop.received == signal.SIGUSR2.name  # of a time limit, or a preemption
+        limit = run.config.launcher.slurm.warning_seconds + SLACK_SECONDS
+        if ending == scheduler.CANCELLED and not warned:
+            note("stopped", f"cancelled: {left}")
+        elif warned and ending is None and run.step == since and scheduler.seconds_left(here.id) < limit:
+            reason = "its time was up before its first step: raise launcher.timeout_hours"
+            note("crashed", reason, saved=retry.newest_checkpoint(path))  # so that it is not tried for ever
+        else:
+            note("preempted", left)
+            if ending is None and not scheduler.requeue(here.id):
+                note("stopped", "Slurm did not take it back")
         held.release()
-        if ours and not scheduler.requeue(here.id):
-            manifest.append(cell, "stopped", reason="Slurm did not take it back", **whose)
         _leave_at_once(REQUEUED)
 
-    if scheduler.this_job():
-        stop.leave = leave
     try:
-        finished = train_cell(path, stop, held.number, started, held.check, together)
+        finished = train_cell(path, stop, held.number, started, held.writing, together)
+    except lease.Superseded:
+        raise
     except UserError as error:
         return note("failed", str(error))
     except Exception as error:
@@ -166,6 +181,29 @@ def _record_silent_end_of(path: Path, attempt: int) -> None:
         reason = "its process, or its machine, ended without a word"
         which = {"job": before.job, "scheduler": before.scheduler, "restart": before.restart}
         retry.died(manifest, cell, reason, attempt=before.attempt, **which)
+
+
+def _attempts_before(path: Path) -> int:
+    """The highest number of an attempt that anything tells of, were its claim deleted."""
+    record = ledger.newest(path / "ledger.jsonl") or {}
+    story = Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}")
+    return max((entry["attempt"] for entry in [record, *story] if isinstance(entry.get("attempt"), int)), default=0)
+
+
+def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:
+    """Whether Slurm says that a claim's job has ended, asked now and then: its process may hang all the same."""
+    manifest, asked = Manifest(path.parents[1]), dict[int, float]()
+
+    def is_gone(claim: lease.Claim) -> bool:
+        now = time.monotonic()
+        if not scheduler.this_job() or now < asked.get(claim.number, 0.0):
+            return False
+        asked[claim.number] = now + ASK_SECONDS
+        theirs = {record["job"] for record in manifest.of(f"{path.parent.name}/{path.name}") if record.get("scheduler")}
+        known = scheduler.jobs([claim.job], manifest.owner()) if claim.job in theirs else None
+        return known is not None and (claim.job not in known or known[claim.job].has_ended)
+
+    return is_gone
 
 
 def is_finished(cell_dir: Path) -> bool:

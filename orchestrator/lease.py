@@ -3,7 +3,8 @@
 An attempt is a file of the cell, `attempts/<number>.json`: of any number of processes on any number of machines one
 gets to make it. Its holder keeps the file locked, which tells everybody on the same machine
 that it lives, and touches it again and again, which tells all others. The highest number has the cell: whoever finds
-a higher one than its own writes nothing more.
+a higher one than its own writes nothing more. Writing and claiming take turns, so that nobody who found none is still
+about to write when there is one.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Lease:
 
     def __init__(self, claim: Claim, file: IO[str]) -> None:
         self.claim, self._file = claim, file
+        self._turn, self._waits = _turn_of(claim.path.parents[1]).open("a"), True
         self._next = path_of(claim.path.parents[1], claim.number + 1)
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="lease", daemon=True)
@@ -89,8 +91,23 @@ class Lease:
         """1 for the first attempt."""
         return self.claim.number
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around everything that changes the cell's files: no later attempt claims it meanwhile.
+
+        Raises `Superseded` where one has.
+        """
+        if not locks.take(self._turn.fileno(), LEASE_SECONDS if self._waits else 0.0):
+            self._waits = False  # for a process that is frozen
+        try:
+            self.check()
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+
     def check(self) -> None:
-        """Raise `Superseded` where a later attempt has claimed the cell. Asked before every write."""
+        """Raise `Superseded` where a later attempt has claimed the cell."""
         try:
             self._next.open().close()  # opened, for a network file system may remember that it was not there
         except OSError:
@@ -104,6 +121,7 @@ class Lease:
         with suppress(OSError):
             os.utime(self.claim.path, (RELEASED, RELEASED))
         self._file.close()
+        self._turn.close()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
@@ -130,6 +148,11 @@ def path_of(cell_dir: Path, number: int) -> Path:
     return cell_dir / "attempts" / f"{number:04d}.json"
 
 
+def _turn_of(cell_dir: Path) -> Path:
+    """What is locked by who writes to the cell, and by who claims it, for that moment."""
+    return cell_dir / "attempts" / ".turn"
+
+
 def newest(cell_dir: Path) -> Claim | None:
     """The claim that has the cell, or had it last; null where it was never claimed."""
     for path in sorted((cell_dir / "attempts").glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True):
@@ -153,12 +176,20 @@ def next_number(cell_dir: Path) -> int:
 
 @contextmanager
 def hold(
-    cell_dir: Path, job: str = "", restart: int = 0, *, give_up: Callable[[], bool] = locks.never
+    cell_dir: Path,
+    job: str = "",
+    restart: int = 0,
+    *,
+    above: int = 0,
+    is_gone: Callable[[Claim], bool] = lambda claim: False,
+    give_up: Callable[[], bool] = locks.never,
 ) -> Iterator[Lease | None]:
     """Have the cell for the length of the block: when who has it now ends or falls silent. None where `give_up` says
     to stop waiting.
 
-    An earlier run of the same job is not waited for: its scheduler has declared it dead.
+    An earlier run of the same job is not waited for: its scheduler has declared it dead. Nor is one that `is_gone`
+    knows to have ended, whatever it still does. The attempt's number is higher than that of every claim there is, and
+    than `above`.
     Raises `UserError` where the claim cannot be written.
     """
     lease, seen, since = None, None, time.monotonic()
@@ -166,8 +197,9 @@ def hold(
         before = newest(cell_dir)
         if (sign := before and (before.number, before.beat())) != seen:
             seen, since = sign, time.monotonic()  # on this process's own clock: those of other machines may differ
-        if before is None or _same_job(before, job, restart) or _has_ended(before, time.monotonic() - since):
-            lease = _claim(cell_dir, before.number + 1 if before else 1, job, restart)
+        free = before is None or _same_job(before, job, restart) or _has_ended(before, time.monotonic() - since)
+        if free or (before is not None and is_gone(before)):
+            lease = _claim(cell_dir, 1 + max(above, before.number if before else 0), job, restart)
         else:
             time.sleep(POLL_SECONDS)
     try:
@@ -194,10 +226,12 @@ def _claim(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
     claim = Claim(number, job, restart, platform.node(), _boot(), os.getpid(), path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = path.open("x")
-        except FileExistsError:
-            return None
+        with _turn_of(cell_dir).open("a") as turn:
+            locks.take(turn.fileno(), LEASE_SECONDS)  # who has it that long is frozen, or on a machine that is gone
+            try:
+                file = path.open("x")
+            except FileExistsError:
+                return None
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
     with suppress(OSError):  # where there are no locks, beats have to do

@@ -5,54 +5,76 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from orchestrator.errors import UserError
 
 Record = dict[str, Any]
-LOOKED_BACK = 8  # records before the last that tell whether it counts
+LOOKED_BACK = 8  # records before one that tell whether it counts
 
 
 def read(path: Path) -> list[Record]:
     """Every whole record, in order. A last line cut short by a crash is not a record; any other is an error."""
-    if not path.exists():
-        return []
-    records: list[Record] = []
-    lines = path.read_bytes().split(b"\n")
+    return [record for _, record in _counting(path, path.read_bytes())] if path.exists() else []
+
+
+def _counting(path: Path, content: bytes) -> list[tuple[int, Record]]:
+    """The records among the lines of `content`, and where each begins."""
+    records, start = [], 0
+    lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
         try:
-            records.append(_record(line))
+            if line:
+                records.append((start, _record(line)))
         except ValueError as error:
             if number == len(lines):  # no newline after it: the write was cut
                 break
             raise UserError(
                 f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
             ) from error
-    return _without_superseded(records)
+        start += len(line) + 1
+    late = _superseded([record for _, record in records])
+    return [found for found, is_late in zip(records, late, strict=True) if not is_late]
 
 
-def _without_superseded(records: list[Record]) -> list[Record]:
-    """Without what an attempt wrote of its steps after its successor had begun to: it was thought dead, and woke up."""
-    kept, latest = [], 0
+def _superseded(records: list[Record]) -> list[bool]:
+    """Of each, whether an attempt wrote it of one of its steps after its successor had begun to: where files cannot
+    be locked, one that was thought dead may wake up to that."""
+    late, latest = [], 0
     for record in records:
-        attempt = record.get("attempt", 0) if "step" in record else latest
-        if not isinstance(attempt, int) or attempt >= latest:
-            kept.append(record)
-            latest = max(latest, attempt) if isinstance(attempt, int) else latest
-    return kept
+        attempt = record.get("attempt") if "step" in record else None
+        late.append(isinstance(attempt, int) and attempt < latest)
+        latest = max(latest, attempt) if isinstance(attempt, int) else latest
+    return late
 
 
 def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
-    """The whole records from the newest on, read from the end of the file no further than they are taken.
+    """The records from the newest on, read from the end of the file hardly further than they are taken.
 
     None where there is no file. Raises `ValueError` at a line that is no record.
     """
+    lines, ahead = _lines_backwards(path, block), deque[Record]()
+    for record in lines:
+        ahead.append(record)
+        if len(ahead) > LOOKED_BACK:
+            yield from _newest_of(ahead)
+    while ahead:
+        yield from _newest_of(ahead)
+
+
+def _newest_of(ahead: deque[Record]) -> Iterator[Record]:
+    """Takes the first of `ahead`, which has the records before it as well, and yields it where it counts."""
+    late = _superseded([*ahead][::-1])[-1]
+    record = ahead.popleft()
+    if not late:
+        yield record
+
+
+def _lines_backwards(path: Path, block: int) -> Iterator[Record]:
     if not path.exists():
         return
     with path.open("rb") as file:
@@ -73,8 +95,7 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 def newest(path: Path) -> Record | None:
     """The last whole record; None where there is none. Raises `UserError` where the last line is no record."""
     try:
-        records = _without_superseded(list(islice(backwards(path), LOOKED_BACK))[::-1])
-        return records[-1] if records else None
+        return next(backwards(path), None)
     except ValueError as error:
         raise UserError(f"The last line of {path} is no JSON object ({error}): restore or delete it.") from error
 
@@ -94,54 +115,73 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def append(path: Path, record: Record, fence: Callable[[], None] = lambda: None) -> None:
+def append(path: Path, record: Record) -> None:
     """Write one record as one line and sync it; processes that append at once take turns, where files can be locked.
 
-    `fence` is called when it is this one's turn, and may raise to leave the file as it is.
     Mends a line cut short by a crash first. Raises `UserError` where the disk refuses.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            with suppress(OSError):  # some file systems of clusters have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            fence()
+            _take_turns(file)
             if file.seek(0, os.SEEK_END) > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    _truncate_torn_line(file)
+                    _cut(file, _content(file).rfind(b"\n") + 1)
             file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+            _sync(file)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error}): make room or make it writable, and run the same command again."
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 def rewind(path: Path, step: int) -> None:
-    """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`."""
-    records = read(path)
-    keep = [r for r in records if r["step"] <= step]
-    if len(keep) == len(records) and not _is_torn(path):
+    """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`.
+
+    So does a last line cut short. Raises `UserError` where the disk refuses; then nothing is lost.
+    """
+    if not path.exists():
         return
-    for record in records[len(keep) :]:
-        append(path.with_suffix(".replaced.jsonl"), record)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        file.writelines(json.dumps(record).encode() + b"\n" for record in keep)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with path.open("ab+") as file:
+            _take_turns(file)
+            content = _content(file)
+            records = _counting(path, content)
+            last = content.rfind(b"\n") + 1
+            is_whole = any(at == last for at, _ in records)  # but for its newline
+            whole = content[:last] + (content[last:] + b"\n" if is_whole else b"")
+            start = next((at for at, record in records if record["step"] > step), len(whole))
+            if start < len(whole):
+                with path.with_suffix(".replaced.jsonl").open("ab") as replaced:
+                    replaced.write(whole[start:])
+                    _sync(replaced)
+            _cut(file, min(start, last))
+            file.write(whole[last:start])
+            _sync(file)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _is_torn(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+def _take_turns(file: IO[bytes]) -> None:
+    with suppress(OSError):  # some file systems of clusters have no locks
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _truncate_torn_line(file: Any) -> None:
-    size = file.seek(0, os.SEEK_END)
+def _content(file: IO[bytes]) -> bytes:
     file.seek(0)
-    content = file.read(size)
-    file.truncate(content.rfind(b"\n") + 1)
+    return file.read()
+
+
+def _cut(file: IO[bytes], size: int) -> None:
+    file.truncate(size)
     file.seek(0, os.SEEK_END)
+
+
+def _sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path} cannot be written ({error}): make room or make it writable, and run the same command again."
+    )

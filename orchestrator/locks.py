@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 
 POLL_SECONDS = 0.2
+TURN_SECONDS = 0.01  # the same, where what is waited for takes no longer than that
 
 
 def never() -> bool:
@@ -51,17 +52,29 @@ def holder(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether somebody holds the lock at this moment; null where the file system has no locks.
+    """Whether somebody holds the lock at this moment; null where that cannot be told, as without locks.
 
     Needs no permission to write.
     """
     try:
         file = path.open()
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:  # a network file system's moment, or too many open files: it says nothing of the holder
+        return None
     with file:
         got = _try(file.fileno(), fcntl.LOCK_SH)
         return None if got is None else not got
+
+
+def take(descriptor: int, patience: float) -> bool:
+    """Lock an open file, waiting so many seconds at the most; whether nobody else has it locked, as far as is known."""
+    deadline = time.monotonic() + patience
+    while _try(descriptor, fcntl.LOCK_EX) is False:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(TURN_SECONDS)
+    return True
 
 
 def _try(descriptor: int, kind: int) -> bool | None:

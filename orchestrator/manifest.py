@@ -126,8 +126,8 @@ class Manifest:
 @lru_cache(maxsize=4)  # it is asked for every cell, and every cell has lines in it
 def _checked(path: Path, size: int, written: int) -> list[ledger.Record]:
     """The records as of that size and time: what is appended changes the one, what is mended by hand the other."""
-    records = ledger.read(path)
-    for record in records:
+    records, begun = [], dict[str, int]()  # cell → its last attempt that ran
+    for record in ledger.read(path):
         for key, kind in KINDS.items():
             if key not in record:
                 raise UserError(f"{path} has a record without '{key}': delete that line.")
@@ -135,6 +135,11 @@ def _checked(path: Path, size: int, written: int) -> list[ledger.Record]:
                 raise UserError(
                     f"{path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: delete that line."
                 )
+        if record["attempt"] < begun.get(record["cell"], 0):  # it was thought dead, and its word comes too late
+            continue
+        if record["state"] == "running":
+            begun[record["cell"]] = record["attempt"]
+        records.append(record)
     return records
 
 

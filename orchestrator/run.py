@@ -73,11 +73,11 @@ class Run:
         cell_dir: Path,
         attempt: int,
         callbacks: Sequence[Callback],
-        fence: Callable[[], None] = lambda: None,
+        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
         together: Ranks = ALONE,
     ) -> None:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
-        self.fence = fence  # raises where another attempt has the cell: called before every write
+        self.writing = writing  # around every change of what is on disk; raises where another attempt has the cell
         self.ranks = together
         ranks.check(config, together.size)
         self.device = together.own(_device(config.train.device))
@@ -210,10 +210,10 @@ class Run:
 
     def _write(self, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
         path = checkpoint.path_of(self.checkpoints, self.step)
-        self.fence()
-        if path.exists():  # of an attempt that went on when it was thought dead
-            checkpoint.set_aside(path)
-        checkpoint.save(self.checkpoints, self.step, tensors, state, self.fence)
+        with self.writing():
+            if path.exists():  # of an attempt that went on when it was thought dead
+                checkpoint.set_aside(path)
+        checkpoint.save(self.checkpoints, self.step, tensors, state, self.writing)
         self.prune()
         return path
 
@@ -221,7 +221,8 @@ class Run:
         """Drop the checkpoints that `train.keep_checkpoints` does not keep and that no callback needs."""
         keep = self.config.train.keep_checkpoints
         if keep is not None:
-            checkpoint.prune(self.checkpoints, keep, spare=lambda path: any(c.needs(path) for c in self.callbacks))
+            with self.writing():
+                checkpoint.prune(self.checkpoints, keep, spare=lambda path: any(c.needs(path) for c in self.callbacks))
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
@@ -246,22 +247,27 @@ class Run:
         return warnings
 
     def _rewind(self) -> None:
-        self.fence()  # tensors were read meanwhile
-        ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
+        with self.writing():
+            ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
 
     def _step_back(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
-        there = checkpoint.saved(self.checkpoints)
         path, warnings = self._newest_within_the_ledger()
-        self.fence()  # digests were taken meanwhile
-        checkpoint.clear_partial(self.checkpoints)
-        for newer in there:
-            if path is None or checkpoint.step_of(newer) > checkpoint.step_of(path):
-                self.fence()
-                checkpoint.set_aside(newer)
-        self._set_readings_aside(after=-1 if path is None else checkpoint.step_of(path))
-        if path is None:
-            ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
+        start = -1 if path is None else checkpoint.step_of(path)
+        with self.writing():
+            try:
+                checkpoint.clear_partial(self.checkpoints)
+                for newer in checkpoint.saved(self.checkpoints):
+                    if checkpoint.step_of(newer) > start:
+                        checkpoint.set_aside(newer)
+                self._set_readings_aside(after=start)
+            except OSError as error:
+                raise UserError(
+                    f"{self.cell_dir} cannot go back to step {max(start, 0)} ({error}): make room or make it writable, "
+                    "and run the same command again."
+                ) from error
+            if path is None:
+                ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
         return path, warnings
 
     def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:

@@ -5,6 +5,7 @@ Only its own commands are used, and none of them need be there: where nobody can
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
@@ -16,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 
 SLURM = "slurm"  # how the manifest names it
+REQUEUED, CANCELLED = "requeued", "cancelled"
 REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 PATIENCE = 5.0  # seconds between two questions of one watcher
 TIMEOUT = 30.0  # seconds for one command; a controller that is restarting answers late
@@ -93,6 +95,29 @@ def _remembered(ids: Collection[str]) -> dict[str, Job]:
     listed = _ask("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,State")
     rows = (line.split("|") for line in (listed or "").splitlines())
     return {row[0]: Job(row[1].split()[0]) for row in rows if len(row) == 2 and row[0] in ids and row[1]}
+
+
+def ending(here: ThisJob) -> str | None:
+    """How Slurm is ending this run of a job by itself: `REQUEUED`, to start it again, or `CANCELLED`, for good.
+
+    None where it does not. A run that has reached its time limit is ended for good as well.
+    """
+    told = _ask("squeue", "-h", "-t", "all", "-j", here.id, "-O", "State:20,RestartCnt:20")
+    state, count = (*(told or "").split(), "", "")[:2]
+    if not state or state == "RUNNING":
+        return None
+    return REQUEUED if not count.isdigit() or int(count) > here.restart else CANCELLED
+
+
+def seconds_left(job: str) -> float:
+    """Before its time limit; infinite where it has none, or nobody can be asked."""
+    told = _ask("squeue", "-h", "-j", job, "-o", "%L") or ""
+    days, _, clock = told.strip().rpartition("-")
+    try:
+        parts = [int(part) for part in clock.split(":")]
+        return 86400 * int(days or 0) + sum(60**place * part for place, part in enumerate(reversed(parts)))
+    except ValueError:  # UNLIMITED, NOT_SET, INVALID
+        return math.inf
 
 
 def is_ending(job: str) -> bool:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -48,7 +48,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self.received = self.received or signal.Signals(number).name  # what follows a warning is its consequence
 
 
 def train_cell(
@@ -56,13 +56,13 @@ def train_cell(
     stop: StopSignal,
     attempt: int = 1,
     on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
-    fence: Callable[[], None] = lambda: None,
+    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ranks: Ranks = ALONE,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
     `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
-    `fence` is called before every write, and raises where another attempt has taken the cell over.
+    `writing` is entered around every write, and raises where another attempt has taken the cell over.
     """
     config = schema.load(cell_dir / "config.yaml")
     # torch makes this directory, else under /tmp, as soon as it loads its compiler, used or not
@@ -71,7 +71,7 @@ def train_cell(
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
     with ranks.blame():
-        run = Run(config, cell_dir, attempt, callbacks_for(config, ranks), fence, ranks)
+        run = Run(config, cell_dir, attempt, callbacks_for(config, ranks), writing, ranks)
         warnings = run.resume()
         on_start(run, warnings)
         return train(run, stop)

@@ -79,6 +79,12 @@ def validate(config: Config) -> None:
             f"launcher.parallel={config.launcher.parallel} has no effect with launcher.slurm.array=false: "
             "only tasks of an array can be limited; drop one of them."
         )
+    limit, warning = 3600 * config.launcher.timeout_hours, config.launcher.slurm.warning_seconds
+    if config.launcher.kind == LauncherKind.slurm and limit <= warning:
+        raise UserError(
+            f"launcher.slurm.warning_seconds={warning} comes before a job of launcher.timeout_hours="
+            f"{config.launcher.timeout_hours} begins: raise the one or lower the other."
+        )
     for key, value in flatten(config.launcher.slurm.__dict__).items():
         if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
             raise UserError(f"launcher.slurm.{key}={value!r} holds what cannot be printed: write it on one line.")

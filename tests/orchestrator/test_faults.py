@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import random
 import signal
@@ -44,6 +45,7 @@ class Fault:
     kind: str
     touch: int = 0
     seed: int = 0
+    of: str = ""  # only touches of paths that hold this are counted
 
 
 INSIDE = ("kill", "stop", "full", "freeze")
@@ -127,7 +129,7 @@ def struck(cell: Path, fault: Fault) -> Callable[[str, tuple[Any, ...]], None]:
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal count
-        if event not in TOUCHES or not str(arguments[0]).startswith(place):
+        if event not in TOUCHES or not str(arguments[0]).startswith(place) or fault.of not in str(arguments):
             return
         count += 1
         if count < fault.touch:
@@ -219,6 +221,46 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
             for child in frozen:
                 with suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("of", "touch"),
+    [
+        ("/ledger.jsonl", 1),
+        ("/ledger.jsonl", 3),
+        ("/ledger.jsonl", 5),
+        ("/ledger.replaced.jsonl", 1),
+        ("/manifest.jsonl", 2),
+        ("/.turn", 1),
+        (".damaged-", 1),
+        (".json.replaced", 1),
+        (".partial", 8),
+    ],
+)
+def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
+    lab: Lab, tmp_path: Path, of: str, touch: int
+) -> None:
+    cell = copied(lab, tmp_path)
+    assert ended(attempt(cell, Fault("kill", 6, of="/ledger.jsonl"))) == -signal.SIGKILL
+    newest = max((cell / "checkpoints").glob("step_????????"))
+    (newest / "manifest.json").unlink()  # there is something to set aside
+    (cell / "forensics" / f"{newest.name}.json").write_text("{}")
+    frozen = attempt(cell, Fault("freeze", touch, of=of), restart=1)
+    assert ended(frozen) is None, f"it does not touch {of} as often"
+    last = attempt(cell, restart=2)
+    try:
+        deadline = time.monotonic() + 3  # who is frozen while it writes is waited for
+        while os.waitid(os.P_PID, last, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(frozen, signal.SIGCONT)
+        ended(frozen)
+        assert ended(last) == 0, (cell.parents[2] / "log").read_text()
+        assert result_of(cell) == lab.whole, (cell.parents[2] / "log").read_text()
+        steps = [json.loads(line)["step"] for line in (cell / "ledger.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps)), "without a gap or a double, whoever reads it"
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(frozen, signal.SIGKILL)
 
 
 def test_the_faults_strike(lab: Lab, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -106,6 +108,87 @@ def test_the_same_job_started_again_waits_for_nobody_and_fences_what_it_was(tmp_
             held.check()
             with pytest.raises(lease.Superseded, match=r"Attempt 1 of .* a later one has the cell"):
                 before.check()
+
+
+def test_nobody_claims_a_cell_while_something_is_written(tmp_path: Path) -> None:
+    """Else who found no successor just before it wrote would write when there is one."""
+    told, say = FORK.Pipe(duplex=False)
+
+    def follow() -> None:
+        say.send("began")
+        with lease.hold(tmp_path, "7_1", 1) as held:
+            assert held
+            say.send("has it")
+
+    with lease.hold(tmp_path, "7_1", 0) as before:
+        assert before
+        follower = FORK.Process(target=follow)
+        with before.writing():
+            follower.start()
+            assert told.recv() == "began"
+            assert not told.poll(0.5)
+            before.check()
+        assert told.recv() == "has it"
+        with pytest.raises(lease.Superseded), before.writing():
+            pytest.fail("it must not write any more")
+        follower.join()
+
+
+def test_who_is_frozen_while_it_writes_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quickly(monkeypatch)
+
+    def freeze() -> None:
+        with lease.hold(tmp_path, "7_1", 0) as held:
+            assert held
+            with held.writing():
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    frozen = FORK.Process(target=freeze)
+    frozen.start()
+    assert frozen.pid
+    os.waitpid(frozen.pid, os.WUNTRACED)
+    try:
+        with lease.hold(tmp_path, "7_1", 1) as held:
+            assert held
+            with held.writing():
+                held.check()
+    finally:
+        os.kill(frozen.pid, signal.SIGKILL)
+
+
+def test_an_attempt_comes_after_all_that_are_known_of_and_need_not_wait_for_who_is_known_to_be_gone(
+    tmp_path: Path,
+) -> None:
+    with lease.hold(tmp_path, above=4) as first:
+        assert first
+        assert first.number == 5
+        with lease.hold(tmp_path, above=2, is_gone=lambda claim: claim.number == 5) as second:
+            assert second
+            assert second.number == 6
+            with pytest.raises(lease.Superseded):
+                first.check()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.EMFILE])
+def test_a_file_system_that_stumbles_does_not_give_a_living_cell_away(
+    tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with holder(tmp_path):
+        opened = Path.open
+
+        def stumble(path: Path, *how: str) -> IO[str]:
+            if path.suffix == ".json" and not how:
+                raise OSError(code, "stumbled")
+            return opened(path, *how)  # type: ignore[return-value]
+
+        claim = lease.newest(tmp_path)
+        monkeypatch.setattr(Path, "open", stumble)
+        assert locks.is_held(tmp_path / "attempts/0001.json") is None
+        assert claim
+        assert claim.is_alive()
+        assert not lease._has_ended(claim, 0.0)
 
 
 def test_a_process_on_another_machine_is_waited_for_as_long_as_it_beats(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 from pathlib import Path
@@ -114,22 +113,47 @@ def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path: Path) -> 
         ledger.append(path, {"step": step, "attempt": attempt})
     assert [(r["step"], r["attempt"]) for r in ledger.read(path)] == [(0, 1), (2, 1), (4, 2), (6, 2)]
     assert ledger.newest(path) == {"step": 6, "attempt": 2}
+    assert [r["step"] for r in ledger.backwards(path)] == [6, 4, 2, 0]
+    lines = path.read_text().splitlines()
     ledger.rewind(path, 4)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 2, 4]
+    assert [r["step"] for r in ledger.read(path)] == [0, 2, 4]
+    replaced = (tmp_path / "ledger.replaced.jsonl").read_text().splitlines()
+    assert path.read_text().splitlines() + replaced == lines, "what does not count is not lost either"
 
 
-def test_a_fence_is_asked_when_it_is_this_ones_turn(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
-    ledger.append(path, {"step": 0})
+@pytest.mark.parametrize("step", [-1, 25, 50])
+def test_a_rewind_of_a_torn_ledger_leaves_whole_lines(tmp_path: Path, step: int) -> None:
+    path = _written(tmp_path / "ledger.jsonl")
+    whole = path.read_bytes()
+    for torn, lost in ((whole[:-1], 0), (whole + b'{"step": 60, "lo', 0), (whole[:-9], 1)):
+        path.write_bytes(torn)
+        replaced = path.with_suffix(".replaced.jsonl")
+        replaced.unlink(missing_ok=True)
+        ledger.rewind(path, step)
+        assert ledger.read(path) + ledger.read(replaced) == RECORDS[: len(RECORDS) - lost]
+        assert (path.read_bytes() or b"\n").endswith(b"\n")
 
-    def fence() -> None:
-        with path.open() as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        raise RuntimeError("another has it")
 
-    with pytest.raises(RuntimeError):
-        ledger.append(path, {"step": 1}, fence)
-    assert ledger.read(path) == [{"step": 0}]
+def test_a_rewind_and_those_who_append_take_turns(tmp_path: Path) -> None:
+    """An `append` that waits while the ledger is rewound writes to what is left of it, not to a file that is gone."""
+    path = _written(tmp_path / "ledger.jsonl")
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=_append_many, args=(path, 1000))
+    writer.start()
+    for _ in range(50):
+        ledger.rewind(path, 2000)  # all may stay
+        ledger.rewind(path, 20)
+    writer.join()
+    moved = ledger.read(tmp_path / "ledger.replaced.jsonl")
+    assert sorted(r["step"] for r in [*ledger.read(path), *moved]) == [0, 10, 20, 30, 40, 50, *range(1000, 1100)]
+
+
+def test_a_ledger_that_cannot_be_rewound_is_a_sentence_and_stays(tmp_path: Path) -> None:
+    path = _written(tmp_path / "ledger.jsonl")
+    (tmp_path / "ledger.replaced.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot be written .*make room"):
+        ledger.rewind(path, 20)
+    assert ledger.read(path) == RECORDS
 
 
 def test_without_file_locks_it_is_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
