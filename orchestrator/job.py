@@ -186,8 +186,8 @@ def _record_silent_end_of(path: Path, attempt: int) -> None:
 def _attempts_before(path: Path) -> int:
     """The highest number of an attempt that anything tells of, were its claim deleted."""
     record = ledger.newest(path / "ledger.jsonl") or {}
-    story = Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}")
-    return max((entry["attempt"] for entry in [record, *story] if isinstance(entry.get("attempt"), int)), default=0)
+    began = (r for r in Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}") if r["state"] == "running")
+    return max((r["attempt"] for r in (record, *began) if isinstance(r.get("attempt"), int)), default=0)
 
 
 def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:

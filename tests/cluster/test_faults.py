@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease, ledger
+from orchestrator import lease, ledger, scheduler
+from orchestrator.directory import reopen
+from orchestrator.launch import conclude
 from orchestrator.manifest import Manifest
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
@@ -122,6 +124,7 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     assert "1 stopped" in told
     assert (last := Manifest(directory).comparison())
     assert last.state == "stopped"
+    assert story(directory) == ["submitted", "running", "stopped"]
     assert "Nothing runs or waits" in run("orchestrator.status", str(directory), "--cancel").stdout
     assert run("orchestrator.status", str(directory), "--resume", "failed").stdout.startswith("Nothing to resume")
     again = run("orchestrator.status", str(directory), "--resume")
@@ -138,6 +141,21 @@ def test_killed_cells_are_tried_again(start: Start, whole: Path) -> None:
     ends_as(whole, directory)
     assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
     assert "SIGKILL" in Manifest(directory).of(CELL)[2]["reason"]
+
+
+def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start, run: Run) -> None:
+    """It is stopped for good: nobody who asks Slurm later, and is told of no such job, starts it again."""
+    directory = start()
+    cluster.run("scancel", job(directory))
+    manifest = Manifest(directory)
+    wait_for(lambda: (last := manifest.comparison()) and last.state in ("done", "failed"), 60)
+    assert story(directory) == ["submitted", "running", "stopped"]
+    assert manifest.last()[CELL].reason == "cancelled: saved and left at SIGTERM"
+    told = run("orchestrator.status", str(directory)).stdout
+    assert "1 stopped" in told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "jobs", lambda ids, owner=None: {})
+        assert conclude._to_try_again(reopen(directory), manifest) == ([], 0.0)
 
 
 def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:
