@@ -8,6 +8,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -28,6 +30,8 @@ from sidecar.sharded import from_first, mean, whole
 T = TypeVar("T")
 MEETING = timedelta(minutes=5)  # for all ranks to start
 PATIENCE = timedelta(minutes=30)  # for one rank's work while others wait, such as a checkpoint's writing
+WATCH_SECONDS = 5.0  # between two looks whether another rank has failed
+GRACE_SECONDS = 120.0  # for a rank to notice, to record it, and to end by itself
 LOST = "another of its processes ended without a word (killed, or out of memory)"
 
 
@@ -179,6 +183,34 @@ class Together(Ranks):
             mendable, reason = json.loads(said)
             raise (UserError if mendable else RankError)(reason) from error
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """End this process where another failed and this one does not notice: a collective on GPUs waits for it."""
+        ended = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(ended,), name="ranks", daemon=True)
+        watch.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watch.join()
+
+    def _watch(self, ended: threading.Event) -> None:
+        while not (reason := self._failure()):
+            if ended.wait(WATCH_SECONDS):
+                return
+        if not ended.wait(GRACE_SECONDS):
+            print(f"Process {self.rank} ends, for it still waits after another's failure: {reason}", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _failure(self) -> str:
+        """What another rank said as it failed; empty where none did."""
+        try:
+            return json.loads(self.store.get("failed"))[1] if self.store.check(["failed"]) else ""
+        except RuntimeError:  # the store was the lost rank's
+            return LOST
+
 
 def check(config: Config, size: int) -> None:
     """Raise `UserError` where the batches of `config` cannot be shared among `size` ranks."""
@@ -241,7 +273,7 @@ def join() -> Iterator[Ranks]:
         ) from error
     together = Together(*here, dist.PrefixStore("cell", store))
     try:
-        with together.blame():
+        with together.blame(), together.watched():
             yield together
         if file is not None and here.rank == 0:  # after a failure others may have to read there why
             file.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Some ranks of one cell, as torchrun would start them, but imported once and forked: CELL_DIR SIZE [ACT RANK STEP].
 
-At STEP, RANK acts: `term` signals itself, `kill` dies, `raise` fails, `block` puts a file where checkpoints go.
+At STEP, RANK acts: `term` signals itself, `kill` dies, `raise` fails, `block` puts a file where checkpoints go,
+`deaf` fails while the other one waits for something that will not come.
 Prints the ranks' exit codes, as `python -m orchestrator.job` has them.
 """
 
@@ -12,9 +13,10 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
-from orchestrator import job, train
+from orchestrator import job, ranks, train
 from orchestrator.errors import UserError
 from orchestrator.ranks import Ranks
 from orchestrator.run import Callback, Run
@@ -26,12 +28,16 @@ class ActAt(Callback):
         self.act, self.rank, self.step = act, rank, step
 
     def after_step(self, run: Run) -> None:
+        if self.act == "deaf" and run.step == self.step and run.ranks.rank != self.rank:
+            time.sleep(600)
         if (run.ranks.rank, run.step) != (self.rank, self.step):
             return
         if self.act == "term":
             os.kill(os.getpid(), signal.SIGTERM)
         elif self.act == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif self.act == "deaf":
+            raise RuntimeError("CUDA out of memory, say")
         elif self.act == "raise":
             raise UserError("rank 1 has something to say.")
         elif self.act == "block":
@@ -50,6 +56,8 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
         return [*theirs(config, ranks), ActAt(act, int(rank), int(step))]
 
     train.callbacks_for = callbacks_for
+    if act == "deaf":
+        ranks.WATCH_SECONDS, ranks.GRACE_SECONDS = 0.2, 2.0
     pids = []
     for i in range(int(size)):
         pid = os.fork()

@@ -25,7 +25,7 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.manifest import Manifest
 from orchestrator.run import Callback, Run
-from orchestrator.train import StopSignal, train, train_cell
+from orchestrator.train import StopSignal, train
 
 CELL = (
     "name=pair", "train.device=cpu", "train.steps=50", "train.batch_size=4", "train.log_every=1", "train.eval_every=10",
@@ -57,8 +57,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> Path:
 
 
 def alone(cell: Path) -> None:
-    with StopSignal() as stop:
-        assert train_cell(cell, stop)
+    assert job.run_job(cell) == "done"
 
 
 def together(cell: Path, *act: object) -> subprocess.CompletedProcess[str]:
@@ -192,6 +191,18 @@ def test_a_killed_rank_ends_the_others_and_the_cell_resumes(plain: Path, cells: 
     assert ranks.LOST in done.stderr
     last = Manifest(cell.parents[1]).last()["main/seed=0"]
     assert (last.state, last.reason) == (("running", "") if rank == 0 else ("crashed", f"RankError: {ranks.LOST}"))
+    alone(cell)
+    assert_same_training(plain, cell)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_who_does_not_notice_that_another_failed_does_not_wait_for_ever(
+    plain: Path, cells: Callable[..., Path], rank: int
+) -> None:
+    cell = cells(f"deaf-{rank}")
+    done = together(cell, "deaf", rank, 31)
+    assert codes(cell) == ([2, 1] if rank == 0 else [1, 2])
+    assert f"Process {1 - rank} ends, for it still waits after another's failure: RuntimeError: CUDA out" in done.stderr
     alone(cell)
     assert_same_training(plain, cell)
 
