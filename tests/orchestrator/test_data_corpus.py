@@ -211,9 +211,7 @@ def test_a_saved_bpe_serves_as_a_foreign_tokenizer(tmp_path: Path) -> None:
 def test_the_second_call_only_reads(tmp_path: Path) -> None:
     first = prepare(builtin(tmp_path), 257, 32)
     made = (first.folder / "meta.json").stat().st_mtime_ns
-    start = time.perf_counter()
     second = prepare(builtin(tmp_path), 257, 32)
-    assert time.perf_counter() - start < 1
     assert (second.folder / "meta.json").stat().st_mtime_ns == made
     assert second.fingerprint == first.fingerprint
 
