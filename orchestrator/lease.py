@@ -70,9 +70,7 @@ class Claim:
 
     def _silent(self) -> float:
         """Seconds since its last beat, both by the clock of whoever keeps its file."""
-        experiment = self.path.absolute().parents[
-            3
-        ]  # whose cells lie on one file server: it is asked once for all of them
+        experiment = self.path.absolute().parents[3]  # one file server keeps its cells: it is asked once for all
         return time.time() + _clock_ahead(experiment, int(time.monotonic() / CLOCK_SECONDS)) - self.beat()
 
 

@@ -79,7 +79,7 @@ def this_job() -> ThisJob | None:
 
 
 def jobs(ids: Iterable[str], experiment: Path, owner: int | None = None) -> dict[str, Job] | None:
-    """Id → job, of those of `ids` that are jobs of `experiment` and that Slurm remembers; null where it cannot be asked.
+    """Id → job, of those of `ids` that are `experiment`'s and that Slurm remembers; null where it cannot be asked.
 
     What has one of the ids but another experiment's script is not ours: Slurm counts anew when it is installed anew,
     and each of several clusters counts for itself. `owner`: the user (uid) whose jobs they may be, beside this

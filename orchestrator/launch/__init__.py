@@ -23,7 +23,7 @@ from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm
 from orchestrator.launch.order import waves
-from orchestrator.manifest import Manifest
+from orchestrator.manifest import OPEN, Manifest
 from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
 
 FOLLOW_SECONDS = 2.0
@@ -161,15 +161,20 @@ def follow(experiment: Experiment, console: Console) -> bool:
             if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
                 status.watch(experiment.directory, console)
                 watched, last = last.job if last else "", manifest.comparison()
-            known = scheduler.jobs([last.job], experiment.directory, manifest.owner()) if last else {}
-            if last is None or (known is not None and (last.job not in known or known[last.job].has_ended)):
-                if manifest.comparison() == last:  # else the job has submitted another as it ended
-                    return True
-            else:
+            ended = last is None or last.state not in OPEN or _has_ended(experiment, last.job)
+            if ended and manifest.comparison() == last:  # else it has submitted another as it ended
+                return True
+            if not ended:
                 time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
         console.print("Stopped watching; the jobs go on.")
         return False
+
+
+def _has_ended(experiment: Experiment, job: str) -> bool:
+    """Whether that job neither waits nor runs, as far as Slurm can be asked."""
+    known = scheduler.jobs([job], experiment.directory, Manifest(experiment.directory).owner())
+    return known is not None and (job not in known or known[job].has_ended)
 
 
 def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str]:

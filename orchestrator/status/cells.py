@@ -174,11 +174,13 @@ def read_comparison(experiment_dir: Path) -> str:
     if entry is None:
         return ""
     known = _jobs(manifest, {COMPARISON: entry})
-    entry = manifest.comparison() or entry  # what it has said meanwhile counts
+    if (now := manifest.comparison()) is not None and now != entry:  # what was said meanwhile counts
+        entry, known = now, _jobs(manifest, {COMPARISON: now})
     if not is_open(entry):
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
     if known is None:
-        return f"{'running' if entry.state == 'running' else 'queued'} (job {entry.job}), or {UNASKED}"
+        word = "running" if entry.state == "running" else "queued"
+        return f"{word} (job {entry.job}), as the manifest has it: Slurm does not answer here (squeue)"
     job = known.get(entry.job)
     if job is None:
         return f"lost: Slurm does not know job {entry.job} any more; {COMPARES}"
