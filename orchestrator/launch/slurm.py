@@ -111,13 +111,13 @@ def submit_conclusion(experiment: Experiment, after: Iterable[str] = ()) -> bool
     """Submit the job that compares, or tries again, when the jobs `after` have ended; whether there was need for it.
 
     An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
-    comparing now is waited for. The job that this process is a part of does not count.
+    comparing now, or ending, is waited for. The job that this process is a part of does not count.
     """
     manifest, here = Manifest(experiment.directory), scheduler.this_job()
     last, jobs = manifest.comparison(), list(after)
     if last is not None and not (here and here.id == last.job):
         known = (scheduler.jobs([last.job], experiment.directory, manifest.owner()) or {}).get(last.job)
-        if known is not None and (known.is_waiting or (known.is_running and last.state == "submitted")):
+        if known is not None and (known.is_waiting or (known.state == "RUNNING" and last.state == "submitted")):
             return False
         if known is not None and known.is_running:
             jobs.append(last.job)

@@ -195,15 +195,21 @@ def test_two_conclusions_never_stand_side_by_side(
     cluster.become("1", "RUNNING")
     assert not slurm.submit_conclusion(experiment, ["8"]), "it has still to look at the cells"
     manifest.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
+    cluster.become("1", "PENDING")
+    assert not slurm.submit_conclusion(experiment, ["8"]), "preempted, it will look again"
+    cluster.become("1", "RUNNING")
     assert slurm.submit_conclusion(experiment, ["8"]), "it has looked"
     assert cluster.submitted()[1:] == ["2 x-comparison afterany:8:1"]
-    for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "2")):
+    cluster.become("2", "COMPLETING")
+    assert slurm.submit_conclusion(experiment, ["8"]), "cancelled as it began"
+    assert cluster.submitted()[2:] == ["3 x-comparison afterany:8:2"]
+    for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "3")):
         monkeypatch.setenv(name, value)
     assert slurm.submit_conclusion(experiment, ["9"]), "which it is itself"
-    cluster.become("3", "FAILED")
+    cluster.become("4", "FAILED")
     monkeypatch.delenv("SLURM_JOB_ID")
     assert slurm.submit_conclusion(experiment)
-    assert cluster.submitted()[3:] == ["4 x-comparison"]
+    assert cluster.submitted()[4:] == ["5 x-comparison"]
 
 
 @pytest.mark.parametrize("said", ["submitted", "running"])
