@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,13 +18,27 @@ from typing import Any
 import submitit
 from submitit.core.core import Executor, Job
 from submitit.core.utils import FailedJobError
-from submitit.helpers import clean_env
 
 from orchestrator import scheduler
 from orchestrator.errors import UserError
 from orchestrator.schema import Config, LauncherConfig
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # how the variables begin that Slurm gives a job
+OF_A_TASK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+
+
+class OutsideSlurmExecutor(submitit.SlurmExecutor):
+    """submitit's, whose sbatch sees nothing of the job that this process may be a part of.
+
+    The environment of this process stays as it is: other threads of a cell read it. (An array is submitted by
+    submitit's own class: see `submit`.)
+    """
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        unset = [word for name in _inherited() for word in ("-u", name)]
+        command: list[str] = super()._make_submission_command(submission_file_path)
+        return ["env", *unset, *command] if unset else command
 
 
 def local(config: Config, folder: Path, tasks: int = 1) -> Executor:
@@ -76,21 +90,22 @@ def slurm_beside(config: Config, folder: Path, *, nice: int = 0, **more: Any) ->
     return _slurm(folder, asked | more)
 
 
-def refuse_impossible(config: Config, folder: Path) -> None:
-    """Raise `UserError` where Slurm would not take a cell's job."""
+def refuse_impossible(config: Config, folder: Path, together: int = 1) -> None:
+    """Raise `UserError` where Slurm would not take a cell's job, or not an array of `together` of them."""
     if shutil.which("sbatch") is None:
         raise UserError("launcher=slurm needs sbatch, which is not on the PATH: launch from a login node.")
     if "%" in str(folder.resolve()):
         raise UserError(f"{folder.parent} has a % in its path, which Slurm replaces in the names of logs: use another.")
     for kind, build in (("cell", slurm_cells), ("comparison", slurm_beside)):
         with tempfile.TemporaryDirectory() as directory, _outside_of_a_job():
-            script = Path(directory) / "job.sh"
-            script.write_text(build(config, folder)._make_submission_file_text("true", ""))
+            script, executor = Path(directory) / "job.sh", build(config, folder)
+            array = {"map_count": together} if kind == "cell" and together > 1 else {}  # as submitit asks for one
+            executor.parameters.update(array)
+            script.write_text(executor._make_submission_file_text("true", ""))
             if said := scheduler.refusal(script):
-                raise UserError(
-                    f"Slurm would take no such job for a {kind} ({said}): "
-                    "mend launcher.slurm or launcher.timeout_hours."
-                )
+                if "job array" in said:
+                    said += f", of {together} tasks; `scontrol show config` has MaxArraySize"
+                raise UserError(f"Slurm would take no such job for a {kind} ({said}): {_cure(said)}.")
 
 
 def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
@@ -104,17 +119,27 @@ def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
     lasting = isinstance(executor, submitit.LocalExecutor) and _is_main_thread()  # sbatch is gone in a moment
     signals = (signal.SIGINT, signal.SIGUSR2) if lasting else ()
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in signals}
+    alone = isinstance(executor, OutsideSlurmExecutor) and len(functions) == 1  # and sees to it by itself
     try:
-        with _outside_of_a_job():
+        with nullcontext() if alone else _outside_of_a_job():
             return executor.submit_array(list(functions)) if len(functions) > 1 else [executor.submit(functions[0])]
     except OSError as error:
         raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
     except FailedJobError as error:
         said = " ".join(str(error).replace("sbatch: error:", "").split())
-        raise UserError(f"Slurm took no job ({said}): mend launcher.slurm.") from error
+        raise UserError(f"Slurm took no job ({said}): {_cure(said)}.") from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _cure(said: str) -> str:
+    """What helps against that answer of sbatch."""
+    if scheduler.is_no_answer(said):
+        return "its controller does not answer, try again in some minutes"
+    if "job array" in said:
+        return "set launcher.slurm.array=false"
+    return "mend launcher.slurm or launcher.timeout_hours"
 
 
 def _megabytes(gigabytes: float | None) -> str | None:
@@ -133,22 +158,27 @@ def _asked(launcher: LauncherConfig, partition: str | None, qos: str | None) -> 
 
 
 def _slurm(folder: Path, asked: dict[str, Any]) -> submitit.SlurmExecutor:
-    executor = submitit.SlurmExecutor(folder=folder.resolve(), max_num_timeout=ALWAYS)
+    executor = OutsideSlurmExecutor(folder=folder.resolve(), max_num_timeout=ALWAYS)
     executor.update_parameters(**{key: value for key, value in asked.items() if value is not None})
     return executor
 
 
+def _inherited() -> list[str]:
+    """The variables of the job that this process is a part of: what it submits would inherit them."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return []
+    theirs = (name for name in os.environ if name.startswith(OF_A_JOB) or name in OF_A_TASK)
+    return [name for name in theirs if name != "SLURM_CONF"]
+
+
 @contextmanager
 def _outside_of_a_job() -> Iterator[None]:
-    """Without the variables of the job that this process may be a part of: what it submits would inherit them."""
-    if "SLURM_JOB_ID" not in os.environ:
+    """Without `_inherited`, for a process that has no threads yet."""
+    hidden = {name: os.environ.pop(name) for name in _inherited()}
+    try:
         yield
-        return
-    conf = os.environ.get("SLURM_CONF")
-    with clean_env():
-        if conf is not None:
-            os.environ["SLURM_CONF"] = conf
-        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _is_main_thread() -> bool:

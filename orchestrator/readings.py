@@ -12,6 +12,7 @@ import logging
 import math
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,7 @@ from orchestrator.forensics.analysis import DEFINITIONS
 from orchestrator.schema import Config, LauncherKind, Where
 
 POLL_SECONDS = 1.0
+JOIN_SECONDS = 2.0  # that a cell which has ended gives a submission on its way
 
 log = logging.getLogger(__name__)
 
@@ -187,23 +189,45 @@ class InProcess(Beside):
 
 
 class InSlurm(Beside):
-    """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits."""
+    """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits.
+
+    They are submitted in a thread: Slurm may be slow to answer, and no rank is to wait for it.
+    """
 
     def __init__(self, readings: Readings) -> None:
         super().__init__(readings)
         self.job: str | None = None
+        self.wanted, self.closing = threading.Event(), False
+        self.thread = threading.Thread(target=self._serve, name="readings", daemon=True)  # dies with the cell
+        self.thread.start()
 
     def add(self, path: Path) -> None:
-        """Submit a job, unless there is one that has not begun. Slurm may refuse: then the cell reads in the end."""
-        if self.job is not None and (known := scheduler.jobs([self.job])) and known[self.job].is_waiting:
+        """Have a job submitted, unless there is one that has not begun. What none reads, the cell does in the end."""
+        self.wanted.set()
+
+    def close(self) -> None:
+        """See to it that a job that is being submitted at this moment finds its files."""
+        super().close()
+        self.closing = True
+        self.wanted.set()
+        self.thread.join(JOIN_SECONDS)
+
+    def _serve(self) -> None:
+        while self.wanted.wait() and not self.closing:
+            self.wanted.clear()  # before it is submitted: the job may miss what is added from now on
+            self._submit()
+
+    def _submit(self) -> None:
+        earlier = scheduler.jobs([self.job], self.readings.cell_dir.parents[1]) if self.job is not None else None
+        if earlier and all(job.is_waiting for job in earlier.values()):
             return
         nice = self.readings.config.launcher.slurm.side_nice
         name = f"{self.readings.config.name}-readings"
         try:
             executor = executors.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
             (job,) = executors.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
-        except (UserError, RuntimeError) as error:
-            log.warning("%s is left for the end of the cell: %s", path, error)
+        except (UserError, RuntimeError, OSError) as error:
+            log.warning("Readings of %s are left for the end of the cell: %s", self.readings.cell_dir, error)
             return
         self.job = job.job_id
 

@@ -48,7 +48,8 @@ def pause_or_give_up(manifest: Manifest, cell: str, retries: int, backoff: float
         return min(LONGEST_DELAY, backoff * 2.0 ** (len(here) - 1))
     last = here[0]
     times = "" if len(here) == 1 else f"died {len(here)} times {_since(saved)}, most recently: "
-    manifest.append(cell, "failed", attempt=last["attempt"], job=last["job"], reason=f"{times}{last['reason']}")
+    which = {"attempt": last["attempt"], "job": last["job"], "scheduler": last.get("scheduler")}
+    manifest.append(cell, "failed", reason=f"{times}{last['reason']}", **which)
     return None
 
 
@@ -83,7 +84,8 @@ def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: f
         return
     pause = pause_or_give_up(manifest, cell, retries, backoff)
     if pause is not None and not scheduler.requeue(here.id, pause):
-        manifest.append(cell, "failed", attempt=entry.attempt, job=here.id, reason="Slurm did not start it again")
+        which = {"attempt": entry.attempt, "job": here.id, "scheduler": scheduler.SLURM}
+        manifest.append(cell, "failed", reason="Slurm did not start it again", **which)
 
 
 def _said(code: int) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Collection, Iterable, Sequence
@@ -22,7 +23,15 @@ REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 PATIENCE = 5.0  # seconds between two questions of one watcher
 TIMEOUT = 30.0  # seconds for one command; a controller that is restarting answers late
 WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
-RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "RESIZING"}
+SUSPENDED = {"SUSPENDED", "STOPPED"}  # somebody, or Slurm for another job, has frozen its processes
+RUNNING = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"} | SUSPENDED
+# a user's habits: read by Slurm's commands as if they were options, they would filter or rearrange what these answer
+HABITS = re.compile(r"(SQUEUE|SACCT|SCONTROL|SINFO|SCANCEL)_")
+NO_ANSWER = re.compile(
+    r"unable to contact|timed out|has not answered|zero bytes were transmitted|connection refused|standby mode"
+    r"|unable to establish|communication connection failure|temporarily un",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,10 @@ class Job:
     @property
     def is_running(self) -> bool:
         return self.state in RUNNING
+
+    @property
+    def is_suspended(self) -> bool:
+        return self.state in SUSPENDED
 
     @property
     def has_ended(self) -> bool:
@@ -67,34 +80,49 @@ def this_job() -> ThisJob | None:
     return ThisJob(name, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
 
 
-def jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
-    """Id → job, of those of `ids` that Slurm remembers; null where it cannot be asked.
+def jobs(ids: Iterable[str], experiment: Path, owner: int | None = None) -> dict[str, Job] | None:
+    """Id → job, of those of `ids` that are `experiment`'s and that Slurm remembers; null where it cannot be asked.
 
-    `owner`: the user (uid) whose jobs they may be, beside this process's.
+    What has one of the ids but another experiment's script is not ours: Slurm counts anew when it is installed anew,
+    and each of several clusters counts for itself. `owner`: the user (uid) whose jobs they may be, beside this
+    process's.
     """
     wanted = set(ids)
     if not wanted:
         return {}
     # all of a user's jobs: asked for one that it has forgotten, squeue says nothing of the others either
     user = ",".join(str(uid) for uid in {os.getuid(), os.getuid() if owner is None else owner})
-    listed = _ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%r")
+    listed = _ask("squeue", "-h", "-r", "-t", "all", "-u", user, "-o", "%i|%T|%r|%o")
     if listed is None:
         return None
-    found = {}
+    found, strange = {}, set[str]()
     for line in listed.splitlines():
-        name, state, reason = (*line.split("|", 2), "", "")[:3]
-        if name in wanted:
+        name, state, reason, script = (*line.split("|", 3), "", "", "")[:4]
+        if name not in wanted:
+            continue
+        if _is_of(experiment, script):
             found[name] = Job(state, reason if reason != "None" else "")
-    if forgotten := wanted - found.keys():
-        found |= _remembered(forgotten)
+        else:
+            strange.add(name)
+    if forgotten := wanted - found.keys() - strange:
+        found |= _remembered(forgotten, user)
     return found
 
 
-def _remembered(ids: Collection[str]) -> dict[str, Job]:
-    """Ended jobs, from the accounting data base where the cluster has one."""
-    listed = _ask("sacct", "-n", "-P", "-X", "-j", ",".join(ids), "-o", "JobID,State")
+def _is_of(experiment: Path, script: str) -> bool:
+    """Whether the script lies where that experiment's lie. Its whole path may look otherwise from another machine."""
+    return script in ("", "(null)") or f"/{experiment.resolve().name}/jobs/" in script
+
+
+def _remembered(ids: Collection[str], user: str) -> dict[str, Job]:
+    """Ended jobs, from the accounting data base where the cluster has one.
+
+    What that does not call ended is left out: it was not told the end of what squeue does not list any more.
+    """
+    listed = _ask("sacct", "-n", "-P", "-X", "-u", user, "-j", ",".join(sorted(ids)), "-o", "JobID,State")
     rows = (line.split("|") for line in (listed or "").splitlines())
-    return {row[0]: Job(row[1].split()[0]) for row in rows if len(row) == 2 and row[0] in ids and row[1]}
+    told = {row[0]: Job(row[1].split()[0]) for row in rows if len(row) == 2 and row[0] in ids and row[1].strip()}
+    return {name: job for name, job in told.items() if job.has_ended}
 
 
 def ending(here: ThisJob) -> str | None:
@@ -136,10 +164,16 @@ def requeue(job: str, delay: float = 0.0) -> bool:
         return False
     # Slurm waits by itself until a node takes the same job again; to start it sooner would end it
     told = _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%S")
-    with suppress(ValueError):
-        if told is None or datetime.now() + timedelta(seconds=delay) > datetime.fromisoformat(told.strip()):
-            _ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(delay)}")
+    if told is not None and datetime.now() + timedelta(seconds=delay) > _time(told):
+        _ask("scontrol", "update", f"JobId={job}", f"StartTime=now+{round(delay)}")
     return True
+
+
+def _time(printed: str) -> datetime:
+    """When Slurm lets a job start, as it prints it; long ago for `N/A`: it waits for a place alone."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(printed.strip())
+    return datetime.min
 
 
 def cancel(ids: Sequence[str]) -> bool:
@@ -163,14 +197,19 @@ def refusal(script: Path) -> str | None:
     return said or f"sbatch ended with {done.returncode}"
 
 
+def is_no_answer(said: str) -> bool:
+    """Whether what a command of Slurm said is that the controller cannot be reached, and no word of that."""
+    return bool(NO_ANSWER.search(said))
+
+
 @lru_cache(maxsize=8)
-def _recent(ids: frozenset[str], owner: int | None, period: int) -> dict[str, Job] | None:
-    return jobs(ids, owner)
+def _recent(ids: frozenset[str], experiment: Path, owner: int | None, period: int) -> dict[str, Job] | None:
+    return jobs(ids, experiment, owner)
 
 
-def recent_jobs(ids: Iterable[str], owner: int | None = None) -> dict[str, Job] | None:
+def recent_jobs(ids: Iterable[str], experiment: Path, owner: int | None = None) -> dict[str, Job] | None:
     """`jobs` as of the last seconds: for those who look again and again."""
-    return _recent(frozenset(ids), owner, int(time.monotonic() / PATIENCE))
+    return _recent(frozenset(ids), experiment, owner, int(time.monotonic() / PATIENCE))
 
 
 def _ask(*command: str) -> str | None:
@@ -183,5 +222,6 @@ def _ask(*command: str) -> str | None:
 
 
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    kept = {name: value for name, value in os.environ.items() if not HABITS.match(name)}
+    environment = {**kept, "SLURM_TIME_FORMAT": "standard"}
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)

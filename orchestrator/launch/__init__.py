@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -20,42 +22,58 @@ from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm
-from orchestrator.manifest import Manifest
+from orchestrator.launch.order import waves
+from orchestrator.manifest import OPEN, Manifest
 from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
 
 FOLLOW_SECONDS = 2.0
-ENGINES = {
-    LauncherKind.local: processes.run,
-    LauncherKind.debug: here.run,
-    LauncherKind.slurm: slurm.submit,
-}
+ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}
 
 
-def launch(experiment: Experiment, console: Console, cancelled: Collection[str] = ()) -> list[Cell]:
+def launch(
+    experiment: Experiment, console: Console, only: Collection[str] | None = None, cancel: Collection[str] = ()
+) -> list[Cell]:
     """Run every unfinished cell, as many at once as the launcher allows; return the cells that were launched.
 
     On a cluster they are only submitted: `follow` waits for them. A cell that a scheduler already has is left to it,
-    unless its job is among those that have just been `cancelled`.
+    unless it is among those whose jobs are to be cancelled first: `cancel`. `only`: the cells that may be launched;
+    null: all.
     Raises `UserError` if another launcher holds the experiment. SIGINT or SIGTERM stops every cell that runs on this
     machine at its next step boundary, with a checkpoint.
     """
-    with locks.hold(status.experiment_lock(experiment.directory), wait=False) as free:
-        if not free:
-            raise UserError(
-                f"{experiment.directory} is being run by another process: wait for it, or follow it with "
-                f"python -m orchestrator.status {experiment.directory}."
-            )
+    with alone(experiment.directory):
+        open_ones = slurm.open_entries(Manifest(experiment.directory))
+        cancelled = [open_ones[cell].job for cell in cancel if cell in open_ones]
+        if cancelled:
+            slurm.cancel(experiment.directory, cancelled)
+            console.print(f"Cancelled {', '.join(cancelled)}, which had these cells.", markup=False, soft_wrap=True)
         unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
         submitted = {c: job for c, job in with_a_scheduler(experiment, unfinished).items() if job not in cancelled}
-        if submitted:
-            console.print(f"Slurm already has {', '.join(escape(f'{c} (job {job})') for c, job in submitted.items())}.")
-        unfinished = [cell for cell in unfinished if cell.id not in submitted]
-        if unfinished:
+        chosen = [cell for cell in unfinished if cell.id not in submitted and (only is None or cell.id in only)]
+        if left := [f"{cell} (job {job})" for cell, job in submitted.items() if only is None or cell in only]:
+            console.print(f"Slurm already has {', '.join(map(escape, left))}.")
+        if chosen:
             record_launcher(experiment)
-            ENGINES[experiment.config.launcher.kind](experiment, unfinished, console)
-        if submitted and not unfinished:
-            slurm.see_to_a_conclusion(experiment, list(submitted.values()))
-        return unfinished
+            kind = experiment.config.launcher.kind
+            if kind == LauncherKind.slurm:
+                slurm.submit(experiment, chosen, console, beside=submitted)
+            else:
+                ENGINES[kind](experiment, chosen, console)
+        elif submitted:
+            slurm.submit_conclusion(experiment, submitted.values())
+        return chosen
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Hold the experiment for the length of the block. Raises `UserError` where another launcher does."""
+    with locks.hold(status.experiment_lock(directory), wait=False) as free:
+        if not free:
+            raise UserError(
+                f"{directory} is being run by another process: wait for it, or follow it with "
+                f"python -m orchestrator.status {directory}."
+            )
+        yield
 
 
 def check(config: Config) -> None:
@@ -91,7 +109,9 @@ def refuse_early(experiment: Experiment) -> None:
 def check_jobs(experiment: Experiment) -> None:
     """Raise `UserError` where the cluster would not take the experiment's jobs."""
     if experiment.config.launcher.kind == LauncherKind.slurm:
-        executors.refuse_impossible(experiment.config, experiment.directory / "jobs")
+        begun = waves([cell for cell in experiment.cells if not is_finished(cell.directory)])
+        together = max(map(len, begun), default=1) if experiment.config.launcher.slurm.array else 1
+        executors.refuse_impossible(experiment.config, experiment.directory / "jobs", together)
 
 
 def prepare_data(experiment: Experiment, console: Console) -> None:
@@ -106,8 +126,6 @@ def slots(config: Config) -> list[str | None]:
 
     A cell of several ranks has a GPU for each. Raises `UserError` where there are not as many.
     """
-    if config.launcher.kind == LauncherKind.slurm:
-        return [None] * (config.launcher.parallel or max(1, len(config.arms) * len(config.seeds)))
     each = config.launcher.ranks
     if config.train.device == Device.cpu or not torch.cuda.is_available():
         return [None] * (config.launcher.parallel or max(1, usable_cores() // (config.train.threads * each)))
@@ -136,18 +154,27 @@ def follow(experiment: Experiment, console: Console) -> bool:
     """
     if not experiment.config.launcher.wait:
         return False
-    manifest = Manifest(experiment.directory)
+    manifest, watched = Manifest(experiment.directory), None
     try:
         while True:
-            status.watch(experiment.directory, console)
             last = manifest.comparison()
-            known = scheduler.jobs([last.job], manifest.owner()) if last else {}
-            if last is None or (known is not None and (last.job not in known or known[last.job].has_ended)):
+            if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
+                status.watch(experiment.directory, console)
+                watched, last = last.job if last else "", manifest.comparison()
+            ended = last is None or last.state not in OPEN or _has_ended(experiment, last.job)
+            if ended and manifest.comparison() == last:  # else it has submitted another as it ended
                 return True
-            time.sleep(FOLLOW_SECONDS)
+            if not ended:
+                time.sleep(FOLLOW_SECONDS)
     except KeyboardInterrupt:
         console.print("Stopped watching; the jobs go on.")
         return False
+
+
+def _has_ended(experiment: Experiment, job: str) -> bool:
+    """Whether that job neither waits nor runs, as far as Slurm can be asked."""
+    known = scheduler.jobs([job], experiment.directory, Manifest(experiment.directory).owner())
+    return known is not None and (job not in known or known[job].has_ended)
 
 
 def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str]:
@@ -158,7 +185,7 @@ def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str
     manifest = Manifest(experiment.directory)
     last = manifest.last()
     theirs = {cell.id: last[cell.id].job for cell in cells if cell.id in last and last[cell.id].scheduler}
-    known = scheduler.jobs(theirs.values(), manifest.owner())
+    known = scheduler.jobs(theirs.values(), experiment.directory, manifest.owner())
     if known is None:
         raise UserError(
             f"{experiment.directory} has jobs with Slurm, which does not answer here (squeue): "

@@ -14,27 +14,34 @@ from orchestrator import lease, locks, scheduler, status
 from orchestrator.directory import reopen
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
-from orchestrator.launch import check_jobs, launch, prepare_data, refuse_early, with_a_scheduler
-from orchestrator.manifest import COMPARISON, OPEN, Manifest
+from orchestrator.launch import alone, check_jobs, launch, prepare_data, refuse_early, slurm, with_a_scheduler
+from orchestrator.manifest import Manifest
+from orchestrator.schema import LauncherKind
 
 WHICH = {
     "failed": {"failed"},
     "unfinished": {"failed", "lost", "stopped", "next"},
     "all": {"failed", "lost", "stopped", "next", "zombie", "queued", "preempted"},
 }  # argument of --resume → states of the cells that are launched
+HELD = {"zombie", "queued", "preempted"}  # states of cells whose jobs are cancelled first
 
 
 def resume(path: Path, which: str, console: Console) -> Experiment | None:
     """Launch the cells that `which` names, as they were last launched; zombies and waiting jobs are cancelled first.
 
+    Where all are done and the job that should have compared them is gone, that one is submitted.
     Returns the experiment of all its cells, null where there was none to launch. Raises `UserError` as a launch does.
     """
     experiment = reopen(path)
+    with alone(path):  # said before anything else is
+        pass
     with_a_scheduler(experiment, list(experiment.cells))  # raises where it cannot be asked
     seen = status.read_status(path)
     found = {cell.cell: cell for cell in seen if cell.state in WHICH[which]}
     chosen = [cell for cell in experiment.cells if cell.id in found]
     if not chosen:
+        if all(cell.state == "done" for cell in seen) and _compare_again(experiment, console):
+            return None
         counted = Counter(cell.state for cell in seen)
         console.print(f"Nothing to resume: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
         return None
@@ -43,22 +50,33 @@ def resume(path: Path, which: str, console: Console) -> Experiment | None:
     refuse_early(part)
     check_jobs(part)
     prepare_data(part, console)
-    held = [cell.job for cell in found.values() if cell.state in ("zombie", "queued", "preempted")]
-    if held and _cancel_jobs(path, held):
-        console.print(f"Cancelled {', '.join(held)}, which had these cells.", markup=False)
-    launch(part, console, cancelled=held)
+    held = [cell.cell for cell in found.values() if cell.state in HELD]
+    launch(experiment, console, only=found, cancel=held)
     return experiment
+
+
+def _compare_again(experiment: Experiment, console: Console) -> bool:
+    """Submit the job that compares where the last one has come to nothing; whether it was."""
+    if experiment.config.launcher.kind != LauncherKind.slurm:
+        return False
+    with alone(experiment.directory):
+        last = Manifest(experiment.directory).comparison()
+        if (last is not None and last.state == "done") or not slurm.submit_conclusion(experiment):
+            return False
+    console.print("All cells are done, but their comparison is not: it is submitted again.")
+    return True
 
 
 def cancel(path: Path, console: Console) -> None:
     """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
     cells, manifest = status.read_status(path), Manifest(path)
-    last, comparison = manifest.last(), manifest.comparison()
-    jobs = [e.job for e in [*last.values(), *([comparison] if comparison else [])] if e.scheduler and e.state in OPEN]
-    known = scheduler.jobs(jobs, manifest.owner())
+    jobs = list(dict.fromkeys(entry.job for entry in slurm.open_entries(manifest).values()))
+    known = scheduler.jobs(jobs, path, manifest.owner())
     if known is None:
         raise UserError(f"{path} has jobs with Slurm, which cannot be asked here: cancel them from a login node.")
-    ended = _cancel_jobs(path, [job for job in dict.fromkeys(jobs) if job in known and not known[job].has_ended])
+    live = [job for job in jobs if job in known and not known[job].has_ended]
+    slurm.cancel(path, live)
+    ended = [f"job {job}" for job in live]
     launcher = locks.holder(status.experiment_lock(path))
     if launcher is not None:
         os.kill(launcher, signal.SIGTERM)  # and it stops its cells
@@ -67,21 +85,6 @@ def cancel(path: Path, console: Console) -> None:
         ended += _stop_orphans(path, [cell.cell for cell in cells if cell.state == "running"])
     said = f"Asked to end: {', '.join(ended)}. Cells that run save first." if ended else "Nothing runs or waits."
     console.print(said, markup=False, soft_wrap=True)
-
-
-def _cancel_jobs(path: Path, jobs: list[str]) -> list[str]:
-    """Cancel jobs of Slurm, and record of those that had not begun that they never will."""
-    if not jobs:
-        return []
-    manifest = Manifest(path)
-    known = scheduler.jobs(jobs, manifest.owner()) or {}  # what has ended meanwhile need not be cancelled
-    if not scheduler.cancel([job for job in jobs if job in known and not known[job].has_ended]):
-        raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
-    entries = manifest.last() | ({COMPARISON: last} if (last := manifest.comparison()) else {})
-    for cell, entry in entries.items():
-        if entry.job in jobs and entry.state in OPEN and (entry.job not in known or known[entry.job].is_waiting):
-            manifest.append(cell, "stopped", attempt=entry.attempt, job=entry.job, reason="cancelled")
-    return [f"job {job}" for job in jobs]
 
 
 def _stop_orphans(path: Path, cells: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import directory, locks, retry, schedule, scheduler, status, tracker
+from orchestrator import directory, ledger, locks, retry, schedule, scheduler, status, tracker
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import is_finished
@@ -26,14 +26,16 @@ def conclude(path: Path) -> None:
     experiment, manifest, here = directory.reopen(path), Manifest(path), scheduler.this_job()
     with locks.hold(status.experiment_lock(path)):
         again, pause = _to_try_again(experiment, manifest)
+        still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
         if again:
-            slurm.submit(experiment, again, begin=pause)
+            slurm.submit(experiment, again, beside=still, begin=pause)
             return
-        if still := _with_slurm(experiment, manifest):  # resubmitted by hand meanwhile
-            slurm.submit_conclusion(experiment, still)
+        if still:
+            slurm.submit_conclusion(experiment, still.values())
             return
-    job = here.id if here else ""
-    manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=scheduler.SLURM)
+        job = here.id if here else ""
+        # said before the lock is free: whoever submits cells from now on knows that this job will not see to them
+        manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=scheduler.SLURM)
     compared = _compare(experiment)
     of = f"{compared} of {len(experiment.cells)} cells"
     state, reason = ("done", of) if compared else ("failed", "no cell has finished")
@@ -41,20 +43,33 @@ def conclude(path: Path) -> None:
 
 
 def _compare(experiment: Experiment) -> int:
-    """How many finished cells were compared."""
+    """How many cells were compared: those that were trained to the end."""
     from orchestrator.compare import compare, print_summary
 
-    for cell in experiment.cells:
-        readings = Readings(cell.directory, cell.config)
-        for checkpoint in readings.unread():
-            readings.read(checkpoint)
-    finished = sum(is_finished(cell.directory) for cell in experiment.cells)
-    if not finished:
+    trained = [cell for cell in experiment.cells if _is_trained(cell)]
+    if not trained:
         return 0
+    for cell in trained:  # of the others nothing is compared, and they will be read when they go on
+        _read(cell)
     comparison = compare(experiment.directory)
     print_summary(comparison, Console(width=100))
     tracker.log_comparison(experiment.config, comparison)
-    return finished
+    return len(trained)
+
+
+def _is_trained(cell: Cell) -> bool:
+    """Whether its ledger ends as one does that a comparison takes."""
+    return "test" in (ledger.newest(cell.directory / "ledger.jsonl") or {})
+
+
+def _read(cell: Cell) -> None:
+    """Make the readings that no job has made; what cannot be read is said, and the comparison does without it."""
+    try:
+        readings = Readings(cell.directory, cell.config)
+        for checkpoint in readings.unread():
+            readings.read(checkpoint)
+    except (UserError, OSError) as error:
+        print(f"{cell.id} is compared without some of its readings: {error}", flush=True)
 
 
 def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell], float]:
@@ -92,18 +107,18 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
 def _asked(jobs: list[str], manifest: Manifest) -> dict[str, scheduler.Job]:
     """What Slurm knows of the jobs; asked again for some minutes where it does not answer. Raises `UserError` then."""
     for _ in range(ASK_TIMES):
-        if (known := scheduler.jobs(jobs, manifest.owner())) is not None:
+        if (known := scheduler.jobs(jobs, manifest.path.parent, manifest.owner())) is not None:
             return known
         time.sleep(ASK_SECONDS)
     raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {manifest.path.parent} compares.")
 
 
-def _with_slurm(experiment: Experiment, manifest: Manifest) -> list[str]:
-    """Jobs of cells that have not ended."""
+def _with_slurm(experiment: Experiment, manifest: Manifest) -> dict[str, str]:
+    """Cell → job, of those that have not ended."""
     last = manifest.last()
-    theirs = [last[cell.id].job for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id))]
-    known = _asked(theirs, manifest)
-    return [job for job in theirs if job in known and not known[job].has_ended]
+    theirs = {cell.id: last[cell.id].job for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id))}
+    known = _asked(list(theirs.values()), manifest)
+    return {cell: job for cell, job in theirs.items() if job in known and not known[job].has_ended}
 
 
 def _is_left_to_slurm(entry: Entry | None) -> bool:

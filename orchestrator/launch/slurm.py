@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, lease, scheduler
+from orchestrator import executors, lease, schedule, scheduler
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
-from orchestrator.manifest import COMPARISON, Manifest
+from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.scheduler import SLURM
+
+NAMED = 6  # jobs that a sentence names before it only counts them
 
 
 @dataclass(frozen=True)
@@ -34,58 +38,129 @@ class Conclusion:
         return DelayedSubmission(self)
 
 
-def submit(experiment: Experiment, cells: list[Cell], console: Console | None = None, begin: float = 0.0) -> None:
+def submit(
+    experiment: Experiment,
+    cells: list[Cell],
+    console: Console | None = None,
+    *,
+    beside: Mapping[str, str] = MappingProxyType({}),
+    begin: float = 0.0,
+) -> None:
     """Submit the cells, those that play others back after them, and what follows all of them.
 
-    `begin`: seconds before the first of them may start.
+    `beside`: cell → job, of cells that Slurm already has, which may be played back, too. `begin`: seconds before the
+    first of the cells may start.
+    Raises `UserError` where Slurm does not take all; the rest is with it, in the manifest, and as far as it can be
+    with a conclusion.
     """
-    config, folder, manifest = experiment.config, experiment.directory / "jobs", Manifest(experiment.directory)
-    threads = str(config.train.threads)
+    threads = str(experiment.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    every: list[str] = []
-    before: list[str] = []
-    for wave in waves(cells):
-        later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
-        more = {"dependency": _after(before)} if before else {}
-        executor = executors.slurm_cells(config, folder, later, job_name=experiment.name, **more)
-        bodies = [CellJob(str(cell.directory.resolve())) for cell in wave]
-        batches = [bodies] if config.launcher.slurm.array else [[body] for body in bodies]
-        jobs = [job for batch in batches for job in executors.submit(executor, *batch)]
-        for cell, job in zip(wave, jobs, strict=True):
-            attempt = lease.next_number(cell.directory)
-            manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
-        before = [job.job_id for job in jobs]
-        every += before
+    taken: dict[str, str] = {}  # cell → job
     try:
-        submit_conclusion(experiment, every)
+        _submit_waves(experiment, cells, taken, beside, begin)
+        submit_conclusion(experiment, [*taken.values(), *beside.values()])
+    except KeyboardInterrupt:
+        if console is not None and taken:
+            console.print(f"{_said(taken, cells)}; the same command submits the rest.", markup=False, soft_wrap=True)
+        raise
     except UserError as error:
+        if not taken:
+            raise
         raise UserError(
-            f"The cells are with Slurm, as jobs {', '.join(every)}, but not the comparison: {error} "
-            "The same command then submits it."
+            f"{_said(taken, cells)}, but {_rest(experiment, cells, taken, beside)}: {error} "
+            "The same command then submits what is missing."
         ) from error
     if console is not None:
         console.print(f"Submitted {len(cells)} cells to Slurm, and the comparison after them.")
 
 
-def submit_conclusion(experiment: Experiment, after: list[str]) -> None:
-    """Submit the job that compares, or tries again, when the jobs `after` have ended."""
+def _submit_waves(
+    experiment: Experiment, cells: list[Cell], taken: dict[str, str], beside: Mapping[str, str], begin: float
+) -> None:
+    """Submit the cells in the order of what they play back; each is in the manifest and `taken` once Slurm has it."""
+    config, folder, manifest = experiment.config, experiment.directory / "jobs", Manifest(experiment.directory)
+    running = {experiment.directory / cell: job for cell, job in beside.items()}
+    before: list[str] = []
+    for wave in waves(cells):
+        sources = (schedule.source(cell.config, cell.directory.parents[1]) for cell in wave)
+        after = [*before, *(running[source] for source in sources if source in running)]
+        later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
+        more = {"dependency": _after(after)} if after else {}
+        executor = executors.slurm_cells(config, folder, later, job_name=experiment.name, **more)
+        for batch in [wave] if config.launcher.slurm.array else [[cell] for cell in wave]:
+            jobs = executors.submit(executor, *(CellJob(str(cell.directory.resolve())) for cell in batch))
+            for cell, job in zip(batch, jobs, strict=True):
+                attempt = lease.next_number(cell.directory)
+                manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
+                taken[cell.id] = job.job_id
+        before = [taken[cell.id] for cell in wave]
+
+
+def _rest(experiment: Experiment, cells: list[Cell], taken: Mapping[str, str], beside: Mapping[str, str]) -> str:
+    """What is missing, now that Slurm took the cells in `taken` and then refused. What it has, a conclusion follows."""
+    if len(taken) == len(cells):
+        return "not the comparison"
+    try:
+        submit_conclusion(experiment, [*taken.values(), *beside.values()])
+    except UserError:
+        return "neither the others nor the comparison"
+    return "not the others"
+
+
+def submit_conclusion(experiment: Experiment, after: Iterable[str] = ()) -> bool:
+    """Submit the job that compares, or tries again, when the jobs `after` have ended; whether there was need for it.
+
+    An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
+    comparing now, or ending, is waited for. The job that this process is a part of does not count.
+    """
+    manifest, here = Manifest(experiment.directory), scheduler.this_job()
+    last, jobs = manifest.comparison(), list(after)
+    if last is not None and not (here and here.id == last.job):
+        known = (scheduler.jobs([last.job], experiment.directory, manifest.owner()) or {}).get(last.job)
+        if known is not None and (known.is_waiting or (known.state == "RUNNING" and last.state == "submitted")):
+            return False
+        if known is not None and known.is_running:
+            jobs.append(last.job)
     executor = executors.slurm_beside(
         experiment.config, experiment.directory / "jobs", job_name=f"{experiment.name}-comparison",
-        dependency=_after(after),
+        dependency=_after(jobs) if jobs else None,
     )  # fmt: skip
     (job,) = executors.submit(executor, Conclusion(str(experiment.directory.resolve())))
-    Manifest(experiment.directory).append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
+    manifest.append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
+    return True
 
 
-def see_to_a_conclusion(experiment: Experiment, jobs: list[str]) -> None:
-    """Submit the job that follows `jobs`, where an earlier launch was ended before it could."""
-    manifest = Manifest(experiment.directory)
-    last = manifest.comparison()
-    known = scheduler.jobs([last.job], manifest.owner()) if last else {}
-    if last is None or (known is not None and (last.job not in known or known[last.job].has_ended)):
-        submit_conclusion(experiment, jobs)
+def cancel(directory: Path, jobs: list[str]) -> None:
+    """Cancel jobs of Slurm, and record of those that had not begun that they never will. Raises `UserError`."""
+    if not jobs:
+        return
+    manifest = Manifest(directory)
+    known = scheduler.jobs(jobs, directory, manifest.owner())  # what has ended meanwhile need not be cancelled
+    if known is None or not scheduler.cancel([job for job in jobs if job in known and not known[job].has_ended]):
+        raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
+    for cell, entry in open_entries(manifest).items():
+        if entry.job in jobs and (entry.job not in known or known[entry.job].is_waiting):
+            which = {"job": entry.job, "scheduler": entry.scheduler}
+            manifest.append(cell, "stopped", attempt=entry.attempt, reason="cancelled", **which)
 
 
-def _after(jobs: list[str]) -> str:
-    """A dependency on the end of `jobs`, however they end; an array is named once."""
-    return "afterany:" + ":".join(dict.fromkeys(job.partition("_")[0] for job in jobs))
+def open_entries(manifest: Manifest) -> dict[str, Entry]:
+    """Cell, or the comparison, → its last word, where that leaves it with Slurm."""
+    entries = manifest.last() | ({COMPARISON: last} if (last := manifest.comparison()) else {})
+    return {cell: entry for cell, entry in entries.items() if entry.scheduler and entry.state in OPEN}
+
+
+def _said(taken: Mapping[str, str], cells: list[Cell]) -> str:
+    jobs = _arrays(taken.values())
+    named = ", ".join(jobs[:NAMED]) + (f" and {len(jobs) - NAMED} more" if len(jobs) > NAMED else "")
+    return f"{len(taken)} of {len(cells)} cells are with Slurm, as jobs {named}"
+
+
+def _arrays(jobs: Iterable[str]) -> list[str]:
+    """Every job once, and an array once."""
+    return list(dict.fromkeys(job.partition("_")[0] for job in jobs))
+
+
+def _after(jobs: Iterable[str]) -> str:
+    """A dependency on the end of `jobs`, however they end."""
+    return "afterany:" + ":".join(_arrays(jobs))

@@ -105,8 +105,8 @@ def cost_of(experiment: Experiment) -> Cost:
     arms = {plan.arm: _cell(plan, hardware, sample) for plan in plans}
     cells = [arms[cell.config.arm] for cell in experiment.cells]
     config = experiment.config
-    elsewhere = config.launcher.parallel or len(cells)
-    at_once = len(launch.slots(config)) if config.plan.gpu is None else elsewhere
+    elsewhere = config.plan.gpu is not None or config.launcher.kind == LauncherKind.slurm
+    at_once = (config.launcher.parallel or len(cells)) if elsewhere else len(launch.slots(config))
     return Cost(experiment, hardware, sample, arms, cells, min(at_once, len(cells)))
 
 

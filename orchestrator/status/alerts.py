@@ -50,6 +50,8 @@ def ended_badly(s: CellStatus) -> Said:
             f"a zombie: its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too "
             "long; --resume all cancels it and goes on from its newest checkpoint.",
         )
+    elif s.state == "suspended":
+        yield "note", f"suspended: Slurm has frozen its job {s.job}, which goes on when it is resumed."
     elif s.reason:
         yield "note", s.reason
 

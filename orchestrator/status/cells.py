@@ -26,6 +26,7 @@ from orchestrator.status.states import Sight, is_open, state_of
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
+COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
 MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
 _STEP = re.compile(r"step_(\d+)(\.json)?")
@@ -172,18 +173,27 @@ def read_comparison(experiment_dir: Path) -> str:
     entry = manifest.comparison()
     if entry is None:
         return ""
-    known = (_jobs(manifest, {COMPARISON: entry}) or {}).get(entry.job)
+    known = _jobs(manifest, {COMPARISON: entry})
+    if (now := manifest.comparison()) is not None and now != entry:  # what was said meanwhile counts
+        entry, known = now, _jobs(manifest, {COMPARISON: now})
     if not is_open(entry):
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
-    if known is not None and known.has_ended:
-        return f"lost: job {entry.job} ended as {known.state} (jobs/{entry.job}_0_log.err)"
-    waits = known is None or known.is_waiting
-    return f"{'queued' if waits else 'running'} (job {entry.job})"
+    if known is None:
+        word = "running" if entry.state == "running" else "queued"
+        return f"{word} (job {entry.job}), as the manifest has it: Slurm does not answer here (squeue)"
+    job = known.get(entry.job)
+    if job is None:
+        return f"lost: Slurm does not know job {entry.job} any more; {COMPARES}"
+    if job.has_ended:
+        return f"lost: job {entry.job} ended as {job.state} (jobs/{entry.job}_0_log.err); {COMPARES}"
+    word = "suspended" if job.is_suspended else "queued" if job.is_waiting else "running"
+    return f"{word} (job {entry.job})"
 
 
 def _looked_again(manifest: Manifest, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
     """The scheduler asked anew, then whether the process still lives, then its last word."""
-    job = (jobs([sight_job], manifest.owner()) or {}).get(sight_job) if (sight_job := _job_of(manifest, cell)) else None
+    name, root = _job_of(manifest, cell), manifest.path.parent
+    job = (jobs([name], root, manifest.owner()) or {}).get(name) if name else None
     held = lease.is_held(path)
     return manifest.last().get(cell), replace(sight, job=job, held=held)
 
@@ -195,7 +205,8 @@ def _job_of(manifest: Manifest, cell: str) -> str:
 
 def _jobs(manifest: Manifest, last: dict[str, Entry]) -> dict[str, Job] | None:
     """What the scheduler knows of the jobs of open cells; null where it cannot be asked."""
-    return recent_jobs({e.job for e in last.values() if e.scheduler and is_open(e)}, manifest.owner())
+    theirs = {entry.job for entry in last.values() if entry.scheduler and is_open(entry)}
+    return recent_jobs(theirs, manifest.path.parent, manifest.owner())
 
 
 def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:

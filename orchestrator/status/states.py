@@ -25,6 +25,8 @@ def state_of(entry: Entry | None, sight: Sight) -> str:
         return "next"
     if not is_open(entry):
         return entry.state
+    if entry.scheduler and sight.job is not None and sight.job.is_suspended:
+        return "suspended"  # frozen, it cannot beat
     if sight.held or (entry.scheduler and sight.stale and entry.state == "running"):
         forgotten = sight.stale or (sight.job is not None and not sight.job.is_running)
         return "zombie" if forgotten else "running"
@@ -34,6 +36,8 @@ def state_of(entry: Entry | None, sight: Sight) -> str:
         return "lost" if sight.asked or entry.state == "running" else "queued"
     if sight.job.has_ended:
         return "stopped" if sight.job.state.startswith("CANCELLED") else "lost"
+    if entry.state == "running" and sight.job.state == "RUNNING":
+        return "running"  # its process has just died, and the job has still to say so
     return "preempted" if entry.state in ("preempted", "running") else "queued"
 
 

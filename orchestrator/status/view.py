@@ -21,8 +21,9 @@ from orchestrator.status.cells import CellStatus
 
 STATES = {  # in the order in which they are counted and, where not all cells have room, shown
     # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are gone
-    "failed": "bold red", "lost": "red", "zombie": "red", "missing": "red", "running": "cyan", "preempted": "yellow",
-    "stopped": "yellow", "queued": "dim", "next": "dim", "done": "green",
+    # suspended: Slurm has frozen it, and will let it go on
+    "failed": "bold red", "lost": "red", "zombie": "red", "missing": "red", "running": "cyan", "suspended": "yellow",
+    "preempted": "yellow", "stopped": "yellow", "queued": "dim", "next": "dim", "done": "green",
 }  # fmt: skip
 STYLES = {"critical": "bold red", "warn": "yellow", "note": "dim"}
 BAR, GAP = 8, 2  # columns

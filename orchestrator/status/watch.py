@@ -15,7 +15,7 @@ from orchestrator.status.alerts import Alert, alerts
 from orchestrator.status.cells import CellStatus, experiment_lock, read_status
 from orchestrator.status.view import View, line, said
 
-GOING = ("running", "queued", "preempted", "zombie")  # cells that something may still become of by itself
+GOING = ("running", "queued", "preempted", "suspended", "zombie")  # cells that something may still become of by itself
 INTERVAL = 1.0  # seconds between two looks
 EFFORT = 0.2  # largest share of a core that looking may take
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from orchestrator import ledger
+from orchestrator import executors, ledger, scheduler
+from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
+from orchestrator.schema import Config
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 
@@ -89,6 +92,36 @@ def test_what_slurm_would_refuse_is_a_sentence_before_anything_is_made(
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out/x").exists()
+
+
+def test_an_array_larger_than_the_cluster_takes_is_refused(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    largest = 1001  # Slurm's default
+    executors.refuse_impossible(Config(), tmp_path / "x/jobs", largest)
+    with pytest.raises(UserError, match=r"of 1002 tasks.*: set launcher\.slurm\.array=false"):
+        executors.refuse_impossible(Config(), tmp_path / "x/jobs", largest + 1)
+
+
+def test_only_jobs_of_the_experiment_are_believed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What squeue says of a script is what `scheduler.jobs` reads from it."""
+    monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
+    monkeypatch.setenv("SQUEUE_STATES", "RUNNING")  # of a user who never looks at what waits
+    script = tmp_path / "it's | x/jobs/.submission_file_1.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/bash\ntrue\n")
+    ask = ("sbatch", "--parsable", "--begin=now+1hour", "-o", "/dev/null")
+    ours, theirs = (cluster.run(*ask, *body).strip() for body in ((str(script),), ("--wrap", "true")))
+    elsewhere = tmp_path / "y/jobs/.submission_file_1.sh"
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_text(script.read_text())
+    other = cluster.run(*ask, str(elsewhere)).strip()
+    found = scheduler.jobs([ours, other], tmp_path / "it's | x", os.getuid())
+    assert found == {ours: scheduler.Job("PENDING", "BeginTime")}
+    cluster.run("scancel", ours, theirs, other)
 
 
 def test_without_slurm_it_is_a_sentence(

@@ -23,6 +23,12 @@ from orchestrator.errors import UserError
 FORK = multiprocessing.get_context("fork")
 
 
+@pytest.fixture(autouse=True)
+def new_clock() -> None:
+    """What a test did to the clock is not remembered by the next."""
+    lease._clock_ahead.cache_clear()
+
+
 def _hold(cell: Path, job: str, restart: int, told: Connection, seconds: float) -> None:
     with lease.hold(cell, job, restart) as held:
         assert held
@@ -241,6 +247,26 @@ def test_a_clock_that_differs_from_the_file_servers_makes_no_zombie(
     assert not claim.is_alive()
     assert claim.is_stale()
     assert [path.name for path in tmp_path.iterdir()] == ["attempts"]
+
+
+def test_one_look_at_a_file_servers_clock_does_for_all_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[Path] = []
+    touch = Path.touch
+
+    def noted(path: Path) -> None:
+        probed.append(path.parent)
+        touch(path)
+
+    for arm in ("a", "b"):
+        for seed in range(5):
+            elsewhere(tmp_path / f"x/{arm}/seed={seed}", 1, age=10)
+    monkeypatch.setattr(Path, "touch", noted)
+    monkeypatch.setattr(lease, "CLOCK_SECONDS", 1e9)
+    assert all(lease.is_held(path) for path in tmp_path.glob("x/*/*"))
+    assert probed == [tmp_path / "x"]
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["a", "b"]
+    monkeypatch.chdir(tmp_path / "x/a/seed=0")
+    assert lease.is_held(Path())
 
 
 def test_what_was_given_back_elsewhere_is_not_waited_for(tmp_path: Path) -> None:

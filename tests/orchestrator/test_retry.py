@@ -32,6 +32,7 @@ def test_pauses_double_while_nothing_new_is_saved_and_then_it_is_given_up(tmp_pa
         found.append(retry.pause_or_give_up(manifest, CELL, retries=3, backoff=5))
     assert found == [5, 10, 20, None]
     assert manifest.last()[CELL].state == "failed"
+    assert manifest.last()[CELL].scheduler == "slurm"
     assert manifest.last()[CELL].reason == ("died 4 times after its checkpoint of step 400, most recently: it burst")
 
 
@@ -122,6 +123,18 @@ def test_a_death_that_the_cell_told_itself_is_told_once(tmp_path: Path, monkeypa
     retry.after(manifest, ThisJob("7", 0), 1, retries=2, backoff=4)
     assert states(manifest) == ["crashed"]
     assert asked == [4]
+
+
+def test_a_job_that_slurm_does_not_take_back_has_failed_as_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.scheduler.is_ending", lambda job: False)
+    monkeypatch.setattr("orchestrator.scheduler.requeue", lambda job, pause: False)
+    manifest = Manifest(tmp_path)
+    manifest.append(CELL, "running", attempt=1, job="7", scheduler="slurm")
+    retry.after(manifest, ThisJob("7", 0), 1, retries=2, backoff=4)
+    last = manifest.last()[CELL]
+    assert (last.state, last.job, last.scheduler) == ("failed", "7", "slurm")
 
 
 @pytest.mark.parametrize(("job", "restart"), [("7", 1), ("9", 0)])

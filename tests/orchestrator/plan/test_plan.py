@@ -258,6 +258,14 @@ def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(orchestrate:
     assert "each of a cell's 8 processes at its peak" in planned("launcher.ranks=8")
 
 
+@pytest.mark.parametrize(("more", "expected"), [([], 3), (["launcher.parallel=2"], 2)])
+def test_slurm_runs_all_cells_at_once(
+    orchestrate: Orchestrate, small: list[str], capsys: Printed, more: list[str], expected: int
+) -> None:
+    assert orchestrate(*small, "seeds=[0,1,2]", "launcher=slurm", "dry_run=true", *more) == 0
+    assert f"3 cells; {expected} cells at once; and a job" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_memory_of_a_rank_by_hand() -> None:
     config = Config(model=PAPER, data=DataConfig({"code": DomainConfig()}), train=TrainConfig(batch_size=8))
     spec, tables = decoder_spec(config), 2 * 117_000 * 1168

@@ -168,6 +168,13 @@ def test_states(said: str | None, sight: Sight, expected: str) -> None:
         ("running", Sight(held=True, job=Job("PENDING")), "zombie"),  # left alive on a node that was given up
         ("running", Sight(held=True, job=Job("NODE_FAIL")), "zombie"),
         ("running", Sight(job=Job("PENDING")), "preempted"),  # without having been able to say so
+        ("running", Sight(job=Job("COMPLETING")), "preempted"),
+        ("running", Sight(job=Job("RUNNING")), "running"),  # its process has just died: the job will say so
+        ("preempted", Sight(job=Job("RUNNING")), "preempted"),  # it starts again
+        ("running", Sight(held=True, job=Job("SUSPENDED")), "suspended"),
+        ("running", Sight(held=True, stale=True, job=Job("SUSPENDED")), "suspended"),  # it cannot beat
+        ("running", Sight(stale=True, job=Job("STOPPED")), "suspended"),
+        ("done", Sight(job=Job("SUSPENDED")), "done"),
         ("preempted", Sight(job=Job("PENDING")), "preempted"),
         ("preempted", Sight(job=Job("CANCELLED")), "stopped"),
         ("crashed", Sight(job=Job("PENDING")), "queued"),

@@ -1,0 +1,93 @@
+"""What is made of Slurm's answers."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from orchestrator import scheduler
+from orchestrator.scheduler import Job
+from tests.orchestrator.scripted import Scripted
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    scripted = Scripted(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
+    monkeypatch.setattr(scheduler, "REQUEUE_PAUSES", (0.0,))
+    return scripted
+
+
+def test_a_job_of_another_script_is_not_ours(slurm: Scripted, tmp_path: Path) -> None:
+    """Ids begin anew with a new Slurm, and are counted by each cluster for itself."""
+    ours = "/elsewhere/mounted/it's | x/jobs/.submission_file_1.sh"
+    lines = [f"1|RUNNING|None|{ours}", "2|RUNNING|None|/home/me/x/jobs/a.sh", "3_0|PENDING|None|(null)", "4|PENDING"]
+    slurm.says("jobs", "\n".join(lines) + "\n")
+    slurm.says("sacct", "2|CANCELLED by 0\n")
+    found = scheduler.jobs(["1", "2", "3_0", "4", "5"], tmp_path / "it's | x")
+    assert found == {"1": Job("RUNNING"), "3_0": Job("PENDING"), "4": Job("PENDING")}
+
+
+def test_what_squeue_does_not_list_does_not_run(slurm: Scripted, tmp_path: Path) -> None:
+    slurm.says("sacct", "1|RUNNING\n2|OUT_OF_MEMORY\n3|PENDING\n4|CANCELLED by 0\n5|SUSPENDED\n6|\n")
+    found = scheduler.jobs(list("1234567"), tmp_path)
+    assert found == {"2": Job("OUT_OF_MEMORY"), "4": Job("CANCELLED")}
+    assert f"-u {os.getuid()}" in slurm.asked("sacct")[0], "another user's may have had that id"
+
+
+def test_the_habits_of_a_user_filter_no_answer(
+    slurm: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    habits = {f"{command}_PARTITION" for command in ("SQUEUE", "SACCT", "SCONTROL", "SCANCEL", "SINFO")}
+    for name in (*habits, "SQUEUE_FORMAT", "SLURM_CONF", "SBATCH_PARTITION"):
+        monkeypatch.setenv(name, "gpu")
+    scheduler.jobs(["1"], tmp_path)
+    scheduler.cancel(["1"])
+    scheduler.requeue("1")
+    assert scheduler.refusal(tmp_path / "job.sh") is None
+    for command in ("squeue", "sacct", "scancel", "scontrol", "sbatch"):
+        seen = slurm.environment(command)
+        assert not seen & {*habits, "SQUEUE_FORMAT"}, command
+        assert {"SLURM_CONF", "SBATCH_PARTITION"} <= seen, "these choose, for submissions, too"
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("N/A", True),  # it waits for a place alone
+        ("", True),
+        ("in ten seconds", True),
+        ((datetime.now() + timedelta(seconds=200)).isoformat(timespec="seconds"), False),
+        ((datetime.now() - timedelta(seconds=200)).isoformat(timespec="seconds"), True),
+    ],
+)
+def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(slurm: Scripted, start: str, expected: bool) -> None:
+    slurm.says("start", start + "\n")
+    assert scheduler.requeue("7", 60)
+    update = ["update JobId=7 StartTime=now+60"] if expected else []
+    assert slurm.asked("scontrol") == ["requeue 7", *update]
+
+
+def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(slurm: Scripted) -> None:
+    (slurm.bin / "squeue").unlink()
+    (slurm.bin / "squeue").symlink_to("/bin/false")
+    assert scheduler.requeue("7", 60)
+    assert slurm.asked("scontrol") == ["requeue 7"]
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("it has not answered for 30 s", True),
+        ("invalid partition specified: nowhere", False),
+        ("Requested time limit is invalid (missing or exceeds some limit)", False),
+        ("Job violates accounting/QOS policy", False),
+    ],
+)
+def test_no_answer_is_told_from_a_refusal(said: str, expected: bool) -> None:
+    assert scheduler.is_no_answer(said) == expected

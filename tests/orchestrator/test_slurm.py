@@ -1,0 +1,363 @@
+"""Launching on a cluster that refuses, forgets, or already has a part of the experiment."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+
+from orchestrator import executors, launch, locks, scheduler, status
+from orchestrator.__main__ import CONF, compose
+from orchestrator.directory import open_directory, record_launcher
+from orchestrator.errors import UserError
+from orchestrator.experiment import Experiment, experiment_of
+from orchestrator.launch import again, conclude, slurm
+from orchestrator.manifest import COMPARISON, Manifest
+from orchestrator.readings import InSlurm, Readings
+from orchestrator.status.__main__ import main as status_main
+from orchestrator.status.cells import read_comparison
+from tests.orchestrator.scripted import Scripted
+
+FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
+LEARNED = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
+PLAYED = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'sidecar.schedule=learned']"
+PLAYING = (f"++arms={{played: {PLAYED}, learned: {LEARNED}}}", "declared=[sidecar]", "seeds=[0]")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    scripted = Scripted(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
+    monkeypatch.setattr(scheduler, "PATIENCE", 1e-9)
+    return scripted
+
+
+Made = Callable[..., Experiment]
+
+
+@pytest.fixture
+def made(small: list[str], cluster: Scripted) -> Made:
+    """The experiment of these overrides, in its directory, with nothing launched."""
+
+    def make(*overrides: str) -> Experiment:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            experiment = experiment_of([*small, "name=x", "launcher=slurm", *overrides], compose)
+            open_directory(experiment)
+        return experiment
+
+    return make
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=1000)
+
+
+def printed(to: Console) -> str:
+    assert isinstance(to.file, io.StringIO)
+    return to.file.getvalue()
+
+
+def jobs(experiment: Experiment, state: str = "submitted") -> dict[str, str]:
+    return {c: entry.job for c, entry in Manifest(experiment.directory).last().items() if entry.state == state}
+
+
+def with_state(experiment: Experiment, cells: Sequence[str], state: str) -> None:
+    for cell in cells:
+        Manifest(experiment.directory).append(cell, state, attempt=1, job="1", scheduler="slurm")
+
+
+def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made, cluster: Scripted) -> None:
+    experiment = made(*FOUR, "launcher.slurm.array=false")
+    cluster.says("limit", "2")
+    with pytest.raises(UserError) as caught:
+        launch.launch(experiment, console())
+    assert str(caught.value).startswith(
+        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm took no job (Batch"
+    )
+    assert str(caught.value).endswith("The same command then submits what is missing.")
+    assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2"}
+    cluster.says("limit", "100")
+    launch.launch(experiment, console())
+    assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2", "b/seed=0": "3", "b/seed=1": "4"}
+    assert cluster.submitted()[4:] == ["5 x-comparison afterany:3:4:1:2"]
+
+
+def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, submit = made(*PLAYING), executors.slurm_cells
+
+    def refused(*words: object, **more: object) -> object:
+        if "dependency" in more:
+            raise UserError("Slurm took no job (no): mend launcher.slurm.")
+        return submit(*words, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(executors, "slurm_cells", refused)
+    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as jobs 1, but not the others: Slurm took no"):
+        launch.launch(experiment, console())
+    assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
+    launch.launch(experiment, console())
+    assert cluster.submitted()[2:] == ["3 x afterany:1"], "and the conclusion that waits sees to it"
+
+
+def test_an_interrupt_between_two_submissions_forgets_none(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, submit = made(*FOUR, "launcher.slurm.array=false"), executors.submit
+
+    def interrupted(*words: object) -> object:
+        if len(cluster.submitted()) == 3:
+            raise KeyboardInterrupt
+        return submit(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(executors, "submit", interrupted)
+    told = console()
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(experiment, told)
+    assert list(jobs(experiment).values()) == ["1", "2", "3"]
+    assert "3 of 4 cells are with Slurm, as jobs 1, 2, 3; the same command submits the rest." in printed(told)
+
+
+def test_a_local_launcher_that_lives_is_left_alone(
+    made: Made, cluster: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = made(*FOUR, "launcher=local")
+    record_launcher(experiment)
+    manifest = Manifest(experiment.directory)
+    manifest.append("a/seed=0", "submitted", attempt=1, job="4711")
+    cluster.says("jobs", f"4711|RUNNING|None|{experiment.directory}/jobs/a.sh\n")  # of the same number
+    before = manifest.path.read_bytes()
+    with locks.hold(status.experiment_lock(experiment.directory)):
+        assert status_main([str(experiment.directory), "--resume", "all"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert "is being run by another process" in said.err
+    assert manifest.path.read_bytes() == before
+    assert cluster.asked("scancel") == []
+    again.cancel(experiment.directory, console())
+    assert cluster.asked("scancel") == []
+
+
+def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, cancel = made(*FOUR), scheduler.cancel
+    launch.launch(experiment, console())
+    held: list[bool | None] = []
+
+    def watched(ids: Sequence[str]) -> bool:
+        held.append(locks.is_held(status.experiment_lock(experiment.directory)))
+        return cancel(ids)
+
+    monkeypatch.setattr(scheduler, "cancel", watched)
+    told = console()
+    again.resume(experiment.directory, "all", told)
+    assert held == [True]
+    assert "Cancelled 1_0, 1_1, 1_2, 1_3, which had these cells." in printed(told)
+    assert list(jobs(experiment).values()) == ["3_0", "3_1", "3_2", "3_3"]
+    stopped = [r for r in Manifest(experiment.directory).of("a/seed=0") if r["state"] == "stopped"]
+    assert [(r["job"], r["scheduler"]) for r in stopped] == [("1_0", "slurm")]
+    assert [line.split()[1] for line in cluster.submitted()] == ["x", "x-comparison", "x"], "one conclusion is enough"
+
+
+def test_cells_that_play_back_what_slurm_already_has_wait_for_it(made: Made, cluster: Scripted) -> None:
+    experiment = made(*PLAYING)
+    launch.launch(experiment, console())
+    assert cluster.submitted() == ["1 x", "2 x afterany:1", "3 x-comparison afterany:1:2"]
+    for job, state in (("1", "RUNNING"), ("2", "CANCELLED"), ("3", "CANCELLED")):
+        cluster.become(job, state)
+    again.resume(experiment.directory, "unfinished", console())
+    assert cluster.submitted()[3:] == ["4 x afterany:1", "5 x-comparison afterany:4:1"]
+    assert jobs(experiment) == {"learned/seed=0": "1", "played/seed=0": "4"}
+
+
+def test_two_conclusions_never_stand_side_by_side(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = made(*FOUR)
+    manifest = Manifest(experiment.directory)
+    assert slurm.submit_conclusion(experiment, ["7_0", "7_1"])
+    assert cluster.submitted() == ["1 x-comparison afterany:7"]
+    assert not slurm.submit_conclusion(experiment, ["8"])
+    cluster.become("1", "RUNNING")
+    assert not slurm.submit_conclusion(experiment, ["8"]), "it has still to look at the cells"
+    manifest.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
+    cluster.become("1", "PENDING")
+    assert not slurm.submit_conclusion(experiment, ["8"]), "preempted, it will look again"
+    cluster.become("1", "RUNNING")
+    assert slurm.submit_conclusion(experiment, ["8"]), "it has looked"
+    assert cluster.submitted()[1:] == ["2 x-comparison afterany:8:1"]
+    cluster.become("2", "COMPLETING")
+    assert slurm.submit_conclusion(experiment, ["8"]), "cancelled as it began"
+    assert cluster.submitted()[2:] == ["3 x-comparison afterany:8:2"]
+    for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "3")):
+        monkeypatch.setenv(name, value)
+    assert slurm.submit_conclusion(experiment, ["9"]), "which it is itself"
+    cluster.become("4", "FAILED")
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert slurm.submit_conclusion(experiment)
+    assert cluster.submitted()[4:] == ["5 x-comparison"]
+
+
+@pytest.mark.parametrize("said", ["submitted", "running"])
+def test_a_comparison_that_died_is_lost_and_resumed(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    experiment = made(*FOUR)
+    record_launcher(experiment)
+    manifest = Manifest(experiment.directory)
+    with_state(experiment, [cell.id for cell in experiment.cells], "done")
+    slurm.submit_conclusion(experiment)
+    manifest.append(COMPARISON, said, attempt=1, job="1", scheduler="slurm")
+    assert read_comparison(experiment.directory) == "queued (job 1)"
+    assert again.resume(experiment.directory, "unfinished", console()) is None
+    assert len(cluster.submitted()) == 1, "it waits"
+    cluster.become("1", "SUSPENDED")
+    assert read_comparison(experiment.directory) == "suspended (job 1)"
+    cluster.become("1", "NODE_FAIL")
+    assert read_comparison(experiment.directory).startswith("lost: job 1 ended as NODE_FAIL (jobs/1_0_log.err); the")
+    cluster.says("jobs", "")
+    assert read_comparison(experiment.directory).startswith("lost: Slurm does not know job 1 any more; the same comm")
+    monkeypatch.setattr(scheduler, "_ask", lambda *_: None)
+    word = {"submitted": "queued", "running": "running"}[said]
+    assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the manifest has it: Slurm does not")
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
+    told = console()
+    assert again.resume(experiment.directory, "unfinished", told) is None
+    assert "it is submitted again" in printed(told)
+    assert cluster.submitted()[1:] == ["2 x-comparison"]
+    manifest.append(COMPARISON, "done", attempt=1, job="2", scheduler="slurm")
+    cluster.says("jobs", "")
+    assert again.resume(experiment.directory, "all", console()) is None
+    assert len(cluster.submitted()) == 2
+
+
+def test_the_screen_is_shown_once_for_every_conclusion(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, shown, slept = made(*FOUR, "launcher.wait=true"), list[str](), list[float]()
+    slurm.submit_conclusion(experiment)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:  # it tried a cell again, and left another conclusion
+            cluster.become("1", "COMPLETED")
+            slurm.submit_conclusion(experiment)
+        if len(slept) == 5:
+            cluster.become("2", "COMPLETED")
+
+    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(status, "watch", lambda directory, to: shown.append(directory.name))
+    assert launch.follow(experiment, console())
+    assert shown == ["x", "x"]
+    assert len(slept) == 5
+
+
+def test_no_answer_is_no_reason_to_mend_the_configuration(made: Made, cluster: Scripted) -> None:
+    experiment = made(*FOUR)
+    cluster.says("says", "allocation failure: Unable to contact slurm controller (connect failure)\n")
+    with pytest.raises(UserError, match="does not answer, try again in some minutes") as caught:
+        launch.check_jobs(experiment)
+    assert "mend" not in str(caught.value)
+    cluster.says("says", "allocation failure: Invalid qos specification\n")
+    with pytest.raises(UserError, match=r"mend launcher\.slurm"):
+        launch.check_jobs(experiment)
+
+
+@pytest.mark.parametrize(("array", "expected"), [("true", ["#SBATCH --array=0-3%4"]), ("false", [])])
+def test_slurm_is_asked_for_the_array_that_will_be_submitted(
+    made: Made, cluster: Scripted, array: str, expected: list[str]
+) -> None:
+    cluster.says("says", "allocation failure: Invalid job array specification\n")
+    with pytest.raises(UserError) as caught:
+        launch.check_jobs(made(*FOUR, f"launcher.slurm.array={array}"))
+    lines = (cluster.root / "tested").read_text().splitlines()
+    assert [line for line in lines if "--array" in line] == expected
+    assert "set launcher.slurm.array=false" in str(caught.value)
+
+
+def test_training_neither_waits_for_slurm_nor_loses_its_environment(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = made().cells
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_CONF", "RANK"):
+        monkeypatch.setenv(name, "1")
+    cluster.says("busy", "")  # until it is gone, sbatch does not return
+    reader = InSlurm(Readings(cell.directory, cell.config))
+    for step in (0, 6, 12):
+        reader.add(cell.directory / f"checkpoints/step_{step:08d}")
+    wait_for(lambda: cluster.asked("sbatch"))
+    assert reader.job is None
+    assert {"SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "RANK"} <= os.environ.keys()
+    reader.add(cell.directory)  # what the job that is being submitted may miss
+    (cluster.root / "busy").unlink()
+    wait_for(lambda: cluster.asked("squeue"))  # whether that one has begun: it has not
+    wait_for(lambda: not reader.wanted.is_set())
+    assert reader.job == "1"
+    assert not cluster.environment("sbatch") & {"SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "RANK"}
+    assert "SLURM_CONF" in cluster.environment("sbatch")
+    assert cluster.submitted() == ["1 x-readings"]
+    cluster.become("1", "RUNNING")
+    reader.add(cell.directory)
+    wait_for(lambda: len(cluster.submitted()) == 2)
+    reader.close()
+    assert "readings" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
+    made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = made().cells
+    monkeypatch.setattr("orchestrator.readings.JOIN_SECONDS", 0.05)
+    cluster.says("busy", "")
+    reader = InSlurm(Readings(cell.directory, cell.config))
+    reader.add(cell.directory)
+    wait_for(lambda: cluster.asked("sbatch"))
+    reader.close()
+    assert cluster.submitted() == []
+    (cluster.root / "busy").unlink()
+    reader.thread.join(20)
+    assert cluster.submitted() == ["1 x-readings"], "what was on its way arrives, as long as the process lives"
+
+
+def wait_for(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
+    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert orchestrate(*small, "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]",
+                       "launcher=debug", "name=x") == 0  # fmt: skip
+    root = tmp_path / "outputs/x"
+    for cell in ("a/seed=0", "b/seed=0"):
+        (root / cell / "forensics/step_00000012.json").unlink()
+    (root / "a/seed=0/.readings.lock").unlink()
+    (root / "a/seed=0/.readings.lock").mkdir()
+    experiment = again.reopen(root)
+    capsys.readouterr()
+    assert conclude._compare(experiment) == 2
+    told = capsys.readouterr().out
+    assert "a/seed=0 is compared without some of its readings: " in told
+    assert (root / "b/seed=0/forensics/step_00000012.json").exists()
+    (root / "b/seed=0/forensics/step_00000012.json").unlink()
+    (root / "b/seed=0/ledger.jsonl").write_text("")  # it did not get to its end
+    assert conclude._compare(experiment) == 1
+    assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
