@@ -200,7 +200,7 @@ def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:
             return False
         asked[claim.number] = now + ASK_SECONDS
         theirs = {record["job"] for record in manifest.of(f"{path.parent.name}/{path.name}") if record.get("scheduler")}
-        known = scheduler.jobs([claim.job], manifest.owner()) if claim.job in theirs else None
+        known = scheduler.jobs([claim.job], path.parents[1], manifest.owner()) if claim.job in theirs else None
         return known is not None and (claim.job not in known or known[claim.job].has_ended)
 
     return is_gone

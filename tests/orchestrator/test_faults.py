@@ -78,7 +78,8 @@ def result_of(cell: Path) -> dict[str, Any]:
 def lab(small_cell: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Lab:
     root = tmp_path_factory.mktemp("lab")
     GlobalHydra.instance().clear()
-    overrides = [*small_cell, "name=x", f"root={root}", f"data.cache_dir={root}/data"]
+    # every attempt may be a death: that a cell which dies thrice at one place is given up is tried elsewhere
+    overrides = [*small_cell, "launcher.retries=100", "name=x", f"root={root}", f"data.cache_dir={root}/data"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         experiment = experiment_of(overrides, compose)
     open_directory(experiment)
