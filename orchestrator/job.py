@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, lease, ledger, ranks, retry, scheduler, schema
+from orchestrator import checkpoint, lease, ledger, ranks, rendezvous, retry, scheduler, schema
 from orchestrator.environment import environment
 from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
@@ -47,8 +47,8 @@ class CellJob:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         state = run_job(Path(self.cell_dir))
-        code = 2 if state in FAILED and scheduler.this_job() and ranks.is_first() else 0
-        if ranks.place() is not None:
+        code = 2 if state in FAILED and scheduler.this_job() and rendezvous.is_first() else 0
+        if rendezvous.place() is not None:
             _leave_at_once(code)
         if code:
             sys.exit(code)
@@ -67,7 +67,7 @@ def run_job(path: Path) -> str:
     """
     here = scheduler.this_job() or scheduler.ThisJob(_process(), 0)
     try:
-        with StopSignal() as stop, ranks.join() as together:
+        with StopSignal() as stop, rendezvous.join() as together:
             return _lead(path, stop, here, together) if together.is_first else _follow(path, stop, together)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     path = Path(paths[0]).resolve()
     state = run_job(path)
-    if state in FAILED and ranks.is_first():
+    if state in FAILED and rendezvous.is_first():
         last = Manifest(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
     return {"done": 0, "stopped": 130}.get(state, 2)
@@ -258,6 +258,6 @@ def _leave_at_once(code: int) -> NoReturn:
 
 if __name__ == "__main__":
     code = main()
-    if ranks.place() is not None:
+    if rendezvous.place() is not None:
         _leave_at_once(code)
     sys.exit(code)

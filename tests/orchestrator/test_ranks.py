@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from orchestrator import checkpoint, job, launch, ledger, ranks
+from orchestrator import checkpoint, job, launch, ledger, ranks, rendezvous
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.directory import open_directory
@@ -272,12 +272,12 @@ def test_a_shell_in_an_allocation_trains_alone(monkeypatch: pytest.MonkeyPatch) 
     """Of a process that Slurm gave four tasks to, but that is no task itself."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert ranks.place() is None
+    assert rendezvous.place() is None
     monkeypatch.setenv("SUBMITIT_FOLDER", "/tmp")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_LOCALID", "1")
-    assert ranks.place() == (3, 4, 1)
+    assert rendezvous.place() == (3, 4, 1)
 
 
 @pytest.mark.gpu
