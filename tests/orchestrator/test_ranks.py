@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -202,7 +203,10 @@ def test_who_does_not_notice_that_another_failed_does_not_wait_for_ever(
     cell = cells(f"deaf-{rank}")
     done = together(cell, "deaf", rank, 31)
     assert codes(cell) == ([2, 1] if rank == 0 else [1, 2])
-    assert f"Process {1 - rank} ends, for it still waits after another's failure: RuntimeError: CUDA out" in done.stderr
+    why = (
+        "RuntimeError: CUDA out|another of its processes" if rank == 0 else "RuntimeError: CUDA out"
+    )  # 0 has the store
+    assert re.search(f"Process {1 - rank} ends, for it still waits after another's failure: ({why})", done.stderr)
     alone(cell)
     assert_same_training(plain, cell)
 
