@@ -114,10 +114,10 @@ def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], 
     from orchestrator.forensics.layout import counted
 
     if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
+        command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
         console.print(
-            f"{counted(len(elsewhere), 'cell')} with Slurm; the comparison follows by itself. How they fare, or with "
-            "--cancel, the end of them:\n"
-            f"  python -m orchestrator.status {shlex.quote(str(experiment.directory))} --watch",
+            f"{counted(len(elsewhere), 'cell')} with Slurm; the comparison follows by itself.\n"
+            f"  follow: {command} --watch\n  end:    {command} --cancel",
             markup=False,
             soft_wrap=True,
         )
@@ -134,15 +134,15 @@ def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], 
 
 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
-    """Say which cells failed, and why, or that the run was stopped; the exit code and the finished cells."""
+    """Say which cells failed or are lost, and why, or that the run was stopped; the exit code, the number finished."""
     from orchestrator.job import is_finished
-    from orchestrator.manifest import Manifest
+    from orchestrator.status import read_status
 
     unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
-    last = Manifest(experiment.directory).last()
-    failed = [cell for cell in unfinished if cell in last and last[cell].state == "failed"]
+    seen = {cell.cell: cell for cell in read_status(experiment.directory)} if unfinished else {}
+    failed = [seen[cell] for cell in unfinished if cell in seen and seen[cell].state in ("failed", "lost")]
     for cell in failed:
-        complain(f"{cell} failed: {last[cell].reason}")
+        complain("\n  ".join([f"{cell.cell} {'is ' * (cell.state == 'lost')}{cell.state}: {cell.reason}", *cell.log]))
     if unfinished and not failed:
         complain(STOPPED)
     code = 2 if failed else INTERRUPTED if unfinished else 0

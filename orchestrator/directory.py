@@ -19,6 +19,13 @@ from orchestrator.files import write_whole
 
 def refuse_another(experiment: Experiment) -> None:
     """Raise `UserError` where the directory already holds another experiment. Seeds may be added, nothing else."""
+    in_the_way = [
+        path for path in (experiment.directory, *experiment.directory.parents) if path.exists() and not path.is_dir()
+    ]
+    if in_the_way:
+        raise UserError(
+            f"{in_the_way[0]} is a file, where the run's directory belongs: choose another name=... or root=...."
+        )
     recorded = _read(experiment.directory / "experiment.yaml")
     for key, now in _asked(experiment).items():
         if recorded and recorded[key] != now:

@@ -25,6 +25,17 @@ from orchestrator.schema import Config, LauncherConfig
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # how the variables begin that Slurm gives a job
+CURES = (  # words of sbatch, in lower case → what helps
+    ("job array", "set launcher.slurm.array=false"),
+    ("partition", "choose one with launcher.slurm.partition"),
+    ("generic resource", "leave launcher.slurm.gpus out where there are none, or choose a partition that has them"),
+    ("node name", "mend launcher.slurm.options"),
+    ("unrecognized option", "mend launcher.slurm.options"),
+    ("account", "mend launcher.slurm.account"),
+    ("qos", "mend launcher.slurm.qos"),
+    ("feature", "mend launcher.slurm.constraint"),
+    ("memory", "lower launcher.slurm.memory_gb"),
+)
 OF_A_TASK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 
 
@@ -137,9 +148,9 @@ def _cure(said: str) -> str:
     """What helps against that answer of sbatch."""
     if scheduler.is_no_answer(said):
         return "its controller does not answer, try again in some minutes"
-    if "job array" in said:
-        return "set launcher.slurm.array=false"
-    return "mend launcher.slurm or launcher.timeout_hours"
+    return next(
+        (cure for words, cure in CURES if words in said.lower()), "mend launcher.slurm or launcher.timeout_hours"
+    )
 
 
 def _megabytes(gigabytes: float | None) -> str | None:

@@ -238,10 +238,16 @@ def _process() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
     paths = sys.argv[1:] if arguments is None else arguments
-    if len(paths) != 1 or not (Path(paths[0]) / "config.yaml").is_file():
-        print("usage: python -m orchestrator.job CELL_DIR (a directory with a config.yaml)", file=sys.stderr)
+    if len(paths) != 1:
+        print("usage: python -m orchestrator.job CELL_DIR (outputs/<name>/<arm>/seed=<k>)", file=sys.stderr)
         return 2
     path = Path(paths[0]).resolve()
+    if not (path / "config.yaml").is_file():
+        if rendezvous.is_first():
+            print(f"{paths[0]} has no config.yaml: launch its experiment first, which makes it.", file=sys.stderr)
+        return 2
+    if is_finished(path) and rendezvous.is_first():
+        print(f"{paths[0]} is done already: nothing is left to do.")
     state = run_job(path)
     if state in FAILED and rendezvous.is_first():
         last = Manifest(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")

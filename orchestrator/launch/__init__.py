@@ -142,8 +142,11 @@ def slots(config: Config) -> list[str | None]:
 
 
 def still_with_a_scheduler(experiment: Experiment) -> list[str]:
-    """The cells that wait or run as a scheduler's jobs at this moment."""
+    """The unfinished cells that wait or run as a scheduler's jobs at this moment, or that such a job will see to."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
+    last = Manifest(experiment.directory).comparison()
+    if last is not None and last.state in OPEN and not _has_ended(experiment, last.job):
+        return [cell.id for cell in unfinished]
     return list(with_a_scheduler(experiment, unfinished))
 
 
@@ -152,7 +155,8 @@ def follow(experiment: Experiment, console: Console) -> bool:
 
     Ctrl-C stops watching, and no job, which is said.
     """
-    if not experiment.config.launcher.wait:
+    launcher = experiment.config.launcher
+    if launcher.kind != LauncherKind.slurm or not launcher.wait:
         return False
     manifest, watched = Manifest(experiment.directory), None
     try:

@@ -82,8 +82,12 @@ def cancel(path: Path, console: Console) -> None:
         os.kill(launcher, signal.SIGTERM)  # and it stops its cells
         ended.append(f"the launcher (process {launcher})")
     else:
-        ended += _stop_orphans(path, [cell.cell for cell in cells if cell.state == "running"])
-    said = f"Asked to end: {', '.join(ended)}. Cells that run save first." if ended else "Nothing runs or waits."
+        ended += _stop_orphans(path, [cell.cell for cell in cells if cell.state == "running" and cell.job not in live])
+    said = (
+        f"Asked to end: {', '.join(ended)}. Cells that run save first."
+        if ended
+        else "Nothing runs or waits; --resume goes on."
+    )
     console.print(said, markup=False, soft_wrap=True)
 
 

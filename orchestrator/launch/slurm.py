@@ -14,6 +14,7 @@ from submitit.core.utils import DelayedSubmission
 from orchestrator import executors, lease, schedule, scheduler
 from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment
+from orchestrator.forensics.layout import counted
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
 from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
@@ -71,7 +72,8 @@ def submit(
             "The same command then submits what is missing."
         ) from error
     if console is not None:
-        console.print(f"Submitted {len(cells)} cells to Slurm, and the comparison after them.")
+        jobs = _named(taken.values())
+        console.print(f"Submitted {counted(len(taken), 'cell')} to Slurm: {jobs}.", markup=False, soft_wrap=True)
 
 
 def _submit_waves(
@@ -151,9 +153,14 @@ def open_entries(manifest: Manifest) -> dict[str, Entry]:
 
 
 def _said(taken: Mapping[str, str], cells: list[Cell]) -> str:
-    jobs = _arrays(taken.values())
-    named = ", ".join(jobs[:NAMED]) + (f" and {len(jobs) - NAMED} more" if len(jobs) > NAMED else "")
-    return f"{len(taken)} of {len(cells)} cells are with Slurm, as jobs {named}"
+    return f"{len(taken)} of {counted(len(cells), 'cell')} are with Slurm, as {_named(taken.values())}"
+
+
+def _named(jobs: Iterable[str]) -> str:
+    """`job 7`, `jobs 1, 2 and 3 more`."""
+    names = _arrays(jobs)
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return f"job{'s' if len(names) > 1 else ''} {listed}"
 
 
 def _arrays(jobs: Iterable[str]) -> list[str]:

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from models.transformer import DecoderSpec
+from orchestrator import launch
+from orchestrator.errors import UserError
 from orchestrator.expect import intended
 from orchestrator.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
@@ -189,6 +191,10 @@ def warnings(cost: Cost) -> Iterator[str]:
     """What will stand in the way, one sentence each, with the key that mends it."""
     config, hardware = cost.experiment.config, cost.hardware
     train = config.train
+    try:
+        launch.check_jobs(cost.experiment)
+    except UserError as error:
+        yield str(error)
     free = shutil.disk_usage(_standing(cost.experiment.directory)).free
     if cost.disk > free:
         few = sum(

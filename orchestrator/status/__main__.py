@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from orchestrator.errors import INTERRUPTED, UserError
-from orchestrator.status.cells import read_comparison, read_status
+from orchestrator.status.cells import CellStatus, read_comparison, read_status
 from orchestrator.status.view import View
-from orchestrator.status.watch import outcome, watch
+from orchestrator.status.watch import GOING, outcome, watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,8 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="?",
         const="unfinished",
         choices=["failed", "unfinished", "all"],
-        help="launch again the cells that failed, or (default) all that neither are done nor run nor wait, or also "
-        "zombies and those that wait, whose jobs are cancelled first",
+        help="launch again the cells that failed; or also (default: unfinished) those that were stopped, are lost, or "
+        "have never begun; or also the queued, the preempted and the zombies, whose jobs are cancelled first",
     )
     does.add_argument("--cancel", action="store_true", help="end all its jobs and processes; cells save first")
     options = parser.parse_args(arguments)
@@ -45,15 +47,27 @@ def main(arguments: list[str] | None = None) -> int:
             counted = Counter(cell.state for cell in cells)
             print(f"Nothing runs any more: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
             return outcome(cells)
-        console.print(
-            View(options.directory.resolve().name, read_status(options.directory), read_comparison(options.directory))
-        )
+        cells = read_status(options.directory)
+        console.print(View(options.directory.resolve().name, cells, read_comparison(options.directory)))
+        if advice := _advice(options.directory, cells):
+            console.print(f"\n{advice}", style="dim", markup=False, highlight=False, soft_wrap=True)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
+    """What to look at, or to do, when nothing runs or waits any more."""
+    states, path = {cell.state for cell in cells}, shlex.quote(str(directory))
+    if states & set(GOING):
+        return ""
+    if states != {"done"}:
+        return f"go on: python -m orchestrator.status {path} --resume"
+    report = directory / "comparison/report.html"
+    return f"report: {report}" if report.exists() else f"compare: python -m orchestrator.compare {path}"
 
 
 def _resume(directory: Path, which: str, console: Console) -> int:

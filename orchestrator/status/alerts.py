@@ -38,10 +38,7 @@ def ended_badly(s: CellStatus) -> Said:
     if s.state == "failed":
         yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _told(s)
     elif s.state == "lost":
-        yield (
-            "critical",
-            "lost: its process is gone (killed, or its machine is down): the same command resumes it." + _told(s),
-        )
+        yield "critical", f"lost: {s.reason}: the same command goes on with it, and so does --resume." + _told(s)
     elif s.state == "missing":
         yield "critical", "its directory is gone: the same command trains it again."
     elif s.state == "zombie":
@@ -58,9 +55,9 @@ def ended_badly(s: CellStatus) -> Said:
 
 def interrupted(s: CellStatus) -> Said:
     """How often a cell was taken off and how often it died, and came back."""
-    told = [f"{verb} {n} times" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
+    told = [f"{verb} {n} times in all" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
     if told:
-        yield "note", " and ".join(told) + ("." if s.state == "done" else f"; this is attempt {s.attempt}.")
+        yield "note", " and ".join(told) + (f"; this is attempt {s.attempt}." if s.state == "running" else ".")
 
 
 def waiting(s: CellStatus) -> Said:

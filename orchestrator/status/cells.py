@@ -163,8 +163,16 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         if is_open(entry) and not sight.asked:
             waits = UNASKED
         times = preempted.get(cell, 0) + (state == "preempted")
-        found.append(replace(status, preempted=times, deaths=deaths.get(cell, 0), waits=waits))
+        why = _why_lost(entry, job) if entry and state == "lost" else status.reason
+        found.append(replace(status, reason=why, preempted=times, deaths=deaths.get(cell, 0), waits=waits))
     return found
+
+
+def _why_lost(entry: Entry, job: Job | None) -> str:
+    """What is known of a cell whose process is gone."""
+    if entry.state == "submitted" and job is not None:
+        return f"its job ended ({job.state}) before the cell began, perhaps in launcher.slurm.setup"
+    return entry.reason if entry.state == "crashed" else "its process is gone (killed, or its machine is down)"
 
 
 def read_comparison(experiment_dir: Path) -> str:
@@ -278,7 +286,7 @@ def _log_of(folder: Path, job: str) -> tuple[str, ...]:
     except OSError:
         return ()
     telling = [line.rstrip() for line in lines if line.strip() and not MACHINERY.match(line)][-LOG_LINES:]
-    return (f"jobs/{job}_0_log.err ends:", *telling) if telling else ()
+    return (f"jobs/{job}_0_log.err {'ends:' if telling else 'says nothing of it'}", *telling)
 
 
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:

@@ -129,6 +129,15 @@ def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> 
     assert again[-1]["attempt"] == 4
 
 
+def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert job.main([str(tmp_path / "nosuch")]) == 2
+    assert "nosuch has no config.yaml: launch its experiment first" in capsys.readouterr().err
+    assert job.main([str(cell)]) == 0
+    assert capsys.readouterr().out == ""
+    assert job.main([str(cell)]) == 0
+    assert capsys.readouterr().out == f"{cell} is done already: nothing is left to do.\n"
+
+
 def test_a_word_that_comes_too_late_does_not_count(tmp_path: Path) -> None:
     manifest = Manifest(tmp_path)
     for state, attempt in (

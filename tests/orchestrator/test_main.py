@@ -163,6 +163,16 @@ def test_changed_config_under_the_same_name_is_refused(
         assert "optim.lr was 0.002 and is 0.01" in sentence(capsys)
 
 
+@pytest.mark.parametrize("file", ["outputs", "outputs/mine"])
+def test_a_file_where_the_directory_belongs_is_one_sentence(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path, file: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("in the way")
+    assert orchestrate(*small, "launcher=debug", "name=mine") == 2
+    assert f"{file} is a file, where the run's directory belongs: choose another name=..." in sentence(capsys)
+
+
 def test_damage_to_a_finished_cell_is_mended(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
 ) -> None:

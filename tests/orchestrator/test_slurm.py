@@ -16,12 +16,14 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from orchestrator import executors, launch, locks, scheduler, status
-from orchestrator.__main__ import CONF, compose
+from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.directory import open_directory, record_launcher
 from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, experiment_of
 from orchestrator.launch import again, conclude, slurm
 from orchestrator.manifest import COMPARISON, Manifest
+from orchestrator.plan.cost import cost_of
+from orchestrator.plan.view import warnings
 from orchestrator.readings import InSlurm, Readings
 from orchestrator.status.__main__ import main as status_main
 from orchestrator.status.cells import read_comparison
@@ -103,7 +105,7 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
         return submit(*words, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(executors, "slurm_cells", refused)
-    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as jobs 1, but not the others: Slurm took no"):
+    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm took no"):
         launch.launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
     monkeypatch.undo()
@@ -361,3 +363,56 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
     (root / "b/seed=0/ledger.jsonl").write_text("")  # it did not get to its end
     assert conclude._compare(experiment) == 1
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
+
+
+def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
+    made: Made, cluster: Scripted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a line of `setup` fails: nobody pressed Ctrl-C."""
+    experiment = made("seeds=[0]")
+    launch.launch(experiment, console())
+    complaints: list[str] = []
+    with_slurm = console()
+    cluster.become("1", "FAILED")  # the cell; what follows it sees to it
+    assert wrap_up(experiment, with_slurm, complaints.append) == 0
+    assert "1 cell with Slurm; the comparison follows by itself." in printed(with_slurm)
+    cluster.become("2", "FAILED")  # and that has the same setup
+    (experiment.directory / "jobs/1_0_log.err").write_text("line 20: module: command not found\n")
+    assert wrap_up(experiment, console(), complaints.append) == 2
+    assert complaints == [
+        "main/seed=0 is lost: its job ended (FAILED) before the cell began, perhaps in launcher.slurm.setup\n"
+        "  jobs/1_0_log.err ends:\n  line 20: module: command not found"
+    ]
+    assert status_main([str(experiment.directory)]) == 0
+    told = capsys.readouterr().out
+    assert "perhaps in launcher.slurm.setup" in " ".join(told.split())
+    assert told.endswith(f"go on: python -m orchestrator.status {experiment.directory} --resume\n")
+
+
+def test_another_launcher_leaves_what_slurm_has_and_does_not_wait_for_it(made: Made, cluster: Scripted) -> None:
+    launch.launch(made("seeds=[0]"), console())
+    experiment, told = made("seeds=[0]", "launcher=local"), console()
+    assert launch.launch(experiment, told) == []
+    assert wrap_up(experiment, told, lambda sentence: pytest.fail(sentence), ran=False) == 0
+    assert "Slurm already has main/seed=0 (job 1)." in printed(told)
+    assert f"follow: python -m orchestrator.status {experiment.directory} --watch" in printed(told)
+
+
+@pytest.mark.parametrize(
+    ("said", "cure"),
+    [
+        ("allocation failure: Invalid generic resource (gres) specification", "leave launcher.slurm.gpus out where"),
+        ("invalid partition specified: gpu", "choose one with launcher.slurm.partition"),
+        ("allocation failure: Invalid node name specified", "mend launcher.slurm.options"),
+        ("allocation failure: Invalid account or account/partition combination specified", "launcher.slurm."),
+        ("something new", "mend launcher.slurm or launcher.timeout_hours"),
+    ],
+)
+def test_a_refusal_names_the_key_that_helps_also_in_a_dry_run(
+    made: Made, cluster: Scripted, said: str, cure: str
+) -> None:
+    experiment = made("seeds=[0]")
+    cluster.says("says", f"sbatch: error: {said}\n")
+    with pytest.raises(UserError, match=f"Slurm would take no such job for a cell .*: .*{cure}"):
+        launch.check_jobs(experiment)
+    assert cure in next(warnings(cost_of(experiment)))

@@ -39,6 +39,7 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
         *,
         state: str | None = "running",
         reason: str = "",
+        job: str = "",
         losses: Sequence[float] = (3.0, 2.0),
         readings: Sequence[str] = (),
         steps: int = 100,
@@ -59,7 +60,7 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
             (path / f"checkpoints/step_{20 * index:08d}").mkdir()
             write_reading(path, 20 * index, letters)
         if state:
-            Manifest(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, reason=reason)
+            Manifest(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, job=job, reason=reason)
         return path
 
     return write

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from orchestrator import lease
 from orchestrator.manifest import Manifest
 from orchestrator.status import read_status
@@ -46,6 +48,18 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
     ]  # fmt: skip
     assert found[0].text.startswith("failed: The loss became nan.")
     assert found[1].text.startswith("lost: its process is gone")
+
+
+@pytest.mark.parametrize(
+    ("log", "told"), [("", "says nothing of it"), ("srun: error\nOut of memory.\n", "ends:\n  Out")]
+)
+def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
+    path = cell(state="failed", reason="died 3 times", job="7_1")
+    (path.parents[1] / "jobs").mkdir()
+    (path.parents[1] / "jobs/7_1_0_log.err").write_text(log)
+    ((severity, text),) = said(path)
+    assert severity == "critical"
+    assert f"jobs/7_1_0_log.err {told}" in text
 
 
 def test_the_worst_tensor_is_named_and_the_rest_counted(cell: Write, reading: Write) -> None:
