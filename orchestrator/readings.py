@@ -30,6 +30,7 @@ from orchestrator.forensics.analysis import DEFINITIONS
 from orchestrator.schema import Config, LauncherKind, Where
 
 POLL_SECONDS = 1.0
+PATIENCE_SECONDS = 3600.0  # with another process that reads; longer than a reading takes
 JOIN_SECONDS = 2.0  # that a cell which has ended gives a submission on its way
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,13 @@ class Readings:
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path`, unless it has been; whether it was done here.
 
-        The first process to come reads; others wait for it. An outdated reading is kept as `.replaced`. A damaged
+        The first process to come reads; others wait for it, but not for ever: it may be frozen, and a reading that is
+        made twice is the same. An outdated reading is kept as `.replaced`. A damaged
         checkpoint is set aside: the run does without this reading, or with the one that was made while it was whole.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
-        with locks.hold(self.cell_dir / ".readings.lock"):
+        latest = time.monotonic() + PATIENCE_SECONDS
+        with locks.hold(self.cell_dir / ".readings.lock", give_up=lambda: time.monotonic() > latest):
             if not path.exists() or self._is_read(path):  # another process may have set it aside
                 return False
             if reason := checkpoint.damage(path):

@@ -28,7 +28,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import job, ledger
+from orchestrator import job, ledger, readings
 from orchestrator.__main__ import CONF, compose
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
@@ -110,6 +110,7 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         os.environ.update(PATH="", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
+        readings.PATIENCE_SECONDS = 2.0  # with one that is frozen as it reads
         sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
         if fault is not None and fault.kind in INSIDE:
             sys.addaudithook(struck(cell, fault))

@@ -323,3 +323,14 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
     assert names(path) == [f"{name}.json" for name in DUE]
     assert DUE[0] in readings_job(callbacks).job.paths.stdout.read_text()
     assert readings_job(callbacks).job.paths.folder == path.parents[1] / "jobs"
+
+
+def test_a_process_that_is_frozen_as_it_reads_is_not_waited_for_for_ever(
+    cell: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.readings.PATIENCE_SECONDS", 0.3)
+    with locks.hold(cell / ".readings.lock"):
+        readings = Readings(cell, schema.load(cell / "config.yaml"))
+        (first, *_) = checkpoint.saved(cell / "checkpoints")
+        readings.path_of(first).unlink()
+        assert readings.read(first)
