@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections import Counter
@@ -39,7 +40,7 @@ def newest(outcomes: Iterable[Outcome]) -> list[Outcome]:
 
 
 def told(outcomes: Sequence[Outcome]) -> list[str]:
-    """A line for each experiment: its directory, its cells by state, its log; then how to see them side by side."""
+    """A line for each experiment: its directory, cells by state, answers and log; then how to see them side by side."""
     names = [outcome.directory or outcome.varied or f"job {outcome.job}" for outcome in outcomes]
     lines, room = [], max(map(len, names), default=0)
     for name, outcome in zip(names, outcomes, strict=True):
@@ -61,7 +62,21 @@ def _became(outcome: Outcome) -> str:
     if not cells:
         return WITHOUT_A_DIRECTORY.get(outcome.code, "refused")
     counted = ", ".join(f"{number} {state}" for state, number in cells.items())
-    return f"{counted}, but the command was refused" if outcome.code == 2 and "failed" not in cells else counted
+    if outcome.code == 2 and "failed" not in cells:
+        return f"{counted}, but the command was refused"
+    return "; ".join([counted, *_answers(Path(outcome.directory))]) if [*cells] == ["done"] else counted
+
+
+def _answers(directory: Path) -> list[str]:
+    """The first finding on each arm, as the comparison has it on disk."""
+    try:
+        findings = json.loads((directory / "comparison/verdict.json").read_bytes())["findings"]
+    except (OSError, ValueError, KeyError):  # not compared yet, or being written
+        return []
+    first: dict[str, str] = {}
+    for finding in findings:
+        first.setdefault(finding["arm"], f"{finding['question']} {finding['answer']}")
+    return [*first.values()] if len(first) == 1 else [f"{arm}: {answer}" for arm, answer in first.items()]
 
 
 def _named(directories: Sequence[str]) -> str:

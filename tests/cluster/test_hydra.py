@@ -33,7 +33,9 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
     try:
         _wait(lambda: (ledger.newest(cell / "ledger.jsonl") or {"step": 0})["step"] >= 20, process, log)
-        job = next(path.name for path in tmp_path.glob("out/.multirun/*/logs/*_0_submitted.pkl"))  # the first of the array
+        job = next(
+            path.name for path in tmp_path.glob("out/.multirun/*/logs/*_0_submitted.pkl")
+        )  # the first of the array
         job = job.removesuffix("_submitted.pkl")
         slurm("scancel", "--signal=USR2", job)  # what Slurm sends before it preempts, and before the time limit
         _wait(lambda: "PENDING" in slurm("squeue", "-h", "-r", "-j", job, "-o", "%T"), process, log)
