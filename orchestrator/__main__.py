@@ -25,7 +25,9 @@ from orchestrator import multirun, schema
 from orchestrator.errors import INTERRUPTED, UserError, nearest
 from orchestrator.explain import sentence
 from orchestrator.listener import signals_restored
+from orchestrator.outcome import Outcome
 from orchestrator.schema import Config
+from orchestrator.voice import one_piece
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
@@ -94,10 +96,12 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console, compla
     from orchestrator.experiment import experiment_of
 
     experiment = experiment_of(overrides, compose, swept=swept)
+    multirun.current().introduce(experiment, console)
     refuse_another(experiment)
     launch.refuse_early(experiment)
     if experiment.config.dry_run:
-        plan.show(experiment, console)
+        with one_piece(console):
+            plan.show(experiment, console)
         return 0
     launch.check_jobs(experiment)
     launch.prepare_data(experiment, console)
@@ -162,14 +166,14 @@ def task(_: DictConfig) -> int:
         except UserError as error:
             complain(str(error))
             code = 2
-        jobs.note(multirun.Outcome(0, code, []))
+        jobs.note(Outcome(0, code, []))
         return code
     os.chdir(job.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
     with jobs.listening() as listener:
         code, said = _run_job(jobs, job.overrides.task)
         if code == INTERRUPTED:
             listener.hand_back()
-        jobs.note(multirun.Outcome(job.job.num, code, said))
+        jobs.note(Outcome(job.job.num, code, said))
     return code
 
 
@@ -179,10 +183,12 @@ def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, li
 
     def note(sentence: str) -> None:
         said.append(f"{' '.join(swept)}: {sentence}")
-        complain(said[-1])
+        with jobs.turn():
+            complain(said[-1])
 
     try:
-        return INTERRUPTED if jobs.stopped() else run(overrides, swept, _console(jobs), note), said
+        jobs.begins(overrides)
+        return INTERRUPTED if jobs.stopped() else run(overrides, swept, jobs.console(swept), note), said
     except UserError as error:  # Hydra would end the other jobs with it
         note(str(error))
         return 2, said
@@ -197,10 +203,9 @@ def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, li
         return 1, said
 
 
-def _console(jobs: multirun.Multirun | None = None) -> Console:
-    """Without a terminal, where rich would assume 80 columns, or where several processes have the same one: 100."""
-    shared = jobs is not None and jobs.place.apart
-    return Console(width=None if sys.stdout.isatty() else 100, force_terminal=False if shared else None)
+def _console() -> Console:
+    """Without a terminal, where rich would assume 80 columns: 100."""
+    return Console(width=None if sys.stdout.isatty() else 100)
 
 
 def complain(sentence: str) -> None:
@@ -222,16 +227,19 @@ def main() -> int:
         with signals_restored():
             hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
     except KeyboardInterrupt:
+        multirun.current().sum_up()
         complain(multirun.current().farewell())
         return INTERRUPTED
     except Exception as error:
         jobs = multirun.current()
         if jobs.interrupted:
             jobs.repeat(complain)
+            jobs.sum_up()
             complain(jobs.farewell())
             return INTERRUPTED
         if sentence := jobs.explain(error):
             jobs.repeat(complain)
+            jobs.sum_up()
             complain(sentence)
             return 2
         if not isinstance(error, COMPOSING) or jobs.began:
@@ -239,7 +247,8 @@ def main() -> int:
         complain(explain(error, sys.argv[1:]))
         return 2
     multirun.current().repeat(complain)
-    return max((outcome.code for outcome in multirun.current().outcomes()), default=0)
+    multirun.current().sum_up()
+    return max((outcome.code or 0 for outcome in multirun.current().outcomes()), default=0)
 
 
 if __name__ == "__main__":

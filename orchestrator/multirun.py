@@ -12,19 +12,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from subprocess import CalledProcessError
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
+from rich.console import Console
 
-from orchestrator import ledger, locks
+from orchestrator import ledger, locks, outcome
 from orchestrator.errors import INTERRUPTED
 from orchestrator.listener import Listener
+from orchestrator.outcome import Outcome
 from orchestrator.schema import Config, LauncherKind
+from orchestrator.voice import Voice
+
+if TYPE_CHECKING:
+    from orchestrator.announcement import Announcement
+    from orchestrator.experiment import Experiment
 
 POLL_SECONDS = 0.5
+TURN_SECONDS = 5.0  # the longest wait for one's turn to speak
 PLUGINS = {
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
@@ -42,23 +51,19 @@ class Place:
     defaults: dict[str, Any] = field(default_factory=dict)  # of `hydra.launcher`, where the user says nothing
 
 
+# submitit's default folder is a hidden one of its own for each job, and a log there cannot be named before it begins.
+FOLDER = {"submitit_folder": "${hydra.sweep.dir}/logs"}
+
 # By class name. An hour is the plugin's default for a job: on this machine nobody needs a limit, and Slurm starts
 # the job again where it ended as long as its budget of timeouts lasts.
 PLACES = {
     "BasicLauncher": Place(apart=False, logged=False),
     "JoblibLauncher": Place(logged=False),
-    "LocalLauncher": Place(defaults={"timeout_min": 60 * 24 * 30}),
-    "SlurmLauncher": Place(here=False, defaults={"max_num_timeout": 1000, "additional_parameters": {"requeue": True}}),
+    "LocalLauncher": Place(defaults={**FOLDER, "timeout_min": 60 * 24 * 30}),
+    "SlurmLauncher": Place(
+        here=False, defaults={**FOLDER, "max_num_timeout": 1000, "additional_parameters": {"requeue": True}}
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one job ended: its exit code, and the sentences that explain it."""
-
-    job: int
-    code: int
-    said: list[str]
 
 
 class Multirun(Callback):
@@ -73,6 +78,8 @@ class Multirun(Callback):
         self.interrupted = False  # the process that the user started, not only its jobs
         self.began = False  # whether what was composed has begun to run in this process
         self.place = Place()
+        self.announcement: Announcement | None = None  # only in the process that the user started
+        self.job = 0  # that runs in this process
         self.varied: frozenset[str] = frozenset()  # keys that differ from job to job
         self.jobs = 1
         self.visible_gpus: str | None = None
@@ -99,9 +106,18 @@ class Multirun(Callback):
         self.record = sweep_dir / f"{uuid.uuid4().hex}.jsonl"
         if self.place.logged:
             _refuse_what_a_job_script_misreads(sweep_dir, launcher)
-            print(f"{self.jobs} jobs, whose output goes to {sweep_dir}", flush=True)
+            self._announce(Path(launcher.submitit_folder).absolute())
         if self.place.here and self.place.apart:
             self._leave_stopping_to_the_jobs()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "announcement": None}
+
+    def _announce(self, folder: Path) -> None:
+        from orchestrator.announcement import Announcement
+
+        logs = str(folder).replace("%j", "*")
+        self.announcement = Announcement(folder, f"{self.jobs} jobs, whose logs are {logs}/*_log.out and *_log.err")
 
     def _leave_stopping_to_the_jobs(self) -> None:
         """Ctrl-C reaches every process of the terminal, but ends neither this one nor those that run the jobs.
@@ -130,7 +146,7 @@ class Multirun(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """In the job's process; in a run, too."""
         global _current
-        _current, self.began = self, True
+        _current, self.began, self.job = self, True, config.hydra.job.get("num", 0)
         if self.record is not None and self.place.apart:
             hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == "" and not config.hydra.launcher.get("gpus_per_node")
             if hidden and self.place.here and self.visible_gpus != "":  # submitit hides all GPUs nobody asked for
@@ -142,25 +158,79 @@ class Multirun(Callback):
         """Those of a job's overrides that vary from job to job; where none is known to, all of them."""
         return [o for o in job_overrides if not self.varied or o.lstrip("+").partition("=")[0] in self.varied]
 
-    def note(self, outcome: Outcome) -> None:
+    def begins(self, job_overrides: Sequence[str]) -> None:
+        """Leave word that this process begins that job."""
+        log = ""
+        if self.place.logged and self.record is not None:
+            import submitit
+
+            log = str(submitit.JobEnvironment().paths.stdout)
+        self.note(Outcome(self.job, None, [], " ".join(self.swept(job_overrides)), log=log))
+
+    def introduce(self, experiment: Experiment, console: Console) -> None:
+        """Leave word which experiment the job of this process is, and name it to whoever reads along."""
+        if self.record is None:
+            return
+        self.note(Outcome(self.job, None, [], directory=str(experiment.directory)))
+        if isinstance(console.file, Voice):
+            console.file.title = experiment.name
+        else:
+            console.print(f"\n── {experiment.name} ──", markup=False, highlight=False, soft_wrap=True)
+
+    def console(self, swept: Sequence[str]) -> Console:
+        """For a job; where several have the same terminal, each line of it says whose it is.
+
+        Without a terminal, where rich would assume 80 columns, or where several processes have the same one: 100.
+        """
+        return Console(
+            file=Voice(sys.stdout, f"{' '.join(swept)}: ", self.turn) if self._share_a_terminal() else None,  # type: ignore[arg-type]
+            width=None if sys.stdout.isatty() else 100,
+            force_terminal=False if self.place.apart and self.record is not None else None,
+        )
+
+    def _share_a_terminal(self) -> bool:
+        return self.record is not None and self.place.here and self.place.apart and not self.place.logged
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Nobody else of those who have the same terminal speaks during the block."""
+        with ExitStack() as stack:
+            if self.record is not None and self._share_a_terminal():
+                with suppress(OSError):  # then in disorder, rather than not at all
+                    file = stack.enter_context(self.record.with_suffix(".terminal").open("a"))
+                    locks.take(file.fileno(), TURN_SECONDS)
+            yield
+
+    def note(self, left: Outcome) -> None:
         """Leave an outcome where the process that the user started finds it."""
         if self.record is None:
-            self.ended.append(outcome)
+            self.ended.append(left)
         else:
-            ledger.append(self.record, vars(outcome))
+            ledger.append(self.record, vars(left))
 
     def outcomes(self) -> list[Outcome]:
         """Those of all jobs that have ended."""
+        return [outcome for outcome in self.known() if outcome.code is not None]
+
+    def known(self) -> list[Outcome]:
+        """Those of all jobs that have begun."""
         if self.record is None:
             return self.ended
-        return [Outcome(**record) for record in ledger.read(self.record)]
+        return outcome.newest(Outcome(**record) for record in ledger.read(self.record))
 
     def repeat(self, complain: Callable[[str], None]) -> None:
         """Say here what the jobs said in their files."""
         if self.record is not None and self.place.logged:
-            for outcome in sorted(self.outcomes(), key=lambda outcome: outcome.job):
-                for sentence in outcome.said:
+            for ended in self.outcomes():
+                for sentence in ended.said:
                     complain(sentence)
+
+    def sum_up(self) -> None:
+        """Where the jobs have ended, or are left alone: print what became of each experiment, and where it is."""
+        if self.announcement is not None:
+            self.announcement.close()
+        if self.record is not None and (known := self.known()):
+            print("", *outcome.told(known), sep="\n", flush=True)
 
     def farewell(self) -> str:
         """What to say when the user stopped it."""
@@ -177,6 +247,9 @@ class Multirun(Callback):
         reason = " ".join(str(error).split())
         if self.record is None:
             return None
+        if isinstance(error.__cause__, CalledProcessError) and error.__cause__.stderr:
+            took = "not all jobs" if self.announcement and self.announcement.close() else "no job"
+            return f"Slurm took {took} of this multirun, as it says above: mend that, or choose another hydra/launcher."
         if "srun" in reason or type(error).__name__ == "FailedSubmissionError" or "sbatch" in reason:
             return f"Slurm took no job of this multirun ({reason:.300}): mend that, or choose another hydra/launcher."
         if module in ("submitit", "joblib"):
@@ -201,7 +274,7 @@ class Multirun(Callback):
 
     def stopped(self) -> bool:
         """Whether somebody stopped one of the jobs on this machine, which means all of them."""
-        return self.place.here and any(outcome.code == INTERRUPTED for outcome in self.outcomes())
+        return self.place.here and any(ended.code == INTERRUPTED for ended in self.outcomes())
 
     @contextmanager
     def share(self, config: Config) -> Iterator[None]:

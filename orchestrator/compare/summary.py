@@ -14,6 +14,7 @@ from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
 from orchestrator.compare.wording import listed
 from orchestrator.palette import ROLES, colour, letter
+from orchestrator.voice import one_piece
 
 VERDICTS = {
     "better": "bold green",
@@ -38,6 +39,11 @@ VERDICT = 13  # columns under which verdicts would break inside a word or into t
 
 def print_summary(c: Comparison, console: Console, *, full: bool = False) -> None:
     """Question and pairs, the first answers, losses, layers, caveats, and where the rest is; or all of it (`full`)."""
+    with one_piece(console):
+        _print_summary(c, console, full=full)
+
+
+def _print_summary(c: Comparison, console: Console, *, full: bool) -> None:
     console.print()
     console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
     console.print(_header(c))

@@ -33,7 +33,10 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
     try:
         _wait(lambda: (ledger.newest(cell / "ledger.jsonl") or {"step": 0})["step"] >= 20, process, log)
-        job = next(path.name for path in tmp_path.glob("out/.multirun/*/.submitit/*_0"))  # the first of the array
+        job = next(
+            path.name for path in tmp_path.glob("out/.multirun/*/logs/*_0_submitted.pkl")
+        )  # the first of the array
+        job = job.removesuffix("_submitted.pkl")
         slurm("scancel", "--signal=USR2", job)  # what Slurm sends before it preempts, and before the time limit
         _wait(lambda: "PENDING" in slurm("squeue", "-h", "-r", "-j", job, "-o", "%T"), process, log)
         assert process.wait(120) == 2, log.read_text()
@@ -44,6 +47,8 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
     said = log.read_text()
     assert "Traceback" not in said
     assert said.count("optim.lr=1e+36: main/seed=0 failed: The ") == 1
+    assert said.index("2 jobs, whose logs are ") < said.index("out/sweep__optim.lr=0.001  1 done")
+    assert "out/sweep__optim.lr=1e+36  1 failed" in said
     records = ledger.read(cell.parents[1] / "manifest.jsonl")
     resumed = [r["reason"] for r in records if r["state"] == "running"]
     assert len(resumed) == 2
@@ -51,6 +56,22 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
     assert records[-1]["state"] == "done"
     assert all(r["job"].isdigit() for r in records), "a cell inside the job is a process, not the job"
     assert (cell.parents[1] / "comparison/verdict.json").is_file()
+
+
+def test_what_slurm_does_not_take_is_said_once_and_not_announced(
+    cluster: Cluster, small_cell: tuple[str, ...], tmp_path: Path
+) -> None:
+    command = [
+        sys.executable, "-m", "orchestrator", "-m", *small_cell, "name=sweep", "optim.lr=0.001,0.002", "root=out",
+        "hydra/launcher=submitit_slurm", "hydra.launcher.partition=nowhere",
+    ]  # fmt: skip
+    environment = {**os.environ, **cluster.env}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stdout == ""
+    assert ended.stderr.lower().count("invalid partition name") == 1, ended.stderr
+    assert "Slurm took no job of this multirun" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

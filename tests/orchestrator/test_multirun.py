@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,9 +16,13 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from orchestrator import checkpoint, ledger, schema
-from orchestrator.multirun import PLACES, Multirun, Outcome
+from orchestrator.announcement import Announcement
+from orchestrator.multirun import PLACES, Multirun
+from orchestrator.outcome import Outcome, told
+from orchestrator.voice import Voice, one_piece
 
 APART = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
@@ -39,6 +45,26 @@ def test_one_failed_job_leaves_the_others_their_results_and_says_why(
     assert ended.stderr.startswith("optim.lr=1e+36: main/seed=0 failed: The validation loss on ")
     assert len(ended.stderr.splitlines()) == 1, "one sentence, said once, without a traceback"
     assert (tmp_path / "out/sweep__optim.lr=0.001/comparison/verdict.json").is_file()
+    *lines, kept, lost, beside = ended.stdout.splitlines()
+    assert kept.startswith("out/sweep__optim.lr=0.001  1 done")
+    assert lost.startswith("out/sweep__optim.lr=1e+36  1 failed")
+    assert beside == (
+        "Side by side: python -m orchestrator.compare out/sweep__optim.lr=0.001 out/sweep__optim.lr=1e+36"
+    )
+    if launcher == "joblib":
+        assert not any("log:" in line for line in (kept, lost))
+        heading = lines.index("── sweep__optim.lr=0.001 ──")
+        progress = [line for line in lines if "main/seed=0 " in line and " step " in line]
+        assert {line.partition(": ")[0] for line in progress} == {"optim.lr=0.001", "optim.lr=1e+36"}
+        report = lines[heading : next(i for i, line in enumerate(lines) if "report.html" in line) + 1]
+        assert not any(line.startswith("optim.lr=") for line in report), "one piece, without anybody's prefix"
+    else:
+        announced = Path(lines[0].partition("whose logs are ")[2].split(" and ")[0])
+        assert sorted(map(str, announced.parent.glob(announced.name))) == sorted(
+            str(tmp_path / line.split("log: ")[1]) for line in (kept, lost)
+        )
+        assert "── sweep__optim.lr=0.001 ──" in Path(tmp_path / kept.split("log: ")[1]).read_text()
+        assert not [path for path in (tmp_path / "out").rglob("*") if "%" in path.name]
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         ".data", ".multirun", "sweep__optim.lr=0.001", "sweep__optim.lr=1e+36"
@@ -155,6 +181,89 @@ def test_what_would_break_a_job_script_is_refused_before_one_is_written(
         orchestrate("-m", "seed=1,2", "dry_run=true", "hydra/launcher=submitit_slurm", bad)
     assert "cannot be printed" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_report_is_printed_in_one_piece_whoever_else_speaks(tmp_path: Path) -> None:
+    terminal, consoles = io.StringIO(), []
+    for prefix in ("lr=1: ", "lr=2: "):
+        consoles.append(Console(file=Voice(terminal, prefix, _at(tmp_path, 2).turn), width=80))  # type: ignore[arg-type]
+    one, two = consoles
+    with one_piece(one):
+        one.print("its first")
+        with one_piece(two):
+            two.print("the other's first")
+            two.print("the other's last")
+        two.print("two\nlines")
+        one.print("its last")
+    one.print("after")
+    assert terminal.getvalue() == (
+        "\n── lr=2 ──\nthe other's first\nthe other's last\nlr=2: two\nlr=2: lines\n"
+        "\n── lr=1 ──\nits first\nits last\nlr=1: after\n"
+    )
+
+
+def test_who_has_the_turn_to_speak_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.multirun.TURN_SECONDS", 60)
+    terminal, told = io.StringIO(), threading.Event()
+    voice = Voice(terminal, "b: ", _at(tmp_path, 2).turn)
+
+    def speak() -> None:
+        told.set()
+        voice.write("b\n")
+
+    other = threading.Thread(target=speak)
+    with _at(tmp_path, 2).turn():
+        other.start()
+        told.wait()
+        other.join(0.1)
+        assert terminal.getvalue() == ""
+    other.join()
+    assert terminal.getvalue() == "b: b\n"
+
+
+def test_what_became_of_jobs_that_left_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of = _at(tmp_path, 3)
+    of.note(Outcome(1, None, [], "lr=2"))
+    of.note(Outcome(0, None, [], "lr=1", log=f"{tmp_path}/logs/7_0_log.out"))
+    of.note(Outcome(2, None, [], "lr=3"))
+    of.note(Outcome(0, None, [], directory="out/x__lr=1"))
+    of.note(Outcome(2, 2, ["lr=3: why"]))
+    of.note(Outcome(0, 130, ["lr=1: stopped"]))
+    assert [ended.job for ended in of.outcomes()] == [0, 2], "one has only begun"
+    assert told(of.known()) == [
+        "out/x__lr=1  stopped before it began  log: logs/7_0_log.out",
+        "lr=2         has not ended",
+        "lr=3         refused",
+    ]
+
+
+def test_many_experiments_are_named_by_what_their_names_begin_with(tmp_path: Path) -> None:
+    outcomes = []
+    for job in range(30):
+        directory = tmp_path / f"a b__lr={job}"
+        directory.mkdir()
+        (directory / "experiment.yaml").touch()
+        outcomes.append(Outcome(job, 2, [], directory=str(directory)))
+    assert told(outcomes)[-1] == f"Side by side: python -m orchestrator.compare '{tmp_path}/a b'__*"
+    assert told(outcomes[:2])[-1].endswith(f"'{tmp_path}/a b__lr=0' '{tmp_path}/a b__lr=1'")
+
+
+def test_jobs_are_announced_when_they_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/1_submitted.pkl").touch()  # of an earlier multirun
+    refused = Announcement(tmp_path / "logs", "2 jobs")
+    (tmp_path / "logs/aa55.pkl").touch()  # what sbatch would be given
+    assert not refused.close()
+    assert capsys.readouterr().out == ""
+    for folder in ("logs", "logs/%j"):
+        taken = Announcement(tmp_path / folder, "2 jobs")
+        job = tmp_path / folder.replace("%j", "3") / "3_submitted.pkl"
+        job.parent.mkdir(exist_ok=True)
+        job.touch()
+        assert taken.close()
+        assert capsys.readouterr().out == "2 jobs\n"
+        job.unlink()
 
 
 class Payload:
