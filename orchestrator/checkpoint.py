@@ -54,7 +54,7 @@ def save(
     step: int,
     tensors: dict[str, dict[str, Tensor]],
     state: dict[str, Any],
-    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    writing: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Path:
     """Write `tensors` (file stem → named tensors) and `state` as the checkpoint of `step`; return its path.
 

@@ -92,16 +92,17 @@ class Lease:
         return self.claim.number
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[Callable[[], None]]:
         """Around everything that changes the cell's files: no later attempt claims it meanwhile.
 
-        Raises `Superseded` where one has.
+        Raises `Superseded` where one has. Yields what raises it later: nobody waits for ever for a process that is
+        frozen, so that what is done in several steps asks again before each that could harm a successor.
         """
         if not locks.take(self._turn.fileno(), LEASE_SECONDS if self._waits else 0.0):
             self._waits = False  # for a process that is frozen
         try:
             self.check()
-            yield
+            yield self.check
         finally:
             with suppress(OSError):
                 fcntl.flock(self._turn, fcntl.LOCK_UN)

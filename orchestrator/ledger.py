@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from orchestrator import locks
 from orchestrator.errors import UserError
 
 Record = dict[str, Any]
+PATIENCE_SECONDS = 90.0  # with another process that writes; it is frozen then
 LOOKED_BACK = 8  # records before one that tell whether it counts
 
 
@@ -134,10 +134,11 @@ def append(path: Path, record: Record) -> None:
         raise _unwritable(path, error) from error
 
 
-def rewind(path: Path, step: int) -> None:
+def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> None:
     """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`.
 
-    So does a last line cut short. Raises `UserError` where the disk refuses; then nothing is lost.
+    A last line cut short is dropped. `check` is called just before anything goes, and may raise to leave all as it is.
+    Raises `UserError` where the disk refuses; then nothing is lost.
     """
     if not path.exists():
         return
@@ -154,6 +155,7 @@ def rewind(path: Path, step: int) -> None:
                 with path.with_suffix(".replaced.jsonl").open("ab") as replaced:
                     replaced.write(whole[start:])
                     _sync(replaced)
+            check()
             _cut(file, min(start, last))
             file.write(whole[last:start])
             _sync(file)
@@ -162,8 +164,7 @@ def rewind(path: Path, step: int) -> None:
 
 
 def _take_turns(file: IO[bytes]) -> None:
-    with suppress(OSError):  # some file systems of clusters have no locks
-        fcntl.flock(file, fcntl.LOCK_EX)
+    locks.take(file.fileno(), PATIENCE_SECONDS)
 
 
 def _content(file: IO[bytes]) -> bytes:

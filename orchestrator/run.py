@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ from orchestrator.optim import DecoupledAdamW, learning_rate
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.schema import Config, Device, Precision
 from sidecar.sharded import like, whole
+
+Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
+
+
+@contextmanager
+def unfenced() -> Iterator[Callable[[], None]]:
+    """For a run that nobody else can take over."""
+    yield lambda: None
 
 
 class Callback:
@@ -73,7 +81,7 @@ class Run:
         cell_dir: Path,
         attempt: int,
         callbacks: Sequence[Callback],
-        writing: Callable[[], AbstractContextManager[None]] = nullcontext,
+        writing: Writing = unfenced,
         together: Ranks = ALONE,
     ) -> None:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
@@ -247,27 +255,28 @@ class Run:
         return warnings
 
     def _rewind(self) -> None:
-        with self.writing():
-            ledger.rewind(self.cell_dir / "ledger.jsonl", self.step)
+        with self.writing() as check:
+            ledger.rewind(self.cell_dir / "ledger.jsonl", self.step, check)
 
     def _step_back(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
         path, warnings = self._newest_within_the_ledger()
         start = -1 if path is None else checkpoint.step_of(path)
-        with self.writing():
+        with self.writing() as check:
             try:
                 checkpoint.clear_partial(self.checkpoints)
                 for newer in checkpoint.saved(self.checkpoints):
                     if checkpoint.step_of(newer) > start:
+                        check()
                         checkpoint.set_aside(newer)
-                self._set_readings_aside(after=start)
+                self._set_readings_aside(start, check)
             except OSError as error:
                 raise UserError(
                     f"{self.cell_dir} cannot go back to step {max(start, 0)} ({error}): make room or make it writable, "
                     "and run the same command again."
                 ) from error
             if path is None:
-                ledger.rewind(self.cell_dir / "ledger.jsonl", -1)
+                ledger.rewind(self.cell_dir / "ledger.jsonl", -1, check)
         return path, warnings
 
     def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
@@ -280,10 +289,11 @@ class Run:
             path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
         return path, warnings
 
-    def _set_readings_aside(self, after: int) -> None:
+    def _set_readings_aside(self, after: int, check: Callable[[], None]) -> None:
         """Readings of checkpoints that are about to be written again say nothing of the new ones."""
         for reading in (self.cell_dir / "forensics").glob("step_*.json"):
             if int(reading.stem.removeprefix("step_")) > after:
+                check()
                 reading.replace(reading.with_name(f"{reading.name}.replaced"))
 
 

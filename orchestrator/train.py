@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +16,7 @@ from orchestrator import checkpoint, schema
 from orchestrator.callbacks import callbacks_for
 from orchestrator.lease import Superseded
 from orchestrator.ranks import ALONE, Ranks
-from orchestrator.run import Run
+from orchestrator.run import Run, Writing, unfenced
 from orchestrator.schema import Precision
 
 POLL_SECONDS = 0.05
@@ -56,7 +56,7 @@ def train_cell(
     stop: StopSignal,
     attempt: int = 1,
     on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
-    writing: Callable[[], AbstractContextManager[None]] = nullcontext,
+    writing: Writing = unfenced,
     ranks: Ranks = ALONE,
 ) -> bool:
     """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.

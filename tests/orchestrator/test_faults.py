@@ -28,13 +28,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import job, ledger, readings
+from orchestrator import job, ledger, scheduler
 from orchestrator.__main__ import CONF, compose
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
 from orchestrator.manifest import Manifest
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
+WAITS_SECONDS = 4.0  # longer than an attempt takes
 TOUCHED = 400  # more of these than an attempt makes: a fault that is due later does not happen
 
 
@@ -110,7 +111,7 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         os.environ.update(PATH="", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
-        readings.PATIENCE_SECONDS = 2.0  # with one that is frozen as it reads
+        scheduler.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
         sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
         if fault is not None and fault.kind in INSIDE:
             sys.addaudithook(struck(cell, fault))
@@ -151,6 +152,18 @@ def ended(child: int) -> int | None:
     if os.WIFSTOPPED(status):
         return None
     return os.waitstatus_to_exitcode(status)
+
+
+def ended_or_waits(child: int, frozen: list[int]) -> int | None:
+    """The same, where it may wait for one that froze while it wrote: those wake up then."""
+    deadline, how = time.monotonic() + WAITS_SECONDS, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    while os.waitid(os.P_PID, child, how) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if os.waitid(os.P_PID, child, how) is None:
+        for other in frozen:
+            with suppress(ProcessLookupError):
+                os.kill(other, signal.SIGCONT)
+    return ended(child)
 
 
 def spoil(cell: Path, fault: Fault) -> set[str]:
@@ -198,7 +211,7 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
         try:
             for restart, fault in enumerate(faults):
                 child = attempt(cell, fault, restart)
-                if ended(child) is None:
+                if ended_or_waits(child, frozen) is None:
                     frozen.append(child)
                 if fault.kind in AFTER:
                     spoilt |= spoil(cell, fault)
@@ -251,12 +264,9 @@ def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
     assert ended(frozen) is None, f"it does not touch {of} as often"
     last = attempt(cell, restart=2)
     try:
-        deadline = time.monotonic() + 3  # who is frozen while it writes is waited for
-        while os.waitid(os.P_PID, last, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert ended_or_waits(last, [frozen]) == 0, (cell.parents[2] / "log").read_text()
         os.kill(frozen, signal.SIGCONT)
         ended(frozen)
-        assert ended(last) == 0, (cell.parents[2] / "log").read_text()
         assert result_of(cell) == lab.whole, (cell.parents[2] / "log").read_text()
         steps = [json.loads(line)["step"] for line in (cell / "ledger.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps)), "without a gap or a double, whoever reads it"
