@@ -178,11 +178,11 @@ def spoil(cell: Path, fault: Fault) -> set[str]:
     elif fault.kind == "left over":
         (cell / "checkpoints/.step_00000008.elsewhere.1.partial").mkdir(parents=True, exist_ok=True)
     elif saved and not (fault.kind == "flipped bit" and result_of(cell)["state"] == "done"):  # nobody looks again
-        victim = dice.choice(sorted(dice.choice(saved).iterdir()))
+        victim = dice.choice(sorted(path for path in dice.choice(saved).iterdir() if path.stat().st_size))
         if fault.kind == "half a checkpoint":
             victim.write_bytes(victim.read_bytes()[: dice.randint(0, victim.stat().st_size - 1)])
         elif fault.kind == "no seal":
-            (victim.parent / "manifest.json").unlink()
+            (victim.parent / "manifest.json").unlink(missing_ok=True)
         elif fault.kind == "flipped bit":
             content = bytearray(victim.read_bytes())
             content[dice.randrange(len(content))] ^= 1 << dice.randrange(8)
