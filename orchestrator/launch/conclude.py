@@ -86,7 +86,8 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
         if job is not None and not job.has_ended:
             continue
         if job is not None and job.state.startswith("CANCELLED"):
-            manifest.append(cell.id, "stopped", attempt=entry.attempt, job=entry.job, reason="cancelled")
+            which = {"job": entry.job, "scheduler": entry.scheduler}
+            manifest.append(cell.id, "stopped", attempt=entry.attempt, reason="cancelled", **which)
             continue
         if entry.state != "crashed":
             reason = f"its job ended without a word ({job.state if job else 'Slurm does not know it any more'})"

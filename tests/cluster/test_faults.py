@@ -154,7 +154,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "jobs", lambda ids, owner=None: {})
+        patch.setattr(scheduler, "jobs", lambda *_: {})
         assert conclude._to_try_again(reopen(directory), manifest) == ([], 0.0)
 
 
