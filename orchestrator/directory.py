@@ -12,7 +12,7 @@ import yaml
 
 from models.transformer import num_params
 from orchestrator import environment, schema
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, no_experiment
 from orchestrator.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.files import write_whole
 
@@ -89,7 +89,7 @@ def reopen(path: Path) -> Experiment:
     """The experiment in a run directory, as it was last launched. Raises `UserError` where there is none."""
     recorded = _read(path / "experiment.yaml")
     if not recorded:
-        raise UserError(f"{path} holds no experiment: name a directory that a run wrote, as outputs/width_ablation.")
+        raise UserError(no_experiment(path))
     places = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
     launcher = schema.launcher_of(recorded.get("launcher", {}))
     seeds = list(recorded["seeds"])

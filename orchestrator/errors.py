@@ -22,6 +22,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
+def no_experiment(path: Path) -> str:
+    """What to say of a directory in which no run has been."""
+    if (path / "config.yaml").is_file():
+        return f"{path} is one cell: name its experiment's directory, {path.parents[1]}."
+    if not path.exists():
+        close = nearest(path.name, [other.name for other in path.parent.glob("*")])
+        return f"{path} is not there{close}: name a directory that a run wrote, such as outputs/width_ablation."
+    return f"{path} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
+
+
 def refuse_unwritable(target: Path | None) -> None:
     """Raise `UserError` before the work where its result could not be written."""
     if target is not None and not target.parent.is_dir():

@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator import lease, ledger
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, no_experiment
 from orchestrator.locks import is_held
 from orchestrator.manifest import COMPARISON, Entry, Manifest
 from orchestrator.scheduler import Job, jobs, recent_jobs
@@ -135,9 +135,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     """
     cells = _cell_dirs(experiment_dir)
     if not cells:
-        raise UserError(
-            f"{experiment_dir} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
-        )
+        raise UserError(no_experiment(experiment_dir))
     manifest = Manifest(experiment_dir)
     last = manifest.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone

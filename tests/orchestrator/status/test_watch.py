@@ -97,11 +97,23 @@ def test_wrong_arguments_are_refused(arguments: list[str], capsys: pytest.Captur
     assert "error:" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("watching", [[], ["--watch"]])
-def test_no_experiment_is_a_sentence(tmp_path: Path, watching: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path / "absent"), *watching]) == 2
+@pytest.mark.parametrize("more", [[], ["--watch"], ["--resume"]])
+@pytest.mark.parametrize(
+    ("of", "words"),
+    [
+        ("absent", "absent is not there: name a directory"),
+        ("xs", "xs is not there (did you mean 'x'?): name a directory"),
+        ("", " holds no experiment: name a directory"),
+        ("x/uniform/seed=0", "seed=0 is one cell: name its experiment's directory, "),
+    ],
+)
+def test_no_experiment_is_a_sentence(
+    cell: Write, tmp_path: Path, of: str, words: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell()
+    assert main([str(tmp_path / of), *more]) == 2
     error = capsys.readouterr().err
-    assert "holds no experiment" in error
+    assert words in error
     assert len(error.splitlines()) == 1
 
 
