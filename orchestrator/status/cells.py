@@ -161,8 +161,10 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         if is_open(entry) and not sight.asked:
             waits = UNASKED
         times = preempted.get(cell, 0) + (state == "preempted")
+        died = deaths.get(cell, 0)
         why = _why_lost(entry, job) if entry and state == "lost" else status.reason
-        found.append(replace(status, reason=why, preempted=times, deaths=deaths.get(cell, 0), waits=waits))
+        log = status.log if died or state == "lost" or len(status.log) > 1 else ()  # its reason says it all
+        found.append(replace(status, reason=why, log=log, preempted=times, deaths=died, waits=waits))
     return found
 
 

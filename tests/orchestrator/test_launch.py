@@ -253,7 +253,7 @@ def test_a_cell_can_be_run_by_itself(
     assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in ledger.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
     assert job.main([str(tmp_path)]) == 2
-    assert "usage" in capsys.readouterr().err
+    assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 
 
 def test_a_job_touches_no_gpu_before_it_knows_its_own() -> None:

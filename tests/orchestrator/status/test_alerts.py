@@ -55,11 +55,20 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
 )
 def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
     path = cell(state="failed", reason="died 3 times", job="7_1")
+    Manifest(path.parents[1]).append("uniform/seed=0", "crashed", attempt=1)
+    Manifest(path.parents[1]).append("uniform/seed=0", "failed", attempt=1, job="7_1", reason="died 3 times")
     (path.parents[1] / "jobs").mkdir()
     (path.parents[1] / "jobs/7_1_0_log.err").write_text(log)
-    ((severity, text),) = said(path)
+    (severity, text), *_ = said(path)
     assert severity == "critical"
     assert f"jobs/7_1_0_log.err {told}" in text
+
+
+def test_of_a_failure_that_explains_itself_an_empty_log_says_nothing_more(cell: Write) -> None:
+    path = cell(state="failed", reason="The loss became nan", job="7_1")
+    (path.parents[1] / "jobs").mkdir()
+    (path.parents[1] / "jobs/7_1_0_log.err").write_text("")
+    assert said(path) == [("critical", "failed: The loss became nan")]
 
 
 def test_the_worst_tensor_is_named_and_the_rest_counted(cell: Write, reading: Write) -> None:
