@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -185,9 +186,11 @@ def _record_silent_end_of(path: Path, attempt: int) -> None:
 
 def _attempts_before(path: Path) -> int:
     """The highest number of an attempt that anything tells of, were its claim deleted."""
-    record = ledger.newest(path / "ledger.jsonl") or {}
+    record: ledger.Record | None = None
+    with suppress(UserError):  # a broken line, of which the run will say what it is
+        record = ledger.newest(path / "ledger.jsonl")
     began = (r for r in Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}") if r["state"] == "running")
-    return max((r["attempt"] for r in (record, *began) if isinstance(r.get("attempt"), int)), default=0)
+    return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
 
 def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:

@@ -129,6 +129,14 @@ def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> 
     assert again[-1]["attempt"] == 4
 
 
+def test_a_broken_ledger_fails_the_cell_on_record(cell: Path) -> None:
+    (cell / "ledger.jsonl").write_text("garbage\n")
+    assert job.run_job(cell) == "failed"
+    last = Manifest(cell.parents[1]).last()[CELL]
+    assert last.state == "failed"
+    assert "ledger.jsonl is no JSON object" in last.reason or "line 1 is not a JSON object" in last.reason
+
+
 def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert job.main([str(tmp_path / "nosuch")]) == 2
     assert "nosuch has no config.yaml: launch its experiment first" in capsys.readouterr().err
