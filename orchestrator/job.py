@@ -93,7 +93,7 @@ def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks
         # without it, the process that holds the cell goes on
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
         together.tell(state)
-        if held is None and scheduler.this_job() and not scheduler.is_ending(here.id) and scheduler.requeue(here.id):
+        if held is None and scheduler.this_job() and not scheduler.ending(here) and scheduler.requeue(here.id):
             _leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
         return state if held is None or state == "done" else _run(path, stop, held, here, together)
 

@@ -59,7 +59,7 @@ def _since(saved: int | None) -> str:
 
 def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: float) -> None:
     """What to do about this run of a job of the cluster, which ended with exit code `code`: nothing, or another one."""
-    if scheduler.is_ending(here.id):
+    if scheduler.ending(here):
         return  # the scheduler's own doing
     cell = manifest.cell_of(here.id)
     if cell is None:

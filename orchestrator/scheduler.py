@@ -132,7 +132,7 @@ def ending(here: ThisJob) -> str | None:
     """
     told = _ask("squeue", "-h", "-t", "all", "-j", here.id, "-O", "State:20,RestartCnt:20")
     state, count = (*(told or "").split(), "", "")[:2]
-    if not state or state == "RUNNING":
+    if told is None or state == "RUNNING":
         return None
     return REQUEUED if not count.isdigit() or int(count) > here.restart else CANCELLED
 
@@ -146,12 +146,6 @@ def seconds_left(job: str) -> float:
         return 86400 * int(days or 0) + sum(60**place * part for place, part in enumerate(reversed(parts)))
     except ValueError:  # UNLIMITED, NOT_SET, INVALID
         return math.inf
-
-
-def is_ending(job: str) -> bool:
-    """Whether Slurm is ending this run of `job` by itself: cancelled, or requeued by somebody."""
-    told = _ask("squeue", "-h", "-t", "all", "-j", job, "-o", "%T")
-    return told is not None and told.strip() != "RUNNING"
 
 
 def requeue(job: str, delay: float = 0.0) -> bool:
