@@ -22,12 +22,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator import multirun, schema
-from orchestrator.errors import INTERRUPTED, UserError, nearest
+from orchestrator.common.errors import INTERRUPTED, UserError, nearest
+from orchestrator.common.terminal import one_piece
 from orchestrator.explain import sentence
 from orchestrator.listener import signals_restored
 from orchestrator.outcome import Outcome
 from orchestrator.schema import Config
-from orchestrator.voice import one_piece
 
 if TYPE_CHECKING:
     from orchestrator.experiment import Experiment
@@ -114,8 +114,8 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console, compla
 def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
     from orchestrator import launch, tracker
+    from orchestrator.common.formatting import counted
     from orchestrator.compare import compare, print_summary
-    from orchestrator.forensics.layout import counted
 
     if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
         command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"

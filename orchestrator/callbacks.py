@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator import checkpoint, ledger, schedule
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.experiment import reward_rows
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.transformer import Decoder, DecoderSpec
 from orchestrator import schema
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.files import permit_as_umask
 from orchestrator.schema import Config
 

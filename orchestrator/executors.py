@@ -20,7 +20,7 @@ from submitit.core.core import Executor, Job
 from submitit.core.utils import FailedJobError
 
 from orchestrator import scheduler
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.schema import Config, LauncherConfig
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves

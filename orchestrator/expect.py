@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator import body
-from orchestrator.errors import UserError, nearest
+from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.roles import ROUTING
 
 ROLES = tuple(ROUTING)

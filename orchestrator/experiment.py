@@ -14,7 +14,7 @@ from typing import Any
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator import expect, schedule, schema
-from orchestrator.errors import UserError, nearest
+from orchestrator.common.errors import UserError, nearest
 from orchestrator.schema import Config
 
 LONGEST_NAME = 120  # characters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.errors import nearest
+from orchestrator.common.errors import nearest
 from orchestrator.schema import Config, DomainConfig, flatten
 
 

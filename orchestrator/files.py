@@ -9,7 +9,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from models.transformer import Decoder
 from orchestrator import checkpoint, forensics
+from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.data import prepare
-from orchestrator.errors import UserError, refuse_unwritable
 
 BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
 SPLIT = "validation"

@@ -18,8 +18,8 @@ import submitit
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator import checkpoint, lease, ledger, ranks, rendezvous, retry, scheduler, schema
-from orchestrator.environment import environment
-from orchestrator.errors import UserError
+from orchestrator.common.environment import environment
+from orchestrator.common.errors import UserError
 from orchestrator.manifest import Manifest
 from orchestrator.ranks import Ranks
 from orchestrator.readings import Readings

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from orchestrator import locks
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 90.0  # without a beat; file systems of clusters show a change up to a minute late

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from orchestrator import locks
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 Record = dict[str, Any]
 PATIENCE_SECONDS = 90.0  # with another process that writes; it is frozen then

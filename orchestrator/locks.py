@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 POLL_SECONDS = 0.2
 TURN_SECONDS = 0.01  # the same, where what is waited for takes no longer than that

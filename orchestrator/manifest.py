@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import ledger
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
 COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one

@@ -22,11 +22,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
 from orchestrator import ledger, locks, outcome
-from orchestrator.errors import INTERRUPTED
+from orchestrator.common.errors import INTERRUPTED
+from orchestrator.common.terminal import Voice
 from orchestrator.listener import Listener
 from orchestrator.outcome import Outcome
 from orchestrator.schema import Config, LauncherKind
-from orchestrator.voice import Voice
 
 if TYPE_CHECKING:
     from orchestrator.announcement import Announcement

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.common.errors import INTERRUPTED, UserError
 
 LISTED = 300  # characters of directories that are named one by one
 WITHOUT_A_DIRECTORY = {0: "planned, nothing trained", INTERRUPTED: "stopped before it began", None: "has not ended"}

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.transformer import Decoder, PreNormBlock
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.schema import Config
 from sidecar.sharded import from_first, mean, whole
 

@@ -24,7 +24,7 @@ import torch
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator import checkpoint, executors, forensics, lease, locks, scheduler, schema
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.files import write_whole
 from orchestrator.forensics.analysis import DEFINITIONS
 from orchestrator.schema import Config, LauncherKind, Where

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import scheduler
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.manifest import Manifest
 from orchestrator.scheduler import ThisJob
 

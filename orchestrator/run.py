@@ -15,8 +15,8 @@ from torch import Tensor
 
 from models.transformer import Decoder, init_weights
 from orchestrator import checkpoint, ledger, ranks
+from orchestrator.common.errors import UserError
 from orchestrator.data import prepare
-from orchestrator.errors import UserError
 from orchestrator.experiment import decoder_spec
 from orchestrator.optim import DecoupledAdamW, learning_rate
 from orchestrator.ranks import ALONE, Ranks

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
-from orchestrator.errors import UserError, nearest
+from orchestrator.common.errors import UserError, nearest
 from orchestrator.schema import Config, SeedOf, SidecarMode
 
 if TYPE_CHECKING:

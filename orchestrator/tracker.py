@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from orchestrator import projection
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.files import permit_as_umask
 from orchestrator.projection import READING, STEP
 from orchestrator.schema import Config, TrackerMode

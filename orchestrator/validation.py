@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.schema import Config, LauncherKind, Source, flatten
 
 # Of single values; `validate` adds what concerns several.

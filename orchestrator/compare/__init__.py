@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator import locks
+from orchestrator.common.errors import UserError
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.summary import print_summary
-from orchestrator.errors import UserError
 
 __all__ = ["Comparison", "compare", "print_summary"]
 

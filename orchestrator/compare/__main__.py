@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.compare import across, compare, overview, print_summary
-from orchestrator.errors import UserError, refuse_unwritable
 
 
 def main(arguments: list[str] | None = None) -> int:

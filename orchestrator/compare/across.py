@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import scipy
 
+from orchestrator.common.errors import UserError
 from orchestrator.compare.cells import one_line
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.conservation import REFERENCES
 from orchestrator.compare.pairs import PRIMARY
 from orchestrator.compare.statistics import FEWEST_PAIRS
-from orchestrator.errors import UserError
 
 CALLED = ("better", "worse")
 

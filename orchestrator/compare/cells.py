@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from orchestrator import ledger, schema
+from orchestrator.common.errors import UserError
 from orchestrator.compare.shapes import (
     DESCRIPTION,
     MAPPING,
@@ -20,7 +21,6 @@ from orchestrator.compare.shapes import (
     check_reading,
     one_line,
 )
-from orchestrator.errors import UserError
 from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
 from orchestrator.manifest import Entry, Manifest

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from orchestrator.body import roles_of
+from orchestrator.common.palette import ROLES
 from orchestrator.compare import stated, tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.compare.coincidence import Coincidence, coincide
@@ -31,7 +32,6 @@ from orchestrator.compare.pairs import (
 )
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 from orchestrator.compare.symmetry import Symmetry, symmetry
-from orchestrator.palette import ROLES
 
 
 @dataclass(frozen=True)

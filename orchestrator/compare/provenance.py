@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import schema
+from orchestrator.common.environment import changes
 from orchestrator.compare.cells import CellResult, ExperimentResult
-from orchestrator.environment import changes
 
 CODE = ("commit", "changes")  # of an environment, what says which code ran
 PASSING = ("attempt", "since")  # and what differs between any two attempts

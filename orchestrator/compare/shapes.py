@@ -9,7 +9,7 @@ from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.expect import ROLES
 from orchestrator.ledger import Record
 

@@ -8,13 +8,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.common.palette import ROLES, colour, letter
+from orchestrator.common.terminal import one_piece
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.sections import brief, many_arms, sections
 from orchestrator.compare.sections.section import Link, Roles, Section
 from orchestrator.compare.story import Finding, findings
 from orchestrator.compare.wording import listed
-from orchestrator.palette import ROLES, colour, letter
-from orchestrator.voice import one_piece
 
 VERDICTS = {
     "better": "bold green",

@@ -16,13 +16,13 @@ import datasets
 import numpy as np
 import torch
 
+from orchestrator.common.errors import UserError
 from orchestrator.data import tokenizer as tokenizers
 from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
 from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
 from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
-from orchestrator.errors import UserError
 from orchestrator.locks import hold
 from orchestrator.schema import DataConfig, TokenizerKind
 

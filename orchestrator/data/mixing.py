@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 SHORTEST_EPOCH = 1024
 LONGEST_EPOCH = 2**20

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.common.errors import UserError
 from orchestrator.data.groups import Group
 from orchestrator.data.tokenizer import Tokenizer, train_bpe
-from orchestrator.errors import UserError
 from orchestrator.schema import DataConfig
 
 HELDOUT = ("test", "validation", "reward")  # filled in this order, before train

@@ -13,9 +13,9 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from orchestrator.common.errors import UserError, nearest
 from orchestrator.data import builtin
 from orchestrator.data.groups import Group, deal, digest, shuffle, stream
-from orchestrator.errors import UserError, nearest
 from orchestrator.schema import DomainConfig, Source
 
 PIECE = 2048  # characters of the longest document cut from a plain text

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from orchestrator.common.errors import UserError
 from orchestrator.data.sources import reason
-from orchestrator.errors import UserError
 from orchestrator.schema import TokenizerConfig, TokenizerKind
 
 if TYPE_CHECKING:

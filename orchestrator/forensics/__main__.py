@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import printable
 from orchestrator.forensics.export import (
     PICTURES,
     refuse_foreign,
@@ -22,7 +23,6 @@ from orchestrator.forensics.export import (
     write_figure,
     write_json,
 )
-from orchestrator.forensics.layout import printable
 
 if TYPE_CHECKING:
     from orchestrator.forensics.view import View

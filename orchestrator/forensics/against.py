@@ -9,9 +9,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.common.formatting import Column, Fitted, counted, dash, labelled, number, ranges
 from orchestrator.forensics.analysis import SCHEMA
 from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.layout import Column, Fitted, counted, dash, labelled, number, ranges
 from orchestrator.forensics.terminal import (
     ATTENTION,
     SATURATED,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.errors import UserError, nearest
+from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.anatomy import Anatomy
 from orchestrator.forensics.composition import Compositions
 from orchestrator.forensics.embedding import add_embedding

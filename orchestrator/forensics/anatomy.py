@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.description import describe
 from orchestrator.forensics.families import ATTENTION, FFN, KINDS, PLACES, QK_NORM, Family, Heads, find
 from orchestrator.forensics.guess import guess, heads_by_shape

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 HELD = 32 * 2**20  # bytes read before the file is mapped anew: a mapped page stays in memory until unmapped
 ZIP = b"PK\x03\x04"  # how torch's format begins since 1.6; the one before it cannot be mapped

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

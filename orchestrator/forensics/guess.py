@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.description import Description
 from orchestrator.forensics.families import (
     ATTENTION,

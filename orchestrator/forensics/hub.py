@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 _NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>\w[\w./-]*))?")
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.transformer import Attention, Decoder, PreNormBlock, Rope, rotate, write_prefix
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 MEASURES = ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass")
 GROUP = 512  # tokens that are run at once

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS = re.compile(r"(^|[._])experts?[._]|block_sparse_moe\.|(^|\.)moe\.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.transformer import seed_of
 from orchestrator import checkpoint
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.schema import TokenizerKind
 
 if TYPE_CHECKING:

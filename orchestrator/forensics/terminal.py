@@ -10,9 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.forensics.layout import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
+from orchestrator.common.formatting import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
+from orchestrator.common.palette import ROLES, colour, letter
 from orchestrator.forensics.measures import MEASURES, NEEDS
-from orchestrator.palette import ROLES, colour, letter
 
 Result = Mapping[str, Any]  # what `analyze` returns
 Layer = Mapping[str, Any]  # one of its layers

@@ -12,7 +12,8 @@ import torch
 from rich.console import RenderableType
 from torch import Tensor
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import printable
 from orchestrator.forensics import against as pair
 from orchestrator.forensics import figure, terminal
 from orchestrator.forensics import trajectory as run
@@ -20,7 +21,6 @@ from orchestrator.forensics.analysis import analyze
 from orchestrator.forensics.anatomy import Anatomy
 from orchestrator.forensics.export import rows_of
 from orchestrator.forensics.hub import local
-from orchestrator.forensics.layout import printable
 from orchestrator.forensics.runner import tokens_of
 from orchestrator.forensics.sources import checkpoints, single, unit, whole
 from orchestrator.forensics.terminal import Result

@@ -16,9 +16,9 @@ from rich.markup import escape
 from models.transformer import Decoder
 from orchestrator import data, executors, locks, ranks, scheduler, status, tracker
 from orchestrator.callbacks import build_sidecar
+from orchestrator.common.environment import usable_cores
+from orchestrator.common.errors import UserError
 from orchestrator.directory import record_launcher
-from orchestrator.environment import usable_cores
-from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import lease, locks, scheduler, status
+from orchestrator.common.errors import UserError
 from orchestrator.directory import reopen
-from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment
 from orchestrator.launch import alone, check_jobs, launch, prepare_data, refuse_early, slurm, with_a_scheduler
 from orchestrator.manifest import Manifest

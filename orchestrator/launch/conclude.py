@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator import directory, ledger, locks, retry, schedule, scheduler, status, tracker
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import is_finished
 from orchestrator.launch import slurm

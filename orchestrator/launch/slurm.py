@@ -12,9 +12,9 @@ from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator import executors, lease, schedule, scheduler
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
 from orchestrator.experiment import Cell, Experiment
-from orchestrator.forensics.layout import counted
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
 from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest

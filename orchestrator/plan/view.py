@@ -13,11 +13,11 @@ from rich.text import Text
 
 from models.transformer import DecoderSpec
 from orchestrator import launch
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
+from orchestrator.common.units import duration, figures, size, work
 from orchestrator.expect import intended
 from orchestrator.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
-from orchestrator.plan.units import duration, figures, size, work
 from orchestrator.schema import LauncherKind, TrackerMode, Where
 
 SEEDS = 12  # that are listed before only the first and the last are

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.errors import INTERRUPTED, UserError
+from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.status.cells import CellStatus, read_comparison, read_status
 from orchestrator.status.view import View
 from orchestrator.status.watch import GOING, outcome, watch

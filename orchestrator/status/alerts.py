@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator.forensics.layout import counted
+from orchestrator.common.formatting import counted
 from orchestrator.status.cells import CellStatus
 
 SEVERITIES = ("critical", "warn", "note")  # worst first

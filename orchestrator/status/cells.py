@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator import lease, ledger
-from orchestrator.errors import UserError, no_experiment
+from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.locks import is_held
 from orchestrator.manifest import COMPARISON, Entry, Manifest
 from orchestrator.scheduler import Job, jobs, recent_jobs

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.palette import letter
+from orchestrator.common.palette import letter
 
 Finding = dict[str, Any]  # tensor, ratio, severity (`forensics.pathology`)
 

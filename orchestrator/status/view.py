@@ -14,8 +14,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.forensics.layout import Column, counted, dash, number, printable
-from orchestrator.palette import ROLES, TIE, colour, letter
+from orchestrator.common.formatting import Column, counted, dash, number, printable
+from orchestrator.common.palette import ROLES, TIE, colour, letter
 from orchestrator.status.alerts import SEVERITIES, Alert, alerts
 from orchestrator.status.cells import CellStatus
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import executors, ledger, scheduler
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.manifest import Manifest
 from orchestrator.schema import Config
 from tests.cluster.conftest import Run

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from orchestrator import job, ranks, train
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.ranks import Ranks
 from orchestrator.run import Callback, Run
 from orchestrator.schema import Config

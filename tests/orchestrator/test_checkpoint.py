@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator import checkpoint
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 TENSORS = {
     "model": {"a.weight": torch.arange(600.0).reshape(20, 30), "b.weight": torch.randn(7)},
@@ -103,7 +103,7 @@ def test_a_disk_that_refuses_leaves_the_previous_checkpoint(three: Path) -> None
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
         "from orchestrator import checkpoint\n"
-        "from orchestrator.errors import UserError\n"
+        "from orchestrator.common.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"
         "    checkpoint.save(Path(sys.argv[1]), 20, {'model': {'w': torch.zeros(100_000)}}, {})\n"

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.common.errors import UserError
 from orchestrator.data import Corpus, prepare
 from orchestrator.data import builtin as builtin_text
 from orchestrator.data.packing import HELDOUT
-from orchestrator.errors import UserError
 from orchestrator.schema import DataConfig, DomainConfig, Source, TokenizerConfig, TokenizerKind
 
 SPLITS = (*HELDOUT, "train")

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.common.errors import UserError
 from orchestrator.data.mixing import LONGEST_EPOCH, Mixture, apportion
-from orchestrator.errors import UserError
 
 ROWS = {"code": 300, "facts": 41, "math": 7}
 WEIGHTS = {"code": 1.0, "facts": 0.5, "math": 2.5}

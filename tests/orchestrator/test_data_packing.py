@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.common.errors import UserError
 from orchestrator.data.packing import HELDOUT, learn_bpe, write_domain
 from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.errors import UserError
 from orchestrator.schema import DataConfig
 
 

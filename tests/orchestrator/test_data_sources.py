@@ -15,9 +15,9 @@ import datasets
 import pandas as pd
 import pytest
 
+from orchestrator.common.errors import UserError
 from orchestrator.data import builtin
 from orchestrator.data.sources import READERS
-from orchestrator.errors import UserError
 from orchestrator.schema import DomainConfig, Source
 
 TEXTS = [f"document {i}: naïve 日本語" for i in range(30)]

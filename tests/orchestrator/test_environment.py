@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import environment
+from orchestrator.common import environment
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout that the code seems to lie in."""
     root = tmp_path / "code"
     (root / "orchestrator").mkdir(parents=True)
-    module = root / "orchestrator/environment.py"
+    module = root / "orchestrator/common/environment.py"
     module.write_text("x = 1\n")
     git(root, "init", "-q")
     git(root, "add", ".")
@@ -60,7 +60,7 @@ def test_uncommitted_changes_have_a_digest(checkout: Path) -> None:
     found = environment.environment(torch.device("cpu"))
     assert found["commit"] == git(checkout, "rev-parse", "HEAD").strip()
     assert found["changes"] == "clean"
-    (checkout / "orchestrator/environment.py").write_bytes("x = 2  # é\n".encode("latin-1"))
+    (checkout / "orchestrator/common/environment.py").write_bytes("x = 2  # é\n".encode("latin-1"))
     diff = environment.code()["diff"]
     assert "+x = 2" in diff
     changed = environment.environment(torch.device("cpu"))["changes"]
@@ -84,14 +84,14 @@ def test_a_module_that_git_does_not_know_is_a_change(checkout: Path) -> None:
         seen.add(environment.environment(torch.device("cpu"))["changes"])
     assert len(seen - {"clean"}) == 2
     module.rename(checkout / "models/b.py")
-    (checkout / "orchestrator/environment.py").write_text("x = 2\n")
+    (checkout / "orchestrator/common/environment.py").write_text("x = 2\n")
     diff = environment.code()["diff"]
     assert diff.startswith(f"untracked models/b.py sha256:{hashlib.sha256(content).hexdigest()}\ndiff --git ")
     patch = checkout / "recorded.patch"
     patch.write_text(diff)
     git(checkout, "checkout", "-q", ".")
     git(checkout, "apply", str(patch))  # what is recorded is a patch still
-    assert (checkout / "orchestrator/environment.py").read_text() == "x = 2\n"
+    assert (checkout / "orchestrator/common/environment.py").read_text() == "x = 2\n"
 
 
 def test_without_a_checkout_or_git_the_code_is_unknown(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +109,7 @@ def test_no_environment_variable_is_recorded() -> None:
     """In a process of its own, all of whose variables are known."""
     script = (
         "import json, torch\n"
-        "from orchestrator.environment import environment\n"
+        "from orchestrator.common.environment import environment\n"
         "print(json.dumps(environment(torch.device('cpu'))))\n"
     )
     env = {**os.environ, "WANDB_API_KEY": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2"}

@@ -14,8 +14,8 @@ import yaml
 from hydra import initialize_config_dir
 
 from orchestrator.__main__ import CONF, compose
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.expect import QUANTITIES, check_depths, intended, layers_of
 from orchestrator.experiment import experiment_of
 

@@ -12,8 +12,8 @@ from hydra import initialize_config_dir
 
 from orchestrator import schema
 from orchestrator.__main__ import CONF, compose
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, experiment_of
 
 ABLATION = ["+experiment=width_ablation"]

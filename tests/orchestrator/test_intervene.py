@@ -14,8 +14,8 @@ from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator import checkpoint, schema
+from orchestrator.common.errors import UserError
 from orchestrator.data import prepare
-from orchestrator.errors import UserError
 from orchestrator.intervene import (
     BRANCHES,
     intervene,

@@ -18,7 +18,7 @@ from typing import IO
 import pytest
 
 from orchestrator import lease, locks
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 FORK = multiprocessing.get_context("fork")
 

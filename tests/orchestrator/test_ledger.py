@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import ledger
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 
 RECORDS = [{"step": 10 * i, "loss": 1 / (i + 3), "heldout": {"code": 0.1 * i}} for i in range(6)]
 

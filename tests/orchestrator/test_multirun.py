@@ -20,9 +20,9 @@ from rich.console import Console
 
 from orchestrator import checkpoint, ledger, schema
 from orchestrator.announcement import Announcement
+from orchestrator.common.terminal import Voice, one_piece
 from orchestrator.multirun import PLACES, Multirun
 from orchestrator.outcome import Outcome, told
-from orchestrator.voice import Voice, one_piece
 
 APART = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
@@ -135,7 +135,7 @@ def test_jobs_on_one_machine_share_its_cores(
 
 
 def test_a_slurm_job_uses_the_cores_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.environment import usable_cores
+    from orchestrator.common.environment import usable_cores
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)})
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")

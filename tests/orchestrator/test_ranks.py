@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from orchestrator import checkpoint, job, launch, ledger, ranks, rendezvous
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.manifest import Manifest
 from orchestrator.run import Callback, Run

@@ -23,8 +23,8 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator import checkpoint, job, lease, ledger, locks, readings, schema, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import ReadLayers, callbacks_for
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run

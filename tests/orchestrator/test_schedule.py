@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import schedule
 from orchestrator.__main__ import CONF, compose
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.experiment import Cell, experiment_of
 from orchestrator.launch.order import first_ready
 

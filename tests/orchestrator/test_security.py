@@ -21,7 +21,7 @@ import yaml
 from submitit.slurm import slurm
 
 from orchestrator import schema, validation
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics import distributed
 
 ROOT = Path(__file__).resolve().parents[2]

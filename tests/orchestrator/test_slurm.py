@@ -17,8 +17,8 @@ from rich.console import Console
 
 from orchestrator import executors, launch, locks, scheduler, status
 from orchestrator.__main__ import CONF, compose, wrap_up
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory, record_launcher
-from orchestrator.errors import UserError
 from orchestrator.experiment import Experiment, experiment_of
 from orchestrator.launch import again, conclude, slurm
 from orchestrator.manifest import COMPARISON, Manifest

@@ -24,9 +24,9 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator import lease, ledger, schema, tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
+from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.experiment import experiment_of
 from orchestrator.files import write_whole
 from orchestrator.run import Callback, Run

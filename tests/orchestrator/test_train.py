@@ -20,8 +20,8 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator import checkpoint, forensics, ledger
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
+from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
-from orchestrator.errors import UserError
 from orchestrator.experiment import Cell, Experiment, experiment_of
 from orchestrator.run import Callback, Run
 from orchestrator.train import StopSignal, train, train_cell

@@ -10,9 +10,9 @@ import numpy as np
 import plotly.graph_objects as go
 import scipy
 
+from orchestrator.common.palette import Line, arm_line
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures.panels import SHOWN_ARMS, mean_profile, short, text
-from orchestrator.palette import Line, arm_line
 
 SYMBOLS = 8  # at most, along a line over the steps
 CHANCE = "dotted: by chance"

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from html import escape
 from urllib.parse import quote
 
+from orchestrator.common.palette import colour, letter
 from orchestrator.compare.report.glossary import GLOSSARY, term_of
 from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.story import Finding, Scale
 from orchestrator.compare.wording import elide
-from orchestrator.palette import colour, letter
 
 LONG = 36  # characters of a cell, beyond which it may break
 WIDE, HIGH = 260, 50  # of a scale, in pixels

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from orchestrator.common.palette import arm_line
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures import Drawing
 from orchestrator.compare.report.chapters import Chapter, chapters
@@ -19,7 +20,6 @@ from orchestrator.compare.report.html import bullets, card, define, table
 from orchestrator.compare.sections import glance, many_arms
 from orchestrator.compare.story import findings
 from orchestrator.compare.wording import listed
-from orchestrator.palette import arm_line
 
 TITLE = 44  # pixels that a figure's own title takes, which the page prints instead
 DIGITS = "%.6g"  # of the tables inside the page; those beside it have all

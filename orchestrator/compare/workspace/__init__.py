@@ -12,12 +12,12 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from orchestrator import tracker
+from orchestrator.common.errors import UserError
+from orchestrator.common.palette import arm_line
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import report_of
-from orchestrator.errors import UserError
 from orchestrator.files import write_whole
-from orchestrator.palette import arm_line
 from orchestrator.schema import Config, TrackerMode
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"

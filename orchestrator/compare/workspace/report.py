@@ -7,12 +7,12 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
+from orchestrator.common.palette import arm_line, letter
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.sections import sections
 from orchestrator.compare.sections.section import Cell, Link, Roles, Section
 from orchestrator.compare.story import findings
 from orchestrator.compare.workspace import charts
-from orchestrator.palette import arm_line, letter
 from orchestrator.schema import Config
 
 LONGEST_TITLE = 128  # characters that W&B takes

@@ -15,13 +15,13 @@ import scipy.stats
 import yaml
 from rich.console import Console
 
+from orchestrator.common.errors import UserError
 from orchestrator.compare import compare, print_summary
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.contrasts import Contrast
 from orchestrator.compare.pairs import EQUAL_FLOPS
 from orchestrator.compare.sections import sections
 from orchestrator.compare.sections.outcomes import formula
-from orchestrator.errors import UserError
 
 Write = Callable[..., Path]
 Edit = Callable[..., None]

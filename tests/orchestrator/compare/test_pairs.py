@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.pairs import losses, pair_up, validation_curves
-from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 
 Write = Callable[..., Path]

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from orchestrator import ledger
+from orchestrator.common.errors import UserError
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.provenance import Difference, constant, differences
-from orchestrator.errors import UserError
 from orchestrator.manifest import Manifest
 
 Write = Callable[..., Path]

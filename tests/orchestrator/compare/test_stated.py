@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from orchestrator import ledger
+from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.sections import sections
 from orchestrator.compare.stated import Change, late_changes, notes
-from orchestrator.errors import UserError
 
 Write = Callable[..., Path]
 BEFORE, DONE, AFTER, LATER = (f"2026-03-0{day}T10:00:00+00:00" for day in (1, 2, 3, 4))

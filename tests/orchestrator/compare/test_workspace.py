@@ -18,12 +18,12 @@ import pytest
 import wandb_workspaces.workspaces as ws
 
 from orchestrator import ledger
+from orchestrator.common.errors import UserError
 from orchestrator.compare import compare, workspace
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import markdown, report_of
-from orchestrator.errors import UserError
 from orchestrator.tracker import Tracker
 from tests.orchestrator.offline_run import inspect, of_kind, runs_of, summary_of
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics import analyze
 from orchestrator.forensics.analysis import by_null, read_stack
 from orchestrator.forensics.anatomy import Anatomy

@@ -28,7 +28,7 @@ from transformers import (
 
 from models.hf import to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.anatomy import KINDS, Anatomy, Heads
 from orchestrator.forensics.tensors import Tensors
 

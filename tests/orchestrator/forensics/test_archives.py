@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics import archives
 from orchestrator.forensics.tensors import open_tensors
 

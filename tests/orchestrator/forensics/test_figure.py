@@ -18,10 +18,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from orchestrator.common.palette import colour
 from orchestrator.forensics import analyze, figure
 from orchestrator.forensics.against import against
 from orchestrator.forensics.trajectory import trajectory
-from orchestrator.palette import colour
 from tests.orchestrator.forensics.pages import ROLES, Result, with_roles
 
 TIE = "damper/hub"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.anatomy import KINDS, PLACES, Anatomy, Heads
 
 # Wide enough for real heads of 64, the size assumed where nothing tells it.

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.hub import local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CALL = """
 import sys
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.hub import local
 for source in sys.argv[1:]:
     try:

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.probe import attention_pattern, pattern_sums, probe
 from orchestrator.forensics.runner import runnable
 

@@ -18,7 +18,7 @@ from torch import nn
 from models.hf import LayeredDecoderForCausalLM, to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator import checkpoint, schema
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.probe import probe
 from orchestrator.forensics.runner import redrawn, runnable, special_tokens, tokens_of
 from orchestrator.schema import TokenizerKind

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import save
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.sources import checkpoints, holds_weights, single, unit, whole
 
 Put = Callable[..., Path]

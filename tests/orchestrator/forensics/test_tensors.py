@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.tensors import open_file, open_tensors
 
 

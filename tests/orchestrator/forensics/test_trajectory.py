@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.forensics import analyze
 from orchestrator.forensics.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
 from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles

@@ -13,13 +13,13 @@ import torch
 
 from models.transformer import Decoder, DecoderSpec, LayerShape
 from orchestrator import schema
+from orchestrator.common.units import duration, size, work
 from orchestrator.experiment import decoder_spec
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.cost import makespan
 from orchestrator.plan.hardware import SHEETS, hardware_for
 from orchestrator.plan.memory import activations, peak
 from orchestrator.plan.sample import take_sample
-from orchestrator.plan.units import duration, size, work
 from orchestrator.plan.volume import volume
 from orchestrator.schema import (
     Config,

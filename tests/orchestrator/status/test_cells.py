@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import lease, ledger, locks
-from orchestrator.errors import UserError
+from orchestrator.common.errors import UserError
 from orchestrator.manifest import Entry, Manifest
 from orchestrator.scheduler import Job
 from orchestrator.status import experiment_lock, read_status

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator import lease
-from orchestrator.palette import ROLES
+from orchestrator.common.palette import ROLES
 from orchestrator.status import read_status
 from orchestrator.status.view import GROUP, View, line, sparkline, strip
 
