@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from orchestrator import checkpoint, ledger, schedule
 from orchestrator.common.errors import INTERRUPTED, UserError
+from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.experiment import reward_rows
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
-from orchestrator.schema import Config, SidecarMode
 from orchestrator.tracker import Tracker
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole

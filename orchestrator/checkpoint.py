@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.transformer import Decoder, DecoderSpec
-from orchestrator import schema
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+from orchestrator.config.schema import Config
 from orchestrator.files import permit_as_umask
-from orchestrator.schema import Config
 
 _NAME = re.compile(r"step_(\d{8,})")
 

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from models.transformer import num_params
-from orchestrator import schema
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
+from orchestrator.config import schema
 from orchestrator.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.files import write_whole
 

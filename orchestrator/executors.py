@@ -21,7 +21,7 @@ from submitit.core.utils import FailedJobError
 
 from orchestrator import scheduler
 from orchestrator.common.errors import UserError
-from orchestrator.schema import Config, LauncherConfig
+from orchestrator.config.schema import Config, LauncherConfig
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # how the variables begin that Slurm gives a job

@@ -13,9 +13,10 @@ from typing import Any
 
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
-from orchestrator import expect, schedule, schema
+from orchestrator import expect, schedule
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.schema import Config
+from orchestrator.config import schema
+from orchestrator.config.schema import Config
 
 LONGEST_NAME = 120  # characters
 LARGEST_WEIGHT = 1e6  # of an arm in a contrast, and one over it the smallest

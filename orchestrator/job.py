@@ -17,14 +17,15 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, lease, ledger, ranks, rendezvous, retry, scheduler, schema
+from orchestrator import checkpoint, lease, ledger, ranks, rendezvous, retry, scheduler
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+from orchestrator.config.schema import Config
 from orchestrator.manifest import Manifest
 from orchestrator.ranks import Ranks
 from orchestrator.readings import Readings
 from orchestrator.run import Run
-from orchestrator.schema import Config
 from orchestrator.train import StopSignal, train_cell
 
 ASK_SECONDS = 30.0  # between two questions to Slurm

@@ -24,9 +24,9 @@ from rich.console import Console
 from orchestrator import ledger, locks, outcome
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.common.terminal import Voice
+from orchestrator.config.schema import Config, LauncherKind
 from orchestrator.listener import Listener
 from orchestrator.outcome import Outcome
-from orchestrator.schema import Config, LauncherKind
 
 if TYPE_CHECKING:
     from orchestrator.announcement import Announcement

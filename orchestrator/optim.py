@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from orchestrator.schema import OptimConfig, Schedule
+from orchestrator.config.schema import OptimConfig, Schedule
 from sidecar.sharded import like, local
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.transformer import Decoder, PreNormBlock
 from orchestrator.common.errors import UserError
-from orchestrator.schema import Config
+from orchestrator.config.schema import Config
 from sidecar.sharded import from_first, mean, whole
 
 T = TypeVar("T")

@@ -16,11 +16,11 @@ from torch import Tensor
 from models.transformer import Decoder, init_weights
 from orchestrator import checkpoint, ledger, ranks
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config, Device, Precision
 from orchestrator.data import prepare
 from orchestrator.experiment import decoder_spec
 from orchestrator.optim import DecoupledAdamW, learning_rate
 from orchestrator.ranks import ALONE, Ranks
-from orchestrator.schema import Config, Device, Precision
 from sidecar.sharded import like, whole
 
 Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import ledger
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.schema import Config, SeedOf, SidecarMode
+from orchestrator.config.schema import Config, SeedOf, SidecarMode
 
 if TYPE_CHECKING:
     from orchestrator.run import Run

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator import ledger, schema
+from orchestrator import ledger
 from orchestrator.common.errors import UserError
 from orchestrator.compare.shapes import (
     DESCRIPTION,
@@ -21,6 +21,7 @@ from orchestrator.compare.shapes import (
     check_reading,
     one_line,
 )
+from orchestrator.config import schema
 from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
 from orchestrator.manifest import Entry, Manifest

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import schema
 from orchestrator.common.errors import UserError
 from orchestrator.compare.cells import CellResult, ExperimentResult
 from orchestrator.compare.flops import at_equal_flops, spent
+from orchestrator.config import schema
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees

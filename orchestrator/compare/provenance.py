@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import schema
 from orchestrator.common.environment import changes
 from orchestrator.compare.cells import CellResult, ExperimentResult
+from orchestrator.config import schema
 
 CODE = ("commit", "changes")  # of an environment, what says which code ran
 PASSING = ("attempt", "since")  # and what differs between any two attempts

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DataConfig, TokenizerKind
 from orchestrator.data import tokenizer as tokenizers
 from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
@@ -24,7 +25,6 @@ from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
 from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.locks import hold
-from orchestrator.schema import DataConfig, TokenizerKind
 
 FORMAT = 3  # of the prepared files; a new number rebuilds them
 BPE_TOKENS = 2**22  # of training text per domain from which a BPE is learnt, at most

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.groups import Group
 from orchestrator.data.tokenizer import Tokenizer, train_bpe
-from orchestrator.schema import DataConfig
 
 HELDOUT = ("test", "validation", "reward")  # filled in this order, before train
 ENCODED_AT_ONCE = 256  # documents

@@ -14,9 +14,9 @@ import datasets
 import pyarrow as pa
 
 from orchestrator.common.errors import UserError, nearest
+from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import builtin
 from orchestrator.data.groups import Group, deal, digest, shuffle, stream
-from orchestrator.schema import DomainConfig, Source
 
 PIECE = 2048  # characters of the longest document cut from a plain text
 

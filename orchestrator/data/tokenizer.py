@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import TokenizerConfig, TokenizerKind
 from orchestrator.data.sources import reason
-from orchestrator.schema import TokenizerConfig, TokenizerKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

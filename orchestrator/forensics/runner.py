@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.transformer import seed_of
 from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
-from orchestrator.schema import TokenizerKind
+from orchestrator.config.schema import TokenizerKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,13 +18,13 @@ from orchestrator import data, executors, locks, ranks, scheduler, status, track
 from orchestrator.callbacks import build_sidecar
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
 from orchestrator.directory import record_launcher
 from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm
 from orchestrator.launch.order import waves
 from orchestrator.manifest import OPEN, Manifest
-from orchestrator.schema import Config, Device, LauncherKind, SidecarMode
 
 FOLLOW_SECONDS = 2.0
 ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}

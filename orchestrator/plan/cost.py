@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator import launch
+from orchestrator.config.schema import LauncherKind, Where
 from orchestrator.experiment import Experiment
 from orchestrator.plan.arm import ArmPlan, plan_arms
 from orchestrator.plan.hardware import Hardware, hardware_for
 from orchestrator.plan.memory import peak
 from orchestrator.plan.sample import Sample, take_sample
 from orchestrator.plan.volume import Volume, volume
-from orchestrator.schema import LauncherKind, Where
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.transformer import BLOCKS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
-from orchestrator.schema import Config, Precision
+from orchestrator.config.schema import Config, Precision
 
 FP32, BF16 = 4, 2  # bytes
 

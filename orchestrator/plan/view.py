@@ -15,10 +15,10 @@ from models.transformer import DecoderSpec
 from orchestrator import launch
 from orchestrator.common.errors import UserError
 from orchestrator.common.units import duration, figures, size, work
+from orchestrator.config.schema import LauncherKind, TrackerMode, Where
 from orchestrator.expect import intended
 from orchestrator.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
-from orchestrator.schema import LauncherKind, TrackerMode, Where
 
 SEEDS = 12  # that are listed before only the first and the last are
 KEPT = 2  # checkpoints that are suggested to be kept where all of them do not fit

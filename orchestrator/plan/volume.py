@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import projection
+from orchestrator.config.schema import TrackerMode
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.sample import Sample
-from orchestrator.schema import TrackerMode
 from orchestrator.tracker import MANY
 
 # A row of W&B's log is protobuf: the name and the value as JSON of every item and about 8 bytes about them, three items

@@ -18,13 +18,13 @@ import numpy as np
 import yaml
 from playwright.sync_api import expect, sync_playwright
 
-from orchestrator import schema
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import compute
+from orchestrator.config import schema
+from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.expect import ROLES
 from orchestrator.forensics.anatomy import KINDS
 from orchestrator.forensics.roles import FEATURES
-from orchestrator.schema import Config, DataConfig, DomainConfig
 
 LAYERS, READINGS, SEEDS, ARMS = 24, 20, 8, ("uniform", "variable")
 EVERY = 500  # steps between readings

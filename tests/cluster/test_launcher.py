@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator import executors, ledger, scheduler
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.manifest import Manifest
-from orchestrator.schema import Config
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from orchestrator import job, ranks, train
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.ranks import Ranks
 from orchestrator.run import Callback, Run
-from orchestrator.schema import Config
 
 
 class ActAt(Callback):

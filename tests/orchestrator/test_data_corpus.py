@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DataConfig, DomainConfig, Source, TokenizerConfig, TokenizerKind
 from orchestrator.data import Corpus, prepare
 from orchestrator.data import builtin as builtin_text
 from orchestrator.data.packing import HELDOUT
-from orchestrator.schema import DataConfig, DomainConfig, Source, TokenizerConfig, TokenizerKind
 
 SPLITS = (*HELDOUT, "train")
 

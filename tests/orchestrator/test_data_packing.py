@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DataConfig
 from orchestrator.data.packing import HELDOUT, learn_bpe, write_domain
 from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.schema import DataConfig
 
 
 def reference(texts: list[str], budgets: list[int | None], seq_len: int) -> list[list[list[int]]]:

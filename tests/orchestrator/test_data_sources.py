@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import builtin
 from orchestrator.data.sources import READERS
-from orchestrator.schema import DomainConfig, Source
 
 TEXTS = [f"document {i}: naïve 日本語" for i in range(30)]
 

@@ -12,6 +12,7 @@ from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import TokenizerConfig, TokenizerKind
 from orchestrator.data.tokenizer import (
     END_OF_TEXT,
     ByteTokenizer,
@@ -21,7 +22,6 @@ from orchestrator.data.tokenizer import (
     load_pretrained,
     train_bpe,
 )
-from orchestrator.schema import TokenizerConfig, TokenizerKind
 
 TEXTS = ["The cat sat on the mat, the cat sat.\n" * 20, "def cat(mat):\n    return mat  # the cat\n" * 20]
 HOSTILE = [

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
-from orchestrator import schema
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
 from orchestrator.directory import open_directory
 from orchestrator.experiment import Experiment, experiment_of
 

@@ -13,8 +13,19 @@ import torch
 from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator import checkpoint, schema
+from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+from orchestrator.config.schema import (
+    Config,
+    DataConfig,
+    DomainConfig,
+    ModelConfig,
+    Profile,
+    Source,
+    TrainConfig,
+    WidthConfig,
+)
 from orchestrator.data import prepare
 from orchestrator.intervene import (
     BRANCHES,
@@ -24,16 +35,6 @@ from orchestrator.intervene import (
     row_losses,
     silenced,
     worth,
-)
-from orchestrator.schema import (
-    Config,
-    DataConfig,
-    DomainConfig,
-    ModelConfig,
-    Profile,
-    Source,
-    TrainConfig,
-    WidthConfig,
 )
 
 WIDTHS = (8, 16, 12, 16)

@@ -18,8 +18,9 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, launch, lease, ledger, locks, schema, status
+from orchestrator import checkpoint, job, launch, lease, ledger, locks, status
 from orchestrator.__main__ import CONF, compose
+from orchestrator.config import schema
 from orchestrator.manifest import Manifest
 from orchestrator.status.__main__ import main as status_main
 

@@ -18,9 +18,10 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from orchestrator import checkpoint, ledger, schema
+from orchestrator import checkpoint, ledger
 from orchestrator.announcement import Announcement
 from orchestrator.common.terminal import Voice, one_piece
+from orchestrator.config import schema
 from orchestrator.multirun import PLACES, Multirun
 from orchestrator.outcome import Outcome, told
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from orchestrator.config.schema import OptimConfig, Schedule
 from orchestrator.optim import DecoupledAdamW, learning_rate
-from orchestrator.schema import OptimConfig, Schedule
 
 
 def _model() -> nn.Module:

@@ -20,15 +20,16 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, lease, ledger, locks, readings, schema, status
+from orchestrator import checkpoint, job, lease, ledger, locks, readings, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import ReadLayers, callbacks_for
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+from orchestrator.config.schema import Config
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
 from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run
-from orchestrator.schema import Config
 from orchestrator.status.alerts import alerts
 from orchestrator.train import StopSignal, train
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from orchestrator import schema
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema
 
 CONF = Path(__file__).parents[2] / "conf"
 FILES = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))

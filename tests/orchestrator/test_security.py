@@ -20,8 +20,8 @@ import pytest
 import yaml
 from submitit.slurm import slurm
 
-from orchestrator import schema, validation
 from orchestrator.common.errors import UserError
+from orchestrator.config import schema, validation
 from orchestrator.forensics import distributed
 
 ROOT = Path(__file__).resolve().parents[2]

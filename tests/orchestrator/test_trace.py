@@ -12,10 +12,9 @@ import torch
 from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator import checkpoint, schema
-from orchestrator.data import prepare
-from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.schema import (
+from orchestrator import checkpoint
+from orchestrator.config import schema
+from orchestrator.config.schema import (
     Config,
     DataConfig,
     DomainConfig,
@@ -27,6 +26,8 @@ from orchestrator.schema import (
     TrainConfig,
     WidthConfig,
 )
+from orchestrator.data import prepare
+from orchestrator.data.tokenizer import ByteTokenizer
 from orchestrator.trace import lens, main, report, spelled, trace_tokens
 
 WIDTHS = (8, 16, 12)

@@ -21,16 +21,17 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import lease, ledger, schema, tracker
+from orchestrator import lease, ledger, tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
+from orchestrator.config import schema
+from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
 from orchestrator.files import write_whole
 from orchestrator.run import Callback, Run
-from orchestrator.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.tracker import Tracker
 from orchestrator.train import StopSignal, train, train_cell
 from tests.orchestrator.offline_run import (
@@ -449,7 +450,7 @@ def test_other_failures_are_one_warning_too(
 def call_check(home: Path, **environment: str) -> tuple[int, str]:
     """`tracker.check` for mode online in a process with nothing but `environment`."""
     program = (
-        "from orchestrator import tracker; from orchestrator.schema import *\n"
+        "from orchestrator import tracker; from orchestrator.config.schema import *\n"
         "try: tracker.check(Config(tracker=TrackerConfig(mode=TrackerMode.online)))\n"
         "except Exception as e: print(type(e).__name__, e); raise SystemExit(2)"
     )

@@ -13,7 +13,7 @@ from orchestrator.compare.sections import sections
 from orchestrator.compare.sections.section import Cell, Link, Roles, Section
 from orchestrator.compare.story import findings
 from orchestrator.compare.workspace import charts
-from orchestrator.schema import Config
+from orchestrator.config.schema import Config
 
 LONGEST_TITLE = 128  # characters that W&B takes
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import schema
-from orchestrator.schema import Config, DataConfig, DomainConfig
+from orchestrator.config import schema
+from orchestrator.config.schema import Config, DataConfig, DomainConfig
 
 DOMAINS = ("code", "facts")
 ROLE_CYCLE = ("hub", "damper", "passthrough", "specialist", "hub/specialist")

@@ -22,7 +22,7 @@ from orchestrator.compare.comparison import compute
 from orchestrator.compare.figures import FIGURES
 from orchestrator.compare.sections import sections
 from orchestrator.compare.tables import BUILDERS
-from orchestrator.schema import Config, TrackerConfig, TrackerMode
+from orchestrator.config.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracker import log_comparison
 from tests.orchestrator.compare.hard import HARD
 from tests.orchestrator.offline_run import (

@@ -12,16 +12,9 @@ import pytest
 import torch
 
 from models.transformer import Decoder, DecoderSpec, LayerShape
-from orchestrator import schema
 from orchestrator.common.units import duration, size, work
-from orchestrator.experiment import decoder_spec
-from orchestrator.plan.arm import ArmPlan
-from orchestrator.plan.cost import makespan
-from orchestrator.plan.hardware import SHEETS, hardware_for
-from orchestrator.plan.memory import activations, peak
-from orchestrator.plan.sample import take_sample
-from orchestrator.plan.volume import volume
-from orchestrator.schema import (
+from orchestrator.config import schema
+from orchestrator.config.schema import (
     Config,
     DataConfig,
     DomainConfig,
@@ -33,6 +26,13 @@ from orchestrator.schema import (
     PlanConfig,
     TrainConfig,
 )
+from orchestrator.experiment import decoder_spec
+from orchestrator.plan.arm import ArmPlan
+from orchestrator.plan.cost import makespan
+from orchestrator.plan.hardware import SHEETS, hardware_for
+from orchestrator.plan.memory import activations, peak
+from orchestrator.plan.sample import take_sample
+from orchestrator.plan.volume import volume
 
 Orchestrate = Callable[..., int]
 Printed = pytest.CaptureFixture[str]

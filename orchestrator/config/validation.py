@@ -6,7 +6,7 @@ import math
 import re
 
 from orchestrator.common.errors import UserError
-from orchestrator.schema import Config, LauncherKind, Source, flatten
+from orchestrator.config.schema import Config, LauncherKind, Source, flatten
 
 # Of single values; `validate` adds what concerns several.
 POSITIVE = (

@@ -355,14 +355,14 @@ OPERATIONAL = (
 
 def from_dictconfig(cfg: DictConfig) -> Config:
     """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
-    from orchestrator import explain, validation  # they read this page
+    from orchestrator.config import messages, validation  # they read this page
 
     try:
         # as plain values: a key that `+` added to the typed tree would be merged without a word
         merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise UserError(explain.sentence(error)) from error
+        raise UserError(messages.sentence(error)) from error
     assert isinstance(config, Config)
     validation.validate(config)
     return config
@@ -407,12 +407,12 @@ def plain(branch: Any) -> dict[str, Any]:
 
 def launcher_of(recorded: dict[str, Any]) -> LauncherConfig:
     """The launcher that `plain` wrote down. Raises `UserError` where it is none."""
-    from orchestrator import explain
+    from orchestrator.config import messages
 
     try:
         launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LauncherConfig), recorded))
     except OmegaConfBaseException as error:
-        raise UserError(explain.sentence(error)) from error
+        raise UserError(messages.sentence(error)) from error
     assert isinstance(launcher, LauncherConfig)
     return launcher
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from orchestrator.common.errors import nearest
-from orchestrator.schema import Config, DomainConfig, flatten
+from orchestrator.config.schema import Config, DomainConfig, flatten
 
 
 def sentence(error: Exception) -> str:
@@ -29,13 +29,13 @@ def sentence(error: Exception) -> str:
         known = keys()
         same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
-        return f"{file}'{key}' is no configuration key{hint}: orchestrator/schema.py lists them all."
+        return f"{file}'{key}' is no configuration key{hint}: orchestrator/config/schema.py lists them all."
     if key.partition(".")[0] == "arms":
         return f"{file}'{key}' is no list of overrides: write [optim.lr=0.002], or [] for the defaults."
     override = re.search(r"override (\S+)", outer)
     if "is not in struct" in inner:
         return f"'{key}' is new to the configuration: write ++{key}=…"
-    return f"{file}{override[1] if override else key}: {inner}; orchestrator/schema.py says what {key} takes."
+    return f"{file}{override[1] if override else key}: {inner}; orchestrator/config/schema.py says what {key} takes."
 
 
 def keys() -> list[str]:
