@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator import checkpoint, ledger, schedule
+from orchestrator import schedule
 from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.experiment import reward_rows
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
+from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracker import Tracker
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole
@@ -178,9 +179,9 @@ class WriteLedger(Callback):
         self.losses.zero_()
         self.count, self.tokens, self.seconds = 0, run.tokens, seconds
 
-    def _append(self, run: Run, record: ledger.Record) -> None:
+    def _append(self, run: Run, record: metrics_log.Record) -> None:
         with run.writing():
-            ledger.append(run.cell_dir / "ledger.jsonl", record)
+            metrics_log.append(run.cell_dir / "ledger.jsonl", record)
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}
@@ -246,7 +247,7 @@ class Track(Callback):
         self.sent: set[Path] = set()
 
     def start(self, run: Run) -> None:
-        self.tracker.start(run.cell_dir, ledger.read(run.cell_dir / "ledger.jsonl"))
+        self.tracker.start(run.cell_dir, metrics_log.read(run.cell_dir / "ledger.jsonl"))
         self.readings = Readings(run.cell_dir, run.config)
         self._send_readings()
 

@@ -15,7 +15,7 @@ from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import schema
 from orchestrator.experiment import Cell, Experiment, decoder_spec, training_flops
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 
 def refuse_another(experiment: Experiment) -> None:

@@ -19,9 +19,10 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from models.transformer import Decoder
-from orchestrator import checkpoint, forensics
+from orchestrator import forensics
 from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.data import prepare
+from orchestrator.storage import checkpoint
 
 BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
 SPLIT = "validation"

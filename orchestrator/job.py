@@ -17,15 +17,16 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, lease, ledger, ranks, rendezvous, retry, scheduler
+from orchestrator import ranks, rendezvous, retry, scheduler
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
-from orchestrator.manifest import Manifest
 from orchestrator.ranks import Ranks
 from orchestrator.readings import Readings
 from orchestrator.run import Run
+from orchestrator.storage import checkpoint, lease, metrics_log
+from orchestrator.storage.event_log import Manifest
 from orchestrator.train import StopSignal, train_cell
 
 ASK_SECONDS = 30.0  # between two questions to Slurm
@@ -187,9 +188,9 @@ def _record_silent_end_of(path: Path, attempt: int) -> None:
 
 def _attempts_before(path: Path) -> int:
     """The highest number of an attempt that anything tells of, were its claim deleted."""
-    record: ledger.Record | None = None
+    record: metrics_log.Record | None = None
     with suppress(UserError):  # a broken line, of which the run will say what it is
-        record = ledger.newest(path / "ledger.jsonl")
+        record = metrics_log.newest(path / "ledger.jsonl")
     began = (r for r in Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}") if r["state"] == "running")
     return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
@@ -216,7 +217,7 @@ def is_finished(cell_dir: Path) -> bool:
     if entry is None or entry.state != "done":
         return False
     config = _config_of(cell_dir)
-    last, record = config.train.steps, ledger.newest(cell_dir / "ledger.jsonl")
+    last, record = config.train.steps, metrics_log.newest(cell_dir / "ledger.jsonl")
     return (
         checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
         and record is not None

@@ -21,12 +21,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from orchestrator import ledger, locks, outcome
+from orchestrator import outcome
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.common.terminal import Voice
 from orchestrator.config.schema import Config, LauncherKind
 from orchestrator.listener import Listener
 from orchestrator.outcome import Outcome
+from orchestrator.storage import locks, metrics_log
 
 if TYPE_CHECKING:
     from orchestrator.announcement import Announcement
@@ -206,7 +207,7 @@ class Multirun(Callback):
         if self.record is None:
             self.ended.append(left)
         else:
-            ledger.append(self.record, vars(left))
+            metrics_log.append(self.record, vars(left))
 
     def outcomes(self) -> list[Outcome]:
         """Those of all jobs that have ended."""
@@ -216,7 +217,7 @@ class Multirun(Callback):
         """Those of all jobs that have begun."""
         if self.record is None:
             return self.ended
-        return outcome.newest(Outcome(**record) for record in ledger.read(self.record))
+        return outcome.newest(Outcome(**record) for record in metrics_log.read(self.record))
 
     def repeat(self, complain: Callable[[str], None]) -> None:
         """Say here what the jobs said in their files."""

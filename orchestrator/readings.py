@@ -23,12 +23,13 @@ from pathlib import Path
 import torch
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import checkpoint, executors, forensics, lease, locks, scheduler
+from orchestrator import executors, forensics, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, LauncherKind, Where
-from orchestrator.files import write_whole
 from orchestrator.forensics.analysis import DEFINITIONS
+from orchestrator.storage import checkpoint, lease, locks
+from orchestrator.storage.files import write_whole
 
 POLL_SECONDS = 1.0
 PATIENCE_SECONDS = 3600.0  # with another process that reads; longer than a reading takes

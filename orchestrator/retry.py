@@ -15,8 +15,8 @@ from typing import Any
 
 from orchestrator import scheduler
 from orchestrator.common.errors import UserError
-from orchestrator.manifest import Manifest
 from orchestrator.scheduler import ThisJob
+from orchestrator.storage.event_log import Manifest
 
 LONGEST_DELAY = 600.0  # seconds
 NOT_STARTED = -1  # the checkpoint of a cell that has none

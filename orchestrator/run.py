@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from models.transformer import Decoder, init_weights
-from orchestrator import checkpoint, ledger, ranks
+from orchestrator import ranks
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, Precision
 from orchestrator.data import prepare
 from orchestrator.experiment import decoder_spec
 from orchestrator.optim import DecoupledAdamW, learning_rate
 from orchestrator.ranks import ALONE, Ranks
+from orchestrator.storage import checkpoint, metrics_log
 from sidecar.sharded import like, whole
 
 Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
@@ -106,7 +107,7 @@ class Run:
         self.train_loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the last update
         self.grad_norm = torch.zeros((), device=self.device)
         self.folded: Callable[[], dict[str, Tensor]] = dict  # parameters that act otherwise than they are trained
-        self.record: ledger.Record = {}
+        self.record: metrics_log.Record = {}
         self.logged = -1  # step of the ledger's last record
         self.saved = -1  # step of the newest checkpoint that this run wrote or began from
         self.lr = 0.0
@@ -256,7 +257,7 @@ class Run:
 
     def _rewind(self) -> None:
         with self.writing() as check:
-            ledger.rewind(self.cell_dir / "ledger.jsonl", self.step, check)
+            metrics_log.rewind(self.cell_dir / "ledger.jsonl", self.step, check)
 
     def _step_back(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
@@ -276,13 +277,13 @@ class Run:
                     "and run the same command again."
                 ) from error
             if path is None:
-                ledger.rewind(self.cell_dir / "ledger.jsonl", -1, check)
+                metrics_log.rewind(self.cell_dir / "ledger.jsonl", -1, check)
         return path, warnings
 
     def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
         """The newest whole checkpoint that the ledger reaches: going on from a later one would leave a gap in it."""
         path, warnings = checkpoint.newest(self.checkpoints)
-        last = ledger.newest(self.cell_dir / "ledger.jsonl")
+        last = metrics_log.newest(self.cell_dir / "ledger.jsonl")
         reached = last["step"] if last else -1
         while path is not None and checkpoint.read_state(path)["logged"] > reached:
             warnings.append(f"{path} is ahead of the ledger, which was cut at step {reached}: an earlier one is used.")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config.schema import Config, SeedOf, SidecarMode
+from orchestrator.storage import metrics_log
 
 if TYPE_CHECKING:
     from orchestrator.run import Run
@@ -73,7 +73,7 @@ def read(run: Run) -> list[dict[str, Any]] | None:
 
 def _decisions(schedule: str, cell: Path) -> list[dict[str, Any]]:
     """What the ledger of a finished `cell` records of its sidecar. Raises `UserError`."""
-    records = ledger.read(cell / "ledger.jsonl")
+    records = metrics_log.read(cell / "ledger.jsonl")
     decisions = [record["sidecar"] for record in records if "sidecar" in record]
     if not decisions or "test" not in records[-1]:
         raise UserError(

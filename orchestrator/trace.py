@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.transformer import Decoder, PreNormBlock, read_prefix
-from orchestrator import checkpoint
 from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.forensics.probe import relative_write
 from orchestrator.forensics.runner import own_tokenizer
+from orchestrator.storage import checkpoint
 
 
 def lens(decoder: Decoder, x: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from orchestrator import projection
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, TrackerMode
-from orchestrator.files import permit_as_umask
 from orchestrator.projection import READING, STEP
+from orchestrator.storage.files import permit_as_umask
 
 if TYPE_CHECKING:
     from orchestrator.compare import Comparison

@@ -12,13 +12,13 @@ from types import FrameType
 
 import torch
 
-from orchestrator import checkpoint
 from orchestrator.callbacks import callbacks_for
 from orchestrator.config import schema
 from orchestrator.config.schema import Precision
-from orchestrator.lease import Superseded
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.run import Run, Writing, unfenced
+from orchestrator.storage import checkpoint
+from orchestrator.storage.lease import Superseded
 
 POLL_SECONDS = 0.05
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator import locks
 from orchestrator.common.errors import UserError
 from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import Comparison, compute
 from orchestrator.compare.summary import print_summary
+from orchestrator.storage import locks
 
 __all__ = ["Comparison", "compare", "print_summary"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError
 from orchestrator.compare.shapes import (
     DESCRIPTION,
@@ -24,7 +23,8 @@ from orchestrator.compare.shapes import (
 from orchestrator.config import schema
 from orchestrator.expect import Wanted, intended
 from orchestrator.experiment import check_contrasts
-from orchestrator.manifest import Entry, Manifest
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import Entry, Manifest
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     Raises `UserError` where a ledger record or a reading lacks what every one has.
     """
     source = path / "ledger.jsonl"
-    records = ledger.read(source)
+    records = metrics_log.read(source)
     check_ledger(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
     readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
     by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
@@ -176,7 +176,7 @@ def read_reading(path: Path) -> dict[str, Any]:
     return reading
 
 
-def _missing(records: list[ledger.Record], entry: Entry | None) -> str | None:
+def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:
     """Why a cell with this ledger cannot be compared, or null."""
     final = records[-1] if records else {}
     if "test" not in final:

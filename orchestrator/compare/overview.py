@@ -19,7 +19,7 @@ from orchestrator.compare.sections.section import Cell, Link, Section
 from orchestrator.compare.statistics import ALPHA, FEWEST_PAIRS
 from orchestrator.compare.summary import VERDICTS
 from orchestrator.compare.wording import number, signed, span
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 QUESTION = 50  # characters of it in a terminal
 UNREAD = "not read"

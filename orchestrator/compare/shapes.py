@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.common.errors import UserError
 from orchestrator.expect import ROLES
-from orchestrator.ledger import Record
+from orchestrator.storage.metrics_log import Record
 
 LARGEST = 1e100  # magnitude of a number: its cube, and the sum of many, is still finite
 SMALLEST = 1 / LARGEST  # of one above 0: any ratio is finite

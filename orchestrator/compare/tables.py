@@ -15,7 +15,7 @@ from orchestrator.compare.flattening import flattening
 from orchestrator.compare.migration import role_migration
 from orchestrator.compare.multipliers import THIRDS, sidecar_rows
 from orchestrator.compare.pairs import Pair, domains_of, pair_losses
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 Rows = list[dict[str, Any]]
 

@@ -24,7 +24,7 @@ from orchestrator.data.mixing import Mixture
 from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
 from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
-from orchestrator.locks import hold
+from orchestrator.storage.locks import hold
 
 FORMAT = 3  # of the prepared files; a new number rebuilds them
 BPE_TOKENS = 2**22  # of training text per domain from which a BPE is learnt, at most

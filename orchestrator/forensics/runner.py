@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from models.transformer import seed_of
-from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
+from orchestrator.storage import checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES, PLACES
+from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside
 COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import data, executors, locks, ranks, scheduler, status, tracker
+from orchestrator import data, executors, ranks, scheduler, status, tracker
 from orchestrator.callbacks import build_sidecar
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
@@ -24,7 +24,8 @@ from orchestrator.experiment import Cell, Experiment, decoder_spec
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm
 from orchestrator.launch.order import waves
-from orchestrator.manifest import OPEN, Manifest
+from orchestrator.storage import locks
+from orchestrator.storage.event_log import OPEN, Manifest
 
 FOLLOW_SECONDS = 2.0
 ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}

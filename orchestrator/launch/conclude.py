@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import directory, ledger, locks, retry, schedule, scheduler, status, tracker
+from orchestrator import directory, retry, schedule, scheduler, status, tracker
 from orchestrator.common.errors import UserError
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import is_finished
 from orchestrator.launch import slurm
-from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.readings import Readings
+from orchestrator.storage import locks, metrics_log
+from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
 
 ASK_TIMES, ASK_SECONDS = 10, 30.0
 
@@ -59,7 +60,7 @@ def _compare(experiment: Experiment) -> int:
 
 def _is_trained(cell: Cell) -> bool:
     """Whether its ledger ends as one does that a comparison takes."""
-    return "test" in (ledger.newest(cell.directory / "ledger.jsonl") or {})
+    return "test" in (metrics_log.newest(cell.directory / "ledger.jsonl") or {})
 
 
 def _read(cell: Cell) -> None:

@@ -12,7 +12,7 @@ from orchestrator import retry
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import first_ready
-from orchestrator.manifest import Manifest
+from orchestrator.storage.event_log import Manifest
 
 
 def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:

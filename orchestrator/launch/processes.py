@@ -11,11 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import executors, lease, retry, status
+from orchestrator import executors, retry, status
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import is_ready
-from orchestrator.manifest import Manifest
+from orchestrator.storage import lease
+from orchestrator.storage.event_log import Manifest
 from orchestrator.train import StopSignal
 
 POLL_SECONDS = 0.2

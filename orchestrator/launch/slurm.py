@@ -11,14 +11,15 @@ from types import MappingProxyType
 from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, lease, schedule, scheduler
+from orchestrator import executors, schedule, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
-from orchestrator.manifest import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.scheduler import SLURM
+from orchestrator.storage import lease
+from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
 
 NAMED = 6  # jobs that a sentence names before it only counts them
 

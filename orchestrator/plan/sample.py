@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights, matmul_params
-from orchestrator import checkpoint, forensics
+from orchestrator import forensics
 from orchestrator.config.schema import Config
+from orchestrator.storage import checkpoint
 
 LARGEST = 9e6  # entries of a layer that is read; of a larger one, a smaller likeness
 VOCAB = 64  # rows of its table

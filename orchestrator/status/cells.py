@@ -16,13 +16,13 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator import lease, ledger
 from orchestrator.common.errors import UserError, no_experiment
-from orchestrator.locks import is_held
-from orchestrator.manifest import COMPARISON, Entry, Manifest
 from orchestrator.scheduler import Job, jobs, recent_jobs
 from orchestrator.status.reading import Reading, newest
 from orchestrator.status.states import Sight, is_open, state_of
+from orchestrator.storage import lease, metrics_log
+from orchestrator.storage.event_log import COMPARISON, Entry, Manifest
+from orchestrator.storage.locks import is_held
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
@@ -56,7 +56,7 @@ class CellStatus:
     log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
     reason: str = ""  # the manifest's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
-    records: list[ledger.Record] = field(default_factory=list)  # the newest of its ledger
+    records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its ledger
     written: float | None = None  # when its ledger was last written, seconds since the epoch
     reading: Reading | None = None  # the newest
     saved: frozenset[int] = frozenset()  # steps of the checkpoints on disk
@@ -261,14 +261,14 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
     )
 
 
-def recent_records(path: Path) -> list[ledger.Record]:
+def recent_records(path: Path) -> list[metrics_log.Record]:
     """The newest records in order: `RECENT` of them, or more, until one of them has held-out losses.
 
     None where there is no file. Raises `ValueError` where what is there is no ledger.
     """
-    records: list[ledger.Record] = []
+    records: list[metrics_log.Record] = []
     with suppress(FileNotFoundError):
-        for record in islice(ledger.backwards(path), FURTHEST):
+        for record in islice(metrics_log.backwards(path), FURTHEST):
             if not (isinstance(record.get("step"), int) and isinstance(record.get("seconds"), int | float)):
                 raise ValueError("a record has no step or no time")
             records.append(record)

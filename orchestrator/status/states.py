@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.manifest import OPEN, Entry
 from orchestrator.scheduler import Job
+from orchestrator.storage.event_log import OPEN, Entry
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from orchestrator import lease, ledger
-from orchestrator.manifest import Manifest
+from orchestrator.storage import lease, metrics_log
+from orchestrator.storage.event_log import Manifest
 from tests.conftest import SMALL
 
 CELL = "main/seed=0"
@@ -37,7 +37,7 @@ def result_of(directory: Path) -> tuple[object, ...]:
     cell = directory / CELL
     newest = max((cell / "checkpoints").glob("step_????????"))
     weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in newest.glob("*.safetensors")}
-    records = [(r["step"], r["loss"], r["digest"]) for r in ledger.read(cell / "ledger.jsonl")]
+    records = [(r["step"], r["loss"], r["digest"]) for r in metrics_log.read(cell / "ledger.jsonl")]
     readings = sorted(path.name for path in (cell / "forensics").glob("step_*.json"))
     return weights, records, readings
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from hydra import initialize_config_dir
 
-from orchestrator import ledger
 from orchestrator.__main__ import CONF, compose
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
+from orchestrator.storage import metrics_log
 
 STEPS, REPEATS = 60, 3
 OVERRIDES = (
@@ -32,7 +32,7 @@ def speed(root: Path, ranks: int, *more: str) -> float:
     cell = experiment.cells[0].directory
     command = [sys.executable, *(() if ranks == 1 else (*TORCHRUN, str(ranks))), "-m", "orchestrator.job", str(cell)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    by_step = {record["step"]: record["tokens_per_second"] for record in ledger.read(cell / "ledger.jsonl")}
+    by_step = {record["step"]: record["tokens_per_second"] for record in metrics_log.read(cell / "ledger.jsonl")}
     return float(by_step[40])
 
 

@@ -20,7 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import launch, locks, status
+from orchestrator import launch, status
+from orchestrator.storage import locks
 
 SEEDS, CHECKPOINTS, LOOKS = 250, 20, (10, 200)
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease, ledger, scheduler
+from orchestrator import scheduler
 from orchestrator.directory import reopen
 from orchestrator.launch import conclude
-from orchestrator.manifest import Manifest
+from orchestrator.storage import lease, metrics_log
+from orchestrator.storage.event_log import Manifest
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 
@@ -61,7 +62,7 @@ def start(run: Run, long_cell: Sequence[str], tmp_path: Path) -> Start:
 
 
 def step(directory: Path) -> int:
-    newest = ledger.newest(directory / CELL / "ledger.jsonl")
+    newest = metrics_log.newest(directory / CELL / "ledger.jsonl")
     return newest["step"] if newest else -1
 
 
@@ -75,7 +76,7 @@ def ends_as(whole: Path, directory: Path) -> None:
     wait_for(lambda: (last := manifest.comparison()) and last.state in ("done", "failed"), 150)
     assert manifest.last()[CELL].state == "done"
     assert weights(directory) == weights(whole)
-    mine, theirs = (ledger.read(path / CELL / "ledger.jsonl") for path in (directory, whole))
+    mine, theirs = (metrics_log.read(path / CELL / "ledger.jsonl") for path in (directory, whole))
     assert [(r["step"], r["loss"], r["digest"]) for r in mine] == [(r["step"], r["loss"], r["digest"]) for r in theirs]
     read = [sorted(p.name for p in (path / CELL / "forensics").iterdir()) for path in (directory, whole)]
     assert read[0] == read[1]
@@ -206,6 +207,6 @@ def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str]
     wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"], 240)
     steps = [int(r["reason"].split()[-1]) for r in Manifest(directory).of(CELL) if "resumed" in r["reason"]]
     assert 0 < steps[0] < steps[1]
-    records = [record["step"] for record in ledger.read(directory / CELL / "ledger.jsonl")]
+    records = [record["step"] for record in metrics_log.read(directory / CELL / "ledger.jsonl")]
     assert records == sorted(set(records))
     cluster.run("scancel", job(directory), Manifest(directory).comparison().job)  # type: ignore[union-attr]

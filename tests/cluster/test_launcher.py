@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import executors, ledger, scheduler
+from orchestrator import executors, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.manifest import Manifest
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import Manifest
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 
@@ -50,10 +51,10 @@ def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Seque
     arms = (f"++arms={{played: {played}, learned: {learned}}}", "declared=[sidecar]", "seeds=[0]")
     done = run("orchestrator", *small_cell, *arms, "name=x", f"root={tmp_path}", "launcher=slurm", "launcher.wait=true")
     assert done.returncode == 0, done.stderr
-    states = [(r["cell"], r["state"]) for r in ledger.read(tmp_path / "x/manifest.jsonl")]
+    states = [(r["cell"], r["state"]) for r in metrics_log.read(tmp_path / "x/manifest.jsonl")]
     assert states.index(("learned/seed=0", "done")) < states.index(("played/seed=0", "running"))
     values = [
-        [r["sidecar"]["values"] for r in ledger.read(tmp_path / f"x/{arm}/seed=0/ledger.jsonl") if "sidecar" in r]
+        [r["sidecar"]["values"] for r in metrics_log.read(tmp_path / f"x/{arm}/seed=0/ledger.jsonl") if "sidecar" in r]
         for arm in ("learned", "played")
     ]
     assert values[0] == values[1]
@@ -168,7 +169,7 @@ def test_several_ranks_are_tasks_of_one_job(
     done = run("orchestrator", *small_cell, *where, "launcher.wait=true")
     assert done.returncode == 0, done.stderr
     (begun,) = [
-        r for r in ledger.read(tmp_path / "x/manifest.jsonl") if r["state"] == "running" and "main" in r["cell"]
+        r for r in metrics_log.read(tmp_path / "x/manifest.jsonl") if r["state"] == "running" and "main" in r["cell"]
     ]
     assert begun["environment"]["ranks"] == 2
     assert cluster.state(begun["job"]) == "COMPLETED"

@@ -20,12 +20,13 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from models.transformer import Decoder, init_weights
-from orchestrator import checkpoint, forensics, readings
+from orchestrator import forensics, readings
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.directory import open_directory
 from orchestrator.experiment import Cell, Experiment, decoder_spec, experiment_of
-from orchestrator.manifest import Manifest
+from orchestrator.storage import checkpoint
+from orchestrator.storage.event_log import Manifest
 
 EVERY = 20  # steps between checkpoints, each of which is read
 ROLES = ("hub", "damper", "passthrough", "specialist", "hub/specialist")

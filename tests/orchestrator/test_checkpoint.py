@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
+from orchestrator.storage import checkpoint
 
 TENSORS = {
     "model": {"a.weight": torch.arange(600.0).reshape(20, 30), "b.weight": torch.randn(7)},

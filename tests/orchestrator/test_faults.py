@@ -28,11 +28,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import job, ledger, scheduler
+from orchestrator import job, scheduler
 from orchestrator.__main__ import CONF, compose
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
-from orchestrator.manifest import Manifest
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import Manifest
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
 WAITS_SECONDS = 4.0  # longer than an attempt takes
@@ -69,7 +70,9 @@ def result_of(cell: Path) -> dict[str, Any]:
     return {
         "checkpoints": [path.name for path in last],
         "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in last[-1].glob("*.safetensors")],
-        "records": [(r["step"], r["loss"], r["digest"], r.get("heldout")) for r in ledger.read(cell / "ledger.jsonl")],
+        "records": [
+            (r["step"], r["loss"], r["digest"], r.get("heldout")) for r in metrics_log.read(cell / "ledger.jsonl")
+        ],
         "readings": [path.name for path in sorted((cell / "forensics").glob("step_*.json"))],
         "state": told["main/seed=0"].state if told else "",
     }

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator import checkpoint
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import (
@@ -36,6 +35,7 @@ from orchestrator.intervene import (
     silenced,
     worth,
 )
+from orchestrator.storage import checkpoint
 
 WIDTHS = (8, 16, 12, 16)
 

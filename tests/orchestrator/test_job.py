@@ -13,11 +13,12 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import job, lease, ledger, scheduler
+from orchestrator import job, scheduler
 from orchestrator.__main__ import CONF, compose
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
-from orchestrator.manifest import Manifest
+from orchestrator.storage import lease, metrics_log
+from orchestrator.storage.event_log import Manifest
 
 CELL = "main/seed=0"
 FORK = multiprocessing.get_context("fork")
@@ -116,7 +117,7 @@ def test_the_time_that_is_left(
 def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> None:
     """Else records of the next one would look like those of one that it follows."""
     assert job.run_job(cell) == "done"
-    whole = ledger.read(cell / "ledger.jsonl")
+    whole = metrics_log.read(cell / "ledger.jsonl")
     Manifest(cell.parents[1]).append(CELL, "running", attempt=3)  # and killed
     shutil.rmtree(cell / "attempts")
     shutil.rmtree(max((cell / "checkpoints").glob("step_*")))
@@ -124,7 +125,7 @@ def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> 
     claim = lease.newest(cell)
     assert claim
     assert claim.number == 4
-    again = ledger.read(cell / "ledger.jsonl")
+    again = metrics_log.read(cell / "ledger.jsonl")
     assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in whole]
     assert again[-1]["attempt"] == 4
 

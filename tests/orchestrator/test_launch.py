@@ -18,11 +18,12 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, launch, lease, ledger, locks, status
+from orchestrator import job, launch, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config import schema
-from orchestrator.manifest import Manifest
 from orchestrator.status.__main__ import main as status_main
+from orchestrator.storage import checkpoint, lease, locks, metrics_log
+from orchestrator.storage.event_log import Manifest
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
@@ -52,7 +53,7 @@ def cell_process(directory: Path, cell: str) -> int | None:
 
 def step_reached(directory: Path, cell: str, step: int) -> Callable[[], bool]:
     path = directory / cell / "ledger.jsonl"
-    return lambda: any(record["step"] >= step for record in ledger.backwards(path))
+    return lambda: any(record["step"] >= step for record in metrics_log.backwards(path))
 
 
 def final_weights(directory: Path) -> dict[str, str]:
@@ -67,7 +68,7 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
     """Whatever a failing test leaves running ends with it."""
     yield
     for manifest in tmp_path.glob("*/*/manifest.jsonl"):
-        for record in ledger.read(manifest):
+        for record in metrics_log.read(manifest):
             pid = record["job"]
             with suppress(OSError):  # the controller, which ends its cell with itself; its number may be another's now
                 if pid.isdigit() and b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -85,7 +86,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert len(expected) == 2
 
     digests = [
-        {r["step"]: r["digest"] for r in ledger.read(whole / "pair" / cell / "ledger.jsonl")}
+        {r["step"]: r["digest"] for r in metrics_log.read(whole / "pair" / cell / "ledger.jsonl")}
         for cell in ("a/seed=0", "b/seed=0")
     ]
     assert digests[0] == digests[1], "both arms saw the same batches"
@@ -112,9 +113,9 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
 
     assert final_weights(directory) == expected
     for cell in ("a/seed=0", "b/seed=0"):
-        steps = [r["step"] for r in ledger.read(directory / cell / "ledger.jsonl")]
-        assert steps == [r["step"] for r in ledger.read(whole / "pair" / cell / "ledger.jsonl")]
-    assert any("resumed at step" in r["reason"] for r in ledger.read(directory / "manifest.jsonl"))
+        steps = [r["step"] for r in metrics_log.read(directory / cell / "ledger.jsonl")]
+        assert steps == [r["step"] for r in metrics_log.read(whole / "pair" / cell / "ledger.jsonl")]
+    assert any("resumed at step" in r["reason"] for r in metrics_log.read(directory / "manifest.jsonl"))
 
     finished = (directory / "manifest.jsonl").read_bytes()
     assert start([*overrides, f"root={broken}"], log).wait(120) == 0
@@ -157,7 +158,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(60) == 130, log.read_text()
     assert "failed" not in {entry.state for entry in Manifest(directory).last().values()}
-    assert not list(ledger.backwards(directory / "a/seed=0/ledger.jsonl"))
+    assert not list(metrics_log.backwards(directory / "a/seed=0/ledger.jsonl"))
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -165,7 +166,7 @@ def test_an_interrupt_ends_a_whole_multirun(small_cell: tuple[str, ...], tmp_pat
     log = tmp_path / "log"
     long = ["train.steps=100000", "optim.lr=0.001,0.002", "launcher=debug"]
     launcher = start([*small_cell, *long, f"root={tmp_path}/out", "-m"], log)
-    wait_for(lambda: any(any(ledger.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
+    wait_for(lambda: any(any(metrics_log.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) == 130, log.read_text()
     assert [p.name for p in tmp_path.glob("out/pair*")] == ["pair__optim.lr=0.001"]
@@ -252,7 +253,7 @@ def test_a_cell_can_be_run_by_itself(
     (tmp_path / "outputs/x/manifest.jsonl").unlink()
     assert job.main([str(cell)]) == 0
     assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
-    assert [e["state"] for e in ledger.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
+    assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
     assert job.main([str(tmp_path)]) == 2
     assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 

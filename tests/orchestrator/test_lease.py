@@ -17,8 +17,8 @@ from typing import IO
 
 import pytest
 
-from orchestrator import lease, locks
 from orchestrator.common.errors import UserError
+from orchestrator.storage import lease, locks
 
 FORK = multiprocessing.get_context("fork")
 

@@ -18,12 +18,12 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from orchestrator import checkpoint, ledger
 from orchestrator.announcement import Announcement
 from orchestrator.common.terminal import Voice, one_piece
 from orchestrator.config import schema
 from orchestrator.multirun import PLACES, Multirun
 from orchestrator.outcome import Outcome, told
+from orchestrator.storage import checkpoint, metrics_log
 
 APART = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
@@ -90,7 +90,7 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
             ledgers = [*tmp_path.glob("out/*/main/seed=0/ledger.jsonl")]
-            running = [path for path in ledgers if (ledger.newest(path) or {"step": 0})["step"] > 10]
+            running = [path for path in ledgers if (metrics_log.newest(path) or {"step": 0})["step"] > 10]
         if how == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)  # reaches the whole group, as from a terminal
         else:

@@ -18,14 +18,15 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from orchestrator import checkpoint, job, launch, ledger, ranks, rendezvous
+from orchestrator import job, launch, ranks, rendezvous
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
-from orchestrator.manifest import Manifest
 from orchestrator.run import Callback, Run
+from orchestrator.storage import checkpoint, metrics_log
+from orchestrator.storage.event_log import Manifest
 from orchestrator.train import StopSignal, train
 
 CELL = (
@@ -78,7 +79,7 @@ def torchrun(cell: Path) -> subprocess.CompletedProcess[str]:
 
 
 def records(cell: Path) -> list[dict[str, Any]]:
-    return ledger.read(cell / "ledger.jsonl")
+    return metrics_log.read(cell / "ledger.jsonl")
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float]:
@@ -147,7 +148,7 @@ def test_two_ranks_train_what_one_does_sidecar_and_forensics_included(cells: Cal
     assert_same_files(one, two)
     assert_same_readings(one, two)
     assert any("sidecar" in record for record in records(two))
-    assert [entry["state"] for entry in ledger.read(two.parents[1] / "manifest.jsonl")] == ["running", "done"]
+    assert [entry["state"] for entry in metrics_log.read(two.parents[1] / "manifest.jsonl")] == ["running", "done"]
 
 
 def test_the_launcher_starts_the_ranks(
@@ -222,7 +223,7 @@ def test_the_error_of_one_rank_is_the_error_of_all_and_recorded_once(
     assert codes(cell) == [2, 2]
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
-    entries = ledger.read(cell.parents[1] / "manifest.jsonl")
+    entries = metrics_log.read(cell.parents[1] / "manifest.jsonl")
     assert [entry["state"] for entry in entries] == ["running", "failed"]
     assert reason in entries[-1]["reason"]
 

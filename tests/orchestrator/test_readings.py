@@ -20,7 +20,7 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, job, lease, ledger, locks, readings, status
+from orchestrator import job, readings, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import ReadLayers, callbacks_for
 from orchestrator.common.errors import UserError
@@ -31,6 +31,7 @@ from orchestrator.experiment import experiment_of
 from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.status.alerts import alerts
+from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.train import StopSignal, train
 
 DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
@@ -249,7 +250,9 @@ def test_readings_change_no_bit_of_training(small: list[str], tmp_path: Path) ->
         one, other = (checkpoint.read_tensors(path / "checkpoints" / DUE[2], stem) for path in (read, alone))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
-    losses = [[r["loss"] for r in ledger.read(path / "ledger.jsonl") if r["step"] % 2 == 0] for path in (read, alone)]
+    losses = [
+        [r["loss"] for r in metrics_log.read(path / "ledger.jsonl") if r["step"] % 2 == 0] for path in (read, alone)
+    ]
     assert losses[0] == losses[1]
 
 
@@ -286,7 +289,7 @@ def test_a_reading_that_fails_ends_the_cell_and_its_checkpoints_stand(small: lis
 
         with pytest.raises(UserError, match=DUE[0]):
             train_with(path, config, *callbacks, At(7, harm), At(8, hear))
-    assert next(ledger.backwards(path / "ledger.jsonl"))["step"] == 8, "the step after it heard of it"
+    assert next(metrics_log.backwards(path / "ledger.jsonl"))["step"] == 8, "the step after it heard of it"
     assert checkpoint.damage(path / "checkpoints" / DUE[1]) is None
 
 

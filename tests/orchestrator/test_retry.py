@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import retry
-from orchestrator.manifest import Manifest
 from orchestrator.scheduler import ThisJob
+from orchestrator.storage.event_log import Manifest
 
 CELL = "a/seed=0"
 

@@ -18,9 +18,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from orchestrator import launch, ledger, locks, manifest, status
+from orchestrator import launch, status
 from orchestrator.experiment import Experiment
 from orchestrator.status import cells, reading
+from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL
 from tests.orchestrator.stub import EVERY, final_loss, leave_behind
 
@@ -100,17 +101,17 @@ def test_a_look_parses_the_manifest_equally_often_however_many_cells(
     made: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = leave_behind(tmp_path, SMALL, seeds=1, checkpoints=2)
-    read, parsed = ledger.read, []
+    read, parsed = metrics_log.read, []
 
-    def counted(path: Path) -> list[ledger.Record]:
+    def counted(path: Path) -> list[metrics_log.Record]:
         parsed.append(path.name)
         return read(path)
 
-    monkeypatch.setattr(ledger, "read", counted)
+    monkeypatch.setattr(metrics_log, "read", counted)
     counts = []
     for experiment in (few, made):
         parsed.clear()
-        manifest._checked.cache_clear()
+        event_log._checked.cache_clear()
         status.read_status(experiment.directory)
         counts.append(parsed.count("manifest.jsonl"))
     assert counts == [1, 1]

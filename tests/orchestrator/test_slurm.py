@@ -15,18 +15,19 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from orchestrator import executors, launch, locks, scheduler, status
+from orchestrator import executors, launch, scheduler, status
 from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory, record_launcher
 from orchestrator.experiment import Experiment, experiment_of
 from orchestrator.launch import again, conclude, slurm
-from orchestrator.manifest import COMPARISON, Manifest
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
 from orchestrator.readings import InSlurm, Readings
 from orchestrator.status.__main__ import main as status_main
 from orchestrator.status.cells import read_comparison
+from orchestrator.storage import locks
+from orchestrator.storage.event_log import COMPARISON, Manifest
 from tests.orchestrator.scripted import Scripted
 
 FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")

@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator import checkpoint
 from orchestrator.config import schema
 from orchestrator.config.schema import (
     Config,
@@ -28,6 +27,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.data import prepare
 from orchestrator.data.tokenizer import ByteTokenizer
+from orchestrator.storage import checkpoint
 from orchestrator.trace import lens, main, report, spelled, trace_tokens
 
 WIDTHS = (8, 16, 12)

@@ -21,7 +21,7 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import lease, ledger, tracker
+from orchestrator import tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
@@ -30,8 +30,9 @@ from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.directory import open_directory
 from orchestrator.experiment import experiment_of
-from orchestrator.files import write_whole
 from orchestrator.run import Callback, Run
+from orchestrator.storage import lease, metrics_log
+from orchestrator.storage.files import write_whole
 from orchestrator.tracker import Tracker
 from orchestrator.train import StopSignal, train, train_cell
 from tests.orchestrator.offline_run import (
@@ -273,7 +274,7 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     assert (logged["sidecar"]["mode"], logged["sidecar"]["interval"], logged["train"]["steps"]) == ("learn", 4, 12)
     assert of_kind(records, "exit")[-1].get("exit_code", 0) == 0
 
-    on_disk = {r["step"]: r for r in ledger.read(trained.directory / "ledger.jsonl")}
+    on_disk = {r["step"]: r for r in metrics_log.read(trained.directory / "ledger.jsonl")}
     rows = {row["step"]: row for row in rows_with(records, "train/lr")}
     assert list(rows) == list(on_disk)
     for step, expected in on_disk.items():

@@ -17,13 +17,14 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import checkpoint, forensics, ledger
+from orchestrator import forensics
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.directory import open_directory
 from orchestrator.experiment import Cell, Experiment, experiment_of
 from orchestrator.run import Callback, Run
+from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.train import StopSignal, train, train_cell
 
 TIMINGS = {"seconds", "tokens_per_second", "attempt"}
@@ -92,7 +93,7 @@ def _digest(path: Path, cell: Cell) -> str:
 
 
 def rows(cell: Cell) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in ledger.read(cell.directory / "ledger.jsonl")]
+    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in metrics_log.read(cell.directory / "ledger.jsonl")]
 
 
 @pytest.fixture(scope="module")

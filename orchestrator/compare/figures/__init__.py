@@ -17,7 +17,7 @@ from orchestrator.compare.figures.profiles import attention_shares, concentratio
 from orchestrator.compare.figures.roles import role_maps
 from orchestrator.compare.figures.shape import width_profiles
 from orchestrator.compare.figures.transitions import transition_tables
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 __all__ = ["FIGURES", "Drawing", "draw", "write"]
 

@@ -8,7 +8,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures import Drawing
 from orchestrator.compare.report.page import page
 from orchestrator.compare.report.verdict import verdict
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 __all__ = ["page", "verdict", "write"]
 

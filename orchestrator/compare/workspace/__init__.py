@@ -18,7 +18,7 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import report_of
 from orchestrator.config.schema import Config, TrackerMode
-from orchestrator.files import write_whole
+from orchestrator.storage.files import write_whole
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"
 REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one

@@ -15,7 +15,7 @@ from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.pairs import losses, pair_up, validation_curves
-from orchestrator.manifest import Manifest
+from orchestrator.storage.event_log import Manifest
 
 Write = Callable[..., Path]
 Set = Callable[[Path, str, Any], None]

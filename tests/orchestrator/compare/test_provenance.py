@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.provenance import Difference, constant, differences
-from orchestrator.manifest import Manifest
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import Manifest
 
 Write = Callable[..., Path]
 HERE = {
@@ -130,7 +130,7 @@ def test_a_broken_record_is_a_sentence(experiment: Write, key: str, value: Any) 
 def test_an_environment_that_is_none_is_no_environment(experiment: Write) -> None:
     root = experiment()
     record = {"time": "", "cell": "uniform/seed=0", "state": "running", "attempt": 1, "job": "", "reason": ""}
-    ledger.append(root / "manifest.jsonl", record | {"environment": "n1"})
+    metrics_log.append(root / "manifest.jsonl", record | {"environment": "n1"})
     assert read_experiment(root).cell("uniform", 0).environments == []
     assert compute(root).pairs
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.sections import sections
 from orchestrator.compare.stated import Change, late_changes, notes
+from orchestrator.storage import metrics_log
 
 Write = Callable[..., Path]
 BEFORE, DONE, AFTER, LATER = (f"2026-03-0{day}T10:00:00+00:00" for day in (1, 2, 3, 4))
@@ -36,7 +36,7 @@ def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> P
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     for time, state in [(BEFORE, "running"), (done, "done"), (LATER, "done")] if done else []:
         record = {"time": time, "cell": "uniform/seed=0", "state": state, "attempt": 1, "job": "", "reason": ""}
-        ledger.append(root / "manifest.jsonl", record)
+        metrics_log.append(root / "manifest.jsonl", record)
     return root
 
 

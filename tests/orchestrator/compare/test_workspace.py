@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import wandb_workspaces.workspaces as ws
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError
 from orchestrator.compare import compare, workspace
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.sections.section import Roles, Section
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import markdown, report_of
+from orchestrator.storage import metrics_log
 from orchestrator.tracker import Tracker
 from tests.orchestrator.offline_run import inspect, of_kind, runs_of, summary_of
 
@@ -153,7 +153,7 @@ def test_every_panel_shows_what_the_runs_logged(experiment: Write, server: Serve
     assert server.asked == []  # no request at all
     cell = c.experiment.cell("variable", 0)
     tracker = Tracker(cell.config)
-    tracker.start(cell.path, ledger.read(cell.path / "ledger.jsonl"))
+    tracker.start(cell.path, metrics_log.read(cell.path / "ledger.jsonl"))
     for reading in cell.readings.values():
         tracker.forensics(reading)
     tracker.finish()

@@ -20,9 +20,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.checkpoint import save
 from orchestrator.forensics import analyze
 from orchestrator.forensics.__main__ import main
+from orchestrator.storage.checkpoint import save
 
 
 def test_files_and_table(

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.checkpoint import save
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.sources import checkpoints, holds_weights, single, unit, whole
+from orchestrator.storage.checkpoint import save
 
 Put = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.manifest import Manifest
+from orchestrator.storage.event_log import Manifest
 
 LETTERS = {"H": "hub", "D": "damper", "P": "passthrough", "S": "specialist", ".": "hub/specialist", ",": "damper/hub"}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease
-from orchestrator.manifest import Manifest
 from orchestrator.status import read_status
 from orchestrator.status.alerts import alerts
+from orchestrator.storage import lease
+from orchestrator.storage.event_log import Manifest
 
 Write = Callable[..., Path]
 

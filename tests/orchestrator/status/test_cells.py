@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lease, ledger, locks
 from orchestrator.common.errors import UserError
-from orchestrator.manifest import Entry, Manifest
 from orchestrator.scheduler import Job
 from orchestrator.status import experiment_lock, read_status
 from orchestrator.status.cells import FURTHEST, RECENT, recent_records
 from orchestrator.status.states import Sight, state_of
+from orchestrator.storage import lease, locks, metrics_log
+from orchestrator.storage.event_log import Entry, Manifest
 
 Write = Callable[..., Path]
 
@@ -211,12 +211,12 @@ def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monk
     def ends(_: Path) -> None:
         Manifest(root).append("uniform/seed=0", "done", attempt=1)
 
-    monkeypatch.setattr("orchestrator.lease.newest", ends)
+    monkeypatch.setattr("orchestrator.storage.lease.newest", ends)
     assert read_status(root)[0].state == "done"
 
 
 def test_a_manifest_that_is_none_is_a_sentence(cell: Write) -> None:
     path = cell()
-    ledger.append(path.parents[1] / "manifest.jsonl", {"cell": "uniform/seed=0"})
+    metrics_log.append(path.parents[1] / "manifest.jsonl", {"cell": "uniform/seed=0"})
     with pytest.raises(UserError, match=r"manifest.jsonl has a record without 'time': delete that line"):
         read_status(path.parents[1])

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator import lease, ledger, locks
-from orchestrator.manifest import Manifest
 from orchestrator.status import Screen, experiment_lock
 from orchestrator.status.__main__ import main
 from orchestrator.status.cells import CellStatus
 from orchestrator.status.watch import outcome, watch
+from orchestrator.storage import lease, locks, metrics_log
+from orchestrator.storage.event_log import Manifest
 
 Write = Callable[..., Path]
 
@@ -40,9 +40,9 @@ def test_a_log_gets_a_line_per_change(cell: Write, reading: Write) -> None:
     with lease.hold(path), Screen(root, Console(file=file, width=40)) as screen:
         assert [text.split()[:2] for text in news()] == [["uniform/seed=0", "running"]]
         assert news() == []
-        ledger.append(path / "ledger.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
+        metrics_log.append(path / "ledger.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
         assert news() == [], "not a tenth of it"
-        ledger.append(path / "ledger.jsonl", {"step": 10, "seconds": 2.0, "loss": 2.0})
+        metrics_log.append(path / "ledger.jsonl", {"step": 10, "seconds": 2.0, "loss": 2.0})
         assert [text.split()[2:6] for text in news()] == [["step", "10/100", "loss", "2.000"]]
         reading(path, 0, "HS", [("t", 31.0, "critical")])
         changed, alert = news()
@@ -140,7 +140,7 @@ def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
         for step in (10, 20):
             wait_for(lambda step=step: f"{step}/100".encode() in drawn)
             if step == 10:
-                ledger.append(path / "ledger.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
+                metrics_log.append(path / "ledger.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         reader.join(10)

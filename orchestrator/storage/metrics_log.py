@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from orchestrator import locks
 from orchestrator.common.errors import UserError
+from orchestrator.storage import locks
 
 Record = dict[str, Any]
 PATIENCE_SECONDS = 90.0  # with another process that writes; it is frozen then

@@ -26,7 +26,7 @@ from models.transformer import Decoder, DecoderSpec
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
-from orchestrator.files import permit_as_umask
+from orchestrator.storage.files import permit_as_umask
 
 _NAME = re.compile(r"step_(\d{8,})")
 

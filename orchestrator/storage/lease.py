@@ -22,8 +22,8 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO
 
-from orchestrator import locks
 from orchestrator.common.errors import UserError
+from orchestrator.storage import locks
 
 BEAT_SECONDS = 10.0
 LEASE_SECONDS = 90.0  # without a beat; file systems of clusters show a change up to a minute late

@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator import ledger
 from orchestrator.common.errors import UserError
+from orchestrator.storage import metrics_log
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
 COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one
@@ -60,7 +60,7 @@ class Manifest:
             "job": job,
             "reason": reason,
         }
-        ledger.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
+        metrics_log.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
 
     def last(self) -> dict[str, Entry]:
         """The newest entry of every cell that has one."""
@@ -74,7 +74,7 @@ class Manifest:
         """The user (uid) who launched the experiment; null before that."""
         return self.path.stat().st_uid if self.path.exists() else None
 
-    def of(self, cell: str) -> list[ledger.Record]:
+    def of(self, cell: str) -> list[metrics_log.Record]:
         """All that was recorded of `cell`, in order."""
         return [r for r in self._records() if r["cell"] == cell]
 
@@ -114,7 +114,7 @@ class Manifest:
                 found.setdefault(record["cell"], []).append(begun | where)
         return found
 
-    def _records(self) -> list[ledger.Record]:
+    def _records(self) -> list[metrics_log.Record]:
         """Raises `UserError` where a record lacks what every one has, or has it in another type."""
         try:
             now = self.path.stat()
@@ -124,10 +124,10 @@ class Manifest:
 
 
 @lru_cache(maxsize=4)  # it is asked for every cell, and every cell has lines in it
-def _checked(path: Path, size: int, written: int) -> list[ledger.Record]:
+def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
     """The records as of that size and time: what is appended changes the one, what is mended by hand the other."""
     records, begun = [], dict[str, int]()  # cell → its last attempt that ran
-    for record in ledger.read(path):
+    for record in metrics_log.read(path):
         for key, kind in KINDS.items():
             if key not in record:
                 raise UserError(f"{path} has a record without '{key}': delete that line.")
@@ -143,6 +143,6 @@ def _checked(path: Path, size: int, written: int) -> list[ledger.Record]:
     return records
 
 
-def _entry(record: ledger.Record) -> Entry:
+def _entry(record: metrics_log.Record) -> Entry:
     beside = {key: record[key] for key in ("scheduler", "restart") if key in record}
     return Entry(record["state"], record["attempt"], record["job"], record["reason"], **beside)
