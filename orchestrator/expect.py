@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator import body
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.forensics.roles import ROUTING
+from orchestrator.forensics.roles.routing import ROUTING
 
 ROLES = tuple(ROUTING)
 UNBOUNDED = sys.float_info.max

@@ -27,7 +27,7 @@ from orchestrator import executors, forensics, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, LauncherKind, Where
-from orchestrator.forensics.analysis import DEFINITIONS
+from orchestrator.forensics.analyze import DEFINITIONS
 from orchestrator.storage import checkpoint, lease, locks
 from orchestrator.storage.files import write_whole
 

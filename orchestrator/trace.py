@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from models.transformer import Decoder, PreNormBlock, read_prefix
 from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.data.tokenizer import Tokenizer
-from orchestrator.forensics.probe import relative_write
-from orchestrator.forensics.runner import own_tokenizer
+from orchestrator.forensics.measures.probe import relative_write
+from orchestrator.forensics.measures.runner import own_tokenizer
 from orchestrator.storage import checkpoint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.forensics.analysis import analyze
+    from orchestrator.forensics.analyze import analyze
 
 __all__ = ["analyze"]
 
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> Any:
     """`analyze`, imported when it is wanted: torch takes seconds that `--help` need not wait for."""
     if name != "analyze":
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    from orchestrator.forensics.analysis import analyze
+    from orchestrator.forensics.analyze import analyze
 
     return analyze

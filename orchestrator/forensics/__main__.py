@@ -15,7 +15,7 @@ from rich.text import Text
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
-from orchestrator.forensics.export import (
+from orchestrator.forensics.render.export import (
     PICTURES,
     refuse_foreign,
     refuse_unwritable,
@@ -25,7 +25,7 @@ from orchestrator.forensics.export import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.forensics.view import View
+    from orchestrator.forensics.render.view import View
 
 WIDTH = 100  # columns where the output is not a terminal
 
@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(options: argparse.Namespace) -> View:
     """What was asked for, with a word on stderr as long as it takes where that is a terminal."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to LAPACK's
-    from orchestrator.forensics.view import view  # torch and all that reads: seconds that --help need not wait for
+    from orchestrator.forensics.render.view import (
+        view,  # torch and all that reads: seconds that --help need not wait for
+    )
 
     start = time.perf_counter()
     with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is a [

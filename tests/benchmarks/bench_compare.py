@@ -23,8 +23,8 @@ from orchestrator.compare.comparison import compute
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.expect import ROLES
-from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.roles import FEATURES
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.roles.routing import FEATURES
 
 LAYERS, READINGS, SEEDS, ARMS = 24, 20, 8, ("uniform", "variable")
 EVERY = 500  # steps between readings

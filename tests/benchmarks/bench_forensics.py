@@ -26,8 +26,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from weightwatcher.RMT_Util import svd_vals
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.spectrum import perplexity, spectra
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures.spectrum import perplexity, spectra
 
 THREADS = 2
 LLAMA = {  # the paper's layer, six times: 106M parameters in the body

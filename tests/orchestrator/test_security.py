@@ -22,7 +22,7 @@ from submitit.slurm import slurm
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema, validation
-from orchestrator.forensics import distributed
+from orchestrator.forensics.weights import distributed
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for package in ("orchestrator", "models", "sidecar") for path in (ROOT / package).rglob("*.py"))
@@ -39,7 +39,7 @@ FORBIDDEN = {
     "yaml.full_load", "yaml.load_all", "pd.read_pickle", "pandas.read_pickle", "subprocess.getoutput",
 }  # fmt: skip
 IMPORTS = {"pickle", "cloudpickle", "dill", "shelve", "marshal", "jsonpickle"}
-UNPICKLER = ROOT / "orchestrator/forensics/distributed.py"  # the one place, whose classes are listed
+UNPICKLER = ROOT / "orchestrator/forensics/weights/distributed.py"  # the one place, whose classes are listed
 
 
 def findings(source: str) -> Iterator[tuple[int, str]]:

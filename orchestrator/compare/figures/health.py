@@ -7,8 +7,8 @@ from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.figures.marks import EXTRA, arms_of
 from orchestrator.compare.figures.panels import Drawing, guide, label, panels, spoken, text
 from orchestrator.compare.sections.section import Cell, Section
-from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.pathology import CRITICAL, WARN, ratios
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
 
 
 def worst_ratios(c: Comparison) -> Drawing | None:

@@ -6,7 +6,7 @@ import inspect
 from dataclasses import dataclass
 
 from orchestrator.compare.statistics import EXACT_PAIRS, MAX_PATTERNS
-from orchestrator.forensics.measures import MEASURES
+from orchestrator.forensics.measures.table import MEASURES
 
 EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; exchanging all of them changes nothing, so half the patterns suffice
 SIGN_FLIP = (

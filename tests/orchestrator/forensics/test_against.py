@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.against import against, report, rows
+from orchestrator.forensics.render.against import against, report, rows
 from tests.orchestrator.forensics.pages import Result, entry, printed, with_roles
 
 TIE = "damper/hub"

@@ -13,8 +13,8 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics import analyze
-from orchestrator.forensics.analysis import by_null, read_stack
-from orchestrator.forensics.anatomy import Anatomy
+from orchestrator.forensics.analyze import by_null, read_stack
+from orchestrator.forensics.architecture.anatomy import Anatomy
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 

@@ -29,8 +29,8 @@ from transformers import (
 from models.hf import to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.anatomy import KINDS, Anatomy, Heads
-from orchestrator.forensics.tensors import Tensors
+from orchestrator.forensics.architecture.anatomy import KINDS, Anatomy, Heads
+from orchestrator.forensics.weights.tensors import Tensors
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics import archives
-from orchestrator.forensics.tensors import open_tensors
+from orchestrator.forensics.weights import archives
+from orchestrator.forensics.weights.tensors import open_tensors
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.mixture import GaussianMixture
 
-from orchestrator.forensics.clusters import SMALLEST, best_mixture, cluster_masses, fit
+from orchestrator.forensics.measures.clusters import SMALLEST, best_mixture, cluster_masses, fit
 
 
 def _planted(seed: int, masses: tuple[float, ...], distance: float, n: int = 800, features: int = 6) -> np.ndarray:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics import composition
-from orchestrator.forensics.analysis import read_stack
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.composition import Compositions, sink, source
+from orchestrator.forensics.analyze import read_stack
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures import composition
+from orchestrator.forensics.measures.composition import Compositions, sink, source
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.anatomy import Anatomy, Heads
+from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,

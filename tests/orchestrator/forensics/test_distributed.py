@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.tensors import open_tensors
+from orchestrator.forensics.weights.tensors import open_tensors
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics import embedding
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.composition import Compositions, Side
-from orchestrator.forensics.embedding import add_embedding
-from orchestrator.forensics.resampling import entries_of, resampled_sums
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures import embedding
+from orchestrator.forensics.measures.composition import Compositions, Side
+from orchestrator.forensics.measures.embedding import add_embedding
+from orchestrator.forensics.measures.resampling import entries_of, resampled_sums
 
 CPU = torch.device("cpu")
 NAME = "model.embed_tokens.weight"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics import analyze
-from orchestrator.forensics.export import (
+from orchestrator.forensics.render.export import (
     PICTURES,
     refuse_foreign,
     refuse_unwritable,

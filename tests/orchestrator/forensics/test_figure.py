@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from orchestrator.common.palette import colour
-from orchestrator.forensics import analyze, figure
-from orchestrator.forensics.against import against
-from orchestrator.forensics.trajectory import trajectory
+from orchestrator.forensics import analyze
+from orchestrator.forensics.render import figure
+from orchestrator.forensics.render.against import against
+from orchestrator.forensics.render.trajectory import trajectory
 from tests.orchestrator.forensics.pages import ROLES, Result, with_roles
 
 TIE = "damper/hub"

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.spectrum import spectra
+from orchestrator.forensics.measures.spectrum import spectra
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.anatomy import Heads
-from orchestrator.forensics.heads import cosines, couplings, diversity, drawn_fingerprints, fingerprints
+from orchestrator.forensics.architecture.anatomy import Heads
+from orchestrator.forensics.measures.heads import cosines, couplings, diversity, drawn_fingerprints, fingerprints
 
 WIDTH = 40
 LAYOUTS = {"one per head": Heads(6, 6, 5), "grouped": Heads(6, 2, 5), "one for all": Heads(4, 1, 8)}

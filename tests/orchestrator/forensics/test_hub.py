@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.hub import local
+from orchestrator.forensics.weights.hub import local
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CALL = """
 import sys
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.hub import local
+from orchestrator.forensics.weights.hub import local
 for source in sys.argv[1:]:
     try:
         print(local(source))

@@ -150,7 +150,7 @@ def test_a_probe_by_text_or_by_a_file_of_it(
     assert "activation probe" not in " ".join(printed.split())
     assert "80 tokens were run through the model" in printed
     assert all(column in printed for column in ("write", "copy"))
-    monkeypatch.setattr("orchestrator.forensics.view.LONGEST", 40)  # of a longer file, the beginning
+    monkeypatch.setattr("orchestrator.forensics.render.view.LONGEST", 40)  # of a longer file, the beginning
     assert main([str(tmp_path / "llama"), "--probe", str(tmp_path / "text")]) == 0
     assert "20 tokens were run through the model" in capsys.readouterr().out
     for missing in ("nofile.txt", "texts/nofile"):  # not text of its own

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.clusters import cluster_masses
-from orchestrator.forensics.measures import MEASURES
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.measures.clusters import cluster_masses
+from orchestrator.forensics.measures.table import MEASURES
 
 SPECTRAL = ("effective_rank", "stable_rank", "spectral_norm")
 

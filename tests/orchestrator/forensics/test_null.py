@@ -11,11 +11,11 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.analysis import read_stack
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.measures import measure
-from orchestrator.forensics.null import draws
-from orchestrator.forensics.scoring import MEASURED
+from orchestrator.forensics.analyze import read_stack
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures.table import measure
+from orchestrator.forensics.null.redrawn import draws
+from orchestrator.forensics.roles.scoring import MEASURED
 
 CPU = torch.device("cpu")
 DRAWS = 60

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.optimizer import open_moments
+from orchestrator.forensics.weights.optimizer import open_moments
 
 
 def _step(named: bool = True) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models.transformer import Decoder
-from orchestrator.forensics.analysis import analyze
-from orchestrator.forensics.anatomy import KINDS
+from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.architecture.anatomy import KINDS
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 

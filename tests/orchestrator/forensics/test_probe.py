@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.probe import attention_pattern, pattern_sums, probe
-from orchestrator.forensics.runner import runnable
+from orchestrator.forensics.measures.probe import attention_pattern, pattern_sums, probe
+from orchestrator.forensics.measures.runner import runnable
 
 VOCABULARY = 24
 LAYERS = 3
@@ -244,7 +244,7 @@ def test_rows_run_in_groups_are_the_mean_of_rows_run_alone(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     alone = [probe(model, row[None]) for row in TOKENS]
     hooks = sum(len(part._forward_hooks) for part in model.modules())  # transformers leaves some of its own
-    monkeypatch.setattr("orchestrator.forensics.probe.GROUP", 2 * TOKENS.shape[1])
+    monkeypatch.setattr("orchestrator.forensics.measures.probe.GROUP", 2 * TOKENS.shape[1])
     together = probe(model, TOKENS)
     for layer, measures in enumerate(together):
         for name in set(measures) - {"copy_density"}:  # its denominators differ between rows

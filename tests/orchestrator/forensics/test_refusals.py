@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.anatomy import Anatomy
+from orchestrator.forensics.architecture.anatomy import Anatomy
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics import resampling
-from orchestrator.forensics.resampling import entries_of, resampled_sums
+from orchestrator.forensics.measures import resampling
+from orchestrator.forensics.measures.resampling import entries_of, resampled_sums
 
 DRAWS = 3000
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from orchestrator.forensics import scoring
-from orchestrator.forensics.roles import FEATURES, ROUTING, Role
+from orchestrator.forensics.roles import scoring
+from orchestrator.forensics.roles.routing import FEATURES, ROUTING, Role
 
 # SCIENCE §2, typed a second time.
 TABLE = {

@@ -20,8 +20,8 @@ from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import TokenizerKind
-from orchestrator.forensics.probe import probe
-from orchestrator.forensics.runner import redrawn, runnable, special_tokens, tokens_of
+from orchestrator.forensics.measures.probe import probe
+from orchestrator.forensics.measures.runner import redrawn, runnable, special_tokens, tokens_of
 from orchestrator.storage import checkpoint
 
 WORDS = ["[UNK]", "<s>", "</s>", "a", "b", "c", "d"]

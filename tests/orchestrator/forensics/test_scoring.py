@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from orchestrator.forensics.roles import FEATURES, ROUTING
-from orchestrator.forensics.scoring import TREATMENTS, anscombe, calibrated, logarithm, shrunk
+from orchestrator.forensics.roles.routing import FEATURES, ROUTING
+from orchestrator.forensics.roles.scoring import TREATMENTS, anscombe, calibrated, logarithm, shrunk
 
 LAYERS, RESAMPLES = 9, 10
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.sources import checkpoints, holds_weights, single, unit, whole
+from orchestrator.forensics.weights.sources import checkpoints, holds_weights, single, unit, whole
 from orchestrator.storage.checkpoint import save
 
 Put = Callable[..., Path]

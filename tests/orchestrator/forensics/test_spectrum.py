@@ -7,8 +7,15 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics import spectrum
-from orchestrator.forensics.spectrum import TOLERANCE, gaussian_singular_values, gram, is_rounded, perplexity, spectra
+from orchestrator.forensics.measures import spectrum
+from orchestrator.forensics.measures.spectrum import (
+    TOLERANCE,
+    gaussian_singular_values,
+    gram,
+    is_rounded,
+    perplexity,
+    spectra,
+)
 
 
 def _low_rank(rng: np.random.Generator, m: int, n: int, rank: int) -> np.ndarray:

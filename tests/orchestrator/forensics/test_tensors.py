@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.tensors import open_file, open_tensors
+from orchestrator.forensics.weights.tensors import open_file, open_tensors
 
 
 def test_values_are_cast_to_float32(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_type_that_torch_lacks(tmp_path: Path) -> None:
 READ_ALL = """
 import re, sys
 from pathlib import Path
-from orchestrator.forensics.tensors import open_tensors
+from orchestrator.forensics.weights.tensors import open_tensors
 
 def peak():  # unlike getrusage's, it does not begin with the parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

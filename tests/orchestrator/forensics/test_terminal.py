@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.terminal import report
+from orchestrator.forensics.render.terminal import report
 from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles
 
 TIE = "damper/hub"

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics import analyze
-from orchestrator.forensics.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
+from orchestrator.forensics.render.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
 from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles
 
 TIE = "damper/hub"

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from orchestrator.forensics import analyze
-from orchestrator.forensics.clusters import cluster_masses
+from orchestrator.forensics.measures.clusters import cluster_masses
 
 WIDTH, FFN, LAYERS = 12, 60, 3
 

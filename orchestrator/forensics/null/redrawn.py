@@ -16,11 +16,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from orchestrator.forensics.composition import Compositions
-from orchestrator.forensics.heads import drawn_fingerprints
-from orchestrator.forensics.reading import Reading, Stack, co_magnitude
-from orchestrator.forensics.resampling import Entries, resampled_sums
-from orchestrator.forensics.spectrum import gaussian_singular_values, spectra
+from orchestrator.forensics.measures.composition import Compositions
+from orchestrator.forensics.measures.heads import drawn_fingerprints
+from orchestrator.forensics.measures.layer import Reading, Stack, co_magnitude
+from orchestrator.forensics.measures.resampling import Entries, resampled_sums
+from orchestrator.forensics.measures.spectrum import gaussian_singular_values, spectra
 
 SPECTRA = ("o", "down")  # whose ranks speak for roles
 HEAVY = 0.25  # of the largest singular value of noise: an entry from which its matrix is drawn whole

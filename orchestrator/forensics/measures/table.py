@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.forensics.anatomy import ATTENTION, FFN, KINDS
-from orchestrator.forensics.clusters import SMALLEST
-from orchestrator.forensics.composition import sink, source
-from orchestrator.forensics.heads import diversity
-from orchestrator.forensics.reading import Reading
-from orchestrator.forensics.saturation import literal_threshold, robust_threshold
-from orchestrator.forensics.spectrum import perplexity
+from orchestrator.forensics.architecture.anatomy import ATTENTION, FFN, KINDS
+from orchestrator.forensics.measures.clusters import SMALLEST
+from orchestrator.forensics.measures.composition import sink, source
+from orchestrator.forensics.measures.heads import diversity
+from orchestrator.forensics.measures.layer import Reading
+from orchestrator.forensics.measures.saturation import literal_threshold, robust_threshold
+from orchestrator.forensics.measures.spectrum import perplexity
 
 Value = float | None
 

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.composition import Compositions
-from orchestrator.forensics.embedding import add_embedding
-from orchestrator.forensics.measures import Value, measure, unique_roles
-from orchestrator.forensics.memory import trim
-from orchestrator.forensics.momentum import medians
-from orchestrator.forensics.null import draws
-from orchestrator.forensics.pathology import findings
-from orchestrator.forensics.reading import Reading, Stack, read, threshold
-from orchestrator.forensics.scoring import MEASURED, SCORINGS
-from orchestrator.forensics.tensors import PLACES
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures.composition import Compositions
+from orchestrator.forensics.measures.embedding import add_embedding
+from orchestrator.forensics.measures.layer import Reading, Stack, read, threshold
+from orchestrator.forensics.measures.momentum import medians
+from orchestrator.forensics.measures.pathology import findings
+from orchestrator.forensics.measures.table import Value, measure, unique_roles
+from orchestrator.forensics.null.redrawn import draws
+from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
+from orchestrator.forensics.weights.memory import trim
+from orchestrator.forensics.weights.tensors import PLACES
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
@@ -224,8 +224,10 @@ def _refuse_another_model(source: Path) -> None:
 
 def _probe(anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int) -> tuple[Activations, list[Activations]]:
     """What the probe sees in the model, and in each of `resamples` models with redrawn weights."""
-    from orchestrator.forensics.probe import probe  # here, since weights-only work needs none of what they need
-    from orchestrator.forensics.runner import redrawn, runnable, special_tokens
+    from orchestrator.forensics.measures.probe import (
+        probe,  # here, since weights-only work needs none of what they need
+    )
+    from orchestrator.forensics.measures.runner import redrawn, runnable, special_tokens
 
     special = special_tokens(anatomy.directory)
     model = runnable(anatomy.directory)

@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.anatomy import ATTENTION, FFN, PLACES, Heads, Layer
-from orchestrator.forensics.clusters import cluster_masses
-from orchestrator.forensics.composition import Compositions, sides
-from orchestrator.forensics.heads import couplings, fingerprints
-from orchestrator.forensics.memory import trim
-from orchestrator.forensics.momentum import Medians, alignment, stuck_fraction
-from orchestrator.forensics.resampling import BLOCK, Entries, entries_of
-from orchestrator.forensics.saturation import literal_threshold
-from orchestrator.forensics.spectrum import gram, spectra
+from orchestrator.forensics.architecture.anatomy import ATTENTION, FFN, PLACES, Heads, Layer
+from orchestrator.forensics.measures.clusters import cluster_masses
+from orchestrator.forensics.measures.composition import Compositions, sides
+from orchestrator.forensics.measures.heads import couplings, fingerprints
+from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
+from orchestrator.forensics.measures.resampling import BLOCK, Entries, entries_of
+from orchestrator.forensics.measures.saturation import literal_threshold
+from orchestrator.forensics.measures.spectrum import gram, spectra
+from orchestrator.forensics.weights.memory import trim
 
 READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
 WRITES = ("o", "down")  # [d, ·]: over what it writes to it

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, Fitted, counted, dash, labelled, number, ranges
-from orchestrator.forensics.analysis import SCHEMA
-from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.terminal import (
+from orchestrator.forensics.analyze import SCHEMA
+from orchestrator.forensics.render.export import rows_of
+from orchestrator.forensics.render.terminal import (
     ATTENTION,
     SATURATED,
     Layer,

@@ -16,12 +16,12 @@ from rich.text import Text
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import bar, beside, counted, dash, labelled, ranges
 from orchestrator.common.palette import colour, letter
-from orchestrator.forensics import terminal
-from orchestrator.forensics.analysis import DEFINITIONS, SCHEMA
-from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.pathology import CRITICAL
-from orchestrator.forensics.terminal import Layer, Result, settled
+from orchestrator.forensics.analyze import DEFINITIONS, SCHEMA
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.measures.pathology import CRITICAL
+from orchestrator.forensics.render import terminal
+from orchestrator.forensics.render.export import rows_of
+from orchestrator.forensics.render.terminal import Layer, Result, settled
 
 AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
 SHOWN = 20  # role changes listed before the rest are counted

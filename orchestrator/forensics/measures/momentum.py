@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from orchestrator.forensics.anatomy import Anatomy, Layer
+from orchestrator.forensics.architecture.anatomy import Anatomy, Layer
 
 STUCK = 0.01  # of the median: below it a moment has died away
 SAMPLED = 2**18  # entries of one tensor that enter a median, evenly spread

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.description import Description
-from orchestrator.forensics.families import (
+from orchestrator.forensics.architecture.description import Description
+from orchestrator.forensics.architecture.families import (
     ATTENTION,
     KINDS,
     PLACES,
@@ -29,7 +29,7 @@ from orchestrator.forensics.families import (
     turned_stacked,
     whole,
 )  # fmt: skip
-from orchestrator.forensics.tensors import Tensors
+from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer

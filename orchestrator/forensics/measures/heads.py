@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.anatomy import Heads
+from orchestrator.forensics.architecture.anatomy import Heads
 
 TINY = torch.finfo(torch.float32).tiny  # directions have no scale
 SQUARINGS = 14  # of a head's matrix, so that 2^14 power steps single out its leading direction

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.archives import Archive
-from orchestrator.forensics.tensors import (
+from orchestrator.forensics.weights.archives import Archive
+from orchestrator.forensics.weights.tensors import (
     METADATA,
     PICKLES,
     Key,
@@ -53,7 +53,7 @@ def open_moments(source: Path) -> Tensors:
 def _opened(source: Path) -> tuple[Store, dict[Hashable, str]]:
     """The store, and the names of the parameters that it numbers."""
     if source.is_dir():
-        from orchestrator.forensics.distributed import Distributed  # here: its imports cost 50 MB
+        from orchestrator.forensics.weights.distributed import Distributed  # here: its imports cost 50 MB
 
         return Distributed(source), {}
     archive = Archive(source)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.archives import Archive
+from orchestrator.forensics.weights.archives import Archive
 
 Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
 
@@ -200,7 +200,7 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
 def _store(path: Path) -> Store:
     if path.is_dir():
         # imported here, since it costs 50 MB that few readings need
-        from orchestrator.forensics.distributed import Distributed
+        from orchestrator.forensics.weights.distributed import Distributed
 
         return Distributed(path)
     return Archive(path) if path.suffix in PICKLES else SafeFile(path)

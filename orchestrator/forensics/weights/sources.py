@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.tensors import BYSTANDERS, METADATA, PICKLES, PLACES
+from orchestrator.forensics.weights.tensors import BYSTANDERS, METADATA, PICKLES, PLACES
 from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside

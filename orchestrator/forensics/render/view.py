@@ -14,16 +14,16 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
-from orchestrator.forensics import against as pair
-from orchestrator.forensics import figure, terminal
-from orchestrator.forensics import trajectory as run
-from orchestrator.forensics.analysis import analyze
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.export import rows_of
-from orchestrator.forensics.hub import local
-from orchestrator.forensics.runner import tokens_of
-from orchestrator.forensics.sources import checkpoints, single, unit, whole
-from orchestrator.forensics.terminal import Result
+from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures.runner import tokens_of
+from orchestrator.forensics.render import against as pair
+from orchestrator.forensics.render import figure, terminal
+from orchestrator.forensics.render import trajectory as run
+from orchestrator.forensics.render.export import rows_of
+from orchestrator.forensics.render.terminal import Result
+from orchestrator.forensics.weights.hub import local
+from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.common.palette import ROLES, arm_line, colour
-from orchestrator.forensics import panels
-from orchestrator.forensics.anatomy import KINDS
-from orchestrator.forensics.panels import INK, MANY, PALE, QUIET, styled
-from orchestrator.forensics.terminal import RIVALS, Layer, Result, has_role, nothing
-from orchestrator.forensics.trajectory import mean_cv, ratios, worst
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.render import panels
+from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
+from orchestrator.forensics.render.terminal import RIVALS, Layer, Result, has_role, nothing
+from orchestrator.forensics.render.trajectory import mean_cv, ratios, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

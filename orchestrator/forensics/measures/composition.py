@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from orchestrator.forensics.resampling import Entries, resampled_sums
+from orchestrator.forensics.measures.resampling import Entries, resampled_sums
 
 IN_MEMORY = 2**24  # bytes of Grams held before they go to a temporary file
 CHUNK = 2**23  # bytes of Grams compared at once

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.families import Heads
+from orchestrator.forensics.architecture.families import Heads
 
 # The names that families give to the same number, the commonest first.
 KEYS = {

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from orchestrator.common.formatting import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
 from orchestrator.common.palette import ROLES, colour, letter
-from orchestrator.forensics.measures import MEASURES, NEEDS
+from orchestrator.forensics.measures.table import MEASURES, NEEDS
 
 Result = Mapping[str, Any]  # what `analyze` returns
 Layer = Mapping[str, Any]  # one of its layers

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.common.palette import colour, letter
-from orchestrator.forensics.pathology import CRITICAL, WARN
-from orchestrator.forensics.terminal import leads
+from orchestrator.forensics.measures.pathology import CRITICAL, WARN
+from orchestrator.forensics.render.terminal import leads
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

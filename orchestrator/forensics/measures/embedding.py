@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from orchestrator.forensics.anatomy import Anatomy
-from orchestrator.forensics.composition import Compositions, Side
-from orchestrator.forensics.memory import trim
-from orchestrator.forensics.resampling import entries_of
-from orchestrator.forensics.spectrum import gram
+from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.measures.composition import Compositions, Side
+from orchestrator.forensics.measures.resampling import entries_of
+from orchestrator.forensics.measures.spectrum import gram
+from orchestrator.forensics.weights.memory import trim
 
 BLOCK = 2048  # rows of the table in memory at once
 SAMPLED = 2048  # rows, evenly spread, whose entries stand for all in the null

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.forensics.roles import FEATURES, Role, decide
+from orchestrator.forensics.roles.routing import FEATURES, Role, decide
 
 FEW = 5  # resamples from which a layer's own variance says something
 CONSTANT = 1e-12  # a spread below this share of the values is rounding
