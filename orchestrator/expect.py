@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator import body
 from orchestrator.common.errors import UserError, nearest
+from orchestrator.forensics.reading import Reading, centre, profile, roles_of, spread, total
 from orchestrator.forensics.roles.routing import ROUTING
 
 ROLES = tuple(ROUTING)
@@ -23,23 +23,23 @@ UNBOUNDED = sys.float_info.max
 class Quantity:
     """A number of a reading, at least 0; null where it cannot be said."""
 
-    read: Callable[[body.Reading], float | None]
+    read: Callable[[Reading], float | None]
     most: float  # the largest that it can be
 
 
-def _centre(reading: body.Reading) -> float | None:
-    budget = body.profile(reading, "saturated_robust")
-    return None if budget is None else body.centre(budget)
+def _centre(reading: Reading) -> float | None:
+    budget = profile(reading, "saturated_robust")
+    return None if budget is None else centre(budget)
 
 
 def _layers_with(role: str) -> Quantity:
-    return Quantity(lambda reading: float(body.roles_of(reading).count(role)), UNBOUNDED)
+    return Quantity(lambda reading: float(roles_of(reading).count(role)), UNBOUNDED)
 
 
 QUANTITIES: dict[str, Quantity] = {
     "centre": Quantity(_centre, 1.0),  # of the robust budget, 0 = first layer, 1 = last
-    "budget": Quantity(lambda reading: body.total(reading, "saturated_robust"), UNBOUNDED),  # positions
-    "spread": Quantity(body.spread, 0.5),  # of attention's share
+    "budget": Quantity(lambda reading: total(reading, "saturated_robust"), UNBOUNDED),  # positions
+    "spread": Quantity(spread, 0.5),  # of attention's share
     **{f"{role}s": _layers_with(role) for role in ROLES},  # layers
 }
 REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L]; thirds as the budget's
@@ -107,11 +107,11 @@ class Wanted:
         """The largest that the number can be."""
         return 1.0 if self.role else QUANTITIES[self.line].most
 
-    def read(self, reading: body.Reading) -> float | None:
+    def read(self, reading: Reading) -> float | None:
         """The number in a reading; null where it cannot be said, or the reading has no such layers."""
         if self.role is None:
             return QUANTITIES[self.line].read(reading)
-        roles = body.roles_of(reading)
+        roles = roles_of(reading)
         layers = layers_of(self.line, len(roles))
         return float(np.mean([roles[layer] == self.role for layer in layers])) if layers else None
 

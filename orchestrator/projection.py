@@ -36,8 +36,8 @@ def record_row(record: dict[str, Any]) -> Row:
 
 def reading_row(reading: dict[str, Any]) -> Row:
     """A reading: role counts, budgets and their centres, and per layer scores, margin and headlines."""
-    from orchestrator.body import centre, profile
     from orchestrator.compare.conservation import REFERENCES
+    from orchestrator.forensics.reading import centre, profile
 
     row: Row = {f"roles/{role}": count for role, count in _role_counts(reading).items()}
     row |= reading["totals"]
@@ -53,11 +53,11 @@ def reading_row(reading: dict[str, Any]) -> Row:
 def cell_summary(cell: CellResult) -> Row:
     """What a cell came to: losses (nats/token), roles and budgets at its newest reading, and what it cost."""
     from models.transformer import num_params
-    from orchestrator.body import centre, profile, total
     from orchestrator.compare.conservation import REFERENCES
     from orchestrator.compare.flops import spent
     from orchestrator.compare.pairs import domains_of, losses
     from orchestrator.experiment import decoder_spec
+    from orchestrator.forensics.reading import centre, profile, total
 
     row: Row = {"parameters": num_params(decoder_spec(cell.config))}
     if cell.ledger:
@@ -158,8 +158,8 @@ def _beside_baseline(c: Comparison, arm: str) -> Row:
 
 def _role_counts(reading: dict[str, Any]) -> dict[str, int]:
     """How many layers have each role, none or two counted as `tie`."""
-    from orchestrator.body import roles_of
     from orchestrator.compare.migration import STATES, state
+    from orchestrator.forensics.reading import roles_of
 
     counts = Counter(map(state, roles_of(reading)))
     return {role: counts[role] for role in STATES}

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from orchestrator.body import roles_of
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.migration import state
 from orchestrator.compare.pairs import validation_curves
 from orchestrator.compare.statistics import ALPHA
+from orchestrator.forensics.reading import roles_of
 
 FEWEST = 10  # intervals of a cell; fewer show no outlier beside a trend
 OUTLIER = 3.0  # robust σ

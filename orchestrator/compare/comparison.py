@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from orchestrator.body import roles_of
 from orchestrator.common.palette import ROLES
 from orchestrator.compare import stated, tables
 from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
@@ -32,6 +31,7 @@ from orchestrator.compare.pairs import (
 )
 from orchestrator.compare.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
 from orchestrator.compare.symmetry import Symmetry, symmetry
+from orchestrator.forensics.reading import roles_of
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from orchestrator.body import centre, depths, profile, thirds, total
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import Interval, interval, mean_of_known, sign_flip_p
+from orchestrator.forensics.reading import centre, depths, profile, thirds, total
 
 THRESHOLDS = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
 REFERENCES = tuple(THRESHOLDS)  # the first is the one claims are made on

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from orchestrator.body import Reading
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.pairs import Pair
+from orchestrator.forensics.reading import Reading
 
 Member = TypeVar("Member", CellResult, Pair)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.body import roles_of
 from orchestrator.common.palette import ROLES
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.endings import ending_of_pairs
 from orchestrator.compare.pairs import Pair
 from orchestrator.compare.statistics import ALPHA, sign_patterns
+from orchestrator.forensics.reading import roles_of
 
 STATES = (*ROLES, "tie")
 Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times

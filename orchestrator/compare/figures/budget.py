@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.body import centre, profile
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.conservation import REFERENCES, THRESHOLDS
@@ -16,6 +15,7 @@ from orchestrator.compare.figures.panels import Drawing, label, mean_profile, pa
 from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import mean_of_known
 from orchestrator.compare.wording import number
+from orchestrator.forensics.reading import centre, profile
 
 
 def budget_by_depth(c: Comparison) -> Drawing | None:

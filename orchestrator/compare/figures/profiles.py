@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.body import profile, spread
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.endings import ending_of_pairs, last_readings
@@ -18,6 +17,7 @@ from orchestrator.compare.sections.section import Cell, Section
 from orchestrator.compare.statistics import Interval, interval, mean_of_known
 from orchestrator.compare.symmetry import PAPER_SPREAD
 from orchestrator.compare.wording import number, signed, span
+from orchestrator.forensics.reading import profile, spread
 
 UNEVENNESS = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}
 RANKS = {"effective_rank.o": "o", "effective_rank.gate": "gate", "effective_rank.down": "down"}

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.body import roles_of
 from orchestrator.common.palette import colour, letter, palest
 from orchestrator.compare.cells import CellResult
 from orchestrator.compare.comparison import Comparison
@@ -19,6 +18,7 @@ from orchestrator.compare.migration import STATES, state
 from orchestrator.compare.sections.section import Cell, Roles, Section
 from orchestrator.compare.statistics import mean_of_known
 from orchestrator.compare.wording import number
+from orchestrator.forensics.reading import roles_of
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # seeds up to which every cell has a map of its own

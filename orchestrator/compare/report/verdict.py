@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.body import roles_of
 from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.multipliers import agreement
 from orchestrator.compare.story import findings
+from orchestrator.forensics.reading import roles_of
 
 
 def verdict(c: Comparison) -> dict[str, Any]:

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.body import centre, thirds
 from orchestrator.compare.cells import read_experiment
 from orchestrator.compare.conservation import EQUAL, conservation, conserve, distance
 from orchestrator.compare.flattening import flattening, layer_p
 from orchestrator.compare.pairs import Pair, pair_up
+from orchestrator.forensics.reading import centre, thirds
 
 Write = Callable[..., Path]
 
