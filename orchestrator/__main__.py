@@ -31,7 +31,7 @@ from orchestrator.listener import signals_restored
 from orchestrator.outcome import Outcome
 
 if TYPE_CHECKING:
-    from orchestrator.experiment import Experiment
+    from orchestrator.experiments.experiment import Experiment
 
 RERUN = "--experimental-rerun"  # of Hydra: unpickles a file
 STOPPED = "Stopped: the same command goes on from the newest checkpoints."
@@ -93,8 +93,8 @@ def list_experiments(console: Console) -> None:
 def run(overrides: Sequence[str], swept: Sequence[str], console: Console, complain: Callable[[str], None]) -> int:
     """Plan, train what is unfinished, compare; return the exit code. `complain` hears why. Raises `UserError`."""
     from orchestrator import launch, plan
-    from orchestrator.directory import open_directory, refuse_another
-    from orchestrator.experiment import experiment_of
+    from orchestrator.experiments.experiment import experiment_of
+    from orchestrator.experiments.run_directory import open_directory, refuse_another
 
     experiment = experiment_of(overrides, compose, swept=swept)
     multirun.current().introduce(experiment, console)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator import schedule
 from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
-from orchestrator.experiment import reward_rows
+from orchestrator.experiments import playback
+from orchestrator.experiments.experiment import reward_rows
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
@@ -74,7 +74,7 @@ class PressSidecar(Callback):
             at = torch.arange(interval * count, (interval + 1) * count)
             return run.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
 
-        self.sidecar = build_sidecar(run.config, run.model, heldout_loss, run.optimizer.adam, schedule.read(run))
+        self.sidecar = build_sidecar(run.config, run.model, heldout_loss, run.optimizer.adam, playback.read(run))
         if self.saved:
             self.sidecar.load_state_dict(*self.saved)
         run.optimizer.around = self.sidecar.applied

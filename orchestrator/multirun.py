@@ -31,7 +31,7 @@ from orchestrator.storage import locks, metrics_log
 
 if TYPE_CHECKING:
     from orchestrator.announcement import Announcement
-    from orchestrator.experiment import Experiment
+    from orchestrator.experiments.experiment import Experiment
 
 POLL_SECONDS = 0.5
 TURN_SECONDS = 5.0  # the longest wait for one's turn to speak

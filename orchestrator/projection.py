@@ -56,7 +56,7 @@ def cell_summary(cell: CellResult) -> Row:
     from orchestrator.compare.conservation import REFERENCES
     from orchestrator.compare.flops import spent
     from orchestrator.compare.pairs import domains_of, losses
-    from orchestrator.experiment import decoder_spec
+    from orchestrator.experiments.experiment import decoder_spec
     from orchestrator.forensics.reading import centre, profile, total
 
     row: Row = {"parameters": num_params(decoder_spec(cell.config))}

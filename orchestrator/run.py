@@ -18,7 +18,7 @@ from orchestrator import ranks
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, Precision
 from orchestrator.data import prepare
-from orchestrator.experiment import decoder_spec
+from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.optim import DecoupledAdamW, learning_rate
 from orchestrator.ranks import ALONE, Ranks
 from orchestrator.storage import checkpoint, metrics_log

@@ -21,8 +21,8 @@ from orchestrator.compare.shapes import (
     one_line,
 )
 from orchestrator.config import schema
-from orchestrator.expect import Wanted, intended
-from orchestrator.experiment import check_contrasts
+from orchestrator.experiments.expectations import Wanted, intended
+from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Entry, Manifest
 

@@ -9,7 +9,7 @@ import scipy
 from orchestrator.compare.cells import CellResult, ExperimentResult
 from orchestrator.compare.endings import Ending, ending_of_cells
 from orchestrator.compare.statistics import ALPHA, interval, mean_of_known
-from orchestrator.expect import Bounds, Wanted
+from orchestrator.experiments.expectations import Bounds, Wanted
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.compare.cells import CellResult
-from orchestrator.experiment import decoder_spec, sidecar_flops, training_flops
+from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
 
 EQUAL_WITHIN = 0.005  # of each other, as close as two widths are matched (SCIENCE §7)
 

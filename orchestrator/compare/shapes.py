@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.expect import ROLES
+from orchestrator.experiments.expectations import ROLES
 from orchestrator.storage.metrics_log import Record
 
 LARGEST = 1e100  # magnitude of a number: its cube, and the sum of many, is still finite

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from orchestrator.compare.cells import ExperimentResult
-from orchestrator.expect import intended
+from orchestrator.experiments.expectations import intended
 
 # What of an experiment may change between launches → what it is called, and what its numbers assume of it.
 KINDS = {

@@ -19,8 +19,8 @@ from orchestrator.callbacks import build_sidecar
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
-from orchestrator.directory import record_launcher
-from orchestrator.experiment import Cell, Experiment, decoder_spec
+from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
+from orchestrator.experiments.run_directory import record_launcher
 from orchestrator.job import is_finished
 from orchestrator.launch import here, processes, slurm
 from orchestrator.launch.order import waves

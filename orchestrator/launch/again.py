@@ -13,8 +13,8 @@ from rich.console import Console
 from orchestrator import scheduler, status
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import LauncherKind
-from orchestrator.directory import reopen
-from orchestrator.experiment import Experiment
+from orchestrator.experiments.experiment import Experiment
+from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import alone, check_jobs, launch, prepare_data, refuse_early, slurm, with_a_scheduler
 from orchestrator.storage import lease, locks
 from orchestrator.storage.event_log import Manifest

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import directory, retry, schedule, scheduler, status, tracker
+from orchestrator import retry, scheduler, status, tracker
 from orchestrator.common.errors import UserError
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiments import playback, run_directory
+from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import is_finished
 from orchestrator.launch import slurm
 from orchestrator.readings import Readings
@@ -24,7 +25,7 @@ def conclude(path: Path) -> None:
 
     Readings that no job has made are made here first.
     """
-    experiment, manifest, here = directory.reopen(path), Manifest(path), scheduler.this_job()
+    experiment, manifest, here = run_directory.reopen(path), Manifest(path), scheduler.this_job()
     with locks.hold(status.experiment_lock(path)):
         again, pause = _to_try_again(experiment, manifest)
         still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
@@ -101,7 +102,7 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
     sources = {cell.directory for cell in again}
     for cell in experiment.cells:
         failed = cell.id in last and last[cell.id].state == "failed"
-        if failed and schedule.source(cell.config, experiment.directory) in sources:
+        if failed and playback.source(cell.config, experiment.directory) in sources:
             again.append(cell)
     return again, longest
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator import retry
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import first_ready
 from orchestrator.storage.event_log import Manifest

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from orchestrator import schedule
-from orchestrator.experiment import Cell
+from orchestrator.experiments import playback
+from orchestrator.experiments.experiment import Cell
 
 
 def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:
     """Whether the cell plays back none of the `unfinished` cells' decisions."""
-    source = schedule.source(cell.config, cell.directory.parents[1])
+    source = playback.source(cell.config, cell.directory.parents[1])
     return source not in {other.directory for other in unfinished}
 
 

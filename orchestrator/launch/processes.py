@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator import executors, retry, status
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import is_ready
 from orchestrator.storage import lease

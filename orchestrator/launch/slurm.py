@@ -11,10 +11,11 @@ from types import MappingProxyType
 from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, schedule, scheduler
+from orchestrator import executors, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
-from orchestrator.experiment import Cell, Experiment
+from orchestrator.experiments import playback
+from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
 from orchestrator.scheduler import SLURM
@@ -85,7 +86,7 @@ def _submit_waves(
     running = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):
-        sources = (schedule.source(cell.config, cell.directory.parents[1]) for cell in wave)
+        sources = (playback.source(cell.config, cell.directory.parents[1]) for cell in wave)
         after = [*before, *(running[source] for source in sources if source in running)]
         later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
         more = {"dependency": _after(after)} if after else {}

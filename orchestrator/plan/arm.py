@@ -12,7 +12,7 @@ import torch
 from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
 from orchestrator.callbacks import build_sidecar
 from orchestrator.config.schema import Config, Credit, SidecarMode
-from orchestrator.experiment import decoder_spec, sidecar_flops, training_flops
+from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
 

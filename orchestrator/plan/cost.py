@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from orchestrator import launch
 from orchestrator.config.schema import LauncherKind, Where
-from orchestrator.experiment import Experiment
+from orchestrator.experiments.experiment import Experiment
 from orchestrator.plan.arm import ArmPlan, plan_arms
 from orchestrator.plan.hardware import Hardware, hardware_for
 from orchestrator.plan.memory import peak

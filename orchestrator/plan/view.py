@@ -16,8 +16,8 @@ from orchestrator import launch
 from orchestrator.common.errors import UserError
 from orchestrator.common.units import duration, figures, size, work
 from orchestrator.config.schema import LauncherKind, TrackerMode, Where
-from orchestrator.expect import intended
-from orchestrator.experiment import Experiment
+from orchestrator.experiments.expectations import intended
+from orchestrator.experiments.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
 
 SEEDS = 12  # that are listed before only the first and the last are

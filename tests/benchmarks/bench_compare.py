@@ -22,7 +22,7 @@ from orchestrator.compare import figures, report, tables
 from orchestrator.compare.comparison import compute
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
-from orchestrator.expect import ROLES
+from orchestrator.experiments.expectations import ROLES
 from orchestrator.forensics.architecture.anatomy import KINDS
 from orchestrator.forensics.roles.routing import FEATURES
 

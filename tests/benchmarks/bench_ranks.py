@@ -12,8 +12,8 @@ from pathlib import Path
 from hydra import initialize_config_dir
 
 from orchestrator.__main__ import CONF, compose
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import metrics_log
 
 STEPS, REPEATS = 60, 3

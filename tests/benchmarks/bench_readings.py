@@ -11,8 +11,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.__main__ import CONF, compose
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.train import StopSignal, train_cell
 
 STEPS, OFTEN = 60, 6  # steps of a run, and between readings in the run that reads often

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import scheduler
-from orchestrator.directory import reopen
+from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import conclude
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest

@@ -23,8 +23,8 @@ from models.transformer import Decoder, init_weights
 from orchestrator import forensics, readings
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config.schema import Config
-from orchestrator.directory import open_directory
-from orchestrator.experiment import Cell, Experiment, decoder_spec, experiment_of
+from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import Manifest
 

@@ -15,9 +15,9 @@ from hydra import initialize_config_dir
 
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
-from orchestrator.directory import open_directory
-from orchestrator.expect import QUANTITIES, check_depths, intended, layers_of
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.expectations import QUANTITIES, check_depths, intended, layers_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 
 ARMS = ("uniform", "variable")
 

@@ -13,8 +13,8 @@ from hydra import initialize_config_dir
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
-from orchestrator.directory import open_directory
-from orchestrator.experiment import Experiment, experiment_of
+from orchestrator.experiments.experiment import Experiment, experiment_of
+from orchestrator.experiments.run_directory import open_directory
 
 ABLATION = ["+experiment=width_ablation"]
 

@@ -30,8 +30,8 @@ from hypothesis import strategies as st
 
 from orchestrator import job, scheduler
 from orchestrator.__main__ import CONF, compose
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Manifest
 

@@ -15,8 +15,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import job, scheduler
 from orchestrator.__main__ import CONF, compose
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest
 

@@ -26,8 +26,8 @@ from orchestrator.callbacks import ReadLayers, callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.readings import InProcess, InThread, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.status.alerts import alerts

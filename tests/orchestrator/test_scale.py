@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import launch, status
-from orchestrator.experiment import Experiment
+from orchestrator.experiments.experiment import Experiment
 from orchestrator.status import cells, reading
 from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL

@@ -10,10 +10,10 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import schedule
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
-from orchestrator.experiment import Cell, experiment_of
+from orchestrator.experiments import playback
+from orchestrator.experiments.experiment import Cell, experiment_of
 from orchestrator.launch.order import first_ready
 
 ARMS = (
@@ -30,13 +30,13 @@ def cells(*overrides: str) -> tuple[Cell, ...]:
 
 def test_the_next_seed_is_the_next_and_the_last_ones_is_the_first() -> None:
     found = cells(ARMS, "declared=[sidecar]", "seeds=[4,2,9]")
-    sources = [schedule.source(cell.config, Path("out/played")) for cell in found]
+    sources = [playback.source(cell.config, Path("out/played")) for cell in found]
     assert sources == [None] * 3 + [Path(f"out/played/learned/seed={seed}") for seed in (2, 9, 4)]
 
 
 def test_a_cell_waits_for_the_one_whose_decisions_it_plays() -> None:
     learned, other, replayed, last = cells(ARMS, "declared=[sidecar]", "seeds=[0,1]")
-    assert schedule.source(replayed.config, replayed.directory.parents[1]) == other.directory
+    assert playback.source(replayed.config, replayed.directory.parents[1]) == other.directory
     assert first_ready([replayed, last], [replayed, last, other]) == 1  # `last` plays the finished `learned`
     assert first_ready([replayed, last], [replayed, last, other, learned]) is None
     assert first_ready([replayed, last], [replayed, last]) == 0

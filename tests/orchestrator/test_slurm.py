@@ -18,8 +18,8 @@ from rich.console import Console
 from orchestrator import executors, launch, scheduler, status
 from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
-from orchestrator.directory import open_directory, record_launcher
-from orchestrator.experiment import Experiment, experiment_of
+from orchestrator.experiments.experiment import Experiment, experiment_of
+from orchestrator.experiments.run_directory import open_directory, record_launcher
 from orchestrator.launch import again, conclude, slurm
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings

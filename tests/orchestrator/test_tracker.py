@@ -28,8 +28,8 @@ from orchestrator.common.errors import UserError
 from orchestrator.compare import compare
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
-from orchestrator.directory import open_directory
-from orchestrator.experiment import experiment_of
+from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.run import Callback, Run
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole

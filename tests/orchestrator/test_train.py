@@ -21,8 +21,8 @@ from orchestrator import forensics
 from orchestrator.__main__ import CONF, compose
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
-from orchestrator.directory import open_directory
-from orchestrator.experiment import Cell, Experiment, experiment_of
+from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
+from orchestrator.experiments.run_directory import open_directory
 from orchestrator.run import Callback, Run
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.train import StopSignal, train, train_cell

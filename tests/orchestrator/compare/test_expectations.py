@@ -18,7 +18,7 @@ from orchestrator.compare.cells import CellResult, ExperimentResult, read_experi
 from orchestrator.compare.comparison import compute
 from orchestrator.compare.expectations import Expectation, expectations, least_seeds
 from orchestrator.compare.sections.delivery import delivery
-from orchestrator.expect import intended
+from orchestrator.experiments.expectations import intended
 
 Write = Callable[..., Path]
 Readings = dict[int, dict[str, Any]]

@@ -12,7 +12,7 @@ from orchestrator.compare.comparison import compute
 from orchestrator.compare.flops import at_equal_flops, spent
 from orchestrator.compare.pairs import EQUAL_FLOPS
 from orchestrator.compare.sections import sections
-from orchestrator.experiment import decoder_spec, training_flops
+from orchestrator.experiments.experiment import decoder_spec, training_flops
 
 Write = Callable[..., Path]
 Set = Callable[[Path, str, object], None]

@@ -26,7 +26,7 @@ from orchestrator.config.schema import (
     PlanConfig,
     TrainConfig,
 )
-from orchestrator.experiment import decoder_spec
+from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.cost import makespan
 from orchestrator.plan.hardware import SHEETS, hardware_for

@@ -13,10 +13,10 @@ from typing import Any
 
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
-from orchestrator import expect, schedule
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
+from orchestrator.experiments import expectations, playback
 
 LONGEST_NAME = 120  # characters
 LARGEST_WEIGHT = 1e6  # of an arm in a contrast, and one over it the smallest
@@ -111,7 +111,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     if base.arms:
         _refuse_idle_overrides(overrides, base.arms)
     check_contrasts(base.contrasts, arms)
-    wanted = expect.intended(base.expect, arms)
+    wanted = expectations.intended(base.expect, arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
     cells = []
@@ -127,10 +127,10 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
-            schedule.check(config, experiment.arms)
+            playback.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
-    expect.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
+    expectations.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
 

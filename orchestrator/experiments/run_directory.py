@@ -14,7 +14,7 @@ from models.transformer import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import schema
-from orchestrator.experiment import Cell, Experiment, decoder_spec, training_flops
+from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.files import write_whole
 
 
