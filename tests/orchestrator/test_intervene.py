@@ -26,15 +26,7 @@ from orchestrator.config.schema import (
     WidthConfig,
 )
 from orchestrator.data import prepare
-from orchestrator.intervene import (
-    BRANCHES,
-    intervene,
-    main,
-    report,
-    row_losses,
-    silenced,
-    worth,
-)
+from orchestrator.interventions.deletion import BRANCHES, intervene, main, report, row_losses, silenced, worth
 from orchestrator.storage import checkpoint
 
 WIDTHS = (8, 16, 12, 16)
