@@ -115,8 +115,8 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console, compla
 def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
     from orchestrator import launch, tracker
+    from orchestrator.analysis import compare, print_summary
     from orchestrator.common.formatting import counted
-    from orchestrator.compare import compare, print_summary
 
     if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
         command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"

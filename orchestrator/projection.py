@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.compare import Comparison
-    from orchestrator.compare.cells import CellResult
+    from orchestrator.analysis import Comparison
+    from orchestrator.analysis.cells import CellResult
 
 # The comparison's modules (pandas, scipy) are imported where they are used: a tracker that is off does without.
 
@@ -36,7 +36,7 @@ def record_row(record: dict[str, Any]) -> Row:
 
 def reading_row(reading: dict[str, Any]) -> Row:
     """A reading: role counts, budgets and their centres, and per layer scores, margin and headlines."""
-    from orchestrator.compare.conservation import REFERENCES
+    from orchestrator.analysis.conservation import REFERENCES
     from orchestrator.forensics.reading import centre, profile
 
     row: Row = {f"roles/{role}": count for role, count in _role_counts(reading).items()}
@@ -53,9 +53,9 @@ def reading_row(reading: dict[str, Any]) -> Row:
 def cell_summary(cell: CellResult) -> Row:
     """What a cell came to: losses (nats/token), roles and budgets at its newest reading, and what it cost."""
     from models.transformer import num_params
-    from orchestrator.compare.conservation import REFERENCES
-    from orchestrator.compare.flops import spent
-    from orchestrator.compare.pairs import domains_of, losses
+    from orchestrator.analysis.conservation import REFERENCES
+    from orchestrator.analysis.flops import spent
+    from orchestrator.analysis.pairs import domains_of, losses
     from orchestrator.experiments.experiment import decoder_spec
     from orchestrator.forensics.reading import centre, profile, total
 
@@ -100,7 +100,7 @@ def comparison_summary(c: Comparison) -> Row:
 
 def delta_rows(c: Comparison) -> list[Row]:
     """Held-out loss of every arm minus the baseline's over training, mean over the pairs: `delta/<arm>/<domain>`."""
-    from orchestrator.compare.pairs import shown, validation_curves
+    from orchestrator.analysis.pairs import shown, validation_curves
 
     rows: dict[int, Row] = {}
     for arm in c.compared:
@@ -125,7 +125,7 @@ def tags(*labels: str) -> list[str]:
 
 def _beside_baseline(c: Comparison, arm: str) -> Row:
     """Losses, budgets, their centres, roles and the layers' spread: a (baseline), b (`arm`), Δ, interval, verdict."""
-    from orchestrator.compare.pairs import MEAN, METRICS
+    from orchestrator.analysis.pairs import MEAN, METRICS
 
     row: Row = {"n": sum(pair.arm == arm for pair in c.pairs)}
     for r in (r for r in c.statistics if r.arm == arm):
@@ -158,7 +158,7 @@ def _beside_baseline(c: Comparison, arm: str) -> Row:
 
 def _role_counts(reading: dict[str, Any]) -> dict[str, int]:
     """How many layers have each role, none or two counted as `tie`."""
-    from orchestrator.compare.migration import STATES, state
+    from orchestrator.analysis.migration import STATES, state
     from orchestrator.forensics.reading import roles_of
 
     counts = Counter(map(state, roles_of(reading)))

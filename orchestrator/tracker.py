@@ -24,7 +24,7 @@ from orchestrator.projection import READING, STEP
 from orchestrator.storage.files import permit_as_umask
 
 if TYPE_CHECKING:
-    from orchestrator.compare import Comparison
+    from orchestrator.analysis import Comparison
 
 # wandb (0.6 s) and the comparison are imported where they are used: tracker=off and the launcher do without.
 
@@ -128,8 +128,8 @@ class Tracker:
         if self._run is None:
             return
         with self._failing_softly():
-            from orchestrator.compare.cells import read_cell
-            from orchestrator.compare.comparison import compare_cell
+            from orchestrator.analysis.cells import read_cell
+            from orchestrator.analysis.comparison import compare_cell
 
             cell = read_cell(self._cell_dir, self.config.arm, self.config.seed)
             _show(self._run, compare_cell(cell), projection.cell_summary(cell))
@@ -246,7 +246,7 @@ def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:
     """
     import wandb
 
-    from orchestrator.compare import figures
+    from orchestrator.analysis import figures
 
     wandb.Table.MAX_ROWS = wandb.Table.MAX_ARTIFACT_ROWS  # else the file beside the artifact ends at 10,000 rows
     row = {}

@@ -46,7 +46,7 @@ def conclude(path: Path) -> None:
 
 def _compare(experiment: Experiment) -> int:
     """How many cells were compared: those that were trained to the end."""
-    from orchestrator.compare import compare, print_summary
+    from orchestrator.analysis import compare, print_summary
 
     trained = [cell for cell in experiment.cells if _is_trained(cell)]
     if not trained:

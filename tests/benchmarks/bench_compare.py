@@ -18,8 +18,8 @@ import numpy as np
 import yaml
 from playwright.sync_api import expect, sync_playwright
 
-from orchestrator.compare import figures, report, tables
-from orchestrator.compare.comparison import compute
+from orchestrator.analysis import figures, report, tables
+from orchestrator.analysis.comparison import compute
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.experiments.expectations import ROLES

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.compare.cells import CellResult
-from orchestrator.compare.coincidence import coincide
-from orchestrator.compare.conservation import REFERENCES, conserve
-from orchestrator.compare.migration import STATES, RoleShift, role_shift
-from orchestrator.compare.pairs import MEAN, PRIMARY, Pair
-from orchestrator.compare.statistics import ALPHA, EQUIVALENCE, PairedResult, compare_paired, interval
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.coincidence import coincide
+from orchestrator.analysis.conservation import REFERENCES, conserve
+from orchestrator.analysis.migration import STATES, RoleShift, role_shift
+from orchestrator.analysis.pairs import MEAN, PRIMARY, Pair
+from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, PairedResult, compare_paired, interval
 
 REPEATS = 1000
 Law = Callable[[np.random.Generator, int], np.ndarray]  # n differences of mean 0

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from colorspacious import cspace_convert, deltaE
 
+from orchestrator.analysis.figures.panels import SHOWN_ARMS
+from orchestrator.analysis.migration import STATES
 from orchestrator.common.palette import COLOURS, ROLES, TIE, arm_line, colour, letter, palest
-from orchestrator.compare.figures.panels import SHOWN_ARMS
-from orchestrator.compare.migration import STATES
 
 JUST_NOTICEABLE = 2.3  # of CAM02-UCS, roughly; patches that are to be told apart at a glance need several times that
 

@@ -23,9 +23,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import tracker
 from orchestrator.__main__ import CONF, compose
+from orchestrator.analysis import compare
 from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of

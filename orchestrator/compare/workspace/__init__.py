@@ -12,9 +12,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 from orchestrator import tracker
+from orchestrator.analysis.comparison import Comparison
 from orchestrator.common.errors import UserError
 from orchestrator.common.palette import arm_line
-from orchestrator.compare.comparison import Comparison
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import report_of
 from orchestrator.config.schema import Config, TrackerMode

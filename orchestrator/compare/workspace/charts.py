@@ -10,8 +10,8 @@ import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
 from orchestrator import projection
-from orchestrator.compare import figures
-from orchestrator.compare.comparison import Comparison
+from orchestrator.analysis import figures
+from orchestrator.analysis.comparison import Comparison
 from orchestrator.projection import READING, STEP
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.sections import sections
+from orchestrator.analysis.sections.section import Cell, Link, Roles, Section
+from orchestrator.analysis.story import findings
 from orchestrator.common.palette import arm_line, letter
-from orchestrator.compare.comparison import Comparison
-from orchestrator.compare.sections import sections
-from orchestrator.compare.sections.section import Cell, Link, Roles, Section
-from orchestrator.compare.story import findings
 from orchestrator.compare.workspace import charts
 from orchestrator.config.schema import Config
 

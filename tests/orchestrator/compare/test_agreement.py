@@ -13,10 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.compare import compare
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.summary import print_summary
-from orchestrator.compare.wording import number, signed
+from orchestrator.analysis import compare
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.summary import print_summary
+from orchestrator.analysis.wording import number, signed
 from orchestrator.projection import comparison_summary
 
 Write = Callable[..., Path]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from orchestrator.compare.cells import CellResult
-from orchestrator.compare.migration import STATES, RoleShift, role_shift
-from orchestrator.compare.pairs import Pair
-from orchestrator.compare.statistics import sign_flip_p
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.migration import STATES, RoleShift, role_shift
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.statistics import sign_flip_p
 from tests.benchmarks.bench_statistics import LAWS, SERIES, called, conserved, equivalent, family, met, missed, shifted
 
 ALPHA = 0.05

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.compare.cells import CellResult
-from orchestrator.compare.coincidence import coincide
-from orchestrator.compare.comparison import compute
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.coincidence import coincide
+from orchestrator.analysis.comparison import compute
 
 EVERY = 10  # steps between readings
 

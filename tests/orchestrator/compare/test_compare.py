@@ -14,14 +14,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from orchestrator.compare__cmd import main
 from rich.console import Console
 
-from orchestrator.compare import Comparison, compare, figures, print_summary
-from orchestrator.compare.__main__ import main
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.figures import FIGURES
-from orchestrator.compare.sections import sections
-from orchestrator.compare.tables import BUILDERS
+from orchestrator.analysis import Comparison, compare, figures, print_summary
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.figures import FIGURES
+from orchestrator.analysis.sections import sections
+from orchestrator.analysis.tables import BUILDERS
 from orchestrator.config.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracker import log_comparison
 from tests.orchestrator.compare.hard import HARD

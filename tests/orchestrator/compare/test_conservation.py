@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.conservation import EQUAL, conservation, conserve, distance
-from orchestrator.compare.flattening import flattening, layer_p
-from orchestrator.compare.pairs import Pair, pair_up
+from orchestrator.analysis.cells import read_experiment
+from orchestrator.analysis.conservation import EQUAL, conservation, conserve, distance
+from orchestrator.analysis.flattening import flattening, layer_p
+from orchestrator.analysis.pairs import Pair, pair_up
 from orchestrator.forensics.reading import centre, thirds
 
 Write = Callable[..., Path]

@@ -15,13 +15,13 @@ import scipy.stats
 import yaml
 from rich.console import Console
 
+from orchestrator.analysis import compare, print_summary
+from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.contrasts import Contrast
+from orchestrator.analysis.pairs import EQUAL_FLOPS
+from orchestrator.analysis.sections import sections
+from orchestrator.analysis.sections.outcomes import formula
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare, print_summary
-from orchestrator.compare.comparison import Comparison, compute
-from orchestrator.compare.contrasts import Contrast
-from orchestrator.compare.pairs import EQUAL_FLOPS
-from orchestrator.compare.sections import sections
-from orchestrator.compare.sections.outcomes import formula
 
 Write = Callable[..., Path]
 Edit = Callable[..., None]

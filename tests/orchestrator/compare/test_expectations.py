@@ -12,12 +12,12 @@ import pytest
 import scipy.stats
 import yaml
 
+from orchestrator.analysis import compare
+from orchestrator.analysis.cells import CellResult, ExperimentResult, read_experiment
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.expectations import Expectation, expectations, least_seeds
+from orchestrator.analysis.sections.delivery import delivery
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare
-from orchestrator.compare.cells import CellResult, ExperimentResult, read_experiment
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.expectations import Expectation, expectations, least_seeds
-from orchestrator.compare.sections.delivery import delivery
 from orchestrator.experiments.expectations import intended
 
 Write = Callable[..., Path]

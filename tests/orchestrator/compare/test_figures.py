@@ -15,12 +15,12 @@ import plotly.graph_objects as go
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.figures import FIGURES, draw, write
+from orchestrator.analysis.figures.panels import SHOWN_ARMS
+from orchestrator.analysis.migration import STATES
+from orchestrator.analysis.report.glossary import GLOSSARY
 from orchestrator.common.palette import colour
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.figures import FIGURES, draw, write
-from orchestrator.compare.figures.panels import SHOWN_ARMS
-from orchestrator.compare.migration import STATES
-from orchestrator.compare.report.glossary import GLOSSARY
 
 Write = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

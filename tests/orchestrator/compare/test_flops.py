@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.flops import at_equal_flops, spent
-from orchestrator.compare.pairs import EQUAL_FLOPS
-from orchestrator.compare.sections import sections
+from orchestrator.analysis.cells import read_experiment
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.flops import at_equal_flops, spent
+from orchestrator.analysis.pairs import EQUAL_FLOPS
+from orchestrator.analysis.sections import sections
 from orchestrator.experiments.experiment import decoder_spec, training_flops
 
 Write = Callable[..., Path]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from orchestrator.compare__cmd import main
 
-from orchestrator.compare import across
-from orchestrator.compare.__main__ import main
-from orchestrator.compare.across import survey
+from orchestrator.analysis import across
+from orchestrator.analysis.across import survey
 
 Write = Callable[..., Path]
 Harm = Callable[[Path], Any]

@@ -14,16 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from orchestrator.compare.cells import CellResult, read_experiment
-from orchestrator.compare.migration import (
-    STATES,
-    role_migration,
-    role_shift,
-    state,
-    transition_counts,
-    transitions,
-)
-from orchestrator.compare.pairs import Pair, pair_up
+from orchestrator.analysis.cells import CellResult, read_experiment
+from orchestrator.analysis.migration import STATES, role_migration, role_shift, state, transition_counts, transitions
+from orchestrator.analysis.pairs import Pair, pair_up
 
 Write = Callable[..., Path]
 Roles = Sequence[str]  # of one reading

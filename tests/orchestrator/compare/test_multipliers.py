@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.figures import draw
-from orchestrator.compare.multipliers import agreement
-from orchestrator.compare.report import verdict
-from orchestrator.compare.sections import sections
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.figures import draw
+from orchestrator.analysis.multipliers import agreement
+from orchestrator.analysis.report import verdict
+from orchestrator.analysis.sections import sections
 
 TENSORS = [f"model.layers.{i}.{kind}.weight" for i in range(4) for kind in ("self_attn.q_proj", "mlp.down_proj")]
 Write = Callable[..., Path]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.analysis import compare
+from orchestrator.analysis.cells import read_experiment
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.pairs import losses, pair_up, validation_curves
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare
-from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.pairs import losses, pair_up, validation_curves
 from orchestrator.storage.event_log import Manifest
 
 Write = Callable[..., Path]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.analysis.cells import read_experiment
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.provenance import Difference, constant, differences
 from orchestrator.common.errors import UserError
-from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.provenance import Difference, constant, differences
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Manifest
 

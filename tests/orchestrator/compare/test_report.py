@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from orchestrator.compare import compare
-from orchestrator.compare.figures import FIGURES
+from orchestrator.analysis import compare
+from orchestrator.analysis.figures import FIGURES
 from tests.orchestrator.compare.hard import HARD
 
 Write = Callable[..., Path]

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.compare.comparison import Comparison, compute
-from orchestrator.compare.report.chapters import chapters
-from orchestrator.compare.report.glossary import GLOSSARY, term_of
-from orchestrator.compare.report.html import table
-from orchestrator.compare.sections import glance, inside, outcomes, sections
-from orchestrator.compare.sections.delivery import delivery
-from orchestrator.compare.sections.section import Section
-from orchestrator.compare.statistics import holm
+from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.report.chapters import chapters
+from orchestrator.analysis.report.glossary import GLOSSARY, term_of
+from orchestrator.analysis.report.html import table
+from orchestrator.analysis.sections import glance, inside, outcomes, sections
+from orchestrator.analysis.sections.delivery import delivery
+from orchestrator.analysis.sections.section import Section
+from orchestrator.analysis.statistics import holm
 
 Write = Callable[..., Path]
 Edit = Callable[[Path, Callable[[list[dict]], object]], None]

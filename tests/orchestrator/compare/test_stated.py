@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.analysis import compare
+from orchestrator.analysis.cells import read_experiment
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.sections import sections
+from orchestrator.analysis.stated import Change, late_changes, notes
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare
-from orchestrator.compare.cells import read_experiment
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.sections import sections
-from orchestrator.compare.stated import Change, late_changes, notes
 from orchestrator.storage import metrics_log
 
 Write = Callable[..., Path]

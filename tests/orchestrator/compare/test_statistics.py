@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.compare.statistics import (
+from orchestrator.analysis.statistics import (
     Interval,
     compare_paired,
     correlation,

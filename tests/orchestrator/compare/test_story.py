@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.compare import compare, print_summary
-from orchestrator.compare.comparison import Comparison, compute
-from orchestrator.compare.figures import draw
-from orchestrator.compare.sections.inside import layers
-from orchestrator.compare.story import Finding, findings
+from orchestrator.analysis import compare, print_summary
+from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.figures import draw
+from orchestrator.analysis.sections.inside import layers
+from orchestrator.analysis.story import Finding, findings
 
 Write = Callable[..., Path]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import scipy
 
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.sections import sections
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.sections import sections
 
 Write = Callable[..., Path]
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.compare.wording import number, signed, span
+from orchestrator.analysis.wording import number, signed, span
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import wandb_workspaces.workspaces as ws
 
+from orchestrator.analysis import compare
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.sections.section import Roles, Section
 from orchestrator.common.errors import UserError
-from orchestrator.compare import compare, workspace
-from orchestrator.compare.comparison import compute
-from orchestrator.compare.sections.section import Roles, Section
+from orchestrator.compare import workspace
 from orchestrator.compare.workspace import charts
 from orchestrator.compare.workspace.report import markdown, report_of
 from orchestrator.storage import metrics_log

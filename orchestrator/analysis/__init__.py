@@ -1,0 +1,41 @@
+"""Compare the arms of an experiment from its directory alone: tables, figures, report, verdict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.analysis import figures, report, tables
+from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.summary import print_summary
+from orchestrator.common.errors import UserError
+from orchestrator.storage import locks
+
+__all__ = ["Comparison", "compare", "print_summary"]
+
+
+def compare(experiment_dir: Path) -> Comparison:
+    """Compare the arms in `experiment_dir` and write everything under its `comparison/`.
+
+    Raises `UserError` for a directory that is no experiment, for pairs that were not trained alike, and where
+    a file cannot be read or written.
+    """
+    try:
+        comparison = compute(experiment_dir)
+    except OSError as error:
+        raise UserError(f"{experiment_dir} cannot be read ({error}): make its files readable.") from error
+    drawn = figures.draw(comparison)
+    with locks.hold(experiment_dir / ".comparison.lock"):  # whoever else compares writes before or after
+        _write(comparison, drawn, experiment_dir)
+    return comparison
+
+
+def _write(comparison: Comparison, drawn: dict[str, figures.Drawing], experiment_dir: Path) -> None:
+    try:
+        tables.write(comparison.tables, comparison.directory / "tables")
+        figures.write(drawn, comparison.directory / "figures")
+        report.write(comparison, drawn)
+    except OSError as error:
+        raise UserError(
+            f"{comparison.directory} cannot be written ({error}): make it a writable directory with free space, "
+            f"then run python -m orchestrator.compare {experiment_dir}."
+        ) from error

@@ -1,0 +1,188 @@
+"""An experiment directory as its own files tell it: arms × seeds, each cell with ledger and readings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.analysis.shapes import (
+    DESCRIPTION,
+    MAPPING,
+    Source,
+    check_description,
+    check_ledger,
+    check_reading,
+    one_line,
+)
+from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+from orchestrator.experiments.expectations import Wanted, intended
+from orchestrator.experiments.experiment import check_contrasts
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import Entry, Manifest
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One arm at one seed. `missing` says why it cannot be compared; null where it is complete."""
+
+    arm: str
+    seed: int
+    path: Path
+    ledger: list[dict[str, Any]]  # ascending steps
+    readings: dict[int, dict[str, Any]]  # step → forensics result, ascending steps
+    missing: str | None
+    environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
+
+    @property
+    def label(self) -> str:
+        return f"{self.arm}/seed={self.seed}"
+
+    @cached_property
+    def config(self) -> schema.Config:
+        """Its `config.yaml`, read once. Raises `UserError`, naming the file, where it cannot be read."""
+        path = self.path / "config.yaml"
+        try:
+            return schema.load(path)
+        except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
+
+    @property
+    def last_reading(self) -> dict[str, Any] | None:
+        return self.readings[max(self.readings)] if self.readings else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one arm trains, where experiment.yaml records it."""
+
+    params: int
+    widths: list[int]  # per layer; empty where it is not recorded
+    training_flops: float | None  # forward and backward of one run, the sidecar not counted
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """What was asked and what there is. The first arm is the baseline."""
+
+    path: Path
+    name: str
+    question: str
+    arms: list[str]
+    seeds: list[int]
+    cells: list[CellResult]  # arm by arm, seed by seed
+    declared: list[str] = field(default_factory=list)
+    contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # name → arm → weight, in order of the tests
+    expect: list[Wanted] = field(default_factory=list)  # what the body of each arm should become
+    models: dict[str, Model] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
+    code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
+    stated: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
+    finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Arm → number of parameters, where that is recorded."""
+        return {arm: model.params for arm, model in self.models.items()}
+
+    def cell(self, arm: str, seed: int) -> CellResult:
+        return next(c for c in self.cells if (c.arm, c.seed) == (arm, seed))
+
+
+def read_experiment(path: Path) -> ExperimentResult:
+    """Every cell that `experiment.yaml` names, whatever became of it.
+
+    Raises `UserError` where the directory is not an experiment or one of its files is not what it should be.
+    """
+    source = path / "experiment.yaml"
+    if not source.is_file():
+        raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
+    content = source.read_bytes()
+    try:
+        # libyaml where it is there: the recorded git diff is one long scalar, slow to scan in Python
+        spec = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        json.dumps(spec, default=str, allow_nan=False)  # no NaN, endless number or mapping in itself: files repeat it
+    except Exception as error:  # whatever the constructors of PyYAML raise, from KeyError to OverflowError
+        raise UserError(f"{source} is not YAML ({one_line(error)}): restore it or run the experiment again.") from error
+    if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
+        raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
+    spec |= {key: {} if kind is MAPPING else [] for key, kind in DESCRIPTION.items() if not spec.get(key)}
+    check_description(Source(source, "restore it, or delete it and run the experiment again"), spec)
+    models, contrasts = spec["models"], spec["contrasts"]
+    arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
+    try:
+        check_contrasts(contrasts, arms)
+        lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["stated"]))]
+    except UserError as error:
+        raise UserError(f"{source}: {one_line(error)}") from error
+    manifest = Manifest(path)
+    last, environments = manifest.last(), manifest.environments()
+    return ExperimentResult(
+        path=path,
+        name=str(spec.get("name") or path.name),
+        question=str(spec.get("question") or ""),
+        arms=arms,
+        seeds=seeds,
+        declared=[str(key) for key in spec["declared"]],
+        contrasts=contrasts,
+        expect=lines,
+        models={
+            arm: Model(models[arm]["params"], models[arm].get("widths", []), models[arm].get("training_flops"))
+            for arm in arms
+            if arm in models
+        },
+        machine=spec["machine"],
+        code=spec["code"],
+        stated=spec["stated"],
+        finished=manifest.first_done(),
+        cells=[
+            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
+            for arm in arms
+            for seed in seeds
+            for cell in [f"{arm}/seed={seed}"]
+        ],
+    )
+
+
+def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
+    """The cell in `path`; `entry`, the manifest's last word on it, explains a missing end.
+
+    Raises `UserError` where a ledger record or a reading lacks what every one has.
+    """
+    source = path / "ledger.jsonl"
+    records = metrics_log.read(source)
+    check_ledger(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
+    readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
+    by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
+    if len({len(reading["layers"]) for reading in readings}) > 1:
+        raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
+    return CellResult(arm, seed, path, records, by_step, _missing(records, entry))
+
+
+def read_reading(path: Path) -> dict[str, Any]:
+    """A forensics result from its file. Raises `UserError` where it is not one."""
+    checkpoint = path.parents[1] / "checkpoints" / path.stem
+    cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"
+    try:
+        reading = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested without end
+        raise UserError(f"{path} is not JSON ({one_line(error)}): {cure}.") from error
+    check_reading(Source(path, cure), reading)
+    return reading
+
+
+def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:
+    """Why a cell with this ledger cannot be compared, or null."""
+    final = records[-1] if records else {}
+    if "test" not in final:
+        if not final and entry is None:
+            return "never started"
+        state = "unfinished" if entry is None or entry.state == "done" else entry.state
+        where = f"at step {final['step']}" if final else "before its first record"
+        return f"{state} {where}" + (f": {entry.reason}" if entry and entry.reason else "")
+    return None

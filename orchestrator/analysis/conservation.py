@@ -1,0 +1,214 @@
+"""The specialist budget: where it lies along depth, and whether two arms spend the same (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.statistics import Interval, interval, mean_of_known, sign_flip_p
+from orchestrator.forensics.reading import centre, depths, profile, thirds, total
+
+THRESHOLDS = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
+REFERENCES = tuple(THRESHOLDS)  # the first is the one claims are made on
+UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIENCE §1)
+CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
+CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
+EQUAL = "All seeds have the same ratio: that is no interval."
+CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a few resamples)"
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """The budgets of a baseline and of `arm` at the step of `endings`; null is what cannot be said."""
+
+    arm: str
+    reference: str
+    step: int | None  # of the readings
+    n: int  # pairs with a ratio
+    budget_a: float | None  # mean over pairs, saturated positions of the whole stack
+    budget_b: float | None
+    expected_a: float | None  # mean over pairs, by chance
+    expected_b: float | None
+    centre_a: float | None  # mean over pairs, 0 (first layer) … 1 (last)
+    centre_b: float | None
+    centre_shift: float | None  # mean of centre b − centre a over the pairs in which both have one
+    centre_low: float | None  # its 95 % interval
+    centre_high: float | None
+    centre_p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    distance: float | None  # mean over pairs, Wasserstein-1 along depth 0…1
+    ratios: dict[int, float | None]  # seed → budget_b / budget_a
+    ratio: float | None  # geometric mean
+    low: float | None  # 90 % interval
+    high: float | None
+    method: str
+    chance_ratio: float | None  # expected_b / expected_a
+    verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not claimed · not measured
+    sentence: str  # why, where the verdict alone does not say it
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Wasserstein-1 between two budgets along depth 0…1, each normalised to 1; null where one is empty."""
+    if a.sum() <= 0.0 or b.sum() <= 0.0:
+        return None
+    return float(scipy.stats.wasserstein_distance(depths(a), depths(b), a, b))
+
+
+def conservation(cell: CellResult) -> list[dict[str, Any]]:
+    """One row per reading and reference; a reference that was not measured has no row."""
+    rows = []
+    for step, reading in cell.readings.items():
+        for reference in REFERENCES:
+            budget = profile(reading, reference)
+            if budget is None:
+                continue
+            spent, expected = float(budget.sum()), total(reading, f"{reference}_expected")
+            early, middle, late = thirds(budget)
+            rows.append(
+                {
+                    "arm": cell.arm, "seed": cell.seed, "step": step, "reference": reference, "budget": spent,
+                    "expected": expected, "excess": None if expected is None else spent - expected,
+                    "early": early, "middle": middle, "late": late, "centre": centre(budget),
+                }
+            )  # fmt: skip
+    return rows
+
+
+class _Spent(NamedTuple):
+    """The budgets of one pair in two readings of one step."""
+
+    seed: int
+    a: np.ndarray  # [L_a]
+    b: np.ndarray  # [L_b]
+    expected_a: float | None
+    expected_b: float | None
+
+    @property
+    def ratio(self) -> float | None:
+        return float(self.b.sum() / self.a.sum()) if self.a.sum() > 0.0 and self.b.sum() > 0.0 else None
+
+    @property
+    def shift(self) -> float | None:
+        """By how much of the depth the centre of b lies later than that of a."""
+        a, b = centre(self.a), centre(self.b)
+        return None if a is None or b is None else b - a
+
+
+def _spent(pair: Pair, step: int, reference: str) -> _Spent | None:
+    a, b = (cell.readings[step] for cell in (pair.a, pair.b))
+    x, y = profile(a, reference), profile(b, reference)
+    if x is None or y is None:
+        return None
+    return _Spent(pair.seed, x, y, *(total(reading, f"{reference}_expected") for reading in (a, b)))
+
+
+def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
+    """Whether `arm` spends the baseline's budget, over its complete pairs read at the step of `endings`."""
+    end = ending_of_pairs(arm, pairs)
+    read = [] if end.step is None or end.untrained else [(p.seed, _spent(p, end.step, reference)) for p in end.read]
+    spent = [s for _, s in read if s is not None]
+    logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
+    within = _interval(logs, 0.90)
+    shifts = [shift for s in spent if (shift := s.shift) is not None]
+    moved = _interval(shifts, 0.95)
+    expected_a, expected_b = mean_of_known(s.expected_a for s in spent), mean_of_known(s.expected_b for s in spent)
+    found = Conservation(
+        arm=arm,
+        reference=reference,
+        step=end.step,
+        n=len(logs),
+        budget_a=mean_of_known(s.a.sum() for s in spent),
+        budget_b=mean_of_known(s.b.sum() for s in spent),
+        expected_a=expected_a,
+        expected_b=expected_b,
+        centre_a=mean_of_known(centre(s.a) for s in spent),
+        centre_b=mean_of_known(centre(s.b) for s in spent),
+        centre_shift=mean_of_known(shifts),
+        centre_low=moved.low,
+        centre_high=moved.high,
+        centre_p=sign_flip_p(shifts),
+        distance=mean_of_known(distance(s.a, s.b) for s in spent),
+        ratios={s.seed: s.ratio for s in spent},
+        ratio=float(np.exp(np.mean(logs))) if logs else None,
+        low=None if within.low is None else float(np.exp(within.low)),
+        high=None if within.high is None else float(np.exp(within.high)),
+        method=within.method,
+        chance_ratio=expected_b / expected_a if expected_a and expected_b is not None else None,
+        verdict="not measured",
+        sentence="The layers were read before any training only." if end.untrained
+        else "No pair has a reading of this count in both arms at one step.",
+    )  # fmt: skip
+    if not spent:
+        return found
+    verdict, notes = _judge(found)
+    if uncounted := [str(seed) for seed, s in read if s is None]:
+        notes.append(f"Seeds left out, without this count: {', '.join(uncounted)}.")
+    return replace(found, verdict=verdict, sentence=" ".join(filter(None, [*notes, end.without])))
+
+
+def _interval(values: list[float], level: float) -> Interval:
+    """As for losses, but none without a spread: counts are whole numbers, and few of them agree by chance."""
+    if len(values) > 1 and np.ptp(values) == 0.0:
+        return Interval(None, None, "none: all pairs are equal")
+    return interval(values, level)
+
+
+def _judge(c: Conservation) -> tuple[str, list[str]]:
+    """The verdict on budgets that were measured, and what a reader must know beside it.
+
+    Two budgets within chance have no ratio worth judging. One within chance beside one above it may be a collapse:
+    that it was not conserved can be said, the contrary cannot. Nor can either where a pair lacks a ratio, for the
+    others are then a choice.
+    """
+    empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
+    notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
+    within = _arms_within_chance(c)
+    if within is None:
+        notes.append("The count expected by chance was not measured.")
+    elif len(within) == 2:
+        return "no larger than chance", [f"Neither budget is larger than {CHANCE}.", *notes]
+    elif within:
+        above = "b" if within == ["a"] else "a"
+        notes.insert(0, f"The budget of {within[0]} is no larger than {CHANCE}; that of {above} is.")
+    if c.reference == UNCLAIMED:
+        return "not claimed", [*notes, "Its threshold moves with the layer's own spread: no claim rests on it."]
+    if empty:
+        return "inconclusive", notes
+    if c.low is None or c.high is None:
+        return "inconclusive", [*notes, "An interval needs two pairs with a ratio." if c.n < 2 else EQUAL]
+    if c.high < CONSERVED[0] or c.low > CONSERVED[1]:
+        if c.chance_ratio is None or CONSERVED[0] <= c.chance_ratio <= CONSERVED[1]:
+            return "not conserved", notes
+        return "inconclusive", [*notes, "The counts by chance alone differ that much: the arms' layers are not alike."]
+    if c.low < CONSERVED[0] or c.high > CONSERVED[1] or within:
+        return "inconclusive", notes
+    if mostly := _mostly_chance(c):
+        return "inconclusive", [*notes, f"More than half of the budget of {' and '.join(mostly)} is what chance gives."]
+    return "conserved", notes
+
+
+def _mostly_chance(c: Conservation) -> list[str]:
+    """Those of `a` and `b` of whose budget chance gives more than half."""
+    arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
+    return [arm for arm, (b, e) in arms.items() if b is not None and e is not None and e > b / 2.0]
+
+
+def _arms_within_chance(c: Conservation) -> list[str] | None:
+    """Those of `a` and `b` whose budget, summed over the pairs, chance alone could give; null if not measured.
+
+    Chance is a Poisson count whose mean is `expected`: itself an estimate, the mean over the reading's
+    resamples of the layer (SCIENCE §3), whose own error is not part of the quantile.
+    """
+    arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
+    known = {arm: (b, e) for arm, (b, e) in arms.items() if b is not None and e is not None}
+    n = len(c.ratios)
+    return [arm for arm, (b, e) in known.items() if _within_chance(n * b, n * e)] if len(known) == 2 else None
+
+
+def _within_chance(count: float, expected: float) -> bool:
+    return count <= float(scipy.stats.poisson.ppf(CHANCE_QUANTILE, expected))

@@ -1,0 +1,122 @@
+"""Weighted sums of the arms' losses, seed by seed: "the learned arm beats its control", or an interaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from orchestrator.analysis.cells import CellResult, ExperimentResult
+from orchestrator.analysis.flops import at_equal_flops, spent
+from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, losses, pair_of, validation_curves
+from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, sign_flip_p, verdict
+
+CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # each metric's contrasts are a sequence of their own
+SIGNS = {"better": "negative", "worse": "positive"}  # of a sum over more than two arms neither can be said
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One contrast of the domains' mean loss. Null is what cannot be said.
+
+    Two arms: the verdict is on the one of positive weight. More: negative or positive, of the weighted sum.
+    """
+
+    contrast: str
+    weights: dict[str, float]
+    metric: str
+    seeds: dict[int, float]  # seed → weighted sum, nats/token
+    n: int
+    value: float | None  # their mean
+    low: float | None  # its 95 % interval
+    high: float | None
+    method: str
+    p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    p_adjusted: float | None  # as one of a sequence
+    tested: bool  # not once the sequence has ended
+    against: float | None  # nats/token: what the equivalence is a share of
+    verdict: str  # better · worse · negative · positive · equivalent · inconclusive · not tested · not measured
+
+
+def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contrast]:
+    """Every contrast in the order of the file: test loss, and validation loss where the cheapest of its runs ends.
+
+    The contrasts of a metric are a fixed sequence: none is called after the first whose p exceeds 0.05 or which
+    could not be tested; that one is equivalent is judged for each by itself, at 5 %. Their order must therefore be
+    written down before the losses are known. Raises `UserError` where runs are not comparable.
+    """
+    found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]
+    judged: dict[tuple[str, str], Contrast] = {}
+    for metric in CONTRASTED:
+        sequence, tested = [one for one in found if one.metric == metric], True
+        for one, p in zip(sequence, in_sequence([one.p for one in sequence]), strict=True):
+            judged[one.contrast, metric] = _judged(replace(one, p_adjusted=p, tested=tested))
+            tested = p is not None and p <= ALPHA
+    return [judged[one.contrast, one.metric] for one in found]
+
+
+def contrast_rows(contrasts: list[Contrast]) -> list[dict[str, Any]]:
+    """One row per contrast, metric and seed; value in nats/token."""
+    return [
+        {"contrast": one.contrast, "metric": one.metric, "seed": seed, "value": value}
+        for one in contrasts
+        for seed, value in one.seeds.items()
+    ]
+
+
+def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> list[Contrast]:
+    """The contrast under each metric, not yet judged; at equal FLOPs only where its runs cost unequally."""
+    weights = experiment.contrasts[name]
+    w = np.array(list(weights.values()), dtype=np.float64)  # [arms]
+    by_seed = _complete(experiment, list(weights)) if domains else {}
+    test = [[losses(cell, domains)[METRICS[0], MEAN] for cell in cells] for cells in by_seed.values()]
+    equal = [at for cells in by_seed.values() if (at := _at_equal_flops(cells, domains)) is not None]
+    by_metric = {METRICS[0]: np.array(test)}
+    if equal or not by_seed:  # where seeds differ in whether their runs cost the same, nothing is measured
+        by_metric[EQUAL_FLOPS] = np.array(equal if len(equal) == len(by_seed) else [])
+    found = []
+    for metric, per_seed in by_metric.items():
+        x = per_seed.reshape(-1, w.size)  # [n, arms], nats/token
+        values, within = x @ w, interval(x @ w, 0.95)  # [n]
+        mean, against = None, None
+        if values.size:
+            mean = float(values.mean())
+            # the loss set against, and no wider a margin for a sum of more arms
+            against = float(np.abs(w).max() * np.average(x.mean(axis=0), weights=w.clip(max=0.0)))
+        found.append(
+            Contrast(
+                contrast=name, weights=weights, metric=metric, seeds=dict(zip(by_seed, values.tolist(), strict=False)),
+                n=values.size, value=mean, low=within.low, high=within.high, method=within.method,
+                p=sign_flip_p(values), p_adjusted=None, tested=False, against=against, verdict="not measured",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _judged(one: Contrast) -> Contrast:
+    if one.value is None or one.against is None:
+        return one
+    values = list(one.seeds.values())
+    said = verdict(one.value, interval(values, 0.95), interval(values, 0.90), one.p_adjusted, one.against)
+    if said == "inconclusive" and not one.tested:
+        said = "not tested"
+    return replace(one, verdict=said if len(one.weights) == 2 else SIGNS.get(said, said))
+
+
+def _complete(experiment: ExperimentResult, arms: list[str]) -> dict[int, list[CellResult]]:
+    """Seed → the arms' cells, where all of them are complete and trained alike."""
+    found = {}
+    for seed in experiment.seeds:
+        cells = [experiment.cell(arm, seed) for arm in arms]
+        if any(cell.missing for cell in cells):
+            continue
+        if experiment.cell(experiment.arms[0], seed).missing:  # else each was held against the baseline already
+            for other in cells[1:]:
+                pair_of(cells[0], other, experiment.declared)
+        found[seed] = cells
+    return found
+
+
+def _at_equal_flops(cells: list[CellResult], domains: list[str]) -> tuple[float, ...] | None:
+    return at_equal_flops(*((spent(cell), validation_curves(cell, domains)[MEAN]) for cell in cells))

@@ -1,0 +1,118 @@
+"""Whether the body became what the experiment intended (`expect`): line by line, arm by arm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import scipy
+
+from orchestrator.analysis.cells import CellResult, ExperimentResult
+from orchestrator.analysis.endings import Ending, ending_of_cells
+from orchestrator.analysis.statistics import ALPHA, interval, mean_of_known
+from orchestrator.experiments.expectations import Bounds, Wanted
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """One line of one arm, over its complete cells read at the step of `endings`; null is what cannot be said."""
+
+    arm: str
+    line: str
+    role: str | None  # the number is the share of the line's layers that carry it
+    wanted: str  # the whole of it as a sentence: uniform: late specialist > 0.5
+    thresholds: list[float]  # one, or the two ends of a range
+    step: int | None
+    values: dict[int, float | None]  # seed → the number
+    n: int  # seeds that have it
+    holding: int  # of these, the seeds whose number is as wanted
+    mean: float | None
+    low: float | None  # 95 % interval of the mean
+    high: float | None
+    method: str
+    p: float | None  # exact one-sided sign test: so many seeds as wanted, or so many not, were a run's odds even
+    untrained: float | None  # mean at step 0
+    baseline: float | None  # mean of the baseline's complete cells at this step; null for the baseline itself
+    verdict: str  # delivered · not delivered · inconclusive · not measured
+    sentence: str  # why, where the figures alone do not say it
+
+
+def expectations(experiment: ExperimentResult) -> list[Expectation]:
+    """Every line of `expect`, in its order.
+
+    Delivered: the 95 % interval of the mean lies wholly where it is wanted, and more seeds are as wanted than even
+    odds explain at 5 % (so never under five seeds). Not delivered: likewise on the other side. The sign test because
+    shares and counts of layers are lumpy and skewed, where flipping the signs of differences is not exact.
+    """
+    return [_judged(wanted, _measured(wanted, experiment)) for wanted in experiment.expect]
+
+
+def least_seeds() -> int:
+    """With how few seeds, all alike, a line can be called."""
+    return next(n for n in range(1, 99) if _sign_p(n, n) <= ALPHA)
+
+
+def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
+    """The numbers of one line, not yet judged."""
+    cells = [cell for cell in experiment.cells if cell.arm == wanted.arm and not cell.missing]
+    end = ending_of_cells(cells)
+    others = [cell for cell in experiment.cells if cell.arm == experiment.arms[0] != wanted.arm and not cell.missing]
+    told = [] if end.step is None or end.untrained else end.read
+    values = {cell.seed: wanted.read(cell.readings[end.step]) for cell in told if end.step is not None}
+    known = [value for value in values.values() if value is not None]
+    within = interval(known, 0.95)
+    holding = sum(map(wanted.bounds.hold, known))
+    return Expectation(
+        arm=wanted.arm, line=wanted.line, role=wanted.role, wanted=str(wanted), thresholds=wanted.bounds.ends,
+        step=end.step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
+        low=None if within.low is None else max(within.low, 0.0),  # a t interval may pass what the number can be
+        high=None if within.high is None else min(within.high, wanted.most),
+        method=within.method, p=_sign_p(max(holding, len(known) - holding), len(known)) if known else None,
+        untrained=_mean(wanted, cells, 0), baseline=_mean(wanted, others, end.step),
+        verdict="not measured", sentence=" ".join(filter(None, [_missing(end, known), end.note, end.without])),
+    )  # fmt: skip
+
+
+def _judged(wanted: Wanted, e: Expectation) -> Expectation:
+    """The verdict on what was measured. A seed read without the number leaves nothing delivered, nor the contrary."""
+    if not e.n:
+        return e
+    without = [str(seed) for seed, value in e.values.items() if value is None]
+    notes = [f"Seeds without this number: {', '.join(without)}."] if without else []
+    verdict = "inconclusive" if without else _verdict(wanted.bounds, e)
+    if e.n < least_seeds():
+        notes.append(f"{e.n} seed{'s' * (e.n > 1)} can decide nothing: the sign test needs {least_seeds()}.")
+    if verdict == "delivered" and e.untrained is not None and wanted.bounds.hold(e.untrained):
+        notes.append("It was so before training.")
+    return replace(e, verdict=verdict, sentence=" ".join(filter(None, [*notes, e.sentence])))
+
+
+def _verdict(bounds: Bounds, e: Expectation) -> str:
+    if e.low is None or e.high is None or e.p is None or e.p > ALPHA:
+        return "inconclusive"
+    most = 2 * e.holding > e.n
+    if most and bounds.cover(e.low, e.high):
+        return "delivered"
+    return "not delivered" if not most and bounds.miss(e.low, e.high) else "inconclusive"
+
+
+def _missing(end: Ending[CellResult], known: list[float]) -> str:
+    """Why no seed has the number; empty where one has."""
+    if not end.read and not end.unread:
+        return "No cell of this arm is complete."
+    if end.step is None:
+        return f"The layers of seeds {', '.join(str(cell.seed) for cell in end.unread)} were never read."
+    if end.untrained:
+        return "The layers were read before any training only."
+    if not known:
+        return "No reading has this number: its measure is missing, its budget is empty, or it has no such layers."
+    return ""
+
+
+def _sign_p(most: int, n: int) -> float:
+    """That at least `most` of `n` tossed coins fall alike on a named side."""
+    return float(scipy.stats.binomtest(most, n, alternative="greater").pvalue)
+
+
+def _mean(wanted: Wanted, cells: list[CellResult], step: int | None) -> float | None:
+    """Over those of the cells that were read at `step`."""
+    return mean_of_known(wanted.read(cell.readings[step]) for cell in cells if step in cell.readings)

@@ -1,0 +1,50 @@
+"""Every figure, drawn once for files, report and W&B alike: one function and one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from plotly.offline import get_plotlyjs
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.budget import budget_by_depth, budget_over_time
+from orchestrator.analysis.figures.health import worst_ratios
+from orchestrator.analysis.figures.losses import heldout_curves
+from orchestrator.analysis.figures.multipliers import multiplier_maps
+from orchestrator.analysis.figures.panels import Drawing
+from orchestrator.analysis.figures.profiles import attention_shares, concentration, rank_differences
+from orchestrator.analysis.figures.roles import role_maps
+from orchestrator.analysis.figures.shape import width_profiles
+from orchestrator.analysis.figures.transitions import transition_tables
+from orchestrator.storage.files import write_whole
+
+__all__ = ["FIGURES", "Drawing", "draw", "write"]
+
+PLOTLY = "plotly.min.js"
+FIGURES: dict[str, Callable[[Comparison], Drawing | None]] = {
+    "layers": role_maps,
+    "role_migration": transition_tables,
+    "paired_eval": heldout_curves,
+    "conservation": budget_by_depth,
+    "budget_over_time": budget_over_time,
+    "flattening": concentration,
+    "effective_rank": rank_differences,
+    "attention_share": attention_shares,
+    "sidecar": multiplier_maps,
+    "width": width_profiles,
+    "pathology": worst_ratios,
+}
+
+
+def draw(c: Comparison) -> dict[str, Drawing]:
+    """Name → figure, for all that have something to show."""
+    return {name: drawing for name, build in FIGURES.items() if (drawing := build(c)) is not None}
+
+
+def write(drawings: dict[str, Drawing], directory: Path) -> None:
+    """Each figure as `<name>.html`; they share one script beside them and need no network."""
+    write_whole(directory / PLOTLY, get_plotlyjs())
+    for name, drawing in drawings.items():
+        page = drawing.plot.to_html(include_plotlyjs=PLOTLY, config={"showSendToCloud": False, "displaylogo": False})
+        write_whole(directory / f"{name}.html", page)

@@ -1,0 +1,126 @@
+"""The specialist budget: where it lies along depth, and how its size and centre move over training."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.conservation import REFERENCES, THRESHOLDS
+from orchestrator.analysis.endings import last_readings
+from orchestrator.analysis.figures.marks import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
+from orchestrator.analysis.figures.panels import Drawing, label, mean_profile, panels, spoken
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.statistics import mean_of_known
+from orchestrator.analysis.wording import number
+from orchestrator.forensics.reading import centre, profile
+
+
+def budget_by_depth(c: Comparison) -> Drawing | None:
+    """Saturated positions of every layer at the last reading, beside what chance gives."""
+    readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
+    shown = [m for m in REFERENCES if any(profile(r, m) is not None for found in readings.values() for r in found)]
+    if not shown:
+        return None
+    title = "Specialist budget along depth, last reading: positions above each threshold"
+    figure = panels(1, len(shown), 300, [THRESHOLDS[measure] for measure in shown], title)
+    rows: list[list[Cell]] = []
+    peaks: dict[str, float] = {}
+    by_chance = False
+    for col, measure in enumerate(shown, start=1):
+        means, expected = {}, {}
+        for arm in arms_of(c):
+            found = readings[arm.name]
+            profiles = [p for r in found if (p := profile(r, measure)) is not None]
+            seeds_and_mean(figure, profiles, arm, 1, col)
+            chance = [p for r in found if (p := profile(r, f"{measure}_expected")) is not None]
+            means[arm.name], expected[arm.name] = mean_profile(profiles), mean_profile(chance)
+            if expected[arm.name] is not None:
+                chance_line(figure, [dict(enumerate(p)) for p in chance], arm, 1, col, "layer")
+                by_chance = True
+        if col == 1:
+            peaks = {arm: float(np.argmax(mean)) for arm, mean in means.items() if mean is not None and mean.any()}
+        depth = max((mean.size for mean in means.values() if mean is not None), default=0)
+        rows += [
+            [
+                THRESHOLDS[measure],
+                str(i),
+                *(f"{_at(means[arm], i)} ({_at(expected[arm], i)})" for arm in c.experiment.arms),
+            ]
+            for i in range(depth)
+        ]
+    if by_chance:
+        chance_entry(figure)
+    figure.update_yaxes(rangemode="tozero")
+    label(figure, 1, len(shown), "layer", "saturated FFN positions")
+    text = f"Layer with the most saturated positions ({THRESHOLDS[shown[0]]} threshold, 0 = first): {spoken(peaks, 0)}."
+    if not peaks:
+        text = f"0 positions of any layer are above the {THRESHOLDS[shown[0]]} threshold."
+    table = Section(
+        "Mean saturated positions (by chance), last reading", ["threshold", "layer", *c.experiment.arms], rows
+    )
+    return Drawing(
+        figure, title, text, table, ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
+    )
+
+
+def _at(mean: np.ndarray | None, layer: int) -> str:
+    return number(None if mean is None or layer >= mean.size else float(mean[layer]), 1)
+
+
+class _Course(NamedTuple):
+    """One cell's budget over the robust threshold: step → value, where it is known."""
+
+    total: dict[int, float]
+    chance: dict[int, float]
+    centre: dict[int, float]
+
+
+def budget_over_time(c: Comparison) -> Drawing | None:
+    """The budget of the whole stack and its centre at every reading, over the robust threshold."""
+    courses = {arm: [_course(x) for x in c.cells_of(arm) if len(x.readings) > 1] for arm in c.experiment.arms}
+    if not any(course.total for found in courses.values() for course in found):
+        return None
+    title = "Specialist budget over training"
+    figure = panels(1, 2, 280, ["budget", "centre: 0 = first layer, 1 = last"], title)
+    rows: list[list[Cell]] = []
+    totals: dict[str, float] = {}
+    for arm in arms_of(c):
+        found = courses[arm.name]
+        total, chance = [x.total for x in found if x.total], [x.chance for x in found if x.chance]
+        centres = [x.centre for x in found if x.centre]
+        runs_and_mean(figure, total, arm, 1, 1)
+        runs_and_mean(figure, centres, arm, 1, 2)
+        chance_line(figure, chance, arm, 1, 1, "step")
+        if total:
+            ends = [_end(curves) for curves in (total, chance, centres)]
+            totals[arm.name] = ends[0] or 0.0
+            rows.append([arm.name, *(number(end, digits) for end, digits in zip(ends, (1, 1, 2), strict=True))])
+    if any(course.chance for found in courses.values() for course in found):
+        chance_entry(figure)
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(range=[0, 1], row=1, col=2)
+    label(figure, 1, 2, "step", "saturated FFN positions")
+    figure.update_yaxes(title_text="centre of the budget", row=1, col=2)
+    text = f"Saturated positions of the whole stack at the last reading, mean over seeds: {spoken(totals, 1)}."
+    table = Section("Budget at the last reading", ["arm", "budget", "by chance", "centre"], rows)
+    return Drawing(figure, title, text, table, ("saturated_robust", "centre", "conservation"))
+
+
+def _end(curves: list[dict[int, float]]) -> float | None:
+    return mean_of_known(curve[max(curve)] for curve in curves)
+
+
+def _course(cell: CellResult) -> _Course:
+    found = _Course({}, {}, {})
+    for step, reading in cell.readings.items():
+        budget, expected = (profile(reading, m) for m in ("saturated_robust", "saturated_robust_expected"))
+        if budget is not None:
+            found.total[step] = float(budget.sum())
+            if (middle := centre(budget)) is not None:
+                found.centre[step] = middle
+        if expected is not None:
+            found.chance[step] = float(expected.sum())
+    return found

@@ -1,0 +1,60 @@
+"""Whether any tensor leaves its peers behind over training (SCIENCE §5)."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.marks import EXTRA, arms_of
+from orchestrator.analysis.figures.panels import Drawing, guide, label, panels, spoken, text
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
+
+
+def worst_ratios(c: Comparison) -> Drawing | None:
+    """Per cell and reading the largest spectral norm over the median of its kind in the other layers."""
+    curves = {cell.label: _worst(cell) for cell in c.experiment.cells}
+    if not any(curves.values()):
+        return None
+    title = "Largest spectral norm over its peers'"
+    figure = panels(1, 1, 260, [""], title)
+    rows: list[list[Cell]] = []
+    tops: dict[str, float] = {}
+    for arm in arms_of(c):
+        paint, dash, symbol = arm.line
+        cells = [cell for cell in c.experiment.cells if cell.arm == arm.name and curves[cell.label]]
+        for k, cell in enumerate(cells):
+            curve = curves[cell.label]
+            figure.add_scatter(
+                x=list(curve), y=[ratio for ratio, _ in curve.values()], mode="lines+markers", showlegend=k == 0,
+                line={"color": paint, "dash": dash, "width": 1.5}, marker={"symbol": symbol, "size": 6},
+                customdata=[tensor for _, tensor in curve.values()], hovertext=text(cell.label),
+                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}{EXTRA}", **arm.common,
+            )  # fmt: skip
+        if cells:
+            found = ((pair, step, x.seed) for x in cells for step, pair in curves[x.label].items())
+            (ratio, tensor), step, seed = max(found, key=lambda one: one[0])
+            tops[arm.name] = ratio
+            rows.append([arm.name, f"{ratio:.1f}", tensor, str(seed), str(step)])
+    for value, word in ((WARN, "warn"), (CRITICAL, "critical")):
+        if value <= 3 * max(tops.values()):
+            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×", log=True)
+    figure.update_yaxes(type="log", dtick="D2")
+    figure.update_layout(showlegend=True)
+    label(figure, 1, 1, "step", "× the peers' median")
+    words = f"Largest ratio of a spectral norm to its peers' median: {spoken(tops, 1)}."
+    table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
+    return Drawing(figure, title, words, table, ("pathology", "spectral_norm"))
+
+
+def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:
+    """Step → the largest ratio and its tensor, where the norms are known."""
+    found = {}
+    for step, reading in cell.readings.items():
+        pairs = []
+        for kind in KINDS:
+            norms = [layer["measures"].get(f"spectral_norm.{kind}") for layer in reading["layers"]]
+            pairs += [(r, f"layer {i}, {kind}") for i, r in enumerate(ratios(norms)) if r is not None]
+        if pairs:
+            found[step] = max(pairs)
+    return found

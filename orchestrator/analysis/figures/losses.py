@@ -1,0 +1,76 @@
+"""Validation loss over training, per domain."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.marks import Arm, Band, arms_of, band, runs_and_mean
+from orchestrator.analysis.figures.panels import Drawing, focus, guide, label, panels, spoken
+from orchestrator.analysis.pairs import shown, validation_curves
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.statistics import mean_of_known
+from orchestrator.analysis.wording import number, signed, span
+
+TITLE = "Validation loss over training"
+ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"
+Run = dict[int, float]  # step → nats/token
+
+
+def heldout_curves(c: Comparison) -> Drawing | None:
+    """Validation loss per domain, and under it every other arm's paired difference with its pointwise interval."""
+    domains = shown(c.domains)
+    curves = {
+        x.label: {domain: dict(curve) for domain, curve in validation_curves(x, c.domains).items()}
+        for arm in c.experiment.arms for x in c.cells_of(arm) if x.ledger
+    }  # fmt: skip
+    if not any(run for found in curves.values() for run in found.values()):
+        return None
+    rows = 2 if c.pairs else 1
+    title = ITS_DIFFERENCE if c.pairs else TITLE
+    titles = [c.name_of(domain) for domain in domains] + [""] * len(domains) * (rows - 1)
+    figure = panels(rows, len(domains), 230, titles, title, gap=40)
+    told: list[list[Cell]] = []
+    last: dict[str, float] = {}
+    for col, domain in enumerate(domains, start=1):
+        differences: list[float] = []
+        ends: list[float] = []
+        for arm in arms_of(c):
+            runs = [curves[x.label][domain] for x in c.cells_of(arm.name) if x.label in curves]
+            gaps = _gaps(c, curves, arm, domain)
+            runs_and_mean(figure, runs, arm, 1, col)
+            runs_and_mean(figure, gaps, arm, 2, col, interval=True)
+            between = band(gaps)
+            differences += [abs(gap) for run in gaps for step, gap in run.items() if step > 0]
+            ends += between.ends if arm.shown else []
+            end = mean_of_known(run[max(run)] for run in runs if run)
+            if end is not None:
+                told.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])
+                last |= {arm.name: end} if col == 1 else {}
+        if rows == 2:
+            guide(figure, 0.0, 2, col)
+            focus(figure, differences, 1e-6, 2, col, ends=ends)
+    label(figure, rows, len(domains), "step", "loss (nats/token)")
+    if rows == 2:
+        figure.update_yaxes(title_text="Δ (nats/token)", row=2, col=1)
+    text = f"Validation loss ({c.name_of(domains[0])}) at the end, mean over seeds: {spoken(last, 4)}."
+    if c.pairs:
+        text += " The verdict is on the test loss."
+    columns = ["domain", "arm", "validation loss", "Δ", "95 % interval"]
+    return Drawing(
+        figure, title, text, Section("Validation loss at the end", columns, told), ("heldout", "delta", "band")
+    )
+
+
+def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: Arm, domain: str) -> list[Run]:
+    """Per pair of the arm, its loss minus the baseline's at the steps that both have."""
+    sides = [(curves[p.a.label][domain], curves[p.b.label][domain]) for p in c.pairs if p.arm == arm.name]
+    return [{step: b[step] - a[step] for step in a if step in b} for a, b in sides]
+
+
+def _difference(between: Band) -> list[str]:
+    """Δ at the end and its interval, as written in a table."""
+    if not between.steps:
+        return ["–", "–"]
+    mean = float(between.mean[-1])
+    half = None if between.half is None else float(between.half[-1])
+    within = "–" if half is None else span(mean - half, mean + half, 4, plus=True)
+    return [signed(mean, 4), within]

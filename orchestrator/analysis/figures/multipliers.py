@@ -1,0 +1,71 @@
+"""What the sidecars of the arms did to every unit over training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.panels import Drawing, label, panels, short, text
+from orchestrator.analysis.multipliers import Held, held
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.wording import number
+
+LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # whatever the ground, it shows where nothing moved
+
+
+def multiplier_maps(c: Comparison) -> Drawing | None:
+    """Multipliers layer × step, geometric mean over the seeds: a row per arm and channel, a panel per kind."""
+    stacks = _stacks(c)
+    if not stacks:
+        return None
+    kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
+    cols, depth = max(map(len, kinds.values())), 1 + max(max(stack[0].layers) for stack in stacks.values())
+    title = "Multipliers over training, geometric mean over seeds"
+    titles = [kind for own in kinds.values() for kind in [*own, *[""] * (cols - len(own))]]
+    figure = panels(len(stacks), cols, 14 * depth + 50, titles, title, gap=84)
+    columns = list(dict.fromkeys(kind for own in kinds.values() for kind in own))
+    rows: list[list[Cell]] = []
+    extremes: list[tuple[float, str]] = []
+    for row, (name, stack) in enumerate(stacks.items(), start=1):
+        first = stack[0]
+        alike = [h for h in stack if h.units == first.units and h.steps == first.steps]
+        logs = np.mean([h.logs for h in alike], axis=0) / np.log(2)  # [D, U]
+        means = 2 ** logs.mean(axis=0)
+        places = list(zip(first.layers, first.kinds, strict=True))
+        extremes += [(float(mean), f"{name}, layer {layer}, {kind}")
+                     for (layer, kind), mean in zip(places, means, strict=True)]  # fmt: skip
+        known = dict(zip(places, means.tolist(), strict=True))
+        rows += [[name, str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
+                 for layer in sorted(set(first.layers))]  # fmt: skip
+        for col, kind in enumerate(kinds[name], start=1):
+            own = [i for i, k in enumerate(first.kinds) if k == kind]
+            z = logs[:, own].T
+            figure.add_heatmap(
+                x=first.steps, y=[first.layers[i] for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
+                hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
+            )  # fmt: skip
+        figure.add_annotation(
+            text=f"<b>{short(name, 80)}</b>", hovertext=text(name), x=0, xref="x domain", xanchor="left", y=1,
+            yref="y domain", yanchor="bottom", yshift=22, showarrow=False, row=row, col=1,
+        )  # fmt: skip
+    ticks = [-3, -2, -1, 0, 1, 2, 3]
+    bar = {"title": "×", "tickvals": ticks, "ticktext": ["⅛", "¼", "½", "1", "2", "4", "8"]}
+    scale = [(0.0, LESS), (0.5, NONE), (1.0, MORE)]
+    figure.update_layout(coloraxis={"colorscale": scale, "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
+    figure.update_yaxes(autorange="reversed", showgrid=False, dtick=max(1, depth // 8))
+    figure.update_xaxes(showgrid=False, nticks=4)
+    label(figure, len(stacks), cols, "step", "layer")
+    least, most = min(extremes), max(extremes)
+    words = f"Mean multipliers over the run lie between {least[0]:.2f} ({least[1]}) and {most[0]:.2f} ({most[1]})."
+    table = Section("Mean multipliers over the run", ["arm, channel", "layer", *columns], rows)
+    return Drawing(figure, title, words, table, ("sidecar",))
+
+
+def _stacks(c: Comparison) -> dict[str, list[Held]]:
+    """Arm and channel → what each of its seeds held."""
+    stacks: dict[str, list[Held]] = {}
+    for arm in c.experiment.arms:
+        for cell in c.cells_of(arm):
+            for channel, h in held(cell).items():
+                stacks.setdefault(f"{arm}, {channel}", []).append(h)
+    return stacks

@@ -1,0 +1,151 @@
+"""Grids of panels: their size, titles, names as plotly reads them, guides and frames."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from orchestrator.analysis.sections.section import Section
+from orchestrator.analysis.wording import elide
+
+NARROWEST = 720  # pixels that a figure is given at least
+CHARACTER = 7.5  # pixels
+LONGEST = 40  # characters of a name that are shown; the hover has all
+LINE, KEY = 20, 50  # pixels of a line of the legend, and of what is drawn before a name
+SHOWN_ARMS = 4  # beyond which an arm is drawn when its name is clicked, and told when the table is opened
+LAYOUT: dict[str, Any] = {
+    "template": "plotly_white",
+    "font": {"family": "system-ui, sans-serif", "size": 13},
+    "title": {"x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yref": "container",
+              "yanchor": "top", "pad": {"t": 16}},
+    "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 0, "yref": "container", "yanchor": "bottom"},
+    "margin": {"l": 70, "r": 24, "t": 92, "b": 92},
+    "hoverlabel": {"align": "left", "namelength": -1},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, and the same for whoever cannot see it."""
+
+    plot: go.Figure
+    title: str  # plain, as the text
+    text: str  # the gist, in a sentence or two
+    table: Section | None = None  # the figure's numbers, mostly those at its end
+    terms: tuple[str, ...] = ()  # what the glossary should explain
+
+
+def text(name: str) -> str:
+    """A name for plotly, which takes tags for markup but leaves quotes alone."""
+    return html.escape(name, quote=False)
+
+
+def short(name: str, longest: int = LONGEST) -> str:
+    """`text`, with an ellipsis for what is beyond `longest` characters."""
+    return text(elide(name, longest))
+
+
+def width_of(cols: int) -> float:
+    """Pixels of one of `cols` panels side by side, in the narrowest figure."""
+    margin = LAYOUT["margin"]
+    return (NARROWEST - margin["l"] - margin["r"]) * (1 - _spacing(cols) * (cols - 1)) / cols
+
+
+def _spacing(cols: int) -> float:
+    return 0.1 if cols == 2 else 0.07 if cols < 4 else 0.04
+
+
+def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str, gap: int = 64) -> go.Figure:
+    """A grid of panels with plain titles, each `height` pixels high, `gap` pixels between rows."""
+    inner = rows * height + (rows - 1) * gap
+    longest = min(LONGEST, int(width_of(cols) / CHARACTER))
+    figure = make_subplots(
+        rows=rows, cols=cols, subplot_titles=[short(name, longest) for name in titles],
+        vertical_spacing=gap / inner if rows > 1 else 0, horizontal_spacing=_spacing(cols),
+    )  # fmt: skip
+    for annotation, name in zip(figure.layout.annotations, filter(None, titles), strict=True):
+        annotation.font.size = 14
+        if len(name) > longest:
+            annotation.hovertext = text(name)
+    margin = LAYOUT["margin"]
+    figure.update_layout(**LAYOUT, height=inner + margin["t"] + margin["b"])
+    return figure.update_layout(title_text=short(title, int(NARROWEST / CHARACTER)))
+
+
+def label(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> go.Figure:
+    """Axis titles at the outer edges only, and room for the legend under them."""
+    for col in range(1, cols + 1):
+        figure.update_xaxes(title_text=x, row=rows, col=col)
+    for row in range(1, rows + 1):
+        figure.update_yaxes(title_text=y, row=row, col=1)
+    names = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.name]
+    more = LINE * (_lines(names) - 1)
+    figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
+    return figure
+
+
+def _lines(names: Iterable[str]) -> int:
+    """Of a legend with these names, each in a group of its own, in the narrowest figure."""
+    lines, used = 1, 0.0
+    for name in names:
+        width = KEY + CHARACTER * len(name)
+        if used and used + width > width_of(1):
+            lines, used = lines + 1, 0.0
+        used += width
+    return lines
+
+
+def guide(figure: go.Figure, y: float, row: int, col: int, words: str = "", *, log: bool = False) -> None:
+    """A thin horizontal line to read values against; `log` where the axis is logarithmic."""
+    line = {"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}
+    figure.add_hline(y=y, line=line, row=row, col=col)
+    if words:
+        figure.add_annotation(  # which, unlike a line, lies at the logarithm of its value
+            text=words, x=1, xref="x domain", xanchor="right", y=math.log10(y) if log else y, yanchor="bottom",
+            showarrow=False, font={"size": 11}, row=row, col=col,
+        )  # fmt: skip
+
+
+def focus(
+    figure: go.Figure, values: Iterable[float], least: float, row: int, col: int, *, ends: Iterable[float] = ()
+) -> None:
+    """Scale the y axis to estimates around 0, at least ± `least`, and say where the ends of intervals lie beyond.
+
+    The intervals of two seeds would drown what they are about.
+    """
+    reach = 1.6 * max([least, *(abs(value) for value in values)])
+    figure.update_yaxes(range=[-reach, reach], row=row, col=col)
+    if any(abs(end) > reach for end in ends):
+        figure.add_annotation(
+            text="intervals reach<br>beyond the frame", x=0.5, xref="x domain", y=0, yref="y domain", yanchor="bottom",
+            showarrow=False, font={"size": 11}, row=row, col=col,
+        )  # fmt: skip
+
+
+def apart(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
+    """Scale the y axis to shares between 0 and 1, at least `least` from end to end: rounding is no difference."""
+    low, high = min(found := list(values)), max(found)
+    middle, reach = (low + high) / 2, max(least, 1.15 * (high - low)) / 2
+    figure.update_yaxes(range=[max(0.0, middle - reach), min(1.0, middle + reach)], row=row, col=col)
+
+
+def spoken(values: Mapping[str, float], digits: int) -> str:
+    """A number for each arm; of many arms the smallest and the largest alone."""
+    if len(values) <= SHOWN_ARMS:
+        return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
+    low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
+    if values[low] == values[high]:
+        return f"{values[low]:.{digits}f} in all {len(values)} arms"
+    return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
+
+
+def mean_profile(profiles: Sequence[np.ndarray]) -> np.ndarray | None:
+    """The mean of profiles [L] of one depth; null where there are none or depths differ."""
+    return np.mean(profiles, axis=0) if len({values.size for values in profiles}) == 1 else None

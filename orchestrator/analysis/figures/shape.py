@@ -1,0 +1,36 @@
+"""The width of every layer of every arm."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.marks import EXTRA, arms_of
+from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken, text
+from orchestrator.analysis.sections.section import Cell, Section
+
+
+def width_profiles(c: Comparison) -> Drawing | None:
+    """Residual coordinates that each layer reads and writes; None where all arms are of one shape."""
+    widths = {arm: model.widths for arm, model in c.experiment.models.items() if model.widths}
+    if len({tuple(profile) for profile in widths.values()}) < 2:
+        return None
+    title = "Width of each layer"
+    figure = panels(1, 1, 240, [""], title)
+    drawn = [arm for arm in arms_of(c) if arm.name in widths]
+    for arm in drawn:
+        paint, dash, symbol = arm.line
+        profile = widths[arm.name]
+        figure.add_scatter(
+            x=list(range(len(profile))), y=profile, mode="lines+markers", hovertext=text(arm.name),
+            line={"shape": "hvh", "color": paint, "dash": dash}, marker={"symbol": symbol, "size": 7},
+            hovertemplate=f"layer %{{x}}: %{{y}} wide{EXTRA}", **arm.common,
+        )  # fmt: skip
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_layout(showlegend=True)
+    label(figure, 1, 1, "layer", "width")
+    means = {arm.name: sum(widths[arm.name]) / len(widths[arm.name]) for arm in drawn}
+    rows: list[list[Cell]] = [
+        [str(i), *(str(widths[arm.name][i]) if i < len(widths[arm.name]) else "–" for arm in drawn)]
+        for i in range(max(len(widths[arm.name]) for arm in drawn))
+    ]
+    words = f"Mean width over the layers: {spoken(means, 0)}."
+    return Drawing(figure, title, words, Section(title, ["layer", *(arm.name for arm in drawn)], rows), ("width",))

@@ -1,0 +1,49 @@
+"""How often each role became each other one."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken
+from orchestrator.analysis.migration import STATES
+from orchestrator.analysis.sections.section import Cell, Section
+
+SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # over any ground, under its ink
+
+
+def transition_tables(c: Comparison) -> Drawing | None:
+    """How often each role became each other one between successive readings, beside what chance would give."""
+    if not c.transitions:
+        return None
+    cols = min(2, len(c.transitions))
+    rows = -(-len(c.transitions) // cols)
+    title = "Role transitions between successive readings (in parentheses: if dealt at random)"
+    figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title, gap=96)
+    told: list[list[Cell]] = []
+    for index, t in enumerate(c.transitions):
+        at = {"row": index // cols + 1, "col": index % cols + 1}
+        counts = [
+            [f"{n} ({by_chance:.1f})" for n, by_chance in zip(*line, strict=True)]
+            for line in zip(t.counts, t.expected, strict=True)
+        ]
+        figure.add_heatmap(
+            x=list(STATES), y=list(STATES), z=t.counts, customdata=t.expected, colorscale=SCALE, showscale=False,
+            xgap=1, ygap=1, hovertemplate="%{y} → %{x}: %{z}, dealt at random %{customdata:.1f}<extra></extra>", **at,
+        )  # fmt: skip
+        figure.add_scatter(  # the heat map's own words would not follow the page's ink
+            x=list(STATES) * len(STATES), y=[before for before in STATES for _ in STATES], mode="text",
+            text=[words for line in counts for words in line], textfont={"size": 11}, hoverinfo="skip",
+            showlegend=False, **at,
+        )  # fmt: skip
+        told += [[t.arm, before, *line] for before, line in zip(STATES, counts, strict=True)]
+    figure.update_xaxes(showgrid=False)
+    figure.update_yaxes(showgrid=False, range=[len(STATES) - 0.5, -0.5], showticklabels=False)
+    figure.update_yaxes(showticklabels=True, col=1)
+    changed = {t.arm: 100 * t.changed / t.layers for t in c.transitions if t.layers}
+    chance = {t.arm: 100 * t.changed_expected / t.layers for t in c.transitions if t.layers}
+    text = (
+        f"Layers × intervals that changed their role, in %: {spoken(changed, 0)}. Roles dealt at random would have "
+        f"changed in: {spoken(chance, 0)}."
+    )
+    columns = ["arm", "before", *(f"to {after}" for after in STATES)]
+    table = Section("Transitions (if dealt at random)", columns, told)
+    return Drawing(label(figure, rows, cols, "role after", "role before"), title, text, table, ("transition", "role"))

@@ -1,0 +1,73 @@
+"""How much flatter one arm's layers are than the other's: their CVs of FFN co-magnitude side by side (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.statistics import sign_patterns
+
+
+def flattening(pair: Pair) -> list[dict[str, Any]]:
+    """Per layer, at every step both cells were read: the arms side by side. No row between unequal depths."""
+    rows = []
+    for step in pair.common_steps:
+        a, b = pair.a.readings[step]["layers"], pair.b.readings[step]["layers"]
+        if len(a) != len(b):
+            continue
+        for left, right in zip(a, b, strict=True):
+            values: dict[str, float | None] = {}
+            for name, measure in (
+                ("cv", "cv"),
+                ("saturated", "saturated"),
+                ("effective_rank_o", "effective_rank.o"),
+                ("attention_share", "attention_share"),
+            ):
+                values[f"{name}_a"], values[f"{name}_b"] = (
+                    left["measures"].get(measure),
+                    right["measures"].get(measure),
+                )
+            ratio = values["cv_a"] / values["cv_b"] if values["cv_a"] is not None and values["cv_b"] else None
+            rows.append({"seed": pair.seed, "step": step, "layer": left["layer"], "flattening": ratio, **values})
+    return rows
+
+
+def at_step(table: pd.DataFrame, arm: str, step: int | None) -> pd.DataFrame:
+    """The rows of `arm` at `step` where the flattening is known."""
+    own = table[table["arm"] == arm] if "arm" in table else table
+    return own[(own["step"] == step) & (own["flattening"] > 0)]
+
+
+def mean_flattening(table: pd.DataFrame, arm: str, step: int | None) -> dict[int, float]:
+    """Layer → CV a / CV b at `step`, geometric mean over the pairs that have it."""
+    known = at_step(table, arm, step)
+    means = np.log(known["flattening"]).groupby(known["layer"]).mean()
+    return dict(zip(means.index.tolist(), np.exp(means).tolist(), strict=True))
+
+
+def log_ratios(table: pd.DataFrame, arm: str, step: int | None, seeds: list[int]) -> pd.DataFrame:
+    """log(CV a / CV b), [layers, seeds]: the layers in which each of `seeds` has it."""
+    known = at_step(table, arm, step)
+    wide = known.assign(log=np.log(known["flattening"])).pivot(index="layer", columns="seed", values="log")
+    return wide.reindex(columns=seeds).dropna()
+
+
+def layer_p(ratios: pd.DataFrame) -> dict[int, float]:
+    """Layer → exact two-sided sign-flip p of its mean log ratio, corrected for the layers; empty under two seeds.
+
+    Each layer is set against the largest mean, under every pattern, of those layers whose own is no larger
+    (Westfall and Young's step-down max-T): were no layer flatter, any falls below p with probability p.
+    """
+    layers, n = ratios.shape
+    if n < 2 or not layers:
+        return {}
+    sums = np.abs(sign_patterns(n) @ ratios.to_numpy().T)  # [patterns, L], the first as observed
+    p, largest, order = np.ones(layers), np.zeros(len(sums)), np.argsort(sums[0])
+    for layer in order:
+        largest = np.maximum(largest, sums[:, layer])
+        p[layer] = np.mean(largest >= sums[0, layer] * (1.0 - 1e-12))
+    p[order] = np.maximum.accumulate(p[order][::-1])[::-1]  # a smaller mean is never surer
+    return dict(zip(ratios.index.tolist(), p.tolist(), strict=True))

@@ -1,0 +1,198 @@
+"""Which roles moved: from reading to reading within a cell, and between the cells of a pair (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.statistics import ALPHA, sign_patterns
+from orchestrator.common.palette import ROLES
+from orchestrator.forensics.reading import roles_of
+
+STATES = (*ROLES, "tie")
+Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Layers with the same state in two readings of one depth, means over the pairs of readings.
+
+    Chance deals each reading's own states to its layers at random: it keeps how many hubs, dampers … there are,
+    not where.
+    """
+
+    same: float  # layers
+    expected: float  # layers, by chance
+    kappa: float | None  # Cohen's: 1 = all layers alike, 0 = as by chance; null where chance alone makes all alike
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """The states of an arm's layers from each reading to the next, all of its cells together; chance as in `Overlap`.
+
+    Matrices are [5][5] in the order of `STATES`, rows = before.
+    """
+
+    arm: str
+    layers: int  # layers × intervals counted
+    counts: list[list[int]]
+    expected: list[list[float]]  # by chance
+    changed: int  # layers × intervals whose state changed
+    changed_expected: float
+    kappa: float | None  # as in `Overlap`, of before and after
+
+
+@dataclass(frozen=True)
+class LayerShift:
+    """One layer in both arms, seed by seed."""
+
+    layer: int
+    roles_a: list[str]  # [n], the baseline's; ties by the names of their leaders
+    roles_b: list[str]
+    distance: float  # total variation between the two arms' shares of seeds in each state, 0 … 1
+    p: float | None  # corrected for the number of layers; exact as in `RoleShift`
+
+
+@dataclass(frozen=True)
+class RoleShift:
+    """Baseline (a) and arm (b) at the step of `endings`; equal states in both may still be chance.
+
+    p exchanges the arms' labels within the seed pairs: if the arm changed nothing, each exchange was as likely.
+    Exact (all 2^n) up to 15 pairs, beyond by random exchanges. Null for one pair.
+    """
+
+    arm: str
+    seeds: list[int]  # [n], read there
+    step: int
+    counts: list[list[int]]  # [5][5] in the order of `STATES`, rows = the baseline's; layers × pairs
+    expected: list[list[float]]  # by chance, as in `Overlap`
+    across: Overlap  # between the arms at one seed
+    within_a: Overlap | None  # between two seeds of the baseline; null for one pair
+    within_b: Overlap | None  # between two seeds of the arm
+    layers: list[LayerShift]
+    distance: float  # sum over the layers
+    p: float | None  # of that sum: whether the arms differ in any layer's states
+    smallest_p: float  # that n pairs can give: exchanging all of them changes nothing
+    verdict: str  # roles moved · inconclusive · not measured
+    sentence: str  # what a reader must know beside the figures
+
+
+def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
+    """What became of every state until the next reading; None where no layer was read twice."""
+    sides = [
+        (roles_of(before), roles_of(after))
+        for cell in cells
+        for before, after in pairwise(cell.readings.values())
+        if before["layers"]
+    ]
+    if not sides:
+        return None
+    counts, expected = _tables(sides)
+    total = int(counts.sum())
+    return Transitions(
+        arm, total, counts.tolist(), expected.tolist(), changed=total - int(np.trace(counts)),
+        changed_expected=total - float(np.trace(expected)), kappa=_overlap(sides).kappa,
+    )  # fmt: skip
+
+
+def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
+    """Whether `arm` has other roles than the baseline; None where nothing common was read or depths differ."""
+    end = ending_of_pairs(arm, pairs)
+    if end.step is None:
+        return None
+    a = [roles_of(pair.a.readings[end.step]) for pair in end.read]
+    b = [roles_of(pair.b.readings[end.step]) for pair in end.read]
+    depths = {len(roles) for roles in (*a, *b)}
+    if len(depths) != 1 or depths == {0}:
+        return None
+    counts, expected = _tables(list(zip(a, b, strict=True)))
+    distances = _exchanged(a, b)  # [patterns, L], the first as observed
+    several = len(a) > 1
+    p = (distances.max(axis=1)[:, None] >= distances[0]).mean(axis=0)  # [L]
+    layers = [
+        LayerShift(
+            layer, [roles[layer] for roles in a], [roles[layer] for roles in b],
+            distance=float(distances[0, layer]) / len(a), p=float(p[layer]) if several else None,
+        )
+        for layer in range(len(a[0]))
+    ]  # fmt: skip
+    sums = distances.sum(axis=1)  # [patterns]
+    together = float((sums >= sums[0]).mean()) if several else None
+    moved = "roles moved" if together is not None and together <= ALPHA else "inconclusive"
+    untrained = "These are the roles before any training." if end.untrained else ""
+    return RoleShift(
+        arm=arm,
+        seeds=[pair.seed for pair in end.read],
+        step=end.step,
+        counts=counts.tolist(),
+        expected=expected.tolist(),
+        across=_overlap(list(zip(a, b, strict=True))),
+        within_a=_overlap(list(combinations(a, 2))) if several else None,
+        within_b=_overlap(list(combinations(b, 2))) if several else None,
+        layers=layers,
+        distance=float(sums[0]) / len(a),
+        p=together,
+        smallest_p=1.0 / len(distances),
+        verdict="not measured" if end.untrained else moved,
+        sentence=" ".join(filter(None, [untrained, end.without])),
+    )
+
+
+def _tables(sides: Sides) -> tuple[np.ndarray, np.ndarray]:
+    """Counts [5, 5] of states in the first (rows) and second of two readings, and their expectation by chance."""
+    each = [transition_counts(zip(first, second, strict=True)) for first, second in sides]
+    expected = [np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum() for counts in each]
+    return np.sum(each, axis=0), np.sum(expected, axis=0)
+
+
+def _overlap(sides: Sides) -> Overlap:
+    counts, expected = _tables(sides)
+    total, same, chance = float(counts.sum()), float(np.trace(counts)), float(np.trace(expected))
+    kappa = (same - chance) / (total - chance) if total - chance > 1e-9 * total else None
+    return Overlap(same / len(sides), chance / len(sides), kappa)
+
+
+def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
+    """n × each layer's distance between the arms, [patterns, L], as observed and under every exchange of labels.
+
+    Of p only the largest distance under each pattern is used, for all layers at once (Westfall & Young's
+    max-T), so that under no difference any layer falls below p with probability p. Half the patterns are left
+    out: exchanging the other pairs instead gives the same distances. Whole numbers, so that equal is equal.
+    """
+    held = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
+    n = len(a)
+    difference = held[:n] - held[n:]  # [n, L, 5]
+    return np.abs(np.tensordot(sign_patterns(n), difference, axes=1)).sum(axis=2) / 2.0
+
+
+def role_migration(cell: CellResult) -> list[dict[str, Any]]:
+    """One row per layer and interval between successive readings."""
+    return [
+        {
+            "arm": cell.arm, "seed": cell.seed, "step_from": before["step"], "step": after["step"],
+            "layer": new["layer"], "role_from": old["role"], "role_to": new["role"],
+            "margin_from": old["margin"], "margin_to": new["margin"],
+            "changed": state(old["role"]) != state(new["role"]),  # from one tie to another is no change
+        }
+        for before, after in pairwise(cell.readings.values())
+        for old, new in zip(before["layers"], after["layers"], strict=True)
+    ]  # fmt: skip
+
+
+def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
+    """How often each role became each other one: [5, 5] in the order of `STATES`, rows = before."""
+    counted = Counter((state(before), state(after)) for before, after in moves)
+    return np.array([[counted[before, after] for after in STATES] for before in STATES])
+
+
+def state(role: str) -> str:
+    """The role, or `tie` for two leaders."""
+    return role if role in ROLES else "tie"

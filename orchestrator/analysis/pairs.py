@@ -1,0 +1,173 @@
+"""Seed pairs: the baseline's cell and another arm's at one seed, proven to be comparable (SCIENCE §8)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.analysis.cells import CellResult, ExperimentResult
+from orchestrator.analysis.flops import at_equal_flops, spent
+from orchestrator.common.errors import UserError
+from orchestrator.config import schema
+
+METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
+BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
+HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
+EQUAL_FLOPS = "validation_loss_at_equal_flops"  # where the runs of a pair cost differently
+MEAN = "mean"  # the domain that stands for all: their unweighted mean
+PRIMARY = ((METRICS[0], MEAN), (EQUAL_FLOPS, MEAN))  # tested in this order; everything else is secondary
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two finished cells of one seed; `a` belongs to the baseline."""
+
+    a: CellResult
+    b: CellResult
+    differing: tuple[str, ...]  # configuration keys in which they differ, all of them declared
+
+    @property
+    def seed(self) -> int:
+        return self.a.seed
+
+    @property
+    def arm(self) -> str:
+        return self.b.arm
+
+    @property
+    def common_steps(self) -> list[int]:
+        """Steps at which the layers of both cells were read, ascending."""
+        return [step for step in self.a.readings if step in self.b.readings]
+
+    def differing_in(self, keys: tuple[str, ...]) -> list[str]:
+        """Those of the differing keys that are one of `keys` or lie under it."""
+        return [key for key in self.differing if key in keys or key.startswith(tuple(f"{k}." for k in keys))]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A pair of which at least one cell cannot be compared."""
+
+    arm: str
+    seed: int
+    reason: str
+
+
+def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
+    """Baseline × every other arm, seed by seed: the complete pairs, and those left out with their reasons.
+
+    Raises `UserError` where two cells differ in an undeclared key, or in their batches without any key that
+    would explain it.
+    """
+    pairs, left_out = [], []
+    baseline, *others = experiment.arms
+    for arm in others:
+        for seed in experiment.seeds:
+            a, b = experiment.cell(baseline, seed), experiment.cell(arm, seed)
+            reasons = [f"{cell.label}: {cell.missing}" for cell in (a, b) if cell.missing]
+            if reasons:
+                left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
+                continue
+            pairs.append(pair_of(a, b, experiment.declared))
+    return pairs, left_out
+
+
+def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
+    """Two complete cells as a pair. Raises `UserError` where they were not trained alike, as `pair_up` says."""
+    pair = Pair(a, b, declared_differences(a, b, declared))
+    if not pair.differing_in(BATCH_KEYS):
+        check_batches(pair)
+    return pair
+
+
+def check_batches(pair: Pair) -> None:
+    """Raise `UserError` at the first step at which the cells' batch digests differ."""
+    other = {record["step"]: record["digest"] for record in pair.b.ledger}
+    for record in pair.a.ledger:
+        step = record["step"]
+        if step in other and other[step] != record["digest"]:
+            raise UserError(
+                f"{pair.a.label} and {pair.b.label} saw different batches at step {step} or before: "
+                "they are no pair; train both again on the same data."
+            )
+
+
+def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
+    """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
+    ignored = (*schema.OPERATIONAL, "arm")
+    differing = schema.differences(a.config, b.config, ignore=ignored)
+    undeclared = {
+        key: values
+        for key, values in differing.items()
+        if not any(key == d or key.startswith(f"{d}.") for d in declared)
+    }
+    if undeclared:
+        listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())
+        raise UserError(
+            f"{a.label} and {b.label} differ in {listing}, "
+            "which 'declared' in experiment.yaml does not name: declare it, or train both arms alike."
+        )
+    return tuple(differing)
+
+
+def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]:
+    """(metric, domain) → nats/token of a finished cell, for the domains of `shown`; empty without a domain."""
+    if not domains:
+        return {}
+    final = cell.ledger[-1]
+    curves = validation_curves(cell, domains)
+    by_metric = {
+        "test_loss": with_mean({domain: final["test"][domain] for domain in domains}),
+        "validation_loss": {domain: curve[-1][1] for domain, curve in curves.items()},
+        "best_validation_loss": {domain: min(loss for _, loss in curve) for domain, curve in curves.items()},
+    }
+    return {(metric, domain): by_metric[metric][domain] for metric in METRICS for domain in shown(domains)}
+
+
+def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
+    """(metric, domain) → (a, b), nats/token: `losses`, and those at equal FLOPs where the runs cost unequally."""
+    a, b = losses(pair.a, domains), losses(pair.b, domains)
+    found = {key: (a[key], b[key]) for key in a}
+    if not domains:
+        return found
+    flops = [spent(cell) for cell in (pair.a, pair.b)]
+    curves = [validation_curves(cell, domains) for cell in (pair.a, pair.b)]
+    for domain in shown(domains):
+        if both := at_equal_flops((flops[0], curves[0][domain]), (flops[1], curves[1][domain])):
+            found[EQUAL_FLOPS, domain] = (both[0], both[1])
+    return found
+
+
+def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
+    """Domain → (step, nats/token) at every evaluation; `mean` is the curve of their mean, where all were evaluated."""
+    curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
+    for record in cell.ledger:
+        heldout: dict[str, Any] = record.get("heldout", {})
+        values = {domain: heldout[domain] for domain in domains if domain in heldout}
+        values = with_mean(values) if len(values) == len(domains) else values
+        for domain, loss in values.items():
+            if math.isfinite(loss):
+                curves[domain].append((record["step"], loss))
+    return curves
+
+
+def shown(domains: list[str]) -> list[str]:
+    """What losses are told for: the mean and each domain; one alone is its own mean and told once, as the mean."""
+    return [MEAN, *domains] if len(domains) > 1 else [MEAN]
+
+
+def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
+    return {MEAN: float(np.mean(list(by_domain.values()))), **by_domain} if by_domain else {}
+
+
+def domains_of(cells: list[CellResult]) -> list[str]:
+    """The domains that every finished cell has a test and a held-out loss on, in the first one's order."""
+    finals = [cell.ledger[-1] for cell in cells if cell.missing is None]
+    return [
+        d
+        for d in (finals[0]["test"] if finals else ())
+        if all(d in f["test"] and d in f.get("heldout", {}) for f in finals)
+    ]

@@ -1,0 +1,103 @@
+"""Where the cells of an experiment came from: in what their configuration, code and environment differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.analysis.cells import CellResult, ExperimentResult
+from orchestrator.common.environment import changes
+from orchestrator.config import schema
+
+CODE = ("commit", "changes")  # of an environment, what says which code ran
+PASSING = ("attempt", "since")  # and what differs between any two attempts
+Facts = dict[str, Any]  # dotted key → value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One key that is not the same in all cells."""
+
+    kind: str  # config · code · environment
+    key: str
+    values: dict[str, list[Any]]  # arm → its values over seeds and attempts, each once; empty where none is known
+
+
+def differences(experiment: ExperimentResult) -> list[Difference]:
+    """What differs between the cells of two arms or of one: first configuration, then code, then environment."""
+    facts = {
+        arm: [found for cell in experiment.cells if cell.arm == arm for found in ran(experiment, cell)]
+        for arm in experiment.arms
+    }
+    configs = {arm: [c for cell in experiment.cells if cell.arm == arm for c in configs_of(cell)] for arm in facts}
+    found = [Difference("config", key, values) for key, values in _differing(configs)]
+    kinds = [("code" if key in CODE else "environment", key, values) for key, values in _differing(facts)]
+    return found + [Difference(*row) for row in sorted(kinds, key=lambda row: row[0])]
+
+
+def constant(experiment: ExperimentResult) -> Facts:
+    """What is known of every attempt and the same in all: host, platform, python, device, versions.*, commit, …
+
+    `changes` is `clean` or a digest of what was not committed. Null where nobody could find out.
+    """
+    facts = [found for cell in experiment.cells for found in ran(experiment, cell)]
+    return {
+        key: values[0]
+        for key, values in _values(facts).items()
+        if len(values) == 1 and all(key in found for found in facts)
+    }
+
+
+def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
+    """Where each attempt of the cell ran and with what code; nothing where it never began.
+
+    Of a cell that did not record it, what is known of every launch: it may have seen any of them.
+    """
+    recorded = [
+        {key: value for key, value in schema.flatten(found).items() if key not in PASSING}
+        for found in cell.environments
+    ]
+    return recorded or (launches(experiment) if cell.ledger else [])
+
+
+def launches(experiment: ExperimentResult) -> list[Facts]:
+    """The same of each launch, as experiment.yaml tells it: the machine of the first, the code of all."""
+    facts = []
+    for code in experiment.code or [{}]:
+        known = experiment.machine | {key: code[key] for key in ("commit", "versions") if key in code}
+        if isinstance(diff := code.get("diff"), str):
+            known["changes"] = changes(diff)
+        facts.append(schema.flatten(known) if known else {})
+    return facts
+
+
+def configs_of(cell: CellResult) -> list[Facts]:
+    """The cell's configuration, without what only says how it is run; nothing where it was never launched."""
+    if not (cell.path / "config.yaml").is_file():
+        return []
+    ignored = (*schema.OPERATIONAL, "arm", "seed")
+    flat = schema.flatten(cell.config)
+    return [{k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in ignored)}]
+
+
+def _differing(facts: dict[str, list[Facts]]) -> list[tuple[str, dict[str, list[Any]]]]:
+    """Keys with more than one value over all arms, each with the values of every arm."""
+    everything = _values(found for arm in facts.values() for found in arm)
+    by_arm = {arm: _values(found) for arm, found in facts.items()}
+    return [
+        (key, {arm: values.get(key, []) for arm, values in by_arm.items()})
+        for key, everywhere in everything.items()
+        if len(everywhere) > 1
+    ]
+
+
+def _values(facts: Iterable[Facts]) -> dict[str, list[Any]]:
+    """Key → its distinct values, in order of appearance."""
+    found: dict[str, list[Any]] = {}
+    for fact in facts:
+        for key, value in fact.items():
+            values = found.setdefault(key, [])
+            if value not in values:
+                values.append(value)
+    return found

@@ -1,0 +1,236 @@
+"""What every number of the report is: one entry per term, one click away from where it stands."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
+from orchestrator.forensics.measures.table import MEASURES
+
+EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; exchanging all of them changes nothing, so half the patterns suffice
+SIGN_FLIP = (
+    "Two-sided sign-flip test of the paired differences: the share of patterns of signs whose mean is as far from 0, "
+    f"exact (all 2ⁿ of them) up to {EXACT_PAIRS} pairs, beyond by patterns drawn at random. With fewer than six pairs "
+    "it cannot reach 0.05."
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term as it is printed, and what it means."""
+
+    title: str
+    text: str
+
+
+OWN = {
+    "experiment": Term(
+        "arm, seed, pair",
+        "An arm is one list of settings; the first is the baseline. One arm at one seed is one training run. A pair is "
+        "the runs of two arms at one seed: they saw the same batches, started from the same streams of random numbers, "
+        "and differ in the declared keys only. The replicate of every statistic is the pair (SCIENCE §8).",
+    ),
+    "heldout": Term(
+        "test, validation and best validation loss",
+        "Mean cross-entropy in nats per token on text that was not trained on. Validation rows are read during "
+        "training, test rows once at its end; the rows that reward a sidecar are a third, disjoint split. The mean is "
+        "unweighted over the domains.",
+    ),
+    "delta": Term(
+        "Δ = b − a",
+        "Mean over the pairs of arm b's value minus the baseline's. Of a loss, negative is better.",
+    ),
+    "interval": Term(
+        "95 % and 90 % interval",
+        "Confidence interval of the mean paired difference: Student's t and, from six pairs, where it reaches further "
+        "a BCa bootstrap at a level widened for so few values. By simulation it covers 95 % of symmetric differences "
+        "and 86 to 94 % of very skewed ones. The 90 % interval decides equivalence.",
+    ),
+    "band": Term(
+        "band around Δ",
+        "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a test: "
+        "of twenty points one lies outside by chance.",
+    ),
+    "p": Term(
+        "p",
+        f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction.",
+    ),
+    "p_alone": Term("p of a test by itself", f"{SIGN_FLIP} It is corrected for no other test."),
+    "p_contrast": Term(
+        "p of a contrast",
+        f"{SIGN_FLIP} Contrasts are tested in their order, each at 0.05 while all before it were significant; "
+        "in parentheses where they no longer were.",
+    ),
+    "holm": Term(
+        "p by Holm",
+        "p of the first primary outcome, corrected by Holm for the number of arms that were compared: that any arm at "
+        "all is called without a difference then has a chance of 5 % at most.",
+    ),
+    "q": Term(
+        "q",
+        "p adjusted by Benjamini and Hochberg over all rows whose pairs are enough to be called: of the arms with "
+        "q ≤ 0.05 at most 5 % are expected to be false. Tests are two-sided and arms share baselines, so it holds "
+        "approximately.",
+    ),
+    "expect": Term(
+        "lines of expect",
+        "What the experiment says the body should become: how many lines were delivered, of all.",
+    ),
+    "expect_mean": Term(
+        "number of a line of expect",
+        "Mean over the seeds of the share of layers that carry the role, or of the quantity. It belongs to one arm and "
+        "is no difference. Beside it: its mean at step 0, and that of the baseline.",
+    ),
+    "expect_interval": Term(
+        "95 % interval of a line of expect",
+        "Confidence interval of the mean over the seeds, made as those of paired differences and cut where the number "
+        "cannot lie.",
+    ),
+    "expect_seeds": Term(
+        "seeds of a line of expect", "In how many of the seeds that have the number it lies where it is wanted."
+    ),
+    "expect_verdict": Term(
+        "delivered, not delivered, inconclusive",
+        "Delivered: the 95 % interval of the mean lies where it is wanted, and so do more seeds than even odds explain "
+        "at 0.05 (exact one-sided sign test). Not delivered: both lie outside. Else inconclusive.",
+    ),
+    "contrast": Term(
+        "value of a contrast",
+        "Weighted sum of the arms' losses at one seed, mean over the seeds in which all of these arms are complete.",
+    ),
+    "contrast_verdict": Term(
+        "verdict on a contrast",
+        "Of two arms: whether the one of positive weight is better or worse. Of more: whether the sum is negative or "
+        "positive. Either: p ≤ 0.05, all contrasts before it significant, and the 95 % interval excludes 0. "
+        "Equivalent: the 90 % interval lies within ±1 % of the loss set against. Else inconclusive, or not tested.",
+    ),
+    "verdict": Term(
+        "better, worse, equivalent, inconclusive",
+        "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % of "
+        "the baseline's loss. Else inconclusive.",
+    ),
+    "correlation": Term("r", "Pearson's correlation between the arms over the seeds: what pairing gains."),
+    "role": Term(
+        "role and margin",
+        "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
+        "(changes little) and specialist (few loud FFN positions): the mean of z-scored measures through a sigmoid. "
+        "The winner is its role where it leads by more than 0.05; the lead is the margin (SCIENCE §2).",
+    ),
+    "tie": Term("· and H/S", "No role leads by more than 0.05. Two letters name the two leaders."),
+    "null": Term(
+        "calibrated scoring",
+        "A z-score always crowns somebody, also on noise. Before it counts, a measure must exceed what the same "
+        "weights give with their entries resampled; at most 2 % of the layers of untrained models then have a role "
+        "(SCIENCE §3).",
+    ),
+    "transition": Term(
+        "transitions, and what chance gives",
+        "Layers × intervals between successive readings, by state before and after. By chance: what would be if every "
+        "reading dealt its own states to its layers at random. κ is Cohen's: 1 = nothing changed, 0 = as by chance.",
+    ),
+    "role_shift": Term(
+        "p of a role shift",
+        "Distance between the arms' shares of seeds in each state, summed over the layers, against exchanges of the "
+        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, beyond at random. A layer's own p compares "
+        "it with the largest distance of any layer (max-T), so it is corrected for their number.",
+    ),
+    "coincidence": Term(
+        "transitions and loss drops",
+        "Whether layers change state in the intervals in which validation loss falls further than its neighbours say "
+        "(more than 3 robust σ). By chance: the same with the transitions shifted circularly within stretches of the "
+        "run that double in length, so that neither series' trend can make them meet (SCIENCE §4).",
+    ),
+    "p_coincidence": Term(
+        "p of a coincidence",
+        "One-sided: the share of all circular shifts, in all cells at once, under which at least as many transitions "
+        "fall into the intervals of a drop. It is corrected for no other test.",
+    ),
+    "centre": Term(
+        "centre of the budget",
+        "Mean depth of the saturated positions, 0 = first layer, 1 = last. The distance between two budgets is "
+        "Wasserstein-1 along the same scale.",
+    ),
+    "conservation": Term(
+        "conserved",
+        "Of the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, not "
+        "conserved where it lies outside, else inconclusive. Inconclusive in any case: where a seed's "
+        "budget is empty, or all ratios are equal; where chance gives one of the budgets or most of it, and it "
+        "would be conserved; where the counts by chance differ as much, and it would not. No larger than chance: both "
+        "budgets are what the layers' own entries give when resampled. Not claimed: of mean + 3 std (SCIENCE §1, §4).",
+    ),
+    "flattening": Term(
+        "CV a / b",
+        "Ratio of the two arms' CV in a layer, geometric mean over the pairs: above 1, b is flatter. Its p: "
+        "exact sign-flip of the mean log ratio, corrected for the layers by step-down max-T.",
+    ),
+    "symmetry": Term(
+        "spread",
+        "Standard deviation and range of attention's share of the energy over the layers. The paper has 0.014 for its "
+        "vanilla model and 0.13 for its reward-driven one (§7).",
+    ),
+    "sidecar": Term(
+        "multipliers",
+        "What the sidecar made of one unit's weight decay, learning rate or branch gain: 1 leaves it as configured. "
+        "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
+    ),
+    "width": Term("width", "Residual coordinates that a layer reads and writes; the others pass by it (SCIENCE §7)."),
+    "parameters": Term(
+        "parameters", "Trained parameters of one model; Δ: how many more than the baseline's, per cent."
+    ),
+    "flops": Term(
+        "FLOPs",
+        "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the dearer run is "
+        "read where the cheaper one ends, the sidecar's held-out passes counted.",
+    ),
+    "pathology": Term(
+        "× its peers",
+        "A tensor's spectral norm over the median of the same kind in the other layers. From 10 × a warning, from "
+        "30 × critical: the paper's diverging runs had 30 to 100 × (§8).",
+    ),
+}  # fmt: skip
+
+
+def _of_measures() -> dict[str, Term]:
+    """Every measure by the docstring of its function, which names its source."""
+    found = {}
+    for name, measure in MEASURES.items():
+        text = inspect.getdoc(measure.function)
+        if text and measure.function.__name__ != "<lambda>":
+            found[name.replace(".*", "").replace("*", "")] = Term(name, " ".join(text.split()))
+    return found
+
+
+PROBED = {
+    "attention_write": Term("attention_write", "`total_write` of the attention branch alone (SCIENCE §1)."),
+    "ffn_write": Term("ffn_write", "`total_write` of the FFN branch alone (SCIENCE §1)."),
+    "adjacent_alignment": Term(
+        "adjacent_alignment", "Mean cos(x_l, x_{l+1}) over tokens: 1 − Block Influence (ShortGPT)."
+    ),
+    "copy_density": Term(
+        "copy_density",
+        "Attention on earlier positions whose token equals the current one, or follows an earlier copy of it, over "
+        "its chance level (SCIENCE §1).",
+    ),
+    "sink_mass": Term("sink_mass", "Attention on the first position and on register tokens (SCIENCE §1)."),
+    "co_magnitude": Term("co-magnitude", "‖gate[p,:]‖·‖up[p,:]‖ of every FFN position p of a layer (SCIENCE §1)."),
+}
+GLOSSARY = OWN | _of_measures() | PROBED
+
+HEADS = {  # the first line of a table's column head → its term
+    "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
+    "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
+    "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
+    "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust",
+    "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated",
+    "std": "symmetry", "range": "symmetry", "distance": "role_shift", "changed": "transition",
+    "κ": "transition", "drops": "coincidence",
+    "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
+    "q": "q", "lines": "expect",
+}  # fmt: skip
+
+
+def term_of(head: str) -> str | None:
+    """The glossary's key for a column head, or null."""
+    first = head.split("\n")[0].strip()
+    return "role" if first.startswith("roles") else HEADS.get(first)

@@ -1,0 +1,52 @@
+"""Everything that was found, as plain JSON values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.multipliers import agreement
+from orchestrator.analysis.story import findings
+from orchestrator.forensics.reading import roles_of
+
+
+def verdict(c: Comparison) -> dict[str, Any]:
+    """What was found, as plain JSON values; null is what cannot be said."""
+    e = c.experiment
+    return {
+        "schema": 1,
+        "name": e.name,
+        "question": e.question,
+        "arms": e.arms,
+        "parameters": e.parameters,
+        "seeds": e.seeds,
+        "findings": [asdict(finding) for arm in c.compared for finding in findings(c, arm)],
+        "pairs": [{"arm": pair.arm, "seed": pair.seed} for pair in c.pairs],
+        "incomplete": [asdict(pair) for pair in c.left_out],
+        "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
+        "losses": [asdict(result) for result in c.statistics],
+        "contrasts": [asdict(result) for result in c.contrasts],
+        "expectations": [asdict(result) for result in c.expectations],
+        "sidecar": {
+            arm: {
+                channel: {"units": len(a.units), "agreeing": a.agreeing, "by_chance": a.by_chance, "seeds": a.seeds}
+                for channel, a in agreement(c.cells_of(arm)).items()
+            }
+            for arm in e.arms
+        },
+        "symmetry": [asdict(result) for result in c.symmetry],
+        "conservation": [asdict(result) for result in c.conservation],
+        "transitions": [asdict(result) for result in c.transitions],
+        "role_shifts": [asdict(result) for result in c.role_shifts],
+        "coincidences": [asdict(result) for result in c.coincidences],
+        "roles": {
+            arm: {
+                str(cell.seed): {"step": reading["step"], "roles": roles_of(reading)}
+                for cell in e.cells
+                if cell.arm == arm and (reading := cell.last_reading) is not None
+            }
+            for arm in e.arms
+        },
+        "notes": c.notes,
+    }

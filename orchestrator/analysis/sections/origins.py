@@ -1,0 +1,49 @@
+"""Tables of where the cells came from: what each arm costs, in what they differ, what they share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.provenance import constant, differences
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.wording import signed
+
+
+def costs(c: Comparison) -> Section:
+    """Parameters and floating-point operations of every arm."""
+    rows: list[list[Cell]] = []
+    base = c.experiment.models.get(c.baseline)
+    for arm, model in c.experiment.models.items():
+        widths = f"{min(model.widths)} … {max(model.widths)}" if model.widths else "–"
+        flops = "–" if model.training_flops is None else f"{model.training_flops:.3g}"
+        against = "" if base is None or arm == c.baseline else signed(100 * (model.params / base.params - 1), 2) + " %"
+        rows.append([arm, f"{model.params:,}", against, widths, flops])
+    columns = ["arm", "parameters", "Δ", "width", "FLOPs"]
+    return Section("Size and cost of one run", columns, rows, terms={"Δ": "parameters"})
+
+
+def differing(c: Comparison) -> Section:
+    """Configuration, code and environment in which cells differ, arm by arm."""
+    rows: list[list[Cell]] = [
+        [
+            found.kind,
+            found.key,
+            *(", ".join(map(_plain, found.values.get(arm, []))) or "–" for arm in c.experiment.arms),
+        ]
+        for found in differences(c.experiment)
+    ]
+    declared = ", ".join(c.experiment.declared) or "nothing"
+    notes = [f"Declared: {declared}. Any other key of the configuration in which arms differ is refused."]
+    arms = c.experiment.arms  # whatever they are called, they are no terms
+    return Section("In what the arms differ", ["kind", "key", *arms], rows, notes, dict.fromkeys(arms))
+
+
+def shared(c: Comparison) -> Section:
+    """Code and environment that all attempts of all cells have in common."""
+    rows: list[list[Cell]] = [[key, _plain(value)] for key, value in constant(c.experiment).items()]
+    return Section("Where and with what all of them ran", ["key", "value"], rows, terms={"value": None})
+
+
+def _plain(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

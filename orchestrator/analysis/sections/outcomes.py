@@ -1,0 +1,169 @@
+"""Who won: the summary's tables of losses, over all arms, by contrast, and arm by arm."""
+
+from __future__ import annotations
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
+from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.stated import stated_afterwards
+from orchestrator.analysis.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
+from orchestrator.analysis.wording import number, signed, span
+
+
+def arm_losses(c: Comparison) -> Section:
+    """One line per arm: the primary outcome against the baseline."""
+    primary, corrected = _primary(c), corrected_over_arms(c)
+    own = {
+        cell.seed: losses(cell, c.domains)[PRIMARY[0]]
+        for cell in c.cells_of(c.baseline)
+        if not cell.missing and c.domains
+    }
+    rows: list[list[Cell]] = [
+        [c.baseline, number(mean_of_known(own.values()), 4), "", "", str(len(own)), "", "", "baseline"]
+    ]
+    notes = [multiplicity(c)]
+    for arm in c.experiment.arms[1:]:
+        if (r := primary.get(arm)) is None:
+            rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
+            continue
+        values = [number(r.b, 4), signed(r.delta, 4), span(r.low, r.high, 4, plus=True), str(r.n)]
+        rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
+        seeds = [pair.seed for pair in c.pairs if pair.arm == arm]
+        if set(seeds) != set(own):
+            listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+            notes.append(f"{arm}: {listed} alone, where {c.baseline} has {number(r.a, 4)}.")
+    return Section(
+        f"Test loss of every arm, nats/token (Δ to {c.baseline}; lower is better)",
+        ["arm", "loss", "Δ", "95 % interval", "n", "p", "Holm", "verdict"],
+        rows if primary else [],
+        notes,
+        {"p": "p_alone", "Holm": "holm"},
+    )
+
+
+def corrected_over_arms(c: Comparison) -> dict[str, float]:
+    """Arm → p of its primary outcome, corrected by Holm for all arms that have one."""
+    known = {arm: r.p for arm, r in _primary(c).items() if r.p is not None}
+    return dict(zip(known, holm(list(known.values())), strict=True))
+
+
+def multiplicity(c: Comparison) -> str:
+    """What a reader of many arms must know of their verdicts."""
+    return (
+        f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. The "
+        f"verdict takes each arm by itself at {ALPHA}: of twenty that change nothing, one would be called. A claim "
+        "across arms needs a contrast."
+    )
+
+
+def _primary(c: Comparison) -> dict[str, PairedResult]:
+    return {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
+
+
+def contrasts(c: Comparison) -> Section:
+    """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
+    late = stated_afterwards(c.experiment, "contrasts")
+    rows: list[list[Cell]] = []
+    for one in c.contrasts:
+        values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
+        p = number(one.p, 3)
+        name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
+        name += " (stated afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
+        rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
+    spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
+    notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]
+    two = "; better or worse is the arm that is added" if any(len(one.weights) == 2 for one in c.contrasts) else ""
+    order = f", tested in this order, each at {ALPHA} while all before it were significant (in parentheses: no longer)"
+    notes.append(f"Sums of mean test loss, nats/token{two}.")
+    notes.append(f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{order if len(spelt) > 1 else ''}.")
+    notes.append("Equivalent is judged for each by itself: its 90 % interval lies within 1 % of the loss.")
+    if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
+        notes.append(
+            "At equal FLOPs: validation loss where the cheapest of the runs ends, dearer ones read early; "
+            "a sequence of its own."
+        )
+    terms = {"value": "contrast", "p": "p_contrast", "verdict": "contrast_verdict"}
+    return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes, terms)
+
+
+def formula(weights: dict[str, float]) -> str:
+    """`a − 0.5 b − 0.5 c`, what is added first."""
+    terms = ""
+    for arm, weight in sorted(weights.items(), key=lambda term: term[1] < 0):
+        sign = "−" if weight < 0 else "+" if terms else ""
+        size = "" if abs(weight) == 1 else f"{abs(weight):g} "
+        terms += f" {sign} {size}{arm}" if terms else f"{sign}{size}{arm}"
+    return terms
+
+
+def paired_losses(c: Comparison, arm: str) -> Section:
+    """The primary metric of every domain, with its interval and verdict."""
+    rows: list[list[Cell]] = []
+    for r in c.statistics:
+        if r.arm == arm and r.metric == METRICS[0]:
+            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
+            rows.append([c.name_of(r.domain), *values, r.verdict])
+    n = sum(pair.arm == arm for pair in c.pairs)
+    corrected = "the first row is the primary outcome, the others share one Holm correction" + _hopeless(c, arm)
+    return Section(
+        f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
+        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        rows,
+        [f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{f'; {corrected}' if len(rows) > 1 else ''}."],
+    )
+
+
+def equal_cost(c: Comparison, arm: str) -> Section:
+    """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
+    rows: list[list[Cell]] = []
+    if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
+        for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
+            for r in c.statistics:
+                if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
+                    delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
+    return Section(
+        f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
+        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        rows,
+        [
+            "FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends. "
+            "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
+            f"at equal steps by Holm{_hopeless(c, arm)}."
+        ],
+    )
+
+
+def every_loss(c: Comparison, arm: str) -> Section:
+    """All that was tested of the losses, with the correlation that pairing uses."""
+    rows: list[list[Cell]] = []
+    for r in c.statistics:
+        if r.arm == arm:
+            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
+            values = [number(r.a, 4), number(r.b, 4), *delta, str(r.n), *ps]
+            rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *values, r.verdict])
+    return Section(
+        f"Every loss that was tested (a = {c.baseline}, b = {arm})",
+        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "p, corrected", "r", "verdict"], rows,
+        ["r: correlation between the arms over the seeds, from three pairs on; the higher, the more pairing gains."],
+    )  # fmt: skip
+
+
+def _hopeless(c: Comparison, arm: str) -> str:
+    """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
+    secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
+    least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
+    return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"
+
+
+def cell_losses(c: Comparison) -> Section:
+    """Final test loss of every complete cell."""
+    rows: list[list[Cell]] = []
+    for cell in c.experiment.cells:
+        if cell.missing is None:
+            values = losses(cell, c.domains)
+            rows.append([cell.label, *(number(values.get((METRICS[0], d)), 4) for d in shown(c.domains))])
+    domains = [c.name_of(d) for d in shown(c.domains)]
+    return Section("Test loss, nats/token", ["cell", *domains], rows, terms=dict.fromkeys(domains, "heldout"))

@@ -1,0 +1,77 @@
+"""What launches added or changed only after cells had finished: it may have been chosen by their results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from orchestrator.analysis.cells import ExperimentResult
+from orchestrator.experiments.expectations import intended
+
+# What of an experiment may change between launches → what it is called, and what its numbers assume of it.
+KINDS = {
+    "seeds": ("seed", "p assumes that their number was fixed beforehand"),
+    "contrasts": ("contrast", "p and the order of the tests assume that nobody had seen the losses"),
+    "expect": ("expectation", "its verdict assumes that nobody had seen the readings"),
+}
+ORDER = "the order of the contrasts"
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change after the first cell had finished."""
+
+    kind: str  # a key of KINDS
+    name: str  # a seed, a contrast, a line of `expect`, or ORDER
+    how: str  # added · changed · withdrawn
+    day: str  # UTC, ISO 8601
+
+
+def late_changes(experiment: ExperimentResult) -> list[Change]:
+    """Every change in the order in which they were made; none where nothing changed or no cell had finished."""
+    return [
+        Change(kind, name, how, now["since"][:10])
+        for before, now in pairwise(experiment.stated)
+        if experiment.finished is not None and now["since"] >= experiment.finished  # ISO 8601 sorts as time does
+        for kind in KINDS
+        for name, how in _compared(_named(before, kind, experiment), _named(now, kind, experiment))
+    ]
+
+
+def stated_afterwards(experiment: ExperimentResult, kind: str) -> set[str]:
+    """The names of that kind that were not what they are before the first cell had finished."""
+    return {change.name for change in late_changes(experiment) if change.kind == kind and change.how != "withdrawn"}
+
+
+def notes(experiment: ExperimentResult) -> list[str]:
+    """A sentence for what was changed alike on one day, and what the numbers assume."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for change in late_changes(experiment):
+        alike.setdefault((change.kind, change.how, change.day), []).append(change.name)
+    said = []
+    for (kind, how, day), names in alike.items():
+        called, assumed = KINDS[kind]
+        listed = ", ".join(name if kind == "seeds" or name == ORDER else f"'{name}'" for name in names)
+        noun = "" if names == [ORDER] else f"{called}{'s' * (len(names) > 1)} "
+        sentence = f"{noun}{listed} {'were' if len(names) > 1 else 'was'} {how} on {day} after cells had finished"
+        said.append(f"{sentence[0].upper()}{sentence[1:]}: {assumed}.")
+    return said
+
+
+def _named(stated: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
+    """What `stated` holds of one kind, by name."""
+    if kind == "contrasts":
+        return dict(stated[kind])
+    names = stated[kind] if kind == "seeds" else intended(stated[kind], experiment.arms)
+    return dict.fromkeys(map(str, names))
+
+
+def _compared(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+    """What became of every name; the order counts where names have values: those are tested one after the other."""
+    found = [(name, "changed" if name in was else "added") for name in now if name not in was or was[name] != now[name]]
+    found += [(name, "withdrawn") for name in was if name not in now]
+    kept = [name for name in now if name in was]
+    if any(was.values()) and kept != [name for name in was if name in now]:
+        found.append((ORDER, "changed"))
+    return found

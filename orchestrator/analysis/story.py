@@ -1,0 +1,215 @@
+"""What was found, in a sentence each: which arm won, which layers changed role, whether the budget was conserved."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.conservation import CONSERVED, REFERENCES, Conservation
+from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.expectations import Expectation
+from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
+from orchestrator.analysis.migration import LayerShift, state
+from orchestrator.analysis.pairs import PRIMARY
+from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
+from orchestrator.analysis.wording import number, signed, span
+
+FLATTENED = 2.0  # a CV this many times larger in one arm is told
+TOLD = 4  # layers or lines; the tables have all
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An estimate with its interval, beside the value that says "no difference" and the band that counts as none."""
+
+    value: float
+    low: float | None
+    high: float | None
+    none: float
+    band: tuple[float, float]
+    level: int  # of the interval, per cent
+    sides: tuple[str, str]  # what lies to the left and to the right
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question on one arm against the baseline."""
+
+    arm: str
+    question: str
+    answer: str  # a verdict, as short as it can be said
+    sure: bool  # whether the data decide it
+    sentence: str  # the figures behind it
+    scale: Scale | None = None
+    terms: tuple[str, ...] = ()  # what the glossary should explain
+
+
+def findings(c: Comparison, arm: str) -> list[Finding]:
+    """What a reader wants to know first of `arm`, in the order in which it is asked."""
+    told = [_loss(c, arm), _roles(c, arm), _concentration(c, arm), _budget(c, arm), _intended(c, arm)]
+    return [finding for finding in told if finding is not None]
+
+
+def _loss(c: Comparison, arm: str) -> Finding | None:
+    r = next((r for r in c.statistics if r.arm == arm and (r.metric, r.domain) == PRIMARY[0]), None)
+    if r is None:
+        return None
+    answers = {
+        "better": f"{arm} is better",
+        "worse": f"{c.baseline} is better",
+        "equivalent": "equivalent within 1\u00a0%",
+    }
+    margin = EQUIVALENCE * abs(r.a)
+    sides = (f"{arm} better", f"{c.baseline} better")
+    scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r), sides=sides)
+    answer, terms = answers.get(r.verdict, r.verdict), ("verdict", "interval")
+    return Finding(arm, "Which arm won?", answer, r.verdict in answers, _delta(r), scale, terms)
+
+
+def _delta(r: PairedResult) -> str:
+    share = f" ({signed(100 * r.delta / r.a, 1)} %)" if r.a else ""
+    low, high = _interval(r)
+    within = "" if low is None else f", {_level(r)} % interval {span(low, high, 4, plus=True)}"
+    differs = low is not None and high is not None and not low <= 0.0 <= high
+    less = " (not 0, but less than 1\u00a0%)" if r.verdict == "equivalent" and differs else ""
+    p = "" if r.p_adjusted is None else f", p = {r.p_adjusted:.2g}"
+    few = f"; better or worse needs {FEWEST_PAIRS} pairs" if r.n < FEWEST_PAIRS and r.verdict == "inconclusive" else ""
+    return (
+        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}{less}; "
+        f"{_pairs(r.n)}{p}{few}."
+    )
+
+
+def _level(r: PairedResult) -> int:
+    """Of the interval that the verdict goes by, per cent."""
+    return 90 if r.verdict == "equivalent" else 95
+
+
+def _interval(r: PairedResult) -> tuple[float | None, float | None]:
+    return (r.low90, r.high90) if r.verdict == "equivalent" else (r.low, r.high)
+
+
+def _roles(c: Comparison, arm: str) -> Finding | None:
+    shift = next((s for s in c.role_shifts if s.arm == arm), None)
+    if shift is None:
+        return None
+    differ = len(shift.layers) - shift.across.same
+    within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
+    beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.3g}" if within else ""
+    sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
+    p = "" if shift.p is None else f", p = {shift.p:.2g}"
+    sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
+    alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
+    told = alone or [layer for layer in shift.layers if unanimous(layer)]
+    if told:
+        which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "In the one seed"
+        sentence += f" {which}: {_first(list(map(_moved, sorted(told, key=lambda layer: -layer.distance))))}."
+    elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
+        sentence += f" In some seed, but not in every one: {_first(some)}."
+    answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
+    sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "role_shift")
+    return Finding(arm, "Which layers changed role?", answer, shift.verdict == "roles moved", sentence, None, terms)
+
+
+def _first(words: list[str]) -> str:
+    """The first few, and how many more there are."""
+    return ", ".join(words[:TOLD]) + (f" and {len(words) - TOLD} more" if len(words) > TOLD else "")
+
+
+def unanimous(layer: LayerShift) -> bool:
+    """Whether the layer has one state in every seed of one arm and another one in every seed of the other."""
+    a, b = set(map(state, layer.roles_a)), set(map(state, layer.roles_b))
+    return len(a) == len(b) == 1 and a != b
+
+
+def _moved(layer: LayerShift) -> str:
+    a, b = (Counter(map(state, roles)).most_common(1)[0][0] for roles in (layer.roles_a, layer.roles_b))
+    return f"L{layer.layer} {a} → {b}"
+
+
+def _concentration(c: Comparison, arm: str) -> Finding | None:
+    """Layers whose CV at least halved or doubled in every seed; none where there are none, or nothing was trained."""
+    end = ending_of_pairs(arm, c.pairs)
+    seeds = [pair.seed for pair in end.read]
+    table = c.tables["flattening"]
+    ratios = log_ratios(table, arm, end.step, seeds)  # [layers, seeds]
+    flat = ratios.index[ratios.min(axis=1) >= np.log(FLATTENED)].tolist()
+    raised = ratios.index[ratios.max(axis=1) <= -np.log(FLATTENED)].tolist()
+    if end.untrained or not (flat or raised):
+        return None
+    mean, by_layer, p = np.exp(ratios.mean(axis=1)), at_step(table, arm, end.step).groupby("layer"), layer_p(ratios)
+    told = []
+    for i in sorted([*flat, *raised]):
+        a, b = (by_layer[side].mean().get(i) for side in ("saturated_a", "saturated_b"))
+        told.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
+    listed = {word: ", ".join(f"L{i}" for i in layers) for word, layers in (("flattened", flat), ("raised", raised))}
+    answer = "; ".join(f"{layers} {word}" for word, layers in listed.items() if layers)
+    where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else "in the one seed"
+    largest = max((p[i] for i in [*flat, *raised]), default=None) if p else None
+    chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {end.when}: {', '.join(told)}{chance}."
+    sure = largest is not None and largest <= ALPHA
+    sentence, terms = f"{sentence} {end.without}".rstrip(), ("cv", "flattening")
+    return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
+
+
+def _budget(c: Comparison, arm: str) -> Finding | None:
+    r = next((r for r in c.conservation if r.arm == arm and r.reference == REFERENCES[0]), None)
+    if r is None:
+        return None
+    sure = r.verdict in ("conserved", "not conserved")
+    sides = (f"fewer in {arm}", f"more in {arm}")
+    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90, sides=sides)
+    terms = ("saturated_robust", "conservation", "centre")
+    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms)
+
+
+def _counts(r: Conservation, when: str) -> str:
+    if r.budget_a is None:
+        return r.sentence
+    chance = ""
+    if r.expected_a is not None and r.expected_b is not None:
+        chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
+    ratio = "" if r.ratio is None else f": ratio {number(r.ratio, 2)}"
+    within = "" if r.low is None else f", 90 % interval {span(r.low, r.high, 2)}"
+    beside = "" if r.chance_ratio is None else f", {number(r.chance_ratio, 2)} by chance"
+    where = ""
+    if r.centre_shift is not None:
+        moved = "" if r.centre_low is None else f", 95 % interval {span(r.centre_low, r.centre_high, 2, plus=True)}"
+        where = f" Its centre shifts by {signed(r.centre_shift, 2)} of the depth{moved}."
+    return (
+        f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
+        f"{_pairs(r.n)} at {when}.{where} {r.sentence}".rstrip()
+    )
+
+
+def _intended(c: Comparison, arm: str) -> Finding | None:
+    """Of the lines for both arms of the pair; none where nothing was stated."""
+    lines = [e for e in c.expectations if e.arm in (c.baseline, arm)]
+    if not lines:
+        return None
+    delivered, failed = (sum(e.verdict == word for e in lines) for word in ("delivered", "not delivered"))
+    missed = f", {failed} not" if failed else ""
+    decided = f"{delivered} of {len(lines)} delivered{missed}"
+    unmeasured = all(e.verdict == "not measured" for e in lines)
+    answer = decided if delivered or failed else "not measured" if unmeasured else f"none of {len(lines)} decided"
+    told = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:TOLD]]
+    more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
+    sure = delivered + failed == len(lines)
+    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.", None, ("expect",))
+
+
+def _seeds(e: Expectation) -> str:
+    return f"{e.holding} of {e.n} seeds" + ("" if e.step is None else f" at step {e.step}")
+
+
+def _when(c: Comparison, arm: str) -> str:
+    """The step at which the layers of the pairs are compared."""
+    return ending_of_pairs(arm, c.pairs).when
+
+
+def _pairs(n: int) -> str:
+    return f"{n} pair{'s' * (n != 1)}"

@@ -1,0 +1,58 @@
+"""How far layers part from each other: the spread of attention's share of the energy over them (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.statistics import interval, sign_flip_p
+from orchestrator.forensics.reading import profile, spread
+
+PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven model": 0.13}  # §7
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """One arm beside the baseline at the step of `endings`, means over the seed pairs read there."""
+
+    arm: str
+    step: int
+    n: int
+    a: float  # standard deviation of attention_share over the baseline's layers
+    b: float  # and over the arm's
+    range_a: float  # largest minus smallest
+    range_b: float
+    delta: float  # b − a
+    low: float | None  # 95 % interval of delta
+    high: float | None
+    method: str
+    p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    sentence: str  # what a reader must know beside the figures
+
+
+def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
+    """The spread of both arms' layers; None where no pair has a reading with every layer's share."""
+    end = ending_of_pairs(arm, pairs)
+    if end.step is None:
+        return None
+    found = []  # [n, arms, std and range]
+    for pair in end.read:
+        readings = [cell.readings[end.step] for cell in (pair.a, pair.b)]
+        shares = [profile(reading, "attention_share") for reading in readings]
+        spreads = [spread(reading) for reading in readings]
+        if None not in spreads:
+            found.append([(std, float(np.ptp(x))) for std, x in zip(spreads, shares, strict=True) if x is not None])
+    if not found:
+        return None
+    x = np.array(found)
+    difference = x[:, 1, 0] - x[:, 0, 0]
+    mean, within = x.mean(axis=0), interval(difference, 0.95)
+    untrained = "These are the layers before any training." if end.untrained else ""
+    return Symmetry(
+        arm, end.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
+        range_b=mean[1, 1].item(), delta=difference.mean().item(), low=within.low, high=within.high,
+        method=within.method, p=sign_flip_p(difference), sentence=" ".join(filter(None, [untrained, end.without])),
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""The tables of an experiment: same names and columns in parquet, CSV and W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.conservation import conservation
+from orchestrator.analysis.contrasts import Contrast, contrast_rows
+from orchestrator.analysis.flattening import flattening
+from orchestrator.analysis.migration import role_migration
+from orchestrator.analysis.multipliers import THIRDS, sidecar_rows
+from orchestrator.analysis.pairs import Pair, domains_of, pair_losses
+from orchestrator.storage.files import write_whole
+
+Rows = list[dict[str, Any]]
+
+# `layers` has every measure after these. Paired tables also have the other arm's name first where several
+# arms are compared with the baseline.
+COLUMNS = {
+    "layers": ["arm", "seed", "step", "layer", "role", "margin",
+               "score_hub", "score_damper", "score_passthrough", "score_specialist"],
+    "role_migration": ["arm", "seed", "step_from", "step", "layer",
+                       "role_from", "role_to", "margin_from", "margin_to", "changed"],
+    "conservation": ["arm", "seed", "step", "reference", "budget", "expected", "excess",
+                     "early", "middle", "late", "centre"],
+    "flattening": ["seed", "step", "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
+                   "effective_rank_o_a", "effective_rank_o_b", "attention_share_a", "attention_share_b"],
+    "paired_eval": ["metric", "domain", "seed", "a", "b", "delta"],
+    "contrasts": ["contrast", "metric", "seed", "value"],
+    "sidecar": ["arm", "seed", "channel", "layer", "kind", "unit", "mean", *THIRDS],
+}  # fmt: skip
+TEXT = {"arm", "role", "role_from", "role_to", "reference", "contrast", "metric", "domain", "channel", "kind", "unit"}
+INTEGER = {"seed", "step", "step_from", "layer"}
+
+
+def layer_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    """One row per cell, reading and layer."""
+    return [
+        {
+            "arm": cell.arm, "seed": cell.seed, "step": step, "layer": layer["layer"], "role": layer["role"],
+            "margin": layer["margin"], **{f"score_{role}": score for role, score in layer["scores"].items()},
+            **layer["measures"],
+        }
+        for cell in cells
+        for step, reading in cell.readings.items()
+        for layer in reading["layers"]
+    ]  # fmt: skip
+
+
+def role_migration_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    return [row for cell in cells for row in role_migration(cell)]
+
+
+def conservation_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    return [row for cell in cells for row in conservation(cell)]
+
+
+def flattening_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    return [{"arm": pair.arm, **row} for pair in pairs for row in flattening(pair)]
+
+
+def multiplier_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    return [row for cell in cells for row in sidecar_rows(cell)]
+
+
+def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
+    """One row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
+    domains = domains_of(cells)
+    rows = []
+    for pair in pairs:
+        for (metric, domain), (x, y) in pair_losses(pair, domains).items():
+            values = {"seed": pair.seed, "a": x, "b": y, "delta": y - x}
+            rows.append({"arm": pair.arm, "metric": metric, "domain": domain, **values})
+    return rows
+
+
+BUILDERS: dict[str, Callable[[list[CellResult], list[Pair]], Rows]] = {
+    "layers": layer_rows,
+    "role_migration": role_migration_rows,
+    "conservation": conservation_rows,
+    "flattening": flattening_rows,
+    "paired_eval": paired_eval_rows,
+    "sidecar": multiplier_rows,
+}
+
+
+def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast]) -> dict[str, pd.DataFrame]:
+    """Every table by name. Per-cell tables hold every cell that was read, paired ones complete pairs only."""
+    several = len({pair.arm for pair in pairs}) > 1
+    tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
+    return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
+
+
+def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
+    """Rows as a table with the columns and types of `name`, also where there are none."""
+    columns = list(COLUMNS[name])
+    if several and "arm" not in columns:
+        columns.insert(0, "arm")
+    if name == "layers":
+        columns += sorted({key for row in rows for key in row} - set(columns))
+    table = pd.DataFrame(rows, columns=columns)
+    types = {
+        c: "string" if c in TEXT else "int64" if c in INTEGER else "bool" if c == "changed" else "float64"
+        for c in columns
+    }
+    return table.astype(types)
+
+
+def write(tables: dict[str, pd.DataFrame], directory: Path) -> None:
+    """Each table as `<name>.parquet` and `<name>.csv`. Raises `UserError` or `OSError` where the disk refuses."""
+    for name, table in tables.items():
+        write_whole(directory / f"{name}.csv", table.to_csv(index=False))
+        partial = directory / f".{name}.parquet.partial"
+        table.to_parquet(partial, index=False)
+        partial.replace(directory / f"{name}.parquet")

@@ -1,0 +1,75 @@
+"""`python -m orchestrator.compare DIR`: rebuild an experiment's tables, figures and report, and print the summary.
+
+Several directories, as in `outputs/*`: one table of all their experiments. Nothing is written unless a file is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from orchestrator.common.errors import UserError, refuse_unwritable
+from orchestrator.analysis import across, compare, overview, print_summary
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """2 where an experiment cannot be read, after all the others have been."""
+    parser = argparse.ArgumentParser(
+        prog="python -m orchestrator.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directories", type=Path, nargs="+", metavar="DIR", help="an experiment's directory, such as outputs/<name>"
+    )
+    parser.add_argument("--full", action="store_true", help="every table that the report has in numbers")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table of experiments, every digit")
+    parser.add_argument(
+        "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the table of experiments as a page")
+    asked = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 100)
+    try:
+        several = len(asked.directories) > 1 or asked.csv or asked.html
+        if several and asked.workspace:
+            raise UserError("--workspace is of one experiment: name one directory, without --csv and --html.")
+        if several:
+            return _overview(asked.directories, asked.csv, asked.html, console)
+        comparison = compare(asked.directories[0])
+        print_summary(comparison, console, full=asked.full)
+        if asked.workspace:
+            from orchestrator.compare import workspace  # a second to import
+
+            print(*workspace.publish(comparison), sep="\n")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: Console) -> int:
+    refuse_unwritable(csv)
+    refuse_unwritable(html)
+    directories, beside = across.sort_out(paths)
+    if not directories:
+        listing = ", ".join(map(str, paths))
+        raise UserError(f"No experiment.yaml in {listing}: name experiments' directories, such as outputs/<name>.")
+    waiting = Console(stderr=True)
+    rows = across.survey(
+        track(directories, "Reading experiments", console=waiting, transient=True, disable=not waiting.is_terminal)
+    )
+    overview.print_overview(rows, beside, console)
+    if csv:
+        overview.write_csv(rows, csv)
+    if html:
+        overview.write_html(rows, beside, html)
+    for path in filter(None, (csv, html)):
+        console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
+    return 2 if any(row.problem for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
