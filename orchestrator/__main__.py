@@ -114,9 +114,10 @@ def run(overrides: Sequence[str], swept: Sequence[str], console: Console, compla
 
 def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """When the cells have been launched: compare what has finished, or say where to look; the exit code."""
-    from orchestrator import launch, tracker
+    from orchestrator import launch
     from orchestrator.analysis import compare, print_summary
     from orchestrator.common.formatting import counted
+    from orchestrator.tracking import run
 
     if (elsewhere := launch.still_with_a_scheduler(experiment)) and not launch.follow(experiment, console):
         command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
@@ -134,7 +135,7 @@ def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], 
         comparison = compare(experiment.directory)
         print_summary(comparison, console)
         if ran and not elsewhere:  # else the job that compared has logged it
-            tracker.log_comparison(experiment.config, comparison)
+            run.log_comparison(experiment.config, comparison)
     return code
 
 

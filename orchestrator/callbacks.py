@@ -19,7 +19,7 @@ from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
 from orchestrator.run import Callback, Run
 from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.tracker import Tracker
+from orchestrator.tracking.run import Tracker
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole
 

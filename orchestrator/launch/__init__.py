@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import data, executors, ranks, scheduler, status, tracker
+from orchestrator import data, executors, ranks, scheduler, status
 from orchestrator.callbacks import build_sidecar
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
@@ -26,6 +26,7 @@ from orchestrator.launch import here, processes, slurm
 from orchestrator.launch.order import waves
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import OPEN, Manifest
+from orchestrator.tracking import run
 
 FOLLOW_SECONDS = 2.0
 ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}
@@ -104,7 +105,7 @@ def refuse_early(experiment: Experiment) -> None:
     for config in experiment.arms.values():
         check(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)
-    tracker.check(experiment.config)
+    run.check(experiment.config)
 
 
 def check_jobs(experiment: Experiment) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import retry, scheduler, status, tracker
+from orchestrator import retry, scheduler, status
 from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
@@ -16,6 +16,7 @@ from orchestrator.launch import slurm
 from orchestrator.readings import Readings
 from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
+from orchestrator.tracking import run
 
 ASK_TIMES, ASK_SECONDS = 10, 30.0
 
@@ -55,7 +56,7 @@ def _compare(experiment: Experiment) -> int:
         _read(cell)
     comparison = compare(experiment.directory)
     print_summary(comparison, Console(width=100))
-    tracker.log_comparison(experiment.config, comparison)
+    run.log_comparison(experiment.config, comparison)
     return len(trained)
 
 

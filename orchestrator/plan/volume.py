@@ -6,11 +6,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import projection
 from orchestrator.config.schema import TrackerMode
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.sample import Sample
-from orchestrator.tracker import MANY
+from orchestrator.tracking.rows import reading_row, record_row
+from orchestrator.tracking.run import MANY
 
 # A row of W&B's log is protobuf: the name and the value as JSON of every item and about 8 bytes about them, three items
 # of its own, and a summary record that repeats the items whose last value is shown (all but those of `MANY`).
@@ -53,7 +53,7 @@ def volume(plan: ArmPlan, sample: Sample) -> Volume:
     if plan.config.tracker.mode == TrackerMode.off:
         return Volume(ledger, readings, rows=0, log=0, tables=0, figures=0)
     rows = len(plan.records) + len(plan.readings) + 2
-    logged = [projection.record_row(part) for part in parts] + [projection.reading_row(reading)]
+    logged = [record_row(part) for part in parts] + [reading_row(reading)]
     items = sum(n * _items(row) for n, row in zip((*counts, len(plan.readings)), logged, strict=True))
     layers, units = len(plan.readings) * len(plan.spec.layers), sum(map(len, plan.units.values()))
     measured = len(reading["layers"][0]["measures"]) + BESIDE

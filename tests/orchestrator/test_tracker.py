@@ -21,7 +21,6 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import tracker
 from orchestrator.__main__ import CONF, compose
 from orchestrator.analysis import compare
 from orchestrator.callbacks import callbacks_for
@@ -33,7 +32,8 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.run import Callback, Run
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole
-from orchestrator.tracker import Tracker
+from orchestrator.tracking import run
+from orchestrator.tracking.run import Tracker
 from orchestrator.train import StopSignal, train, train_cell
 from tests.orchestrator.offline_run import (
     WANDB,
@@ -113,7 +113,7 @@ def services() -> list[int]:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the tracker said; W&B's own log goes to its own file."""
-    return [r.message for r in caplog.records if r.name == "orchestrator.tracker"]
+    return [r.message for r in caplog.records if r.name == "orchestrator.tracking.run"]
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
     records = inspect(run)
 
     (described,) = of_kind(records, "run")[:1]
-    assert described["run_id"] == tracker.run_id(config)
+    assert described["run_id"] == run.run_id(config)
     assert (described["project"], described["run_group"], described["job_type"]) == ("layer-roles", "width", "train")
     assert described["display_name"] == "width/uniform/seed=3"
     assert described["tags"] == ["uniform", "seed=3", "width"]
@@ -198,20 +198,20 @@ def test_every_attempt_has_the_same_id_and_all_rows(cell: Path) -> None:
         found.start(cell, [record(step) for step in steps])
         found.finish()
     assert len(runs_of(cell)) == 2
-    assert {log.name for log in cell.rglob("*.wandb")} == {f"run-{tracker.run_id(config)}.wandb"}
+    assert {log.name for log in cell.rglob("*.wandb")} == {f"run-{run.run_id(config)}.wandb"}
     assert sorted(len(rows_with(inspect(run), "train/lr")) for run in runs_of(cell)) == [1, 3]
-    assert tracker.run_id(config) != tracker.run_id(config_of(TrackerMode.offline, seed=4))
-    assert tracker.run_id(config) != tracker.run_id(config, "comparison")
+    assert run.run_id(config) != run.run_id(config_of(TrackerMode.offline, seed=4))
+    assert run.run_id(config) != run.run_id(config, "comparison")
 
 
 def test_a_resumed_run_knows_what_was_sent(cell: Path) -> None:
     found = Tracker(config_of(TrackerMode.offline))
     found.start(cell, [])
-    assert {tracker._last(found._run, axis) for axis in ("step", "forensics/step")} == {-1}
+    assert {run._last(found._run, axis) for axis in ("step", "forensics/step")} == {-1}
     found.log(record(10))
     found.forensics(reading(20))
-    assert tracker._last(found._run, "step") == 10
-    assert tracker._last(found._run, "forensics/step") == 20
+    assert run._last(found._run, "step") == 10
+    assert run._last(found._run, "forensics/step") == 20
     found.finish()
 
 
@@ -470,10 +470,10 @@ def test_online_needs_a_key_before_anything_is_trained(tmp_path: Path) -> None:
 
 
 def test_offline_and_off_need_no_key(cell: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker.check(config_of(TrackerMode.offline))
-    tracker.check(config_of(TrackerMode.off))
+    run.check(config_of(TrackerMode.offline))
+    run.check(config_of(TrackerMode.off))
     monkeypatch.setattr(sys, "path", [])  # no package can be found any more
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match="tracker=offline needs wandb, which is not installed"):
-        tracker.check(config_of(TrackerMode.offline))
-    tracker.check(config_of(TrackerMode.off))
+        run.check(config_of(TrackerMode.offline))
+    run.check(config_of(TrackerMode.off))

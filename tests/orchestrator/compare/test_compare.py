@@ -23,7 +23,7 @@ from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.sections import sections
 from orchestrator.analysis.tables import BUILDERS
 from orchestrator.config.schema import Config, TrackerConfig, TrackerMode
-from orchestrator.tracker import log_comparison
+from orchestrator.tracking.run import log_comparison
 from tests.orchestrator.compare.hard import HARD
 from tests.orchestrator.offline_run import (
     assert_same,

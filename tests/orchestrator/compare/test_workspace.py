@@ -21,11 +21,11 @@ from orchestrator.analysis import compare
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.sections.section import Roles, Section
 from orchestrator.common.errors import UserError
-from orchestrator.compare import workspace
-from orchestrator.compare.workspace import charts
-from orchestrator.compare.workspace.report import markdown, report_of
 from orchestrator.storage import metrics_log
-from orchestrator.tracker import Tracker
+from orchestrator.tracking import workspace
+from orchestrator.tracking.run import Tracker
+from orchestrator.tracking.workspace import charts
+from orchestrator.tracking.workspace.report import markdown, report_of
 from tests.orchestrator.offline_run import inspect, of_kind, runs_of, summary_of
 
 Write = Callable[..., Path]

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from orchestrator import projection
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, TrackerMode
-from orchestrator.projection import READING, STEP
 from orchestrator.storage.files import permit_as_umask
+from orchestrator.tracking import rows
+from orchestrator.tracking.rows import READING, STEP
 
 if TYPE_CHECKING:
     from orchestrator.analysis import Comparison
@@ -111,11 +111,11 @@ class Tracker:
 
     def log(self, record: dict[str, Any]) -> None:
         """Send one ledger record."""
-        self._send(STEP, record["step"], lambda: projection.record_row(record))
+        self._send(STEP, record["step"], lambda: rows.record_row(record))
 
     def forensics(self, result: dict[str, Any]) -> None:
         """Send one reading of the layers, on its own step axis."""
-        self._send(READING, result["step"], lambda: projection.reading_row(result))
+        self._send(READING, result["step"], lambda: rows.reading_row(result))
 
     def alert(self, title: str, text: str) -> None:
         """Tell whoever watches the run."""
@@ -132,7 +132,7 @@ class Tracker:
             from orchestrator.analysis.comparison import compare_cell
 
             cell = read_cell(self._cell_dir, self.config.arm, self.config.seed)
-            _show(self._run, compare_cell(cell), projection.cell_summary(cell))
+            _show(self._run, compare_cell(cell), rows.cell_summary(cell))
             _close(self._run, exit_code)
         self._run = None
 
@@ -159,9 +159,9 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
     run = None
     try:
         run = _open(config, comparison.directory, "comparison")
-        for row in projection.delta_rows(comparison):
+        for row in rows.delta_rows(comparison):
             run.log(row)
-        _show(run, comparison, projection.comparison_summary(comparison))
+        _show(run, comparison, rows.comparison_summary(comparison))
         _close(run, exit_code=0)
     except Exception as error:
         _give_up(run, error)
@@ -228,7 +228,7 @@ def _described(config: Config, kind: str) -> dict[str, Any]:
         resolved = {key: value for key, value in resolved.items() if key not in ("arm", "seed")}
     return {
         "name": "/".join([str(config.name), *own])[:LONGEST_NAME],
-        "tags": projection.tags(*own, str(config.name), *config.tracker.tags),
+        "tags": rows.tags(*own, str(config.name), *config.tracker.tags),
         "config": resolved,
     }
 

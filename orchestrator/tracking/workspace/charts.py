@@ -9,10 +9,17 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 from wandb_workspaces import expr
 
-from orchestrator import projection
 from orchestrator.analysis import figures
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.projection import READING, STEP
+from orchestrator.tracking.rows import (
+    READING,
+    STEP,
+    cell_summary,
+    comparison_summary,
+    delta_rows,
+    reading_row,
+    record_row,
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,10 @@ def logged(c: Comparison) -> list[str]:
     """The names of all metrics in the runs of the cells and of the comparison, in the order of their first row."""
     rows: list[dict[str, Any]] = []
     for cell in c.experiment.cells:
-        rows += [projection.record_row(record) for record in cell.ledger]
-        rows += [projection.reading_row(reading) for reading in cell.readings.values()]
-        rows += [projection.cell_summary(cell)] if cell.ledger else []
-    rows += [*projection.delta_rows(c), projection.comparison_summary(c)]
+        rows += [record_row(record) for record in cell.ledger]
+        rows += [reading_row(reading) for reading in cell.readings.values()]
+        rows += [cell_summary(cell)] if cell.ledger else []
+    rows += [*delta_rows(c), comparison_summary(c)]
     return list(dict.fromkeys(name for row in rows for name in row if name not in (STEP, READING)))
 
 

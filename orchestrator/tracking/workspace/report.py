@@ -12,8 +12,8 @@ from orchestrator.analysis.sections import sections
 from orchestrator.analysis.sections.section import Cell, Link, Roles, Section
 from orchestrator.analysis.story import findings
 from orchestrator.common.palette import arm_line, letter
-from orchestrator.compare.workspace import charts
 from orchestrator.config.schema import Config
+from orchestrator.tracking.workspace import charts
 
 LONGEST_TITLE = 128  # characters that W&B takes
 

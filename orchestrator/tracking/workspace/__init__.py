@@ -11,14 +11,14 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from orchestrator import tracker
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.common.errors import UserError
 from orchestrator.common.palette import arm_line
-from orchestrator.compare.workspace import charts
-from orchestrator.compare.workspace.report import report_of
 from orchestrator.config.schema import Config, TrackerMode
 from orchestrator.storage.files import write_whole
+from orchestrator.tracking import run
+from orchestrator.tracking.workspace import charts
+from orchestrator.tracking.workspace.report import report_of
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"
 REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one
@@ -35,7 +35,7 @@ def publish(c: Comparison) -> list[str]:
     where the server does not take them: then they are on disk.
     """
     config = _config_of(c)
-    tracker.log_comparison(config, c)
+    run.log_comparison(config, c)
     view, report = view_of(c, config), report_of(c, config)
     _recall(c, view, report)
     _write(c, view, report)
@@ -44,8 +44,8 @@ def publish(c: Comparison) -> list[str]:
     if config.tracker.mode == TrackerMode.off:
         return [f"{where}, not pushed: tracker=off logged no runs that they could show."]
     try:
-        tracker.confine(c.directory)
-        if problem := tracker.login_problem():
+        run.confine(c.directory)
+        if problem := run.login_problem():
             return [f"{where}, not pushed: W&B {problem}, then {again}."]
         return _push(c, config, view, report)
     except UserError:

@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.analysis import across, compare, overview, print_summary
+from orchestrator.common.errors import UserError, refuse_unwritable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         comparison = compare(asked.directories[0])
         print_summary(comparison, console, full=asked.full)
         if asked.workspace:
-            from orchestrator.compare import workspace  # a second to import
+            from orchestrator.tracking import workspace  # a second to import
 
             print(*workspace.publish(comparison), sep="\n")
     except UserError as error:
