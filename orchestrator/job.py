@@ -17,17 +17,18 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import ranks, rendezvous, retry, scheduler
+from orchestrator import retry, scheduler
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
-from orchestrator.ranks import Ranks
 from orchestrator.readings import Readings
-from orchestrator.run import Run
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import Manifest
-from orchestrator.train import StopSignal, train_cell
+from orchestrator.training import distributed, rendezvous
+from orchestrator.training.distributed import Ranks
+from orchestrator.training.loop import StopSignal, train_cell
+from orchestrator.training.trainer import Run
 
 ASK_SECONDS = 30.0  # between two questions to Slurm
 SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
@@ -75,7 +76,7 @@ def run_job(path: Path) -> str:
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
-    except ranks.RankError as error:
+    except distributed.RankError as error:
         print(error, file=sys.stderr)
         return "crashed"
     except UserError as error:  # not even the manifest could be written

@@ -10,7 +10,7 @@ from orchestrator.config.schema import Config, SeedOf, SidecarMode
 from orchestrator.storage import metrics_log
 
 if TYPE_CHECKING:
-    from orchestrator.run import Run
+    from orchestrator.training.trainer import Run
 
 
 def source(config: Config, experiment: Path) -> Path | None:

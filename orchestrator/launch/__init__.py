@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import data, executors, ranks, scheduler, status
-from orchestrator.callbacks import build_sidecar
+from orchestrator import data, executors, scheduler, status
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
@@ -27,6 +26,8 @@ from orchestrator.launch.order import waves
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import OPEN, Manifest
 from orchestrator.tracking import run
+from orchestrator.training import distributed
+from orchestrator.training.callbacks import build_sidecar
 
 FOLLOW_SECONDS = 2.0
 ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}
@@ -83,7 +84,7 @@ def check(config: Config) -> None:
     on_this_machine = config.launcher.kind != LauncherKind.slurm
     if on_this_machine and config.train.device == Device.cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
-    ranks.check(config, config.launcher.ranks)
+    distributed.check(config, config.launcher.ranks)
     if config.launcher.kind == LauncherKind.debug and config.launcher.ranks > 1:
         raise UserError(
             f"launcher.ranks={config.launcher.ranks} needs a process for each rank, and launcher=debug has one: "

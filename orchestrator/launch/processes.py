@@ -17,7 +17,7 @@ from orchestrator.job import CellJob
 from orchestrator.launch.order import is_ready
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import Manifest
-from orchestrator.train import StopSignal
+from orchestrator.training.loop import StopSignal
 
 POLL_SECONDS = 0.2
 ASK_SECONDS = 2.0

@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 
 from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
-from orchestrator.callbacks import build_sidecar
 from orchestrator.config.schema import Config, Credit, SidecarMode
 from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
+from orchestrator.training.callbacks import build_sidecar
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
 

@@ -12,7 +12,7 @@ import torch
 
 from models.transformer import Decoder, DecoderSpec, forward_flops_per_token, num_params
 from orchestrator.config.schema import Config, Device, Gpu
-from orchestrator.optim import DecoupledAdamW
+from orchestrator.training.optimizer import DecoupledAdamW
 
 SAMPLE_FLOPS = 2e10  # of the forward pass that is timed, about: a fraction of a second on one core
 SAMPLE_VOCAB = 1024  # rows of its table: the whole one may not fit here

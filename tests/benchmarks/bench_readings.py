@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator.__main__ import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.train import StopSignal, train_cell
+from orchestrator.training.loop import StopSignal, train_cell
 
 STEPS, OFTEN = 60, 6  # steps of a run, and between readings in the run that reads often
 REPEATS = 3

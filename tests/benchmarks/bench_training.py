@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from models.transformer import Decoder, DecoderSpec, init_weights
 from models.width import build_spec
 from orchestrator.config.schema import Config, OptimConfig
-from orchestrator.optim import DecoupledAdamW
+from orchestrator.training.optimizer import DecoupledAdamW
 from sidecar import Sidecar
 from sidecar.channels import Arithmetic, DecayChannel
 

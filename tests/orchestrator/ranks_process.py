@@ -16,11 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator import job, ranks, train
+from orchestrator import job
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.ranks import Ranks
-from orchestrator.run import Callback, Run
+from orchestrator.training import distributed, loop
+from orchestrator.training.distributed import Ranks
+from orchestrator.training.trainer import Callback, Run
 
 
 class ActAt(Callback):
@@ -50,14 +51,14 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=size)
-    theirs = train.callbacks_for
+    theirs = loop.callbacks_for
 
     def callbacks_for(config: Config, ranks: Ranks) -> list[Callback]:
-        return [*theirs(config, ranks), ActAt(act, int(rank), int(step))]
+        return [*theirs(config, distributed), ActAt(act, int(rank), int(step))]
 
-    train.callbacks_for = callbacks_for
+    loop.callbacks_for = callbacks_for
     if act == "deaf":
-        ranks.WATCH_SECONDS, ranks.GRACE_SECONDS = 0.2, 2.0
+        distributed.WATCH_SECONDS, distributed.GRACE_SECONDS = 0.2, 2.0
     pids = []
     for i in range(int(size)):
         pid = os.fork()

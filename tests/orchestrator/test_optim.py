@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from orchestrator.config.schema import OptimConfig, Schedule
-from orchestrator.optim import DecoupledAdamW, learning_rate
+from orchestrator.training.optimizer import DecoupledAdamW, learning_rate
 
 
 def _model() -> nn.Module:

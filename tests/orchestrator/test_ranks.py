@@ -18,16 +18,17 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from orchestrator import job, launch, ranks, rendezvous
+from orchestrator import job, launch
 from orchestrator.__main__ import CONF, compose
-from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.run import Callback, Run
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.event_log import Manifest
-from orchestrator.train import StopSignal, train
+from orchestrator.training import distributed, rendezvous
+from orchestrator.training.callbacks import callbacks_for
+from orchestrator.training.loop import StopSignal, train
+from orchestrator.training.trainer import Callback, Run
 
 CELL = (
     "name=pair", "train.device=cpu", "train.steps=50", "train.batch_size=4", "train.log_every=1", "train.eval_every=10",
@@ -190,9 +191,11 @@ def test_a_killed_rank_ends_the_others_and_the_cell_resumes(plain: Path, cells: 
     done = together(cell, "kill", rank, 31)
     assert codes(cell)[rank] == -signal.SIGKILL
     assert codes(cell)[1 - rank] == 2
-    assert ranks.LOST in done.stderr
+    assert distributed.LOST in done.stderr
     last = Manifest(cell.parents[1]).last()["main/seed=0"]
-    assert (last.state, last.reason) == (("running", "") if rank == 0 else ("crashed", f"RankError: {ranks.LOST}"))
+    assert (last.state, last.reason) == (
+        ("running", "") if rank == 0 else ("crashed", f"RankError: {distributed.LOST}")
+    )
     alone(cell)
     assert_same_training(plain, cell)
 
@@ -254,7 +257,7 @@ def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> N
     cell = cells("many")
     config = job._config_of(cell)
     with pytest.raises(UserError, match="among 3 processes"):
-        Run(config, cell, 1, [], together=ranks.Together(0, 3, 0, None))
+        Run(config, cell, 1, [], together=distributed.Together(0, 3, 0, None))
 
 
 def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:

@@ -22,17 +22,17 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import job, readings, status
 from orchestrator.__main__ import CONF, compose
-from orchestrator.callbacks import ReadLayers, callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.readings import InProcess, InThread, Readings
-from orchestrator.run import Callback, Run
 from orchestrator.status.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
-from orchestrator.train import StopSignal, train
+from orchestrator.training.callbacks import ReadLayers, callbacks_for
+from orchestrator.training.loop import StopSignal, train
+from orchestrator.training.trainer import Callback, Run
 
 DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
 

@@ -23,18 +23,18 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.__main__ import CONF, compose
 from orchestrator.analysis import compare
-from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.run import Callback, Run
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole
 from orchestrator.tracking import run
 from orchestrator.tracking.run import Tracker
-from orchestrator.train import StopSignal, train, train_cell
+from orchestrator.training.callbacks import callbacks_for
+from orchestrator.training.loop import StopSignal, train, train_cell
+from orchestrator.training.trainer import Callback, Run
 from tests.orchestrator.offline_run import (
     WANDB,
     assert_same,

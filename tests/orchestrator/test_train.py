@@ -19,13 +19,13 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import forensics
 from orchestrator.__main__ import CONF, compose
-from orchestrator.callbacks import callbacks_for
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.run import Callback, Run
 from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.train import StopSignal, train, train_cell
+from orchestrator.training.callbacks import callbacks_for
+from orchestrator.training.loop import StopSignal, train, train_cell
+from orchestrator.training.trainer import Callback, Run
 
 TIMINGS = {"seconds", "tokens_per_second", "attempt"}
 

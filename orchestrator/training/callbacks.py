@@ -15,11 +15,11 @@ from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import reward_rows
-from orchestrator.ranks import ALONE, Ranks
 from orchestrator.readings import READERS, Reader, Readings
-from orchestrator.run import Callback, Run
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
+from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.trainer import Callback, Run
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole
 

@@ -15,7 +15,7 @@ import submitit
 import torch
 import torch.distributed as dist
 
-from orchestrator.ranks import ALONE, RankError, Ranks, Together, said
+from orchestrator.training.distributed import ALONE, RankError, Ranks, Together, said
 
 MEETING = timedelta(minutes=5)  # for all ranks to start
 PATIENCE = timedelta(minutes=30)  # for one rank's work while others wait, such as a checkpoint's writing

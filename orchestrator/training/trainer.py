@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from models.transformer import Decoder, init_weights
-from orchestrator import ranks
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, Precision
 from orchestrator.data import prepare
 from orchestrator.experiments.experiment import decoder_spec
-from orchestrator.optim import DecoupledAdamW, learning_rate
-from orchestrator.ranks import ALONE, Ranks
 from orchestrator.storage import checkpoint, metrics_log
+from orchestrator.training import distributed
+from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.optimizer import DecoupledAdamW, learning_rate
 from sidecar.sharded import like, whole
 
 Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
@@ -88,7 +88,7 @@ class Run:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
         self.writing = writing  # around every change of what is on disk; raises where another attempt has the cell
         self.ranks = together
-        ranks.check(config, together.size)
+        distributed.check(config, together.size)
         self.device = together.own(_device(config.train.device))
         self.autocast = _autocast(config.train.precision, self.device)
         self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)

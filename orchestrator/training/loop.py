@@ -12,13 +12,13 @@ from types import FrameType
 
 import torch
 
-from orchestrator.callbacks import callbacks_for
 from orchestrator.config import schema
 from orchestrator.config.schema import Precision
-from orchestrator.ranks import ALONE, Ranks
-from orchestrator.run import Run, Writing, unfenced
 from orchestrator.storage import checkpoint
 from orchestrator.storage.lease import Superseded
+from orchestrator.training.callbacks import callbacks_for
+from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.trainer import Run, Writing, unfenced
 
 POLL_SECONDS = 0.05
 
