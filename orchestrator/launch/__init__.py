@@ -21,7 +21,7 @@ from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
 from orchestrator.experiments.run_directory import record_launcher
 from orchestrator.job import is_finished
-from orchestrator.launch import here, processes, slurm
+from orchestrator.launch import in_process, processes, queue
 from orchestrator.launch.order import waves
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import OPEN, Manifest
@@ -30,7 +30,7 @@ from orchestrator.training import distributed
 from orchestrator.training.callbacks import build_sidecar
 
 FOLLOW_SECONDS = 2.0
-ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: here.run}
+ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: in_process.run}
 
 
 def launch(
@@ -45,10 +45,10 @@ def launch(
     machine at its next step boundary, with a checkpoint.
     """
     with alone(experiment.directory):
-        open_ones = slurm.open_entries(Manifest(experiment.directory))
+        open_ones = queue.open_entries(Manifest(experiment.directory))
         cancelled = [open_ones[cell].job for cell in cancel if cell in open_ones]
         if cancelled:
-            slurm.cancel(experiment.directory, cancelled)
+            queue.cancel(experiment.directory, cancelled)
             console.print(f"Cancelled {', '.join(cancelled)}, which had these cells.", markup=False, soft_wrap=True)
         unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
         submitted = {c: job for c, job in with_a_scheduler(experiment, unfinished).items() if job not in cancelled}
@@ -59,11 +59,11 @@ def launch(
             record_launcher(experiment)
             kind = experiment.config.launcher.kind
             if kind == LauncherKind.slurm:
-                slurm.submit(experiment, chosen, console, beside=submitted)
+                queue.submit(experiment, chosen, console, beside=submitted)
             else:
                 ENGINES[kind](experiment, chosen, console)
         elif submitted:
-            slurm.submit_conclusion(experiment, submitted.values())
+            queue.submit_conclusion(experiment, submitted.values())
         return chosen
 
 

@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.resume:
             return _resume(options.directory, options.resume, console)
         if options.cancel:
-            from orchestrator.launch.again import cancel
+            from orchestrator.launch.resume import cancel
 
             cancel(options.directory, console)
             return 0
@@ -74,7 +74,7 @@ def _resume(directory: Path, which: str, console: Console) -> int:
     """Launch cells again, and conclude as the experiment's own command does."""
     # torch and the comparison: 3 s that a look at the status does without
     from orchestrator.__main__ import complain, wrap_up
-    from orchestrator.launch.again import resume
+    from orchestrator.launch.resume import resume
 
     experiment = resume(directory, which, console)
     return 0 if experiment is None else wrap_up(experiment, console, complain)

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator import scheduler
 from orchestrator.experiments.run_directory import reopen
-from orchestrator.launch import conclude
+from orchestrator.launch import finalize
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest
 from tests.cluster.conftest import Run
@@ -156,7 +156,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "jobs", lambda *_: {})
-        assert conclude._to_try_again(reopen(directory), manifest) == ([], 0.0)
+        assert finalize._to_try_again(reopen(directory), manifest) == ([], 0.0)
 
 
 def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:

@@ -20,7 +20,7 @@ from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory, record_launcher
-from orchestrator.launch import again, conclude, slurm
+from orchestrator.launch import finalize, queue, resume
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
 from orchestrator.readings import InSlurm, Readings
@@ -150,7 +150,7 @@ def test_a_local_launcher_that_lives_is_left_alone(
     assert "is being run by another process" in said.err
     assert manifest.path.read_bytes() == before
     assert cluster.asked("scancel") == []
-    again.cancel(experiment.directory, console())
+    resume.cancel(experiment.directory, console())
     assert cluster.asked("scancel") == []
 
 
@@ -167,7 +167,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
 
     monkeypatch.setattr(scheduler, "cancel", watched)
     told = console()
-    again.resume(experiment.directory, "all", told)
+    resume.resume(experiment.directory, "all", told)
     assert held == [True]
     assert "Cancelled 1_0, 1_1, 1_2, 1_3, which had these cells." in printed(told)
     assert list(jobs(experiment).values()) == ["3_0", "3_1", "3_2", "3_3"]
@@ -182,7 +182,7 @@ def test_cells_that_play_back_what_slurm_already_has_wait_for_it(made: Made, clu
     assert cluster.submitted() == ["1 x", "2 x afterany:1", "3 x-comparison afterany:1:2"]
     for job, state in (("1", "RUNNING"), ("2", "CANCELLED"), ("3", "CANCELLED")):
         cluster.become(job, state)
-    again.resume(experiment.directory, "unfinished", console())
+    resume.resume(experiment.directory, "unfinished", console())
     assert cluster.submitted()[3:] == ["4 x afterany:1", "5 x-comparison afterany:4:1"]
     assert jobs(experiment) == {"learned/seed=0": "1", "played/seed=0": "4"}
 
@@ -192,26 +192,26 @@ def test_two_conclusions_never_stand_side_by_side(
 ) -> None:
     experiment = made(*FOUR)
     manifest = Manifest(experiment.directory)
-    assert slurm.submit_conclusion(experiment, ["7_0", "7_1"])
+    assert queue.submit_conclusion(experiment, ["7_0", "7_1"])
     assert cluster.submitted() == ["1 x-comparison afterany:7"]
-    assert not slurm.submit_conclusion(experiment, ["8"])
+    assert not queue.submit_conclusion(experiment, ["8"])
     cluster.become("1", "RUNNING")
-    assert not slurm.submit_conclusion(experiment, ["8"]), "it has still to look at the cells"
+    assert not queue.submit_conclusion(experiment, ["8"]), "it has still to look at the cells"
     manifest.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
     cluster.become("1", "PENDING")
-    assert not slurm.submit_conclusion(experiment, ["8"]), "preempted, it will look again"
+    assert not queue.submit_conclusion(experiment, ["8"]), "preempted, it will look again"
     cluster.become("1", "RUNNING")
-    assert slurm.submit_conclusion(experiment, ["8"]), "it has looked"
+    assert queue.submit_conclusion(experiment, ["8"]), "it has looked"
     assert cluster.submitted()[1:] == ["2 x-comparison afterany:8:1"]
     cluster.become("2", "COMPLETING")
-    assert slurm.submit_conclusion(experiment, ["8"]), "cancelled as it began"
+    assert queue.submit_conclusion(experiment, ["8"]), "cancelled as it began"
     assert cluster.submitted()[2:] == ["3 x-comparison afterany:8:2"]
     for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "3")):
         monkeypatch.setenv(name, value)
-    assert slurm.submit_conclusion(experiment, ["9"]), "which it is itself"
+    assert queue.submit_conclusion(experiment, ["9"]), "which it is itself"
     cluster.become("4", "FAILED")
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert slurm.submit_conclusion(experiment)
+    assert queue.submit_conclusion(experiment)
     assert cluster.submitted()[4:] == ["5 x-comparison"]
 
 
@@ -223,10 +223,10 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     record_launcher(experiment)
     manifest = Manifest(experiment.directory)
     with_state(experiment, [cell.id for cell in experiment.cells], "done")
-    slurm.submit_conclusion(experiment)
+    queue.submit_conclusion(experiment)
     manifest.append(COMPARISON, said, attempt=1, job="1", scheduler="slurm")
     assert read_comparison(experiment.directory) == "queued (job 1)"
-    assert again.resume(experiment.directory, "unfinished", console()) is None
+    assert resume.resume(experiment.directory, "unfinished", console()) is None
     assert len(cluster.submitted()) == 1, "it waits"
     cluster.become("1", "SUSPENDED")
     assert read_comparison(experiment.directory) == "suspended (job 1)"
@@ -240,12 +240,12 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
     told = console()
-    assert again.resume(experiment.directory, "unfinished", told) is None
+    assert resume.resume(experiment.directory, "unfinished", told) is None
     assert "it is submitted again" in printed(told)
     assert cluster.submitted()[1:] == ["2 x-comparison"]
     manifest.append(COMPARISON, "done", attempt=1, job="2", scheduler="slurm")
     cluster.says("jobs", "")
-    assert again.resume(experiment.directory, "all", console()) is None
+    assert resume.resume(experiment.directory, "all", console()) is None
     assert len(cluster.submitted()) == 2
 
 
@@ -253,13 +253,13 @@ def test_the_screen_is_shown_once_for_every_conclusion(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, shown, slept = made(*FOUR, "launcher.wait=true"), list[str](), list[float]()
-    slurm.submit_conclusion(experiment)
+    queue.submit_conclusion(experiment)
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 3:  # it tried a cell again, and left another conclusion
             cluster.become("1", "COMPLETED")
-            slurm.submit_conclusion(experiment)
+            queue.submit_conclusion(experiment)
         if len(slept) == 5:
             cluster.become("2", "COMPLETED")
 
@@ -354,15 +354,15 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
         (root / cell / "forensics/step_00000012.json").unlink()
     (root / "a/seed=0/.readings.lock").unlink()
     (root / "a/seed=0/.readings.lock").mkdir()
-    experiment = again.reopen(root)
+    experiment = resume.reopen(root)
     capsys.readouterr()
-    assert conclude._compare(experiment) == 2
+    assert finalize._compare(experiment) == 2
     told = capsys.readouterr().out
     assert "a/seed=0 is compared without some of its readings: " in told
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
     (root / "b/seed=0/ledger.jsonl").write_text("")  # it did not get to its end
-    assert conclude._compare(experiment) == 1
+    assert finalize._compare(experiment) == 1
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
 
 

@@ -32,7 +32,7 @@ class Conclusion:
     directory: str
 
     def __call__(self) -> None:
-        from orchestrator.launch.conclude import conclude
+        from orchestrator.launch.finalize import conclude
 
         conclude(Path(self.directory))
 

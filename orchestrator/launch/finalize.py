@@ -12,7 +12,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import is_finished
-from orchestrator.launch import slurm
+from orchestrator.launch import queue
 from orchestrator.readings import Readings
 from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
@@ -31,10 +31,10 @@ def conclude(path: Path) -> None:
         again, pause = _to_try_again(experiment, manifest)
         still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
         if again:
-            slurm.submit(experiment, again, beside=still, begin=pause)
+            queue.submit(experiment, again, beside=still, begin=pause)
             return
         if still:
-            slurm.submit_conclusion(experiment, still.values())
+            queue.submit_conclusion(experiment, still.values())
             return
         job = here.id if here else ""
         # said before the lock is free: whoever submits cells from now on knows that this job will not see to them

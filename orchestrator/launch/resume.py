@@ -15,7 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import LauncherKind
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.experiments.run_directory import reopen
-from orchestrator.launch import alone, check_jobs, launch, prepare_data, refuse_early, slurm, with_a_scheduler
+from orchestrator.launch import alone, check_jobs, launch, prepare_data, queue, refuse_early, with_a_scheduler
 from orchestrator.storage import lease, locks
 from orchestrator.storage.event_log import Manifest
 
@@ -62,7 +62,7 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
         return False
     with alone(experiment.directory):
         last = Manifest(experiment.directory).comparison()
-        if (last is not None and last.state == "done") or not slurm.submit_conclusion(experiment):
+        if (last is not None and last.state == "done") or not queue.submit_conclusion(experiment):
             return False
     console.print("All cells are done, but their comparison is not: it is submitted again.")
     return True
@@ -71,12 +71,12 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
 def cancel(path: Path, console: Console) -> None:
     """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
     cells, manifest = status.read_status(path), Manifest(path)
-    jobs = list(dict.fromkeys(entry.job for entry in slurm.open_entries(manifest).values()))
+    jobs = list(dict.fromkeys(entry.job for entry in queue.open_entries(manifest).values()))
     known = scheduler.jobs(jobs, path, manifest.owner())
     if known is None:
         raise UserError(f"{path} has jobs with Slurm, which cannot be asked here: cancel them from a login node.")
     live = [job for job in jobs if job in known and not known[job].has_ended]
-    slurm.cancel(path, live)
+    queue.cancel(path, live)
     ended = [f"job {job}" for job in live]
     launcher = locks.holder(status.experiment_lock(path))
     if launcher is not None:
