@@ -17,12 +17,13 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import retry, scheduler
+from orchestrator import retry
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
 from orchestrator.readings import Readings
+from orchestrator.schedulers import slurm
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import Manifest
 from orchestrator.training import distributed, rendezvous
@@ -51,7 +52,7 @@ class CellJob:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         state = run_job(Path(self.cell_dir))
-        code = 2 if state in FAILED and scheduler.this_job() and rendezvous.is_first() else 0
+        code = 2 if state in FAILED and slurm.this_job() and rendezvous.is_first() else 0
         if rendezvous.place() is not None:
             _leave_at_once(code)
         if code:
@@ -69,7 +70,7 @@ def run_job(path: Path) -> str:
     Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
     finished or goes on from where that process left it. Never raises: a failed cell is a recorded state.
     """
-    here = scheduler.this_job() or scheduler.ThisJob(_process(), 0)
+    here = slurm.this_job() or slurm.ThisJob(_process(), 0)
     try:
         with StopSignal() as stop, rendezvous.join() as together:
             return _lead(path, stop, here, together) if together.is_first else _follow(path, stop, together)
@@ -84,7 +85,7 @@ def run_job(path: Path) -> str:
         return "failed"
 
 
-def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks) -> str:
+def _lead(path: Path, stop: StopSignal, here: slurm.ThisJob, together: Ranks) -> str:
     """The first rank's part: everything on disk. It tells the others what there is to do."""
 
     def give_up() -> bool:
@@ -96,7 +97,7 @@ def _lead(path: Path, stop: StopSignal, here: scheduler.ThisJob, together: Ranks
         # without it, the process that holds the cell goes on
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
         together.tell(state)
-        if held is None and scheduler.this_job() and not scheduler.ending(here) and scheduler.requeue(here.id):
+        if held is None and slurm.this_job() and not slurm.ending(here) and slurm.requeue(here.id):
             _leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
         return state if held is None or state == "done" else _run(path, stop, held, here, together)
 
@@ -117,11 +118,11 @@ def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
         return "crashed"
 
 
-def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJob, together: Ranks) -> str:
+def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, together: Ranks) -> str:
     cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
     whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
-    if scheduler.this_job():
-        whose |= {"scheduler": scheduler.SLURM, "restart": here.restart}
+    if slurm.this_job():
+        whose |= {"scheduler": slurm.SLURM, "restart": here.restart}
     with held.writing():
         _record_silent_end_of(path, held.number)
         if given_up := _given_up(path, manifest, here):
@@ -136,22 +137,22 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
         reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
         several = {"ranks": together.size} if together.size > 1 else {}
         note("running", reason, environment=environment(run.device) | several)
-        if scheduler.this_job():
+        if slurm.this_job():
             stop.leave = partial(leave, run, run.step)
 
     def leave(run: Run, since: int) -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
-        ending, left = scheduler.ending(here), f"saved and left at {stop.received}"
+        ending, left = slurm.ending(here), f"saved and left at {stop.received}"
         warned = stop.received == signal.SIGUSR2.name  # of a time limit, or a preemption
         limit = run.config.launcher.slurm.warning_seconds + SLACK_SECONDS
-        if ending == scheduler.CANCELLED and not warned:
+        if ending == slurm.CANCELLED and not warned:
             note("stopped", f"cancelled: {left}")
-        elif warned and ending is None and run.step == since and scheduler.seconds_left(here.id) < limit:
+        elif warned and ending is None and run.step == since and slurm.seconds_left(here.id) < limit:
             reason = "its time was up before its first step: raise launcher.timeout_hours"
             note("crashed", reason, saved=retry.newest_checkpoint(path))  # so that it is not tried for ever
         else:
             note("preempted", left)
-            if ending is None and not scheduler.requeue(here.id):
+            if ending is None and not slurm.requeue(here.id):
                 note("stopped", "Slurm did not take it back")
         held.release()
         _leave_at_once(REQUEUED)
@@ -168,7 +169,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: scheduler.ThisJo
     return note("done" if finished else "stopped")
 
 
-def _given_up(path: Path, manifest: Manifest, here: scheduler.ThisJob) -> str | None:
+def _given_up(path: Path, manifest: Manifest, here: slurm.ThisJob) -> str | None:
     """`failed`, recorded, where Slurm starts a job again, as after a node's death, whose cell has died too often."""
     cell, limits = f"{path.parent.name}/{path.name}", _config_of(path).launcher
     entry = manifest.last().get(cell)
@@ -202,11 +203,11 @@ def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:
 
     def is_gone(claim: lease.Claim) -> bool:
         now = time.monotonic()
-        if not scheduler.this_job() or now < asked.get(claim.number, 0.0):
+        if not slurm.this_job() or now < asked.get(claim.number, 0.0):
             return False
         asked[claim.number] = now + ASK_SECONDS
         theirs = {record["job"] for record in manifest.of(f"{path.parent.name}/{path.name}") if record.get("scheduler")}
-        known = scheduler.jobs([claim.job], path.parents[1], manifest.owner()) if claim.job in theirs else None
+        known = slurm.jobs([claim.job], path.parents[1], manifest.owner()) if claim.job in theirs else None
         return known is not None and (claim.job not in known or known[claim.job].has_ended)
 
     return is_gone

@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, forensics, scheduler
+from orchestrator import forensics
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, LauncherKind, Where
 from orchestrator.forensics.analyze import DEFINITIONS
+from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import checkpoint, lease, locks
 from orchestrator.storage.files import write_whole
 
@@ -186,8 +187,8 @@ class InProcess(Beside):
 
     def __init__(self, readings: Readings) -> None:
         super().__init__(readings)
-        executor = executors.local(readings.config, self.folder)
-        (self.job,) = executors.submit(executor, ReadingsJob(str(readings.cell_dir), once=False))
+        executor = submission.local(readings.config, self.folder)
+        (self.job,) = submission.submit(executor, ReadingsJob(str(readings.cell_dir), once=False))
 
     def add(self, path: Path) -> None:
         """Nothing: the process has seen it."""
@@ -223,14 +224,14 @@ class InSlurm(Beside):
             self._submit()
 
     def _submit(self) -> None:
-        earlier = scheduler.jobs([self.job], self.readings.cell_dir.parents[1]) if self.job is not None else None
+        earlier = slurm.jobs([self.job], self.readings.cell_dir.parents[1]) if self.job is not None else None
         if earlier and all(job.is_waiting for job in earlier.values()):
             return
         nice = self.readings.config.launcher.slurm.side_nice
         name = f"{self.readings.config.name}-readings"
         try:
-            executor = executors.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
-            (job,) = executors.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
+            executor = submission.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
+            (job,) = submission.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
         except (UserError, RuntimeError, OSError) as error:
             log.warning("Readings of %s are left for the end of the cell: %s", self.readings.cell_dir, error)
             return

@@ -13,9 +13,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from orchestrator import scheduler
 from orchestrator.common.errors import UserError
-from orchestrator.scheduler import ThisJob
+from orchestrator.schedulers import slurm
+from orchestrator.schedulers.slurm import ThisJob
 from orchestrator.storage.event_log import Manifest
 
 LONGEST_DELAY = 600.0  # seconds
@@ -59,7 +59,7 @@ def _since(saved: int | None) -> str:
 
 def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: float) -> None:
     """What to do about this run of a job of the cluster, which ended with exit code `code`: nothing, or another one."""
-    if scheduler.ending(here):
+    if slurm.ending(here):
         return  # the scheduler's own doing
     cell = manifest.cell_of(here.id)
     if cell is None:
@@ -70,21 +70,19 @@ def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: f
     if entry.restart == here.restart and entry.state not in ("submitted", "running"):
         last = entry.state  # its own word on how it ended
     elif code - 128 in (signal.SIGUSR2, signal.SIGTERM):  # taken off before it could say so, as it started
-        which: dict[str, Any] = {"job": here.id, "restart": here.restart, "scheduler": scheduler.SLURM}
+        which: dict[str, Any] = {"job": here.id, "restart": here.restart, "scheduler": slurm.SLURM}
         manifest.append(cell, "preempted", attempt=entry.attempt, reason=f"by {_said(code)}, as it started", **which)
-        scheduler.requeue(here.id)
+        slurm.requeue(here.id)
         return
     else:
         reason = f"its process ended without a word ({_said(code)})"
-        died(
-            manifest, cell, reason, attempt=entry.attempt, job=here.id, scheduler=scheduler.SLURM, restart=here.restart
-        )
+        died(manifest, cell, reason, attempt=entry.attempt, job=here.id, scheduler=slurm.SLURM, restart=here.restart)
         last = "crashed"
     if last != "crashed":
         return
     pause = pause_or_give_up(manifest, cell, retries, backoff)
-    if pause is not None and not scheduler.requeue(here.id, pause):
-        which = {"attempt": entry.attempt, "job": here.id, "scheduler": scheduler.SLURM}
+    if pause is not None and not slurm.requeue(here.id, pause):
+        which = {"attempt": entry.attempt, "job": here.id, "scheduler": slurm.SLURM}
         manifest.append(cell, "failed", reason="Slurm did not start it again", **which)
 
 
@@ -109,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGUSR2):  # from Slurm, once it was asked to requeue the job this is part of
         signal.signal(number, signal.SIG_IGN)
-    here = scheduler.this_job()
+    here = slurm.this_job()
     if here is None:
         print("This is no job of Slurm: there is nothing to start again.", file=sys.stderr)
         return 2

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import data, executors, scheduler, status
+from orchestrator import data, status
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
@@ -23,6 +23,7 @@ from orchestrator.experiments.run_directory import record_launcher
 from orchestrator.job import is_finished
 from orchestrator.launch import in_process, processes, queue
 from orchestrator.launch.order import waves
+from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import OPEN, Manifest
 from orchestrator.tracking import run
@@ -114,7 +115,7 @@ def check_jobs(experiment: Experiment) -> None:
     if experiment.config.launcher.kind == LauncherKind.slurm:
         begun = waves([cell for cell in experiment.cells if not is_finished(cell.directory)])
         together = max(map(len, begun), default=1) if experiment.config.launcher.slurm.array else 1
-        executors.refuse_impossible(experiment.config, experiment.directory / "jobs", together)
+        submission.refuse_impossible(experiment.config, experiment.directory / "jobs", together)
 
 
 def prepare_data(experiment: Experiment, console: Console) -> None:
@@ -180,7 +181,7 @@ def follow(experiment: Experiment, console: Console) -> bool:
 
 def _has_ended(experiment: Experiment, job: str) -> bool:
     """Whether that job neither waits nor runs, as far as Slurm can be asked."""
-    known = scheduler.jobs([job], experiment.directory, Manifest(experiment.directory).owner())
+    known = slurm.jobs([job], experiment.directory, Manifest(experiment.directory).owner())
     return known is not None and (job not in known or known[job].has_ended)
 
 
@@ -192,7 +193,7 @@ def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str
     manifest = Manifest(experiment.directory)
     last = manifest.last()
     theirs = {cell.id: last[cell.id].job for cell in cells if cell.id in last and last[cell.id].scheduler}
-    known = scheduler.jobs(theirs.values(), experiment.directory, manifest.owner())
+    known = slurm.jobs(theirs.values(), experiment.directory, manifest.owner())
     if known is None:
         raise UserError(
             f"{experiment.directory} has jobs with Slurm, which does not answer here (squeue): "

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import retry, scheduler, status
+from orchestrator import retry, status
 from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import is_finished
 from orchestrator.launch import queue
 from orchestrator.readings import Readings
+from orchestrator.schedulers import slurm
 from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
 from orchestrator.tracking import run
@@ -26,7 +27,7 @@ def conclude(path: Path) -> None:
 
     Readings that no job has made are made here first.
     """
-    experiment, manifest, here = run_directory.reopen(path), Manifest(path), scheduler.this_job()
+    experiment, manifest, here = run_directory.reopen(path), Manifest(path), slurm.this_job()
     with locks.hold(status.experiment_lock(path)):
         again, pause = _to_try_again(experiment, manifest)
         still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
@@ -38,11 +39,11 @@ def conclude(path: Path) -> None:
             return
         job = here.id if here else ""
         # said before the lock is free: whoever submits cells from now on knows that this job will not see to them
-        manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=scheduler.SLURM)
+        manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=slurm.SLURM)
     compared = _compare(experiment)
     of = f"{compared} of {len(experiment.cells)} cells"
     state, reason = ("done", of) if compared else ("failed", "no cell has finished")
-    manifest.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=scheduler.SLURM)
+    manifest.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=slurm.SLURM)
 
 
 def _compare(experiment: Experiment) -> int:
@@ -108,10 +109,10 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
     return again, longest
 
 
-def _asked(jobs: list[str], manifest: Manifest) -> dict[str, scheduler.Job]:
+def _asked(jobs: list[str], manifest: Manifest) -> dict[str, slurm.Job]:
     """What Slurm knows of the jobs; asked again for some minutes where it does not answer. Raises `UserError` then."""
     for _ in range(ASK_TIMES):
-        if (known := scheduler.jobs(jobs, manifest.path.parent, manifest.owner())) is not None:
+        if (known := slurm.jobs(jobs, manifest.path.parent, manifest.owner())) is not None:
             return known
         time.sleep(ASK_SECONDS)
     raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {manifest.path.parent} compares.")

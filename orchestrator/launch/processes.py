@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import executors, retry, status
+from orchestrator import retry, status
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import is_ready
+from orchestrator.schedulers import submission
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import Manifest
 from orchestrator.training.loop import StopSignal
@@ -80,8 +81,10 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
 def _start(experiment: Experiment, cell: Cell, gpu: str | None, manifest: Manifest) -> Running:
     threads = str(cell.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
-    executor = executors.local(experiment.config, experiment.directory / "jobs", tasks=experiment.config.launcher.ranks)
-    (job,) = executors.submit(executor, CellJob(str(cell.directory), gpu))
+    executor = submission.local(
+        experiment.config, experiment.directory / "jobs", tasks=experiment.config.launcher.ranks
+    )
+    (job,) = submission.submit(executor, CellJob(str(cell.directory), gpu))
     manifest.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job.job_id)
     return Running(cell, job, gpu)
 

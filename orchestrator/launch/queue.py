@@ -11,14 +11,14 @@ from types import MappingProxyType
 from rich.console import Console
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import executors, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.job import CellJob
 from orchestrator.launch.order import waves
-from orchestrator.scheduler import SLURM
+from orchestrator.schedulers import slurm, submission
+from orchestrator.schedulers.slurm import SLURM
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
 
@@ -90,9 +90,9 @@ def _submit_waves(
         after = [*before, *(running[source] for source in sources if source in running)]
         later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
         more = {"dependency": _after(after)} if after else {}
-        executor = executors.slurm_cells(config, folder, later, job_name=experiment.name, **more)
+        executor = submission.slurm_cells(config, folder, later, job_name=experiment.name, **more)
         for batch in [wave] if config.launcher.slurm.array else [[cell] for cell in wave]:
-            jobs = executors.submit(executor, *(CellJob(str(cell.directory.resolve())) for cell in batch))
+            jobs = submission.submit(executor, *(CellJob(str(cell.directory.resolve())) for cell in batch))
             for cell, job in zip(batch, jobs, strict=True):
                 attempt = lease.next_number(cell.directory)
                 manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
@@ -117,19 +117,19 @@ def submit_conclusion(experiment: Experiment, after: Iterable[str] = ()) -> bool
     An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
     comparing now, or ending, is waited for. The job that this process is a part of does not count.
     """
-    manifest, here = Manifest(experiment.directory), scheduler.this_job()
+    manifest, here = Manifest(experiment.directory), slurm.this_job()
     last, jobs = manifest.comparison(), list(after)
     if last is not None and not (here and here.id == last.job):
-        known = (scheduler.jobs([last.job], experiment.directory, manifest.owner()) or {}).get(last.job)
+        known = (slurm.jobs([last.job], experiment.directory, manifest.owner()) or {}).get(last.job)
         if known is not None and (known.is_waiting or (known.state == "RUNNING" and last.state == "submitted")):
             return False
         if known is not None and known.is_running:
             jobs.append(last.job)
-    executor = executors.slurm_beside(
+    executor = submission.slurm_beside(
         experiment.config, experiment.directory / "jobs", job_name=f"{experiment.name}-comparison",
         dependency=_after(jobs) if jobs else None,
     )  # fmt: skip
-    (job,) = executors.submit(executor, Conclusion(str(experiment.directory.resolve())))
+    (job,) = submission.submit(executor, Conclusion(str(experiment.directory.resolve())))
     manifest.append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
     return True
 
@@ -139,8 +139,8 @@ def cancel(directory: Path, jobs: list[str]) -> None:
     if not jobs:
         return
     manifest = Manifest(directory)
-    known = scheduler.jobs(jobs, directory, manifest.owner())  # what has ended meanwhile need not be cancelled
-    if known is None or not scheduler.cancel([job for job in jobs if job in known and not known[job].has_ended]):
+    known = slurm.jobs(jobs, directory, manifest.owner())  # what has ended meanwhile need not be cancelled
+    if known is None or not slurm.cancel([job for job in jobs if job in known and not known[job].has_ended]):
         raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
     for cell, entry in open_entries(manifest).items():
         if entry.job in jobs and (entry.job not in known or known[entry.job].is_waiting):

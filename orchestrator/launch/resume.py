@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import scheduler, status
+from orchestrator import status
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import LauncherKind
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import alone, check_jobs, launch, prepare_data, queue, refuse_early, with_a_scheduler
+from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, locks
 from orchestrator.storage.event_log import Manifest
 
@@ -72,7 +73,7 @@ def cancel(path: Path, console: Console) -> None:
     """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
     cells, manifest = status.read_status(path), Manifest(path)
     jobs = list(dict.fromkeys(entry.job for entry in queue.open_entries(manifest).values()))
-    known = scheduler.jobs(jobs, path, manifest.owner())
+    known = slurm.jobs(jobs, path, manifest.owner())
     if known is None:
         raise UserError(f"{path} has jobs with Slurm, which cannot be asked here: cancel them from a login node.")
     live = [job for job in jobs if job in known and not known[job].has_ended]

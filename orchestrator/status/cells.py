@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
-from orchestrator.scheduler import Job, jobs, recent_jobs
+from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
 from orchestrator.status.reading import Reading, newest
 from orchestrator.status.states import Sight, is_open, state_of
 from orchestrator.storage import lease, metrics_log

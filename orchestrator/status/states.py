@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.scheduler import Job
+from orchestrator.schedulers.slurm import Job
 from orchestrator.storage.event_log import OPEN, Entry
 
 

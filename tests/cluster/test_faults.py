@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import scheduler
 from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import finalize
+from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest
 from tests.cluster.conftest import Run
@@ -155,7 +155,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scheduler, "jobs", lambda *_: {})
+        patch.setattr(slurm, "jobs", lambda *_: {})
         assert finalize._to_try_again(reopen(directory), manifest) == ([], 0.0)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import executors, scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
+from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Manifest
 from tests.cluster.conftest import Run
@@ -100,9 +100,9 @@ def test_an_array_larger_than_the_cluster_takes_is_refused(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
     largest = 1001  # Slurm's default
-    executors.refuse_impossible(Config(), tmp_path / "x/jobs", largest)
+    submission.refuse_impossible(Config(), tmp_path / "x/jobs", largest)
     with pytest.raises(UserError, match=r"of 1002 tasks.*: set launcher\.slurm\.array=false"):
-        executors.refuse_impossible(Config(), tmp_path / "x/jobs", largest + 1)
+        submission.refuse_impossible(Config(), tmp_path / "x/jobs", largest + 1)
 
 
 def test_only_jobs_of_the_experiment_are_believed(
@@ -120,8 +120,8 @@ def test_only_jobs_of_the_experiment_are_believed(
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_text(script.read_text())
     other = cluster.run(*ask, str(elsewhere)).strip()
-    found = scheduler.jobs([ours, other], tmp_path / "it's | x", os.getuid())
-    assert found == {ours: scheduler.Job("PENDING", "BeginTime")}
+    found = slurm.jobs([ours, other], tmp_path / "it's | x", os.getuid())
+    assert found == {ours: slurm.Job("PENDING", "BeginTime")}
     cluster.run("scancel", ours, theirs, other)
 
 

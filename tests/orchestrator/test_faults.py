@@ -28,10 +28,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import job, scheduler
+from orchestrator import job
 from orchestrator.__main__ import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.schedulers import slurm
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Manifest
 
@@ -114,7 +115,7 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         os.environ.update(PATH="", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
-        scheduler.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
+        slurm.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
         sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
         if fault is not None and fault.kind in INSIDE:
             sys.addaudithook(struck(cell, fault))

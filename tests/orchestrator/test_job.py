@@ -13,10 +13,11 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import job, scheduler
+from orchestrator import job
 from orchestrator.__main__ import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest
 
@@ -111,7 +112,7 @@ def test_the_time_that_is_left(
 ) -> None:
     commands = answers(tmp_path / "bin", "RUNNING", 0, told)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
-    assert scheduler.seconds_left("7") == (float("inf") if seconds is None else seconds)
+    assert slurm.seconds_left("7") == (float("inf") if seconds is None else seconds)
 
 
 def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator import retry
-from orchestrator.scheduler import ThisJob
+from orchestrator.schedulers.slurm import ThisJob
 from orchestrator.storage.event_log import Manifest
 
 CELL = "a/seed=0"
@@ -99,8 +99,8 @@ def test_what_a_job_says_when_its_process_has_ended(
 ) -> None:
     """Slurm alone is not there: it takes every job back."""
     asked: list[tuple[str, float]] = []
-    monkeypatch.setattr("orchestrator.scheduler.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.scheduler.requeue", lambda job, pause: asked.append((job, pause)) or True)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: asked.append((job, pause)) or True)
     manifest = Manifest(tmp_path)
     manifest.append(CELL, last, attempt=1, job="7_3", scheduler="slurm", restart=0)
     retry.after(manifest, ThisJob("7_3", restart), 137, retries=2, backoff=4)
@@ -116,8 +116,8 @@ def test_what_a_job_says_when_its_process_has_ended(
 
 def test_a_death_that_the_cell_told_itself_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    monkeypatch.setattr("orchestrator.scheduler.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.scheduler.requeue", lambda job, pause: asked.append(pause) or True)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: asked.append(pause) or True)
     manifest = Manifest(tmp_path)
     manifest.append(CELL, "crashed", attempt=1, job="7", reason="RuntimeError: no", scheduler="slurm", saved=3)
     retry.after(manifest, ThisJob("7", 0), 1, retries=2, backoff=4)
@@ -128,8 +128,8 @@ def test_a_death_that_the_cell_told_itself_is_told_once(tmp_path: Path, monkeypa
 def test_a_job_that_slurm_does_not_take_back_has_failed_as_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.scheduler.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.scheduler.requeue", lambda job, pause: False)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: False)
     manifest = Manifest(tmp_path)
     manifest.append(CELL, "running", attempt=1, job="7", scheduler="slurm")
     retry.after(manifest, ThisJob("7", 0), 1, retries=2, backoff=4)
@@ -142,8 +142,8 @@ def test_the_script_of_a_dead_run_leaves_its_successor_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, restart: int
 ) -> None:
     """A node came back on which the script of job 7 was still waiting for its process."""
-    monkeypatch.setattr("orchestrator.scheduler.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.scheduler.requeue", lambda *_: pytest.fail("it was requeued"))
+    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda *_: pytest.fail("it was requeued"))
     manifest = Manifest(tmp_path)
     manifest.append(CELL, "running", attempt=1, job="7", scheduler="slurm", restart=0)
     manifest.append(CELL, "running", attempt=2, job=job, scheduler="slurm", restart=restart)
@@ -152,7 +152,7 @@ def test_the_script_of_a_dead_run_leaves_its_successor_alone(
 
 
 def test_a_strange_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.scheduler.ending", lambda here: None)
+    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
     retry.after(Manifest(tmp_path), ThisJob("8", 0), 1, retries=2, backoff=4)
     assert not (tmp_path / "manifest.jsonl").exists()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import scheduler
-from orchestrator.scheduler import Job
+from orchestrator.schedulers import slurm
+from orchestrator.schedulers.slurm import Job
 from tests.orchestrator.scripted import Scripted
 
 
@@ -17,7 +17,7 @@ from tests.orchestrator.scripted import Scripted
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
-    monkeypatch.setattr(scheduler, "REQUEUE_PAUSES", (0.0,))
+    monkeypatch.setattr(slurm, "REQUEUE_PAUSES", (0.0,))
     return scripted
 
 
@@ -27,13 +27,13 @@ def test_a_job_of_another_script_is_not_ours(slurm: Scripted, tmp_path: Path) ->
     lines = [f"1|RUNNING|None|{ours}", "2|RUNNING|None|/home/me/x/jobs/a.sh", "3_0|PENDING|None|(null)", "4|PENDING"]
     slurm.says("jobs", "\n".join(lines) + "\n")
     slurm.says("sacct", "2|CANCELLED by 0\n")
-    found = scheduler.jobs(["1", "2", "3_0", "4", "5"], tmp_path / "it's | x")
+    found = slurm.jobs(["1", "2", "3_0", "4", "5"], tmp_path / "it's | x")
     assert found == {"1": Job("RUNNING"), "3_0": Job("PENDING"), "4": Job("PENDING")}
 
 
 def test_what_squeue_does_not_list_does_not_run(slurm: Scripted, tmp_path: Path) -> None:
     slurm.says("sacct", "1|RUNNING\n2|OUT_OF_MEMORY\n3|PENDING\n4|CANCELLED by 0\n5|SUSPENDED\n6|\n")
-    found = scheduler.jobs(list("1234567"), tmp_path)
+    found = slurm.jobs(list("1234567"), tmp_path)
     assert found == {"2": Job("OUT_OF_MEMORY"), "4": Job("CANCELLED")}
     assert f"-u {os.getuid()}" in slurm.asked("sacct")[0], "another user's may have had that id"
 
@@ -44,10 +44,10 @@ def test_the_habits_of_a_user_filter_no_answer(
     habits = {f"{command}_PARTITION" for command in ("SQUEUE", "SACCT", "SCONTROL", "SCANCEL", "SINFO")}
     for name in (*habits, "SQUEUE_FORMAT", "SLURM_CONF", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "gpu")
-    scheduler.jobs(["1"], tmp_path)
-    scheduler.cancel(["1"])
-    scheduler.requeue("1")
-    assert scheduler.refusal(tmp_path / "job.sh") is None
+    slurm.jobs(["1"], tmp_path)
+    slurm.cancel(["1"])
+    slurm.requeue("1")
+    assert slurm.refusal(tmp_path / "job.sh") is None
     for command in ("squeue", "sacct", "scancel", "scontrol", "sbatch"):
         seen = slurm.environment(command)
         assert not seen & {*habits, "SQUEUE_FORMAT"}, command
@@ -70,7 +70,7 @@ def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(
     if isinstance(start, int):
         start = (datetime.now() + timedelta(seconds=start)).isoformat(timespec="seconds")
     slurm.says("start", start + "\n")
-    assert scheduler.requeue("7", 60)
+    assert slurm.requeue("7", 60)
     update = ["update JobId=7 StartTime=now+60"] if expected else []
     assert slurm.asked("scontrol") == ["requeue 7", *update]
 
@@ -78,7 +78,7 @@ def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(
 def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(slurm: Scripted) -> None:
     (slurm.bin / "squeue").unlink()
     (slurm.bin / "squeue").symlink_to("/bin/false")
-    assert scheduler.requeue("7", 60)
+    assert slurm.requeue("7", 60)
     assert slurm.asked("scontrol") == ["requeue 7"]
 
 
@@ -94,4 +94,4 @@ def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(slurm: Scripte
     ],
 )
 def test_no_answer_is_told_from_a_refusal(said: str, expected: bool) -> None:
-    assert scheduler.is_no_answer(said) == expected
+    assert slurm.is_no_answer(said) == expected

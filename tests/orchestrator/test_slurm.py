@@ -15,7 +15,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from orchestrator import executors, launch, scheduler, status
+from orchestrator import launch, status
 from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Experiment, experiment_of
@@ -24,6 +24,7 @@ from orchestrator.launch import finalize, queue, resume
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
 from orchestrator.readings import InSlurm, Readings
+from orchestrator.schedulers import slurm, submission
 from orchestrator.status.__main__ import main as status_main
 from orchestrator.status.cells import read_comparison
 from orchestrator.storage import locks
@@ -40,7 +41,7 @@ PLAYING = (f"++arms={{played: {PLAYED}, learned: {LEARNED}}}", "declared=[sideca
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
-    monkeypatch.setattr(scheduler, "PATIENCE", 1e-9)
+    monkeypatch.setattr(slurm, "PATIENCE", 1e-9)
     return scripted
 
 
@@ -98,14 +99,14 @@ def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made,
 def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, submit = made(*PLAYING), executors.slurm_cells
+    experiment, submit = made(*PLAYING), submission.slurm_cells
 
     def refused(*words: object, **more: object) -> object:
         if "dependency" in more:
             raise UserError("Slurm took no job (no): mend launcher.slurm.")
         return submit(*words, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(executors, "slurm_cells", refused)
+    monkeypatch.setattr(submission, "slurm_cells", refused)
     with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm took no"):
         launch.launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
@@ -118,14 +119,14 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
 def test_an_interrupt_between_two_submissions_forgets_none(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, submit = made(*FOUR, "launcher.slurm.array=false"), executors.submit
+    experiment, submit = made(*FOUR, "launcher.slurm.array=false"), submission.submit
 
     def interrupted(*words: object) -> object:
         if len(cluster.submitted()) == 3:
             raise KeyboardInterrupt
         return submit(*words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(executors, "submit", interrupted)
+    monkeypatch.setattr(submission, "submit", interrupted)
     told = console()
     with pytest.raises(KeyboardInterrupt):
         launch.launch(experiment, told)
@@ -157,7 +158,7 @@ def test_a_local_launcher_that_lives_is_left_alone(
 def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, cancel = made(*FOUR), scheduler.cancel
+    experiment, cancel = made(*FOUR), slurm.cancel
     launch.launch(experiment, console())
     held: list[bool | None] = []
 
@@ -165,7 +166,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
         held.append(locks.is_held(status.experiment_lock(experiment.directory)))
         return cancel(ids)
 
-    monkeypatch.setattr(scheduler, "cancel", watched)
+    monkeypatch.setattr(slurm, "cancel", watched)
     told = console()
     resume.resume(experiment.directory, "all", told)
     assert held == [True]
@@ -234,7 +235,7 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     assert read_comparison(experiment.directory).startswith("lost: job 1 ended as NODE_FAIL (jobs/1_0_log.err); the")
     cluster.says("jobs", "")
     assert read_comparison(experiment.directory).startswith("lost: Slurm does not know job 1 any more; the same comm")
-    monkeypatch.setattr(scheduler, "_ask", lambda *_: None)
+    monkeypatch.setattr(slurm, "_ask", lambda *_: None)
     word = {"submitted": "queued", "running": "running"}[said]
     assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the manifest has it: Slurm does not")
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.scheduler import Job
+from orchestrator.schedulers.slurm import Job
 from orchestrator.status import experiment_lock, read_status
 from orchestrator.status.cells import FURTHEST, RECENT, recent_records
 from orchestrator.status.states import Sight, state_of

@@ -19,9 +19,9 @@ import submitit
 from submitit.core.core import Executor, Job
 from submitit.core.utils import FailedJobError
 
-from orchestrator import scheduler
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, LauncherConfig
+from orchestrator.schedulers import slurm
 
 ALWAYS = 10**6  # how often submitit would start a job again after its time limit: we count by ourselves
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # how the variables begin that Slurm gives a job
@@ -113,7 +113,7 @@ def refuse_impossible(config: Config, folder: Path, together: int = 1) -> None:
             array = {"map_count": together} if kind == "cell" and together > 1 else {}  # as submitit asks for one
             executor.parameters.update(array)
             script.write_text(executor._make_submission_file_text("true", ""))
-            if said := scheduler.refusal(script):
+            if said := slurm.refusal(script):
                 if "job array" in said:
                     said += f", of {together} tasks; `scontrol show config` has MaxArraySize"
                 raise UserError(f"Slurm would take no such job for a {kind} ({said}): {_cure(said)}.")
@@ -146,7 +146,7 @@ def submit(executor: Executor, *functions: Callable[[], Any]) -> list[Job[Any]]:
 
 def _cure(said: str) -> str:
     """What helps against that answer of sbatch."""
-    if scheduler.is_no_answer(said):
+    if slurm.is_no_answer(said):
         return "its controller does not answer, try again in some minutes"
     return next(
         (cure for words, cure in CURES if words in said.lower()), "mend launcher.slurm or launcher.timeout_hours"
