@@ -20,7 +20,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
 from orchestrator.experiments.run_directory import record_launcher
-from orchestrator.job import is_finished
+from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import in_process, processes, queue
 from orchestrator.launch.order import waves
 from orchestrator.schedulers import slurm, submission

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import retry, status
+from orchestrator import status
 from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
-from orchestrator.job import is_finished
+from orchestrator.jobs import retry
+from orchestrator.jobs.readings import Readings
+from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import queue
-from orchestrator.readings import Readings
 from orchestrator.schedulers import slurm
 from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest

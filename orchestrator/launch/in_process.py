@@ -8,9 +8,9 @@ import submitit
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator import retry
 from orchestrator.experiments.experiment import Cell, Experiment
-from orchestrator.job import CellJob
+from orchestrator.jobs import retry
+from orchestrator.jobs.worker import CellJob
 from orchestrator.launch.order import first_ready
 from orchestrator.storage.event_log import Manifest
 

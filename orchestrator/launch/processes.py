@@ -11,9 +11,10 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import retry, status
+from orchestrator import status
 from orchestrator.experiments.experiment import Cell, Experiment
-from orchestrator.job import CellJob
+from orchestrator.jobs import retry
+from orchestrator.jobs.worker import CellJob
 from orchestrator.launch.order import is_ready
 from orchestrator.schedulers import submission
 from orchestrator.storage import lease

@@ -15,7 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import Cell, Experiment
-from orchestrator.job import CellJob
+from orchestrator.jobs.worker import CellJob
 from orchestrator.launch.order import waves
 from orchestrator.schedulers import slurm, submission
 from orchestrator.schedulers.slurm import SLURM

@@ -68,7 +68,7 @@ def slurm_cells(
     """
     launcher, ask = config.launcher, config.launcher.slurm
     limits = [f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}"]
-    retry = shlex.join([sys.executable, "-m", "orchestrator.retry", *limits, str(folder.parent.resolve())])
+    retry = shlex.join([sys.executable, "-m", "orchestrator.jobs.retry", *limits, str(folder.parent.resolve())])
     afterwards = [
         "code=$?",
         f'[ "$code" -eq 0 ] || {retry} "$code"',

@@ -15,7 +15,7 @@ from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import reward_rows
-from orchestrator.readings import READERS, Reader, Readings
+from orchestrator.jobs.readings import READERS, Reader, Readings
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import ALONE, Ranks

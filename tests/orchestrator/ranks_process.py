@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-from orchestrator import job
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
+from orchestrator.jobs import worker
 from orchestrator.training import distributed, loop
 from orchestrator.training.distributed import Ranks
 from orchestrator.training.trainer import Callback, Run
@@ -64,7 +64,7 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
         pid = os.fork()
         if pid == 0:
             os.environ.update(RANK=str(i), LOCAL_RANK=str(i))
-            code = job.main([cell])
+            code = worker.main([cell])
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

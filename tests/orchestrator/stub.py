@@ -20,11 +20,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from models.transformer import Decoder, init_weights
-from orchestrator import forensics, readings
+from orchestrator import forensics
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs import readings
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import Manifest
 

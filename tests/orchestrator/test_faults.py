@@ -28,10 +28,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator import job
 from orchestrator.__main__ import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs import worker
 from orchestrator.schedulers import slurm
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Manifest
@@ -122,7 +122,7 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         if fault is not None and fault.kind == "clock":
             now, back = time.time, 86400.0 * (1 + fault.seed % 30)
             time.time = lambda: now() - back
-        code = 0 if job.run_job(cell) == "done" else 3
+        code = 0 if worker.run_job(cell) == "done" else 3
     except BaseException:
         traceback.print_exc()
     finally:
@@ -282,7 +282,7 @@ def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
 def test_the_faults_strike(lab: Lab, tmp_path: Path) -> None:
     """Else the test above would try nothing: each kind does what it says, while an attempt touches the disk."""
     assert ended(attempt(copied(lab, tmp_path), Fault("kill", 60))) == -signal.SIGKILL
-    assert ended(attempt(copied(lab, tmp_path), Fault("stop", 60))) == job.REQUEUED
+    assert ended(attempt(copied(lab, tmp_path), Fault("stop", 60))) == worker.REQUEUED
     assert ended(attempt(copied(lab, tmp_path), Fault("full", 60))) == 3
     child = attempt(copied(lab, tmp_path), Fault("freeze", 60))
     assert ended(child) is None

@@ -13,10 +13,10 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import job
 from orchestrator.__main__ import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs import worker
 from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import Manifest
@@ -48,14 +48,14 @@ def answers(directory: Path, state: str, restarts: int, left: str) -> Path:
 
 def _run(cell: Path, commands: Path, number: int) -> None:
     os.environ.update(PATH=f"{commands}:/usr/bin:/bin", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7")
-    started = job.environment
+    started = worker.environment
 
     def signalled(device: object) -> object:  # as it says that it begins
         os.kill(os.getpid(), number)
         return started(device)  # type: ignore[arg-type]
 
-    job.environment = signalled  # type: ignore[assignment]
-    job.run_job(cell)
+    worker.environment = signalled  # type: ignore[assignment]
+    worker.run_job(cell)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_how_a_cell_leaves_its_job(
     process = FORK.Process(target=_run, args=(cell, commands, number))
     process.start()
     process.join(60)
-    assert process.exitcode == job.REQUEUED
+    assert process.exitcode == worker.REQUEUED
     *_, last = Manifest(cell.parents[1]).of(CELL)
     assert last["state"] == word
     assert last["reason"].startswith(reason)
@@ -117,12 +117,12 @@ def test_the_time_that_is_left(
 
 def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> None:
     """Else records of the next one would look like those of one that it follows."""
-    assert job.run_job(cell) == "done"
+    assert worker.run_job(cell) == "done"
     whole = metrics_log.read(cell / "ledger.jsonl")
     Manifest(cell.parents[1]).append(CELL, "running", attempt=3)  # and killed
     shutil.rmtree(cell / "attempts")
     shutil.rmtree(max((cell / "checkpoints").glob("step_*")))
-    assert job.run_job(cell) == "done"
+    assert worker.run_job(cell) == "done"
     claim = lease.newest(cell)
     assert claim
     assert claim.number == 4
@@ -133,18 +133,18 @@ def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> 
 
 def test_a_broken_ledger_fails_the_cell_on_record(cell: Path) -> None:
     (cell / "ledger.jsonl").write_text("garbage\n")
-    assert job.run_job(cell) == "failed"
+    assert worker.run_job(cell) == "failed"
     last = Manifest(cell.parents[1]).last()[CELL]
     assert last.state == "failed"
     assert "ledger.jsonl is no JSON object" in last.reason or "line 1 is not a JSON object" in last.reason
 
 
 def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert job.main([str(tmp_path / "nosuch")]) == 2
+    assert worker.main([str(tmp_path / "nosuch")]) == 2
     assert "nosuch has no config.yaml: launch its experiment first" in capsys.readouterr().err
-    assert job.main([str(cell)]) == 0
+    assert worker.main([str(cell)]) == 0
     assert capsys.readouterr().out == ""
-    assert job.main([str(cell)]) == 0
+    assert worker.main([str(cell)]) == 0
     assert capsys.readouterr().out == f"{cell} is done already: nothing is left to do.\n"
 
 

@@ -18,9 +18,10 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import job, launch, status
+from orchestrator import launch, status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config import schema
+from orchestrator.jobs import worker
 from orchestrator.status.__main__ import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import Manifest
@@ -251,10 +252,10 @@ def test_a_cell_can_be_run_by_itself(
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
     (tmp_path / "outputs/x/manifest.jsonl").unlink()
-    assert job.main([str(cell)]) == 0
+    assert worker.main([str(cell)]) == 0
     assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
-    assert job.main([str(tmp_path)]) == 2
+    assert worker.main([str(tmp_path)]) == 2
     assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 
 

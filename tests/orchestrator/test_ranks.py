@@ -18,11 +18,12 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
-from orchestrator import job, launch
+from orchestrator import launch
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs import worker
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.event_log import Manifest
 from orchestrator.training import distributed, rendezvous
@@ -60,7 +61,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> Path:
 
 
 def alone(cell: Path) -> None:
-    assert job.run_job(cell) == "done"
+    assert worker.run_job(cell) == "done"
 
 
 def together(cell: Path, *act: object) -> subprocess.CompletedProcess[str]:
@@ -171,7 +172,7 @@ def test_a_cell_goes_on_with_another_number_of_ranks_and_one_signal_stops_all(
 ) -> None:
     cell = cells("resumed")
     with StopSignal() as stop:
-        config = job._config_of(cell)
+        config = worker._config_of(cell)
         run = Run(config, cell, 1, [*callbacks_for(config), SignalAt(13)])
         run.resume()
         assert not train(run, stop)
@@ -255,7 +256,7 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(
 
 def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> None:
     cell = cells("many")
-    config = job._config_of(cell)
+    config = worker._config_of(cell)
     with pytest.raises(UserError, match="among 3 processes"):
         Run(config, cell, 1, [], together=distributed.Together(0, 3, 0, None))
 

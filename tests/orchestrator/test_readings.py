@@ -20,14 +20,15 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import job, readings, status
+from orchestrator import status
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.readings import InProcess, InThread, Readings
+from orchestrator.jobs import readings, worker
+from orchestrator.jobs.readings import InProcess, InThread, Readings
 from orchestrator.status.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
@@ -48,7 +49,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> tuple[Path, Config]:
 @pytest.fixture(scope="module")
 def trained(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, _ = new_cell(small_cell, tmp_path_factory.mktemp("trained"))
-    assert job.run_job(path) == "done"
+    assert worker.run_job(path) == "done"
     return path
 
 
@@ -75,7 +76,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def read_with(path: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.readings", str(path), *arguments]
+    command = [sys.executable, "-m", "orchestrator.jobs.readings", str(path), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -105,7 +106,7 @@ def test_a_reading_is_filed_under_its_checkpoint_and_its_definitions(cell: Path)
         expected = {"checkpoint": hashlib.sha256(manifest).hexdigest(), "definitions": found["definitions"]}
         assert found["key"] == expected
     assert readings_of(cell).unread() == []
-    assert job.is_finished(cell)
+    assert worker.is_finished(cell)
 
 
 def older_definitions(cell: Path) -> None:
@@ -133,11 +134,11 @@ def test_an_outdated_reading_is_replaced_and_kept(cell: Path, outdate: Callable[
     others = {name: (cell / "forensics" / f"{name}.json").stat().st_mtime_ns for name in (DUE[0], DUE[2])}
     outdate(cell)
     before = (cell / "forensics" / f"{DUE[1]}.json").read_bytes()
-    assert not job.is_finished(cell)
+    assert not worker.is_finished(cell)
     assert [p.name for p in readings_of(cell).unread()] == [DUE[1]]
     assert [p.stem for p in readings_of(cell).settled()] == [DUE[0]], "what follows it is out of turn"
-    assert job.run_job(cell) == "done"  # as the launcher would: nothing is left to train
-    assert job.is_finished(cell)
+    assert worker.run_job(cell) == "done"  # as the launcher would: nothing is left to train
+    assert worker.is_finished(cell)
     assert (cell / "forensics" / f"{DUE[1]}.json.replaced").read_bytes() == before
     assert len(names(cell)) == 4
     assert others == {name: (cell / "forensics" / f"{name}.json").stat().st_mtime_ns for name in others}
@@ -154,7 +155,7 @@ def test_two_processes_read_each_checkpoint_once(cell: Path) -> None:
     made = [Path(line).stem for out, _ in said for line in out.splitlines()]
     assert sorted(made) == DUE
     assert names(cell) == [f"{name}.json" for name in DUE]
-    assert job.is_finished(cell)
+    assert worker.is_finished(cell)
 
 
 def test_a_deleted_checkpoint_keeps_its_reading(cell: Path) -> None:
@@ -180,7 +181,7 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
     assert f"{DUE[1]} is damaged" in caplog.text
     assert harm in caplog.text
     assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
-    assert job.is_finished(cell)
+    assert worker.is_finished(cell)
     (seen,) = status.read_status(cell.parents[1])
     assert "1 checkpoint set aside as damaged" in " ".join(alert.text for alert in alerts(seen))
 
@@ -190,7 +191,7 @@ def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
     (cell / "checkpoints" / DUE[1] / "manifest.json").unlink()
     assert readings.main([str(cell)]) == 0
     assert (cell / "forensics" / f"{DUE[1]}.json").read_bytes() == before
-    assert job.is_finished(cell)
+    assert worker.is_finished(cell)
 
 
 def test_where_there_is_no_cell_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,7 +304,7 @@ def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path
 
         assert not train_with(path, config, *callbacks_for(config), At(7, stop))
     assert f"{DUE[2]}.json" not in names(path)
-    assert job.run_job(path) == "done"
+    assert worker.run_job(path) == "done"
     assert names(path) == [f"{name}.json" for name in DUE]
 
 
@@ -332,7 +333,7 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
 def test_a_process_that_is_frozen_as_it_reads_is_not_waited_for_for_ever(
     cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.readings.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator.jobs.readings.PATIENCE_SECONDS", 0.3)
     with locks.hold(cell / ".readings.lock"):
         readings = Readings(cell, schema.load(cell / "config.yaml"))
         (first, *_) = checkpoint.saved(cell / "checkpoints")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator import retry
+from orchestrator.jobs import retry
 from orchestrator.schedulers.slurm import ThisJob
 from orchestrator.storage.event_log import Manifest
 

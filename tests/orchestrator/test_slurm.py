@@ -20,10 +20,10 @@ from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory, record_launcher
+from orchestrator.jobs.readings import InSlurm, Readings
 from orchestrator.launch import finalize, queue, resume
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
-from orchestrator.readings import InSlurm, Readings
 from orchestrator.schedulers import slurm, submission
 from orchestrator.status.__main__ import main as status_main
 from orchestrator.status.cells import read_comparison
@@ -326,7 +326,7 @@ def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cell,) = made().cells
-    monkeypatch.setattr("orchestrator.readings.JOIN_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.jobs.readings.JOIN_SECONDS", 0.05)
     cluster.says("busy", "")
     reader = InSlurm(Readings(cell.directory, cell.config))
     reader.add(cell.directory)

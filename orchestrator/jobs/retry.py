@@ -1,6 +1,6 @@
 """Whether a cell whose process died is tried again, and after how long.
 
-`python -m orchestrator.retry` is what a job on a cluster runs when its cell's process has ended badly: nobody else
+`python -m orchestrator.jobs.retry` is what a job on a cluster runs when its cell's process has ended badly: nobody else
 need be there to see it.
 """
 
@@ -99,7 +99,7 @@ def _said(code: int) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 where the manifest cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.retry", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.retry", description=__doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory")
     parser.add_argument("code", type=int, help="its exit code")
     parser.add_argument("--retries", type=int, default=2)

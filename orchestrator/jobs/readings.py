@@ -1,6 +1,6 @@
 """A cell's readings: its checkpoints, each read by forensics at most once, beside training.
 
-`python -m orchestrator.readings CELL` reads what a run left unread; `--watch` goes on while the cell is training.
+`python -m orchestrator.jobs.readings CELL` reads what a run left unread; `--watch` goes on while the cell is training.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def watch(cell_dir: Path, once: bool = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.readings", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.readings", description=__doc__)
     parser.add_argument("cell", type=Path, help="a cell's directory, such as outputs/<name>/<arm>/seed=0")
     parser.add_argument("--watch", action="store_true", help="go on until the cell has ended and nothing is left")
     options = parser.parse_args(arguments)

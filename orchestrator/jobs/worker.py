@@ -17,12 +17,12 @@ from typing import Any, NoReturn
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import retry
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
-from orchestrator.readings import Readings
+from orchestrator.jobs import retry
+from orchestrator.jobs.readings import Readings
 from orchestrator.schedulers import slurm
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import Manifest
