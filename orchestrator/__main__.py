@@ -142,7 +142,7 @@ def wrap_up(experiment: Experiment, console: Console, complain: Callable[[str], 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
     """Say which cells failed or are lost, and why, or that the run was stopped; the exit code, the number finished."""
     from orchestrator.jobs.worker import is_finished
-    from orchestrator.status import read_status
+    from orchestrator.monitoring import read_status
 
     unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
     seen = {cell.cell: cell for cell in read_status(experiment.directory)} if unfinished else {}

@@ -53,7 +53,7 @@ def told(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _became(outcome: Outcome) -> str:
-    from orchestrator.status import read_status
+    from orchestrator.monitoring import read_status
 
     try:
         cells = Counter(cell.state for cell in read_status(Path(outcome.directory))) if outcome.directory else None

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from models.transformer import Decoder
-from orchestrator import data, status
+from orchestrator import data, monitoring
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
@@ -71,7 +71,7 @@ def launch(
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
     """Hold the experiment for the length of the block. Raises `UserError` where another launcher does."""
-    with locks.hold(status.experiment_lock(directory), wait=False) as free:
+    with locks.hold(monitoring.experiment_lock(directory), wait=False) as free:
         if not free:
             raise UserError(
                 f"{directory} is being run by another process: wait for it, or follow it with "
@@ -167,7 +167,7 @@ def follow(experiment: Experiment, console: Console) -> bool:
         while True:
             last = manifest.comparison()
             if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
-                status.watch(experiment.directory, console)
+                monitoring.watch(experiment.directory, console)
                 watched, last = last.job if last else "", manifest.comparison()
             ended = last is None or last.state not in OPEN or _has_ended(experiment, last.job)
             if ended and manifest.comparison() == last:  # else it has submitted another as it ended

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import status
+from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
@@ -29,7 +29,7 @@ def conclude(path: Path) -> None:
     Readings that no job has made are made here first.
     """
     experiment, manifest, here = run_directory.reopen(path), Manifest(path), slurm.this_job()
-    with locks.hold(status.experiment_lock(path)):
+    with locks.hold(monitoring.experiment_lock(path)):
         again, pause = _to_try_again(experiment, manifest)
         still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
         if again:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import status
+from orchestrator import monitoring
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs import retry
 from orchestrator.jobs.worker import CellJob
@@ -46,7 +46,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
     free, waiting, running = slots(experiment.config), list(cells), list[Running]()
     not_before: dict[str, float] = {}  # cell → when it may be tried again, on the clock of `time.monotonic`
     asked_to_stop, ask_again = False, 0.0
-    with StopSignal() as stop, status.Screen(experiment.directory, console) as screen:
+    with StopSignal() as stop, monitoring.Screen(experiment.directory, console) as screen:
         while running or (waiting and not stop.received):
             while waiting and free and not stop.received:
                 unfinished = [*waiting, *(one.cell for one in running)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator import status
+from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import LauncherKind
 from orchestrator.experiments.experiment import Experiment
@@ -38,7 +38,7 @@ def resume(path: Path, which: str, console: Console) -> Experiment | None:
     with alone(path):  # said before anything else is
         pass
     with_a_scheduler(experiment, list(experiment.cells))  # raises where it cannot be asked
-    seen = status.read_status(path)
+    seen = monitoring.read_status(path)
     found = {cell.cell: cell for cell in seen if cell.state in WHICH[which]}
     chosen = [cell for cell in experiment.cells if cell.id in found]
     if not chosen:
@@ -71,7 +71,7 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
 
 def cancel(path: Path, console: Console) -> None:
     """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
-    cells, manifest = status.read_status(path), Manifest(path)
+    cells, manifest = monitoring.read_status(path), Manifest(path)
     jobs = list(dict.fromkeys(entry.job for entry in queue.open_entries(manifest).values()))
     known = slurm.jobs(jobs, path, manifest.owner())
     if known is None:
@@ -79,7 +79,7 @@ def cancel(path: Path, console: Console) -> None:
     live = [job for job in jobs if job in known and not known[job].has_ended]
     queue.cancel(path, live)
     ended = [f"job {job}" for job in live]
-    launcher = locks.holder(status.experiment_lock(path))
+    launcher = locks.holder(monitoring.experiment_lock(path))
     if launcher is not None:
         os.kill(launcher, signal.SIGTERM)  # and it stops its cells
         ended.append(f"the launcher (process {launcher})")

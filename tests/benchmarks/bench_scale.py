@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import launch, status
+from orchestrator import launch, monitoring
 from orchestrator.storage import locks
 
 SEEDS, CHECKPOINTS, LOOKS = 250, 20, (10, 200)
@@ -70,7 +70,7 @@ def look(directory: Path, *, terminal: bool) -> None:
     """What a launcher's loop does to its memory: it looks, and shows what it saw, again and again."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=50)
     held, taken = {}, []
-    with status.Screen(directory, console) as screen:
+    with monitoring.Screen(directory, console) as screen:
         for count in range(1, LOOKS[-1] + 1):
             started = time.perf_counter()
             screen.due = 0.0  # now, as if it were time
@@ -93,7 +93,7 @@ def main() -> None:
         print(f"{len(made.cells)} cells × {CHECKPOINTS} checkpoints, {len(made.cells) * CHECKPOINTS:,} readings")
         process("orchestrator.status", str(directory))
         process("orchestrator.status", str(directory))
-        with locks.hold(status.experiment_lock(directory)):
+        with locks.hold(monitoring.experiment_lock(directory)):
             look(directory, terminal=False)
             look(directory, terminal=True)
         timed("launching what is finished", lambda: launch.launch(made, Console(file=io.StringIO())))

@@ -17,12 +17,12 @@ import pytest
 import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from orchestrator.status__cmd import main as status_main
 
-from orchestrator import launch, status
+from orchestrator import launch, monitoring
 from orchestrator.__main__ import CONF, compose
 from orchestrator.config import schema
 from orchestrator.jobs import worker
-from orchestrator.status.__main__ import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import Manifest
 
@@ -139,7 +139,7 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
     assert "is being run by another process" in rival.stderr
     os.killpg(launcher.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     assert launcher.wait(120) == 130, log.read_text()
-    for cell in status.read_status(directory):
+    for cell in monitoring.read_status(directory):
         assert cell.state in ("stopped", "next")
         if cell.state == "stopped":
             newest, _ = checkpoint.newest(directory / cell.cell / "checkpoints")
@@ -232,12 +232,12 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
     directory = tmp_path / "outputs/x"
     for state in ("submitted", "running"):
         Manifest(directory).append("main/seed=0", state, attempt=2)
-        assert status.read_status(directory)[0].state == "lost"
+        assert monitoring.read_status(directory)[0].state == "lost"
         with lease.hold(directory / "main/seed=0"):
-            assert status.read_status(directory)[0].state == "running"
+            assert monitoring.read_status(directory)[0].state == "running"
     Manifest(directory).append("main/seed=0", "submitted", attempt=3)
-    with locks.hold(status.experiment_lock(directory)):
-        assert status.read_status(directory)[0].state == "queued"
+    with locks.hold(monitoring.experiment_lock(directory)):
+        assert monitoring.read_status(directory)[0].state == "queued"
 
 
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import status
+from orchestrator import monitoring
 from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
@@ -29,7 +29,7 @@ from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import readings, worker
 from orchestrator.jobs.readings import InProcess, InThread, Readings
-from orchestrator.status.alerts import alerts
+from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
 from orchestrator.training.loop import StopSignal, train
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
     assert harm in caplog.text
     assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
     assert worker.is_finished(cell)
-    (seen,) = status.read_status(cell.parents[1])
+    (seen,) = monitoring.read_status(cell.parents[1])
     assert "1 checkpoint set aside as damaged" in " ".join(alert.text for alert in alerts(seen))
 
 

@@ -18,9 +18,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from orchestrator import launch, status
+from orchestrator import launch, monitoring
 from orchestrator.experiments.experiment import Experiment
-from orchestrator.status import cells, reading
+from orchestrator.monitoring import cells, reading
 from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL
 from tests.orchestrator.stub import EVERY, final_loss, leave_behind
@@ -41,7 +41,7 @@ def python(*arguments: str) -> str:
 
 
 def test_every_cell_is_seen_done(made: Experiment) -> None:
-    seen = status.read_status(made.directory)
+    seen = monitoring.read_status(made.directory)
     assert [cell.cell for cell in seen] == [cell.id for cell in made.cells]
     steps = set(range(0, EVERY * CHECKPOINTS, EVERY))
     for cell in seen:
@@ -83,7 +83,7 @@ def bytes_read(directory: Path) -> int:
     for kept in (cells.plan_of, cells._plan_in, reading._read):
         kept.cache_clear()
     before = so_far()
-    status.read_status(directory)
+    monitoring.read_status(directory)
     return so_far() - before
 
 
@@ -112,7 +112,7 @@ def test_a_look_parses_the_manifest_equally_often_however_many_cells(
     for experiment in (few, made):
         parsed.clear()
         event_log._checked.cache_clear()
-        status.read_status(experiment.directory)
+        monitoring.read_status(experiment.directory)
         counts.append(parsed.count("manifest.jsonl"))
     assert counts == [1, 1]
 
@@ -121,7 +121,7 @@ def test_a_look_parses_the_manifest_equally_often_however_many_cells(
 def test_a_launcher_that_looks_again_holds_no_more(made: Experiment, terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=40)
     held = []
-    with locks.hold(status.experiment_lock(made.directory)), status.Screen(made.directory, console) as screen:
+    with locks.hold(monitoring.experiment_lock(made.directory)), monitoring.Screen(made.directory, console) as screen:
         tracemalloc.start()
         try:
             for look in range(1, 13):

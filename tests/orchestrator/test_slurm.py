@@ -13,20 +13,20 @@ from types import SimpleNamespace
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from orchestrator.status__cmd import main as status_main
 from rich.console import Console
 
-from orchestrator import launch, status
+from orchestrator import launch, monitoring
 from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory, record_launcher
 from orchestrator.jobs.readings import InSlurm, Readings
 from orchestrator.launch import finalize, queue, resume
+from orchestrator.monitoring.cells import read_comparison
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
 from orchestrator.schedulers import slurm, submission
-from orchestrator.status.__main__ import main as status_main
-from orchestrator.status.cells import read_comparison
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, Manifest
 from tests.orchestrator.scripted import Scripted
@@ -143,7 +143,7 @@ def test_a_local_launcher_that_lives_is_left_alone(
     manifest.append("a/seed=0", "submitted", attempt=1, job="4711")
     cluster.says("jobs", f"4711|RUNNING|None|{experiment.directory}/jobs/a.sh\n")  # of the same number
     before = manifest.path.read_bytes()
-    with locks.hold(status.experiment_lock(experiment.directory)):
+    with locks.hold(monitoring.experiment_lock(experiment.directory)):
         assert status_main([str(experiment.directory), "--resume", "all"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -163,7 +163,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     held: list[bool | None] = []
 
     def watched(ids: Sequence[str]) -> bool:
-        held.append(locks.is_held(status.experiment_lock(experiment.directory)))
+        held.append(locks.is_held(monitoring.experiment_lock(experiment.directory)))
         return cancel(ids)
 
     monkeypatch.setattr(slurm, "cancel", watched)
@@ -265,7 +265,7 @@ def test_the_screen_is_shown_once_for_every_conclusion(
             cluster.become("2", "COMPLETED")
 
     monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep))
-    monkeypatch.setattr(status, "watch", lambda directory, to: shown.append(directory.name))
+    monkeypatch.setattr(monitoring, "watch", lambda directory, to: shown.append(directory.name))
     assert launch.follow(experiment, console())
     assert shown == ["x", "x"]
     assert len(slept) == 5

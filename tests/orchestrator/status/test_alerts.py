@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.status import read_status
-from orchestrator.status.alerts import alerts
+from orchestrator.monitoring import read_status
+from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import Manifest
 

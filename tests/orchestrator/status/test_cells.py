@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.common.errors import UserError
+from orchestrator.monitoring import experiment_lock, read_status
+from orchestrator.monitoring.cells import FURTHEST, RECENT, recent_records
+from orchestrator.monitoring.states import Sight, state_of
 from orchestrator.schedulers.slurm import Job
-from orchestrator.status import experiment_lock, read_status
-from orchestrator.status.cells import FURTHEST, RECENT, recent_records
-from orchestrator.status.states import Sight, state_of
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import Entry, Manifest
 

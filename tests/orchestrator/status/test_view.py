@@ -11,8 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from orchestrator.common.palette import ROLES
-from orchestrator.status import read_status
-from orchestrator.status.view import GROUP, View, line, sparkline, strip
+from orchestrator.monitoring import read_status
+from orchestrator.monitoring.view import GROUP, View, line, sparkline, strip
 from orchestrator.storage import lease
 
 Write = Callable[..., Path]

@@ -15,12 +15,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from orchestrator.status__cmd import main
 from rich.console import Console
 
-from orchestrator.status import Screen, experiment_lock
-from orchestrator.status.__main__ import main
-from orchestrator.status.cells import CellStatus
-from orchestrator.status.watch import outcome, watch
+from orchestrator.monitoring import Screen, experiment_lock
+from orchestrator.monitoring.cells import CellStatus
+from orchestrator.monitoring.watch import outcome, watch
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import Manifest
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
+from orchestrator.monitoring.reading import Reading, newest
+from orchestrator.monitoring.states import Sight, is_open, state_of
 from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
-from orchestrator.status.reading import Reading, newest
-from orchestrator.status.states import Sight, is_open, state_of
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import COMPARISON, Entry, Manifest
 from orchestrator.storage.locks import is_held

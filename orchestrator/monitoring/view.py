@@ -16,8 +16,8 @@ from rich.text import Text
 
 from orchestrator.common.formatting import Column, counted, dash, number, printable
 from orchestrator.common.palette import ROLES, TIE, colour, letter
-from orchestrator.status.alerts import SEVERITIES, Alert, alerts
-from orchestrator.status.cells import CellStatus
+from orchestrator.monitoring.alerts import SEVERITIES, Alert, alerts
+from orchestrator.monitoring.cells import CellStatus
 
 STATES = {  # in the order in which they are counted and, where not all cells have room, shown
     # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are gone

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.common.formatting import counted
-from orchestrator.status.cells import CellStatus
+from orchestrator.monitoring.cells import CellStatus
 
 SEVERITIES = ("critical", "warn", "note")  # worst first
 STALE_INTERVALS = 10  # of the longest time between two records: then a running cell has been silent for too long

@@ -10,9 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from orchestrator.status.alerts import Alert, alerts
-from orchestrator.status.cells import CellStatus, experiment_lock, read_status
-from orchestrator.status.view import View, line, said
+from orchestrator.monitoring.alerts import Alert, alerts
+from orchestrator.monitoring.cells import CellStatus, experiment_lock, read_status
+from orchestrator.monitoring.view import View, line, said
 from orchestrator.storage.locks import is_held
 
 GOING = ("running", "queued", "preempted", "suspended", "zombie")  # cells that something may still become of by itself

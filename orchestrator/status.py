@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.common.errors import INTERRUPTED, UserError
-from orchestrator.status.cells import CellStatus, read_comparison, read_status
-from orchestrator.status.view import View
-from orchestrator.status.watch import GOING, outcome, watch
+from orchestrator.monitoring.cells import CellStatus, read_comparison, read_status
+from orchestrator.monitoring.view import View
+from orchestrator.monitoring.watch import GOING, outcome, watch
 
 
 def main(arguments: list[str] | None = None) -> int:
