@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator import multirun
 from orchestrator.common.errors import INTERRUPTED, UserError, nearest
 from orchestrator.common.terminal import one_piece
 from orchestrator.config import schema
 from orchestrator.config.messages import sentence
 from orchestrator.config.schema import Config
-from orchestrator.listener import signals_restored
-from orchestrator.outcome import Outcome
+from orchestrator.sweep import multirun
+from orchestrator.sweep.outcome import Outcome
+from orchestrator.sweep.signals import signals_restored
 
 if TYPE_CHECKING:
     from orchestrator.experiments.experiment import Experiment

@@ -18,12 +18,12 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from orchestrator.announcement import Announcement
 from orchestrator.common.terminal import Voice, one_piece
 from orchestrator.config import schema
-from orchestrator.multirun import PLACES, Multirun
-from orchestrator.outcome import Outcome, told
 from orchestrator.storage import checkpoint, metrics_log
+from orchestrator.sweep.announcement import Announcement
+from orchestrator.sweep.multirun import PLACES, Multirun
+from orchestrator.sweep.outcome import Outcome, told
 
 APART = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
@@ -204,7 +204,7 @@ def test_a_report_is_printed_in_one_piece_whoever_else_speaks(tmp_path: Path) ->
 
 
 def test_who_has_the_turn_to_speak_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.multirun.TURN_SECONDS", 60)
+    monkeypatch.setattr("orchestrator.sweep.multirun.TURN_SECONDS", 60)
     terminal, told = io.StringIO(), threading.Event()
     voice = Voice(terminal, "b: ", _at(tmp_path, 2).turn)
 

@@ -21,17 +21,17 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 from rich.console import Console
 
-from orchestrator import outcome
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.common.terminal import Voice
 from orchestrator.config.schema import Config, LauncherKind
-from orchestrator.listener import Listener
-from orchestrator.outcome import Outcome
 from orchestrator.storage import locks, metrics_log
+from orchestrator.sweep import outcome
+from orchestrator.sweep.outcome import Outcome
+from orchestrator.sweep.signals import Listener
 
 if TYPE_CHECKING:
-    from orchestrator.announcement import Announcement
     from orchestrator.experiments.experiment import Experiment
+    from orchestrator.sweep.announcement import Announcement
 
 POLL_SECONDS = 0.5
 TURN_SECONDS = 5.0  # the longest wait for one's turn to speak
@@ -115,7 +115,7 @@ class Multirun(Callback):
         return {**vars(self), "announcement": None}
 
     def _announce(self, folder: Path) -> None:
-        from orchestrator.announcement import Announcement
+        from orchestrator.sweep.announcement import Announcement
 
         logs = str(folder).replace("%j", "*")
         self.announcement = Announcement(folder, f"{self.jobs} jobs, whose logs are {logs}/*_log.out and *_log.err")
