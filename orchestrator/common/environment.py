@@ -65,7 +65,7 @@ def code() -> dict[str, str]:
 
     Before the diff stand the source files that git does not know yet, each with the sha256 of its content.
     """
-    root = Path(__file__).resolve().parents[1]  # of all packages
+    root = Path(__file__).resolve().parents[2]  # of all packages
     questions = (
         ["rev-parse", "HEAD"],
         ["diff", "--no-ext-diff", "--no-color", "HEAD"],

@@ -1,4 +1,4 @@
-"""`python -m orchestrator.intervene SOURCE`: delete each layer, or one of its branches, and see the cost."""
+"""Delete a layer, its attention or its FFN, and measure by how much held-out loss rises."""
 
 from __future__ import annotations
 
@@ -140,25 +140,3 @@ def _change(change: dict[str, Any]) -> Text:
     if error is None:
         return Text(f"{mean:+.3f}")
     return Text(f"{mean:+.3f}±{error:.3f}", "" if abs(mean) > 2 * error else "dim")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.intervene", description=__doc__)
-    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        refuse_unwritable(options.json)
-        result = intervene(options.source)
-        if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=1, allow_nan=False))
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    Console().print(report(result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

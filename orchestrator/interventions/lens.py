@@ -1,4 +1,4 @@
-"""`python -m orchestrator.trace SOURCE "text"`: what each layer does to this text."""
+"""What each layer does to a text: its writes, and the logit lens after it."""
 
 from __future__ import annotations
 
@@ -145,26 +145,3 @@ def report(result: dict[str, Any]) -> Group:
         Text("Writes are relative to the stream that is read. Loss (nats/token) and next", "dim"),
         Text("token are what the final norm and head make of the stream after the layer.", "dim"),
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.trace", description=__doc__)
-    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
-    parser.add_argument("text", help="the text to run through the model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the whole result as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        refuse_unwritable(options.json)
-        result = trace(options.source, options.text)
-        if options.json is not None:
-            options.json.write_text(json.dumps(result, indent=1, allow_nan=False))
-    except (UserError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    Console().print(report(result))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -54,7 +54,7 @@ class CellJob:
         state = run_job(Path(self.cell_dir))
         code = 2 if state in FAILED and slurm.this_job() and rendezvous.is_first() else 0
         if rendezvous.place() is not None:
-            _leave_at_once(code)
+            leave_at_once(code)
         if code:
             sys.exit(code)
         return state
@@ -98,7 +98,7 @@ def _lead(path: Path, stop: StopSignal, here: slurm.ThisJob, together: Ranks) ->
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
         together.tell(state)
         if held is None and slurm.this_job() and not slurm.ending(here) and slurm.requeue(here.id):
-            _leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
+            leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
         return state if held is None or state == "done" else _run(path, stop, held, here, together)
 
 
@@ -155,7 +155,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, t
             if ending is None and not slurm.requeue(here.id):
                 note("stopped", "Slurm did not take it back")
         held.release()
-        _leave_at_once(REQUEUED)
+        leave_at_once(REQUEUED)
 
     try:
         finished = train_cell(path, stop, held.number, started, held.writing, together)
@@ -262,15 +262,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return {"done": 0, "stopped": 130}.get(state, 2)
 
 
-def _leave_at_once(code: int) -> NoReturn:
+def leave_at_once(code: int) -> NoReturn:
     """End a rank that has said all: as torch takes its threads down, it might still abort."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    code = main()
-    if rendezvous.place() is not None:
-        _leave_at_once(code)
-    sys.exit(code)

@@ -26,7 +26,7 @@ from orchestrator.tracking import workspace
 from orchestrator.tracking.run import Tracker
 from orchestrator.tracking.workspace import charts
 from orchestrator.tracking.workspace.report import markdown, report_of
-from tests.orchestrator.offline_run import inspect, of_kind, runs_of, summary_of
+from tests.orchestrator.tracking.offline_run import inspect, of_kind, runs_of, summary_of
 
 Write = Callable[..., Path]
 KEY = "0123456789" * 4

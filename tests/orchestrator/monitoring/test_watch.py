@@ -15,12 +15,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from orchestrator.status__cmd import main
 from rich.console import Console
 
 from orchestrator.monitoring import Screen, experiment_lock
 from orchestrator.monitoring.cells import CellStatus
 from orchestrator.monitoring.watch import outcome, watch
+from orchestrator.status import main
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import Manifest
 

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from orchestrator.compare__cmd import main
 from rich.console import Console
 
 from orchestrator.analysis import across, overview
 from orchestrator.analysis.across import Row, sort_out, survey
 from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.compare import main
 
 Write = Callable[..., Path]
 COLUMNS = (

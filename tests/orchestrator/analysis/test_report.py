@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.figures import FIGURES
-from tests.orchestrator.compare.hard import HARD
+from tests.orchestrator.analysis.hard import HARD
 
 Write = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

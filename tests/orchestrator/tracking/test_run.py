@@ -35,7 +35,7 @@ from orchestrator.tracking.run import Tracker
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Run
-from tests.orchestrator.offline_run import (
+from tests.orchestrator.tracking.offline_run import (
     WANDB,
     assert_same,
     inspect,
@@ -47,7 +47,7 @@ from tests.orchestrator.offline_run import (
     table_in,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[3] / "README.md"
 
 
 def config_of(mode: TrackerMode, seed: int = 3) -> Config:
@@ -403,8 +403,8 @@ def test_a_killed_service_leaves_no_trace_at_exit(cell: Path) -> None:
     program = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{str(Path(__file__).parents[2])!r}]
-from tests.orchestrator.test_tracker import Tracker, TrackerMode, config_of, record, services
+sys.path[:0] = [{str(Path(__file__).parents[3])!r}]
+from tests.orchestrator.tracking.test_run import Tracker, TrackerMode, config_of, record, services
 tracker = Tracker(config_of(TrackerMode.offline))
 tracker.start(Path({str(cell)!r}), [record(0)])
 os.kill(services()[0], signal.SIGKILL)

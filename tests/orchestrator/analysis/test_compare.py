@@ -14,7 +14,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from orchestrator.compare__cmd import main
 from rich.console import Console
 
 from orchestrator.analysis import Comparison, compare, figures, print_summary
@@ -22,10 +21,11 @@ from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.sections import sections
 from orchestrator.analysis.tables import BUILDERS
+from orchestrator.compare import main
 from orchestrator.config.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracking.run import log_comparison
-from tests.orchestrator.compare.hard import HARD
-from tests.orchestrator.offline_run import (
+from tests.orchestrator.analysis.hard import HARD
+from tests.orchestrator.tracking.offline_run import (
     assert_same,
     inspect,
     media_of,

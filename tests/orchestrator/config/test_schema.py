@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 FILES = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))
 NEEDED = {  # what a user must add to these files for them to be complete
     "data/files": ["data.domains.text.path=x.txt"],

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from orchestrator.status__cmd import main as status_main
 from rich.console import Console
 
 from orchestrator import launch, monitoring
@@ -27,9 +26,10 @@ from orchestrator.monitoring.cells import read_comparison
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
 from orchestrator.schedulers import slurm, submission
+from orchestrator.status import main as status_main
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, Manifest
-from tests.orchestrator.scripted import Scripted
+from tests.orchestrator.schedulers.scripted import Scripted
 
 FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
 LEARNED = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"

@@ -10,36 +10,36 @@ import pytest
 
 from orchestrator.schedulers import slurm
 from orchestrator.schedulers.slurm import Job
-from tests.orchestrator.scripted import Scripted
+from tests.orchestrator.schedulers.scripted import Scripted
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
     monkeypatch.setattr(slurm, "REQUEUE_PAUSES", (0.0,))
     return scripted
 
 
-def test_a_job_of_another_script_is_not_ours(slurm: Scripted, tmp_path: Path) -> None:
+def test_a_job_of_another_script_is_not_ours(cluster: Scripted, tmp_path: Path) -> None:
     """Ids begin anew with a new Slurm, and are counted by each cluster for itself."""
     ours = "/elsewhere/mounted/it's | x/jobs/.submission_file_1.sh"
     lines = [f"1|RUNNING|None|{ours}", "2|RUNNING|None|/home/me/x/jobs/a.sh", "3_0|PENDING|None|(null)", "4|PENDING"]
-    slurm.says("jobs", "\n".join(lines) + "\n")
-    slurm.says("sacct", "2|CANCELLED by 0\n")
+    cluster.says("jobs", "\n".join(lines) + "\n")
+    cluster.says("sacct", "2|CANCELLED by 0\n")
     found = slurm.jobs(["1", "2", "3_0", "4", "5"], tmp_path / "it's | x")
     assert found == {"1": Job("RUNNING"), "3_0": Job("PENDING"), "4": Job("PENDING")}
 
 
-def test_what_squeue_does_not_list_does_not_run(slurm: Scripted, tmp_path: Path) -> None:
-    slurm.says("sacct", "1|RUNNING\n2|OUT_OF_MEMORY\n3|PENDING\n4|CANCELLED by 0\n5|SUSPENDED\n6|\n")
+def test_what_squeue_does_not_list_does_not_run(cluster: Scripted, tmp_path: Path) -> None:
+    cluster.says("sacct", "1|RUNNING\n2|OUT_OF_MEMORY\n3|PENDING\n4|CANCELLED by 0\n5|SUSPENDED\n6|\n")
     found = slurm.jobs(list("1234567"), tmp_path)
     assert found == {"2": Job("OUT_OF_MEMORY"), "4": Job("CANCELLED")}
-    assert f"-u {os.getuid()}" in slurm.asked("sacct")[0], "another user's may have had that id"
+    assert f"-u {os.getuid()}" in cluster.asked("sacct")[0], "another user's may have had that id"
 
 
 def test_the_habits_of_a_user_filter_no_answer(
-    slurm: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     habits = {f"{command}_PARTITION" for command in ("SQUEUE", "SACCT", "SCONTROL", "SCANCEL", "SINFO")}
     for name in (*habits, "SQUEUE_FORMAT", "SLURM_CONF", "SBATCH_PARTITION"):
@@ -49,7 +49,7 @@ def test_the_habits_of_a_user_filter_no_answer(
     slurm.requeue("1")
     assert slurm.refusal(tmp_path / "job.sh") is None
     for command in ("squeue", "sacct", "scancel", "scontrol", "sbatch"):
-        seen = slurm.environment(command)
+        seen = cluster.environment(command)
         assert not seen & {*habits, "SQUEUE_FORMAT"}, command
         assert {"SLURM_CONF", "SBATCH_PARTITION"} <= seen, "these choose, for submissions, too"
 
@@ -65,21 +65,21 @@ def test_the_habits_of_a_user_filter_no_answer(
     ],
 )
 def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(
-    slurm: Scripted, start: str | int, expected: bool
+    cluster: Scripted, start: str | int, expected: bool
 ) -> None:
     if isinstance(start, int):
         start = (datetime.now() + timedelta(seconds=start)).isoformat(timespec="seconds")
-    slurm.says("start", start + "\n")
+    cluster.says("start", start + "\n")
     assert slurm.requeue("7", 60)
     update = ["update JobId=7 StartTime=now+60"] if expected else []
-    assert slurm.asked("scontrol") == ["requeue 7", *update]
+    assert cluster.asked("scontrol") == ["requeue 7", *update]
 
 
-def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(slurm: Scripted) -> None:
-    (slurm.bin / "squeue").unlink()
-    (slurm.bin / "squeue").symlink_to("/bin/false")
+def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(cluster: Scripted) -> None:
+    (cluster.bin / "squeue").unlink()
+    (cluster.bin / "squeue").symlink_to("/bin/false")
     assert slurm.requeue("7", 60)
-    assert slurm.asked("scontrol") == ["requeue 7"]
+    assert cluster.asked("scontrol") == ["requeue 7"]
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from orchestrator.compare__cmd import main
 
 from orchestrator.analysis import across
 from orchestrator.analysis.across import survey
+from orchestrator.compare import main
 
 Write = Callable[..., Path]
 Harm = Callable[[Path], Any]

@@ -1,0 +1,5 @@
+"""The comparison's experiments, made of files alone, serve here too."""
+
+from tests.orchestrator.analysis.conftest import declare, edit_config, edit_ledger, experiment, reading
+
+__all__ = ["declare", "edit_config", "edit_ledger", "experiment", "reading"]
