@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,6 @@ from torch import Tensor, nn
 
 from models.transformer import Decoder
 from orchestrator import forensics
-from orchestrator.common.errors import UserError, refuse_unwritable
 from orchestrator.data import prepare
 from orchestrator.storage import checkpoint
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.transformer import Decoder, PreNormBlock, read_prefix
-from orchestrator.common.errors import UserError, refuse_unwritable
+from orchestrator.common.errors import UserError
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.forensics.measures.probe import relative_write
 from orchestrator.forensics.measures.runner import own_tokenizer

@@ -21,7 +21,7 @@ from orchestrator.common import environment
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A git checkout that the code seems to lie in."""
     root = tmp_path / "code"
-    (root / "orchestrator").mkdir(parents=True)
+    (root / "orchestrator/common").mkdir(parents=True)
     module = root / "orchestrator/common/environment.py"
     module.write_text("x = 1\n")
     git(root, "init", "-q")
