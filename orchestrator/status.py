@@ -71,7 +71,7 @@ def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
 
 
 def _resume(directory: Path, which: str, console: Console) -> int:
-    """Launch cells again, and conclude as the experiment's own command does."""
+    """Launch cells again, and finalize as the experiment's own command does."""
     # torch and the comparison: 3 s that a look at the status does without
     from orchestrator.__main__ import complain, wrap_up
     from orchestrator.launch.resume import resume

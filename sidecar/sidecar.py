@@ -16,9 +16,9 @@ from sidecar import sharded
 from sidecar.channels import CHANNELS, Arithmetic, Channel, DecayChannel
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES, Observation, features_of
+from sidecar.playback import Decision, Playback
 from sidecar.policy import MEANS, SIGMA_RANGE, GaussianPolicy, bounded, mean_matched, mean_matched_slopes
 from sidecar.reward import Judgement, Reward
-from sidecar.schedule import Decision, Schedule
 from sidecar.units import SHARES, groups_of
 
 MODES = ("learn", "replay", "permute", "random", "fixed")
@@ -49,11 +49,11 @@ class Sidecar:
     whose end nothing more is proposed, and for the feature `progress`. `optimizer`: for features that read Adam's
     moments, and to refuse one that decays weights itself.
 
-    `mode`: `learn`; `replay` a `schedule` (decisions as `record` gives them); `permute` its layers; `random`:
-    its values dealt to the units at random, or without a schedule draws of the untrained policy (where units differ
+    `mode`: `learn`; `replay` a `playback` (decisions as `record` gives them); `permute` its layers; `random`:
+    its values dealt to the units at random, or without a playback draws of the untrained policy (where units differ
     in size, both scale what they exchange to the amount that was recorded); `fixed`:
     every multiplier is 1. `share`: units that hold one multiplier together (`none`, `kind`, `layer`, `all`); of
-    a schedule, their parameter-weighted mean. `credit`: names in `CREDITS`; `factored` takes every unit's slope from
+    a playback, their parameter-weighted mean. `credit`: names in `CREDITS`; `factored` takes every unit's slope from
     a held-out backward pass, and REINFORCE for `unexplained` of what the slopes leave over; with 0 no reward enters.
     `warmup`: intervals at the start that are not judged and hold the first proposal; `baseline_decay`: memory of
     the averages that later ones are judged against. `policy_lr`: share of σ by which a mean moves for a step of size
@@ -82,7 +82,7 @@ class Sidecar:
         steps: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         mode: str = "learn",
-        schedule: Sequence[Decision] | None = None,
+        playback: Sequence[Decision] | None = None,
         share: str = "none",
         credit: str = "factored",
         unexplained: float = 1.0,
@@ -125,8 +125,8 @@ class Sidecar:
         for name, value in not_negative.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite: set it so.")
-        if mean_matched and (share == "all" or schedule is not None):
-            why = "a schedule, whose amount is its own" if schedule is not None else "share='all', which has no other"
+        if mean_matched and (share == "all" or playback is not None):
+            why = "a playback, whose amount is its own" if playback is not None else "share='all', which has no other"
             raise ValueError(f"sidecar mean_matched has no effect with {why}: drop one of them.")
         if not 0 < beta2 < 1:
             raise ValueError(f"sidecar beta2={beta2} must lie between 0 and 1, both excluded: it is Adam's.")
@@ -135,10 +135,10 @@ class Sidecar:
                 f"sidecar baseline_decay={baseline_decay} must lie between 0 and 1, both excluded: it is the share of "
                 "the old average that is kept."
             )
-        if mode in ("replay", "permute") and schedule is None:
-            raise ValueError(f"sidecar mode '{mode}' needs a schedule: the decisions of a run that learned.")
-        if mode in ("learn", "fixed") and schedule is not None:
-            raise ValueError(f"sidecar mode '{mode}' has no use for a schedule: choose replay, permute or random.")
+        if mode in ("replay", "permute") and playback is None:
+            raise ValueError(f"sidecar mode '{mode}' needs a playback: the decisions of a run that learned.")
+        if mode in ("learn", "fixed") and playback is not None:
+            raise ValueError(f"sidecar mode '{mode}' has no use for a playback: choose replay, permute or random.")
         self.heldout_loss, self.interval, self.fresh, self.steps, self.mode = heldout_loss, interval, fresh, steps, mode
         self.policy_lr, self.entropy, self.mean_matched = policy_lr, entropy, mean_matched
         self.feature_names, self.optimizer = tuple(features), optimizer
@@ -153,7 +153,7 @@ class Sidecar:
                     "named like 'layers.0.mlp.down_proj', with a number for the layer."
                 )
         units = {name: channel.units for name, channel in self.channels.items()}
-        self.schedule = None if schedule is None else Schedule(schedule, units, mode, seed)
+        self.playback = None if playback is None else Playback(playback, units, mode, seed)
         self.limits = {name: self._checked(name, bounds or {}, arithmetic) for name in channels}
         # decay is applied here even where it is not learned, and first: what others scale is no part of it
         decay = self.channels.get("decay") or DecayChannel(model, arithmetic)
@@ -193,7 +193,7 @@ class Sidecar:
         """
         if self.mode == "fixed" or (self.steps is not None and step >= self.steps):
             return False
-        if self.schedule is not None:
+        if self.playback is not None:
             return self._play(step)
         if self.decision and step < self.decision["step"] + self.interval:
             return False
@@ -312,8 +312,8 @@ class Sidecar:
         }
 
     def _play(self, step: int) -> bool:
-        assert self.schedule is not None
-        due = self.schedule.at(step)
+        assert self.playback is not None
+        due = self.playback.at(step)
         if due is None or (self.decision and self.decision["recorded_at"] == due[0]):
             return False
         recorded_at, played = due
@@ -459,7 +459,7 @@ class Sidecar:
             multipliers, sizes = values[name], self.sizes[name]
             limits = torch.tensor(self.limits[name], dtype=torch.float64).exp()
             at_bound = ((multipliers - limits[:, None]).abs() <= 1e-9 * limits[:, None]).any(0).double().mean()
-            if self.schedule is None:
+            if self.playback is None:
                 decision["sigma"][name] = self.policies[name].sigma
                 decision["entropy"][name] = self.policies[name].entropy
             decision["summary"][name] = {
@@ -483,7 +483,7 @@ class Sidecar:
                 f"sidecar bounds.{name}={list(given)} must be a least and a largest multiplier, above 0 and on either "
                 "side of 1: every policy starts around 1."
             )
-        played = self.schedule.largest(name) if self.schedule else given[1]
+        played = self.playback.largest(name) if self.playback else given[1]
         channel.check(1.0 if self.mode == "fixed" else played, arithmetic)
         return math.log(given[0]), math.log(given[1])
 

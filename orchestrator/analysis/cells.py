@@ -15,7 +15,7 @@ from orchestrator.analysis.shapes import (
     MAPPING,
     Source,
     check_description,
-    check_ledger,
+    check_metrics,
     check_reading,
     one_line,
 )
@@ -24,7 +24,7 @@ from orchestrator.config import schema
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.storage import metrics_log
-from orchestrator.storage.event_log import Entry, Manifest
+from orchestrator.storage.event_log import Entry, EventLog
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CellResult:
     arm: str
     seed: int
     path: Path
-    ledger: list[dict[str, Any]]  # ascending steps
+    metrics: list[dict[str, Any]]  # ascending steps
     readings: dict[int, dict[str, Any]]  # step → forensics result, ascending steps
     missing: str | None
     environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
@@ -120,8 +120,8 @@ def read_experiment(path: Path) -> ExperimentResult:
         lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["stated"]))]
     except UserError as error:
         raise UserError(f"{source}: {one_line(error)}") from error
-    manifest = Manifest(path)
-    last, environments = manifest.last(), manifest.environments()
+    events = EventLog(path)
+    last, environments = events.last(), events.environments()
     return ExperimentResult(
         path=path,
         name=str(spec.get("name") or path.name),
@@ -139,7 +139,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         machine=spec["machine"],
         code=spec["code"],
         stated=spec["stated"],
-        finished=manifest.first_done(),
+        finished=events.first_done(),
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms
@@ -150,13 +150,13 @@ def read_experiment(path: Path) -> ExperimentResult:
 
 
 def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
-    """The cell in `path`; `entry`, the manifest's last word on it, explains a missing end.
+    """The cell in `path`; `entry`, the event log's last word on it, explains a missing end.
 
-    Raises `UserError` where a ledger record or a reading lacks what every one has.
+    Raises `UserError` where a metrics log record or a reading lacks what every one has.
     """
-    source = path / "ledger.jsonl"
+    source = path / "metrics.jsonl"
     records = metrics_log.read(source)
-    check_ledger(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
+    check_metrics(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
     readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
     by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
     if len({len(reading["layers"]) for reading in readings}) > 1:
@@ -177,7 +177,7 @@ def read_reading(path: Path) -> dict[str, Any]:
 
 
 def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:
-    """Why a cell with this ledger cannot be compared, or null."""
+    """Why a cell with this metrics log cannot be compared, or null."""
     final = records[-1] if records else {}
     if "test" not in final:
         if not final and entry is None:

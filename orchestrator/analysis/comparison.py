@@ -169,7 +169,7 @@ def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) 
     ):
         notes.append("The arms differ in depth: their layers are shown side by side but not compared one by one.")
     notes += _ending_notes(experiment, pairs)
-    without = [cell.label for cell in experiment.cells if not cell.readings and cell.ledger]
+    without = [cell.label for cell in experiment.cells if not cell.readings and cell.metrics]
     if without:
         notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
     return notes + _role_notes(experiment.cells)

@@ -20,7 +20,7 @@ class Ending(Generic[Member]):
     step: int | None  # null where no member was read; of a pair, both cells
     read: list[Member]
     unread: list[Member]
-    end: int | None  # step at which the longest run ended; null where no ledger tells
+    end: int | None  # step at which the longest run ended; null where no metrics log tells
 
     @property
     def untrained(self) -> bool:
@@ -75,5 +75,5 @@ def _ending(members: list[Member], steps: list[list[int]], cells: Sequence[CellR
         step,
         read=[one for one, own in both if step in own],
         unread=[one for one, own in both if step not in own],
-        end=max((cell.ledger[-1]["step"] for cell in cells if cell.ledger), default=None),
+        end=max((cell.metrics[-1]["step"] for cell in cells if cell.metrics), default=None),
     )

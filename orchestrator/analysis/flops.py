@@ -16,7 +16,7 @@ def spent(cell: CellResult) -> dict[int, float]:
     spec, total = decoder_spec(config), {}
     per_step = training_flops(config, spec) / config.train.steps
     beside = 0.0
-    for record in cell.ledger:
+    for record in cell.metrics:
         if decision := record.get("sidecar"):
             beside = sidecar_flops(config, spec, decision["evaluations"], decision["backwards"])
         total[record["step"]] = record["step"] * per_step + beside

@@ -31,8 +31,8 @@ class Held:
 
 def held(cell: CellResult) -> dict[str, Held]:
     """Channel → what was held; empty for a cell without a sidecar."""
-    last = cell.ledger[-1]["step"] if cell.ledger else 0
-    decisions = [r["sidecar"] for r in cell.ledger if "sidecar" in r and r["step"] < last]
+    last = cell.metrics[-1]["step"] if cell.metrics else 0
+    decisions = [r["sidecar"] for r in cell.metrics if "sidecar" in r and r["step"] < last]
     found = {}
     for channel, values in decisions[0]["values"].items() if decisions else ():
         places = [_place(unit) for unit in values]

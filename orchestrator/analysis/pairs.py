@@ -85,8 +85,8 @@ def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
 
 def check_batches(pair: Pair) -> None:
     """Raise `UserError` at the first step at which the cells' batch digests differ."""
-    other = {record["step"]: record["digest"] for record in pair.b.ledger}
-    for record in pair.a.ledger:
+    other = {record["step"]: record["digest"] for record in pair.b.metrics}
+    for record in pair.a.metrics:
         step = record["step"]
         if step in other and other[step] != record["digest"]:
             raise UserError(
@@ -117,7 +117,7 @@ def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]
     """(metric, domain) → nats/token of a finished cell, for the domains of `shown`; empty without a domain."""
     if not domains:
         return {}
-    final = cell.ledger[-1]
+    final = cell.metrics[-1]
     curves = validation_curves(cell, domains)
     by_metric = {
         "test_loss": with_mean({domain: final["test"][domain] for domain in domains}),
@@ -144,7 +144,7 @@ def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[f
 def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
     """Domain → (step, nats/token) at every evaluation; `mean` is the curve of their mean, where all were evaluated."""
     curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
-    for record in cell.ledger:
+    for record in cell.metrics:
         heldout: dict[str, Any] = record.get("heldout", {})
         values = {domain: heldout[domain] for domain in domains if domain in heldout}
         values = with_mean(values) if len(values) == len(domains) else values
@@ -165,7 +165,7 @@ def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
 
 def domains_of(cells: list[CellResult]) -> list[str]:
     """The domains that every finished cell has a test and a held-out loss on, in the first one's order."""
-    finals = [cell.ledger[-1] for cell in cells if cell.missing is None]
+    finals = [cell.metrics[-1] for cell in cells if cell.missing is None]
     return [
         d
         for d in (finals[0]["test"] if finals else ())

@@ -58,7 +58,7 @@ def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
         {key: value for key, value in schema.flatten(found).items() if key not in PASSING}
         for found in cell.environments
     ]
-    return recorded or (launches(experiment) if cell.ledger else [])
+    return recorded or (launches(experiment) if cell.metrics else [])
 
 
 def launches(experiment: ExperimentResult) -> list[Facts]:

@@ -66,7 +66,7 @@ DESCRIPTION: Shape = {  # experiment.yaml
 STATED: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `stated`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
-RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a ledger's line
+RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
 DECISION: Shape = {"step": WHOLE, "evaluations": WHOLE, "backwards": WHOLE, "values": MAPPING}  # its sidecar's, if any
 READING: Shape = {"step": WHOLE, "scoring": TEXT, "layers": LIST, "totals": MAPPING, "pathology": LIST}
 LAYER: Shape = {
@@ -126,7 +126,7 @@ def check_description(source: Source, spec: dict[str, Any]) -> None:
         source.check_all(f"{where}.widths", model.get("widths", []), POSITIVE)
 
 
-def check_ledger(source: Source, records: list[Record]) -> None:
+def check_metrics(source: Source, records: list[Record]) -> None:
     """Raise `UserError` for the first record that lacks what every one has or does not follow the one before."""
     units: dict[str, Any] | None = None  # channel → what it governs
     for record in records:

@@ -1,4 +1,4 @@
-"""Where a sidecar that plays back gets its decisions from: the ledger of a run that learned."""
+"""Where a sidecar that plays back gets its decisions from: the metrics log of a run that learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.config.schema import Config, SeedOf, SidecarMode
 from orchestrator.storage import metrics_log
 
 if TYPE_CHECKING:
-    from orchestrator.training.trainer import Run
+    from orchestrator.training.trainer import Trainer
 
 
 def source(config: Config, experiment: Path) -> Path | None:
@@ -40,8 +40,8 @@ def check(config: Config, arms: dict[str, Config]) -> None:
             f"sidecar.schedule={name} has no effect with sidecar.mode={mode}: use replay, permute or random."
         )
     if "/" in name:
-        if not (Path(name) / "ledger.jsonl").is_file():
-            raise UserError(f"sidecar.schedule={name} holds no ledger.jsonl: name a cell's directory.")
+        if not (Path(name) / "metrics.jsonl").is_file():
+            raise UserError(f"sidecar.schedule={name} holds no metrics.jsonl: name a cell's directory.")
         _decisions(name, Path(name))
     elif name not in config.arms:
         raise UserError(
@@ -65,15 +65,15 @@ def check(config: Config, arms: dict[str, Config]) -> None:
         )
 
 
-def read(run: Run) -> list[dict[str, Any]] | None:
+def read(trainer: Trainer) -> list[dict[str, Any]] | None:
     """The decisions that this run plays back, or None. Raises `UserError` where they are not complete."""
-    cell = source(run.config, run.cell_dir.parents[1])
-    return None if cell is None else _decisions(str(run.config.sidecar.schedule), cell)
+    cell = source(trainer.config, trainer.cell_dir.parents[1])
+    return None if cell is None else _decisions(str(trainer.config.sidecar.schedule), cell)
 
 
 def _decisions(schedule: str, cell: Path) -> list[dict[str, Any]]:
-    """What the ledger of a finished `cell` records of its sidecar. Raises `UserError`."""
-    records = metrics_log.read(cell / "ledger.jsonl")
+    """What the metrics log of a finished `cell` records of its sidecar. Raises `UserError`."""
+    records = metrics_log.read(cell / "metrics.jsonl")
     decisions = [record["sidecar"] for record in records if "sidecar" in record]
     if not decisions or "test" not in records[-1]:
         raise UserError(

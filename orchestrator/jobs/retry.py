@@ -16,15 +16,15 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.schedulers import slurm
 from orchestrator.schedulers.slurm import ThisJob
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 LONGEST_DELAY = 600.0  # seconds
 NOT_STARTED = -1  # the checkpoint of a cell that has none
 
 
-def died(manifest: Manifest, cell: str, reason: str, **of: Any) -> None:
+def died(events: EventLog, cell: str, reason: str, **of: Any) -> None:
     """Record that an attempt's process ended and neither finished nor stopped; `of`: which, as for `append`."""
-    manifest.append(cell, "crashed", reason=reason, saved=newest_checkpoint(manifest.path.parent / cell), **of)
+    events.append(cell, "crashed", reason=reason, saved=newest_checkpoint(events.path.parent / cell), **of)
 
 
 def newest_checkpoint(cell_dir: Path) -> int:
@@ -33,14 +33,14 @@ def newest_checkpoint(cell_dir: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=NOT_STARTED)
 
 
-def pause_or_give_up(manifest: Manifest, cell: str, retries: int, backoff: float) -> float | None:
-    """Seconds to wait before the cell is tried again; null where it is not, which the manifest then says.
+def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) -> float | None:
+    """Seconds to wait before the cell is tried again; null where it is not, which the event log then says.
 
     It is given up when it has died more than `retries` times since the same checkpoint: whatever kills it will do so
     again. From one death to the next the pause doubles, beginning with `backoff` seconds.
     """
     # since it was last given up, stopped or finished: whoever starts it then means it
-    story = takewhile(lambda r: r["state"] not in ("failed", "stopped", "done"), reversed(manifest.of(cell)))
+    story = takewhile(lambda r: r["state"] not in ("failed", "stopped", "done"), reversed(events.of(cell)))
     deaths = [record for record in story if record["state"] == "crashed"]
     saved = deaths[0].get("saved") if deaths else None
     here = list(takewhile(lambda death: death.get("saved") == saved, deaths))
@@ -49,7 +49,7 @@ def pause_or_give_up(manifest: Manifest, cell: str, retries: int, backoff: float
     last = here[0]
     times = "" if len(here) == 1 else f"died {len(here)} times {_since(saved)}, most recently: "
     which = {"attempt": last["attempt"], "job": last["job"], "scheduler": last.get("scheduler")}
-    manifest.append(cell, "failed", reason=f"{times}{last['reason']}", **which)
+    events.append(cell, "failed", reason=f"{times}{last['reason']}", **which)
     return None
 
 
@@ -57,33 +57,33 @@ def _since(saved: int | None) -> str:
     return "before its first checkpoint" if saved in (None, NOT_STARTED) else f"after its checkpoint of step {saved}"
 
 
-def after(manifest: Manifest, here: ThisJob, code: int, retries: int, backoff: float) -> None:
+def after(events: EventLog, here: ThisJob, code: int, retries: int, backoff: float) -> None:
     """What to do about this run of a job of the cluster, which ended with exit code `code`: nothing, or another one."""
     if slurm.ending(here):
         return  # the scheduler's own doing
-    cell = manifest.cell_of(here.id)
+    cell = events.cell_of(here.id)
     if cell is None:
         return
-    entry = manifest.last()[cell]
+    entry = events.last()[cell]
     if entry.job != here.id or entry.restart > here.restart:
         return  # another run has the cell
     if entry.restart == here.restart and entry.state not in ("submitted", "running"):
         last = entry.state  # its own word on how it ended
     elif code - 128 in (signal.SIGUSR2, signal.SIGTERM):  # taken off before it could say so, as it started
         which: dict[str, Any] = {"job": here.id, "restart": here.restart, "scheduler": slurm.SLURM}
-        manifest.append(cell, "preempted", attempt=entry.attempt, reason=f"by {_said(code)}, as it started", **which)
+        events.append(cell, "preempted", attempt=entry.attempt, reason=f"by {_said(code)}, as it started", **which)
         slurm.requeue(here.id)
         return
     else:
         reason = f"its process ended without a word ({_said(code)})"
-        died(manifest, cell, reason, attempt=entry.attempt, job=here.id, scheduler=slurm.SLURM, restart=here.restart)
+        died(events, cell, reason, attempt=entry.attempt, job=here.id, scheduler=slurm.SLURM, restart=here.restart)
         last = "crashed"
     if last != "crashed":
         return
-    pause = pause_or_give_up(manifest, cell, retries, backoff)
+    pause = pause_or_give_up(events, cell, retries, backoff)
     if pause is not None and not slurm.requeue(here.id, pause):
         which = {"attempt": entry.attempt, "job": here.id, "scheduler": slurm.SLURM}
-        manifest.append(cell, "failed", reason="Slurm did not start it again", **which)
+        events.append(cell, "failed", reason="Slurm did not start it again", **which)
 
 
 def _said(code: int) -> str:
@@ -98,7 +98,7 @@ def _said(code: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 where the manifest cannot be read or written."""
+    """Exit code: 0, 2 where the event log cannot be read or written."""
     parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.retry", description=__doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory")
     parser.add_argument("code", type=int, help="its exit code")
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("This is no job of Slurm: there is nothing to start again.", file=sys.stderr)
         return 2
     try:
-        after(Manifest(options.directory), here, options.code, options.retries, options.backoff)
+        after(EventLog(options.directory), here, options.code, options.retries, options.backoff)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -25,11 +25,11 @@ from orchestrator.jobs import retry
 from orchestrator.jobs.readings import Readings
 from orchestrator.schedulers import slurm
 from orchestrator.storage import checkpoint, lease, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
 from orchestrator.training.distributed import Ranks
 from orchestrator.training.loop import StopSignal, train_cell
-from orchestrator.training.trainer import Run
+from orchestrator.training.trainer import Trainer
 
 ASK_SECONDS = 30.0  # between two questions to Slurm
 SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
@@ -39,7 +39,7 @@ REQUEUED = 128 + signal.SIGTERM  # exit code of a process that Slurm will start 
 
 @dataclass(frozen=True)
 class CellJob:
-    """The body of a job: run or resume one cell and leave its outcome in the manifest.
+    """The body of a job: run or resume one cell and leave its outcome in the event log.
 
     `gpu` is the one device it may see, or one for each rank, as CUDA_VISIBLE_DEVICES names them.
     """
@@ -65,7 +65,7 @@ class CellJob:
 
 
 def run_job(path: Path) -> str:
-    """Run or resume the cell in `path` and leave its outcome in the manifest; return the state.
+    """Trainer or resume the cell in `path` and leave its outcome in the event log; return the state.
 
     Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
     finished or goes on from where that process left it. Never raises: a failed cell is a recorded state.
@@ -80,7 +80,7 @@ def run_job(path: Path) -> str:
     except distributed.RankError as error:
         print(error, file=sys.stderr)
         return "crashed"
-    except UserError as error:  # not even the manifest could be written
+    except UserError as error:  # not even the event log could be written
         print(error, file=sys.stderr)
         return "failed"
 
@@ -119,35 +119,35 @@ def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
 
 
 def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, together: Ranks) -> str:
-    cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
+    cell, events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
     whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
     if slurm.this_job():
         whose |= {"scheduler": slurm.SLURM, "restart": here.restart}
     with held.writing():
         _record_silent_end_of(path, held.number)
-        if given_up := _given_up(path, manifest, here):
+        if given_up := _given_up(path, events, here):
             return given_up
 
     def note(state: str, reason: str = "", **more: Any) -> str:
         with held.writing():
-            manifest.append(cell, state, reason=reason, **whose, **more)
+            events.append(cell, state, reason=reason, **whose, **more)
         return state
 
-    def started(run: Run, warnings: list[str]) -> None:
-        reason = " ".join([*warnings, f"resumed at step {run.step}" if run.step else ""]).strip()
+    def started(trainer: Trainer, warnings: list[str]) -> None:
+        reason = " ".join([*warnings, f"resumed at step {trainer.step}" if trainer.step else ""]).strip()
         several = {"ranks": together.size} if together.size > 1 else {}
-        note("running", reason, environment=environment(run.device) | several)
+        note("running", reason, environment=environment(trainer.device) | several)
         if slurm.this_job():
-            stop.leave = partial(leave, run, run.step)
+            stop.leave = partial(leave, trainer, trainer.step)
 
-    def leave(run: Run, since: int) -> None:
+    def leave(trainer: Trainer, since: int) -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
         ending, left = slurm.ending(here), f"saved and left at {stop.received}"
         warned = stop.received == signal.SIGUSR2.name  # of a time limit, or a preemption
-        limit = run.config.launcher.slurm.warning_seconds + SLACK_SECONDS
+        limit = trainer.config.launcher.slurm.warning_seconds + SLACK_SECONDS
         if ending == slurm.CANCELLED and not warned:
             note("stopped", f"cancelled: {left}")
-        elif warned and ending is None and run.step == since and slurm.seconds_left(here.id) < limit:
+        elif warned and ending is None and trainer.step == since and slurm.seconds_left(here.id) < limit:
             reason = "its time was up before its first step: raise launcher.timeout_hours"
             note("crashed", reason, saved=retry.newest_checkpoint(path))  # so that it is not tried for ever
         else:
@@ -169,57 +169,57 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, t
     return note("done" if finished else "stopped")
 
 
-def _given_up(path: Path, manifest: Manifest, here: slurm.ThisJob) -> str | None:
+def _given_up(path: Path, events: EventLog, here: slurm.ThisJob) -> str | None:
     """`failed`, recorded, where Slurm starts a job again, as after a node's death, whose cell has died too often."""
     cell, limits = f"{path.parent.name}/{path.name}", _config_of(path).launcher
-    entry = manifest.last().get(cell)
+    entry = events.last().get(cell)
     if entry is None or entry.state != "crashed" or entry.job != here.id or entry.restart >= here.restart:
         return None
-    return "failed" if retry.pause_or_give_up(manifest, cell, limits.retries, limits.backoff_seconds) is None else None
+    return "failed" if retry.pause_or_give_up(events, cell, limits.retries, limits.backoff_seconds) is None else None
 
 
 def _record_silent_end_of(path: Path, attempt: int) -> None:
     """Record that the attempt before `attempt` died, where it was running and nobody has said so yet."""
-    cell, manifest = f"{path.parent.name}/{path.name}", Manifest(path.parents[1])
-    before = manifest.last().get(cell)
+    cell, events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
+    before = events.last().get(cell)
     if before is not None and before.state == "running" and before.attempt < attempt:
         reason = "its process, or its machine, ended without a word"
         which = {"job": before.job, "scheduler": before.scheduler, "restart": before.restart}
-        retry.died(manifest, cell, reason, attempt=before.attempt, **which)
+        retry.died(events, cell, reason, attempt=before.attempt, **which)
 
 
 def _attempts_before(path: Path) -> int:
     """The highest number of an attempt that anything tells of, were its claim deleted."""
     record: metrics_log.Record | None = None
     with suppress(UserError):  # a broken line, of which the run will say what it is
-        record = metrics_log.newest(path / "ledger.jsonl")
-    began = (r for r in Manifest(path.parents[1]).of(f"{path.parent.name}/{path.name}") if r["state"] == "running")
+        record = metrics_log.newest(path / "metrics.jsonl")
+    began = (r for r in EventLog(path.parents[1]).of(f"{path.parent.name}/{path.name}") if r["state"] == "running")
     return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
 
 def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:
     """Whether Slurm says that a claim's job has ended, asked now and then: its process may hang all the same."""
-    manifest, asked = Manifest(path.parents[1]), dict[int, float]()
+    events, asked = EventLog(path.parents[1]), dict[int, float]()
 
     def is_gone(claim: lease.Claim) -> bool:
         now = time.monotonic()
         if not slurm.this_job() or now < asked.get(claim.number, 0.0):
             return False
         asked[claim.number] = now + ASK_SECONDS
-        theirs = {record["job"] for record in manifest.of(f"{path.parent.name}/{path.name}") if record.get("scheduler")}
-        known = slurm.jobs([claim.job], path.parents[1], manifest.owner()) if claim.job in theirs else None
+        theirs = {record["job"] for record in events.of(f"{path.parent.name}/{path.name}") if record.get("scheduler")}
+        known = slurm.jobs([claim.job], path.parents[1], events.owner()) if claim.job in theirs else None
         return known is not None and (claim.job not in known or known[claim.job].has_ended)
 
     return is_gone
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """Whether the manifest calls it done, and its last checkpoint, its last record and every due reading are there."""
-    entry = Manifest(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
+    """Whether the event log calls it done, and its last checkpoint, its last record and every due reading are there."""
+    entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
     config = _config_of(cell_dir)
-    last, record = config.train.steps, metrics_log.newest(cell_dir / "ledger.jsonl")
+    last, record = config.train.steps, metrics_log.newest(cell_dir / "metrics.jsonl")
     return (
         checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
         and record is not None
@@ -243,7 +243,7 @@ def _process() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
+    """Trainer one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
     paths = sys.argv[1:] if arguments is None else arguments
     if len(paths) != 1:
         print("usage: python -m orchestrator.job CELL_DIR (outputs/<name>/<arm>/seed=<k>)", file=sys.stderr)
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{paths[0]} is done already: nothing is left to do.")
     state = run_job(path)
     if state in FAILED and rendezvous.is_first():
-        last = Manifest(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
+        last = EventLog(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
     return {"done": 0, "stopped": 130}.get(state, 2)
 

@@ -1,4 +1,4 @@
-"""Cells become jobs: submitted through submitit, recorded in the manifest, resumed by launching again."""
+"""Cells become jobs: submitted through submitit, recorded in the event log, resumed by launching again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.launch import in_process, processes, queue
 from orchestrator.launch.order import waves
 from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import locks
-from orchestrator.storage.event_log import OPEN, Manifest
+from orchestrator.storage.event_log import OPEN, EventLog
 from orchestrator.tracking import run
 from orchestrator.training import distributed
 from orchestrator.training.callbacks import build_sidecar
@@ -46,7 +46,7 @@ def launch(
     machine at its next step boundary, with a checkpoint.
     """
     with alone(experiment.directory):
-        open_ones = queue.open_entries(Manifest(experiment.directory))
+        open_ones = queue.open_entries(EventLog(experiment.directory))
         cancelled = [open_ones[cell].job for cell in cancel if cell in open_ones]
         if cancelled:
             queue.cancel(experiment.directory, cancelled)
@@ -64,7 +64,7 @@ def launch(
             else:
                 ENGINES[kind](experiment, chosen, console)
         elif submitted:
-            queue.submit_conclusion(experiment, submitted.values())
+            queue.submit_finalize(experiment, submitted.values())
         return chosen
 
 
@@ -148,7 +148,7 @@ def slots(config: Config) -> list[str | None]:
 def still_with_a_scheduler(experiment: Experiment) -> list[str]:
     """The unfinished cells that wait or run as a scheduler's jobs at this moment, or that such a job will see to."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
-    last = Manifest(experiment.directory).comparison()
+    last = EventLog(experiment.directory).comparison()
     if last is not None and last.state in OPEN and not _has_ended(experiment, last.job):
         return [cell.id for cell in unfinished]
     return list(with_a_scheduler(experiment, unfinished))
@@ -162,15 +162,15 @@ def follow(experiment: Experiment, console: Console) -> bool:
     launcher = experiment.config.launcher
     if launcher.kind != LauncherKind.slurm or not launcher.wait:
         return False
-    manifest, watched = Manifest(experiment.directory), None
+    events, watched = EventLog(experiment.directory), None
     try:
         while True:
-            last = manifest.comparison()
+            last = events.comparison()
             if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
                 monitoring.watch(experiment.directory, console)
-                watched, last = last.job if last else "", manifest.comparison()
+                watched, last = last.job if last else "", events.comparison()
             ended = last is None or last.state not in OPEN or _has_ended(experiment, last.job)
-            if ended and manifest.comparison() == last:  # else it has submitted another as it ended
+            if ended and events.comparison() == last:  # else it has submitted another as it ended
                 return True
             if not ended:
                 time.sleep(FOLLOW_SECONDS)
@@ -181,7 +181,7 @@ def follow(experiment: Experiment, console: Console) -> bool:
 
 def _has_ended(experiment: Experiment, job: str) -> bool:
     """Whether that job neither waits nor runs, as far as Slurm can be asked."""
-    known = slurm.jobs([job], experiment.directory, Manifest(experiment.directory).owner())
+    known = slurm.jobs([job], experiment.directory, EventLog(experiment.directory).owner())
     return known is not None and (job not in known or known[job].has_ended)
 
 
@@ -190,10 +190,10 @@ def with_a_scheduler(experiment: Experiment, cells: list[Cell]) -> dict[str, str
 
     Raises `UserError` where there may be such jobs and the scheduler cannot be asked: nobody should submit them twice.
     """
-    manifest = Manifest(experiment.directory)
-    last = manifest.last()
+    events = EventLog(experiment.directory)
+    last = events.last()
     theirs = {cell.id: last[cell.id].job for cell in cells if cell.id in last and last[cell.id].scheduler}
-    known = slurm.jobs(theirs.values(), experiment.directory, manifest.owner())
+    known = slurm.jobs(theirs.values(), experiment.directory, events.owner())
     if known is None:
         raise UserError(
             f"{experiment.directory} has jobs with Slurm, which does not answer here (squeue): "

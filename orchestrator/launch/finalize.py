@@ -17,34 +17,34 @@ from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import queue
 from orchestrator.schedulers import slurm
 from orchestrator.storage import locks, metrics_log
-from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
+from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, EventLog
 from orchestrator.tracking import run
 
 ASK_TIMES, ASK_SECONDS = 10, 30.0
 
 
-def conclude(path: Path) -> None:
-    """Compare what there is; or, where cells died with their whole job, submit these and another conclusion.
+def finalize(path: Path) -> None:
+    """Compare what there is; or, where cells died with their whole job, submit these and another finalize.
 
     Readings that no job has made are made here first.
     """
-    experiment, manifest, here = run_directory.reopen(path), Manifest(path), slurm.this_job()
+    experiment, events, here = run_directory.reopen(path), EventLog(path), slurm.this_job()
     with locks.hold(monitoring.experiment_lock(path)):
-        again, pause = _to_try_again(experiment, manifest)
-        still = _with_slurm(experiment, manifest)  # resubmitted by hand meanwhile
+        again, pause = _to_try_again(experiment, events)
+        still = _with_slurm(experiment, events)  # resubmitted by hand meanwhile
         if again:
             queue.submit(experiment, again, beside=still, begin=pause)
             return
         if still:
-            queue.submit_conclusion(experiment, still.values())
+            queue.submit_finalize(experiment, still.values())
             return
         job = here.id if here else ""
         # said before the lock is free: whoever submits cells from now on knows that this job will not see to them
-        manifest.append(COMPARISON, "running", attempt=1, job=job, scheduler=slurm.SLURM)
+        events.append(COMPARISON, "running", attempt=1, job=job, scheduler=slurm.SLURM)
     compared = _compare(experiment)
     of = f"{compared} of {len(experiment.cells)} cells"
     state, reason = ("done", of) if compared else ("failed", "no cell has finished")
-    manifest.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=slurm.SLURM)
+    events.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=slurm.SLURM)
 
 
 def _compare(experiment: Experiment) -> int:
@@ -63,8 +63,8 @@ def _compare(experiment: Experiment) -> int:
 
 
 def _is_trained(cell: Cell) -> bool:
-    """Whether its ledger ends as one does that a comparison takes."""
-    return "test" in (metrics_log.newest(cell.directory / "ledger.jsonl") or {})
+    """Whether its metrics log ends as one does that a comparison takes."""
+    return "test" in (metrics_log.newest(cell.directory / "metrics.jsonl") or {})
 
 
 def _read(cell: Cell) -> None:
@@ -77,13 +77,13 @@ def _read(cell: Cell) -> None:
         print(f"{cell.id} is compared without some of its readings: {error}", flush=True)
 
 
-def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell], float]:
+def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell], float]:
     """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
-    limits, last = experiment.config.launcher, manifest.last()
+    limits, last = experiment.config.launcher, events.last()
     waiting = [
         cell for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id)) and not is_finished(cell.directory)
     ]
-    known = _asked([last[cell.id].job for cell in waiting], manifest)
+    known = _asked([last[cell.id].job for cell in waiting], events)
     again, longest = [], 0.0
     for cell in waiting:
         entry = last[cell.id]
@@ -92,12 +92,12 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
             continue
         if job is not None and job.state.startswith("CANCELLED"):
             which = {"job": entry.job, "scheduler": entry.scheduler}
-            manifest.append(cell.id, "stopped", attempt=entry.attempt, reason="cancelled", **which)
+            events.append(cell.id, "stopped", attempt=entry.attempt, reason="cancelled", **which)
             continue
         if entry.state != "crashed":
             reason = f"its job ended without a word ({job.state if job else 'Slurm does not know it any more'})"
-            retry.died(manifest, cell.id, reason, attempt=entry.attempt, job=entry.job, scheduler=entry.scheduler)
-        pause = retry.pause_or_give_up(manifest, cell.id, limits.retries, limits.backoff_seconds)
+            retry.died(events, cell.id, reason, attempt=entry.attempt, job=entry.job, scheduler=entry.scheduler)
+        pause = retry.pause_or_give_up(events, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
             again.append(cell)
             longest = max(longest, pause)
@@ -110,20 +110,20 @@ def _to_try_again(experiment: Experiment, manifest: Manifest) -> tuple[list[Cell
     return again, longest
 
 
-def _asked(jobs: list[str], manifest: Manifest) -> dict[str, slurm.Job]:
+def _asked(jobs: list[str], events: EventLog) -> dict[str, slurm.Job]:
     """What Slurm knows of the jobs; asked again for some minutes where it does not answer. Raises `UserError` then."""
     for _ in range(ASK_TIMES):
-        if (known := slurm.jobs(jobs, manifest.path.parent, manifest.owner())) is not None:
+        if (known := slurm.jobs(jobs, events.path.parent, events.owner())) is not None:
             return known
         time.sleep(ASK_SECONDS)
-    raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {manifest.path.parent} compares.")
+    raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {events.path.parent} compares.")
 
 
-def _with_slurm(experiment: Experiment, manifest: Manifest) -> dict[str, str]:
+def _with_slurm(experiment: Experiment, events: EventLog) -> dict[str, str]:
     """Cell → job, of those that have not ended."""
-    last = manifest.last()
+    last = events.last()
     theirs = {cell.id: last[cell.id].job for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id))}
-    known = _asked(list(theirs.values()), manifest)
+    known = _asked(list(theirs.values()), events)
     return {cell: job for cell, job in theirs.items() if job in known and not known[job].has_ended}
 
 

@@ -18,7 +18,7 @@ from orchestrator.jobs.worker import CellJob
 from orchestrator.launch.order import is_ready
 from orchestrator.schedulers import submission
 from orchestrator.storage import lease
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from orchestrator.training.loop import StopSignal
 
 POLL_SECONDS = 0.2
@@ -42,7 +42,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
     """Run the cells, as many at once as there are slots, and again those that died, until none is left."""
     from orchestrator.launch import slots
 
-    manifest, limits = Manifest(experiment.directory), experiment.config.launcher
+    events, limits = EventLog(experiment.directory), experiment.config.launcher
     free, waiting, running = slots(experiment.config), list(cells), list[Running]()
     not_before: dict[str, float] = {}  # cell → when it may be tried again, on the clock of `time.monotonic`
     asked_to_stop, ask_again = False, 0.0
@@ -56,7 +56,7 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
                 if cell is None:
                     break
                 waiting.remove(cell)
-                running.append(_start(experiment, cell, free.pop(0), manifest))
+                running.append(_start(experiment, cell, free.pop(0), events))
             if stop.received and time.monotonic() > ask_again:  # again, for one that starts may not have heard
                 asked_to_stop, ask_again = True, time.monotonic() + ASK_SECONDS
                 for one in running:
@@ -64,9 +64,9 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
             for one in [one for one in running if one.job.done()]:
                 running.remove(one)
                 free.append(one.gpu)
-                _record_silent_end(one, manifest, asked_to_stop)
-                if not asked_to_stop and manifest.last()[one.cell.id].state == "crashed":
-                    pause = retry.pause_or_give_up(manifest, one.cell.id, limits.retries, limits.backoff_seconds)
+                _record_silent_end(one, events, asked_to_stop)
+                if not asked_to_stop and events.last()[one.cell.id].state == "crashed":
+                    pause = retry.pause_or_give_up(events, one.cell.id, limits.retries, limits.backoff_seconds)
                     if pause is not None:
                         not_before[one.cell.id] = time.monotonic() + pause
                         waiting.append(one.cell)
@@ -79,24 +79,24 @@ def run(experiment: Experiment, cells: list[Cell], console: Console) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _start(experiment: Experiment, cell: Cell, gpu: str | None, manifest: Manifest) -> Running:
+def _start(experiment: Experiment, cell: Cell, gpu: str | None, events: EventLog) -> Running:
     threads = str(cell.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
     executor = submission.local(
         experiment.config, experiment.directory / "jobs", tasks=experiment.config.launcher.ranks
     )
     (job,) = submission.submit(executor, CellJob(str(cell.directory), gpu))
-    manifest.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job.job_id)
+    events.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job.job_id)
     return Running(cell, job, gpu)
 
 
-def _record_silent_end(one: Running, manifest: Manifest, asked_to_stop: bool) -> None:
+def _record_silent_end(one: Running, events: EventLog, asked_to_stop: bool) -> None:
     """A process that ended without leaving an outcome was stopped as it started, killed, or short of memory."""
-    entry = manifest.last()[one.cell.id]
+    entry = events.last()[one.cell.id]
     if entry.state not in ("submitted", "running") or lease.is_held(one.cell.directory):
         return  # it said how it ended, or another process has the cell
     if asked_to_stop:
-        manifest.append(one.cell.id, "stopped", attempt=entry.attempt, job=entry.job)
+        events.append(one.cell.id, "stopped", attempt=entry.attempt, job=entry.job)
     else:
         reason = f"its process ended without a word (killed, or out of memory; log: {one.job.paths.stderr})"
-        retry.died(manifest, one.cell.id, reason, attempt=entry.attempt, job=entry.job)
+        retry.died(events, one.cell.id, reason, attempt=entry.attempt, job=entry.job)

@@ -20,21 +20,21 @@ from orchestrator.launch.order import waves
 from orchestrator.schedulers import slurm, submission
 from orchestrator.schedulers.slurm import SLURM
 from orchestrator.storage import lease
-from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, Manifest
+from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, EventLog
 
 NAMED = 6  # jobs that a sentence names before it only counts them
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class Finalize:
     """The body of the last job: what is to be done when every cell's job has ended."""
 
     directory: str
 
     def __call__(self) -> None:
-        from orchestrator.launch.finalize import conclude
+        from orchestrator.launch.finalize import finalize
 
-        conclude(Path(self.directory))
+        finalize(Path(self.directory))
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit starts again when the job is preempted: the same."""
@@ -53,15 +53,15 @@ def submit(
 
     `beside`: cell → job, of cells that Slurm already has, which may be played back, too. `begin`: seconds before the
     first of the cells may start.
-    Raises `UserError` where Slurm does not take all; the rest is with it, in the manifest, and as far as it can be
-    with a conclusion.
+    Raises `UserError` where Slurm does not take all; the rest is with it, in the event log, and as far as it can be
+    with a finalize.
     """
     threads = str(experiment.config.train.threads)
     os.environ.update(OMP_NUM_THREADS=threads, MKL_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="false")
     taken: dict[str, str] = {}  # cell → job
     try:
         _submit_waves(experiment, cells, taken, beside, begin)
-        submit_conclusion(experiment, [*taken.values(), *beside.values()])
+        submit_finalize(experiment, [*taken.values(), *beside.values()])
     except KeyboardInterrupt:
         if console is not None and taken:
             console.print(f"{_said(taken, cells)}; the same command submits the rest.", markup=False, soft_wrap=True)
@@ -81,8 +81,8 @@ def submit(
 def _submit_waves(
     experiment: Experiment, cells: list[Cell], taken: dict[str, str], beside: Mapping[str, str], begin: float
 ) -> None:
-    """Submit the cells in the order of what they play back; each is in the manifest and `taken` once Slurm has it."""
-    config, folder, manifest = experiment.config, experiment.directory / "jobs", Manifest(experiment.directory)
+    """Submit the cells in the order of what they play back; each is in the event log and `taken` once Slurm has it."""
+    config, folder, events = experiment.config, experiment.directory / "jobs", EventLog(experiment.directory)
     running = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):
@@ -95,32 +95,32 @@ def _submit_waves(
             jobs = submission.submit(executor, *(CellJob(str(cell.directory.resolve())) for cell in batch))
             for cell, job in zip(batch, jobs, strict=True):
                 attempt = lease.next_number(cell.directory)
-                manifest.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
+                events.append(cell.id, "submitted", attempt=attempt, job=job.job_id, scheduler=SLURM)
                 taken[cell.id] = job.job_id
         before = [taken[cell.id] for cell in wave]
 
 
 def _rest(experiment: Experiment, cells: list[Cell], taken: Mapping[str, str], beside: Mapping[str, str]) -> str:
-    """What is missing, now that Slurm took the cells in `taken` and then refused. What it has, a conclusion follows."""
+    """What is missing, now that Slurm took the cells in `taken` and then refused. What it has, a finalize follows."""
     if len(taken) == len(cells):
         return "not the comparison"
     try:
-        submit_conclusion(experiment, [*taken.values(), *beside.values()])
+        submit_finalize(experiment, [*taken.values(), *beside.values()])
     except UserError:
         return "neither the others nor the comparison"
     return "not the others"
 
 
-def submit_conclusion(experiment: Experiment, after: Iterable[str] = ()) -> bool:
+def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
     """Submit the job that compares, or tries again, when the jobs `after` have ended; whether there was need for it.
 
     An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
     comparing now, or ending, is waited for. The job that this process is a part of does not count.
     """
-    manifest, here = Manifest(experiment.directory), slurm.this_job()
-    last, jobs = manifest.comparison(), list(after)
+    events, here = EventLog(experiment.directory), slurm.this_job()
+    last, jobs = events.comparison(), list(after)
     if last is not None and not (here and here.id == last.job):
-        known = (slurm.jobs([last.job], experiment.directory, manifest.owner()) or {}).get(last.job)
+        known = (slurm.jobs([last.job], experiment.directory, events.owner()) or {}).get(last.job)
         if known is not None and (known.is_waiting or (known.state == "RUNNING" and last.state == "submitted")):
             return False
         if known is not None and known.is_running:
@@ -129,8 +129,8 @@ def submit_conclusion(experiment: Experiment, after: Iterable[str] = ()) -> bool
         experiment.config, experiment.directory / "jobs", job_name=f"{experiment.name}-comparison",
         dependency=_after(jobs) if jobs else None,
     )  # fmt: skip
-    (job,) = submission.submit(executor, Conclusion(str(experiment.directory.resolve())))
-    manifest.append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
+    (job,) = submission.submit(executor, Finalize(str(experiment.directory.resolve())))
+    events.append(COMPARISON, "submitted", attempt=1, job=job.job_id, scheduler=SLURM)
     return True
 
 
@@ -138,19 +138,19 @@ def cancel(directory: Path, jobs: list[str]) -> None:
     """Cancel jobs of Slurm, and record of those that had not begun that they never will. Raises `UserError`."""
     if not jobs:
         return
-    manifest = Manifest(directory)
-    known = slurm.jobs(jobs, directory, manifest.owner())  # what has ended meanwhile need not be cancelled
+    events = EventLog(directory)
+    known = slurm.jobs(jobs, directory, events.owner())  # what has ended meanwhile need not be cancelled
     if known is None or not slurm.cancel([job for job in jobs if job in known and not known[job].has_ended]):
         raise UserError(f"Slurm did not cancel {', '.join(jobs)}: try scancel yourself.")
-    for cell, entry in open_entries(manifest).items():
+    for cell, entry in open_entries(events).items():
         if entry.job in jobs and (entry.job not in known or known[entry.job].is_waiting):
             which = {"job": entry.job, "scheduler": entry.scheduler}
-            manifest.append(cell, "stopped", attempt=entry.attempt, reason="cancelled", **which)
+            events.append(cell, "stopped", attempt=entry.attempt, reason="cancelled", **which)
 
 
-def open_entries(manifest: Manifest) -> dict[str, Entry]:
+def open_entries(events: EventLog) -> dict[str, Entry]:
     """Cell, or the comparison, → its last word, where that leaves it with Slurm."""
-    entries = manifest.last() | ({COMPARISON: last} if (last := manifest.comparison()) else {})
+    entries = events.last() | ({COMPARISON: last} if (last := events.comparison()) else {})
     return {cell: entry for cell, entry in entries.items() if entry.scheduler and entry.state in OPEN}
 
 

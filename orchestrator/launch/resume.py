@@ -18,7 +18,7 @@ from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import alone, check_jobs, launch, prepare_data, queue, refuse_early, with_a_scheduler
 from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, locks
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 WHICH = {
     "failed": {"failed"},
@@ -62,8 +62,8 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
     if experiment.config.launcher.kind != LauncherKind.slurm:
         return False
     with alone(experiment.directory):
-        last = Manifest(experiment.directory).comparison()
-        if (last is not None and last.state == "done") or not queue.submit_conclusion(experiment):
+        last = EventLog(experiment.directory).comparison()
+        if (last is not None and last.state == "done") or not queue.submit_finalize(experiment):
             return False
     console.print("All cells are done, but their comparison is not: it is submitted again.")
     return True
@@ -71,9 +71,9 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
 
 def cancel(path: Path, console: Console) -> None:
     """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
-    cells, manifest = monitoring.read_status(path), Manifest(path)
-    jobs = list(dict.fromkeys(entry.job for entry in queue.open_entries(manifest).values()))
-    known = slurm.jobs(jobs, path, manifest.owner())
+    cells, events = monitoring.read_status(path), EventLog(path)
+    jobs = list(dict.fromkeys(entry.job for entry in queue.open_entries(events).values()))
+    known = slurm.jobs(jobs, path, events.owner())
     if known is None:
         raise UserError(f"{path} has jobs with Slurm, which cannot be asked here: cancel them from a login node.")
     live = [job for job in jobs if job in known and not known[job].has_ended]

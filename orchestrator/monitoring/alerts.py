@@ -34,7 +34,7 @@ def alerts(status: CellStatus) -> list[Alert]:
 
 
 def ended_badly(s: CellStatus) -> Said:
-    """A failed or lost cell, with the reason; of any other, what the manifest adds."""
+    """A failed or lost cell, with the reason; of any other, what the event log adds."""
     if s.state == "failed":
         yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _told(s)
     elif s.state == "lost":

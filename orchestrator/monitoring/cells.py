@@ -21,11 +21,11 @@ from orchestrator.monitoring.reading import Reading, newest
 from orchestrator.monitoring.states import Sight, is_open, state_of
 from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
 from orchestrator.storage import lease, metrics_log
-from orchestrator.storage.event_log import COMPARISON, Entry, Manifest
+from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
 from orchestrator.storage.locks import is_held
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
-UNASKED = "is as the manifest has it: Slurm does not answer here (squeue)"
+UNASKED = "is as the event log has it: Slurm does not answer here (squeue)"
 COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
 MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
@@ -54,10 +54,10 @@ class CellStatus:
     deaths: int = 0  # how often its process died
     waits: str = ""  # for what its job waits, or that nobody can be asked
     log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
-    reason: str = ""  # the manifest's last word on it
+    reason: str = ""  # the event log's last word on it
     plan: Plan | None = None  # null where its configuration cannot be read
-    records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its ledger
-    written: float | None = None  # when its ledger was last written, seconds since the epoch
+    records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its metrics log
+    written: float | None = None  # when its metrics log was last written, seconds since the epoch
     reading: Reading | None = None  # the newest
     saved: frozenset[int] = frozenset()  # steps of the checkpoints on disk
     read: frozenset[int] = frozenset()  # and of the readings
@@ -131,22 +131,22 @@ def _plan_in(text: str) -> Plan:
 def read_status(experiment_dir: Path) -> list[CellStatus]:
     """The status of every cell, in the order of the experiment.
 
-    Raises `UserError` where the directory holds no experiment or its manifest cannot be read.
+    Raises `UserError` where the directory holds no experiment or its event log cannot be read.
     """
     cells = _cell_dirs(experiment_dir)
     if not cells:
         raise UserError(no_experiment(experiment_dir))
-    manifest = Manifest(experiment_dir)
-    last = manifest.last()
+    events = EventLog(experiment_dir)
+    last = events.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone
-    told = _written(manifest.path)
+    told = _written(events.path)
     claims = {cell: lease.newest(path) for cell, path in cells.items() if is_open(last.get(cell))}
     held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
-    known = _jobs(manifest, last)
+    known = _jobs(events, last)
     if any(is_open(last.get(cell)) and cell not in held for cell in cells):
-        last = manifest.last()  # a process leaves its last word before its claim: what it has said since counts
-    preempted, deaths = manifest.preemptions(), manifest.counted("crashed")
+        last = events.last()  # a process leaves its last word before its claim: what it has said since counts
+    preempted, deaths = events.preemptions(), events.counted("crashed")
     found = []
     for cell, path in cells.items():
         entry, claim = last.get(cell), claims.get(cell)
@@ -154,7 +154,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, job, asked=known is not None)
         state = state_of(entry, sight) if path.is_dir() else "missing"
         if state == "zombie" and not sight.stale:  # what was seen one after another may only seem to disagree
-            entry, sight = _looked_again(manifest, cell, path, sight)
+            entry, sight = _looked_again(events, cell, path, sight)
             state = state_of(entry, sight)
         status = status_of(path, entry, state, told)
         waits = f"its job waits: {job.reason}" if job and job.is_waiting and job.reason else ""
@@ -177,18 +177,18 @@ def _why_lost(entry: Entry, job: Job | None) -> str:
 
 def read_comparison(experiment_dir: Path) -> str:
     """Where the job stands that compares the cells when they have ended; empty where none was submitted."""
-    manifest = Manifest(experiment_dir)
-    entry = manifest.comparison()
+    events = EventLog(experiment_dir)
+    entry = events.comparison()
     if entry is None:
         return ""
-    known = _jobs(manifest, {COMPARISON: entry})
-    if (now := manifest.comparison()) is not None and now != entry:  # what was said meanwhile counts
-        entry, known = now, _jobs(manifest, {COMPARISON: now})
+    known = _jobs(events, {COMPARISON: entry})
+    if (now := events.comparison()) is not None and now != entry:  # what was said meanwhile counts
+        entry, known = now, _jobs(events, {COMPARISON: now})
     if not is_open(entry):
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
     if known is None:
         word = "running" if entry.state == "running" else "queued"
-        return f"{word} (job {entry.job}), as the manifest has it: Slurm does not answer here (squeue)"
+        return f"{word} (job {entry.job}), as the event log has it: Slurm does not answer here (squeue)"
     job = known.get(entry.job)
     if job is None:
         return f"lost: Slurm does not know job {entry.job} any more; {COMPARES}"
@@ -198,29 +198,29 @@ def read_comparison(experiment_dir: Path) -> str:
     return f"{word} (job {entry.job})"
 
 
-def _looked_again(manifest: Manifest, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
+def _looked_again(events: EventLog, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
     """The scheduler asked anew, then whether the process still lives, then its last word."""
-    name, root = _job_of(manifest, cell), manifest.path.parent
-    job = (jobs([name], root, manifest.owner()) or {}).get(name) if name else None
+    name, root = _job_of(events, cell), events.path.parent
+    job = (jobs([name], root, events.owner()) or {}).get(name) if name else None
     held = lease.is_held(path)
-    return manifest.last().get(cell), replace(sight, job=job, held=held)
+    return events.last().get(cell), replace(sight, job=job, held=held)
 
 
-def _job_of(manifest: Manifest, cell: str) -> str:
-    entry = manifest.last().get(cell)
+def _job_of(events: EventLog, cell: str) -> str:
+    entry = events.last().get(cell)
     return entry.job if entry else ""
 
 
-def _jobs(manifest: Manifest, last: dict[str, Entry]) -> dict[str, Job] | None:
+def _jobs(events: EventLog, last: dict[str, Entry]) -> dict[str, Job] | None:
     """What the scheduler knows of the jobs of open cells; null where it cannot be asked."""
     theirs = {entry.job for entry in last.values() if entry.scheduler and is_open(entry)}
-    return recent_jobs(theirs, manifest.path.parent, manifest.owner())
+    return recent_jobs(theirs, events.path.parent, events.owner())
 
 
 def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:
     """What the files of one cell say. Any of them may be missing, or vanish while it is looked at.
 
-    `told`: when the manifest was last written to; an attempt that has just begun has not been silent since the last.
+    `told`: when the event log was last written to; an attempt that has just begun has not been silent since the last.
     """
     broken: list[str] = []
     checkpoints = _names(cell_dir / "checkpoints")
@@ -232,9 +232,9 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
         if state != "missing":
             broken.append(f"config.yaml cannot be read ({error}): restore it.")
     try:
-        records = recent_records(cell_dir / "ledger.jsonl")
+        records = recent_records(cell_dir / "metrics.jsonl")
     except ValueError as error:
-        broken.append(f"The end of ledger.jsonl cannot be read ({error}): restore or delete that line.")
+        broken.append(f"The end of metrics.jsonl cannot be read ({error}): restore or delete that line.")
     try:
         reading = newest(cell_dir, read)
     except FileNotFoundError:
@@ -251,7 +251,7 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
         reason=entry.reason if entry else "",
         plan=plan,
         records=records,
-        written=max(filter(None, (_written(cell_dir / "ledger.jsonl"), told)), default=None),
+        written=max(filter(None, (_written(cell_dir / "metrics.jsonl"), told)), default=None),
         reading=reading,
         saved=_steps(checkpoints),
         read=read,
@@ -264,7 +264,7 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
 def recent_records(path: Path) -> list[metrics_log.Record]:
     """The newest records in order: `RECENT` of them, or more, until one of them has held-out losses.
 
-    None where there is no file. Raises `ValueError` where what is there is no ledger.
+    None where there is no file. Raises `ValueError` where what is there is no metrics log.
     """
     records: list[metrics_log.Record] = []
     with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""What a cell's state is called, from what its manifest says and what can be seen of it."""
+"""What a cell's state is called, from what its event log says and what can be seen of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.storage.event_log import OPEN, Entry
 
 @dataclass(frozen=True)
 class Sight:
-    """What can be seen of a cell beside what the manifest says of it."""
+    """What can be seen of a cell beside what the event log says of it."""
 
     held: bool = False  # its process lives, as far as can be told
     stale: bool = False  # but has not said so for too long
@@ -20,7 +20,7 @@ class Sight:
 
 
 def state_of(entry: Entry | None, sight: Sight) -> str:
-    """The manifest's word where it is final; otherwise what claim, launcher and scheduler say of it."""
+    """The event log's word where it is final; otherwise what claim, launcher and scheduler say of it."""
     if entry is None:
         return "next"
     if not is_open(entry):

@@ -72,7 +72,7 @@ class ArmPlan:
 
     @cached_property
     def records(self) -> set[int]:
-        """Steps that leave a line in the ledger."""
+        """Steps that leave a line in the metrics log."""
         decided = range(0, self.config.train.steps, self.config.sidecar.interval) if self.decisions else ()
         return self._due(self.config.train.log_every) | self.evaluations | {*decided}
 

@@ -101,9 +101,9 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
         size(cost.disk),
         (f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"),
     )
-    ledgers = sum(cell.volume.ledger for cell in cells)
+    metrics_logs = sum(cell.volume.metrics for cell in cells)
     readings = sum(cell.volume.readings for cell in cells)
-    yield "other files", size(ledgers + readings), f"ledgers {size(ledgers)}, readings {size(readings)}"
+    yield "other files", size(metrics_logs + readings), f"metrics logs {size(metrics_logs)}, readings {size(readings)}"
     if config.tracker.mode == TrackerMode.off:
         yield "W&B", "nothing", "tracker=off"
     else:

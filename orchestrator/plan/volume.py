@@ -1,4 +1,4 @@
-"""Bytes beside the checkpoints: what a cell writes to its ledger, its readings, and W&B."""
+"""Bytes beside the checkpoints: what a cell writes to its metrics log, its readings, and W&B."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DOMAIN_LOSS = 1.2345678901234567  # stands for any number of double precision
 class Volume:
     """Of one cell; bytes, but for the rows."""
 
-    ledger: int
+    metrics: int
     readings: int
     rows: int  # of W&B
     log: int  # those rows
@@ -68,7 +68,7 @@ def volume(plan: ArmPlan, sample: Sample) -> Volume:
 
 
 def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
-    """A ledger's record, and what some have beside: held-out losses, a decision of the sidecar."""
+    """A metrics log's record, and what some have beside: held-out losses, a decision of the sidecar."""
     record = {
         "step": plan.config.train.steps, "tokens": plan.tokens, "lr": DOMAIN_LOSS, "loss": DOMAIN_LOSS,
         "grad_norm": DOMAIN_LOSS, "digest": "0" * 64, "seconds": 12345.678, "tokens_per_second": 12345.6, "attempt": 1,

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
-SLURM = "slurm"  # how the manifest names it
+SLURM = "slurm"  # how the event log names it
 REQUEUED, CANCELLED = "requeued", "cancelled"
 REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 PATIENCE = 5.0  # seconds between two questions of one watcher

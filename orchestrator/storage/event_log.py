@@ -29,11 +29,11 @@ class Entry:
     restart: int = 0  # how often the scheduler had started the job before
 
 
-class Manifest:
-    """`manifest.jsonl` of one experiment. Cells and launcher append; nobody rewrites."""
+class EventLog:
+    """`events.jsonl` of one experiment. Cells and launcher append; nobody rewrites."""
 
     def __init__(self, experiment_dir: Path) -> None:
-        self.path = experiment_dir / "manifest.jsonl"
+        self.path = experiment_dir / "events.jsonl"
 
     def append(
         self,

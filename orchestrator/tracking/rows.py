@@ -1,4 +1,4 @@
-"""What ledger records, readings, cells and comparisons are called in W&B: metric name → plain value.
+"""What metrics records, readings, cells and comparisons are called in W&B: metric name → plain value.
 
 A row is logged at a step; a summary is what a run ends with, and a column each in W&B's table of runs.
 """
@@ -24,7 +24,7 @@ Row = dict[str, Any]
 
 
 def record_row(record: dict[str, Any]) -> Row:
-    """A ledger record: `train/loss`, `heldout/<domain>`, `time/seconds`, …"""
+    """A metrics record: `train/loss`, `heldout/<domain>`, `time/seconds`, …"""
     row: Row = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -60,8 +60,8 @@ def cell_summary(cell: CellResult) -> Row:
     from orchestrator.forensics.reading import centre, profile, total
 
     row: Row = {"parameters": num_params(decoder_spec(cell.config))}
-    if cell.ledger:
-        last = cell.ledger[-1]
+    if cell.metrics:
+        last = cell.metrics[-1]
         row |= {"step": last["step"], "tokens": last.get("tokens"), "flops": spent(cell)[last["step"]]}
     if cell.missing is None:
         row |= {f"{metric}/{domain}": x for (metric, domain), x in losses(cell, domains_of([cell])).items()}

@@ -98,7 +98,7 @@ class Tracker:
         self._sent: dict[str, int] = {}  # axis → last step sent
 
     def start(self, cell_dir: Path, records: Iterable[dict[str, Any]]) -> None:
-        """Open the run and replay the ledger's rows, so that a resumed offline run is complete by itself."""
+        """Open the run and replay the metrics log's rows, so that a resumed offline run is complete by itself."""
         if self.config.tracker.mode == TrackerMode.off:
             return
         with self._failing_softly():
@@ -110,7 +110,7 @@ class Tracker:
             self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Send one ledger record."""
+        """Send one metrics log record."""
         self._send(STEP, record["step"], lambda: rows.record_row(record))
 
     def forensics(self, result: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def _close(run: Any, exit_code: int) -> None:
 def _give_up(run: Any, error: Exception) -> None:
     """One warning, and the end of W&B in this process, so that it says nothing more at exit."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    log.warning("W&B tracking ends here (%s); everything is in the ledger.", reason)
+    log.warning("W&B tracking ends here (%s); everything is in the metrics log.", reason)
     with suppress(Exception):
         if run is not None:
             run.finish(exit_code=1)

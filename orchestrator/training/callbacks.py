@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
-from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import reward_rows
+from orchestrator.experiments.playback import read as read_playback
 from orchestrator.jobs.readings import READERS, Reader, Readings
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import ALONE, Ranks
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import whole
 
@@ -29,13 +29,13 @@ OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configur
 def callbacks_for(config: Config, ranks: Ranks = ALONE) -> list[Callback]:
     """The callbacks of a cell, in the order in which each step calls them.
 
-    What adds to the record comes before the ledger writes it; the ledger is written before the checkpoint,
+    What adds to the record comes before the metrics log writes it; the metrics log is written before the checkpoint,
     so that no checkpoint is ahead of it; forensics is handed the checkpoint; the tracker projects what is on disk.
     What only reads from disk is the first rank's.
     """
     sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
     readers = [ReadLayers(), Track(config)] if ranks.is_first else []
-    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteLedger(), SaveCheckpoint(), *readers]
+    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *readers]
 
 
 def build_sidecar(
@@ -43,7 +43,7 @@ def build_sidecar(
     model: nn.Module,
     heldout_loss: Heldout,
     optimizer: torch.optim.Optimizer | None = None,
-    schedule: list[dict[str, Any]] | None = None,
+    playback: list[dict[str, Any]] | None = None,
 ) -> Sidecar:
     """The sidecar that `config` describes. Raises `UserError` where its bounds are not safe."""
     options, optim = config.sidecar, config.optim
@@ -51,7 +51,7 @@ def build_sidecar(
         return Sidecar(
             model, heldout_loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, beta2=optim.beta2,
             seed=config.seed,
-            steps=config.train.steps, optimizer=optimizer, fresh=True, schedule=schedule,
+            steps=config.train.steps, optimizer=optimizer, fresh=True, playback=playback,
             **{field.name: getattr(options, field.name) for field in fields(options) if field.name not in OURS},
         )  # fmt: skip
     except ValueError as error:
@@ -66,23 +66,25 @@ class PressSidecar(Callback):
 
     saved: tuple[dict[str, Any], dict[str, Tensor]] | None = None
 
-    def start(self, run: Run) -> None:
-        count = reward_rows(run.config)
-        splits = [run.corpus.heldout(domain, "reward") for domain in run.corpus.domains]
+    def start(self, trainer: Trainer) -> None:
+        count = reward_rows(trainer.config)
+        splits = [trainer.corpus.heldout(domain, "reward") for domain in trainer.corpus.domains]
 
         def heldout_loss(interval: int) -> Iterator[Tensor]:
             at = torch.arange(interval * count, (interval + 1) * count)
-            return run.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
+            return trainer.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
 
-        self.sidecar = build_sidecar(run.config, run.model, heldout_loss, run.optimizer.adam, playback.read(run))
+        self.sidecar = build_sidecar(
+            trainer.config, trainer.model, heldout_loss, trainer.optimizer.adam, read_playback(trainer)
+        )
         if self.saved:
             self.sidecar.load_state_dict(*self.saved)
-        run.optimizer.around = self.sidecar.applied
-        run.folded = self.sidecar.folded
+        trainer.optimizer.around = self.sidecar.applied
+        trainer.folded = self.sidecar.folded
 
-    def after_step(self, run: Run) -> None:
-        if self.sidecar.before_step(run.step):
-            run.record["sidecar"] = self.sidecar.record()
+    def after_step(self, trainer: Trainer) -> None:
+        if self.sidecar.before_step(trainer.step):
+            trainer.record["sidecar"] = self.sidecar.record()
 
     def state(self) -> dict[str, Any]:
         return self.sidecar.state_dict()
@@ -98,15 +100,15 @@ class TraceMomentum(Callback):
     """Records cos(−exp_avg, w) of every matrix over the last steps before a reading (SCIENCE §1)."""
 
     @torch.no_grad()
-    def after_step(self, run: Run) -> None:
-        every, length = run.config.forensics.every, run.config.forensics.trace_steps
-        next_reading = min((run.step + every - 1) // every * every, run.last_step)
-        if run.step == 0 or next_reading - run.step >= length:
-            run.trace = {}  # a checkpoint between readings has no trace rather than an old one
+    def after_step(self, trainer: Trainer) -> None:
+        every, length = trainer.config.forensics.every, trainer.config.forensics.trace_steps
+        next_reading = min((trainer.step + every - 1) // every * every, trainer.last_step)
+        if trainer.step == 0 or next_reading - trainer.step >= length:
+            trainer.trace = {}  # a checkpoint between readings has no trace rather than an old one
             return
-        names = run.optimizer.decayed
-        weights = [run.optimizer.named[name] for name in names]
-        momenta = [run.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
+        names = trainer.optimizer.decayed
+        weights = [trainer.optimizer.named[name] for name in names]
+        momenta = [trainer.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
         cosines = torch.stack(
             [
                 -torch.cosine_similarity(whole(m).flatten(), whole(w).flatten(), dim=0)
@@ -114,32 +116,32 @@ class TraceMomentum(Callback):
             ]
         )
         for name, cosine in zip(names, cosines.tolist(), strict=True):  # one wait for the device
-            run.trace[name] = [*run.trace.get(name, []), cosine][-length:]
+            trainer.trace[name] = [*trainer.trace.get(name, []), cosine][-length:]
 
 
 class EvaluateHeldout(Callback):
     """Held-out loss per domain: validation while training, test once, at the end."""
 
-    def start(self, run: Run) -> None:
+    def start(self, trainer: Trainer) -> None:
         self.rows = {
-            split: {domain: run.corpus.heldout(domain, split) for domain in run.corpus.domains}
+            split: {domain: trainer.corpus.heldout(domain, split) for domain in trainer.corpus.domains}
             for split in ("validation", "test")
         }
 
-    def after_step(self, run: Run) -> None:
-        if run.due(run.config.train.eval_every):
-            run.record["heldout"] = self._losses(run, "validation")
-        if run.step == run.last_step:
-            run.record["test"] = self._losses(run, "test")
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.due(trainer.config.train.eval_every):
+            trainer.record["heldout"] = self._losses(trainer, "validation")
+        if trainer.step == trainer.last_step:
+            trainer.record["test"] = self._losses(trainer, "test")
 
-    def _losses(self, run: Run, split: str) -> dict[str, float]:
-        losses = {domain: run.heldout_loss(rows) for domain, rows in self.rows[split].items()}
+    def _losses(self, trainer: Trainer, split: str) -> dict[str, float]:
+        losses = {domain: trainer.heldout_loss(rows) for domain, rows in self.rows[split].items()}
         for domain, loss in losses.items():
-            run.check_finite(f"{split} loss on {domain}", loss)
+            trainer.check_finite(f"{split} loss on {domain}", loss)
         return losses
 
 
-class WriteLedger(Callback):
+class WriteMetrics(Callback):
     """One record per step that is due or that has something to say.
 
     The training loss is the mean over the steps since the record before.
@@ -149,39 +151,39 @@ class WriteLedger(Callback):
         self.losses = torch.zeros((), dtype=torch.float64)  # sum since the last record, on the run's device
         self.count, self.tokens, self.seconds = 0, 0, 0.0
 
-    def start(self, run: Run) -> None:
-        self.losses = self.losses.to(run.device)
+    def start(self, trainer: Trainer) -> None:
+        self.losses = self.losses.to(trainer.device)
 
-    def after_step(self, run: Run) -> None:
-        if run.step > 0:
-            self.losses += run.train_loss
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.step > 0:
+            self.losses += trainer.train_loss
             self.count += 1
-        if not (run.due(run.config.train.log_every) or run.record):
+        if not (trainer.due(trainer.config.train.log_every) or trainer.record):
             return
-        run.check_health()
+        trainer.check_health()
         loss = self.losses.item() / self.count if self.count else None
-        seconds = run.seconds  # after the loss, which waited for the device
+        seconds = trainer.seconds  # after the loss, which waited for the device
         elapsed = seconds - self.seconds
         record = {
-            "step": run.step,
-            "tokens": run.tokens,
-            "lr": run.lr,
+            "step": trainer.step,
+            "tokens": trainer.tokens,
+            "lr": trainer.lr,
             "loss": loss,
-            "grad_norm": run.grad_norm.item() if run.step else None,
-            **run.record,
-            "digest": run.digest,
+            "grad_norm": trainer.grad_norm.item() if trainer.step else None,
+            **trainer.record,
+            "digest": trainer.digest,
             "seconds": round(seconds, 3),
-            "tokens_per_second": round((run.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
-            "attempt": run.attempt,
+            "tokens_per_second": round((trainer.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
+            "attempt": trainer.attempt,
         }
-        run.ranks.first(lambda: self._append(run, record))
-        run.record, run.logged = record, run.step
+        trainer.ranks.first(lambda: self._append(trainer, record))
+        trainer.record, trainer.logged = record, trainer.step
         self.losses.zero_()
-        self.count, self.tokens, self.seconds = 0, run.tokens, seconds
+        self.count, self.tokens, self.seconds = 0, trainer.tokens, seconds
 
-    def _append(self, run: Run, record: metrics_log.Record) -> None:
-        with run.writing():
-            metrics_log.append(run.cell_dir / "ledger.jsonl", record)
+    def _append(self, trainer: Trainer, record: metrics_log.Record) -> None:
+        with trainer.writing():
+            metrics_log.append(trainer.cell_dir / "metrics.jsonl", record)
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}
@@ -194,9 +196,9 @@ class WriteLedger(Callback):
 class SaveCheckpoint(Callback):
     """A checkpoint every `train.checkpoint_every` steps, at every reading, first and last."""
 
-    def after_step(self, run: Run) -> None:
-        if run.due(run.config.train.checkpoint_every) or run.due(run.config.forensics.every):
-            run.save()
+    def after_step(self, trainer: Trainer) -> None:
+        if trainer.due(trainer.config.train.checkpoint_every) or trainer.due(trainer.config.forensics.every):
+            trainer.save()
 
 
 class ReadLayers(Callback):
@@ -207,28 +209,28 @@ class ReadLayers(Callback):
 
     reader: Reader | None = None
 
-    def start(self, run: Run) -> None:
-        self.readings = Readings(run.cell_dir, run.config)
-        self.reader = READERS[run.config.forensics.where, run.config.launcher.kind](self.readings)
+    def start(self, trainer: Trainer) -> None:
+        self.readings = Readings(trainer.cell_dir, trainer.config)
+        self.reader = READERS[trainer.config.forensics.where, trainer.config.launcher.kind](self.readings)
         for path in self.readings.unread():
             self.reader.add(path)
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, trainer: Trainer) -> None:
         assert self.reader is not None
-        if run.due(run.config.forensics.every):
-            self.reader.add(checkpoint.path_of(run.checkpoints, run.step))
+        if trainer.due(trainer.config.forensics.every):
+            self.reader.add(checkpoint.path_of(trainer.checkpoints, trainer.step))
         self.reader.is_busy()  # raises what a reading raised
 
-    def is_busy(self, run: Run) -> bool:
+    def is_busy(self, trainer: Trainer) -> bool:
         assert self.reader is not None
         self.reader.take_part()
         return self.reader.is_busy()
 
-    def finish(self, run: Run) -> None:
+    def finish(self, trainer: Trainer) -> None:
         self._close()
-        run.prune()  # what was spared until it was read
+        trainer.prune()  # what was spared until it was read
 
-    def fail(self, run: Run, reason: str) -> None:
+    def fail(self, trainer: Trainer, reason: str) -> None:
         self._close()
 
     def needs(self, path: Path) -> bool:
@@ -240,28 +242,28 @@ class ReadLayers(Callback):
 
 
 class Track(Callback):
-    """Ledger and forensics, as they appear on disk, projected to W&B."""
+    """Metrics log and forensics, as they appear on disk, projected to W&B."""
 
     def __init__(self, config: Config) -> None:
         self.tracker = Tracker(config)
         self.sent: set[Path] = set()
 
-    def start(self, run: Run) -> None:
-        self.tracker.start(run.cell_dir, metrics_log.read(run.cell_dir / "ledger.jsonl"))
-        self.readings = Readings(run.cell_dir, run.config)
+    def start(self, trainer: Trainer) -> None:
+        self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.cell_dir / "metrics.jsonl"))
+        self.readings = Readings(trainer.cell_dir, trainer.config)
         self._send_readings()
 
-    def after_step(self, run: Run) -> None:
-        if "digest" in run.record:  # the ledger took it
-            self.tracker.log(run.record)
+    def after_step(self, trainer: Trainer) -> None:
+        if "digest" in trainer.record:  # the metrics log took it
+            self.tracker.log(trainer.record)
             self._send_readings()
 
-    def finish(self, run: Run) -> None:
+    def finish(self, trainer: Trainer) -> None:
         self._send_readings()
-        self.tracker.finish(0 if run.step == run.last_step else INTERRUPTED)
+        self.tracker.finish(0 if trainer.step == trainer.last_step else INTERRUPTED)
 
-    def fail(self, run: Run, reason: str) -> None:
-        self.tracker.alert(f"{run.config.arm}/seed={run.config.seed} failed at step {run.step}", reason)
+    def fail(self, trainer: Trainer, reason: str) -> None:
+        self.tracker.alert(f"{trainer.config.arm}/seed={trainer.config.seed} failed at step {trainer.step}", reason)
         self.tracker.finish(1)
 
     def _send_readings(self) -> None:

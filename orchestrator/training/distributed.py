@@ -43,7 +43,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes: ledger, checkpoints, readings, manifest, W&B."""
+        """Whether this is the rank that writes: ledger, checkpoints, readings, events, W&B."""
         return self.rank == 0
 
     def own(self, device: torch.device) -> torch.device:

@@ -18,7 +18,7 @@ from orchestrator.storage import checkpoint
 from orchestrator.storage.lease import Superseded
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.distributed import ALONE, Ranks
-from orchestrator.training.trainer import Run, Writing, unfenced
+from orchestrator.training.trainer import Trainer, Writing, unfenced
 
 POLL_SECONDS = 0.05
 
@@ -56,13 +56,13 @@ def train_cell(
     cell_dir: Path,
     stop: StopSignal,
     attempt: int = 1,
-    on_start: Callable[[Run, list[str]], None] = lambda run, warnings: None,
+    on_start: Callable[[Trainer, list[str]], None] = lambda trainer, warnings: None,
     writing: Writing = unfenced,
     ranks: Ranks = ALONE,
 ) -> bool:
-    """Run or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
+    """Trainer or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
-    `on_start(run, warnings)` hears of the run as it begins, and which checkpoints were damaged.
+    `on_start(trainer, warnings)` hears of the trainer as it begins, and which checkpoints were damaged.
     `writing` is entered around every write, and raises where another attempt has taken the cell over.
     """
     config = schema.load(cell_dir / "config.yaml")
@@ -72,54 +72,54 @@ def train_cell(
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
     with ranks.blame():
-        run = Run(config, cell_dir, attempt, callbacks_for(config, ranks), writing, ranks)
-        warnings = run.resume()
-        on_start(run, warnings)
-        return train(run, stop)
+        trainer = Trainer(config, cell_dir, attempt, callbacks_for(config, ranks), writing, ranks)
+        warnings = trainer.resume()
+        on_start(trainer, warnings)
+        return train(trainer, stop)
 
 
-def train(run: Run, stop: StopSignal) -> bool:
+def train(trainer: Trainer, stop: StopSignal) -> bool:
     """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
     try:
-        with run.ranks.blame():
-            _loop(run, stop)
+        with trainer.ranks.blame():
+            _loop(trainer, stop)
     except Superseded:  # what it would say is its successor's to say
         raise
     except Exception as error:
-        for callback in run.callbacks:
-            callback.fail(run, str(error))
+        for callback in trainer.callbacks:
+            callback.fail(trainer, str(error))
         raise
-    for callback in run.callbacks:
-        callback.finish(run)
-    return run.step == run.last_step
+    for callback in trainer.callbacks:
+        callback.finish(trainer)
+    return trainer.step == trainer.last_step
 
 
-def _loop(run: Run, stop: StopSignal) -> None:
-    fresh = run.ranks.first(lambda: not checkpoint.saved(run.checkpoints))
-    for callback in run.callbacks:
-        callback.start(run)
+def _loop(trainer: Trainer, stop: StopSignal) -> None:
+    fresh = trainer.ranks.first(lambda: not checkpoint.saved(trainer.checkpoints))
+    for callback in trainer.callbacks:
+        callback.start(trainer)
     if fresh:
-        _after_step(run)
-    while run.step < run.last_step and not _stopped(run, stop):
-        run.update()
-        _after_step(run)
-    while stop.received is None and any(callback.is_busy(run) for callback in run.callbacks):
+        _after_step(trainer)
+    while trainer.step < trainer.last_step and not _stopped(trainer, stop):
+        trainer.update()
+        _after_step(trainer)
+    while stop.received is None and any(callback.is_busy(trainer) for callback in trainer.callbacks):
         time.sleep(POLL_SECONDS)
     if stop.received is not None:
         stop.deafen()
-        run.save()
+        trainer.save()
         stop.leave()
 
 
-def _stopped(run: Run, stop: StopSignal) -> bool:
+def _stopped(trainer: Trainer, stop: StopSignal) -> bool:
     """Whether this step is the last for now: signals reach ranks one by one, and all must stop at the same step."""
-    agreed = run.ranks.agree(stop.received is not None)
+    agreed = trainer.ranks.agree(stop.received is not None)
     if agreed and stop.received is None:
         stop.received = "a signal to another rank"
     return agreed  # a signal that came meanwhile is for the next step
 
 
-def _after_step(run: Run) -> None:
-    run.record = {}
-    for callback in run.callbacks:
-        callback.after_step(run)
+def _after_step(trainer: Trainer) -> None:
+    trainer.record = {}
+    for callback in trainer.callbacks:
+        callback.after_step(trainer)

@@ -36,20 +36,20 @@ def unfenced() -> Iterator[Callable[[], None]]:
 class Callback:
     """Something that happens beside the updates. Callbacks are called in the order of their list."""
 
-    def start(self, run: Run) -> None:
+    def start(self, trainer: Trainer) -> None:
         """Before the loop, on a fresh and on a resumed run."""
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, trainer: Trainer) -> None:
         """After every update, and once at step 0 of a fresh run. May add to `run.record`."""
 
-    def finish(self, run: Run) -> None:
+    def finish(self, trainer: Trainer) -> None:
         """After the loop, when the run is done or stopped."""
 
-    def is_busy(self, run: Run) -> bool:
+    def is_busy(self, trainer: Trainer) -> bool:
         """After the last step: whether there is still something under way that the end must wait for."""
         return False
 
-    def fail(self, run: Run, reason: str) -> None:
+    def fail(self, trainer: Trainer, reason: str) -> None:
         """After the loop, when an error ended it."""
 
     def needs(self, path: Path) -> bool:
@@ -68,7 +68,7 @@ class Callback:
         """Take back what `state` and `tensors` returned."""
 
 
-class Run:
+class Trainer:
     """Everything that makes up one training run; `save` and `resume` are its whole memory.
 
     Masters are fp32. Randomness comes from named streams that are functions of (seed, name, step), so that
@@ -108,7 +108,7 @@ class Run:
         self.grad_norm = torch.zeros((), device=self.device)
         self.folded: Callable[[], dict[str, Tensor]] = dict  # parameters that act otherwise than they are trained
         self.record: metrics_log.Record = {}
-        self.logged = -1  # step of the ledger's last record
+        self.logged = -1  # step of the metrics log's last record
         self.saved = -1  # step of the newest checkpoint that this run wrote or began from
         self.lr = 0.0
 
@@ -257,11 +257,11 @@ class Run:
 
     def _rewind(self) -> None:
         with self.writing() as check:
-            metrics_log.rewind(self.cell_dir / "ledger.jsonl", self.step, check)
+            metrics_log.rewind(self.cell_dir / "metrics.jsonl", self.step, check)
 
     def _step_back(self) -> tuple[Path | None, list[str]]:
         """The checkpoint to go on from; later ones, and what was read of them, are set aside."""
-        path, warnings = self._newest_within_the_ledger()
+        path, warnings = self._newest_within_metrics()
         start = -1 if path is None else checkpoint.step_of(path)
         with self.writing() as check:
             try:
@@ -277,16 +277,18 @@ class Run:
                     "and run the same command again."
                 ) from error
             if path is None:
-                metrics_log.rewind(self.cell_dir / "ledger.jsonl", -1, check)
+                metrics_log.rewind(self.cell_dir / "metrics.jsonl", -1, check)
         return path, warnings
 
-    def _newest_within_the_ledger(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint that the ledger reaches: going on from a later one would leave a gap in it."""
+    def _newest_within_metrics(self) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint that the metrics log covers; resuming from a later one would leave a gap."""
         path, warnings = checkpoint.newest(self.checkpoints)
-        last = metrics_log.newest(self.cell_dir / "ledger.jsonl")
+        last = metrics_log.newest(self.cell_dir / "metrics.jsonl")
         reached = last["step"] if last else -1
         while path is not None and checkpoint.read_state(path)["logged"] > reached:
-            warnings.append(f"{path} is ahead of the ledger, which was cut at step {reached}: an earlier one is used.")
+            warnings.append(
+                f"{path} is ahead of the metrics log, which was cut at step {reached}: an earlier one is used."
+            )
             path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
         return path, warnings
 

@@ -82,7 +82,7 @@ def write(root: Path) -> None:
             width = plain["width"] | {"start": 1.0 if arm == ARMS[0] else 0.9}
             (cell / "config.yaml").write_text(yaml.safe_dump(plain | {"arm": arm, "seed": seed, "width": width}))
             lines = [json.dumps(record) for record in ledger(arm, seed, units, rng)]
-            (cell / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+            (cell / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             for step in range(0, EVERY * READINGS, EVERY):
                 (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step, rng)))
     spec = {

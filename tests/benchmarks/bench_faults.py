@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.storage import lease, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from tests.conftest import SMALL
 
 CELL = "main/seed=0"
@@ -37,7 +37,7 @@ def result_of(directory: Path) -> tuple[object, ...]:
     cell = directory / CELL
     newest = max((cell / "checkpoints").glob("step_????????"))
     weights = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in newest.glob("*.safetensors")}
-    records = [(r["step"], r["loss"], r["digest"]) for r in metrics_log.read(cell / "ledger.jsonl")]
+    records = [(r["step"], r["loss"], r["digest"]) for r in metrics_log.read(cell / "metrics.jsonl")]
     readings = sorted(path.name for path in (cell / "forensics").glob("step_*.json"))
     return weights, records, readings
 
@@ -72,7 +72,7 @@ def main() -> None:
         met = kill_cells(process, root / "cells/x", kills, dice)
         code = process.wait()
         same = result_of(root / "cells/x") == expected
-        deaths = Manifest(root / "cells/x").counted("crashed").get(CELL, 0)
+        deaths = EventLog(root / "cells/x").counted("crashed").get(CELL, 0)
         print(
             f"kill -9 of a cell: {sum(met.values())} tried ({met}), {deaths} recorded, exit code {code}, same: {same}"
         )

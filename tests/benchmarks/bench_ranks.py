@@ -32,7 +32,7 @@ def speed(root: Path, ranks: int, *more: str) -> float:
     cell = experiment.cells[0].directory
     command = [sys.executable, *(() if ranks == 1 else (*TORCHRUN, str(ranks))), "-m", "orchestrator.job", str(cell)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    by_step = {record["step"]: record["tokens_per_second"] for record in metrics_log.read(cell / "ledger.jsonl")}
+    by_step = {record["step"]: record["tokens_per_second"] for record in metrics_log.read(cell / "metrics.jsonl")}
     return float(by_step[40])
 
 

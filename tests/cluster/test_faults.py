@@ -16,7 +16,7 @@ from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import finalize
 from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 
@@ -30,7 +30,7 @@ def weights(directory: Path) -> str:
 
 def story(directory: Path) -> list[str]:
     """The states that the cell went through."""
-    return [record["state"] for record in Manifest(directory).of(CELL)]
+    return [record["state"] for record in EventLog(directory).of(CELL)]
 
 
 @pytest.fixture(scope="session")
@@ -62,21 +62,21 @@ def start(run: Run, long_cell: Sequence[str], tmp_path: Path) -> Start:
 
 
 def step(directory: Path) -> int:
-    newest = metrics_log.newest(directory / CELL / "ledger.jsonl")
+    newest = metrics_log.newest(directory / CELL / "metrics.jsonl")
     return newest["step"] if newest else -1
 
 
 def job(directory: Path) -> str:
-    return Manifest(directory).last()[CELL].job
+    return EventLog(directory).last()[CELL].job
 
 
 def ends_as(whole: Path, directory: Path) -> None:
     """The cell is done, compared, and has the weights, records and readings of one that was left alone."""
-    manifest = Manifest(directory)
-    wait_for(lambda: (last := manifest.comparison()) and last.state in ("done", "failed"), 150)
-    assert manifest.last()[CELL].state == "done"
+    events = EventLog(directory)
+    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"), 150)
+    assert events.last()[CELL].state == "done"
     assert weights(directory) == weights(whole)
-    mine, theirs = (metrics_log.read(path / CELL / "ledger.jsonl") for path in (directory, whole))
+    mine, theirs = (metrics_log.read(path / CELL / "metrics.jsonl") for path in (directory, whole))
     assert [(r["step"], r["loss"], r["digest"]) for r in mine] == [(r["step"], r["loss"], r["digest"]) for r in theirs]
     read = [sorted(p.name for p in (path / CELL / "forensics").iterdir()) for path in (directory, whole)]
     assert read[0] == read[1]
@@ -97,8 +97,8 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
     wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED", 60)
     ends_as(whole, directory)
     assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
-    assert "resumed at step" in Manifest(directory).of(CELL)[3]["reason"]
-    assert int(Manifest(directory).of(CELL)[3]["reason"].split()[-1]) >= saved > 0
+    assert "resumed at step" in EventLog(directory).of(CELL)[3]["reason"]
+    assert int(EventLog(directory).of(CELL)[3]["reason"].split()[-1]) >= saved > 0
 
 
 def test_requeued_by_an_operator(cluster: Cluster, start: Start, whole: Path) -> None:
@@ -123,7 +123,7 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     wait_for(lambda: cluster.state(first) == "CANCELLED", 30)
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
-    assert (last := Manifest(directory).comparison())
+    assert (last := EventLog(directory).comparison())
     assert last.state == "stopped"
     assert story(directory) == ["submitted", "running", "stopped"]
     assert "Nothing runs or waits" in run("orchestrator.status", str(directory), "--cancel").stdout
@@ -141,22 +141,22 @@ def test_killed_cells_are_tried_again(start: Start, whole: Path) -> None:
     os.kill(claim.pid, signal.SIGKILL)
     ends_as(whole, directory)
     assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
-    assert "SIGKILL" in Manifest(directory).of(CELL)[2]["reason"]
+    assert "SIGKILL" in EventLog(directory).of(CELL)[2]["reason"]
 
 
 def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start, run: Run) -> None:
     """It is stopped for good: nobody who asks Slurm later, and is told of no such job, starts it again."""
     directory = start()
     cluster.run("scancel", job(directory))
-    manifest = Manifest(directory)
-    wait_for(lambda: (last := manifest.comparison()) and last.state in ("done", "failed"), 60)
+    events = EventLog(directory)
+    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"), 60)
     assert story(directory) == ["submitted", "running", "stopped"]
-    assert manifest.last()[CELL].reason == "cancelled: saved and left at SIGTERM"
+    assert events.last()[CELL].reason == "cancelled: saved and left at SIGTERM"
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm, "jobs", lambda *_: {})
-        assert finalize._to_try_again(reopen(directory), manifest) == ([], 0.0)
+        assert finalize._to_try_again(reopen(directory), events) == ([], 0.0)
 
 
 def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:
@@ -164,13 +164,13 @@ def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) 
     directory = start("launcher.slurm.setup=['ulimit -v 400000']", until=0)
     wait_for(lambda: story(directory)[-1] == "failed", 120)
     assert story(directory) == ["submitted", *["crashed"] * 3, "failed"]
-    last = Manifest(directory).last()[CELL]
+    last = EventLog(directory).last()[CELL]
     assert "died 3 times before its first checkpoint" in last.reason
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 failed" in told
     assert "MemoryError" in told or "failed to map" in told, told  # the end of its log
     assert cluster.state(job(directory)) == "FAILED"
-    compares = Manifest(directory).comparison()
+    compares = EventLog(directory).comparison()
     assert compares
     wait_for(lambda: cluster.state(compares.job) == "FAILED", 60)  # under the same limit
     told = run("orchestrator.status", str(directory)).stdout
@@ -205,8 +205,8 @@ def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str]
         "forensics.every=100000", "train.checkpoint_every=100000",
     )  # fmt: skip
     wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"], 240)
-    steps = [int(r["reason"].split()[-1]) for r in Manifest(directory).of(CELL) if "resumed" in r["reason"]]
+    steps = [int(r["reason"].split()[-1]) for r in EventLog(directory).of(CELL) if "resumed" in r["reason"]]
     assert 0 < steps[0] < steps[1]
-    records = [record["step"] for record in metrics_log.read(directory / CELL / "ledger.jsonl")]
+    records = [record["step"] for record in metrics_log.read(directory / CELL / "metrics.jsonl")]
     assert records == sorted(set(records))
-    cluster.run("scancel", job(directory), Manifest(directory).comparison().job)  # type: ignore[union-attr]
+    cluster.run("scancel", job(directory), EventLog(directory).comparison().job)  # type: ignore[union-attr]

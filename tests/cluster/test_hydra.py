@@ -32,7 +32,7 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
     try:
-        _wait(lambda: (metrics_log.newest(cell / "ledger.jsonl") or {"step": 0})["step"] >= 20, process, log)
+        _wait(lambda: (metrics_log.newest(cell / "metrics.jsonl") or {"step": 0})["step"] >= 20, process, log)
         job = next(
             path.name for path in tmp_path.glob("out/.multirun/*/logs/*_0_submitted.pkl")
         )  # the first of the array
@@ -49,7 +49,7 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
     assert said.count("optim.lr=1e+36: main/seed=0 failed: The ") == 1
     assert said.index("2 jobs, whose logs are ") < said.index("out/sweep__optim.lr=0.001  1 done")
     assert "out/sweep__optim.lr=1e+36  1 failed" in said
-    records = metrics_log.read(cell.parents[1] / "manifest.jsonl")
+    records = metrics_log.read(cell.parents[1] / "events.jsonl")
     resumed = [r["reason"] for r in records if r["state"] == "running"]
     assert len(resumed) == 2
     assert int(resumed[1].rpartition(" ")[2]) >= 20, "no step was lost"

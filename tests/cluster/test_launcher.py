@@ -13,7 +13,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster, wait_for
 
@@ -28,13 +28,13 @@ def test_an_experiment_is_an_array_and_a_comparison_that_follows_it(
     assert done.returncode == 0, done.stderr
     assert "b − a" in done.stdout, "the comparison is printed by who waited"
     directory = tmp_path / "x"
-    manifest = Manifest(directory)
-    jobs = {cell: entry.job for cell, entry in manifest.last().items()}
+    events = EventLog(directory)
+    jobs = {cell: entry.job for cell, entry in events.last().items()}
     array = jobs["a/seed=0"].partition("_")[0]
     assert jobs == {cell: f"{array}_{task}" for task, cell in enumerate(jobs)}
-    assert {entry.state for entry in manifest.last().values()} == {"done"}
-    assert manifest.comparison()
-    assert manifest.comparison().state == "done"  # type: ignore[union-attr]
+    assert {entry.state for entry in events.last().values()} == {"done"}
+    assert events.comparison()
+    assert events.comparison().state == "done"  # type: ignore[union-attr]
     assert json.loads((directory / "comparison/verdict.json").read_text())["name"] == "x"
     told = run("orchestrator.status", str(directory)).stdout
     assert "4 done" in told
@@ -42,7 +42,7 @@ def test_an_experiment_is_an_array_and_a_comparison_that_follows_it(
     again = run("orchestrator", *options)
     assert again.returncode == 0, again.stderr
     assert "Nothing is left to do" in again.stdout
-    assert manifest.last()["a/seed=0"].job == jobs["a/seed=0"]
+    assert events.last()["a/seed=0"].job == jobs["a/seed=0"]
 
 
 def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
@@ -51,10 +51,10 @@ def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Seque
     arms = (f"++arms={{played: {played}, learned: {learned}}}", "declared=[sidecar]", "seeds=[0]")
     done = run("orchestrator", *small_cell, *arms, "name=x", f"root={tmp_path}", "launcher=slurm", "launcher.wait=true")
     assert done.returncode == 0, done.stderr
-    states = [(r["cell"], r["state"]) for r in metrics_log.read(tmp_path / "x/manifest.jsonl")]
+    states = [(r["cell"], r["state"]) for r in metrics_log.read(tmp_path / "x/events.jsonl")]
     assert states.index(("learned/seed=0", "done")) < states.index(("played/seed=0", "running"))
     values = [
-        [r["sidecar"]["values"] for r in metrics_log.read(tmp_path / f"x/{arm}/seed=0/ledger.jsonl") if "sidecar" in r]
+        [r["sidecar"]["values"] for r in metrics_log.read(tmp_path / f"x/{arm}/seed=0/metrics.jsonl") if "sidecar" in r]
         for arm in ("learned", "played")
     ]
     assert values[0] == values[1]
@@ -67,7 +67,7 @@ def test_a_failed_cell_leaves_the_others_and_says_why(run: Run, small_cell: Sequ
     assert done.returncode == 2
     assert "b/seed=0 failed: The gradient norm became nan at step 2" in done.stderr
     assert (tmp_path / "x/comparison/report.html").is_file()
-    assert Manifest(tmp_path / "x").counted("crashed") == {}, "what a user must mend is not tried again"
+    assert EventLog(tmp_path / "x").counted("crashed") == {}, "what a user must mend is not tried again"
     told = run("orchestrator.status", str(tmp_path / "x")).stdout
     assert "1 failed" in told
     assert "lower optim.lr" in " ".join(told.split())
@@ -142,7 +142,7 @@ def test_what_comes_from_the_configuration_is_quoted(run: Run, small_cell: Seque
     options = ["++launcher.slurm.options={comment: '; touch pwned', nice: 5}", lines, f"name='{written}'"]
     done = run("orchestrator", *small_cell, f"root={tmp_path}", "launcher=slurm", "launcher.wait=true", *options)
     assert done.returncode == 0, done.stderr
-    assert Manifest(tmp_path / name).last()["main/seed=0"].state == "done"
+    assert EventLog(tmp_path / name).last()["main/seed=0"].state == "done"
     assert (tmp_path / "seen").read_text() == "here\n"
     assert [path.name for path in tmp_path.rglob("pwned")] == []
 
@@ -169,7 +169,7 @@ def test_several_ranks_are_tasks_of_one_job(
     done = run("orchestrator", *small_cell, *where, "launcher.wait=true")
     assert done.returncode == 0, done.stderr
     (begun,) = [
-        r for r in metrics_log.read(tmp_path / "x/manifest.jsonl") if r["state"] == "running" and "main" in r["cell"]
+        r for r in metrics_log.read(tmp_path / "x/events.jsonl") if r["state"] == "running" and "main" in r["cell"]
     ]
     assert begun["environment"]["ranks"] == 2
     assert cluster.state(begun["job"]) == "COMPLETED"
@@ -186,16 +186,16 @@ def test_a_second_launcher_leaves_what_is_queued_to_slurm(
         "++launcher.slurm.options={begin: now+1hour}",
     ]
     assert run("orchestrator", *options).returncode == 0
-    manifest = Manifest(tmp_path / "x")
-    job = manifest.last()["main/seed=0"].job
+    events = EventLog(tmp_path / "x")
+    job = events.last()["main/seed=0"].job
     again = run("orchestrator", *options)
     assert again.returncode == 0, again.stderr
     assert f"Slurm already has main/seed=0 (job {job})" in again.stdout
-    assert manifest.last()["main/seed=0"].job == job
+    assert events.last()["main/seed=0"].job == job
     assert "1 queued" in run("orchestrator.status", str(tmp_path / "x")).stdout
     resumed = run("orchestrator.status", str(tmp_path / "x"), "--resume", "all")
     assert resumed.returncode == 0, resumed.stderr
     assert cluster.state(job) == "CANCELLED"
-    assert manifest.last()["main/seed=0"].job != job
+    assert events.last()["main/seed=0"].job != job
     assert run("orchestrator.status", str(tmp_path / "x"), "--cancel").returncode == 0
-    wait_for(lambda: cluster.state(manifest.last()["main/seed=0"].job) == "CANCELLED", 20)
+    wait_for(lambda: cluster.state(events.last()["main/seed=0"].job) == "CANCELLED", 20)

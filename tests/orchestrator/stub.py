@@ -1,7 +1,7 @@
 """A stub trainer: what an experiment of any size leaves on disk, without training it.
 
-Everything is written by the product's own functions, but for two that sync every line or file: a ledger is written in
-one stroke, and a cell's checkpoints are hard links to those of its arm, each of which `checkpoint.save` made once.
+Everything is written by the product's own functions, but for two that sync every line or file: a metrics log is
+written in one go, and a cell's checkpoints are hard links to those of its arm, each of which `checkpoint.save` made once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, 
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import readings
 from orchestrator.storage import checkpoint
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 EVERY = 20  # steps between checkpoints, each of which is read
 ROLES = ("hub", "damper", "passthrough", "specialist", "hub/specialist")
@@ -48,10 +48,10 @@ def leave_behind(root: Path, small: Sequence[str], *, seeds: int, checkpoints: i
         experiment = experiment_of(overrides, compose)
     open_directory(experiment)
     templates = {arm: _template(root / ".templates" / arm, config) for arm, config in experiment.arms.items()}
-    manifest = Manifest(experiment.directory)
+    events = EventLog(experiment.directory)
     for cell in experiment.cells:
         for state in ("submitted", "running", "done"):
-            manifest.append(cell.id, state, attempt=1, job="1")
+            events.append(cell.id, state, attempt=1, job="1")
         paths, found = templates[cell.config.arm]
         _link(cell, paths)
         _write_readings(cell, paths, found)
@@ -114,7 +114,7 @@ def _write_readings(cell: Cell, paths: Sequence[Path], found: dict[str, Any]) ->
 
 
 def _write_ledger(cell: Cell) -> None:
-    """Records as `WriteLedger` has them; the digests of a seed's batches are the same in both arms."""
+    """Records as `WriteMetrics` has them; the digests of a seed's batches are the same in both arms."""
     train, domains, lines = cell.config.train, list(cell.config.data.domains), []
     for step in sorted({*range(0, train.steps, train.log_every), *range(0, train.steps, EVERY), train.steps}):
         done = step / train.steps
@@ -130,4 +130,4 @@ def _write_ledger(cell: Cell) -> None:
         digest = hashlib.sha256(f"{cell.config.seed}/{step}".encode()).hexdigest()
         record |= {"digest": digest, "seconds": float(step), "tokens_per_second": 64.0, "attempt": 1}
         lines.append(json.dumps(record) + "\n")
-    (cell.directory / "ledger.jsonl").write_text("".join(lines))
+    (cell.directory / "metrics.jsonl").write_text("".join(lines))

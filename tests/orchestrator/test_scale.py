@@ -87,14 +87,14 @@ def bytes_read(directory: Path) -> int:
     return so_far() - before
 
 
-def test_a_look_at_long_ledgers_reads_no_more(tmp_path: Path) -> None:
+def test_a_look_at_long_metrics_logs_reads_no_more(tmp_path: Path) -> None:
     short, long = (
         leave_behind(tmp_path / str(every), SMALL, seeds=2, checkpoints=41, log_every=every) for every in (20, 1)
     )
-    of_short, of_long = ((made.cells[0].directory / "ledger.jsonl").stat().st_size for made in (short, long))
+    of_short, of_long = ((made.cells[0].directory / "metrics.jsonl").stat().st_size for made in (short, long))
     assert of_long > 8 * of_short
     assert of_long > 150_000
-    assert bytes_read(long.directory) < bytes_read(short.directory) + 4 * 20_000  # a block of every ledger's end
+    assert bytes_read(long.directory) < bytes_read(short.directory) + 4 * 20_000  # a block of every metrics log's end
 
 
 def test_a_look_parses_the_manifest_equally_often_however_many_cells(
@@ -113,7 +113,7 @@ def test_a_look_parses_the_manifest_equally_often_however_many_cells(
         parsed.clear()
         event_log._checked.cache_clear()
         monitoring.read_status(experiment.directory)
-        counts.append(parsed.count("manifest.jsonl"))
+        counts.append(parsed.count("events.jsonl"))
     assert counts == [1, 1]
 
 

@@ -143,11 +143,11 @@ def test_fixed_mode_is_bitwise_torchs_adamw_without_a_sidecar() -> None:
 def test_a_replayed_schedule_is_bitwise_the_run_it_was_recorded_from(channels: tuple[str, ...]) -> None:
     learned = Loop(channels=channels).run(40)
     assert len({json.dumps(d["values"]) for d in learned.decided}) == 8
-    replayed = Loop(channels=channels, mode="replay", schedule=learned.decided).run(40)
+    replayed = Loop(channels=channels, mode="replay", playback=learned.decided).run(40)
     assert equal(learned.weights(), replayed.weights())
     assert replayed.sidecar.evaluations == 0
     for mode in ("permute", "random"):
-        other = Loop(channels=channels, mode=mode, schedule=learned.decided).run(40)
+        other = Loop(channels=channels, mode=mode, playback=learned.decided).run(40)
         assert not equal(learned.weights(), other.weights())
         for mine, theirs in zip(other.decided, learned.decided, strict=True):
             assert sorted(mine["values"]["decay"].values()) == sorted(theirs["values"]["decay"].values())
@@ -155,7 +155,7 @@ def test_a_replayed_schedule_is_bitwise_the_run_it_was_recorded_from(channels: t
 
 def test_a_schedule_replayed_with_shared_multipliers_keeps_its_mean() -> None:
     learned = Loop().run(20)
-    shared = Loop(mode="replay", schedule=learned.decided, share="all").run(20)
+    shared = Loop(mode="replay", playback=learned.decided, share="all").run(20)
     for mine, theirs in zip(shared.decided, learned.decided, strict=True):
         assert len(set(mine["values"]["decay"].values())) == 1
         assert mine["summary"]["decay"]["mean"] == pytest.approx(theirs["summary"]["decay"]["mean"])
@@ -164,8 +164,8 @@ def test_a_schedule_replayed_with_shared_multipliers_keeps_its_mean() -> None:
 @pytest.mark.parametrize("cut", [3, 5, 12])
 def test_a_schedule_goes_on_after_a_restart(cut: int) -> None:
     learned = Loop().run(30)
-    first = Loop(mode="replay", schedule=learned.decided).run(cut)
-    second = Loop(mode="replay", schedule=learned.decided)
+    first = Loop(mode="replay", playback=learned.decided).run(cut)
+    second = Loop(mode="replay", playback=learned.decided)
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
     second.sidecar.load_state_dict(json.loads(json.dumps(first.sidecar.state_dict())), first.sidecar.tensors())
@@ -254,9 +254,9 @@ def test_nothing_is_proposed_where_no_step_follows_nor_learned_before_the_warm_u
 
 def test_channels_act_in_one_order_however_they_are_listed() -> None:
     """Decay is no part of what lr_scale scales."""
-    schedule = [{"step": 0, "values": Loop(channels=ALL).run(1).sidecar.record()["values"]}]
+    playback = [{"step": 0, "values": Loop(channels=ALL).run(1).sidecar.record()["values"]}]
     runs = [
-        Loop(channels=channels, mode="replay", schedule=schedule).run(5).weights()
+        Loop(channels=channels, mode="replay", playback=playback).run(5).weights()
         for channels in (("decay", "lr_scale"), ("lr_scale", "decay"))
     ]
     assert equal(*runs)
@@ -425,11 +425,11 @@ PLAYED = [{"step": 0, "values": {"decay": {unit.name: 50.0 for unit in make().ch
         ({"bounds": {"decay": (0.0, 2.0)}}, "above 0"),
         ({"bounds": {"decay": (0.5, math.inf)}}, r"bounds\.decay"),
         ({"bounds": {"decoy": (0.5, 2.0)}}, "bounds 'decoy'"),
-        ({"mode": "replay"}, "needs a schedule"),
-        ({"mode": "permute"}, "needs a schedule"),
-        ({"mode": "learn", "schedule": []}, "no use for a schedule"),
-        ({"mode": "replay", "schedule": []}, "holds no decision"),
-        ({"mode": "replay", "schedule": PLAYED}, r"'decay' may take 0\.25 of a weight"),
+        ({"mode": "replay"}, "needs a playback"),
+        ({"mode": "permute"}, "needs a playback"),
+        ({"mode": "learn", "playback": []}, "no use for a playback"),
+        ({"mode": "replay", "playback": []}, "holds no decision"),
+        ({"mode": "replay", "playback": PLAYED}, r"'decay' may take 0\.25 of a weight"),
         ({"features": ("progress",)}, "feature 'progress' would always be 0: say steps"),
         ({"features": ("momentum_alignment",)}, "say optimizer"),
         ({"optimizer": torch.optim.AdamW(Model().parameters())}, r"decays weights by 0\.01 of its own"),

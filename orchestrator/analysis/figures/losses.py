@@ -20,7 +20,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     domains = shown(c.domains)
     curves = {
         x.label: {domain: dict(curve) for domain, curve in validation_curves(x, c.domains).items()}
-        for arm in c.experiment.arms for x in c.cells_of(arm) if x.ledger
+        for arm in c.experiment.arms for x in c.cells_of(arm) if x.metrics
     }  # fmt: skip
     if not any(run for found in curves.values() for run in found.values()):
         return None

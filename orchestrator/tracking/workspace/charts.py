@@ -53,9 +53,9 @@ def logged(c: Comparison) -> list[str]:
     """The names of all metrics in the runs of the cells and of the comparison, in the order of their first row."""
     rows: list[dict[str, Any]] = []
     for cell in c.experiment.cells:
-        rows += [record_row(record) for record in cell.ledger]
+        rows += [record_row(record) for record in cell.metrics]
         rows += [reading_row(reading) for reading in cell.readings.values()]
-        rows += [cell_summary(cell)] if cell.ledger else []
+        rows += [cell_summary(cell)] if cell.metrics else []
     rows += [*delta_rows(c), comparison_summary(c)]
     return list(dict.fromkeys(name for row in rows for name in row if name not in (STEP, READING)))
 

@@ -124,7 +124,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
                         values = {tensor: learned(seed, step, tensor) for tensor in TENSORS}
                         records[-1]["sidecar"] = decision(step, len(records), values)
                 records[-1]["test"] = {domain: loss(arm, seed, steps[-1], domain) + 0.5 for domain in DOMAINS}
-                (cell / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+                (cell / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
                 for step in steps if read_at is None else read_at:
                     result = make_reading(step, budget(arm, seed, step), shift=step // 50, chance=chance)
                     (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(result))
@@ -170,11 +170,11 @@ def declare() -> Callable[..., None]:
 
 
 @pytest.fixture
-def edit_ledger() -> Callable[[Path, Callable[[list[dict[str, Any]]], Any]], None]:
+def edit_metrics() -> Callable[[Path, Callable[[list[dict[str, Any]]], Any]], None]:
     """Change a cell's records in place."""
 
     def edit(cell: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
-        path = cell / "ledger.jsonl"
+        path = cell / "metrics.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
         change(records)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))

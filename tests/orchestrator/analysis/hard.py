@@ -10,14 +10,14 @@ Write = Callable[..., Path]
 
 def one_arm_failed(write: Write) -> Path:
     root = write()
-    for ledger in root.glob("variable/*/ledger.jsonl"):
+    for ledger in root.glob("variable/*/metrics.jsonl"):
         ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
     return root
 
 
 def nothing_started(write: Write) -> Path:
     root = write()
-    for file in [*root.rglob("ledger.jsonl"), *root.rglob("step_*.json")]:
+    for file in [*root.rglob("metrics.jsonl"), *root.rglob("step_*.json")]:
         file.unlink()
     return root
 

@@ -33,10 +33,10 @@ def budget(arm: str, seed: int, step: int) -> list[float]:
 
 
 @pytest.fixture
-def gaps(experiment: Write, edit_ledger: Edit) -> Path:
+def gaps(experiment: Write, edit_metrics: Edit) -> Path:
     """An empty budget in one seed, an arm without one seed, a measure that one reading lacks."""
     root = experiment(arms=ARMS, seeds=range(6), budget=budget, contrasts={"x": {"third": 1, "variable": -1}})
-    edit_ledger(root / "third/seed=5", lambda records: records[-1].pop("test"))
+    edit_metrics(root / "third/seed=5", lambda records: records[-1].pop("test"))
     path = root / "third/seed=1/forensics/step_00000100.json"
     reading = json.loads(path.read_text())
     for name in (ROBUST, "attention_share"):

@@ -88,7 +88,7 @@ def test_a_trend_is_no_drop_nor_is_one_bad_evaluation() -> None:
     assert (found.drops, found.transitions, found.p, found.expected) == (0, 16, None, None)
     assert found.sentence == "No loss drop: nothing can coincide."
     spiked = cell_of(falling(30, {}, noise=0.01), [1] * 30)
-    spiked.ledger[21]["heldout"]["code"] -= 0.5
+    spiked.metrics[21]["heldout"]["code"] -= 0.5
     found = coincide("b", [spiked], "code", ["code"])
     assert found is not None
     assert found.drops == 0
@@ -114,10 +114,10 @@ def test_what_cannot_be_said_is_said() -> None:
 
 def test_nothing_read_beside_a_loss_is_nothing() -> None:
     whole = cell_of(falling(12, {}), [1] * 12)
-    unread = CellResult("b", 0, Path(), whole.ledger, {}, None)
-    once_read = CellResult("b", 0, Path(), whole.ledger, dict([*whole.readings.items()][:1]), None)
+    unread = CellResult("b", 0, Path(), whole.metrics, {}, None)
+    once_read = CellResult("b", 0, Path(), whole.metrics, dict([*whole.readings.items()][:1]), None)
     silent = CellResult("b", 0, Path(), [], whole.readings, None)
-    infinite = [{"step": r["step"], "heldout": {"code": float("nan")}} for r in whole.ledger]
+    infinite = [{"step": r["step"], "heldout": {"code": float("nan")}} for r in whole.metrics]
     diverged = CellResult("b", 0, Path(), infinite, whole.readings, None)
     assert coincide("b", [unread, once_read, silent, diverged], "code", ["code"]) is None
     assert coincide("b", [], "code", ["code"]) is None

@@ -148,10 +148,10 @@ def test_eight_seeds_are_legible_at_100_columns(experiment: Write) -> None:
     assert "seed 0…7" in text
 
 
-def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_ledger: Callable[..., None]) -> None:
+def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_metrics: Callable[..., None]) -> None:
     root = experiment(seeds=range(6), sidecar=True)
     for cell in root.glob("*/seed=*"):
-        edit_ledger(cell, lambda r: [x[split].pop("facts") for x in r for split in ("heldout", "test") if split in x])
+        edit_metrics(cell, lambda r: [x[split].pop("facts") for x in r for split in ("heldout", "test") if split in x])
     c = compute(root)
     assert [(r.metric, r.domain) for r in c.statistics] == [
         ("test_loss", "mean"), ("validation_loss", "mean"), ("best_validation_loss", "mean"),
@@ -226,7 +226,7 @@ def a_table_is_a_directory(root: Path) -> None:
 
 
 def the_ledger_is_a_directory(root: Path) -> None:
-    path = root / "variable/seed=1/ledger.jsonl"
+    path = root / "variable/seed=1/metrics.jsonl"
     path.unlink()
     path.mkdir()
 

@@ -48,7 +48,7 @@ def of(c: Comparison, metric: str = "test_loss") -> dict[str, Contrast]:
 
 
 def ends(root: Path, arm: str, seed: int) -> float:
-    final = json.loads((root / arm / f"seed={seed}/ledger.jsonl").read_text().splitlines()[-1])
+    final = json.loads((root / arm / f"seed={seed}/metrics.jsonl").read_text().splitlines()[-1])
     return float(np.mean(list(final["test"].values())))
 
 
@@ -102,13 +102,13 @@ def test_the_sequence_ends_with_the_first_that_is_not_found(experiment: Write) -
     assert {one.verdict for one in found} == {"better"}
 
 
-def test_a_contrast_uses_the_seeds_at_which_all_of_its_arms_are_complete(experiment: Write, edit_ledger: Edit) -> None:
+def test_a_contrast_uses_the_seeds_at_which_all_of_its_arms_are_complete(experiment: Write, edit_metrics: Edit) -> None:
     contrasts = minus("c", "b") | minus("d", "b") | minus("c", "a")
     root = experiment(arms=("a", "b", "c", "d"), seeds=SEEDS, loss=loss, contrasts=contrasts)
-    edit_ledger(root / "a/seed=1", lambda r: r.pop())  # the baseline's own absence takes nothing from the others
-    edit_ledger(root / "c/seed=4", lambda r: r.pop())
+    edit_metrics(root / "a/seed=1", lambda r: r.pop())  # the baseline's own absence takes nothing from the others
+    edit_metrics(root / "c/seed=4", lambda r: r.pop())
     for seed in SEEDS:
-        edit_ledger(root / f"d/seed={seed}", lambda r: r.pop())
+        edit_metrics(root / f"d/seed={seed}", lambda r: r.pop())
     c = compute(root)
     found = of(c)
     assert list(found["c - b"].seeds) == [0, 1, 2, 3, 5]
@@ -119,11 +119,11 @@ def test_a_contrast_uses_the_seeds_at_which_all_of_its_arms_are_complete(experim
     assert "not measured" in printed(c)
 
 
-def test_what_could_not_be_tested_ends_the_sequence_at_equal_flops_too(experiment: Write, edit_ledger: Edit) -> None:
+def test_what_could_not_be_tested_ends_the_sequence_at_equal_flops_too(experiment: Write, edit_metrics: Edit) -> None:
     contrasts = minus("d", "a") | minus("b", "a")
     root = experiment(arms=("a", "b", "d"), seeds=SEEDS, loss=loss, contrasts=contrasts, sidecar=True)
     for seed in SEEDS:
-        edit_ledger(root / f"d/seed={seed}", lambda r: r.pop())
+        edit_metrics(root / f"d/seed={seed}", lambda r: r.pop())
     for metric in ("test_loss", EQUAL_FLOPS):
         found = of(compute(root), metric)
         assert found["d - a"].verdict == "not measured"
@@ -131,10 +131,10 @@ def test_what_could_not_be_tested_ends_the_sequence_at_equal_flops_too(experimen
     assert found["b - a"].p == 2 / 2 ** len(SEEDS)  # it would have been called
 
 
-def test_cells_without_a_baseline_are_held_against_each_other(experiment: Write, edit_ledger: Edit) -> None:
+def test_cells_without_a_baseline_are_held_against_each_other(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment(arms=("a", "b", "c"), contrasts=minus("c", "b"))
-    edit_ledger(root / "a/seed=1", lambda r: r.pop())
-    edit_ledger(root / "c/seed=1", lambda r: [x.update(digest="other") for x in r])
+    edit_metrics(root / "a/seed=1", lambda r: r.pop())
+    edit_metrics(root / "c/seed=1", lambda r: [x.update(digest="other") for x in r])
     with pytest.raises(UserError, match=r"c/seed=1 and b/seed=1 saw different batches at step 0"):
         compute(root)
 
@@ -182,12 +182,12 @@ def printed(c: Comparison, width: int = 80) -> str:
     return text
 
 
-def test_many_arms_are_a_line_each_and_the_report_has_the_rest(experiment: Write, edit_ledger: Edit) -> None:
+def test_many_arms_are_a_line_each_and_the_report_has_the_rest(experiment: Write, edit_metrics: Edit) -> None:
     arms = ("global", "learned", "mean_matched", "shared", "permuted", "random")
     contrasts = minus("learned", "global", "mean_matched", "permuted", "random")
     root = experiment(arms=arms, seeds=SEEDS, loss=loss, contrasts=contrasts, sidecar=True)
     for seed in SEEDS:
-        edit_ledger(root / f"shared/seed={seed}", lambda r: r.pop())
+        edit_metrics(root / f"shared/seed={seed}", lambda r: r.pop())
     c = compare(root)
     text = printed(c)
     assert len(text.splitlines()) < 60

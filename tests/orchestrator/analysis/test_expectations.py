@@ -252,6 +252,6 @@ def test_what_experiment_yaml_cannot_say_is_one_sentence(experiment: Write, expe
 
 def test_an_arm_without_complete_cells_is_told_too(experiment: Write) -> None:
     root = expecting(experiment(), {"late": "hub"})
-    for ledger in root.glob("variable/*/ledger.jsonl"):
+    for ledger in root.glob("variable/*/metrics.jsonl"):
         ledger.unlink()
     assert [e.verdict for e in compute(root).expectations] == ["inconclusive", "not measured"]

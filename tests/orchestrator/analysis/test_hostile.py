@@ -49,7 +49,7 @@ def finding(**values: Any) -> Harm:
 
 def ledger(change: Callable[[list[dict[str, Any]]], Any]) -> Harm:
     def harm(root: Path) -> None:
-        path = root / "variable/seed=0/ledger.jsonl"
+        path = root / "variable/seed=0/metrics.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
         change(records)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -105,14 +105,14 @@ def added(line: str) -> Harm:
 
 
 def entry(**values: Any) -> Harm:
-    return written("manifest.jsonl", json.dumps(ENTRY | values) + "\n")
+    return written("events.jsonl", json.dumps(ENTRY | values) + "\n")
 
 
 def contrast(name: Any = "c", **weights: Any) -> Harm:
     return spec(contrasts={name: {"uniform": 1, "variable": -1} | weights})
 
 
-READING, LEDGER = "variable/seed=0/forensics/step_00000100.json", "variable/seed=0/ledger.jsonl"
+READING, LEDGER = "variable/seed=0/forensics/step_00000100.json", "variable/seed=0/metrics.jsonl"
 HOSTILE: dict[str, tuple[Harm, str]] = {
     "finding empty": (top(pathology=[{}]), "pathology.0 has no 'tensor'"),
     "finding is a word": (top(pathology=["x"]), "pathology.0 is not a mapping"),
@@ -192,11 +192,11 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     "expect a range": (spec(expect={"hubs": "0.2 ... 1e999"}), "compares with nothing"),
     "expect huge": (spec(expect={"hubs": [0.2, HUGE]}), "compares with nothing"),
     "expect many layers": (spec(expect={"L0-L" + "9" * 5000: "hub"}), "is no line"),
-    "manifest's cell": (entry(cell=[1]), "cell is [1]"),
-    "manifest's state": (entry(state=7), "state is 7"),
-    "manifest's attempt": (entry(attempt=[]), "attempt is []"),
-    "manifest nested": (written("manifest.jsonl", "[" * 100_000 + "\n"), "line 1 is not a JSON object"),
-    "manifest's environment NaN": (entry(environment={"threads": NAN}), "NaN is no number of JSON"),
+    "event log's cell": (entry(cell=[1]), "cell is [1]"),
+    "event log's state": (entry(state=7), "state is 7"),
+    "event log's attempt": (entry(attempt=[]), "attempt is []"),
+    "manifest nested": (written("events.jsonl", "[" * 100_000 + "\n"), "line 1 is not a JSON object"),
+    "event log's environment NaN": (entry(environment={"threads": NAN}), "NaN is no number of JSON"),
 }  # fmt: skip
 
 

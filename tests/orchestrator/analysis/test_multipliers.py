@@ -20,7 +20,7 @@ Write = Callable[..., Path]
 Edit = Callable[..., None]
 
 
-def test_means_over_the_run_and_its_thirds_leave_out_the_last_decision(experiment: Write, edit_ledger: Edit) -> None:
+def test_means_over_the_run_and_its_thirds_leave_out_the_last_decision(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment(sidecar=True, steps=(0, 10, 20, 30, 40))
     tensor = "model.layers.0.mlp.down_proj.weight"
 
@@ -28,7 +28,7 @@ def test_means_over_the_run_and_its_thirds_leave_out_the_last_decision(experimen
         for record, value in zip(records, (1.0, 4.0, 0.5, 2.0, 99.0), strict=True):
             record["sidecar"]["values"]["decay"][tensor] = value
 
-    edit_ledger(root / "variable/seed=0", change)
+    edit_metrics(root / "variable/seed=0", change)
     table = compute(root).tables["sidecar"].set_index(["arm", "seed", "unit"])
     row = table.loc["variable", 0, tensor]
     assert (row["channel"], row["layer"], row["kind"]) == ("decay", 0, "down")
@@ -52,7 +52,7 @@ def test_seeds_agree_where_every_one_moved_the_same_way(experiment: Write) -> No
 
 
 @pytest.mark.parametrize("factor", [3.0, 0.2])
-def test_what_moves_every_value_alike_is_no_agreement(experiment: Write, edit_ledger: Edit, factor: float) -> None:
+def test_what_moves_every_value_alike_is_no_agreement(experiment: Write, edit_metrics: Edit, factor: float) -> None:
     root = experiment(sidecar=True, seeds=(0, 1, 2))
 
     def shift(records: list[dict]) -> None:  # type: ignore[type-arg]
@@ -62,16 +62,16 @@ def test_what_moves_every_value_alike_is_no_agreement(experiment: Write, edit_le
 
     (before,) = agreement(compute(root).cells_of("variable")).values()
     for seed in (0, 1, 2):
-        edit_ledger(root / f"variable/seed={seed}", shift)
+        edit_metrics(root / f"variable/seed={seed}", shift)
     (after,) = agreement(compute(root).cells_of("variable")).values()
     np.testing.assert_allclose(after.mean, factor * before.mean)
     np.testing.assert_array_equal(after.sign, before.sign)
 
 
-def test_one_value_for_all_agrees_nowhere(experiment: Write, edit_ledger: Edit) -> None:
+def test_one_value_for_all_agrees_nowhere(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment(sidecar=True)
     for seed in (0, 1):
-        edit_ledger(
+        edit_metrics(
             root / f"variable/seed={seed}",
             lambda r: [x["sidecar"].update(values={"decay": dict.fromkeys(TENSORS, 2.7)}) for x in r],
         )

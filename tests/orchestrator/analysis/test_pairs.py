@@ -15,7 +15,7 @@ from orchestrator.analysis.cells import read_experiment
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.pairs import losses, pair_up, validation_curves
 from orchestrator.common.errors import UserError
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 Write = Callable[..., Path]
 Set = Callable[[Path, str, Any], None]
@@ -30,11 +30,11 @@ def test_pairs_are_baseline_by_other_by_seed(experiment: Write) -> None:
     assert not left_out
 
 
-def test_losses_by_hand(experiment: Write, edit_ledger: Edit) -> None:
+def test_losses_by_hand(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment(steps=(0, 10, 20))
-    edit_ledger(root / "uniform/seed=0", lambda r: r[1].update(heldout={"code": 1.0, "facts": 2.5}))
-    edit_ledger(root / "uniform/seed=0", lambda r: r[2].update(heldout={"code": 1.5, "facts": 2.0}))
-    edit_ledger(root / "uniform/seed=0", lambda r: r[2].update(test={"code": 4.0, "facts": 6.0}))
+    edit_metrics(root / "uniform/seed=0", lambda r: r[1].update(heldout={"code": 1.0, "facts": 2.5}))
+    edit_metrics(root / "uniform/seed=0", lambda r: r[2].update(heldout={"code": 1.5, "facts": 2.0}))
+    edit_metrics(root / "uniform/seed=0", lambda r: r[2].update(test={"code": 4.0, "facts": 6.0}))
     found = losses(read_experiment(root).cell("uniform", 0), ["code", "facts"])
     assert found["test_loss", "mean"] == 5.0
     assert found["validation_loss", "code"] == 1.5
@@ -43,9 +43,9 @@ def test_losses_by_hand(experiment: Write, edit_ledger: Edit) -> None:
     assert next(iter(found)) == ("test_loss", "mean")
 
 
-def test_the_mean_is_of_records_that_evaluated_every_domain(experiment: Write, edit_ledger: Edit) -> None:
+def test_the_mean_is_of_records_that_evaluated_every_domain(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment()
-    edit_ledger(root / "variable/seed=0", lambda r: r[1]["heldout"].pop("facts"))
+    edit_metrics(root / "variable/seed=0", lambda r: r[1]["heldout"].pop("facts"))
     curves = validation_curves(read_experiment(root).cell("variable", 0), ["code", "facts"])
     assert [step for step, _ in curves["code"]] == [0, 50, 100]
     assert [step for step, _ in curves["facts"]] == [0, 100]
@@ -55,40 +55,40 @@ def test_the_mean_is_of_records_that_evaluated_every_domain(experiment: Write, e
     ]
 
 
-def test_a_failed_cell_takes_its_pair_out_with_the_reason(experiment: Write, edit_ledger: Edit) -> None:
+def test_a_failed_cell_takes_its_pair_out_with_the_reason(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment()
-    edit_ledger(root / "variable/seed=1", lambda r: r.pop())
-    Manifest(root).append("variable/seed=1", "failed", attempt=2, reason="The training loss became nan.")
+    edit_metrics(root / "variable/seed=1", lambda r: r.pop())
+    EventLog(root).append("variable/seed=1", "failed", attempt=2, reason="The training loss became nan.")
     pairs, (out,) = pair_up(read_experiment(root))
     assert [p.seed for p in pairs] == [0]
     assert (out.arm, out.seed) == ("variable", 1)
     assert out.reason == "variable/seed=1: failed at step 50: The training loss became nan."
 
 
-def test_cells_that_never_ran_or_did_not_end(experiment: Write, edit_ledger: Edit) -> None:
+def test_cells_that_never_ran_or_did_not_end(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment(seeds=(0, 1, 2))
-    (root / "uniform/seed=0/ledger.jsonl").unlink()
-    edit_ledger(root / "variable/seed=0", lambda r: r.pop())
+    (root / "uniform/seed=0/metrics.jsonl").unlink()
+    edit_metrics(root / "variable/seed=0", lambda r: r.pop())
     pairs, left_out = pair_up(read_experiment(root))
     assert [p.seed for p in pairs] == [1, 2]
     assert [out.reason for out in left_out] == ["uniform/seed=0: never started; variable/seed=0: unfinished at step 50"]
 
 
-def test_different_batches_are_refused_with_the_step(experiment: Write, edit_ledger: Edit) -> None:
+def test_different_batches_are_refused_with_the_step(experiment: Write, edit_metrics: Edit) -> None:
     root = experiment()
-    edit_ledger(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r[1:]])
+    edit_metrics(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r[1:]])
     with pytest.raises(UserError, match=r"uniform/seed=1 and variable/seed=1 saw different batches at step 50"):
         pair_up(read_experiment(root))
 
 
 @pytest.mark.parametrize("declared", ["data", "train", "seed"])
 def test_a_declared_key_excuses_no_batches_where_the_configurations_agree_on_them(
-    experiment: Write, edit_ledger: Edit, edit_config: Set, declare: Callable[..., None], declared: str
+    experiment: Write, edit_metrics: Edit, edit_config: Set, declare: Callable[..., None], declared: str
 ) -> None:
     root = experiment()
     declare(root, "width", declared)
     edit_config(root / "variable/seed=1", "data.cache_dir", "/elsewhere")  # where, not what
-    edit_ledger(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r])
+    edit_metrics(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r])
     with pytest.raises(UserError, match="saw different batches at step 0 or before"):
         pair_up(read_experiment(root))
 
@@ -103,14 +103,14 @@ def test_a_declared_key_excuses_no_batches_where_the_configurations_agree_on_the
     ],
 )
 def test_batches_that_differ_by_declaration_are_paired_by_seed(
-    experiment: Write, edit_ledger: Edit, edit_config: Set, declare: Callable[..., None], key: str, value: Any,
+    experiment: Write, edit_metrics: Edit, edit_config: Set, declare: Callable[..., None], key: str, value: Any,
     text_too: bool,
 ) -> None:  # fmt: skip
     root = experiment()
     declare(root, "width", key.split(".")[0])
     for seed in (0, 1):
         edit_config(root / f"variable/seed={seed}", key, value)
-        edit_ledger(root / f"variable/seed={seed}", lambda r: [x.update(digest="other") for x in r])
+        edit_metrics(root / f"variable/seed={seed}", lambda r: [x.update(digest="other") for x in r])
     comparison = compute(root)
     assert len(comparison.pairs) == 2
     notes = " ".join(comparison.notes)
@@ -217,27 +217,27 @@ def shallower_reading(root: Path) -> Path:
 
 
 def record_without_step(root: Path) -> Path:
-    path = root / "uniform/seed=1/ledger.jsonl"
+    path = root / "uniform/seed=1/metrics.jsonl"
     path.write_text("{}\n")
     return path
 
 
 def record_without_the_decision(root: Path) -> Path:
-    path = root / "uniform/seed=0/ledger.jsonl"
+    path = root / "uniform/seed=0/metrics.jsonl"
     records = [json.loads(line) | {"sidecar": {"values": {}}} for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
 def record_with_a_lost_loss(root: Path) -> Path:
-    path = root / "uniform/seed=1/ledger.jsonl"
+    path = root / "uniform/seed=1/metrics.jsonl"
     path.write_text(json.dumps({"step": 0, "digest": "", "heldout": {"code": None}}) + "\n")
     return path
 
 
 def bad_manifest(root: Path) -> Path:
-    (root / "manifest.jsonl").write_text("{}\n")
-    return root / "manifest.jsonl"
+    (root / "events.jsonl").write_text("{}\n")
+    return root / "events.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_a_file_that_is_not_what_it_should_be_is_named(experiment: Write, harm: 
 
 @pytest.mark.parametrize("lost", [{"heldout": {}}, {"heldout": {"math": 1.0}, "test": {"math": 1.0}}])
 def test_cells_without_a_common_domain_have_no_losses_to_compare(
-    experiment: Write, edit_ledger: Edit, lost: dict[str, Any]
+    experiment: Write, edit_metrics: Edit, lost: dict[str, Any]
 ) -> None:
     root = experiment()
-    edit_ledger(root / "variable/seed=1", lambda r: r[-1].update(lost))
+    edit_metrics(root / "variable/seed=1", lambda r: r[-1].update(lost))
     comparison = compare(root)
     assert (comparison.domains, comparison.statistics) == ([], [])
     assert any("No held-out domain is common" in note for note in comparison.notes)
@@ -286,7 +286,7 @@ def test_unreadable_directories_and_files_are_named(experiment: Write, tmp_path:
 
 def test_a_torn_last_line_does_not_count(experiment: Write) -> None:
     root = experiment()
-    ledger = root / "uniform/seed=0/ledger.jsonl"
+    ledger = root / "uniform/seed=0/metrics.jsonl"
     whole = ledger.read_text()
     ledger.write_text(whole + json.dumps({"step": 200})[:-4])
-    assert len(read_experiment(root).cell("uniform", 0).ledger) == 3
+    assert len(read_experiment(root).cell("uniform", 0).metrics) == 3

@@ -15,7 +15,7 @@ from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.provenance import Difference, constant, differences
 from orchestrator.common.errors import UserError
 from orchestrator.storage import metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 Write = Callable[..., Path]
 HERE = {
@@ -24,7 +24,7 @@ HERE = {
 
 
 def run_on(root: Path, cell: str, attempt: int = 1, **where: Any) -> None:
-    Manifest(root).append(cell, "running", attempt=attempt, environment=HERE | where)
+    EventLog(root).append(cell, "running", attempt=attempt, environment=HERE | where)
 
 
 def rows(root: Path) -> dict[tuple[str, str], dict[str, list[Any]]]:
@@ -73,7 +73,7 @@ def test_a_difference_between_seeds_of_one_arm_is_a_difference(
 
 def test_an_old_run_tells_what_experiment_yaml_does(experiment: Write) -> None:
     root = experiment()
-    Manifest(root).append("uniform/seed=0", "running", attempt=1)
+    EventLog(root).append("uniform/seed=0", "running", attempt=1)
     read = read_experiment(root)
     assert [cell.environments for cell in read.cells] == [[]] * 4
     assert constant(read) == {}
@@ -104,14 +104,14 @@ def test_what_is_unknown_of_a_cell_is_not_the_same_everywhere(experiment: Write)
     run_on(root, "variable/seed=0")
     assert constant(read_experiment(root)) == {}
     for cell in ("uniform/seed=0", "uniform/seed=1", "variable/seed=1"):
-        (root / cell / "ledger.jsonl").unlink()  # none of these ever began
+        (root / cell / "metrics.jsonl").unlink()  # none of these ever began
     assert constant(read_experiment(root))["commit"] == "abc"
 
 
 def test_cells_that_never_started_differ_in_nothing(experiment: Write) -> None:
     root = experiment()
     (root / "variable/seed=1/config.yaml").unlink()
-    (root / "variable/seed=1/ledger.jsonl").unlink()
+    (root / "variable/seed=1/metrics.jsonl").unlink()
     run_on(root, "uniform/seed=0", device=None)
     run_on(root, "uniform/seed=1")
     assert rows(root)["environment", "device"] == {"uniform": [None, "H100"], "variable": []}
@@ -130,7 +130,7 @@ def test_a_broken_record_is_a_sentence(experiment: Write, key: str, value: Any) 
 def test_an_environment_that_is_none_is_no_environment(experiment: Write) -> None:
     root = experiment()
     record = {"time": "", "cell": "uniform/seed=0", "state": "running", "attempt": 1, "job": "", "reason": ""}
-    metrics_log.append(root / "manifest.jsonl", record | {"environment": "n1"})
+    metrics_log.append(root / "events.jsonl", record | {"environment": "n1"})
     assert read_experiment(root).cell("uniform", 0).environments == []
     assert compute(root).pairs
 
@@ -152,5 +152,5 @@ def test_a_real_cell_records_where_it_ran(
     assert environment["attempt"] == 1
     assert {row.kind for row in differences(read)} == {"config"}
     assert constant(read)["host"] == environment["host"]
-    assert "a-secret" not in (root / "manifest.jsonl").read_text()
+    assert "a-secret" not in (root / "events.jsonl").read_text()
     json.dumps(constant(read), allow_nan=False)

@@ -98,13 +98,13 @@ def test_many_arms_open_with_p_for_all_of_them(experiment: Write) -> None:
     assert "corrected for 5 arms" in section.notes[0]
 
 
-def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, edit_ledger: Edit) -> None:
+def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, edit_metrics: Edit) -> None:
     def loss(arm: str, seed: int, step: int, domain: str) -> float:
         return 1.0 + seed + (0.1 if arm == "third" else 0.0)
 
     root = experiment(arms=("uniform", "variable", "third"), seeds=range(6), loss=loss)
     for seed in (0, 1):
-        edit_ledger(root / f"third/seed={seed}", lambda records: records[-1].pop("test"))
+        edit_metrics(root / f"third/seed={seed}", lambda records: records[-1].pop("test"))
     for path in root.glob("uniform/seed=0/forensics/*.json"):  # unlike the others, so that the means differ
         reading = json.loads(path.read_text())
         reading["layers"][0]["measures"]["attention_share"] = 0.9

@@ -36,7 +36,7 @@ def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> P
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     for time, state in [(BEFORE, "running"), (done, "done"), (LATER, "done")] if done else []:
         record = {"time": time, "cell": "uniform/seed=0", "state": state, "attempt": 1, "job": "", "reason": ""}
-        metrics_log.append(root / "manifest.jsonl", record)
+        metrics_log.append(root / "events.jsonl", record)
     return root
 
 

@@ -231,9 +231,9 @@ def test_undecided_lines_are_counted(experiment: Write) -> None:
 def test_notes_on_few_pairs_name_their_arms(experiment: Write) -> None:
     root = experiment(arms=("uniform", "variable", "third", "fourth"), seeds=range(6))
     for seed in range(5):
-        (root / f"fourth/seed={seed}/ledger.jsonl").unlink()
+        (root / f"fourth/seed={seed}/metrics.jsonl").unlink()
         if seed < 4:
-            (root / f"third/seed={seed}/ledger.jsonl").unlink()
+            (root / f"third/seed={seed}/metrics.jsonl").unlink()
     one, two = compute(root).notes[:2]
     assert one.startswith("With 1 pair (fourth) there is no p at all")
     assert two.startswith("With 2 pairs (third) the sign-flip test cannot give p under 0.5")

@@ -72,7 +72,7 @@ def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
         ([plain, decided], "not finished"),
         ([plain, decided, plain | {"step": 2, "test": {"code": 1.0}}], None),
     ):
-        (tmp_path / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         if reason is None:
             assert len(cells(*played)) == 1
             continue
@@ -86,7 +86,7 @@ def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
         (["sidecar=decay", "sidecar.mode=replay"], "sidecar.mode=replay needs sidecar.schedule: name an arm"),
         (["sidecar=decay", "sidecar.schedule=a"], "sidecar.schedule=a has no effect with sidecar.mode=learn"),
         (["sidecar=decay", "sidecar.mode=permute", "sidecar.schedule=a"], "is no arm of this experiment"),
-        (["sidecar=decay", "sidecar.mode=random", "sidecar.schedule=no/where"], "holds no ledger.jsonl: name a cell"),
+        (["sidecar=decay", "sidecar.mode=random", "sidecar.schedule=no/where"], "holds no metrics.jsonl: name a cell"),
         (["sidecar=decay", "sidecar.bounds.decay=[0.1,60]"], r"channel 'decay' may take 0.36 of a weight per step"),
         (["sidecar=decay", "sidecar.bounds.decay=8"], "sidecar.bounds.decay=8 is no pair of numbers"),
         (["sidecar=all", "sidecar.bounds.residual_gain=[0.5,3]"], "'residual_gain' may multiply what a branch writes"),
@@ -105,4 +105,4 @@ def test_what_cannot_work_is_one_sentence_before_training(
     said = capsys.readouterr().err
     assert reason in said
     assert said.count("\n") == 1
-    assert not list(tmp_path.glob("outputs/*/*/seed=*/ledger.jsonl"))
+    assert not list(tmp_path.glob("outputs/*/*/seed=*/metrics.jsonl"))

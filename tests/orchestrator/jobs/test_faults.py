@@ -34,7 +34,7 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
 from orchestrator.schedulers import slurm
 from orchestrator.storage import metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
 WAITS_SECONDS = 4.0  # longer than an attempt takes
@@ -67,12 +67,12 @@ class Lab:
 
 def result_of(cell: Path) -> dict[str, Any]:
     """All that must not depend on what happened."""
-    last, told = sorted((cell / "checkpoints").glob("step_????????")), Manifest(cell.parents[1]).last()
+    last, told = sorted((cell / "checkpoints").glob("step_????????")), EventLog(cell.parents[1]).last()
     return {
         "checkpoints": [path.name for path in last],
         "weights": [hashlib.sha256(path.read_bytes()).hexdigest() for path in last[-1].glob("*.safetensors")],
         "records": [
-            (r["step"], r["loss"], r["digest"], r.get("heldout")) for r in metrics_log.read(cell / "ledger.jsonl")
+            (r["step"], r["loss"], r["digest"], r.get("heldout")) for r in metrics_log.read(cell / "metrics.jsonl")
         ],
         "readings": [path.name for path in sorted((cell / "forensics").glob("step_*.json"))],
         "state": told["main/seed=0"].state if told else "",
@@ -174,7 +174,7 @@ def spoil(cell: Path, fault: Fault) -> set[str]:
     """What may have become of the files of a cell that nobody runs; the checkpoints that were damaged."""
     dice = random.Random(fault.seed)
     saved = sorted((cell / "checkpoints").glob("step_????????"))
-    files = [cell / "ledger.jsonl"] if fault.kind == "cut ledger" else [cell.parents[1] / "manifest.jsonl"]
+    files = [cell / "metrics.jsonl"] if fault.kind == "cut ledger" else [cell.parents[1] / "events.jsonl"]
     if fault.kind in ("cut ledger", "cut manifest") and files[0].exists():
         content = files[0].read_bytes()
         last = content.rstrip(b"\n").rfind(b"\n") + 1
@@ -245,11 +245,11 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
 @pytest.mark.parametrize(
     ("of", "touch"),
     [
-        ("/ledger.jsonl", 1),
-        ("/ledger.jsonl", 3),
-        ("/ledger.jsonl", 5),
-        ("/ledger.replaced.jsonl", 1),
-        ("/manifest.jsonl", 2),
+        ("/metrics.jsonl", 1),
+        ("/metrics.jsonl", 3),
+        ("/metrics.jsonl", 5),
+        ("/metrics.replaced.jsonl", 1),
+        ("/events.jsonl", 2),
         ("/.turn", 1),
         (".damaged-", 1),
         (".json.replaced", 1),
@@ -260,7 +260,7 @@ def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
     lab: Lab, tmp_path: Path, of: str, touch: int
 ) -> None:
     cell = copied(lab, tmp_path)
-    assert ended(attempt(cell, Fault("kill", 6, of="/ledger.jsonl"))) == -signal.SIGKILL
+    assert ended(attempt(cell, Fault("kill", 6, of="/metrics.jsonl"))) == -signal.SIGKILL
     newest = max((cell / "checkpoints").glob("step_????????"))
     (newest / "manifest.json").unlink()  # there is something to set aside
     (cell / "forensics" / f"{newest.name}.json").write_text("{}")
@@ -272,7 +272,7 @@ def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
         os.kill(frozen, signal.SIGCONT)
         ended(frozen)
         assert result_of(cell) == lab.whole, (cell.parents[2] / "log").read_text()
-        steps = [json.loads(line)["step"] for line in (cell / "ledger.jsonl").read_text().splitlines()]
+        steps = [json.loads(line)["step"] for line in (cell / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(set(steps)), "without a gap or a double, whoever reads it"
     finally:
         with suppress(ProcessLookupError):

@@ -33,7 +33,7 @@ from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
 from orchestrator.training.loop import StopSignal, train
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 
 DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
 
@@ -55,7 +55,7 @@ def trained(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def cell(trained: Path, tmp_path: Path) -> Path:
-    """A copy of a finished cell and of its experiment's manifest."""
+    """A copy of a finished cell and of its experiment's events."""
     shutil.copytree(trained.parents[1], tmp_path / "x")
     return tmp_path / "x" / trained.relative_to(trained.parents[1])
 
@@ -102,8 +102,8 @@ def test_a_reading_is_filed_under_its_checkpoint_and_its_definitions(cell: Path)
     assert names(cell) == [f"{name}.json" for name in DUE]
     for name in DUE:
         found = json.loads((cell / "forensics" / f"{name}.json").read_text())
-        manifest = (cell / "checkpoints" / name / "manifest.json").read_bytes()
-        expected = {"checkpoint": hashlib.sha256(manifest).hexdigest(), "definitions": found["definitions"]}
+        events = (cell / "checkpoints" / name / "manifest.json").read_bytes()
+        expected = {"checkpoint": hashlib.sha256(events).hexdigest(), "definitions": found["definitions"]}
         assert found["key"] == expected
     assert readings_of(cell).unread() == []
     assert worker.is_finished(cell)
@@ -117,8 +117,8 @@ def older_definitions(cell: Path) -> None:
 
 
 def rewritten_checkpoint(cell: Path) -> None:
-    manifest = cell / "checkpoints" / DUE[1] / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
+    events = cell / "checkpoints" / DUE[1] / "manifest.json"
+    events.write_text(json.dumps(json.loads(events.read_text())))
 
 
 def no_key(cell: Path) -> None:
@@ -225,17 +225,17 @@ def test_reading_in_a_thread_leaves_no_trace_in_torch(cell: Path) -> None:
 class At(Callback):
     """Does something once, when it is called after `step`."""
 
-    def __init__(self, step: int, act: Callable[[Run], object]) -> None:
+    def __init__(self, step: int, act: Callable[[Trainer], object]) -> None:
         self.step, self.act = step, act
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if run.step == self.step:
             self.act(run)
 
 
 def train_with(path: Path, config: Config, *callbacks: Callback) -> bool:
     with StopSignal() as stop, lease.hold(path):
-        run = Run(config, path, 1, callbacks)
+        run = Trainer(config, path, 1, callbacks)
         run.resume()
         return train(run, stop)
 
@@ -252,7 +252,7 @@ def test_readings_change_no_bit_of_training(small: list[str], tmp_path: Path) ->
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
     losses = [
-        [r["loss"] for r in metrics_log.read(path / "ledger.jsonl") if r["step"] % 2 == 0] for path in (read, alone)
+        [r["loss"] for r in metrics_log.read(path / "metrics.jsonl") if r["step"] % 2 == 0] for path in (read, alone)
     ]
     assert losses[0] == losses[1]
 
@@ -261,7 +261,7 @@ def test_training_goes_on_and_spares_what_is_unread(small: list[str], tmp_path: 
     path, config = new_cell([*small, "train.keep_checkpoints=1"], tmp_path)
     seen: list[list[str]] = []
 
-    def look(run: Run) -> None:
+    def look(run: Trainer) -> None:
         assert not (path / "forensics").exists()
         seen.append([p.name for p in checkpoint.saved(run.checkpoints)])
 
@@ -277,20 +277,20 @@ def test_a_reading_that_fails_ends_the_cell_and_its_checkpoints_stand(small: lis
     path, config = new_cell(small, tmp_path)
     with no_reading(path) as release:
 
-        def harm(run: Run) -> None:
+        def harm(run: Trainer) -> None:
             (path / "forensics").write_text("in the way")
             release()
 
         callbacks = callbacks_for(config)
         (layers,) = (c for c in callbacks if isinstance(c, ReadLayers))
 
-        def hear(run: Run) -> None:
+        def hear(run: Trainer) -> None:
             assert isinstance(layers.reader, InThread)
             wait_for(layers.reader.asked[0].done)
 
         with pytest.raises(UserError, match=DUE[0]):
             train_with(path, config, *callbacks, At(7, harm), At(8, hear))
-    assert next(metrics_log.backwards(path / "ledger.jsonl"))["step"] == 8, "the step after it heard of it"
+    assert next(metrics_log.backwards(path / "metrics.jsonl"))["step"] == 8, "the step after it heard of it"
     assert checkpoint.damage(path / "checkpoints" / DUE[1]) is None
 
 
@@ -298,7 +298,7 @@ def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path
     path, config = new_cell(small, tmp_path)
     with no_reading(path) as release:
 
-        def stop(run: Run) -> None:
+        def stop(run: Trainer) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             release()
 
@@ -318,7 +318,7 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
     path, config = new_cell([*small, "forensics=beside"], tmp_path)
     callbacks = callbacks_for(config)
 
-    def kill(run: Run) -> None:
+    def kill(run: Trainer) -> None:
         wait_for(lambda: (path / "forensics" / f"{DUE[0]}.json").exists())  # it is at work
         reader = readings_job(callbacks)
         os.kill(int(reader.job.job_id), signal.SIGTERM)

@@ -19,7 +19,7 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
 from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 CELL = "main/seed=0"
 FORK = multiprocessing.get_context("fork")
@@ -86,7 +86,7 @@ def test_how_a_cell_leaves_its_job(
     process.start()
     process.join(60)
     assert process.exitcode == worker.REQUEUED
-    *_, last = Manifest(cell.parents[1]).of(CELL)
+    *_, last = EventLog(cell.parents[1]).of(CELL)
     assert last["state"] == word
     assert last["reason"].startswith(reason)
     assert ("scontrol requeue 7" in (commands / "asked").read_text()) == requeued
@@ -118,25 +118,25 @@ def test_the_time_that_is_left(
 def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> None:
     """Else records of the next one would look like those of one that it follows."""
     assert worker.run_job(cell) == "done"
-    whole = metrics_log.read(cell / "ledger.jsonl")
-    Manifest(cell.parents[1]).append(CELL, "running", attempt=3)  # and killed
+    whole = metrics_log.read(cell / "metrics.jsonl")
+    EventLog(cell.parents[1]).append(CELL, "running", attempt=3)  # and killed
     shutil.rmtree(cell / "attempts")
     shutil.rmtree(max((cell / "checkpoints").glob("step_*")))
     assert worker.run_job(cell) == "done"
     claim = lease.newest(cell)
     assert claim
     assert claim.number == 4
-    again = metrics_log.read(cell / "ledger.jsonl")
+    again = metrics_log.read(cell / "metrics.jsonl")
     assert [(r["step"], r["loss"]) for r in again] == [(r["step"], r["loss"]) for r in whole]
     assert again[-1]["attempt"] == 4
 
 
-def test_a_broken_ledger_fails_the_cell_on_record(cell: Path) -> None:
-    (cell / "ledger.jsonl").write_text("garbage\n")
+def test_a_broken_metrics_log_fails_the_cell_on_record(cell: Path) -> None:
+    (cell / "metrics.jsonl").write_text("garbage\n")
     assert worker.run_job(cell) == "failed"
-    last = Manifest(cell.parents[1]).last()[CELL]
+    last = EventLog(cell.parents[1]).last()[CELL]
     assert last.state == "failed"
-    assert "ledger.jsonl is no JSON object" in last.reason or "line 1 is not a JSON object" in last.reason
+    assert "metrics.jsonl is no JSON object" in last.reason or "line 1 is not a JSON object" in last.reason
 
 
 def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureF
 
 
 def test_a_word_that_comes_too_late_does_not_count(tmp_path: Path) -> None:
-    manifest = Manifest(tmp_path)
+    events = EventLog(tmp_path)
     for state, attempt in (
         ("running", 1),
         ("submitted", 2),
@@ -158,6 +158,6 @@ def test_a_word_that_comes_too_late_does_not_count(tmp_path: Path) -> None:
         ("done", 2),
         ("crashed", 1),
     ):
-        manifest.append(CELL, state, attempt=attempt)
-    assert [r["state"] for r in manifest.of(CELL)] == ["running", "submitted", "crashed", "running", "done"]
-    assert manifest.last()[CELL].state == "done"
+        events.append(CELL, state, attempt=attempt)
+    assert [r["state"] for r in events.of(CELL)] == ["running", "submitted", "crashed", "running", "done"]
+    assert events.last()[CELL].state == "done"

@@ -24,7 +24,7 @@ from orchestrator.config import schema
 from orchestrator.jobs import worker
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 def cell_process(directory: Path, cell: str) -> int | None:
     """Process id of the running cell: the child of its job's controller."""
-    entry = Manifest(directory).last().get(cell)
+    entry = EventLog(directory).last().get(cell)
     if entry is None or entry.state != "running":
         return None
     children = Path(f"/proc/{entry.job}/task/{entry.job}/children").read_text().split()
@@ -53,7 +53,7 @@ def cell_process(directory: Path, cell: str) -> int | None:
 
 
 def step_reached(directory: Path, cell: str, step: int) -> Callable[[], bool]:
-    path = directory / cell / "ledger.jsonl"
+    path = directory / cell / "metrics.jsonl"
     return lambda: any(record["step"] >= step for record in metrics_log.backwards(path))
 
 
@@ -68,8 +68,8 @@ def final_weights(directory: Path) -> dict[str, str]:
 def leftovers(tmp_path: Path) -> Iterator[None]:
     """Whatever a failing test leaves running ends with it."""
     yield
-    for manifest in tmp_path.glob("*/*/manifest.jsonl"):
-        for record in metrics_log.read(manifest):
+    for events in tmp_path.glob("*/*/events.jsonl"):
+        for record in metrics_log.read(events):
             pid = record["job"]
             with suppress(OSError):  # the controller, which ends its cell with itself; its number may be another's now
                 if pid.isdigit() and b"submitit" in Path(f"/proc/{pid}/cmdline").read_bytes():
@@ -87,7 +87,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert len(expected) == 2
 
     digests = [
-        {r["step"]: r["digest"] for r in metrics_log.read(whole / "pair" / cell / "ledger.jsonl")}
+        {r["step"]: r["digest"] for r in metrics_log.read(whole / "pair" / cell / "metrics.jsonl")}
         for cell in ("a/seed=0", "b/seed=0")
     ]
     assert digests[0] == digests[1], "both arms saw the same batches"
@@ -99,7 +99,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert victim is not None
     os.kill(victim, signal.SIGKILL)  # one cell dies and, as retries are off here, is not tried again; the other goes on
     assert first.wait(240) == 2
-    last = Manifest(directory).last()
+    last = EventLog(directory).last()
     assert last["a/seed=0"].state == "failed"
     assert "ended without a word" in last["a/seed=0"].reason
     assert last["b/seed=0"].state == "done"
@@ -114,14 +114,14 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
 
     assert final_weights(directory) == expected
     for cell in ("a/seed=0", "b/seed=0"):
-        steps = [r["step"] for r in metrics_log.read(directory / cell / "ledger.jsonl")]
-        assert steps == [r["step"] for r in metrics_log.read(whole / "pair" / cell / "ledger.jsonl")]
-    assert any("resumed at step" in r["reason"] for r in metrics_log.read(directory / "manifest.jsonl"))
+        steps = [r["step"] for r in metrics_log.read(directory / cell / "metrics.jsonl")]
+        assert steps == [r["step"] for r in metrics_log.read(whole / "pair" / cell / "metrics.jsonl")]
+    assert any("resumed at step" in r["reason"] for r in metrics_log.read(directory / "events.jsonl"))
 
-    finished = (directory / "manifest.jsonl").read_bytes()
+    finished = (directory / "events.jsonl").read_bytes()
     assert start([*overrides, f"root={broken}"], log).wait(120) == 0
     assert "Nothing is left to do" in log.read_text()
-    assert (directory / "manifest.jsonl").read_bytes() == finished
+    assert (directory / "events.jsonl").read_bytes() == finished
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -155,11 +155,11 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
     log, directory = tmp_path / "log", tmp_path / "out/pair"
     with lease.hold(directory / "a/seed=0"):
         launcher = start(overrides, log)
-        wait_for(lambda: "b/seed=0" in Manifest(directory).last() or len(launch.slots(_config(small_cell))) == 1)
+        wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(launch.slots(_config(small_cell))) == 1)
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(60) == 130, log.read_text()
-    assert "failed" not in {entry.state for entry in Manifest(directory).last().values()}
-    assert not list(metrics_log.backwards(directory / "a/seed=0/ledger.jsonl"))
+    assert "failed" not in {entry.state for entry in EventLog(directory).last().values()}
+    assert not list(metrics_log.backwards(directory / "a/seed=0/metrics.jsonl"))
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -167,7 +167,7 @@ def test_an_interrupt_ends_a_whole_multirun(small_cell: tuple[str, ...], tmp_pat
     log = tmp_path / "log"
     long = ["train.steps=100000", "optim.lr=0.001,0.002", "launcher=debug"]
     launcher = start([*small_cell, *long, f"root={tmp_path}/out", "-m"], log)
-    wait_for(lambda: any(any(metrics_log.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/ledger.jsonl")))
+    wait_for(lambda: any(any(metrics_log.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/metrics.jsonl")))
     os.killpg(launcher.pid, signal.SIGINT)
     assert launcher.wait(60) == 130, log.read_text()
     assert [p.name for p in tmp_path.glob("out/pair*")] == ["pair__optim.lr=0.001"]
@@ -231,11 +231,11 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4") == 0
     directory = tmp_path / "outputs/x"
     for state in ("submitted", "running"):
-        Manifest(directory).append("main/seed=0", state, attempt=2)
+        EventLog(directory).append("main/seed=0", state, attempt=2)
         assert monitoring.read_status(directory)[0].state == "lost"
         with lease.hold(directory / "main/seed=0"):
             assert monitoring.read_status(directory)[0].state == "running"
-    Manifest(directory).append("main/seed=0", "submitted", attempt=3)
+    EventLog(directory).append("main/seed=0", "submitted", attempt=3)
     with locks.hold(monitoring.experiment_lock(directory)):
         assert monitoring.read_status(directory)[0].state == "queued"
 
@@ -251,10 +251,10 @@ def test_a_cell_can_be_run_by_itself(
     """What a job does, for a job script written by hand."""
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
-    (tmp_path / "outputs/x/manifest.jsonl").unlink()
+    (tmp_path / "outputs/x/events.jsonl").unlink()
     assert worker.main([str(cell)]) == 0
-    assert Manifest(cell.parents[1]).last()["main/seed=0"].reason == ""
-    assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/manifest.jsonl")] == ["running", "done"]
+    assert EventLog(cell.parents[1]).last()["main/seed=0"].reason == ""
+    assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/events.jsonl")] == ["running", "done"]
     assert worker.main([str(tmp_path)]) == 2
     assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 

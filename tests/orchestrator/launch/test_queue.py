@@ -28,7 +28,7 @@ from orchestrator.plan.view import warnings
 from orchestrator.schedulers import slurm, submission
 from orchestrator.status import main as status_main
 from orchestrator.storage import locks
-from orchestrator.storage.event_log import COMPARISON, Manifest
+from orchestrator.storage.event_log import COMPARISON, EventLog
 from tests.orchestrator.schedulers.scripted import Scripted
 
 FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
@@ -72,12 +72,12 @@ def printed(to: Console) -> str:
 
 
 def jobs(experiment: Experiment, state: str = "submitted") -> dict[str, str]:
-    return {c: entry.job for c, entry in Manifest(experiment.directory).last().items() if entry.state == state}
+    return {c: entry.job for c, entry in EventLog(experiment.directory).last().items() if entry.state == state}
 
 
 def with_state(experiment: Experiment, cells: Sequence[str], state: str) -> None:
     for cell in cells:
-        Manifest(experiment.directory).append(cell, state, attempt=1, job="1", scheduler="slurm")
+        EventLog(experiment.directory).append(cell, state, attempt=1, job="1", scheduler="slurm")
 
 
 def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made, cluster: Scripted) -> None:
@@ -113,7 +113,7 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
     launch.launch(experiment, console())
-    assert cluster.submitted()[2:] == ["3 x afterany:1"], "and the conclusion that waits sees to it"
+    assert cluster.submitted()[2:] == ["3 x afterany:1"], "and the finalize that waits sees to it"
 
 
 def test_an_interrupt_between_two_submissions_forgets_none(
@@ -139,17 +139,17 @@ def test_a_local_launcher_that_lives_is_left_alone(
 ) -> None:
     experiment = made(*FOUR, "launcher=local")
     record_launcher(experiment)
-    manifest = Manifest(experiment.directory)
-    manifest.append("a/seed=0", "submitted", attempt=1, job="4711")
+    events = EventLog(experiment.directory)
+    events.append("a/seed=0", "submitted", attempt=1, job="4711")
     cluster.says("jobs", f"4711|RUNNING|None|{experiment.directory}/jobs/a.sh\n")  # of the same number
-    before = manifest.path.read_bytes()
+    before = events.path.read_bytes()
     with locks.hold(monitoring.experiment_lock(experiment.directory)):
         assert status_main([str(experiment.directory), "--resume", "all"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
     assert "is being run by another process" in said.err
-    assert manifest.path.read_bytes() == before
+    assert events.path.read_bytes() == before
     assert cluster.asked("scancel") == []
     resume.cancel(experiment.directory, console())
     assert cluster.asked("scancel") == []
@@ -172,9 +172,9 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     assert held == [True]
     assert "Cancelled 1_0, 1_1, 1_2, 1_3, which had these cells." in printed(told)
     assert list(jobs(experiment).values()) == ["3_0", "3_1", "3_2", "3_3"]
-    stopped = [r for r in Manifest(experiment.directory).of("a/seed=0") if r["state"] == "stopped"]
+    stopped = [r for r in EventLog(experiment.directory).of("a/seed=0") if r["state"] == "stopped"]
     assert [(r["job"], r["scheduler"]) for r in stopped] == [("1_0", "slurm")]
-    assert [line.split()[1] for line in cluster.submitted()] == ["x", "x-comparison", "x"], "one conclusion is enough"
+    assert [line.split()[1] for line in cluster.submitted()] == ["x", "x-comparison", "x"], "one finalize is enough"
 
 
 def test_cells_that_play_back_what_slurm_already_has_wait_for_it(made: Made, cluster: Scripted) -> None:
@@ -192,27 +192,27 @@ def test_two_conclusions_never_stand_side_by_side(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = made(*FOUR)
-    manifest = Manifest(experiment.directory)
-    assert queue.submit_conclusion(experiment, ["7_0", "7_1"])
+    events = EventLog(experiment.directory)
+    assert queue.submit_finalize(experiment, ["7_0", "7_1"])
     assert cluster.submitted() == ["1 x-comparison afterany:7"]
-    assert not queue.submit_conclusion(experiment, ["8"])
+    assert not queue.submit_finalize(experiment, ["8"])
     cluster.become("1", "RUNNING")
-    assert not queue.submit_conclusion(experiment, ["8"]), "it has still to look at the cells"
-    manifest.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
+    assert not queue.submit_finalize(experiment, ["8"]), "it has still to look at the cells"
+    events.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
     cluster.become("1", "PENDING")
-    assert not queue.submit_conclusion(experiment, ["8"]), "preempted, it will look again"
+    assert not queue.submit_finalize(experiment, ["8"]), "preempted, it will look again"
     cluster.become("1", "RUNNING")
-    assert queue.submit_conclusion(experiment, ["8"]), "it has looked"
+    assert queue.submit_finalize(experiment, ["8"]), "it has looked"
     assert cluster.submitted()[1:] == ["2 x-comparison afterany:8:1"]
     cluster.become("2", "COMPLETING")
-    assert queue.submit_conclusion(experiment, ["8"]), "cancelled as it began"
+    assert queue.submit_finalize(experiment, ["8"]), "cancelled as it began"
     assert cluster.submitted()[2:] == ["3 x-comparison afterany:8:2"]
     for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "3")):
         monkeypatch.setenv(name, value)
-    assert queue.submit_conclusion(experiment, ["9"]), "which it is itself"
+    assert queue.submit_finalize(experiment, ["9"]), "which it is itself"
     cluster.become("4", "FAILED")
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert queue.submit_conclusion(experiment)
+    assert queue.submit_finalize(experiment)
     assert cluster.submitted()[4:] == ["5 x-comparison"]
 
 
@@ -222,10 +222,10 @@ def test_a_comparison_that_died_is_lost_and_resumed(
 ) -> None:
     experiment = made(*FOUR)
     record_launcher(experiment)
-    manifest = Manifest(experiment.directory)
+    events = EventLog(experiment.directory)
     with_state(experiment, [cell.id for cell in experiment.cells], "done")
-    queue.submit_conclusion(experiment)
-    manifest.append(COMPARISON, said, attempt=1, job="1", scheduler="slurm")
+    queue.submit_finalize(experiment)
+    events.append(COMPARISON, said, attempt=1, job="1", scheduler="slurm")
     assert read_comparison(experiment.directory) == "queued (job 1)"
     assert resume.resume(experiment.directory, "unfinished", console()) is None
     assert len(cluster.submitted()) == 1, "it waits"
@@ -237,14 +237,14 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     assert read_comparison(experiment.directory).startswith("lost: Slurm does not know job 1 any more; the same comm")
     monkeypatch.setattr(slurm, "_ask", lambda *_: None)
     word = {"submitted": "queued", "running": "running"}[said]
-    assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the manifest has it: Slurm does not")
+    assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the event log has it: Slurm does not")
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
     told = console()
     assert resume.resume(experiment.directory, "unfinished", told) is None
     assert "it is submitted again" in printed(told)
     assert cluster.submitted()[1:] == ["2 x-comparison"]
-    manifest.append(COMPARISON, "done", attempt=1, job="2", scheduler="slurm")
+    events.append(COMPARISON, "done", attempt=1, job="2", scheduler="slurm")
     cluster.says("jobs", "")
     assert resume.resume(experiment.directory, "all", console()) is None
     assert len(cluster.submitted()) == 2
@@ -254,13 +254,13 @@ def test_the_screen_is_shown_once_for_every_conclusion(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, shown, slept = made(*FOUR, "launcher.wait=true"), list[str](), list[float]()
-    queue.submit_conclusion(experiment)
+    queue.submit_finalize(experiment)
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
-        if len(slept) == 3:  # it tried a cell again, and left another conclusion
+        if len(slept) == 3:  # it tried a cell again, and left another finalize
             cluster.become("1", "COMPLETED")
-            queue.submit_conclusion(experiment)
+            queue.submit_finalize(experiment)
         if len(slept) == 5:
             cluster.become("2", "COMPLETED")
 
@@ -362,7 +362,7 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
     assert "a/seed=0 is compared without some of its readings: " in told
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
-    (root / "b/seed=0/ledger.jsonl").write_text("")  # it did not get to its end
+    (root / "b/seed=0/metrics.jsonl").write_text("")  # it did not get to its end
     assert finalize._compare(experiment) == 1
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
 

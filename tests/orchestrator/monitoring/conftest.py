@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 LETTERS = {"H": "hub", "D": "damper", "P": "passthrough", "S": "specialist", ".": "hub/specialist", ",": "damper/hub"}
 
@@ -55,12 +55,12 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
             for i, loss in enumerate(losses)
         ]
         if records:
-            (path / "ledger.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+            (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         for index, letters in enumerate(readings):
             (path / f"checkpoints/step_{20 * index:08d}").mkdir()
             write_reading(path, 20 * index, letters)
         if state:
-            Manifest(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, job=job, reason=reason)
+            EventLog(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, job=job, reason=reason)
         return path
 
     return write

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.monitoring import read_status
 from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import lease
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 Write = Callable[..., Path]
 
@@ -28,10 +28,10 @@ def said(path: Path, running: bool = False) -> list[tuple[str, str]]:
 
 
 def age(cell: Path, seconds: float) -> None:
-    """Let the ledger be so old, and the manifest older."""
+    """Let the metrics log be so old, and the event log older."""
     then = time.time() - seconds
-    os.utime(cell / "ledger.jsonl", (then, then))
-    os.utime(cell.parents[1] / "manifest.jsonl", (then - 1, then - 1))
+    os.utime(cell / "metrics.jsonl", (then, then))
+    os.utime(cell.parents[1] / "events.jsonl", (then - 1, then - 1))
 
 
 def test_of_a_cell_in_order_nothing_is_said(cell: Write) -> None:
@@ -55,8 +55,8 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
 )
 def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
     path = cell(state="failed", reason="died 3 times", job="7_1")
-    Manifest(path.parents[1]).append("uniform/seed=0", "crashed", attempt=1)
-    Manifest(path.parents[1]).append("uniform/seed=0", "failed", attempt=1, job="7_1", reason="died 3 times")
+    EventLog(path.parents[1]).append("uniform/seed=0", "crashed", attempt=1)
+    EventLog(path.parents[1]).append("uniform/seed=0", "failed", attempt=1, job="7_1", reason="died 3 times")
     (path.parents[1] / "jobs").mkdir()
     (path.parents[1] / "jobs/7_1_0_log.err").write_text(log)
     (severity, text), *_ = said(path)
@@ -83,7 +83,7 @@ def test_the_worst_tensor_is_named_and_the_rest_counted(cell: Write, reading: Wr
     assert said(path, running=True) == [], "only the newest reading counts"
 
 
-def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -> None:
+def test_a_silent_metrics_log_is_stale_only_where_it_should_be_written(cell: Write) -> None:
     path = cell()  # records are 2 seconds apart
     age(path, 59)
     assert said(path, running=True) == [], "ten intervals, but not a minute"
@@ -94,7 +94,7 @@ def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -
     assert "2 s apart at most" in text
     assert said(path, running=True) == [(severity, text)], "the same words as long as nothing is new"
     slow = cell(seed=1, losses=(3.0, 2.0))
-    ledger = slow / "ledger.jsonl"
+    ledger = slow / "metrics.jsonl"
     ledger.write_text(ledger.read_text().replace('"seconds": 2.0', '"seconds": 30.0'))
     age(slow, 299)
     with lease.hold(slow):
@@ -106,7 +106,7 @@ def test_a_silent_ledger_is_stale_only_where_it_should_be_written(cell: Write) -
 def test_an_attempt_that_has_just_begun_is_not_silent(cell: Write) -> None:
     path = cell()
     age(path, 10_000)
-    Manifest(path.parents[1]).append("uniform/seed=0", "running", attempt=2)
+    EventLog(path.parents[1]).append("uniform/seed=0", "running", attempt=2)
     assert [text for severity, text in said(path, running=True) if severity == "warn"] == []
 
 

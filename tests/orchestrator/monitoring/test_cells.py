@@ -15,7 +15,7 @@ from orchestrator.monitoring.cells import FURTHEST, RECENT, recent_records
 from orchestrator.monitoring.states import Sight, state_of
 from orchestrator.schedulers.slurm import Job
 from orchestrator.storage import lease, locks, metrics_log
-from orchestrator.storage.event_log import Entry, Manifest
+from orchestrator.storage.event_log import Entry, EventLog
 
 Write = Callable[..., Path]
 
@@ -94,14 +94,14 @@ def test_partial_files_beside_readings_and_checkpoints_are_neither(cell: Write) 
 
 def test_a_torn_last_line_is_no_record_and_a_broken_one_is_a_sentence(cell: Write) -> None:
     path = cell()
-    with (path / "ledger.jsonl").open("a") as file:
+    with (path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "lo')
     assert read_status(path.parents[1])[0].step == 10
     for line in ('{"st\n', "[1]\n", '{"loss": 1.0}\n', '{"step": "20", "seconds": 1.0}\n'):
-        (path / "ledger.jsonl").write_text('{"step": 0, "seconds": 0.0}\n' + line)
+        (path / "metrics.jsonl").write_text('{"step": 0, "seconds": 0.0}\n' + line)
         (found,) = read_status(path.parents[1])
         assert found.step == 0
-        assert "ledger.jsonl cannot be read" in found.broken[0]
+        assert "metrics.jsonl cannot be read" in found.broken[0]
 
 
 @pytest.mark.parametrize("content", ["train: [", "train: 3", "", "{train: {}, arms: {}}"])
@@ -115,9 +115,9 @@ def test_a_broken_configuration_leaves_its_last_step_unknown(cell: Write, conten
     assert whole.steps == 100
 
 
-def test_only_the_end_of_a_ledger_is_read(cell: Write) -> None:
+def test_only_the_end_of_a_metrics_log_is_read(cell: Write) -> None:
     path = cell(losses=())
-    ledger_path = path / "ledger.jsonl"
+    ledger_path = path / "metrics.jsonl"
     lines = [json.dumps({"step": i, "seconds": float(i), "loss": 1.0, "heldout": {"a": 1.0}}) for i in range(1000)]
     ledger_path.write_text("no record\n" + "\n".join(lines) + "\n")
     assert [r["step"] for r in recent_records(ledger_path)] == list(range(1000 - RECENT, 1000))
@@ -204,12 +204,12 @@ def test_locks_decide_over_an_open_word(cell: Write) -> None:
 
 
 def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cell says that it is done after the manifest was read and before its claim is looked at."""
+    """The cell says that it is done after the event log was read and before its claim is looked at."""
     path = cell()
     root = path.parents[1]
 
     def ends(_: Path) -> None:
-        Manifest(root).append("uniform/seed=0", "done", attempt=1)
+        EventLog(root).append("uniform/seed=0", "done", attempt=1)
 
     monkeypatch.setattr("orchestrator.storage.lease.newest", ends)
     assert read_status(root)[0].state == "done"
@@ -217,6 +217,6 @@ def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monk
 
 def test_a_manifest_that_is_none_is_a_sentence(cell: Write) -> None:
     path = cell()
-    metrics_log.append(path.parents[1] / "manifest.jsonl", {"cell": "uniform/seed=0"})
-    with pytest.raises(UserError, match=r"manifest.jsonl has a record without 'time': delete that line"):
+    metrics_log.append(path.parents[1] / "events.jsonl", {"cell": "uniform/seed=0"})
+    with pytest.raises(UserError, match=r"events.jsonl has a record without 'time': delete that line"):
         read_status(path.parents[1])

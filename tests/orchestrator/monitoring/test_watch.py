@@ -22,7 +22,7 @@ from orchestrator.monitoring.cells import CellStatus
 from orchestrator.monitoring.watch import outcome, watch
 from orchestrator.status import main
 from orchestrator.storage import lease, locks, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 
 Write = Callable[..., Path]
 
@@ -40,9 +40,9 @@ def test_a_log_gets_a_line_per_change(cell: Write, reading: Write) -> None:
     with lease.hold(path), Screen(root, Console(file=file, width=40)) as screen:
         assert [text.split()[:2] for text in news()] == [["uniform/seed=0", "running"]]
         assert news() == []
-        metrics_log.append(path / "ledger.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
+        metrics_log.append(path / "metrics.jsonl", {"step": 5, "seconds": 1.0, "loss": 2.0})
         assert news() == [], "not a tenth of it"
-        metrics_log.append(path / "ledger.jsonl", {"step": 10, "seconds": 2.0, "loss": 2.0})
+        metrics_log.append(path / "metrics.jsonl", {"step": 10, "seconds": 2.0, "loss": 2.0})
         assert [text.split()[2:6] for text in news()] == [["step", "10/100", "loss", "2.000"]]
         reading(path, 0, "HS", [("t", 31.0, "critical")])
         changed, alert = news()
@@ -50,7 +50,7 @@ def test_a_log_gets_a_line_per_change(cell: Write, reading: Write) -> None:
         assert alert.startswith("uniform/seed=0 ")
         assert alert.endswith(" critical: t has 31.0× its peers' spectral norm at step 0.")
         assert news() == [], "an alert is told once"
-        Manifest(root).append("uniform/seed=0", "failed", attempt=1, reason="[bold] why")
+        EventLog(root).append("uniform/seed=0", "failed", attempt=1, reason="[bold] why")
         assert [" ".join(text.split()[1:]) for text in news()] == [
             "failed step 10/100 loss 2.000 held-out 1.500 roles HS (step 0)", "critical: failed: [bold] why",
         ]  # fmt: skip
@@ -72,7 +72,7 @@ def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
         with lease.hold(path):
             thread = threading.Thread(target=lambda: found.extend(watch(root, Console(file=io.StringIO()))))
             thread.start()
-            Manifest(root).append("uniform/seed=0", "done", attempt=1)
+            EventLog(root).append("uniform/seed=0", "done", attempt=1)
         thread.join(0.5)
         assert thread.is_alive(), "the launcher may start another"
     thread.join(60)
@@ -140,7 +140,7 @@ def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
         for step in (10, 20):
             wait_for(lambda step=step: f"{step}/100".encode() in drawn)
             if step == 10:
-                metrics_log.append(path / "ledger.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
+                metrics_log.append(path / "metrics.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         reader.join(10)

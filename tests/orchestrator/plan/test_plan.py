@@ -85,14 +85,14 @@ def test_a_real_run_leaves_what_was_planned(
         plan = ArmPlan(config.arm, config, decoder_spec(config))
         assert plan.kept == len(list(cell.glob("checkpoints/step_*")))
         assert len(plan.readings) == len(list(cell.glob("forensics/step_*.json")))
-        assert len(plan.records) == len((cell / "ledger.jsonl").read_text().splitlines())
+        assert len(plan.records) == len((cell / "metrics.jsonl").read_text().splitlines())
         start, later = plan.checkpoint_bytes
         # of so small a model a fifth is JSON, whose numbers have more or fewer digits
         assert start == pytest.approx(bytes_of(cell, "checkpoints/step_00000000/*"), rel=0.1)
         assert later == pytest.approx(bytes_of(cell, f"checkpoints/step_{config.train.steps:08d}/*"), rel=0.1)
         assert plan.disk == pytest.approx(bytes_of(cell, "checkpoints/*/*"), rel=0.1)
         written = volume(plan, take_sample(config, plan.spec))
-        assert written.ledger == pytest.approx(bytes_of(cell, "ledger.jsonl"), rel=0.1)
+        assert written.metrics == pytest.approx(bytes_of(cell, "metrics.jsonl"), rel=0.1)
         assert written.readings == pytest.approx(bytes_of(cell, "forensics/step_*.json"), rel=0.2)
         if config.tracker.mode == schema.TrackerMode.off:
             assert written.wandb == written.rows == 0

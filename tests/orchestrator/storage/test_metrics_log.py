@@ -23,7 +23,7 @@ def _written(path: Path) -> Path:
 
 
 def test_reads_back_what_was_appended_exactly(tmp_path: Path) -> None:
-    path = _written(tmp_path / "ledger.jsonl")
+    path = _written(tmp_path / "metrics.jsonl")
     assert metrics_log.read(path) == RECORDS
     assert list(metrics_log.backwards(path)) == RECORDS[::-1]
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
@@ -33,7 +33,7 @@ def test_reads_back_what_was_appended_exactly(tmp_path: Path) -> None:
 def test_a_cut_at_any_byte_costs_at_most_the_line_it_hits(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    path = _written(tmp_path_factory.mktemp("cut") / "ledger.jsonl")
+    path = _written(tmp_path_factory.mktemp("cut") / "metrics.jsonl")
     content = path.read_bytes()
     cut = data.draw(st.integers(0, len(content)))
     path.write_bytes(content[:cut])
@@ -47,7 +47,7 @@ def test_a_cut_at_any_byte_costs_at_most_the_line_it_hits(
 
 
 def test_backwards_finds_a_record_longer_than_its_block(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "metrics.jsonl"
     long = {"step": 1, "sidecar": ["x" * 10_000]}
     metrics_log.append(path, {"step": 0})
     metrics_log.append(path, long)
@@ -58,18 +58,18 @@ def test_backwards_finds_a_record_longer_than_its_block(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [-1, 0, 25, 30, 1000])
 def test_rewind_keeps_what_is_before_and_loses_nothing(tmp_path: Path, step: int) -> None:
-    path = _written(tmp_path / "ledger.jsonl")
+    path = _written(tmp_path / "metrics.jsonl")
     metrics_log.rewind(path, step)
     kept = [r for r in RECORDS if r["step"] <= step]
     assert metrics_log.read(path) == kept
-    assert kept + metrics_log.read(tmp_path / "ledger.replaced.jsonl") == RECORDS
+    assert kept + metrics_log.read(tmp_path / "metrics.replaced.jsonl") == RECORDS
 
 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
-    path = _written(tmp_path / "ledger.jsonl")
+    path = _written(tmp_path / "metrics.jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "{half", *lines[2:]]) + "\n")
-    with pytest.raises(UserError, match=r"ledger.jsonl line 3 is not a JSON object"):
+    with pytest.raises(UserError, match=r"metrics.jsonl line 3 is not a JSON object"):
         metrics_log.read(path)
 
 
@@ -79,7 +79,7 @@ def _append_many(path: Path, first: int) -> None:
 
 
 def test_writers_that_mend_a_torn_line_at_once_lose_nothing(tmp_path: Path) -> None:
-    path = _written(tmp_path / "manifest.jsonl")
+    path = _written(tmp_path / "events.jsonl")
     with path.open("ab") as file:
         file.write(b'{"step": 55, "lo')
     context = multiprocessing.get_context("fork")
@@ -92,23 +92,23 @@ def test_writers_that_mend_a_torn_line_at_once_lose_nothing(tmp_path: Path) -> N
     assert steps == {r["step"] for r in RECORDS} | {f + i for f in (1000, 2000, 3000) for i in range(100)}
 
 
-def test_a_ledger_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_a_metrics_log_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be written .*make room"):
-        metrics_log.append(tmp_path / "absent" / "ledger.jsonl", {"step": 0})
+        metrics_log.append(tmp_path / "absent" / "metrics.jsonl", {"step": 0})
 
 
 def test_a_last_line_that_is_no_record_is_one_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "metrics.jsonl"
     assert metrics_log.newest(path) is None
     path.write_text('{"step": 0}\n')
     assert metrics_log.newest(path) == {"step": 0}
     path.write_text('{"step": 0}\ngarbage\n')
-    with pytest.raises(UserError, match=r"The last line of .*ledger.jsonl is no JSON object \(.*\): restore or"):
+    with pytest.raises(UserError, match=r"The last line of .*metrics.jsonl is no JSON object \(.*\): restore or"):
         metrics_log.newest(path)
 
 
 def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "metrics.jsonl"
     for step, attempt in ((0, 1), (2, 1), (4, 2), (4, 1), (6, 2), (8, 1)):
         metrics_log.append(path, {"step": step, "attempt": attempt})
     assert [(r["step"], r["attempt"]) for r in metrics_log.read(path)] == [(0, 1), (2, 1), (4, 2), (6, 2)]
@@ -117,13 +117,13 @@ def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path: Path) -> 
     lines = path.read_text().splitlines()
     metrics_log.rewind(path, 4)
     assert [r["step"] for r in metrics_log.read(path)] == [0, 2, 4]
-    replaced = (tmp_path / "ledger.replaced.jsonl").read_text().splitlines()
+    replaced = (tmp_path / "metrics.replaced.jsonl").read_text().splitlines()
     assert path.read_text().splitlines() + replaced == lines, "what does not count is not lost either"
 
 
 @pytest.mark.parametrize("step", [-1, 25, 50])
-def test_a_rewind_of_a_torn_ledger_leaves_whole_lines(tmp_path: Path, step: int) -> None:
-    path = _written(tmp_path / "ledger.jsonl")
+def test_a_rewind_of_a_torn_metrics_log_leaves_whole_lines(tmp_path: Path, step: int) -> None:
+    path = _written(tmp_path / "metrics.jsonl")
     whole = path.read_bytes()
     for torn, lost in ((whole[:-1], 0), (whole + b'{"step": 60, "lo', 0), (whole[:-9], 1)):
         path.write_bytes(torn)
@@ -135,8 +135,8 @@ def test_a_rewind_of_a_torn_ledger_leaves_whole_lines(tmp_path: Path, step: int)
 
 
 def test_a_rewind_and_those_who_append_take_turns(tmp_path: Path) -> None:
-    """An `append` that waits while the ledger is rewound writes to what is left of it, not to a file that is gone."""
-    path = _written(tmp_path / "ledger.jsonl")
+    """An `append` that waits while the log is rewound writes to what is left of it, not to a deleted file."""
+    path = _written(tmp_path / "metrics.jsonl")
     context = multiprocessing.get_context("fork")
     writer = context.Process(target=_append_many, args=(path, 1000))
     writer.start()
@@ -144,13 +144,13 @@ def test_a_rewind_and_those_who_append_take_turns(tmp_path: Path) -> None:
         metrics_log.rewind(path, 2000)  # all may stay
         metrics_log.rewind(path, 20)
     writer.join()
-    moved = metrics_log.read(tmp_path / "ledger.replaced.jsonl")
+    moved = metrics_log.read(tmp_path / "metrics.replaced.jsonl")
     assert sorted(r["step"] for r in [*metrics_log.read(path), *moved]) == [0, 10, 20, 30, 40, 50, *range(1000, 1100)]
 
 
-def test_a_ledger_that_cannot_be_rewound_is_a_sentence_and_stays(tmp_path: Path) -> None:
-    path = _written(tmp_path / "ledger.jsonl")
-    (tmp_path / "ledger.replaced.jsonl").mkdir()
+def test_a_metrics_log_that_cannot_be_rewound_is_a_sentence_and_stays(tmp_path: Path) -> None:
+    path = _written(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.replaced.jsonl").mkdir()
     with pytest.raises(UserError, match=r"cannot be written .*make room"):
         metrics_log.rewind(path, 20)
     assert metrics_log.read(path) == RECORDS
@@ -161,5 +161,5 @@ def test_without_file_locks_it_is_still_written(tmp_path: Path, monkeypatch: pyt
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    metrics_log.append(tmp_path / "ledger.jsonl", {"step": 0})
-    assert metrics_log.newest(tmp_path / "ledger.jsonl") == {"step": 0}
+    metrics_log.append(tmp_path / "metrics.jsonl", {"step": 0})
+    assert metrics_log.newest(tmp_path / "metrics.jsonl") == {"step": 0}

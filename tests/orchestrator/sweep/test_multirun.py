@@ -89,8 +89,8 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
             assert time.monotonic() < deadline
             assert process.poll() is None, log.read_text()
             time.sleep(0.05)
-            ledgers = [*tmp_path.glob("out/*/main/seed=0/ledger.jsonl")]
-            running = [path for path in ledgers if (metrics_log.newest(path) or {"step": 0})["step"] > 10]
+            metrics_logs = [*tmp_path.glob("out/*/main/seed=0/metrics.jsonl")]
+            running = [path for path in metrics_logs if (metrics_log.newest(path) or {"step": 0})["step"] > 10]
         if how == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)  # reaches the whole group, as from a terminal
         else:

@@ -34,7 +34,7 @@ from orchestrator.tracking import run
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 from tests.orchestrator.tracking.offline_run import (
     WANDB,
     assert_same,
@@ -92,7 +92,7 @@ def reading(step: int) -> dict[str, Any]:
 def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
     (cell / "forensics").mkdir(parents=True)
     (cell / "config.yaml").write_text(schema.to_yaml(config_of(TrackerMode.offline)))
-    (cell / "ledger.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
+    (cell / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
     for step in steps:
         (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step)))
     return cell
@@ -274,7 +274,7 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     assert (logged["sidecar"]["mode"], logged["sidecar"]["interval"], logged["train"]["steps"]) == ("learn", 4, 12)
     assert of_kind(records, "exit")[-1].get("exit_code", 0) == 0
 
-    on_disk = {r["step"]: r for r in metrics_log.read(trained.directory / "ledger.jsonl")}
+    on_disk = {r["step"]: r for r in metrics_log.read(trained.directory / "metrics.jsonl")}
     rows = {row["step"]: row for row in rows_with(records, "train/lr")}
     assert list(rows) == list(on_disk)
     for step, expected in on_disk.items():
@@ -343,7 +343,7 @@ class WaitForReading(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         deadline = time.monotonic() + 60
         while run.step == self.step and not (run.cell_dir / f"forensics/step_{self.step:08d}.json").exists():
             assert time.monotonic() < deadline, "waited too long"
@@ -357,7 +357,7 @@ def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
     write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
     with StopSignal() as stop, lease.hold(trained.directory):
         callbacks = [*callbacks_for(trained.config), WaitForReading(0), WaitForReading(6)]
-        assert train(Run(trained.config, trained.directory, 1, callbacks), stop)
+        assert train(Trainer(trained.config, trained.directory, 1, callbacks), stop)
     logs = "".join(p.read_text() for p in trained.directory.parents[1].glob("jobs/*_log.out"))
     assert all(f"step_{step:08d}.json" in logs for step in (0, 6))
     (run,) = runs_of(trained.directory)
@@ -391,7 +391,7 @@ def test_a_killed_service_is_one_warning(cell: Path, caplog: pytest.LogCaptureFi
         found.alert("title", "text")
         found.finish()
     (said,) = warnings(caplog)
-    assert re.fullmatch(r"W&B tracking ends here \(\w+: .*\); everything is in the ledger\.", said)
+    assert re.fullmatch(r"W&B tracking ends here \(\w+: .*\); everything is in the metrics log\.", said)
 
     again = Tracker(config_of(TrackerMode.offline, seed=4))  # the next cell of this process is not harmed
     again.start(cell, [record(0)])
@@ -416,7 +416,7 @@ tracker.finish()
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    assert "everything is in the ledger" in done.stderr
+    assert "everything is in the metrics log" in done.stderr
 
 
 def bad_row(found: Tracker, cell: Path) -> None:

@@ -154,7 +154,7 @@ def test_every_panel_shows_what_the_runs_logged(experiment: Write, server: Serve
     assert server.asked == []  # no request at all
     cell = c.experiment.cell("variable", 0)
     tracker = Tracker(cell.config)
-    tracker.start(cell.path, metrics_log.read(cell.path / "ledger.jsonl"))
+    tracker.start(cell.path, metrics_log.read(cell.path / "metrics.jsonl"))
     for reading in cell.readings.values():
         tracker.forensics(reading)
     tracker.finish()
@@ -285,7 +285,7 @@ def test_a_tracker_that_is_off_sends_nothing(
 
 def test_an_experiment_that_is_not_complete_has_a_view_too(experiment: Write, server: Server) -> None:
     root = experiment(arms=("uniform", "variable"), seeds=(0,))
-    for name in ("ledger.jsonl", "config.yaml"):
+    for name in ("metrics.jsonl", "config.yaml"):
         (root / "variable/seed=0" / name).unlink()
     workspace.publish(compare(root))
     view, report = files_of(root)
@@ -293,6 +293,6 @@ def test_an_experiment_that_is_not_complete_has_a_view_too(experiment: Write, se
     assert "heldout/code" in {name for panel in panels_in(view) for name in names_in(panel)}
     for cell in root.glob("*/seed=*"):
         (cell / "config.yaml").unlink(missing_ok=True)
-        (cell / "ledger.jsonl").unlink(missing_ok=True)
+        (cell / "metrics.jsonl").unlink(missing_ok=True)
     with pytest.raises(UserError, match="launch the experiment"):
         workspace.publish(compare(root))

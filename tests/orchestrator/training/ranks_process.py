@@ -21,14 +21,14 @@ from orchestrator.config.schema import Config
 from orchestrator.jobs import worker
 from orchestrator.training import distributed, loop
 from orchestrator.training.distributed import Ranks
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 
 
 class ActAt(Callback):
     def __init__(self, act: str, rank: int, step: int) -> None:
         self.act, self.rank, self.step = act, rank, step
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if self.act == "deaf" and run.step == self.step and run.ranks.rank != self.rank:
             time.sleep(600)
         if (run.ranks.rank, run.step) != (self.rank, self.step):

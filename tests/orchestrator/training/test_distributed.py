@@ -25,11 +25,11 @@ from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
 from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.storage.event_log import Manifest
+from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 
 CELL = (
     "name=pair", "train.device=cpu", "train.steps=50", "train.batch_size=4", "train.log_every=1", "train.eval_every=10",
@@ -47,7 +47,7 @@ class SignalAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if run.step == self.step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -81,7 +81,7 @@ def torchrun(cell: Path) -> subprocess.CompletedProcess[str]:
 
 
 def records(cell: Path) -> list[dict[str, Any]]:
-    return metrics_log.read(cell / "ledger.jsonl")
+    return metrics_log.read(cell / "metrics.jsonl")
 
 
 def numbers(value: Any, path: str = "") -> dict[str, float]:
@@ -150,7 +150,7 @@ def test_two_ranks_train_what_one_does_sidecar_and_forensics_included(cells: Cal
     assert_same_files(one, two)
     assert_same_readings(one, two)
     assert any("sidecar" in record for record in records(two))
-    assert [entry["state"] for entry in metrics_log.read(two.parents[1] / "manifest.jsonl")] == ["running", "done"]
+    assert [entry["state"] for entry in metrics_log.read(two.parents[1] / "events.jsonl")] == ["running", "done"]
 
 
 def test_the_launcher_starts_the_ranks(
@@ -173,14 +173,14 @@ def test_a_cell_goes_on_with_another_number_of_ranks_and_one_signal_stops_all(
     cell = cells("resumed")
     with StopSignal() as stop:
         config = worker._config_of(cell)
-        run = Run(config, cell, 1, [*callbacks_for(config), SignalAt(13)])
+        run = Trainer(config, cell, 1, [*callbacks_for(config), SignalAt(13)])
         run.resume()
         assert not train(run, stop)
     done = together(cell, "term", 1, 31)
     assert done.returncode == 0, done.stderr
     assert codes(cell) == [130, 130]
     assert [checkpoint.step_of(p) for p in checkpoint.saved(cell / "checkpoints")] == [0, 13, 20, 25, 31]
-    assert Manifest(cell.parents[1]).last()["main/seed=0"].state == "stopped"
+    assert EventLog(cell.parents[1]).last()["main/seed=0"].state == "stopped"
     alone(cell)
     assert_same_training(plain, cell)
     assert_same_readings(plain, cell)
@@ -193,7 +193,7 @@ def test_a_killed_rank_ends_the_others_and_the_cell_resumes(plain: Path, cells: 
     assert codes(cell)[rank] == -signal.SIGKILL
     assert codes(cell)[1 - rank] == 2
     assert distributed.LOST in done.stderr
-    last = Manifest(cell.parents[1]).last()["main/seed=0"]
+    last = EventLog(cell.parents[1]).last()["main/seed=0"]
     assert (last.state, last.reason) == (
         ("running", "") if rank == 0 else ("crashed", f"RankError: {distributed.LOST}")
     )
@@ -227,7 +227,7 @@ def test_the_error_of_one_rank_is_the_error_of_all_and_recorded_once(
     assert codes(cell) == [2, 2]
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
-    entries = metrics_log.read(cell.parents[1] / "manifest.jsonl")
+    entries = metrics_log.read(cell.parents[1] / "events.jsonl")
     assert [entry["state"] for entry in entries] == ["running", "failed"]
     assert reason in entries[-1]["reason"]
 
@@ -258,7 +258,7 @@ def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> N
     cell = cells("many")
     config = worker._config_of(cell)
     with pytest.raises(UserError, match="among 3 processes"):
-        Run(config, cell, 1, [], together=distributed.Together(0, 3, 0, None))
+        Trainer(config, cell, 1, [], together=distributed.Together(0, 3, 0, None))
 
 
 def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:

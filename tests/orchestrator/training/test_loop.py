@@ -25,7 +25,7 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
-from orchestrator.training.trainer import Callback, Run
+from orchestrator.training.trainer import Callback, Trainer
 
 TIMINGS = {"seconds", "tokens_per_second", "attempt"}
 
@@ -38,7 +38,7 @@ class CrashAt(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if run.step == self.step:
             raise Crash
 
@@ -47,7 +47,7 @@ class SignalAt(Callback):
     def __init__(self, step: int, number: int) -> None:
         self.step, self.number = step, number
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if run.step == self.step:
             os.kill(os.getpid(), self.number)
 
@@ -66,7 +66,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> Cell:
 
 def run_with(cell: Cell, *extra: Callback) -> bool:
     with StopSignal() as stop:
-        run = Run(cell.config, cell.directory, 1, [*callbacks_for(cell.config), *extra])
+        run = Trainer(cell.config, cell.directory, 1, [*callbacks_for(cell.config), *extra])
         run.resume()
         return train(run, stop)
 
@@ -93,7 +93,9 @@ def _digest(path: Path, cell: Cell) -> str:
 
 
 def rows(cell: Cell) -> list[dict[str, Any]]:
-    return [{k: v for k, v in r.items() if k not in TIMINGS} for r in metrics_log.read(cell.directory / "ledger.jsonl")]
+    return [
+        {k: v for k, v in r.items() if k not in TIMINGS} for r in metrics_log.read(cell.directory / "metrics.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +116,7 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     assert rows(cell) == rows(whole)
 
 
-def test_the_ledger_has_every_logged_step_once(whole: Cell) -> None:
+def test_the_metrics_log_has_every_logged_step_once(whole: Cell) -> None:
     records = rows(whole)
     assert [r["step"] for r in records] == [0, 2, 4, 6, 8, 10, 12]
     assert [r["step"] for r in records if "heldout" in r] == [0, 4, 8, 12]
@@ -232,12 +234,12 @@ def test_resuming_is_bitwise_with_the_sidecar_on(small: list[str], tmp_path: Pat
 
 
 def test_a_checkpoint_holds_the_model_that_its_gains_make(small: list[str], tmp_path: Path) -> None:
-    """Whoever reads it, forensics and rivals included, gets the held-out loss that the ledger has."""
+    """Whoever reads it, forensics and rivals included, gets the held-out loss that the metrics log has."""
     options = ["sidecar=all", "sidecar.interval=3", "sidecar.warmup=0"]
     cell = new_cell([*small, *options], tmp_path)
     assert complete(cell)
     path = checkpoint.path_of(cell.directory / "checkpoints", 12)
-    run = Run(cell.config, cell.directory, 1, [])
+    run = Trainer(cell.config, cell.directory, 1, [])
     run.model.load_state_dict(checkpoint.read_tensors(path, "model"))
     gains = [r["sidecar"] for r in rows(cell) if "sidecar" in r][-1]["values"]["residual_gain"]
     assert len(set(gains.values())) == 6
@@ -310,7 +312,7 @@ class FullDiskFrom(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def after_step(self, run: Run) -> None:
+    def after_step(self, run: Trainer) -> None:
         if run.step == self.step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 

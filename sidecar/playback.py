@@ -65,7 +65,7 @@ def same_amount(values: Values, played: Values, units: Mapping[str, Sequence[Uni
 PLAYERS: dict[str, Player] = {"replay": replay, "permute": permute, "random": shuffle}
 
 
-class Schedule:
+class Playback:
     """The decisions of a recording as `mode` plays them, ascending by step.
 
     Raises `ValueError` for a recording of other units, or with a multiplier that is none.
@@ -73,7 +73,7 @@ class Schedule:
 
     def __init__(self, decisions: Sequence[Decision], units: Mapping[str, Sequence[Unit]], mode: str, seed: int):
         if not decisions:
-            raise ValueError("the sidecar's schedule holds no decision: name a run whose sidecar decided something.")
+            raise ValueError("the sidecar's playback holds no decision: name a run whose sidecar decided something.")
         self.steps = sorted(decision["step"] for decision in decisions)
         self.values: list[Values] = []
         for decision in sorted(decisions, key=lambda decision: decision["step"]):
@@ -96,12 +96,12 @@ def _check(decision: Decision, units: Mapping[str, Sequence[Unit]]) -> None:
         values = decision["values"].get(channel, {})
         if set(values) != {unit.name for unit in group}:
             raise ValueError(
-                f"the sidecar's schedule has at step {decision['step']} no value for every unit of channel "
+                f"the sidecar's playback has at step {decision['step']} no value for every unit of channel "
                 f"'{channel}': it was recorded with another model or other channels."
             )
         for name, value in values.items():
             if not 0 < value < math.inf:
                 raise ValueError(
-                    f"the sidecar's schedule has {value} for {name} at step {decision['step']}, which is no "
+                    f"the sidecar's playback has {value} for {name} at step {decision['step']}, which is no "
                     "multiplier: record the run again."
                 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sidecar.schedule import Schedule, permute, replay, shuffle
+from sidecar.playback import Playback, permute, replay, shuffle
 from sidecar.units import make_units
 
 UNITS = {"decay": make_units((f"{i}.{k}", k, i, 4) for i in range(4) for k in ("down", "gate"))}
@@ -48,24 +48,24 @@ def test_exchanging_values_between_units_of_unlike_size_keeps_the_amount(mode: s
     units = {"decay": make_units(rows)}
     sizes = {unit.name: unit.size for unit in units["decay"]}
     for step in range(5):
-        _, played = Schedule([decision(step)], units, mode, seed=1).at(step)  # type: ignore[misc]
+        _, played = Playback([decision(step)], units, mode, seed=1).at(step)  # type: ignore[misc]
         assert played["decay"] != VALUES["decay"]
         amounts = [sum(sizes[name] * m for name, m in values["decay"].items()) for values in (VALUES, played)]
         assert amounts[1] == pytest.approx(amounts[0], rel=1e-9)
 
 
 def test_the_last_decision_at_or_before_a_step_is_in_force() -> None:
-    schedule = Schedule([decision(25), decision(0), decision(50)], UNITS, "replay", 0)
-    assert [schedule.at(step)[0] for step in (0, 24, 25, 49, 50, 999)] == [0, 0, 25, 25, 50, 50]  # type: ignore[index]
-    assert schedule.at(0) == (0, VALUES)
-    assert Schedule([decision(25)], UNITS, "replay", 0).at(24) is None
+    playback = Playback([decision(25), decision(0), decision(50)], UNITS, "replay", 0)
+    assert [playback.at(step)[0] for step in (0, 24, 25, 49, 50, 999)] == [0, 0, 25, 25, 50, 50]  # type: ignore[index]
+    assert playback.at(0) == (0, VALUES)
+    assert Playback([decision(25)], UNITS, "replay", 0).at(24) is None
 
 
 def test_schedules_that_cannot_be_played_are_refused() -> None:
     with pytest.raises(ValueError, match="holds no decision"):
-        Schedule([], UNITS, "replay", 0)
+        Playback([], UNITS, "replay", 0)
     with pytest.raises(ValueError, match="at step 3 no value for every unit of channel 'decay'"):
-        Schedule([decision(3, {"decay": {"0.down": 1.0}})], UNITS, "replay", 0)
+        Playback([decision(3, {"decay": {"0.down": 1.0}})], UNITS, "replay", 0)
     for bad in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"schedule has \S+ for 0.gate at step 3, which is no multiplier"):
-            Schedule([decision(3, {"decay": VALUES["decay"] | {"0.gate": bad}})], UNITS, "replay", 0)
+        with pytest.raises(ValueError, match=r"playback has \S+ for 0.gate at step 3, which is no multiplier"):
+            Playback([decision(3, {"decay": VALUES["decay"] | {"0.gate": bad}})], UNITS, "replay", 0)
