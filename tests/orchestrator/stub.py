@@ -1,7 +1,7 @@
 """A stub trainer: what an experiment of any size leaves on disk, without training it.
 
 Everything is written by the product's own functions, but for two that sync every line or file: a metrics log is
-written in one go, and a cell's checkpoints are hard links to those of its arm, each of which `checkpoint.save` made once.
+written in one go, and a cell's checkpoints are hard links to those of its arm, which `checkpoint.save` made once.
 """
 
 from __future__ import annotations
