@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.common.errors import INTERRUPTED, UserError
+from orchestrator.common.errors import INTERRUPTED, UserError, complain
 from orchestrator.monitoring.cells import CellStatus, read_comparison, read_status
 from orchestrator.monitoring.view import View
 from orchestrator.monitoring.watch import GOING, outcome, watch
@@ -73,8 +73,8 @@ def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
 def _resume(directory: Path, which: str, console: Console) -> int:
     """Launch cells again, and finalize as the experiment's own command does."""
     # torch and the comparison: 3 s that a look at the status does without
-    from orchestrator.__main__ import complain, wrap_up
     from orchestrator.launch.resume import resume
+    from orchestrator.launch.wrap_up import wrap_up
 
     experiment = resume(directory, which, console)
     return 0 if experiment is None else wrap_up(experiment, console, complain)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 INTERRUPTED = 130  # exit code of what a signal stopped
+STOPPED = "Stopped: the same command goes on from the newest checkpoints."
 
 
 class UserError(Exception):
@@ -36,3 +38,8 @@ def refuse_unwritable(target: Path | None) -> None:
     """Raise `UserError` before the work where its result could not be written."""
     if target is not None and not target.parent.is_dir():
         raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")
+
+
+def complain(sentence: str) -> None:
+    """Print to stderr what the user can mend."""
+    print(sentence, file=sys.stderr, flush=True)

@@ -35,11 +35,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.5
 TURN_SECONDS = 5.0  # the longest wait for one's turn to speak
-PLUGINS = {
-    "joblib": "hydra-joblib-launcher",
-    "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher",
-}  # choice of hydra/launcher → package
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator.__main__ import CONF, compose
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.training.loop import StopSignal, train_cell

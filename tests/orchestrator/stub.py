@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from models.transformer import Decoder, init_weights
 from orchestrator import forensics
-from orchestrator.__main__ import CONF, compose
+from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory

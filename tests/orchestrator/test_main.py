@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import orchestrator.__main__ as main_module
+from orchestrator.config import compose
+from orchestrator.experiments import catalog
 
 Orchestrate = Callable[..., int]
 
@@ -67,7 +69,8 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of conf/ to write into."""
     copy = tmp_path / "conf"
     shutil.copytree(main_module.CONF, copy)
-    monkeypatch.setattr(main_module, "CONF", copy)
+    for module in (main_module, compose, catalog):
+        monkeypatch.setattr(module, "CONF", copy)
     return copy
 
 
@@ -198,7 +201,8 @@ def test_a_broken_experiment_file_is_named(
 ) -> None:
     shutil.copytree(main_module.CONF, tmp_path / "conf")
     (tmp_path / "conf/experiment/broken.yaml").write_text("# @package _global_\narms: [a\n")
-    monkeypatch.setattr(main_module, "CONF", tmp_path / "conf")
+    for module in (main_module, compose, catalog):
+        monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     assert orchestrate() == 0
     printed = capsys.readouterr().out
     assert "is not YAML" in " ".join(printed.split())

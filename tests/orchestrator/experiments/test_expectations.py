@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.expectations import QUANTITIES, check_depths, intended, layers_of
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hydra import initialize_config_dir
 
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 

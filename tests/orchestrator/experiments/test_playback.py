@@ -10,8 +10,8 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import Cell, experiment_of
 from orchestrator.launch.order import first_ready

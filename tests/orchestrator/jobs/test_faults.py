@@ -28,7 +28,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from orchestrator.__main__ import CONF, compose
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker

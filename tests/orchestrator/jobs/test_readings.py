@@ -21,9 +21,9 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import monitoring
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
+from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory

@@ -19,8 +19,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import launch, monitoring
-from orchestrator.__main__ import CONF, compose
 from orchestrator.config import schema
+from orchestrator.config.compose import CONF, compose
 from orchestrator.jobs import worker
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log

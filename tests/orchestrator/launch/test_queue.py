@@ -16,12 +16,13 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
 from orchestrator import launch, monitoring
-from orchestrator.__main__ import CONF, compose, wrap_up
 from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory, record_launcher
 from orchestrator.jobs.readings import InSlurm, Readings
 from orchestrator.launch import finalize, queue, resume
+from orchestrator.launch.wrap_up import wrap_up
 from orchestrator.monitoring.cells import read_comparison
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings

@@ -21,10 +21,10 @@ import yaml
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator.__main__ import CONF, compose
 from orchestrator.analysis import compare
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
+from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory

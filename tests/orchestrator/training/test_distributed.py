@@ -19,8 +19,8 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
 from orchestrator import launch
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker

@@ -18,8 +18,8 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import forensics
-from orchestrator.__main__ import CONF, compose
 from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.storage import checkpoint, metrics_log
