@@ -17,8 +17,8 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from models.transformer import Decoder
-from orchestrator import forensics
 from orchestrator.data import prepare
+from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint
 
 BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
@@ -86,7 +86,7 @@ def intervene(source: Path) -> dict[str, Any]:
     batch_size = config.train.micro_batch_size or config.train.batch_size  # what fitted into memory in training
     heldout = {domain: corpus.heldout(domain, SPLIT)[:ROWS] for domain in corpus.domains}
     decoder = checkpoint.load_decoder(path).to("cuda" if torch.cuda.is_available() else "cpu")
-    roles = forensics.analyze(path)
+    roles = analyze(path)
     intact = {domain: row_losses(decoder, rows, batch_size) for domain, rows in heldout.items()}
     layers = track(roles["layers"], "deleting", console=Console(stderr=True), disable=not sys.stderr.isatty())
     return {

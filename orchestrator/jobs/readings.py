@@ -23,11 +23,10 @@ from pathlib import Path
 import torch
 from submitit.core.utils import DelayedSubmission
 
-from orchestrator import forensics
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config, LauncherKind, Where
-from orchestrator.forensics.analyze import DEFINITIONS
+from orchestrator.forensics.analyze import DEFINITIONS, analyze
 from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import checkpoint, lease, locks
 from orchestrator.storage.files import write_whole
@@ -104,7 +103,7 @@ class Readings:
                 checkpoint.set_aside(path)
                 return False
             now, options = key(path), self.config.forensics
-            result = forensics.analyze(path, scoring=options.scoring.value, resamples=options.resamples)
+            result = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
             if key(path) != now:  # a resumed run wrote it again meanwhile: this would be a reading of neither
                 return False
             target = self.path_of(path)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights, matmul_params
-from orchestrator import forensics
 from orchestrator.config.schema import Config
+from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint
 
 LARGEST = 9e6  # entries of a layer that is read; of a larger one, a smaller likeness
@@ -76,7 +76,7 @@ def _saved_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, di
         path = checkpoint.save(directory, 1, tensors, {**state, "step": 1, "trace": traced})
         rate = sum(file.stat().st_size for file in path.iterdir()) / (time.perf_counter() - started)
         started = time.process_time()  # what else runs here is not to count
-        reading = forensics.analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
+        reading = analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
         return time.process_time() - started, rate, json.loads(json.dumps(reading))
 
 

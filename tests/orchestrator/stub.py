@@ -20,11 +20,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from models.transformer import Decoder, init_weights
-from orchestrator import forensics
 from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.forensics.analyze import analyze
 from orchestrator.jobs import readings
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import EventLog
@@ -79,7 +79,7 @@ def _template(directory: Path, config: Config) -> tuple[list[Path], dict[str, An
         state = {"schema": 1, "step": step, "spec": spec.to_dict(), "optim": asdict(config.optim), "trace": {}}
         tensors: dict[str, dict[str, torch.Tensor]] = {"model": weights, "optimizer": moments}
         paths.append(checkpoint.save(directory, step, tensors, state))
-    return paths, forensics.analyze(paths[1], resamples=config.forensics.resamples)
+    return paths, analyze(paths[1], resamples=config.forensics.resamples)
 
 
 def _link(cell: Cell, paths: Sequence[Path]) -> None:

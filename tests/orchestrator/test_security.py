@@ -92,7 +92,7 @@ def test_the_search_finds_what_it_looks_for(line: str) -> None:
 
 ATTEMPT = """
 import io, sys
-from orchestrator.forensics import distributed
+from orchestrator.forensics.weights import distributed
 
 def word(text): return b"X" + len(text).to_bytes(4, "little") + text.encode()
 

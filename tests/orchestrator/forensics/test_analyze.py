@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics import analyze
-from orchestrator.forensics.analyze import by_null, read_stack
+from orchestrator.forensics.analyze import analyze, by_null, read_stack
 from orchestrator.forensics.architecture.anatomy import Anatomy
 from tests.orchestrator.forensics.untrained import model, spec, write
 

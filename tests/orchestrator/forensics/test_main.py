@@ -20,8 +20,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from orchestrator.forensics import analyze
 from orchestrator.forensics.__main__ import main
+from orchestrator.forensics.analyze import analyze
 from orchestrator.storage.checkpoint import save
 
 

@@ -17,11 +17,11 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import forensics
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
@@ -195,7 +195,7 @@ def test_a_checkpoint_between_readings_has_no_old_trace(whole: Cell) -> None:
     weight = checkpoint.read_tensors(path, "model")[name].double()
     momentum = checkpoint.read_tensors(path, "optimizer")[f"{name}.exp_avg"].double()
     expected = -(weight * momentum).sum() / weight.norm() / momentum.norm()
-    measured = forensics.analyze(path)["layers"][1]["measures"]["momentum_alignment.down"]
+    measured = analyze(path)["layers"][1]["measures"]["momentum_alignment.down"]
     assert measured == pytest.approx(expected.item(), abs=1e-6)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.forensics import analyze
+from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.architecture.anatomy import KINDS
 from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.table import MEASURES

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics import analyze
+from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.render.export import (
     PICTURES,
     refuse_foreign,

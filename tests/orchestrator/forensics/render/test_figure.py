@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from orchestrator.common.palette import colour
-from orchestrator.forensics import analyze
+from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.render import figure
 from orchestrator.forensics.render.against import against
 from orchestrator.forensics.render.trajectory import trajectory

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics import analyze
+from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.render.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
 from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles
 
