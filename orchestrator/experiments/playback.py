@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config.schema import Config, SeedOf, SidecarMode
 from orchestrator.storage import metrics_log
-
-if TYPE_CHECKING:
-    from orchestrator.training.trainer import Trainer
 
 
 def source(config: Config, experiment: Path) -> Path | None:
@@ -65,10 +62,10 @@ def check(config: Config, arms: dict[str, Config]) -> None:
         )
 
 
-def read(trainer: Trainer) -> list[dict[str, Any]] | None:
-    """The decisions that this run plays back, or None. Raises `UserError` where they are not complete."""
-    cell = source(trainer.config, trainer.cell_dir.parents[1])
-    return None if cell is None else _decisions(str(trainer.config.sidecar.schedule), cell)
+def read(config: Config, cell_dir: Path) -> list[dict[str, Any]] | None:
+    """The decisions that the cell in `cell_dir` plays back, or None. Raises `UserError` where they are incomplete."""
+    cell = source(config, cell_dir.parents[1])
+    return None if cell is None else _decisions(str(config.sidecar.schedule), cell)
 
 
 def _decisions(schedule: str, cell: Path) -> list[dict[str, Any]]:

@@ -74,9 +74,8 @@ class PressSidecar(Callback):
             at = torch.arange(interval * count, (interval + 1) * count)
             return trainer.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
 
-        self.sidecar = build_sidecar(
-            trainer.config, trainer.model, heldout_loss, trainer.optimizer.adam, read_playback(trainer)
-        )
+        playback = read_playback(trainer.config, trainer.cell_dir)
+        self.sidecar = build_sidecar(trainer.config, trainer.model, heldout_loss, trainer.optimizer.adam, playback)
         if self.saved:
             self.sidecar.load_state_dict(*self.saved)
         trainer.optimizer.around = self.sidecar.applied
