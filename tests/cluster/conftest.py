@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.slurm import PROGRAMS, Cluster
+from tests.waiting import PATIENCE
 
 # Long enough to be interrupted, and to go on after it: some ten seconds. Checkpoints are rare, so that what is
 # resumed is what the interruption saved.
@@ -42,7 +43,7 @@ def run(cluster: Cluster, tmp_path: Path) -> Run:
 
     def call(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(command, env=cluster.env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, env=cluster.env, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
 
     return call
 

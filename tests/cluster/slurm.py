@@ -7,10 +7,11 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+
+from tests.waiting import PATIENCE, wait_for
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun")
 NODES = ("n1", "n2")
@@ -75,13 +76,11 @@ class Cluster:
         (self.root / "slurm.conf").write_text(conf)
         files = [f"--{what}-file={self.root}/munge/{what}" for what in ("key", "pid", "log", "seed")]
         self._spawn("munged", "--foreground", "--force", f"--socket={self.root}/munge/socket", *files)
-        wait_for(lambda: (self.root / "munge/socket").exists(), 20)
+        wait_for(lambda: (self.root / "munge/socket").exists())
         self._spawn("slurmctld", "-D", "-c")
         for node in NODES:
             self.start_node(node)
-        wait_for(
-            lambda: self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D", check=False).strip() == "2", 60
-        )
+        wait_for(lambda: self.run("sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D", check=False).strip() == "2")
 
     def start_node(self, node: str) -> None:
         self._spawn(node, "-D", "-N", node, program="slurmd")
@@ -92,7 +91,7 @@ class Cluster:
 
     def run(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
         """What a command of the cluster prints."""
-        done = subprocess.run(command, env=env or self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=env or self.env, capture_output=True, text=True, timeout=PATIENCE)
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
@@ -106,7 +105,7 @@ class Cluster:
             self.run("scancel", "-f", "--signal=KILL", "-u", "root", check=False)
             self.run("scancel", "-u", "root", check=False)
             with suppress(AssertionError):
-                wait_for(lambda: not self.run("squeue", "-h", "-t", "R,CG", check=False).strip(), 15)
+                wait_for(lambda: not self.run("squeue", "-h", "-t", "R,CG", check=False).strip(), patience=15)
         for process in reversed(list(self.daemons.values())):
             process.send_signal(signal.SIGTERM)
         for process in self.daemons.values():
@@ -119,13 +118,6 @@ class Cluster:
         path = shutil.which(program or name) or f"/usr/sbin/{program or name}"
         with (self.root / f"{name}.out").open("ab") as out:
             self.daemons[name] = subprocess.Popen([path, *arguments], env=self.env, stdout=out, stderr=out)
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.1)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -18,7 +18,8 @@ from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
-from tests.cluster.slurm import Cluster, wait_for
+from tests.cluster.slurm import Cluster
+from tests.waiting import wait_for
 
 CELL = "main/seed=0"
 
@@ -55,7 +56,7 @@ def start(run: Run, long_cell: Sequence[str], tmp_path: Path) -> Start:
         assert done.returncode == 0, done.stderr
         assert "1 cell with Slurm" in done.stdout
         if until:
-            wait_for(lambda: step(tmp_path / "x") >= until, 60)
+            wait_for(lambda: step(tmp_path / "x") >= until)
         return tmp_path / "x"
 
     return submit
@@ -73,7 +74,7 @@ def job(directory: Path) -> str:
 def ends_as(whole: Path, directory: Path) -> None:
     """The cell is done, compared, and has the weights, records and readings of one that was left alone."""
     events = EventLog(directory)
-    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"), 150)
+    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"))
     assert events.last()[CELL].state == "done"
     assert weights(directory) == weights(whole)
     mine, theirs = (metrics_log.read(path / CELL / "metrics.jsonl") for path in (directory, whole))
@@ -88,13 +89,13 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
     directory = start()
     ask = ("-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 4")
     urgent = cluster.run("sbatch", "--parsable", *ask)
-    wait_for(lambda: story(directory)[-1] == "preempted", 60)
+    wait_for(lambda: story(directory)[-1] == "preempted")
     saved = step(directory)
-    wait_for(lambda: cluster.state(urgent.strip()) == "RUNNING", 60)
+    wait_for(lambda: cluster.state(urgent.strip()) == "RUNNING")
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 preempted" in told
     assert "preempted once" in told
-    wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED", 60)
+    wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED")
     ends_as(whole, directory)
     assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
     assert "resumed at step" in EventLog(directory).of(CELL)[3]["reason"]
@@ -120,7 +121,7 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     first = job(directory)
     done = run("orchestrator.status", str(directory), "--cancel")
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: cluster.state(first) == "CANCELLED", 30)
+    wait_for(lambda: cluster.state(first) == "CANCELLED")
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     assert (last := EventLog(directory).comparison())
@@ -149,7 +150,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     directory = start()
     cluster.run("scancel", job(directory))
     events = EventLog(directory)
-    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"), 60)
+    wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"))
     assert story(directory) == ["submitted", "running", "stopped"]
     assert events.last()[CELL].reason == "cancelled: saved and left at SIGTERM"
     told = run("orchestrator.status", str(directory)).stdout
@@ -162,7 +163,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
 def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:
     """Too little memory to import torch, as long as it is tried."""
     directory = start("launcher.slurm.setup=['ulimit -v 400000']", until=0)
-    wait_for(lambda: story(directory)[-1] == "failed", 120)
+    wait_for(lambda: story(directory)[-1] == "failed")
     assert story(directory) == ["submitted", *["crashed"] * 3, "failed"]
     last = EventLog(directory).last()[CELL]
     assert "died 3 times before its first checkpoint" in last.reason
@@ -172,7 +173,7 @@ def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) 
     assert cluster.state(job(directory)) == "FAILED"
     compares = EventLog(directory).comparison()
     assert compares
-    wait_for(lambda: cluster.state(compares.job) == "FAILED", 60)  # under the same limit
+    wait_for(lambda: cluster.state(compares.job) == "FAILED")  # under the same limit
     told = run("orchestrator.status", str(directory)).stdout
     assert f"comparison lost: job {compares.job} ended as FAILED" in " ".join(told.split())
 
@@ -186,7 +187,7 @@ def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start,
     os.kill(claim.pid, signal.SIGSTOP)
     cluster.kill_node(node)
     try:
-        wait_for(lambda: story(directory)[-1] == "running" and story(directory).count("running") == 2, 150)
+        wait_for(lambda: story(directory)[-1] == "running" and story(directory).count("running") == 2)
         os.kill(claim.pid, signal.SIGCONT)
         ends_as(whole, directory)
     finally:
@@ -204,7 +205,7 @@ def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str]
         "launcher.timeout_hours=0.0166", "launcher.slurm.warning_seconds=50", "train.steps=100000",
         "forensics.every=100000", "train.checkpoint_every=100000",
     )  # fmt: skip
-    wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"], 240)
+    wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"])
     steps = [int(r["reason"].split()[-1]) for r in EventLog(directory).of(CELL) if "resumed" in r["reason"]]
     assert 0 < steps[0] < steps[1]
     records = [record["step"] for record in metrics_log.read(directory / CELL / "metrics.jsonl")]

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.storage import metrics_log
 from tests.cluster.slurm import Cluster
+from tests.waiting import PATIENCE, wait_for
 
 
 def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
@@ -32,14 +31,16 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=tmp_path)
     try:
-        _wait(lambda: (metrics_log.newest(cell / "metrics.jsonl") or {"step": 0})["step"] >= 20, process, log)
+        wait_for(
+            lambda: (metrics_log.newest(cell / "metrics.jsonl") or {"step": 0})["step"] >= 20, process=process, log=log
+        )
         job = next(
             path.name for path in tmp_path.glob("out/.multirun/*/logs/*_0_submitted.pkl")
         )  # the first of the array
         job = job.removesuffix("_submitted.pkl")
         slurm("scancel", "--signal=USR2", job)  # what Slurm sends before it preempts, and before the time limit
-        _wait(lambda: "PENDING" in slurm("squeue", "-h", "-r", "-j", job, "-o", "%T"), process, log)
-        assert process.wait(120) == 2, log.read_text()
+        wait_for(lambda: "PENDING" in slurm("squeue", "-h", "-r", "-j", job, "-o", "%T"), process=process, log=log)
+        assert process.wait(PATIENCE) == 2, log.read_text()
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
@@ -72,11 +73,3 @@ def test_what_slurm_does_not_take_is_said_once_and_not_announced(
     assert ended.stderr.lower().count("invalid partition name") == 1, ended.stderr
     assert "Slurm took no job of this multirun" in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, log.read_text()
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)

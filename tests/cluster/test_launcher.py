@@ -15,7 +15,8 @@ from orchestrator.schedulers import slurm, submission
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
-from tests.cluster.slurm import Cluster, wait_for
+from tests.cluster.slurm import Cluster
+from tests.waiting import wait_for
 
 ARMS = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
 
@@ -198,4 +199,4 @@ def test_a_second_launcher_leaves_what_is_queued_to_slurm(
     assert cluster.state(job) == "CANCELLED"
     assert events.last()["main/seed=0"].job != job
     assert run("orchestrator.status", str(tmp_path / "x"), "--cancel").returncode == 0
-    wait_for(lambda: cluster.state(events.last()["main/seed=0"].job) == "CANCELLED", 20)
+    wait_for(lambda: cluster.state(events.last()["main/seed=0"].job) == "CANCELLED")

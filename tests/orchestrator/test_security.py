@@ -23,6 +23,7 @@ from submitit.slurm import slurm
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema, validation
 from orchestrator.forensics.weights import distributed
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(path for package in ("orchestrator", "models", "sidecar") for path in (ROOT / package).rglob("*.py"))
@@ -221,7 +222,7 @@ def run_alone(base: Path, small: tuple[str, ...], umask: int, *more: str, **envi
     tiny = [word for word in small if not word.startswith("tracker")]
     command = [sys.executable, "-m", "orchestrator", *more, *tiny, "train.steps=2", "forensics.every=2"]
     ended = subprocess.run(
-        command, capture_output=True, text=True, cwd=base / "work", env=env | environment, umask=umask, timeout=300
+        command, capture_output=True, text=True, cwd=base / "work", env=env | environment, umask=umask, timeout=PATIENCE
     )
     return Ran(base, ended.returncode, ended.stdout + ended.stderr)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from sidecar.sharded import from_first, gradients, like, local, mean, whole
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture(scope="module")
 def ends() -> dict[str, list[dict[str, Any]]]:
     script = Path(__file__).with_name("several.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

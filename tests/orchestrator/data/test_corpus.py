@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import random
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from orchestrator.config.schema import DataConfig, DomainConfig, Source, Tokeniz
 from orchestrator.data import Corpus, prepare
 from orchestrator.data import builtin as builtin_text
 from orchestrator.data.packing import HELDOUT
+from tests.waiting import PATIENCE, wait_for
 
 SPLITS = (*HELDOUT, "train")
 
@@ -252,10 +252,7 @@ def test_killed_then_built_by_two_at_once(tmp_path: Path) -> None:
     context.set_forkserver_preload(["orchestrator.data"])
     killed, *others = (context.Process(target=prepare, args=(config, 257, 32)) for _ in range(3))
     killed.start()
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("cache/*.tmp/rows/facts/test.parquet")):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(lambda: list(tmp_path.glob("cache/*.tmp/rows/facts/test.parquet")), poll=0.005)
     killed.kill()
     killed.join()
     assert list(tmp_path.glob("cache/*.tmp"))
@@ -263,7 +260,7 @@ def test_killed_then_built_by_two_at_once(tmp_path: Path) -> None:
     for process in others:
         process.start()
     for process in others:
-        process.join(60)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     assert not list(tmp_path.glob("cache/*.tmp"))
     assert prepare(config, 257, 32).tokens("math", "train") == 2_000_000

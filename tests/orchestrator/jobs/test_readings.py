@@ -34,6 +34,7 @@ from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
 from orchestrator.training.loop import StopSignal, train
 from orchestrator.training.trainer import Callback, Trainer
+from tests.waiting import PATIENCE, wait_for
 
 DUE = ["step_00000000", "step_00000006", "step_00000012"]  # of a small cell
 
@@ -66,13 +67,6 @@ def readings_of(path: Path) -> Readings:
 
 def names(path: Path) -> list[str]:
     return sorted(p.name for p in (path / "forensics").iterdir())
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
 
 
 def read_with(path: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -150,7 +144,7 @@ def test_two_processes_read_each_checkpoint_once(cell: Path) -> None:
     with locks.hold(lock):  # until both have seen that all is unread
         rivals = [read_with(cell), read_with(cell)]
         wait_for(lambda: all(waits_at(lock, rival) for rival in rivals))
-    said = [rival.communicate(timeout=60) for rival in rivals]
+    said = [rival.communicate(timeout=PATIENCE) for rival in rivals]
     assert [rival.returncode for rival in rivals] == [0, 0], said
     made = [Path(line).stem for out, _ in said for line in out.splitlines()]
     assert sorted(made) == DUE

@@ -20,6 +20,7 @@ from orchestrator.jobs import worker
 from orchestrator.schedulers import slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import EventLog
+from tests.waiting import PATIENCE
 
 CELL = "main/seed=0"
 FORK = multiprocessing.get_context("fork")
@@ -84,7 +85,7 @@ def test_how_a_cell_leaves_its_job(
     commands = answers(tmp_path / "bin", state, restarts, left)
     process = FORK.Process(target=_run, args=(cell, commands, number))
     process.start()
-    process.join(60)
+    process.join(PATIENCE)
     assert process.exitcode == worker.REQUEUED
     *_, last = EventLog(cell.parents[1]).of(CELL)
     assert last["state"] == word

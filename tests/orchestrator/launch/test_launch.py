@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from orchestrator.jobs import worker
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
+from tests.waiting import PATIENCE, wait_for
 
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
@@ -34,13 +34,6 @@ def start(overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "orchestrator", *ARMS, *overrides]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.02)
 
 
 def cell_process(directory: Path, cell: str) -> int | None:
@@ -80,7 +73,7 @@ def leftovers(tmp_path: Path) -> Iterator[None]:
 def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str, ...], tmp_path: Path) -> None:
     overrides = [*small_cell, *LONGER, "launcher.retries=0"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert start([*overrides, f"root={whole}"], tmp_path / "whole.log").wait(240) == 0, (
+    assert start([*overrides, f"root={whole}"], tmp_path / "whole.log").wait(PATIENCE) == 0, (
         tmp_path / "whole.log"
     ).read_text()
     expected = final_weights(whole / "pair")
@@ -98,7 +91,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     victim = cell_process(directory, "a/seed=0")
     assert victim is not None
     os.kill(victim, signal.SIGKILL)  # one cell dies and, as retries are off here, is not tried again; the other goes on
-    assert first.wait(240) == 2
+    assert first.wait(PATIENCE) == 2
     last = EventLog(directory).last()
     assert last["a/seed=0"].state == "failed"
     assert "ended without a word" in last["a/seed=0"].reason
@@ -110,7 +103,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     second.kill()
     second.wait()
     third = start([*overrides, f"root={broken}"], log)  # finds the orphan, or what it left
-    assert third.wait(240) == 0, log.read_text()
+    assert third.wait(PATIENCE) == 0, log.read_text()
 
     assert final_weights(directory) == expected
     for cell in ("a/seed=0", "b/seed=0"):
@@ -119,7 +112,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert any("resumed at step" in r["reason"] for r in metrics_log.read(directory / "events.jsonl"))
 
     finished = (directory / "events.jsonl").read_bytes()
-    assert start([*overrides, f"root={broken}"], log).wait(120) == 0
+    assert start([*overrides, f"root={broken}"], log).wait(PATIENCE) == 0
     assert "Nothing is left to do" in log.read_text()
     assert (directory / "events.jsonl").read_bytes() == finished
 
@@ -133,12 +126,12 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
     launcher = start(overrides, log)
     wait_for(step_reached(directory, "a/seed=0", 10))
     rival = subprocess.run(
-        [sys.executable, "-m", "orchestrator", *ARMS, *overrides], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "orchestrator", *ARMS, *overrides], capture_output=True, text=True, timeout=PATIENCE
     )
     assert rival.returncode == 2
     assert "is being run by another process" in rival.stderr
     os.killpg(launcher.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
-    assert launcher.wait(120) == 130, log.read_text()
+    assert launcher.wait(PATIENCE) == 130, log.read_text()
     for cell in monitoring.read_status(directory):
         assert cell.state in ("stopped", "next")
         if cell.state == "stopped":
@@ -157,7 +150,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
         launcher = start(overrides, log)
         wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(launch.slots(_config(small_cell))) == 1)
         os.killpg(launcher.pid, signal.SIGINT)
-        assert launcher.wait(60) == 130, log.read_text()
+        assert launcher.wait(PATIENCE) == 130, log.read_text()
     assert "failed" not in {entry.state for entry in EventLog(directory).last().values()}
     assert not list(metrics_log.backwards(directory / "a/seed=0/metrics.jsonl"))
 
@@ -169,7 +162,7 @@ def test_an_interrupt_ends_a_whole_multirun(small_cell: tuple[str, ...], tmp_pat
     launcher = start([*small_cell, *long, f"root={tmp_path}/out", "-m"], log)
     wait_for(lambda: any(any(metrics_log.backwards(p)) for p in tmp_path.glob("out/*/a/seed=0/metrics.jsonl")))
     os.killpg(launcher.pid, signal.SIGINT)
-    assert launcher.wait(60) == 130, log.read_text()
+    assert launcher.wait(PATIENCE) == 130, log.read_text()
     assert [p.name for p in tmp_path.glob("out/pair*")] == ["pair__optim.lr=0.001"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +30,7 @@ from orchestrator.status import main as status_main
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, EventLog
 from tests.orchestrator.schedulers.scripted import Scripted
+from tests.waiting import PATIENCE, wait_for
 
 FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
 LEARNED = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
@@ -335,15 +335,8 @@ def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
     reader.close()
     assert cluster.submitted() == []
     (cluster.root / "busy").unlink()
-    reader.thread.join(20)
+    reader.thread.join(PATIENCE)
     assert cluster.submitted() == ["1 x-readings"], "what was on its way arrives, as long as the process lives"
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(

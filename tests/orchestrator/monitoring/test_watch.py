@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from orchestrator.monitoring.watch import outcome, watch
 from orchestrator.status import main
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
+from tests.waiting import PATIENCE, wait_for
 
 Write = Callable[..., Path]
 
@@ -75,7 +75,7 @@ def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
             EventLog(root).append("uniform/seed=0", "done", attempt=1)
         thread.join(0.5)
         assert thread.is_alive(), "the launcher may start another"
-    thread.join(60)
+    thread.join(PATIENCE)
     assert [cell.state for cell in found] == ["done"]
 
 
@@ -142,16 +142,9 @@ def test_on_a_terminal_it_redraws_in_place_until_ctrl_c(cell: Write) -> None:
             if step == 10:
                 metrics_log.append(path / "metrics.jsonl", {"step": 20, "seconds": 4.0, "loss": 1.0})
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
-        reader.join(10)
+        assert process.wait(PATIENCE) == 130
+        reader.join(PATIENCE)
     os.close(parent)
     assert b"Traceback" not in drawn
     assert b"\x1b[1A" in drawn, "the cursor went up to draw over what was there"
     assert b"\x1b[?25h" in drawn, "and is shown again"
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

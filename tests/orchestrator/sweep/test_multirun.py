@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.sweep.announcement import Announcement
 from orchestrator.sweep.multirun import PLACES, Multirun
 from orchestrator.sweep.outcome import Outcome, told
+from tests.waiting import PATIENCE, wait_for
 
 APART = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
@@ -84,18 +84,13 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
     with log.open("wb") as file:
         process = subprocess.Popen(ask, stdout=file, stderr=file, start_new_session=True)
     try:
-        deadline, running = time.monotonic() + 120, []
-        while not running:
-            assert time.monotonic() < deadline
-            assert process.poll() is None, log.read_text()
-            time.sleep(0.05)
-            metrics_logs = [*tmp_path.glob("out/*/main/seed=0/metrics.jsonl")]
-            running = [path for path in metrics_logs if (metrics_log.newest(path) or {"step": 0})["step"] > 10]
+        wait_for(lambda: training(tmp_path), process=process, log=log)
+        running = training(tmp_path)
         if how == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)  # reaches the whole group, as from a terminal
         else:
             process.terminate()
-        assert process.wait(120) == 130, log.read_text()
+        assert process.wait(PATIENCE) == 130, log.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -284,3 +279,9 @@ def test_hydras_rerun_which_unpickles_a_file_is_refused(
         assert orchestrate(f"{option}={tmp_path}/job.pickle") == 2
     assert "repeat the command instead" in capsys.readouterr().err
     assert not (tmp_path / "trap").exists()
+
+
+def training(directory: Path) -> list[Path]:
+    """The metrics logs of the cells that have passed step 10."""
+    logs = directory.glob("out/*/main/seed=0/metrics.jsonl")
+    return [log for log in logs if (metrics_log.newest(log) or {"step": 0})["step"] > 10]

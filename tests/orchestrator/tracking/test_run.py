@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ from tests.orchestrator.tracking.offline_run import (
     summary_of,
     table_in,
 )
+from tests.waiting import wait_for
 
 README = Path(__file__).parents[3] / "README.md"
 
@@ -344,10 +344,8 @@ class WaitForReading(Callback):
         self.step = step
 
     def after_step(self, run: Trainer) -> None:
-        deadline = time.monotonic() + 60
-        while run.step == self.step and not (run.cell_dir / f"forensics/step_{self.step:08d}.json").exists():
-            assert time.monotonic() < deadline, "waited too long"
-            time.sleep(0.05)
+        reading = run.cell_dir / f"forensics/step_{self.step:08d}.json"
+        wait_for(lambda: run.step != self.step or reading.exists())
 
 
 def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:

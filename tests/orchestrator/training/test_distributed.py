@@ -30,6 +30,7 @@ from orchestrator.training import distributed, rendezvous
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train
 from orchestrator.training.trainer import Callback, Trainer
+from tests.waiting import PATIENCE
 
 CELL = (
     "name=pair", "train.device=cpu", "train.steps=50", "train.batch_size=4", "train.log_every=1", "train.eval_every=10",
@@ -68,7 +69,7 @@ def together(cell: Path, *act: object) -> subprocess.CompletedProcess[str]:
     """Two ranks, forked in a process of their own; a rank that hangs fails the test."""
     script = Path(__file__).with_name("ranks_process.py")
     command = [sys.executable, script, cell, "2", *map(str, act)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def codes(cell: Path) -> list[int]:
@@ -77,7 +78,9 @@ def codes(cell: Path) -> list[int]:
 
 def torchrun(cell: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*command, "-m", "orchestrator.job", str(cell)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [*command, "-m", "orchestrator.job", str(cell)], capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
 def records(cell: Path) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.hub import local
+from tests.waiting import PATIENCE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CALL = """
@@ -31,7 +32,7 @@ def _local(sources: list[str], home: Path, **environment: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", CALL, *sources],
         env={**inherited, "HF_HOME": str(home), **environment},
-        capture_output=True, text=True, timeout=120, check=True,
+        capture_output=True, text=True, timeout=PATIENCE, check=True,
     )  # fmt: skip
     return done.stdout.splitlines()
 
