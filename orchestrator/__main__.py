@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
+from orchestrator.common import command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
 from orchestrator.common.terminal import one_piece
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
@@ -56,7 +57,7 @@ def task(_: DictConfig) -> int:
     job, jobs = HydraConfig.get(), multirun.current()
     if job.mode != RunMode.MULTIRUN:
         try:
-            code = run(job.overrides.task, (), _console(), complain)
+            code = run(job.overrides.task, (), command.console(), complain)
         except UserError as error:
             complain(str(error))
             code = 2
@@ -97,15 +98,13 @@ def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, li
         return 1, said
 
 
-def _console() -> Console:
-    """Without a terminal, where rich would assume 80 columns: 100."""
-    return Console(width=None if sys.stdout.isatty() else 100)
-
-
 def main() -> int:
     """Entry point of `python -m orchestrator`; the exit code is 2 for anything the user can mend."""
     if len(sys.argv) == 1:
-        list_experiments(_console())
+        list_experiments(command.console())
+        return 0
+    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
+        print(command.DISTRIBUTION, command.version())
         return 0
     if any(word.startswith("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
         complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")

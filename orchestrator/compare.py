@@ -13,46 +13,41 @@ from rich.console import Console
 from rich.progress import track
 
 from orchestrator.analysis import across, compare, overview, print_summary
-from orchestrator.common.errors import UserError, refuse_unwritable
+from orchestrator.common import command
+from orchestrator.common.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """2 where an experiment cannot be read, after all the others have been."""
-    parser = argparse.ArgumentParser(
-        prog="python -m orchestrator.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser("orchestrator.compare", __doc__)
     parser.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="an experiment's directory, such as outputs/<name>"
     )
     parser.add_argument("--full", action="store_true", help="every table that the report has in numbers")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table of experiments, every digit")
+    parser.add_argument("--csv", type=command.output, metavar="FILE", help="the table of experiments, every digit")
     parser.add_argument(
         "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="the table of experiments as a page")
-    asked = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 100)
-    try:
-        several = len(asked.directories) > 1 or asked.csv or asked.html
-        if several and asked.workspace:
-            raise UserError("--workspace is of one experiment: name one directory, without --csv and --html.")
-        if several:
-            return _overview(asked.directories, asked.csv, asked.html, console)
-        comparison = compare(asked.directories[0])
-        print_summary(comparison, console, full=asked.full)
-        if asked.workspace:
-            from orchestrator.tracking import workspace  # a second to import
+    parser.add_argument("--html", type=command.output, metavar="FILE", help="the table of experiments as a page")
+    return command.run(parser, _compare, arguments)
 
-            print(*workspace.publish(comparison), sep="\n")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+
+def _compare(options: argparse.Namespace) -> int:
+    console = command.console()
+    if len(options.directories) > 1 or options.csv or options.html:
+        if options.workspace:
+            raise UserError("--workspace is of one experiment: name one directory, without --csv and --html.")
+        return _overview(options.directories, options.csv, options.html, console)
+    comparison = compare(options.directories[0])
+    print_summary(comparison, console, full=options.full)
+    if options.workspace:
+        from orchestrator.tracking import workspace  # a second to import
+
+        print(*workspace.publish(comparison), sep="\n")
     return 0
 
 
 def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: Console) -> int:
-    refuse_unwritable(csv)
-    refuse_unwritable(html)
     directories, beside = across.sort_out(paths)
     if not directories:
         listing = ", ".join(map(str, paths))

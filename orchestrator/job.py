@@ -1,12 +1,23 @@
 """`python -m orchestrator.job CELL_DIR`: run or resume one cell in this process."""
 
+from __future__ import annotations
+
 import sys
 
-from orchestrator.jobs.worker import leave_at_once, main
+from orchestrator.common import command
+from orchestrator.jobs import worker
 from orchestrator.training import rendezvous
+
+
+def main() -> int:
+    """Exit code: 0 when the cell is done, 130 when a signal stopped it, 2 when it failed."""
+    parser = command.parser("orchestrator.job", __doc__)
+    parser.add_argument("cell", metavar="CELL_DIR", help="a cell's directory, outputs/<name>/<arm>/seed=<k>")
+    return command.run(parser, lambda options: worker.main([options.cell]))
+
 
 if __name__ == "__main__":
     code = main()
     if rendezvous.place() is not None:
-        leave_at_once(code)
+        worker.leave_at_once(code)
     sys.exit(code)

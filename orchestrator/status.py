@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.common.errors import INTERRUPTED, UserError, complain
+from orchestrator.common import command
+from orchestrator.common.errors import complain
 from orchestrator.monitoring.cells import CellStatus, read_comparison, read_status
 from orchestrator.monitoring.view import View
 from orchestrator.monitoring.watch import GOING, outcome, watch
@@ -19,7 +20,7 @@ from orchestrator.monitoring.watch import GOING, outcome, watch
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 2 where there is nothing to show, else 0; with --watch, see `outcome`."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.status", description=__doc__)
+    parser = command.parser("orchestrator.status", __doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory, such as outputs/<name>")
     does = parser.add_mutually_exclusive_group()
     does.add_argument("--watch", action="store_true", help="go on until every cell has ended; Ctrl-C stops watching")
@@ -32,30 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
         "have never begun; or also the queued, the preempted and the zombies, whose jobs are cancelled first",
     )
     does.add_argument("--cancel", action="store_true", help="end all its jobs and processes; cells save first")
-    options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 100)  # piped, rich would assume 80 columns
-    try:
-        if options.resume:
-            return _resume(options.directory, options.resume, console)
-        if options.cancel:
-            from orchestrator.launch.resume import cancel
+    return command.run(parser, _status, arguments)
 
-            cancel(options.directory, console)
-            return 0
-        if options.watch:
-            cells = watch(options.directory, console)
-            counted = Counter(cell.state for cell in cells)
-            print(f"Nothing runs any more: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
-            return outcome(cells)
-        cells = read_status(options.directory)
-        console.print(View(options.directory.resolve().name, cells, read_comparison(options.directory)))
-        if advice := _advice(options.directory, cells):
-            console.print(f"\n{advice}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+
+def _status(options: argparse.Namespace) -> int:
+    directory, console = options.directory, command.console()
+    if options.resume:
+        return _resume(directory, options.resume, console)
+    if options.cancel:
+        from orchestrator.launch.resume import cancel
+
+        cancel(directory, console)
+        return 0
+    if options.watch:
+        cells = watch(directory, console)
+        counted = Counter(cell.state for cell in cells)
+        print(f"Nothing runs any more: {', '.join(f'{n} {state}' for state, n in counted.items())}.")
+        return outcome(cells)
+    cells = read_status(directory)
+    console.print(View(directory.resolve().name, cells, read_comparison(directory)))
+    if advice := _advice(directory, cells):
+        console.print(f"\n{advice}", style="dim", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -34,12 +34,6 @@ def no_experiment(path: Path) -> str:
     return f"{path} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
 
 
-def refuse_unwritable(target: Path | None) -> None:
-    """Raise `UserError` before the work where its result could not be written."""
-    if target is not None and not target.parent.is_dir():
-        raise UserError(f"{target} cannot be written: make the directory {target.parent} first.")
-
-
 def complain(sentence: str) -> None:
     """Print to stderr what the user can mend."""
     print(sentence, file=sys.stderr, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 import time
@@ -13,53 +12,52 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.common.errors import UserError
-from orchestrator.common.formatting import printable
-from orchestrator.forensics.render.export import (
-    PICTURES,
-    refuse_foreign,
-    refuse_unwritable,
-    write_csv,
-    write_figure,
-    write_json,
-)
+from orchestrator.common import command
+from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 
 if TYPE_CHECKING:
     from orchestrator.forensics.render.view import View
 
-WIDTH = 100  # columns where the output is not a terminal
+EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 where a critical pathology was found, 2 for input that cannot be read, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
-    try:
-        refuse_unwritable(options.json)
-        refuse_unwritable(options.csv)
-        refuse_unwritable(options.figure, PICTURES)
-        for target in (options.json, options.csv):
-            refuse_foreign(target)
-        view = _read(options)
-        if options.json is not None:
-            write_json(view.document, options.json)
-        if options.csv is not None:
-            write_csv(view.rows(), options.csv)
-        if options.figure is not None:
-            write_figure(view.draw(), options.figure)
-    except UserError as error:
-        print(printable(str(error)), file=sys.stderr)  # it may quote a file
-        return 2
-    except OSError as error:
-        where = error.filename or options.source
-        told = f"{where} cannot be read ({error.strerror or error}): check its rights and its disk."
-        print(printable(told), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal without a bar or an arrow shows a question mark
-    Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH).print(view.report())
+    parser = command.parser("orchestrator.forensics", __doc__, EPILOG)
+    add = parser.add_argument
+    add("source", help="a checkpoint, a cell, a directory of checkpoints, or org/name[@revision] on the hub")
+    add("--json", type=_result, metavar="FILE", help="write the whole result")
+    add("--csv", type=_result, metavar="FILE", help="write one row per layer")
+    add("--figure", type=_picture, metavar="FILE", help=f"draw it: {', '.join(PICTURES)}")
+    add("--scoring", choices=("calibrated", "paper"), default="calibrated", help="which roles to show (calibrated)")
+    add("--against", metavar="OTHER", help="put a second model beside it")
+    add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
+    add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
+    return command.run(parser, _forensics, arguments)
+
+
+def _forensics(options: argparse.Namespace) -> int:
+    view = _read(options)
+    command.write_json(view.document, options.json)
+    if options.csv is not None:
+        write_csv(view.rows(), options.csv)
+    if options.figure is not None:
+        write_figure(view.draw(), options.figure)
+    command.console().print(view.report())
     return int(view.critical)
+
+
+def _result(text: str) -> Path:
+    """A file to write that is new, empty or an earlier result. Raises `UserError`."""
+    path = command.output(text)
+    refuse_foreign(path)
+    return path
+
+
+def _picture(text: str) -> Path:
+    """A file to draw to. Raises `UserError`."""
+    return command.output(text, PICTURES)
 
 
 def _read(options: argparse.Namespace) -> View:
@@ -82,23 +80,6 @@ def _read(options: argparse.Namespace) -> View:
             tell=lambda line: status.update(Text(line)),
         )
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.forensics", description=__doc__, epilog=EPILOG)
-    add = parser.add_argument
-    add("source", help="a checkpoint, a cell, a directory of checkpoints, or org/name[@revision] on the hub")
-    add("--json", type=Path, metavar="FILE", help="write the whole result")
-    add("--csv", type=Path, metavar="FILE", help="write one row per layer")
-    add("--figure", type=Path, metavar="FILE", help=f"draw it: {', '.join(PICTURES)}")
-    add("--scoring", choices=("calibrated", "paper"), default="calibrated", help="which roles to show (calibrated)")
-    add("--against", metavar="OTHER", help="put a second model beside it")
-    add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
-    add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
-    return parser
-
-
-EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -26,7 +26,8 @@ from orchestrator.config.schema import (
     WidthConfig,
 )
 from orchestrator.data import prepare
-from orchestrator.interventions.deletion import BRANCHES, intervene, main, report, row_losses, silenced, worth
+from orchestrator.intervene import main
+from orchestrator.interventions.deletion import BRANCHES, intervene, report, row_losses, silenced, worth
 from orchestrator.storage import checkpoint
 
 WIDTHS = (8, 16, 12, 16)

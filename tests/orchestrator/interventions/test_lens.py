@@ -27,8 +27,9 @@ from orchestrator.config.schema import (
 )
 from orchestrator.data import prepare
 from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.interventions.lens import lens, main, report, spelled, trace_tokens
+from orchestrator.interventions.lens import lens, report, spelled, trace_tokens
 from orchestrator.storage import checkpoint
+from orchestrator.trace import main
 
 WIDTHS = (8, 16, 12)
 EPS = 1e-6

@@ -1,0 +1,114 @@
+"""What the commands share: `--version`, exit codes, errors as one sentence, the console, files for results.
+
+A command is a parser and a function of the parsed arguments; `run` returns its exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.common.errors import INTERRUPTED, UserError, complain
+from orchestrator.common.formatting import printable
+
+DISTRIBUTION = "layer-roles"
+WIDTH = 100  # columns where the output is not a terminal; rich would assume 80
+
+
+def parser(module: str, doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `python -m <module>`, which prints `doc` as its help and understands `--version`."""
+    made = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=doc,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return made
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    function: Callable[[argparse.Namespace], int | None],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse the arguments, call the function and return its exit code, 0 for None.
+
+    The exit code is 2 for a `UserError` or an `OSError`, printed to stderr as one sentence, and 130 when interrupted.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+    try:
+        return function(parser.parse_args(arguments)) or 0
+    except UserError as error:
+        complain(printable(str(error)))  # it may quote a file
+    except OSError as error:
+        reason = error.strerror or error
+        complain(printable(f"{error.filename or 'A file'} cannot be used ({reason}): check its rights and its disk."))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 2
+
+
+def console() -> Console:
+    """A console on stdout, as wide as the terminal or as COLUMNS says; else 100 columns."""
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
+
+
+def version() -> str:
+    """The installed version, or `unknown` where the package is not installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(DISTRIBUTION, version())
+        parser.exit()
+
+
+def output(text: str, suffixes: Sequence[str] = ()) -> Path:
+    """The `type` of an argument that names a file to write.
+
+    Raises `UserError`, before any work, where it cannot be written, or where its suffix is none of `suffixes`.
+    """
+    path = Path(text)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} cannot be drawn: end its name in one of {', '.join(suffixes)}.")
+    if path.is_dir():
+        raise UserError(f"{path} cannot be written: it is a directory; name a file in it.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path} cannot be written: make the directory {path.parent} first.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: you may not write there; name another place.")
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of the block, which writes `path`, into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another place.") from error
+
+
+def write_json(document: Any, path: Path | None) -> None:
+    """Write the document, in which no number may be NaN, unless the path is None. Raises `UserError`."""
+    if path is not None:
+        with writing(path):
+            path.write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,75 @@
+"""Every command's exit codes, sentences, version and files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.common import command
+from orchestrator.common.errors import UserError
+
+COMMANDS = ("__main__", "status", "compare", "intervene", "trace", "job", "forensics")
+
+
+def _raise(error: BaseException) -> Callable[[Namespace], None]:
+    def function(_: Namespace) -> None:
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (UserError("steps=\x1b[2J\nis odd."), 2, "steps=\\x1b[2J\\nis odd.\n"),
+        (PermissionError(13, "Permission denied", "a.txt"), 2, "a.txt cannot be used (Permission denied)"),
+        (OSError("no disk"), 2, "(no disk)"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_a_command_raises_becomes_a_sentence_and_an_exit_code(
+    error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.run(command.parser("orchestrator.some", "Do it."), _raise(error), []) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert sentence in captured.err
+    assert captured.err.count("\n") == (1 if sentence else 0)
+
+
+def test_a_command_returns_the_code_of_its_function() -> None:
+    parser = command.parser("orchestrator.some", "Do it.")
+    assert command.run(parser, lambda _: 1, []) == 1
+    assert command.run(parser, lambda _: None, []) == 0
+    with pytest.raises(ZeroDivisionError):
+        command.run(parser, _raise(ZeroDivisionError()), [])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_its_version(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"orchestrator.{name}", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"layer-roles {command.version()}\n"
+
+
+def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    assert command.output(str(tmp_path / "new.json")) == tmp_path / "new.json"
+    with pytest.raises(UserError, match="is a directory"):
+        command.output(str(tmp_path))
+    with pytest.raises(UserError, match=f"make the directory {tmp_path / 'absent'} first"):
+        command.output(str(tmp_path / "absent" / "f.json"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="make the directory"):
+        command.output(str(tmp_path / "file" / "f.json"))
+
+
+@pytest.mark.parametrize("name", ["x.bmp", "x", "png", "x.png.gz"])
+def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"end its name in one of \.png, "):
+        command.output(str(tmp_path / name), (".png", ".svg"))
