@@ -21,8 +21,9 @@ from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config import schema
 from orchestrator.config.schema import Config
+from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
-from orchestrator.jobs.readings import Readings
+from orchestrator.jobs.readers import reader_for
 from orchestrator.schedulers import slurm
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import EventLog
@@ -109,7 +110,7 @@ def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
     if state != "running":
         return state
     try:
-        return "done" if train_cell(path, stop, ranks=together) else "stopped"
+        return "done" if train_cell(path, stop, reader_for, ranks=together) else "stopped"
     except UserError as error:
         print(error, file=sys.stderr)
         return "failed"
@@ -158,7 +159,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, t
         leave_at_once(REQUEUED)
 
     try:
-        finished = train_cell(path, stop, held.number, started, held.writing, together)
+        finished = train_cell(path, stop, reader_for, held.number, started, held.writing, together)
     except lease.Superseded:
         raise
     except UserError as error:

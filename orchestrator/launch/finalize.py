@@ -11,8 +11,8 @@ from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.experiments import playback, run_directory
 from orchestrator.experiments.experiment import Cell, Experiment
+from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
-from orchestrator.jobs.readings import Readings
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import queue
 from orchestrator.schedulers import slurm

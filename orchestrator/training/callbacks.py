@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.experiments.experiment import reward_rows
 from orchestrator.experiments.playback import read as read_playback
-from orchestrator.jobs.readings import READERS, Reader, Readings
+from orchestrator.experiments.readings import Readings
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import ALONE, Ranks
@@ -26,15 +26,34 @@ from sidecar.sharded import whole
 OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
 
 
-def callbacks_for(config: Config, ranks: Ranks = ALONE) -> list[Callback]:
-    """The callbacks of a cell, in the order in which each step calls them.
+class Reader(Protocol):
+    """Reads checkpoints beside training."""
+
+    def add(self, path: Path) -> None:
+        """Queue the checkpoint at `path`, which has just been saved."""
+
+    def take_part(self) -> None:
+        """After the last step: also read in this process what is still unread."""
+
+    def is_busy(self) -> bool:
+        """True while this process has readings to make; raises what one of them raised."""
+
+    def close(self) -> None:
+        """Finish the reading in progress and leave the rest."""
+
+
+NewReader = Callable[[Readings], Reader]
+
+
+def callbacks_for(config: Config, new_reader: NewReader, ranks: Ranks = ALONE) -> list[Callback]:
+    """The callbacks of a cell, in the order in which each step calls them; `new_reader` makes what reads checkpoints.
 
     What adds to the record comes before the metrics log writes it; the metrics log is written before the checkpoint,
     so that no checkpoint is ahead of it; forensics is handed the checkpoint; the tracker projects what is on disk.
     What only reads from disk is the first rank's.
     """
     sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
-    readers = [ReadLayers(), Track(config)] if ranks.is_first else []
+    readers = [ReadLayers(new_reader), Track(config)] if ranks.is_first else []
     return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *readers]
 
 
@@ -206,11 +225,13 @@ class ReadLayers(Callback):
     What a crash or a signal left unread is read by the next attempt.
     """
 
-    reader: Reader | None = None
+    def __init__(self, new_reader: NewReader) -> None:
+        self.new_reader = new_reader
+        self.reader: Reader | None = None
 
     def start(self, trainer: Trainer) -> None:
         self.readings = Readings(trainer.cell_dir, trainer.config)
-        self.reader = READERS[trainer.config.forensics.where, trainer.config.launcher.kind](self.readings)
+        self.reader = self.new_reader(self.readings)
         for path in self.readings.unread():
             self.reader.add(path)
 

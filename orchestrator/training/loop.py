@@ -16,7 +16,7 @@ from orchestrator.config import schema
 from orchestrator.config.schema import Precision
 from orchestrator.storage import checkpoint
 from orchestrator.storage.lease import Superseded
-from orchestrator.training.callbacks import callbacks_for
+from orchestrator.training.callbacks import NewReader, callbacks_for
 from orchestrator.training.distributed import ALONE, Ranks
 from orchestrator.training.trainer import Trainer, Writing, unfenced
 
@@ -55,6 +55,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
 def train_cell(
     cell_dir: Path,
     stop: StopSignal,
+    new_reader: NewReader,
     attempt: int = 1,
     on_start: Callable[[Trainer, list[str]], None] = lambda trainer, warnings: None,
     writing: Writing = unfenced,
@@ -62,6 +63,7 @@ def train_cell(
 ) -> bool:
     """Trainer or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
+    `new_reader` makes what reads the cell's checkpoints beside training.
     `on_start(trainer, warnings)` hears of the trainer as it begins, and which checkpoints were damaged.
     `writing` is entered around every write, and raises where another attempt has taken the cell over.
     """
@@ -72,7 +74,7 @@ def train_cell(
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
     with ranks.blame():
-        trainer = Trainer(config, cell_dir, attempt, callbacks_for(config, ranks), writing, ranks)
+        trainer = Trainer(config, cell_dir, attempt, callbacks_for(config, new_reader, ranks), writing, ranks)
         warnings = trainer.resume()
         on_start(trainer, warnings)
         return train(trainer, stop)

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs.readers import reader_for
 from orchestrator.training.loop import StopSignal, train_cell
 
 STEPS, OFTEN = 60, 6  # steps of a run, and between readings in the run that reads often
@@ -32,7 +33,7 @@ def seconds(model: str, every: int) -> float:
             experiment = experiment_of(overrides, compose)
         open_directory(experiment)
         started = time.perf_counter()
-        train_cell(Path(experiment.cells[0].directory), stop)
+        train_cell(Path(experiment.cells[0].directory), stop, reader_for)
         return time.perf_counter() - started
 
 

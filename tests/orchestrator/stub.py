@@ -22,10 +22,10 @@ from hydra.core.global_hydra import GlobalHydra
 from models.transformer import Decoder, init_weights
 from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
+from orchestrator.experiments import readings
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyze import analyze
-from orchestrator.jobs import readings
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import EventLog
 

@@ -26,9 +26,10 @@ from orchestrator.config import schema
 from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
+from orchestrator.experiments.readings import Readings
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import readings, worker
-from orchestrator.jobs.readings import InProcess, InThread, Readings
+from orchestrator.jobs.readers import InProcess, InThread, reader_for
 from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
@@ -236,10 +237,10 @@ def train_with(path: Path, config: Config, *callbacks: Callback) -> bool:
 
 def test_readings_change_no_bit_of_training(small: list[str], tmp_path: Path) -> None:
     read, config = new_cell([*small, "name=read", "forensics.every=1"], tmp_path)
-    assert train_with(read, config, *callbacks_for(config))
+    assert train_with(read, config, *callbacks_for(config, reader_for))
     assert len(names(read)) == 13
     alone, config = new_cell([*small, "name=alone"], tmp_path)
-    assert train_with(alone, config, *(c for c in callbacks_for(config) if not isinstance(c, ReadLayers)))
+    assert train_with(alone, config, *(c for c in callbacks_for(config, reader_for) if not isinstance(c, ReadLayers)))
     assert not (alone / "forensics").exists()
     for stem in ("model", "optimizer"):
         one, other = (checkpoint.read_tensors(path / "checkpoints" / DUE[2], stem) for path in (read, alone))
@@ -261,7 +262,7 @@ def test_training_goes_on_and_spares_what_is_unread(small: list[str], tmp_path: 
 
     with no_reading(path) as release:
         free = At(10, lambda run: release())
-        assert train_with(path, config, *callbacks_for(config), At(7, look), At(10, look), free)
+        assert train_with(path, config, *callbacks_for(config, reader_for), At(7, look), At(10, look), free)
     assert seen == [DUE[:2], [*DUE[:2], "step_00000008"]]
     assert names(path) == [f"{name}.json" for name in DUE]
     assert [p.name for p in checkpoint.saved(path / "checkpoints")] == [DUE[0], DUE[2]]
@@ -275,7 +276,7 @@ def test_a_reading_that_fails_ends_the_cell_and_its_checkpoints_stand(small: lis
             (path / "forensics").write_text("in the way")
             release()
 
-        callbacks = callbacks_for(config)
+        callbacks = callbacks_for(config, reader_for)
         (layers,) = (c for c in callbacks if isinstance(c, ReadLayers))
 
         def hear(run: Trainer) -> None:
@@ -296,7 +297,7 @@ def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path
             os.kill(os.getpid(), signal.SIGTERM)
             release()
 
-        assert not train_with(path, config, *callbacks_for(config), At(7, stop))
+        assert not train_with(path, config, *callbacks_for(config, reader_for), At(7, stop))
     assert f"{DUE[2]}.json" not in names(path)
     assert worker.run_job(path) == "done"
     assert names(path) == [f"{name}.json" for name in DUE]
@@ -310,7 +311,7 @@ def readings_job(callbacks: Sequence[Callback]) -> InProcess:
 
 def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: Path) -> None:
     path, config = new_cell([*small, "forensics=beside"], tmp_path)
-    callbacks = callbacks_for(config)
+    callbacks = callbacks_for(config, reader_for)
 
     def kill(run: Trainer) -> None:
         wait_for(lambda: (path / "forensics" / f"{DUE[0]}.json").exists())  # it is at work
@@ -327,7 +328,7 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
 def test_a_process_that_is_frozen_as_it_reads_is_not_waited_for_for_ever(
     cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.jobs.readings.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator.experiments.readings.PATIENCE_SECONDS", 0.3)
     with locks.hold(cell / ".readings.lock"):
         readings = Readings(cell, schema.load(cell / "config.yaml"))
         (first, *_) = checkpoint.saved(cell / "checkpoints")

@@ -18,8 +18,9 @@ from orchestrator import launch, monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
+from orchestrator.experiments.readings import Readings
 from orchestrator.experiments.run_directory import open_directory, record_launcher
-from orchestrator.jobs.readings import InSlurm, Readings
+from orchestrator.jobs.readers import InSlurm
 from orchestrator.launch import finalize, queue, resume
 from orchestrator.launch.wrap_up import wrap_up
 from orchestrator.monitoring.cells import read_comparison
@@ -327,7 +328,7 @@ def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cell,) = made().cells
-    monkeypatch.setattr("orchestrator.jobs.readings.JOIN_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.jobs.readers.JOIN_SECONDS", 0.05)
     cluster.says("busy", "")
     reader = InSlurm(Readings(cell.directory, cell.config))
     reader.add(cell.directory)

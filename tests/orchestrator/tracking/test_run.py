@@ -27,6 +27,7 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole
 from orchestrator.tracking import run
@@ -263,7 +264,7 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     (trained,) = experiment.cells
     open_directory(experiment)
     with StopSignal() as stop:
-        assert train_cell(trained.directory, stop)
+        assert train_cell(trained.directory, stop, reader_for)
     (run,) = runs_of(trained.directory)
     records = inspect(run)
 
@@ -354,7 +355,7 @@ def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
         (trained,) = experiment_of([*small, "tracker=offline", "forensics=beside"], compose).cells
     write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
     with StopSignal() as stop, lease.hold(trained.directory):
-        callbacks = [*callbacks_for(trained.config), WaitForReading(0), WaitForReading(6)]
+        callbacks = [*callbacks_for(trained.config, reader_for), WaitForReading(0), WaitForReading(6)]
         assert train(Trainer(trained.config, trained.directory, 1, callbacks), stop)
     logs = "".join(p.read_text() for p in trained.directory.parents[1].glob("jobs/*_log.out"))
     assert all(f"step_{step:08d}.json" in logs for step in (0, 6))

@@ -20,6 +20,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.jobs import worker
 from orchestrator.training import distributed, loop
+from orchestrator.training.callbacks import NewReader
 from orchestrator.training.distributed import Ranks
 from orchestrator.training.trainer import Callback, Trainer
 
@@ -53,8 +54,8 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=size)
     theirs = loop.callbacks_for
 
-    def callbacks_for(config: Config, ranks: Ranks) -> list[Callback]:
-        return [*theirs(config, distributed), ActAt(act, int(rank), int(step))]
+    def callbacks_for(config: Config, new_reader: NewReader, ranks: Ranks) -> list[Callback]:
+        return [*theirs(config, new_reader, ranks), ActAt(act, int(rank), int(step))]
 
     loop.callbacks_for = callbacks_for
     if act == "deaf":

@@ -24,6 +24,7 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
+from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
@@ -176,7 +177,7 @@ def test_a_cell_goes_on_with_another_number_of_ranks_and_one_signal_stops_all(
     cell = cells("resumed")
     with StopSignal() as stop:
         config = worker._config_of(cell)
-        run = Trainer(config, cell, 1, [*callbacks_for(config), SignalAt(13)])
+        run = Trainer(config, cell, 1, [*callbacks_for(config, reader_for), SignalAt(13)])
         run.resume()
         assert not train(run, stop)
     done = together(cell, "term", 1, 31)

@@ -22,6 +22,7 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyze import analyze
+from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
@@ -66,14 +67,14 @@ def new_cell(overrides: Sequence[str], root: Path) -> Cell:
 
 def run_with(cell: Cell, *extra: Callback) -> bool:
     with StopSignal() as stop:
-        run = Trainer(cell.config, cell.directory, 1, [*callbacks_for(cell.config), *extra])
+        run = Trainer(cell.config, cell.directory, 1, [*callbacks_for(cell.config, reader_for), *extra])
         run.resume()
         return train(run, stop)
 
 
 def complete(cell: Cell) -> bool:
     with StopSignal() as stop:
-        return train_cell(cell.directory, stop)
+        return train_cell(cell.directory, stop, reader_for)
 
 
 def fingerprints(cell: Cell) -> dict[str, str]:
@@ -159,7 +160,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
     heard: list[tuple[int, list[str]]] = []
     with StopSignal() as stop:
-        assert train_cell(cell.directory, stop, 2, lambda run, warnings: heard.append((run.step, warnings)))
+        assert train_cell(cell.directory, stop, reader_for, 2, lambda run, warnings: heard.append((run.step, warnings)))
     assert heard[0][0] == 6
     assert "step_00000008 is damaged (optimizer.safetensors" in heard[0][1][0]
     assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()

@@ -1,0 +1,143 @@
+"""The readers of a cell's checkpoints: a thread of the training process, a process beside it, or jobs of Slurm."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import LauncherKind, Where
+from orchestrator.experiments.readings import Readings
+from orchestrator.jobs.readings import ReadingsJob
+from orchestrator.schedulers import slurm, submission
+from orchestrator.training.callbacks import Reader
+
+JOIN_SECONDS = 2.0  # that a cell which has ended gives a submission on its way
+
+log = logging.getLogger(__name__)
+
+
+class InThread:
+    """Reads in one thread of this process. It touches no global state of torch, so that training stays as it is."""
+
+    def __init__(self, readings: Readings) -> None:
+        self.readings, self.pool = readings, ThreadPoolExecutor(max_workers=1)
+        self.asked: deque[Future[bool]] = deque()
+
+    def add(self, path: Path) -> None:
+        """Read the checkpoint at `path` after those before it."""
+        self.asked.append(self.pool.submit(self.readings.read, path))
+
+    def take_part(self) -> None:
+        """Nothing: nobody else reads for it."""
+
+    def is_busy(self) -> bool:
+        """Whether there are readings to come; raise what those made so far raised."""
+        while self.asked and self.asked[0].done():
+            self.asked.popleft().result()
+        return bool(self.asked)
+
+    def close(self) -> None:
+        """Finish the reading in progress and leave the rest for another time."""
+        self.pool.shutdown(cancel_futures=True)
+
+
+class Beside:
+    """Reads in jobs beside the training process, which takes part only in what is left after its last step.
+
+    A job that died is no reason to stop training: whatever it left is read in the end.
+    """
+
+    def __init__(self, readings: Readings) -> None:
+        self.readings, self.folder = readings, readings.cell_dir.parents[1] / "jobs"
+        self.own: InThread | None = None
+
+    def take_part(self) -> None:
+        """Read what is left beside the jobs, so that it ends however they fare."""
+        if self.own is None:
+            self.own = InThread(self.readings)
+            for path in self.readings.unread():
+                self.own.add(path)
+
+    def is_busy(self) -> bool:
+        """Whether there are readings to come of which this process does a part; raise what those raised."""
+        return self.own is not None and self.own.is_busy()
+
+    def close(self) -> None:
+        """Finish the reading in progress; the jobs read what is left."""
+        if self.own is not None:
+            self.own.close()
+
+
+class InProcess(Beside):
+    """One process of this machine, which finds on disk what there is to read and ends when the cell does."""
+
+    def __init__(self, readings: Readings) -> None:
+        super().__init__(readings)
+        executor = submission.local(readings.config, self.folder)
+        (self.job,) = submission.submit(executor, ReadingsJob(str(readings.cell_dir), once=False))
+
+    def add(self, path: Path) -> None:
+        """Nothing: the process has seen it."""
+
+
+class InSlurm(Beside):
+    """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits.
+
+    They are submitted in a thread: Slurm may be slow to answer, and no rank is to wait for it.
+    """
+
+    def __init__(self, readings: Readings) -> None:
+        super().__init__(readings)
+        self.job: str | None = None
+        self.wanted, self.closing = threading.Event(), False
+        self.thread = threading.Thread(target=self._serve, name="readings", daemon=True)  # dies with the cell
+        self.thread.start()
+
+    def add(self, path: Path) -> None:
+        """Have a job submitted, unless there is one that has not begun. What none reads, the cell does in the end."""
+        self.wanted.set()
+
+    def close(self) -> None:
+        """See to it that a job that is being submitted at this moment finds its files."""
+        super().close()
+        self.closing = True
+        self.wanted.set()
+        self.thread.join(JOIN_SECONDS)
+
+    def _serve(self) -> None:
+        while self.wanted.wait() and not self.closing:
+            self.wanted.clear()  # before it is submitted: the job may miss what is added from now on
+            self._submit()
+
+    def _submit(self) -> None:
+        earlier = slurm.jobs([self.job], self.readings.cell_dir.parents[1]) if self.job is not None else None
+        if earlier and all(job.is_waiting for job in earlier.values()):
+            return
+        nice = self.readings.config.launcher.slurm.side_nice
+        name = f"{self.readings.config.name}-readings"
+        try:
+            executor = submission.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
+            (job,) = submission.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
+        except (UserError, RuntimeError, OSError) as error:
+            log.warning("Readings of %s are left for the end of the cell: %s", self.readings.cell_dir, error)
+            return
+        self.job = job.job_id
+
+
+READERS: dict[tuple[Where, LauncherKind], type[InThread | InProcess | InSlurm]] = {
+    (Where.inline, LauncherKind.debug): InThread,
+    (Where.inline, LauncherKind.local): InThread,
+    (Where.inline, LauncherKind.slurm): InThread,
+    (Where.job, LauncherKind.debug): InProcess,
+    (Where.job, LauncherKind.local): InProcess,
+    (Where.job, LauncherKind.slurm): InSlurm,
+}
+
+
+def reader_for(readings: Readings) -> Reader:
+    """The reader that the cell's configuration asks for (`forensics.where`), started."""
+    return READERS[readings.config.forensics.where, readings.config.launcher.kind](readings)
