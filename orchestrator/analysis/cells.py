@@ -20,7 +20,7 @@ from orchestrator.analysis.shapes import (
     one_line,
 )
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load, schema
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.storage import metrics_log
@@ -48,7 +48,7 @@ class CellResult:
         """Its `config.yaml`, read once. Raises `UserError`, naming the file, where it cannot be read."""
         path = self.path / "config.yaml"
         try:
-            return schema.load(path)
+            return load.from_file(path)
         except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import keys
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
@@ -97,8 +97,8 @@ def check_batches(pair: Pair) -> None:
 
 def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
     """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
-    ignored = (*schema.OPERATIONAL, "arm")
-    differing = schema.differences(a.config, b.config, ignore=ignored)
+    ignored = (*keys.OPERATIONAL, "arm")
+    differing = keys.differences(a.config, b.config, ignore=ignored)
     undeclared = {
         key: values
         for key, values in differing.items()

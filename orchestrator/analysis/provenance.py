@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.common.environment import changes
-from orchestrator.config import schema
+from orchestrator.config import keys
 
 CODE = ("commit", "changes")  # of an environment, what says which code ran
 PASSING = ("attempt", "since")  # and what differs between any two attempts
@@ -55,8 +55,7 @@ def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
     Of a cell that did not record it, what is known of every launch: it may have seen any of them.
     """
     recorded = [
-        {key: value for key, value in schema.flatten(found).items() if key not in PASSING}
-        for found in cell.environments
+        {key: value for key, value in keys.flatten(found).items() if key not in PASSING} for found in cell.environments
     ]
     return recorded or (launches(experiment) if cell.metrics else [])
 
@@ -68,7 +67,7 @@ def launches(experiment: ExperimentResult) -> list[Facts]:
         known = experiment.machine | {key: code[key] for key in ("commit", "versions") if key in code}
         if isinstance(diff := code.get("diff"), str):
             known["changes"] = changes(diff)
-        facts.append(schema.flatten(known) if known else {})
+        facts.append(keys.flatten(known) if known else {})
     return facts
 
 
@@ -76,8 +75,8 @@ def configs_of(cell: CellResult) -> list[Facts]:
     """The cell's configuration, without what only says how it is run; nothing where it was never launched."""
     if not (cell.path / "config.yaml").is_file():
         return []
-    ignored = (*schema.OPERATIONAL, "arm", "seed")
-    flat = schema.flatten(cell.config)
+    ignored = (*keys.OPERATIONAL, "arm", "seed")
+    flat = keys.flatten(cell.config)
     return [{k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in ignored)}]
 
 

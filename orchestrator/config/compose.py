@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.messages import sentence
 from orchestrator.config.schema import Config
 
@@ -32,7 +32,7 @@ PLUGINS = {
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that Hydra composes from `conf/` and `overrides`. Raises `UserError`."""
     try:
-        return schema.from_dictconfig(hydra.compose(config_name="config", overrides=list(overrides)))
+        return load.from_dictconfig(hydra.compose(config_name="config", overrides=list(overrides)))
     except COMPOSING as error:
         raise UserError(explain(error, overrides)) from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from orchestrator.common.errors import nearest
-from orchestrator.config.schema import Config, DomainConfig, flatten
+from orchestrator.config.keys import all_keys
 
 
 def sentence(error: Exception) -> str:
@@ -26,7 +26,7 @@ def sentence(error: Exception) -> str:
     if not key:
         return f"{outer}."
     if " not in '" in inner:
-        known = keys()
+        known = all_keys()
         same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
         return f"{file}'{key}' is no configuration key{hint}: orchestrator/config/schema.py lists them all."
@@ -36,11 +36,3 @@ def sentence(error: Exception) -> str:
     if "is not in struct" in inner:
         return f"'{key}' is new to the configuration: write ++{key}=…"
     return f"{file}{override[1] if override else key}: {inner}; orchestrator/config/schema.py says what {key} takes."
-
-
-def keys() -> list[str]:
-    """Every key a user can set, branches included."""
-    flat = flatten(Config())
-    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
-    domain = (f"data.domains.<name>.{key}" for key in vars(DomainConfig()))
-    return sorted({*flat, *branches, *domain})

@@ -1,27 +1,16 @@
-"""The whole configuration on one page.
+"""Every key of the configuration, its type, its default and its meaning.
 
-Hydra composes `conf/` onto these dataclasses, so a misspelt key or a value of the wrong type is refused
-while composing. `from_dictconfig` turns the result into plain objects and checks what types cannot say.
-Inside the program nobody sees a `DictConfig`.
+Hydra composes `conf/` onto these dataclasses and refuses a misspelt key or a value of the wrong type. `load` turns the
+result into these dataclasses and checks what types cannot express; the rest of the program sees no `DictConfig`.
 """
 
 from __future__ import annotations
 
-import re
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
-from io import StringIO
-from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from orchestrator.common.errors import UserError
 
 
 class Norm(StrEnum):
@@ -344,97 +333,3 @@ class Config:
 
 
 ConfigStore.instance().store(name="schema", node=Config)
-
-# Keys that say how a cell is run, not what it computes: they may change between an experiment's runs.
-OPERATIONAL = (
-    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
-    "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
-    "plan",
-)  # fmt: skip
-
-
-def from_dictconfig(cfg: DictConfig) -> Config:
-    """The typed, validated configuration. Raises `UserError` for the first value that cannot work."""
-    from orchestrator.config import messages, validation  # they read this page
-
-    try:
-        # as plain values: a key that `+` added to the typed tree would be merged without a word
-        merged = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(cfg))
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(messages.sentence(error)) from error
-    assert isinstance(config, Config)
-    validation.validate(config)
-    return config
-
-
-def to_yaml(config: Config) -> str:
-    """The configuration as YAML, every value resolved."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
-
-
-def load(path: Path) -> Config:
-    """Read a cell's `config.yaml` back. Raises `UserError` where it is missing or not of this schema."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        seeds = _SEED.findall(text)
-        found = _parsed(_SEED.sub("seed: 0", text) if len(seeds) == 1 else text)
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}): restore it.") from error
-    if found is None:
-        raise UserError(f"{path} is not a mapping of keys to values, and so no cell's configuration: restore it.")
-    return replace(deepcopy(found), seed=int(seeds[0])) if len(seeds) == 1 else deepcopy(found)
-
-
-_SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
-
-
-@lru_cache(maxsize=64)  # the cells of an arm differ in their seed alone, and reading one takes a tenth of a second
-def _parsed(text: str) -> Config | None:
-    """The configuration that `text` is; null where it is no mapping."""
-    cfg = OmegaConf.load(StringIO(text))
-    return from_dictconfig(cfg) if isinstance(cfg, DictConfig) else None
-
-
-def plain(branch: Any) -> dict[str, Any]:
-    """One branch of the configuration as plain values, for YAML."""
-    container = OmegaConf.to_container(OmegaConf.structured(branch), resolve=True, enum_to_str=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
-
-
-def launcher_of(recorded: dict[str, Any]) -> LauncherConfig:
-    """The launcher that `plain` wrote down. Raises `UserError` where it is none."""
-    from orchestrator.config import messages
-
-    try:
-        launcher = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LauncherConfig), recorded))
-    except OmegaConfBaseException as error:
-        raise UserError(messages.sentence(error)) from error
-    assert isinstance(launcher, LauncherConfig)
-    return launcher
-
-
-def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
-    """Dotted key → plain value, for comparing configurations."""
-    plain = config if isinstance(config, dict) else asdict(config)
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, node: Any) -> None:
-        if isinstance(node, dict) and node:
-            for key, value in node.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), value)
-        else:
-            flat[prefix] = node.value if isinstance(node, StrEnum) else node
-
-    walk("", plain)
-    return flat
-
-
-def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, with both values; `ignore` names keys or whole branches."""
-    left, right = flatten(a), flatten(b)
-    keys = [k for k in left | right if not any(k == i or k.startswith(i + ".") for i in ignore)]
-    return {k: (left.get(k), right.get(k)) for k in keys if left.get(k) != right.get(k)}

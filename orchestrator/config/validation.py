@@ -6,7 +6,8 @@ import math
 import re
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import Config, LauncherKind, Source, flatten
+from orchestrator.config.keys import flatten
+from orchestrator.config.schema import Config, LauncherKind, Source
 
 # Of single values; `validate` adds what concerns several.
 POSITIVE = (

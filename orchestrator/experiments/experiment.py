@@ -14,7 +14,7 @@ from typing import Any
 from models.transformer import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.config import schema
+from orchestrator.config import keys, schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments import expectations, playback
 
@@ -186,19 +186,19 @@ def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]])
                     f"'{given[key]}' has no effect: arm '{arm}' sets {override}; "
                     "drop it, or write an experiment whose arms say what you mean."
                 )
-            if key in ("seed", "arm") or key.split(".")[0] in schema.OPERATIONAL:
+            if key in ("seed", "arm") or key.split(".")[0] in keys.OPERATIONAL:
                 raise UserError(f"Arm '{arm}' sets {override}, the experiment's own: move it there.")
 
 
 def _refuse_undeclared_differences(experiment: Experiment) -> None:
-    known = schema.flatten(experiment.config)
+    known = keys.flatten(experiment.config)
     for key in experiment.config.declared:
         if not any(k == key or k.startswith(key + ".") for k in known):
             raise UserError(f"declared: '{key}' is no configuration key{nearest(key, known)}: declare an existing key.")
-    ignore = (*schema.OPERATIONAL, "arm", *experiment.config.declared)
+    ignore = (*keys.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
     for arm, config in others:
-        changed = schema.differences(reference, config, ignore=ignore)
+        changed = keys.differences(reference, config, ignore=ignore)
         if changed:
             listing = ", ".join(f"{key} ({was} against {now})" for key, (was, now) in changed.items())
             raise UserError(
@@ -213,7 +213,7 @@ def _key(override: str) -> str:
 
 def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
     """The experiment's own name, or its file's, and what was swept; of a single cell whatever the overrides say."""
-    silent = {*schema.OPERATIONAL, "experiment", "seed", "seeds"}
+    silent = {*keys.OPERATIONAL, "experiment", "seed", "seeds"}
     telling = [o for o in overrides if _key(o) not in silent and _key(o).split(".")[0] not in silent]
     file = next((o.partition("=")[2] for o in overrides if base.arms and _key(o) == "experiment"), None)
     own = base.name or file or _described(telling) or "single"

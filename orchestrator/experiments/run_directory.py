@@ -13,7 +13,7 @@ import yaml
 from models.transformer import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
-from orchestrator.config import schema
+from orchestrator.config import keys, load, schema
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.files import write_whole
 
@@ -38,7 +38,7 @@ def refuse_another(experiment: Experiment) -> None:
         path = cell.directory / "config.yaml"
         if not path.exists():
             continue
-        changed = schema.differences(schema.load(path), cell.config, ignore=schema.OPERATIONAL)
+        changed = keys.differences(load.from_file(path), cell.config, ignore=keys.OPERATIONAL)
         if changed:
             listing = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
             raise UserError(
@@ -56,9 +56,9 @@ def open_directory(experiment: Experiment) -> None:
     for cell in experiment.cells:
         path = cell.directory / "config.yaml"
         if not path.exists():
-            write_whole(path, schema.to_yaml(cell.config))
-        elif (known := schema.load(path)) != (now := _run_as(known, cell.config)):
-            write_whole(path, schema.to_yaml(now))
+            write_whole(path, load.to_yaml(cell.config))
+        elif (known := load.from_file(path)) != (now := _run_as(known, cell.config)):
+            write_whole(path, load.to_yaml(now))
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
     described = _describe(experiment, recorded)
@@ -70,7 +70,7 @@ def record_launcher(experiment: Experiment) -> None:
     """Keep how the cells are being launched: all there is to know, beside them, to launch them again."""
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
-    recorded["launcher"] = schema.plain(experiment.config.launcher)
+    recorded["launcher"] = load.to_plain(experiment.config.launcher)
     write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
 
 
@@ -92,10 +92,10 @@ def reopen(path: Path) -> Experiment:
     if not recorded:
         raise UserError(no_experiment(path))
     places = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
-    launcher = schema.launcher_of(recorded.get("launcher", {}))
+    launcher = load.launcher_from(recorded.get("launcher", {}))
     seeds = list(recorded["seeds"])
     cells = [
-        Cell(replace(schema.load(place / "config.yaml"), launcher=launcher, seeds=seeds), place)
+        Cell(replace(load.from_file(place / "config.yaml"), launcher=launcher, seeds=seeds), place)
         for place in places
         if (place / "config.yaml").exists()
     ]

@@ -16,7 +16,7 @@ import torch
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.experiments.readings import Readings
 from orchestrator.storage import lease
 
@@ -41,7 +41,7 @@ class ReadingsJob:
 
 def watch(cell_dir: Path, once: bool = False) -> None:
     """Read what is due, as it is saved, until no process trains the cell and nothing is left; or only `once`."""
-    readings = Readings(cell_dir, schema.load(cell_dir / "config.yaml"))
+    readings = Readings(cell_dir, load.from_file(cell_dir / "config.yaml"))
     torch.set_num_threads(readings.config.train.threads)
     while True:
         training = lease.is_held(cell_dir)  # asked first: all that it saved is then seen below

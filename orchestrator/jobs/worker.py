@@ -19,7 +19,7 @@ from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.environment import environment
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
@@ -232,7 +232,7 @@ def is_finished(cell_dir: Path) -> bool:
 @cache
 def _config_of(cell_dir: Path) -> Config:
     """Read once: it does not change while the cell has its name."""
-    return schema.load(cell_dir / "config.yaml")
+    return load.from_file(cell_dir / "config.yaml")
 
 
 def _process() -> str:

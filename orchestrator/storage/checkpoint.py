@@ -24,7 +24,7 @@ from torch import Tensor
 
 from models.transformer import Decoder, DecoderSpec
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import Config
 from orchestrator.storage.files import permit_as_umask
 
@@ -203,7 +203,7 @@ def find(source: Path) -> Path:
 
 def config_of(path: Path) -> Config:
     """The configuration of the cell that a checkpoint belongs to."""
-    return schema.load(path.resolve().parents[1] / "config.yaml")
+    return load.from_file(path.resolve().parents[1] / "config.yaml")
 
 
 def load_decoder(path: Path) -> Decoder:

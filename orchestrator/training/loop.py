@@ -12,7 +12,7 @@ from types import FrameType
 
 import torch
 
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import Precision
 from orchestrator.storage import checkpoint
 from orchestrator.storage.lease import Superseded
@@ -67,7 +67,7 @@ def train_cell(
     `on_start(trainer, warnings)` hears of the trainer as it begins, and which checkpoints were damaged.
     `writing` is entered around every write, and raises where another attempt has taken the cell over.
     """
-    config = schema.load(cell_dir / "config.yaml")
+    config = load.from_file(cell_dir / "config.yaml")
     # torch makes this directory, else under /tmp, as soon as it loads its compiler, used or not
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config.data.cache_dir, ".inductor").resolve()))
     torch.set_num_threads(config.train.threads)

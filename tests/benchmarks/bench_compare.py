@@ -20,7 +20,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from orchestrator.analysis import figures, report, tables
 from orchestrator.analysis.comparison import compute
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.experiments.expectations import ROLES
 from orchestrator.forensics.architecture.anatomy import KINDS
@@ -73,7 +73,7 @@ def write(root: Path) -> None:
     """The directory of a finished experiment."""
     config = Config(data=DataConfig(domains={domain: DomainConfig() for domain in DOMAINS}))
     config.model.layers = LAYERS
-    plain = yaml.safe_load(schema.to_yaml(config))
+    plain = yaml.safe_load(load.to_yaml(config))
     units = [f"model.layers.{i}.{kind}.weight" for i in range(LAYERS) for kind in LINEAR]
     for arm in ARMS:
         for seed in range(SEEDS):

@@ -21,7 +21,7 @@ import yaml
 from submitit.slurm import slurm
 
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema, validation
+from orchestrator.config import load, schema, validation
 from orchestrator.forensics.weights import distributed
 from tests.waiting import PATIENCE
 
@@ -153,7 +153,7 @@ def test_a_distributed_checkpoint_may_name_nothing_else(tmp_path: Path, named: s
 @pytest.mark.parametrize("bad", ["a\nb", "a\r", "a\x00b", "a\x1b[2J", "a\u2028b", "\udcff", "a/b", "..", ""])
 @pytest.mark.parametrize("key", ["name", "arm"])
 def test_names_that_would_break_a_job_script_are_refused(bad: str, key: str) -> None:
-    config = schema.from_dictconfig(_composed())
+    config = load.from_dictconfig(_composed())
     setattr(config, key, bad)
     with pytest.raises(UserError, match="names a directory"):
         validation.validate(config)
@@ -161,7 +161,7 @@ def test_names_that_would_break_a_job_script_are_refused(bad: str, key: str) -> 
 
 @pytest.mark.parametrize(("key", "bad"), [("root", "out\nputs"), ("root", "out%jputs"), ("name", "50%a")])
 def test_so_is_what_would_be_replaced_in_the_names_of_logs(key: str, bad: str) -> None:
-    config = schema.from_dictconfig(_composed())
+    config = load.from_dictconfig(_composed())
     setattr(config, key, bad)
     with pytest.raises(UserError, match=key):
         validation.validate(config)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
 
 DOMAINS = ("code", "facts")
@@ -77,7 +77,7 @@ def resolved() -> dict[str, Any]:
     """A whole cell's configuration as `config.yaml` holds it."""
     config = Config(data=DataConfig(domains={domain: DomainConfig() for domain in DOMAINS}))
     config.sidecar.reward_rows = config.train.batch_size
-    return yaml.safe_load(schema.to_yaml(config))
+    return yaml.safe_load(load.to_yaml(config))
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import keys, load, schema
 
 CONF = Path(__file__).parents[3] / "conf"
 FILES = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))
@@ -21,7 +21,7 @@ NEEDED = {  # what a user must add to these files for them to be complete
 
 def composed(*overrides: str) -> schema.Config:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return schema.from_dictconfig(compose("config", overrides=list(overrides)))
+        return load.from_dictconfig(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -36,14 +36,14 @@ def test_every_file_composes(file: Path) -> None:
 
 def test_a_configuration_survives_the_disk(tmp_path: Path) -> None:
     config = composed("+experiment=width_ablation", "width=ramp", "optim.lr=0.00123456789")
-    (tmp_path / "config.yaml").write_text(schema.to_yaml(config))
-    assert schema.load(tmp_path / "config.yaml") == config
+    (tmp_path / "config.yaml").write_text(load.to_yaml(config))
+    assert load.from_file(tmp_path / "config.yaml") == config
 
 
 def test_differences_name_keys_and_values() -> None:
     a, b = composed("width=uniform"), composed("width=ramp", "optim.lr=0.001")
-    assert schema.differences(a, b, ignore=("width",)) == {"optim.lr": (0.002, 0.001)}
-    assert {"width.profile", "width.start", "optim.lr"} <= schema.differences(a, b).keys()
+    assert keys.differences(a, b, ignore=("width",)) == {"optim.lr": (0.002, 0.001)}
+    assert {"width.profile", "width.start", "optim.lr"} <= keys.differences(a, b).keys()
 
 
 @pytest.mark.parametrize(
@@ -69,10 +69,10 @@ def test_values_that_cannot_work_are_refused(override: str, reason: str) -> None
 
 def test_a_foreign_file_is_not_a_configuration(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
-        schema.load(tmp_path / "config.yaml")
+        load.from_file(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("- a\n- b\n")
     with pytest.raises(UserError, match="not a mapping"):
-        schema.load(tmp_path / "config.yaml")
+        load.from_file(tmp_path / "config.yaml")
     (tmp_path / "config.yaml").write_text("optim: {lrr: 3}\n")
     with pytest.raises(UserError, match="lrr"):
-        schema.load(tmp_path / "config.yaml")
+        load.from_file(tmp_path / "config.yaml")

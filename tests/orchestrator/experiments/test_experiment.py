@@ -11,7 +11,7 @@ import yaml
 from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
@@ -148,7 +148,7 @@ def test_a_cells_config_is_enough_to_rebuild_it(tmp_path: Path) -> None:
     experiment = build(*ABLATION, f"root={tmp_path}")
     open_directory(experiment)
     for cell in experiment.cells:
-        assert schema.load(cell.directory / "config.yaml") == cell.config
+        assert load.from_file(cell.directory / "config.yaml") == cell.config
 
 
 CONTRAST = "++contrasts={b over a: {b: 1, a: -1}, sum: {a: 0.5, b: 0.5, c: -1.0}}"

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import (
     Config,
     DataConfig,
@@ -136,7 +136,7 @@ def cell(tmp_path: Path) -> Path:
             "optim": {"beta1": 0.9, "beta2": 0.95},
         }
         checkpoint.save(directory / "checkpoints", step, {"model": dict(decoder.named_parameters())}, state)
-    (directory / "config.yaml").write_text(schema.to_yaml(config))
+    (directory / "config.yaml").write_text(load.to_yaml(config))
     return directory
 
 
@@ -144,7 +144,7 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
     assert main([str(cell), "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["step"] == 7
-    config = schema.load(cell / "config.yaml")
+    config = load.from_file(cell / "config.yaml")
     corpus = prepare(config.data, 264, 16)
     assert result["rows"] == {domain: corpus.rows(domain, "validation") for domain in ("words", "numbers")}
     decoder = decoder_of("sandwich", seed=7)
@@ -179,7 +179,7 @@ def test_no_more_rows_at_once_than_in_training(cell: Path, monkeypatch: pytest.M
 
 def test_other_data_than_the_model_was_trained_on_is_refused(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A changed corpus deals its files anew: what is held out now may have been trained on."""
-    text = Path(schema.load(cell / "config.yaml").data.domains["words"].path or "")
+    text = Path(load.from_file(cell / "config.yaml").data.domains["words"].path or "")
     text.write_text(text.read_text() + "\none line more")
     assert main([str(cell)]) == 2
     printed = capsys.readouterr().err

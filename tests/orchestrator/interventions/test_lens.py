@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.schema import (
     Config,
     DataConfig,
@@ -163,7 +163,7 @@ def cell(tmp_path: Path) -> Path:
     data = prepare(config.data, 264, 32).digest
     state = {"schema": 1, "step": 4, "spec": decoder.spec.to_dict(), "data": data}
     checkpoint.save(directory / "checkpoints", 4, {"model": dict(decoder.named_parameters())}, state)
-    (directory / "config.yaml").write_text(schema.to_yaml(config))
+    (directory / "config.yaml").write_text(load.to_yaml(config))
     return directory
 
 
@@ -186,9 +186,9 @@ def test_a_tokenizer_learnt_from_other_data_is_refused(
     kind: TokenizerKind, cell: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Bytes are the same whatever the corpus; the tokens of a BPE are not."""
-    config = schema.load(cell / "config.yaml")
+    config = load.from_file(cell / "config.yaml")
     config.data.tokenizer = TokenizerConfig(kind, vocab_size=264)
-    (cell / "config.yaml").write_text(schema.to_yaml(config))
+    (cell / "config.yaml").write_text(load.to_yaml(config))
     path = Path(config.data.domains["text"].path or "")
     path.write_text(path.read_text() + "\none line more")
     code = main([str(cell), "line 7"])

@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import monitoring
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
@@ -63,7 +63,7 @@ def cell(trained: Path, tmp_path: Path) -> Path:
 
 
 def readings_of(path: Path) -> Readings:
-    return Readings(path, schema.load(path / "config.yaml"))
+    return Readings(path, load.from_file(path / "config.yaml"))
 
 
 def names(path: Path) -> list[str]:
@@ -330,7 +330,7 @@ def test_a_process_that_is_frozen_as_it_reads_is_not_waited_for_for_ever(
 ) -> None:
     monkeypatch.setattr("orchestrator.experiments.readings.PATIENCE_SECONDS", 0.3)
     with locks.hold(cell / ".readings.lock"):
-        readings = Readings(cell, schema.load(cell / "config.yaml"))
+        readings = Readings(cell, load.from_file(cell / "config.yaml"))
         (first, *_) = checkpoint.saved(cell / "checkpoints")
         readings.path_of(first).unlink()
         assert readings.read(first)

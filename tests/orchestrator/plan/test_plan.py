@@ -13,7 +13,7 @@ import torch
 
 from models.transformer import Decoder, DecoderSpec, LayerShape
 from orchestrator.common.units import duration, size, work
-from orchestrator.config import schema
+from orchestrator.config import load, schema
 from orchestrator.config.schema import (
     Config,
     DataConfig,
@@ -81,7 +81,7 @@ def test_a_real_run_leaves_what_was_planned(
     cells = list((tmp_path / "outputs").glob("*/*/seed=0"))
     assert cells
     for cell in cells:
-        config = schema.load(cell / "config.yaml")
+        config = load.from_file(cell / "config.yaml")
         plan = ArmPlan(config.arm, config, decoder_spec(config))
         assert plan.kept == len(list(cell.glob("checkpoints/step_*")))
         assert len(plan.readings) == len(list(cell.glob("forensics/step_*.json")))

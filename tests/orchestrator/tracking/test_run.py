@@ -22,7 +22,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.analysis import compare
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of
@@ -92,7 +92,7 @@ def reading(step: int) -> dict[str, Any]:
 
 def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
     (cell / "forensics").mkdir(parents=True)
-    (cell / "config.yaml").write_text(schema.to_yaml(config_of(TrackerMode.offline)))
+    (cell / "config.yaml").write_text(load.to_yaml(config_of(TrackerMode.offline)))
     (cell / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
     for step in steps:
         (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step)))
@@ -353,7 +353,7 @@ def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         (trained,) = experiment_of([*small, "tracker=offline", "forensics=beside"], compose).cells
-    write_whole(trained.directory / "config.yaml", schema.to_yaml(trained.config))
+    write_whole(trained.directory / "config.yaml", load.to_yaml(trained.config))
     with StopSignal() as stop, lease.hold(trained.directory):
         callbacks = [*callbacks_for(trained.config, reader_for), WaitForReading(0), WaitForReading(6)]
         assert train(Trainer(trained.config, trained.directory, 1, callbacks), stop)

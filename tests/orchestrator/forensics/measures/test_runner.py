@@ -18,7 +18,7 @@ from torch import nn
 from models.hf import LayeredDecoderForCausalLM, to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
 from orchestrator.common.errors import UserError
-from orchestrator.config import schema
+from orchestrator.config import load, schema
 from orchestrator.config.schema import TokenizerKind
 from orchestrator.forensics.measures.probe import probe
 from orchestrator.forensics.measures.runner import redrawn, runnable, special_tokens, tokens_of
@@ -237,7 +237,7 @@ def cell(tmp_path: Path) -> Callable[[TokenizerKind], Path]:
         init_weights(decoder, 0)
         state = {"schema": 1, "step": 4, "spec": decoder.spec.to_dict(), "data": "of another corpus"}
         path = checkpoint.save(directory / "checkpoints", 4, {"model": dict(decoder.named_parameters())}, state)
-        (directory / "config.yaml").write_text(schema.to_yaml(config))
+        (directory / "config.yaml").write_text(load.to_yaml(config))
         return path
 
     return write

@@ -1,0 +1,53 @@
+"""A configuration as dotted keys: which there are, and in which two configurations differ."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Any
+
+from orchestrator.config.schema import Config, DomainConfig
+
+# How a cell is run, not what it computes: these may change between two launches of an experiment.
+OPERATIONAL = (
+    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
+    "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
+    "plan",
+)  # fmt: skip
+
+
+def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
+    """Dotted key → plain value; an empty branch is a value."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and node:
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node.value if isinstance(node, StrEnum) else node
+
+    walk("", config if isinstance(config, dict) else asdict(config))
+    return flat
+
+
+def is_within(key: str, branches: tuple[str, ...] | list[str]) -> bool:
+    """True for a key that is one of `branches` or lies in one."""
+    return any(key == branch or key.startswith(branch + ".") for branch in branches)
+
+
+def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str, tuple[Any, Any]]:
+    """The keys whose values differ, with both values; `ignore` names keys or whole branches."""
+    left, right = flatten(a), flatten(b)
+    return {
+        key: (left.get(key), right.get(key))
+        for key in left | right
+        if left.get(key) != right.get(key) and not is_within(key, ignore)
+    }
+
+
+def all_keys() -> list[str]:
+    """Every key that a user can set, branches included."""
+    flat = flatten(Config())
+    branches = {key.rsplit(".", depth)[0] for key in flat for depth in range(1, key.count(".") + 1)}
+    return sorted({*flat, *branches, *(f"data.domains.<name>.{key}" for key in vars(DomainConfig()))})
