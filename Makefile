@@ -15,6 +15,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: install  ## ratios against named rivals; asserts nothing about time
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
