@@ -13,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from orchestrator.common import command
+from orchestrator.common import cli, command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
 from orchestrator.common.terminal import one_piece
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
@@ -99,12 +99,12 @@ def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, li
 
 
 def main() -> int:
-    """Entry point of `python -m orchestrator`; the exit code is 2 for anything the user can mend."""
+    """The command `run`: the exit code is 2 for anything the user can mend."""
+    if any(word.startswith("--v") and "--version".startswith(word) for word in sys.argv[1:]):
+        print(cli.VERSION)  # Hydra would print its own
+        return 0
     if len(sys.argv) == 1:
         list_experiments(command.console())
-        return 0
-    if sys.argv[1:] == ["--version"]:  # Hydra would print its own
-        print(command.DISTRIBUTION, command.version())
         return 0
     if any(word.startswith("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
         complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")
@@ -140,6 +140,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from orchestrator.__main__ import main as by_its_own_name  # under which other processes find `task`
-
-    sys.exit(by_its_own_name())
+    sys.exit(cli.main())  # which imports this module by its own name, under which other processes find `task`

@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from orchestrator.analysis import across, compare, overview, print_summary
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
@@ -33,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    from orchestrator.analysis import compare, print_summary  # torch: seconds that --help need not wait for
+
     console = command.console()
     if len(options.directories) > 1 or options.csv or options.html:
         if options.workspace:
@@ -48,6 +49,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: Console) -> int:
+    from orchestrator.analysis import across, overview
+
     directories, beside = across.sort_out(paths)
     if not directories:
         listing = ", ".join(map(str, paths))

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.common import command
-from orchestrator.interventions.deletion import intervene, report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _intervene(options: argparse.Namespace) -> None:
+    from orchestrator.interventions.deletion import intervene, report  # torch: seconds that --help need not wait for
+
     result = intervene(options.source)
     command.write_json(result, options.json)
     command.console().print(report(result))

@@ -13,11 +13,11 @@ def main() -> int:
     """Exit code: 0 when the cell is done, 130 when a signal stopped it, 2 when it failed."""
     parser = command.parser("orchestrator.job", __doc__)
     parser.add_argument("cell", metavar="CELL_DIR", help="a cell's directory, outputs/<name>/<arm>/seed=<k>")
-    return command.run(parser, lambda options: worker.main([options.cell]))
+    code = command.run(parser, lambda options: worker.main([options.cell]))
+    if rendezvous.place() is not None:
+        worker.leave_at_once(code)
+    return code
 
 
 if __name__ == "__main__":
-    code = main()
-    if rendezvous.place() is not None:
-        worker.leave_at_once(code)
-    sys.exit(code)
+    sys.exit(main())

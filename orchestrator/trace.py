@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.common import command
-from orchestrator.interventions.lens import report, trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _trace(options: argparse.Namespace) -> None:
+    from orchestrator.interventions.lens import report, trace  # torch: seconds that --help need not wait for
+
     result = trace(options.source, options.text)
     command.write_json(result, options.json)
     command.console().print(report(result))

@@ -12,28 +12,28 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from orchestrator.common import cli
 from orchestrator.common.errors import INTERRUPTED, UserError, complain
 from orchestrator.common.formatting import printable
 
-DISTRIBUTION = "layer-roles"
 WIDTH = 100  # columns where the output is not a terminal; rich would assume 80
 
 
 def parser(module: str, doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of `python -m <module>`, which prints `doc` as its help and understands `--version`."""
+    """The parser of a command, which prints `doc` as its help and understands `--version`."""
+    by_name = Path(sys.argv[0]).name == cli.NAME
     made = argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=f"{cli.NAME} {module.rpartition('.')[2]}" if by_name else f"python -m {module}",
         description=doc,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    made.add_argument("--version", action="version", version=cli.VERSION, help="print the version and exit")
     return made
 
 
@@ -63,22 +63,6 @@ def run(
 def console() -> Console:
     """A console on stdout, as wide as the terminal or as COLUMNS says; else 100 columns."""
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
-
-
-def version() -> str:
-    """The installed version, or `unknown` where the package is not installed."""
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "unknown"
-
-
-class _Version(argparse.Action):
-    """Look the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(DISTRIBUTION, version())
-        parser.exit()
 
 
 def output(text: str, suffixes: Sequence[str] = ()) -> Path:

@@ -15,7 +15,8 @@ from orchestrator.config import load
 from orchestrator.config.messages import sentence
 from orchestrator.config.schema import Config
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # installed, or in a checkout
 COMPOSING = (
     HydraException,
     OmegaConfBaseException,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import __version__
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
@@ -55,7 +56,7 @@ def test_every_command_says_its_version(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"orchestrator.{name}", "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"layer-roles {command.version()}\n"
+    assert done.stdout == f"layer-roles {__version__}\n"
 
 
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
