@@ -21,12 +21,12 @@ BASH = r"""_layer_roles() {
         run) unset "words[1]" ;;&
         run | [-+~]* | *=* | "$word")
             if [[ $word == -* ]]; then
-                choices=$("${words[0]}" run --hydra-help | grep -oE -e '--[a-z-]+')
+                choices=$("${words[0]}" run --hydra-help | grep -oE -e '--[a-z-]+' | sort -u)
             else
                 choices=$(COMP_LINE="${words[*]}" "${words[0]}" run -sc query=bash 2> /dev/null)
                 compopt -o nospace
             fi ;;
-        *) [[ $word == -* ]] && choices=$("${words[0]}" "${words[1]}" --help | grep -oE -e '--[a-z-]+') ;;
+        *) [[ $word == -* ]] && choices=$("${words[0]}" "${words[1]}" --help | grep -oE -e '--[a-z-]+' | sort -u) ;;
     esac
     while read -r choice; do
         [[ -n $choice && $choice == "$word"* ]] && COMPREPLY+=("${choice#"$cut"}")
