@@ -14,7 +14,7 @@ def main() -> int:
     parser = command.parser("orchestrator.job", __doc__)
     parser.add_argument("cell", metavar="CELL_DIR", help="a cell's directory, outputs/<name>/<arm>/seed=<k>")
     code = command.run(parser, lambda options: worker.main([options.cell]))
-    if rendezvous.place() is not None:
+    if rendezvous.this_rank() is not None:
         worker.leave_at_once(code)
     return code
 

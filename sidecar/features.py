@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidecar.sharded import whole
+from sidecar.sharded import gather
 from sidecar.units import Unit
 
 
@@ -89,19 +89,19 @@ def _standardised(values: Sequence[Tensor]) -> Tensor:
 
 
 def _norm(group: Sequence[Tensor]) -> Tensor:
-    return torch.stack([whole(t.detach().float().square().sum()) for t in group]).sum().sqrt()
+    return torch.stack([gather(t.detach().float().square().sum()) for t in group]).sum().sqrt()
 
 
 def _alignment(group: Sequence[Tensor], momenta: Mapping[Tensor, Tensor]) -> Tensor:
     pairs = [(t.detach().float(), momenta[t].float()) for t in group if t in momenta]
     if not pairs:
         return torch.zeros((), device=group[0].device)
-    inner = torch.stack([whole(-(t * m).sum()) for t, m in pairs]).sum()
+    inner = torch.stack([gather(-(t * m).sum()) for t, m in pairs]).sum()
     return inner / (_norm([t for t, _ in pairs]) * _norm([m for _, m in pairs])).clamp_min(1e-30)
 
 
 def _spread(group: Sequence[Tensor]) -> Tensor:
-    rows = [whole(t.detach().float().norm(dim=1)) for t in group if t.ndim == 2]
+    rows = [gather(t.detach().float().norm(dim=1)) for t in group if t.ndim == 2]
     if not rows:
         return torch.zeros((), device=group[0].device)
     return torch.stack([r.std(correction=0) / r.mean().clamp_min(1e-30) for r in rows]).mean()

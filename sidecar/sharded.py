@@ -1,7 +1,7 @@
-"""A model that several processes train together: what its tensors are as wholes, and what its ranks agree on.
+"""A model that several processes train together: the full tensors behind its shards, and collectives over its ranks.
 
-Under FSDP2 a parameter is a DTensor, of which every rank holds some rows. With one process everything here hands
-back what it was given.
+Under FSDP2 a parameter is a DTensor, and each rank holds some of its rows. With one process every function here
+returns its input.
 """
 
 from __future__ import annotations
@@ -15,48 +15,48 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    return hasattr(tensor, "full_tensor")  # only DTensors have it, and their module takes a second to import
+    return hasattr(tensor, "full_tensor")  # only a DTensor has it; importing that class would take a second
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor gathered from its shards, summed where these are sums over shards. Every rank must ask."""
+def gather(tensor: Tensor) -> Tensor:
+    """The full tensor, or the sum where its shards are partial sums. Every rank must call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of the tensor, in the same memory: all that arithmetic by element needs."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of the tensor, in the same memory: enough for elementwise arithmetic."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor, the same on every rank, on the device and in the shards of `reference`."""
+def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """A full tensor, equal on every rank, moved to the device of `reference` and sharded as it is."""
     tensor = tensor.to(reference.device)
     if not is_sharded(reference):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(reference, DTensor)
-    # every rank has it already and cuts out its own: nothing is sent
+    # each rank has the full tensor and slices its own shard: nothing is sent
     return distribute_tensor(tensor, reference.device_mesh, reference.placements, src_data_rank=None)
 
 
-def ranks() -> int:
-    """The processes that train together."""
+def world_size() -> int:
+    """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def mean(tensor: Tensor) -> Tensor:
-    """The mean over ranks of a tensor that each has of its own."""
-    if ranks() == 1:
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """The mean over ranks of `tensor`, which differs between them."""
+    if world_size() == 1:
         return tensor
     total = tensor.detach().clone()
     dist.all_reduce(total)
-    return total / ranks()
+    return total / world_size()
 
 
-def from_first(value: Any) -> Any:
-    """`value` as the first rank has it."""
-    if ranks() == 1:
+def broadcast(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if world_size() == 1:
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -66,9 +66,9 @@ def from_first(value: Any) -> Any:
 def gradients(loss: Tensor, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
     """The gradient of `loss` by each of `tensors`; None where it does not depend on one.
 
-    The parameters of a sharded model are in no graph: the forward pass works on copies gathered for it, and only
-    `backward` reduces what it leaves in them, to the mean over ranks, into `grad`. There, what training may have
-    left is set aside and put back, in all of the model's `parameters`.
+    The parameters of a sharded model are in no graph: the forward pass uses gathered copies, and only `backward`
+    reduces their gradients, to the mean over ranks, into `grad`. So every `grad` of the model's `parameters`, which
+    training may still need, is put aside first and restored afterwards.
     """
     if not any(map(is_sharded, parameters)):
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))

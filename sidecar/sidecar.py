@@ -202,8 +202,8 @@ class Sidecar:
             self.reward.begin(self._evaluate(False)[0])
         if judgement or not self.decision:
             self.draws |= {name: self._draw(name, step) for name in self.channels if name not in self._lost}
-        if sharded.ranks() > 1:  # they compute alike, and even so cannot drift apart
-            self._remember(sharded.from_first(self._memory()))
+        if sharded.world_size() > 1:  # they compute alike, and even so cannot drift apart
+            self._remember(sharded.broadcast(self._memory()))
         values = {name: self._multipliers(name, draw["sample"]) for name, draw in self.draws.items()}
         self._put_in_force(step, values, judgement)
         return True
@@ -347,7 +347,7 @@ class Sidecar:
             self._warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
             numbers = torch.full((sum(sizes),), math.nan, dtype=torch.float64, device=self._parameters[0].device)
             failed = True
-        value, *found = sharded.mean(numbers).cpu().split(sizes)  # one wait for the device
+        value, *found = sharded.all_reduce_mean(numbers).cpu().split(sizes)  # one wait for the device
         if failed:
             return math.nan, zeros
         self.evaluations += 1

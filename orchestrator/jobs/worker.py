@@ -28,7 +28,7 @@ from orchestrator.schedulers import slurm
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
-from orchestrator.training.distributed import Ranks
+from orchestrator.training.distributed import World
 from orchestrator.training.loop import StopSignal, train_cell
 from orchestrator.training.trainer import Trainer
 
@@ -53,8 +53,8 @@ class CellJob:
         if self.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpu
         state = run_job(Path(self.cell_dir))
-        code = 2 if state in FAILED and slurm.this_job() and rendezvous.is_first() else 0
-        if rendezvous.place() is not None:
+        code = 2 if state in FAILED and slurm.this_job() and rendezvous.is_rank_0() else 0
+        if rendezvous.this_rank() is not None:
             leave_at_once(code)
         if code:
             sys.exit(code)
@@ -66,15 +66,15 @@ class CellJob:
 
 
 def run_job(path: Path) -> str:
-    """Trainer or resume the cell in `path` and leave its outcome in the event log; return the state.
+    """Train or resume the cell in `path` and leave its outcome in the event log; return the state.
 
     Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
     finished or goes on from where that process left it. Never raises: a failed cell is a recorded state.
     """
     here = slurm.this_job() or slurm.ThisJob(_process(), 0)
     try:
-        with StopSignal() as stop, rendezvous.join() as together:
-            return _lead(path, stop, here, together) if together.is_first else _follow(path, stop, together)
+        with StopSignal() as stop, rendezvous.join() as world:
+            return _lead(path, stop, here, world) if world.is_rank_0 else _follow(path, stop, world)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
@@ -86,31 +86,31 @@ def run_job(path: Path) -> str:
         return "failed"
 
 
-def _lead(path: Path, stop: StopSignal, here: slurm.ThisJob, together: Ranks) -> str:
+def _lead(path: Path, stop: StopSignal, here: slurm.ThisJob, world: World) -> str:
     """The first rank's part: everything on disk. It tells the others what there is to do."""
 
     def give_up() -> bool:
-        together.tell("wait")
+        world.broadcast("wait")
         return stop.received is not None
 
     before = _attempts_before(path)
     with lease.hold(path, here.id, here.restart, above=before, is_gone=_is_gone(path), give_up=give_up) as held:
         # without it, the process that holds the cell goes on
         state = "stopped" if held is None else "done" if is_finished(path) else "running"
-        together.tell(state)
+        world.broadcast(state)
         if held is None and slurm.this_job() and not slurm.ending(here) and slurm.requeue(here.id):
             leave_at_once(REQUEUED)  # it had not begun; Slurm starts it again
-        return state if held is None or state == "done" else _run(path, stop, held, here, together)
+        return state if held is None or state == "done" else _run(path, stop, held, here, world)
 
 
-def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
+def _follow(path: Path, stop: StopSignal, world: World) -> str:
     """Another rank's part: to train along. What comes of it is the first one's to record."""
-    while (state := together.tell()) == "wait":
+    while (state := world.broadcast()) == "wait":
         pass
     if state != "running":
         return state
     try:
-        return "done" if train_cell(path, stop, reader_for, ranks=together) else "stopped"
+        return "done" if train_cell(path, stop, reader_for, world=world) else "stopped"
     except UserError as error:
         print(error, file=sys.stderr)
         return "failed"
@@ -119,7 +119,7 @@ def _follow(path: Path, stop: StopSignal, together: Ranks) -> str:
         return "crashed"
 
 
-def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, together: Ranks) -> str:
+def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, world: World) -> str:
     cell, events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
     whose: dict[str, Any] = {"attempt": held.number, "job": here.id}
     if slurm.this_job():
@@ -136,10 +136,10 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, t
 
     def started(trainer: Trainer, warnings: list[str]) -> None:
         reason = " ".join([*warnings, f"resumed at step {trainer.step}" if trainer.step else ""]).strip()
-        several = {"ranks": together.size} if together.size > 1 else {}
+        several = {"ranks": world.size} if world.size > 1 else {}
         note("running", reason, environment=environment(trainer.device) | several)
         if slurm.this_job():
-            stop.leave = partial(leave, trainer, trainer.step)
+            stop.on_saved = partial(leave, trainer, trainer.step)
 
     def leave(trainer: Trainer, since: int) -> None:
         """Give the job back to its scheduler, which starts it again, unless it is ending it by itself."""
@@ -159,7 +159,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, t
         leave_at_once(REQUEUED)
 
     try:
-        finished = train_cell(path, stop, reader_for, held.number, started, held.writing, together)
+        finished = train_cell(path, stop, reader_for, held.number, started, held.writing, world)
     except lease.Superseded:
         raise
     except UserError as error:
@@ -244,20 +244,20 @@ def _process() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trainer one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
+    """Train one cell here; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed."""
     paths = sys.argv[1:] if arguments is None else arguments
     if len(paths) != 1:
         print("usage: python -m orchestrator.job CELL_DIR (outputs/<name>/<arm>/seed=<k>)", file=sys.stderr)
         return 2
     path = Path(paths[0]).resolve()
     if not (path / "config.yaml").is_file():
-        if rendezvous.is_first():
+        if rendezvous.is_rank_0():
             print(f"{paths[0]} has no config.yaml: launch its experiment first, which makes it.", file=sys.stderr)
         return 2
-    if is_finished(path) and rendezvous.is_first():
+    if is_finished(path) and rendezvous.is_rank_0():
         print(f"{paths[0]} is done already: nothing is left to do.")
     state = run_job(path)
-    if state in FAILED and rendezvous.is_first():
+    if state in FAILED and rendezvous.is_rank_0():
         last = EventLog(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
     return {"done": 0, "stopped": 130}.get(state, 2)

@@ -18,10 +18,10 @@ from orchestrator.experiments.playback import read as read_playback
 from orchestrator.experiments.readings import Readings
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
-from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.trainer import Callback, Trainer
 from sidecar import Heldout, Sidecar
-from sidecar.sharded import whole
+from sidecar.sharded import gather
 
 OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
 
@@ -45,7 +45,7 @@ class Reader(Protocol):
 NewReader = Callable[[Readings], Reader]
 
 
-def callbacks_for(config: Config, new_reader: NewReader, ranks: Ranks = ALONE) -> list[Callback]:
+def callbacks_for(config: Config, new_reader: NewReader, world: World = SINGLE_PROCESS) -> list[Callback]:
     """The callbacks of a cell, in the order in which each step calls them; `new_reader` makes what reads checkpoints.
 
     What adds to the record comes before the metrics log writes it; the metrics log is written before the checkpoint,
@@ -53,7 +53,7 @@ def callbacks_for(config: Config, new_reader: NewReader, ranks: Ranks = ALONE) -
     What only reads from disk is the first rank's.
     """
     sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
-    readers = [ReadLayers(new_reader), Track(config)] if ranks.is_first else []
+    readers = [ReadLayers(new_reader), Track(config)] if world.is_rank_0 else []
     return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *readers]
 
 
@@ -129,7 +129,7 @@ class TraceMomentum(Callback):
         momenta = [trainer.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
         cosines = torch.stack(
             [
-                -torch.cosine_similarity(whole(m).flatten(), whole(w).flatten(), dim=0)
+                -torch.cosine_similarity(gather(m).flatten(), gather(w).flatten(), dim=0)
                 for m, w in zip(momenta, weights, strict=True)
             ]
         )
@@ -194,7 +194,7 @@ class WriteMetrics(Callback):
             "tokens_per_second": round((trainer.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
             "attempt": trainer.attempt,
         }
-        trainer.ranks.first(lambda: self._append(trainer, record))
+        trainer.world.on_rank_0(lambda: self._append(trainer, record))
         trainer.record, trainer.logged = record, trainer.step
         self.losses.zero_()
         self.count, self.tokens, self.seconds = 0, trainer.tokens, seconds

@@ -1,6 +1,6 @@
-"""Several processes that train one cell together: each has its share of every batch and of every tensor (FSDP2).
+"""Several processes that train one cell (FSDP2): each holds its shards of the tensors and sees its rows of a batch.
 
-`Ranks` is a cell in one process, where all of this is nothing; `rendezvous` finds out what this process is part of.
+`World` is a cell trained by one process, where a collective returns its input; `rendezvous` finds out which it is.
 """
 
 from __future__ import annotations
@@ -20,165 +20,165 @@ from torch import Tensor, nn
 from models.transformer import Decoder, PreNormBlock
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from sidecar.sharded import from_first, mean, whole
+from sidecar.sharded import all_reduce_mean, broadcast, gather
 
 T = TypeVar("T")
-WATCH_SECONDS = 5.0  # between two looks whether another rank has failed
-GRACE_SECONDS = 120.0  # for a rank to notice, to record it, and to end by itself
-LOST = "another of its processes ended without a word (killed, or out of memory)"
+WATCH_SECONDS = 5.0  # between two checks whether another rank has failed
+GRACE_SECONDS = 120.0  # for a rank to notice a failure, to record it, and to end by itself
+LOST = "another of its processes ended without a message (killed, or out of memory)"
 
 
 class RankError(Exception):
-    """What ended another rank, and so this one, and was nobody's fault who could be told to mend it."""
+    """Another rank failed, or never came, for a reason that is not the user's to mend."""
 
 
-class Told(UserError):
-    """What failed on the first rank, as the others hear it."""
+class Rank0Error(UserError):
+    """What failed on rank 0, raised on the other ranks."""
 
 
-class Ranks:
-    """A cell in one process."""
+class World:
+    """All processes that train a cell: one."""
 
     rank, size = 0, 1
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is the rank that writes: ledger, checkpoints, readings, events, W&B."""
+    def is_rank_0(self) -> bool:
+        """True in the process that writes: metrics log, checkpoints, readings, events, W&B."""
         return self.rank == 0
 
-    def own(self, device: torch.device) -> torch.device:
-        """The device of this kind that is this rank's."""
+    def device(self, device: torch.device) -> torch.device:
+        """This rank's device of that type."""
         return device
 
-    def place(self, model: Decoder, device: torch.device, low: bool) -> None:
-        """Move `model` to `device`; of several ranks, each keeps its shards. `low`: matrices are used in bf16."""
+    def shard(self, model: Decoder, device: torch.device, bf16: bool) -> None:
+        """Move `model` to `device`; with several ranks each keeps its shards. `bf16`: autocast uses it."""
         model.to(device)
 
-    def share(self, rows: Tensor) -> tuple[Tensor, int]:
-        """This rank's of `rows`, and the factor that makes the mean over ranks of sums over them the whole sum."""
+    def shard_rows(self, rows: Tensor) -> tuple[Tensor, int]:
+        """This rank's `rows`, and the factor that turns the mean over ranks of its sums into the sum over `rows`."""
         return rows, 1
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over ranks."""
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        """The mean of `tensor` over ranks."""
         return tensor
 
-    def agree(self, flag: bool) -> bool:
-        """Whether any rank says so, on all ranks. None of them is further than this before all have come here."""
+    def any_rank(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on any. Acts as a barrier."""
         return flag
 
-    def first(self, act: Callable[[], T]) -> T:
-        """What `act` returns or raises, on all ranks, done by the first alone."""
+    def on_rank_0(self, act: Callable[[], T]) -> T:
+        """Call `act` on rank 0 alone; return its result, or raise its error, on every rank. Acts as a barrier."""
         return act()
 
-    def tell(self, word: str = "") -> str:
-        """What the first rank says, on all ranks."""
-        return word
+    def broadcast(self, text: str = "") -> str:
+        """Rank 0's `text`, on every rank."""
+        return text
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors as wholes, for the rank that writes; nothing on the others."""
+        """The full tensors on rank 0, nothing on the others."""
         return dict(named)
 
-    def blame(self) -> AbstractContextManager[None]:
-        """Around what all ranks do: an error of one is the error of all."""
+    def failing_together(self) -> AbstractContextManager[None]:
+        """An error that one rank raises in the block is raised by all."""
         return nullcontext()
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = World()
 
 
-class Together(Ranks):
-    """One of several processes, which have met at `store` and have a process group."""
+class DistributedWorld(World):
+    """One of several processes, which share `store` and a process group."""
 
-    def __init__(self, rank: int, size: int, local: int, store: dist.Store) -> None:
-        self.rank, self.size, self.local, self.store = rank, size, local, store
+    def __init__(self, rank: int, size: int, local_rank: int, store: dist.Store) -> None:
+        self.rank, self.size, self.local_rank, self.store = rank, size, local_rank, store
 
-    def own(self, device: torch.device) -> torch.device:
+    def device(self, device: torch.device) -> torch.device:
         if device.type != "cuda":
             return device
-        # a scheduler may show every task all of the machine's GPUs, or its own alone
-        device = torch.device("cuda", self.local % torch.cuda.device_count())
+        # a scheduler may show a task all GPUs of the machine, or one
+        device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
 
-    def place(self, model: Decoder, device: torch.device, low: bool) -> None:
-        """Shard `model`, one group of collectives for each block, masters and reduction in fp32.
+    def shard(self, model: Decoder, device: torch.device, bf16: bool) -> None:
+        """Shard `model` with one FSDP group for each layer's matrices and one for the rest; masters are fp32.
 
-        With `low`, a block's matrices are gathered in bf16, to which autocast would cast them. Everything else stays
-        what it is in one process: norm scales, which belong to the root's group, are fp32, and so is the stream.
+        With `bf16` a layer's matrices are gathered in bf16, to which autocast would cast them. Everything else is as
+        in one process: norm scales, which are in the root's group, and the residual stream are fp32.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
         mesh = init_device_mesh(device.type, (self.size,))
         matrices = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+            param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
         rest = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        # Resharded after every forward pass, the root too: between passes a parameter is always its shard, which is
-        # what the optimizer, the sidecar and a checkpoint know.
+        # Resharded after every forward pass, the root too: between passes optimizer, sidecar and checkpoint see shards.
         for layer in model.model.layers:
             assert isinstance(layer, PreNormBlock)
             branches: list[nn.Module] = [layer.self_attn, layer.mlp]
             fully_shard(branches, mesh=mesh, mp_policy=matrices, reshard_after_forward=True)
         fully_shard(model, mesh=mesh, mp_policy=rest, reshard_after_forward=True)
 
-    def share(self, rows: Tensor) -> tuple[Tensor, int]:
-        if len(rows) < self.size:  # every rank takes part in every pass: all do all
+    def shard_rows(self, rows: Tensor) -> tuple[Tensor, int]:
+        if len(rows) < self.size:  # every rank must run every pass: each takes all rows
             return rows, 1
         return rows[self.rank :: self.size], self.size
 
-    def mean(self, tensor: Tensor) -> Tensor:
-        return mean(tensor)
+    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
+        return all_reduce_mean(tensor)
 
-    def agree(self, flag: bool) -> bool:
-        flags = torch.tensor(int(flag))  # of the CPU's: by gloo, which waits for no GPU and sees a rank that is gone
+    def any_rank(self, flag: bool) -> bool:
+        flags = torch.tensor(int(flag))  # on the CPU: gloo waits for no GPU and notices a rank that is gone
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
-    def first(self, act: Callable[[], T]) -> T:
+    def on_rank_0(self, act: Callable[[], T]) -> T:
         outcome: tuple[Any, str | None] = (None, None)
-        if self.is_first:
+        if self.is_rank_0:
             try:
                 outcome = (act(), None)
             except Exception as error:
-                from_first((None, said(error)))
+                broadcast((None, describe(error)))
                 raise
-        result, failure = from_first(outcome)
+        result, failure = broadcast(outcome)
         if failure is not None:
-            raise Told(failure)
+            raise Rank0Error(failure)
         return result
 
-    def tell(self, word: str = "") -> str:
-        return str(from_first(word))
+    def broadcast(self, text: str = "") -> str:
+        return str(broadcast(text))
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         gathered = {}
         for name, tensor in named.items():
-            full = whole(tensor.detach())
-            if self.is_first:
+            full = gather(tensor.detach())
+            if self.is_rank_0:
                 gathered[name] = full.cpu()
         return gathered
 
     @contextmanager
-    def blame(self) -> Iterator[None]:
+    def failing_together(self) -> Iterator[None]:
         try:
             yield
-        except Told:
+        except Rank0Error:
             raise
         except Exception as error:
-            # Whoever fails says why before it goes, and only then do the others miss it: what was said first is why.
+            # A rank that fails stores its reason before it ends, and only its end makes others fail: the reason that
+            # was stored first is the cause.
             kind = next((kind for kind in (UserError, RankError) if isinstance(error, kind)), None)
-            own = first = json.dumps([kind is UserError, LOST if _is_lost(error) else said(error)])
+            reason = cause = json.dumps([kind is UserError, LOST if _is_lost(error) else describe(error)])
             with suppress(RuntimeError):  # the store may have been the lost rank's
-                first = self.store.compare_set("failed", "", own).decode()
-            if kind or (first == own and not _is_lost(error)):
+                cause = self.store.compare_set("failed", "", reason).decode()
+            if kind or (cause == reason and not _is_lost(error)):
                 raise
-            mendable, reason = json.loads(first)
-            raise (UserError if mendable else RankError)(reason) from error
+            mendable, message = json.loads(cause)
+            raise (UserError if mendable else RankError)(message) from error
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """End this process where another failed and this one does not notice: a collective on GPUs waits for it."""
+    def watchdog(self) -> Iterator[None]:
+        """End this process where another failed and this one waits on: a collective on GPUs does so for ever."""
         ended = threading.Event()
         watch = threading.Thread(target=self._watch, args=(ended,), name="ranks", daemon=True)
         watch.start()
@@ -198,7 +198,7 @@ class Together(Ranks):
             os._exit(1)
 
     def _failure(self) -> str:
-        """What another rank said as it failed; empty where none did."""
+        """The reason that another rank stored as it failed; empty where none failed."""
         try:
             return json.loads(self.store.get("failed"))[1] if self.store.check(["failed"]) else ""
         except RuntimeError:  # the store was the lost rank's
@@ -206,7 +206,7 @@ class Together(Ranks):
 
 
 def check(config: Config, size: int) -> None:
-    """Raise `UserError` where the batches of `config` cannot be shared among `size` ranks."""
+    """Raise `UserError` where the batches of `config` do not divide among `size` ranks."""
     name = "batch_size" if config.train.micro_batch_size is None else "micro_batch_size"
     rows = getattr(config.train, name)
     if rows % size:
@@ -217,11 +217,12 @@ def check(config: Config, size: int) -> None:
         )
 
 
-def said(error: Exception) -> str:
+def describe(error: Exception) -> str:
+    """The message of a `UserError`; of any other error also its type."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def _is_lost(error: Exception) -> bool:
-    """Whether it says no more than that another rank is gone."""
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    """True for an error that says no more than that another rank is gone."""
+    phrases = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)

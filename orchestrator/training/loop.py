@@ -17,7 +17,7 @@ from orchestrator.config.schema import Precision
 from orchestrator.storage import checkpoint
 from orchestrator.storage.lease import Superseded
 from orchestrator.training.callbacks import NewReader, callbacks_for
-from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.trainer import Trainer, Writing, unfenced
 
 POLL_SECONDS = 0.05
@@ -26,16 +26,16 @@ POLL_SECONDS = 0.05
 class StopSignal(AbstractContextManager["StopSignal"]):
     """Turns SIGINT, SIGTERM and SIGUSR2 into a flag that the loop reads at its next step boundary.
 
-    `leave` is what a process does that has been stopped and has saved, if there is more to do than to return.
+    `on_saved` is called once the stopped run has saved its checkpoint.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.leave: Callable[[], None] = lambda: None
+        self.on_saved: Callable[[], None] = lambda: None
 
-    def deafen(self) -> None:
+    def ignore_signals(self) -> None:
         """Ignore all further signals, in this process and in those that it starts: it is on its way out."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -59,9 +59,9 @@ def train_cell(
     attempt: int = 1,
     on_start: Callable[[Trainer, list[str]], None] = lambda trainer, warnings: None,
     writing: Writing = unfenced,
-    ranks: Ranks = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> bool:
-    """Trainer or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
+    """Train or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
     `new_reader` makes what reads the cell's checkpoints beside training.
     `on_start(trainer, warnings)` hears of the trainer as it begins, and which checkpoints were damaged.
@@ -73,8 +73,8 @@ def train_cell(
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
     torch.set_float32_matmul_precision("highest" if fp32 else "high")  # high: TF32 for what autocast leaves in fp32
-    with ranks.blame():
-        trainer = Trainer(config, cell_dir, attempt, callbacks_for(config, new_reader, ranks), writing, ranks)
+    with world.failing_together():
+        trainer = Trainer(config, cell_dir, attempt, callbacks_for(config, new_reader, world), writing, world)
         warnings = trainer.resume()
         on_start(trainer, warnings)
         return train(trainer, stop)
@@ -83,7 +83,7 @@ def train_cell(
 def train(trainer: Trainer, stop: StopSignal) -> bool:
     """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
     try:
-        with trainer.ranks.blame():
+        with trainer.world.failing_together():
             _loop(trainer, stop)
     except Superseded:  # what it would say is its successor's to say
         raise
@@ -97,7 +97,7 @@ def train(trainer: Trainer, stop: StopSignal) -> bool:
 
 
 def _loop(trainer: Trainer, stop: StopSignal) -> None:
-    fresh = trainer.ranks.first(lambda: not checkpoint.saved(trainer.checkpoints))
+    fresh = trainer.world.on_rank_0(lambda: not checkpoint.saved(trainer.checkpoints))
     for callback in trainer.callbacks:
         callback.start(trainer)
     if fresh:
@@ -108,14 +108,14 @@ def _loop(trainer: Trainer, stop: StopSignal) -> None:
     while stop.received is None and any(callback.is_busy(trainer) for callback in trainer.callbacks):
         time.sleep(POLL_SECONDS)
     if stop.received is not None:
-        stop.deafen()
+        stop.ignore_signals()
         trainer.save()
-        stop.leave()
+        stop.on_saved()
 
 
 def _stopped(trainer: Trainer, stop: StopSignal) -> bool:
     """Whether this step is the last for now: signals reach ranks one by one, and all must stop at the same step."""
-    agreed = trainer.ranks.agree(stop.received is not None)
+    agreed = trainer.world.any_rank(stop.received is not None)
     if agreed and stop.received is None:
         stop.received = "a signal to another rank"
     return agreed  # a signal that came meanwhile is for the next step

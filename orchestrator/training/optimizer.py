@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.config.schema import OptimConfig, Schedule
-from sidecar.sharded import like, local
+from sidecar.sharded import local_shard, shard_like
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -55,7 +55,7 @@ class DecoupledAdamW:
     def decayed_first(self, lr: float) -> Iterator[None]:
         """Decay before what it encloses."""
         with torch.no_grad():
-            torch._foreach_mul_([local(self.named[name]) for name in self.decayed], 1 - lr * self.weight_decay)
+            torch._foreach_mul_([local_shard(self.named[name]) for name in self.decayed], 1 - lr * self.weight_decay)
         yield
 
     def step(self, lr: float) -> None:
@@ -84,6 +84,6 @@ class DecoupledAdamW:
         for name, parameter in self.named.items():
             self.adam.state[parameter] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": like(tensors[f"{name}.exp_avg"], parameter),
-                "exp_avg_sq": like(tensors[f"{name}.exp_avg_sq"], parameter),
+                "exp_avg": shard_like(tensors[f"{name}.exp_avg"], parameter),
+                "exp_avg_sq": shard_like(tensors[f"{name}.exp_avg_sq"], parameter),
             }

@@ -1,4 +1,4 @@
-"""How the processes that train one cell meet: where each of them stands, and the store that they share at first."""
+"""How the processes that train one cell form a process group: their ranks, and the store through which they meet."""
 
 from __future__ import annotations
 
@@ -15,91 +15,93 @@ import submitit
 import torch
 import torch.distributed as dist
 
-from orchestrator.training.distributed import ALONE, RankError, Ranks, Together, said
+from orchestrator.training.distributed import SINGLE_PROCESS, DistributedWorld, RankError, World, describe
 
-MEETING = timedelta(minutes=5)  # for all ranks to start
-PATIENCE = timedelta(minutes=30)  # for one rank's work while others wait, such as a checkpoint's writing
+START_TIMEOUT = timedelta(minutes=5)  # for all ranks to start
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for one rank's work while others wait, such as writing a checkpoint
 
 
-class Place(NamedTuple):
-    """Which of a cell's processes this is."""
+class RankInfo(NamedTuple):
+    """This process among those that train its cell, in torchrun's terms."""
 
     rank: int
-    size: int
-    local: int  # among those of its machine
+    world_size: int
+    local_rank: int  # among the processes of its machine
 
 
-def place() -> Place | None:
-    """As torchrun's variables say, or the job that this process is a task of; None where it trains alone."""
+def this_rank() -> RankInfo | None:
+    """The rank that torchrun's variables or a task of a job give this process; None for a process that trains alone."""
     env = os.environ
-    if _is_torchruns():
-        found = Place(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
+    if _by_torchrun():
+        found = RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
     elif job := _job():
-        found = Place(job.global_rank, job.num_tasks, job.local_rank)
+        found = RankInfo(job.global_rank, job.num_tasks, job.local_rank)
     else:
         return None
-    return found if found.size > 1 else None
+    return found if found.world_size > 1 else None
 
 
-def is_first() -> bool:
-    """Whether this process writes: it trains alone, or is the first rank."""
-    here = place()
-    return here is None or here.rank == 0
+def is_rank_0() -> bool:
+    """True for rank 0, which writes, and for a process that trains alone."""
+    info = this_rank()
+    return info is None or info.rank == 0
 
 
 @contextmanager
-def join() -> Iterator[Ranks]:
-    """Meet the other processes that train the same cell, for the length of the block.
+def join() -> Iterator[World]:
+    """The process group of this cell's ranks, for the length of the block.
 
-    Raises `RankError` where they do not come.
+    Raises `RankError` where the others do not join.
     """
-    here = place()
-    if here is None:
-        yield ALONE
+    info = this_rank()
+    if info is None:
+        yield SINGLE_PROCESS
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
     try:
-        job = None if _is_torchruns() else _job()
-        file = _meeting_file(job) if job else None
-        store = _store(here, job, file)
-        dist.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=PATIENCE)
+        job = None if _by_torchrun() else _job()
+        file = _store_file(job) if job else None
+        store = _store(info, job, file)
+        dist.init_process_group(
+            backend, store=store, rank=info.rank, world_size=info.world_size, timeout=COLLECTIVE_TIMEOUT
+        )
     except (RuntimeError, ValueError, OSError) as error:
         raise RankError(
-            f"Process {here.rank} did not meet the {here.size - 1} others that train the cell with it "
-            f"({said(error)}): see their logs for what kept them, and run the same command again."
+            f"Process {info.rank} did not meet the {info.world_size - 1} others that train the cell with it "
+            f"({describe(error)}): see their logs for what kept them, and run the same command again."
         ) from error
-    together = Together(*here, dist.PrefixStore("cell", store))
+    world = DistributedWorld(*info, dist.PrefixStore("cell", store))
     try:
-        with together.blame(), together.watched():
-            yield together
-        if file is not None and here.rank == 0:  # after a failure others may have to read there why
+        with world.failing_together(), world.watchdog():
+            yield world
+        if file is not None and info.rank == 0:  # after a failure the others may still read its cause there
             file.unlink(missing_ok=True)
     finally:
-        gc.collect()  # a sharded model is full of cycles, and what it holds of the group would outlive it
+        gc.collect()  # a sharded model is full of cycles, and what it holds of the group would outlive the group
         dist.destroy_process_group()
 
 
-def _store(here: Place, job: submitit.JobEnvironment | None, file: Path | None) -> dist.Store:
-    """Where the ranks meet: where torchrun says, in a file on one machine, at a port of the first of several."""
+def _store(info: RankInfo, job: submitit.JobEnvironment | None, file: Path | None) -> dist.Store:
+    """The store of all ranks: torchrun's, a file on one machine, or a port of the first of several machines."""
     if job is None:
         from torch.distributed.rendezvous import rendezvous
 
-        store, _, _ = next(rendezvous("env://", timeout=MEETING))
+        store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
         return store
     if file is not None:
-        store = dist.FileStore(str(file), here.size)
-        store.set_timeout(MEETING)
+        store = dist.FileStore(str(file), info.world_size)
+        store.set_timeout(START_TIMEOUT)
         return store
-    # between machines a file's locks cannot be relied on; these ports are below those that systems hand out
+    # Between machines file locks are unreliable. These ports are below the range that systems hand out.
     port = 10_000 + zlib.crc32(_attempt(job).encode()) % 20_000
-    return dist.TCPStore(job.hostnames[0], port, here.size, is_master=here.rank == 0, timeout=MEETING)
+    return dist.TCPStore(job.hostnames[0], port, info.world_size, is_master=info.rank == 0, timeout=START_TIMEOUT)
 
 
-def _meeting_file(job: submitit.JobEnvironment) -> Path | None:
-    """Beside the logs of a job on one machine: unlike a port, nobody else can have it.
+def _store_file(job: submitit.JobEnvironment) -> Path | None:
+    """A file beside the logs of a job on one machine, which unlike a port is free; None for a job on several machines.
 
-    Its name tells this attempt from all others, even where a process's number comes again: by when the job's pickle
-    was written, which it is for every submission and requeue. None for a job on several machines.
+    Its name tells this attempt from all others, even where a process id returns: it has the time at which the job's
+    pickle was written, which every submission and requeue does anew.
     """
     if job.num_nodes > 1:
         return None
@@ -111,13 +113,13 @@ def _attempt(job: submitit.JobEnvironment) -> str:
     return f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
 
 
-def _is_torchruns() -> bool:
+def _by_torchrun() -> bool:
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def _job() -> submitit.JobEnvironment | None:
-    """The job that this process is a task of. A shell inside an allocation is none, whatever its variables say."""
-    if "SUBMITIT_FOLDER" not in os.environ:  # set in a task by what runs it
+    """The job that this process is a task of; None in a shell inside an allocation, whatever its variables say."""
+    if "SUBMITIT_FOLDER" not in os.environ:  # the wrapper that runs a task sets it
         return None
     try:
         return submitit.JobEnvironment()

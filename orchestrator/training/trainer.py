@@ -20,9 +20,9 @@ from orchestrator.data import prepare
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training import distributed
-from orchestrator.training.distributed import ALONE, Ranks
+from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.optimizer import DecoupledAdamW, learning_rate
-from sidecar.sharded import like, whole
+from sidecar.sharded import gather, shard_like
 
 Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
 
@@ -83,19 +83,19 @@ class Trainer:
         attempt: int,
         callbacks: Sequence[Callback],
         writing: Writing = unfenced,
-        together: Ranks = ALONE,
+        world: World = SINGLE_PROCESS,
     ) -> None:
         self.config, self.cell_dir, self.attempt, self.callbacks = config, cell_dir, attempt, callbacks
         self.writing = writing  # around every change of what is on disk; raises where another attempt has the cell
-        self.ranks = together
-        distributed.check(config, together.size)
-        self.device = together.own(_device(config.train.device))
+        self.world = world
+        distributed.check(config, world.size)
+        self.device = world.device(_device(config.train.device))
         self.autocast = _autocast(config.train.precision, self.device)
         self.corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
         self.spec = decoder_spec(config)
         self.model = Decoder(self.spec)
         init_weights(self.model, config.seed)
-        together.place(self.model, self.device, low=not isinstance(self.autocast, nullcontext))
+        world.shard(self.model, self.device, bf16=not isinstance(self.autocast, nullcontext))
         self.loss = torch.compile(self.model.loss) if config.train.compile else self.model.loss
         self.optimizer = DecoupledAdamW(self.model, config.optim)
         self.step = 0
@@ -141,14 +141,14 @@ class Trainer:
         self.optimizer.zero_grad()
         self.train_loss.zero_()
         for part in rows.split(micro):
-            own, _ = self.ranks.share(part)
+            own, _ = self.world.shard_rows(part)
             with self.autocast:
                 loss = self.loss(own)
             share = len(part) / train.batch_size
             (loss * share).backward()
             self.train_loss += loss.detach().double() * share
-        self.train_loss = self.ranks.mean(self.train_loss)
-        self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
+        self.train_loss = self.world.all_reduce_mean(self.train_loss)
+        self.grad_norm = gather(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
         self.lr = learning_rate(self.config.optim, self.step, train.steps)
         self.optimizer.step(self.lr)
         self.step += 1
@@ -157,7 +157,7 @@ class Trainer:
     @torch.no_grad()
     def heldout_loss(self, rows: Tensor) -> float:
         """Mean loss over `rows` [n, T+1], in nats per token."""
-        return self.ranks.mean(torch.stack(list(self.heldout_parts(rows))).sum()).item()
+        return self.world.all_reduce_mean(torch.stack(list(self.heldout_parts(rows))).sum()).item()
 
     def heldout_parts(self, rows: Tensor) -> Iterator[Tensor]:
         """The same in parts that sum to it, one micro-batch each, with a graph where gradients are enabled.
@@ -166,7 +166,7 @@ class Trainer:
         """
         size = self.config.train.micro_batch_size or self.config.train.batch_size
         for part in rows.split(size):
-            own, factor = self.ranks.share(part)
+            own, factor = self.world.shard_rows(part)
             with self.autocast:
                 losses = self.model.loss(own.to(self.device), reduction="none")
             yield losses.double().sum() / (rows[:, 1:].numel() / factor)
@@ -196,7 +196,7 @@ class Trainer:
             tensors["callbacks"] = beside
         if folded:  # whoever reads the checkpoint gets the model that was evaluated; a restart gets these
             tensors["masters"] = {name: model[name] for name in folded}
-        tensors = {stem: self.ranks.gather(named) for stem, named in tensors.items()}
+        tensors = {stem: self.world.gather(named) for stem, named in tensors.items()}
         state = {
             "schema": 1,
             "step": self.step,
@@ -213,7 +213,7 @@ class Trainer:
             "trace": self.trace,
             "callbacks": {type(c).__name__: c.state() for c in self.callbacks},
         }
-        path = self.ranks.first(lambda: self._write(tensors, state))
+        path = self.world.on_rank_0(lambda: self._write(tensors, state))
         self.saved = self.step
         return path
 
@@ -235,14 +235,14 @@ class Trainer:
 
     def resume(self) -> list[str]:
         """Go on from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
-        path, warnings = self.ranks.first(self._step_back)
+        path, warnings = self.world.on_rank_0(self._step_back)
         if path is None:
             return warnings
         state = checkpoint.read_state(path)
         self.corpus.check_digest(state["data"], path)
         saved = checkpoint.read_tensors(path, "model") | checkpoint.read_tensors(path, "masters", required=False)
         parameters: dict[str, Tensor] = dict(self.model.named_parameters())
-        self.model.load_state_dict({name: like(tensor, parameters[name]) for name, tensor in saved.items()})
+        self.model.load_state_dict({name: shard_like(tensor, parameters[name]) for name, tensor in saved.items()})
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.saved = self.step
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
@@ -252,7 +252,7 @@ class Trainer:
             name = type(callback).__name__
             own = {k.removeprefix(f"{name}/"): t for k, t in beside.items() if k.startswith(f"{name}/")}
             callback.load(state["callbacks"].get(name, {}), own)
-        self.ranks.first(self._rewind)
+        self.world.on_rank_0(self._rewind)
         return warnings
 
     def _rewind(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sidecar.sharded import whole
+from sidecar.sharded import gather
 from sidecar.units import Unit
 
 
@@ -92,7 +92,7 @@ def inner_products(a: Sequence[Tensor | None], b: Sequence[Tensor]) -> Tensor:
         [
             zero.to(y.device)
             if x is None or not alike(x, y)
-            else whole(torch.sum(x.detach() * y.detach(), dtype=torch.float32))
+            else gather(torch.sum(x.detach() * y.detach(), dtype=torch.float32))
             for x, y in zip(a, b, strict=True)
         ]
     )

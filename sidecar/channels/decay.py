@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
-from sidecar.sharded import like, local
+from sidecar.sharded import local_shard, shard_like
 from sidecar.units import make_units, place_of
 
 DECAY_LIMIT = 0.1  # largest share of a weight that one step may take away
@@ -67,7 +67,7 @@ class DecayChannel(Channel):
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:
         for unit, trace in zip(self.units, self._traces, strict=False):
-            trace.copy_(like(memory[unit.name], trace))
+            trace.copy_(shard_like(memory[unit.name], trace))
 
     def weights(self) -> list[list[str]]:
         return [[unit.name] for unit in self.units]
@@ -77,9 +77,9 @@ class DecayChannel(Channel):
         shrink = lr * self.weight_decay
         if self._traces and shrink:
             rows = zip(self._traces, self._params, self._multipliers, strict=True)
-            if whole := [(local(trace), local(w), shrink * m) for trace, w, m in rows if alike(trace, w)]:
+            if whole := [(local_shard(trace), local_shard(w), shrink * m) for trace, w, m in rows if alike(trace, w)]:
                 torch._foreach_lerp_(*map(list, zip(*whole, strict=True)))
         factors = [1 - shrink * m for m in self._multipliers] + [1 - shrink] * len(self._others)
-        alive = [(local(t), f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
+        alive = [(local_shard(t), f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
         if alive and shrink:
             torch._foreach_mul_([t for t, _ in alive], [f for _, f in alive])

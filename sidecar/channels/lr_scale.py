@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
-from sidecar.sharded import like, local
+from sidecar.sharded import local_shard, shard_like
 from sidecar.units import make_units, place_of
 
 TINIEST = 1.4e-45  # float32's smallest number: a second moment below it is 0
@@ -81,14 +81,14 @@ class LrScaleChannel(Channel):
     def remember(self, memory: Mapping[str, Tensor]) -> None:
         names = (name for members in self._members for name in members)
         for name, moved in zip(names, self._moved, strict=False):
-            moved.copy_(like(memory[name], moved))
+            moved.copy_(shard_like(memory[name], moved))
 
     def weights(self) -> list[list[str]]:
         return self._members
 
     @torch.no_grad()
     def before_update(self, lr: float) -> None:
-        params = list(map(local, self._params))
+        params = list(map(local_shard, self._params))
         if not self._before or not all(map(alike, self._before, params)):
             self._before = list(map(torch.empty_like, params))
         torch._foreach_copy_(self._before, params)
@@ -96,9 +96,11 @@ class LrScaleChannel(Channel):
     @torch.no_grad()
     def after_update(self) -> None:
         back = [1 - m for m, group in zip(self._multipliers, self._groups, strict=True) for _ in group]
-        params = list(map(local, self._params))
+        params = list(map(local_shard, self._params))
         torch._foreach_lerp_(params, self._before, back)  # bit for bit the step itself where m = 1
-        if whole := [rows for rows in zip(map(local, self._moved), params, self._before, strict=False) if alike(*rows)]:
+        if whole := [
+            rows for rows in zip(map(local_shard, self._moved), params, self._before, strict=False) if alike(*rows)
+        ]:
             moved, now, before = map(list, zip(*whole, strict=True))
             torch._foreach_add_(moved, now)
             torch._foreach_sub_(moved, before)

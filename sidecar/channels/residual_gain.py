@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel
-from sidecar.sharded import whole
+from sidecar.sharded import gather
 from sidecar.units import make_units, place_of
 
 GROWTH_LIMIT = 2.0  # largest factor on what a branch writes into the residual stream
@@ -107,7 +107,7 @@ class ResidualGainChannel(Channel):
 
 @torch.no_grad()
 def _is_linear_in_its_parameters(module: nn.Module) -> bool:
-    parameters = {name: whole(parameter) for name, parameter in module.named_parameters()}
+    parameters = {name: gather(parameter) for name, parameter in module.named_parameters()}
     largest = max(parameters.values(), key=torch.numel)
     inputs = largest.shape[1] if isinstance(module, nn.Linear) else largest.shape[0]  # else Conv1D or a norm
     x = torch.linspace(-1, 1, inputs, device=largest.device).to(largest.dtype)[None, None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from sidecar import Sidecar
-from sidecar.sharded import whole
+from sidecar.sharded import gather
 
 
 class Net(nn.Module):
@@ -53,9 +53,9 @@ def train(loop: str, rank: int, size: int) -> dict[str, Any]:
     )  # fmt: skip
     kept = True
     for step in range(12):
-        before = [None if p.grad is None else whole(p.grad).clone() for p in model.parameters()]
+        before = [None if p.grad is None else gather(p.grad).clone() for p in model.parameters()]
         sidecar.before_step(step)
-        after = [None if p.grad is None else whole(p.grad) for p in model.parameters()]
+        after = [None if p.grad is None else gather(p.grad) for p in model.parameters()]
         kept &= all(a is b is None or torch.equal(a, b) for a, b in zip(before, after, strict=True))
         optimizer.zero_grad(set_to_none=step % 2 == 0)
         loss(slice(0, 8)).backward()
@@ -68,7 +68,7 @@ def train(loop: str, rank: int, size: int) -> dict[str, Any]:
     return {
         "values": sidecar.record()["values"],
         "reward": sidecar.record()["reward"],
-        "weights": torch.cat([whole(p.detach()).flatten() for p in model.parameters()]).tolist(),
+        "weights": torch.cat([gather(p.detach()).flatten() for p in model.parameters()]).tolist(),
         "gradients_kept": kept,
     }
 

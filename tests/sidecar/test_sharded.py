@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from sidecar.sharded import from_first, gradients, like, local, mean, whole
+from sidecar.sharded import all_reduce_mean, broadcast, gather, gradients, local_shard, shard_like
 from tests.waiting import PATIENCE
 
 
@@ -49,7 +49,8 @@ def test_a_held_out_backward_pass_leaves_no_trace_in_the_gradients(
 
 def test_with_one_process_everything_is_handed_back() -> None:
     weight = torch.randn(3, 2, requires_grad=True)
-    assert whole(weight) is local(weight) is mean(weight) is from_first(weight) is like(weight, weight) is weight
+    assert gather(weight) is local_shard(weight) is all_reduce_mean(weight) is weight
+    assert broadcast(weight) is shard_like(weight, weight) is weight
     (gradient,) = gradients(weight.square().sum(), [weight], [weight])
     assert gradient is not None
     assert torch.equal(gradient, 2 * weight)

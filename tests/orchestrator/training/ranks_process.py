@@ -21,7 +21,7 @@ from orchestrator.config.schema import Config
 from orchestrator.jobs import worker
 from orchestrator.training import distributed, loop
 from orchestrator.training.callbacks import NewReader
-from orchestrator.training.distributed import Ranks
+from orchestrator.training.distributed import World
 from orchestrator.training.trainer import Callback, Trainer
 
 
@@ -30,9 +30,9 @@ class ActAt(Callback):
         self.act, self.rank, self.step = act, rank, step
 
     def after_step(self, run: Trainer) -> None:
-        if self.act == "deaf" and run.step == self.step and run.ranks.rank != self.rank:
+        if self.act == "deaf" and run.step == self.step and run.world.rank != self.rank:
             time.sleep(600)
-        if (run.ranks.rank, run.step) != (self.rank, self.step):
+        if (run.world.rank, run.step) != (self.rank, self.step):
             return
         if self.act == "term":
             os.kill(os.getpid(), signal.SIGTERM)
@@ -54,8 +54,8 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=size)
     theirs = loop.callbacks_for
 
-    def callbacks_for(config: Config, new_reader: NewReader, ranks: Ranks) -> list[Callback]:
-        return [*theirs(config, new_reader, ranks), ActAt(act, int(rank), int(step))]
+    def callbacks_for(config: Config, new_reader: NewReader, world: World) -> list[Callback]:
+        return [*theirs(config, new_reader, world), ActAt(act, int(rank), int(step))]
 
     loop.callbacks_for = callbacks_for
     if act == "deaf":

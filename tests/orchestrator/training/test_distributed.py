@@ -262,7 +262,7 @@ def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> N
     cell = cells("many")
     config = worker._config_of(cell)
     with pytest.raises(UserError, match="among 3 processes"):
-        Trainer(config, cell, 1, [], together=distributed.Together(0, 3, 0, None))
+        Trainer(config, cell, 1, [], world=distributed.DistributedWorld(0, 3, 0, None))
 
 
 def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:
@@ -285,12 +285,12 @@ def test_a_shell_in_an_allocation_trains_alone(monkeypatch: pytest.MonkeyPatch) 
     """Of a process that Slurm gave four tasks to, but that is no task itself."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert rendezvous.place() is None
+    assert rendezvous.this_rank() is None
     monkeypatch.setenv("SUBMITIT_FOLDER", "/tmp")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     monkeypatch.setenv("SLURM_PROCID", "3")
     monkeypatch.setenv("SLURM_LOCALID", "1")
-    assert rendezvous.place() == (3, 4, 1)
+    assert rendezvous.this_rank() == (3, 4, 1)
 
 
 @pytest.mark.gpu
