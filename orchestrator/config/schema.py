@@ -91,11 +91,6 @@ class PolicyKind(StrEnum):
     mlp = "mlp"
 
 
-class SeedOf(StrEnum):
-    same = "same"
-    next = "next"
-
-
 class Scoring(StrEnum):
     calibrated = "calibrated"  # asks first what chance gives (SCIENCE §3)
     paper = "paper"
@@ -207,7 +202,7 @@ class OptimConfig:
 class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
-    mode: SidecarMode = SidecarMode.off
+    mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
     interval: int = 20  # steps a proposal is held
     reward_rows: int | None = None  # rows that judge a proposal, over all domains; null: two batches
@@ -226,8 +221,6 @@ class SidecarConfig:
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
-    schedule: str | None = None  # replay, permute, random: arm that learned, or the path of a cell with a slash in it
-    schedule_seed: SeedOf = SeedOf.same  # of that arm: this cell's own seed, or the next one of the experiment
 
 
 @dataclass
@@ -318,6 +311,7 @@ class Config:
     expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist, centre: '> 0.7'}}: expect.py
     arm: str = "main"
     seed: int = 0
+    needs: str | None = None  # whose result it waits for: <arm>, <arm>@next (seed), or a cell's path with a slash in it
     root: str = "outputs"
     dry_run: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)

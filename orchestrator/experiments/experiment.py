@@ -16,7 +16,7 @@ from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, schema
 from orchestrator.config.schema import Config
-from orchestrator.experiments import expectations, playback
+from orchestrator.experiments import dependency, expectations, playback
 
 LONGEST_NAME = 120  # characters
 LARGEST_WEIGHT = 1e6  # of an arm in a contrast, and one over it the smallest
@@ -127,6 +127,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
+            dependency.check(config, experiment.arms)
             playback.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error

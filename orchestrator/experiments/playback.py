@@ -1,81 +1,64 @@
-"""Where a sidecar that plays back gets its decisions from: the metrics log of a run that learned."""
+"""The decisions that a sidecar plays back: those of the cell that `needs` names, from its metrics log."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from orchestrator.common.errors import UserError, nearest
-from orchestrator.config.schema import Config, SeedOf, SidecarMode
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config, SidecarMode
+from orchestrator.experiments.dependency import arm_of, needed_cell
 from orchestrator.storage import metrics_log
 
+MODES = (SidecarMode.replay, SidecarMode.permute, SidecarMode.random)
 
-def source(config: Config, experiment: Path) -> Path | None:
-    """The cell whose decisions `config` plays back, or None: an arm of the same experiment, or any cell's path."""
-    name = config.sidecar.schedule
-    if name is None:
-        return None
-    if "/" in name:
-        return Path(name)
-    seeds = config.seeds or [config.seed]
-    shift = 1 if config.sidecar.schedule_seed == SeedOf.next else 0
-    return experiment / name / f"seed={seeds[(seeds.index(config.seed) + shift) % len(seeds)]}"
+
+def plays_back(config: Config) -> bool:
+    """True where the sidecar plays back another cell's decisions; `random` may also draw its own."""
+    return config.sidecar.mode in MODES and config.needs is not None
 
 
 def check(config: Config, arms: dict[str, Config]) -> None:
-    """Raise `UserError` where `sidecar.mode` and `sidecar.schedule` do not fit, or nothing can ever be played.
-
-    `arms` are the experiment's, composed: only one that learns can be played back, so that none waits for itself.
-    """
-    mode, name = config.sidecar.mode, config.sidecar.schedule
-    if mode in (SidecarMode.replay, SidecarMode.permute) and name is None:
-        raise UserError(f"sidecar.mode={mode} needs sidecar.schedule: name an arm that learned, or a cell's path.")
-    if name is None:
+    """Raise `UserError` where there will be no decisions to play back; `arms` are the experiment's."""
+    mode, needs = config.sidecar.mode, config.needs
+    if mode in (SidecarMode.replay, SidecarMode.permute) and needs is None:
+        raise UserError(f"sidecar.mode={mode} plays back another cell: set needs to an arm that learns, or a path.")
+    if needs is None or mode not in MODES:
         return
-    if mode not in (SidecarMode.replay, SidecarMode.permute, SidecarMode.random):
+    if "/" in needs:
+        _decisions(config, Path(needs))
+        return
+    played = arms[arm_of(needs)].sidecar
+    if played.mode != SidecarMode.learn:
         raise UserError(
-            f"sidecar.schedule={name} has no effect with sidecar.mode={mode}: use replay, permute or random."
+            f"needs={needs} names an arm with sidecar.mode={played.mode}, which makes no decisions of its own: "
+            "name an arm with sidecar.mode=learn."
         )
-    if "/" in name:
-        if not (Path(name) / "metrics.jsonl").is_file():
-            raise UserError(f"sidecar.schedule={name} holds no metrics.jsonl: name a cell's directory.")
-        _decisions(name, Path(name))
-    elif name not in config.arms:
+    if lacking := [channel for channel in config.sidecar.channels if channel not in played.channels]:
         raise UserError(
-            f"sidecar.schedule={name} is no arm of this experiment{nearest(name, config.arms)}: "
-            "name one, or a cell's path with a slash in it."
-        )
-    elif arms[name].sidecar.mode != SidecarMode.learn:
-        raise UserError(
-            f"sidecar.schedule={name} names an arm with sidecar.mode={arms[name].sidecar.mode}, which makes no "
-            "decisions of its own: name an arm with sidecar.mode=learn."
-        )
-    elif lacking := [c for c in config.sidecar.channels if c not in arms[name].sidecar.channels]:
-        raise UserError(
-            f"sidecar.schedule={name} names an arm that learns nothing for sidecar.channels={lacking}: "
-            "drop them here, or let that arm learn them."
-        )
-    elif config.sidecar.schedule_seed == SeedOf.next and len(config.seeds) < 2:
-        raise UserError(
-            f"sidecar.schedule_seed=next with seeds={config.seeds} would play back the cell's own seed: "
-            "give the experiment another seed, or set sidecar.schedule_seed=same."
+            f"needs={needs} names an arm that learns nothing for sidecar.channels={lacking}: "
+            "drop them from this arm, or add them to that one."
         )
 
 
 def read(config: Config, cell_dir: Path) -> list[dict[str, Any]] | None:
-    """The decisions that the cell in `cell_dir` plays back, or None. Raises `UserError` where they are incomplete."""
-    cell = source(config, cell_dir.parents[1])
-    return None if cell is None else _decisions(str(config.sidecar.schedule), cell)
+    """The decisions that the cell in `cell_dir` plays back, None where it plays back none.
+
+    Raises `UserError` where the cell that it needs has not finished.
+    """
+    needed = needed_cell(config, cell_dir.parents[1])
+    return _decisions(config, needed) if needed is not None and plays_back(config) else None
 
 
-def _decisions(schedule: str, cell: Path) -> list[dict[str, Any]]:
-    """What the metrics log of a finished `cell` records of its sidecar. Raises `UserError`."""
+def _decisions(config: Config, cell: Path) -> list[dict[str, Any]]:
+    """The sidecar's decisions in the metrics log of a finished cell. Raises `UserError`."""
     records = metrics_log.read(cell / "metrics.jsonl")
-    decisions = [record["sidecar"] for record in records if "sidecar" in record]
-    if not decisions or "test" not in records[-1]:
+    if not records or "test" not in records[-1]:
         raise UserError(
-            f"sidecar.schedule={schedule} names {cell}, which is "
-            f"{'not finished' if decisions else 'no run whose sidecar decided anything'}: "
-            "train that cell first; the same command resumes this one."
+            f"needs={config.needs} names {cell}, which has not finished: train that cell first; "
+            "the same command then resumes this one."
         )
+    decisions = [record["sidecar"] for record in records if "sidecar" in record]
+    if not decisions:
+        raise UserError(f"needs={config.needs} names {cell}, whose sidecar decided nothing: name a cell that learned.")
     return decisions

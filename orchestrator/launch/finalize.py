@@ -9,7 +9,8 @@ from rich.console import Console
 
 from orchestrator import monitoring
 from orchestrator.common.errors import UserError
-from orchestrator.experiments import playback, run_directory
+from orchestrator.experiments import run_directory
+from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
@@ -105,7 +106,7 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
     sources = {cell.directory for cell in again}
     for cell in experiment.cells:
         failed = cell.id in last and last[cell.id].state == "failed"
-        if failed and playback.source(cell.config, experiment.directory) in sources:
+        if failed and needed_cell(cell.config, experiment.directory) in sources:
             again.append(cell)
     return again, longest
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from orchestrator.experiments import playback
+from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell
 
 
 def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:
     """Whether the cell plays back none of the `unfinished` cells' decisions."""
-    source = playback.source(cell.config, cell.directory.parents[1])
+    source = needed_cell(cell.config, cell.directory.parents[1])
     return source not in {other.directory for other in unfinished}
 
 

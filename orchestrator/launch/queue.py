@@ -13,7 +13,7 @@ from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
-from orchestrator.experiments import playback
+from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs.worker import CellJob
 from orchestrator.launch.order import waves
@@ -86,7 +86,7 @@ def _submit_waves(
     running = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):
-        sources = (playback.source(cell.config, cell.directory.parents[1]) for cell in wave)
+        sources = (needed_cell(cell.config, cell.directory.parents[1]) for cell in wave)
         after = [*before, *(running[source] for source in sources if source in running)]
         later = {"begin": f"now+{round(begin)}"} if begin and not before else {}
         more = {"dependency": _after(after)} if after else {}

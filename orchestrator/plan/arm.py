@@ -11,6 +11,7 @@ import torch
 
 from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
 from orchestrator.config.schema import Config, Credit, SidecarMode
+from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
 from orchestrator.training.callbacks import build_sidecar
 from sidecar import Sidecar
@@ -51,7 +52,7 @@ class ArmPlan:
         learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
         judged = max(0, self.decisions - 1)  # on the batches that each began on; then the next one begins
         judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
-        passes = self.decisions + judged if judging and self.config.sidecar.schedule is None else 0
+        passes = self.decisions + judged if judging and not playback.plays_back(self.config) else 0
         return training_flops(self.config, self.spec) + sidecar_flops(self.config, self.spec, passes, judged * learning)
 
     @property

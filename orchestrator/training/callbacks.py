@@ -23,7 +23,7 @@ from orchestrator.training.trainer import Callback, Trainer
 from sidecar import Heldout, Sidecar
 from sidecar.sharded import gather
 
-OURS = ("reward_rows", "schedule", "schedule_seed")  # of the sidecar's configuration, what `Sidecar` does not take
+OURS = ("reward_rows",)  # of the sidecar's configuration, what `Sidecar` does not take
 
 
 class Reader(Protocol):

@@ -48,8 +48,8 @@ def test_an_experiment_is_an_array_and_a_comparison_that_follows_it(
 
 def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
     learned = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
-    played = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'sidecar.schedule=learned']"
-    arms = (f"++arms={{played: {played}, learned: {learned}}}", "declared=[sidecar]", "seeds=[0]")
+    played = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'needs=learned']"
+    arms = (f"++arms={{played: {played}, learned: {learned}}}", "declared=[sidecar,needs]", "seeds=[0]")
     done = run("orchestrator", *small_cell, *arms, "name=x", f"root={tmp_path}", "launcher=slurm", "launcher.wait=true")
     assert done.returncode == 0, done.stderr
     states = [(r["cell"], r["state"]) for r in metrics_log.read(tmp_path / "x/events.jsonl")]

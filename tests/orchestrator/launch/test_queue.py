@@ -35,8 +35,8 @@ from tests.waiting import PATIENCE, wait_for
 
 FOUR = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
 LEARNED = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
-PLAYED = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'sidecar.schedule=learned']"
-PLAYING = (f"++arms={{played: {PLAYED}, learned: {LEARNED}}}", "declared=[sidecar]", "seeds=[0]")
+PLAYED = "['sidecar.mode=replay', 'sidecar.interval=2', 'sidecar.warmup=1', 'needs=learned']"
+PLAYING = (f"++arms={{played: {PLAYED}, learned: {LEARNED}}}", "declared=[sidecar,needs]", "seeds=[0]")
 
 
 @pytest.fixture

@@ -263,12 +263,12 @@ def test_a_fixed_sidecar_is_bitwise_the_run_without_it(whole: Cell, small: list[
 
 def test_a_run_replayed_is_that_run_and_its_layers_exchanged_are_another(small: list[str], tmp_path: Path) -> None:
     modes = ("replay", "permute", "random")
-    others = [f"{mode}: ['sidecar=decay','sidecar.mode={mode}','sidecar.schedule=a']" for mode in modes]
+    others = [f"{mode}: ['sidecar=decay','sidecar.mode={mode}','needs=a']" for mode in modes]
     arms = f"++arms={{a: ['sidecar=decay'], {', '.join(others)}}}"
     every = ["sidecar.interval=3", "sidecar.warmup=0", "sidecar.sigma=1.0"]
-    overrides = [*small, arms, "declared=[sidecar]", "seeds=[0,1]", *every]
+    overrides = [*small, arms, "declared=[sidecar,needs]", "seeds=[0,1]", *every]
     cells = {cell.id: cell for cell in new_experiment(overrides, tmp_path).cells}
-    with pytest.raises(UserError, match="a/seed=0, which is no run whose sidecar decided anything: train that cell"):
+    with pytest.raises(UserError, match=r"needs=a names .*a/seed=0, which has not finished"):
         complete(cells["replay/seed=0"])
     for arm in ("a", *modes):
         assert complete(cells[f"{arm}/seed=0"])

@@ -1,0 +1,67 @@
+"""Which cell `needs` names, the order it gives to the cells, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
+from orchestrator.experiments.dependency import needed_cell
+from orchestrator.experiments.experiment import Cell, experiment_of
+from orchestrator.launch.order import first_ready, waves
+
+REPLAY = "'sidecar=decay','sidecar.mode=replay'"
+ARMS = f"++arms={{learned: ['sidecar=decay'], replayed: [{REPLAY},'needs=learned@next']}}"
+
+
+def cells(*overrides: str) -> tuple[Cell, ...]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return experiment_of([*overrides, "name=played"], compose).cells
+
+
+def test_the_next_seed_is_the_next_and_the_last_ones_is_the_first() -> None:
+    found = cells(ARMS, "declared=[sidecar,needs]", "seeds=[4,2,9]")
+    needed = [needed_cell(cell.config, Path("out/played")) for cell in found]
+    assert needed == [None] * 3 + [Path(f"out/played/learned/seed={seed}") for seed in (2, 9, 4)]
+
+
+def test_a_cell_waits_for_the_one_that_it_needs() -> None:
+    learned, other, replayed, last = cells(ARMS, "declared=[sidecar,needs]", "seeds=[0,1]")
+    assert needed_cell(replayed.config, replayed.directory.parents[1]) == other.directory
+    assert first_ready([replayed, last], [replayed, last, other]) == 1  # `last` needs the finished `learned`
+    assert first_ready([replayed, last], [replayed, last, other, learned]) is None
+    assert first_ready([replayed, last], [replayed, last]) == 0
+
+
+def test_any_arm_may_need_another_and_chains_run_in_order() -> None:
+    arms = "++arms={last: ['needs=middle'], middle: ['needs=first'], first: []}"
+    last, middle, first = cells(arms, "declared=[needs]", "seeds=[3]")
+    assert waves([last, middle, first]) == [[first], [middle], [last]]
+
+
+@pytest.mark.parametrize(
+    ("arms", "seeds", "reason"),
+    [
+        ("{a: ['needs=b'], b: ['needs=a']}", "[0,1]", "Arm 'a': needs=b never ends"),
+        ("{a: ['needs=b@next'], b: ['needs=a']}", "[0,1]", "Arm 'a': needs=b@next never ends"),
+        ("{a: ['needs=a'], b: []}", "[0,1]", "Arm 'a': needs=a never ends"),
+        ("{a: [], b: ['needs=c'], c: ['needs=b']}", "[0]", "Arm 'b': needs=c never ends"),
+        ("{a: [], b: ['needs=nobody']}", "[0]", "Arm 'b': needs=nobody names no arm"),
+        ("{a: [], b: ['needs=a@last']}", "[0]", r"Arm 'b': needs=a@last names no arm"),
+        ("{a: [], b: ['needs=no/where']}", "[0]", "Arm 'b': needs=no/where holds no metrics.jsonl"),
+        ("{a: [], b: ['needs=a@next']}", "[3]", r"needs=a@next with seeds=\[3\]"),
+    ],
+)  # fmt: skip
+def test_what_can_never_be_there_is_refused(arms: str, seeds: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        cells(f"++arms={arms}", "declared=[needs]", f"seeds={seeds}")
+
+
+def test_needs_is_declared_like_any_other_key() -> None:
+    with pytest.raises(UserError, match=r"differ in needs \(None against a\), which 'declared' does not name"):
+        cells("++arms={a: [], b: ['needs=a']}", "seeds=[0]")
