@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
 import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.common.errors import UserError, nearest
@@ -30,6 +36,34 @@ PLUGINS = {
 }  # choice of hydra/launcher → package
 
 
+def folders() -> list[Path]:
+    """Where configuration files are looked for, in order: `conf/`, and the user's own folder where it exists.
+
+    The user's own is `~/.config/layer-roles`, or `layer-roles` in XDG_CONFIG_HOME. Hydra looks into --config-dir
+    between the two.
+    """
+    home = os.environ.get("XDG_CONFIG_HOME") or f"{os.environ.get('HOME', '')}/.config"
+    own = Path(home) / "layer-roles"
+    return [CONF, own] if own.is_dir() else [CONF]
+
+
+class OwnFolder(SearchPathPlugin):
+    """Adds the user's own folder to Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append it as a second "schema", the provider before whose first entry Hydra inserts --config-dir."""
+        for folder in folders()[1:]:
+            search_path.append("schema", f"file://{folder}")
+
+
+Plugins.instance().register(OwnFolder)
+
+
+def options(group: str) -> list[str]:
+    """The files of a group, sorted, in all folders of the search path. Needs an initialised Hydra."""
+    return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
+
+
 def compose(overrides: Sequence[str]) -> Config:
     """The configuration that Hydra composes from `conf/` and `overrides`. Raises `UserError`."""
     try:
@@ -44,14 +78,14 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and wanted in PLUGINS:
             return f"{group}={wanted} needs {PLUGINS[wanted]}, which is not installed: pip install it."
-        options = error.options or sorted(p.stem for p in (CONF / group).glob("*.yaml"))
-        return f"There is no {group} '{wanted}'{nearest(wanted, options)}: choose one of {', '.join(options)}."
+        known = error.options or sorted(p.stem for folder in folders() for p in (folder / group).glob("*.yaml"))
+        return f"There is no {group} '{wanted}'{nearest(wanted, known)}: choose one of {', '.join(known)}."
     if forgotten := [o for o in overrides if o.startswith("experiment=")]:
         return f"'{forgotten[0]}' names no key of the defaults: write +{forgotten[0]}."
     if isinstance(error, yaml.YAMLError):
-        return f"A file of {CONF} is not YAML: {' '.join(str(error).split())}."
+        return f"A configuration file is not YAML: {' '.join(str(error).split())}."
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' is no override: write key=value, with quotes around a value of several words."
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
-    return sentence(error)
+    return sentence(error, folders())

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 from orchestrator.common.errors import nearest
 from orchestrator.config.keys import all_keys
 
 
-def sentence(error: Exception) -> str:
-    """One sentence for what Hydra or OmegaConf says in several lines."""
+def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
+    """One sentence for what Hydra or OmegaConf says in several lines of a file, which is in one of `folders`."""
     root = error
     while isinstance(root.__cause__, Exception):
         root = root.__cause__
     lines = str(error).strip().splitlines()
     where = re.match(r"In '(.+)': ", lines[0])
-    file = f"conf/{where[1]}.yaml: " if where else ""
+    file = f"{_shown(Path(f'{where[1]}.yaml'), folders)}: " if where else ""
     if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # what it means stands in the next lines
         lines = lines[1:]
     outer, inner = lines[0].rstrip("."), (lines if root is error else str(root).strip().splitlines())[0].rstrip(".")
@@ -36,3 +38,9 @@ def sentence(error: Exception) -> str:
     if "is not in struct" in inner:
         return f"'{key}' is new to the configuration: write ++{key}=…"
     return f"{file}{override[1] if override else key}: {inner}; orchestrator/config/schema.py says what {key} takes."
+
+
+def _shown(file: Path, folders: Sequence[Path]) -> Path:
+    """The path of the file as the user would type it; unchanged where no folder has it (--config-dir)."""
+    found = next((folder / file for folder in folders if (folder / file).is_file()), file)
+    return found.relative_to(Path.cwd()) if found.is_relative_to(Path.cwd()) else found

@@ -1,0 +1,100 @@
+"""Where configuration files are looked for: `conf/`, --config-dir, the user's own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import compose
+
+Orchestrate = Callable[..., int]
+EXPERIMENT = (
+    "# @package _global_\nquestion: Is it mine?\narms: {a: [], b: [width=ramp]}\ndeclared: [width]\nseeds: [0]\n"
+)
+
+
+def _write(folder: Path, cells: int) -> None:
+    """An experiment of one's own, and a launcher with so many cells at once."""
+    for name, text in {
+        "experiment/my_question": EXPERIMENT,
+        "launcher/ours": f"defaults: [local]\nparallel: {cells}\n",
+    }.items():
+        path = folder / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own folder, with files in it."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    _write(tmp_path / "settings/layer-roles", cells=3)
+    return tmp_path / "settings/layer-roles"
+
+
+def test_the_own_folder_is_where_xdg_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compose.folders() == [compose.CONF]
+    (tmp_path / ".config/layer-roles").mkdir(parents=True)
+    assert compose.folders() == [compose.CONF, tmp_path / ".config/layer-roles"]
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "elsewhere"))
+    assert compose.folders() == [compose.CONF]
+
+
+@pytest.mark.usefixtures("own")
+def test_experiments_of_the_own_folder_are_listed_and_run(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert orchestrate() == 0
+    listed = capsys.readouterr().out
+    assert "my_question" in listed
+    assert "Is it mine?" in listed
+    assert orchestrate("+experiment=my_question", "launcher=ours", "dry_run=true") == 0
+    assert "into outputs/my_question" in capsys.readouterr().out
+
+
+def test_experiments_of_a_config_dir_run(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _write(tmp_path / "mine", cells=5)
+    assert orchestrate("--config-dir", "mine", "+experiment=my_question", "launcher=ours", "dry_run=true") == 0
+    assert "into outputs/my_question" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("own")
+def test_a_config_dir_comes_before_the_own_folder_and_conf_before_both(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    _write(tmp_path / "mine", cells=5)
+    (tmp_path / "mine/launcher/local.yaml").write_text("parallel: 7\n")
+    for launcher, parallel in {"ours": "5", "local": "null"}.items():
+        orchestrate("--config-dir", "mine", f"launcher={launcher}", "--cfg", "job")
+        assert f"parallel: {parallel}\n" in capsys.readouterr().out
+    orchestrate("launcher=ours", "--cfg", "job")
+    assert "parallel: 3\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["own", "config-dir"])
+def test_what_is_mistyped_is_compared_with_all_folders(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], own: Path, where: str
+) -> None:
+    words = [] if where == "own" else ["--config-dir", str(own.rename(own.with_name("mine")))]
+    assert orchestrate(*words, "+experiment=my_questoin") == 2
+    said = capsys.readouterr().err
+    assert "(did you mean 'my_question'?)" in said
+    assert "width_ablation" in said
+
+
+def test_a_broken_file_is_named_where_it_is(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], own: Path
+) -> None:
+    file = own / "experiment/my_question.yaml"
+    file.write_text(EXPERIMENT.replace("arms", "armz"))
+    assert orchestrate("+experiment=my_question") == 2
+    assert capsys.readouterr().err.startswith("settings/layer-roles/experiment/my_question.yaml: 'armz' ")
+    file.write_text("arms: [")
+    assert orchestrate("+experiment=my_question") == 2
+    assert str(file) in capsys.readouterr().err
