@@ -24,6 +24,7 @@ SMALL = (
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs an accelerator; the only reason to skip that CI accepts")
+    config.addinivalue_line("markers", "slow: takes more than twenty seconds")
 
 
 @pytest.hookimpl(wrapper=True)
