@@ -49,24 +49,25 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _overview(paths: list[Path], csv: Path | None, html: Path | None, console: Console) -> int:
-    from orchestrator.analysis import across, overview
+    from orchestrator.analysis import overview
+    from orchestrator.analysis.survey import sort_out, survey
 
-    directories, beside = across.sort_out(paths)
+    directories, skipped = sort_out(paths)
     if not directories:
         listing = ", ".join(map(str, paths))
         raise UserError(f"No experiment.yaml in {listing}: name experiments' directories, such as outputs/<name>.")
     waiting = Console(stderr=True)
-    rows = across.survey(
+    arms = survey(
         track(directories, "Reading experiments", console=waiting, transient=True, disable=not waiting.is_terminal)
     )
-    overview.print_overview(rows, beside, console)
+    overview.print_overview(arms, skipped, console)
     if csv:
-        overview.write_csv(rows, csv)
+        overview.write_csv(arms, csv)
     if html:
-        overview.write_html(rows, beside, html)
+        overview.write_html(arms, skipped, html)
     for path in filter(None, (csv, html)):
         console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
-    return 2 if any(row.problem for row in rows) else 0
+    return 2 if any(arm.problem for arm in arms) else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from orchestrator.analysis.shapes import (
+from orchestrator.analysis.validation import (
     DESCRIPTION,
     MAPPING,
     Source,

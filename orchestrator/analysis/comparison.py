@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from orchestrator.analysis import stated, tables
+from orchestrator.analysis import tables
+from orchestrator.analysis.caveats import caveats
 from orchestrator.analysis.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.analysis.coincidence import Coincidence, coincide
 from orchestrator.analysis.conservation import REFERENCES, Conservation, conserve
 from orchestrator.analysis.contrasts import Contrast, contrast_all
-from orchestrator.analysis.endings import ending_of_cells, ending_of_pairs
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, transitions
 from orchestrator.analysis.pairs import (
-    BATCH_KEYS,
-    HELDOUT_KEYS,
     MEAN,
     PRIMARY,
     LeftOut,
@@ -28,10 +25,8 @@ from orchestrator.analysis.pairs import (
     pair_up,
     shown,
 )
-from orchestrator.analysis.statistics import ALPHA, BOOTSTRAP_FROM, PairedResult, compare_paired, smallest_p
+from orchestrator.analysis.statistics import PairedResult, compare_paired
 from orchestrator.analysis.symmetry import Symmetry, symmetry
-from orchestrator.common.palette import ROLES
-from orchestrator.forensics.reading import roles_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +128,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
             for domain in (shown(domains) if domains else ())
             if (met := coincide(arm, cells, domain, domains))
         ],
-        notes=_notes(experiment, pairs, domains),
+        notes=caveats(experiment, pairs, domains),
     )
 
 
@@ -147,84 +142,3 @@ def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResul
     keys = [key for key in values[0] if all(key in found for found in values)]
     samples = {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}
     return compare_paired(arm, samples, PRIMARY)
-
-
-def _notes(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[str]:
-    """What a reader must know before believing the numbers, in sentences."""
-    notes = []
-    if len(experiment.arms) == 1:
-        notes.append("One arm has nothing to be compared with.")
-    elif not pairs:
-        notes.append("No pair is complete: nothing can be said about a difference between the arms.")
-    notes += _count_notes(pairs)
-    if pairs and not domains:
-        notes.append("No held-out domain is common to all finished cells: their losses cannot be compared.")
-    notes += stated.notes(experiment)
-    notes += _batch_notes(pairs)
-    if any(
-        len(a["layers"]) != len(b["layers"])
-        for pair in pairs
-        for step in pair.common_steps[-1:]
-        for a, b in [(pair.a.readings[step], pair.b.readings[step])]
-    ):
-        notes.append("The arms differ in depth: their layers are shown side by side but not compared one by one.")
-    notes += _ending_notes(experiment, pairs)
-    without = [cell.label for cell in experiment.cells if not cell.readings and cell.metrics]
-    if without:
-        notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
-    return notes + _role_notes(experiment.cells)
-
-
-def _count_notes(pairs: list[Pair]) -> list[str]:
-    """What too few pairs leave unsaid, fewest first, with the arms it holds for where it is not all."""
-    counts = Counter(pair.arm for pair in pairs)
-    notes = []
-    for n in sorted(n for n in set(counts.values()) if n < BOOTSTRAP_FROM):
-        arms = [arm for arm, own in counts.items() if own == n]
-        which = f" ({', '.join(arms)})" if len(arms) < len(counts) else ""
-        called = f"no difference of loss can be called better or worse at {ALPHA}."
-        notes.append(
-            f"With 1 pair{which} there is no p at all: {called} An interval needs two pairs."
-            if n == 1
-            else f"With {n} pairs{which} the sign-flip test cannot give p under {smallest_p(n):.2g}: {called} "
-            f"Intervals are Student's t: a bootstrap needs {BOOTSTRAP_FROM} pairs."
-        )
-    return notes
-
-
-def _ending_notes(experiment: ExperimentResult, pairs: list[Pair]) -> list[str]:
-    """Where the layers that are compared are not those that training ended with, with the arms it holds for."""
-    arms = list(dict.fromkeys(pair.arm for pair in pairs))
-    ends = {arm: ending_of_pairs(arm, pairs).note for arm in arms} or {
-        arm: ending_of_cells(cell for cell in experiment.cells if cell.arm == arm).note for arm in experiment.arms
-    }
-    told = {note: [arm for arm, own in ends.items() if own == note] for note in ends.values() if note}
-    return [note if len(arms) == len(ends) else f"{', '.join(arms)}: {note}" for note, arms in told.items()]
-
-
-def _batch_notes(pairs: list[Pair]) -> list[str]:
-    """What a declared difference of the data takes from the pairs; without one their digests are equal."""
-    batches, heldout = (
-        ", ".join(sorted({key for pair in pairs for key in pair.differing_in(keys)}))
-        for keys in (BATCH_KEYS, HELDOUT_KEYS)
-    )
-    notes = []
-    if batches:
-        notes.append(f"The arms saw different batches, as declared ({batches}): they are paired by seed alone.")
-    if heldout:
-        notes.append(f"Their held-out losses are on different text, or on rows cut otherwise ({heldout}).")
-    return notes
-
-
-def _role_notes(cells: list[CellResult]) -> list[str]:
-    notes = []
-    untrained = [cell.readings[0] for cell in cells if 0 in cell.readings]
-    if untrained:
-        named = [role in ROLES for reading in untrained for role in roles_of(reading)]
-        by_paper = sum(layer.get("role_paper") in ROLES for reading in untrained for layer in reading["layers"])
-        rival = "" if untrained[0]["scoring"] == "paper" else f", the paper's rule {by_paper}"
-        notes.append(
-            f"At step 0, before any training, {untrained[0]['scoring']} scoring gives {sum(named)} of {len(named)} "
-            f"layers a role{rival}."
-        )
-    return notes

@@ -9,7 +9,7 @@ import numpy as np
 import scipy
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import Interval, interval, mean_of_known, sign_flip_p
 from orchestrator.forensics.reading import centre, depths, profile, thirds, total
@@ -109,8 +109,8 @@ def _spent(pair: Pair, step: int, reference: str) -> _Spent | None:
 
 def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     """Whether `arm` spends the baseline's budget, over its complete pairs read at the step of `endings`."""
-    end = ending_of_pairs(arm, pairs)
-    read = [] if end.step is None or end.untrained else [(p.seed, _spent(p, end.step, reference)) for p in end.read]
+    at = common_step_of_pairs(arm, pairs)
+    read = [] if at.step is None or at.untrained else [(p.seed, _spent(p, at.step, reference)) for p in at.read]
     spent = [s for _, s in read if s is not None]
     logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
     within = _interval(logs, 0.90)
@@ -120,7 +120,7 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     found = Conservation(
         arm=arm,
         reference=reference,
-        step=end.step,
+        step=at.step,
         n=len(logs),
         budget_a=mean_of_known(s.a.sum() for s in spent),
         budget_b=mean_of_known(s.b.sum() for s in spent),
@@ -140,7 +140,7 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
         method=within.method,
         chance_ratio=expected_b / expected_a if expected_a and expected_b is not None else None,
         verdict="not measured",
-        sentence="The layers were read before any training only." if end.untrained
+        sentence="The layers were read before any training only." if at.untrained
         else "No pair has a reading of this count in both arms at one step.",
     )  # fmt: skip
     if not spent:
@@ -148,7 +148,7 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     verdict, notes = _judge(found)
     if uncounted := [str(seed) for seed, s in read if s is None]:
         notes.append(f"Seeds left out, without this count: {', '.join(uncounted)}.")
-    return replace(found, verdict=verdict, sentence=" ".join(filter(None, [*notes, end.without])))
+    return replace(found, verdict=verdict, sentence=" ".join(filter(None, [*notes, at.unread_note])))
 
 
 def _interval(values: list[float], level: float) -> Interval:

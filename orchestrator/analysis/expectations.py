@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import scipy
 
 from orchestrator.analysis.cells import CellResult, ExperimentResult
-from orchestrator.analysis.endings import Ending, ending_of_cells
+from orchestrator.analysis.common_step import CommonStep, common_step_of_cells
 from orchestrator.analysis.statistics import ALPHA, interval, mean_of_known
 from orchestrator.experiments.expectations import Bounds, Wanted
 
@@ -54,21 +54,21 @@ def least_seeds() -> int:
 def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
     """The numbers of one line, not yet judged."""
     cells = [cell for cell in experiment.cells if cell.arm == wanted.arm and not cell.missing]
-    end = ending_of_cells(cells)
+    at = common_step_of_cells(cells)
     others = [cell for cell in experiment.cells if cell.arm == experiment.arms[0] != wanted.arm and not cell.missing]
-    told = [] if end.step is None or end.untrained else end.read
-    values = {cell.seed: wanted.read(cell.readings[end.step]) for cell in told if end.step is not None}
+    told = [] if at.step is None or at.untrained else at.read
+    values = {cell.seed: wanted.read(cell.readings[at.step]) for cell in told if at.step is not None}
     known = [value for value in values.values() if value is not None]
     within = interval(known, 0.95)
     holding = sum(map(wanted.bounds.hold, known))
     return Expectation(
         arm=wanted.arm, line=wanted.line, role=wanted.role, wanted=str(wanted), thresholds=wanted.bounds.ends,
-        step=end.step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
+        step=at.step, values=values, n=len(known), holding=holding, mean=mean_of_known(known),
         low=None if within.low is None else max(within.low, 0.0),  # a t interval may pass what the number can be
         high=None if within.high is None else min(within.high, wanted.most),
         method=within.method, p=_sign_p(max(holding, len(known) - holding), len(known)) if known else None,
-        untrained=_mean(wanted, cells, 0), baseline=_mean(wanted, others, end.step),
-        verdict="not measured", sentence=" ".join(filter(None, [_missing(end, known), end.note, end.without])),
+        untrained=_mean(wanted, cells, 0), baseline=_mean(wanted, others, at.step),
+        verdict="not measured", sentence=" ".join(filter(None, [_missing(at, known), at.stale_note, at.unread_note])),
     )  # fmt: skip
 
 
@@ -95,13 +95,13 @@ def _verdict(bounds: Bounds, e: Expectation) -> str:
     return "not delivered" if not most and bounds.miss(e.low, e.high) else "inconclusive"
 
 
-def _missing(end: Ending[CellResult], known: list[float]) -> str:
+def _missing(at: CommonStep[CellResult], known: list[float]) -> str:
     """Why no seed has the number; empty where one has."""
-    if not end.read and not end.unread:
+    if not at.read and not at.unread:
         return "No cell of this arm is complete."
-    if end.step is None:
-        return f"The layers of seeds {', '.join(str(cell.seed) for cell in end.unread)} were never read."
-    if end.untrained:
+    if at.step is None:
+        return f"The layers of seeds {', '.join(str(cell.seed) for cell in at.unread)} were never read."
+    if at.untrained:
         return "The layers were read before any training only."
     if not known:
         return "No reading has this number: its measure is missing, its budget is empty, or it has no such layers."

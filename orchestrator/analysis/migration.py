@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import ALPHA, sign_patterns
 from orchestrator.common.palette import ROLES
@@ -105,11 +105,11 @@ def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
 
 def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
     """Whether `arm` has other roles than the baseline; None where nothing common was read or depths differ."""
-    end = ending_of_pairs(arm, pairs)
-    if end.step is None:
+    at = common_step_of_pairs(arm, pairs)
+    if at.step is None:
         return None
-    a = [roles_of(pair.a.readings[end.step]) for pair in end.read]
-    b = [roles_of(pair.b.readings[end.step]) for pair in end.read]
+    a = [roles_of(pair.a.readings[at.step]) for pair in at.read]
+    b = [roles_of(pair.b.readings[at.step]) for pair in at.read]
     depths = {len(roles) for roles in (*a, *b)}
     if len(depths) != 1 or depths == {0}:
         return None
@@ -127,11 +127,11 @@ def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
     sums = distances.sum(axis=1)  # [patterns]
     together = float((sums >= sums[0]).mean()) if several else None
     moved = "roles moved" if together is not None and together <= ALPHA else "inconclusive"
-    untrained = "These are the roles before any training." if end.untrained else ""
+    untrained = "These are the roles before any training." if at.untrained else ""
     return RoleShift(
         arm=arm,
-        seeds=[pair.seed for pair in end.read],
-        step=end.step,
+        seeds=[pair.seed for pair in at.read],
+        step=at.step,
         counts=counts.tolist(),
         expected=expected.tolist(),
         across=_overlap(list(zip(a, b, strict=True))),
@@ -141,8 +141,8 @@ def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
         distance=float(sums[0]) / len(a),
         p=together,
         smallest_p=1.0 / len(distances),
-        verdict="not measured" if end.untrained else moved,
-        sentence=" ".join(filter(None, [untrained, end.without])),
+        verdict="not measured" if at.untrained else moved,
+        sentence=" ".join(filter(None, [untrained, at.unread_note])),
     )
 
 

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.findings import Finding, findings
+from orchestrator.analysis.formatting import seed_list
 from orchestrator.analysis.sections import brief, many_arms, sections
 from orchestrator.analysis.sections.section import Link, Roles, Section
-from orchestrator.analysis.story import Finding, findings
-from orchestrator.analysis.wording import listed
 from orchestrator.common.palette import ROLES, colour, letter
 from orchestrator.common.terminal import one_piece
 
@@ -81,7 +81,7 @@ def _header(c: Comparison) -> Table:
     for index, arm in enumerate(e.arms if not many else ()):
         parameters = f"{e.parameters[arm]:,} parameters" if arm in e.parameters else ""
         lines.add_row(Text("baseline" if index == 0 else "arm", style="dim"), Text(arm), Text(parameters, style="dim"))
-    lines.add_row(Text("seeds", style="dim"), Text(listed(e.seeds)))
+    lines.add_row(Text("seeds", style="dim"), Text(seed_list(e.seeds)))
     if len(e.arms) > 1:
         lines.add_row(Text("pairs", style="dim"), Text(c.completeness))
     for cells, reason in c.incomplete_cells:

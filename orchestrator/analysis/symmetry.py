@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.analysis.endings import ending_of_pairs
+from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import interval, sign_flip_p
 from orchestrator.forensics.reading import profile, spread
@@ -35,12 +35,12 @@ class Symmetry:
 
 def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
     """The spread of both arms' layers; None where no pair has a reading with every layer's share."""
-    end = ending_of_pairs(arm, pairs)
-    if end.step is None:
+    at = common_step_of_pairs(arm, pairs)
+    if at.step is None:
         return None
     found = []  # [n, arms, std and range]
-    for pair in end.read:
-        readings = [cell.readings[end.step] for cell in (pair.a, pair.b)]
+    for pair in at.read:
+        readings = [cell.readings[at.step] for cell in (pair.a, pair.b)]
         shares = [profile(reading, "attention_share") for reading in readings]
         spreads = [spread(reading) for reading in readings]
         if None not in spreads:
@@ -50,9 +50,9 @@ def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
     x = np.array(found)
     difference = x[:, 1, 0] - x[:, 0, 0]
     mean, within = x.mean(axis=0), interval(difference, 0.95)
-    untrained = "These are the layers before any training." if end.untrained else ""
+    untrained = "These are the layers before any training." if at.untrained else ""
     return Symmetry(
-        arm, end.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
+        arm, at.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
         range_b=mean[1, 1].item(), delta=difference.mean().item(), low=within.low, high=within.high,
-        method=within.method, p=sign_flip_p(difference), sentence=" ".join(filter(None, [untrained, end.without])),
+        method=within.method, p=sign_flip_p(difference), sentence=" ".join(filter(None, [untrained, at.unread_note])),
     )  # fmt: skip

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import REFERENCES, THRESHOLDS
-from orchestrator.analysis.endings import last_readings
-from orchestrator.analysis.figures.marks import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
 from orchestrator.analysis.figures.panels import Drawing, label, mean_profile, panels, spoken
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.figures.traces import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
+from orchestrator.analysis.formatting import number
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
-from orchestrator.analysis.wording import number
 from orchestrator.forensics.reading import centre, profile
 
 
@@ -26,7 +26,7 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
         return None
     title = "Specialist budget along depth, last reading: positions above each threshold"
     figure = panels(1, len(shown), 300, [THRESHOLDS[measure] for measure in shown], title)
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     peaks: dict[str, float] = {}
     by_chance = False
     for col, measure in enumerate(shown, start=1):
@@ -85,7 +85,7 @@ def budget_over_time(c: Comparison) -> Drawing | None:
         return None
     title = "Specialist budget over training"
     figure = panels(1, 2, 280, ["budget", "centre: 0 = first layer, 1 = last"], title)
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     totals: dict[str, float] = {}
     for arm in arms_of(c):
         found = courses[arm.name]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.marks import EXTRA, arms_of
 from orchestrator.analysis.figures.panels import Drawing, guide, label, panels, spoken, text
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.figures.traces import EXTRA, arms_of
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.forensics.architecture.anatomy import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
 
@@ -18,7 +18,7 @@ def worst_ratios(c: Comparison) -> Drawing | None:
         return None
     title = "Largest spectral norm over its peers'"
     figure = panels(1, 1, 260, [""], title)
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     tops: dict[str, float] = {}
     for arm in arms_of(c):
         paint, dash, symbol = arm.line

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.marks import Arm, Band, arms_of, band, runs_and_mean
 from orchestrator.analysis.figures.panels import Drawing, focus, guide, label, panels, spoken
+from orchestrator.analysis.figures.traces import Arm, Band, arms_of, band, runs_and_mean
+from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import shown, validation_curves
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
-from orchestrator.analysis.wording import number, signed, span
 
 TITLE = "Validation loss over training"
 ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"
@@ -28,7 +28,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     title = ITS_DIFFERENCE if c.pairs else TITLE
     titles = [c.name_of(domain) for domain in domains] + [""] * len(domains) * (rows - 1)
     figure = panels(rows, len(domains), 230, titles, title, gap=40)
-    told: list[list[Cell]] = []
+    told: list[list[TableCell]] = []
     last: dict[str, float] = {}
     for col, domain in enumerate(domains, start=1):
         differences: list[float] = []
@@ -72,5 +72,5 @@ def _difference(between: Band) -> list[str]:
         return ["–", "–"]
     mean = float(between.mean[-1])
     half = None if between.half is None else float(between.half[-1])
-    within = "–" if half is None else span(mean - half, mean + half, 4, plus=True)
+    within = "–" if half is None else low_to_high(mean - half, mean + half, 4, plus=True)
     return [signed(mean, 4), within]

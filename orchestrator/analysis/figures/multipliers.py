@@ -6,9 +6,9 @@ import numpy as np
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, label, panels, short, text
+from orchestrator.analysis.formatting import number
 from orchestrator.analysis.multipliers import Held, held
-from orchestrator.analysis.sections.section import Cell, Section
-from orchestrator.analysis.wording import number
+from orchestrator.analysis.sections.section import Section, TableCell
 
 LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # whatever the ground, it shows where nothing moved
 
@@ -24,7 +24,7 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     titles = [kind for own in kinds.values() for kind in [*own, *[""] * (cols - len(own))]]
     figure = panels(len(stacks), cols, 14 * depth + 50, titles, title, gap=84)
     columns = list(dict.fromkeys(kind for own in kinds.values() for kind in own))
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     extremes: list[tuple[float, str]] = []
     for row, (name, stack) in enumerate(stacks.items(), start=1):
         first = stack[0]

@@ -12,8 +12,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from orchestrator.analysis.formatting import elide
 from orchestrator.analysis.sections.section import Section
-from orchestrator.analysis.wording import elide
 
 NARROWEST = 720  # pixels that a figure is given at least
 CHARACTER = 7.5  # pixels

@@ -8,15 +8,15 @@ import numpy as np
 import plotly.graph_objects as go
 
 from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.common_step import common_step_of_pairs, last_readings
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.endings import ending_of_pairs, last_readings
-from orchestrator.analysis.figures.marks import EXTRA, Arm, arms_of, runs_and_mean, seeds_and_mean
 from orchestrator.analysis.figures.panels import Drawing, apart, focus, guide, label, mean_profile, panels, spoken, text
+from orchestrator.analysis.figures.traces import EXTRA, Arm, arms_of, runs_and_mean, seeds_and_mean
+from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import Interval, interval, mean_of_known
 from orchestrator.analysis.symmetry import PAPER_SPREAD
-from orchestrator.analysis.wording import number, signed, span
 from orchestrator.forensics.reading import profile, spread
 
 UNEVENNESS = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}
@@ -75,7 +75,7 @@ def rank_differences(c: Comparison) -> Drawing | None:
                 ends += [end for bound in bounds for end in (bound.low, bound.high) if end is not None]
             for layer, (value, bound) in enumerate(zip(mean, bounds, strict=True)):
                 told = cells.setdefault((arm.name, layer), ["–"] * len(RANKS))
-                told[col - 1] = f"{signed(value, 1)} ({span(bound.low, bound.high, 1, plus=True)})"
+                told[col - 1] = f"{signed(value, 1)} ({low_to_high(bound.low, bound.high, 1, plus=True)})"
         within, layers = within + int((np.abs(means) <= PAPER_BAND).sum()), layers + len(means)
         figure.add_hrect(y0=-PAPER_BAND, y1=PAPER_BAND, line_width=0, fillcolor="#888888", opacity=0.18, row=1, col=col)
         guide(figure, 0.0, 1, col)
@@ -85,7 +85,7 @@ def rank_differences(c: Comparison) -> Drawing | None:
         f"{within} of {layers} mean differences (arms × layers × W_o, W_gate, W_down) lie within ±{PAPER_BAND:.0f} "
         "dimensions, as all of the paper's did."
     )
-    rows: list[list[Cell]] = [[arm, str(layer), *told] for (arm, layer), told in cells.items()]
+    rows: list[list[TableCell]] = [[arm, str(layer), *told] for (arm, layer), told in cells.items()]
     columns = ["arm", "layer", *(f"Δ W_{kind}" for kind in RANKS.values())]
     table = Section("Δ effective rank (95 % interval)", columns, rows)
     return Drawing(figure, title, words, table, ("effective_rank", "interval"))
@@ -108,10 +108,10 @@ def _points(figure: go.Figure, mean: np.ndarray, bounds: list[Interval], arm: Ar
 def _differences(arm: str, pairs: list[Pair], measure: str) -> np.ndarray | None:
     """[pairs, layers], arm minus baseline at each pair's last common reading; None where no pair has it."""
     rows = []
-    end = ending_of_pairs(arm, pairs)
-    for pair in end.read:
-        if end.step is not None:
-            a, b = (profile(cell.readings[end.step], measure) for cell in (pair.a, pair.b))
+    at = common_step_of_pairs(arm, pairs)
+    for pair in at.read:
+        if at.step is not None:
+            a, b = (profile(cell.readings[at.step], measure) for cell in (pair.a, pair.b))
             if a is not None and b is not None and a.size == b.size:
                 rows.append(b - a)
     return np.array(rows) if rows and len({row.size for row in rows}) == 1 else None
@@ -153,7 +153,7 @@ def attention_shares(c: Comparison) -> Drawing | None:
     return Drawing(figure, title, said, table, ("attention_share", "symmetry"))
 
 
-def _by_layer(means: list[np.ndarray | None], digits: list[int]) -> list[list[Cell]]:
+def _by_layer(means: list[np.ndarray | None], digits: list[int]) -> list[list[TableCell]]:
     """A row per layer with each of the mean profiles."""
     depth = max((mean.size for mean in means if mean is not None), default=0)
     return [

@@ -10,13 +10,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.endings import last_readings
 from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken, width_of
+from orchestrator.analysis.formatting import number
 from orchestrator.analysis.migration import STATES, state
-from orchestrator.analysis.sections.section import Cell, Roles, Section
+from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
-from orchestrator.analysis.wording import number
 from orchestrator.common.palette import colour, letter, palest
 from orchestrator.forensics.reading import roles_of
 
@@ -113,7 +113,7 @@ def _moved(cell: CellResult) -> float | None:
 def _table(of_arm: dict[str, list[CellResult]], depth: int) -> Section:
     """The roles of every layer at the last reading, seed by seed."""
     last = {arm: [roles_of(reading) for reading in last_readings(cells)] for arm, cells in of_arm.items()}
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [
             str(i),
             *(Roles([roles[i] for roles in found if i < len(roles)], words=len(found) == 1) for found in last.values()),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.marks import EXTRA, arms_of
 from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken, text
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.figures.traces import EXTRA, arms_of
+from orchestrator.analysis.sections.section import Section, TableCell
 
 
 def width_profiles(c: Comparison) -> Drawing | None:
@@ -28,7 +28,7 @@ def width_profiles(c: Comparison) -> Drawing | None:
     figure.update_layout(showlegend=True)
     label(figure, 1, 1, "layer", "width")
     means = {arm.name: sum(widths[arm.name]) / len(widths[arm.name]) for arm in drawn}
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [str(i), *(str(widths[arm.name][i]) if i < len(widths[arm.name]) else "–" for arm in drawn)]
         for i in range(max(len(widths[arm.name]) for arm in drawn))
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken
 from orchestrator.analysis.migration import STATES
-from orchestrator.analysis.sections.section import Cell, Section
+from orchestrator.analysis.sections.section import Section, TableCell
 
 SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # over any ground, under its ink
 
@@ -18,7 +18,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
     rows = -(-len(c.transitions) // cols)
     title = "Role transitions between successive readings (in parentheses: if dealt at random)"
     figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title, gap=96)
-    told: list[list[Cell]] = []
+    told: list[list[TableCell]] = []
     for index, t in enumerate(c.transitions):
         at = {"row": index // cols + 1, "col": index % cols + 1}
         counts = [

@@ -1,13 +1,12 @@
-"""The report's chapters in their order: which figures and which tables stand together."""
+"""The report's chapters in their order: which figures and which tables each has. One line per chapter."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.sections import inside, many_arms, origins, outcomes
-from orchestrator.analysis.sections.delivery import delivery
+from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance
 from orchestrator.analysis.sections.section import Section
 
 Build = Callable[[Comparison], list[Section]]
@@ -19,62 +18,55 @@ class Chapter:
 
     key: str
     title: str
-    figures: tuple[str, ...]
-    sections: list[Section] = field(default_factory=list)
+    figures: list[str]
+    sections: list[Section]
 
 
-def per_arm(*builders: Callable[[Comparison, str], Section | list[Section]]) -> Build:
+def _per_arm(*builders: Callable[[Comparison, str], Section | list[Section]]) -> Build:
     """The same tables for every compared arm."""
 
     def build(c: Comparison) -> list[Section]:
-        found = []
-        for arm in c.compared:
-            for builder in builders:
-                made = builder(c, arm)
-                found += made if isinstance(made, list) else [made]
-        return found
+        built = [builder(c, arm) for arm in c.compared for builder in builders]
+        return [section for one in built for section in (one if isinstance(one, list) else [one])]
 
     return build
 
 
 def _losses(c: Comparison) -> list[Section]:
-    across = [outcomes.arm_losses(c)] if many_arms(c) else []
-    alone = [] if c.pairs else [outcomes.cell_losses(c)]
     return [
-        *across,
-        outcomes.contrasts(c),
-        *alone,
-        *per_arm(outcomes.paired_losses, outcomes.equal_cost, outcomes.every_loss)(c),
+        *([losses.arm_losses(c)] if many_arms(c) else []),
+        losses.contrasts(c),
+        *([] if c.pairs else [losses.cell_losses(c)]),
+        *_per_arm(losses.paired_losses, losses.equal_cost, losses.every_loss)(c),
     ]
 
 
-def _layers(c: Comparison) -> list[Section]:
-    if c.pairs:
-        return per_arm(lambda c, arm: inside.layers(c, [c.baseline, arm]), inside.shifts)(c)
-    return [inside.layers(c, [arm]) for arm in c.experiment.arms]
-
-
 def _roles(c: Comparison) -> list[Section]:
-    return [*_layers(c), inside.persistence(c), inside.coincidences(c)]
+    if c.pairs:
+        of_arms = _per_arm(lambda c, arm: layers.by_layer(c, [c.baseline, arm]), layers.role_shifts)(c)
+    else:
+        of_arms = [layers.by_layer(c, [arm]) for arm in c.experiment.arms]
+    return [*of_arms, layers.persistence(c), layers.coincidences(c)]
 
 
 # key, title, figures, tables
 CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
     ("roles", "Roles", ("layers", "role_migration"), _roles),
     ("loss", "Loss", ("paired_eval",), _losses),
-    ("budget", "Specialist budget", ("conservation", "budget_over_time"), per_arm(inside.budgets)),
-    ("body", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [inside.spreads(c)]),
-    ("intended", "Intended organisation", (), lambda c: [delivery(c)]),
-    ("sidecar", "Sidecar", ("sidecar",), per_arm(inside.multipliers)),
-    ("shape", "Shape and cost", ("width",), lambda c: [origins.costs(c)]),
-    ("health", "Health", ("pathology",), lambda c: [inside.pathologies(c)]),
-    ("origins", "What differs", (), lambda c: [origins.differing(c), origins.shared(c)]),
+    ("budget", "Specialist budget", ("conservation", "budget_over_time"), _per_arm(layers.budgets)),
+    ("layers", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [layers.spreads(c)]),
+    ("intended", "Intended organisation", (), lambda c: [expectations.verdicts(c)]),
+    ("sidecar", "Sidecar", ("sidecar",), _per_arm(layers.multipliers)),
+    ("shape", "Shape and cost", ("width",), lambda c: [provenance.costs(c)]),
+    ("health", "Health", ("pathology",), lambda c: [layers.pathologies(c)]),
+    ("differences", "What differs", (), lambda c: [provenance.differing(c), provenance.shared(c)]),
 )
 
 
-def chapters(c: Comparison) -> list[Chapter]:
-    """Every chapter, with those of its tables that have rows."""
-    return [
-        Chapter(key, title, figures, [section for section in build(c) if section.rows])
-        for key, title, figures, build in CHAPTERS
+def chapters(c: Comparison, drawn: Collection[str]) -> list[Chapter]:
+    """Every chapter with those of its figures that were drawn and those of its tables that have rows; none empty."""
+    found = [
+        Chapter(key, title, [name for name in names if name in drawn], [one for one in build(c) if one.rows])
+        for key, title, names, build in CHAPTERS
     ]
+    return [chapter for chapter in found if chapter.figures or chapter.sections]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
+from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
 from orchestrator.forensics.measures.table import MEASURES
 
@@ -230,7 +231,7 @@ HEADS = {  # the first line of a table's column head → its term
 }  # fmt: skip
 
 
-def term_of(head: str) -> str | None:
-    """The glossary's key for a column head, or null."""
-    first = head.split("\n")[0].strip()
-    return "role" if first.startswith("roles") else HEADS.get(first)
+def term_of(section: Section, name: str) -> str | None:
+    """The glossary's key for a column head (or a row's name) of the section, or null."""
+    first = name.split("\n")[0].strip()
+    return section.terms.get(name, "role" if first.startswith("roles") else HEADS.get(first))

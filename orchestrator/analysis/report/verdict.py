@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.findings import findings
 from orchestrator.analysis.multipliers import agreement
-from orchestrator.analysis.story import findings
 from orchestrator.forensics.reading import roles_of
 
 

@@ -1,4 +1,4 @@
-"""A table of the summary as plain cells, drawn alike by the terminal and by the report."""
+"""A table as plain cells, which the terminal, the report and W&B each draw in their own way."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ class Roles:
     """The roles of one layer, one per seed."""
 
     roles: list[str]
-    words: bool
+    words: bool  # written as words where there is room, else as letters
 
 
 @dataclass(frozen=True)
 class Link:
-    """A name that a page makes a link of, to a file relative to it."""
+    """A name that a page links to a file, whose path is relative to the page."""
 
     text: str
     path: str
 
 
-Cell = str | Roles | Link
+TableCell = str | Roles | Link
 
 
 @dataclass(frozen=True)
 class Section:
-    """A table with a title, and sentences under it."""
+    """A table with a title, and notes under it."""
 
     title: str
     columns: list[str]
-    rows: Sequence[Sequence[Cell]]
+    rows: Sequence[Sequence[TableCell]]
     notes: list[str] = field(default_factory=list)
-    # head → the report's definition of it (null: none), where it does not mean here what it means elsewhere;
-    # where the first column has no head, also what stands in it
+    # column head → its key in the glossary (null: none), where it differs from the usual one for that head;
+    # where the first column has no head, also the names of rows
     terms: Mapping[str, str | None] = field(default_factory=dict)

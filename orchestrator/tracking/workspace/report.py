@@ -8,9 +8,9 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.findings import findings
 from orchestrator.analysis.sections import sections
-from orchestrator.analysis.sections.section import Cell, Link, Roles, Section
-from orchestrator.analysis.story import findings
+from orchestrator.analysis.sections.section import Link, Roles, Section, TableCell
 from orchestrator.common.palette import arm_line, letter
 from orchestrator.config.schema import Config
 from orchestrator.tracking.workspace import charts
@@ -74,7 +74,7 @@ def markdown(section: Section) -> str:
     return "\n\n".join([table, *map(_plain, section.notes)])
 
 
-def _cell(value: Cell) -> str:
+def _cell(value: TableCell) -> str:
     if isinstance(value, Roles):
         return " ".join(map(letter, value.roles))
     return value.text if isinstance(value, Link) else value

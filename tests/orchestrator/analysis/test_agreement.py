@@ -15,8 +15,8 @@ from rich.console import Console
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.formatting import number, signed
 from orchestrator.analysis.summary import print_summary
-from orchestrator.analysis.wording import number, signed
 from orchestrator.tracking.rows import comparison_summary
 
 Write = Callable[..., Path]

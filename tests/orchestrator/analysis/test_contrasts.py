@@ -20,7 +20,7 @@ from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.contrasts import Contrast
 from orchestrator.analysis.pairs import EQUAL_FLOPS
 from orchestrator.analysis.sections import sections
-from orchestrator.analysis.sections.outcomes import formula
+from orchestrator.analysis.sections.losses import formula
 from orchestrator.common.errors import UserError
 
 Write = Callable[..., Path]

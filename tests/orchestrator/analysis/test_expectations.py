@@ -16,7 +16,7 @@ from orchestrator.analysis import compare
 from orchestrator.analysis.cells import CellResult, ExperimentResult, read_experiment
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.expectations import Expectation, expectations, least_seeds
-from orchestrator.analysis.sections.delivery import delivery
+from orchestrator.analysis.sections.expectations import verdicts
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.expectations import intended
 
@@ -137,7 +137,7 @@ def test_what_was_read_early_says_so(experiment: Write) -> None:
     c = compute(root)
     assert {e.verdict for e in c.expectations} == {"delivered"}
     assert all("The layers were last read at step 50 of 100." in e.sentence for e in c.expectations)
-    section = delivery(c)
+    section = verdicts(c)
     assert section.title.endswith("complete cells at step 50")
     assert any("in each direction" in note for note in section.notes)
 

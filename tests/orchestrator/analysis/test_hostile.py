@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.analysis import across
-from orchestrator.analysis.across import survey
+from orchestrator.analysis import comparison
+from orchestrator.analysis.survey import survey
 from orchestrator.compare import main
 
 Write = Callable[..., Path]
@@ -227,12 +227,12 @@ def test_what_cannot_be_in_one_costs_the_others_nothing(experiment: Write) -> No
 
 def test_a_fault_of_ours_in_one_costs_the_others_nothing(experiment: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty, whole = experiment(name="faulty"), experiment()
-    compute = across.compute
+    compute = comparison.compute
 
     def fails(path: Path) -> Any:
         return compute(path) if path == whole else 1 // 0
 
-    monkeypatch.setattr(across, "compute", fails)
+    monkeypatch.setattr("orchestrator.analysis.survey.compute", fails)
     first, second = survey([faulty, whole])
     assert first.problem == (
         f"{faulty} cannot be compared (ZeroDivisionError: integer division or modulo by zero): compare it alone."

@@ -11,22 +11,23 @@ import pytest
 import yaml
 
 from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.report.chapters import chapters
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
-from orchestrator.analysis.report.html import table
-from orchestrator.analysis.sections import glance, inside, outcomes, sections
-from orchestrator.analysis.sections.delivery import delivery
+from orchestrator.analysis.report.render import ENVIRONMENT
+from orchestrator.analysis.sections import expectations, glance, layers, losses, sections
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import holm
 
 Write = Callable[..., Path]
+table = ENVIRONMENT.get_template("parts.html.j2").module.table
 Edit = Callable[[Path, Callable[[list[dict]], object]], None]
 
 
 def term(section: Section, head: str) -> str | None:
     """What the head of a column opens, as the page has it."""
     names = [name.split("\n")[0] for name in section.columns]
-    cell = re.findall(r"<th scope='col'>.*?</th>", table(section), re.DOTALL)[names.index(head)]
+    cell = re.findall(r'<th scope="col">.*?</th>', table(section), re.DOTALL)[names.index(head)]
     found = re.search(r"#define-(\w+)", cell)
     return found[1] if found else None
 
@@ -46,38 +47,38 @@ def rich(experiment: Write) -> Comparison:
 
 def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
     c = rich
-    by_title = {section.title: section for chapter in chapters(c) for section in chapter.sections}
+    by_title = {section.title: section for chapter in chapters(c, FIGURES) for section in chapter.sections}
     differ = by_title["In what the arms differ"]
     assert [term(differ, arm) for arm in c.experiment.arms] == [None] * 3  # arms called as terms are
-    assert term(inside.coincidences(c), "p") == "p_coincidence"
+    assert term(layers.coincidences(c), "p") == "p_coincidence"
     assert "One-sided" in GLOSSARY["p_coincidence"].text
-    assert term(inside.shifts(c, "p"), "p") == "role_shift"
-    assert term(inside.spreads(c), "p") == "p_alone"
-    assert term(outcomes.arm_losses(c), "Holm") == term(glance(c), "Holm") == "holm"
-    assert [term(outcomes.contrasts(c), head) for head in ("value", "n", "p", "verdict")] == [
+    assert term(layers.role_shifts(c, "p"), "p") == "role_shift"
+    assert term(layers.spreads(c), "p") == "p_alone"
+    assert term(losses.arm_losses(c), "Holm") == term(glance(c), "Holm") == "holm"
+    assert [term(losses.contrasts(c), head) for head in ("value", "n", "p", "verdict")] == [
         "contrast", "experiment", "p_contrast", "contrast_verdict",
     ]  # fmt: skip
     expected = {"mean": "mean", "95 % interval": "interval", "seeds": "seeds", "verdict": "verdict", "q": "mean"}
-    wanted = delivery(c)
+    wanted = expectations.verdicts(c)
     for head, name in expected.items():
         assert term(wanted, head) == f"expect_{name}"
-    (decay,) = inside.multipliers(c, "variable")
+    (decay,) = layers.multipliers(c, "variable")
     assert (term(decay, "q"), term(decay, "CV")) == ("sidecar", "flattening")  # q is a projection, no rate of errors
-    assert term(outcomes.paired_losses(c, "p"), "p") == "p"
+    assert term(losses.paired_losses(c, "p"), "p") == "p"
 
 
 def test_a_quantity_in_every_row_carries_its_mark_and_does_not_sort(rich: Comparison) -> None:
-    page = table(inside.budgets(rich, "variable"))
+    page = table(layers.budgets(rich, "variable"))
     for name, key in (("ratio b / a", "conservation"), ("shift, b − a", "centre"), ("verdict", "conservation")):
-        assert f"<th scope='row'>{name}<a class='define' href='#define-{key}'" in page
+        assert f'<th scope="row">{name}<a class="define" href="#define-{key}"' in page
     assert "<button>" not in page
-    assert "class='define'" not in table(inside.budgets(rich, "variable"), marked=False)
+    assert 'class="define"' not in table(layers.budgets(rich, "variable"), defined=False)
 
 
 def every_section(c: Comparison) -> Iterator[Section]:
     yield from sections(c)
     yield glance(c)
-    for chapter in chapters(c):
+    for chapter in chapters(c, FIGURES):
         yield from chapter.sections
 
 
@@ -85,7 +86,7 @@ def test_every_term_is_defined_and_of_a_column(rich: Comparison) -> None:
     for section in every_section(rich):
         rows = [] if section.columns[0] else [row[0] for row in section.rows]
         assert set(section.terms) <= {*section.columns, *rows}, section.title
-        opened = {section.terms.get(head, term_of(head)) for head in section.columns}
+        opened = {term_of(section, head) for head in section.columns}
         assert opened - {None} <= set(GLOSSARY), section.title
 
 
@@ -94,7 +95,7 @@ def test_many_arms_open_with_p_for_all_of_them(experiment: Write) -> None:
     section = glance(c)
     p = [r.p for r in c.statistics if (r.metric, r.domain) == ("test_loss", "mean")]
     assert [row[1] for row in section.rows] == [f"{value:.3f}" for value in holm(p)]
-    assert section.notes == outcomes.arm_losses(c).notes
+    assert section.notes == losses.arm_losses(c).notes
     assert "corrected for 5 arms" in section.notes[0]
 
 
@@ -110,7 +111,7 @@ def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, 
         reading["layers"][0]["measures"]["attention_share"] = 0.9
         path.write_text(json.dumps(reading))
     c = compute(root)
-    section = outcomes.arm_losses(c)
+    section = losses.arm_losses(c)
     assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "0.0000"], ["5.1000", "+0.1000"]]
     assert section.notes[1:] == ["third: seeds 2, 3, 4, 5 alone, where uniform has 5.0000."]
-    assert inside.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]
+    assert layers.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]

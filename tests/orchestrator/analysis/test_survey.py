@@ -15,9 +15,9 @@ import pytest
 import yaml
 from rich.console import Console
 
-from orchestrator.analysis import across, overview
-from orchestrator.analysis.across import Row, sort_out, survey
+from orchestrator.analysis import overview
 from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.survey import ArmSummary, _adjusted, sort_out, survey
 from orchestrator.compare import main
 
 Write = Callable[..., Path]
@@ -27,7 +27,7 @@ COLUMNS = (
 )
 
 
-def printed(rows: list[Row], width: int = 100) -> str:
+def printed(rows: list[ArmSummary], width: int = 100) -> str:
     console = Console(width=width, file=io.StringIO(), force_terminal=False)
     overview.print_overview(rows, [], console)
     text = console.file.getvalue()
@@ -46,8 +46,8 @@ def expecting(root: Path, expect: dict[str, str]) -> Path:
     return root
 
 
-def row(p: float | None, n: int = 6, **more: object) -> Row:
-    return replace(Row("outputs/x", "x", "Why?", "a", "b", n=n, p=p), **more)  # type: ignore[arg-type]
+def row(p: float | None, n: int = 6, **more: object) -> ArmSummary:
+    return replace(ArmSummary("outputs/x", "x", "Why?", "a", "b", n=n, p=p), **more)  # type: ignore[arg-type]
 
 
 def test_a_row_is_what_the_experiment_says_by_itself(experiment: Write) -> None:
@@ -80,7 +80,7 @@ def test_one_row_per_arm_but_the_baseline(experiment: Write) -> None:
 def test_the_adjustment_is_benjamini_and_hochbergs() -> None:
     p = [0.03125, 0.04, 0.9, 0.03125, 0.5]
     rows = [row(value) for value in p] + [row(0.5, n=2), row(None, n=0)]
-    found = [r.q for r in across._adjusted(rows)]
+    found = [r.q for r in _adjusted(rows)]
     order = np.argsort(p, kind="stable")
     stepped = [p[i] * len(p) / (rank + 1) for rank, i in enumerate(order)]
     by_hand = dict(zip(order, np.minimum.accumulate(stepped[::-1])[::-1], strict=True))
@@ -89,20 +89,19 @@ def test_the_adjustment_is_benjamini_and_hochbergs() -> None:
 
 
 def test_how_many_calls_chance_would_make_is_told() -> None:
-    rows = across._adjusted([row(0.03125, verdict="better")] * 3 + [row(0.6, verdict="inconclusive")] * 17)
-    first, *others = overview.notes([*rows, row(0.5, n=2)])
-    assert first.startswith(
-        "3 of 20 arms are called better or worse at 0.05; were none different, on average at most 1 would be."
-    )
+    rows = _adjusted([row(0.03125, verdict="better")] * 3 + [row(0.6, verdict="inconclusive")] * 17)
+    first, *others = overview.notes([*rows, row(0.5, n=2)], [])
+    assert first.startswith("3 of 20 arms ")
+    assert "at most 1 would" in first
     assert "Of the 0 with q ≤ 0.05" in first
-    assert "about 5% at most should be false" in first
-    assert any("no part in q: 1." in note for note in others)
-    assert not any("called better" in note for note in overview.notes([row(0.5, n=2)]))
+    assert "5%" in first
+    assert any(note.startswith("1 arm has fewer than 6 seed pairs") for note in others)
+    assert not any("called better" in note for note in overview.notes([row(0.5, n=2)], []))
 
 
 def test_an_experiment_of_one_arm_lacks_no_seed_pairs(experiment: Write) -> None:
     rows = survey([experiment(arms=("alone",))])
-    assert not any("too few seed pairs" in note for note in overview.notes(rows))
+    assert not any("seed pairs: it" in note for note in overview.notes(rows, []))
 
 
 def test_one_that_cannot_be_read_does_not_end_the_rest(
@@ -151,7 +150,7 @@ def test_nothing_of_an_experiment_is_kept_but_its_rows(experiment: Write, monkey
         seen.append(weakref.ref(comparison))
         return comparison
 
-    monkeypatch.setattr(across, "compute", watched)
+    monkeypatch.setattr("orchestrator.analysis.survey.compute", watched)
     assert len(survey([experiment(name=name) for name in "abc"])) == len(seen) == 3
 
 
@@ -171,7 +170,7 @@ def test_the_csv_has_every_digit_and_the_page_links_to_the_reports(experiment: W
     assert "&lt;script&gt;" in page
     main([str(roots[1])])
     main([*map(str, roots), "--html", str(html)])
-    assert f"<a href='{roots[1].name}/comparison/report.html'>b</a>" in html.read_text()
+    assert f'<a href="{roots[1].name}/comparison/report.html">b</a>' in html.read_text()
 
 
 def test_one_directory_with_a_file_is_a_table_of_one(experiment: Write, tmp_path: Path) -> None:
@@ -206,7 +205,7 @@ def test_twenty_experiments_fit_a_hundred_columns() -> None:
                               "arm": "variable_and_learned"})
         for i in range(20)
     ]  # fmt: skip
-    text = printed(across._adjusted(rows))
+    text = printed(_adjusted(rows))
     for whole in ("−0.0123", "−0.0235 … −0.0012", "inconclusive", "−0.23 … +0.01", "11/12", "12.34"):
         assert text.count(whole) == 20, whole
     assert len(text.splitlines()) < 20 * 7 + 5

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import CONSERVED, REFERENCES, Conservation
-from orchestrator.analysis.endings import ending_of_pairs
 from orchestrator.analysis.expectations import Expectation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
+from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.migration import LayerShift, state
 from orchestrator.analysis.pairs import PRIMARY
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
-from orchestrator.analysis.wording import number, signed, span
 
 FLATTENED = 2.0  # a CV this many times larger in one arm is told
 TOLD = 4  # layers or lines; the tables have all
@@ -72,7 +72,7 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
 def _delta(r: PairedResult) -> str:
     share = f" ({signed(100 * r.delta / r.a, 1)} %)" if r.a else ""
     low, high = _interval(r)
-    within = "" if low is None else f", {_level(r)} % interval {span(low, high, 4, plus=True)}"
+    within = "" if low is None else f", {_level(r)} % interval {low_to_high(low, high, 4, plus=True)}"
     differs = low is not None and high is not None and not low <= 0.0 <= high
     less = " (not 0, but less than 1\u00a0%)" if r.verdict == "equivalent" and differs else ""
     p = "" if r.p_adjusted is None else f", p = {r.p_adjusted:.2g}"
@@ -132,15 +132,15 @@ def _moved(layer: LayerShift) -> str:
 
 def _concentration(c: Comparison, arm: str) -> Finding | None:
     """Layers whose CV at least halved or doubled in every seed; none where there are none, or nothing was trained."""
-    end = ending_of_pairs(arm, c.pairs)
-    seeds = [pair.seed for pair in end.read]
+    at = common_step_of_pairs(arm, c.pairs)
+    seeds = [pair.seed for pair in at.read]
     table = c.tables["flattening"]
-    ratios = log_ratios(table, arm, end.step, seeds)  # [layers, seeds]
+    ratios = log_ratios(table, arm, at.step, seeds)  # [layers, seeds]
     flat = ratios.index[ratios.min(axis=1) >= np.log(FLATTENED)].tolist()
     raised = ratios.index[ratios.max(axis=1) <= -np.log(FLATTENED)].tolist()
-    if end.untrained or not (flat or raised):
+    if at.untrained or not (flat or raised):
         return None
-    mean, by_layer, p = np.exp(ratios.mean(axis=1)), at_step(table, arm, end.step).groupby("layer"), layer_p(ratios)
+    mean, by_layer, p = np.exp(ratios.mean(axis=1)), at_step(table, arm, at.step).groupby("layer"), layer_p(ratios)
     told = []
     for i in sorted([*flat, *raised]):
         a, b = (by_layer[side].mean().get(i) for side in ("saturated_a", "saturated_b"))
@@ -150,9 +150,9 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
     where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else "in the one seed"
     largest = max((p[i] for i in [*flat, *raised]), default=None) if p else None
     chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
-    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {end.when}: {', '.join(told)}{chance}."
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {at.text}: {', '.join(told)}{chance}."
     sure = largest is not None and largest <= ALPHA
-    sentence, terms = f"{sentence} {end.without}".rstrip(), ("cv", "flattening")
+    sentence, terms = f"{sentence} {at.unread_note}".rstrip(), ("cv", "flattening")
     return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
 
 
@@ -174,11 +174,13 @@ def _counts(r: Conservation, when: str) -> str:
     if r.expected_a is not None and r.expected_b is not None:
         chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
     ratio = "" if r.ratio is None else f": ratio {number(r.ratio, 2)}"
-    within = "" if r.low is None else f", 90 % interval {span(r.low, r.high, 2)}"
+    within = "" if r.low is None else f", 90 % interval {low_to_high(r.low, r.high, 2)}"
     beside = "" if r.chance_ratio is None else f", {number(r.chance_ratio, 2)} by chance"
     where = ""
     if r.centre_shift is not None:
-        moved = "" if r.centre_low is None else f", 95 % interval {span(r.centre_low, r.centre_high, 2, plus=True)}"
+        moved = (
+            "" if r.centre_low is None else f", 95 % interval {low_to_high(r.centre_low, r.centre_high, 2, plus=True)}"
+        )
         where = f" Its centre shifts by {signed(r.centre_shift, 2)} of the depth{moved}."
     return (
         f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
@@ -208,7 +210,7 @@ def _seeds(e: Expectation) -> str:
 
 def _when(c: Comparison, arm: str) -> str:
     """The step at which the layers of the pairs are compared."""
-    return ending_of_pairs(arm, c.pairs).when
+    return common_step_of_pairs(arm, c.pairs).text
 
 
 def _pairs(n: int) -> str:

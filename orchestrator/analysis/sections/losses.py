@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
-from orchestrator.analysis.sections.section import Cell, Section
-from orchestrator.analysis.stated import stated_afterwards
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
-from orchestrator.analysis.wording import number, signed, span
 
 
 def arm_losses(c: Comparison) -> Section:
@@ -18,7 +18,7 @@ def arm_losses(c: Comparison) -> Section:
         for cell in c.cells_of(c.baseline)
         if not cell.missing and c.domains
     }
-    rows: list[list[Cell]] = [
+    rows: list[list[TableCell]] = [
         [c.baseline, number(mean_of_known(own.values()), 4), "", "", str(len(own)), "", "", "baseline"]
     ]
     notes = [multiplicity(c)]
@@ -26,7 +26,7 @@ def arm_losses(c: Comparison) -> Section:
         if (r := primary.get(arm)) is None:
             rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
             continue
-        values = [number(r.b, 4), signed(r.delta, 4), span(r.low, r.high, 4, plus=True), str(r.n)]
+        values = [number(r.b, 4), signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True), str(r.n)]
         rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
         seeds = [pair.seed for pair in c.pairs if pair.arm == arm]
         if set(seeds) != set(own):
@@ -62,10 +62,10 @@ def _primary(c: Comparison) -> dict[str, PairedResult]:
 
 def contrasts(c: Comparison) -> Section:
     """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
-    late = stated_afterwards(c.experiment, "contrasts")
-    rows: list[list[Cell]] = []
+    late = late_names(c.experiment, "contrasts")
+    rows: list[list[TableCell]] = []
     for one in c.contrasts:
-        values = [signed(one.value, 4), span(one.low, one.high, 4, plus=True), str(one.n)]
+        values = [signed(one.value, 4), low_to_high(one.low, one.high, 4, plus=True), str(one.n)]
         p = number(one.p, 3)
         name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
         name += " (stated afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
@@ -98,10 +98,10 @@ def formula(weights: dict[str, float]) -> str:
 
 def paired_losses(c: Comparison, arm: str) -> Section:
     """The primary metric of every domain, with its interval and verdict."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
-            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
             values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
             rows.append([c.name_of(r.domain), *values, r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
@@ -116,12 +116,12 @@ def paired_losses(c: Comparison, arm: str) -> Section:
 
 def equal_cost(c: Comparison, arm: str) -> Section:
     """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
         for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
             for r in c.statistics:
                 if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
-                    delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+                    delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
                     rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
     return Section(
         f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
@@ -137,10 +137,10 @@ def equal_cost(c: Comparison, arm: str) -> Section:
 
 def every_loss(c: Comparison, arm: str) -> Section:
     """All that was tested of the losses, with the correlation that pairing uses."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm:
-            delta = [signed(r.delta, 4), span(r.low, r.high, 4, plus=True)]
+            delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
             ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
             values = [number(r.a, 4), number(r.b, 4), *delta, str(r.n), *ps]
             rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *values, r.verdict])
@@ -160,7 +160,7 @@ def _hopeless(c: Comparison, arm: str) -> str:
 
 def cell_losses(c: Comparison) -> Section:
     """Final test loss of every complete cell."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     for cell in c.experiment.cells:
         if cell.missing is None:
             values = losses(cell, c.domains)

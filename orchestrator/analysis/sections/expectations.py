@@ -1,28 +1,24 @@
-"""What the body should become beside what it became: the summary's table of `expect`."""
+"""The table of `expect`: what each arm should become, beside what it became."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.expectations import least_seeds
-from orchestrator.analysis.sections.section import Cell, Section
-from orchestrator.analysis.stated import stated_afterwards
+from orchestrator.analysis.formatting import grouped_notes, low_to_high, number
+from orchestrator.analysis.late_changes import late_names
+from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import ALPHA
-from orchestrator.analysis.wording import number, span
 
 
-def delivery(c: Comparison) -> Section:
+def verdicts(c: Comparison) -> Section:
     """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
-    rows: list[list[Cell]] = []
-    late = stated_afterwards(c.experiment, "expect")
-    said: dict[str, list[str]] = {}  # sentence → what it is said of
+    rows: list[list[TableCell]] = []
+    late = late_names(c.experiment, "expect")
     for e in c.expectations:
         digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2
-        figures = [number(e.mean, digits), span(e.low, e.high, digits), f"{e.holding} of {e.n}"]
+        figures = [number(e.mean, digits), low_to_high(e.low, e.high, digits), f"{e.holding} of {e.n}"]
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
-        name = e.wanted + (" (stated afterwards)" if e.wanted in late else "")
-        rows.append([name, *figures, *beside, e.verdict])
-        if e.sentence:
-            said.setdefault(e.sentence, []).append(e.wanted)
+        rows.append([e.wanted + (" (stated afterwards)" if e.wanted in late else ""), *figures, *beside, e.verdict])
     notes = [
         "A role: the share of those layers that carry it. Centre (0 first layer, 1 last), budget: of positions over "
         f"the robust threshold. Beside the means at step 0 and of {c.baseline}.",
@@ -31,10 +27,9 @@ def delivery(c: Comparison) -> Section:
     ]
     if len(rows) > 1:
         notes.append("Every line is judged by itself: of twenty at even odds, up to one is called in each direction.")
-    notes += [
-        sentence if len(names) == len(rows) > 1 else f"{'; '.join(names)}: {sentence}"
-        for sentence, names in said.items()
-    ]
+    notes += grouped_notes(
+        ((e.wanted, e.sentence) for e in c.expectations), everything=len(rows) if len(rows) > 1 else None
+    )
     steps = dict.fromkeys(str(e.step) for e in c.expectations if e.step is not None)
     when = f"step {', '.join(steps)}" if steps else "no step"
     columns = ["wanted", "mean", "95 % interval", "seeds", "step 0", c.baseline, "verdict"]

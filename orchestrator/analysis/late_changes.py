@@ -39,7 +39,7 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
     ]
 
 
-def stated_afterwards(experiment: ExperimentResult, kind: str) -> set[str]:
+def late_names(experiment: ExperimentResult, kind: str) -> set[str]:
     """The names of that kind that were not what they are before the first cell had finished."""
     return {change.name for change in late_changes(experiment) if change.kind == kind and change.how != "withdrawn"}
 

@@ -1,18 +1,18 @@
-"""Tables of where the cells came from: what each arm costs, in what they differ, what they share."""
+"""Tables of the cells' origin: what one run of each arm costs, what differs between the cells, what they share."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.formatting import signed
 from orchestrator.analysis.provenance import constant, differences
-from orchestrator.analysis.sections.section import Cell, Section
-from orchestrator.analysis.wording import signed
+from orchestrator.analysis.sections.section import Section, TableCell
 
 
 def costs(c: Comparison) -> Section:
     """Parameters and floating-point operations of every arm."""
-    rows: list[list[Cell]] = []
+    rows: list[list[TableCell]] = []
     base = c.experiment.models.get(c.baseline)
     for arm, model in c.experiment.models.items():
         widths = f"{min(model.widths)} … {max(model.widths)}" if model.widths else "–"
@@ -25,25 +25,22 @@ def costs(c: Comparison) -> Section:
 
 def differing(c: Comparison) -> Section:
     """Configuration, code and environment in which cells differ, arm by arm."""
-    rows: list[list[Cell]] = [
-        [
-            found.kind,
-            found.key,
-            *(", ".join(map(_plain, found.values.get(arm, []))) or "–" for arm in c.experiment.arms),
-        ]
-        for found in differences(c.experiment)
+    arms = c.experiment.arms
+    rows: list[list[TableCell]] = [
+        [one.kind, one.key, *(", ".join(map(_text, one.values.get(arm, []))) or "–" for arm in arms)]
+        for one in differences(c.experiment)
     ]
     declared = ", ".join(c.experiment.declared) or "nothing"
     notes = [f"Declared: {declared}. Any other key of the configuration in which arms differ is refused."]
-    arms = c.experiment.arms  # whatever they are called, they are no terms
-    return Section("In what the arms differ", ["kind", "key", *arms], rows, notes, dict.fromkeys(arms))
+    no_terms = dict.fromkeys(arms)  # an arm may be called as a term is
+    return Section("In what the arms differ", ["kind", "key", *arms], rows, notes, no_terms)
 
 
 def shared(c: Comparison) -> Section:
     """Code and environment that all attempts of all cells have in common."""
-    rows: list[list[Cell]] = [[key, _plain(value)] for key, value in constant(c.experiment).items()]
-    return Section("Where and with what all of them ran", ["key", "value"], rows, terms={"value": None})
+    rows: list[list[TableCell]] = [[key, _text(value)] for key, value in constant(c.experiment).items()]
+    return Section("Code and environment of all cells", ["key", "value"], rows, terms={"value": None})
 
 
-def _plain(value: Any) -> str:
+def _text(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -13,8 +13,8 @@ import yaml
 from orchestrator.analysis import compare
 from orchestrator.analysis.cells import read_experiment
 from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.late_changes import Change, late_changes, notes
 from orchestrator.analysis.sections import sections
-from orchestrator.analysis.stated import Change, late_changes, notes
 from orchestrator.common.errors import UserError
 from orchestrator.storage import metrics_log
 

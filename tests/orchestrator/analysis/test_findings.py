@@ -14,8 +14,8 @@ from rich.console import Console
 from orchestrator.analysis import compare, print_summary
 from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.figures import draw
-from orchestrator.analysis.sections.inside import layers
-from orchestrator.analysis.story import Finding, findings
+from orchestrator.analysis.findings import Finding, findings
+from orchestrator.analysis.sections.layers import by_layer
 
 Write = Callable[..., Path]
 
@@ -71,7 +71,7 @@ def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) ->
     for move in ("L3 specialist → passthrough", "L6 passthrough → hub"):
         assert move in roles
     assert all(" ".join(sentence.split()) in " ".join(printed(c).split()) for sentence in (flat.sentence, roles))
-    table = layers(c, ["run_a", "run_b"])
+    table = by_layer(c, ["run_a", "run_b"])
     shown = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
     for layer, (cv_a, cv_b, _, _, role_a, role_b) in PAPER.items():
         row = shown[str(layer)]
@@ -142,7 +142,7 @@ def test_many_arms_are_one_line_each(experiment: Write) -> None:
     compare(root)
     page = (root / "comparison/report.html").read_text()
     assert "Every arm against a" in page
-    assert "class='card" not in page
+    assert 'class="card' not in page
 
 
 def test_an_equivalent_arm_that_differs_says_so(experiment: Write) -> None:
@@ -215,7 +215,7 @@ def test_stale_and_mixed_readings_are_told(experiment: Write) -> None:
         assert "Seeds left out, not read at step 50: 5." in sentence
     assert c.symmetry[0].step == c.role_shifts[0].step == 50
     assert c.symmetry[0].sentence == "Seeds left out, not read at step 50: 5."
-    table = layers(c, ["uniform", "variable"])
+    table = by_layer(c, ["uniform", "variable"])
     assert table.title.startswith("Layers at step 50 of 100")
     assert "roles a\nseed 0…4" in table.columns
 

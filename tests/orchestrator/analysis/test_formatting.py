@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.analysis.wording import number, signed, span
+from orchestrator.analysis.formatting import low_to_high, number, signed
 
 
 @pytest.mark.parametrize(
@@ -27,5 +27,5 @@ def test_what_rounds_to_zero_has_no_sign(value: float | None, plain: str, with_s
 
 
 def test_an_interval_needs_both_ends() -> None:
-    assert span(-0.001, 0.2, 2, plus=True) == "0.00 … +0.20"
-    assert span(math.nan, 0.2, 2) == span(0.2, None, 2) == "–"
+    assert low_to_high(-0.001, 0.2, 2, plus=True) == "0.00 … +0.20"
+    assert low_to_high(math.nan, 0.2, 2) == low_to_high(0.2, None, 2) == "–"

@@ -1,0 +1,51 @@
+"""Numbers, intervals, seeds and long names as text; a dash is a number that is not known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+def number(value: float | None, digits: int) -> str:
+    """Fixed-point, or a dash where it is not known."""
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None, digits: int) -> str:
+    """Fixed-point with its sign; what rounds to zero has none."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+z.{digits}f}"
+    return text.replace("-", "−") if float(text) else text[1:]
+
+
+def low_to_high(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
+    """An interval as `low … high`; `plus` writes the signs of both ends."""
+    write = signed if plus else number
+    unknown = low is None or high is None or math.isnan(low) or math.isnan(high)
+    return "–" if unknown else f"{write(low, digits)} … {write(high, digits)}"
+
+
+def seed_list(seeds: Iterable[int]) -> str:
+    """Seeds in their order; four or more consecutive ones as `0…7`."""
+    known = list(dict.fromkeys(seeds))
+    if len(known) > 3 and known == list(range(known[0], known[0] + len(known))):
+        return f"{known[0]}…{known[-1]}"
+    return ", ".join(map(str, known))
+
+
+def elide(text: str, most: int) -> str:
+    """The text, with an ellipsis in place of what is beyond `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+
+
+def grouped_notes(found: Iterable[tuple[str, str]], *, everything: int | None = None, join: str = "; ") -> list[str]:
+    """One note per sentence, from (name, sentence), which begins with the names that it holds for.
+
+    The names are left out where they are all of `everything`.
+    """
+    names: dict[str, list[str]] = {}
+    for name, sentence in found:
+        if sentence:
+            names.setdefault(sentence, []).append(name)
+    return [sentence if len(own) == everything else f"{join.join(own)}: {sentence}" for sentence, own in names.items()]

@@ -1,0 +1,226 @@
+"""Tables of the layers: roles, saturation, budget, symmetry, multipliers, pathologies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.common_step import CommonStep, common_step_of_cells, common_step_of_pairs
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.conservation import THRESHOLDS
+from orchestrator.analysis.flattening import mean_flattening
+from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list, signed
+from orchestrator.analysis.multipliers import agreement
+from orchestrator.analysis.pairs import Pair
+from orchestrator.analysis.sections.section import Roles, Section, TableCell
+from orchestrator.analysis.statistics import mean_of_known
+from orchestrator.analysis.symmetry import PAPER_SPREAD
+
+BUDGET_ROWS = {  # name → its key in the glossary
+    "a (by chance)": "saturated_robust_expected", "b (by chance)": "saturated_robust_expected",
+    "ratio b / a": "conservation", "90 % interval": "conservation", "ratio by chance": "conservation",
+    "centre of a, 0…1": "centre", "centre of b": "centre", "shift, b − a": "centre", "95 % interval": "interval",
+    "distance": "centre", "verdict": "conservation",
+}  # fmt: skip
+SIGNS = {1: "▲", 0: " ", -1: "▼"}  # multiplier above its cell's mean in every seed, neither, below it in every seed
+WORDS_UP_TO = 2  # seeds whose roles are written as words; those of more are letters
+
+
+def by_layer(c: Comparison, arms: list[str]) -> Section:
+    """One row per layer of one arm, or of two side by side; means over the seeds."""
+    at, paired = _common_step(c, arms), len(arms) == 2
+    stacks = _layers_read(arms, at)
+    words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
+    flat = mean_flattening(c.tables["flattening"], arms[1], at.step) if paired else {}
+    rows: list[list[TableCell]] = []
+    for index in range(max((len(layers) for stack in stacks for layers in stack), default=0)):
+        seeds = [_layer(stack, index) for stack in stacks]  # per arm
+        rows.append(
+            [str(index), " → ".join(number(mean_of_known(layer["width"] for layer in own), 0) for own in seeds),
+             *(Roles([layer["role"] for layer in own], words) for own in seeds),
+             *(number(_mean(own, "cv"), 2) for own in seeds), *([number(flat.get(index), 2)] if paired else []),
+             *(_saturated(own) for own in seeds)]
+        )  # fmt: skip
+    names, seeds_read = ["a", "b"] if paired else [""], seed_list(one.seed for one in at.read)
+    columns = [
+        "layer", "width\na → b" if paired else "width", *(f"roles {n}\nseed {seeds_read}" for n in names),
+        *(f"CV\n{n}" for n in names), *(["CV\na / b"] if paired else []), *(f"satur.\n{n}" for n in names),
+    ]  # fmt: skip
+    notes = [
+        "CV: of FFN co-magnitude (a / b: geometric mean) · H/S or ·: a tie",
+        "satur.: positions over the robust threshold (by chance)",
+        *filter(None, [at.unread_note]),
+    ]
+    which = f"a = {arms[0]}, b = {arms[1]}" if paired else arms[0]
+    return Section(f"Layers at {at.text} ({which})", columns, rows, notes, {"CV\na / b": "flattening"})
+
+
+def role_shifts(c: Comparison, arm: str) -> Section:
+    """The layers in which the arms' roles differ, most different first."""
+    shift = next((s for s in c.role_shifts if s.arm == arm), None)
+    rows: list[list[TableCell]] = []
+    notes = []
+    if shift:
+        for layer in sorted(shift.layers, key=lambda layer: -layer.distance):
+            if layer.distance > 0:
+                a, b = (Roles(roles, words=len(roles) <= WORDS_UP_TO) for roles in (layer.roles_a, layer.roles_b))
+                rows.append([str(layer.layer), a, b, number(layer.distance, 2), number(layer.p, 2)])
+        within = [overlap for overlap in (shift.within_a, shift.within_b) if overlap]
+        beside = "".join(f", between two seeds of {name} {number(overlap.same, 1)}"
+                         for name, overlap in zip((c.baseline, arm), within, strict=False))  # fmt: skip
+        notes = [
+            f"On average {number(shift.across.same, 1)} of {len(shift.layers)} layers have one state in both arms at "
+            f"one seed ({number(shift.across.expected, 1)} if roles were dealt at random){beside}.",
+            *filter(None, [shift.sentence]),
+            f"All layers together: p = {number(shift.p, 3)}; {len(shift.seeds)} pairs cannot give less than "
+            f"{number(shift.smallest_p, 3)}. p of a layer is corrected for their number.",
+        ]
+    title = f"Layers whose role differs at {_common_step(c, [c.baseline, arm]).text}: a = {c.baseline}, b = {arm}"
+    return Section(title, ["layer", "roles a", "roles b", "distance", "p"], rows, notes, {"p": "role_shift"})
+
+
+def persistence(c: Comparison) -> Section:
+    """Layers that change roles from reading to reading, beside roles dealt at random."""
+    rows: list[list[TableCell]] = [
+        [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
+    ]
+    unjudged = dict.fromkeys(r.sentence for r in c.coincidences if not any(one.intervals for one in c.coincidences))
+    notes = [f"Whether layers change roles where the loss drops cannot be said: {sentence}" for sentence in unjudged]
+    columns = ["arm", "layers × intervals", "changed", "if dealt at random", "κ"]
+    return Section("How steady roles are between successive readings", columns, rows, notes)
+
+
+def coincidences(c: Comparison) -> Section:
+    """Role changes in the intervals in which the loss drops, arm by arm and domain by domain."""
+    found = [r for r in c.coincidences if r.intervals]
+    rows: list[list[TableCell]] = []
+    for r in found:
+        counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
+        rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
+    notes = grouped_notes(((f"{r.arm}, {c.name_of(r.domain)}", r.sentence) for r in found), everything=len(rows))
+    if (tests := sum(r.p is not None for r in c.coincidences)) > 1:
+        notes.append(f"{tests} tests, none corrected for the others.")
+    columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
+    terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
+    return Section("Do layers change roles where the loss drops?", columns, rows, notes, terms)
+
+
+def budgets(c: Comparison, arm: str) -> Section:
+    """The specialist budget and what chance gives, one column per threshold."""
+    found = [r for r in c.conservation if r.arm == arm]
+    columns = [
+        [
+            *(f"{number(b, 0)} ({number(e, 0)})" for b, e in ((r.budget_a, r.expected_a), (r.budget_b, r.expected_b))),
+            number(r.ratio, 2), low_to_high(r.low, r.high, 2), number(r.chance_ratio, 2), number(r.centre_a, 2),
+            number(r.centre_b, 2), signed(r.centre_shift, 2), low_to_high(r.centre_low, r.centre_high, 2, plus=True),
+            number(r.distance, 3), r.verdict,
+        ]
+        for r in found
+    ]  # fmt: skip
+    notes = [
+        "Counted over the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std.",
+        *grouped_notes(((THRESHOLDS[r.reference], r.sentence) for r in found), join=", "),
+    ]
+    at = _common_step(c, [c.baseline, arm])
+    when = "" if at.step is None else f" at {at.text}"
+    title = f"Specialist budget: saturated FFN positions of the whole stack{when}, mean over seeds"
+    rows = list(zip(BUDGET_ROWS, *columns, strict=True))
+    return Section(title, ["", *(THRESHOLDS[r.reference] for r in found)], rows, notes, BUDGET_ROWS)
+
+
+def spreads(c: Comparison) -> Section:
+    """The spread of attention's share over the layers of every arm."""
+    rows: list[list[TableCell]] = []
+    sentences: list[tuple[str, str]] = []
+    for r in c.symmetry:
+        sentences.append((r.arm, r.sentence))
+        if r.n != c.symmetry[0].n or r.a != c.symmetry[0].a:
+            alone = f"{r.n} pair{'s' * (r.n != 1)} alone, where {c.baseline} has {number(r.a, 3)}."
+            sentences.append((r.arm, alone))
+        if not rows:
+            rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
+        delta = [signed(r.delta, 3), low_to_high(r.low, r.high, 3, plus=True)]
+        rows.append([r.arm, number(r.b, 3), number(r.range_b, 2), *delta, str(r.n), number(r.p, 3)])
+    when = ", ".join(dict.fromkeys(_common_step(c, [c.baseline, r.arm]).text for r in c.symmetry))
+    paper = ", ".join(f"{name} {std:g}" for name, std in PAPER_SPREAD.items())
+    return Section(
+        f"Symmetry: spread of attention's share of the energy over the layers at {when}",
+        ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
+        rows,
+        [f"Beside it: {paper}.", *grouped_notes(sentences, join=", ")],
+        {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
+    )
+
+
+def multipliers(c: Comparison, arm: str) -> list[Section]:
+    """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of each layer."""
+    at = _common_step(c, [c.baseline, arm])
+    flat, stacks = mean_flattening(c.tables["flattening"], arm, at.step), _layers_read([c.baseline, arm], at)
+    found = []
+    for channel, a in agreement(c.cells_of(arm)).items():
+        kinds = list(dict.fromkeys(a.kinds))
+        written = {
+            (layer, kind): f"{mean:.2f}{SIGNS[int(sign)]}"
+            for layer, kind, mean, sign in zip(a.layers, a.kinds, a.mean, a.sign, strict=True)
+        }
+        rows: list[list[TableCell]] = []
+        for layer in sorted(set(a.layers)):
+            saturated = " → ".join(number(_mean(_layer(stack, layer), "saturated_robust"), 0) for stack in stacks)
+            values = [written.get((layer, kind), "–") for kind in kinds]
+            rows.append([str(layer), *values, number(flat.get(layer), 2), saturated])
+        more, less = int((a.sign > 0).sum()), int((a.sign < 0).sum())
+        notes = [
+            "Geometric means over the run and the seeds; ▲ above the cell's own mean in every seed, ▼ below it.",
+            f"Of {len(a.units)} values {a.agreeing} agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
+            f"tossed coins would in {a.by_chance:.1f}.",
+        ]
+        if {"q", "k"} <= set(kinds):
+            notes.append("q and k share their evidence, and so do v and o: they are fewer coins than values.")
+        title = f"Sidecar of {arm}: multipliers of {channel}"
+        terms = dict.fromkeys(kinds, "sidecar") | {"CV\na / b": "flattening"}
+        found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes, terms))
+    return found
+
+
+def pathologies(c: Comparison) -> Section:
+    """Tensors out of proportion to their peers, largest ratio first; of each cell and tensor the worst reading."""
+    worst: dict[tuple[str, str], tuple[float, int, str]] = {}
+    for cell in c.experiment.cells:
+        for step, reading in cell.readings.items():
+            for found in reading["pathology"]:
+                key, now = (cell.label, found["tensor"]), (found["ratio"], step, found["severity"])
+                worst[key] = max(worst.get(key, now), now)
+    rows: list[list[TableCell]] = [
+        [label, tensor, f"{ratio:.1f}", str(step), severity]
+        for (label, tensor), (ratio, step, severity) in sorted(worst.items(), key=lambda item: -item[1][0])
+    ]
+    return Section("Tensors out of proportion", ["cell", "tensor", "× its peers", "step", "severity"], rows)
+
+
+def _common_step(c: Comparison, arms: list[str]) -> CommonStep[Pair] | CommonStep[CellResult]:
+    """The common step of the complete pairs of two arms, or of the cells of one."""
+    return common_step_of_pairs(arms[1], c.pairs) if len(arms) == 2 else common_step_of_cells(c.cells_of(arms[0]))
+
+
+def _layers_read(arms: list[str], at: CommonStep[Pair] | CommonStep[CellResult]) -> list[list[list[dict[str, Any]]]]:
+    """Per arm and seed, the layer reports at the common step."""
+    if at.step is None:
+        return [[] for _ in arms]
+    cells = [(one.a, one.b) if isinstance(one, Pair) else (one,) for one in at.read]
+    return [[own[side].readings[at.step]["layers"] for own in cells] for side in range(len(arms))]
+
+
+def _layer(stack: list[list[dict[str, Any]]], index: int) -> list[dict[str, Any]]:
+    """One layer's report per seed, of the seeds that have such a layer."""
+    return [layers[index] for layers in stack if index < len(layers)]
+
+
+def _saturated(seeds: list[dict[str, Any]]) -> str:
+    """Mean robust count, and the count by chance in parentheses."""
+    count, chance = (_mean(seeds, measure) for measure in ("saturated_robust", "saturated_robust_expected"))
+    return f"{number(count, 0)} ({number(chance, 0)})"
+
+
+def _mean(seeds: list[dict[str, Any]], measure: str) -> float | None:
+    """Mean of one layer's measure over the seeds that have it."""
+    return mean_of_known(layer["measures"].get(measure) for layer in seeds)
