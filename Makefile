@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test install lint bench
+.PHONY: run test install lint bench docs
 
 run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
@@ -16,6 +16,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install  ## docs/keys.md from the schema
+	$(BIN)/python docs/generate_keys.py
 
 bench: install  ## ratios against named rivals; asserts nothing about time
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'

@@ -48,7 +48,7 @@ from tests.orchestrator.tracking.offline_run import (
 )
 from tests.waiting import wait_for
 
-README = Path(__file__).parents[3] / "README.md"
+PAGE = Path(__file__).parents[3] / "docs/first-experiment.md"
 
 
 def config_of(mode: TrackerMode, seed: int = 3) -> Config:
@@ -231,13 +231,13 @@ def test_names_longer_than_wandb_takes_are_cut(cell: Path) -> None:
 
 def test_the_documented_command_finds_every_run(cell: Path, tmp_path: Path) -> None:
     """In directories with spaces and quotes, where a comparison was never made, and for several experiments at once."""
-    (line,) = [x.strip() for x in README.read_text().splitlines() if "wandb sync {}" in x]
+    (line,) = [x.strip() for x in PAGE.read_text().splitlines() if "wandb sync {}" in x]
     cells = [cell, *(write_cell(tmp_path / "o u't" / name / "a b/seed=0") for name in ("x__lr=0.1", "x__lr=0.2"))]
     for each in cells:
         found = Tracker(config_of(TrackerMode.offline))
         found.start(each, [record(0)])
         found.finish()
-    command = line.partition("#")[0].replace(".venv/bin/wandb sync", f"{shlex.quote(str(WANDB))} sync --dry-run")
+    command = line.partition("#")[0].replace("wandb sync", f"{shlex.quote(str(WANDB))} sync --dry-run")
     for root, expected in ((tmp_path / "width", cells[:1]), (tmp_path / "o u't", cells[1:])):
         here = command.replace("outputs/width_ablation", shlex.quote(str(root)))
         done = subprocess.run(["bash", "-c", here], capture_output=True, text=True, check=True, cwd=tmp_path)
