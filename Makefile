@@ -24,7 +24,7 @@ bench: install  ## ratios against named rivals; asserts nothing about time
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
