@@ -1,4 +1,4 @@
-"""Overrides → configuration: Hydra composes `conf/`, and what it refuses becomes one sentence."""
+"""From overrides to a configuration, composed by Hydra from `conf/`; its errors become one sentence."""
 
 from __future__ import annotations
 
@@ -23,17 +23,12 @@ from orchestrator.config.schema import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # installed, or in a checkout
-COMPOSING = (
-    HydraException,
-    OmegaConfBaseException,
-    yaml.YAMLError,
-    ValueError,
-)  # Hydra refuses `width=3` with a ValueError
-PLUGINS = {
+COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)  # ValueError: Hydra's for `width=3`
+PLUGINS = {  # hydra/launcher → package
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
-}  # choice of hydra/launcher → package
+}
 
 
 def folders() -> list[Path]:

@@ -1,4 +1,4 @@
-"""One sentence for what Hydra and OmegaConf say of a configuration in several lines."""
+"""Errors of Hydra and OmegaConf, which take several lines, as one sentence each."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from orchestrator.config.keys import all_keys
 
 
 def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
-    """One sentence for what Hydra or OmegaConf says in several lines of a file, which is in one of `folders`."""
-    root = error
-    while isinstance(root.__cause__, Exception):
-        root = root.__cause__
+    """The error in one sentence: the file, in one of `folders`, the key, the reason, and the cure where there is one."""
+    cause = error
+    while isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
     lines = str(error).strip().splitlines()
     where = re.match(r"In '(.+)': ", lines[0])
     file = f"{_shown(Path(f'{where[1]}.yaml'), folders)}: " if where else ""
-    if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # what it means stands in the next lines
+    if where and len(lines) > 1 and lines[0].endswith("composing config:"):  # the reason follows
         lines = lines[1:]
-    outer, inner = lines[0].rstrip("."), (lines if root is error else str(root).strip().splitlines())[0].rstrip(".")
-    told = re.search(r"full_key: (\S+)", str(error))
-    key = str(getattr(root, "full_key", None) or (told[1] if told else ""))
+    outer, inner = lines[0].rstrip("."), (lines if cause is error else str(cause).strip().splitlines())[0].rstrip(".")
+    named = re.search(r"full_key: (\S+)", str(error))
+    key = str(getattr(cause, "full_key", None) or (named[1] if named else ""))
     if where and (key == where[1].partition("/")[0] or "Could not override" in outer):
         return f"{file}it is composed under its own folder's name: its first line must be '# @package _global_'."
     if not key:

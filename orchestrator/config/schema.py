@@ -92,7 +92,7 @@ class PolicyKind(StrEnum):
 
 
 class Scoring(StrEnum):
-    calibrated = "calibrated"  # asks first what chance gives (SCIENCE §3)
+    calibrated = "calibrated"  # against the null (SCIENCE §3)
     paper = "paper"
 
 
@@ -113,7 +113,7 @@ class TrackerMode(StrEnum):
     off = "off"
 
 
-class Gpu(StrEnum):  # plan/hardware.py has what their data sheets say
+class Gpu(StrEnum):  # data sheets: plan/hardware.py
     a100 = "a100"
     h100 = "h100"
     h200 = "h200"
@@ -149,9 +149,7 @@ class WidthConfig:
     start: float = 1.0  # ramp: width of layer 0 · x_shape: width at both ends
     end: float = 1.0  # ramp: width of the last layer · x_shape: width at its narrowest, three quarters down
     widths: list[int] | None = None  # explicit: one width per layer
-    multiple_of: int | None = (
-        None  # grid the widths are rounded to; null: head_dim × queries_per_kv, or 4 with heads=nearest
-    )
+    multiple_of: int | None = None  # of widths; null: head_dim × queries_per_kv, or 4 with heads=nearest
     match: Match = Match.none  # scale the profile until it costs what uniform at model.width costs
 
 
@@ -204,20 +202,18 @@ class SidecarConfig:
 
     mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
-    interval: int = 20  # steps a proposal is held
-    reward_rows: int | None = None  # rows that judge a proposal, over all domains; null: two batches
+    interval: int = 20  # steps between two decisions
+    reward_rows: int | None = None  # rows that judge a decision, over all domains; null: two batches
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
-    unexplained: float = (
-        1.0  # factored: share of REINFORCE on what the backward pass leaves unexplained; 0: the pass alone
-    )
-    share: Share = Share.none  # units that hold one multiplier together; of a schedule, their mean
-    features: list[str] = field(default_factory=lambda: ["unit"])  # what the policy knows: sidecar/features.py
+    unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
+    share: Share = Share.none  # units that have one multiplier in common; played back, the mean of theirs
+    features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear
     sigma: float = 0.3  # initial std of the log-multipliers
     policy_lr: float = 0.5
     entropy: float = 0.001
     baseline_decay: float = 0.8  # share of the old average that is kept, per interval
-    warmup: int = 3  # intervals at the start that are not judged: there the loss falls whatever is tried
+    warmup: int = 3  # first intervals, not judged: the loss falls there whatever is tried
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
@@ -244,40 +240,40 @@ class ForensicsConfig:
     every: int = 200  # steps between readings; each reading is of a checkpoint on disk
     where: Where = Where.inline  # inline: a thread of the training process · job: a job of its own beside it
     scoring: Scoring = Scoring.calibrated
-    trace_steps: int = 8  # steps of momentum recorded before each reading
+    trace_steps: int = 8  # steps before each reading in which momentum is recorded
     resamples: int = 10  # size of the null (SCIENCE §3)
 
 
 @dataclass
 class SlurmConfig:
-    """What a cell's job asks of Slurm; null leaves it to the cluster. Anything else goes into `options`."""
+    """The options of a cell's Slurm job; null leaves one to the cluster, and `options` takes any other."""
 
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    nodes: int = 1  # of one cell; `launcher.ranks` is a multiple of it
-    gpus: int = 0  # of one process of a cell
-    cpus: int | None = None  # of one process of a cell; null: train.threads, and one for the readings beside it
-    memory_gb: float | None = None  # of one node
-    array: bool = True  # cells that begin together are tasks of one array, `launcher.parallel` of them at once
-    warning_seconds: int = 120  # before the time limit: a step and a checkpoint must fit in
-    setup: list[str] = field(default_factory=list)  # shell lines before the cell: module load cuda
+    nodes: int = 1  # per cell; launcher.ranks is a multiple of it
+    gpus: int = 0  # per rank
+    cpus: int | None = None  # per rank; null: train.threads, and one for readings in the same process
+    memory_gb: float | None = None  # per node
+    array: bool = True  # submit the cells as tasks of one array, launcher.parallel of them at once
+    warning_seconds: int = 120  # before the time limit; long enough for a step and a checkpoint
+    setup: list[str] = field(default_factory=list)  # shell lines that run first: module load cuda
     options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
-    side_partition: str | None = None  # of the jobs beside the cells: readings, comparison; null: the same
+    side_partition: str | None = None  # of jobs that read layers or compare; null: partition
     side_qos: str | None = None
-    side_memory_gb: float | None = None  # a reading holds the largest layer, and two of its matrices again
-    side_nice: int = 1000  # by how much the priority of readings is lowered
+    side_memory_gb: float | None = None  # a reading holds the largest layer and two copies of a matrix
+    side_nice: int = 1000  # lowers the priority of readings
 
 
 @dataclass
 class LauncherConfig:
     kind: LauncherKind = LauncherKind.local
     parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core; on Slurm all
-    ranks: int = 1  # processes that train one cell together, each on its own GPU or core
-    timeout_hours: float = 720.0  # of one job; on Slurm a cell goes on after it, in the same job started again
-    retries: int = 2  # how often a cell that died is tried again without a new checkpoint
-    backoff_seconds: float = 10.0  # before the first of these tries; doubles with each
+    ranks: int = 1  # processes that train one cell, each on its own GPU or core
+    timeout_hours: float = 720.0  # of one job; on Slurm a longer cell resumes when its job is requeued
+    retries: int = 2  # of a cell that died, until it saves a new checkpoint
+    backoff_seconds: float = 10.0  # before the first retry; doubles with each
     wait: bool = True  # slurm: watch the jobs until they have ended; false: submit and return
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
 
@@ -287,15 +283,15 @@ class TrackerConfig:
     mode: TrackerMode = TrackerMode.offline
     project: str = "layer-roles"
     entity: str | None = None
-    tags: list[str] = field(default_factory=list)  # more tags of the runs; a multirun adds its name and what it varies
+    tags: list[str] = field(default_factory=list)  # of the runs; a multirun adds its name and the overrides it varies
 
 
 @dataclass
 class PlanConfig:
-    """What `dry_run=true` reckons with where the run is meant for other hardware. It changes the plan alone."""
+    """The hardware that `dry_run=true` assumes. Only the plan depends on it."""
 
-    gpu: Gpu | None = None  # one for each cell; null: this machine, timed. launcher.parallel: cells at once, else all
-    mfu: float = 0.35  # share of that GPU's dense bf16 peak that forward and backward reach
+    gpu: Gpu | None = None  # one per rank, launcher.parallel cells at once, else all; null: this machine, timed
+    mfu: float = 0.35  # share of the GPU's dense bf16 peak that forward and backward reach
 
 
 @dataclass
@@ -307,8 +303,8 @@ class Config:
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
     seeds: list[int] = field(default_factory=list)
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
-    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}; tested in this order
-    expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist, centre: '> 0.7'}}: expect.py
+    contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}, tested in this order
+    expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist}}: experiments/expectations.py
     arm: str = "main"
     seed: int = 0
     needs: str | None = None  # whose result it waits for: <arm>, <arm>@next (seed), or a cell's path with a slash in it
