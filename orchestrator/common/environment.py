@@ -1,4 +1,4 @@
-"""What a process runs on, and with which code. Environment variables are never recorded: they hold secrets."""
+"""The machine and the code of a process. Environment variables are never recorded: they may hold secrets."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
-CLEAN = "clean"  # of code without uncommitted changes
-SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # what of the files that git does not know is code
-LARGEST_SOURCE = 2**20  # bytes; what is larger is data
+CLEAN = "clean"  # no uncommitted changes
+SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # untracked files that count as code
+LARGEST_SOURCE = 2**20  # bytes; a larger file is data
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Where and with what this process trains on `device`; null for what cannot be found out.
+    """Host, device, commit and versions of a process that trains on `device`; null where unknown.
 
     `device_count`: the GPUs, or the CPU cores, that this process may use.
     """
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of the packages that results depend on; null for one that is not installed."""
+    """Package → version, for those that results depend on; null for one that is not installed."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -61,29 +61,29 @@ def versions() -> dict[str, str | None]:
 
 
 def code() -> dict[str, str]:
-    """Commit and uncommitted diff of the code that runs; empty where it is not a git checkout.
+    """The `commit` and the uncommitted `diff` of the running code; empty outside a git checkout.
 
-    Before the diff stand the source files that git does not know yet, each with the sha256 of its content.
+    The diff begins with the untracked source files, each with the sha256 of its content.
     """
-    root = Path(__file__).resolve().parents[2]  # of all packages
-    questions = (
+    root = Path(__file__).resolve().parents[2]  # which holds all packages
+    commands = (
         ["rev-parse", "HEAD"],
         ["diff", "--no-ext-diff", "--no-color", "HEAD"],
         ["ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES],
     )
     try:
-        commit, diff, unknown = (
+        commit, diff, untracked = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, check=True, timeout=20).stdout
-            for words in questions
+            for words in commands
         )
     except (OSError, subprocess.SubprocessError):
         return {}
-    added = b"".join(_untracked(root, name) for name in unknown.split(b"\0"))
+    added = b"".join(_untracked(root, name) for name in untracked.split(b"\0"))
     return {"commit": commit.decode().strip(), "diff": (added + diff).decode(errors="replace")}  # in any encoding
 
 
 def _untracked(root: Path, name: bytes) -> bytes:
-    """A line for one file; none for what is too large, no file, or not to be read."""
+    """The name and sha256 of one file as a line; empty if it is too large, no file or unreadable."""
     path = root / os.fsdecode(name)
     with suppress(OSError):
         if path.is_file() and path.stat().st_size <= LARGEST_SOURCE:
@@ -92,7 +92,7 @@ def _untracked(root: Path, name: bytes) -> bytes:
 
 
 def changes(diff: str) -> str:
-    """An uncommitted diff in one word: `clean`, or the first 12 digits of its sha256."""
+    """`clean` for an empty diff, else the first 12 digits of its sha256."""
     return hashlib.sha256(diff.encode()).hexdigest()[:12] if diff else CLEAN
 
 
@@ -107,7 +107,7 @@ def cpu_name() -> str | None:
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use; in a Slurm job those of its allocation, enforced or not."""
-    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The CPU cores that this process may use; in a Slurm job at most those of its allocation, enforced or not."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     allotted = os.environ.get("SLURM_CPUS_ON_NODE", "") if "SLURM_JOB_ID" in os.environ else ""
-    return min(here, int(allotted)) if allotted.isdigit() else here
+    return min(usable, int(allotted)) if allotted.isdigit() else usable

@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The one exception that a user can cause, and sentences about it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-INTERRUPTED = 130  # exit code of what a signal stopped
-STOPPED = "Stopped: the same command goes on from the newest checkpoints."
+INTERRUPTED = 130  # exit code after a signal
+STOPPED = "Stopped: the same command resumes from the newest checkpoints."
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence with the value, the reason and the cure.
+    """Something the user can correct: one sentence with the value, the reason and the cure.
 
-    Every entry point prints it without a traceback and exits with code 2.
+    Every command prints it without a traceback and exits with code 2.
     """
 
 
@@ -25,7 +25,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def no_experiment(path: Path) -> str:
-    """What to say of a directory in which no run has been."""
+    """The sentence for a directory that holds no experiment."""
     if (path / "config.yaml").is_file():
         return f"{path} is one cell: name its experiment's directory, {path.parents[1]}."
     if not path.exists():
@@ -35,5 +35,5 @@ def no_experiment(path: Path) -> str:
 
 
 def complain(sentence: str) -> None:
-    """Print to stderr what the user can mend."""
+    """Print a sentence to stderr."""
     print(sentence, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Pieces of a terminal page: tables that fit, labelled lines, numbers and bars."""
+"""Parts of a terminal page: tables that fit, labelled lines, numbers and bars."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Column:
 
     name: str
     cell: Callable[[Any], Text | str]  # of a layer, or of a pair of them
-    keep: int  # the higher, the later it is dropped where the terminal is narrow
+    keep: int  # priority: a narrow terminal drops the lowest first
     right: bool = True
-    meaning: str = ""  # printed below, where the name does not say it
+    meaning: str = ""  # printed below the table
 
 
 class Fitted:
-    """A table of layers that drops columns, least important first, until it fits; then what its columns mean."""
+    """A table of layers without the least important columns that do not fit, and the meaning of the others."""
 
     def __init__(self, layers: Sequence[Any], columns: Sequence[Column]) -> None:
         self.layers = layers
@@ -53,13 +53,13 @@ class Fitted:
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Columns that the table takes where there is room for all of it."""
+    """Columns of the terminal that the whole table takes."""
     lines = console.render_lines(table, options.update(max_width=10_000), pad=False)
     return max(len("".join(segment.text for segment in line).rstrip()) for line in lines)
 
 
 def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
-    """Label and lines; blocks without lines are left out."""
+    """Label → lines as a grid; a label without lines is left out."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -70,7 +70,7 @@ def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
 
 
 def printable(sentence: str) -> str:
-    """The sentence on one line, with every character that is a command to a terminal spelt out."""
+    """The sentence on one line, control characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
 
 
@@ -83,7 +83,7 @@ def dash() -> Text:
 
 
 def bar(value: float | None, largest: float, form: str) -> Text:
-    """The number behind a bar as long as its share of `largest`, to an eighth of a column."""
+    """A bar as long as the share of `largest`, to an eighth of a column, and the number."""
     if value is None:
         return dash()
     whole, eighth = divmod(round(value / largest * BAR * 8) if largest else 0, 8)
@@ -92,7 +92,7 @@ def bar(value: float | None, largest: float, form: str) -> Text:
 
 
 def beside(values: Mapping[str, float | None], key: str) -> Text:
-    """A count, and what chance gives."""
+    """A count, and the count expected by chance."""
     count, expected = values[key], values[f"{key}_expected"]
     if count is None:
         return dash()
@@ -100,7 +100,7 @@ def beside(values: Mapping[str, float | None], key: str) -> Text:
 
 
 def ranges(indices: Iterable[int], mark: str = "") -> str:
-    """`0, 3–5` for 0, 3, 4, 5, each run behind `mark`."""
+    """`0, 3–5` for 0, 3, 4, 5, with `mark` before each range."""
     runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
     return ", ".join(mark + (str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}") for run in runs)
 

@@ -1,7 +1,7 @@
 """One colour and one letter per role, one colour, dash and symbol per arm, for every figure and terminal table.
 
-Role colours are Okabe & Ito's: they stay apart for readers with any of the common colour deficiencies, and so do
-their paler shades. Arms have tones that do as well, on white and on black, and never lean on colour alone.
+Role colours are Okabe & Ito's: readers with any common colour deficiency can tell them, and their paler shades, apart.
+They can tell the arms' colours apart as well, on white and on black; each arm also has its own dash and symbol.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Line(NamedTuple):
     symbol: str
 
 
-# Their lengths have no common divisor: two arms agree in all three only 210 places apart, in two of them 30.
+# The lengths are coprime: arms less than 30 places apart differ in two of the three, less than 210 apart in one.
 COLOURS = ("#6C6C78", "#C0840C", "#0090FC", "#9C60B4", "#24906C", "#C05448")
 DASHES = ("solid", "dash", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-down")
@@ -43,10 +43,10 @@ def colour(role: str) -> str:
 
 
 def palest(role: str) -> str:
-    """The colour for a role that hardly any seed has."""
+    """The colour for a role that few seeds have."""
     return PALEST.get(role, PALEST_TIE)
 
 
 def arm_line(index: int) -> Line:
-    """How the arm at place `index` is drawn; the baseline is at 0."""
+    """The line of the arm with this index; the baseline has 0."""
     return Line(*(kinds[index % len(kinds)] for kinds in (COLOURS, DASHES, SYMBOLS)))

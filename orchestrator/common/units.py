@@ -1,4 +1,4 @@
-"""Durations and sizes as a person says them."""
+"""Durations, work and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ SIZES = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def duration(seconds: float) -> str:
-    """`3.2 days`: in the largest unit of which there are two; years where hundreds of days would be."""
+    """`3.2 days`: in the largest unit of which there are at least two."""
     for unit, size in DURATIONS:
         least = 2 * size
         if seconds >= least:
@@ -16,7 +16,7 @@ def duration(seconds: float) -> str:
 
 
 def work(seconds: float, unit: str) -> str:
-    """`1,234 GPU-hours`; of little, minutes."""
+    """`1,234 GPU-hours`; under an hour, minutes."""
     return f"{figures(seconds / 3600)} {unit}-hours" if seconds >= 3600 else f"{figures(seconds / 60)} {unit}-minutes"
 
 

@@ -11,7 +11,7 @@ from orchestrator.config.keys import all_keys
 
 
 def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
-    """The error in one sentence: the file, in one of `folders`, the key, the reason, and the cure where there is one."""
+    """The error in one sentence: the file, which is in one of `folders`, the key, the reason and the cure."""
     cause = error
     while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__

@@ -1,4 +1,4 @@
-"""What the body should become, as `expect` states it: a number of a reading, and the bounds it should lie in."""
+"""What the layers should become: `expect` names quantities of a reading and the bounds in which they should lie."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ UNBOUNDED = sys.float_info.max
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number of a reading, at least 0; null where it cannot be said."""
+    """A number of a reading, at least 0; None where the reading lacks what it needs."""
 
     read: Callable[[Reading], float | None]
-    most: float  # the largest that it can be
+    most: float  # the largest possible
 
 
 def _centre(reading: Reading) -> float | None:
@@ -37,12 +37,12 @@ def _layers_with(role: str) -> Quantity:
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "centre": Quantity(_centre, 1.0),  # of the robust budget, 0 = first layer, 1 = last
+    "centre": Quantity(_centre, 1.0),  # of the robust budget; 0: first layer, 1: last
     "budget": Quantity(lambda reading: total(reading, "saturated_robust"), UNBOUNDED),  # positions
     "spread": Quantity(spread, 0.5),  # of attention's share
     **{f"{role}s": _layers_with(role) for role in ROLES},  # layers
 }
-REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L]; thirds as the budget's
+REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L]; the same thirds as the budget's
     "early": lambda layers: np.array_split(layers, 3)[0],
     "middle": lambda layers: np.array_split(layers, 3)[1],
     "late": lambda layers: np.array_split(layers, 3)[2],
@@ -58,21 +58,21 @@ WRITTEN = "'> 0.7', '<= 3' or [0.2, 0.4]"
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a number should lie; infinite on an open side."""
+    """The bounds of a number; infinite on an open side."""
 
     low: float
     high: float
-    strict: bool  # whether the ends themselves are outside
+    strict: bool  # the ends themselves are outside
 
     def hold(self, value: float) -> bool:
         return self.low < value < self.high if self.strict else self.low <= value <= self.high
 
     def cover(self, low: float, high: float) -> bool:
-        """Whether all of `low` … `high` lies inside."""
+        """True where all of `low` … `high` lies inside."""
         return self.hold(low) and self.hold(high)
 
     def miss(self, low: float, high: float) -> bool:
-        """Whether nothing of `low` … `high` does."""
+        """True where nothing of `low` … `high` lies inside."""
         least, most = max(self.low, low), min(self.high, high)
         return least > most or (least == most and not self.hold(least))
 
@@ -87,12 +87,12 @@ class Bounds:
         return f"{sign if self.strict else {'<': '≤', '>': '≥'}[sign]} {self.ends[0]:g}"
 
 
-MOST_LAYERS = Bounds(0.5, math.inf, strict=True)  # what a role alone asks of a region
+MOST_LAYERS = Bounds(0.5, math.inf, strict=True)  # the share of a region that a role without a share means
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One line for one arm: a quantity, or the share of a region's layers that carry `role`."""
+    """One expectation of one arm: a quantity, or the share of a region's layers with `role`."""
 
     arm: str
     line: str
@@ -104,11 +104,11 @@ class Wanted:
 
     @property
     def most(self) -> float:
-        """The largest that the number can be."""
+        """The largest possible number."""
         return 1.0 if self.role else QUANTITIES[self.line].most
 
     def read(self, reading: Reading) -> float | None:
-        """The number in a reading; null where it cannot be said, or the reading has no such layers."""
+        """The number in a reading; None where the reading lacks it or has no such layers."""
         if self.role is None:
             return QUANTITIES[self.line].read(reading)
         roles = roles_of(reading)
@@ -117,7 +117,7 @@ class Wanted:
 
 
 def layers_of(region: str, depth: int) -> list[int]:
-    """The layers that a region names in a body of `depth` layers; empty where it has not all of them."""
+    """The indices of a region's layers in a model of `depth` layers; empty where some do not exist."""
     if region in REGIONS:
         return REGIONS[region](np.arange(depth)).tolist()
     first, last = _ends(region)
@@ -125,9 +125,9 @@ def layers_of(region: str, depth: int) -> list[int]:
 
 
 def intended(expect: Mapping[str, Any], arms: Collection[str]) -> list[Wanted]:
-    """The lines of `expect`, arm by arm: `{arm: {line: …}}`, or `{line: …}` for every arm.
+    """The expectations of `{arm: {line: …}}`, or of `{line: …}` for every arm.
 
-    Raises `UserError` for the first that says nothing.
+    Raises `UserError` for the first line that cannot be understood.
     """
     named = [arm for arm in expect if arm in arms]
     if not named and not any(isinstance(lines, Mapping) for lines in expect.values()):
@@ -135,25 +135,25 @@ def intended(expect: Mapping[str, Any], arms: Collection[str]) -> list[Wanted]:
     for arm in expect:
         if arm not in arms:
             raise UserError(
-                f"expect: '{arm}' is no arm{nearest(str(arm), arms)}: write lines under the arms of the experiment, "
-                f"{', '.join(arms)}, or under none of them, for all."
+                f"expect: '{arm}' is no arm{nearest(str(arm), arms)}: write lines under the experiment's arms, "
+                f"{', '.join(arms)}, or without an arm, for all of them."
             )
     return [wanted for arm, lines in expect.items() for wanted in _lines(arm, lines)]
 
 
 def check_depths(wanted: Collection[Wanted], depths: Mapping[str, int]) -> None:
-    """Raise `UserError` for a region that its arm, of so many layers, does not have."""
+    """Raise `UserError` for a region that its arm does not have; `depths`: arm → layers."""
     for one in wanted:
         if one.role and not layers_of(one.line, depths[one.arm]):
             raise UserError(
-                f"expect: '{one.line}' of arm '{one.arm}' is no part of a body of {depths[one.arm]} layers: "
+                f"expect: '{one.line}' of arm '{one.arm}' does not exist in a model of {depths[one.arm]} layers: "
                 f"name layers between L0 and L{depths[one.arm] - 1}."
             )
 
 
 def _lines(arm: str, lines: Any) -> Iterator[Wanted]:
     if not isinstance(lines, Mapping) or not lines:
-        raise UserError(f"expect: arm '{arm}' is {lines!r:.60}, which states no line: write {{late: specialist}}.")
+        raise UserError(f"expect: arm '{arm}' is {lines!r:.60}, which holds no line: write {{late: specialist}}.")
     for line, value in lines.items():
         where = f"expect: '{line}' of arm '{arm}'"
         if line in QUANTITIES:
@@ -170,7 +170,7 @@ def _lines(arm: str, lines: Any) -> Iterator[Wanted]:
 
 
 def _role(where: str, value: Any) -> tuple[str, Bounds]:
-    """A role, and the share of the layers that should carry it."""
+    """A role, and the bounds of the share of layers with it."""
     role, _, share = str(value).strip().partition(" ")
     name = re.split(r"[<>≤≥]", role)[0]  # 'specialist>0.3' too
     if not isinstance(value, str) or name not in ROLES:
@@ -183,12 +183,12 @@ def _role(where: str, value: Any) -> tuple[str, Bounds]:
 
 
 def _bounds(where: str, value: Any) -> Bounds:
-    """A comparison, or two numbers."""
+    """The bounds in a comparison or in a range."""
     text = value.strip() if isinstance(value, str) else ""
     compared, ranged = COMPARISON.fullmatch(text), RANGE.fullmatch(text)
     ends = [float(compared[2])] if compared else [float(end) for end in ranged.groups()] if ranged else value
     if not isinstance(ends, list) or len(ends) != (1 if compared else 2) or not all(map(_is_number, ends)):
-        raise UserError(f"{where} is {value!r:.60}, which compares with nothing: write {WRITTEN}.")
+        raise UserError(f"{where} is {value!r:.60}, which is no comparison: write {WRITTEN}.")
     if compared:
         sign, at = compared[1], ends[0]
         strict = sign in "<>"
@@ -201,13 +201,13 @@ def _bounds(where: str, value: Any) -> Bounds:
 
 
 def _checked(where: str, wanted: Wanted) -> Wanted:
-    """The line. Raises `UserError` where every body or none would deliver it."""
+    """The expectation. Raises `UserError` where it holds for every model, or for none."""
     within = f"between 0 and {wanted.most:g}" if wanted.most < UNBOUNDED else "at 0 or above"
     for every, found in ((True, wanted.bounds.cover(0.0, wanted.most)), (False, wanted.bounds.miss(0.0, wanted.most))):
         if found:
             raise UserError(
-                f"{where} wants {wanted.bounds}, which {'every' if every else 'no'} body has, for it lies {within}: "
-                "choose bounds that some bodies have."
+                f"{where} is {wanted.bounds}, which holds for {'every' if every else 'no'} model, as it lies {within}: "
+                "choose bounds that some models keep."
             )
     return wanted
 
@@ -229,5 +229,5 @@ def _ends(region: str) -> tuple[int, int]:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that a float can hold; comparing raises for no integer, however long."""
+    """True for a number that a float can hold; comparing is safe for an integer of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -UNBOUNDED <= value <= UNBOUNDED

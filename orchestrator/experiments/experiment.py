@@ -1,4 +1,4 @@
-"""A question, its arms and its seeds: the cells they make, and what makes their comparison fair."""
+"""An experiment: its arms at its seeds as cells, refused where comparing them would be unfair."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.config.schema import Config
 from orchestrator.experiments import dependency, expectations, playback
 
 LONGEST_NAME = 120  # characters
-LARGEST_WEIGHT = 1e6  # of an arm in a contrast, and one over it the smallest
+LARGEST_WEIGHT = 1e6  # of an arm in a contrast; the smallest is its inverse
 
 Compose = Callable[[Sequence[str]], Config]  # Hydra overrides → configuration
 
@@ -38,7 +38,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Experiment:
-    """All cells of one question, arm by arm in order; the first arm is the baseline."""
+    """The cells of one question, arm after arm; the first arm is the baseline."""
 
     name: str
     config: Config
@@ -47,7 +47,7 @@ class Experiment:
 
     @property
     def arms(self) -> dict[str, Config]:
-        """One configuration per arm (that of its first seed)."""
+        """Arm → the configuration of its first seed."""
         first: dict[str, Config] = {}
         for cell in self.cells:
             first.setdefault(cell.config.arm, cell.config)
@@ -55,7 +55,7 @@ class Experiment:
 
 
 def decoder_spec(config: Config) -> DecoderSpec:
-    """The shapes that `model` and `width` describe. Raises `UserError` where they do not fit together."""
+    """The shapes that `model` and `width` describe. Raises `UserError` where the two do not fit."""
     model, width = config.model, config.width
     widths = None if width.widths is None else tuple(width.widths)
     try:
@@ -70,11 +70,11 @@ def decoder_spec(config: Config) -> DecoderSpec:
         raise UserError(_as_typed(str(error))) from error
 
 
-_built = lru_cache(maxsize=256)(build_spec)  # widths are searched for, and a comparison asks for every cell's
+_built = lru_cache(maxsize=256)(build_spec)  # it searches for widths, and a comparison builds every cell's
 
 
 def _as_typed(message: str) -> str:
-    """The message of `build_spec` with its arguments as the keys that a user types."""
+    """The message of `build_spec`, with its arguments as configuration keys."""
     for branch, config in (("model", schema.ModelConfig), ("width", schema.WidthConfig)):
         names = "|".join(f.name for f in fields(config) if f.name not in ("width", "layers"))
         message = re.sub(rf"(?<![\w.])({names})(?==)", rf"{branch}.\1", message)
@@ -82,28 +82,28 @@ def _as_typed(message: str) -> str:
 
 
 def training_flops(config: Config, spec: DecoderSpec) -> float:
-    """Floating-point operations of a whole run: forward and twice that for backward, per token."""
+    """Floating-point operations of a whole run; backward costs twice forward."""
     tokens = config.train.steps * config.train.batch_size * config.train.seq_len
     return 3.0 * forward_flops_per_token(spec, config.train.seq_len) * tokens
 
 
 def reward_rows(config: Config) -> int:
-    """Rows of each domain that judge a proposal of the sidecar."""
+    """Rows per domain that judge a decision of the sidecar."""
     rows = config.sidecar.reward_rows or 2 * config.train.batch_size
     return max(1, rows // len(config.data.domains))
 
 
 def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards: int) -> float:
-    """Floating-point operations of so many held-out passes of the sidecar; a backward pass costs two forward."""
+    """Floating-point operations of the sidecar's held-out passes; a backward pass costs twice a forward one."""
     tokens = reward_rows(config) * len(config.data.domains) * config.train.seq_len
     return (evaluations + 2.0 * backwards) * forward_flops_per_token(spec, config.train.seq_len) * tokens
 
 
 def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence[str] = ()) -> Experiment:
-    """Compose every cell of the experiment that `overrides` describe, and refuse an unfair comparison.
+    """The experiment that `overrides` describe; without arms, one arm `main`.
 
-    `compose` turns overrides into a configuration. `swept` are those that a multirun varies: they become part
-    of the name, so that no two of its jobs share a directory. Without arms, the overrides are the one arm, `main`.
+    `swept`: the overrides that a multirun varies. They become part of the name, so that no two of its jobs share a
+    directory. Raises `UserError` where a cell cannot be composed or comparing the arms would be unfair.
     """
     base = _tagged(compose(overrides), swept)
     arms = base.arms or {base.arm: []}
@@ -137,7 +137,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
 
 
 def _tagged(base: Config, swept: Sequence[str]) -> Config:
-    """With tags by which the jobs of a multirun are found together, and apart."""
+    """The configuration with W&B tags for the multirun and for what this job of it varies."""
     added = [base.name or "single", *(o.lstrip("+") for o in swept)] if swept else []
     return replace(base, tracker=replace(base.tracker, tags=[*base.tracker.tags, *added]))
 
@@ -157,8 +157,8 @@ def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
                 )
             if not _is_weight(weight):
                 raise UserError(
-                    f"contrasts: '{name}' gives arm '{arm}' the weight {weight!s:.40}, which says nothing: give it a "
-                    f"number between {1 / LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g} in magnitude, or leave the arm out."
+                    f"contrasts: '{name}' gives arm '{arm}' the weight {weight!s:.40}, which is out of range: give it "
+                    f"a size between {1 / LARGEST_WEIGHT:g} and {LARGEST_WEIGHT:g}, or leave the arm out."
                 )
         if abs(total := math.fsum(weights.values())) > 1e-9 * max(map(abs, weights.values())):
             raise UserError(
@@ -173,10 +173,10 @@ def _is_weight(value: Any) -> bool:
 
 
 def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:
-    """Overrides that an experiment would overrule without a word, on the command line and in its arms."""
+    """Raise `UserError` for an override that has no effect, on the command line or in an arm."""
     given = {_key(o): o for o in overrides}
     if "seed" in given:
-        raise UserError(f"'{given['seed']}' has no effect on an experiment, which has several: say seeds=[...].")
+        raise UserError(f"'{given['seed']}' has no effect on an experiment, which has several: write seeds=[...].")
     if "arm" in given:
         raise UserError(f"'{given['arm']}' has no effect on an experiment, which names its own arms: drop it.")
     for arm, arm_overrides in arms.items():
@@ -185,16 +185,16 @@ def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]])
             if key in given:
                 raise UserError(
                     f"'{given[key]}' has no effect: arm '{arm}' sets {override}; "
-                    "drop it, or write an experiment whose arms say what you mean."
+                    "drop it, or write an experiment with other arms."
                 )
             if key in ("seed", "arm") or key.split(".")[0] in keys.OPERATIONAL:
-                raise UserError(f"Arm '{arm}' sets {override}, the experiment's own: move it there.")
+                raise UserError(f"Arm '{arm}' sets {override}, which is the experiment's: move it there.")
 
 
 def _refuse_undeclared_differences(experiment: Experiment) -> None:
     known = keys.flatten(experiment.config)
     for key in experiment.config.declared:
-        if not any(k == key or k.startswith(key + ".") for k in known):
+        if not any(keys.is_within(k, [key]) for k in known):
             raise UserError(f"declared: '{key}' is no configuration key{nearest(key, known)}: declare an existing key.")
     ignore = (*keys.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
@@ -213,15 +213,15 @@ def _key(override: str) -> str:
 
 
 def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
-    """The experiment's own name, or its file's, and what was swept; of a single cell whatever the overrides say."""
-    silent = {*keys.OPERATIONAL, "experiment", "seed", "seeds"}
-    telling = [o for o in overrides if _key(o) not in silent and _key(o).split(".")[0] not in silent]
+    """The name of the experiment or of its file, else the overrides; and what a multirun varies."""
+    unnamed = {*keys.OPERATIONAL, "experiment", "seed", "seeds"}
+    named = [o for o in overrides if _key(o) not in unnamed and _key(o).split(".")[0] not in unnamed]
     file = next((o.partition("=")[2] for o in overrides if base.arms and _key(o) == "experiment"), None)
-    own = base.name or file or _described(telling) or "single"
-    said = telling if own == _described(telling) else []
-    varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in said])
+    own = base.name or file or _described(named) or "single"
+    repeated = named if own == _described(named) else []
+    varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in repeated])
     name = f"{own}__{varied}" if varied else own
-    if len(name) > LONGEST_NAME:  # a directory's name has 255 bytes
+    if len(name) > LONGEST_NAME:  # a directory's name may have 255 bytes
         name = f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 

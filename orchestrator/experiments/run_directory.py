@@ -1,4 +1,4 @@
-"""An experiment's run directory: opened for one experiment, with the record of what it is and what it ran on."""
+"""The run directory of one experiment: `experiment.yaml` and the cells' `config.yaml`, written and read back."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ from orchestrator.storage.files import write_whole
 
 
 def refuse_another(experiment: Experiment) -> None:
-    """Raise `UserError` where the directory already holds another experiment. Seeds may be added, nothing else."""
-    in_the_way = [
-        path for path in (experiment.directory, *experiment.directory.parents) if path.exists() and not path.is_dir()
-    ]
-    if in_the_way:
-        raise UserError(
-            f"{in_the_way[0]} is a file, where the run's directory belongs: choose another name=... or root=...."
-        )
+    """Raise `UserError` where the directory holds another experiment; only seeds may be added to one."""
+    for path in (experiment.directory, *experiment.directory.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, and the run needs a directory: choose another name=... or root=....")
     recorded = _read(experiment.directory / "experiment.yaml")
-    for key, now in _asked(experiment).items():
+    for key, now in _identity(experiment).items():
         if recorded and recorded[key] != now:
             raise UserError(
                 f"{experiment.directory} holds another experiment ({_changes(key, recorded[key], now)}): "
@@ -48,9 +44,9 @@ def refuse_another(experiment: Experiment) -> None:
 
 
 def open_directory(experiment: Experiment) -> None:
-    """Create the run directory, or find the same experiment in it: `experiment.yaml`, every cell's `config.yaml`.
+    """Write `experiment.yaml` and every cell's `config.yaml`, or bring those of the same experiment up to date.
 
-    Raises `UserError` as `refuse_another` does, and where it cannot be written.
+    Raises `UserError` as `refuse_another` does, and where a file cannot be written.
     """
     refuse_another(experiment)
     for cell in experiment.cells:
@@ -67,7 +63,7 @@ def open_directory(experiment: Experiment) -> None:
 
 
 def record_launcher(experiment: Experiment) -> None:
-    """Keep how the cells are being launched: all there is to know, beside them, to launch them again."""
+    """Record the launcher in `experiment.yaml`, from which `reopen` launches the cells again."""
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
     recorded["launcher"] = load.to_plain(experiment.config.launcher)
@@ -75,7 +71,7 @@ def record_launcher(experiment: Experiment) -> None:
 
 
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
-    """The configuration that a cell has, to be run in the way that this launch wants it."""
+    """The recorded configuration with the operational keys of this launch."""
     return replace(
         known,
         launcher=now.launcher,
@@ -91,13 +87,13 @@ def reopen(path: Path) -> Experiment:
     recorded = _read(path / "experiment.yaml")
     if not recorded:
         raise UserError(no_experiment(path))
-    places = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
+    directories = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
     launcher = load.launcher_from(recorded.get("launcher", {}))
     seeds = list(recorded["seeds"])
     cells = [
-        Cell(replace(load.from_file(place / "config.yaml"), launcher=launcher, seeds=seeds), place)
-        for place in places
-        if (place / "config.yaml").exists()
+        Cell(replace(load.from_file(cell / "config.yaml"), launcher=launcher, seeds=seeds), cell)
+        for cell in directories
+        if (cell / "config.yaml").exists()
     ]
     if not cells:
         raise UserError(f"{path} has no cell: run the experiment's own command again.")
@@ -105,7 +101,7 @@ def reopen(path: Path) -> Experiment:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What `experiment.yaml` says; nothing where it is not there yet."""
+    """The content of `experiment.yaml`; empty where it does not exist yet."""
     if not path.exists():
         return {}
     try:
@@ -118,27 +114,28 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _changes(key: str, was: Any, now: Any) -> str:
-    """Both values, of a mapping those of the entries that differ."""
+    """Both values; of a mapping, those of the entries that differ."""
     if not (isinstance(was, dict) and isinstance(now, dict)):
         return f"{key} was {was} and is {now}"
     differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    said = {name: f"was {was.get(name)} and is {now.get(name)}" for name in differing}
-    said |= {name: "is new" for name in now if name not in was} | {name: "is gone" for name in was if name not in now}
-    return ", ".join(f"{key}.{name} {what}" for name, what in said.items())
+    changes = {name: f"was {was.get(name)} and is {now.get(name)}" for name in differing}
+    changes |= {name: "is new" for name in now if name not in was}
+    changes |= {name: "is gone" for name in was if name not in now}
+    return ", ".join(f"{key}.{name} {change}" for name, change in changes.items())
 
 
-def _asked(experiment: Experiment) -> dict[str, Any]:
-    """What makes this experiment the one it is."""
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    """The entries of `experiment.yaml` that may never change."""
     config = experiment.config
     return {"arms": config.arms or {config.arm: []}, "declared": list(config.declared)}
 
 
 def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any]:
-    """`experiment.yaml`: as recorded, with new seeds, and with code and statements of this launch if they changed."""
+    """The content of `experiment.yaml`: as recorded, with what this launch adds or changes."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
     before = recorded.get("code", [])
-    # What a launch may add costs no training, or only that of new seeds; since when it was stated is kept.
+    # A launch may add seeds, contrasts and expectations; `stated` keeps since when each has been there.
     stated = {
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "contrasts": config.contrasts,
@@ -147,7 +144,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     return {
         "name": experiment.name,
         "question": config.question,
-        **_asked(experiment),
+        **_identity(experiment),
         **stated,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
@@ -158,7 +155,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
 
 
 def _stated(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seeds, contrasts and `expect` of all launches; of a file that does not keep them, its own as of its first."""
+    """Seeds, contrasts and `expect` of every launch; of a file without them, its own since its first launch."""
     if not recorded or "stated" in recorded:
         return list(recorded.get("stated", []))
     since = next((code["since"] for code in recorded["code"] if "since" in code), "")
@@ -167,7 +164,7 @@ def _stated(recorded: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _appended(entries: list[dict[str, Any]], now: dict[str, Any], since: str) -> list[dict[str, Any]]:
-    """With `now` at the end, unless it is what the last entry says; contrasts are tested in their order."""
+    """The entries with `now` at the end, unless the last one equals it; the order of contrasts counts."""
     last = {key: value for key, value in entries[-1].items() if key != "since"} if entries else None
     if last == now and list(last.get("contrasts", ())) == list(now.get("contrasts", ())):
         return entries

@@ -1,4 +1,4 @@
-"""What `expect` may say, what a line reads in a body written by hand, and what is refused."""
+"""What `expect` may say, what a line reads in a reading written by hand, and what is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from orchestrator.experiments.run_directory import open_directory
 ARMS = ("uniform", "variable")
 
 
-def body_of(roles: str, budget: list[float | None] | None = None, shares: list[float] | None = None) -> dict[str, Any]:
+def reading_of(
+    roles: str, budget: list[float | None] | None = None, shares: list[float] | None = None
+) -> dict[str, Any]:
     """A reading whose layers carry the roles of the letters, a dot for a tie."""
     names = {"h": "hub", "d": "damper", "p": "passthrough", "s": "specialist", ".": "damper/hub"}
     counts, shares = budget or [1.0] * len(roles), shares or [0.4] * len(roles)
@@ -50,7 +52,7 @@ def test_regions_of_eleven_layers(region: str, layers: list[int]) -> None:
 
 
 def test_every_line_reads_its_number() -> None:
-    reading = body_of("sdp.sshhhss", [0.0] * 9 + [3.0, 1.0], [0.1 * i for i in range(11)])
+    reading = reading_of("sdp.sshhhss", [0.0] * 9 + [3.0, 1.0], [0.1 * i for i in range(11)])
     assert value("late", "specialist", reading) == pytest.approx(2 / 3)
     assert value("early", "specialist >= 0.3", reading) == 0.25  # the tie is nobody's
     assert value("last", "damper", reading) == 0.0
@@ -64,7 +66,7 @@ def test_every_line_reads_its_number() -> None:
 
 
 def test_what_a_reading_cannot_say_is_null() -> None:
-    empty, missing, single = body_of("ss", [0.0, 0.0]), body_of("ss", [1.0, None]), body_of("s")
+    empty, missing, single = reading_of("ss", [0.0, 0.0]), reading_of("ss", [1.0, None]), reading_of("s")
     assert value("centre", "> 0.7", empty) is None
     assert value("budget", "> 7", missing) is None
     assert value("centre", "> 0.7", missing) is None
@@ -107,47 +109,47 @@ def test_lines_are_of_one_arm_or_of_all() -> None:
 
 
 HOSTILE: list[tuple[Any, str]] = [
-    ({"unifrom": {"late": "hub"}}, r"'unifrom' is no arm \(did you mean 'uniform'\?\): write lines under the arms of"),
-    ({"uniform": {"late": "hub"}, "late": "hub"}, "'late' is no arm: .* uniform, variable, or under none of them"),
+    ({"unifrom": {"late": "hub"}}, r"'unifrom' is no arm \(did you mean 'uniform'\?\): write"),
+    ({"uniform": {"late": "hub"}, "late": "hub"}, "'late' is no arm: .* uniform, variable"),
     ({"lte": "hub"}, r"'lte' of arm 'uniform' is no line \(did you mean 'late'\?\): use one of early, "),
     ({6: "hub"}, "'6' of arm 'uniform' is no line"),
-    ({"uniform": {}}, r"arm 'uniform' is \{\}, which states no line"),
-    ({"uniform": "late"}, "arm 'uniform' is 'late', which states no line"),
-    ({"uniform": None}, "arm 'uniform' is None, which states no line"),
+    ({"uniform": {}}, r"arm 'uniform' is \{\}, which holds no line"),
+    ({"uniform": "late"}, "arm 'uniform' is 'late', which holds no line"),
+    ({"uniform": None}, "arm 'uniform' is None, which holds no line"),
     ({"late": "specailist"}, r"is 'specailist', which is no role \(did you mean 'specialist'\?\)"),
     ({"late": "> 0.3"}, "is '> 0.3', which is no role"),
     ({"late": ["hub", 3]}, "is 3, which is no role"),
     ({"late": []}, r"is \[\], which is no role"),
     ({"late": ""}, "is '', which is no role"),
     ({"late": None}, "is None, which is no role"),
-    ({"late": "hub many"}, "is 'many', which compares with nothing: write '> 0.7', '<= 3' or"),
-    ({"late": "hub > 1"}, "wants > 1, which no body has, for it lies between 0 and 1"),
-    ({"late": "hub >= 0"}, "wants ≥ 0, which every body has"),
-    ({"centre": "specialist"}, "is 'specialist', which compares with nothing"),
-    ({"centre": 0.7}, "is 0.7, which compares with nothing"),
-    ({"centre": "> high"}, "compares with nothing"),
-    ({"centre": "> nan"}, "compares with nothing"),
-    ({"centre": [0.2]}, "compares with nothing"),
-    ({"centre": [0.2, math.nan]}, "compares with nothing"),
-    ({"centre": [True, False]}, "compares with nothing"),
+    ({"late": "hub many"}, "is 'many', which is no comparison: write '> 0.7', '<= 3' or"),
+    ({"late": "hub > 1"}, "is > 1, which holds for no model, as it lies between 0 and 1"),
+    ({"late": "hub >= 0"}, "is ≥ 0, which holds for every model"),
+    ({"centre": "specialist"}, "is 'specialist', which is no comparison"),
+    ({"centre": 0.7}, "is 0.7, which is no comparison"),
+    ({"centre": "> high"}, "is no comparison"),
+    ({"centre": "> nan"}, "is no comparison"),
+    ({"centre": [0.2]}, "is no comparison"),
+    ({"centre": [0.2, math.nan]}, "is no comparison"),
+    ({"centre": [True, False]}, "is no comparison"),
     ({"centre": [0.4, 0.2]}, r"is \[0.4, 0.2\], which ends before it begins: write the smaller number first"),
-    ({"centre": "> 70"}, "wants > 70, which no body has, for it lies between 0 and 1"),
-    ({"centre": "< 0"}, "which no body has"),
-    ({"centre": [-1, 2]}, "which every body has"),
-    ({"budget": ">= 0"}, "which every body has, for it lies at 0 or above"),
-    ({"budget": "< -3"}, "which no body has"),
+    ({"centre": "> 70"}, "is > 70, which holds for no model, as it lies between 0 and 1"),
+    ({"centre": "< 0"}, "holds for no model"),
+    ({"centre": [-1, 2]}, "holds for every model"),
+    ({"budget": ">= 0"}, "holds for every model, as it lies at 0 or above"),
+    ({"budget": "< -3"}, "holds for no model"),
     ({"L5-L3": "hub"}, "'L5-L3' of arm 'uniform' ends before it begins: write L3-L5"),
     ({"L-1": "hub"}, "is no line"),
     ({"L0-L" + "9" * 5000: "hub"}, "is no line"),
-    ({"centre": "> 1e999"}, "compares with nothing"),
-    ({"hubs": "<= 1e999"}, "compares with nothing"),
-    ({"hubs": "-1e999 … 3"}, "compares with nothing"),
-    ({"hubs": [0.2, 10**400]}, "compares with nothing"),
+    ({"centre": "> 1e999"}, "is no comparison"),
+    ({"hubs": "<= 1e999"}, "is no comparison"),
+    ({"hubs": "-1e999 … 3"}, "is no comparison"),
+    ({"hubs": [0.2, 10**400]}, "is no comparison"),
 ]
 
 
 @pytest.mark.parametrize(("expect", "reason"), HOSTILE, ids=[str(expect)[:60] for expect, _ in HOSTILE])
-def test_what_says_nothing_is_refused_in_one_sentence(expect: dict[Any, Any], reason: str) -> None:
+def test_what_cannot_be_understood_is_refused_in_one_sentence(expect: dict[Any, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason) as caught:
         intended(expect, ARMS)
     assert "\n" not in str(caught.value)
@@ -158,7 +160,9 @@ def test_layers_that_an_arm_does_not_have_are_refused() -> None:
     depths = {"uniform": 2, "variable": 12}
     check_depths(intended({"variable": {"L9-L11": "hub"}, "uniform": {"middle": "hub", "hubs": "> 1"}}, ARMS), depths)
     for line in ("L9-L11", "L2", "late"):
-        with pytest.raises(UserError, match=rf"'{line}' of arm 'uniform' is no part of a body of 2 layers: .* L0 and"):
+        with pytest.raises(
+            UserError, match=rf"'{line}' of arm 'uniform' does not exist in a model of 2 layers: .* L0 and"
+        ):
             check_depths(intended({line: "hub"}, ARMS), depths)
 
 
@@ -183,7 +187,7 @@ def test_an_experiment_is_refused_before_training_and_may_be_given_lines_later(t
     for override, reason in (
         ("++expect.unifrm.late=specialist", "no arm"),
         ("++expect.uniform.late=boss", "no role"),
-        ("++expect.uniform.L11=hub", "no part of a body of 11 layers"),
+        ("++expect.uniform.L11=hub", "'L11' of arm 'uniform' does not exist"),
     ):
         with pytest.raises(UserError, match=reason):
             experiment_of([*words, override], compose)

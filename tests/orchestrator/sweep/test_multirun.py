@@ -96,7 +96,7 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
             os.killpg(process.pid, signal.SIGKILL)
     said = log.read_text()
     assert "Traceback" not in said
-    assert "Stopped: the same command goes on" in said
+    assert "Stopped: the same command resumes" in said
     for path in running:
         newest, _ = checkpoint.newest(path.parent / "checkpoints")
         assert newest is not None
