@@ -32,7 +32,7 @@ To start:
 Commands (`run` may be left out before an override; layer-roles COMMAND --help says more):
 {commands}
 
-Documentation: README.md (a tour), docs/ (one page per need) and SCIENCE.md (the definitions) in the repository.
+Documentation, in the repository: README.md, docs/ (one page per need), docs/SCIENCE.md (the definitions).
 """
 
 
