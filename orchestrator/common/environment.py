@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from orchestrator import __version__
+from orchestrator.common import cli
+
 PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 CLEAN = "clean"  # no uncommitted changes
 SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # untracked files that count as code
@@ -53,7 +56,7 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Package → version, for those that results depend on; null for one that is not installed."""
-    found: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    found: dict[str, str | None] = {cli.NAME: __version__, **dict.fromkeys(PACKAGES)}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
@@ -61,18 +64,21 @@ def versions() -> dict[str, str | None]:
 
 
 def code() -> dict[str, str]:
-    """The `commit` and the uncommitted `diff` of the running code; empty outside a git checkout.
+    """The `commit` and the uncommitted `diff` of the running code; empty where git does not track it.
 
+    An installed package is not tracked, even where its environment lies inside somebody's repository.
     The diff begins with the untracked source files, each with the sha256 of its content.
     """
-    root = Path(__file__).resolve().parents[2]  # which holds all packages
+    here = Path(__file__).resolve()
+    root = here.parents[2]  # which holds all packages
     commands = (
+        ["ls-files", "--error-unmatch", "--", str(here)],
         ["rev-parse", "HEAD"],
         ["diff", "--no-ext-diff", "--no-color", "HEAD"],
         ["ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES],
     )
     try:
-        commit, diff, untracked = (
+        _, commit, diff, untracked = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, check=True, timeout=20).stdout
             for words in commands
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator import __version__
 from orchestrator.common import environment
 
 
@@ -100,9 +101,16 @@ def test_without_a_checkout_or_git_the_code_is_unknown(checkout: Path, monkeypat
     assert (found["commit"], found["changes"]) == (None, None)
 
 
+def test_a_package_installed_inside_somebodys_repository_has_no_commit(checkout: Path) -> None:
+    git(checkout, "rm", "-q", "--cached", "orchestrator/common/environment.py")
+    git(checkout, "-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "not ours")
+    assert environment.code() == {}
+
+
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
-    assert environment.versions() == {"numpy": metadata.version("numpy"), "no-such-package": None}
+    known = {"layer-roles": __version__, "numpy": metadata.version("numpy"), "no-such-package": None}
+    assert environment.versions() == known
 
 
 def test_no_environment_variable_is_recorded() -> None:
