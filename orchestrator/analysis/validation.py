@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -12,6 +11,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.expectations import ROLES
 from orchestrator.storage.metrics_log import Record
+from orchestrator.storage.steps import step_in
 
 LARGEST = 1e100  # magnitude of a number: its cube, and the sum of many, is still finite
 SMALLEST = 1 / LARGEST  # of one above 0: any ratio is finite
@@ -20,7 +20,6 @@ NAMED = frozenset([*ROLES, *("/".join(sorted(two)) for two in combinations(ROLES
 COUNTS = frozenset(
     f"saturated{by}{what}" for by in ("", "_robust", "_fixed") for what in ("", "_expected")
 )  # positions
-FILE = re.compile(r"step_(\d+)")  # a reading's, without its suffix
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,7 @@ def check_metrics(source: Source, records: list[Record]) -> None:
 def check_reading(source: Source, reading: Any) -> None:
     """Raise `UserError` for the first thing in a forensics result that cannot be, or belongs to another file."""
     source.check_shape("its content", reading, READING)
-    name = FILE.fullmatch(source.path.stem)
-    if name is None or int(name[1]) != reading["step"]:
+    if step_in(source.path.stem) != reading["step"]:
         raise source.refuse(f"its step is {reading['step']}, which its name does not say")
     source.check_all("totals", _known(reading["totals"]), AMOUNT)
     for index, finding in enumerate(reading["pathology"]):

@@ -14,8 +14,8 @@ from pathlib import Path
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.forensics.analyze import DEFINITIONS, analyze
-from orchestrator.storage import checkpoint, locks
-from orchestrator.storage.files import write_whole
+from orchestrator.storage import checkpoint, locks, steps
+from orchestrator.storage.files import keep_as_replaced, write_whole
 
 PATIENCE_SECONDS = 3600.0  # longest wait for another process that reads; longer than a reading takes
 
@@ -63,12 +63,11 @@ class Readings:
     def settled(self) -> list[Path]:
         """The readings, by ascending step, that come before everything unread: none will be put between or replaced."""
         horizon = min((checkpoint.step_of(path) for path in self.unread()), default=math.inf)
-        steps = {int(path.stem.removeprefix("step_")): path for path in self.on_disk()}
-        return [steps[step] for step in sorted(steps) if step < horizon]
+        return [path for step, path in self._by_step().items() if step < horizon]
 
     def on_disk(self) -> set[Path]:
         """Every reading that is there, those of deleted checkpoints included."""
-        return set((self.cell_dir / "forensics").glob("step_*.json"))
+        return set(self._by_step().values())
 
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path`, unless it has been; whether it was done here.
@@ -92,9 +91,12 @@ class Readings:
                 return False
             target = self.path_of(path)
             if target.exists():
-                target.replace(target.with_name(f"{target.name}.replaced"))
+                keep_as_replaced(target)
             write_whole(target, json.dumps({**result, "key": asdict(now)}, indent=1))
             return True
+
+    def _by_step(self) -> dict[int, Path]:
+        return steps.paths_in(self.cell_dir / "forensics", ".json")
 
     def _is_read(self, path: Path) -> bool:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,10 +22,10 @@ from orchestrator.forensics.null.redrawn import draws
 from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.forensics.weights.tensors import PLACES
+from orchestrator.storage.steps import name_of, step_in
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
-REFERENCE = "step_00000000"
 COUNTS = ("saturated", "saturated_robust", "saturated_fixed")
 TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
@@ -158,9 +157,9 @@ def _total(values: Sequence[Value]) -> Value:
 def first_step(anatomy: Anatomy) -> Path | None:
     """Step 0 of the run that one of our own checkpoints belongs to, where it is still there."""
     directory = anatomy.directory if anatomy.directory.name else anatomy.directory.resolve()
-    if anatomy.description.step is None or not re.fullmatch(r"step_\d+", directory.name):
+    if anatomy.description.step is None or step_in(directory.name) is None:
         return None
-    reference = directory.with_name(REFERENCE)
+    reference = directory.with_name(name_of(0))
     return reference if reference.is_dir() else None
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.schedulers import slurm
 from orchestrator.schedulers.slurm import ThisJob
+from orchestrator.storage import steps
 from orchestrator.storage.event_log import EventLog
 
 LONGEST_DELAY = 600.0  # seconds
@@ -29,8 +30,7 @@ def died(events: EventLog, cell: str, reason: str, **of: Any) -> None:
 
 def newest_checkpoint(cell_dir: Path) -> int:
     """The step of the newest checkpoint, whole or not; `NOT_STARTED` without any."""
-    names = (path.name.removeprefix("step_") for path in (cell_dir / "checkpoints").glob("step_*"))
-    return max((int(name) for name in names if name.isdigit()), default=NOT_STARTED)
+    return max(steps.paths_in(cell_dir / "checkpoints"), default=NOT_STARTED)
 
 
 def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) -> float | None:

@@ -137,7 +137,7 @@ def _run(path: Path, stop: StopSignal, held: lease.Lease, here: slurm.ThisJob, w
     def started(trainer: Trainer, warnings: list[str]) -> None:
         reason = " ".join([*warnings, f"resumed at step {trainer.step}" if trainer.step else ""]).strip()
         several = {"ranks": world.size} if world.size > 1 else {}
-        note("running", reason, environment=environment(trainer.device) | several)
+        note("running", reason, environment=environment(trainer.compute.device) | several)
         if slurm.this_job():
             stop.on_saved = partial(leave, trainer, trainer.step)
 

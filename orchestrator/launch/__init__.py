@@ -6,19 +6,17 @@ import os
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
-from models.transformer import Decoder
 from orchestrator import data, monitoring
 from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, LauncherKind, SidecarMode
-from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
+from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.run_directory import record_launcher
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import in_process, processes, queue
@@ -28,7 +26,7 @@ from orchestrator.storage import locks
 from orchestrator.storage.event_log import OPEN, EventLog
 from orchestrator.tracking import run
 from orchestrator.training import distributed
-from orchestrator.training.callbacks import build_sidecar
+from orchestrator.training.sidecar import planned_sidecar
 
 FOLLOW_SECONDS = 2.0
 ENGINES = {LauncherKind.local: processes.run, LauncherKind.debug: in_process.run}
@@ -94,12 +92,7 @@ def check(config: Config) -> None:
     if config.launcher.kind == LauncherKind.local:
         slots(config)
     if config.sidecar.mode != SidecarMode.off:
-        with torch.device("meta"):
-            model = Decoder(decoder_spec(config))
-        learning = replace(
-            config.sidecar, mode=SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
-        )
-        build_sidecar(replace(config, sidecar=learning), model, lambda interval: torch.zeros(()))
+        planned_sidecar(config)
 
 
 def refuse_early(experiment: Experiment) -> None:

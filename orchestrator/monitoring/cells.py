@@ -23,13 +23,13 @@ from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
 from orchestrator.storage.locks import is_held
+from orchestrator.storage.steps import step_in
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
 UNASKED = "is as the event log has it: Slurm does not answer here (squeue)"
 COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
 MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
-_STEP = re.compile(r"step_(\d+)(\.json)?")
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
@@ -314,7 +314,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _steps(names: list[str]) -> frozenset[int]:
-    return frozenset(int(match[1]) for name in names if (match := _STEP.fullmatch(name)))
+    return frozenset(step for name in names if (step := step_in(name.removesuffix(".json"))) is not None)
 
 
 def _written(path: Path) -> float | None:

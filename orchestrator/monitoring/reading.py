@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.palette import letter
+from orchestrator.storage.steps import name_of
 
 Finding = dict[str, Any]  # tensor, ratio, severity (`forensics.pathology`)
 
@@ -31,7 +32,7 @@ class Reading:
 
 def path_of(cell_dir: Path, step: int) -> Path:
     """Where the reading of `step` lies."""
-    return cell_dir / "forensics" / f"step_{step:08d}.json"
+    return cell_dir / "forensics" / f"{name_of(step)}.json"
 
 
 def newest(cell_dir: Path, steps: Collection[int]) -> Reading | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -13,7 +13,7 @@ from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_
 from orchestrator.config.schema import Config, Credit, SidecarMode
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
-from orchestrator.training.callbacks import build_sidecar
+from orchestrator.training.sidecar import planned_sidecar
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
 
@@ -138,12 +138,7 @@ class ArmPlan:
 
     @cached_property
     def _sidecar(self) -> Sidecar:
-        options = self.config.sidecar
-        mode = SidecarMode.fixed if options.mode == SidecarMode.fixed else SidecarMode.learn  # no schedule is read
-        config = replace(self.config, sidecar=replace(options, mode=mode))
-        with torch.device("meta"):
-            model = Decoder(self.spec)
-        return build_sidecar(config, model, lambda interval: torch.zeros(()))
+        return planned_sidecar(self.config)
 
     @property
     def _channels(self) -> dict[str, Channel]:
@@ -155,7 +150,7 @@ class ArmPlan:
         if self.config.sidecar.mode == SidecarMode.off:
             return {}, {}
         follows = self.config.sidecar.mode == SidecarMode.learn
-        kept = {f"PressSidecar/{name}": t.numel() for name, t in self._sidecar.tensors().items()} if follows else {}
+        kept = {name: tensor.numel() for name, tensor in self._sidecar.tensors().items()} if follows else {}
         weights = {name: tensor.numel() for name, tensor in self._model.named_parameters()}
         folds = [channel for channel in self._channels.values() if type(channel).folded is not Channel.folded]
         return kept, {name: weights[name] for channel in folds for unit in channel.weights() for name in unit}

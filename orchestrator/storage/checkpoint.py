@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -26,27 +25,26 @@ from models.transformer import Decoder, DecoderSpec
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
+from orchestrator.storage import steps
 from orchestrator.storage.files import permit_as_umask
-
-_NAME = re.compile(r"step_(\d{8,})")
 
 
 def path_of(directory: Path, step: int) -> Path:
     """Where the checkpoint of `step` lives under a cell's `checkpoints/`."""
-    return directory / f"step_{step:08d}"
+    return directory / steps.name_of(step)
 
 
 def step_of(path: Path) -> int:
     """The step in a checkpoint directory's name. Raises `UserError` where there is none."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise UserError(f"{path} is not a checkpoint directory: its name should read step_00000250.")
-    return int(match[1])
+    step = steps.step_in(path.name)
+    if step is None:
+        raise UserError(f"{path} is not a checkpoint directory: its name should read {steps.name_of(250)}.")
+    return step
 
 
 def saved(directory: Path) -> list[Path]:
     """Checkpoint directories by ascending step, whole or damaged."""
-    return sorted((p for p in directory.glob("step_*") if _NAME.fullmatch(p.name)), key=step_of)
+    return list(steps.paths_in(directory).values())
 
 
 def save(

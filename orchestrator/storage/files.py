@@ -28,6 +28,11 @@ def write_whole(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written ({error}): make room, or choose a writable place.") from error
 
 
+def keep_as_replaced(path: Path) -> None:
+    """Rename a file that will be written again to `<name>.replaced`, over one that is already called so."""
+    path.replace(path.with_name(f"{path.name}.replaced"))
+
+
 def permit_as_umask(directory: Path) -> None:
     """Give all that lies in `directory` the permissions that the user's umask gives to new files.
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
 
-from orchestrator.common.errors import INTERRUPTED, UserError
-from orchestrator.config.schema import Config, SidecarMode
-from orchestrator.experiments.experiment import reward_rows
-from orchestrator.experiments.playback import read as read_playback
+from orchestrator.common.errors import INTERRUPTED
+from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.trainer import Callback, Trainer
-from sidecar import Heldout, Sidecar
 from sidecar.sharded import gather
-
-OURS = ("reward_rows",)  # of the sidecar's configuration, what `Sidecar` does not take
 
 
 class Reader(Protocol):
@@ -48,70 +41,20 @@ NewReader = Callable[[Readings], Reader]
 def callbacks_for(config: Config, new_reader: NewReader, world: World = SINGLE_PROCESS) -> list[Callback]:
     """The callbacks of a cell, in the order in which each step calls them; `new_reader` makes what reads checkpoints.
 
-    What adds to the record comes before the metrics log writes it; the metrics log is written before the checkpoint,
-    so that no checkpoint is ahead of it; forensics is handed the checkpoint; the tracker projects what is on disk.
-    What only reads from disk is the first rank's.
+    Those that add to the record come before the one that writes it to the metrics log; that comes before the
+    checkpoint, so that no checkpoint is ahead of the log; then readings are made of checkpoints, and W&B gets what is
+    on disk. Only rank 0 reads from disk.
     """
-    sidecar = [] if config.sidecar.mode == SidecarMode.off else [PressSidecar()]
-    readers = [ReadLayers(new_reader), Track(config)] if world.is_rank_0 else []
-    return [*sidecar, TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *readers]
+    from_disk = [ReadLayers(new_reader), Track(config)] if world.is_rank_0 else []
+    return [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *from_disk]
 
 
-def build_sidecar(
-    config: Config,
-    model: nn.Module,
-    heldout_loss: Heldout,
-    optimizer: torch.optim.Optimizer | None = None,
-    playback: list[dict[str, Any]] | None = None,
-) -> Sidecar:
-    """The sidecar that `config` describes. Raises `UserError` where its bounds are not safe."""
-    options, optim = config.sidecar, config.optim
-    try:
-        return Sidecar(
-            model, heldout_loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, beta2=optim.beta2,
-            seed=config.seed,
-            steps=config.train.steps, optimizer=optimizer, fresh=True, playback=playback,
-            **{field.name: getattr(options, field.name) for field in fields(options) if field.name not in OURS},
-        )  # fmt: skip
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-class PressSidecar(Callback):
-    """Learned multipliers on the model's training, judged on the reward split (SCIENCE §6).
-
-    A decision is made after the step that ends an interval, before the checkpoint: a restart begins behind it.
-    """
-
-    saved: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-
-    def start(self, trainer: Trainer) -> None:
-        count = reward_rows(trainer.config)
-        splits = [trainer.corpus.heldout(domain, "reward") for domain in trainer.corpus.domains]
-
-        def heldout_loss(interval: int) -> Iterator[Tensor]:
-            at = torch.arange(interval * count, (interval + 1) * count)
-            return trainer.heldout_parts(torch.cat([rows[at % len(rows)] for rows in splits]))
-
-        playback = read_playback(trainer.config, trainer.cell_dir)
-        self.sidecar = build_sidecar(trainer.config, trainer.model, heldout_loss, trainer.optimizer.adam, playback)
-        if self.saved:
-            self.sidecar.load_state_dict(*self.saved)
-        trainer.optimizer.around = self.sidecar.applied
-        trainer.folded = self.sidecar.folded
+class DecideMultipliers(Callback):
+    """Lets the sidecar decide where an interval ends (SCIENCE §6), before the checkpoint of that step is written."""
 
     def after_step(self, trainer: Trainer) -> None:
-        if self.sidecar.before_step(trainer.step):
-            trainer.record["sidecar"] = self.sidecar.record()
-
-    def state(self) -> dict[str, Any]:
-        return self.sidecar.state_dict()
-
-    def tensors(self) -> dict[str, Tensor]:
-        return self.sidecar.tensors()
-
-    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        self.saved = (state, tensors)
+        if trainer.sidecar and trainer.sidecar.before_step(trainer.step):
+            trainer.record["sidecar"] = trainer.sidecar.record()
 
 
 class TraceMomentum(Callback):
@@ -153,7 +96,7 @@ class EvaluateHeldout(Callback):
             trainer.record["test"] = self._losses(trainer, "test")
 
     def _losses(self, trainer: Trainer, split: str) -> dict[str, float]:
-        losses = {domain: trainer.heldout_loss(rows) for domain, rows in self.rows[split].items()}
+        losses = {domain: trainer.heldout.mean(rows) for domain, rows in self.rows[split].items()}
         for domain, loss in losses.items():
             trainer.check_finite(f"{split} loss on {domain}", loss)
         return losses
@@ -170,7 +113,7 @@ class WriteMetrics(Callback):
         self.count, self.tokens, self.seconds = 0, 0, 0.0
 
     def start(self, trainer: Trainer) -> None:
-        self.losses = self.losses.to(trainer.device)
+        self.losses = self.losses.to(trainer.compute.device)
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.step > 0:
@@ -194,19 +137,15 @@ class WriteMetrics(Callback):
             "tokens_per_second": round((trainer.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
             "attempt": trainer.attempt,
         }
-        trainer.world.on_rank_0(lambda: self._append(trainer, record))
+        trainer.world.on_rank_0(lambda: trainer.files.log(record))
         trainer.record, trainer.logged = record, trainer.step
         self.losses.zero_()
         self.count, self.tokens, self.seconds = 0, trainer.tokens, seconds
 
-    def _append(self, trainer: Trainer, record: metrics_log.Record) -> None:
-        with trainer.writing():
-            metrics_log.append(trainer.cell_dir / "metrics.jsonl", record)
-
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}
 
-    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.losses = torch.tensor(state["losses"], dtype=torch.float64)
         self.count, self.tokens, self.seconds = state["count"], state["tokens"], state["seconds"]
 
@@ -238,7 +177,7 @@ class ReadLayers(Callback):
     def after_step(self, trainer: Trainer) -> None:
         assert self.reader is not None
         if trainer.due(trainer.config.forensics.every):
-            self.reader.add(checkpoint.path_of(trainer.checkpoints, trainer.step))
+            self.reader.add(checkpoint.path_of(trainer.files.checkpoints, trainer.step))
         self.reader.is_busy()  # raises what a reading raised
 
     def is_busy(self, trainer: Trainer) -> bool:
@@ -269,7 +208,7 @@ class Track(Callback):
         self.sent: set[Path] = set()
 
     def start(self, trainer: Trainer) -> None:
-        self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.cell_dir / "metrics.jsonl"))
+        self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.files.metrics_log))
         self.readings = Readings(trainer.cell_dir, trainer.config)
         self._send_readings()
 

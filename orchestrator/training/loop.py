@@ -15,10 +15,11 @@ import torch
 from orchestrator.config import load
 from orchestrator.config.schema import Precision
 from orchestrator.storage import checkpoint
+from orchestrator.storage.cell_files import Writing, unfenced
 from orchestrator.storage.lease import Superseded
 from orchestrator.training.callbacks import NewReader, callbacks_for
 from orchestrator.training.distributed import SINGLE_PROCESS, World
-from orchestrator.training.trainer import Trainer, Writing, unfenced
+from orchestrator.training.trainer import Trainer
 
 POLL_SECONDS = 0.05
 
@@ -97,7 +98,7 @@ def train(trainer: Trainer, stop: StopSignal) -> bool:
 
 
 def _loop(trainer: Trainer, stop: StopSignal) -> None:
-    fresh = trainer.world.on_rank_0(lambda: not checkpoint.saved(trainer.checkpoints))
+    fresh = trainer.world.on_rank_0(lambda: not checkpoint.saved(trainer.files.checkpoints))
     for callback in trainer.callbacks:
         callback.start(trainer)
     if fresh:

@@ -1,4 +1,4 @@
-"""AdamW whose decay is a step of its own, so that every tensor can be given its own rate."""
+"""AdamW whose decay is a step by itself, so that a sidecar can give every tensor its own rate."""
 
 from __future__ import annotations
 
@@ -34,14 +34,12 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 class DecoupledAdamW:
     """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's AdamW, bit for bit.
 
-    Matrices and embeddings decay; norm scales (one dimension) do not. `around(lr)` is what encloses Adam's
-    step; a sidecar puts its own in this place.
+    Matrices and embeddings decay; norm scales (one dimension) do not.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.named = dict(model.named_parameters())
         self.weight_decay = config.weight_decay
-        self.around: Callable[[float], AbstractContextManager[None]] = self.decayed_first
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
         self.adam = torch.optim.Adam(
             list(self.named.values()),
@@ -51,19 +49,18 @@ class DecoupledAdamW:
             foreach=True,
         )
 
+    def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
+        """Decay, then Adam, both at learning rate `lr`; `applied`, a sidecar's, decays and scales in place of this."""
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        with (applied or self._decay_first)(lr):
+            self.adam.step()
+
     @contextmanager
-    def decayed_first(self, lr: float) -> Iterator[None]:
-        """Decay before what it encloses."""
+    def _decay_first(self, lr: float) -> Iterator[None]:
         with torch.no_grad():
             torch._foreach_mul_([local_shard(self.named[name]) for name in self.decayed], 1 - lr * self.weight_decay)
         yield
-
-    def step(self, lr: float) -> None:
-        """Decay, then Adam, both at learning rate `lr`."""
-        for group in self.adam.param_groups:
-            group["lr"] = lr
-        with self.around(lr):
-            self.adam.step()
 
     def zero_grad(self) -> None:
         self.adam.zero_grad(set_to_none=True)
@@ -78,7 +75,7 @@ class DecoupledAdamW:
         }
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Take back the moments saved after `step` updates."""
+        """Restore the moments that were saved after `step` updates."""
         if not tensors:
             return
         for name, parameter in self.named.items():

@@ -90,7 +90,6 @@ def sidecars() -> None:
                 model, lambda k: model.loss(rows[:3]), lr=config.optim.lr, weight_decay=config.optim.weight_decay,
                 seed=0, interval=interval, fresh=True, **settings,
             )  # fmt: skip
-            optimizer.around = sidecar.applied
         done = 0
 
         def run() -> None:
@@ -100,7 +99,7 @@ def sidecars() -> None:
                     sidecar.before_step(done)
                 optimizer.zero_grad()
                 model.loss(rows).backward()
-                optimizer.step(config.optim.lr)
+                optimizer.step(config.optim.lr, sidecar.applied if sidecar else None)
                 done += 1
 
         return run
@@ -108,7 +107,7 @@ def sidecars() -> None:
     bounds = {"decay": (0.1, 8.0)}
     played = [{"step": 0, "values": {"decay": dict.fromkeys(units_of(spec), 1.5)}}]
     for name, settings in (
-        ("values applied", {"mode": "replay", "schedule": played}),
+        ("values applied", {"mode": "replay", "playback": played}),
         ("values applied, evaluations, learning", {}),
         ("the same with all three channels", {"channels": ("decay", "lr_scale", "residual_gain")}),
     ):

@@ -258,7 +258,7 @@ def test_training_goes_on_and_spares_what_is_unread(small: list[str], tmp_path: 
 
     def look(run: Trainer) -> None:
         assert not (path / "forensics").exists()
-        seen.append([p.name for p in checkpoint.saved(run.checkpoints)])
+        seen.append([p.name for p in checkpoint.saved(run.files.checkpoints)])
 
     with no_reading(path) as release:
         free = At(10, lambda run: release())

@@ -102,7 +102,7 @@ def test_a_disk_that_refuses_leaves_the_previous_checkpoint(three: Path) -> None
     script = (
         "import resource, sys, torch\n"
         "from pathlib import Path\n"
-        "from orchestrator import checkpoint\n"
+        "from orchestrator.storage import checkpoint\n"
         "from orchestrator.common.errors import UserError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try:\n"

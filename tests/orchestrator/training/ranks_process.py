@@ -43,8 +43,8 @@ class ActAt(Callback):
         elif self.act == "raise":
             raise UserError("rank 1 has something to say.")
         elif self.act == "block":
-            shutil.rmtree(run.checkpoints)
-            run.checkpoints.write_text("in the way")
+            shutil.rmtree(run.files.checkpoints)
+            run.files.checkpoints.write_text("in the way")
 
 
 def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") -> None:

@@ -246,7 +246,7 @@ def test_a_checkpoint_holds_the_model_that_its_gains_make(small: list[str], tmp_
     assert len(set(gains.values())) == 6
     for domain, loss in rows(cell)[-1]["heldout"].items():
         # the last decision, which is in force in the checkpoint, was made before the loss was measured
-        assert run.heldout_loss(run.corpus.heldout(domain, "validation")) == pytest.approx(loss, rel=1e-6)
+        assert run.heldout.mean(run.corpus.heldout(domain, "validation")) == pytest.approx(loss, rel=1e-6)
     trained = checkpoint.read_tensors(path, "masters")
     assert set(trained) == {f"{unit}.weight" for unit in gains}
     name = "model.layers.1.post_feedforward_layernorm.weight"

@@ -60,11 +60,10 @@ def test_what_encloses_the_step_is_told_its_learning_rate_and_replaces_the_decay
         yield
         told.append((lr, torch.equal(before, enclosed[2].weight)))  # type: ignore[union-attr,arg-type]
 
-    other.around = around
     start = copy.deepcopy(dict(plain.named_parameters()))
-    for model, optimizer in ((plain, one), (enclosed, other)):
+    for model, optimizer, applied in ((plain, one, None), (enclosed, other, around)):
         _gradients(model, 0)
-        optimizer.step(0.005)
+        optimizer.step(0.005, applied)
     assert told == [(0.005, False)]
     for name, parameter in enclosed.named_parameters():
         decayed = 0.005 * start[name] if parameter.ndim >= 2 else 0.0

@@ -1,0 +1,87 @@
+"""The files of a cell that its attempts change one after another: checkpoints, metrics log, outdated readings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from orchestrator.common.errors import UserError
+from orchestrator.storage import checkpoint, metrics_log, steps
+from orchestrator.storage.files import keep_as_replaced
+
+Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
+
+
+@contextmanager
+def unfenced() -> Iterator[Callable[[], None]]:
+    """In place of a lease's `writing`, for a cell that no other process can claim."""
+    yield lambda: None
+
+
+class CellFiles:
+    """One attempt's access to the files of its cell.
+
+    A method that changes a file enters `writing` first, which raises `Superseded` where a later attempt has claimed
+    the cell. It raises `UserError` where the disk refuses; what was on disk is then still there.
+    """
+
+    def __init__(self, cell_dir: Path, writing: Writing = unfenced) -> None:
+        self.checkpoints, self.readings = cell_dir / "checkpoints", cell_dir / "forensics"
+        self.cell_dir, self.metrics_log, self._writing = cell_dir, cell_dir / "metrics.jsonl", writing
+
+    def log(self, record: metrics_log.Record) -> None:
+        """Append `record` to the metrics log."""
+        with self._writing():
+            metrics_log.append(self.metrics_log, record)
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` (see `checkpoint.save`); return its path."""
+        path = checkpoint.path_of(self.checkpoints, step)
+        with self._writing():
+            if path.exists():  # of an earlier attempt that went on although it was thought dead
+                checkpoint.set_aside(path)
+        return checkpoint.save(self.checkpoints, step, tensors, state, self._writing)
+
+    def prune(self, keep: int, spare: Callable[[Path], bool]) -> None:
+        """Delete all checkpoints but the newest `keep`, step 0, and those for which `spare` returns true."""
+        with self._writing():
+            checkpoint.prune(self.checkpoints, keep, spare)
+
+    def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
+        """The newest whole checkpoint to resume from, if there is one, and a sentence for every newer one.
+
+        The metrics log must reach it, or the resumed run would leave a gap there.
+        """
+        path, warnings = checkpoint.newest(self.checkpoints)
+        last = metrics_log.newest(self.metrics_log)
+        reached = last["step"] if last else -1
+        while path is not None and checkpoint.read_state(path)["logged"] > reached:
+            warnings.append(
+                f"{path} is ahead of the metrics log, which was cut at step {reached}: an earlier one is used."
+            )
+            path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
+        return path, warnings
+
+    def rewind(self, step: int) -> None:
+        """Make `step` the last of the cell, or -1 none: set aside every later checkpoint, reading and record."""
+        with self._writing() as check:  # asked again before each change, for this process may have been frozen
+            try:
+                checkpoint.clear_partial(self.checkpoints)
+                for at, path in steps.paths_in(self.checkpoints).items():
+                    if at > step:
+                        check()
+                        checkpoint.set_aside(path)
+                for at, reading in steps.paths_in(self.readings, ".json").items():
+                    if at > step:
+                        check()
+                        keep_as_replaced(reading)
+            except OSError as error:
+                raise UserError(
+                    f"{self.cell_dir} cannot go back to step {max(step, 0)} ({error}): make room or make it writable, "
+                    "and run the same command again."
+                ) from error
+            metrics_log.rewind(self.metrics_log, step, check)

@@ -1,0 +1,42 @@
+"""Where and in which precision a model computes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Device, Precision, TrainConfig
+from orchestrator.training.distributed import World
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A rank's device, and whether matrix products are in bf16; parameters are fp32 either way."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Encloses a forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+    def to_device(self, rows: Tensor) -> Tensor:
+        """`rows`, copied to the device without waiting for it."""
+        if self.device.type == "cuda":
+            rows = rows.pin_memory()  # else the copy waits
+        return rows.to(self.device, non_blocking=True)
+
+
+def compute_of(train: TrainConfig, world: World) -> Compute:
+    """The device and precision of `train` on this rank. Raises `UserError` where there is no such device."""
+    cuda = torch.cuda.is_available()
+    if train.device == Device.cuda and not cuda:
+        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+    kind = ("cuda" if cuda else "cpu") if train.device == Device.auto else train.device.value
+    device = world.device(torch.device(kind))
+    return Compute(device, train.precision == Precision.bf16 or (train.precision == Precision.auto and kind == "cuda"))

@@ -1,0 +1,77 @@
+"""The sidecar of a cell, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.transformer import Decoder
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config, SidecarMode
+from orchestrator.data import Corpus
+from orchestrator.experiments import playback
+from orchestrator.experiments.experiment import decoder_spec, reward_rows
+from orchestrator.training.heldout import HeldoutLoss
+from sidecar import Heldout, Sidecar
+
+OURS = ("reward_rows",)  # keys of `Config.sidecar` that `Sidecar` does not take
+
+
+def sidecar_of(
+    config: Config, cell_dir: Path, model: Decoder, optimizer: torch.optim.Optimizer, corpus: Corpus, loss: HeldoutLoss
+) -> Sidecar | None:
+    """The sidecar that acts on `model` as it trains; None where `sidecar.mode` is off.
+
+    Raises `UserError` where its bounds are not safe, or the decisions that it plays back are not complete.
+    """
+    if config.sidecar.mode == SidecarMode.off:
+        return None
+    decisions = playback.read(config, cell_dir)
+    return _build(config, model, optimizer, rewarded(config, corpus, loss.parts), decisions)
+
+
+def planned_sidecar(config: Config) -> Sidecar:
+    """The sidecar of a model that has shapes alone: its units and tensors, before anything is trained or played back.
+
+    Raises `UserError` where its bounds are not safe.
+    """
+    mode = SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+    with torch.device("meta"):
+        model = Decoder(decoder_spec(config))
+    config = replace(config, sidecar=replace(config.sidecar, mode=mode))
+    return _build(config, model, torch.optim.Adam(model.parameters()), lambda interval: torch.zeros(()), None)
+
+
+def rewarded(config: Config, corpus: Corpus, parts: Callable[[Tensor], Iterator[Tensor]]) -> Heldout:
+    """Interval → the loss, in `parts`, on its rows of the reward split: the next ones of every domain."""
+    count = reward_rows(config)
+    splits = [corpus.heldout(domain, "reward") for domain in corpus.domains]
+
+    def loss(interval: int) -> Iterator[Tensor]:
+        at = torch.arange(interval * count, (interval + 1) * count)
+        return parts(torch.cat([rows[at % len(rows)] for rows in splits]))
+
+    return loss
+
+
+def _build(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Heldout,
+    decisions: list[dict[str, Any]] | None,
+) -> Sidecar:
+    optim = config.optim
+    options = {f.name: getattr(config.sidecar, f.name) for f in fields(config.sidecar) if f.name not in OURS}
+    try:
+        return Sidecar(
+            model, loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, beta2=optim.beta2,
+            seed=config.seed, steps=config.train.steps, optimizer=optimizer, fresh=True, playback=decisions, **options,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,35 @@
+"""The sidecar of a configuration, before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
+from orchestrator.config.schema import Config
+from orchestrator.training.sidecar import planned_sidecar
+
+
+def config_of(small: list[str], *overrides: str) -> Config:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose([*small, "sidecar=decay", *overrides])
+
+
+@pytest.mark.parametrize("mode", ["learn", "fixed", "random"])
+def test_a_sidecar_is_planned_without_weights_and_without_a_recording(small: list[str], mode: str) -> None:
+    sidecar = planned_sidecar(config_of(small, f"sidecar.mode={mode}"))
+    assert all(parameter.is_meta for parameter in sidecar.model.parameters())
+    assert len(sidecar.channels["decay"].units) == 3 * 7
+
+
+def test_a_feature_that_reads_the_optimizer_can_be_planned(small: list[str]) -> None:
+    sidecar = planned_sidecar(config_of(small, "sidecar.features=[unit,momentum_alignment,row_cv]"))
+    assert sidecar.feature_names == ("unit", "momentum_alignment", "row_cv")
+
+
+def test_unsafe_bounds_are_the_users_error(small: list[str]) -> None:
+    with pytest.raises(UserError, match=r"bounds\.decay"):
+        planned_sidecar(config_of(small, "optim.lr=0.1", "optim.weight_decay=0.2", "sidecar.bounds.decay=[0.1,8]"))
