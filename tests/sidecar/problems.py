@@ -196,9 +196,9 @@ class Ridge(Descent):
 
 def means(sidecar: Sidecar, channel: str) -> list[float]:
     """What the policy holds best: its mean log-multipliers, within their limits."""
-    policy = sidecar.policies[channel]
-    features = sidecar.draws[channel]["features"]
-    return policy.mean(policy.theta, features).clamp(*sidecar.limits[channel]).tolist()
+    learner = sidecar.learners[channel]
+    mean = learner.policy.mean(learner.policy.theta, learner.drawn["features"])
+    return mean.clamp(*learner.limits).tolist()
 
 
 def first_within(errors: list[float], tolerance: float) -> int:

@@ -145,7 +145,7 @@ def test_a_replayed_schedule_is_bitwise_the_run_it_was_recorded_from(channels: t
     assert len({json.dumps(d["values"]) for d in learned.decided}) == 8
     replayed = Loop(channels=channels, mode="replay", playback=learned.decided).run(40)
     assert equal(learned.weights(), replayed.weights())
-    assert replayed.sidecar.evaluations == 0
+    assert replayed.sidecar.evaluation.forwards == 0
     for mode in ("permute", "random"):
         other = Loop(channels=channels, mode=mode, playback=learned.decided).run(40)
         assert not equal(learned.weights(), other.weights())
@@ -195,7 +195,7 @@ def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> 
     loop.sidecar.before_step(0)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
     loop.run(26)
-    assert (loop.sidecar.evaluations, loop.sidecar.backwards) == (6, 5)
+    assert (loop.sidecar.evaluation.forwards, loop.sidecar.evaluation.backwards) == (6, 5)
 
 
 def test_parts_of_a_loss_count_like_their_sum() -> None:
@@ -206,7 +206,7 @@ def test_parts_of_a_loss_count_like_their_sum() -> None:
 
     whole, split = Model(), Model()
     a, b = make(whole), make(split, parts(split))
-    (la, sa), (lb, sb) = a._evaluate(True), b._evaluate(True)
+    (la, sa), (lb, sb) = a.evaluation.measure(0, True), b.evaluation.measure(0, True)
     assert la == pytest.approx(lb)
     torch.testing.assert_close(sa["decay"], sb["decay"])
 
@@ -275,7 +275,7 @@ def test_a_model_that_changes_its_precision_trains_on() -> None:
     loop = Loop(channels=ALL).run(7)
     loop.model.double()
     x, y = X.double(), Y.double()
-    loop.sidecar.heldout_loss = lambda interval: F.mse_loss(loop.model(x[32:]), y[32:])
+    loop.sidecar.evaluation.heldout_loss = lambda interval: F.mse_loss(loop.model(x[32:]), y[32:])
     loop.optimizer = torch.optim.Adam(loop.model.parameters(), lr=1e-2)
     for step in range(7, 30):
         loop.sidecar.before_step(step)
@@ -353,11 +353,11 @@ def test_an_evaluation_that_fails_keeps_the_last_good_values(how: Any, says: str
     sidecar = make(model, fail_at(model, 2, how), interval=1, credit=credit)
     for step in range(3):
         sidecar.before_step(step)
-    values, policy = sidecar.multipliers("decay"), sidecar.policies["decay"].state_dict()
+    values, policy = sidecar.multipliers("decay"), sidecar.learners["decay"].policy.state_dict()
     with pytest.warns(RuntimeWarning, match=says):
         sidecar.before_step(3)
     assert sidecar.multipliers("decay") == values
-    assert sidecar.policies["decay"].state_dict() == policy
+    assert sidecar.learners["decay"].policy.state_dict() == policy
     assert sidecar.record()["reward"] is None
     json.dumps(sidecar.state_dict(), allow_nan=False)
     sidecar.before_step(4)  # its interval began at an unknown loss

@@ -27,7 +27,7 @@ def test_a_sidecar_is_planned_without_weights_and_without_a_recording(small: lis
 
 def test_a_feature_that_reads_the_optimizer_can_be_planned(small: list[str]) -> None:
     sidecar = planned_sidecar(config_of(small, "sidecar.features=[unit,momentum_alignment,row_cv]"))
-    assert sidecar.feature_names == ("unit", "momentum_alignment", "row_cv")
+    assert list(sidecar.settings.features) == ["unit", "momentum_alignment", "row_cv"]
 
 
 def test_unsafe_bounds_are_the_users_error(small: list[str]) -> None:

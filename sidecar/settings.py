@@ -1,0 +1,102 @@
+"""The settings of a sidecar, refused where they cannot work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sidecar.channels import CHANNELS
+from sidecar.credit import CREDITS
+from sidecar.features import FEATURES
+from sidecar.policy import MEANS, SIGMA_RANGE
+from sidecar.units import SHARES
+
+MODES = ("learn", "replay", "permute", "random", "fixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a sidecar acts on and how it decides (SCIENCE §6). Raises `ValueError` where a value cannot work.
+
+    `lr`, `weight_decay`, `eps`, `beta2`, `lr_max` are the highest of the run: channels check their bounds with them.
+
+    `mode`: `learn`; `replay` a playback (decisions as `Sidecar.record` returns them); `permute` its layers; `random`:
+    deal its values to the units at random, or without a playback draw from the untrained policy (where units differ in
+    size, both scale the multipliers to the recorded amount); `fixed`: every multiplier is 1.
+    """
+
+    lr: float
+    weight_decay: float
+    seed: int
+    eps: float = 1e-8  # Adam's
+    beta2: float = 0.999  # Adam's
+    lr_max: float = 0.02  # largest learning rate that any layer may reach
+    channels: Sequence[str] = ("decay",)  # names in `CHANNELS`
+    interval: int = 20  # steps for which a proposal is held
+    fresh: bool = False  # the held-out batches differ between intervals
+    steps: int | None = None  # length of the run: nothing is proposed at its end; the feature `progress` needs it
+    mode: str = "learn"
+    share: str = "none"  # units that have one multiplier in common; in a playback, their parameter-weighted mean
+    credit: str = "factored"  # a name in `CREDITS`; factored: a held-out backward pass gives each unit its slope
+    unexplained: float = 1.0  # factored: share of REINFORCE on what the slopes leave unexplained; 0: slopes alone
+    features: Sequence[str] = ("unit",)  # names in `FEATURES`: what the policy's mean depends on
+    policy: str = "linear"  # a name in `MEANS`: how it does
+    sigma: float = 0.3  # initial standard deviation of the log-multipliers
+    policy_lr: float = 0.5  # share of σ by which a mean moves for a step of size one
+    entropy: float = 0.001  # its bonus
+    baseline_decay: float = 0.8  # share of the old average kept at each interval, in the reward's baseline
+    warmup: int = 3  # intervals at the start that are not judged and hold the first proposal
+    bounds: Mapping[str, Sequence[float]] | None = None  # channel → (least, largest multiplier)
+    mean_matched: bool = False  # the parameter-weighted mean multiplier of each channel is 1
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, MODES)
+        _one_of("share", self.share, SHARES)
+        _one_of("credit", self.credit, CREDITS)
+        _one_of("policy", self.policy, MEANS)
+        for name in self.channels:
+            _one_of("channel", name, CHANNELS)
+        for name in self.features:
+            _one_of("feature", name, FEATURES)
+        for name in self.bounds or {}:
+            _one_of("bounds", name, CHANNELS)
+        if not self.channels:
+            raise ValueError(f"sidecar channels {list(self.channels)}: name at least one, among {', '.join(CHANNELS)}.")
+        if self.interval < 1:
+            raise ValueError(f"sidecar interval={self.interval} must be at least one step.")
+        if not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1]:
+            raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
+        for name in ("policy_lr", "entropy", "unexplained", "warmup"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite: set it so.")
+        for name, what in (("beta2", "Adam's"), ("baseline_decay", "the share of the old average that is kept")):
+            if not 0 < (value := getattr(self, name)) < 1:
+                raise ValueError(f"sidecar {name}={value} must lie between 0 and 1, both excluded: it is {what}.")
+
+    def check(self, optimizer: torch.optim.Optimizer | None, playback: Sequence[Any] | None) -> None:
+        """Raise `ValueError` where the settings do not fit the optimizer or the playback."""
+        for name, what, given in (("progress", "steps", self.steps), ("momentum_alignment", "optimizer", optimizer)):
+            if name in self.features and given is None:
+                raise ValueError(f"sidecar feature '{name}' would always be 0: say {what}=…, or drop the feature.")
+        for group in optimizer.param_groups if optimizer else ():
+            if group.get("weight_decay"):
+                raise ValueError(
+                    f"the optimizer decays weights by {group['weight_decay']:g} of its own, on top of the sidecar's: "
+                    "set its weight_decay to 0."
+                )
+        if self.mean_matched and (self.share == "all" or playback is not None):
+            why = "a playback, whose amount is its own" if playback is not None else "share='all', which has no other"
+            raise ValueError(f"sidecar mean_matched has no effect with {why}: drop one of them.")
+        if self.mode in ("replay", "permute") and playback is None:
+            raise ValueError(f"sidecar mode '{self.mode}' needs a playback: the decisions of a run that learned.")
+        if self.mode in ("learn", "fixed") and playback is not None:
+            raise ValueError(f"sidecar mode '{self.mode}' has no use for a playback: choose replay, permute or random.")
+
+
+def _one_of(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"sidecar {what} '{value}' is unknown: choose one of {', '.join(known)}.")
