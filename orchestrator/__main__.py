@@ -6,6 +6,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,87 +17,72 @@ from rich.console import Console
 
 from orchestrator.common import cli, command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
-from orchestrator.common.terminal import one_piece
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
 from orchestrator.experiments.catalog import list_experiments
-from orchestrator.sweep import multirun
-from orchestrator.sweep.outcome import Outcome
-from orchestrator.sweep.signals import signals_restored
+from orchestrator.sweep.multirun import Multirun
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.job import Job
 
 RERUN = "--experimental-rerun"  # of Hydra: unpickles a file
 
 
-def run(overrides: Sequence[str], swept: Sequence[str], console: Console, complain: Callable[[str], None]) -> int:
-    """Plan, train what is unfinished, compare; return the exit code. `complain` hears why. Raises `UserError`."""
+def run(overrides: Sequence[str], console: Console, complain: Callable[[str], None], job: Job | None = None) -> int:
+    """Plan, train what is unfinished, compare; return the exit code. `complain` prints errors. Raises `UserError`.
+
+    `job` is given in a multirun.
+    """
     from orchestrator import launch, plan
     from orchestrator.experiments.experiment import experiment_of
     from orchestrator.experiments.run_directory import open_directory, refuse_another
     from orchestrator.launch.wrap_up import wrap_up
 
-    experiment = experiment_of(overrides, compose, swept=swept)
-    multirun.current().introduce(experiment, console)
+    experiment = experiment_of(overrides, compose, swept=job.swept if job else ())
+    if job:
+        job.begin(experiment, console)
     refuse_another(experiment)
     launch.refuse_early(experiment)
     if experiment.config.dry_run:
-        with one_piece(console):
+        with console:  # printed in one piece, as several jobs may share the terminal
             plan.show(experiment, console)
         return 0
     launch.check_jobs(experiment)
     launch.prepare_data(experiment, console)
     open_directory(experiment)
-    with multirun.current().share(experiment.config):
+    with job.share_of_machine(experiment.config) if job else nullcontext():
         ran = launch.launch(experiment, console)
     return wrap_up(experiment, console, complain, ran=bool(ran))
 
 
-def task(_: DictConfig) -> int:
-    """What Hydra calls for a run, or for each job of a multirun, there perhaps in another process: one experiment.
+def task(_: DictConfig) -> None:
+    """Run one experiment. Hydra calls this for a single run, and for each job of a multirun in the job's process."""
+    settings, multirun = HydraConfig.get(), Multirun.current
+    overrides = settings.overrides.task
+    if settings.mode != RunMode.MULTIRUN or multirun is None:
+        sys.exit(_exit_code(overrides, command.console(), complain))  # hydra.main drops what a task returns
+    from orchestrator.sweep.job import Job
 
-    Returns the exit code, which it also leaves with the multirun. What nobody expected is raised, but not by a job of
-    a multirun, whose other jobs go on.
-    """
-    job, jobs = HydraConfig.get(), multirun.current()
-    if job.mode != RunMode.MULTIRUN:
-        try:
-            code = run(job.overrides.task, (), command.console(), complain)
-        except UserError as error:
-            complain(str(error))
-            code = 2
-        jobs.note(Outcome(0, code, []))
-        return code
-    os.chdir(job.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
-    with jobs.listening() as listener:
-        code, said = _run_job(jobs, job.overrides.task)
-        if code == INTERRUPTED:
-            listener.hand_back()
-        jobs.note(Outcome(job.job.num, code, said))
-    return code
+    os.chdir(settings.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
+    job = Job(multirun, settings.job.num, overrides)
+    job.run(lambda: _exit_code(overrides, job.console(), job.complain, job))
 
 
-def _run_job(jobs: multirun.Multirun, overrides: Sequence[str]) -> tuple[int, list[str]]:
-    """The exit code of one job of a multirun, and what it had to complain of."""
-    swept, said = jobs.swept(overrides), list[str]()
-
-    def note(sentence: str) -> None:
-        said.append(f"{' '.join(swept)}: {sentence}")
-        with jobs.turn():
-            complain(said[-1])
-
+def _exit_code(
+    overrides: Sequence[str], console: Console, complain: Callable[[str], None], job: Job | None = None
+) -> int:
+    """`run`, with every exception turned into an error message and an exit code: Hydra would stop the other jobs."""
     try:
-        jobs.begins(overrides)
-        return INTERRUPTED if jobs.stopped() else run(overrides, swept, jobs.console(swept), note), said
-    except UserError as error:  # Hydra would end the other jobs with it
-        note(str(error))
-        return 2, said
+        return run(overrides, console, complain, job)
+    except UserError as error:
+        complain(str(error))
+        return 2
     except KeyboardInterrupt:
-        if not jobs.place.apart:
-            raise
-        note(STOPPED)
-        return INTERRUPTED, said
+        complain(STOPPED)
+        return INTERRUPTED
     except Exception as error:
         traceback.print_exc()
-        note(f"{type(error).__name__}: {error}")
-        return 1, said
+        complain(f"{type(error).__name__}: {error}")
+        return 1
 
 
 def main() -> int:
@@ -110,33 +97,31 @@ def main() -> int:
         complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")
         return 2
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
-    multirun.forget()
+    Multirun.current, failure = None, None
     try:
-        with signals_restored():
-            hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
-    except KeyboardInterrupt:
-        multirun.current().sum_up()
-        complain(multirun.current().farewell())
+        hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(task)()
+    except SystemExit as ended:  # how a single run returns its exit code
+        return int(ended.code or 0)
+    except (KeyboardInterrupt, Exception) as error:
+        failure = error
+    return _end(Multirun.current, failure)
+
+
+def _end(multirun: Multirun | None, failure: BaseException | None) -> int:
+    """Print the summary of a multirun, and one sentence for what Hydra or its launcher raised; the exit code."""
+    code = multirun.finish() if multirun else 0
+    if failure is None:
+        return code
+    if isinstance(failure, KeyboardInterrupt) or (multirun and multirun.interrupted):
+        complain(multirun.interruption() if multirun else STOPPED)
         return INTERRUPTED
-    except Exception as error:
-        jobs = multirun.current()
-        if jobs.interrupted:
-            jobs.repeat(complain)
-            jobs.sum_up()
-            complain(jobs.farewell())
-            return INTERRUPTED
-        if sentence := jobs.explain(error):
-            jobs.repeat(complain)
-            jobs.sum_up()
-            complain(sentence)
-            return 2
-        if not isinstance(error, COMPOSING) or jobs.began:
-            raise
-        complain(explain(error, sys.argv[1:]))
-        return 2
-    multirun.current().repeat(complain)
-    multirun.current().sum_up()
-    return max((outcome.code or 0 for outcome in multirun.current().outcomes()), default=0)
+    sentence = multirun.explain(failure) if multirun else None
+    if sentence is None and isinstance(failure, COMPOSING):
+        sentence = explain(failure, sys.argv[1:])
+    if sentence is None:
+        raise failure
+    complain(sentence)
+    return 2
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from orchestrator.analysis.formatting import seed_list
 from orchestrator.analysis.sections import brief, many_arms, sections
 from orchestrator.analysis.sections.section import Link, Roles, Section
 from orchestrator.common.palette import ROLES, colour, letter
-from orchestrator.common.terminal import one_piece
 
 VERDICTS = {
     "better": "bold green",
@@ -39,7 +38,7 @@ VERDICT = 13  # columns under which verdicts would break inside a word or into t
 
 def print_summary(c: Comparison, console: Console, *, full: bool = False) -> None:
     """Question and pairs, the first answers, losses, layers, caveats, and where the rest is; or all of it (`full`)."""
-    with one_piece(console):
+    with console:  # printed in one piece, as several jobs may share the terminal
         _print_summary(c, console, full=full)
 
 

@@ -14,18 +14,20 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from orchestrator.common.terminal import Voice, one_piece
 from orchestrator.config import schema
-from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.sweep.announcement import Announcement
-from orchestrator.sweep.multirun import PLACES, Multirun
-from orchestrator.sweep.outcome import Outcome, told
+from orchestrator.config.compose import CONF
+from orchestrator.storage import checkpoint, locks, metrics_log
+from orchestrator.sweep.job import Job
+from orchestrator.sweep.multirun import LAUNCHERS, Multirun
+from orchestrator.sweep.prefixed_stream import LONG, PrefixedStream
+from orchestrator.sweep.records import JobRecord, read_records, summary
 from tests.waiting import PATIENCE, wait_for
 
-APART = ("joblib", "submitit_local")
+SIDE_BY_SIDE = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
 
 
@@ -33,7 +35,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "orchestrator", "-m", "name=sweep", *arguments]
 
 
-@pytest.mark.parametrize("launcher", APART)
+@pytest.mark.parametrize("launcher", SIDE_BY_SIDE)
 def test_one_failed_job_leaves_the_others_their_results_and_says_why(
     small_cell: tuple[str, ...], tmp_path: Path, launcher: str
 ) -> None:
@@ -54,17 +56,17 @@ def test_one_failed_job_leaves_the_others_their_results_and_says_why(
     )
     if launcher == "joblib":
         assert not any("log:" in line for line in (kept, lost))
-        heading = lines.index("── sweep__optim.lr=0.001 ──")
+        heading = lines.index("── optim.lr=0.001 ──")
         progress = [line for line in lines if "main/seed=0 " in line and " step " in line]
         assert {line.partition(": ")[0] for line in progress} == {"optim.lr=0.001", "optim.lr=1e+36"}
         report = lines[heading : next(i for i, line in enumerate(lines) if "report.html" in line) + 1]
         assert not any(line.startswith("optim.lr=") for line in report), "one piece, without anybody's prefix"
     else:
-        announced = Path(lines[0].partition("whose logs are ")[2].split(" and ")[0])
-        assert sorted(map(str, announced.parent.glob(announced.name))) == sorted(
+        logs = Path(lines[0].partition("Logs of the 2 jobs: ")[2].split(" and ")[0])
+        assert sorted(map(str, logs.parent.glob(logs.name))) == sorted(
             str(tmp_path / line.split("log: ")[1]) for line in (kept, lost)
         )
-        assert "── sweep__optim.lr=0.001 ──" in Path(tmp_path / kept.split("log: ")[1]).read_text()
+        assert "── optim.lr=0.001 ──" in Path(tmp_path / kept.split("log: ")[1]).read_text()
         assert not [path for path in (tmp_path / "out").rglob("*") if "%" in path.name]
     assert {p.name for p in tmp_path.iterdir()} == {"out"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
@@ -103,10 +105,10 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
         assert checkpoint.step_of(newest) > 10
 
 
-def _at(tmp_path: Path, jobs: int) -> Multirun:
-    of = Multirun()
-    of.record, of.jobs, of.place = tmp_path / "record.jsonl", jobs, PLACES["JoblibLauncher"]
-    return of
+def _side_by_side(tmp_path: Path, jobs: int) -> Multirun:
+    multirun = Multirun()
+    multirun.directory, multirun.jobs, multirun.launcher = tmp_path, jobs, LAUNCHERS["JoblibLauncher"]
+    return multirun
 
 
 @pytest.mark.parametrize(
@@ -115,19 +117,30 @@ def _at(tmp_path: Path, jobs: int) -> Multirun:
 def test_jobs_on_one_machine_share_its_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, asked: int | None, expected: list[int]
 ) -> None:
-    """The only faked part is the machine: four cores. Whoever finds none free waits."""
+    """The only faked part is the machine: four cores. A job that finds no share free waits."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    multirun, configs = _at(tmp_path, jobs), [schema.Config() for _ in expected]
+    multirun = _side_by_side(tmp_path, jobs)
+    configs = [schema.Config() for _ in range(len(expected) + 1)]
+    for config in configs:
+        config.train.device, config.launcher.parallel = schema.Device.cpu, asked
+    began = threading.Event()
+
+    def begin_one_more() -> None:
+        with Job(multirun, len(expected), []).share_of_machine(configs[-1]):
+            began.set()
+
+    waiting = threading.Thread(target=begin_one_more)
     with ExitStack() as stack:
-        for config in configs:
-            config.train.device, config.launcher.parallel = schema.Device.cpu, asked
-            stack.enter_context(multirun.share(config))
-        assert [config.launcher.parallel for config in configs] == expected
-        with ExitStack() as another:
-            assert multirun._take(len(expected), another) is None
-    with ExitStack() as another:
-        assert multirun._take(len(expected), another) == 0
+        for number, config in enumerate(configs[:-1]):
+            stack.enter_context(Job(multirun, number, []).share_of_machine(config))
+        assert [config.launcher.parallel for config in configs[:-1]] == expected
+        assert all(locks.is_held(tmp_path / f"share-{share}.lock") for share in range(len(expected)))
+        waiting.start()
+        assert not began.wait(0.5)
+    waiting.join()
+    assert began.is_set()
+    assert configs[-1].launcher.parallel == expected[0]
 
 
 def test_a_slurm_job_uses_the_cores_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,24 +154,30 @@ def test_a_slurm_job_uses_the_cores_it_was_given(monkeypatch: pytest.MonkeyPatch
     assert usable_cores() == 3
 
 
-def test_what_varies_is_known_where_the_command_line_is_not(tmp_path: Path) -> None:
-    config = OmegaConf.create(
-        {
-            "hydra": {
-                "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
-                "sweeper": {"params": {"seed": "1,2"}},
-                "overrides": {"task": ["optim.lr=choice(0.1,0.2,0.3)", "name=x", "tracker.tags=[a,b]"], "hydra": []},
-                "sweep": {"dir": str(tmp_path)},
+def test_a_job_knows_which_of_its_overrides_vary(tmp_path: Path) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.create(
+            {
+                "hydra": {
+                    "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
+                    "sweeper": {"params": {"seed": "1,2"}},
+                    "overrides": {
+                        "task": ["optim.lr=choice(0.1,0.2,0.3)", "width=glob(ra*)", "name=x", "tracker.tags=[a,b]"],
+                        "hydra": [],
+                    },
+                    "sweep": {"dir": str(tmp_path)},
+                }
             }
-        }
-    )
-    multirun = Multirun()
-    multirun.on_multirun_start(config)
+        )
+        multirun = Multirun()
+        multirun.on_multirun_start(config)
     elsewhere = pickle.loads(pickle.dumps(multirun))  # as Hydra hands it to a job
     assert elsewhere.jobs == 6
-    assert elsewhere.swept(["optim.lr=0.1", "name=x", "seed=1"]) == ["optim.lr=0.1", "seed=1"]
-    elsewhere.note(Outcome(3, 2, ["why"]))
-    assert multirun.outcomes() == [Outcome(3, 2, ["why"])]
+    job = Job(elsewhere, 3, ["optim.lr=0.1", "width=ramp", "name=x", "seed=1"])
+    assert job.swept == ["optim.lr=0.1", "width=ramp", "seed=1"]
+    job.run(lambda: 2)
+    label = "optim.lr=0.1 width=ramp seed=1"
+    assert read_records(multirun.directory) == [JobRecord(3, label, exit_code=2)]
 
 
 @pytest.mark.parametrize(
@@ -173,44 +192,43 @@ def test_what_varies_is_known_where_the_command_line_is_not(tmp_path: Path) -> N
 def test_what_would_break_a_job_script_is_refused_before_one_is_written(
     orchestrate: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path, bad: str
 ) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        orchestrate("-m", "seed=1,2", "dry_run=true", "hydra/launcher=submitit_slurm", bad)
-    assert "cannot be printed" in capsys.readouterr().err
+    assert orchestrate("-m", "seed=1,2", "dry_run=true", "hydra/launcher=submitit_slurm", bad) == 2
+    assert capsys.readouterr().err.startswith("hydra.launcher.")
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_report_is_printed_in_one_piece_whoever_else_speaks(tmp_path: Path) -> None:
-    terminal, consoles = io.StringIO(), []
-    for prefix in ("lr=1: ", "lr=2: "):
-        consoles.append(Console(file=Voice(terminal, prefix, _at(tmp_path, 2).turn), width=80))  # type: ignore[arg-type]
-    one, two = consoles
-    with one_piece(one):
-        one.print("its first")
-        with one_piece(two):
-            two.print("the other's first")
-            two.print("the other's last")
+def test_a_report_is_printed_in_one_piece_whatever_the_other_jobs_print(tmp_path: Path) -> None:
+    terminal, report = io.StringIO(), [f"line {number}\n" for number in range(LONG + 1)]
+    streams = [PrefixedStream(terminal, label, tmp_path / "lock") for label in ("lr=1", "lr=2")]
+    one, two = (Console(file=stream, width=80) for stream in streams)  # type: ignore[arg-type]
+    with one:
+        one.print("a short text")
         two.print("two\nlines")
-        one.print("its last")
+        with two:
+            one.print("that belongs together")
+            for line in report:
+                two.print(line, end="")
     one.print("after")
     assert terminal.getvalue() == (
-        "\n── lr=2 ──\nthe other's first\nthe other's last\nlr=2: two\nlr=2: lines\n"
-        "\n── lr=1 ──\nits first\nits last\nlr=1: after\n"
+        "lr=2: two\nlr=2: lines\n\n── lr=2 ──\n"
+        + "".join(report)
+        + "lr=1: a short text\nlr=1: that belongs together\nlr=1: after\n"
     )
 
 
-def test_who_has_the_turn_to_speak_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.sweep.multirun.TURN_SECONDS", 60)
-    terminal, told = io.StringIO(), threading.Event()
-    voice = Voice(terminal, "b: ", _at(tmp_path, 2).turn)
+def test_a_job_waits_while_another_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.sweep.prefixed_stream.WAIT_SECONDS", 60)
+    terminal, started = io.StringIO(), threading.Event()
+    stream = PrefixedStream(terminal, "b", tmp_path / "lock")
 
-    def speak() -> None:
-        told.set()
-        voice.write("b\n")
+    def write() -> None:
+        started.set()
+        stream.write("b\n")
 
-    other = threading.Thread(target=speak)
-    with _at(tmp_path, 2).turn():
+    other = threading.Thread(target=write)
+    with locks.hold(tmp_path / "lock"):
         other.start()
-        told.wait()
+        started.wait()
         other.join(0.1)
         assert terminal.getvalue() == ""
     other.join()
@@ -219,47 +237,33 @@ def test_who_has_the_turn_to_speak_is_waited_for(tmp_path: Path, monkeypatch: py
 
 def test_what_became_of_jobs_that_left_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    of = _at(tmp_path, 3)
-    of.note(Outcome(1, None, [], "lr=2"))
-    of.note(Outcome(0, None, [], "lr=1", log=f"{tmp_path}/logs/7_0_log.out"))
-    of.note(Outcome(2, None, [], "lr=3"))
-    of.note(Outcome(0, None, [], directory="out/x__lr=1"))
-    of.note(Outcome(2, 2, ["lr=3: why"]))
-    of.note(Outcome(0, 130, ["lr=1: stopped"]))
-    assert [ended.job for ended in of.outcomes()] == [0, 2], "one has only begun"
-    assert told(of.known()) == [
+    records = [
+        JobRecord(1, "lr=2"),
+        JobRecord(2, "lr=3", exit_code=2, messages=["why"]),
+        JobRecord(0, "lr=1", f"{tmp_path}/logs/7_0_log.out", "out/x__lr=1", 130, ["stopped"]),
+        JobRecord(3, "lr=4", directory="out/x__lr=4", exit_code=0),
+    ]
+    for record in records:
+        JobRecord(record.job, record.label).write(tmp_path)
+        record.write(tmp_path)
+    assert [record.job for record in read_records(tmp_path)] == [0, 1, 2, 3]
+    assert summary(read_records(tmp_path)) == [
         "out/x__lr=1  stopped before it began  log: logs/7_0_log.out",
         "lr=2         has not ended",
         "lr=3         refused",
+        "out/x__lr=4  planned, nothing trained",
     ]
 
 
 def test_many_experiments_are_named_by_what_their_names_begin_with(tmp_path: Path) -> None:
-    outcomes = []
+    records = []
     for job in range(30):
         directory = tmp_path / f"a b__lr={job}"
         directory.mkdir()
         (directory / "experiment.yaml").touch()
-        outcomes.append(Outcome(job, 2, [], directory=str(directory)))
-    assert told(outcomes)[-1] == f"Side by side: python -m orchestrator.compare '{tmp_path}/a b'__*"
-    assert told(outcomes[:2])[-1].endswith(f"'{tmp_path}/a b__lr=0' '{tmp_path}/a b__lr=1'")
-
-
-def test_jobs_are_announced_when_they_are_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs/1_submitted.pkl").touch()  # of an earlier multirun
-    refused = Announcement(tmp_path / "logs", "2 jobs")
-    (tmp_path / "logs/aa55.pkl").touch()  # what sbatch would be given
-    assert not refused.close()
-    assert capsys.readouterr().out == ""
-    for folder in ("logs", "logs/%j"):
-        taken = Announcement(tmp_path / folder, "2 jobs")
-        job = tmp_path / folder.replace("%j", "3") / "3_submitted.pkl"
-        job.parent.mkdir(exist_ok=True)
-        job.touch()
-        assert taken.close()
-        assert capsys.readouterr().out == "2 jobs\n"
-        job.unlink()
+        records.append(JobRecord(job, f"lr={job}", directory=str(directory), exit_code=2))
+    assert summary(records)[-1] == f"Side by side: python -m orchestrator.compare '{tmp_path}/a b'__*"
+    assert summary(records[:2])[-1].endswith(f"'{tmp_path}/a b__lr=0' '{tmp_path}/a b__lr=1'")
 
 
 class Payload:
