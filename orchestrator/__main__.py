@@ -39,7 +39,7 @@ def run(overrides: Sequence[str], console: Console, complain: Callable[[str], No
 
     experiment = experiment_of(overrides, compose, swept=job.swept if job else ())
     if job:
-        job.begin(experiment, console)
+        job.begin(experiment)
     refuse_another(experiment)
     launch.refuse_early(experiment)
     if experiment.config.dry_run:

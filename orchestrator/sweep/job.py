@@ -52,20 +52,19 @@ class Job:
                 return_to_slurm(received())
             self.record.write(self.multirun.directory)
 
-    def begin(self, experiment: Experiment, console: Console) -> None:
-        """Record the experiment's directory, and print a heading where no prefix tells the jobs apart."""
+    def begin(self, experiment: Experiment) -> None:
+        """Record the experiment's directory."""
         self.record.directory = str(experiment.directory)
         self.record.write(self.multirun.directory)
-        if not isinstance(console.file, PrefixedStream):
-            console.print(f"\n── {self.record.label} ──", markup=False, highlight=False, soft_wrap=True)
 
     def console(self) -> Console:
-        """A console whose output says which job it is from where several jobs print to the same terminal."""
+        """A console whose output says which job it is from: in each line where jobs share a terminal, else at first."""
         console = command.console()
-        if not self.launcher.side_by_side or self.launcher.log_files:
-            return console
-        stream = PrefixedStream(sys.stdout, self.record.label, self.multirun.directory / "terminal.lock")
-        return Console(file=stream, width=console.width, force_terminal=False)  # type: ignore[arg-type]
+        if self.launcher.side_by_side and not self.launcher.log_files:
+            stream = PrefixedStream(sys.stdout, self.record.label, self.multirun.directory / "terminal.lock")
+            return Console(file=stream, width=console.width, force_terminal=False)  # type: ignore[arg-type]
+        console.print(f"\n── {self.record.label} ──", markup=False, highlight=False, soft_wrap=True)
+        return console
 
     def complain(self, sentence: str) -> None:
         """Print an error to stderr, and record it."""

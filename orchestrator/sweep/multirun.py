@@ -36,12 +36,11 @@ class Launcher:
 
 # submitit's default folder contains the job's id, so the logs could not be named before the job starts.
 LOGS = {"submitit_folder": "${hydra.sweep.dir}/logs"}
-REQUEUE = {"max_num_timeout": 1000, "additional_parameters.requeue": True}
 LAUNCHERS = {  # by class name
     "BasicLauncher": Launcher(),
     "JoblibLauncher": Launcher(side_by_side=True),
     "LocalLauncher": Launcher(side_by_side=True, log_files=True, defaults={**LOGS, "timeout_min": 60 * 24 * 30}),
-    "SlurmLauncher": Launcher(in_slurm=True, log_files=True, defaults={**LOGS, **REQUEUE}),
+    "SlurmLauncher": Launcher(in_slurm=True, log_files=True, defaults={**LOGS, "additional_parameters.requeue": True}),
 }
 
 
