@@ -1,4 +1,4 @@
-"""Whether layers change roles where the loss drops (SCIENCE §4, "Transitions and loss drops")."""
+"""Coincidence of role changes with loss drops (SCIENCE §4, "Transitions and loss drops")."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.analysis.pairs import validation_curves
 from orchestrator.analysis.statistics import ALPHA
 from orchestrator.forensics.reading import roles_of
 
-FEWEST = 10  # intervals of a cell; fewer show no outlier beside a trend
+FEWEST = 10  # intervals of a cell; with fewer, an outlier cannot be told from a trend
 OUTLIER = 3.0  # robust σ
-NEIGHBOURS = 3  # intervals on either side that say what change an interval should have had
-LOCAL = 4  # intervals on either side that say how much changes scatter there
-FIRST_SPAN = 5  # intervals of the first stretch within which transitions are shifted
+NEIGHBOURS = 3  # intervals on either side from which an interval's change is predicted
+LOCAL = 4  # intervals on either side from which the local σ is estimated
+FIRST_STRETCH = 5  # intervals of the first stretch within which transitions are shifted
 ROUNDING = 1e-9  # nats/token; a smaller fall is no drop where nothing scatters
 
 
@@ -30,23 +30,23 @@ class Coincidence:
     arm: str
     domain: str
     intervals: int  # over all cells with enough of them; the first and last of each have no neighbours and do not count
-    drops: int  # intervals in which validation loss fell further than its neighbours say
+    drops: int  # intervals in which validation loss fell further than predicted from its neighbours
     transitions: int  # layers × intervals whose state changed
     together: int  # transitions in the intervals of a drop
-    expected: float | None  # of them by chance, under the shifts
+    expected: float | None  # of `together` by chance, under the shifts
     p: float | None  # exact, one-sided: shifts with at least as many together
-    smallest_p: float | None  # that any shift gives
+    smallest_p: float | None  # over all shifts
     drop_steps: dict[int, list[int]]  # seed → where those intervals end
-    sentence: str  # what cannot be said, and why
+    sentence: str  # what cannot be tested and why, or empty
 
 
 def coincide(arm: str, cells: list[CellResult], domain: str, domains: list[str]) -> Coincidence | None:
-    """Drops against transitions; None where no cell was read twice. `domains` are those that `mean` is the mean of.
+    """The coincidence in one domain; None where no cell was read twice. `mean` is the mean of `domains`.
 
-    Losses fall and roles settle fastest early: by trend alone drops and transitions would meet there. Hence two
-    measures. A drop is judged against its neighbours' changes, not the whole run's. And each cell's transitions are
-    shifted circularly against its drops within stretches that double in length, since rates that fall with the
-    logarithm of the step are nearly even there; all combinations of shifts count, by convolution.
+    Losses fall and roles settle fastest early, so by trend alone drops and transitions would coincide there. Two
+    things prevent that. A drop is judged against its neighbours' changes, not the whole run's. And each cell's
+    transitions are shifted circularly against its drops within stretches that double in length, where rates that
+    fall with the logarithm of the step are nearly constant; all combinations of shifts count, by convolution.
 
     By simulation (tests/benchmarks/bench_statistics.py): of independent series, both denser early, of 20 to 100
     intervals in 1 to 8 cells, at most 4.5 % have p ≤ 0.05; outliers of the raw changes, shifted over the whole run,
@@ -59,7 +59,7 @@ def coincide(arm: str, cells: list[CellResult], domain: str, domains: list[str])
     judged = [one for one in read if one.intervals >= FEWEST]
     chances, together = np.ones(1), 0  # P(0, 1, … together)
     for one in judged:
-        for start, stop in _spans(one.drops.size):
+        for start, stop in _stretches(one.drops.size):
             under = _shifted(one.drops[start:stop], one.moved[start:stop])  # [shifts], the first as observed
             chances = np.convolve(chances, np.bincount(under) / under.size)
             together += int(under[0])
@@ -90,12 +90,12 @@ def _sentence(most: int, judged: int, drops: int, transitions: int, best: float)
 
 
 class _Series(NamedTuple):
-    """What happened in a cell's intervals between readings, but for the first and last of them."""
+    """A cell's intervals between readings, without the first and the last."""
 
     seed: int
-    intervals: int  # K, with those two
+    intervals: int  # K, with the first and the last
     steps: np.ndarray  # [K − 2], at which each ends
-    drops: np.ndarray  # [K − 2], whether the loss dropped
+    drops: np.ndarray  # [K − 2], true where the loss dropped
     moved: np.ndarray  # [K − 2], layers that changed state
 
 
@@ -113,10 +113,10 @@ def _series(cell: CellResult, domain: str, domains: list[str]) -> _Series | None
 
 
 def _drops(changes: np.ndarray) -> np.ndarray:
-    """Which of the changes [K], but for the first and last, are outliers downwards, [K − 2].
+    """True for each of the changes [K], without the first and last, that is an outlier downwards, [K − 2].
 
-    Each is set against the median of its neighbours' means, one from either side: along a straight or slowly bent
-    trend they agree with it. σ is the larger of the whole run's and that around it, for noise falls as well.
+    Each is predicted as the median over distances of the mean of its two neighbours at that distance, which is exact
+    along a straight trend. σ is the larger of the whole run's and the local one, because noise falls over training.
     """
     count = len(changes)
     if count < 3:
@@ -132,10 +132,10 @@ def _drops(changes: np.ndarray) -> np.ndarray:
     return excess < -OUTLIER * 1.4826 * np.maximum(np.median(size), around) - ROUNDING
 
 
-def _spans(count: int) -> list[tuple[int, int]]:
-    """Stretches of `count` intervals, each twice as long as the one before; a short rest belongs to the last."""
-    bounds, length = [0], FIRST_SPAN
-    while count - bounds[-1] >= length + FIRST_SPAN:
+def _stretches(count: int) -> list[tuple[int, int]]:
+    """(start, stop) of stretches of `count` intervals, each twice as long as the one before, the last with the rest."""
+    bounds, length = [0], FIRST_STRETCH
+    while count - bounds[-1] >= length + FIRST_STRETCH:
         bounds.append(bounds[-1] + length)
         length *= 2
     return list(pairwise([*bounds, count]))

@@ -1,4 +1,4 @@
-"""The specialist budget: where it lies along depth, and whether two arms spend the same (SCIENCE §4)."""
+"""The specialist budget along depth, and its conservation between two arms (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a
 
 @dataclass(frozen=True)
 class Conservation:
-    """The budgets of a baseline and of `arm` at the step of `endings`; null is what cannot be said."""
+    """The budgets of the baseline (a) and of `arm` (b) at their common step; null is not known."""
 
     arm: str
     reference: str
@@ -49,7 +49,7 @@ class Conservation:
     method: str
     chance_ratio: float | None  # expected_b / expected_a
     verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not claimed · not measured
-    sentence: str  # why, where the verdict alone does not say it
+    sentence: str  # reasons for the verdict and caveats, or empty
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -79,8 +79,8 @@ def conservation(cell: CellResult) -> list[dict[str, Any]]:
     return rows
 
 
-class _Spent(NamedTuple):
-    """The budgets of one pair in two readings of one step."""
+class _PairBudgets(NamedTuple):
+    """The budgets of one pair at one step."""
 
     seed: int
     a: np.ndarray  # [L_a]
@@ -94,23 +94,24 @@ class _Spent(NamedTuple):
 
     @property
     def shift(self) -> float | None:
-        """By how much of the depth the centre of b lies later than that of a."""
+        """Centre of b minus centre of a, share of the depth; null where either budget has none."""
         a, b = centre(self.a), centre(self.b)
         return None if a is None or b is None else b - a
 
 
-def _spent(pair: Pair, step: int, reference: str) -> _Spent | None:
+def _pair_budgets(pair: Pair, step: int, reference: str) -> _PairBudgets | None:
+    """The budgets counted over `reference`; None where a cell lacks that count."""
     a, b = (cell.readings[step] for cell in (pair.a, pair.b))
     x, y = profile(a, reference), profile(b, reference)
     if x is None or y is None:
         return None
-    return _Spent(pair.seed, x, y, *(total(reading, f"{reference}_expected") for reading in (a, b)))
+    return _PairBudgets(pair.seed, x, y, *(total(reading, f"{reference}_expected") for reading in (a, b)))
 
 
 def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
-    """Whether `arm` spends the baseline's budget, over its complete pairs read at the step of `endings`."""
+    """The conservation of the baseline's budget by `arm`, over its complete pairs read at their common step."""
     at = common_step_of_pairs(arm, pairs)
-    read = [] if at.step is None or at.untrained else [(p.seed, _spent(p, at.step, reference)) for p in at.read]
+    read = [] if at.step is None or at.untrained else [(p.seed, _pair_budgets(p, at.step, reference)) for p in at.read]
     spent = [s for _, s in read if s is not None]
     logs = [np.log(s.ratio) for s in spent if s.ratio is not None]
     within = _interval(logs, 0.90)
@@ -152,18 +153,18 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
 
 
 def _interval(values: list[float], level: float) -> Interval:
-    """As for losses, but none without a spread: counts are whole numbers, and few of them agree by chance."""
+    """The interval as for losses, but none where all values are equal: small counts agree by chance."""
     if len(values) > 1 and np.ptp(values) == 0.0:
         return Interval(None, None, "none: all pairs are equal")
     return interval(values, level)
 
 
 def _judge(c: Conservation) -> tuple[str, list[str]]:
-    """The verdict on budgets that were measured, and what a reader must know beside it.
+    """The verdict on budgets that were measured, and its reasons and caveats.
 
-    Two budgets within chance have no ratio worth judging. One within chance beside one above it may be a collapse:
-    that it was not conserved can be said, the contrary cannot. Nor can either where a pair lacks a ratio, for the
-    others are then a choice.
+    Two budgets within chance have no ratio to judge. One within chance beside one above it may be a collapse: the
+    verdict can be "not conserved" but not "conserved". Where a pair lacks a ratio it can be neither, for the other
+    pairs would be a selection.
     """
     empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
     notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
@@ -193,13 +194,13 @@ def _judge(c: Conservation) -> tuple[str, list[str]]:
 
 
 def _mostly_chance(c: Conservation) -> list[str]:
-    """Those of `a` and `b` of whose budget chance gives more than half."""
+    """Those of `a` and `b` whose budget is more than half by chance."""
     arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
     return [arm for arm, (b, e) in arms.items() if b is not None and e is not None and e > b / 2.0]
 
 
 def _arms_within_chance(c: Conservation) -> list[str] | None:
-    """Those of `a` and `b` whose budget, summed over the pairs, chance alone could give; null if not measured.
+    """Those of `a` and `b` whose budget, summed over the pairs, chance alone could give; null if chance is unknown.
 
     Chance is a Poisson count whose mean is `expected`: itself an estimate, the mean over the reading's
     resamples of the layer (SCIENCE §3), whose own error is not part of the quantile.

@@ -1,4 +1,4 @@
-"""Whether the body became what the experiment intended (`expect`): line by line, arm by arm."""
+"""The lines of `expect` measured and judged: what the experiment intended the layers to become."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orchestrator.experiments.expectations import Bounds, Wanted
 
 @dataclass(frozen=True)
 class Expectation:
-    """One line of one arm, over its complete cells read at the step of `endings`; null is what cannot be said."""
+    """One line of one arm, over its complete cells read at their common step; null is not known."""
 
     arm: str
     line: str
-    role: str | None  # the number is the share of the line's layers that carry it
-    wanted: str  # the whole of it as a sentence: uniform: late specialist > 0.5
+    role: str | None  # the number is the share of the line's layers that have it
+    wanted: str  # all of it as text: uniform: late specialist > 0.5
     thresholds: list[float]  # one, or the two ends of a range
     step: int | None
     values: dict[int, float | None]  # seed → the number
@@ -29,25 +29,25 @@ class Expectation:
     low: float | None  # 95 % interval of the mean
     high: float | None
     method: str
-    p: float | None  # exact one-sided sign test: so many seeds as wanted, or so many not, were a run's odds even
+    p: float | None  # exact one-sided sign test that so many seeds agree, as wanted or not, at even odds
     untrained: float | None  # mean at step 0
     baseline: float | None  # mean of the baseline's complete cells at this step; null for the baseline itself
     verdict: str  # delivered · not delivered · inconclusive · not measured
-    sentence: str  # why, where the figures alone do not say it
+    sentence: str  # reasons and caveats, or empty
 
 
 def expectations(experiment: ExperimentResult) -> list[Expectation]:
     """Every line of `expect`, in its order.
 
-    Delivered: the 95 % interval of the mean lies wholly where it is wanted, and more seeds are as wanted than even
-    odds explain at 5 % (so never under five seeds). Not delivered: likewise on the other side. The sign test because
-    shares and counts of layers are lumpy and skewed, where flipping the signs of differences is not exact.
+    Delivered: the 95 % interval of the mean lies inside the bounds, and so do more seeds than even odds explain at
+    5 % (never under five seeds). Not delivered: likewise outside. It is a sign test because shares and counts of
+    layers are discrete and skewed, where flipping the signs of differences is not exact.
     """
     return [_judged(wanted, _measured(wanted, experiment)) for wanted in experiment.expect]
 
 
 def least_seeds() -> int:
-    """With how few seeds, all alike, a line can be called."""
+    """The fewest seeds, all alike, with which a line can be delivered."""
     return next(n for n in range(1, 99) if _sign_p(n, n) <= ALPHA)
 
 
@@ -56,8 +56,8 @@ def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
     cells = [cell for cell in experiment.cells if cell.arm == wanted.arm and not cell.missing]
     at = common_step_of_cells(cells)
     others = [cell for cell in experiment.cells if cell.arm == experiment.arms[0] != wanted.arm and not cell.missing]
-    told = [] if at.step is None or at.untrained else at.read
-    values = {cell.seed: wanted.read(cell.readings[at.step]) for cell in told if at.step is not None}
+    read = [] if at.step is None or at.untrained else at.read
+    values = {cell.seed: wanted.read(cell.readings[at.step]) for cell in read if at.step is not None}
     known = [value for value in values.values() if value is not None]
     within = interval(known, 0.95)
     holding = sum(map(wanted.bounds.hold, known))
@@ -73,7 +73,7 @@ def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
 
 
 def _judged(wanted: Wanted, e: Expectation) -> Expectation:
-    """The verdict on what was measured. A seed read without the number leaves nothing delivered, nor the contrary."""
+    """With the verdict; inconclusive where a seed that was read lacks the number."""
     if not e.n:
         return e
     without = [str(seed) for seed, value in e.values.items() if value is None]
@@ -96,7 +96,7 @@ def _verdict(bounds: Bounds, e: Expectation) -> str:
 
 
 def _missing(at: CommonStep[CellResult], known: list[float]) -> str:
-    """Why no seed has the number; empty where one has."""
+    """The reason why no seed has the number; empty where one has."""
     if not at.read and not at.unread:
         return "No cell of this arm is complete."
     if at.step is None:
@@ -109,10 +109,10 @@ def _missing(at: CommonStep[CellResult], known: list[float]) -> str:
 
 
 def _sign_p(most: int, n: int) -> float:
-    """That at least `most` of `n` tossed coins fall alike on a named side."""
+    """Probability that at least `most` of `n` tossed coins show heads."""
     return float(scipy.stats.binomtest(most, n, alternative="greater").pvalue)
 
 
 def _mean(wanted: Wanted, cells: list[CellResult], step: int | None) -> float | None:
-    """Over those of the cells that were read at `step`."""
+    """Mean over the cells that were read at `step`."""
     return mean_of_known(wanted.read(cell.readings[step]) for cell in cells if step in cell.readings)

@@ -1,8 +1,9 @@
-"""What was found, in a sentence each: which arm won, which layers changed role, whether the budget was conserved."""
+"""The findings on an arm: one question, answer and sentence each. A new one is a function and a line in FINDINGS."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +18,13 @@ from orchestrator.analysis.migration import LayerShift, state
 from orchestrator.analysis.pairs import PRIMARY
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
 
-FLATTENED = 2.0  # a CV this many times larger in one arm is told
-TOLD = 4  # layers or lines; the tables have all
+FLATTENED = 2.0  # a layer is flattened where its CV is at least so many times smaller
+LISTED = 4  # layers or lines in a sentence; the tables have all
 
 
 @dataclass(frozen=True)
 class Scale:
-    """An estimate with its interval, beside the value that says "no difference" and the band that counts as none."""
+    """An estimate with its interval, the value of no difference, and the band that counts as no difference."""
 
     value: float
     low: float | None
@@ -31,7 +32,7 @@ class Scale:
     none: float
     band: tuple[float, float]
     level: int  # of the interval, per cent
-    sides: tuple[str, str]  # what lies to the left and to the right
+    sides: tuple[str, str]  # meaning of an estimate left and right of `none`
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,16 @@ class Finding:
 
     arm: str
     question: str
-    answer: str  # a verdict, as short as it can be said
-    sure: bool  # whether the data decide it
-    sentence: str  # the figures behind it
+    answer: str  # a few words
+    sure: bool  # True where the data decide it
+    sentence: str  # the numbers behind it
     scale: Scale | None = None
-    terms: tuple[str, ...] = ()  # what the glossary should explain
+    terms: tuple[str, ...] = ()  # keys of the glossary
 
 
 def findings(c: Comparison, arm: str) -> list[Finding]:
-    """What a reader wants to know first of `arm`, in the order in which it is asked."""
-    told = [_loss(c, arm), _roles(c, arm), _concentration(c, arm), _budget(c, arm), _intended(c, arm)]
-    return [finding for finding in told if finding is not None]
+    """The findings on `arm`, the most important question first; those without data are left out."""
+    return [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
 
 
 def _loss(c: Comparison, arm: str) -> Finding | None:
@@ -84,11 +84,12 @@ def _delta(r: PairedResult) -> str:
 
 
 def _level(r: PairedResult) -> int:
-    """Of the interval that the verdict goes by, per cent."""
+    """Level of the interval that the verdict is based on, per cent."""
     return 90 if r.verdict == "equivalent" else 95
 
 
 def _interval(r: PairedResult) -> tuple[float | None, float | None]:
+    """The interval of that level."""
     return (r.low90, r.high90) if r.verdict == "equivalent" else (r.low, r.high)
 
 
@@ -103,10 +104,10 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     p = "" if shift.p is None else f", p = {shift.p:.2g}"
     sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
     alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
-    told = alone or [layer for layer in shift.layers if unanimous(layer)]
-    if told:
+    moved = alone or [layer for layer in shift.layers if unanimous(layer)]
+    if moved:
         which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "In the one seed"
-        sentence += f" {which}: {_first(list(map(_moved, sorted(told, key=lambda layer: -layer.distance))))}."
+        sentence += f" {which}: {_first(list(map(_move, sorted(moved, key=lambda layer: -layer.distance))))}."
     elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
         sentence += f" In some seed, but not in every one: {_first(some)}."
     answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
@@ -115,23 +116,23 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
 
 
 def _first(words: list[str]) -> str:
-    """The first few, and how many more there are."""
-    return ", ".join(words[:TOLD]) + (f" and {len(words) - TOLD} more" if len(words) > TOLD else "")
+    """The first few words, and the number of the others."""
+    return ", ".join(words[:LISTED]) + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")
 
 
 def unanimous(layer: LayerShift) -> bool:
-    """Whether the layer has one state in every seed of one arm and another one in every seed of the other."""
+    """True where the layer has one state in every seed of one arm and another in every seed of the other."""
     a, b = set(map(state, layer.roles_a)), set(map(state, layer.roles_b))
     return len(a) == len(b) == 1 and a != b
 
 
-def _moved(layer: LayerShift) -> str:
+def _move(layer: LayerShift) -> str:
     a, b = (Counter(map(state, roles)).most_common(1)[0][0] for roles in (layer.roles_a, layer.roles_b))
     return f"L{layer.layer} {a} → {b}"
 
 
 def _concentration(c: Comparison, arm: str) -> Finding | None:
-    """Layers whose CV at least halved or doubled in every seed; none where there are none, or nothing was trained."""
+    """Layers whose CV at least halved or doubled in every seed; None where there are none, or nothing was trained."""
     at = common_step_of_pairs(arm, c.pairs)
     seeds = [pair.seed for pair in at.read]
     table = c.tables["flattening"]
@@ -141,16 +142,18 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
     if at.untrained or not (flat or raised):
         return None
     mean, by_layer, p = np.exp(ratios.mean(axis=1)), at_step(table, arm, at.step).groupby("layer"), layer_p(ratios)
-    told = []
+    changes = []
     for i in sorted([*flat, *raised]):
         a, b = (by_layer[side].mean().get(i) for side in ("saturated_a", "saturated_b"))
-        told.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
+        changes.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
     listed = {word: ", ".join(f"L{i}" for i in layers) for word, layers in (("flattened", flat), ("raised", raised))}
     answer = "; ".join(f"{layers} {word}" for word, layers in listed.items() if layers)
     where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else "in the one seed"
     largest = max((p[i] for i in [*flat, *raised]), default=None) if p else None
-    chance = "" if largest is None else f"; p {'=' if len(told) == 1 else '≤'} {largest:.2g}, corrected for the layers"
-    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {at.text}: {', '.join(told)}{chance}."
+    chance = (
+        "" if largest is None else f"; p {'=' if len(changes) == 1 else '≤'} {largest:.2g}, corrected for the layers"
+    )
+    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {at.text}: {', '.join(changes)}{chance}."
     sure = largest is not None and largest <= ALPHA
     sentence, terms = f"{sentence} {at.unread_note}".rstrip(), ("cv", "flattening")
     return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
@@ -189,7 +192,7 @@ def _counts(r: Conservation, when: str) -> str:
 
 
 def _intended(c: Comparison, arm: str) -> Finding | None:
-    """Of the lines for both arms of the pair; none where nothing was stated."""
+    """The lines of `expect` for both arms of the pair; None where there are none."""
     lines = [e for e in c.expectations if e.arm in (c.baseline, arm)]
     if not lines:
         return None
@@ -198,10 +201,10 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
     decided = f"{delivered} of {len(lines)} delivered{missed}"
     unmeasured = all(e.verdict == "not measured" for e in lines)
     answer = decided if delivered or failed else "not measured" if unmeasured else f"none of {len(lines)} decided"
-    told = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:TOLD]]
-    more = f"; and {len(lines) - TOLD} more" if len(lines) > TOLD else ""
+    listed = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:LISTED]]
+    more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     sure = delivered + failed == len(lines)
-    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(told)}{more}.", None, ("expect",))
+    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(listed)}{more}.", None, ("expect",))
 
 
 def _seeds(e: Expectation) -> str:
@@ -209,9 +212,12 @@ def _seeds(e: Expectation) -> str:
 
 
 def _when(c: Comparison, arm: str) -> str:
-    """The step at which the layers of the pairs are compared."""
+    """The step at which the layers of the pairs are compared, as text."""
     return common_step_of_pairs(arm, c.pairs).text
 
 
 def _pairs(n: int) -> str:
     return f"{n} pair{'s' * (n != 1)}"
+
+
+FINDINGS: tuple[Callable[[Comparison, str], Finding | None], ...] = (_loss, _roles, _concentration, _budget, _intended)

@@ -1,4 +1,4 @@
-"""How much flatter one arm's layers are than the other's: their CVs of FFN co-magnitude side by side (SCIENCE §4)."""
+"""Flattening: the ratio of two arms' CVs of FFN co-magnitude, layer by layer (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.analysis.statistics import sign_patterns
 
 
 def flattening(pair: Pair) -> list[dict[str, Any]]:
-    """Per layer, at every step both cells were read: the arms side by side. No row between unequal depths."""
+    """One row per common step and layer, the arms side by side; none between unequal depths."""
     rows = []
     for step in pair.common_steps:
         a, b = pair.a.readings[step]["layers"], pair.b.readings[step]["layers"]

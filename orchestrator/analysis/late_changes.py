@@ -1,4 +1,4 @@
-"""What launches added or changed only after cells had finished: it may have been chosen by their results."""
+"""Seeds, contrasts and expectations changed after cells had finished: their results may have suggested the change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.analysis.cells import ExperimentResult
 from orchestrator.experiments.expectations import intended
 
-# What of an experiment may change between launches → what it is called, and what its numbers assume of it.
+# key of experiment.yaml that may change between launches → its name, and the assumption that a late change breaks
 KINDS = {
     "seeds": ("seed", "p assumes that their number was fixed beforehand"),
     "contrasts": ("contrast", "p and the order of the tests assume that nobody had seen the losses"),
@@ -29,7 +29,7 @@ class Change:
 
 
 def late_changes(experiment: ExperimentResult) -> list[Change]:
-    """Every change in the order in which they were made; none where nothing changed or no cell had finished."""
+    """Every change since the first cell finished, oldest first."""
     return [
         Change(kind, name, how, now["since"][:10])
         for before, now in pairwise(experiment.stated)
@@ -40,27 +40,27 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
 
 
 def late_names(experiment: ExperimentResult, kind: str) -> set[str]:
-    """The names of that kind that were not what they are before the first cell had finished."""
+    """The names of that kind that were added or changed after the first cell had finished."""
     return {change.name for change in late_changes(experiment) if change.kind == kind and change.how != "withdrawn"}
 
 
 def notes(experiment: ExperimentResult) -> list[str]:
-    """A sentence for what was changed alike on one day, and what the numbers assume."""
+    """One sentence per kind of change and day, with the assumption that it breaks."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for change in late_changes(experiment):
         alike.setdefault((change.kind, change.how, change.day), []).append(change.name)
-    said = []
+    sentences = []
     for (kind, how, day), names in alike.items():
         called, assumed = KINDS[kind]
         listed = ", ".join(name if kind == "seeds" or name == ORDER else f"'{name}'" for name in names)
         noun = "" if names == [ORDER] else f"{called}{'s' * (len(names) > 1)} "
         sentence = f"{noun}{listed} {'were' if len(names) > 1 else 'was'} {how} on {day} after cells had finished"
-        said.append(f"{sentence[0].upper()}{sentence[1:]}: {assumed}.")
-    return said
+        sentences.append(f"{sentence[0].upper()}{sentence[1:]}: {assumed}.")
+    return sentences
 
 
 def _named(stated: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
-    """What `stated` holds of one kind, by name."""
+    """One kind's entries of `stated`, by name."""
     if kind == "contrasts":
         return dict(stated[kind])
     names = stated[kind] if kind == "seeds" else intended(stated[kind], experiment.arms)
@@ -68,7 +68,7 @@ def _named(stated: dict[str, Any], kind: str, experiment: ExperimentResult) -> d
 
 
 def _compared(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    """What became of every name; the order counts where names have values: those are tested one after the other."""
+    """(name, change) of every difference. The order counts where names have values: contrasts are tested in order."""
     found = [(name, "changed" if name in was else "added") for name in now if name not in was or was[name] != now[name]]
     found += [(name, "withdrawn") for name in was if name not in now]
     kept = [name for name in now if name in was]

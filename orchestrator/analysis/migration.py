@@ -1,4 +1,4 @@
-"""Which roles moved: from reading to reading within a cell, and between the cells of a pair (SCIENCE §4)."""
+"""Role changes: from reading to reading within a cell, and between the cells of a pair (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Transitions:
-    """The states of an arm's layers from each reading to the next, all of its cells together; chance as in `Overlap`.
+    """State changes of an arm's layers from each reading to the next, over all of its cells; chance as in `Overlap`.
 
     Matrices are [5][5] in the order of `STATES`, rows = before.
     """
@@ -63,7 +63,7 @@ class LayerShift:
 
 @dataclass(frozen=True)
 class RoleShift:
-    """Baseline (a) and arm (b) at the step of `endings`; equal states in both may still be chance.
+    """Baseline (a) and arm (b) at their common step; equal states in both may still be chance.
 
     p exchanges the arms' labels within the seed pairs: if the arm changed nothing, each exchange was as likely.
     Exact (all 2^n) up to 15 pairs, beyond by random exchanges. Null for one pair.
@@ -82,11 +82,11 @@ class RoleShift:
     p: float | None  # of that sum: whether the arms differ in any layer's states
     smallest_p: float  # that n pairs can give: exchanging all of them changes nothing
     verdict: str  # roles moved · inconclusive · not measured
-    sentence: str  # what a reader must know beside the figures
+    sentence: str  # caveats, or empty
 
 
 def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
-    """What became of every state until the next reading; None where no layer was read twice."""
+    """State changes between successive readings; None where no layer was read twice."""
     sides = [
         (roles_of(before), roles_of(after))
         for cell in cells
@@ -104,7 +104,7 @@ def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
 
 
 def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
-    """Whether `arm` has other roles than the baseline; None where nothing common was read or depths differ."""
+    """The roles of `arm` against the baseline's; None where they have no common step or differ in depth."""
     at = common_step_of_pairs(arm, pairs)
     if at.step is None:
         return None
@@ -163,13 +163,13 @@ def _overlap(sides: Sides) -> Overlap:
 def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
     """n × each layer's distance between the arms, [patterns, L], as observed and under every exchange of labels.
 
-    Of p only the largest distance under each pattern is used, for all layers at once (Westfall & Young's
-    max-T), so that under no difference any layer falls below p with probability p. Half the patterns are left
-    out: exchanging the other pairs instead gives the same distances. Whole numbers, so that equal is equal.
+    A layer's p compares it with the largest distance of any layer under each pattern (Westfall & Young's max-T): if
+    the arms do not differ, the probability that any layer falls below p is p. Half the patterns suffice, because
+    exchanging the other pairs instead gives the same distances. All are whole numbers, so equal ones compare equal.
     """
-    held = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
+    has = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
     n = len(a)
-    difference = held[:n] - held[n:]  # [n, L, 5]
+    difference = has[:n] - has[n:]  # [n, L, 5]
     return np.abs(np.tensordot(sign_patterns(n), difference, axes=1)).sum(axis=2) / 2.0
 
 
@@ -188,7 +188,7 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
 
 
 def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
-    """How often each role became each other one: [5, 5] in the order of `STATES`, rows = before."""
+    """Counts of each state before (rows) and after, [5, 5] in the order of `STATES`."""
     counted = Counter((state(before), state(after)) for before, after in moves)
     return np.array([[counted[before, after] for after in STATES] for before in STATES])
 

@@ -1,4 +1,4 @@
-"""What the sidecars of an arm did: one multiplier per unit and decision, and where the seeds agree."""
+"""Multipliers that the sidecars of an arm applied, one per unit and decision, and where its seeds agree."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ THIRDS = ("early", "middle", "late")  # of the run
 
 
 @dataclass(frozen=True)
-class Held:
-    """One channel of one cell, decision by decision; the last one, which no step followed, is left out."""
+class Multipliers:
+    """One channel of one cell, decision by decision; the last decision, which no step followed, is left out."""
 
-    steps: list[int]  # [D], at which each proposal was put in force
+    steps: list[int]  # [D], at which each decision took effect
     units: list[str]  # [U]
     layers: list[int]  # [U]
     kinds: list[str]  # [U], short: q, down, layer
@@ -29,18 +29,18 @@ class Held:
         return self.logs.mean(axis=0)
 
 
-def held(cell: CellResult) -> dict[str, Held]:
-    """Channel → what was held; empty for a cell without a sidecar."""
+def multipliers_of(cell: CellResult) -> dict[str, Multipliers]:
+    """Channel → its multipliers; empty for a cell without a sidecar."""
     last = cell.metrics[-1]["step"] if cell.metrics else 0
     decisions = [r["sidecar"] for r in cell.metrics if "sidecar" in r and r["step"] < last]
     found = {}
     for channel, values in decisions[0]["values"].items() if decisions else ():
-        places = [_place(unit) for unit in values]
-        found[channel] = Held(
+        named = [_layer_and_kind(unit) for unit in values]
+        found[channel] = Multipliers(
             steps=[decision["step"] for decision in decisions],
             units=list(values),
-            layers=[layer for layer, _ in places],
-            kinds=[kind for _, kind in places],
+            layers=[layer for layer, _ in named],
+            kinds=[kind for _, kind in named],
             logs=np.log([[d["values"][channel][unit] for unit in values] for d in decisions]),
         )
     return found
@@ -49,13 +49,13 @@ def held(cell: CellResult) -> dict[str, Held]:
 def sidecar_rows(cell: CellResult) -> list[dict[str, Any]]:
     """One row per channel and unit: geometric mean multipliers over the run and over its thirds."""
     rows = []
-    for channel, h in held(cell).items():
-        thirds = [h.logs[part] for part in np.array_split(np.arange(len(h.steps)), len(THIRDS))]
-        for i, unit in enumerate(h.units):
+    for channel, m in multipliers_of(cell).items():
+        thirds = [m.logs[part] for part in np.array_split(np.arange(len(m.steps)), len(THIRDS))]
+        for i, unit in enumerate(m.units):
             means = {name: _geometric(part[:, i]) for name, part in zip(THIRDS, thirds, strict=True)}
             rows.append(
-                {"arm": cell.arm, "seed": cell.seed, "channel": channel, "layer": h.layers[i], "kind": h.kinds[i],
-                 "unit": unit, "mean": float(np.exp(h.means[i])), **means}
+                {"arm": cell.arm, "seed": cell.seed, "channel": channel, "layer": m.layers[i], "kind": m.kinds[i],
+                 "unit": unit, "mean": float(np.exp(m.means[i])), **means}
             )  # fmt: skip
     return rows
 
@@ -78,24 +78,24 @@ class Agreement:
 
     @property
     def by_chance(self) -> float:
-        """How many would agree if every seed and unit tossed a coin; units with common evidence toss fewer."""
+        """Units that would agree if every seed and unit tossed a coin; units with common evidence toss fewer."""
         return len(self.units) * 2.0 ** (1 - self.seeds)
 
 
 def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
     """Channel → where the seeds agree, over the cells that hold the same units.
 
-    A unit is judged against the mean log-multiplier of its own cell: a policy that raises or lowers everything
-    would else agree with itself everywhere.
+    A unit is judged against the mean log-multiplier of its own cell: otherwise a policy that raises or lowers
+    everything would agree with itself everywhere.
     """
-    stacks: dict[str, list[Held]] = {}
+    stacks: dict[str, list[Multipliers]] = {}
     for cell in cells:
-        for channel, h in held(cell).items():
-            if channel not in stacks or stacks[channel][0].units == h.units:
-                stacks.setdefault(channel, []).append(h)
+        for channel, m in multipliers_of(cell).items():
+            if channel not in stacks or stacks[channel][0].units == m.units:
+                stacks.setdefault(channel, []).append(m)
     found = {}
     for channel, stack in stacks.items():
-        means = np.array([h.means for h in stack])  # [S, U]
+        means = np.array([m.means for m in stack])  # [S, U]
         signs = np.sign(np.round(means - means.mean(axis=1, keepdims=True), 12))
         first = stack[0]
         same = np.where((signs == signs[0]).all(axis=0), signs[0], 0.0)
@@ -103,7 +103,7 @@ def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
     return found
 
 
-def _place(unit: str) -> tuple[int, str]:
+def _layer_and_kind(unit: str) -> tuple[int, str]:
     place = place_of(f"{unit}.")
     if place is None:
         return 0, unit

@@ -1,4 +1,4 @@
-"""Where the cells of an experiment came from: in what their configuration, code and environment differ."""
+"""Provenance of an experiment's cells: differences in their configuration, code and environment."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.common.environment import changes
 from orchestrator.config import keys
 
-CODE = ("commit", "changes")  # of an environment, what says which code ran
-PASSING = ("attempt", "since")  # and what differs between any two attempts
+CODE = ("commit", "changes")  # keys of an environment that identify the code
+PASSING = ("attempt", "since")  # keys that differ between any two attempts
 Facts = dict[str, Any]  # dotted key → value
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One key that is not the same in all cells."""
+    """One key that differs between cells."""
 
     kind: str  # config · code · environment
     key: str
@@ -25,9 +25,9 @@ class Difference:
 
 
 def differences(experiment: ExperimentResult) -> list[Difference]:
-    """What differs between the cells of two arms or of one: first configuration, then code, then environment."""
+    """Every difference between cells, of two arms or of one: first configuration, then code, then environment."""
     facts = {
-        arm: [found for cell in experiment.cells if cell.arm == arm for found in ran(experiment, cell)]
+        arm: [found for cell in experiment.cells if cell.arm == arm for found in environments_of(experiment, cell)]
         for arm in experiment.arms
     }
     configs = {arm: [c for cell in experiment.cells if cell.arm == arm for c in configs_of(cell)] for arm in facts}
@@ -37,11 +37,11 @@ def differences(experiment: ExperimentResult) -> list[Difference]:
 
 
 def constant(experiment: ExperimentResult) -> Facts:
-    """What is known of every attempt and the same in all: host, platform, python, device, versions.*, commit, …
+    """The facts that all attempts share: host, platform, python, device, versions.*, commit, …
 
-    `changes` is `clean` or a digest of what was not committed. Null where nobody could find out.
+    `changes` is `clean` or a digest of what was not committed. A value is null where it could not be determined.
     """
-    facts = [found for cell in experiment.cells for found in ran(experiment, cell)]
+    facts = [found for cell in experiment.cells for found in environments_of(experiment, cell)]
     return {
         key: values[0]
         for key, values in _values(facts).items()
@@ -49,10 +49,10 @@ def constant(experiment: ExperimentResult) -> Facts:
     }
 
 
-def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
-    """Where each attempt of the cell ran and with what code; nothing where it never began.
+def environments_of(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
+    """Environment and code of each attempt of the cell; empty where it never began.
 
-    Of a cell that did not record it, what is known of every launch: it may have seen any of them.
+    A cell that did not record its own has those of every launch: it may have run in any of them.
     """
     recorded = [
         {key: value for key, value in keys.flatten(found).items() if key not in PASSING} for found in cell.environments
@@ -61,7 +61,7 @@ def ran(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
 
 
 def launches(experiment: ExperimentResult) -> list[Facts]:
-    """The same of each launch, as experiment.yaml tells it: the machine of the first, the code of all."""
+    """Environment and code of each launch by experiment.yaml, which has the machine of the first and the code of all."""
     facts = []
     for code in experiment.code or [{}]:
         known = experiment.machine | {key: code[key] for key in ("commit", "versions") if key in code}
@@ -72,7 +72,7 @@ def launches(experiment: ExperimentResult) -> list[Facts]:
 
 
 def configs_of(cell: CellResult) -> list[Facts]:
-    """The cell's configuration, without what only says how it is run; nothing where it was never launched."""
+    """The cell's configuration without operational keys; empty where it was never launched."""
     if not (cell.path / "config.yaml").is_file():
         return []
     ignored = (*keys.OPERATIONAL, "arm", "seed")

@@ -1,4 +1,4 @@
-"""How far layers part from each other: the spread of attention's share of the energy over them (SCIENCE §4)."""
+"""Symmetry between layers: the spread of attention's share of the energy over them (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven m
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One arm beside the baseline at the step of `endings`, means over the seed pairs read there."""
+    """One arm beside the baseline at their common step, means over the seed pairs read there."""
 
     arm: str
     step: int
@@ -30,7 +30,7 @@ class Symmetry:
     high: float | None
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
-    sentence: str  # what a reader must know beside the figures
+    sentence: str  # caveats, or empty
 
 
 def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:

@@ -1,4 +1,7 @@
-"""The tables of an experiment: same names and columns in parquet, CSV and W&B."""
+"""The tables of an experiment, with one name and the same columns in parquet, CSV and W&B.
+
+A new one is a function, its columns in `COLUMNS` and a line in `BUILDERS`.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from orchestrator.analysis.pairs import Pair, domains_of, pair_losses
 from orchestrator.storage.files import write_whole
 
 Rows = list[dict[str, Any]]
+Build = Callable[[list[CellResult], list[Pair]], Rows]
 
-# `layers` has every measure after these. Paired tables also have the other arm's name first where several
-# arms are compared with the baseline.
+# In `layers` every measure follows. Tables without `arm` begin with it where several arms are compared with the baseline.
 COLUMNS = {
     "layers": ["arm", "seed", "step", "layer", "role", "margin",
                "score_hub", "score_damper", "score_passthrough", "score_specialist"],
@@ -38,34 +41,22 @@ TEXT = {"arm", "role", "role_from", "role_to", "reference", "contrast", "metric"
 INTEGER = {"seed", "step", "step_from", "layer"}
 
 
-def layer_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    """One row per cell, reading and layer."""
+def layer_rows(cell: CellResult) -> Rows:
+    """One row per reading and layer of a cell."""
     return [
         {
             "arm": cell.arm, "seed": cell.seed, "step": step, "layer": layer["layer"], "role": layer["role"],
             "margin": layer["margin"], **{f"score_{role}": score for role, score in layer["scores"].items()},
             **layer["measures"],
         }
-        for cell in cells
         for step, reading in cell.readings.items()
         for layer in reading["layers"]
     ]  # fmt: skip
 
 
-def role_migration_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    return [row for cell in cells for row in role_migration(cell)]
-
-
-def conservation_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    return [row for cell in cells for row in conservation(cell)]
-
-
-def flattening_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    return [{"arm": pair.arm, **row} for pair in pairs for row in flattening(pair)]
-
-
-def multiplier_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    return [row for cell in cells for row in sidecar_rows(cell)]
+def flattening_rows(pair: Pair) -> Rows:
+    """One row per common step and layer of a pair."""
+    return [{"arm": pair.arm, **row} for row in flattening(pair)]
 
 
 def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
@@ -79,25 +70,33 @@ def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
     return rows
 
 
-BUILDERS: dict[str, Callable[[list[CellResult], list[Pair]], Rows]] = {
-    "layers": layer_rows,
-    "role_migration": role_migration_rows,
-    "conservation": conservation_rows,
-    "flattening": flattening_rows,
+def _per_cell(rows: Callable[[CellResult], Rows]) -> Build:
+    return lambda cells, _: [row for cell in cells for row in rows(cell)]
+
+
+def _per_pair(rows: Callable[[Pair], Rows]) -> Build:
+    return lambda _, pairs: [row for pair in pairs for row in rows(pair)]
+
+
+BUILDERS: dict[str, Build] = {
+    "layers": _per_cell(layer_rows),
+    "role_migration": _per_cell(role_migration),
+    "conservation": _per_cell(conservation),
+    "flattening": _per_pair(flattening_rows),
     "paired_eval": paired_eval_rows,
-    "sidecar": multiplier_rows,
+    "sidecar": _per_cell(sidecar_rows),
 }
 
 
 def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast]) -> dict[str, pd.DataFrame]:
-    """Every table by name. Per-cell tables hold every cell that was read, paired ones complete pairs only."""
+    """Every table by name. Per-cell tables hold every cell that was read, paired tables complete pairs only."""
     several = len({pair.arm for pair in pairs}) > 1
     tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
     return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
 
 
 def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
-    """Rows as a table with the columns and types of `name`, also where there are none."""
+    """Rows as a table with the columns and types of `name`, even without rows."""
     columns = list(COLUMNS[name])
     if several and "arm" not in columns:
         columns.insert(0, "arm")

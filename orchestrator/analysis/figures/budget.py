@@ -10,8 +10,16 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import REFERENCES, THRESHOLDS
-from orchestrator.analysis.figures.panels import Drawing, label, mean_profile, panels, spoken
-from orchestrator.analysis.figures.traces import arms_of, chance_entry, chance_line, runs_and_mean, seeds_and_mean
+from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_rows, panels, per_arm
+from orchestrator.analysis.figures.traces import (
+    arms_of,
+    chance_legend,
+    chance_line,
+    mean_profile,
+    profile_traces,
+    profiles_of,
+    run_traces,
+)
 from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
@@ -21,7 +29,7 @@ from orchestrator.forensics.reading import centre, profile
 def budget_by_depth(c: Comparison) -> Drawing | None:
     """Saturated positions of every layer at the last reading, beside what chance gives."""
     readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
-    shown = [m for m in REFERENCES if any(profile(r, m) is not None for found in readings.values() for r in found)]
+    shown = [measure for measure in REFERENCES if any(profiles_of(found, measure) for found in readings.values())]
     if not shown:
         return None
     title = "Specialist budget along depth, last reading: positions above each threshold"
@@ -30,44 +38,35 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
     peaks: dict[str, float] = {}
     by_chance = False
     for col, measure in enumerate(shown, start=1):
-        means, expected = {}, {}
+        means: list[np.ndarray | None] = []
+        expected: list[np.ndarray | None] = []
         for arm in arms_of(c):
-            found = readings[arm.name]
-            profiles = [p for r in found if (p := profile(r, measure)) is not None]
-            seeds_and_mean(figure, profiles, arm, 1, col)
-            chance = [p for r in found if (p := profile(r, f"{measure}_expected")) is not None]
-            means[arm.name], expected[arm.name] = mean_profile(profiles), mean_profile(chance)
-            if expected[arm.name] is not None:
-                chance_line(figure, [dict(enumerate(p)) for p in chance], arm, 1, col, "layer")
+            mean = profile_traces(figure, profiles_of(readings[arm.name], measure), arm, 1, col)
+            chance = profiles_of(readings[arm.name], f"{measure}_expected")
+            means.append(mean)
+            expected.append(mean_profile(chance))
+            if expected[-1] is not None:
+                chance_line(figure, [dict(enumerate(values)) for values in chance], arm, 1, col, "layer")
                 by_chance = True
-        if col == 1:
-            peaks = {arm: float(np.argmax(mean)) for arm, mean in means.items() if mean is not None and mean.any()}
-        depth = max((mean.size for mean in means.values() if mean is not None), default=0)
-        rows += [
-            [
-                THRESHOLDS[measure],
-                str(i),
-                *(f"{_at(means[arm], i)} ({_at(expected[arm], i)})" for arm in c.experiment.arms),
-            ]
-            for i in range(depth)
-        ]
+            if col == 1 and mean is not None and mean.any():
+                peaks[arm.name] = float(np.argmax(mean))
+        depth = max((mean.size for mean in means if mean is not None), default=0)
+        for counts, chances in zip(layer_rows(means, 1, depth), layer_rows(expected, 1, depth), strict=True):
+            both = zip(counts[1:], chances[1:], strict=True)
+            rows.append([THRESHOLDS[measure], counts[0], *(f"{count} ({chance})" for count, chance in both)])
     if by_chance:
-        chance_entry(figure)
+        chance_legend(figure)
     figure.update_yaxes(rangemode="tozero")
-    label(figure, 1, len(shown), "layer", "saturated FFN positions")
-    text = f"Layer with the most saturated positions ({THRESHOLDS[shown[0]]} threshold, 0 = first): {spoken(peaks, 0)}."
+    label_axes(figure, 1, len(shown), "layer", "saturated FFN positions")
+    text = (
+        f"Layer with the most saturated positions ({THRESHOLDS[shown[0]]} threshold, 0 = first): {per_arm(peaks, 0)}."
+    )
     if not peaks:
         text = f"0 positions of any layer are above the {THRESHOLDS[shown[0]]} threshold."
-    table = Section(
-        "Mean saturated positions (by chance), last reading", ["threshold", "layer", *c.experiment.arms], rows
-    )
-    return Drawing(
-        figure, title, text, table, ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
-    )
-
-
-def _at(mean: np.ndarray | None, layer: int) -> str:
-    return number(None if mean is None or layer >= mean.size else float(mean[layer]), 1)
+    columns = ["threshold", "layer", *c.experiment.arms]
+    table = Section("Mean saturated positions (by chance), last reading", columns, rows)
+    terms = ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
+    return Drawing(figure, title, text, table, terms)
 
 
 class _Course(NamedTuple):
@@ -88,29 +87,23 @@ def budget_over_time(c: Comparison) -> Drawing | None:
     rows: list[list[TableCell]] = []
     totals: dict[str, float] = {}
     for arm in arms_of(c):
-        found = courses[arm.name]
-        total, chance = [x.total for x in found if x.total], [x.chance for x in found if x.chance]
-        centres = [x.centre for x in found if x.centre]
-        runs_and_mean(figure, total, arm, 1, 1)
-        runs_and_mean(figure, centres, arm, 1, 2)
+        total, chance, centres = ([x[i] for x in courses[arm.name] if x[i]] for i in range(3))
+        run_traces(figure, total, arm, 1, 1)
+        run_traces(figure, centres, arm, 1, 2)
         chance_line(figure, chance, arm, 1, 1, "step")
         if total:
-            ends = [_end(curves) for curves in (total, chance, centres)]
+            ends = [mean_of_known(curve[max(curve)] for curve in curves) for curves in (total, chance, centres)]
             totals[arm.name] = ends[0] or 0.0
             rows.append([arm.name, *(number(end, digits) for end, digits in zip(ends, (1, 1, 2), strict=True))])
     if any(course.chance for found in courses.values() for course in found):
-        chance_entry(figure)
+        chance_legend(figure)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
-    label(figure, 1, 2, "step", "saturated FFN positions")
+    label_axes(figure, 1, 2, "step", "saturated FFN positions")
     figure.update_yaxes(title_text="centre of the budget", row=1, col=2)
-    text = f"Saturated positions of the whole stack at the last reading, mean over seeds: {spoken(totals, 1)}."
+    text = f"Saturated positions of the whole stack at the last reading, mean over seeds: {per_arm(totals, 1)}."
     table = Section("Budget at the last reading", ["arm", "budget", "by chance", "centre"], rows)
     return Drawing(figure, title, text, table, ("saturated_robust", "centre", "conservation"))
-
-
-def _end(curves: list[dict[int, float]]) -> float | None:
-    return mean_of_known(curve[max(curve)] for curve in curves)
 
 
 def _course(cell: CellResult) -> _Course:

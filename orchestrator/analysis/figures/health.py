@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, guide, label, panels, spoken, text
-from orchestrator.analysis.figures.traces import EXTRA, arms_of
+from orchestrator.analysis.figures.panels import Drawing, escaped, guide_line, label_axes, panels, per_arm
+from orchestrator.analysis.figures.traces import NAME, arms_of
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.forensics.architecture.anatomy import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
@@ -28,8 +28,8 @@ def worst_ratios(c: Comparison) -> Drawing | None:
             figure.add_scatter(
                 x=list(curve), y=[ratio for ratio, _ in curve.values()], mode="lines+markers", showlegend=k == 0,
                 line={"color": paint, "dash": dash, "width": 1.5}, marker={"symbol": symbol, "size": 6},
-                customdata=[tensor for _, tensor in curve.values()], hovertext=text(cell.label),
-                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}{EXTRA}", **arm.common,
+                customdata=[tensor for _, tensor in curve.values()], hovertext=escaped(cell.label),
+                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}{NAME}", **arm.common,
             )  # fmt: skip
         if cells:
             found = ((pair, step, x.seed) for x in cells for step, pair in curves[x.label].items())
@@ -38,11 +38,11 @@ def worst_ratios(c: Comparison) -> Drawing | None:
             rows.append([arm.name, f"{ratio:.1f}", tensor, str(seed), str(step)])
     for value, word in ((WARN, "warn"), (CRITICAL, "critical")):
         if value <= 3 * max(tops.values()):
-            guide(figure, value, 1, 1, f"{word}: {value:.0f} ×", log=True)
+            guide_line(figure, value, 1, 1, f"{word}: {value:.0f} ×", log=True)
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
-    label(figure, 1, 1, "step", "× the peers' median")
-    words = f"Largest ratio of a spectral norm to its peers' median: {spoken(tops, 1)}."
+    label_axes(figure, 1, 1, "step", "× the peers' median")
+    words = f"Largest ratio of a spectral norm to its peers' median: {per_arm(tops, 1)}."
     table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
     return Drawing(figure, title, words, table, ("pathology", "spectral_norm"))
 

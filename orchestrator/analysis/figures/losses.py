@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, focus, guide, label, panels, spoken
-from orchestrator.analysis.figures.traces import Arm, Band, arms_of, band, runs_and_mean
+from orchestrator.analysis.figures.panels import Drawing, frame_around_zero, guide_line, label_axes, panels, per_arm
+from orchestrator.analysis.figures.traces import Band, DrawnArm, arms_of, band, run_traces
 from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import shown, validation_curves
 from orchestrator.analysis.sections.section import Section, TableCell
@@ -36,8 +36,8 @@ def heldout_curves(c: Comparison) -> Drawing | None:
         for arm in arms_of(c):
             runs = [curves[x.label][domain] for x in c.cells_of(arm.name) if x.label in curves]
             gaps = _gaps(c, curves, arm, domain)
-            runs_and_mean(figure, runs, arm, 1, col)
-            runs_and_mean(figure, gaps, arm, 2, col, interval=True)
+            run_traces(figure, runs, arm, 1, col)
+            run_traces(figure, gaps, arm, 2, col, interval=True)
             between = band(gaps)
             differences += [abs(gap) for run in gaps for step, gap in run.items() if step > 0]
             ends += between.ends if arm.shown else []
@@ -46,12 +46,12 @@ def heldout_curves(c: Comparison) -> Drawing | None:
                 told.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])
                 last |= {arm.name: end} if col == 1 else {}
         if rows == 2:
-            guide(figure, 0.0, 2, col)
-            focus(figure, differences, 1e-6, 2, col, ends=ends)
-    label(figure, rows, len(domains), "step", "loss (nats/token)")
+            guide_line(figure, 0.0, 2, col)
+            frame_around_zero(figure, differences, 1e-6, 2, col, ends=ends)
+    label_axes(figure, rows, len(domains), "step", "loss (nats/token)")
     if rows == 2:
         figure.update_yaxes(title_text="Δ (nats/token)", row=2, col=1)
-    text = f"Validation loss ({c.name_of(domains[0])}) at the end, mean over seeds: {spoken(last, 4)}."
+    text = f"Validation loss ({c.name_of(domains[0])}) at the end, mean over seeds: {per_arm(last, 4)}."
     if c.pairs:
         text += " The verdict is on the test loss."
     columns = ["domain", "arm", "validation loss", "Δ", "95 % interval"]
@@ -60,7 +60,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     )
 
 
-def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: Arm, domain: str) -> list[Run]:
+def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: DrawnArm, domain: str) -> list[Run]:
     """Per pair of the arm, its loss minus the baseline's at the steps that both have."""
     sides = [(curves[p.a.label][domain], curves[p.b.label][domain]) for p in c.pairs if p.arm == arm.name]
     return [{step: b[step] - a[step] for step in a if step in b} for a, b in sides]

@@ -1,16 +1,16 @@
-"""What the sidecars of the arms did to every unit over training."""
+"""The multipliers that the sidecars of the arms applied to every unit over training."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, label, panels, short, text
+from orchestrator.analysis.figures.panels import Drawing, escaped, label_axes, panels, short
 from orchestrator.analysis.formatting import number
-from orchestrator.analysis.multipliers import Held, held
+from orchestrator.analysis.multipliers import Multipliers, multipliers_of
 from orchestrator.analysis.sections.section import Section, TableCell
 
-LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # whatever the ground, it shows where nothing moved
+LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # on any background, faint where nothing moved
 
 
 def multiplier_maps(c: Comparison) -> Drawing | None:
@@ -28,13 +28,13 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     extremes: list[tuple[float, str]] = []
     for row, (name, stack) in enumerate(stacks.items(), start=1):
         first = stack[0]
-        alike = [h for h in stack if h.units == first.units and h.steps == first.steps]
-        logs = np.mean([h.logs for h in alike], axis=0) / np.log(2)  # [D, U]
+        alike = [m for m in stack if m.units == first.units and m.steps == first.steps]
+        logs = np.mean([m.logs for m in alike], axis=0) / np.log(2)  # [D, U]
         means = 2 ** logs.mean(axis=0)
-        places = list(zip(first.layers, first.kinds, strict=True))
+        named = list(zip(first.layers, first.kinds, strict=True))
         extremes += [(float(mean), f"{name}, layer {layer}, {kind}")
-                     for (layer, kind), mean in zip(places, means, strict=True)]  # fmt: skip
-        known = dict(zip(places, means.tolist(), strict=True))
+                     for (layer, kind), mean in zip(named, means, strict=True)]  # fmt: skip
+        known = dict(zip(named, means.tolist(), strict=True))
         rows += [[name, str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
                  for layer in sorted(set(first.layers))]  # fmt: skip
         for col, kind in enumerate(kinds[name], start=1):
@@ -45,7 +45,7 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
                 hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
             )  # fmt: skip
         figure.add_annotation(
-            text=f"<b>{short(name, 80)}</b>", hovertext=text(name), x=0, xref="x domain", xanchor="left", y=1,
+            text=f"<b>{short(name, 80)}</b>", hovertext=escaped(name), x=0, xref="x domain", xanchor="left", y=1,
             yref="y domain", yanchor="bottom", yshift=22, showarrow=False, row=row, col=1,
         )  # fmt: skip
     ticks = [-3, -2, -1, 0, 1, 2, 3]
@@ -54,18 +54,18 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     figure.update_layout(coloraxis={"colorscale": scale, "cmid": 0, "cmin": -3, "cmax": 3, "colorbar": bar})
     figure.update_yaxes(autorange="reversed", showgrid=False, dtick=max(1, depth // 8))
     figure.update_xaxes(showgrid=False, nticks=4)
-    label(figure, len(stacks), cols, "step", "layer")
+    label_axes(figure, len(stacks), cols, "step", "layer")
     least, most = min(extremes), max(extremes)
     words = f"Mean multipliers over the run lie between {least[0]:.2f} ({least[1]}) and {most[0]:.2f} ({most[1]})."
     table = Section("Mean multipliers over the run", ["arm, channel", "layer", *columns], rows)
     return Drawing(figure, title, words, table, ("sidecar",))
 
 
-def _stacks(c: Comparison) -> dict[str, list[Held]]:
-    """Arm and channel → what each of its seeds held."""
-    stacks: dict[str, list[Held]] = {}
+def _stacks(c: Comparison) -> dict[str, list[Multipliers]]:
+    """DrawnArm and channel → what each of its seeds held."""
+    stacks: dict[str, list[Multipliers]] = {}
     for arm in c.experiment.arms:
         for cell in c.cells_of(arm):
-            for channel, h in held(cell).items():
-                stacks.setdefault(f"{arm}, {channel}", []).append(h)
+            for channel, m in multipliers_of(cell).items():
+                stacks.setdefault(f"{arm}, {channel}", []).append(m)
     return stacks

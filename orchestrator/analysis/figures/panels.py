@@ -1,4 +1,4 @@
-"""Grids of panels: their size, titles, names as plotly reads them, guides and frames."""
+"""Grids of panels: size, titles, axis ranges and guide lines of every figure, and the words that go with it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from orchestrator.analysis.formatting import elide
-from orchestrator.analysis.sections.section import Section
+from orchestrator.analysis.formatting import elide, number
+from orchestrator.analysis.sections.section import Section, TableCell
 
 NARROWEST = 720  # pixels that a figure is given at least
 CHARACTER = 7.5  # pixels
-LONGEST = 40  # characters of a name that are shown; the hover has all
-LINE, KEY = 20, 50  # pixels of a line of the legend, and of what is drawn before a name
-SHOWN_ARMS = 4  # beyond which an arm is drawn when its name is clicked, and told when the table is opened
+LONGEST = 40  # characters of a name that are shown; the hover shows all
+LINE, KEY = 20, 50  # pixels of a line of the legend, and of the symbol before a name
+SHOWN_ARMS = 4  # further arms are drawn when their names are clicked, and left out of the words
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 13},
@@ -33,27 +33,27 @@ LAYOUT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, and the same for whoever cannot see it."""
+    """A figure, with its message in words and its numbers in a table for readers who cannot see it."""
 
     plot: go.Figure
-    title: str  # plain, as the text
-    text: str  # the gist, in a sentence or two
+    title: str
+    text: str  # its message, in a sentence or two
     table: Section | None = None  # the figure's numbers, mostly those at its end
-    terms: tuple[str, ...] = ()  # what the glossary should explain
+    terms: tuple[str, ...] = ()  # keys of the glossary
 
 
-def text(name: str) -> str:
-    """A name for plotly, which takes tags for markup but leaves quotes alone."""
+def escaped(name: str) -> str:
+    """A name as plotly's text, in which tags are markup and quotes are not."""
     return html.escape(name, quote=False)
 
 
 def short(name: str, longest: int = LONGEST) -> str:
-    """`text`, with an ellipsis for what is beyond `longest` characters."""
-    return text(elide(name, longest))
+    """The escaped name, with an ellipsis in place of what is beyond `longest` characters."""
+    return escaped(elide(name, longest))
 
 
 def width_of(cols: int) -> float:
-    """Pixels of one of `cols` panels side by side, in the narrowest figure."""
+    """Width in pixels of one of `cols` panels side by side, in the narrowest figure."""
     margin = LAYOUT["margin"]
     return (NARROWEST - margin["l"] - margin["r"]) * (1 - _spacing(cols) * (cols - 1)) / cols
 
@@ -73,14 +73,14 @@ def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str,
     for annotation, name in zip(figure.layout.annotations, filter(None, titles), strict=True):
         annotation.font.size = 14
         if len(name) > longest:
-            annotation.hovertext = text(name)
+            annotation.hovertext = escaped(name)
     margin = LAYOUT["margin"]
     figure.update_layout(**LAYOUT, height=inner + margin["t"] + margin["b"])
     return figure.update_layout(title_text=short(title, int(NARROWEST / CHARACTER)))
 
 
-def label(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> go.Figure:
-    """Axis titles at the outer edges only, and room for the legend under them."""
+def label_axes(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> None:
+    """Write axis titles at the outer edges only, and leave room for the legend under them."""
     for col in range(1, cols + 1):
         figure.update_xaxes(title_text=x, row=rows, col=col)
     for row in range(1, rows + 1):
@@ -88,11 +88,10 @@ def label(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> go.Figure:
     names = [str(trace.name) for trace in figure.data if trace.showlegend is not False and trace.name]
     more = LINE * (_lines(names) - 1)
     figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
-    return figure
 
 
 def _lines(names: Iterable[str]) -> int:
-    """Of a legend with these names, each in a group of its own, in the narrowest figure."""
+    """Lines of a legend with these names in the narrowest figure."""
     lines, used = 1, 0.0
     for name in names:
         width = KEY + CHARACTER * len(name)
@@ -102,23 +101,23 @@ def _lines(names: Iterable[str]) -> int:
     return lines
 
 
-def guide(figure: go.Figure, y: float, row: int, col: int, words: str = "", *, log: bool = False) -> None:
-    """A thin horizontal line to read values against; `log` where the axis is logarithmic."""
+def guide_line(figure: go.Figure, y: float, row: int, col: int, words: str = "", *, log: bool = False) -> None:
+    """Draw a thin horizontal line to read values against; `log` where the axis is logarithmic."""
     line = {"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}
     figure.add_hline(y=y, line=line, row=row, col=col)
     if words:
-        figure.add_annotation(  # which, unlike a line, lies at the logarithm of its value
+        figure.add_annotation(  # an annotation, unlike a line, takes the logarithm of its value
             text=words, x=1, xref="x domain", xanchor="right", y=math.log10(y) if log else y, yanchor="bottom",
             showarrow=False, font={"size": 11}, row=row, col=col,
         )  # fmt: skip
 
 
-def focus(
+def frame_around_zero(
     figure: go.Figure, values: Iterable[float], least: float, row: int, col: int, *, ends: Iterable[float] = ()
 ) -> None:
-    """Scale the y axis to estimates around 0, at least ± `least`, and say where the ends of intervals lie beyond.
+    """Scale the y axis to estimates around 0, at least ± `least`, with a note where ends of intervals lie beyond.
 
-    The intervals of two seeds would drown what they are about.
+    Were it scaled to the intervals of two seeds, no difference between the estimates could be seen.
     """
     reach = 1.6 * max([least, *(abs(value) for value in values)])
     figure.update_yaxes(range=[-reach, reach], row=row, col=col)
@@ -129,15 +128,15 @@ def focus(
         )  # fmt: skip
 
 
-def apart(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
-    """Scale the y axis to shares between 0 and 1, at least `least` from end to end: rounding is no difference."""
+def frame_shares(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
+    """Scale the y axis to shares between 0 and 1, at least `least` from end to end, lest rounding look large."""
     low, high = min(found := list(values)), max(found)
     middle, reach = (low + high) / 2, max(least, 1.15 * (high - low)) / 2
     figure.update_yaxes(range=[max(0.0, middle - reach), min(1.0, middle + reach)], row=row, col=col)
 
 
-def spoken(values: Mapping[str, float], digits: int) -> str:
-    """A number for each arm; of many arms the smallest and the largest alone."""
+def per_arm(values: Mapping[str, float], digits: int) -> str:
+    """The value of each arm as text; of more than `SHOWN_ARMS` the smallest and the largest only."""
     if len(values) <= SHOWN_ARMS:
         return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
     low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
@@ -146,6 +145,14 @@ def spoken(values: Mapping[str, float], digits: int) -> str:
     return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
 
 
-def mean_profile(profiles: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The mean of profiles [L] of one depth; null where there are none or depths differ."""
-    return np.mean(profiles, axis=0) if len({values.size for values in profiles}) == 1 else None
+def layer_rows(
+    means: Sequence[np.ndarray | None], digits: int | Sequence[int], depth: int | None = None
+) -> list[list[TableCell]]:
+    """A row per layer with the value of each mean profile; as deep as the deepest, or `depth`."""
+    deepest = max((mean.size for mean in means if mean is not None), default=0)
+    places = [digits] * len(means) if isinstance(digits, int) else digits
+    return [
+        [str(i), *(number(None if mean is None or i >= mean.size else float(mean[i]), own)
+                   for mean, own in zip(means, places, strict=True))]
+        for i in range(deepest if depth is None else depth)
+    ]  # fmt: skip

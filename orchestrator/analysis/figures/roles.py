@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken, width_of
+from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm, width_of
 from orchestrator.analysis.formatting import number
 from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
@@ -85,7 +85,7 @@ def role_maps(c: Comparison) -> Drawing | None:
         range=[-0.5, len(steps) - 0.5],
     )  # fmt: skip
     figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
-    label(figure, rows, cols, "step", "layer (0 = first)")
+    label_axes(figure, rows, cols, "step", "layer (0 = first)")
     return Drawing(
         figure, title, _gist(of_arm, depth), _table(of_arm, depth), ("role", "tie", "null", "cv", "saturated_robust")
     )
@@ -98,7 +98,7 @@ def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
     if not known:
         return f"Roles of up to {depth} layers, each read once."
     return (
-        f"Layers (of {depth}) that ended in another role than they began in, mean over the seeds: {spoken(known, 1)}."
+        f"Layers (of {depth}) that ended in another role than they began in, mean over the seeds: {per_arm(known, 1)}."
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken, text
-from orchestrator.analysis.figures.traces import EXTRA, arms_of
+from orchestrator.analysis.figures.panels import Drawing, escaped, label_axes, panels, per_arm
+from orchestrator.analysis.figures.traces import NAME, arms_of
 from orchestrator.analysis.sections.section import Section, TableCell
 
 
@@ -20,17 +20,17 @@ def width_profiles(c: Comparison) -> Drawing | None:
         paint, dash, symbol = arm.line
         profile = widths[arm.name]
         figure.add_scatter(
-            x=list(range(len(profile))), y=profile, mode="lines+markers", hovertext=text(arm.name),
+            x=list(range(len(profile))), y=profile, mode="lines+markers", hovertext=escaped(arm.name),
             line={"shape": "hvh", "color": paint, "dash": dash}, marker={"symbol": symbol, "size": 7},
-            hovertemplate=f"layer %{{x}}: %{{y}} wide{EXTRA}", **arm.common,
+            hovertemplate=f"layer %{{x}}: %{{y}} wide{NAME}", **arm.common,
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=True)
-    label(figure, 1, 1, "layer", "width")
+    label_axes(figure, 1, 1, "layer", "width")
     means = {arm.name: sum(widths[arm.name]) / len(widths[arm.name]) for arm in drawn}
     rows: list[list[TableCell]] = [
         [str(i), *(str(widths[arm.name][i]) if i < len(widths[arm.name]) else "–" for arm in drawn)]
         for i in range(max(len(widths[arm.name]) for arm in drawn))
     ]
-    words = f"Mean width over the layers: {spoken(means, 0)}."
+    words = f"Mean width over the layers: {per_arm(means, 0)}."
     return Drawing(figure, title, words, Section(title, ["layer", *(arm.name for arm in drawn)], rows), ("width",))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, label, panels, spoken
+from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm
 from orchestrator.analysis.migration import STATES
 from orchestrator.analysis.sections.section import Section, TableCell
 
@@ -18,7 +18,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
     rows = -(-len(c.transitions) // cols)
     title = "Role transitions between successive readings (in parentheses: if dealt at random)"
     figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title, gap=96)
-    told: list[list[TableCell]] = []
+    cells: list[list[TableCell]] = []
     for index, t in enumerate(c.transitions):
         at = {"row": index // cols + 1, "col": index % cols + 1}
         counts = [
@@ -34,16 +34,17 @@ def transition_tables(c: Comparison) -> Drawing | None:
             text=[words for line in counts for words in line], textfont={"size": 11}, hoverinfo="skip",
             showlegend=False, **at,
         )  # fmt: skip
-        told += [[t.arm, before, *line] for before, line in zip(STATES, counts, strict=True)]
+        cells += [[t.arm, before, *line] for before, line in zip(STATES, counts, strict=True)]
     figure.update_xaxes(showgrid=False)
     figure.update_yaxes(showgrid=False, range=[len(STATES) - 0.5, -0.5], showticklabels=False)
     figure.update_yaxes(showticklabels=True, col=1)
     changed = {t.arm: 100 * t.changed / t.layers for t in c.transitions if t.layers}
     chance = {t.arm: 100 * t.changed_expected / t.layers for t in c.transitions if t.layers}
     text = (
-        f"Layers × intervals that changed their role, in %: {spoken(changed, 0)}. Roles dealt at random would have "
-        f"changed in: {spoken(chance, 0)}."
+        f"Layers × intervals that changed their role, in %: {per_arm(changed, 0)}. Roles dealt at random would have "
+        f"changed in: {per_arm(chance, 0)}."
     )
     columns = ["arm", "before", *(f"to {after}" for after in STATES)]
-    table = Section("Transitions (if dealt at random)", columns, told)
-    return Drawing(label(figure, rows, cols, "role after", "role before"), title, text, table, ("transition", "role"))
+    table = Section("Transitions (if dealt at random)", columns, cells)
+    label_axes(figure, rows, cols, "role after", "role before")
+    return Drawing(figure, title, text, table, ("transition", "role"))
