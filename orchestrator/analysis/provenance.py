@@ -61,7 +61,7 @@ def environments_of(experiment: ExperimentResult, cell: CellResult) -> list[Fact
 
 
 def launches(experiment: ExperimentResult) -> list[Facts]:
-    """Environment and code of each launch by experiment.yaml, which has the machine of the first and the code of all."""
+    """Environment and code of each launch by experiment.yaml: the machine of the first, the code of all."""
     facts = []
     for code in experiment.code or [{}]:
         known = experiment.machine | {key: code[key] for key in ("commit", "versions") if key in code}

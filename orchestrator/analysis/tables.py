@@ -23,7 +23,7 @@ from orchestrator.storage.files import write_whole
 Rows = list[dict[str, Any]]
 Build = Callable[[list[CellResult], list[Pair]], Rows]
 
-# In `layers` every measure follows. Tables without `arm` begin with it where several arms are compared with the baseline.
+# In `layers` every measure follows. Tables without `arm` begin with it where several arms are compared.
 COLUMNS = {
     "layers": ["arm", "seed", "step", "layer", "role", "margin",
                "score_hub", "score_damper", "score_passthrough", "score_specialist"],
