@@ -1,7 +1,7 @@
-"""What an experiment will cost, before it costs anything: `dry_run=true`.
+"""The plan that `dry_run=true` prints: what an experiment will cost.
 
-What an arm computes and writes is counted (`arm`, `volume`, `memory`), how fast is measured on this machine or taken
-from a GPU's data sheet (`hardware`, `sample`), both make the cost (`cost`), which `view` shows.
+`arm`, `memory` and `footprint` count what a cell computes, holds and writes; `hardware` and `benchmark` give the rates,
+measured on this machine or taken from a GPU's data sheet; `cost` multiplies the two and `view` prints the result.
 """
 
 from orchestrator.plan.view import show

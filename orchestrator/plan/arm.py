@@ -1,4 +1,4 @@
-"""What one cell of an arm holds, computes and writes, counted from its configuration; nothing is allocated."""
+"""What one cell of an arm computes, holds and writes, counted from its configuration without allocating anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FP32 = 4  # bytes
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One cell of an arm, by structural count."""
+    """The counts of one cell of an arm."""
 
     arm: str
     config: Config
@@ -48,22 +48,22 @@ class ArmPlan:
 
     @property
     def flops(self) -> float:
-        """Of the whole run, the sidecar's held-out passes included."""
+        """FLOPs of the whole run, with the sidecar's held-out passes."""
         learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
-        judged = max(0, self.decisions - 1)  # on the batches that each began on; then the next one begins
+        judged = max(0, self.decisions - 1)  # the last interval ends with the run
         judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
         passes = self.decisions + judged if judging and not playback.plays_back(self.config) else 0
         return training_flops(self.config, self.spec) + sidecar_flops(self.config, self.spec, passes, judged * learning)
 
     @property
     def evaluation_flops(self) -> float:
-        """Of the held-out losses that are logged: each split has `data.heldout_tokens` per domain."""
+        """FLOPs of the logged held-out losses; a split has `data.heldout_tokens` per domain."""
         data = self.config.data
         return float((len(self.evaluations) + 1) * len(data.domains) * data.heldout_tokens * self.forward)
 
     @property
     def decisions(self) -> int:
-        """Multipliers that a sidecar puts in force."""
+        """Decisions of the sidecar, one per interval."""
         on = self.config.sidecar.mode != SidecarMode.off
         return math.ceil(self.config.train.steps / self.config.sidecar.interval) if on else 0
 
@@ -73,59 +73,59 @@ class ArmPlan:
 
     @cached_property
     def records(self) -> set[int]:
-        """Steps that leave a line in the metrics log."""
+        """Steps with a record in the metrics log."""
         decided = range(0, self.config.train.steps, self.config.sidecar.interval) if self.decisions else ()
         return self._due(self.config.train.log_every) | self.evaluations | {*decided}
 
     @cached_property
     def readings(self) -> set[int]:
-        """Steps whose layers are read."""
+        """Steps with a reading."""
         return self._due(self.config.forensics.every)
 
     @cached_property
     def saved(self) -> set[int]:
-        """Steps at which a checkpoint is written."""
+        """Steps with a checkpoint."""
         return self._due(self.config.train.checkpoint_every) | self.readings
 
     @property
     def kept(self) -> int:
-        """Checkpoints that are there at the end; step 0 is kept beside the newest ones."""
+        """Checkpoints left at the end: the newest and that of step 0."""
         keep = self.config.train.keep_checkpoints
         return len(self.saved) if keep is None else min(len(self.saved), 1 + keep)
 
     @cached_property
     def checkpoint_bytes(self) -> tuple[int, int]:
-        """Of the checkpoint of step 0 and of every later one.
+        """Bytes of the checkpoint of step 0, and of a later one.
 
-        fp32 weights, later two moments beside them; what a sidecar's channels keep for their slopes, and the
-        originals of what a gain is folded into; in `state.json` the momentum's trace and the sidecar's decisions.
+        fp32 weights, and later two moments; the sidecar's tensors and the weights into which no gain is folded; in
+        `state.json` the momentum's trace and the sidecar's decisions.
         """
         weights = {name: tensor.numel() for name, tensor in self._model.named_parameters()}
-        beside, masters = self._sidecar_tensors
+        slopes, masters = self._sidecar_tensors
         moments = {f"{name}.{moment}": n for name, n in weights.items() for moment in ("exp_avg", "exp_avg_sq")}
-        both = sum(_file(tensors) for tensors in (weights, beside, masters) if tensors)
+        both = sum(_file(tensors) for tensors in (weights, slopes, masters) if tensors)
         return both + _file({}) + self._state(trained=False), both + _file(moments) + self._state(trained=True)
 
     @property
     def written(self) -> int:
-        """Bytes of all checkpoints that are written, those deleted again included."""
+        """Bytes of all checkpoints, with those that are deleted again."""
         start, later = self.checkpoint_bytes
         return start + (len(self.saved) - 1) * later
 
     @property
     def disk(self) -> int:
-        """Bytes of the checkpoints that are there at the end."""
+        """Bytes of the checkpoints left at the end."""
         start, later = self.checkpoint_bytes
         return start + (self.kept - 1) * later
 
     @cached_property
     def units(self) -> dict[str, list[str]]:
-        """Channel → what the sidecar moves in it."""
+        """Channel → the names of its units."""
         return {name: [unit.name for unit in channel.units] for name, channel in self._channels.items()}
 
     @property
     def traces(self) -> int:
-        """Entries of what a sidecar's channels keep beside the weights."""
+        """Entries of the tensors that the sidecar's channels keep."""
         return sum(self._sidecar_tensors[0].values())
 
     def _due(self, every: int) -> set[int]:
@@ -146,7 +146,7 @@ class ArmPlan:
 
     @cached_property
     def _sidecar_tensors(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Name → entries: of what its channels keep, and of the parameters whose multiples are saved."""
+        """Name → entries: of the channels' tensors, and of the weights that are saved with a gain folded in."""
         if self.config.sidecar.mode == SidecarMode.off:
             return {}, {}
         follows = self.config.sidecar.mode == SidecarMode.learn
@@ -164,18 +164,18 @@ class ArmPlan:
         return STATE + layers + trained * sum(len(name) + traced for name in matrices) + decided
 
 
-# Of JSON as `state.json` has it, bytes: a number with its comma, one layer's shape, what a sidecar keeps of one unit
-# (its multiplier, features, noise and sample, and the policy's weights), and the rest of it with `manifest.json`.
+# Bytes of JSON in `state.json`: a number with its comma, one layer's shape, the sidecar's state of one unit
+# (its multiplier, features, noise and sample, and the policy's weights), and the rest with `manifest.json`.
 NUMBER, SHAPE, DECISION, STATE = 21, 80, 480, 2000
 
 
 def _file(tensors: dict[str, int]) -> int:
-    """Bytes of a safetensors file of fp32: eight, a header padded to eights, the data."""
+    """Bytes of a safetensors file of fp32: its length, a header padded to eights, the data."""
     header = 2 + sum(len(name) + HEADER for name in tensors)
     return 8 + header + FP32 * sum(tensors.values())
 
 
-HEADER = 67  # bytes of JSON about one tensor: dtype, shape, offsets
+HEADER = 67  # bytes of JSON per tensor: dtype, shape, offsets
 
 
 def plan_arms(arms: Iterable[tuple[str, Config]]) -> list[ArmPlan]:

@@ -1,4 +1,4 @@
-"""What an experiment costs: its cells' counts times the rates of the hardware they are meant for."""
+"""The cost of an experiment: its cells' counts over the rates of the hardware."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from orchestrator import launch
 from orchestrator.config.schema import LauncherKind, Where
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.plan.arm import ArmPlan, plan_arms
+from orchestrator.plan.benchmark import Benchmark, run_benchmark
+from orchestrator.plan.footprint import Footprint, footprint_of
 from orchestrator.plan.hardware import Hardware, hardware_for
 from orchestrator.plan.memory import peak
-from orchestrator.plan.sample import Sample, take_sample
-from orchestrator.plan.volume import Volume, volume
 
 
 @dataclass(frozen=True)
 class CellCost:
-    """One cell of an arm: seconds of wall time, each alone on its hardware."""
+    """The cost of one cell of an arm, in seconds of wall time."""
 
     plan: ArmPlan
-    volume: Volume
-    passes: float  # forward and backward, the sidecar's held-out passes included
+    footprint: Footprint
+    passes: float  # forward and backward, with the sidecar's held-out passes
     updates: float  # clipping, decay, Adam
     evaluation: float  # logged held-out losses
     saving: float  # checkpoints
@@ -35,29 +35,29 @@ class CellCost:
 
     @property
     def forensics(self) -> float:
-        """All its readings; they run beside training."""
+        """All readings; they run in parallel with training."""
         return len(self.plan.readings) * self.reading
 
     @property
     def seconds(self) -> float:
-        """From its first step to its end: after the last step it waits for its readings."""
+        """From the first step until the last reading is made."""
         return max(self.training, self.forensics)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An experiment: `cells` arm by arm, seed by seed."""
+    """The cost of an experiment; `cells` are in its order."""
 
     experiment: Experiment
     hardware: Hardware
-    sample: Sample
+    benchmark: Benchmark
     arms: dict[str, CellCost]
     cells: list[CellCost]
     at_once: int
 
     @property
     def jobs(self) -> int:
-        """Cells; with `forensics.where=job` readings, of which Slurm runs each as a job; there also the comparison."""
+        """Cells, the jobs of `forensics.where=job` (on Slurm one per reading), and on Slurm the comparison."""
         on_slurm = self.experiment.config.launcher.kind == LauncherKind.slurm
         beside = self.experiment.config.forensics.where == Where.job
         readings = self.readings if on_slurm else len(self.cells)
@@ -65,7 +65,7 @@ class Cost:
 
     @property
     def device_seconds(self) -> float:
-        """Of GPUs, or of cores, that are held."""
+        """GPU-seconds or core-seconds that the cells occupy."""
         each = 1 if self.hardware.is_gpu else self.experiment.config.train.threads
         held = each * self.experiment.config.launcher.ranks
         return held * sum(cell.seconds for cell in self.cells)
@@ -88,45 +88,45 @@ class Cost:
 
     @property
     def rows(self) -> int:
-        return sum(cell.volume.rows for cell in self.cells)
+        return sum(cell.footprint.rows for cell in self.cells)
 
     @property
     def wandb(self) -> int:
-        """Of all cells, and of the comparison, whose run repeats their tables."""
-        return sum(cell.volume.wandb + cell.volume.tables for cell in self.cells)
+        """Bytes of the cells' runs, and of the comparison's, which repeats their tables."""
+        return sum(cell.footprint.wandb + cell.footprint.tables for cell in self.cells)
 
 
 def cost_of(experiment: Experiment) -> Cost:
-    """Count, and time what is to be timed: a few seconds of one core, one temporary directory."""
+    """The cost; measuring the rates takes some seconds and a temporary directory."""
     plans = plan_arms(experiment.arms.items())
     baseline = plans[0]
     hardware = hardware_for(baseline.config, baseline.spec)
-    sample = take_sample(baseline.config, baseline.spec)
-    arms = {plan.arm: _cell(plan, hardware, sample) for plan in plans}
+    benchmark = run_benchmark(baseline.config, baseline.spec)
+    arms = {plan.arm: _cell(plan, hardware, benchmark) for plan in plans}
     cells = [arms[cell.config.arm] for cell in experiment.cells]
     config = experiment.config
     elsewhere = config.plan.gpu is not None or config.launcher.kind == LauncherKind.slurm
     at_once = (config.launcher.parallel or len(cells)) if elsewhere else len(launch.slots(config))
-    return Cost(experiment, hardware, sample, arms, cells, min(at_once, len(cells)))
+    return Cost(experiment, hardware, benchmark, arms, cells, min(at_once, len(cells)))
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """When the last of these jobs ends, each begun in turn as soon as one of `slots` is free."""
+    """The end of the last job where each starts, in order, as soon as one of `slots` is free."""
     free = [0.0] * slots
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
     return max(free)
 
 
-def _cell(plan: ArmPlan, hardware: Hardware, sample: Sample) -> CellCost:
-    ranks = plan.config.launcher.ranks  # which share all but the saving, as if talking cost nothing
+def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
+    ranks = plan.config.launcher.ranks  # share all but saving; communication counts as free
     return CellCost(
         plan=plan,
-        volume=volume(plan, sample),
+        footprint=footprint_of(plan, benchmark),
         passes=plan.flops / hardware.flops / ranks,
         updates=plan.config.train.steps * plan.params / hardware.updates / ranks,
         evaluation=plan.evaluation_flops / hardware.flops / ranks,
-        saving=plan.written / sample.write_rate,
-        reading=sample.seconds_of(plan.spec),
+        saving=plan.written / benchmark.write_rate,
+        reading=benchmark.seconds_of(plan.spec),
         memory=peak(plan.config, plan.spec, plan.traces, on_gpu=hardware.is_gpu),
     )

@@ -1,4 +1,4 @@
-"""What a run is reckoned to go at: this machine, timed on one block just now, or a GPU from its data sheet."""
+"""The speed and memory of the hardware: of this machine, timed on one block, or of a GPU by its data sheet."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from models.transformer import Decoder, DecoderSpec, forward_flops_per_token, nu
 from orchestrator.config.schema import Config, Device, Gpu
 from orchestrator.training.optimizer import DecoupledAdamW
 
-SAMPLE_FLOPS = 2e10  # of the forward pass that is timed, about: a fraction of a second on one core
-SAMPLE_VOCAB = 1024  # rows of its table: the whole one may not fit here
-REPEATS, SECONDS = 3, 0.5  # at least so many times and so long, of which the fastest counts: others compute here too
+SAMPLE_FLOPS = 2e10  # of the timed forward pass, about: a fraction of a second on one core
+SAMPLE_VOCAB = 1024  # rows of its embedding: the whole one may not fit
+REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts, as other processes interfere
 
-# Bytes that one update moves per parameter, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
+# Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
 # passes of torch's Adam (3 + 2 + 3 + 2 + 2 + 2 + 4 reads and writes of 4 bytes).
 UPDATE_BYTES = 92
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """One GPU as its vendor's data sheet has it: dense, without sparsity."""
+    """A GPU's data sheet, without sparsity."""
 
     name: str
     flops: float  # peak bf16 tensor FLOP/s
-    bandwidth: float  # of its memory, bytes/s
+    bandwidth: float  # bytes/s of its memory
     memory: float  # bytes
 
 
@@ -46,10 +46,10 @@ SHEETS = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """How fast one cell trains, and in how much memory."""
+    """The rates at which one rank trains, and its memory."""
 
     name: str
-    said: str  # how the rates are known
+    source: str  # of the rates, as a sentence
     is_gpu: bool
     flops: float  # FLOP/s that forward and backward reach
     updates: float  # parameters/s that clipping, decay and Adam reach
@@ -57,28 +57,28 @@ class Hardware:
 
     @property
     def unit(self) -> str:
-        """What an hour is an hour of."""
+        """`GPU` or `core`, of which hours are counted."""
         return "GPU" if self.is_gpu else "core"
 
 
 def hardware_for(config: Config, spec: DecoderSpec) -> Hardware:
-    """What the plan reckons with: `plan.gpu` where it is set, else this machine as one block of the model runs on it.
+    """`plan.gpu` where it is set, else this machine, timed on one block of the model.
 
-    The update is reckoned apart from the matrix products: it moves every weight, gradient and moment whatever the
-    batch, and outweighs them where a step has few tokens.
+    The update has its own rate: it moves every weight, gradient and moment whatever the batch, and takes longer than
+    the matrix products where a step has few tokens.
     """
     if config.plan.gpu is not None:
         sheet, mfu = SHEETS[config.plan.gpu], config.plan.mfu
-        said = (
+        source = (
             f"assumed: plan.mfu={mfu:g} of its {sheet.flops / 1e12:,.0f} dense bf16 TFLOP/s, and updates at "
             f"the speed of its memory, {sheet.bandwidth / 1e12:.3g} TB/s"
         )
-        return Hardware(sheet.name, said, True, mfu * sheet.flops, sheet.bandwidth / UPDATE_BYTES, sheet.memory)
+        return Hardware(sheet.name, source, True, mfu * sheet.flops, sheet.bandwidth / UPDATE_BYTES, sheet.memory)
     return measured(config, spec)
 
 
 def measured(config: Config, spec: DecoderSpec) -> Hardware:
-    """This machine: forward and backward, then clipping and update, of one block of this model, as a cell has them."""
+    """This machine, timed on forward, backward, clipping and update of one block of the model."""
     use_gpu = config.train.device != Device.cpu and torch.cuda.is_available()
     device, threads = torch.device("cuda" if use_gpu else "cpu"), torch.get_num_threads()
     one = DecoderSpec(layers=spec.layers[:1], vocab_size=min(spec.vocab_size, SAMPLE_VOCAB), norm=spec.norm)
@@ -111,8 +111,8 @@ def measured(config: Config, spec: DecoderSpec) -> Hardware:
     cores = "one core" if config.train.threads == 1 else f"{config.train.threads} cores"
     name = torch.cuda.get_device_name() if use_gpu else f"{cores} of this machine"
     memory = float(torch.cuda.get_device_properties(0).total_memory) if use_gpu else None
-    said = f"measured just now on one block of this model: {flops / 1e9:,.1f} GFLOP/s and {_per_update(one, updates)}"
-    return Hardware(name, said, use_gpu, flops, num_params(one) / updates, memory)
+    source = f"measured just now on one block of this model: {flops / 1e9:,.1f} GFLOP/s and {_per_update(one, updates)}"
+    return Hardware(name, source, use_gpu, flops, num_params(one) / updates, memory)
 
 
 def _per_update(spec: DecoderSpec, seconds: float) -> str:
@@ -120,7 +120,7 @@ def _per_update(spec: DecoderSpec, seconds: float) -> str:
 
 
 def _now(use_gpu: bool, threads: int) -> float:
-    """Seconds on a clock that stands still while others have the cores; a GPU is waited for."""
+    """Seconds of CPU time per thread; on a GPU wall time, after it has finished its work."""
     if use_gpu:
         torch.cuda.synchronize()
         return time.perf_counter()

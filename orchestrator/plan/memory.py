@@ -1,4 +1,4 @@
-"""What a training step needs of its device's memory at its peak: an estimate by counting tensors."""
+"""The peak memory of a training step, estimated by counting tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ FP32, BF16 = 4, 2  # bytes
 
 
 def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> float:
-    """Bytes of one cell: fp32 weights, gradients and both moments, a sidecar's `traces` (entries), and whichever is
-    more of what a micro-batch keeps for its backward pass and what the update holds beside them.
+    """Bytes of one rank: fp32 weights, gradients, both moments, the sidecar's `traces` (entries), and the larger of the
+    activations of a micro-batch and the temporaries of the update.
 
-    Of several ranks, each holds its share of everything but the layer that it computes, which it gathers.
-    What the allocator wastes and what CUDA itself takes (about 1 GB) come on top.
+    Several ranks share all of these; each gathers the whole layer that it computes. Fragmentation of the allocator and
+    CUDA itself (about 1 GB) come on top.
     """
     ranks = config.launcher.ranks
     train = config.train
@@ -29,8 +29,8 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
 def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
     """Bytes that the forward pass of `tokens` keeps for its backward pass, the loss's own gradient included.
 
-    `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. Of logits stand at the peak their
-    log-softmax and its gradient in fp32, and under autocast one bf16 copy.
+    `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. At the peak the log-softmax of the logits
+    and its gradient are kept in fp32, and under autocast one bf16 copy.
     """
     kept = sum(_of_layer(shape, BLOCKS[spec.norm].norms, half=half) for shape in spec.layers)
     kept += FP32 * 3 * spec.width + spec.vocab_size * (2 * FP32 + BF16 * half)
@@ -42,6 +42,6 @@ def _of_layer(shape: LayerShape, norms: int, *, half: bool) -> int:
     """Bytes per token of one block: the FFN's four products; q, k, v, their mixture; inputs of norms and matrices."""
     inner = 4 * shape.ffn + 2 * shape.head_dim * (shape.heads + shape.kv_heads)
     scales = norms + shape.heads  # 1/rms of every norm, log-sum-exp of every head
-    if half:  # the stream and what norms return stay fp32, and each of five matrices keeps its own bf16 input
+    if half:  # the residual stream and the norms' outputs stay fp32; five matrices each keep a bf16 input
         return BF16 * (inner + 5 * shape.width) + FP32 * (2 * norms * shape.width + scales)
     return FP32 * (inner + (2 * norms + 2) * shape.width + scales)

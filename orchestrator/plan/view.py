@@ -1,4 +1,4 @@
-"""The plan in a terminal: totals first, then each arm, then what should be thought over."""
+"""The plan in a terminal: totals, then each arm, then warnings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from rich.text import Text
 from models.transformer import DecoderSpec
 from orchestrator import launch
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
 from orchestrator.common.units import duration, figures, size, work
 from orchestrator.config.schema import LauncherKind, TrackerMode, Where
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.plan.cost import CellCost, Cost, cost_of
 
-SEEDS = 12  # that are listed before only the first and the last are
-KEPT = 2  # checkpoints that are suggested to be kept where all of them do not fit
+SEEDS = 12  # that are all listed; of more, the first and the last
+KEPT = 2  # checkpoints that a warning suggests to keep
 
 
 def show(experiment: Experiment, console: Console) -> None:
-    """Print what `experiment` will cost: jobs, hours, memory, disk, W&B; its arms side by side; what speaks against it.
+    """Print what `experiment` will cost (jobs, hours, memory, disk, W&B), its arms side by side, and warnings.
 
     Takes some seconds, since rates are measured.
     """
@@ -41,17 +42,17 @@ def show(experiment: Experiment, console: Console) -> None:
     console.print(_layers(cost))
     for line in _differences(cost):
         console.print(line)
-    if told := list(warnings(cost)):
+    if sentences := list(warnings(cost)):
         console.print()
-        console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in told))
+        console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in sentences))
 
 
 def _cells(cost: Cost) -> str:
     experiment = cost.experiment
     arms, seeds = len(cost.arms), list(map(str, experiment.config.seeds))
     listed = ", ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)})"
-    counted = "1 arm" if arms == 1 else f"{arms} arms"
-    return f"{len(cost.cells)} cells = {counted} × seeds {listed}; into {escape(str(experiment.directory))}"
+    cells, directory = counted(len(cost.cells), "cell"), escape(str(experiment.directory))
+    return f"{cells} = {counted(arms, 'arm')} × seeds {listed}; into {directory}"
 
 
 def _totals(cost: Cost) -> Table:
@@ -65,14 +66,17 @@ def _totals(cost: Cost) -> Table:
 
 
 def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
-    """Label, total, and how it comes about."""
+    """Label, total, and its parts."""
     config, hardware, cells = cost.experiment.config, cost.hardware, cost.cells
     several = config.forensics.where == Where.job
     on_slurm = config.launcher.kind == LauncherKind.slurm
-    beside = f"at most {cost.readings:,} readings" if on_slurm else "a job of readings beside each"
-    cells_said = f"{len(cells):,} cells, {beside}" if several else f"{len(cells):,} cells"
-    last = "and a job that compares them" if on_slurm else "the launcher then compares them"
-    yield "jobs", f"{cost.jobs:,}", f"{cells_said}; {cost.at_once:,} cells at once; {last}"
+    reading_jobs = f", at most {cost.readings:,} readings" if on_slurm else ", each with a job that reads its layers"
+    last = "a last job compares them" if on_slurm else "the launcher then compares them"
+    yield (
+        "jobs",
+        f"{cost.jobs:,}",
+        f"{counted(len(cells), 'cell')}{reading_jobs * several}; {cost.at_once:,} at once; {last}",
+    )
     parts = {
         "forward and backward": sum(cell.passes for cell in cells), "update": sum(cell.updates for cell in cells),
         "held-out losses": sum(cell.evaluation for cell in cells), "checkpoints": sum(cell.saving for cell in cells),
@@ -81,7 +85,7 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     split = " · ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
     waits = sum(cell.seconds - cell.training for cell in cells)
     if waits > 0.01 * whole:
-        split += f"; {work(waits, hardware.unit)} of it wait for readings"
+        split += f"; {work(waits, hardware.unit)} of waiting for readings"
     yield "compute", work(cost.device_seconds, hardware.unit), split
     longest = max(cells, key=lambda cell: cell.seconds)
     yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
@@ -90,10 +94,10 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     where = "in jobs of their own" if several else "in a thread beside training"
     yield "forensics", work(core, "core"), (f"{cost.readings:,} readings, up to {duration(each)} each, {where}")
     peak = max(cell.memory for cell in cells)
-    of = f", of the {size(hardware.memory)} there are" if hardware.memory else ""
+    of = f", of {size(hardware.memory)}" if hardware.memory else ""
     ranks = config.launcher.ranks
     one = "a cell" if ranks == 1 else f"each of a cell's {ranks} processes"
-    yield "memory", size(peak), f"{one} at its peak{of}: an estimate, without libraries and what the allocator wastes"
+    yield "memory", size(peak), f"{one} at its peak{of}: an estimate without libraries and fragmentation"
     start, later = max((cell.plan.checkpoint_bytes for cell in cells), key=lambda pair: pair[1])
     kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
     yield (
@@ -101,13 +105,13 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
         size(cost.disk),
         (f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"),
     )
-    metrics_logs = sum(cell.volume.metrics for cell in cells)
-    readings = sum(cell.volume.readings for cell in cells)
+    metrics_logs = sum(cell.footprint.metrics for cell in cells)
+    readings = sum(cell.footprint.readings for cell in cells)
     yield "other files", size(metrics_logs + readings), f"metrics logs {size(metrics_logs)}, readings {size(readings)}"
     if config.tracker.mode == TrackerMode.off:
         yield "W&B", "nothing", "tracker=off"
     else:
-        log, tables = (sum(getattr(c.volume, kind) for c in cells) for kind in ("log", "tables"))
+        log, tables = (sum(getattr(c.footprint, kind) for c in cells) for kind in ("log", "tables"))
         yield (
             "W&B",
             size(cost.wandb),
@@ -116,14 +120,14 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
                 f"tables {size(2 * tables)}, figures {size(cost.wandb - log - 2 * tables)}"
             ),
         )
-    share = "" if ranks == 1 else f" times {ranks} that share the work as if talking cost nothing"
-    yield "reckoned with", "", f"{hardware.name} for each cell{share}, {hardware.said}."
+    rank = "each cell" if ranks == 1 else f"each of a cell's {ranks} ranks, communication free"
+    yield "hardware", "", f"{hardware.name} for {rank}; {hardware.source}."
     yield (
         "",
         "",
         (
-            f"Readings ({figures(cost.sample.first)} s for one layer {cost.sample.shape.width} wide) and checkpoints "
-            f"({size(cost.sample.write_rate)}/s) are measured on this machine; all else is counted."
+            f"Readings ({figures(cost.benchmark.first)} s for one layer {cost.benchmark.shape.width} wide) and "
+            f"checkpoints ({size(cost.benchmark.write_rate)}/s) are measured on this machine; all else is counted."
         ),
     )
 
@@ -143,7 +147,7 @@ def _table(cells: list[CellCost]) -> Table:
 
 
 def _differences(cost: Cost) -> Iterator[Text]:
-    """How the other arms differ from the baseline, and what is asked of all of them."""
+    """The other arms' costs against the baseline's, the contrasts and the expectations."""
     baseline, *others = cost.arms.values()
     for cell in others:
         plan, base = cell.plan, baseline.plan
@@ -159,7 +163,7 @@ def _differences(cost: Cost) -> Iterator[Text]:
 
 
 def _listed(rows: Iterable[tuple[Text, Text]]) -> Table:
-    """Pairs whose second part folds under itself."""
+    """Two columns, of which the second wraps."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -188,14 +192,14 @@ def _shapes(spec: DecoderSpec) -> str:
 
 
 def warnings(cost: Cost) -> Iterator[str]:
-    """What will stand in the way, one sentence each, with the key that mends it."""
+    """What may go wrong, one sentence each with the key that helps."""
     config, hardware = cost.experiment.config, cost.hardware
     train = config.train
     try:
         launch.check_jobs(cost.experiment)
     except UserError as error:
         yield str(error)
-    free = shutil.disk_usage(_standing(cost.experiment.directory)).free
+    free = shutil.disk_usage(_existing(cost.experiment.directory)).free
     if cost.disk > free:
         few = sum(
             c.plan.checkpoint_bytes[0] + min(KEPT, c.plan.kept - 1) * c.plan.checkpoint_bytes[1] for c in cost.cells
@@ -228,7 +232,7 @@ def warnings(cost: Cost) -> Iterator[str]:
         )
 
 
-def _standing(path: Path) -> Path:
-    """The directory, or the nearest one above it that is there."""
+def _existing(path: Path) -> Path:
+    """The directory, or the nearest existing one above it."""
     path = path.resolve()
-    return path if path.exists() else _standing(path.parent)
+    return path if path.exists() else _existing(path.parent)

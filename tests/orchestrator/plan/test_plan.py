@@ -28,11 +28,11 @@ from orchestrator.config.schema import (
 )
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.plan.arm import ArmPlan
+from orchestrator.plan.benchmark import run_benchmark
 from orchestrator.plan.cost import makespan
+from orchestrator.plan.footprint import footprint_of
 from orchestrator.plan.hardware import SHEETS, hardware_for
 from orchestrator.plan.memory import activations, peak
-from orchestrator.plan.sample import take_sample
-from orchestrator.plan.volume import volume
 
 Orchestrate = Callable[..., int]
 Printed = pytest.CaptureFixture[str]
@@ -91,7 +91,7 @@ def test_a_real_run_leaves_what_was_planned(
         assert start == pytest.approx(bytes_of(cell, "checkpoints/step_00000000/*"), rel=0.1)
         assert later == pytest.approx(bytes_of(cell, f"checkpoints/step_{config.train.steps:08d}/*"), rel=0.1)
         assert plan.disk == pytest.approx(bytes_of(cell, "checkpoints/*/*"), rel=0.1)
-        written = volume(plan, take_sample(config, plan.spec))
+        written = footprint_of(plan, run_benchmark(config, plan.spec))
         assert written.metrics == pytest.approx(bytes_of(cell, "metrics.jsonl"), rel=0.1)
         assert written.readings == pytest.approx(bytes_of(cell, "forensics/step_*.json"), rel=0.2)
         if config.tracker.mode == schema.TrackerMode.off:
@@ -193,9 +193,9 @@ def test_a_plan_for_other_hardware_says_what_stands_in_the_way(
     text = " ".join(" ".join(printed).split())
     assert max(map(len, printed[2:])) <= 100  # the second line ends in a path, which stays whole
     assert "What [bold] would it cost?" in text
-    assert "jobs 32 16 cells, a job of readings beside each; 5 cells at once" in text
+    assert "jobs 32 16 cells, each with a job that reads its layers; 5 at once" in text
     assert "GPU-hours" in text
-    assert "H100 SXM 80 GB for each cell, assumed: plan.mfu=0.4 of its 989 dense bf16 TFLOP/s" in text
+    assert "H100 SXM 80 GB for each cell; assumed: plan.mfu=0.4 of its 989 dense bf16 TFLOP/s" in text
     assert "8,016 readings" in text
     assert "52.3 TB 8,016 on disk, all kept" in text
     assert "train.keep_checkpoints=2 needs" in text
@@ -253,7 +253,7 @@ def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(orchestrate:
         assert orchestrate(*run, *more) == 0
         return " ".join(capsys.readouterr().out.split())
 
-    assert "jobs 5 4 cells; 4 cells at once; and a job that compares them" in planned("launcher=slurm")
+    assert "jobs 5 4 cells; 4 at once; a last job compares them" in planned("launcher=slurm")
     assert "jobs 25 4 cells, at most 20 readings" in planned("launcher=slurm", "forensics=beside")
     assert "each of a cell's 8 processes at its peak" in planned("launcher.ranks=8")
 
@@ -263,7 +263,7 @@ def test_slurm_runs_all_cells_at_once(
     orchestrate: Orchestrate, small: list[str], capsys: Printed, more: list[str], expected: int
 ) -> None:
     assert orchestrate(*small, "seeds=[0,1,2]", "launcher=slurm", "dry_run=true", *more) == 0
-    assert f"3 cells; {expected} cells at once; and a job" in " ".join(capsys.readouterr().out.split())
+    assert f"3 cells; {expected} at once; a last job" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_memory_of_a_rank_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints of one and of two layers, saved and read on this machine: what a whole model's cost is reckoned from."""
+"""A benchmark of this machine: the time to save and to read checkpoints of one and of two layers."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from orchestrator.config.schema import Config
 from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint
 
-LARGEST = 9e6  # entries of a layer that is read; of a larger one, a smaller likeness
-VOCAB = 64  # rows of its table
-SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first, unmeasured: it loads libraries
-# Seconds of a layer ∝ entries^1.1: passes over the entries, then Gram matrices and spectra, which go as entries^1.5.
+LARGEST = 9e6  # entries; a larger layer is scaled down
+VOCAB = 64  # rows of the embedding
+SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first and not timed: it loads libraries
+# Seconds of a layer ∝ entries^1.1: passes over the entries are linear, Gram matrices and spectra go as entries^1.5.
 # Measured: 0.75 from width 256 to 1168, 1.0 from 657 to 1168.
 EXPONENT = 1.1
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What saving and reading a layer took here, and what it left."""
+class Benchmark:
+    """The cost of saving and reading a layer of this shape."""
 
     shape: LayerShape
     first: float  # core-seconds of reading one layer
-    further: float  # and of every further one like it
-    write_rate: float  # bytes/s of saving a checkpoint, digests and fsync included
+    further: float  # of every further layer
+    write_rate: float  # bytes/s of saving a checkpoint, with digests and fsync
     reading: dict[str, Any]  # of one layer
 
     def seconds_of(self, spec: DecoderSpec) -> float:
-        """Core-seconds of one reading of a model, without its vocabulary's tables."""
+        """Core-seconds of one reading of a model, without embedding and head."""
         own = matmul_params(self.shape)
         layers = [(matmul_params(shape) / own) ** EXPONENT for shape in spec.layers]
         return self.first * layers[0] + self.further * sum(layers[1:])
 
     def reading_of(self, spec: DecoderSpec) -> dict[str, Any]:
-        """The sample's reading made as deep as `spec`: for its size, not for its values."""
+        """The benchmark's reading with the depth of `spec`; only its size is meaningful."""
         layer = self.reading["layers"][0]
         return {**self.reading, "layers": [{**layer, "layer": index} for index in range(len(spec.layers))]}
 
 
-def take_sample(config: Config, spec: DecoderSpec) -> Sample:
+def run_benchmark(config: Config, spec: DecoderSpec) -> Benchmark:
     """Save and read layers like the first of `spec` in a temporary directory, with the threads of one cell."""
-    shape, threads = _likeness(spec.layers[0]), torch.get_num_threads()
+    shape, threads = _scaled_down(spec.layers[0]), torch.get_num_threads()
     torch.set_num_threads(config.train.threads)
     try:
-        _saved_and_read(config, replace(spec, layers=(SMALLEST,)))
-        first, write_rate, reading = _saved_and_read(config, replace(spec, layers=(shape,)))
-        both, _, _ = _saved_and_read(config, replace(spec, layers=(shape, shape)))
+        _save_and_read(config, replace(spec, layers=(SMALLEST,)))
+        first, write_rate, reading = _save_and_read(config, replace(spec, layers=(shape,)))
+        both, _, _ = _save_and_read(config, replace(spec, layers=(shape, shape)))
     finally:
         torch.set_num_threads(threads)
-    return Sample(shape, first, max(0.0, both - first), write_rate, reading)
+    return Benchmark(shape, first, max(0.0, both - first), write_rate, reading)
 
 
-def _saved_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, dict[str, Any]]:
-    """Core-seconds of the reading, bytes/s of the saving, and the reading, of a random model's second checkpoint."""
+def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, dict[str, Any]]:
+    """Core-seconds to read a random model's second checkpoint, bytes/s to save it, and the reading."""
     model = Decoder(replace(spec, vocab_size=VOCAB, tie_embeddings=True))
     init_weights(model, 0)
     weights: dict[str, torch.Tensor] = {name: p.detach() for name, p in model.named_parameters()}
@@ -75,13 +75,13 @@ def _saved_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, di
         tensors = {"model": weights, "optimizer": moments}
         path = checkpoint.save(directory, 1, tensors, {**state, "step": 1, "trace": traced})
         rate = sum(file.stat().st_size for file in path.iterdir()) / (time.perf_counter() - started)
-        started = time.process_time()  # what else runs here is not to count
+        started = time.process_time()  # other processes do not count
         reading = analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
         return time.process_time() - started, rate, json.loads(json.dumps(reading))
 
 
-def _likeness(shape: LayerShape) -> LayerShape:
-    """The layer, or one of about the same proportions with no more than `LARGEST` entries."""
+def _scaled_down(shape: LayerShape) -> LayerShape:
+    """The layer, scaled down to at most `LARGEST` entries."""
     while matmul_params(shape) > LARGEST:
         kv = max(1, shape.kv_heads * 3 // 4)
         heads = kv * (shape.heads // shape.kv_heads)

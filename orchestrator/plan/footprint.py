@@ -1,0 +1,95 @@
+"""Bytes that a cell writes besides checkpoints: its metrics log, its readings and its W&B run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.schema import TrackerMode
+from orchestrator.plan.arm import ArmPlan
+from orchestrator.plan.benchmark import Benchmark
+from orchestrator.tracking.rows import reading_row, record_row
+from orchestrator.tracking.run import MANY
+
+# A W&B row is protobuf: per item its name, its value as JSON and about 8 bytes; three items of W&B's own; and a summary
+# record that repeats every item but those of `MANY`.
+ITEM, ROW = 8, 90
+RUN = 22_000  # bytes of a run's log besides its rows: configuration, metrics, the last summary
+KEY = 120  # bytes of the key in a reading
+COPIES = 3  # of a table: once as media of the row, twice as a staged artifact
+TABLE_VALUE = 17  # bytes of one value of a table in JSON
+BESIDE, SIDECAR = 16, 9  # values per layer besides its measures, in `layers` and `role_migration`; per sidecar unit
+FIGURES = 70_000  # bytes of a cell's figures without points
+POINT = 25  # bytes of one point of a figure, with its hover text
+PER_LAYER = 11  # points per layer and reading, over all figures
+NUMBER = 1.2345678901234567  # as long in JSON as any double
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one cell's files and W&B run."""
+
+    metrics: int
+    readings: int
+    rows: int  # W&B rows, a count
+    log: int  # of those rows
+    tables: int  # W&B tables
+    figures: int
+
+    @property
+    def wandb(self) -> int:
+        return self.log + self.tables + self.figures
+
+
+def footprint_of(plan: ArmPlan, benchmark: Benchmark) -> Footprint:
+    """The footprint, from the sizes of one record and of one reading."""
+    reading = benchmark.reading_of(plan.spec)
+    record, heldout, decision = _record(plan)
+    counts = (len(plan.records), len(plan.evaluations), plan.decisions)
+    parts = (record, {"heldout": heldout}, {"sidecar": decision})
+    metrics = sum(count * _json(part) for count, part in zip(counts, parts, strict=True))
+    readings = len(plan.readings) * (len(json.dumps(reading, indent=1)) + KEY)
+    if plan.config.tracker.mode == TrackerMode.off:
+        return Footprint(metrics, readings, rows=0, log=0, tables=0, figures=0)
+    rows = len(plan.records) + len(plan.readings) + 2
+    logged = [record_row(part) for part in parts] + [reading_row(reading)]
+    items = sum(n * _items(row) for n, row in zip((*counts, len(plan.readings)), logged, strict=True))
+    layers, units = len(plan.readings) * len(plan.spec.layers), sum(map(len, plan.units.values()))
+    measured = len(reading["layers"][0]["measures"]) + BESIDE
+    return Footprint(
+        metrics,
+        readings,
+        rows,
+        log=RUN + rows * ROW + items,
+        tables=COPIES * TABLE_VALUE * (layers * measured + units * SIDECAR),
+        figures=FIGURES + POINT * (layers * PER_LAYER + plan.decisions * units),
+    )
+
+
+def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
+    """A record of the metrics log, and two parts that only some have: held-out losses, a sidecar's decision."""
+    record = {
+        "step": plan.config.train.steps, "tokens": plan.tokens, "lr": NUMBER, "loss": NUMBER,
+        "grad_norm": NUMBER, "digest": "0" * 64, "seconds": 12345.678, "tokens_per_second": 12345.6, "attempt": 1,
+    }  # fmt: skip
+    heldout = dict.fromkeys(plan.config.data.domains, NUMBER)
+    each = dict.fromkeys(plan.units, NUMBER)
+    summary = dict.fromkeys(("min", "mean", "max", "at_bound"), NUMBER)
+    rewards = dict.fromkeys(("reward", "baseline", "deviation", "advantage"), NUMBER)
+    decision = {
+        "step": plan.config.train.steps, **rewards, "evaluations": 12345, "backwards": 12345, "sigma": each,
+        "entropy": each, "summary": dict.fromkeys(plan.units, summary),
+        "values": {channel: dict.fromkeys(units, NUMBER) for channel, units in plan.units.items()},
+    }  # fmt: skip
+    return record, heldout, decision
+
+
+def _items(row: dict[str, Any]) -> int:
+    """Bytes of a row's items; those that the summary repeats count twice."""
+    sizes = {name: len(name) + _json(value) + ITEM for name, value in row.items()}
+    return sum(size * (1 if name.split("/")[0] in MANY else 2) for name, size in sizes.items())
+
+
+def _json(value: Any) -> int:
+    return len(json.dumps(value)) + 1
