@@ -27,7 +27,7 @@ def caveats(experiment: ExperimentResult, pairs: list[Pair], domains: list[str])
     notes += late_changes.notes(experiment)
     notes += _batch_notes(pairs)
     if any(
-        len(a["layers"]) != len(b["layers"])
+        len(a.layers) != len(b.layers)
         for pair in pairs
         for step in pair.common_steps[-1:]
         for a, b in [(pair.a.readings[step], pair.b.readings[step])]
@@ -87,10 +87,10 @@ def _role_notes(cells: list[CellResult]) -> list[str]:
     untrained = [cell.readings[0] for cell in cells if 0 in cell.readings]
     if untrained:
         named = [role in ROLES for reading in untrained for role in roles_of(reading)]
-        by_paper = sum(layer.get("role_paper") in ROLES for reading in untrained for layer in reading["layers"])
-        rival = "" if untrained[0]["scoring"] == "paper" else f", the paper's rule {by_paper}"
+        by_paper = sum(layer.role_paper in ROLES for reading in untrained for layer in reading.layers)
+        rival = "" if untrained[0].scoring == "paper" else f", the paper's rule {by_paper}"
         notes.append(
-            f"At step 0, before any training, {untrained[0]['scoring']} scoring gives {sum(named)} of {len(named)} "
+            f"At step 0, before any training, {untrained[0].scoring} scoring gives {sum(named)} of {len(named)} "
             f"layers a role{rival}."
         )
     return notes

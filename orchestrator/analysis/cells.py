@@ -10,19 +10,13 @@ from typing import Any
 
 import yaml
 
-from orchestrator.analysis.validation import (
-    DESCRIPTION,
-    MAPPING,
-    Source,
-    check_description,
-    check_metrics,
-    check_reading,
-    one_line,
-)
+from orchestrator.analysis.validation import DESCRIPTION, check_description, check_metrics, refusing
 from orchestrator.common.errors import UserError
+from orchestrator.common.shapes import MAPPING, one_line
 from orchestrator.config import load, schema
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
+from orchestrator.forensics.reading import Reading, read_reading
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import Entry, EventLog
 
@@ -35,7 +29,7 @@ class CellResult:
     seed: int
     path: Path
     metrics: list[dict[str, Any]]  # ascending steps
-    readings: dict[int, dict[str, Any]]  # step → forensics result, ascending steps
+    readings: dict[int, Reading]  # step → reading, ascending steps
     missing: str | None
     environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
 
@@ -53,7 +47,7 @@ class CellResult:
             raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
 
     @property
-    def last_reading(self) -> dict[str, Any] | None:
+    def last_reading(self) -> Reading | None:
         return self.readings[max(self.readings)] if self.readings else None
 
 
@@ -112,7 +106,8 @@ def read_experiment(path: Path) -> ExperimentResult:
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
         raise UserError(f"{source} names no arms or no seeds: there is nothing to compare.")
     spec |= {key: {} if kind is MAPPING else [] for key, kind in DESCRIPTION.items() if not spec.get(key)}
-    check_description(Source(source, "restore it, or delete it and run the experiment again"), spec)
+    with refusing(source, "restore it, or delete it and run the experiment again"):
+        check_description(spec)
     models, contrasts = spec["models"], spec["contrasts"]
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
@@ -156,24 +151,13 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     """
     source = path / "metrics.jsonl"
     records = metrics_log.read(source)
-    check_metrics(Source(source, f"restore it, or delete {path} and run the experiment again"), records)
+    with refusing(source, f"restore it, or delete {path} and run the experiment again"):
+        check_metrics(records)
     readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
-    by_step = {reading["step"]: reading for reading in sorted(readings, key=lambda r: r["step"])}
-    if len({len(reading["layers"]) for reading in readings}) > 1:
+    by_step = {reading.step or 0: reading for reading in sorted(readings, key=lambda r: r.step or 0)}
+    if len({len(reading.layers) for reading in readings}) > 1:
         raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
     return CellResult(arm, seed, path, records, by_step, _missing(records, entry))
-
-
-def read_reading(path: Path) -> dict[str, Any]:
-    """A forensics result from its file. Raises `UserError` where it is not one."""
-    checkpoint = path.parents[1] / "checkpoints" / path.stem
-    cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"
-    try:
-        reading = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested without end
-        raise UserError(f"{path} is not JSON ({one_line(error)}): {cure}.") from error
-    check_reading(Source(path, cure), reading)
-    return reading
 
 
 def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:

@@ -15,7 +15,7 @@ def flattening(pair: Pair) -> list[dict[str, Any]]:
     """One row per common step and layer, the arms side by side; none between unequal depths."""
     rows = []
     for step in pair.common_steps:
-        a, b = pair.a.readings[step]["layers"], pair.b.readings[step]["layers"]
+        a, b = pair.a.readings[step].layers, pair.b.readings[step].layers
         if len(a) != len(b):
             continue
         for left, right in zip(a, b, strict=True):
@@ -27,11 +27,11 @@ def flattening(pair: Pair) -> list[dict[str, Any]]:
                 ("attention_share", "attention_share"),
             ):
                 values[f"{name}_a"], values[f"{name}_b"] = (
-                    left["measures"].get(measure),
-                    right["measures"].get(measure),
+                    left.measures.get(measure),
+                    right.measures.get(measure),
                 )
             ratio = values["cv_a"] / values["cv_b"] if values["cv_a"] is not None and values["cv_b"] else None
-            rows.append({"seed": pair.seed, "step": step, "layer": left["layer"], "flattening": ratio, **values})
+            rows.append({"seed": pair.seed, "step": step, "layer": left.layer, "flattening": ratio, **values})
     return rows
 
 

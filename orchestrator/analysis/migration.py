@@ -91,7 +91,7 @@ def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
         (roles_of(before), roles_of(after))
         for cell in cells
         for before, after in pairwise(cell.readings.values())
-        if before["layers"]
+        if before.layers
     ]
     if not sides:
         return None
@@ -177,13 +177,13 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
     """One row per layer and interval between successive readings."""
     return [
         {
-            "arm": cell.arm, "seed": cell.seed, "step_from": before["step"], "step": after["step"],
-            "layer": new["layer"], "role_from": old["role"], "role_to": new["role"],
-            "margin_from": old["margin"], "margin_to": new["margin"],
-            "changed": state(old["role"]) != state(new["role"]),  # from one tie to another is no change
+            "arm": cell.arm, "seed": cell.seed, "step_from": before.step, "step": after.step,
+            "layer": new.layer, "role_from": old.role, "role_to": new.role,
+            "margin_from": old.margin, "margin_to": new.margin,
+            "changed": state(old.role) != state(new.role),  # from one tie to another is no change
         }
         for before, after in pairwise(cell.readings.values())
-        for old, new in zip(before["layers"], after["layers"], strict=True)
+        for old, new in zip(before.layers, after.layers, strict=True)
     ]  # fmt: skip
 
 

@@ -13,8 +13,8 @@ from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.conservation import REFERENCES, Conservation
 from orchestrator.analysis.pairs import PRIMARY
 from orchestrator.analysis.statistics import FEWEST_PAIRS, PairedResult
-from orchestrator.analysis.validation import one_line
 from orchestrator.common.errors import UserError
+from orchestrator.common.shapes import one_line
 
 CALLED = ("better", "worse")
 

@@ -45,12 +45,12 @@ def layer_rows(cell: CellResult) -> Rows:
     """One row per reading and layer of a cell."""
     return [
         {
-            "arm": cell.arm, "seed": cell.seed, "step": step, "layer": layer["layer"], "role": layer["role"],
-            "margin": layer["margin"], **{f"score_{role}": score for role, score in layer["scores"].items()},
-            **layer["measures"],
+            "arm": cell.arm, "seed": cell.seed, "step": step, "layer": layer.layer, "role": layer.role,
+            "margin": layer.margin, **{f"score_{role}": score for role, score in layer.scores.items()},
+            **layer.measures,
         }
         for step, reading in cell.readings.items()
-        for layer in reading["layers"]
+        for layer in reading.layers
     ]  # fmt: skip
 
 

@@ -13,9 +13,8 @@ import numpy as np
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.reading import Reading, centre, profile, roles_of, spread, total
-from orchestrator.forensics.roles.routing import ROUTING
+from orchestrator.forensics.roles.routing import ROLES
 
-ROLES = tuple(ROUTING)
 UNBOUNDED = sys.float_info.max
 
 

@@ -7,27 +7,20 @@ import json
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.forensics.analyze import DEFINITIONS, analyze
+from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.reading import DEFINITIONS, Key, read_reading
 from orchestrator.storage import checkpoint, locks, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
 
 PATIENCE_SECONDS = 3600.0  # longest wait for another process that reads; longer than a reading takes
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a reading is a reading of, and by which definitions: as long as both are the same, it stands."""
-
-    checkpoint: str  # sha256 of its manifest.json, which holds the sha256 of everything else
-    definitions: int  # version of SCIENCE's definitions
 
 
 def key(path: Path) -> Key:
@@ -86,13 +79,13 @@ class Readings:
                 checkpoint.set_aside(path)
                 return False
             now, options = key(path), self.config.forensics
-            result = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
+            reading = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
             if key(path) != now:  # a resumed run wrote it again meanwhile: this would be a reading of neither
                 return False
             target = self.path_of(path)
             if target.exists():
                 keep_as_replaced(target)
-            write_whole(target, json.dumps({**result, "key": asdict(now)}, indent=1))
+            write_whole(target, json.dumps(replace(reading, key=now).to_json(), indent=1))
             return True
 
     def _by_step(self) -> dict[int, Path]:
@@ -108,8 +101,8 @@ class Readings:
 
 @lru_cache(maxsize=4096)  # a watcher asks every second, and a reading of many layers is long
 def _key_in(reading: Path, written: int) -> Key | None:
-    """The key that the reading of that modification time holds; None where it holds none."""
+    """The key of the reading of that modification time; None where it has none or the file holds no reading."""
     try:
-        return Key(**json.loads(reading.read_text())["key"])
-    except (ValueError, KeyError, TypeError):
+        return read_reading(reading).key
+    except UserError:
         return None

@@ -16,7 +16,7 @@ from orchestrator.common import command
 from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 
 if TYPE_CHECKING:
-    from orchestrator.forensics.render.view import View
+    from orchestrator.forensics.output import Output
 
 EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
 
@@ -38,14 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _forensics(options: argparse.Namespace) -> int:
-    view = _read(options)
-    command.write_json(view.document, options.json)
+    output = _read(options)
+    command.write_json(output.document, options.json)
     if options.csv is not None:
-        write_csv(view.rows(), options.csv)
+        write_csv(output.rows, options.csv)
     if options.figure is not None:
-        write_figure(view.draw(), options.figure)
-    command.console().print(view.report())
-    return int(view.critical)
+        write_figure(output.draw(), options.figure)
+    command.console().print(output.report)
+    return int(output.critical)
 
 
 def _result(text: str) -> Path:
@@ -60,16 +60,14 @@ def _picture(text: str) -> Path:
     return command.output(text, PICTURES)
 
 
-def _read(options: argparse.Namespace) -> View:
-    """What was asked for, with a word on stderr as long as it takes where that is a terminal."""
+def _read(options: argparse.Namespace) -> Output:
+    """Read the source; where stderr is a terminal, a status line names the checkpoint that is being read."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to LAPACK's
-    from orchestrator.forensics.render.view import (
-        view,  # torch and all that reads: seconds that --help need not wait for
-    )
+    from orchestrator.forensics.output import read  # with torch: seconds that --help need not wait for
 
     start = time.perf_counter()
     with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is a [
-        return view(
+        return read(
             options.source,
             against=options.against,
             optimizer=options.optimizer,
@@ -77,7 +75,7 @@ def _read(options: argparse.Namespace) -> View:
             scoring=options.scoring,
             device=options.device,
             clock=lambda: time.perf_counter() - start,
-            tell=lambda line: status.update(Text(line)),
+            progress=lambda line: status.update(Text(line)),
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,20 +12,26 @@ from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.anatomy import Anatomy
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.embedding import add_embedding
-from orchestrator.forensics.measures.layer import Reading, Stack, read, threshold
+from orchestrator.forensics.measures.layer import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings
 from orchestrator.forensics.measures.table import Value, measure, unique_roles
 from orchestrator.forensics.null.redrawn import draws
+from orchestrator.forensics.reading import (
+    COUNTS,
+    DEFINITIONS,
+    SCHEMA,
+    TOTALS,
+    LayerReport,
+    Options,
+    Reading,
+    SuperWeight,
+)
 from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.forensics.weights.tensors import PLACES
 from orchestrator.storage.steps import name_of, step_in
 
-SCHEMA = 1
-DEFINITIONS = 1  # version of SCIENCE's definitions
-COUNTS = ("saturated", "saturated_robust", "saturated_fixed")
-TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
 CLUSTERED = 4  # resamples whose positions are clustered; their spread is pooled over the layers
 BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
@@ -43,8 +47,8 @@ def analyze(
     seed: int = 0,
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """The forensics of a checkpoint as plain JSON values (DESIGN, "The run directory"), never NaN.
+) -> Reading:
+    """The reading of a checkpoint; no value is NaN.
 
     `reference`: the checkpoint whose thresholds `saturated_fixed` uses; by default the step 0 beside one of
     our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
@@ -63,61 +67,61 @@ def analyze(
         _refuse_another_model(Path(source))
     seen, by_chance = ([], []) if tokens is None else _probe(anatomy, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(anatomy, torch.device(device))
-    for reading in stack.readings:
-        reading.threshold = None if thresholds is None else thresholds[reading.index]
-        reading.activations = dict(seen[reading.index]) if seen else {}
+    for layer in stack.layers:
+        layer.threshold = None if thresholds is None else thresholds[layer.index]
+        layer.activations = dict(seen[layer.index]) if seen else {}
     chance = by_null(stack, compositions, resamples, seed, by_chance)
-    for reading in stack.readings:
-        reading.chance = chance[reading.index]
-    rows = [measure(reading) for reading in stack.readings]
+    for layer in stack.layers:
+        layer.chance = chance[layer.index]
+    rows = [measure(layer) for layer in stack.layers]
     super_bar = max((float(of.max()) for r in chance if (of := r.get("super_weight_ratio")) is not None), default=None)
     roles = {name: score(rows, chance) for name, score in SCORINGS.items()}
-    return {
-        "schema": SCHEMA,
-        "definitions": DEFINITIONS,
-        "source": str(source),
-        "family": anatomy.family_name,
-        "assumed": anatomy.assumed,
-        "step": anatomy.description.step,
-        "scoring": scoring,
-        "options": {
-            "reference": None if reference is None else str(reference),
-            "optimizer": None if optimizer is None else str(optimizer),
-            "resamples": resamples,
-            "seed": seed,
-            "probed": tokens is not None,
-            "tokens": None if tokens is None else torch.as_tensor(tokens).numel(),
-        },
-        "missing": missing(rows),
-        "substitutes": _substitutes(stack),
-        "layers": [
-            {
-                "layer": reading.index,
-                **asdict(roles[scoring][reading.index]),
-                "role_paper": roles["paper"][reading.index].role,
-                "scorings": {name: asdict(by_layer[reading.index]) for name, by_layer in roles.items()},
-                "width": reading.width,
-                "super_weight": _super_weight(reading, row, super_bar),
-                "measures": row,
-            }
-            for reading, row in zip(stack.readings, rows, strict=True)
+    return Reading(
+        schema=SCHEMA,
+        definitions=DEFINITIONS,
+        source=str(source),
+        family=anatomy.family_name,
+        assumed=anatomy.assumed,
+        step=anatomy.description.step,
+        scoring=scoring,
+        options=Options(
+            reference=None if reference is None else str(reference),
+            optimizer=None if optimizer is None else str(optimizer),
+            resamples=resamples,
+            seed=seed,
+            probed=tokens is not None,
+            tokens=None if tokens is None else torch.as_tensor(tokens).numel(),
+        ),
+        missing=missing(rows),
+        substitutes=_substitutes(stack),
+        layers=[
+            LayerReport(
+                layer=layer.index,
+                **vars(roles[scoring][layer.index]),
+                role_paper=roles["paper"][layer.index].role,
+                scorings={name: by_layer[layer.index] for name, by_layer in roles.items()},
+                width=layer.width,
+                super_weight=_super_weight(layer, row, super_bar),
+                measures=row,
+            )
+            for layer, row in zip(stack.layers, rows, strict=True)
         ],
-        "totals": {key: _total([row[key] for row in rows]) for key in TOTALS},
-        "pathology": [asdict(finding) for finding in findings(rows, [reading.names for reading in stack.readings])],
-    }
+        totals={key: _total([row[key] for row in rows]) for key in TOTALS},
+        pathology=findings(rows, [layer.names for layer in stack.layers]),
+    )
 
 
 def read_stack(anatomy: Anatomy, device: torch.device) -> tuple[Stack, Compositions]:
-    """Every layer's reading, one layer's weights in memory at a time, and who reads what whom writes."""
+    """Every layer's statistics, with one layer's weights in memory at a time, and the compositions between them."""
     typical = medians(anatomy)
     compositions = Compositions(max(layer.width for layer in anatomy))
     add_embedding(anatomy, compositions, device)
-    readings: list[Reading] = []
+    layers: list[LayerStatistics] = []
     for layer in anatomy:
-        readings.append(read(layer, compositions, device, typical))
+        layers.append(reduce_layer(layer, compositions, device, typical))
         del layer
         trim()
-    return Stack(readings, compositions.matrix()), compositions
+    return Stack(layers, compositions.matrix()), compositions
 
 
 def by_null(
@@ -128,14 +132,14 @@ def by_null(
     activations: Sequence[Sequence[dict[str, Value]]] = (),
 ) -> list[dict[str, np.ndarray]]:
     """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without those it lacks."""
-    kinds = {unique_roles(reading) for reading in stack.readings}
+    kinds = {unique_roles(layer) for layer in stack.layers}
     clustered = CLUSTERED if len(kinds) > 1 else 0  # where layers do not differ, nothing can exceed chance
-    values: list[dict[str, list[Value]]] = [{} for _ in stack.readings]
+    values: list[dict[str, list[Value]]] = [{} for _ in stack.layers]
     for resample, null in enumerate(draws(stack, compositions, resamples, seed, activations)):
         wanted = BY_CHANCE if resample < clustered else BY_CHANCE - CLUSTERS
-        for layer, reading in enumerate(null.readings):
-            for key, value in measure(reading, wanted).items():
-                values[layer].setdefault(key, []).append(value)
+        for layer, of_layer in zip(null.layers, values, strict=True):
+            for key, value in measure(layer, wanted).items():
+                of_layer.setdefault(key, []).append(value)
         trim()
     return [
         {key: np.array(drawn, dtype=np.float64) for key, drawn in layer.items() if None not in drawn}
@@ -186,17 +190,17 @@ def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
     return [threshold(layer) for layer in reference]
 
 
-def _super_weight(reading: Reading, row: dict[str, Value], bar: Value) -> dict[str, int] | None:
-    """Where the strongest writing entry of `down` stands; None where any resampled layer has one as strong."""
+def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:
+    """The entry of `down` that writes most; None where any resampled layer has one as strong."""
     ratio = row["super_weight_ratio"]
     if ratio is None or bar is None or ratio <= bar:
         return None
-    return dict(zip(("row", "position"), reading.loudest, strict=True))
+    return SuperWeight(*layer.loudest)
 
 
 def _substitutes(stack: Stack) -> dict[str, str]:
     """Measures that read something else than their definition's first choice, and what."""
-    first = stack.readings[0]
+    first = stack.layers[0]
     found = {}
     if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:
         found["gamma_concentration"] = "the FFN's pre-norm: there is no post-norm"

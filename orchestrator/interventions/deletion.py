@@ -86,23 +86,23 @@ def intervene(source: Path) -> dict[str, Any]:
     batch_size = config.train.micro_batch_size or config.train.batch_size  # what fitted into memory in training
     heldout = {domain: corpus.heldout(domain, SPLIT)[:ROWS] for domain in corpus.domains}
     decoder = checkpoint.load_decoder(path).to("cuda" if torch.cuda.is_available() else "cpu")
-    roles = analyze(path)
+    reading = analyze(path)
     intact = {domain: row_losses(decoder, rows, batch_size) for domain, rows in heldout.items()}
-    layers = track(roles["layers"], "deleting", console=Console(stderr=True), disable=not sys.stderr.isatty())
+    layers = track(reading.layers, "deleting", console=Console(stderr=True), disable=not sys.stderr.isatty())
     return {
         "schema": 1,
-        "definitions": roles["definitions"],
+        "definitions": reading.definitions,
         "source": str(path),
-        "step": roles["step"],
+        "step": reading.step,
         "split": SPLIT,
         "rows": {domain: len(rows) for domain, rows in heldout.items()},
         "heldout": {domain: losses.mean().item() for domain, losses in intact.items()},
         "layers": [
             {
-                "layer": layer["layer"],
-                "role": layer["role"],
-                "margin": layer["margin"],
-                "change": worth(decoder, layer["layer"], heldout, intact, batch_size),
+                "layer": layer.layer,
+                "role": layer.role,
+                "margin": layer.margin,
+                "change": worth(decoder, layer.layer, heldout, intact, batch_size),
             }
             for layer in layers
         ],

@@ -86,10 +86,10 @@ def pathology(s: CellStatus) -> Said:
     if s.reading and s.reading.findings:
         worst, *others = s.reading.findings
         more = f", and {counted(len(others), 'tensor')} more" if others else ""
-        severity = "critical" if worst["severity"] == "critical" else "warn"
+        severity = "critical" if worst.severity == "critical" else "warn"
         yield (
             severity,
-            (f"{worst['tensor']} has {worst['ratio']:.1f}× its peers' spectral norm at step {s.reading.step}{more}."),
+            (f"{worst.tensor} has {worst.ratio:.1f}× its peers' spectral norm at step {s.reading.step}{more}."),
         )
 
 

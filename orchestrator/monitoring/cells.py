@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
-from orchestrator.monitoring.reading import Reading, newest
+from orchestrator.monitoring.reading import Newest, newest
 from orchestrator.monitoring.states import Sight, is_open, state_of
 from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
 from orchestrator.storage import lease, metrics_log
@@ -58,7 +58,7 @@ class CellStatus:
     plan: Plan | None = None  # null where its configuration cannot be read
     records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its metrics log
     written: float | None = None  # when its metrics log was last written, seconds since the epoch
-    reading: Reading | None = None  # the newest
+    reading: Newest | None = None  # the newest
     saved: frozenset[int] = frozenset()  # steps of the checkpoints on disk
     read: frozenset[int] = frozenset()  # and of the readings
     aside: tuple[str, ...] = ()  # checkpoints that were set aside

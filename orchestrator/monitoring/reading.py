@@ -7,17 +7,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from orchestrator.common.palette import letter
+from orchestrator.forensics.measures.pathology import Finding
+from orchestrator.forensics.reading import Reading, roles_of
 from orchestrator.storage.steps import name_of
-
-Finding = dict[str, Any]  # tensor, ratio, severity (`forensics.pathology`)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The roles that the layers had, and what was out of proportion."""
+class Newest:
+    """The newest reading's roles and pathology."""
 
     step: int
     roles: tuple[str, ...]  # layer by layer
@@ -35,7 +34,7 @@ def path_of(cell_dir: Path, step: int) -> Path:
     return cell_dir / "forensics" / f"{name_of(step)}.json"
 
 
-def newest(cell_dir: Path, steps: Collection[int]) -> Reading | None:
+def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
     """The last of the readings of `steps`, beside the one before it; null without any.
 
     Raises `OSError` where its file is gone, and `ValueError` where it is no reading.
@@ -44,7 +43,7 @@ def newest(cell_dir: Path, steps: Collection[int]) -> Reading | None:
         return None
     *earlier, step = sorted(steps)
     roles, findings = _read_at(path_of(cell_dir, step))
-    return Reading(step, roles, _changed(cell_dir, earlier, roles), findings)
+    return Newest(step, roles, _changed(cell_dir, earlier, roles), findings)
 
 
 def _changed(cell_dir: Path, earlier: list[int], roles: tuple[str, ...]) -> int | None:
@@ -64,14 +63,6 @@ def _read_at(path: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
 
 @lru_cache(maxsize=4096)  # who watches asks every second, and a reading of many layers is long
 def _read(path: Path, written: int) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
-    """Roles and findings of the reading of that modification time."""
-    content = json.loads(path.read_text())
-    try:
-        roles = tuple(str(layer["role"]) for layer in content["layers"])
-        findings = tuple(
-            {"tensor": str(f["tensor"]), "ratio": float(f["ratio"]), "severity": str(f["severity"])}
-            for f in content["pathology"]
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"it lacks {error}") from error
-    return roles, findings
+    """Roles and findings of the reading of that modification time. Raises `ValueError` where it is no reading."""
+    reading = Reading.from_json(json.loads(path.read_text()))
+    return tuple(roles_of(reading)), tuple(reading.pathology)

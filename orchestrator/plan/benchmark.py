@@ -14,6 +14,7 @@ import torch
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights, matmul_params
 from orchestrator.config.schema import Config
 from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.reading import Reading
 from orchestrator.storage import checkpoint
 
 LARGEST = 9e6  # entries; a larger layer is scaled down
@@ -32,7 +33,7 @@ class Benchmark:
     first: float  # core-seconds of reading one layer
     further: float  # of every further layer
     write_rate: float  # bytes/s of saving a checkpoint, with digests and fsync
-    reading: dict[str, Any]  # of one layer
+    reading: Reading  # of one layer
 
     def seconds_of(self, spec: DecoderSpec) -> float:
         """Core-seconds of one reading of a model, without embedding and head."""
@@ -40,10 +41,10 @@ class Benchmark:
         layers = [(matmul_params(shape) / own) ** EXPONENT for shape in spec.layers]
         return self.first * layers[0] + self.further * sum(layers[1:])
 
-    def reading_of(self, spec: DecoderSpec) -> dict[str, Any]:
+    def reading_of(self, spec: DecoderSpec) -> Reading:
         """The benchmark's reading with the depth of `spec`; only its size is meaningful."""
-        layer = self.reading["layers"][0]
-        return {**self.reading, "layers": [{**layer, "layer": index} for index in range(len(spec.layers))]}
+        (layer,) = self.reading.layers
+        return replace(self.reading, layers=[replace(layer, layer=index) for index in range(len(spec.layers))])
 
 
 def run_benchmark(config: Config, spec: DecoderSpec) -> Benchmark:
@@ -59,7 +60,7 @@ def run_benchmark(config: Config, spec: DecoderSpec) -> Benchmark:
     return Benchmark(shape, first, max(0.0, both - first), write_rate, reading)
 
 
-def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, dict[str, Any]]:
+def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, Reading]:
     """Core-seconds to read a random model's second checkpoint, bytes/s to save it, and the reading."""
     model = Decoder(replace(spec, vocab_size=VOCAB, tie_embeddings=True))
     init_weights(model, 0)
@@ -77,7 +78,7 @@ def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, dic
         rate = sum(file.stat().st_size for file in path.iterdir()) / (time.perf_counter() - started)
         started = time.process_time()  # other processes do not count
         reading = analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
-        return time.process_time() - started, rate, json.loads(json.dumps(reading))
+        return time.process_time() - started, rate, reading
 
 
 def _scaled_down(shape: LayerShape) -> LayerShape:

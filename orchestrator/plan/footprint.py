@@ -49,14 +49,14 @@ def footprint_of(plan: ArmPlan, benchmark: Benchmark) -> Footprint:
     counts = (len(plan.records), len(plan.evaluations), plan.decisions)
     parts = (record, {"heldout": heldout}, {"sidecar": decision})
     metrics = sum(count * _json(part) for count, part in zip(counts, parts, strict=True))
-    readings = len(plan.readings) * (len(json.dumps(reading, indent=1)) + KEY)
+    readings = len(plan.readings) * (len(json.dumps(reading.to_json(), indent=1)) + KEY)
     if plan.config.tracker.mode == TrackerMode.off:
         return Footprint(metrics, readings, rows=0, log=0, tables=0, figures=0)
     rows = len(plan.records) + len(plan.readings) + 2
     logged = [record_row(part) for part in parts] + [reading_row(reading)]
     items = sum(n * _items(row) for n, row in zip((*counts, len(plan.readings)), logged, strict=True))
     layers, units = len(plan.readings) * len(plan.spec.layers), sum(map(len, plan.units.values()))
-    measured = len(reading["layers"][0]["measures"]) + BESIDE
+    measured = len(reading.layers[0].measures) + BESIDE
     return Footprint(
         metrics,
         readings,

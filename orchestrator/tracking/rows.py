@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from orchestrator.analysis import Comparison
     from orchestrator.analysis.cells import CellResult
+    from orchestrator.forensics.reading import Reading
 
 # The comparison's modules (pandas, scipy) are imported where they are used: a tracker that is off does without.
 
@@ -34,19 +35,19 @@ def record_row(record: dict[str, Any]) -> Row:
     return _named(row)
 
 
-def reading_row(reading: dict[str, Any]) -> Row:
+def reading_row(reading: Reading) -> Row:
     """A reading: role counts, budgets and their centres, and per layer scores, margin and headlines."""
     from orchestrator.analysis.conservation import REFERENCES
     from orchestrator.forensics.reading import centre, profile
 
     row: Row = {f"roles/{role}": count for role, count in _role_counts(reading).items()}
-    row |= reading["totals"]
+    row |= reading.totals
     row |= {f"centre/{name}": centre(b) for name in REFERENCES if (b := profile(reading, name)) is not None}
-    row["pathology"] = len(reading["pathology"])
-    for layer in reading["layers"]:
-        values = {f"score_{role}": score for role, score in layer["scores"].items()} | {"margin": layer["margin"]}
-        values |= {name: layer["measures"].get(name) for name in PER_LAYER}
-        row |= {f"{name}/layer_{layer['layer']:02d}": value for name, value in values.items()}
+    row["pathology"] = len(reading.pathology)
+    for layer in reading.layers:
+        values = {f"score_{role}": score for role, score in layer.scores.items()} | {"margin": layer.margin}
+        values |= {name: layer.measures.get(name) for name in PER_LAYER}
+        row |= {f"{name}/layer_{layer.layer:02d}": value for name, value in values.items()}
     return _named({f"forensics/{name}": value for name, value in row.items()})
 
 
@@ -67,7 +68,7 @@ def cell_summary(cell: CellResult) -> Row:
         row |= {f"{metric}/{domain}": x for (metric, domain), x in losses(cell, domains_of([cell])).items()}
     if (reading := cell.last_reading) is not None:
         row |= {f"roles/{role}": count for role, count in _role_counts(reading).items()}
-        row["pathology"] = len(reading["pathology"])
+        row["pathology"] = len(reading.pathology)
         for reference in REFERENCES:
             if (budget := profile(reading, reference)) is not None:
                 row[f"budget/{reference}"] = float(budget.sum())
@@ -156,7 +157,7 @@ def _beside_baseline(c: Comparison, arm: str) -> Row:
     return row
 
 
-def _role_counts(reading: dict[str, Any]) -> dict[str, int]:
+def _role_counts(reading: Reading) -> dict[str, int]:
     """How many layers have each role, none or two counted as `tie`."""
     from orchestrator.analysis.migration import STATES, state
     from orchestrator.forensics.reading import roles_of

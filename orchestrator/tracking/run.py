@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, TrackerMode
+from orchestrator.forensics.reading import Reading
 from orchestrator.storage.files import permit_as_umask
 from orchestrator.tracking import rows
 from orchestrator.tracking.rows import READING, STEP
@@ -113,9 +114,10 @@ class Tracker:
         """Send one metrics log record."""
         self._send(STEP, record["step"], lambda: rows.record_row(record))
 
-    def forensics(self, result: dict[str, Any]) -> None:
+    def forensics(self, reading: Reading) -> None:
         """Send one reading of the layers, on its own step axis."""
-        self._send(READING, result["step"], lambda: rows.reading_row(result))
+        assert reading.step is not None, "a cell's checkpoint has a step"
+        self._send(READING, reading.step, lambda: rows.reading_row(reading))
 
     def alert(self, title: str, text: str) -> None:
         """Tell whoever watches the run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ import torch
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
+from orchestrator.forensics.reading import read_reading
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import SINGLE_PROCESS, World
@@ -230,5 +230,5 @@ class Track(Callback):
             return
         for path in self.readings.settled():
             if path not in self.sent:
-                self.tracker.forensics(json.loads(path.read_text()))
+                self.tracker.forensics(read_reading(path))
                 self.sent.add(path)

@@ -23,7 +23,7 @@ from orchestrator.analysis.comparison import compute
 from orchestrator.config import load
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.experiments.expectations import ROLES
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.roles.routing import FEATURES
 
 LAYERS, READINGS, SEEDS, ARMS = 24, 20, 8, ("uniform", "variable")

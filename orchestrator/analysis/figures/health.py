@@ -7,7 +7,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, escaped, guide_line, label_axes, panels, per_arm
 from orchestrator.analysis.figures.traces import NAME, arms_of
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
 
 
@@ -53,7 +53,7 @@ def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:
     for step, reading in cell.readings.items():
         pairs = []
         for kind in KINDS:
-            norms = [layer["measures"].get(f"spectral_norm.{kind}") for layer in reading["layers"]]
+            norms = [layer.measures.get(f"spectral_norm.{kind}") for layer in reading.layers]
             pairs += [(r, f"layer {i}, {kind}") for i, r in enumerate(ratios(norms)) if r is not None]
         if pairs:
             found[step] = max(pairs)

@@ -18,7 +18,7 @@ from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.common.palette import colour, letter, palest
-from orchestrator.forensics.reading import roles_of
+from orchestrator.forensics.reading import LayerReport, roles_of
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # seeds up to which every cell has a map of its own
@@ -43,7 +43,7 @@ class Square(NamedTuple):
 
     role: str
     share: float  # of the seeds that have it
-    layers: list[dict[str, Any]]
+    layers: list[LayerReport]
 
 
 def role_maps(c: Comparison) -> Drawing | None:
@@ -52,7 +52,7 @@ def role_maps(c: Comparison) -> Drawing | None:
     if not read:
         return None
     steps = sorted({step for cell in read for step in cell.readings})
-    depth = max(len(reading["layers"]) for cell in read for reading in cell.readings.values())
+    depth = max(len(reading.layers) for cell in read for reading in cell.readings.values())
     seeds = sorted({cell.seed for cell in read})
     arms = [arm for arm in c.experiment.arms if any(cell.arm == arm for cell in read)]
     of_arm = {arm: [cell for cell in read if cell.arm == arm] for arm in arms}
@@ -131,12 +131,12 @@ def _grid(cells: list[CellResult], steps: list[int], depth: int) -> list[list[Sq
 
 def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
     """The layers of a step over the cells that were read there; where two states are equally frequent, neither."""
-    stacks = [cell.readings[step]["layers"] for cell in cells if step in cell.readings]
+    stacks = [cell.readings[step].layers for cell in cells if step in cell.readings]
     found: list[Square | None] = []
     for i in range(max((len(stack) for stack in stacks), default=0)):
         layers = [stack[i] for stack in stacks if i < len(stack)]
-        (most, seeds), *others = Counter(state(layer["role"]) for layer in layers).most_common()
-        role = DIVIDED if others and others[0][1] == seeds else layers[0]["role"] if len(layers) == 1 else most
+        (most, seeds), *others = Counter(state(layer.role) for layer in layers).most_common()
+        role = DIVIDED if others and others[0][1] == seeds else layers[0].role if len(layers) == 1 else most
         found.append(Square(role, seeds / len(layers), layers))
     return found
 
@@ -168,16 +168,16 @@ def _facts(
     if any(len(square.layers) > 1 for square in squares):
         found.append((" in {} seeds", lambda x: f"{round(x.share * len(x.layers))} of {len(x.layers)}"))
     if len(measures) > 1:
-        found.append((", margin {}", lambda x: number(mean_of_known(layer["margin"] for layer in x.layers), 2)))
+        found.append((", margin {}", lambda x: number(mean_of_known(layer.margin for layer in x.layers), 2)))
     for key, words, form in measures:
-        if any(layer["measures"].get(key) is not None for square in squares for layer in square.layers):
+        if any(layer.measures.get(key) is not None for square in squares for layer in square.layers):
             found.append((f"<br>{words} {{}}", _written(key, form)))
     return found
 
 
 def _written(key: str, form: str) -> Callable[[Square], str]:
     def write(square: Square) -> str:
-        value = mean_of_known(layer["measures"].get(key) for layer in square.layers)
+        value = mean_of_known(layer.measures.get(key) for layer in square.layers)
         return "–" if value is None else format(value, form)
 
     return write

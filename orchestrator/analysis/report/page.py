@@ -34,8 +34,8 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
         drawings=drawings,
         heights={name: int(drawing.plot.layout.height) - TITLE for name, drawing in drawings.items()},
         tables=tables,
-        scorings=sorted({reading["scoring"] for reading in readings}),
-        definitions=sorted({reading["definitions"] for reading in readings if "definitions" in reading}),
+        scorings=sorted({reading.scoring for reading in readings}),
+        definitions=sorted({reading.definitions for reading in readings}),
         parts=_parts(drawings, tables),
     )
 

@@ -42,7 +42,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "coincidences": [asdict(result) for result in c.coincidences],
         "roles": {
             arm: {
-                str(cell.seed): {"step": reading["step"], "roles": roles_of(reading)}
+                str(cell.seed): {"step": reading.step, "roles": roles_of(reading)}
                 for cell in e.cells
                 if cell.arm == arm and (reading := cell.last_reading) is not None
             }

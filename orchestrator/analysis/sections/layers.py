@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import CommonStep, common_step_of_cells, common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
@@ -15,6 +13,7 @@ from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.analysis.symmetry import PAPER_SPREAD
+from orchestrator.forensics.reading import LayerReport
 
 BUDGET_ROWS = {  # name → its key in the glossary
     "a (by chance)": "saturated_robust_expected", "b (by chance)": "saturated_robust_expected",
@@ -36,8 +35,8 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
     for index in range(max((len(layers) for stack in stacks for layers in stack), default=0)):
         seeds = [_layer(stack, index) for stack in stacks]  # per arm
         rows.append(
-            [str(index), " → ".join(number(mean_of_known(layer["width"] for layer in own), 0) for own in seeds),
-             *(Roles([layer["role"] for layer in own], words) for own in seeds),
+            [str(index), " → ".join(number(mean_of_known(layer.width for layer in own), 0) for own in seeds),
+             *(Roles([layer.role for layer in own], words) for own in seeds),
              *(number(_mean(own, "cv"), 2) for own in seeds), *([number(flat.get(index), 2)] if paired else []),
              *(_saturated(own) for own in seeds)]
         )  # fmt: skip
@@ -187,8 +186,8 @@ def pathologies(c: Comparison) -> Section:
     worst: dict[tuple[str, str], tuple[float, int, str]] = {}
     for cell in c.experiment.cells:
         for step, reading in cell.readings.items():
-            for found in reading["pathology"]:
-                key, now = (cell.label, found["tensor"]), (found["ratio"], step, found["severity"])
+            for found in reading.pathology:
+                key, now = (cell.label, found.tensor), (found.ratio, step, found.severity)
                 worst[key] = max(worst.get(key, now), now)
     rows: list[list[TableCell]] = [
         [label, tensor, f"{ratio:.1f}", str(step), severity]
@@ -202,25 +201,25 @@ def _common_step(c: Comparison, arms: list[str]) -> CommonStep[Pair] | CommonSte
     return common_step_of_pairs(arms[1], c.pairs) if len(arms) == 2 else common_step_of_cells(c.cells_of(arms[0]))
 
 
-def _layers_read(arms: list[str], at: CommonStep[Pair] | CommonStep[CellResult]) -> list[list[list[dict[str, Any]]]]:
+def _layers_read(arms: list[str], at: CommonStep[Pair] | CommonStep[CellResult]) -> list[list[list[LayerReport]]]:
     """Per arm and seed, the layer reports at the common step."""
     if at.step is None:
         return [[] for _ in arms]
     cells = [(one.a, one.b) if isinstance(one, Pair) else (one,) for one in at.read]
-    return [[own[side].readings[at.step]["layers"] for own in cells] for side in range(len(arms))]
+    return [[own[side].readings[at.step].layers for own in cells] for side in range(len(arms))]
 
 
-def _layer(stack: list[list[dict[str, Any]]], index: int) -> list[dict[str, Any]]:
+def _layer(stack: list[list[LayerReport]], index: int) -> list[LayerReport]:
     """One layer's report per seed, of the seeds that have such a layer."""
     return [layers[index] for layers in stack if index < len(layers)]
 
 
-def _saturated(seeds: list[dict[str, Any]]) -> str:
+def _saturated(seeds: list[LayerReport]) -> str:
     """Mean robust count, and the count by chance in parentheses."""
     count, chance = (_mean(seeds, measure) for measure in ("saturated_robust", "saturated_robust_expected"))
     return f"{number(count, 0)} ({number(chance, 0)})"
 
 
-def _mean(seeds: list[dict[str, Any]], measure: str) -> float | None:
+def _mean(seeds: list[LayerReport], measure: str) -> float | None:
     """Mean of one layer's measure over the seeds that have it."""
-    return mean_of_known(layer["measures"].get(measure) for layer in seeds)
+    return mean_of_known(layer.measures.get(measure) for layer in seeds)

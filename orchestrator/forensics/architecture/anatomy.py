@@ -14,13 +14,11 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import describe
-from orchestrator.forensics.architecture.families import ATTENTION, FFN, KINDS, PLACES, QK_NORM, Family, Heads, find
+from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, find
 from orchestrator.forensics.architecture.guess import guess, heads_by_shape
 from orchestrator.forensics.architecture.refusals import refuse_foreign
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
-
-__all__ = ["ATTENTION", "FFN", "KINDS", "PLACES", "Anatomy", "Heads", "Layer"]
 
 
 class Layer:

@@ -9,10 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-ATTENTION = ("q", "k", "v", "o")
-FFN = ("gate", "up", "down")
-KINDS = ATTENTION + FFN
-PLACES = ("pre_attention", "post_attention", "pre_ffn", "post_ffn")
+from orchestrator.forensics.architecture.kinds import KINDS, PLACES
 
 QK_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer_?)?norm")  # a norm within attention, of no place in the stream
 

@@ -13,9 +13,6 @@ import torch
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
 from orchestrator.forensics.architecture.families import (
-    ATTENTION,
-    KINDS,
-    PLACES,
     QK_NORM,
     Family,
     Heads,
@@ -28,7 +25,8 @@ from orchestrator.forensics.architecture.families import (
     turned_halves,
     turned_stacked,
     whole,
-)  # fmt: skip
+)
+from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES  # fmt: skip
 from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")

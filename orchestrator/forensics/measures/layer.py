@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.architecture.anatomy import ATTENTION, FFN, PLACES, Heads, Layer
+from orchestrator.forensics.architecture.anatomy import Heads, Layer
+from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
 from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.composition import Compositions, sides
 from orchestrator.forensics.measures.heads import couplings, fingerprints
@@ -27,8 +28,8 @@ PAIRS = (("gate", "up"), ("gate", "down"), ("up", "down"))
 
 
 @dataclass
-class Reading:
-    """One layer, read. Everything is in float64 unless said otherwise."""
+class LayerStatistics:
+    """One layer's weights, reduced. Arrays are float64 unless a comment names another type."""
 
     index: int
     width: int  # residual coordinates d
@@ -82,28 +83,28 @@ def co_magnitude(position_energy: Mapping[str, np.ndarray]) -> np.ndarray:
 class Stack:
     """All layers of a checkpoint, and what a layer can only be measured against: its peers."""
 
-    def __init__(self, readings: Sequence[Reading], compositions: np.ndarray) -> None:
+    def __init__(self, layers: Sequence[LayerStatistics], compositions: np.ndarray) -> None:
         """`compositions` [L+1, L]: C(l→m), writers (the embedding first) by readers (`composition`)."""
-        self.readings = list(readings)
+        self.layers = list(layers)
         self.compositions = compositions
-        for reading in readings:
-            reading._stack = weakref.ref(self)
+        for layer in layers:
+            layer._stack = weakref.ref(self)
 
     @cached_property
     def median_gamma(self) -> float | None:
         """Median |γ| of the FFN post-norms of all layers; None where blocks have none."""
-        scales = [r.gammas["post_ffn"] for r in self.readings if "post_ffn" in r.gammas]
+        scales = [layer.gammas["post_ffn"] for layer in self.layers if "post_ffn" in layer.gammas]
         return float(np.median(np.abs(np.concatenate(scales)))) if scales else None
 
     @cached_property
     def median_written(self) -> float:
-        """Median of `Reading.written` over all coordinates of all layers."""
-        return float(np.median(np.concatenate([r.written for r in self.readings])))
+        """Median of `LayerStatistics.written` over all coordinates of all layers."""
+        return float(np.median(np.concatenate([layer.written for layer in self.layers])))
 
     @cached_property
     def couplings(self) -> np.ndarray:
         """Per layer, the mean over the others of their best head match (`heads.coupling`): [L], NaN where absent."""
-        return couplings([r.fingerprints for r in self.readings])
+        return couplings([layer.fingerprints for layer in self.layers])
 
 
 def threshold(layer: Layer) -> float:
@@ -112,8 +113,10 @@ def threshold(layer: Layer) -> float:
     return literal_threshold(co_magnitude({k: _row_energy(_by_position(k, layer.weight(k))) for k in kinds}))
 
 
-def read(layer: Layer, compositions: Compositions, device: torch.device, typical: Medians | None = None) -> Reading:
-    """One layer's weights, reduced to a reading; its Grams are handed to `compositions`.
+def reduce_layer(
+    layer: Layer, compositions: Compositions, device: torch.device, typical: Medians | None = None
+) -> LayerStatistics:
+    """The statistics of one layer's weights; its Grams go to `compositions`.
 
     `typical`: the stack's median moments (`momentum.medians`), where there is an optimizer state.
     """
@@ -125,7 +128,7 @@ def read(layer: Layer, compositions: Compositions, device: torch.device, typical
     grams, values = _grams_and_spectra(weights)
     compositions.add_read(grams["read"], sides([(entries[k], shapes[k], 1) for k in READS if k in weights]))
     compositions.add_write(grams["write"], sides([(entries[k], shapes[k], 0) for k in WRITES]))
-    return Reading(
+    return LayerStatistics(
         index=layer.index,
         width=layer.width,
         heads=layer.heads,
@@ -177,7 +180,7 @@ def _cosine(weights: dict[str, Tensor], energy: dict[str, np.ndarray], pair: tup
 
 
 def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """`Reading.written` and `Reading.loudest` of down [d, f]."""
+    """`LayerStatistics.written` and `LayerStatistics.loudest` of down [d, f]."""
     scale = c_squared.max() or 1.0
     weight = torch.from_numpy(c_squared / scale).to(down)
     sums = [(block.square() * weight).sum(1, dtype=torch.float64) for (block,) in _blocks(down)]

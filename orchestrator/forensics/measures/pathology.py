@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 
 WARN = 10.0
 CRITICAL = 30.0

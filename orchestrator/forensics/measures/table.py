@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.forensics.architecture.anatomy import ATTENTION, FFN, KINDS
+from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.heads import diversity
-from orchestrator.forensics.measures.layer import Reading
+from orchestrator.forensics.measures.layer import LayerStatistics
 from orchestrator.forensics.measures.saturation import literal_threshold, robust_threshold
 from orchestrator.forensics.measures.spectrum import perplexity
 
@@ -26,23 +26,23 @@ Value = float | None
 # Spectra, per tensor
 
 
-def effective_rank(r: Reading, kind: str) -> Value:
+def effective_rank(r: LayerStatistics, kind: str) -> Value:
     """exp(entropy of σ/Σσ), 1…min(m, n) (SCIENCE §1; Roy & Vetterli 2007)."""
     return perplexity(r.spectra[kind]) if kind in r.spectra else None
 
 
-def effective_rank_fraction(r: Reading, kind: str) -> Value:
+def effective_rank_fraction(r: LayerStatistics, kind: str) -> Value:
     """`effective_rank` over min(m, n) (SCIENCE §1)."""
     rank = effective_rank(r, kind)
     return None if rank is None else rank / len(r.spectra[kind])
 
 
-def stable_rank(r: Reading, kind: str) -> Value:
+def stable_rank(r: LayerStatistics, kind: str) -> Value:
     """‖W‖²/‖W‖₂² (SCIENCE §1)."""
     return _ratio(r.energy[kind], float(r.spectra[kind][-1]) ** 2) if kind in r.spectra else None
 
 
-def spectral_norm(r: Reading, kind: str) -> Value:
+def spectral_norm(r: LayerStatistics, kind: str) -> Value:
     """σ₁ (SCIENCE §1)."""
     return float(r.spectra[kind][-1]) if kind in r.spectra else None
 
@@ -50,77 +50,77 @@ def spectral_norm(r: Reading, kind: str) -> Value:
 # FFN positions
 
 
-def cv(r: Reading) -> Value:
+def cv(r: LayerStatistics) -> Value:
     """std/mean of the co-magnitude, population std (SCIENCE §1)."""
     return _ratio(float(r.co_magnitude.std()), float(r.co_magnitude.mean()))
 
 
-def saturated(r: Reading) -> Value:
+def saturated(r: LayerStatistics) -> Value:
     """Positions above mean + 3·std, at most a tenth of them (SCIENCE §1)."""
     return _above(r.co_magnitude, literal_threshold(r.co_magnitude))
 
 
-def saturated_robust(r: Reading) -> Value:
+def saturated_robust(r: LayerStatistics) -> Value:
     """Positions above median + 3·1.4826·MAD (SCIENCE §1)."""
     return _above(r.co_magnitude, robust_threshold(r.co_magnitude))
 
 
-def saturated_robust_fraction(r: Reading) -> Value:
+def saturated_robust_fraction(r: LayerStatistics) -> Value:
     """`saturated_robust` over the number of positions, as roles are scored on it (SCIENCE §2)."""
     return _above(r.co_magnitude, robust_threshold(r.co_magnitude)) / len(r.co_magnitude)
 
 
-def saturated_fixed(r: Reading) -> Value:
+def saturated_fixed(r: LayerStatistics) -> Value:
     """Positions above the threshold of the reference checkpoint's same layer (SCIENCE §1)."""
     return None if r.threshold is None else _above(r.co_magnitude, r.threshold)
 
 
-def saturated_expected(r: Reading) -> Value:
+def saturated_expected(r: LayerStatistics) -> Value:
     """Mean of `saturated` over the resampled layer: the count that chance gives (SCIENCE §1, §3)."""
     return _by_chance(r, "saturated")
 
 
-def saturated_robust_expected(r: Reading) -> Value:
+def saturated_robust_expected(r: LayerStatistics) -> Value:
     """Mean of `saturated_robust` over the resampled layer (SCIENCE §1, §3)."""
     return _by_chance(r, "saturated_robust")
 
 
-def saturated_fixed_expected(r: Reading) -> Value:
+def saturated_fixed_expected(r: LayerStatistics) -> Value:
     """Mean of `saturated_fixed` over the resampled layer, at the same threshold (SCIENCE §1, §3)."""
     return None if r.threshold is None else _by_chance(r, "saturated_fixed")
 
 
-def saturated_excess(r: Reading) -> Value:
+def saturated_excess(r: LayerStatistics) -> Value:
     """`saturated` − `saturated_expected` (SCIENCE §1)."""
     count, expected = saturated(r), saturated_expected(r)
     return None if count is None or expected is None else count - expected
 
 
-def depleted(r: Reading) -> Value:
+def depleted(r: LayerStatistics) -> Value:
     """Positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
     cos(gate_p, up_p) where there is a gate (SCIENCE §1, after 2505.17936)."""
     sign = np.sign(r.cosines["gate", "up"]) if ("gate", "up") in r.cosines else 1.0
     return int((sign * r.cosines["up", "down"] < -3 / math.sqrt(r.width)).sum())
 
 
-def depletion_fraction(r: Reading) -> Value:
+def depletion_fraction(r: LayerStatistics) -> Value:
     """`depleted` over the number of positions (SCIENCE §1)."""
     count = depleted(r)
     return None if count is None else count / len(r.co_magnitude)
 
 
-def unique_roles(r: Reading) -> Value:
+def unique_roles(r: LayerStatistics) -> Value:
     """Clusters of FFN positions that hold at least 0.5 % of them (SCIENCE §1)."""
     return None if r.clusters is None else int((r.clusters >= SMALLEST).sum())
 
 
-def ffn_cluster_entropy(r: Reading) -> Value:
+def ffn_cluster_entropy(r: LayerStatistics) -> Value:
     """Entropy of the clusters' masses, in nats; 0 where all positions are of one kind (SCIENCE §1)."""
     even = None if r.clusters is None else perplexity(r.clusters)
     return None if even is None else math.log(even)
 
 
-def super_weight_ratio(r: Reading) -> Value:
+def super_weight_ratio(r: LayerStatistics) -> Value:
     """max over k of sqrt(Σ_p down[k, p]²·c_p²), over the stack's median of the same (SCIENCE §1, after 2411.07191)."""
     return _ratio(float(r.written.max()), r.stack.median_written)
 
@@ -128,7 +128,7 @@ def super_weight_ratio(r: Reading) -> Value:
 # Attention heads
 
 
-def head_evenness(r: Reading) -> Value:
+def head_evenness(r: LayerStatistics) -> Value:
     """exp(entropy of the heads' shares of energy)/heads, 1/heads…1 (SCIENCE §1).
 
     A key/value head that several query heads share counts for each of them in equal parts.
@@ -141,12 +141,12 @@ def head_evenness(r: Reading) -> Value:
     return None if even is None else even / r.heads.heads
 
 
-def head_diversity(r: Reading) -> Value:
+def head_diversity(r: LayerStatistics) -> Value:
     """1 − mean |cos| between the fingerprints of the layer's heads (SCIENCE §1)."""
     return None if r.fingerprints is None else diversity(r.fingerprints)
 
 
-def coupling(r: Reading) -> Value:
+def coupling(r: LayerStatistics) -> Value:
     """Mean over the other layers of the best match between a head here and a head there (SCIENCE §1)."""
     return _known(r.stack.couplings[r.index])
 
@@ -154,17 +154,17 @@ def coupling(r: Reading) -> Value:
 # Composition with other layers
 
 
-def source_mean(r: Reading) -> Value:
+def source_mean(r: LayerStatistics) -> Value:
     """Mean composition C(l→m) into the layers above; absent in the last (SCIENCE §1)."""
     return source(r.stack.compositions, r.index)
 
 
-def sink_mean(r: Reading) -> Value:
+def sink_mean(r: LayerStatistics) -> Value:
     """Mean composition C(m→l) out of the embedding and the layers below (SCIENCE §1)."""
     return sink(r.stack.compositions, r.index)
 
 
-def synapse_mediator(r: Reading) -> Value:
+def synapse_mediator(r: LayerStatistics) -> Value:
     """Geometric mean of `source_mean` and `sink_mean`; absent in the last layer (SCIENCE §1)."""
     out, into = source_mean(r), sink_mean(r)
     return None if out is None or into is None else math.sqrt(out * into)
@@ -173,26 +173,26 @@ def synapse_mediator(r: Reading) -> Value:
 # Shares of energy
 
 
-def attention_share(r: Reading) -> Value:
+def attention_share(r: LayerStatistics) -> Value:
     """Squared entries of q,k,v,o over those of all matrices (SCIENCE §1)."""
     attention = sum(r.energy[kind] for kind in ATTENTION)
     return _ratio(attention, sum(r.energy.values()))
 
 
-def balance(r: Reading) -> Value:
+def balance(r: LayerStatistics) -> Value:
     """−|attention_share − 0.4|: 0 where the paper sees hubs (SCIENCE §1)."""
     share = attention_share(r)
     return None if share is None else -abs(share - 0.4)
 
 
-def balance_per_parameter(r: Reading) -> Value:
+def balance_per_parameter(r: LayerStatistics) -> Value:
     """`balance` with mean squares for sums, so that it does not restate the layer's shape (SCIENCE §3)."""
     attention, ffn = (_mean_square(r, kinds) for kinds in (ATTENTION, FFN))
     share = _ratio(attention, attention + ffn)
     return None if share is None else -abs(share - 0.4)
 
 
-def down_ratio(r: Reading) -> Value:
+def down_ratio(r: LayerStatistics) -> Value:
     """RMS of down over the geometric mean of the RMS of gate and up, or the RMS of up (SCIENCE §1)."""
     into = [_mean_square(r, [kind]) for kind in ("gate", "up") if kind in r.energy]
     return _ratio(math.sqrt(_mean_square(r, ["down"])), math.prod(into) ** (0.5 / len(into)))
@@ -201,14 +201,14 @@ def down_ratio(r: Reading) -> Value:
 # Norm scales
 
 
-def gamma_concentration(r: Reading) -> Value:
+def gamma_concentration(r: LayerStatistics) -> Value:
     """1 − exp(entropy of |γ|/Σ|γ|)/d of the FFN's post-norm, else of its pre-norm (SCIENCE §1)."""
     gamma = r.gammas.get("post_ffn", r.gammas.get("pre_ffn"))
     even = None if gamma is None else perplexity(np.abs(gamma))
     return None if gamma is None or even is None else 1 - even / len(gamma)
 
 
-def post_norm_damped_fraction(r: Reading) -> Value:
+def post_norm_damped_fraction(r: LayerStatistics) -> Value:
     """Share of the FFN post-norm's |γ| below half the stack's median (SCIENCE §1)."""
     gamma, median = r.gammas.get("post_ffn"), r.stack.median_gamma
     return None if gamma is None or median is None else float((np.abs(gamma) < median / 2).mean())
@@ -217,7 +217,7 @@ def post_norm_damped_fraction(r: Reading) -> Value:
 # Optimizer state
 
 
-def momentum_alignment(r: Reading, kind: str) -> Value:
+def momentum_alignment(r: LayerStatistics, kind: str) -> Value:
     """cos(−exp_avg, w), positive where the update grows the weight (SCIENCE §1).
 
     The mean over the trace's steps; without a trace, of the checkpoint's own step.
@@ -225,12 +225,12 @@ def momentum_alignment(r: Reading, kind: str) -> Value:
     return r.alignment.get(kind)
 
 
-def momentum_alignment_chance(r: Reading, kind: str) -> Value:
+def momentum_alignment_chance(r: LayerStatistics, kind: str) -> Value:
     """1/√n, the standard deviation of that cosine between random directions (SCIENCE §1)."""
     return 1 / math.sqrt(r.entries[kind].count) if kind in r.alignment else None
 
 
-def stuck_fraction(r: Reading) -> Value:
+def stuck_fraction(r: LayerStatistics) -> Value:
     """Share of the matrices' entries with |m̂| and √v̂ both within 1 % of their kind's median (SCIENCE §1)."""
     return r.stuck
 
@@ -238,7 +238,7 @@ def stuck_fraction(r: Reading) -> Value:
 # Activation probe
 
 
-def total_write(r: Reading) -> Value:
+def total_write(r: LayerStatistics) -> Value:
     """Mean over tokens of ‖x_{l+1} − x_l‖/‖x_l‖; without a probe ‖o‖‖v‖/a + ‖down‖·rms(c)/√f (SCIENCE §1)."""
     if r.activations:
         return r.activations.get("total_write")
@@ -247,7 +247,7 @@ def total_write(r: Reading) -> Value:
     return attention + math.sqrt(r.energy["down"] * float(np.square(r.co_magnitude).mean()) / ffn)
 
 
-def write_gain(r: Reading) -> Value:
+def write_gain(r: LayerStatistics) -> Value:
     """RMS of what the layer's entries, were they independent, write for an input of RMS 1.
 
     The proxy of `total_write` with fan-ins for its constants: at an initialisation of 1/√fan-in it is the same for
@@ -257,7 +257,7 @@ def write_gain(r: Reading) -> Value:
     return (attention + math.sqrt(r.energy["down"] * float(np.square(r.co_magnitude).mean()))) / math.sqrt(r.width)
 
 
-def activation(name: str) -> Callable[[Reading], Value]:
+def activation(name: str) -> Callable[[LayerStatistics], Value]:
     """The measure that the probe took of the running model under this name (SCIENCE §1, need A)."""
     return lambda r: r.activations.get(name)
 
@@ -326,7 +326,7 @@ MEASURES = {
 }
 
 
-def measure(reading: Reading, only: Collection[str] | None = None) -> dict[str, Value]:
+def measure(reading: LayerStatistics, only: Collection[str] | None = None) -> dict[str, Value]:
     """Every measure of one layer, or those named, `*` spelt out; None where it is absent."""
     values: dict[str, Value] = {}
     for key, entry in MEASURES.items():
@@ -348,13 +348,13 @@ def _known(value: float) -> Value:
     return float(value) if math.isfinite(value) else None
 
 
-def _mean_square(r: Reading, kinds: Collection[str]) -> float:
+def _mean_square(r: LayerStatistics, kinds: Collection[str]) -> float:
     """Mean of the squared entries of all matrices of these kinds."""
     present = [kind for kind in kinds if kind in r.energy]
     return sum(r.energy[kind] for kind in present) / sum(r.entries[kind].count for kind in present)
 
 
-def _by_chance(r: Reading, key: str) -> Value:
+def _by_chance(r: LayerStatistics, key: str) -> Value:
     return float(np.mean(r.chance[key])) if key in r.chance else None
 
 

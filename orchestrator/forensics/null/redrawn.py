@@ -18,7 +18,7 @@ import torch
 
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.heads import drawn_fingerprints
-from orchestrator.forensics.measures.layer import Reading, Stack, co_magnitude
+from orchestrator.forensics.measures.layer import LayerStatistics, Stack, co_magnitude
 from orchestrator.forensics.measures.resampling import Entries, resampled_sums
 from orchestrator.forensics.measures.spectrum import gaussian_singular_values, spectra
 
@@ -35,32 +35,32 @@ def draws(
     activations: Sequence[Sequence[Mapping[str, float | None]]] = (),
 ) -> Iterator[Stack]:
     """`resamples` redrawn stacks. `activations`: per resample and layer, what the probe saw in a redrawn model."""
-    pool = _pool(stack, resamples, np.random.default_rng((seed, len(stack.readings))))
+    pool = _pool(stack, resamples, np.random.default_rng((seed, len(stack.layers))))
     order = np.random.default_rng((seed, 1))
     turns = {key: order.permutation(len(pool[key])) for key in pool}
     for resample in range(resamples):
         taken: Counter[tuple[int, int]] = Counter()
-        readings = []
-        for reading in stack.readings:
-            rng = np.random.default_rng((seed, 2, resample, reading.index))
+        layers = []
+        for layer in stack.layers:
+            rng = np.random.default_rng((seed, 2, resample, layer.index))
             values = {}
             for kind in SPECTRA:
-                shape = reading.shapes[kind]
-                if is_heavy(reading.entries[kind], shape):
-                    values[kind] = _drawn_spectrum(reading.entries[kind], shape, rng)
+                shape = layer.shapes[kind]
+                if is_heavy(layer.entries[kind], shape):
+                    values[kind] = _drawn_spectrum(layer.entries[kind], shape, rng)
                     continue
                 turn = turns[shape][(resample + taken[shape] * resamples) % len(turns[shape])]
                 values[kind] = pool[shape][turn]
                 taken[shape] += 1
-            seen = dict(activations[resample][reading.index]) if activations else reading.activations
-            readings.append(replace(_drawn(reading, rng), spectra=values, activations=seen))
-        yield Stack(readings, compositions.drawn(np.random.default_rng((seed, 3, resample))))
+            seen = dict(activations[resample][layer.index]) if activations else layer.activations
+            layers.append(replace(_drawn(layer, rng), spectra=values, activations=seen))
+        yield Stack(layers, compositions.drawn(np.random.default_rng((seed, 3, resample))))
 
 
 def _pool(stack: Stack, resamples: int, rng: np.random.Generator) -> dict[tuple[int, int], list[np.ndarray]]:
     """Per shape, singular values of Gaussian matrices: one for every layer and resample, `POOL` resamples at most."""
-    light = ((r, kind) for r in stack.readings for kind in SPECTRA if not is_heavy(r.entries[kind], r.shapes[kind]))
-    shapes = Counter(reading.shapes[kind] for reading, kind in light)
+    drawn = ((layer.entries[kind], layer.shapes[kind]) for layer in stack.layers for kind in SPECTRA)
+    shapes = Counter(shape for entries, shape in drawn if not is_heavy(entries, shape))
     return {
         shape: [gaussian_singular_values(*shape, rng) for _ in range(resamples * min(count, POOL))]
         for shape, count in shapes.items()
@@ -81,8 +81,8 @@ def _drawn_spectrum(entries: Entries, shape: tuple[int, int], rng: np.random.Gen
     return spectra({"": torch.from_numpy(matrix.astype(np.float32).reshape(shape))}, {})[""]
 
 
-def _drawn(r: Reading, rng: np.random.Generator) -> Reading:
-    """The reading of the layer with its entries redrawn, but for its spectra."""
+def _drawn(r: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
+    """The layer's statistics with its entries redrawn, but for its spectra."""
     width, ffn = r.width, len(r.position_energy["up"])
     positions = {kind: resampled_sums(r.entries[kind], ffn, width, rng) for kind in r.position_energy}
     c_squared = np.square(co_magnitude(positions))
@@ -91,7 +91,7 @@ def _drawn(r: Reading, rng: np.random.Generator) -> Reading:
         for kind, sums in r.head_energy.items()
     }
     size = sum(entries.count for entries in r.entries.values())
-    return Reading(
+    return LayerStatistics(
         index=r.index, width=width, heads=r.heads, names=r.names, shapes=r.shapes, entries=r.entries,
         energy={kind: float(sums.sum()) for kind, sums in (heads | positions).items()},
         head_energy=heads,

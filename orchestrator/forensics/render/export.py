@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.command import writing
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.reading import Reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,19 +48,19 @@ def write_figure(figure: Figure, path: Path) -> None:
         figure.savefig(path)
 
 
-def rows_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per layer of a result: layer, role, margin, each score, the paper's role, evidence, each measure."""
+def rows_of(reading: Reading) -> list[dict[str, Any]]:
+    """One row per layer: layer, role, margin, each score, the paper's role, evidence, each measure."""
     return [
         {
-            "layer": layer["layer"],
-            "role": layer["role"],
-            "margin": layer["margin"],
-            **{f"score_{role}": score for role, score in layer["scores"].items()},
-            "role_paper": layer["role_paper"],
-            "evidence": " ".join(layer["evidence"]),
-            "coverage": layer["coverage"],
-            "width": layer["width"],
-            **layer["measures"],
+            "layer": layer.layer,
+            "role": layer.role,
+            "margin": layer.margin,
+            **{f"score_{role}": score for role, score in layer.scores.items()},
+            "role_paper": layer.role_paper,
+            "evidence": " ".join(layer.evidence),
+            "coverage": layer.coverage,
+            "width": layer.width,
+            **layer.measures,
         }
-        for layer in result["layers"]
+        for layer in reading.layers
     ]

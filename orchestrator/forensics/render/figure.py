@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from orchestrator.common.palette import ROLES, arm_line, colour
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
-from orchestrator.forensics.render.terminal import RIVALS, Layer, Result, has_role, nothing
-from orchestrator.forensics.render.trajectory import mean_cv, ratios, worst
+from orchestrator.forensics.render.side_by_side import SideBySide
+from orchestrator.forensics.render.terminal import RIVALS, has_role, nothing
+from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,13 +33,13 @@ DASH = "a letter: that role leads · –: none does"
 
 
 @styled
-def single(result: Result) -> Figure:
+def single(reading: Reading) -> Figure:
     """Role scores of one checkpoint over depth, and six measures."""
-    layers = result["layers"]
-    subtitle = f"Layer by layer: {RULES[result['scoring']]} · the fuller the colour, the higher the score · {DASH}"
-    figure, (strip,), below = panels.page(_named(result), subtitle, 2.4, rows=2)
-    _scores(strip, result)
-    shades = [colour(layer["role"]) for layer in layers]
+    layers = reading.layers
+    subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {DASH}"
+    figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=2)
+    _scores(strip, reading)
+    shades = [colour(layer.role) for layer in layers]
     panels.bars(below[0], _values(layers, "cv"), shades)
     below[0].set_title(CV)
     by_chance = _values(layers, "saturated_robust_expected")
@@ -56,14 +58,14 @@ def single(result: Result) -> Figure:
 
 
 @styled
-def pair(document: Mapping[str, Any]) -> Figure:
+def side_by_side(both: SideBySide) -> Figure:
     """Roles and measures of two models over depth."""
-    arms = {"A": document["a"], "B": document["b"]}
-    title = "\n".join(f"{arm}   {_named(result)}" for arm, result in arms.items())
-    subtitle = f"Side by side: {RULES[document['a']['scoring']]} · {DASH}"
+    arms = {"A": both.a, "B": both.b}
+    title = "\n".join(f"{arm}   {_named(reading)}" for arm, reading in arms.items())
+    subtitle = f"Side by side: {RULES[both.a.scoring]} · {DASH}"
     figure, (strip,), below = panels.page(title, subtitle, 1.3, rows=2)
-    depth = max(len(result["layers"]) for result in arms.values())
-    roles = [[layer["role"] for layer in result["layers"]] for result in arms.values()]
+    depth = max(len(reading.layers) for reading in arms.values())
+    roles = [[layer.role for layer in reading.layers] for reading in arms.values()]
     panels.cells(strip, roles, list(arms), depth)
     lines = {  # title → what is drawn in full, and what is dotted
         CV: ("cv", None),
@@ -74,93 +76,93 @@ def pair(document: Mapping[str, Any]) -> Figure:
     }
     for axes, (title, (solid, dotted)) in zip([*below[:2], *below[3:]], lines.items(), strict=True):
         axes.set_title(title)
-        for index, (arm, result) in enumerate(arms.items()):
-            panels.line(axes, _values(result["layers"], solid), arm_line(index).colour, arm if solid == "cv" else "")
+        for index, (arm, reading) in enumerate(arms.items()):
+            panels.line(axes, _values(reading.layers, solid), arm_line(index).colour, arm if solid == "cv" else "")
             if dotted is not None:
-                panels.line(axes, _values(result["layers"], dotted), arm_line(index).colour, style=":")
-    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm]["layers"]) for i, arm in enumerate("AB")})
+                panels.line(axes, _values(reading.layers, dotted), arm_line(index).colour, style=":")
+    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm].layers) for i, arm in enumerate("AB")})
     below[2].set_title(NORMS)
     panels.over_depth(below, depth)
     return figure
 
 
 @styled
-def run(document: Mapping[str, Any]) -> Figure:
+def trajectory(run: Trajectory) -> Figure:
     """Roles and spread over layers and checkpoints, and what the run as a whole does."""
-    results = document["checkpoints"]
-    steps = [result["step"] for result in results]
-    depth = len(results[0]["layers"])
-    subtitle = f"Over training: {RULES[results[0]['scoring']]} · {DASH}"
+    readings = run.checkpoints
+    steps = [step_of(reading) for reading in readings]
+    depth = len(readings[0].layers)
+    subtitle = f"Over training: {RULES[readings[0].scoring]} · {DASH}"
     tall = max(2.4, 0.24 * depth)
-    figure, strip, below = panels.page(_short(document["source"]), subtitle, tall, rows=1, strips=2)
-    roles = [[result["layers"][layer]["role"] for result in results] for layer in range(depth)]
+    figure, strip, below = panels.page(_short(run.source), subtitle, tall, rows=1, strips=2)
+    roles = [[reading.layers[layer].role for reading in readings] for layer in range(depth)]
     panels.cells(strip[0], roles, range(depth))
     strip[0].set_title("Roles")
     strip[0].set_ylabel("layer")
-    panels.heat(strip[1], np.array([_values(result["layers"], "cv") for result in results]).T, CV)
+    panels.heat(strip[1], np.array([_values(reading.layers, "cv") for reading in readings]).T, CV)
     for axes in strip:
-        panels.over_checkpoints(axes, steps, document["unit"])
-    below[0].plot(steps, [mean_cv(result) for result in results], "o-", color=INK)
+        panels.over_checkpoints(axes, steps, run.unit)
+    below[0].plot(steps, [mean_cv(reading) for reading in readings], "o-", color=INK)
     below[0].set_title(f"{CV}, mean")
     for key, style, label in (("saturated_robust", "o-", "counted"), ("saturated_robust_expected", "o:", "by chance")):
-        totals = np.array([result["totals"][key] for result in results], dtype=float)
+        totals = np.array([reading.totals[key] for reading in readings], dtype=float)
         below[1].plot(steps, totals, style, color=INK if style == "o-" else QUIET, label=label)
     below[1].set_title(SATURATED)
-    panels.norms(below[2], {INK: [worst(result) for result in results]}, at=steps)
+    panels.norms(below[2], {INK: [worst(reading) for reading in readings]}, at=steps)
     below[2].set_title(NORMS)
     for axes in below:
-        panels.finish(axes, document["unit"])
+        panels.finish(axes, run.unit)
     return figure
 
 
-def _scores(axes: Axes, result: Result) -> None:
+def _scores(axes: Axes, reading: Reading) -> None:
     """Roles down, layers across: the stronger a score above ½, the fuller its role's colour; then the other rule's."""
-    layers = result["layers"]
-    rivals = [layer["scorings"][RIVALS[result["scoring"]]]["role"] for layer in layers]
+    layers = reading.layers
+    rivals = [layer.scorings[RIVALS[reading.scoring]].role for layer in layers]
     strength = _strengths(layers)
     shades = [[panels.tint(colour(role), s) for s in row] for role, row in zip(ROLES, strength, strict=True)]
     panels.image(axes, [*shades, [panels.tint(colour(role), 0.3) for role in rivals]])
     if len(layers) <= MANY:
         for x, (layer, rival) in enumerate(zip(layers, rivals, strict=True)):
             if has_role(layer):
-                y = list(ROLES).index(layer["role"])
-                panels.mark(axes, x, y, layer["role"], "white" if strength[y, x] > 0.6 else INK, fontweight="bold")
+                y = list(ROLES).index(layer.role)
+                panels.mark(axes, x, y, layer.role, "white" if strength[y, x] > 0.6 else INK, fontweight="bold")
             panels.mark(axes, x, len(ROLES), rival, QUIET)
     axes.axhline(len(ROLES) - 0.5, color="white", linewidth=6)
-    others = {"calibrated": "paper's rule", "paper": "above chance"}[result["scoring"]]
+    others = {"calibrated": "paper's rule", "paper": "above chance"}[reading.scoring]
     axes.set_yticks(range(len(ROLES) + 1), [*ROLES, others])
     for tick, role in zip(axes.get_yticklabels(), ROLES, strict=False):
         tick.set_color(colour(role))
     if not any(map(has_role, layers)):
         ground = {"facecolor": PALE, "edgecolor": "none", "pad": 6}
-        said = nothing(result)
+        said = nothing(reading)
         axes.text((len(layers) - 1) / 2, 1.5, said, ha="center", va="center", color=QUIET, fontsize=12, bbox=ground)
     panels.whole_numbers(axes)
 
 
-def _strengths(layers: Sequence[Layer]) -> np.ndarray:
+def _strengths(layers: Sequence[LayerReport]) -> np.ndarray:
     """[4, L] in 0…1: how far each score is above ½, against the strongest."""
-    scores = np.array([[layer["scores"][role] for layer in layers] for role in ROLES], dtype=float)
+    scores = np.array([[layer.scores[role] for layer in layers] for role in ROLES], dtype=float)
     excess = np.clip(np.nan_to_num(scores, nan=0.5) - 0.5, 0, None)
     strength = excess / max(0.1, excess.max())
-    leading = np.array([[layer["role"] == role for layer in layers] for role in ROLES])
+    leading = np.array([[layer.role == role for layer in layers] for role in ROLES])
     strength[leading] = np.maximum(strength[leading], 0.35)  # a role can also lead because the others fall behind
     return np.asarray(strength)
 
 
-def _worst_by_layer(layers: Sequence[Layer]) -> list[float]:
+def _worst_by_layer(layers: Sequence[LayerReport]) -> list[float]:
     """Per layer, the largest ratio of any of its matrices."""
     return [max(of_layer) for of_layer in zip(*(ratios(layers, kind) for kind in KINDS), strict=True)]
 
 
-def _values(layers: Sequence[Layer], key: str) -> np.ndarray:
+def _values(layers: Sequence[LayerReport], key: str) -> np.ndarray:
     """[L]; NaN where a layer lacks the measure."""
-    return np.array([layer["measures"][key] for layer in layers], dtype=float)
+    return np.array([layer.measures[key] for layer in layers], dtype=float)
 
 
-def _named(result: Result) -> str:
-    step = "" if result["step"] is None else f" · step {result['step']:,}"
-    return f"{_short(result['source'])} · {result['family']}{step}"
+def _named(reading: Reading) -> str:
+    step = "" if reading.step is None else f" · step {reading.step:,}"
+    return f"{_short(reading.source)} · {reading.family}{step}"
 
 
 def _short(source: str) -> str:

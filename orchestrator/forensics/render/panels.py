@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+T = TypeVar("T")
 WIDTH, DPI = 14.0, 100  # inches, dots per inch: 1400 pixels
 PANEL = 2.6  # inches of a row of panels
 HEADING = 1.0  # inches
@@ -52,11 +53,11 @@ STYLE = {
 }
 
 
-def styled(draw: Callable[[Mapping[str, Any]], Figure]) -> Callable[[Mapping[str, Any]], Figure]:
+def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
     """`draw` in this page's style, whatever the user's own matplotlib settings are."""
 
     @wraps(draw)
-    def drawn(document: Mapping[str, Any]) -> Figure:
+    def drawn(document: T) -> Figure:
         import matplotlib
 
         with matplotlib.rc_context():

@@ -1,10 +1,9 @@
-"""What one result looks like in a terminal: the headline, the layers, and what they add up to."""
+"""What one reading looks like in a terminal: the headline, the layers, and what they add up to."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
@@ -13,9 +12,7 @@ from rich.text import Text
 from orchestrator.common.formatting import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
 from orchestrator.common.palette import ROLES, colour, letter
 from orchestrator.forensics.measures.table import MEASURES, NEEDS
-
-Result = Mapping[str, Any]  # what `analyze` returns
-Layer = Mapping[str, Any]  # one of its layers
+from orchestrator.forensics.reading import LayerReport, Reading
 
 SHOWN = 4  # findings and super weights listed before the rest are counted
 SEVERITIES = {"warn": "yellow", "critical": "bold red"}
@@ -41,34 +38,34 @@ WORDS = {  # evidence as it is printed, where the measure's own name is long
 }
 
 
-def report(result: Result, seconds: float, parameters: int) -> Group:
-    """All that is printed of one result. `parameters`: entries of the matrices that were read."""
-    layers = result["layers"]
-    step = "" if result["step"] is None else f" · step {result['step']:,}"
+def report(reading: Reading, seconds: float, parameters: int) -> Group:
+    """All that is printed of one reading. `parameters`: entries of the matrices that were read."""
+    layers = reading.layers
+    step = "" if reading.step is None else f" · step {reading.step:,}"
     depth = counted(len(layers), "layer")
-    about = f"{result['family']}{step} · {depth} · {big(parameters)} parameters read in {seconds:.1f} s"
+    about = f"{reading.family}{step} · {depth} · {big(parameters)} parameters read in {seconds:.1f} s"
     return Group(
-        Text(result["source"], "bold", overflow="fold"),
+        Text(reading.source, "bold", overflow="fold"),
         Text(about, "dim"),
         Text(),
-        headline(result),
+        headline(reading),
         Text(),
-        Fitted(layers, columns(result)),
+        Fitted(layers, columns(reading)),
         Text(),
-        summary(result),
+        summary(reading),
     )
 
 
-def headline(result: Result) -> Text:
+def headline(reading: Reading) -> Text:
     """Which layers have a role, in one sentence."""
-    layers = result["layers"]
+    layers = reading.layers
     named = [layer for layer in layers if has_role(layer)]
-    by_paper = sum("/" not in layer["role_paper"] for layer in layers)
-    if result["scoring"] == "paper":
+    by_paper = sum("/" not in layer.role_paper for layer in layers)
+    if reading.scoring == "paper":
         told = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
         return Text(told, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
     if not named:
-        text = Text(f"{nothing(result)[0].upper()}{nothing(result)[1:]}.", "bold")
+        text = Text(f"{nothing(reading)[0].upper()}{nothing(reading)[1:]}.", "bold")
         rival = f" The paper's rule would name {by_paper} of {len(layers)}."
         return text.append(rival if len(layers) > 1 else "", "not bold dim")
     verb = "has" if len(named) == 1 else "have"
@@ -76,34 +73,34 @@ def headline(result: Result) -> Text:
     spans = [
         Text.assemble((role, f"not bold {colour(role)}"), (f" {ranges(indices, 'L')}", "not bold"))
         for role in ROLES
-        if (indices := [layer["layer"] for layer in named if layer["role"] == role])
+        if (indices := [layer.layer for layer in named if layer.role == role])
     ]
     return text.append(Text(" · ").join(spans))
 
 
-def nothing(result: Result) -> str:
+def nothing(reading: Reading) -> str:
     """What there is to say where no layer has a role."""
-    if len(result["layers"]) == 1:
+    if len(reading.layers) == 1:
         return "a single layer has no peers to differ from"
-    return "no role leads anywhere" if result["scoring"] == "paper" else "no layer has a role above chance"
+    return "no role leads anywhere" if reading.scoring == "paper" else "no layer has a role above chance"
 
 
-def columns(result: Result) -> list[Column]:
+def columns(reading: Reading) -> list[Column]:
     """The table's columns; those of which no layer has the measure are left out."""
-    layers = result["layers"]
+    layers = reading.layers
 
-    def measure(layer: Layer, key: str) -> float | None:
-        value: float | None = layer["measures"][key]
+    def measure(layer: LayerReport, key: str) -> float | None:
+        value: float | None = layer.measures[key]
         return value
 
     largest = max((measure(layer, "cv") or 0.0 for layer in layers), default=0.0)
-    known = {key for layer in layers for key, value in layer["measures"].items() if value is not None}
+    known = {key for layer in layers for key, value in layer.measures.items() if value is not None}
     tie = "" if all(map(has_role, filter(speaks, layers))) else "two letters are a tie"
     rival = {"calibrated": "by the paper's rule, first letters", "paper": "above chance, first letters"}
     found = [
-        Column("", lambda layer: str(layer["layer"]), 99),
+        Column("", lambda layer: str(layer.layer), 99),
         Column("role", role_text, 99, False, tie),
-        Column("margin", lambda layer: number(layer["margin"], ".2f") if speaks(layer) else dash(), 96),
+        Column("margin", lambda layer: number(layer.margin, ".2f") if speaks(layer) else dash(), 96),
         Column("cv", lambda layer: bar(measure(layer, "cv"), largest, ".2f"), 98, False, "spread of FFN co-magnitude"),
         Column("saturated", _saturated, 97, True, SATURATED),
         Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 90),
@@ -117,38 +114,36 @@ def columns(result: Result) -> list[Column]:
         found.append(Column("sink", partial(_share, "sink_mass"), 86, True, "attention to the first position"))
     if "momentum_alignment.down" in known:
         found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
-    if any(differs(layer, result["scoring"]) for layer in layers):
-        found.append(
-            Column("other", lambda layer: _other(layer, result["scoring"]), 93, False, rival[result["scoring"]])
-        )
+    if any(differs(layer, reading.scoring) for layer in layers):
+        found.append(Column("other", lambda layer: _other(layer, reading.scoring), 93, False, rival[reading.scoring]))
     if any(map(speaks, layers)):
         found.append(Column("evidence", _evidence, 95, False))
     return found
 
 
-def summary(result: Result) -> Table:
+def summary(reading: Reading) -> Table:
     """What the layers add up to, and what the reading rests on."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
     return labelled(
         {
-            "roles": [Text.assemble((f"{rule}: ", "dim"), counts(result, key)) for rule, key in rules.items()],
-            "saturated": [totals(result["totals"])],
-            "super weights": [_super_weights(result["layers"])],
-            "pathology": pathology(result),
-            "assumed": [Text(sentence, "yellow") for sentence in result["assumed"]],
-            "probe": probe(result),
-            "missing": [Text(line, "dim") for line in missing(result)],
+            "roles": [Text.assemble((f"{rule}: ", "dim"), counts(reading, key)) for rule, key in rules.items()],
+            "saturated": [totals(reading.totals)],
+            "super weights": [_super_weights(reading.layers)],
+            "pathology": pathology(reading),
+            "assumed": [Text(sentence, "yellow") for sentence in reading.assumed],
+            "probe": probe(reading),
+            "missing": [Text(line, "dim") for line in missing(reading)],
             "read from": [
-                Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in result["substitutes"].items()
+                Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in reading.substitutes.items()
             ],
-            "coverage": [Text(f"roles rest on {_coverage(result['layers'])} of the routed features", "dim")],
+            "coverage": [Text(f"roles rest on {_coverage(reading.layers)} of the routed features", "dim")],
         }
     )
 
 
-def counts(result: Result, scoring: str) -> Text:
+def counts(reading: Reading, scoring: str) -> Text:
     """How many layers a scoring gives each role."""
-    given = [layer["scorings"][scoring]["role"] for layer in result["layers"]]
+    given = [layer.scorings[scoring].role for layer in reading.layers]
     counted = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
     none = Text(f"none {sum(not leads(role) for role in given)}", "dim")
     return Text(" · ").join([*counted, none])
@@ -162,36 +157,34 @@ def totals(total: Mapping[str, float | None]) -> Text:
     return Text(" · ", "dim").join(found)
 
 
-def pathology(result: Result) -> list[Text]:
+def pathology(reading: Reading) -> list[Text]:
     """One line per tensor out of proportion, worst first."""
-    found = result["pathology"]
+    found = reading.pathology
     if not found:
         return [Text("none: no tensor has ten times its peers' spectral norm", "green")]
     lines = [
-        Text(
-            f"{f['severity']}: {f['tensor']} has {f['ratio']:.1f}× its peers' spectral norm", SEVERITIES[f["severity"]]
-        )
+        Text(f"{f.severity}: {f.tensor} has {f.ratio:.1f}× its peers' spectral norm", SEVERITIES[f.severity])
         for f in found[:SHOWN]
     ]
     return lines + ([Text(f"and {len(found) - SHOWN} more", "dim")] if len(found) > SHOWN else [])
 
 
-def probe(result: Result) -> list[Text]:
+def probe(reading: Reading) -> list[Text]:
     """How much text was run through the model, where any was."""
-    tokens = result["options"]["tokens"]
+    tokens = reading.options.tokens
     return [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")]
 
 
-def missing(result: Result) -> list[str]:
+def missing(reading: Reading) -> list[str]:
     """What is absent, and what it needs."""
     needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
-    if result["options"]["probed"]:
+    if reading.options.probed:
         seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
         needs |= dict.fromkeys(seen, "a model whose branches the probe can follow")
-    if len(result["layers"]) == 1:
+    if len(reading.layers) == 1:
         needs |= dict.fromkeys(COMPARING, "a second layer")
     reasons: dict[str, list[str]] = {}
-    for name in result["missing"]:
+    for name in reading.missing:
         if not name.endswith("_expected"):  # goes with its count
             reasons.setdefault(needs[name], []).append(spoken(name))
     return [f"{', '.join(names)}: needs {why}" for why, names in reasons.items()]
@@ -202,9 +195,9 @@ def leads(role: str) -> bool:
     return "/" not in role
 
 
-def has_role(layer: Layer) -> bool:
+def has_role(layer: LayerReport) -> bool:
     """Whether one role leads."""
-    return leads(layer["role"])
+    return leads(layer.role)
 
 
 def settled(role: str) -> str:
@@ -212,14 +205,14 @@ def settled(role: str) -> str:
     return role if leads(role) else ""
 
 
-def role_text(layer: Layer) -> Text:
+def role_text(layer: LayerReport) -> Text:
     """The role in its colour; the two letters of a tie; a dash where nothing speaks for either."""
-    return named_role(layer["role"]) if speaks(layer) else dash()
+    return named_role(layer.role) if speaks(layer) else dash()
 
 
-def speaks(layer: Layer) -> bool:
+def speaks(layer: LayerReport) -> bool:
     """Whether anything sets the layer apart: a role, or evidence for more than one."""
-    return has_role(layer) or bool(layer["evidence"])
+    return has_role(layer) or bool(layer.evidence)
 
 
 def named_role(role: str) -> Text:
@@ -234,62 +227,64 @@ def spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def differs(layer: Layer, scoring: str) -> bool:
+def differs(layer: LayerReport, scoring: str) -> bool:
     """Whether the other scoring gives the layer another role, and not only another tie."""
-    return settled(layer["role"]) != settled(layer["scorings"][RIVALS[scoring]]["role"])
+    return settled(layer.role) != settled(layer.scorings[RIVALS[scoring]].role)
 
 
-def _saturated(layer: Layer) -> Text:
-    return beside(layer["measures"], "saturated_robust")
+def _saturated(layer: LayerReport) -> Text:
+    return beside(layer.measures, "saturated_robust")
 
 
-def _share(key: str, layer: Layer) -> Text | str:
-    return number(layer["measures"][key], ".0%")
+def _share(key: str, layer: LayerReport) -> Text | str:
+    return number(layer.measures[key], ".0%")
 
 
-def _times(key: str, layer: Layer) -> Text | str:
-    return number(layer["measures"][key], ".1f")
+def _times(key: str, layer: LayerReport) -> Text | str:
+    return number(layer.measures[key], ".1f")
 
 
-def _momentum(layer: Layer) -> Text | str:
-    return number(layer["measures"]["momentum_alignment.down"], "+.2f")
+def _momentum(layer: LayerReport) -> Text | str:
+    return number(layer.measures["momentum_alignment.down"], "+.2f")
 
 
-def _other(layer: Layer, scoring: str) -> Text | str:
+def _other(layer: LayerReport, scoring: str) -> Text | str:
     """The role under the other scoring, in letters."""
     if not differs(layer, scoring):
         return ""
-    parts = layer["scorings"][RIVALS[scoring]]["role"].split("/")
+    parts = layer.scorings[RIVALS[scoring]].role.split("/")
     return Text("/").join(Text(letter(part), f"dim {colour(part)}") for part in parts)
 
 
-def _evidence(layer: Layer) -> Text:
+def _evidence(layer: LayerReport) -> Text:
     """The two features that speak most; a role without any leads because the others fall behind."""
-    if has_role(layer) and not layer["evidence"]:
+    if has_role(layer) and not layer.evidence:
         return Text("(the others are lower)", "dim")
     signs = {"+": "+", "-": "−"}
-    words = [signs[name[0]] + WORDS.get(name[1:], spoken(name[1:])) for name in layer["evidence"][:2]]
+    words = [signs[name[0]] + WORDS.get(name[1:], spoken(name[1:])) for name in layer.evidence[:2]]
     return Text(" ".join(words), "dim")
 
 
-def _composition(layer: Layer) -> Text:
-    sink, source = layer["measures"]["sink_mean"], layer["measures"]["source_mean"]
+def _composition(layer: LayerReport) -> Text:
+    sink, source = layer.measures["sink_mean"], layer.measures["source_mean"]
     return Text(" → ", "dim").join(Text.assemble(number(value, ".2f")) for value in (sink, source))
 
 
-def _super_weights(layers: Sequence[Layer]) -> Text:
-    found = [layer for layer in layers if layer["super_weight"] is not None]
-    found.sort(key=lambda layer: -layer["measures"]["super_weight_ratio"])
+def _super_weights(layers: Sequence[LayerReport]) -> Text:
+    found = [
+        (ratio, layer.layer, weight)
+        for layer in layers
+        if (weight := layer.super_weight) is not None and (ratio := layer.measures["super_weight_ratio"]) is not None
+    ]
+    found.sort(key=lambda entry: -entry[0])
     if not found:
         return Text("none above chance", "dim")
     places = [
-        f"layer {layer['layer']} down[{layer['super_weight']['row']}, {layer['super_weight']['position']}]"
-        f" ×{layer['measures']['super_weight_ratio']:.1f}"
-        for layer in found[:SHOWN]
+        f"layer {layer} down[{weight.row}, {weight.position}] ×{ratio:.1f}" for ratio, layer, weight in found[:SHOWN]
     ]
     return Text(" · ".join(places) + (f" · and {len(found) - SHOWN} more" if len(found) > SHOWN else ""))
 
 
-def _coverage(layers: Sequence[Layer]) -> str:
-    low, high = (f"{extreme(layer['coverage'] for layer in layers):.0%}" for extreme in (min, max))
+def _coverage(layers: Sequence[LayerReport]) -> str:
+    low, high = (f"{extreme(layer.coverage for layer in layers):.0%}" for extreme in (min, max))
     return low if low == high else f"{low} to {high}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -16,12 +16,12 @@ from rich.text import Text
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import bar, beside, counted, dash, labelled, ranges
 from orchestrator.common.palette import colour, letter
-from orchestrator.forensics.analyze import DEFINITIONS, SCHEMA
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL
+from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading
 from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.export import rows_of
-from orchestrator.forensics.render.terminal import Layer, Result, settled
+from orchestrator.forensics.render.terminal import settled
 
 AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
 SHOWN = 20  # role changes listed before the rest are counted
@@ -48,88 +48,103 @@ class Growth:
     critical: int  # the step at which the ratio reaches `CRITICAL` at this rate
 
 
-def trajectory(source: str, results: Sequence[Result], unit: str = "step") -> dict[str, Any]:
-    """The document of a run. `results`: of its checkpoints, by ascending `step`, none of them None.
+@dataclass(frozen=True)
+class Trajectory:
+    """The readings of a run's checkpoints, by ascending `step`, none of them None."""
 
-    `unit`: what the steps count, `step` or `epoch`.
-    Raises `UserError` where they are not of one run.
-    """
-    shapes = {(result["family"], tuple(layer["width"] for layer in result["layers"])) for result in results}
+    source: str
+    unit: str  # that the steps count: step or epoch
+    checkpoints: list[Reading]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        about = {"schema": SCHEMA, "definitions": DEFINITIONS, "source": self.source, "unit": self.unit}
+        return about | {"checkpoints": [reading.to_json() for reading in self.checkpoints]}
+
+
+def trajectory(source: str, readings: Sequence[Reading], unit: str = "step") -> Trajectory:
+    """The trajectory of a run. Raises `UserError` for readings of models of different shapes."""
+    shapes = {(reading.family, tuple(layer.width for layer in reading.layers)) for reading in readings}
     if len(shapes) > 1:
         models = ", ".join(sorted(f"{family} of {counted(len(widths), 'layer')}" for family, widths in shapes))
         raise UserError(
             f"{source} holds checkpoints of unlike models ({models}): keep those of one run in it, or name one of them."
         )
-    about = {"schema": SCHEMA, "definitions": DEFINITIONS, "source": source, "unit": unit}
-    return about | {"checkpoints": list(results)}
+    return Trajectory(source, unit, list(readings))
 
 
-def rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows(run: Trajectory) -> list[dict[str, Any]]:
     """CSV: one row per checkpoint and layer, the step (or epoch) first."""
-    return [{document["unit"]: result["step"]} | row for result in document["checkpoints"] for row in rows_of(result)]
+    return [{run.unit: reading.step} | row for reading in run.checkpoints for row in rows_of(reading)]
 
 
-def changes(results: Sequence[Result]) -> list[Change]:
+def step_of(reading: Reading) -> int:
+    """The step of a run's checkpoint."""
+    assert reading.step is not None, "every checkpoint of a run has a step"
+    return reading.step
+
+
+def changes(readings: Sequence[Reading]) -> list[Change]:
     """Every change of role from one checkpoint to the next, in order of step. All ties are one: no role leads."""
     found = []
-    for before, after in pairwise(results):
-        for old, new in zip(before["layers"], after["layers"], strict=True):
-            was, now = settled(old["role"]), settled(new["role"])
+    for before, after in pairwise(readings):
+        for old, new in zip(before.layers, after.layers, strict=True):
+            was, now = settled(old.role), settled(new.role)
             if was != now:
-                found.append(Change(new["layer"], after["step"], was, now))
+                found.append(Change(new.layer, step_of(after), was, now))
     return found
 
 
-def growths(results: Sequence[Result]) -> list[Growth]:
+def growths(readings: Sequence[Reading]) -> list[Growth]:
     """Matrices at least `AHEAD` of their peers and still growing away from them, the soonest critical first."""
-    if len(results) < 2:
+    if len(readings) < 2:
         return []
-    earlier, last = results[-2:]
-    steps = last["step"] - earlier["step"]
+    earlier, last = readings[-2:]
+    steps = step_of(last) - step_of(earlier)
     found = []
     for kind in KINDS:
-        before, now = ratios(earlier["layers"], kind), ratios(last["layers"], kind)
+        before, now = ratios(earlier.layers, kind), ratios(last.layers, kind)
         for layer, (was, ratio) in enumerate(zip(before, now, strict=True)):
             if was > 0 and AHEAD <= ratio < CRITICAL and ratio > was:
                 rate = math.log(ratio / was) / steps
-                critical = last["step"] + math.ceil(math.log(CRITICAL / ratio) / rate)
+                critical = step_of(last) + math.ceil(math.log(CRITICAL / ratio) / rate)
                 found.append(Growth(layer, kind, ratio, rate, critical))
     return sorted(found, key=lambda growth: growth.critical)
 
 
-def ratios(layers: Sequence[Layer], kind: str) -> list[float]:
+def ratios(layers: Sequence[LayerReport], kind: str) -> list[float]:
     """Per layer, the spectral norm over the median of the other layers'; 0 where either is absent or zero."""
-    norms = np.array([layer["measures"][f"spectral_norm.{kind}"] or 0.0 for layer in layers], dtype=np.float64)
+    norms = np.array([layer.measures[f"spectral_norm.{kind}"] or 0.0 for layer in layers], dtype=np.float64)
     medians = [float(np.median(np.delete(norms, i))) if len(norms) > 1 else 0.0 for i in range(len(norms))]
     return [float(norm) / median if median else 0.0 for norm, median in zip(norms, medians, strict=True)]
 
 
-def worst(result: Result) -> float:
+def worst(reading: Reading) -> float:
     """The largest ratio of a spectral norm to its peers' in one checkpoint."""
-    return max(max(ratios(result["layers"], kind)) for kind in KINDS)
+    return max(max(ratios(reading.layers, kind)) for kind in KINDS)
 
 
 class Strip:
     """Layers down, checkpoints across, a letter for each role; thinned out evenly where the terminal is narrow."""
 
-    def __init__(self, results: Sequence[Result], unit: str) -> None:
-        self.results = results
+    def __init__(self, readings: Sequence[Reading], unit: str) -> None:
+        self.readings = readings
         self.unit = unit
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        cell = max(len(f"{result['step']:,}") for result in self.results)
+        cell = max(len(f"{reading.step:,}") for reading in self.readings)
         room = max(2, (options.max_width - 8) // (cell + 2))
-        results = [self.results[i] for i in spaced(len(self.results), room)]
+        readings = [self.readings[i] for i in spaced(len(self.readings), room)]
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=False)
         table.add_column(self.unit, justify="right", no_wrap=True, style="dim")
-        for result in results:
-            table.add_column(f"{result['step']:,}", justify="right", no_wrap=True)
-        for layer in range(len(results[0]["layers"])):
-            roles = [result["layers"][layer]["role"] for result in results]
+        for reading in readings:
+            table.add_column(f"{reading.step:,}", justify="right", no_wrap=True)
+        for layer in range(len(readings[0].layers)):
+            roles = [reading.layers[layer].role for reading in readings]
             table.add_row(str(layer), *map(_letter, roles))
         yield table
-        if len(results) < len(self.results):
-            yield Text(f"{len(results)} of {len(self.results)} checkpoints shown", "dim")
+        if len(readings) < len(self.readings):
+            yield Text(f"{len(readings)} of {len(self.readings)} checkpoints shown", "dim")
 
 
 def _letter(role: str) -> Text:
@@ -141,71 +156,71 @@ def spaced(count: int, room: int) -> list[int]:
     return [round(i * (count - 1) / (room - 1)) for i in range(room)] if count > room else list(range(count))
 
 
-def report(document: Mapping[str, Any], seconds: float) -> Group:
+def report(run: Trajectory, seconds: float) -> Group:
     """All that is printed: the roles over time, one line per checkpoint, what changed and what grows."""
-    results, unit = document["checkpoints"], document["unit"]
-    last = results[-1]
-    several = f"{unit}s {results[0]['step']:,} to {last['step']:,}"
-    span = several if len(results) > 1 else f"{unit} {last['step']:,}"
-    depth = counted(len(last["layers"]), "layer")
-    about = f"{last['family']} · {counted(len(results), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s"
-    moved = changes(results)
+    readings, unit = run.checkpoints, run.unit
+    last = readings[-1]
+    several = f"{unit}s {readings[0].step:,} to {last.step:,}"
+    span = several if len(readings) > 1 else f"{unit} {last.step:,}"
+    depth = counted(len(last.layers), "layer")
+    about = f"{last.family} · {counted(len(readings), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s"
+    moved = changes(readings)
     return Group(
-        Text(document["source"], "bold", overflow="fold"),
+        Text(run.source, "bold", overflow="fold"),
         Text(about, "dim"),
         Text(),
-        _headline(results, moved),
+        _headline(readings, moved),
         Text(),
-        Strip(results, unit),
+        Strip(readings, unit),
         Text(),
-        _checkpoints(results, unit),
+        _checkpoints(readings, unit),
         Text(),
-        _summary(results, moved, unit),
+        _summary(readings, moved, unit),
     )
 
 
-def _headline(results: Sequence[Result], moved: Sequence[Change]) -> Text:
+def _headline(readings: Sequence[Reading], moved: Sequence[Change]) -> Text:
     layers = sorted({change.layer for change in moved})
     if not layers:
         return Text("No layer changes its role.", "bold")
     verb = "changes its role" if len(layers) == 1 else "change their role"
-    changing = f"{len(layers)} of {counted(len(results[0]['layers']), 'layer')} {verb}"
+    changing = f"{len(layers)} of {counted(len(readings[0].layers), 'layer')} {verb}"
     return Text.assemble((changing, "bold"), f": {ranges(layers, 'L')}.")
 
 
-def _checkpoints(results: Sequence[Result], unit: str) -> Table:
+def _checkpoints(readings: Sequence[Reading], unit: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in (unit, "roles", "mean cv", "saturated", "norm / peers"):
         table.add_column(name, justify="right", no_wrap=True)
-    spreads = [mean_cv(result) for result in results]
-    for result, spread in zip(results, spreads, strict=True):
-        ratio = worst(result)
-        severity = next((f["severity"] for f in result["pathology"]), None)
+    spreads = [mean_cv(reading) for reading in readings]
+    for reading, spread in zip(readings, spreads, strict=True):
+        ratio = worst(reading)
+        severity = next((f.severity for f in reading.pathology), None)
         table.add_row(
-            f"{result['step']:,}",
-            str(sum(map(terminal.has_role, result["layers"]))),
+            f"{reading.step:,}",
+            str(sum(map(terminal.has_role, reading.layers))),
             bar(spread, max(spreads), ".3f"),
-            beside(result["totals"], "saturated_robust"),
+            beside(reading.totals, "saturated_robust"),
             Text(f"{ratio:.1f}×", terminal.SEVERITIES[severity] if severity else ""),
         )
     return table
 
 
-def mean_cv(result: Result) -> float:
+def mean_cv(reading: Reading) -> float:
     """Mean over the layers."""
-    known = [cv for layer in result["layers"] if (cv := layer["measures"]["cv"]) is not None]
+    known = [cv for layer in reading.layers if (cv := layer.measures["cv"]) is not None]
     return sum(known) / len(known) if known else 0.0
 
 
-def _summary(results: Sequence[Result], moved: Sequence[Change], unit: str) -> Table:
-    last = results[-1]
+def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) -> Table:
+    last = readings[-1]
     grown = [
         Text(
             f"{growth.kind} of layer {growth.layer}, {growth.ratio:.1f}× its peers, reaches {CRITICAL:.0f}× "
-            f"at {unit} {growth.critical:,} at its rate since {unit} {results[-2]['step']:,}",
+            f"at {unit} {growth.critical:,} at its rate since {unit} {readings[-2].step:,}",
             "yellow",
         )
-        for growth in growths(results)[: terminal.SHOWN]
+        for growth in growths(readings)[: terminal.SHOWN]
     ]
     listed = _sentences(moved[:SHOWN], unit)
     if len(moved) > SHOWN:
@@ -218,23 +233,23 @@ def _summary(results: Sequence[Result], moved: Sequence[Change], unit: str) -> T
         {
             "changes": listed,
             "growth": grown,
-            "pathology": terminal.pathology(last) + _overcome(results, unit),
-            "assumed": [Text(line, "yellow") for line in last["assumed"]],
+            "pathology": terminal.pathology(last) + _overcome(readings, unit),
+            "assumed": [Text(line, "yellow") for line in last.assumed],
             "missing": [Text(line, "dim") for line in terminal.missing(last)],
             "columns": [Text(legend, "dim")],
         }
     )
 
 
-def _overcome(results: Sequence[Result], unit: str) -> list[Text]:
+def _overcome(readings: Sequence[Reading], unit: str) -> list[Text]:
     """The worst that an earlier checkpoint had, where the last has nothing as bad."""
-    known = max((finding["ratio"] for finding in results[-1]["pathology"]), default=0.0)
-    before = [(result["step"], f) for result in results[:-1] for f in result["pathology"] if f["ratio"] > known]
+    known = max((finding.ratio for finding in readings[-1].pathology), default=0.0)
+    before = [(reading.step, f) for reading in readings[:-1] for f in reading.pathology if f.ratio > known]
     if not before:
         return []
-    step, found = max(before, key=lambda entry: entry[1]["ratio"])
-    told = f"{found['severity']} at {unit} {step:,}: {found['tensor']} had {found['ratio']:.1f}× its peers' norm"
-    return [Text(told, terminal.SEVERITIES[found["severity"]])]
+    step, found = max(before, key=lambda entry: entry[1].ratio)
+    told = f"{found.severity} at {unit} {step:,}: {found.tensor} had {found.ratio:.1f}× its peers' norm"
+    return [Text(told, terminal.SEVERITIES[found.severity])]
 
 
 def _sentences(moved: Sequence[Change], unit: str) -> list[Text]:

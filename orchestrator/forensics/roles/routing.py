@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 # Role → feature → sign. A feature that a checkpoint cannot supply is simply not available.
 ROUTING: dict[str, dict[str, int]] = {
@@ -42,6 +43,8 @@ ROUTING: dict[str, dict[str, int]] = {
         "super_weight_ratio": +1,
     },
 }
+ROLES = tuple(ROUTING)
+TIES = frozenset("/".join(sorted(two)) for two in combinations(ROLES, 2))
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
 MARGIN = 0.05  # a lead that is not larger is a tie

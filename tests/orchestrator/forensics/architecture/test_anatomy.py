@@ -29,7 +29,8 @@ from transformers import (
 from models.hf import to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import KINDS, Anatomy, Heads
+from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.weights.tensors import Tensors
 
 SIZES = {

@@ -19,8 +19,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from orchestrator.forensics.architecture.anatomy import PLACES, Anatomy, Layer
+from orchestrator.forensics.architecture.anatomy import Anatomy, Layer
 from orchestrator.forensics.architecture.families import FAMILIES, find
+from orchestrator.forensics.architecture.kinds import PLACES
 
 VOCABULARY, WIDTH, FFN, LAYERS, HEADS, HEAD_DIM = 48, 32, 40, 3, 4, 8  # FFN: unlike any other size
 COMMON = {

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import KINDS, PLACES, Anatomy, Heads
+from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
+from orchestrator.forensics.architecture.kinds import KINDS, PLACES
 
 # Wide enough for real heads of 64, the size assumed where nothing tells it.
 COMMON = {

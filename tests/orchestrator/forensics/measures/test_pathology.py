@@ -12,7 +12,7 @@ import torch
 
 from models.transformer import Decoder
 from orchestrator.forensics.analyze import analyze
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 

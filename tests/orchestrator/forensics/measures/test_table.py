@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.analyze import analyze
-from orchestrator.forensics.architecture.anatomy import KINDS
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.table import MEASURES
 

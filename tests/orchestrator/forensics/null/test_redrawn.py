@@ -25,7 +25,7 @@ GAUSSIAN = {"head_diversity", "coupling"}  # by design
 
 def _measured(path: Path) -> list[dict[str, float | None]]:
     stack, _ = read_stack(Anatomy(path), CPU)
-    return [measure(reading, MEASURED) for reading in stack.readings]
+    return [measure(layer, MEASURED) for layer in stack.layers]
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -36,7 +36,7 @@ def test_every_routed_measure_has_the_law_of_redrawn_weights(
     if heavy:
         ours.tensors = {n: (np.sign(w) * np.abs(w) ** 1.7).astype(np.float32) for n, w in ours.tensors.items()}
     stack, compositions = read_stack(Anatomy(ours.write()), CPU)
-    drawn = [[measure(r, MEASURED) for r in null.readings] for null in draws(stack, compositions, DRAWS, 0)]
+    drawn = [[measure(r, MEASURED) for r in null.layers] for null in draws(stack, compositions, DRAWS, 0)]
     rng, real = np.random.default_rng(0), []
     for _ in range(DRAWS):
         tensors = {name: rng.choice(w.ravel(), w.shape) for name, w in ours.tensors.items()}
@@ -55,18 +55,18 @@ def test_every_routed_measure_has_the_law_of_redrawn_weights(
 
 def test_moments_of_the_null_point_anywhere(checkpoint: Callable[..., Any]) -> None:
     stack, compositions = read_stack(Anatomy(checkpoint(widths=(16,)).write()), CPU)
-    found = [null.readings[0].alignment["down"] for null in draws(stack, compositions, 400, 0)]
-    size = stack.readings[0].entries["down"].count
+    found = [null.layers[0].alignment["down"] for null in draws(stack, compositions, 400, 0)]
+    size = stack.layers[0].entries["down"].count
     assert stats.kstest(np.array(found) * np.sqrt(size), "norm").pvalue > 1e-3
-    stuck = [null.readings[0].stuck for null in draws(stack, compositions, 100, 0)]
-    assert np.mean(stuck) == pytest.approx(stack.readings[0].stuck, rel=0.3)
+    stuck = [null.layers[0].stuck for null in draws(stack, compositions, 100, 0)]
+    assert np.mean(stuck) == pytest.approx(stack.layers[0].stuck, rel=0.3)
 
 
 def test_draws_repeat_themselves_and_differ_from_each_other(checkpoint: Callable[..., Any]) -> None:
     stack, compositions = read_stack(Anatomy(checkpoint(widths=(16, 16)).write()), CPU)
 
     def energies(seed: int) -> list[float]:
-        return [r.energy["down"] for null in draws(stack, compositions, 3, seed) for r in null.readings]
+        return [r.energy["down"] for null in draws(stack, compositions, 3, seed) for r in null.layers]
 
     assert energies(0) == energies(0)
     assert energies(0) != energies(1)
@@ -76,5 +76,5 @@ def test_draws_repeat_themselves_and_differ_from_each_other(checkpoint: Callable
 def test_layers_of_one_shape_share_few_spectra_and_none_within_a_resample(checkpoint: Callable[..., Any]) -> None:
     stack, compositions = read_stack(Anatomy(checkpoint(widths=(16, 16)).write()), CPU)
     for null in draws(stack, compositions, 4, 0):
-        tops = [reading.spectra["o"][-1] for reading in null.readings]
+        tops = [layer.spectra["o"][-1] for layer in null.layers]
         assert len(set(tops)) == 2

@@ -17,11 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from orchestrator.forensics.render.against import against
 
 from orchestrator.common.palette import colour
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.render import figure
-from orchestrator.forensics.render.against import against
 from orchestrator.forensics.render.trajectory import trajectory
 from tests.orchestrator.forensics.pages import ROLES, Result, with_roles
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from orchestrator.forensics.render.against import against, report, rows
 
 from orchestrator.forensics.analyze import analyze
-from orchestrator.forensics.render.against import against, report, rows
 from tests.orchestrator.forensics.pages import Result, entry, printed, with_roles
 
 TIE = "damper/hub"

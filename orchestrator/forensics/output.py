@@ -1,10 +1,10 @@
-"""What the command was asked to read, ready to be written, drawn and printed."""
+"""What `python -m orchestrator.forensics` reads, ready to be written, drawn and printed."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,10 @@ from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.architecture.anatomy import Anatomy
 from orchestrator.forensics.measures.runner import tokens_of
-from orchestrator.forensics.render import against as pair
-from orchestrator.forensics.render import figure, terminal
-from orchestrator.forensics.render import trajectory as run
+from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.export import rows_of
-from orchestrator.forensics.render.terminal import Result
+from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.weights.hub import local
 from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
 
@@ -32,22 +31,22 @@ LONGEST = 2**20  # characters of a file that are put into tokens: many times as 
 
 
 @dataclass(frozen=True)
-class View:
-    """One document and its forms."""
+class Output:
+    """What the command writes and prints."""
 
-    document: Mapping[str, Any]  # JSON
-    results: Sequence[Result]  # every checkpoint that was read
-    rows: Callable[[], list[dict[str, Any]]]  # CSV
+    readings: Sequence[Reading]
+    document: dict[str, Any]  # JSON
+    rows: list[dict[str, Any]]  # CSV
     draw: Callable[[], Figure]
-    report: Callable[[], RenderableType]
+    report: RenderableType
 
     @property
     def critical(self) -> bool:
-        """Whether a critical pathology was found in any of what was read."""
-        return any(finding["severity"] == "critical" for result in self.results for finding in result["pathology"])
+        """True where any reading has a critical pathology."""
+        return any(finding.severity == "critical" for reading in self.readings for finding in reading.pathology)
 
 
-def view(
+def read(
     source: str,
     *,
     against: str | None = None,
@@ -56,79 +55,59 @@ def view(
     scoring: str = "calibrated",
     device: str = "auto",
     clock: Callable[[], float],
-    tell: Callable[[str], None],
-) -> View:
+    progress: Callable[[str], None],
+) -> Output:
     """One checkpoint, two side by side, or a run over its checkpoints, whichever the arguments ask for.
 
-    `probe`: text, or the name of a file of it. `clock`: seconds since the start; `tell`: hears what is being read.
-    Raises `UserError` for what cannot be read or does not go together.
+    `probe`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a line for
+    each checkpoint. Raises `UserError` for what cannot be read or does not go together.
     """
     text = None if probe is None else _text(probe)
     where = _device(device)
 
-    def read(path: Path, moments: Path | None = None, reference: Path | None = None) -> dict[str, Any]:
-        tell(f"Reading {path}")
+    def read_one(path: Path, moments: Path | None = None, reference: Path | None = None) -> Reading:
+        progress(f"Reading {path}")
         tokens = None if text is None else _tokens(path, text)
         return analyze(path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
 
     path = local(source)
     if against is not None:
         a, b = single(path), single(local(against))
-        return _pair(pair.against(read(a, optimizer), read(b)), clock)
+        both = SideBySide(read_one(a, optimizer), read_one(b))
+        rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
+        return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
     found = checkpoints(path)
     if len(found) < 2:
         path = found[0][1] if found else whole(path)
-        return _single(read(path, optimizer), sum(layer.parameters for layer in Anatomy(path)), clock)
+        reading, parameters = read_one(path, optimizer), sum(layer.parameters for layer in Anatomy(path))
+        report = terminal.report(reading, clock(), parameters)
+        return Output([reading], reading.to_json(), rows_of(reading), lambda: figure.single(reading), report)
     if optimizer is not None:
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
     counted = unit(found[-1][1])
-    results: list[dict[str, Any]] = []
+    run = trajectory.trajectory(str(path), _read_all(path, found, counted, read_one), counted)
+    rows, report = trajectory.rows(run), trajectory.report(run, clock())
+    return Output(run.checkpoints, run.to_json(), rows, lambda: figure.trajectory(run), report)
+
+
+def _read_all(
+    path: Path, found: Sequence[tuple[int, Path]], counted: str, read_one: Callable[..., Reading]
+) -> list[Reading]:
+    """The readings of a run's checkpoints; one that cannot be read is left out with a line on stderr."""
+    readings: list[Reading] = []
     refused: list[tuple[Path, UserError]] = []
     start = None  # step 0, whose thresholds serve the rest; ours are found beside any of them
     for step, entry in found:
         try:
-            results.append(read(entry, reference=start) | {"step": step})
+            readings.append(replace(read_one(entry, reference=start), step=step))
             start = entry if counted == "step" and step == 0 else start
         except UserError as error:
             refused.append((entry, error))
-    if not results:
+    if not readings:
         raise UserError(f"None of the {len(found)} checkpoints in {path} can be read: {refused[0][1]}")
     for entry, reason in refused:
         print(printable(f"{entry} is left out: {reason}"), file=sys.stderr)
-    return _run(run.trajectory(str(path), results, counted), clock)
-
-
-def _single(result: Result, parameters: int, clock: Callable[[], float]) -> View:
-    seconds = clock()
-    return View(
-        document=result,
-        results=[result],
-        rows=lambda: rows_of(result),
-        draw=lambda: figure.single(result),
-        report=lambda: terminal.report(result, seconds, parameters),
-    )
-
-
-def _pair(document: Mapping[str, Any], clock: Callable[[], float]) -> View:
-    seconds = clock()
-    return View(
-        document=document,
-        results=[document["a"], document["b"]],
-        rows=lambda: pair.rows(document),
-        draw=lambda: figure.pair(document),
-        report=lambda: pair.report(document, seconds),
-    )
-
-
-def _run(document: Mapping[str, Any], clock: Callable[[], float]) -> View:
-    seconds = clock()
-    return View(
-        document=document,
-        results=document["checkpoints"],
-        rows=lambda: run.rows(document),
-        draw=lambda: figure.run(document),
-        report=lambda: run.report(document, seconds),
-    )
+    return readings
 
 
 def _text(probe: str) -> str:

@@ -1,0 +1,8 @@
+"""Names of a layer's matrices and of the places of its norms."""
+
+from __future__ import annotations
+
+ATTENTION = ("q", "k", "v", "o")
+FFN = ("gate", "up", "down")
+KINDS = ATTENTION + FFN
+PLACES = ("pre_attention", "post_attention", "pre_ffn", "post_ffn")

@@ -1,0 +1,156 @@
+"""Two readings side by side, layer by layer: the paper's A/B tables (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.common.formatting import Column, Fitted, counted, dash, labelled, number, ranges
+from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading
+from orchestrator.forensics.render.export import rows_of
+from orchestrator.forensics.render.terminal import (
+    ATTENTION,
+    SATURATED,
+    counts,
+    missing,
+    pathology,
+    role_text,
+    settled,
+    totals,
+)
+
+Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Two readings."""
+
+    a: Reading
+    b: Reading
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """The layers of each index that both have."""
+        return list(zip(self.a.layers, self.b.layers, strict=False))
+
+    def to_json(self) -> dict[str, Any]:
+        """Both readings, and for each common index how the two layers differ."""
+        layers = [compared(*pair) for pair in self.pairs]
+        return {"schema": SCHEMA, "a": self.a.to_json(), "b": self.b.to_json(), "layers": layers}
+
+
+def compared(a: LayerReport, b: LayerReport) -> dict[str, Any]:
+    """The roles of two layers, their flattening (cv A over cv B) and their main measures; null where absent."""
+    row: dict[str, Any] = {"layer": a.layer, "role_a": a.role, "role_b": b.role}
+    x, y = a.measures, b.measures
+    x_cv, y_cv, x_rank, y_rank = x["cv"], y["cv"], x["effective_rank.o"], y["effective_rank.o"]
+    row["flattening"] = x_cv / y_cv if x_cv is not None and y_cv else None
+    row["effective_rank_o_delta"] = None if x_rank is None or y_rank is None else y_rank - x_rank
+    for key in ("cv", "saturated", "saturated_robust", "effective_rank.o", "attention_share"):
+        row |= {f"{key.replace('.', '_')}_a": x[key], f"{key.replace('.', '_')}_b": y[key]}
+    return row
+
+
+def rows(both: SideBySide) -> list[dict[str, Any]]:
+    """CSV: one row per common layer; what `rows_of` gives of each model under `_a` and `_b`, and the comparison."""
+    table = []
+    for pair, *values in zip(both.pairs, rows_of(both.a), rows_of(both.b), strict=False):
+        row = {key: compared(*pair)[key] for key in ("layer", "flattening", "effective_rank_o_delta")}
+        for arm, of_arm in zip("ab", values, strict=True):
+            row |= {f"{key}_{arm}": value for key, value in of_arm.items() if key != "layer"}
+        table.append(row)
+    return table
+
+
+def report(both: SideBySide, seconds: float) -> Group:
+    """All that is printed: the two models, the layers side by side, totals, both lists of findings."""
+    return Group(
+        _heading(both.a, both.b),
+        Text(),
+        _headline(both),
+        Text(),
+        Fitted(both.pairs, _columns()),
+        Text(),
+        _summary(both.a, both.b, seconds),
+    )
+
+
+def _heading(a: Reading, b: Reading) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, reading in (("A", a), ("B", b)):
+        step = "" if reading.step is None else f" · step {reading.step:,}"
+        about = f"{reading.family}{step} · {counted(len(reading.layers), 'layer')}"
+        grid.add_row(
+            Text(name, "bold"), Text.assemble((reading.source, "bold"), (f"  {about}", "dim"), overflow="fold")
+        )
+    return grid
+
+
+def _headline(both: SideBySide) -> Text:
+    """Which layers have another role in B."""
+    a, b, pairs = both.a, both.b, both.pairs
+    changed = [x.layer for x, y in pairs if settled(x.role) != settled(y.role)]
+    verb = "has" if len(changed) == 1 else "have"
+    text = Text(f"{len(changed)} of {counted(len(pairs), 'layer')} {verb} another role in B", "bold")
+    text.append(f": {ranges(changed, 'L')}." if changed else ".", "not bold")
+    if len(a.layers) != len(b.layers):
+        depths = f"{len(a.layers)} and {len(b.layers)}"
+        text.append(f" A and B have {depths} layers: the first {len(pairs)} are compared, by index.", "not bold yellow")
+    return text
+
+
+def _columns() -> list[Column]:
+    """Of a `Pair`."""
+    return [
+        Column("", lambda pair: str(pair[0].layer), 99),
+        Column("role A", lambda pair: role_text(pair[0]), 98, right=False),
+        Column("role B", lambda pair: role_text(pair[1]), 98, right=False),
+        Column("cv", lambda pair: _both(pair, "cv", ".2f"), 97, True, "spread of FFN co-magnitude"),
+        Column("A/B", _flattening, 96, True, "cv A over cv B, above 1 where B is flatter"),
+        Column("saturated", lambda pair: _both(pair, "saturated_robust", ",d"), 95, True, SATURATED.partition(" /")[0]),
+        Column("Δ rank o", _rank, 94, True, "effective rank, B − A"),
+        Column("att.", lambda pair: _both(pair, "attention_share", ".2f"), 93, True, ATTENTION),
+    ]
+
+
+def _flattening(pair: Pair) -> Text | str:
+    """Bold where one spread is more than half as large again as the other."""
+    ratio = compared(*pair)["flattening"]
+    return dash() if ratio is None else Text(f"{ratio:.2f}", "" if 1 / 1.5 < ratio < 1.5 else "bold")
+
+
+def _both(pair: Pair, key: str, form: str) -> Text:
+    """A's value → B's."""
+    values = (number(layer.measures[key], form) for layer in pair)
+    return Text(" → ", "dim").join(Text.assemble(value) for value in values)
+
+
+def _rank(pair: Pair) -> Text | str:
+    delta = compared(*pair)["effective_rank_o_delta"]
+    return dash() if delta is None else f"{round(delta, 1) + 0.0:+.1f}"  # never -0.0
+
+
+def _summary(a: Reading, b: Reading, seconds: float) -> Table:
+    lines = {
+        "roles": _told(a, b, lambda reading: [counts(reading, reading.scoring)]),
+        "saturated": _told(a, b, lambda reading: [totals(reading.totals)]),
+        "pathology": _told(a, b, pathology),
+        "assumed": _told(a, b, lambda reading: [Text(line, "yellow") for line in reading.assumed]),
+        "missing": _told(a, b, lambda reading: [Text(line, "dim") for line in missing(reading)]),
+        "time": [Text(f"both read in {seconds:.1f} s", "dim")],
+    }
+    return labelled(lines)
+
+
+def _told(a: Reading, b: Reading, tell: Callable[[Reading], list[Text]]) -> list[Text]:
+    """What there is to say of each model, once where it is the same."""
+    of_a, of_b = tell(a), tell(b)
+    told = [("A, B ", line) for line in of_a if line in of_b]
+    told += [("A ", line) for line in of_a if line not in of_b] + [("B ", line) for line in of_b if line not in of_a]
+    return [Text.assemble((arm, "bold"), line) for arm, line in told]
