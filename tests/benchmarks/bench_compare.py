@@ -25,6 +25,7 @@ from orchestrator.config.schema import Config, DataConfig, DomainConfig
 from orchestrator.experiments.expectations import ROLES
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.roles.routing import FEATURES
+from tests.orchestrator.reading import layer_json, reading_json
 
 LAYERS, READINGS, SEEDS, ARMS = 24, 20, 8, ("uniform", "variable")
 EVERY = 500  # steps between readings
@@ -44,16 +45,9 @@ def reading(step: int, rng: np.random.Generator) -> dict[str, Any]:
         names += [f"other.{i}" for i in range(MEASURES - len(names))]
         measures = dict(zip(names, rng.uniform(0.1, 1.0, len(names)).tolist(), strict=True))
         measures |= {count: float(rng.poisson(5 + index)) for count in COUNTS}
-        layers.append(
-            {"layer": index, "role": str(rng.choice(ROLES)), "role_paper": "hub", "margin": 0.1,
-             "scores": dict.fromkeys(ROLES, 0.5), "evidence": ["+cv"], "coverage": 0.9, "width": 512,
-             "measures": measures}
-        )  # fmt: skip
+        layers.append(layer_json(index, str(rng.choice(ROLES)), width=512, measures=measures))
     totals = {count: sum(layer["measures"][count] for layer in layers) for count in COUNTS}
-    return {
-        "schema": 1, "definitions": 1, "source": "", "family": "llama", "step": step, "scoring": "calibrated",
-        "missing": [], "layers": layers, "totals": totals, "pathology": [],
-    }  # fmt: skip
+    return reading_json(layers, step, scoring="calibrated", totals=totals)
 
 
 def ledger(arm: str, seed: int, units: list[str], rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from orchestrator.analysis.conservation import REFERENCES, conserve
 from orchestrator.analysis.migration import STATES, RoleShift, role_shift
 from orchestrator.analysis.pairs import MEAN, PRIMARY, Pair
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, PairedResult, compare_paired, interval
+from orchestrator.forensics.roles.routing import ROLES
+from tests.orchestrator.reading import reading_of
 
 REPEATS = 1000
 Law = Callable[[np.random.Generator, int], np.ndarray]  # n differences of mean 0
@@ -124,8 +126,14 @@ def _some_layer(shift: RoleShift) -> bool:
 
 
 def _cell(measures: dict[str, float], *roles: str) -> CellResult:
-    layers = [{"role": role, "measures": measures} for role in roles]
-    return CellResult("b", 0, Path(), [], {0: {"layers": layers}}, None)  # type: ignore[arg-type]
+    return CellResult(
+        "b",
+        0,
+        Path(),
+        [],
+        {0: reading_of([role if role in ROLES else "damper/hub" for role in roles], [measures] * len(roles))},
+        None,
+    )
 
 
 def met(intervals: int, cells: int, repeats: int, *, linked: float = 0.0, **options: float) -> float:
@@ -162,7 +170,7 @@ def run(
         loss -= 0.15 * np.clip(t - at, 0.0, 1.0)
         moved[at] = min(11, moved[at] + rng.poisson(linked))
     states = np.vstack([np.zeros(11, int), np.cumsum(np.arange(11) < moved[:, None], axis=0) % 2])  # [readings, 11]
-    readings = {4 * i: {"layers": [{"role": STATES[s]} for s in row]} for i, row in enumerate(states)}
+    readings = {4 * i: reading_of([STATES[s] for s in row]) for i, row in enumerate(states)}
     ledger = [{"step": step, "heldout": {"d": float(value)}} for step, value in enumerate(loss)]
     return CellResult("b", 0, Path(), ledger, readings, None)
 

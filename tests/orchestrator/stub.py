@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from orchestrator.experiments import readings
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.reading import Reading
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import EventLog
 
@@ -65,7 +66,7 @@ def final_loss(cell: Cell, domain: str) -> float:
     return float(2.0 + 0.05 * rng.normal() - GAIN * (cell.config.arm == "variable"))
 
 
-def _template(directory: Path, config: Config) -> tuple[list[Path], dict[str, Any]]:
+def _template(directory: Path, config: Config) -> tuple[list[Path], Reading]:
     """The arm's checkpoints, of random weights, and the reading of one of them."""
     spec = decoder_spec(config)
     model = Decoder(spec)
@@ -90,27 +91,27 @@ def _link(cell: Cell, paths: Sequence[Path]) -> None:
             os.link(file, target / file.name)
 
 
-def _write_readings(cell: Cell, paths: Sequence[Path], found: dict[str, Any]) -> None:
+def _write_readings(cell: Cell, paths: Sequence[Path], found: Reading) -> None:
     """The arm's reading with other roles and counts at every step and seed."""
     rng = np.random.default_rng([cell.config.seed, cell.config.arm == "variable"])
     (cell.directory / "forensics").mkdir()
     for path in paths:
         layers = []
-        for layer in found["layers"]:
+        for layer in found.layers:
             measures = {
                 name: value * float(rng.uniform(0.9, 1.1)) if isinstance(value, float) else value
-                for name, value in layer["measures"].items()
+                for name, value in layer.measures.items()
             }
             counts = {name: int(rng.poisson(3)) for name in ("saturated", "saturated_robust", "saturated_fixed")}
             role = str(rng.choice(ROLES))
-            layers.append({**layer, "role": role, "role_paper": role, "measures": measures | counts})
-        totals = dict(found["totals"]) | {
-            name: sum(layer["measures"][name] for layer in layers)
+            layers.append(replace(layer, role=role, role_paper=role, measures=measures | counts))
+        totals = found.totals | {
+            name: sum(layer.measures[name] or 0 for layer in layers)
             for name in ("saturated", "saturated_robust", "saturated_fixed")
         }
         step = checkpoint.step_of(path)
-        content = {**found, "step": step, "layers": layers, "totals": totals, "key": asdict(readings.key(path))}
-        (cell.directory / "forensics" / f"{path.name}.json").write_text(json.dumps(content, indent=1))
+        reading = replace(found, step=step, layers=layers, totals=totals, key=readings.key(path))
+        (cell.directory / "forensics" / f"{path.name}.json").write_text(json.dumps(reading.to_json(), indent=1))
 
 
 def _write_ledger(cell: Cell) -> None:

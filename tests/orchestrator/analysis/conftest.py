@@ -13,6 +13,7 @@ import yaml
 
 from orchestrator.config import load
 from orchestrator.config.schema import Config, DataConfig, DomainConfig
+from tests.orchestrator.reading import layer_json, reading_json
 
 DOMAINS = ("code", "facts")
 ROLE_CYCLE = ("hub", "damper", "passthrough", "specialist", "hub/specialist")
@@ -35,15 +36,9 @@ def make_reading(
             "momentum_alignment.down": -0.01, **counts, **{f"{name}_expected": chance for name in counts},
         }  # fmt: skip
         scores = {"hub": 0.4, "damper": 0.3, "passthrough": 0.2, "specialist": 0.6}
-        layers.append(
-            {"layer": index, "role": role, "role_paper": role, "margin": 0.2, "scores": scores, "evidence": ["+cv"],
-             "coverage": 0.5, "width": 64, "measures": measures}
-        )  # fmt: skip
+        layers.append(layer_json(index, role, scores=scores, measures=measures))
     totals = {name: None if None in budget else sum(b for b in budget if b) for name in counts}
-    return {
-        "schema": 1, "definitions": 1, "source": "here", "family": "llama", "step": step, "scoring": "paper",
-        "missing": ["head_diversity"], "layers": layers, "totals": totals, "pathology": [],
-    }  # fmt: skip
+    return reading_json(layers, step, missing=["head_diversity"], totals=totals)
 
 
 def flat_loss(arm: str, seed: int, step: int, domain: str) -> float:

@@ -18,6 +18,7 @@ from orchestrator.analysis.migration import STATES, RoleShift, role_shift
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import sign_flip_p
 from tests.benchmarks.bench_statistics import LAWS, SERIES, called, conserved, equivalent, family, met, missed, shifted
+from tests.orchestrator.reading import reading_of
 
 ALPHA = 0.05
 SURE = 1e-3  # chance with which a rate that holds would fail a test
@@ -71,8 +72,7 @@ def test_the_role_shift_has_its_level_exactly() -> None:
 
 
 def _cell(roles: np.ndarray) -> CellResult:
-    reading = {"layers": [{"role": str(role), "measures": {}} for role in roles]}
-    return CellResult("b", 0, Path(), [], {0: reading}, None)
+    return CellResult("b", 0, Path(), [], {0: reading_of([str(role) for role in roles])}, None)
 
 
 @pytest.mark.parametrize("law", ["normal", "t, 3 df"])

@@ -14,6 +14,7 @@ import pytest
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.coincidence import coincide
 from orchestrator.analysis.comparison import compute
+from tests.orchestrator.reading import reading_of
 
 EVERY = 10  # steps between readings
 
@@ -28,8 +29,8 @@ def cell_of(
     states, readings = np.zeros(layers, dtype=int), {}
     for index, count in enumerate([0, *moved]):
         states[:count] = 1 - states[:count]
-        roles = [{"role": ("hub", "damper")[s]} for s in states]
-        readings[EVERY * index if read is None else read[index]] = {"layers": roles}
+        step = EVERY * index if read is None else read[index]
+        readings[step] = reading_of([("hub", "damper")[s] for s in states])
     return CellResult("b", seed, Path(), ledger, readings, None)
 
 

@@ -19,20 +19,19 @@ from orchestrator.analysis.expectations import Expectation, expectations, least_
 from orchestrator.analysis.sections.expectations import verdicts
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.expectations import intended
+from orchestrator.forensics.reading import Reading
+from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
-Readings = dict[int, dict[str, Any]]
+Readings = dict[int, Reading]
 
 
-def body_of(*roles: str, budget: Sequence[float | None] = ()) -> dict[str, Any]:
+def body_of(*roles: str, budget: Sequence[float | None] = ()) -> Reading:
     counts = budget or [1.0] * len(roles)
-    layers = [
-        {"role": role, "measures": {"saturated_robust": n}} for role, n in zip(roles, counts, strict=True)
-    ]  # fmt: skip
-    return {"layers": layers}
+    return reading_of(roles, [{"saturated_robust": n} for n in counts])
 
 
-def counted(n: float | None) -> dict[str, Any]:
+def counted(n: float | None) -> Reading:
     """A body whose budget is `n`."""
     return body_of("hub", budget=[n])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 from orchestrator.analysis.cells import CellResult, read_experiment
 from orchestrator.analysis.migration import STATES, role_migration, role_shift, state, transition_counts, transitions
 from orchestrator.analysis.pairs import Pair, pair_up
+from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
 Roles = Sequence[str]  # of one reading
@@ -25,8 +26,8 @@ ROLES = ("hub", "damper", "passthrough", "specialist", "damper/hub", "hub/specia
 
 def cell_of(arm: str, seed: int, readings: dict[int, Roles]) -> CellResult:
     """A cell of which only the roles are known."""
-    read = {step: {"layers": [{"role": role} for role in roles]} for step, roles in readings.items()}
-    return CellResult(arm, seed, Path(), [], read, None)  # type: ignore[arg-type]
+    read = {step: reading_of(roles, step=step) for step, roles in readings.items()}
+    return CellResult(arm, seed, Path(), [], read, None)
 
 
 def pairs_of(a: Sequence[Roles], b: Sequence[Roles]) -> list[Pair]:
@@ -55,7 +56,7 @@ def test_one_row_per_layer_and_interval(experiment: Callable[..., Path]) -> None
 def test_from_one_tie_to_another_is_no_change(experiment: Callable[..., Path]) -> None:
     cell = read_experiment(experiment()).cell("variable", 1)
     for reading, role in zip(cell.readings.values(), ("damper/hub", "hub/specialist", "hub"), strict=True):
-        reading["layers"][0]["role"] = role
+        reading.layers[0] = replace(reading.layers[0], role=role)
     assert [r["changed"] for r in role_migration(cell) if r["layer"] == 0] == [False, True]
 
 

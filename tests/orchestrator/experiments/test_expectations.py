@@ -18,24 +18,21 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.expectations import QUANTITIES, check_depths, intended, layers_of
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.forensics.reading import Reading
+from tests.orchestrator.reading import reading_of
 
 ARMS = ("uniform", "variable")
 
 
-def reading_of(
-    roles: str, budget: list[float | None] | None = None, shares: list[float] | None = None
-) -> dict[str, Any]:
+def letters_of(roles: str, budget: list[float | None] | None = None, shares: list[float] | None = None) -> Reading:
     """A reading whose layers carry the roles of the letters, a dot for a tie."""
     names = {"h": "hub", "d": "damper", "p": "passthrough", "s": "specialist", ".": "damper/hub"}
     counts, shares = budget or [1.0] * len(roles), shares or [0.4] * len(roles)
-    layers = [
-        {"role": names[letter], "measures": {"saturated_robust": count, "attention_share": share}}
-        for letter, count, share in zip(roles, counts, shares, strict=True)
-    ]
-    return {"layers": layers}
+    measures = [{"saturated_robust": n, "attention_share": x} for n, x in zip(counts, shares, strict=True)]
+    return reading_of([names[letter] for letter in roles], measures)
 
 
-def value(line: str, wanted: Any, reading: dict[str, Any]) -> float | None:
+def value(line: str, wanted: Any, reading: Reading) -> float | None:
     (one,) = intended({line: wanted}, ["main"])
     return one.read(reading)
 
@@ -52,7 +49,7 @@ def test_regions_of_eleven_layers(region: str, layers: list[int]) -> None:
 
 
 def test_every_line_reads_its_number() -> None:
-    reading = reading_of("sdp.sshhhss", [0.0] * 9 + [3.0, 1.0], [0.1 * i for i in range(11)])
+    reading = letters_of("sdp.sshhhss", [0.0] * 9 + [3.0, 1.0], [0.1 * i for i in range(11)])
     assert value("late", "specialist", reading) == pytest.approx(2 / 3)
     assert value("early", "specialist >= 0.3", reading) == 0.25  # the tie is nobody's
     assert value("last", "damper", reading) == 0.0
@@ -66,7 +63,7 @@ def test_every_line_reads_its_number() -> None:
 
 
 def test_what_a_reading_cannot_say_is_null() -> None:
-    empty, missing, single = reading_of("ss", [0.0, 0.0]), reading_of("ss", [1.0, None]), reading_of("s")
+    empty, missing, single = letters_of("ss", [0.0, 0.0]), letters_of("ss", [1.0, None]), letters_of("s")
     assert value("centre", "> 0.7", empty) is None
     assert value("budget", "> 7", missing) is None
     assert value("centre", "> 0.7", missing) is None

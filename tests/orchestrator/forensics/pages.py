@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
+from dataclasses import replace
 from io import StringIO
-from typing import Any
 
 from rich.console import Console, RenderableType
 
-ROLES = ("hub", "damper", "passthrough", "specialist")
-Result = dict[str, Any]
+from orchestrator.forensics.reading import LayerReport, Reading
 
 
 def printed(page: RenderableType, width: int = 100) -> list[str]:
@@ -27,12 +25,23 @@ def entry(lines: Sequence[str], label: str) -> str:
     return " ".join(" ".join([lines[start].removeprefix(label), *lines[start + 1 : end]]).split())
 
 
-def with_roles(result: Result, roles: Sequence[str], by_paper: Sequence[str] | None = None) -> Result:
-    """The result with these roles above chance, and those by the paper's rule; evidence for the former."""
-    copy = deepcopy(result)
-    for layer, role, rival in zip(copy["layers"], roles, by_paper or roles, strict=True):
-        evidence = [] if role == "damper/hub" else ["+cv", "-source_mean"]
-        layer.update(role=role, margin=0.01 if "/" in role else 0.25, evidence=evidence, role_paper=rival)
-        layer["scorings"]["calibrated"]["role"] = role
-        layer["scorings"]["paper"]["role"] = rival
-    return copy
+def with_roles(reading: Reading, roles: Sequence[str], by_paper: Sequence[str] | None = None) -> Reading:
+    """The reading with these roles above chance, and those by the paper's rule; evidence for the former."""
+    named = zip(reading.layers, roles, by_paper or roles, strict=True)
+    return replace(reading, layers=[_with_role(layer, role, rival) for layer, role, rival in named])
+
+
+def _with_role(layer: LayerReport, role: str, rival: str) -> LayerReport:
+    scorings = {
+        "calibrated": replace(layer.scorings["calibrated"], role=role),
+        "paper": replace(layer.scorings["paper"], role=rival),
+    }
+    return replace(
+        layer,
+        role=role,
+        margin=0.01 if "/" in role else 0.25,
+        evidence=[] if role == "damper/hub" else ["+cv", "-source_mean"],
+        role_paper=rival,
+        scorings=scorings,
+        measures=dict(layer.measures),
+    )

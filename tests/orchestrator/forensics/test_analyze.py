@@ -14,12 +14,13 @@ import torch
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyze import analyze, by_null, read_stack
 from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.reading import SuperWeight
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 
 def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any]) -> None:
     path = checkpoint().write()
-    first, second = (json.dumps(analyze(path), allow_nan=False) for _ in range(2))
+    first, second = (json.dumps(analyze(path).to_json(), allow_nan=False) for _ in range(2))
     assert first == second
     result = json.loads(first)
     assert list(result) == [
@@ -41,44 +42,44 @@ def test_totals_are_sums_over_the_layers(checkpoint: Callable[..., Any]) -> None
     ours.tensors[ours.name(1, "gate")][:3] *= 50
     result = analyze(ours.write())
     for key in ("saturated", "saturated_robust", "saturated_expected", "saturated_robust_expected"):
-        assert result["totals"][key] == sum(layer["measures"][key] for layer in result["layers"])
-    assert result["totals"]["saturated"] >= 3
-    assert result["totals"]["saturated_fixed"] is None
+        assert result.totals[key] == sum(layer.measures[key] for layer in result.layers)
+    assert result.totals["saturated"] >= 3
+    assert result.totals["saturated_fixed"] is None
 
 
 def test_missing_names_what_no_layer_has(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint()
-    missing = analyze(ours.write())["missing"]
+    missing = analyze(ours.write()).missing
     assert {"saturated_fixed", "copy_density", "sink_mass"} <= set(missing)
     assert not {"total_write", "coupling", "unique_roles"} & set(missing)
     assert not {"momentum_alignment", "stuck_fraction", "effective_rank", "cv"} & set(missing)
     (ours.path / "optimizer.safetensors").unlink()
     result = analyze(ours.path)
-    assert {"momentum_alignment", "stuck_fraction"} <= set(result["missing"])
-    assert result["layers"][0]["measures"]["momentum_alignment.down"] is None
+    assert {"momentum_alignment", "stuck_fraction"} <= set(result.missing)
+    assert result.layers[0].measures["momentum_alignment.down"] is None
 
 
 def test_pre_norm_stands_in_for_an_absent_post_norm(checkpoint: Callable[..., Any]) -> None:
-    assert list(analyze(checkpoint().write())["substitutes"]) == ["total_write"]
+    assert list(analyze(checkpoint().write()).substitutes) == ["total_write"]
     result = analyze(checkpoint(norm="pre", path=Path("pre")).write())
-    assert list(result["substitutes"]) == ["gamma_concentration", "total_write"]
-    assert "post_norm_damped_fraction" in result["missing"]
+    assert list(result.substitutes) == ["gamma_concentration", "total_write"]
+    assert "post_norm_damped_fraction" in result.missing
 
 
 def test_step_zero_beside_a_checkpoint_is_its_reference(
     checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = checkpoint(path=Path("step_00000007"), seed=1)
-    assert analyze(later.write())["totals"]["saturated_fixed"] is None
+    assert analyze(later.write()).totals["saturated_fixed"] is None
     start = checkpoint(path=Path("step_00000000"))
     start.step = 0
     start.write()
     implied, named = analyze(later.path), analyze(later.path, reference=start.path)
-    assert implied["options"]["reference"] == str(start.path)
+    assert implied.options.reference == str(start.path)
     assert implied == named
-    assert implied["totals"]["saturated_fixed"] is not None
+    assert implied.totals["saturated_fixed"] is not None
     monkeypatch.chdir(later.path)
-    assert analyze(".")["totals"] == implied["totals"]
+    assert analyze(".").totals == implied.totals
 
 
 def test_a_step_zero_that_cannot_be_read_is_no_reference_and_hinders_nothing(checkpoint: Callable[..., Any]) -> None:
@@ -87,8 +88,8 @@ def test_a_step_zero_that_cannot_be_read_is_no_reference_and_hinders_nothing(che
     weights = start / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     result = analyze(later)
-    assert result["options"]["reference"] is None
-    assert "saturated_fixed" in result["missing"]
+    assert result.options.reference is None
+    assert "saturated_fixed" in result.missing
     with pytest.raises(UserError, match="not a complete safetensors file"):
         analyze(later, reference=start)
 
@@ -100,21 +101,21 @@ def test_a_file_beside_the_directorys_model_is_not_probed_as_if_it_were_that_mod
     other = path / "ema.safetensors"
     other.write_bytes((path / "model.safetensors").read_bytes())
     tokens = [[1, 2, 3, 1, 2]]
-    assert analyze(path / "model.safetensors", tokens=tokens)["options"]["probed"]
-    assert not analyze(other)["options"]["probed"]
+    assert analyze(path / "model.safetensors", tokens=tokens).options.probed
+    assert not analyze(other).options.probed
     with pytest.raises(UserError, match=r"ema\.safetensors cannot be probed, since a probe runs model\.safetensors"):
         analyze(other, tokens=tokens)
 
 
 def test_a_checkpoint_of_another_name_has_no_reference_beside_it(checkpoint: Callable[..., Any]) -> None:
     checkpoint(path=Path("step_00000000")).write()
-    assert analyze(checkpoint(path=Path("final")).write())["options"]["reference"] is None
+    assert analyze(checkpoint(path=Path("final")).write()).options.reference is None
 
 
 def test_step_zero_is_its_own_reference(checkpoint: Callable[..., Any]) -> None:
     start = checkpoint(path=Path("step_00000000"))
     start.step = 0
-    totals = analyze(start.write())["totals"]
+    totals = analyze(start.write()).totals
     assert totals["saturated_fixed"] == totals["saturated"]
 
 
@@ -122,12 +123,12 @@ def test_expected_counts_depend_on_the_seed_and_on_their_own_layer_only(
     checkpoint: Callable[..., Any],
 ) -> None:
     ours = checkpoint(ffn=400)
-    before = analyze(ours.write())["layers"]
-    assert analyze(ours.path, seed=1)["layers"][1]["measures"] != before[1]["measures"]
+    before = analyze(ours.write()).layers
+    assert analyze(ours.path, seed=1).layers[1].measures != before[1].measures
     ours.tensors[ours.name(0, "gate")][:] = 1
-    after = analyze(ours.write())["layers"]
+    after = analyze(ours.write()).layers
     keys = ("saturated_expected", "saturated_robust_expected")
-    assert [after[1]["measures"][key] for key in keys] == [before[1]["measures"][key] for key in keys]
+    assert [after[1].measures[key] for key in keys] == [before[1].measures[key] for key in keys]
 
 
 @pytest.mark.parametrize(
@@ -152,9 +153,9 @@ def test_a_reference_of_another_depth_is_refused(checkpoint: Callable[..., Any])
 def test_scorings_share_everything_but_roles(checkpoint: Callable[..., Any]) -> None:
     path = checkpoint().write()
     calibrated, paper = analyze(path), analyze(path, scoring="paper")
-    for a, b in zip(calibrated["layers"], paper["layers"], strict=True):
-        assert (a["measures"], a["scorings"]) == (b["measures"], b["scorings"])
-        assert b["role"] == b["role_paper"] == a["role_paper"]
+    for a, b in zip(calibrated.layers, paper.layers, strict=True):
+        assert (a.measures, a.scorings) == (b.measures, b.scorings)
+        assert b.role == b.role_paper == a.role_paper
 
 
 def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: Callable[..., Any]) -> None:
@@ -162,15 +163,15 @@ def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: 
     ours = checkpoint(widths=(16,) * 6)
     for _ in range(10):
         ours.tensors = {n: rng.normal(size=w.shape).astype(np.float32) for n, w in ours.tensors.items()}
-        layers += analyze(ours.write())["layers"]
-    found = sum(layer["super_weight"] is not None for layer in layers)
+        layers += analyze(ours.write()).layers
+    found = sum(layer.super_weight is not None for layer in layers)
     assert found <= 4  # by chance one of the 10 models has one
     ours.tensors[ours.name(2, "down")][5, 11] = 60  # alone it is in its own null, which resamples entries
     ours.tensors[ours.name(2, "down")][5, 3] = 61  # of a position that says little
     for kind in ("gate", "up"):
         ours.tensors[ours.name(2, kind)][11] *= 4
-    layers = analyze(ours.write())["layers"]
-    assert layers[2]["super_weight"] == {"row": 5, "position": 11}
+    layers = analyze(ours.write()).layers
+    assert layers[2].super_weight == SuperWeight(row=5, position=11)
 
 
 def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> None:
@@ -180,7 +181,7 @@ def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> No
         ours.tensors[ours.name(1, kind)][:] = 0.1
     for name in [name for name in ours.tensors if "layernorm" in name]:
         ours.tensors[name][:] = 0
-    json.dumps(analyze(ours.write()), allow_nan=False)
+    json.dumps(analyze(ours.write()).to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,8 @@ def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> No
 )
 def test_the_smallest_shapes_are_read(checkpoint: Callable[..., Any], shape: dict[str, Any]) -> None:
     result = analyze(checkpoint(**shape).write())
-    json.dumps(result, allow_nan=False)
-    for measures in (layer["measures"] for layer in result["layers"]):
+    json.dumps(result.to_json(), allow_nan=False)
+    for measures in (layer.measures for layer in result.layers):
         assert (measures["head_diversity"] is None) == (shape.get("heads") == 1)
         assert measures["head_evenness"] == 1 if shape.get("heads") == 1 else measures["head_evenness"] <= 1
         assert (measures["cv"], measures["saturated_robust"]) == (0, 0) if shape.get("ffn") == 1 else measures["cv"] > 0
@@ -204,9 +205,9 @@ def test_a_layer_pruned_to_single_entries_is_no_hub(tmp_path: Path) -> None:
             kept = weight[1, 2].clone()
             weight.zero_()[1, 2] = kept  # redrawn, it is mostly empty: no null of ranks and compositions
     result = analyze(write(decoder, tmp_path))
-    json.dumps(result, allow_nan=False)
-    assert "/" in result["layers"][4]["role"]
-    assert result["layers"][4]["evidence"] == []
+    json.dumps(result.to_json(), allow_nan=False)
+    assert "/" in result.layers[4].role
+    assert result.layers[4].evidence == []
 
 
 @pytest.mark.parametrize(("few", "kinds"), [(3, 1), (13, 2)])
@@ -215,7 +216,7 @@ def test_a_kind_of_positions_is_half_a_percent_of_them(checkpoint: Callable[...,
     for name in [ours.name(0, kind) for kind in ("gate", "up", "down")]:
         ours.tensors[name] = rng.normal(size=ours.tensors[name].shape).astype(np.float32)
     ours.tensors[ours.name(0, "gate")][:few] *= 300
-    assert analyze(ours.write(), resamples=2)["layers"][0]["measures"]["unique_roles"] == kinds
+    assert analyze(ours.write(), resamples=2).layers[0].measures["unique_roles"] == kinds
 
 
 def test_kinds_of_positions_have_a_null_where_layers_differ_in_them(checkpoint: Callable[..., Any]) -> None:
@@ -232,20 +233,20 @@ def test_kinds_of_positions_have_a_null_where_layers_differ_in_them(checkpoint: 
 
 
 def test_one_layer_model(checkpoint: Callable[..., Any]) -> None:
-    (layer,) = analyze(checkpoint(widths=(16,)).write())["layers"]
-    assert layer["margin"] == 0
-    assert layer["evidence"] == []
+    (layer,) = analyze(checkpoint(widths=(16,)).write()).layers
+    assert layer.margin == 0
+    assert layer.evidence == []
 
 
 @pytest.mark.parametrize("scale", [1e-15, 1e14])
 def test_scale_of_the_weights_changes_nothing_that_has_no_scale(checkpoint: Callable[..., Any], scale: float) -> None:
     ours = checkpoint()
-    before = analyze(ours.write())["layers"]
+    before = analyze(ours.write()).layers
     for name, tensor in ours.tensors.items():
         ours.tensors[name] = tensor * np.float32(scale)
-    for a, b in zip(before, analyze(ours.write())["layers"], strict=True):
+    for a, b in zip(before, analyze(ours.write()).layers, strict=True):
         for key in ("cv", "effective_rank.o", "sink_mean", "coupling", "attention_share", "super_weight_ratio"):
-            assert b["measures"][key] == pytest.approx(a["measures"][key], rel=1e-4), key
+            assert b.measures[key] == pytest.approx(a.measures[key], rel=1e-4), key
 
 
 def test_weights_that_fp32_cannot_square_are_refused(checkpoint: Callable[..., Any]) -> None:

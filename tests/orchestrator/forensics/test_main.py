@@ -35,7 +35,7 @@ def test_files_and_table(
     options = zip(("--json", "--csv", "--figure"), map(str, files), strict=True)
     assert main([str(path), *chain.from_iterable(options)]) == 0
     result = json.loads(files[0].read_text())
-    assert result == analyze(path)
+    assert result == analyze(path).to_json()
 
     with files[1].open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -90,8 +90,8 @@ def test_two_models_side_by_side(
     files = ["--json", str(tmp_path / "f.json"), "--csv", str(tmp_path / "f.csv"), "--figure", str(tmp_path / "f.svg")]
     assert main([str(a), "--against", str(b), *files]) == 0
     document = json.loads((tmp_path / "f.json").read_text())
-    assert document["a"] == analyze(a)
-    assert document["b"] == analyze(b)
+    assert document["a"] == analyze(a).to_json()
+    assert document["b"] == analyze(b).to_json()
     assert len((tmp_path / "f.csv").read_text().splitlines()) == 1 + len(document["layers"])
     assert "role A  role B" in capsys.readouterr().out
 
@@ -150,7 +150,7 @@ def test_a_probe_by_text_or_by_a_file_of_it(
     assert "activation probe" not in " ".join(printed.split())
     assert "80 tokens were run through the model" in printed
     assert all(column in printed for column in ("write", "copy"))
-    monkeypatch.setattr("orchestrator.forensics.render.view.LONGEST", 40)  # of a longer file, the beginning
+    monkeypatch.setattr("orchestrator.forensics.output.LONGEST", 40)  # of a longer file, the beginning
     assert main([str(tmp_path / "llama"), "--probe", str(tmp_path / "text")]) == 0
     assert "20 tokens were run through the model" in capsys.readouterr().out
     for missing in ("nofile.txt", "texts/nofile"):  # not text of its own

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 
 from orchestrator.storage.event_log import EventLog
+from tests.orchestrator.reading import layer_json, reading_json
 
 LETTERS = {"H": "hub", "D": "damper", "P": "passthrough", "S": "specialist", ".": "hub/specialist", ",": "damper/hub"}
 
 
 def write_reading(cell: Path, step: int, letters: str, findings: Sequence[tuple[str, float, str]] = ()) -> Path:
-    """A forensics result with one layer per letter; of its contract only what a status reads."""
+    """A reading with one layer per letter."""
     path = cell / f"forensics/step_{step:08d}.json"
     path.parent.mkdir(exist_ok=True)
-    layers = [{"layer": index, "role": LETTERS[letter]} for index, letter in enumerate(letters)]
+    layers = [layer_json(index, LETTERS[letter]) for index, letter in enumerate(letters)]
     pathology = [{"tensor": tensor, "ratio": ratio, "severity": severity} for tensor, ratio, severity in findings]
-    path.write_text(json.dumps({"step": step, "layers": layers, "pathology": pathology}))
+    path.write_text(json.dumps(reading_json(layers, step, pathology=pathology)))
     return path
 
 

@@ -67,7 +67,8 @@ def test_a_reading_that_is_written_again_is_read_again(cell: Write, reading: Wri
 
 
 @pytest.mark.parametrize(
-    "content", [b"{half", b"", b"[]", b'{"layers": 3, "pathology": []}', b"\xff\xfe", b'{"layers": [{}]}', b"null"]
+    "content",
+    [b"{half", b"", b"[]", b'{"layers": 3, "pathology": []}', b"\xff\xfe", b'{"layers": [{}]}', b"null"],
 )
 def test_a_broken_reading_is_a_sentence_and_hides_nothing_else(cell: Write, content: bytes) -> None:
     path = cell(readings=("HH", "HH"))

@@ -35,6 +35,7 @@ from orchestrator.tracking.run import Tracker
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Trainer
+from tests.orchestrator.reading import layer_json, reading_json
 from tests.orchestrator.tracking.offline_run import (
     WANDB,
     assert_same,
@@ -76,18 +77,11 @@ def reading(step: int) -> dict[str, Any]:
     scores = {"hub": 0.6, "damper": 0.4, "passthrough": 0.3, "specialist": 0.5}
     measures = {"cv": 0.5 + step, "saturated_robust_expected": 1.0, "effective_rank.o": 9.0, "attention_share": None}
     layers = [
-        {
-            "layer": i,
-            "width": 64,
-            "role": role,
-            "margin": 0.1,
-            "scores": scores,
-            "measures": measures | {"saturated_robust": i},
-        }
+        layer_json(i, role, margin=0.1, scores=scores, measures=measures | {"saturated_robust": i})
         for i, role in enumerate(roles)
     ]
     totals = {"saturated_robust": 3.0, "saturated_fixed": None}
-    return {"step": step, "scoring": "paper", "layers": layers, "totals": totals, "pathology": []}
+    return reading_json(layers, step, totals=totals)
 
 
 def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:

@@ -196,7 +196,7 @@ def test_a_checkpoint_between_readings_has_no_old_trace(whole: Cell) -> None:
     weight = checkpoint.read_tensors(path, "model")[name].double()
     momentum = checkpoint.read_tensors(path, "optimizer")[f"{name}.exp_avg"].double()
     expected = -(weight * momentum).sum() / weight.norm() / momentum.norm()
-    measured = analyze(path)["layers"][1]["measures"]["momentum_alignment.down"]
+    measured = analyze(path).layers[1].measures["momentum_alignment.down"]
     assert measured == pytest.approx(expected.item(), abs=1e-6)
 
 

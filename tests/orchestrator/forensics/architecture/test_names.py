@@ -46,6 +46,6 @@ def test_an_interrupt_ends_without_a_traceback(
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("orchestrator.forensics.render.view.analyze", interrupted)
+    monkeypatch.setattr("orchestrator.forensics.output.analyze", interrupted)
     assert main([str(checkpoint().write())]) == 130
     assert capsys.readouterr() == ("", "")

@@ -71,14 +71,14 @@ def test_measures_do_not_see(checkpoint: Callable[..., Any], change: Change, bli
     for layer in range(3):  # two kinds of positions, one of which writes against what it reads
         ours.tensors[ours.name(layer, "gate")][:30] *= 5
         ours.tensors[ours.name(layer, "down")][:, :30] = -ours.tensors[ours.name(layer, "up")][:30].T
-    before = analyze(ours.write(), resamples=2)["layers"]
+    before = analyze(ours.write(), resamples=2).layers
     change(ours, np.random.default_rng(0))
-    after = analyze(ours.write(), resamples=2)["layers"]
-    assert any(layer["measures"]["unique_roles"] > 1 for layer in before)
+    after = analyze(ours.write(), resamples=2).layers
+    assert any(layer.measures["unique_roles"] > 1 for layer in before)
     for a, b in zip(before, after, strict=True):
-        for key, value in a["measures"].items():
+        for key, value in a.measures.items():
             if key not in blind:
                 expected = None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)
-                assert b["measures"][key] == expected, key
+                assert b.measures[key] == expected, key
     for key in set(blind) - set(DRAWN):
-        assert any(a["measures"][key] != b["measures"][key] for a, b in zip(before, after, strict=True)), key
+        assert any(a.measures[key] != b.measures[key] for a, b in zip(before, after, strict=True)), key

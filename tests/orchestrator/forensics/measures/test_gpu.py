@@ -24,10 +24,10 @@ def test_a_whole_reading_is_the_cpus(tmp_path: Path) -> None:
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     here, there = (analyze(tmp_path, device=device) for device in ("cpu", "cuda"))
-    for a, b in zip(here["layers"], there["layers"], strict=True):
-        assert a["role"] == b["role"]
-        for key, value in a["measures"].items():
-            assert b["measures"][key] == pytest.approx(value, rel=1e-4, abs=1e-7), key
+    for a, b in zip(here.layers, there.layers, strict=True):
+        assert a.role == b.role
+        for key, value in a.measures.items():
+            assert b.measures[key] == pytest.approx(value, rel=1e-4, abs=1e-7), key
 
 
 def test_batched_spectra_are_those_of_a_decomposition() -> None:

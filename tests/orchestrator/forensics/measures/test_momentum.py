@@ -53,26 +53,26 @@ def _down(model: PreTrainedModel, layer: int) -> torch.nn.Parameter:
 def test_alignment_with_a_torch_optimizer(name: str, tmp_path: Path) -> None:
     model, adam, path = _trained(name, tmp_path)
     result = analyze(tmp_path, optimizer=path)
-    for layer in result["layers"]:
-        weight = _down(model, layer["layer"])
+    for layer in result.layers:
+        weight = _down(model, layer.layer)
         momentum = adam.state[weight]["exp_avg"].double().flatten()
         expected = -torch.cosine_similarity(momentum, weight.double().flatten(), dim=0).item()
-        assert layer["measures"]["momentum_alignment.down"] == pytest.approx(expected, rel=1e-6)
-        assert layer["measures"]["momentum_alignment.down_chance"] == pytest.approx(weight.numel() ** -0.5)
-        assert layer["measures"]["stuck_fraction"] is not None
+        assert layer.measures["momentum_alignment.down"] == pytest.approx(expected, rel=1e-6)
+        assert layer.measures["momentum_alignment.down_chance"] == pytest.approx(weight.numel() ** -0.5)
+        assert layer.measures["stuck_fraction"] is not None
 
 
 def test_moments_of_a_fused_matrix_are_cut_like_its_weights(tmp_path: Path) -> None:
     """GPT-2 keeps q, k and v side by side in one transposed matrix [d, 3·d]."""
     model, adam, path = _trained("gpt2", tmp_path)
     result = analyze(tmp_path, optimizer=path)
-    for layer in result["layers"]:
+    for layer in result.layers:
         block: Any = model.get_submodule(f"transformer.h.{layer['layer']}")
         weight = block.attn.c_attn.weight
         slices = zip(weight.split(16, dim=1), adam.state[weight]["exp_avg"].split(16, dim=1), strict=True)
         for kind, (w, m) in zip(("q", "k", "v"), slices, strict=True):
             expected = -torch.cosine_similarity(m.double().flatten(), w.double().flatten(), dim=0).item()
-            assert layer["measures"][f"momentum_alignment.{kind}"] == pytest.approx(expected, rel=1e-6)
+            assert layer.measures[f"momentum_alignment.{kind}"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_stuck_entries_are_those_planted(tmp_path: Path) -> None:
@@ -81,16 +81,16 @@ def test_stuck_entries_are_those_planted(tmp_path: Path) -> None:
     state["exp_avg"][:4], state["exp_avg_sq"][:4] = 1e-12, 1e-24
     state["exp_avg"][4:8] = 1e-12  # small by itself is not enough
     torch.save(adam.state_dict(), path)
-    rows = [layer["measures"] for layer in analyze(tmp_path, optimizer=path)["layers"]]
+    rows = [layer.measures for layer in analyze(tmp_path, optimizer=path).layers]
     size = sum(p.numel() for p in model.model.layers[1].parameters() if p.ndim == 2)
-    before = [layer["measures"]["stuck_fraction"] for layer in _without_planting(tmp_path)]
+    before = [layer.measures["stuck_fraction"] for layer in _without_planting(tmp_path)]
     assert rows[1]["stuck_fraction"] == pytest.approx(before[1] + 4 * 24 / size, abs=8 * 24 / size * 0.01)
     assert rows[0]["stuck_fraction"] == pytest.approx(before[0], abs=1e-3)
 
 
 def _without_planting(directory: Path) -> Any:
     _, _, path = _trained("llama", directory)
-    return analyze(directory, optimizer=path)["layers"]
+    return analyze(directory, optimizer=path).layers
 
 
 def test_medians_of_a_sample_are_those_of_all(checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

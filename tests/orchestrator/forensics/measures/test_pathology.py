@@ -32,8 +32,8 @@ def _explode(decoder: Decoder, layer: int, kind: str, ratio: float) -> str:
 def test_a_gate_explosion(profile: str, layer: int, ratio: float, severity: str, tmp_path: Path) -> None:
     decoder = model(spec(profile=profile), layer)
     name = _explode(decoder, layer, "gate", ratio)
-    expected = {"tensor": name, "ratio": pytest.approx(ratio, rel=1e-4), "severity": severity}
-    assert analyze(write(decoder, tmp_path), resamples=2)["pathology"] == [expected]
+    (found,) = analyze(write(decoder, tmp_path), resamples=2).pathology
+    assert (found.tensor, found.ratio, found.severity) == (name, pytest.approx(ratio, rel=1e-4), severity)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -41,8 +41,8 @@ def test_any_matrix_and_the_worst_first(kind: str, tmp_path: Path) -> None:
     decoder = model(spec(layers=5), 0)
     slight, grave = _explode(decoder, 1, kind, 10.5), _explode(decoder, 3, kind, 31)
     _explode(decoder, 2, "q" if kind != "q" else "k", 9.5)
-    found = analyze(write(decoder, tmp_path), resamples=2)["pathology"]
-    assert [(f["tensor"], f["severity"]) for f in found] == [(grave, "critical"), (slight, "warn")]
+    found = analyze(write(decoder, tmp_path), resamples=2).pathology
+    assert [(f.tensor, f.severity) for f in found] == [(grave, "critical"), (slight, "warn")]
 
 
 def test_trained_models_are_healthy(tmp_path: Path) -> None:
@@ -55,19 +55,19 @@ def test_trained_models_are_healthy(tmp_path: Path) -> None:
             decoder.loss(rows).backward()
             adam.step()
             adam.zero_grad()
-        assert analyze(write(decoder, tmp_path), resamples=2)["pathology"] == []  # untrained ones: test_calibration
+        assert analyze(write(decoder, tmp_path), resamples=2).pathology == []  # untrained ones: test_calibration
 
 
 def test_one_layer_has_no_peers_and_two_have_each_other(checkpoint: Callable[..., Any]) -> None:
-    assert analyze(checkpoint(widths=(16,)).write())["pathology"] == []
+    assert analyze(checkpoint(widths=(16,)).write()).pathology == []
     ours = checkpoint(widths=(16, 16))
     ours.tensors[ours.name(0, "gate")] *= np.float32(50)
-    (found,) = analyze(ours.write())["pathology"]
-    assert found["tensor"] == ours.name(0, "gate")
+    (found,) = analyze(ours.write()).pathology
+    assert found.tensor == ours.name(0, "gate")
 
 
 def test_peers_that_are_zero_give_no_scale(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16, 16, 16))
     for layer in (0, 1):
         ours.tensors[ours.name(layer, "up")][:] = 0
-    assert analyze(ours.write())["pathology"] == []
+    assert analyze(ours.write()).pathology == []

@@ -18,7 +18,7 @@ SPECTRAL = ("effective_rank", "stable_rank", "spectral_norm")
 
 
 def _rows(path: Path, **options: Any) -> list[dict[str, Any]]:
-    return [layer["measures"] for layer in analyze(path, **{"resamples": 2} | options)["layers"]]
+    return [layer.measures for layer in analyze(path, **{"resamples": 2} | options).layers]
 
 
 def _co_magnitude(ours: Any, layer: int) -> np.ndarray:

@@ -80,7 +80,7 @@ def test_against_the_reference(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
     for layer in range(LAYERS):
         w = _matrices(model, layer)
         gamma = model.transformer.h[layer].ln_2.weight.detach().double().numpy()
-        measures = result["layers"][layer]["measures"]
+        measures = result.layers[layer].measures
         for key, value in _expected(w, gamma).items():
             assert measures[key] == pytest.approx(value, rel=1e-5), key
         assert measures["depleted"] >= 6
@@ -89,7 +89,7 @@ def test_against_the_reference(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
         written.append(np.sqrt(w["down"] ** 2 @ c**2))
     for layer in range(LAYERS):
         ratio = written[layer].max() / np.median(np.concatenate(written))
-        assert result["layers"][layer]["measures"]["super_weight_ratio"] == pytest.approx(ratio, rel=1e-5)
+        assert result.layers[layer].measures["super_weight_ratio"] == pytest.approx(ratio, rel=1e-5)
 
 
 def test_composition_reads_what_there_is(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
@@ -97,7 +97,7 @@ def test_composition_reads_what_there_is(gpt2: tuple[Path, GPT2LMHeadModel]) -> 
     layers = [_matrices(model, layer) for layer in range(LAYERS)]
     reads = [np.concatenate([w[kind] for kind in ("q", "k", "v", "up")]) for w in layers]
     writes = [np.concatenate([w["o"], w["down"]], axis=1) for w in layers]
-    for layer, row in enumerate(analyze(path, resamples=2)["layers"]):
+    for layer, row in enumerate(analyze(path, resamples=2).layers):
         above = [
             np.linalg.norm(read @ writes[layer]) / np.linalg.norm(read) / np.linalg.norm(writes[layer])
             for read in reads[layer + 1 :]
@@ -107,5 +107,5 @@ def test_composition_reads_what_there_is(gpt2: tuple[Path, GPT2LMHeadModel]) -> 
 
 def test_what_stands_in_is_told(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
     result = analyze(gpt2[0], resamples=2)
-    assert set(result["substitutes"]) == {"co_magnitude", "down_ratio", "gamma_concentration", "total_write"}
-    assert "post_norm_damped_fraction" in result["missing"]
+    assert set(result.substitutes) == {"co_magnitude", "down_ratio", "gamma_concentration", "total_write"}
+    assert "post_norm_damped_fraction" in result.missing

@@ -21,9 +21,9 @@ def _rates(checkpoints: Callable[[int], Path], seeds: int) -> tuple[float, float
     calibrated, paper = [], []
     for seed in range(seeds):
         result = analyze(checkpoints(seed), seed=seed)
-        assert result["pathology"] == []
-        calibrated += ["/" not in layer["role"] for layer in result["layers"]]
-        paper += ["/" not in layer["role_paper"] for layer in result["layers"]]
+        assert result.pathology == []
+        calibrated += ["/" not in layer.role for layer in result.layers]
+        paper += ["/" not in layer.role_paper for layer in result.layers]
     return sum(calibrated) / len(calibrated), sum(paper) / len(paper)
 
 

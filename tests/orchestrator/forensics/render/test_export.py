@@ -30,7 +30,7 @@ LAYER = {"layer", "role", "margin", "scores", "role_paper", "evidence", "coverag
 
 
 def test_json_is_the_document(checkpoint: Callable[..., Any], tmp_path: Path) -> None:
-    result = analyze(checkpoint().write(), resamples=2)
+    result = analyze(checkpoint().write(), resamples=2).to_json()
     write_json(result, tmp_path / "f.json")
     read = json.loads((tmp_path / "f.json").read_text(), parse_constant=pytest.fail)
     assert read == result
@@ -47,12 +47,12 @@ def test_csv_has_one_row_per_layer_and_every_measure(checkpoint: Callable[..., A
         reader = csv.DictReader(file)
         rows = list(reader)
     assert list(reader.fieldnames or [])[: len(FIRST)] == FIRST
-    assert len(rows) == len(result["layers"])
-    for row, layer in zip(rows, result["layers"], strict=True):
-        assert row["role"] == layer["role"]
-        assert row["evidence"].split() == layer["evidence"]
-        assert {role: float(row[f"score_{role}"]) for role in layer["scores"]} == layer["scores"]
-        for key, value in layer["measures"].items():
+    assert len(rows) == len(result.layers)
+    for row, layer in zip(rows, result.layers, strict=True):
+        assert row["role"] == layer.role
+        assert row["evidence"].split() == layer.evidence
+        assert {role: float(row[f"score_{role}"]) for role in layer.scores} == layer.scores
+        for key, value in layer.measures.items():
             assert row[key] == "" if value is None else float(row[key]) == value
 
 
@@ -77,7 +77,7 @@ def test_a_full_disk_is_one_sentence() -> None:
 
 def test_what_is_no_earlier_result_is_not_written_over(checkpoint: Callable[..., Any], tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    write_json(analyze(checkpoint().write(), resamples=2), result)
+    write_json(analyze(checkpoint().write(), resamples=2).to_json(), result)
     for allowed in (result, tmp_path / "new.json"):
         refuse_foreign(allowed)
     for name, content in (("model.safetensors", b"\x08" + b"\0" * 9), ("config.json", b'{"hidden_size": 4}')):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -17,13 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from orchestrator.forensics.render.against import against
 
 from orchestrator.common.palette import colour
 from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render import figure
+from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.render.trajectory import trajectory
-from tests.orchestrator.forensics.pages import ROLES, Result, with_roles
+from orchestrator.forensics.roles.routing import ROLES
+from tests.orchestrator.forensics.pages import with_roles
 
 TIE = "damper/hub"
 
@@ -37,16 +40,16 @@ def _no_warnings() -> Iterator[None]:
 
 
 @pytest.fixture
-def result(checkpoint: Callable[..., Any]) -> Callable[..., Result]:
+def result(checkpoint: Callable[..., Any]) -> Callable[..., Reading]:
     """Of a model as deep as is asked for, with every role and a tie in it."""
 
-    def build(depth: int, norm: str = "sandwich", **changes: Any) -> Result:
+    def build(depth: int, norm: str = "sandwich", **changes: Any) -> Reading:
         small = {"widths": (8,) * depth, "heads": 2, "kv_heads": 2, "head_dim": 4, "ffn": 12, "norm": norm}
         ours = checkpoint(path=f"{norm}-{depth}", **small)
         if depth > 1:
             ours.tensors[ours.name(0, "gate")] *= np.float32(40)
         roles = [(*ROLES, TIE)[i % 5] for i in range(depth)]
-        return with_roles(analyze(ours.write(), resamples=2), roles) | changes
+        return replace(with_roles(analyze(ours.write(), resamples=2), roles), **changes)
 
     return build
 
@@ -98,32 +101,32 @@ def has_colour(image: np.ndarray, shade: str) -> bool:
 @pytest.mark.parametrize(
     ("depth", "scoring"), [(1, "calibrated"), (2, "paper"), (11, "calibrated"), (11, "paper"), (50, "calibrated")]
 )
-def test_one_checkpoint(result: Callable[..., Result], depth: int, scoring: str) -> None:
+def test_one_checkpoint(result: Callable[..., Reading], depth: int, scoring: str) -> None:
     image = check(figure.single(result(depth, scoring=scoring)), 860, 7)
     for role in ROLES[: min(depth, 4)]:
         assert has_colour(image, colour(role)), role
 
 
-def test_one_checkpoint_without_roles_says_so(result: Callable[..., Result]) -> None:
+def test_one_checkpoint_without_roles_says_so(result: Callable[..., Reading]) -> None:
     drawn = figure.single(with_roles(result(5), [TIE] * 5))
     check(drawn, 860, 7)
     assert "no layer has a role above chance" in [text.get_text() for text in drawn.get_axes()[0].texts]
 
 
-def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Result]) -> None:
+def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Reading]) -> None:
     one = result(3, norm="pre")
-    for layer in one["layers"]:
-        layer["measures"] |= dict.fromkeys(("cv", "saturated_robust_expected", "attention_share", "sink_mean"))
-        layer["measures"] |= {key: None for key in layer["measures"] if key.startswith("spectral_norm")}
+    for layer in one.layers:
+        layer.measures.update(dict.fromkeys(("cv", "saturated_robust_expected", "attention_share", "sink_mean")))
+        layer.measures.update({key: None for key in layer.measures if key.startswith("spectral_norm")})
     assert pixels(figure.single(one)).shape == (860, 1400, 3)
-    assert pixels(figure.pair(against(one, one))).shape[1] == 1400
-    assert pixels(figure.run(trajectory("run", [one | {"step": 0}, one | {"step": 1}]))).shape[1] == 1400
+    assert pixels(figure.side_by_side(SideBySide(one, one))).shape[1] == 1400
+    assert pixels(figure.trajectory(trajectory("run", [replace(one, step=0), replace(one, step=1)]))).shape[1] == 1400
 
 
 @pytest.mark.parametrize("depths", [(1, 1), (4, 4), (5, 50)])
-def test_two_models(result: Callable[..., Result], depths: tuple[int, int]) -> None:
-    a, b = (result(depth) | {"source": "/a/rather/long/path/" * 9} for depth in depths)
-    drawn = figure.pair(against(a, b))
+def test_two_models(result: Callable[..., Reading], depths: tuple[int, int]) -> None:
+    a, b = (replace(result(depth), source="/a/rather/long/path/" * 9) for depth in depths)
+    drawn = figure.side_by_side(SideBySide(a, b))
     check(drawn, 750, 7)
     strip = drawn.get_axes()[0]
     letters = [text.get_text() for text in strip.texts]
@@ -142,22 +145,22 @@ def _ends_early(strip: Axes, short: int, long: int, depths: tuple[int, int]) -> 
 
 
 @pytest.mark.parametrize(("depth", "checkpoints"), [(1, 2), (6, 3), (30, 60)])
-def test_a_run(result: Callable[..., Result], depth: int, checkpoints: int) -> None:
+def test_a_run(result: Callable[..., Reading], depth: int, checkpoints: int) -> None:
     one = result(depth)
-    results = [deepcopy(one) | {"step": 2500 * i} for i in range(checkpoints)]
+    results = [replace(deepcopy(one), step=2500 * i) for i in range(checkpoints)]
     for index, later in enumerate(results):
-        for layer in later["layers"]:
-            layer["measures"]["cv"] *= 1 + index
-    drawn = figure.run(trajectory("run", results))
+        for layer in later.layers:
+            layer.measures["cv"] *= 1 + index
+    drawn = figure.trajectory(trajectory("run", results))
     check(drawn, round(100 * (1.0 + max(2.4, 0.24 * depth) + 2.6)), 5)
 
 
-def test_a_pathology_stands_above_its_line_and_extremes_are_drawn(result: Callable[..., Result]) -> None:
+def test_a_pathology_stands_above_its_line_and_extremes_are_drawn(result: Callable[..., Reading]) -> None:
     for factor in (1.0, 1e6, 1e9):
         one = result(5)
-        for key in one["layers"][0]["measures"]:
+        for key in one.layers[0].measures:
             if key.startswith("spectral_norm"):
-                one["layers"][0]["measures"][key] *= factor
+                one.layers[0].measures[key] *= factor
         drawn = figure.single(one)
         check(drawn, 860, 7)
         axes = drawn.get_axes()[3]
@@ -169,9 +172,9 @@ def test_a_pathology_stands_above_its_line_and_extremes_are_drawn(result: Callab
         assert len(labels) <= 14
 
 
-def test_names_are_no_formulas_and_settings_stay_the_users(result: Callable[..., Result], tmp_path: Path) -> None:
+def test_names_are_no_formulas_and_settings_stay_the_users(result: Callable[..., Reading], tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    drawn = figure.single(result(2) | {"source": "/models/$\\frac{1}{2$_^{" + "x" * 300})
+    drawn = figure.single(replace(result(2), source="/models/$\\frac{1}{2$_^{" + "x" * 300))
     drawn.savefig(tmp_path / "page.svg")
     assert dict(matplotlib.rcParams) == before
     heading = drawn.texts[-2].get_text()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from orchestrator.forensics.render.against import against, report, rows
 
 from orchestrator.forensics.analyze import analyze
-from tests.orchestrator.forensics.pages import Result, entry, printed, with_roles
+from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.render.side_by_side import SideBySide, report, rows
+from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
 FLATTENING = {  # DESIGN's table, but for the seed and the step, which two checkpoints need not share
@@ -31,9 +33,9 @@ def two(build: Callable[..., Any]) -> tuple[Any, Any]:
     return tuple(build(name, widths=(16,) * 4, seed=seed) for seed, name in enumerate("ab"))
 
 
-def results(two: tuple[Any, Any]) -> tuple[Result, Result]:
+def results(two: tuple[Any, Any]) -> tuple[Reading, Reading]:
     """Under short names, so that each stands on one line."""
-    a, b = (analyze(ours.write(), resamples=2) | {"source": ours.path.name} for ours in two)
+    a, b = (replace(analyze(ours.write(), resamples=2), source=ours.path.name) for ours in two)
     return a, b
 
 
@@ -49,7 +51,7 @@ def rank(w: np.ndarray) -> float:
 
 
 def test_the_comparison_against_the_weights(two: tuple[Any, Any]) -> None:
-    document = against(*results(two))
+    document = SideBySide(*results(two)).to_json()
     assert document["schema"] == 1
     a, b = two
     for row in document["layers"]:
@@ -63,9 +65,9 @@ def test_the_comparison_against_the_weights(two: tuple[Any, Any]) -> None:
 
 def test_a_model_against_itself_differs_nowhere(two: tuple[Any, Any]) -> None:
     a, _ = results(two)
-    document = against(a, deepcopy(a))
-    assert [row["flattening"] for row in document["layers"]] == [1.0] * 4
-    lines = printed(report(document, 1.0))
+    both = SideBySide(a, deepcopy(a))
+    assert [row["flattening"] for row in rows(both)] == [1.0] * 4
+    lines = printed(report(both, 1.0))
     assert lines[3] == "0 of 4 layers have another role in B."
     assert not any(line.startswith("B ") for line in map(str.strip, lines[5:])), "what both have is said once"
     assert "A, B none: no tensor" in entry(lines, "pathology")
@@ -76,37 +78,38 @@ def test_changed_roles_are_listed_and_all_ties_are_one(two: tuple[Any, Any]) -> 
     a, b = results(two)
     a = with_roles(a, ["hub", TIE, "damper", "specialist"])
     b = with_roles(b, ["hub", "hub/specialist", TIE, "passthrough"])
-    lines = printed(report(against(a, b), 1.0))
+    lines = printed(report(SideBySide(a, b), 1.0))
     assert lines[3] == "2 of 4 layers have another role in B: L2–3."
     assert entry(lines, "roles") == "A hub 1 · damper 1 · specialist 1 · none 1 B hub 1 · passthrough 1 · none 2"
 
 
 def test_unequal_depths_compare_the_common_layers(build: Callable[..., Any]) -> None:
     a, b = results((build("a", widths=(16,) * 3), build("b", widths=(16,) * 5)))
-    document = against(a, b)
-    assert [row["layer"] for row in document["layers"]] == [0, 1, 2]
-    assert len(rows(document)) == 3
-    assert "A and B have 3 and 5 layers: the first 3 are compared, by index." in " ".join(printed(report(document, 1)))
+    both = SideBySide(a, b)
+    assert [row["layer"] for row in both.to_json()["layers"]] == [0, 1, 2]
+    assert len(rows(both)) == 3
+    assert "A and B have 3 and 5 layers: the first 3 are compared, by index." in " ".join(printed(report(both, 1)))
 
 
 def test_rows_hold_both_models(two: tuple[Any, Any]) -> None:
     a, b = results(two)
-    table = rows(against(a, b))
-    for row, x, y in zip(table, a["layers"], b["layers"], strict=True):
+    table = rows(SideBySide(a, b))
+    for row, x, y in zip(table, a.layers, b.layers, strict=True):
         assert {key.replace(".", "_") for key in row} >= FLATTENING
-        assert (row["role_a"], row["role_b"]) == (x["role"], y["role"])
-        assert all(row[f"{key}_a"] == value for key, value in x["measures"].items())
-        assert all(row[f"{key}_b"] == value for key, value in y["measures"].items())
+        assert (row["role_a"], row["role_b"]) == (x.role, y.role)
+        assert all(row[f"{key}_a"] == value for key, value in x.measures.items())
+        assert all(row[f"{key}_b"] == value for key, value in y.measures.items())
     assert len({tuple(row) for row in table}) == 1
 
 
 def test_undefined_ratios_are_absent(two: tuple[Any, Any]) -> None:
     for kind in ("gate", "o"):
         two[1].tensors[two[1].name(1, kind)][:] = 0
-    document = against(*results(two))
-    assert document["layers"][1]["flattening"] is None
-    assert document["layers"][1]["effective_rank_o_delta"] is None
-    row = next(line for line in printed(report(document, 1.0)) if line.startswith("1 "))
+    both = SideBySide(*results(two))
+    compared = both.to_json()["layers"][1]
+    assert compared["flattening"] is None
+    assert compared["effective_rank_o_delta"] is None
+    row = next(line for line in printed(report(both, 1.0)) if line.startswith("1 "))
     assert row.count("–") >= 2
 
 
@@ -116,6 +119,6 @@ def test_no_line_is_longer_than_the_terminal(build: Callable[..., Any], width: i
     small = {"widths": (8,) * depth, "heads": 2, "kv_heads": 2, "head_dim": 4, "ffn": 12}
     a, b = results((build("a", **small), build("b" * 100, **small, seed=1)))
     a, b = with_roles(a, ["passthrough"] * depth), with_roles(b, ["specialist"] * depth)
-    lines = printed(report(against(a, b), 1.0), width)
+    lines = printed(report(SideBySide(a, b), 1.0), width)
     assert max(map(len, lines)) <= width
     assert "…" not in "".join(lines)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.measures.pathology import Finding
+from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.terminal import report
-from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles
+from orchestrator.forensics.roles.routing import ROLES
+from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
 
 
 @pytest.fixture
-def result(checkpoint: Callable[..., Any]) -> Result:
+def result(checkpoint: Callable[..., Any]) -> Reading:
     """A real one, of six layers."""
     return analyze(checkpoint(widths=(16,) * 6).write(), resamples=2)
 
 
-def page(result: Result, width: int = 100) -> list[str]:
+def page(result: Reading, width: int = 100) -> list[str]:
     return printed(report(result, 1.25, 478_200_000), width)
 
 
@@ -51,10 +54,10 @@ def test_no_line_is_longer_than_the_terminal_and_nothing_is_cut(
     assert max(map(len, lines)) <= width
     assert "…" not in "".join(lines)
     assert len(table(lines)) == depth + (depth > 30)  # the header again below a long table
-    assert result["source"] in "".join(lines)  # folded, not cut
+    assert result.source in "".join(lines)  # folded, not cut
 
 
-def test_headline_and_counts(result: Result) -> None:
+def test_headline_and_counts(result: Reading) -> None:
     roles = ["hub", "specialist", "specialist", TIE, "specialist", "damper/specialist"]
     lines = page(with_roles(result, roles, ["passthrough"] * 6))
     assert lines[1] == "llama_sandwich · step 7 · 6 layers · 478.2M parameters read in 1.2 s"
@@ -64,37 +67,37 @@ def test_headline_and_counts(result: Result) -> None:
     )
 
 
-def test_one_layer_alone_differs(result: Result) -> None:
+def test_one_layer_alone_differs(result: Reading) -> None:
     lines = page(with_roles(result, ["hub", *[TIE] * 5]))
     assert lines[3] == "1 of 6 layers has a role above chance: hub L0"
 
 
-def test_where_no_layer_has_a_role(result: Result) -> None:
+def test_where_no_layer_has_a_role(result: Reading) -> None:
     lines = page(with_roles(result, [TIE] * 6, ["hub", "hub", *[TIE] * 4]))
     assert lines[3] == "No layer has a role above chance. The paper's rule would name 2 of 6."
 
 
-def test_by_the_papers_rule_the_rate_of_untrained_models_stands_beside(result: Result) -> None:
-    lines = page(with_roles(result, ["hub"] * 6) | {"scoring": "paper"})
+def test_by_the_papers_rule_the_rate_of_untrained_models_stands_beside(result: Reading) -> None:
+    lines = page(replace(with_roles(result, ["hub"] * 6), scoring="paper"))
     assert lines[3].startswith(
         "6 of 6 layers have a role by the paper's rule; of an untrained model's layers some 60 %"
     )
 
 
-def test_ties_are_dashes_without_evidence_and_letters_with_it(result: Result) -> None:
+def test_ties_are_dashes_without_evidence_and_letters_with_it(result: Reading) -> None:
     rows = table(page(with_roles(result, ["hub", TIE, "hub/specialist", "damper", TIE, TIE])))
     assert [row.split()[1:3] for row in rows[:3]] == [["hub", "0.25"], ["–", "–"], ["H/S", "0.01"]]
     assert rows[1].split()[-1] != "mean", "a layer without evidence shows none"
     assert rows[0].endswith("+cv −source mean")
 
 
-def test_a_role_without_evidence_says_why_it_leads(result: Result) -> None:
+def test_a_role_without_evidence_says_why_it_leads(result: Reading) -> None:
     alone = with_roles(result, ["hub", *[TIE] * 5])
-    alone["layers"][0]["evidence"] = []
+    alone.layers[0].evidence.clear()
     assert table(page(alone))[0].endswith("(the others are lower)")
 
 
-def test_the_other_rule_shows_only_where_it_differs(result: Result) -> None:
+def test_the_other_rule_shows_only_where_it_differs(result: Reading) -> None:
     roles = ["hub", TIE, TIE, "damper", "hub", TIE]
     same = page(with_roles(result, roles, ["hub", TIE, "damper/specialist", "damper", "hub", TIE]))
     assert "other" not in header(same)
@@ -104,20 +107,20 @@ def test_the_other_rule_shows_only_where_it_differs(result: Result) -> None:
     assert [row[at : at + 5].strip() for row in table(differing)] == ["", "S", "", "D/H", "", ""]
 
 
-def test_numbers_of_the_table_are_the_results(result: Result) -> None:
+def test_numbers_of_the_table_are_the_results(result: Reading) -> None:
     lines = page(with_roles(result, [TIE] * 6), 150)
-    for row, layer in zip(table(lines), result["layers"], strict=True):
-        values = layer["measures"]
+    for row, layer in zip(table(lines), result.layers, strict=True):
+        values = layer.measures
         assert f" {values['cv']:.2f} " in row
         assert f"{values['saturated_robust']} / {values['saturated_robust_expected']:.1f}" in row
         assert f"{values['effective_rank.o_fraction']:.0%}" in row
         assert f"{values['momentum_alignment.down']:+.2f}" in row
-    totals = result["totals"]
+    totals = result.totals
     robust = f"{totals['saturated_robust']} / {totals['saturated_robust_expected']:.1f} robust"
     assert entry(lines, "saturated").startswith(robust)
 
 
-def test_narrow_terminals_lose_the_least_important_columns_first(result: Result) -> None:
+def test_narrow_terminals_lose_the_least_important_columns_first(result: Reading) -> None:
     wide, narrow = (header(page(result, width)) for width in (150, 44))
     assert {"role", "cv", "saturated", "att.", "→", "m·w"} <= set(wide.split())
     assert {"role", "cv"} <= set(narrow.split()) < set(wide.split())
@@ -141,9 +144,8 @@ def test_a_single_layer_misses_its_peers_and_not_weights(checkpoint: Callable[..
     assert "needs weights" not in " ".join(lines)
 
 
-def test_findings_beyond_the_worst_are_counted(result: Result) -> None:
-    ill = deepcopy(result)
-    ill["pathology"] = [{"tensor": f"t{i}", "ratio": 50.0 - 5 * i, "severity": "critical"} for i in range(6)]
+def test_findings_beyond_the_worst_are_counted(result: Reading) -> None:
+    ill = replace(result, pathology=[Finding(f"t{i}", 50.0 - 5 * i, "critical") for i in range(6)])
     told = entry(page(ill), "pathology")
     assert told.startswith("critical: t0 has 50.0× its peers' spectral norm critical: t1 has 45.0×")
     assert told.endswith("and 2 more")

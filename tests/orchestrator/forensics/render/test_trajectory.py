@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,29 @@ import pytest
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
-from tests.orchestrator.forensics.pages import ROLES, Result, entry, printed, with_roles
+from orchestrator.forensics.roles.routing import ROLES
+from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
 
 
 @pytest.fixture
-def result(checkpoint: Callable[..., Any]) -> Result:
+def result(checkpoint: Callable[..., Any]) -> Reading:
     """A real one, of four layers."""
     return analyze(checkpoint(widths=(16,) * 4).write(), resamples=2)
 
 
-def at(result: Result, step: int, roles: list[str]) -> Result:
-    return with_roles(result, roles) | {"step": step}
+def at(result: Reading, step: int, roles: list[str]) -> Reading:
+    return replace(with_roles(result, roles), step=step)
 
 
 @pytest.fixture
-def growing(checkpoint: Callable[..., Any]) -> Callable[..., list[Result]]:
+def growing(checkpoint: Callable[..., Any]) -> Callable[..., list[Reading]]:
     """Checkpoints in which one gate grows as exp(rate · step)."""
 
-    def build(rate: float, *steps: int) -> list[Result]:
+    def build(rate: float, *steps: int) -> list[Reading]:
         found = []
         for step in steps:
             ours = checkpoint(widths=(16,) * 4, path=f"step-{step}")
@@ -52,7 +55,7 @@ def ratio_of(ours: Any) -> float:
 
 @pytest.mark.parametrize("rate", [0.002, 0.011])
 def test_the_step_of_thirty_times_is_predicted_to_a_step(
-    growing: Callable[..., list[Result]], checkpoint: Callable[..., Any], rate: float
+    growing: Callable[..., list[Reading]], checkpoint: Callable[..., Any], rate: float
 ) -> None:
     start = ratio_of(checkpoint(widths=(16,) * 4))
     truth = math.log(30 / start) / rate
@@ -65,7 +68,7 @@ def test_the_step_of_thirty_times_is_predicted_to_a_step(
     assert f"reaches 30× at step {growth.critical:,}" in entry(lines, "growth")
 
 
-def test_what_shrinks_is_small_or_is_critical_already_is_not_predicted(growing: Callable[..., list[Result]]) -> None:
+def test_what_shrinks_is_small_or_is_critical_already_is_not_predicted(growing: Callable[..., list[Reading]]) -> None:
     assert growths(growing(0.0, 0, 100)) == []
     assert growths(growing(0.001, 0, 100)) == [], "no more than 1.1 times its peers"
     assert growths(growing(-0.01, -200, -150)) == [], "on its way back"
@@ -73,7 +76,7 @@ def test_what_shrinks_is_small_or_is_critical_already_is_not_predicted(growing: 
     assert growths(growing(0.02, 100)) == [], "one checkpoint has no rate"
 
 
-def test_changes_between_checkpoints_count_all_ties_as_one(result: Result) -> None:
+def test_changes_between_checkpoints_count_all_ties_as_one(result: Reading) -> None:
     run = [
         at(result, 0, [TIE, "hub", "hub", TIE]),
         at(result, 10, ["hub/specialist", "hub", "damper", "specialist"]),
@@ -96,21 +99,21 @@ def test_changes_between_checkpoints_count_all_ties_as_one(result: Result) -> No
         ["3", "–", "S", "S"],
     ]
     assert "step 20 layer 2 damper → –" in entry(lines, "changes")
-    still = printed(report(trajectory("run", [run[0], run[0] | {"step": 1}]), 2.0))
+    still = printed(report(trajectory("run", [run[0], replace(run[0], step=1)]), 2.0))
     assert still[3] == "No layer changes its role."
 
 
-def test_rows_have_the_step_first(result: Result) -> None:
+def test_rows_have_the_step_first(result: Reading) -> None:
     run = trajectory("run", [at(result, step, [TIE] * 4) for step in (0, 10)])
     table = rows(run)
     assert [(row["step"], row["layer"]) for row in table] == [(s, i) for s in (0, 10) for i in range(4)]
     assert next(iter(table[0])) == "step"
-    assert set(run) == {"schema", "definitions", "source", "unit", "checkpoints"}
+    assert set(run.to_json()) == {"schema", "definitions", "source", "unit", "checkpoints"}
 
 
-def test_epochs_are_not_called_steps(growing: Callable[..., list[Result]]) -> None:
+def test_epochs_are_not_called_steps(growing: Callable[..., list[Reading]]) -> None:
     healthy, ill = growing(0.01, 0, 250)
-    run = trajectory("run", [healthy | {"step": 1}, ill | {"step": 2}, healthy | {"step": 3}], "epoch")
+    run = trajectory("run", [replace(healthy, step=1), replace(ill, step=2), replace(healthy, step=3)], "epoch")
     assert next(iter(rows(run)[0])) == "epoch"
     lines = printed(report(run, 1.0))
     assert "3 checkpoints · epochs 1 to 3" in lines[1]
@@ -118,7 +121,7 @@ def test_epochs_are_not_called_steps(growing: Callable[..., list[Result]]) -> No
     assert not [line for line in lines if "step" in line.replace("(step 0 of", "")]
 
 
-def test_checkpoints_of_unlike_models_are_refused(checkpoint: Callable[..., Any], result: Result) -> None:
+def test_checkpoints_of_unlike_models_are_refused(checkpoint: Callable[..., Any], result: Reading) -> None:
     wider = analyze(checkpoint(widths=(16, 16, 16, 24), path="wider").write(), resamples=2)
     deeper = analyze(checkpoint(widths=(16,) * 5, path="deeper").write(), resamples=2)
     with pytest.raises(UserError, match=r"llama_sandwich of 4 layers, llama_sandwich of 5 layers"):
@@ -127,16 +130,16 @@ def test_checkpoints_of_unlike_models_are_refused(checkpoint: Callable[..., Any]
         trajectory("run", [result, wider])
 
 
-def test_a_pathology_that_is_over_is_still_told(growing: Callable[..., list[Result]]) -> None:
+def test_a_pathology_that_is_over_is_still_told(growing: Callable[..., list[Reading]]) -> None:
     healthy, ill = growing(0.05, 0, 100)
-    lines = printed(report(trajectory("run", [healthy, ill, healthy | {"step": 200}]), 1.0))
+    lines = printed(report(trajectory("run", [healthy, ill, replace(healthy, step=200)]), 1.0))
     told = entry(lines, "pathology")
     assert told.startswith("none: no tensor")
     assert "critical at step 100: model.layers.2.mlp.gate_proj.weight had" in told
     last = entry(printed(report(trajectory("run", [healthy, ill]), 1.0)), "pathology")
     assert last.startswith("critical: model.layers.2.mlp.gate_proj.weight has")
     assert "at step" not in last
-    assert worst(ill) == pytest.approx(ill["pathology"][0]["ratio"])
+    assert worst(ill) == pytest.approx(ill.pathology[0].ratio)
 
 
 def test_a_long_run_is_thinned_out_evenly_with_both_ends() -> None:
@@ -151,7 +154,7 @@ def test_a_long_run_is_thinned_out_evenly_with_both_ends() -> None:
 
 
 @pytest.mark.parametrize("width", [56, 80, 100])
-def test_no_line_is_longer_than_the_terminal(result: Result, width: int) -> None:
+def test_no_line_is_longer_than_the_terminal(result: Reading, width: int) -> None:
     rng = np.random.default_rng(0)
     names = [*ROLES, TIE, "hub/specialist"]
     run = [at(result, 12_500 * i, list(rng.choice(names, 4))) for i in range(30)]
@@ -163,7 +166,7 @@ def test_no_line_is_longer_than_the_terminal(result: Result, width: int) -> None
     assert "…" not in "".join(lines)
 
 
-def test_a_long_list_of_changes_is_counted(result: Result) -> None:
+def test_a_long_list_of_changes_is_counted(result: Reading) -> None:
     run = [at(result, i, ["hub" if i % 2 else TIE] * 4) for i in range(8)]
     assert entry(printed(report(trajectory("run", run), 1.0)), "changes").endswith("and 8 more")
     assert len(changes(deepcopy(run))) == 28
