@@ -27,6 +27,7 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.config.schema import Config, DataConfig, DomainConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.forensics.reading import Reading
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole
@@ -72,7 +73,7 @@ def record(step: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def reading(step: int) -> dict[str, Any]:
+def reading(step: int) -> Reading:
     roles = ("hub", "specialist", "damper/hub")
     scores = {"hub": 0.6, "damper": 0.4, "passthrough": 0.3, "specialist": 0.5}
     measures = {"cv": 0.5 + step, "saturated_robust_expected": 1.0, "effective_rank.o": 9.0, "attention_share": None}
@@ -81,7 +82,7 @@ def reading(step: int) -> dict[str, Any]:
         for i, role in enumerate(roles)
     ]
     totals = {"saturated_robust": 3.0, "saturated_fixed": None}
-    return reading_json(layers, step, totals=totals)
+    return Reading.from_json(reading_json(layers, step, totals=totals))
 
 
 def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
@@ -89,7 +90,7 @@ def write_cell(cell: Path, steps: tuple[int, ...] = (0, 10, 20)) -> Path:
     (cell / "config.yaml").write_text(load.to_yaml(config_of(TrackerMode.offline)))
     (cell / "metrics.jsonl").write_text("".join(json.dumps(record(step)) + "\n" for step in steps))
     for step in steps:
-        (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step)))
+        (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step).to_json()))
     return cell
 
 
