@@ -1,4 +1,16 @@
-"""Compare the arms of an experiment from its directory alone: tables, figures, report, verdict."""
+"""Compare the arms of an experiment from its directory alone: tables, figures, report, verdict.
+
+`cells` reads the directory, `pairs` pairs the cells, `comparison` computes everything once, and the rest shows it.
+What an addition costs:
+
+- a figure: a function from a `Comparison` to a `Drawing`, and a line in `figures.FIGURES`; to appear in the report,
+  its name in a line of `report.chapters.CHAPTERS`
+- a table of the terminal and the report: a function from a `Comparison` to a `Section`, and its call in
+  `sections.sections` (terminal, W&B) and in a line of `report.chapters.CHAPTERS`
+- a table in parquet and CSV: a function to rows, its columns in `tables.COLUMNS` and a line in `tables.BUILDERS`
+- a finding: a function to a `Finding`, and a line in `findings.FINDINGS`
+- a definition: a line in `report.glossary.OWN`, and one in `HEADS` for the column that it explains
+"""
 
 from __future__ import annotations
 
@@ -16,15 +28,15 @@ __all__ = ["Comparison", "compare", "print_summary"]
 def compare(experiment_dir: Path) -> Comparison:
     """Compare the arms in `experiment_dir` and write everything under its `comparison/`.
 
-    Raises `UserError` for a directory that is no experiment, for pairs that were not trained alike, and where
-    a file cannot be read or written.
+    Raises `UserError` for a directory that is no experiment, for pairs that are not comparable, and for a file that
+    cannot be read or written.
     """
     try:
         comparison = compute(experiment_dir)
     except OSError as error:
         raise UserError(f"{experiment_dir} cannot be read ({error}): make its files readable.") from error
     drawn = figures.draw(comparison)
-    with locks.hold(experiment_dir / ".comparison.lock"):  # whoever else compares writes before or after
+    with locks.hold(experiment_dir / ".comparison.lock"):  # other processes that compare write before or after
         _write(comparison, drawn, experiment_dir)
     return comparison
 

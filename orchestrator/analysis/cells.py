@@ -1,4 +1,4 @@
-"""An experiment directory as its own files tell it: arms × seeds, each cell with ledger and readings."""
+"""An experiment read from its directory: arms × seeds, each cell with metrics log and readings."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from orchestrator.storage.event_log import Entry, EventLog
 
 @dataclass(frozen=True)
 class CellResult:
-    """One arm at one seed. `missing` says why it cannot be compared; null where it is complete."""
+    """One arm at one seed. `missing` is the reason why it cannot be compared; null where it is complete."""
 
     arm: str
     seed: int
     path: Path
-    metrics: list[dict[str, Any]]  # ascending steps
+    metrics: list[metrics_log.Record]  # ascending steps
     readings: dict[int, Reading]  # step → reading, ascending steps
     missing: str | None
     environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
@@ -62,7 +62,7 @@ class Model:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """What was asked and what there is. The first arm is the baseline."""
+    """An experiment's description and its cells. The first arm is the baseline."""
 
     path: Path
     name: str
@@ -72,7 +72,7 @@ class ExperimentResult:
     cells: list[CellResult]  # arm by arm, seed by seed
     declared: list[str] = field(default_factory=list)
     contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # name → arm → weight, in order of the tests
-    expect: list[Wanted] = field(default_factory=list)  # what the body of each arm should become
+    expect: list[Wanted] = field(default_factory=list)  # what the layers of each arm should become
     models: dict[str, Model] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
@@ -89,9 +89,9 @@ class ExperimentResult:
 
 
 def read_experiment(path: Path) -> ExperimentResult:
-    """Every cell that `experiment.yaml` names, whatever became of it.
+    """The experiment in `path`, with every cell that `experiment.yaml` names, in whatever state.
 
-    Raises `UserError` where the directory is not an experiment or one of its files is not what it should be.
+    Raises `UserError` where the directory is not an experiment or one of its files is invalid.
     """
     source = path / "experiment.yaml"
     if not source.is_file():
@@ -145,9 +145,9 @@ def read_experiment(path: Path) -> ExperimentResult:
 
 
 def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
-    """The cell in `path`; `entry`, the event log's last word on it, explains a missing end.
+    """The cell in `path`; `entry`, its last in the event log, explains a missing end.
 
-    Raises `UserError` where a metrics log record or a reading lacks what every one has.
+    Raises `UserError` where a record of the metrics log or a reading is invalid.
     """
     source = path / "metrics.jsonl"
     records = metrics_log.read(source)

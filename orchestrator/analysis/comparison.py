@@ -1,4 +1,4 @@
-"""Everything that an experiment's files say about its arms, computed once for terminal, report and W&B alike."""
+"""The comparison of an experiment's arms, computed once for terminal, report and W&B."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orchestrator.analysis.symmetry import Symmetry, symmetry
 
 @dataclass(frozen=True)
 class Comparison:
-    """An experiment, its complete pairs, and what follows from them."""
+    """An experiment, its complete pairs, and every result over them."""
 
     experiment: ExperimentResult
     pairs: list[Pair]
@@ -69,16 +69,16 @@ class Comparison:
         planned = len(self.experiment.seeds)
         if len(set(counts.values())) == 1 and len(arms) > 1:
             return f"{next(iter(counts.values()))} of {planned} complete for each arm"
-        told = (f"{n} of {planned} complete{f' for {arm}' if len(arms) > 1 else ''}" for arm, n in counts.items())
-        return ", ".join(told)
+        each = (f"{n} of {planned} complete{f' for {arm}' if len(arms) > 1 else ''}" for arm, n in counts.items())
+        return ", ".join(each)
 
     def name_of(self, domain: str) -> str:
-        """The domain as it is printed: one that is alone by its own name, not as the mean that it is."""
+        """The domain as it is printed: a single domain is its own mean, and has its own name."""
         return self.domains[0] if domain == MEAN and len(self.domains) == 1 else domain
 
     @property
     def incomplete_cells(self) -> list[tuple[str, str]]:
-        """What no pair can use, and why: the cells of an arm that lack the same thing together."""
+        """(cells, reason) for those that no pair can use; the cells of an arm with one reason are one entry."""
         alike: dict[tuple[str, str], list[int]] = {}
         for cell in self.experiment.cells:
             if cell.missing:
@@ -86,7 +86,7 @@ class Comparison:
         return [(f"{arm}/seed={','.join(map(str, seeds))}", reason) for (arm, reason), seeds in alike.items()]
 
     def cells_of(self, arm: str) -> list[CellResult]:
-        """The cells that stand for `arm`: those of complete pairs, or without any pair all that there are."""
+        """The cells of `arm` in complete pairs, or all of them where no pair is complete."""
         return _cells_of(arm, self.experiment, self.pairs)
 
 
@@ -96,19 +96,19 @@ def compute(path: Path) -> Comparison:
 
 
 def compare_cell(cell: CellResult) -> Comparison:
-    """What can be said of `cell` as an experiment of one arm and one seed: its tables, its figures."""
+    """The comparison of a single cell, as an experiment of one arm and one seed: its tables and figures."""
     return compare_cells(
         ExperimentResult(cell.path, cell.label, question="", arms=[cell.arm], seeds=[cell.seed], cells=[cell])
     )
 
 
 def compare_cells(experiment: ExperimentResult) -> Comparison:
-    """What follows from the cells of `experiment`; one that is alone is a comparison without pairs."""
+    """The comparison of the cells of `experiment`; of a single arm it has no pairs."""
     pairs, left_out = pair_up(experiment)
     domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     contrasts = contrast_all(experiment, domains)
-    standing = {arm: _cells_of(arm, experiment, pairs) for arm in experiment.arms}
+    cells_of = {arm: _cells_of(arm, experiment, pairs) for arm in experiment.arms}
     return Comparison(
         experiment=experiment,
         pairs=pairs,
@@ -120,11 +120,11 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
-        transitions=[moved for arm, cells in standing.items() if (moved := transitions(arm, cells))],
+        transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
         role_shifts=[shift for arm in arms if (shift := role_shift(arm, pairs))],
         coincidences=[
             met
-            for arm, cells in standing.items()
+            for arm, cells in cells_of.items()
             for domain in (shown(domains) if domains else ())
             if (met := coincide(arm, cells, domain, domains))
         ],

@@ -1,4 +1,4 @@
-"""Weighted sums of the arms' losses, seed by seed: "the learned arm beats its control", or an interaction."""
+"""Contrasts: weighted sums of the arms' losses, seed by seed, such as an arm minus its control or an interaction."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, losses, pair
 from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, sign_flip_p, verdict
 
 CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # each metric's contrasts are a sequence of their own
-SIGNS = {"better": "negative", "worse": "positive"}  # of a sum over more than two arms neither can be said
+SIGNS = {"better": "negative", "worse": "positive"}  # a sum over more than two arms is neither better nor worse
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One contrast of the domains' mean loss. Null is what cannot be said.
+    """One contrast of the domains' mean loss; null is not known.
 
     Two arms: the verdict is on the one of positive weight. More: negative or positive, of the weighted sum.
     """
@@ -33,18 +33,18 @@ class Contrast:
     high: float | None
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
-    p_adjusted: float | None  # as one of a sequence
-    tested: bool  # not once the sequence has ended
-    against: float | None  # nats/token: what the equivalence is a share of
+    p_adjusted: float | None  # for its place in the sequence
+    tested: bool  # False after the sequence has ended
+    against: float | None  # nats/token: the loss of which equivalence is a share
     verdict: str  # better · worse · negative · positive · equivalent · inconclusive · not tested · not measured
 
 
 def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contrast]:
     """Every contrast in the order of the file: test loss, and validation loss where the cheapest of its runs ends.
 
-    The contrasts of a metric are a fixed sequence: none is called after the first whose p exceeds 0.05 or which
-    could not be tested; that one is equivalent is judged for each by itself, at 5 %. Their order must therefore be
-    written down before the losses are known. Raises `UserError` where runs are not comparable.
+    The contrasts of a metric are a fixed sequence: none is called after the first whose p exceeds 0.05 or that could
+    not be tested. So their order must be fixed before the losses are known. Equivalence is judged for each by itself,
+    at 5 %. Raises `UserError` where runs are not comparable.
     """
     found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]
     judged: dict[tuple[str, str], Contrast] = {}
@@ -82,7 +82,7 @@ def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> li
         mean, against = None, None
         if values.size:
             mean = float(values.mean())
-            # the loss set against, and no wider a margin for a sum of more arms
+            # the mean of the arms with negative weight, so that more arms do not widen the margin
             against = float(np.abs(w).max() * np.average(x.mean(axis=0), weights=w.clip(max=0.0)))
         found.append(
             Contrast(
@@ -98,20 +98,20 @@ def _judged(one: Contrast) -> Contrast:
     if one.value is None or one.against is None:
         return one
     values = list(one.seeds.values())
-    said = verdict(one.value, interval(values, 0.95), interval(values, 0.90), one.p_adjusted, one.against)
-    if said == "inconclusive" and not one.tested:
-        said = "not tested"
-    return replace(one, verdict=said if len(one.weights) == 2 else SIGNS.get(said, said))
+    found = verdict(one.value, interval(values, 0.95), interval(values, 0.90), one.p_adjusted, one.against)
+    if found == "inconclusive" and not one.tested:
+        found = "not tested"
+    return replace(one, verdict=found if len(one.weights) == 2 else SIGNS.get(found, found))
 
 
 def _complete(experiment: ExperimentResult, arms: list[str]) -> dict[int, list[CellResult]]:
-    """Seed → the arms' cells, where all of them are complete and trained alike."""
+    """Seed → the arms' cells, where all are complete. Raises `UserError` where they are not comparable."""
     found = {}
     for seed in experiment.seeds:
         cells = [experiment.cell(arm, seed) for arm in arms]
         if any(cell.missing for cell in cells):
             continue
-        if experiment.cell(experiment.arms[0], seed).missing:  # else each was held against the baseline already
+        if experiment.cell(experiment.arms[0], seed).missing:  # otherwise each was paired with the baseline
             for other in cells[1:]:
                 pair_of(cells[0], other, experiment.declared)
         found[seed] = cells

@@ -1,4 +1,4 @@
-"""What every cell had spent by every step, its sidecar included, for comparisons at equal FLOPs."""
+"""FLOPs that a cell had spent by every step, its sidecar included, and losses at equal FLOPs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def spent(cell: CellResult) -> dict[int, float]:
 def at_equal_flops(*runs: tuple[dict[int, float], list[tuple[int, float]]]) -> tuple[float, ...] | None:
     """The losses of several runs where the cheapest ends, from (FLOPs by step, validation curve) of each.
 
-    A dearer run's loss is interpolated between its evaluations, before its schedule has run out: it is judged
-    early. None where the runs cost the same.
+    A more expensive run's loss is interpolated between its evaluations, before its learning-rate schedule has ended.
+    None where the runs cost the same.
     """
     ends = [flops[curve[-1][0]] for flops, curve in runs]
     if max(ends) - min(ends) <= EQUAL_WITHIN * min(ends):

@@ -1,4 +1,4 @@
-"""Seed pairs: the baseline's cell and another arm's at one seed, proven to be comparable (SCIENCE §8)."""
+"""Seed pairs: the baseline's cell and another arm's at one seed, checked to be comparable (SCIENCE §8)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
 HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
 EQUAL_FLOPS = "validation_loss_at_equal_flops"  # where the runs of a pair cost differently
-MEAN = "mean"  # the domain that stands for all: their unweighted mean
+MEAN = "mean"  # as a domain: the unweighted mean of all
 PRIMARY = ((METRICS[0], MEAN), (EQUAL_FLOPS, MEAN))  # tested in this order; everything else is secondary
 
 
@@ -43,7 +43,7 @@ class Pair:
         return [step for step in self.a.readings if step in self.b.readings]
 
     def differing_in(self, keys: tuple[str, ...]) -> list[str]:
-        """Those of the differing keys that are one of `keys` or lie under it."""
+        """The differing keys that are one of `keys` or below it."""
         return [key for key in self.differing if key in keys or key.startswith(tuple(f"{k}." for k in keys))]
 
 
@@ -59,8 +59,7 @@ class LeftOut:
 def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
     """Baseline × every other arm, seed by seed: the complete pairs, and those left out with their reasons.
 
-    Raises `UserError` where two cells differ in an undeclared key, or in their batches without any key that
-    would explain it.
+    Raises `UserError` where two cells differ in an undeclared key, or in their batches without a key that explains it.
     """
     pairs, left_out = [], []
     baseline, *others = experiment.arms
@@ -76,7 +75,7 @@ def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
 
 
 def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
-    """Two complete cells as a pair. Raises `UserError` where they were not trained alike, as `pair_up` says."""
+    """Two complete cells as a pair. Raises `UserError` as `pair_up` does."""
     pair = Pair(a, b, declared_differences(a, b, declared))
     if not pair.differing_in(BATCH_KEYS):
         check_batches(pair)
@@ -155,11 +154,12 @@ def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tu
 
 
 def shown(domains: list[str]) -> list[str]:
-    """What losses are told for: the mean and each domain; one alone is its own mean and told once, as the mean."""
+    """The domains that losses are shown for: the mean and each, or the mean alone of a single one."""
     return [MEAN, *domains] if len(domains) > 1 else [MEAN]
 
 
 def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
+    """The losses and, first, their mean; empty without any."""
     return {MEAN: float(np.mean(list(by_domain.values()))), **by_domain} if by_domain else {}
 
 

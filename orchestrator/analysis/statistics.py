@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike
 
 ALPHA = 0.05
 EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference counts as none
-BOOTSTRAP_FROM = 6  # pairs; below, resampling so few values does not cover at its nominal rate
+BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999
-EXACT_PAIRS = 16  # up to which the sign-flip test takes all 2^n patterns; beyond, 2^16 drawn at random
+EXACT_PAIRS = 16  # up to so many the sign-flip test takes all 2^n patterns; with more, 2^16 drawn at random
 BLOCK = 2**12  # patterns that are drawn at a time
-MAX_PATTERNS = 2**14  # of signs enumerated for several outcomes at once; with more pairs so many are drawn
+MAX_PATTERNS = 2**14  # sign patterns for several outcomes at once: all, or so many drawn
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class PairedResult:
     delta: float
     low: float | None  # 95 % interval of delta
     high: float | None
-    low90: float | None  # 90 % interval, which `equivalent` goes by
+    low90: float | None  # 90 % interval, on which `equivalent` is based
     high90: float | None
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
-    p_adjusted: float | None  # what the verdict goes by: as one of a fixed sequence, or by Holm
+    p_adjusted: float | None  # for the verdict: in a fixed sequence, or by Holm
     correlation: float | None  # between the arms over the seeds
     verdict: str  # better · worse · equivalent · inconclusive
 
@@ -76,7 +76,7 @@ def interval(values: ArrayLike, level: float) -> Interval:
     low, high = x.mean() - half, x.mean() + half
     if x.size >= BOOTSTRAP_FROM:
         widened = 2.0 * scipy.stats.norm.cdf(quantile * np.sqrt(x.size / (x.size - 1))) - 1.0
-        with warnings.catch_warnings(action="ignore"):  # where there is no BCa it warns, and gives NaN: t stands alone
+        with warnings.catch_warnings(action="ignore"):  # without a BCa it warns and gives NaN: t alone remains
             found = scipy.stats.bootstrap(
                 (x,), np.mean, confidence_level=widened, n_resamples=RESAMPLES, method="BCa", rng=0
             ).confidence_interval
@@ -109,7 +109,7 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
 def _drawn_sign_flip_p(x: np.ndarray) -> float:
     """The same with 2^16 patterns drawn at random, by scipy's rule: twice the smaller side, the data counted in both.
 
-    Of hundreds of pairs scipy gathers every pattern's values: seconds for each outcome, where this is a product.
+    For hundreds of pairs scipy materialises every pattern's values, which takes seconds per outcome.
     """
     rng, drawn, (less, greater) = np.random.default_rng(0), 2**EXACT_PAIRS, (1, 1)
     within = 1e-14 * abs(x.sum())  # what counts as equal, after rounding
@@ -134,7 +134,7 @@ def sign_patterns(n: int) -> np.ndarray:
     return signs
 
 
-FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # that can call a loss better or worse
+FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # to call a loss better or worse
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -33,11 +33,11 @@ VERDICTS = {
     "baseline": "dim",
 }
 WORD = 11  # columns of the longest role
-VERDICT = 13  # columns under which verdicts would break inside a word or into too many lines
+VERDICT = 13  # columns; in fewer, verdicts would break inside a word or into too many lines
 
 
 def print_summary(c: Comparison, console: Console, *, full: bool = False) -> None:
-    """Question and pairs, the first answers, losses, layers, caveats, and where the rest is; or all of it (`full`)."""
+    """Print question, pairs, findings, losses, layers and caveats; with `full` every table."""
     with console:  # printed in one piece, as several jobs may share the terminal
         _print_summary(c, console, full=full)
 

@@ -1,4 +1,4 @@
-"""Every figure, drawn once for files, report and W&B alike: one function and one line each."""
+"""Every figure, drawn once for files, report and W&B. A new one is a function and a line in `FIGURES`."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ FIGURES: dict[str, Callable[[Comparison], Drawing | None]] = {
 
 
 def draw(c: Comparison) -> dict[str, Drawing]:
-    """Name → figure, for all that have something to show."""
+    """Name → figure, without those that have nothing to show."""
     return {name: drawing for name, build in FIGURES.items() if (drawing := build(c)) is not None}
 
 
 def write(drawings: dict[str, Drawing], directory: Path) -> None:
-    """Each figure as `<name>.html`; they share one script beside them and need no network."""
+    """Write each figure as `<name>.html`; they share one script beside them and need no network."""
     write_whole(directory / PLOTLY, get_plotlyjs())
     for name, drawing in drawings.items():
         page = drawing.plot.to_html(include_plotlyjs=PLOTLY, config={"showSendToCloud": False, "displaylogo": False})

@@ -1,4 +1,4 @@
-"""Whether any tensor leaves its peers behind over training (SCIENCE §5)."""
+"""Spectral norms out of proportion to their peers over training (SCIENCE §5)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def worst_ratios(c: Comparison) -> Drawing | None:
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
     label_axes(figure, 1, 1, "step", "× the peers' median")
-    words = f"Largest ratio of a spectral norm to its peers' median: {per_arm(tops, 1)}."
+    message = f"Largest ratio of a spectral norm to its peers' median: {per_arm(tops, 1)}."
     table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
-    return Drawing(figure, title, words, table, ("pathology", "spectral_norm"))
+    return Drawing(figure, title, message, table, ("pathology", "spectral_norm"))
 
 
 def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:

@@ -28,7 +28,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     title = ITS_DIFFERENCE if c.pairs else TITLE
     titles = [c.name_of(domain) for domain in domains] + [""] * len(domains) * (rows - 1)
     figure = panels(rows, len(domains), 230, titles, title, gap=40)
-    told: list[list[TableCell]] = []
+    rows_at_end: list[list[TableCell]] = []
     last: dict[str, float] = {}
     for col, domain in enumerate(domains, start=1):
         differences: list[float] = []
@@ -43,7 +43,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
             ends += between.ends if arm.shown else []
             end = mean_of_known(run[max(run)] for run in runs if run)
             if end is not None:
-                told.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])
+                rows_at_end.append([c.name_of(domain), arm.name, number(end, 4), *_difference(between)])
                 last |= {arm.name: end} if col == 1 else {}
         if rows == 2:
             guide_line(figure, 0.0, 2, col)
@@ -56,7 +56,7 @@ def heldout_curves(c: Comparison) -> Drawing | None:
         text += " The verdict is on the test loss."
     columns = ["domain", "arm", "validation loss", "Δ", "95 % interval"]
     return Drawing(
-        figure, title, text, Section("Validation loss at the end", columns, told), ("heldout", "delta", "band")
+        figure, title, text, Section("Validation loss at the end", columns, rows_at_end), ("heldout", "delta", "band")
     )
 
 
@@ -67,7 +67,7 @@ def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: DrawnArm, domai
 
 
 def _difference(between: Band) -> list[str]:
-    """Δ at the end and its interval, as written in a table."""
+    """Δ at the end and its interval, as text."""
     if not between.steps:
         return ["–", "–"]
     mean = float(between.mean[-1])

@@ -27,14 +27,14 @@ SHADES = {  # → sign, full colour, palest
     **{role: (letter(role), colour(role), palest(role)) for role in STATES},
     DIVIDED: ("≠", "#555555", "#555555"),
 }
-HOVER = (  # measure → its words in the hover of a layer, and its format
+HOVER = (  # measure, its name in the hover of a layer, its format
     ("cv", "CV", ".2f"), ("saturated_robust", "saturated", ".3g"), ("saturated_robust_expected", "by chance", ".3g"),
     ("effective_rank.o", "effective rank o", ".1f"), ("attention_share", "attention share", ".2f"),
     ("momentum_alignment.down", "momentum on down", "+.3f"),
 )  # fmt: skip
 CHANGED = {"symbol": "diamond", "size": 8, "color": "#ffffff", "line": {"width": 1.5, "color": "#111111"}}
-FULL = 0.999  # of a state's stretch of the colour scale; 1 is the next one's palest
-ROOM = 8.0  # pixels of a reading; less has no place for a letter, a gap or a mark
+FULL = 0.999  # of a state's part of the colour scale; 1 is the palest of the next state
+ROOM = 8.0  # pixels of a reading; with fewer there is no room for a letter, a gap or a mark
 LAYER = 18  # pixels
 
 
@@ -47,7 +47,7 @@ class Square(NamedTuple):
 
 
 def role_maps(c: Comparison) -> Drawing | None:
-    """Layer × step: a map per cell, or of many seeds one per arm with the most frequent role, or one seed's."""
+    """Layer × step: a map per cell or, with many seeds, one per arm that shows the most frequent role or one seed's."""
     read = [cell for cell in c.experiment.cells if cell.readings]
     if not read:
         return None
@@ -92,7 +92,7 @@ def role_maps(c: Comparison) -> Drawing | None:
 
 
 def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
-    """How many layers moved."""
+    """The number of layers whose role changed over training, as a sentence."""
     moved = {arm: mean_of_known(map(_moved, cells)) for arm, cells in of_arm.items()}
     known = {arm: value for arm, value in moved.items() if value is not None}
     if not known:
@@ -130,7 +130,7 @@ def _grid(cells: list[CellResult], steps: list[int], depth: int) -> list[list[Sq
 
 
 def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
-    """The layers of a step over the cells that were read there; where two states are equally frequent, neither."""
+    """The layers of a step over the cells read there; `DIVIDED` where two states are equally frequent."""
     stacks = [cell.readings[step].layers for cell in cells if step in cell.readings]
     found: list[Square | None] = []
     for i in range(max((len(stack) for stack in stacks), default=0)):
@@ -144,7 +144,7 @@ def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
 def _map(
     grid: list[list[Square | None]], steps: list[int], measures: tuple[tuple[str, str, str], ...], *, roomy: bool
 ) -> go.Heatmap:
-    """The map of one arm and view. What a hover says is one template and short cells: files hold thousands of them."""
+    """The map of one arm and view. The hover is one template and short values, since files hold thousands of cells."""
     squares = [square for line in grid for square in line if square]
     facts = _facts(squares, measures)
     template = "".join(words.format(f"%{{customdata[{k}]}}") for k, (words, _) in enumerate(facts, start=1))
@@ -163,7 +163,7 @@ def _map(
 def _facts(
     squares: list[Square], measures: tuple[tuple[str, str, str], ...]
 ) -> list[tuple[str, Callable[[Square], str]]]:
-    """What is told of a square: words around a place, and what stands there; no measure that no square has."""
+    """(template, value of a square) of each line of the hover; a measure that no square has is left out."""
     found: list[tuple[str, Callable[[Square], str]]] = [("<b>{}</b>", lambda square: square.role)]
     if any(len(square.layers) > 1 for square in squares):
         found.append((" in {} seeds", lambda x: f"{round(x.share * len(x.layers))} of {len(x.layers)}"))
@@ -198,17 +198,17 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
 
 
 def _shade(square: Square) -> str:
-    """The key of `SHADES`: a role, `tie`, or none that is most frequent."""
+    """The key of `SHADES`: a role, `tie` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
 
 
 def _code(square: Square | None) -> float | None:
-    """The colour scale's argument: which state, and how much of its colour."""
+    """The square's value on the colour scale: index of the state + share of the seeds."""
     return list(SHADES).index(_shade(square)) + min(square.share, FULL) if square else None
 
 
 def _scale() -> list[tuple[float, str]]:
-    """Every state's colour from palest to full, one after another."""
+    """The colour scale: every state's colours from palest to full, one after another."""
     n = len(SHADES)
     return [
         (edge, paint)
@@ -218,7 +218,7 @@ def _scale() -> list[tuple[float, str]]:
 
 
 def _legend(figure: go.Figure, *, together: bool, marked: bool) -> list[str]:
-    """One entry for each state and one for each other sign; their names."""
+    """Add one entry per state and per other sign; returns their names."""
     entries: list[tuple[str, dict[str, Any]]] = [
         (f"{sign} {role}", {"symbol": "square", "size": 12, "color": full})
         for role, (sign, full, _) in SHADES.items()

@@ -1,4 +1,4 @@
-"""How often each role became each other one."""
+"""Counts of role changes between successive readings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, pe
 from orchestrator.analysis.migration import STATES
 from orchestrator.analysis.sections.section import Section, TableCell
 
-SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # over any ground, under its ink
+SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # legible on light and dark backgrounds
 
 
 def transition_tables(c: Comparison) -> Drawing | None:
-    """How often each role became each other one between successive readings, beside what chance would give."""
+    """Per arm a matrix of roles before and after, beside what chance would give."""
     if not c.transitions:
         return None
     cols = min(2, len(c.transitions))
@@ -29,9 +29,9 @@ def transition_tables(c: Comparison) -> Drawing | None:
             x=list(STATES), y=list(STATES), z=t.counts, customdata=t.expected, colorscale=SCALE, showscale=False,
             xgap=1, ygap=1, hovertemplate="%{y} → %{x}: %{z}, dealt at random %{customdata:.1f}<extra></extra>", **at,
         )  # fmt: skip
-        figure.add_scatter(  # the heat map's own words would not follow the page's ink
+        figure.add_scatter(  # the heat map's own text would not follow the page's text colour
             x=list(STATES) * len(STATES), y=[before for before in STATES for _ in STATES], mode="text",
-            text=[words for line in counts for words in line], textfont={"size": 11}, hoverinfo="skip",
+            text=[count for line in counts for count in line], textfont={"size": 11}, hoverinfo="skip",
             showlegend=False, **at,
         )  # fmt: skip
         cells += [[t.arm, before, *line] for before, line in zip(STATES, counts, strict=True)]

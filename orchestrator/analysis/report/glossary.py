@@ -1,4 +1,4 @@
-"""What every number of the report is: one entry per term, one click away from where it stands."""
+"""The definitions in the pages: one entry per term, one click away from every column that it explains."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
 from orchestrator.forensics.measures.table import MEASURES
 
-EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; exchanging all of them changes nothing, so half the patterns suffice
+EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; half of the patterns suffice, the others give the same distances
 SIGN_FLIP = (
     "Two-sided sign-flip test of the paired differences: the share of patterns of signs whose mean is as far from 0, "
-    f"exact (all 2ⁿ of them) up to {EXACT_PAIRS} pairs, beyond by patterns drawn at random. With fewer than six pairs "
-    "it cannot reach 0.05."
+    f"exact (all 2ⁿ of them) up to {EXACT_PAIRS} pairs, with more by patterns drawn at random. With fewer than six "
+    "pairs p cannot reach 0.05."
 )
 
 
 @dataclass(frozen=True)
 class Term:
-    """A term as it is printed, and what it means."""
+    """A term as it is printed, and its definition."""
 
     title: str
     text: str
@@ -44,57 +44,57 @@ OWN = {
     ),
     "interval": Term(
         "95 % and 90 % interval",
-        "Confidence interval of the mean paired difference: Student's t and, from six pairs, where it reaches further "
-        "a BCa bootstrap at a level widened for so few values. By simulation it covers 95 % of symmetric differences "
-        "and 86 to 94 % of very skewed ones. The 90 % interval decides equivalence.",
+        "Confidence interval of the mean paired difference: Student's t; from six pairs each end is the further one of "
+        "it and a BCa bootstrap whose level is widened for few values. By simulation it covers 95 % of symmetric "
+        "differences and 86 to 94 % of very skewed ones. The 90 % interval decides equivalence.",
     ),
     "band": Term(
         "band around Δ",
         "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a test: "
-        "of twenty points one lies outside by chance.",
+        "one of twenty points lies outside by chance.",
     ),
     "p": Term(
         "p",
         f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction.",
     ),
-    "p_alone": Term("p of a test by itself", f"{SIGN_FLIP} It is corrected for no other test."),
+    "p_alone": Term("p of a test by itself", f"{SIGN_FLIP} It is not corrected for other tests."),
     "p_contrast": Term(
         "p of a contrast",
-        f"{SIGN_FLIP} Contrasts are tested in their order, each at 0.05 while all before it were significant; "
-        "in parentheses where they no longer were.",
+        f"{SIGN_FLIP} Contrasts are tested in order, each at 0.05, until one is not significant; p of later ones is "
+        "in parentheses.",
     ),
     "holm": Term(
         "p by Holm",
-        "p of the first primary outcome, corrected by Holm for the number of arms that were compared: that any arm at "
-        "all is called without a difference then has a chance of 5 % at most.",
+        "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, the chance that "
+        "any is called better or worse is 5 % at most.",
     ),
     "q": Term(
         "q",
-        "p adjusted by Benjamini and Hochberg over all rows whose pairs are enough to be called: of the arms with "
-        "q ≤ 0.05 at most 5 % are expected to be false. Tests are two-sided and arms share baselines, so it holds "
-        "approximately.",
+        "p adjusted by Benjamini and Hochberg over all arms with enough pairs to be called: of the arms with q ≤ 0.05 "
+        "at most 5 % are expected to be false. It holds approximately, because tests are two-sided and arms share "
+        "baselines.",
     ),
     "expect": Term(
         "lines of expect",
-        "What the experiment says the body should become: how many lines were delivered, of all.",
+        "Each line says what the layers of an arm should become. Delivered: the number of lines that hold, of all.",
     ),
     "expect_mean": Term(
         "number of a line of expect",
-        "Mean over the seeds of the share of layers that carry the role, or of the quantity. It belongs to one arm and "
-        "is no difference. Beside it: its mean at step 0, and that of the baseline.",
+        "Mean over the seeds of the share of layers with the role, or of the quantity. It is a value of one arm, not a "
+        "difference. Beside it: its mean at step 0, and that of the baseline.",
     ),
     "expect_interval": Term(
         "95 % interval of a line of expect",
-        "Confidence interval of the mean over the seeds, made as those of paired differences and cut where the number "
-        "cannot lie.",
+        "Confidence interval of the mean over the seeds, computed as for paired differences and cut at the number's "
+        "smallest and largest possible value.",
     ),
     "expect_seeds": Term(
-        "seeds of a line of expect", "In how many of the seeds that have the number it lies where it is wanted."
+        "seeds of a line of expect", "Seeds whose number lies inside the wanted bounds, of those that have the number."
     ),
     "expect_verdict": Term(
         "delivered, not delivered, inconclusive",
-        "Delivered: the 95 % interval of the mean lies where it is wanted, and so do more seeds than even odds explain "
-        "at 0.05 (exact one-sided sign test). Not delivered: both lie outside. Else inconclusive.",
+        "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do more seeds than even odds "
+        "explain at 0.05 (exact one-sided sign test). Not delivered: both lie outside. Otherwise inconclusive.",
     ),
     "contrast": Term(
         "value of a contrast",
@@ -102,50 +102,51 @@ OWN = {
     ),
     "contrast_verdict": Term(
         "verdict on a contrast",
-        "Of two arms: whether the one of positive weight is better or worse. Of more: whether the sum is negative or "
-        "positive. Either: p ≤ 0.05, all contrasts before it significant, and the 95 % interval excludes 0. "
-        "Equivalent: the 90 % interval lies within ±1 % of the loss set against. Else inconclusive, or not tested.",
+        "Of two arms: the arm of positive weight is better or worse. Of more: the sum is negative or positive. Both "
+        "need p ≤ 0.05, significance of all contrasts before it, and a 95 % interval that excludes 0. Equivalent: the "
+        "90 % interval lies within ±1 % of the loss of the arms with negative weight. Otherwise inconclusive, or not "
+        "tested.",
     ),
     "verdict": Term(
         "better, worse, equivalent, inconclusive",
         "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % of "
-        "the baseline's loss. Else inconclusive.",
+        "the baseline's loss. Otherwise inconclusive.",
     ),
-    "correlation": Term("r", "Pearson's correlation between the arms over the seeds: what pairing gains."),
+    "correlation": Term("r", "Pearson's correlation of the arms over the seeds; the higher, the more pairing gains."),
     "role": Term(
         "role and margin",
         "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
         "(changes little) and specialist (few loud FFN positions): the mean of z-scored measures through a sigmoid. "
-        "The winner is its role where it leads by more than 0.05; the lead is the margin (SCIENCE §2).",
+        "The highest score gives the role if it leads by more than 0.05; the lead is the margin (SCIENCE §2).",
     ),
     "tie": Term("· and H/S", "No role leads by more than 0.05. Two letters name the two leaders."),
     "null": Term(
         "calibrated scoring",
-        "A z-score always crowns somebody, also on noise. Before it counts, a measure must exceed what the same "
-        "weights give with their entries resampled; at most 2 % of the layers of untrained models then have a role "
-        "(SCIENCE §3).",
+        "A z-score has a winner even on noise. So a measure counts only where it exceeds what the same weights give "
+        "with their entries resampled; then at most 2 % of the layers of untrained models have a role (SCIENCE §3).",
     ),
     "transition": Term(
         "transitions, and what chance gives",
-        "Layers × intervals between successive readings, by state before and after. By chance: what would be if every "
-        "reading dealt its own states to its layers at random. κ is Cohen's: 1 = nothing changed, 0 = as by chance.",
+        "Layers × intervals between successive readings, by state before and after. By chance: the count expected if "
+        "every reading dealt its own states to its layers at random. Cohen's κ: 1 = nothing changed, 0 = as by chance.",
     ),
     "role_shift": Term(
         "p of a role shift",
         "Distance between the arms' shares of seeds in each state, summed over the layers, against exchanges of the "
-        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, beyond at random. A layer's own p compares "
-        "it with the largest distance of any layer (max-T), so it is corrected for their number.",
+        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, with more at random. A layer's p compares it "
+        "with the largest distance of any layer (max-T), so it is corrected for their number.",
     ),
     "coincidence": Term(
         "transitions and loss drops",
-        "Whether layers change state in the intervals in which validation loss falls further than its neighbours say "
-        "(more than 3 robust σ). By chance: the same with the transitions shifted circularly within stretches of the "
-        "run that double in length, so that neither series' trend can make them meet (SCIENCE §4).",
+        "State changes of layers in the intervals in which validation loss falls further than predicted from its "
+        "neighbours (more than 3 robust σ). By chance: the same with the transitions shifted circularly within "
+        "stretches of the run that double in length, so that the trends of the two series cannot make them coincide "
+        "(SCIENCE §4).",
     ),
     "p_coincidence": Term(
         "p of a coincidence",
         "One-sided: the share of all circular shifts, in all cells at once, under which at least as many transitions "
-        "fall into the intervals of a drop. It is corrected for no other test.",
+        "fall into the intervals of a drop. It is not corrected for other tests.",
     ),
     "centre": Term(
         "centre of the budget",
@@ -154,11 +155,11 @@ OWN = {
     ),
     "conservation": Term(
         "conserved",
-        "Of the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, not "
-        "conserved where it lies outside, else inconclusive. Inconclusive in any case: where a seed's "
-        "budget is empty, or all ratios are equal; where chance gives one of the budgets or most of it, and it "
-        "would be conserved; where the counts by chance differ as much, and it would not. No larger than chance: both "
-        "budgets are what the layers' own entries give when resampled. Not claimed: of mean + 3 std (SCIENCE §1, §4).",
+        "Verdict on the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, "
+        "not conserved where it lies outside, otherwise inconclusive. Always inconclusive: where a seed's budget is "
+        "empty or all ratios are equal; instead of conserved, where chance gives one of the budgets or most of it; "
+        "instead of not conserved, where the counts by chance differ as much. No larger than chance: both budgets are "
+        "what the layers' own entries give when resampled. Not claimed: for mean + 3 std (SCIENCE §1, §4).",
     ),
     "flattening": Term(
         "CV a / b",
@@ -172,17 +173,17 @@ OWN = {
     ),
     "sidecar": Term(
         "multipliers",
-        "What the sidecar made of one unit's weight decay, learning rate or branch gain: 1 leaves it as configured. "
+        "The sidecar's factor on one unit's weight decay, learning rate or branch gain; 1 leaves it as configured. "
         "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
     ),
-    "width": Term("width", "Residual coordinates that a layer reads and writes; the others pass by it (SCIENCE §7)."),
+    "width": Term("width", "Residual coordinates that a layer reads and writes; the others bypass it (SCIENCE §7)."),
     "parameters": Term(
         "parameters", "Trained parameters of one model; Δ: how many more than the baseline's, per cent."
     ),
     "flops": Term(
         "FLOPs",
-        "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the dearer run is "
-        "read where the cheaper one ends, the sidecar's held-out passes counted.",
+        "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the more "
+        "expensive run is read where the cheaper one ends; the sidecar's held-out passes count.",
     ),
     "pathology": Term(
         "× its peers",
@@ -193,7 +194,7 @@ OWN = {
 
 
 def _of_measures() -> dict[str, Term]:
-    """Every measure by the docstring of its function, which names its source."""
+    """Every measure, defined by the docstring of its function."""
     found = {}
     for name, measure in MEASURES.items():
         text = inspect.getdoc(measure.function)

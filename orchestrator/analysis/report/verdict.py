@@ -1,4 +1,4 @@
-"""Everything that was found, as plain JSON values."""
+"""Every result of a comparison as plain JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.forensics.reading import roles_of
 
 
 def verdict(c: Comparison) -> dict[str, Any]:
-    """What was found, as plain JSON values; null is what cannot be said."""
+    """The content of `verdict.json`; null is not known."""
     e = c.experiment
     return {
         "schema": 1,

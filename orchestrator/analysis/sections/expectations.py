@@ -20,13 +20,13 @@ def verdicts(c: Comparison) -> Section:
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
         rows.append([e.wanted + (" (stated afterwards)" if e.wanted in late else ""), *figures, *beside, e.verdict])
     notes = [
-        "A role: the share of those layers that carry it. Centre (0 first layer, 1 last), budget: of positions over "
-        f"the robust threshold. Beside the means at step 0 and of {c.baseline}.",
-        f"Delivered: the mean's interval lies where it is wanted, and so do more seeds than even odds explain at "
+        "Role: the share of those layers that have it. Centre (0 first layer, 1 last) and budget: of positions over "
+        f"the robust threshold. Beside them: the means at step 0 and of {c.baseline}.",
+        f"Delivered: the mean's interval lies inside the bounds, and so do more seeds than even odds explain at "
         f"{ALPHA} in each direction (all of {least_seeds()}, 6 or 7; 7 of 8); not delivered: both lie outside.",
     ]
     if len(rows) > 1:
-        notes.append("Every line is judged by itself: of twenty at even odds, up to one is called in each direction.")
+        notes.append("Lines are judged one by one: of twenty at even odds, chance decides up to one in each direction.")
     notes += grouped_notes(
         ((e.wanted, e.sentence) for e in c.expectations), everything=len(rows) if len(rows) > 1 else None
     )

@@ -98,7 +98,7 @@ def coincidences(c: Comparison) -> Section:
         rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
     notes = grouped_notes(((f"{r.arm}, {c.name_of(r.domain)}", r.sentence) for r in found), everything=len(rows))
     if (tests := sum(r.p is not None for r in c.coincidences)) > 1:
-        notes.append(f"{tests} tests, none corrected for the others.")
+        notes.append(f"{tests} tests, not corrected for each other.")
     columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
     terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
     return Section("Do layers change roles where the loss drops?", columns, rows, notes, terms)
@@ -146,7 +146,7 @@ def spreads(c: Comparison) -> Section:
         f"Symmetry: spread of attention's share of the energy over the layers at {when}",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        [f"Beside it: {paper}.", *grouped_notes(sentences, join=", ")],
+        [f"For comparison: {paper}.", *grouped_notes(sentences, join=", ")],
         {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 
@@ -171,10 +171,10 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
         notes = [
             "Geometric means over the run and the seeds; ▲ above the cell's own mean in every seed, ▼ below it.",
             f"Of {len(a.units)} values {a.agreeing} agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
-            f"tossed coins would in {a.by_chance:.1f}.",
+            f"coin tosses would agree in {a.by_chance:.1f}.",
         ]
         if {"q", "k"} <= set(kinds):
-            notes.append("q and k share their evidence, and so do v and o: they are fewer coins than values.")
+            notes.append("q and k share their evidence, and so do v and o: their values are not independent coins.")
         title = f"Sidecar of {arm}: multipliers of {channel}"
         terms = dict.fromkeys(kinds, "sidecar") | {"CV\na / b": "flattening"}
         found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes, terms))

@@ -1,4 +1,4 @@
-"""Who won: the summary's tables of losses, over all arms, by contrast, and arm by arm."""
+"""Tables of losses: over all arms, by contrast, and arm by arm."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def corrected_over_arms(c: Comparison) -> dict[str, float]:
 
 
 def multiplicity(c: Comparison) -> str:
-    """What a reader of many arms must know of their verdicts."""
+    """The note on the verdicts of many arms."""
     return (
         f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. The "
         f"verdict takes each arm by itself at {ALPHA}: of twenty that change nothing, one would be called. A claim "
@@ -78,16 +78,13 @@ def contrasts(c: Comparison) -> Section:
     notes.append(f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{order if len(spelt) > 1 else ''}.")
     notes.append("Equivalent is judged for each by itself: its 90 % interval lies within 1 % of the loss.")
     if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
-        notes.append(
-            "At equal FLOPs: validation loss where the cheapest of the runs ends, dearer ones read early; "
-            "a sequence of its own."
-        )
+        notes.append("At equal FLOPs: validation loss where the cheapest of the runs ends; a sequence of its own.")
     terms = {"value": "contrast", "p": "p_contrast", "verdict": "contrast_verdict"}
     return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes, terms)
 
 
 def formula(weights: dict[str, float]) -> str:
-    """`a − 0.5 b − 0.5 c`, what is added first."""
+    """The weighted sum as text, such as `a − 0.5 b − 0.5 c`; positive weights first."""
     terms = ""
     for arm, weight in sorted(weights.items(), key=lambda term: term[1] < 0):
         sign = "−" if weight < 0 else "+" if terms else ""
@@ -101,11 +98,9 @@ def paired_losses(c: Comparison, arm: str) -> Section:
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
-            delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
-            values = [number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3)]
-            rows.append([c.name_of(r.domain), *values, r.verdict])
+            rows.append([c.name_of(r.domain), *_difference(r), number(r.p_adjusted, 3), r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
-    corrected = "the first row is the primary outcome, the others share one Holm correction" + _hopeless(c, arm)
+    corrected = "the first row is the primary outcome, the others share one Holm correction" + _unreachable(c, arm)
     return Section(
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
         ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
@@ -121,29 +116,26 @@ def equal_cost(c: Comparison, arm: str) -> Section:
         for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
             for r in c.statistics:
                 if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
-                    delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
-                    rows.append([name, number(r.a, 4), number(r.b, 4), *delta, number(r.p_adjusted, 3), r.verdict])
+                    rows.append([name, *_difference(r), number(r.p_adjusted, 3), r.verdict])
     return Section(
         f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
         ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
         [
-            "FLOPs: the sidecar's held-out passes counted; the dearer run is read where the cheaper one ends. "
+            "FLOPs: the sidecar's held-out passes count; the more expensive run is read where the cheaper one ends. "
             "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
-            f"at equal steps by Holm{_hopeless(c, arm)}."
+            f"at equal steps by Holm{_unreachable(c, arm)}."
         ],
     )
 
 
 def every_loss(c: Comparison, arm: str) -> Section:
-    """All that was tested of the losses, with the correlation that pairing uses."""
+    """Every loss that was tested, with the correlation between the arms."""
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm:
-            delta = [signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
             ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
-            values = [number(r.a, 4), number(r.b, 4), *delta, str(r.n), *ps]
-            rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *values, r.verdict])
+            rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *_difference(r), str(r.n), *ps, r.verdict])
     return Section(
         f"Every loss that was tested (a = {c.baseline}, b = {arm})",
         ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "p, corrected", "r", "verdict"], rows,
@@ -151,8 +143,13 @@ def every_loss(c: Comparison, arm: str) -> Section:
     )  # fmt: skip
 
 
-def _hopeless(c: Comparison, arm: str) -> str:
-    """A clause for where Holm's correction leaves no secondary outcome a chance, however clear the difference."""
+def _difference(r: PairedResult) -> list[str]:
+    """Both arms' loss, their difference and its interval."""
+    return [number(r.a, 4), number(r.b, 4), signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
+
+
+def _unreachable(c: Comparison, arm: str) -> str:
+    """A clause where, after Holm's correction, no secondary outcome can be significant; else empty."""
     secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
     least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
     return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"

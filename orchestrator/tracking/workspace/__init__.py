@@ -29,10 +29,10 @@ PINNED = (
 
 
 def publish(c: Comparison) -> list[str]:
-    """Write the view and the report, push them where there is a login, and say in sentences what was done.
+    """Write the view and the report, push them where there is a login, and return sentences on what was done.
 
-    The comparison's run, which they show, is logged anew. Raises `UserError` where the files cannot be written, or
-    where the server does not take them: then they are on disk.
+    The comparison's run, which they show, is logged again. Raises `UserError` where the files cannot be written, or
+    where the server rejects them: then they are on disk.
     """
     config = _config_of(c)
     run.log_comparison(config, c)
@@ -42,7 +42,7 @@ def publish(c: Comparison) -> list[str]:
     where = f"W&B's view and report are {VIEW} and {REPORT} in {c.directory}"
     again = f"python -m orchestrator.compare {c.experiment.path} --workspace"
     if config.tracker.mode == TrackerMode.off:
-        return [f"{where}, not pushed: tracker=off logged no runs that they could show."]
+        return [f"{where}, not pushed: with tracker=off there are no runs to show."]
     try:
         run.confine(c.directory)
         if problem := run.login_problem():
@@ -51,16 +51,16 @@ def publish(c: Comparison) -> list[str]:
     except UserError:
         raise
     except Exception as error:  # whatever W&B raises
-        said = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"{where}, but W&B did not take them ({said}): see that it can be reached, then {again}."
+            f"{where}, but W&B rejected them ({reason}): see that it can be reached, then {again}."
         ) from error
     finally:
         wandb.teardown()
 
 
 def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
-    """The saved view, not yet saved: every run of the experiment, grouped by arm, and what they logged."""
+    """The view, not yet saved: every run of the experiment, grouped by arm, with a panel for all that they logged."""
     name, names = str(config.name), charts.logged(c)
     series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.DETAILS)
     found = {one.title: charts.panels(one, names) for one in series}
@@ -86,7 +86,7 @@ def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
 
 
 def _config_of(c: Comparison) -> Config:
-    """What the tracker was told: the configuration of the first cell that was launched."""
+    """The configuration of the first cell that was launched, which holds the tracker's settings."""
     for cell in c.experiment.cells:
         if (cell.path / "config.yaml").is_file():
             return cell.config
@@ -94,37 +94,38 @@ def _config_of(c: Comparison) -> Config:
 
 
 def _push(c: Comparison, config: Config, view: ws.Workspace, report: wr.Report) -> list[str]:
-    """Save both at W&B, in place of those that were saved before, and say where they are.
+    """Save both at W&B, in place of earlier ones, and return their addresses.
 
-    What is on disk has their ids from then on; it needs no network to be built, as those that name their entity do.
+    The files on disk get their ids but no entity, because building them then needs no network.
     """
     api = wandb.Api()
     entity, project = str(config.tracker.entity or api.default_entity), config.tracker.project
     if project not in {known.name for known in api.projects(entity)}:
         api.create_project(project, entity)  # the runs may be synced later
-    theirs, told = view_of(c, config, entity), report_of(c, config, entity)
-    _recall(c, theirs, told)
-    theirs.save()
-    told.save()
-    view._internal_id, view._internal_name, report.id = theirs._internal_id, theirs._internal_name, told.id
+    pushed_view, pushed_report = view_of(c, config, entity), report_of(c, config, entity)
+    _recall(c, pushed_view, pushed_report)
+    pushed_view.save()
+    pushed_report.save()
+    view._internal_id, view._internal_name = pushed_view._internal_id, pushed_view._internal_name
+    report.id = pushed_report.id
     _write(c, view, report)
-    return [f"W&B view: {theirs.url}", f"W&B report: {told.url}"]
+    return [f"W&B view: {pushed_view.url}", f"W&B report: {pushed_report.url}"]
 
 
 def _write(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
-    """Both as W&B's server takes them, `spec` and all."""
+    """Write both as the JSON that W&B's server takes."""
     for name, model in ((VIEW, view._to_model()), (REPORT, report._to_model())):
         write_whole(c.directory / name, model.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n")
 
 
 def _recall(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
-    """Give both the ids under which they were saved before, as the files on disk tell."""
+    """Give both the ids under which they were saved before, which the files on disk hold."""
     view._internal_id, view._internal_name = _saved(c.directory / VIEW)
     report.id, _ = _saved(c.directory / REPORT)
 
 
 def _saved(path: Path) -> tuple[str, str]:
-    """Id and name that W&B's server gave; empty before the first push."""
+    """Id and name from W&B's server; empty before the first push."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(path.read_text())
         return str(content["id"]), str(content["name"])

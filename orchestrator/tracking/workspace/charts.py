@@ -1,4 +1,4 @@
-"""What is charted of an experiment in W&B: panels for the metrics, figures and tables that its runs logged."""
+"""Panels in W&B for the metrics, figures and tables that an experiment's runs logged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Charts:
 
     title: str
     metrics: str  # a regular expression
-    axis: str | None  # of a line; without one, a bar for the last value
+    axis: str | None  # x axis of a line plot; null: a bar for the last value
 
 
 LOSSES = (
@@ -50,7 +50,7 @@ PAIRS = Charts("First arm beside the baseline", r"pair/(test_loss/delta|centre/\
 
 
 def logged(c: Comparison) -> list[str]:
-    """The names of all metrics in the runs of the cells and of the comparison, in the order of their first row."""
+    """The names of all metrics that the cells and the comparison logged, in the order of their first row."""
     rows: list[dict[str, Any]] = []
     for cell in c.experiment.cells:
         rows += [record_row(record) for record in cell.metrics]
@@ -61,7 +61,7 @@ def logged(c: Comparison) -> list[str]:
 
 
 def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any]:
-    """The panels of `charts`, for those of the metrics `names` that it is about."""
+    """The panels of `charts`, one per matching name in `names`."""
     found: list[Any] = []
     for name in names:
         if re.fullmatch(charts.metrics, name):
@@ -74,20 +74,20 @@ def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any
 
 
 def figure_panels(c: Comparison) -> list[Any]:
-    """Each figure of the comparison by itself."""
+    """One panel per figure of the comparison."""
     return [wr.MediaBrowser(title=name, media_keys=[f"figures/{name}"], num_columns=1) for name in figures.draw(c)]
 
 
 def table_panels(c: Comparison) -> list[Any]:
-    """Each table that has rows, over all runs that have it."""
+    """One panel per table that has rows, over all runs that logged it."""
     return [wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name, t in c.tables.items() if not t.empty]
 
 
 def only(runs: Any, **wanted: str) -> Any:
-    """`runs`, a set of runs or a view's settings, with the filter run attribute = value for all of `wanted`.
+    """`runs` (a runset or a view's settings) with the filter run attribute = value for all of `wanted`.
 
-    Handed over as if it had been loaded: wandb-workspaces turns a filter into text and parses that, which makes
-    `lr==0.1` of `lr=0.1` and a syntax error of an apostrophe.
+    It is set as a loaded filter would be: wandb-workspaces turns a given filter into text and parses that, which turns
+    `lr=0.1` into `lr==0.1` and an apostrophe into a syntax error.
     """
     equal = [
         expr.Filters(op="=", key=expr.Key(section="run", name=name), value=value) for name, value in wanted.items()

@@ -1,4 +1,4 @@
-"""The comparison as a W&B report: what was asked and found in words and tables, beside live panels of the runs."""
+"""The comparison as a W&B report: question, findings and tables, beside live panels of the runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
         wr.RunsetGroup("cells", (wr.RunsetGroupKey(wr.Config("arm"), arm),)): arm_line(i).colour
         for i, arm in enumerate(c.experiment.arms)
     }
-    blocks: list[Any] = [wr.P(found) for found in said(c)]
+    blocks: list[Any] = [wr.P(found) for found in answers(c)]
     blocks += [wr.H2("Read with care"), wr.UnorderedList(list(c.notes))] if c.notes else []
     blocks += [
         block for section in sections(c) for block in (wr.H2(section.title), wr.MarkdownBlock(markdown(section)))
@@ -57,8 +57,8 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
     )
 
 
-def said(c: Comparison) -> list[str]:
-    """The first answers on every arm, a sentence each."""
+def answers(c: Comparison) -> list[str]:
+    """Every finding on every arm, a sentence each."""
     found = [
         f"{arm} against {c.baseline}: {finding.question} {finding.answer}. {finding.sentence}"
         for arm in c.compared
@@ -68,7 +68,7 @@ def said(c: Comparison) -> list[str]:
 
 
 def markdown(section: Section) -> str:
-    """The section's table and notes as Markdown, in which no name can make a column or a tag."""
+    """The section's table and notes as Markdown; names are escaped so that none makes a column or a tag."""
     rows = [section.columns, ["---"] * len(section.columns), *(list(map(_cell, row)) for row in section.rows)]
     table = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
     return "\n\n".join([table, *map(_plain, section.notes)])
@@ -85,5 +85,5 @@ def _plain(text: str) -> str:
 
 
 def _grid(title: str, runs: wr.Runset, panels: list[Any], colours: dict[Any, Any]) -> list[Any]:
-    """A heading and its panels, three to a row; nothing where there are none."""
+    """A heading and its panels, three to a row; empty without panels."""
     return [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels, custom_run_colors=colours)] if panels else []

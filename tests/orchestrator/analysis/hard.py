@@ -10,8 +10,8 @@ Write = Callable[..., Path]
 
 def one_arm_failed(write: Write) -> Path:
     root = write()
-    for ledger in root.glob("variable/*/metrics.jsonl"):
-        ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:1]))
+    for log in root.glob("variable/*/metrics.jsonl"):
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:1]))
     return root
 
 

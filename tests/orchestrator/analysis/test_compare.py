@@ -225,13 +225,13 @@ def a_table_is_a_directory(root: Path) -> None:
     (root / "comparison/tables/layers.parquet").mkdir(parents=True)
 
 
-def the_ledger_is_a_directory(root: Path) -> None:
+def the_metrics_log_is_a_directory(root: Path) -> None:
     path = root / "variable/seed=1/metrics.jsonl"
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("harm", [comparison_is_a_file, a_table_is_a_directory, the_ledger_is_a_directory])
+@pytest.mark.parametrize("harm", [comparison_is_a_file, a_table_is_a_directory, the_metrics_log_is_a_directory])
 def test_what_the_disk_refuses_is_one_sentence(
     experiment: Write, capsys: pytest.CaptureFixture[str], harm: Callable[[Path], None]
 ) -> None:
