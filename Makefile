@@ -1,13 +1,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test install lint bench docs
+.PHONY: run test test-rest test-all install lint bench docs
 
 run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
 
-test: install
-	$(BIN)/python -m pytest -n 3  # on two cores: jobs of a cluster mostly wait
+QUICK := not (statistical or cluster or real or gpu or slow)
+
+test: install  ## the quick tier and the browser's
+	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
+
+test-rest: install  ## every other tier
+	$(BIN)/python -m pytest -n 3 -m "not ($(QUICK))"  # on two cores: jobs of a cluster mostly wait
+
+test-all: test test-rest
 
 install: .venv/.installed
 

@@ -22,11 +22,6 @@ SMALL = (
 )  # fmt: skip
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs an accelerator; the only reason to skip that CI accepts")
-    config.addinivalue_line("markers", "slow: takes more than twenty seconds")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -21,6 +21,8 @@ from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.cluster
+
 CELL = "main/seed=0"
 
 

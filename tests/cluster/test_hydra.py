@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from orchestrator.storage import metrics_log
 from tests.cluster.slurm import Cluster
 from tests.waiting import PATIENCE, wait_for
+
+pytestmark = pytest.mark.cluster
 
 
 def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(

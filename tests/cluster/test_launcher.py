@@ -18,6 +18,8 @@ from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster
 from tests.waiting import wait_for
 
+pytestmark = pytest.mark.cluster
+
 ARMS = ("++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0,1]")
 
 

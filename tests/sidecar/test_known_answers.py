@@ -17,6 +17,8 @@ from sidecar.credit import Factored
 from sidecar.policy import generator_of
 from sidecar.reward import Judgement
 
+pytestmark = pytest.mark.statistical
+
 SEEDS = range(10)
 CREDITS: dict[str, dict[str, Any]] = {
     "joint": {"credit": "joint"},

@@ -20,6 +20,8 @@ from orchestrator.analysis.statistics import sign_flip_p
 from tests.benchmarks.bench_statistics import LAWS, SERIES, called, conserved, equivalent, family, met, missed, shifted
 from tests.orchestrator.reading import reading_of
 
+pytestmark = pytest.mark.statistical
+
 ALPHA = 0.05
 SURE = 1e-3  # chance with which a rate that holds would fail a test
 

@@ -17,6 +17,9 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from orchestrator.analysis import compare
 from orchestrator.analysis.figures import FIGURES
 from tests.orchestrator.analysis.hard import HARD
+from tests.waiting import PATIENCE
+
+pytestmark = pytest.mark.browser
 
 Write = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,7 +35,7 @@ class Opened:
 
     def draw_all(self) -> int:
         """Wait until every figure is drawn; how many there are."""
-        expect(self.page.locator(".plot:not([data-drawn])")).to_have_count(0, timeout=60_000)
+        expect(self.page.locator(".plot:not([data-drawn])")).to_have_count(0, timeout=1000 * PATIENCE)
         return self.page.locator(".plot").count()
 
 

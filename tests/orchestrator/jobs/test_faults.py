@@ -36,6 +36,8 @@ from orchestrator.schedulers import slurm
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 
+pytestmark = pytest.mark.slow
+
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
 WAITS_SECONDS = 4.0  # longer than an attempt takes
 TOUCHED = 400  # more of these than an attempt makes: a fault that is due later does not happen

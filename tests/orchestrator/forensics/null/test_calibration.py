@@ -13,6 +13,8 @@ from models.transformer import Decoder
 from orchestrator.forensics.analyze import analyze
 from tests.orchestrator.forensics.untrained import model, spec, write
 
+pytestmark = pytest.mark.statistical
+
 BAR = 0.02
 
 
