@@ -15,7 +15,7 @@ from orchestrator.forensics.measures.embedding import add_embedding
 from orchestrator.forensics.measures.layer import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings
-from orchestrator.forensics.measures.table import Value, measure, unique_roles
+from orchestrator.forensics.measures.table import Value, ffn_cluster_entropy, measure, unique_roles
 from orchestrator.forensics.null.redrawn import draws
 from orchestrator.forensics.reading import (
     COUNTS,
@@ -65,7 +65,7 @@ def analyze(
     reference, thresholds = _reference(anatomy, None if reference is None else Path(reference))
     if tokens is not None:
         _refuse_another_model(Path(source))
-    seen, by_chance = ([], []) if tokens is None else _probe(anatomy, torch.as_tensor(tokens), resamples, seed)
+    seen, by_chance = ([], []) if tokens is None else probe_null(anatomy, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(anatomy, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
@@ -132,7 +132,7 @@ def by_null(
     activations: Sequence[Sequence[dict[str, Value]]] = (),
 ) -> list[dict[str, np.ndarray]]:
     """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without those it lacks."""
-    kinds = {unique_roles(layer) for layer in stack.layers}
+    kinds = {(unique_roles(layer), ffn_cluster_entropy(layer)) for layer in stack.layers}
     clustered = CLUSTERED if len(kinds) > 1 else 0  # where layers do not differ, nothing can exceed chance
     values: list[dict[str, list[Value]]] = [{} for _ in stack.layers]
     for resample, null in enumerate(draws(stack, compositions, resamples, seed, activations)):
@@ -225,7 +225,9 @@ def _refuse_another_model(source: Path) -> None:
         )
 
 
-def _probe(anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int) -> tuple[Activations, list[Activations]]:
+def probe_null(
+    anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int
+) -> tuple[Activations, list[Activations]]:
     """What the probe sees in the model, and in each of `resamples` models with redrawn weights."""
     from orchestrator.forensics.measures.probe import (
         probe,  # here, since weights-only work needs none of what they need

@@ -16,15 +16,56 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 from orchestrator.forensics.measures.layer import LayerStatistics, Stack, co_magnitude
 from orchestrator.forensics.measures.resampling import Entries, resampled_sums
 from orchestrator.forensics.measures.spectrum import gaussian_singular_values, spectra
 
-SPECTRA = ("o", "down")  # whose ranks speak for roles
+SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
 HEAVY = 0.25  # of the largest singular value of noise: an entry from which its matrix is drawn whole
 POOL = 2  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
+
+# Measures that a redrawn layer has, because `draws` redraws all that they read.
+RESAMPLED = frozenset(
+    (
+        *(f"{measure}.{kind}" for measure in ("effective_rank", "stable_rank", "spectral_norm") for kind in SPECTRA),
+        *(f"effective_rank.{kind}_fraction" for kind in SPECTRA),
+        "cv",
+        "saturated",
+        "saturated_robust",
+        "saturated_robust_fraction",
+        "saturated_fixed",
+        "depleted",
+        "depletion_fraction",
+        "unique_roles",
+        "ffn_cluster_entropy",
+        "super_weight_ratio",
+        "head_evenness",
+        "head_diversity",
+        "coupling",
+        "source_mean",
+        "sink_mean",
+        "synapse_mediator",
+        "attention_share",
+        "balance",
+        "balance_per_parameter",
+        "down_ratio",
+        "gamma_concentration",
+        "post_norm_damped_fraction",
+        "total_write",
+        "write_gain",
+    )
+)
+# Measures whose null is not a matter of redrawn entries → what it is.
+OPTIMIZER = "the optimizer state is not redrawn: the null is the law of the measure between independent directions"
+PROBE = "the null is a probe of redrawn models (`probe_null`); without a probe no layer has the measure"
+OTHERWISE = {
+    **{f"momentum_alignment.{kind}": OPTIMIZER for kind in KINDS},
+    "stuck_fraction": "the optimizer state is not redrawn: the null is binomial noise about the layer's own share",
+    **dict.fromkeys(("attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass"), PROBE),
+}
 
 
 def draws(

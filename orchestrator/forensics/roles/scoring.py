@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.forensics.roles.routing import FEATURES, Role, decide
+from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED
+from orchestrator.forensics.roles.routing import FEATURES, ROUTING, Role, decide
 
 FEW = 5  # resamples from which a layer's own variance says something
 CONSTANT = 1e-12  # a spread below this share of the values is rounding
@@ -68,6 +69,24 @@ TREATMENTS = {  # every other routed feature is structural
     "total_write": Treatment(centred=False, transform=logarithm, measure="write_gain"),
 }
 PROBED = {"total_write": Treatment(transform=logarithm)}  # its null is a probe of redrawn models: depth is in it
+
+
+def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
+    """Raise `ValueError` for a routed feature whose measure has no null: any noise in it would make a role."""
+    for role, routes in routing.items():
+        for feature in routes:
+            for treatment in (TREATMENTS.get(feature, STRUCTURAL), PROBED.get(feature, STRUCTURAL)):
+                measure = treatment.measure or feature
+                if measure not in RESAMPLED and measure not in OTHERWISE:
+                    raise ValueError(
+                        f"ROUTING['{role}']['{feature}'] has no null: the redrawn layers lack {measure}, so noise in "
+                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its kind of matrix to "
+                        f"SPECTRA where it reads a spectrum; else redraw what it reads in `_drawn` and add '{measure}' "
+                        f"to RESAMPLED, or add '{measure}': '<reason>' to OTHERWISE where its null comes from elsewhere."
+                    )
+
+
+check_nulls()
 MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.measure)))  # what the null must hold
 
 
