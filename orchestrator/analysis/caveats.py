@@ -10,8 +10,8 @@ from orchestrator.analysis.common_step import common_step_of_cells, common_step_
 from orchestrator.analysis.formatting import grouped_notes
 from orchestrator.analysis.pairs import BATCH_KEYS, HELDOUT_KEYS, Pair
 from orchestrator.analysis.statistics import ALPHA, BOOTSTRAP_FROM, smallest_p
-from orchestrator.common.palette import ROLES
 from orchestrator.forensics.reading import roles_of
+from orchestrator.forensics.roles.routing import ROLES
 
 
 def caveats(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[str]:

@@ -14,8 +14,8 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import ALPHA, sign_patterns
-from orchestrator.common.palette import ROLES
 from orchestrator.forensics.reading import roles_of
+from orchestrator.forensics.roles.routing import ROLES
 
 STATES = (*ROLES, "tie")
 Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times

@@ -13,7 +13,8 @@ from orchestrator.analysis.findings import Finding, findings
 from orchestrator.analysis.formatting import seed_list
 from orchestrator.analysis.sections import brief, many_arms, sections
 from orchestrator.analysis.sections.section import Link, Roles, Section
-from orchestrator.common.palette import ROLES, colour, letter
+from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.routing import ROLES
 
 VERDICTS = {
     "better": "bold green",

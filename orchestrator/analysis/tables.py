@@ -18,6 +18,7 @@ from orchestrator.analysis.flattening import flattening
 from orchestrator.analysis.migration import role_migration
 from orchestrator.analysis.multipliers import THIRDS, sidecar_rows
 from orchestrator.analysis.pairs import Pair, domains_of, pair_losses
+from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.storage.files import write_whole
 
 Rows = list[dict[str, Any]]
@@ -26,7 +27,7 @@ Build = Callable[[list[CellResult], list[Pair]], Rows]
 # In `layers` every measure follows. Tables without `arm` begin with it where several arms are compared.
 COLUMNS = {
     "layers": ["arm", "seed", "step", "layer", "role", "margin",
-               "score_hub", "score_damper", "score_passthrough", "score_specialist"],
+               *(f"score_{role}" for role in ROLES)],
     "role_migration": ["arm", "seed", "step_from", "step", "layer",
                        "role_from", "role_to", "margin_from", "margin_to", "changed"],
     "conservation": ["arm", "seed", "step", "reference", "budget", "expected", "excess",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from orchestrator.common.palette import letter
 from orchestrator.forensics.measures.pathology import Finding
 from orchestrator.forensics.reading import Reading, roles_of
+from orchestrator.forensics.roles.palette import letter
 from orchestrator.storage.steps import name_of
 
 

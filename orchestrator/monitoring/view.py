@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, counted, dash, number, printable
-from orchestrator.common.palette import ROLES, TIE, colour, letter
+from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter
 from orchestrator.monitoring.alerts import SEVERITIES, Alert, alerts
 from orchestrator.monitoring.cells import CellStatus
 
@@ -197,8 +197,10 @@ def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
 
 
 def _legend() -> Text:
-    signs = {**ROLES, "tie": TIE}
-    return Text("   ").join(Text.assemble((sign, paint), (f" {role}", "dim")) for role, (sign, paint) in signs.items())
+    marks = {**MARKS, "tie": TIE}
+    return Text("   ").join(
+        Text.assemble((mark.letter, mark.colour), (f" {role}", "dim")) for role, mark in marks.items()
+    )
 
 
 def _together(found: Sequence[Alert]) -> list[Alert]:

@@ -27,11 +27,12 @@ from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, 
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import EventLog
 
 EVERY = 20  # steps between checkpoints, each of which is read
-ROLES = ("hub", "damper", "passthrough", "specialist", "hub/specialist")
+NAMES = (*ROLES, "hub/specialist")
 GAIN = 0.1  # nats/token by which the second arm ends lower, in the mean over seeds
 
 
@@ -103,7 +104,7 @@ def _write_readings(cell: Cell, paths: Sequence[Path], found: Reading) -> None:
                 for name, value in layer.measures.items()
             }
             counts = {name: int(rng.poisson(3)) for name in ("saturated", "saturated_robust", "saturated_fixed")}
-            role = str(rng.choice(ROLES))
+            role = str(rng.choice(NAMES))
             layers.append(replace(layer, role=role, role_paper=role, measures=measures | counts))
         totals = found.totals | {
             name: sum(layer.measures[name] or 0 for layer in layers)

@@ -17,14 +17,14 @@ from orchestrator.analysis.formatting import number
 from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
-from orchestrator.common.palette import colour, letter, palest
 from orchestrator.forensics.reading import LayerReport, roles_of
+from orchestrator.forensics.roles.palette import mark
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # seeds up to which every cell has a map of its own
 DIVIDED = "no most frequent role"
 SHADES = {  # → sign, full colour, palest
-    **{role: (letter(role), colour(role), palest(role)) for role in STATES},
+    **{role: mark(role) for role in STATES},
     DIVIDED: ("≠", "#555555", "#555555"),
 }
 HOVER = (  # measure, its name in the hover of a layer, its format

@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 from orchestrator.analysis.findings import Scale
 from orchestrator.analysis.formatting import elide, seed_list
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
-from orchestrator.common.palette import arm_line, colour, letter
+from orchestrator.common.palette import arm_line
+from orchestrator.forensics.roles.palette import colour, letter
 
 TEMPLATES = PackageLoader("orchestrator.analysis.report")
 

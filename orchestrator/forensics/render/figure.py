@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from orchestrator.common.palette import ROLES, arm_line, colour
+from orchestrator.common.palette import arm_line
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.render import panels
@@ -15,6 +15,8 @@ from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.render.terminal import RIVALS, has_role, nothing
 from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
+from orchestrator.forensics.roles.palette import colour
+from orchestrator.forensics.roles.routing import ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +127,7 @@ def _scores(axes: Axes, reading: Reading) -> None:
     if len(layers) <= MANY:
         for x, (layer, rival) in enumerate(zip(layers, rivals, strict=True)):
             if has_role(layer):
-                y = list(ROLES).index(layer.role)
+                y = ROLES.index(layer.role)
                 panels.mark(axes, x, y, layer.role, "white" if strength[y, x] > 0.6 else INK, fontweight="bold")
             panels.mark(axes, x, len(ROLES), rival, QUIET)
     axes.axhline(len(ROLES) - 0.5, color="white", linewidth=6)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from orchestrator.common.palette import colour, letter
 from orchestrator.forensics.measures.pathology import CRITICAL, WARN
 from orchestrator.forensics.render.terminal import leads
+from orchestrator.forensics.roles.palette import colour, letter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
-from orchestrator.common.palette import ROLES, colour, letter
 from orchestrator.forensics.measures.table import MEASURES, NEEDS
 from orchestrator.forensics.reading import LayerReport, Reading
+from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.routing import ROLES
 
 SHOWN = 4  # findings and super weights listed before the rest are counted
 SEVERITIES = {"warn": "yellow", "critical": "bold red"}

@@ -15,13 +15,14 @@ from rich.text import Text
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import bar, beside, counted, dash, labelled, ranges
-from orchestrator.common.palette import colour, letter
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading
 from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.export import rows_of
 from orchestrator.forensics.render.terminal import settled
+from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.routing import ROLES
 
 AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
 SHOWN = 20  # role changes listed before the rest are counted
@@ -226,7 +227,7 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) ->
     if len(moved) > SHOWN:
         listed.append(Text(f"and {len(moved) - SHOWN} more", "dim"))
     legend = (
-        "strip: H hub · D damper · P passthrough · S specialist · – none leads · saturated: above median + "
+        f"strip: {' · '.join(f'{letter(role)} {role}' for role in ROLES)} · – none leads · saturated: above median + "
         "3 robust std / by chance · norm / peers: the largest spectral norm over its peers' median"
     )
     return labelled(

@@ -79,10 +79,10 @@ def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
                 measure = treatment.measure or feature
                 if measure not in RESAMPLED and measure not in OTHERWISE:
                     raise ValueError(
-                        f"ROUTING['{role}']['{feature}'] has no null: the redrawn layers lack {measure}, so noise in "
-                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its kind of matrix to "
-                        f"SPECTRA where it reads a spectrum; else redraw what it reads in `_drawn` and add '{measure}' "
-                        f"to RESAMPLED, or add '{measure}': '<reason>' to OTHERWISE where its null comes from elsewhere."
+                        f"ROUTING['{role}']['{feature}'] has no null: the redrawn layers lack '{measure}', so noise in "
+                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its matrix to SPECTRA where "
+                        "it reads a spectrum, or redraw what it reads in `_drawn` and add it to RESAMPLED, or add it "
+                        "to OTHERWISE with the reason where its null comes from elsewhere."
                     )
 
 

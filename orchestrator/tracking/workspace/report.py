@@ -11,8 +11,9 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.sections import sections
 from orchestrator.analysis.sections.section import Link, Roles, Section, TableCell
-from orchestrator.common.palette import arm_line, letter
+from orchestrator.common.palette import arm_line
 from orchestrator.config.schema import Config
+from orchestrator.forensics.roles.palette import letter
 from orchestrator.tracking.workspace import charts
 
 LONGEST_TITLE = 128  # characters that W&B takes

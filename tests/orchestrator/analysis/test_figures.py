@@ -20,7 +20,7 @@ from orchestrator.analysis.figures import FIGURES, draw, write
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
 from orchestrator.analysis.migration import STATES
 from orchestrator.analysis.report.glossary import GLOSSARY
-from orchestrator.common.palette import colour
+from orchestrator.forensics.roles.palette import colour
 
 Write = Callable[..., Path]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

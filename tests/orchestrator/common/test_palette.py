@@ -10,7 +10,9 @@ from colorspacious import cspace_convert, deltaE
 
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
 from orchestrator.analysis.migration import STATES
-from orchestrator.common.palette import COLOURS, ROLES, TIE, arm_line, colour, letter, palest
+from orchestrator.common.palette import COLOURS, arm_line
+from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter, mark
+from orchestrator.forensics.roles.routing import ROLES
 
 JUST_NOTICEABLE = 2.3  # of CAM02-UCS, roughly; patches that are to be told apart at a glance need several times that
 
@@ -35,7 +37,7 @@ def contrast(paint: str, ground: str) -> float:
 
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
 def test_roles_stay_apart(deficiency: str | None) -> None:
-    paints = [paint for _, paint in (*ROLES.values(), TIE)]
+    paints = [mark.colour for mark in (*MARKS.values(), TIE)]
     for a, b in combinations(paints, 2):
         assert deltaE(seen(a, deficiency), seen(b, deficiency), input_space="sRGB1") > 4 * JUST_NOTICEABLE
 
@@ -64,6 +66,10 @@ def test_arms_show_on_both_grounds(ground: str) -> None:
         assert contrast(paint, ground) >= 3.0  # WCAG 2.1, 1.4.11: graphical objects
 
 
+def test_every_role_has_a_mark() -> None:
+    assert tuple(MARKS) == ROLES
+
+
 def test_letters_tell_roles_apart_without_colour() -> None:
     assert [letter(role) for role in (*STATES, "damper/hub")] == ["H", "D", "P", "S", "·", "·"]
     assert len({colour(role) for role in STATES}) == len(STATES)
@@ -73,7 +79,7 @@ def test_letters_tell_roles_apart_without_colour() -> None:
 def test_shades_of_roles_stay_apart(deficiency: str | None) -> None:
     def shades(role: str) -> list[np.ndarray]:
         """Those of 0 %, 25 % … of the seeds, as a linear colour scale gives them."""
-        pale, full = rgb(palest(role)), rgb(colour(role))
+        pale, full = rgb(mark(role).palest), rgb(colour(role))
         mixed = [(1 - share) * pale + share * full for share in np.linspace(0, 1, 5)]
         return [seen("#" + "".join(f"{round(255 * c):02x}" for c in paint), deficiency) for paint in mixed]
 
@@ -81,5 +87,5 @@ def test_shades_of_roles_stay_apart(deficiency: str | None) -> None:
         for one, other in product(a, b):
             assert deltaE(one, other, input_space="sRGB1") > 4 * JUST_NOTICEABLE
     for role in STATES:
-        pale, full = seen(palest(role), deficiency), seen(colour(role), deficiency)
+        pale, full = seen(mark(role).palest, deficiency), seen(colour(role), deficiency)
         assert deltaE(pale, full, input_space="sRGB1") > 4 * JUST_NOTICEABLE

@@ -10,7 +10,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from orchestrator.common.palette import ROLES
+from orchestrator.forensics.roles.palette import MARKS
+from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.monitoring import read_status
 from orchestrator.monitoring.view import GROUP, View, line, sparkline, strip
 from orchestrator.storage import lease
@@ -113,4 +114,4 @@ def test_a_strip_carries_the_palettes_letters_and_colours() -> None:
     assert text.plain.replace(" ", "") == "HDPS·HDPS·"
     assert text.plain.split()[0] == text.plain[:GROUP]
     styles = {text.plain[span.start]: span.style for span in text.spans if text.plain[span.start] != " "}
-    assert {sign: styles[sign] for sign, _ in ROLES.values()} == dict(ROLES.values())
+    assert {mark.letter: styles[mark.letter] for mark in MARKS.values()} == {m.letter: m.colour for m in MARKS.values()}

@@ -19,12 +19,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from orchestrator.common.palette import colour
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render import figure
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.render.trajectory import trajectory
+from orchestrator.forensics.roles.palette import colour
 from orchestrator.forensics.roles.routing import ROLES
 from tests.orchestrator.forensics.pages import with_roles
 
