@@ -12,9 +12,9 @@ from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.anatomy import Anatomy
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.embedding import add_embedding
-from orchestrator.forensics.measures.layer import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings
+from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.table import Value, ffn_cluster_entropy, measure, unique_roles
 from orchestrator.forensics.null.redrawn import draws
 from orchestrator.forensics.reading import (
@@ -28,8 +28,8 @@ from orchestrator.forensics.reading import (
     SuperWeight,
 )
 from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
+from orchestrator.forensics.weights.files import USUAL
 from orchestrator.forensics.weights.memory import trim
-from orchestrator.forensics.weights.tensors import PLACES
 from orchestrator.storage.steps import name_of, step_in
 
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
@@ -217,7 +217,7 @@ Activations = list[dict[str, Value]]  # per layer, what the probe saw
 
 def _refuse_another_model(source: Path) -> None:
     """A probe runs the model of a directory: with any other file in it, two models would make one reading."""
-    runs = next((name for name in PLACES if (source.parent / name).is_file()), None)
+    runs = next((name for name in USUAL if (source.parent / name).is_file()), None)
     if source.is_file() and source.name != runs:
         raise UserError(
             f"{source} cannot be probed, since a probe runs {runs or 'what save_pretrained writes'} in its directory: "
@@ -232,7 +232,8 @@ def probe_null(
     from orchestrator.forensics.measures.probe import (
         probe,  # here, since weights-only work needs none of what they need
     )
-    from orchestrator.forensics.measures.runner import redrawn, runnable, special_tokens
+    from orchestrator.forensics.measures.runner import runnable, special_tokens
+    from orchestrator.forensics.null.model import redrawn
 
     special = special_tokens(anatomy.directory)
     model = runnable(anatomy.directory)

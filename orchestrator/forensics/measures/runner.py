@@ -1,4 +1,4 @@
-"""What the probe runs: a checkpoint's model, text in its own tokens, and the same model redrawn as noise."""
+"""What the probe runs: a checkpoint's model, and text in its own tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from models.transformer import seed_of
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
 from orchestrator.storage import checkpoint
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from orchestrator.data.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # without any, transformers invents an empty one
-BLOCK = 2**20  # entries resampled at once
 UNUSED = "pooler."  # parameters behind an encoder's last layer, which it is often saved without
 
 
@@ -107,28 +105,6 @@ def special_tokens(source: Path) -> frozenset[int]:
         return frozenset(_pretrained_tokenizer(source).all_special_ids)
     except UserError:  # rows of tokens can be run without knowing which of them are special
         return frozenset()
-
-
-@contextmanager
-def redrawn(model: nn.Module, seed: int) -> Iterator[nn.Module]:
-    """`model` with the entries of every parameter resampled with replacement; they come back, bit for bit, on leaving.
-
-    The null of the probe (SCIENCE §3). Each parameter has a stream of its own, which depends on `seed` and its
-    name; tied ones stay tied. Holds the weights twice meanwhile.
-    """
-    original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    try:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                stream = torch.Generator().manual_seed(seed_of(seed, "redrawn", name))
-                entries = original[name].flatten()
-                for block in parameter.view(-1).split(BLOCK):
-                    block.copy_(entries[torch.randint(len(entries), block.shape, generator=stream)])
-        yield model
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(original[name])
 
 
 def own_tokenizer(source: Path) -> Tokenizer:

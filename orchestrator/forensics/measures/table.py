@@ -16,9 +16,9 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.heads import diversity
-from orchestrator.forensics.measures.layer import LayerStatistics
 from orchestrator.forensics.measures.saturation import literal_threshold, robust_threshold
 from orchestrator.forensics.measures.spectrum import perplexity
+from orchestrator.forensics.measures.statistics import LayerStatistics
 
 Value = float | None
 

@@ -19,9 +19,9 @@ import torch
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.heads import drawn_fingerprints
-from orchestrator.forensics.measures.layer import LayerStatistics, Stack, co_magnitude
 from orchestrator.forensics.measures.resampling import Entries, resampled_sums
 from orchestrator.forensics.measures.spectrum import gaussian_singular_values, spectra
+from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, co_magnitude
 
 SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
 HEAVY = 0.25  # of the largest singular value of noise: an entry from which its matrix is drawn whole

@@ -80,7 +80,7 @@ def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
                 if measure not in RESAMPLED and measure not in OTHERWISE:
                     raise ValueError(
                         f"ROUTING['{role}']['{feature}'] has no null: the redrawn layers lack '{measure}', so noise in "
-                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its matrix to SPECTRA where "
+                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its matrix to SPECTRA if "
                         "it reads a spectrum, or redraw what it reads in `_drawn` and add it to RESAMPLED, or add it "
                         "to OTHERWISE with the reason where its null comes from elsewhere."
                     )

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.tensors import METADATA
+from orchestrator.forensics.weights.files import METADATA
 
 # All that `.metadata`, a pickle, may name. None of it does more than hold what it is given.
 _CLASSES = (

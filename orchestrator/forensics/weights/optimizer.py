@@ -9,9 +9,8 @@ from typing import Any
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
+from orchestrator.forensics.weights.files import METADATA, PICKLES
 from orchestrator.forensics.weights.tensors import (
-    METADATA,
-    PICKLES,
     Key,
     Store,
     Tensors,

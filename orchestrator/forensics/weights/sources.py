@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.tensors import BYSTANDERS, METADATA, PICKLES, PLACES
+from orchestrator.forensics.weights.files import METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside
@@ -52,7 +52,7 @@ def _is_checkpoint(entry: Path) -> bool:
 
 def _counted_files(directory: Path) -> list[Path]:
     """Several files of weights, each a checkpoint by its name; none where the directory is one checkpoint itself."""
-    if any((directory / name).is_file() for name in (*PLACES, METADATA)):
+    if any((directory / name).is_file() for name in (*USUAL, METADATA)):
         return []
     files = [file for file in directory.iterdir() if file.suffix in WEIGHTS and NUMBERED.fullmatch(file.stem)]
     counted = [file for file in files if COUNTED.fullmatch(file.stem.rstrip("0123456789"))]
@@ -62,7 +62,7 @@ def _counted_files(directory: Path) -> list[Path]:
 def holds_weights(directory: Path) -> bool:
     """Whether a file in the directory itself looks like a model's weights."""
     names = [file.name for file in directory.iterdir()]
-    usable = (name for name in names if not any(fnmatch(name, pattern) for pattern in BYSTANDERS))
+    usable = (name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS))
     return METADATA in names or any(name.endswith(WEIGHTS) for name in usable)
 
 

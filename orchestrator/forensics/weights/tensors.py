@@ -16,14 +16,10 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
+from orchestrator.forensics.weights.files import INDEX, METADATA, OTHERS, PICKLES, USUAL
 
 Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-INDEX = ".index.json"
-METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
-PLACES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-BYSTANDERS = ("optimizer.*", "scheduler.*", "rng_state*", "training_args.*", "adapter_*")  # no weights of a model
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # others mean nothing without their scales
 
@@ -207,16 +203,16 @@ def _store(path: Path) -> Store:
 
 
 def _is_distributed(directory: Path) -> bool:
-    return (directory / METADATA).is_file() and not any((directory / name).is_file() for name in PLACES)
+    return (directory / METADATA).is_file() and not any((directory / name).is_file() for name in USUAL)
 
 
 def _find(directory: Path) -> Path:
     """The file of weights in a directory: by its usual name, or the only one of its kind."""
-    for name in PLACES:
+    for name in USUAL:
         if (directory / name).is_file():
             return directory / name
     names = sorted(path.name for path in directory.iterdir())
-    usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in BYSTANDERS)]
+    usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS)]
     for suffixes in ((".safetensors",), PICKLES):
         found = [name for name in usable if name.endswith(suffixes)]
         if len(found) > 1:
@@ -225,7 +221,7 @@ def _find(directory: Path) -> Path:
             return directory / found[0]
     if any(fnmatch(name, "adapter_model.*") for name in names):
         raise UserError(f"{directory} holds only adapters: merge them into their model (merge_and_unload) and save it.")
-    raise UserError(f"{directory} holds no weights: looked for {PLACES[0]} or {PLACES[1]}, found {_some(names)}.")
+    raise UserError(f"{directory} holds no weights: looked for {USUAL[0]} or {USUAL[1]}, found {_some(names)}.")
 
 
 def _some(names: list[str]) -> str:
