@@ -198,11 +198,11 @@ def _attempts_before(path: Path) -> int:
     return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
 
-def _is_gone(path: Path) -> Callable[[lease.Claim], bool]:
+def _is_gone(path: Path) -> Callable[[lease.Attempt], bool]:
     """Whether Slurm says that a claim's job has ended, asked now and then: its process may hang all the same."""
     events, asked = EventLog(path.parents[1]), dict[int, float]()
 
-    def is_gone(claim: lease.Claim) -> bool:
+    def is_gone(claim: lease.Attempt) -> bool:
         now = time.monotonic()
         if not slurm.this_job() or now < asked.get(claim.number, 0.0):
             return False

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and by whom they may be read."""
+"""Files that are written atomically, and their permissions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.common.errors import UserError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` in one stroke. Raises `UserError` where the disk refuses; the old file then stands."""
+    """Write `text` to `path` atomically. Raises `UserError` where the disk refuses; the old file then remains."""
     partial = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,14 +29,15 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def keep_as_replaced(path: Path) -> None:
-    """Rename a file that will be written again to `<name>.replaced`, over one that is already called so."""
+    """Rename a file that will be written again to `<name>.replaced`, over an earlier one."""
     path.replace(path.with_name(f"{path.name}.replaced"))
 
 
 def permit_as_umask(directory: Path) -> None:
-    """Give all that lies in `directory` the permissions that the user's umask gives to new files.
+    """Give everything in `directory` the permissions of new files under the user's umask.
 
-    Libraries that write by way of temporary files leave them to their owner alone: nobody else of a group could go on.
+    Libraries that write through temporary files leave them readable by their owner alone: no one else in a group could
+    resume from them.
     """
     probe = directory / ".umask"
     probe.mkdir(exist_ok=True)

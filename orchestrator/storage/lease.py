@@ -1,10 +1,9 @@
-"""Who runs a cell: attempts that claim it one after another, beat while they live, and stop when one follows them.
+"""The lease of a cell: at most one attempt runs it, sends heartbeats, and stops writing once a later one has started.
 
-An attempt is a file of the cell, `attempts/<number>.json`: of any number of processes on any number of machines one
-gets to make it. Its holder keeps the file locked, which tells everybody on the same machine
-that it lives, and touches it again and again, which tells all others. The highest number has the cell: whoever finds
-a higher one than its own writes nothing more. Writing and claiming take turns, so that nobody who found none is still
-about to write when there is one.
+An attempt is a file of the cell, `attempts/<number>.json`, which only one process on any machine can create. Its holder
+keeps the file locked, which shows every process on the same machine that it is alive, and touches it regularly (the
+heartbeat), which shows all others. The highest number owns the cell: an attempt that finds a higher one writes nothing
+more. Writing and starting an attempt exclude each other by a lock, so that no superseded attempt is about to write.
 """
 
 from __future__ import annotations
@@ -25,114 +24,114 @@ from typing import IO
 from orchestrator.common.errors import UserError
 from orchestrator.storage import locks
 
-BEAT_SECONDS = 10.0
-LEASE_SECONDS = 90.0  # without a beat; file systems of clusters show a change up to a minute late
+HEARTBEAT_SECONDS = 10.0
+LEASE_SECONDS = 90.0  # without a heartbeat; file systems of clusters show a change up to a minute late
 POLL_SECONDS = 0.2
-CLOCK_SECONDS = 60.0  # between two looks at the clock of a file server
-RELEASED = 0.0  # the last beat of who gave the cell back, seconds since the epoch
+CLOCK_SECONDS = 60.0  # between two readings of a file server's clock
+RELEASED = 0.0  # the heartbeat of an attempt that released the cell, seconds since the epoch
 
 
 class Superseded(Exception):
-    """A later attempt has the cell: this one must not write any more."""
+    """A later attempt owns the cell: this one must not write any more."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """One attempt, as its file tells of it."""
+class Attempt:
+    """One attempt to run a cell, as its file records it."""
 
     number: int
-    job: str  # of the scheduler, or the process
-    restart: int  # how often the scheduler had started that job before
+    job: str  # the scheduler's job, or the process
+    restart: int  # earlier starts of that job
     host: str
     boot: str  # identity of the running kernel; empty where it has none
     pid: int
     path: Path
 
     def is_here(self) -> bool:
-        """Whether its process, if it lives, runs under this kernel."""
+        """True where its process was started under this kernel."""
         return bool(self.boot) and self.boot == _boot()
 
-    def beat(self) -> float:
-        """When it was last touched, seconds since the epoch; `RELEASED` where it was given back."""
+    def heartbeat(self) -> float:
+        """The time of its last heartbeat, seconds since the epoch; `RELEASED` once it has released the cell."""
         try:
             return self.path.stat().st_mtime
         except OSError:
             return RELEASED
 
     def is_alive(self) -> bool:
-        """Whether its process runs, as far as can be told from here at this moment."""
+        """True where its process runs now, as far as this machine can tell."""
         if self.is_here() and (held := locks.is_held(self.path)) is not None:
             return held
-        return self._silent() < LEASE_SECONDS
+        return self._silence() < LEASE_SECONDS
 
     def is_stale(self) -> bool:
-        """Whether its process should have touched it long ago, though nothing else says that it is gone."""
-        return self.beat() > RELEASED and self._silent() > LEASE_SECONDS
+        """True where it has not released the cell and its heartbeat is overdue."""
+        return self.heartbeat() > RELEASED and self._silence() > LEASE_SECONDS
 
-    def _silent(self) -> float:
-        """Seconds since its last beat, both by the clock of whoever keeps its file."""
-        experiment = self.path.absolute().parents[3]  # one file server keeps its cells: it is asked once for all
-        return time.time() + _clock_ahead(experiment, int(time.monotonic() / CLOCK_SECONDS)) - self.beat()
+    def _silence(self) -> float:
+        """Seconds since its last heartbeat, by the file server's clock."""
+        experiment = self.path.absolute().parents[3]  # one file server keeps all its cells
+        return time.time() + _clock_ahead(experiment, int(time.monotonic() / CLOCK_SECONDS)) - self.heartbeat()
 
 
 class Lease:
-    """A claim that this process holds."""
+    """An attempt of this process, which owns the cell until a later one starts."""
 
-    def __init__(self, claim: Claim, file: IO[str]) -> None:
-        self.claim, self._file = claim, file
-        self._turn, self._waits = _turn_of(claim.path.parents[1]).open("a"), True
-        self._next = path_of(claim.path.parents[1], claim.number + 1)
+    def __init__(self, attempt: Attempt, file: IO[str]) -> None:
+        self.attempt, self._file = attempt, file
+        self._write_lock, self._waits = _write_lock_of(attempt.path.parents[1]).open("a"), True
+        self._next = path_of(attempt.path.parents[1], attempt.number + 1)
         self._ended = threading.Event()
-        self._pulse = threading.Thread(target=self._beat, name="lease", daemon=True)
-        self._pulse.start()
+        self._heartbeats = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
+        self._heartbeats.start()
 
     @property
     def number(self) -> int:
         """1 for the first attempt."""
-        return self.claim.number
+        return self.attempt.number
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
-        """Around everything that changes the cell's files: no later attempt claims it meanwhile.
+        """Hold the write lock while the block changes the cell's files: no later attempt starts meanwhile.
 
-        Raises `Superseded` where one has. Yields what raises it later: nobody waits for ever for a process that is
-        frozen, so that what is done in several steps asks again before each that could harm a successor.
+        Raises `Superseded` where one has. Yields `check`: a later attempt waits only so long for a frozen process, so
+        a block of several steps checks again before each step that could harm a successor.
         """
-        if not locks.take(self._turn.fileno(), LEASE_SECONDS if self._waits else 0.0):
-            self._waits = False  # for a process that is frozen
+        if not locks.acquire(self._write_lock.fileno(), LEASE_SECONDS if self._waits else 0.0):
+            self._waits = False  # its holder is frozen
         try:
             self.check()
             yield self.check
         finally:
             with suppress(OSError):
-                fcntl.flock(self._turn, fcntl.LOCK_UN)
+                fcntl.flock(self._write_lock, fcntl.LOCK_UN)
 
     def check(self) -> None:
-        """Raise `Superseded` where a later attempt has claimed the cell."""
+        """Raise `Superseded` where a later attempt has started."""
         try:
-            self._next.open().close()  # opened, for a network file system may remember that it was not there
+            self._next.open().close()  # a network file system may cache its absence; opening asks again
         except OSError:
             return
-        raise Superseded(f"Attempt {self.number} of {self.claim.path.parents[1]} stops: a later one has the cell.")
+        raise Superseded(f"Attempt {self.number} of {self.attempt.path.parents[1]} stops: a later one owns the cell.")
 
     def release(self) -> None:
-        """Give the cell back, so that the next attempt need not wait for silence."""
+        """Release the cell, so that the next attempt starts at once."""
         self._ended.set()
-        self._pulse.join()
+        self._heartbeats.join()
         with suppress(OSError):
-            os.utime(self.claim.path, (RELEASED, RELEASED))
+            os.utime(self.attempt.path, (RELEASED, RELEASED))
         self._file.close()
-        self._turn.close()
+        self._write_lock.close()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
-            with suppress(OSError):  # a full or unreachable disk; the next write of the cell will say so
-                os.utime(self.claim.path)
+    def _send_heartbeats(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):  # a full or unreachable disk; the next write reports it
+                os.utime(self.attempt.path)
 
 
 @lru_cache(maxsize=4096)
 def _clock_ahead(directory: Path, period: int) -> float:
-    """How far a file server's clock is ahead of this machine's, seconds; 0 where nothing may be written."""
+    """Seconds by which a file server's clock is ahead of this machine's; 0 where nothing may be written."""
     probe = directory / f".clock.{platform.node()}.{os.getpid()}"
     try:
         probe.touch()
@@ -145,34 +144,34 @@ def _clock_ahead(directory: Path, period: int) -> float:
 
 
 def path_of(cell_dir: Path, number: int) -> Path:
-    """Where the claim of an attempt lies."""
+    """The path of an attempt's file."""
     return cell_dir / "attempts" / f"{number:04d}.json"
 
 
-def _turn_of(cell_dir: Path) -> Path:
-    """What is locked by who writes to the cell, and by who claims it, for that moment."""
-    return cell_dir / "attempts" / ".turn"
+def _write_lock_of(cell_dir: Path) -> Path:
+    """The lock that a process holds while it writes to the cell or starts an attempt."""
+    return cell_dir / "attempts" / ".write.lock"
 
 
-def newest(cell_dir: Path) -> Claim | None:
-    """The claim that has the cell, or had it last; null where it was never claimed."""
+def newest(cell_dir: Path) -> Attempt | None:
+    """The newest attempt, whether or not it still runs; None before the first."""
     for path in sorted((cell_dir / "attempts").glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True):
         with suppress(OSError, ValueError, TypeError):
-            return Claim(**json.loads(path.read_text()), path=path)
-        return Claim(int(path.stem), "", 0, "", "", 0, path)  # unreadable: its number and its beat still count
+            return Attempt(**json.loads(path.read_text()), path=path)
+        return Attempt(int(path.stem), "", 0, "", "", 0, path)  # unreadable: its number and its heartbeat still count
     return None
 
 
 def is_held(cell_dir: Path) -> bool:
-    """Whether a process runs the cell, as far as can be told from here at this moment."""
-    claim = newest(cell_dir)
-    return claim is not None and claim.is_alive()
+    """True where a process runs the cell now, as far as this machine can tell."""
+    attempt = newest(cell_dir)
+    return attempt is not None and attempt.is_alive()
 
 
 def next_number(cell_dir: Path) -> int:
-    """The number that the next attempt will have, if none comes before it."""
-    claim = newest(cell_dir)
-    return claim.number + 1 if claim else 1
+    """The number of the next attempt, unless another process starts one first."""
+    attempt = newest(cell_dir)
+    return attempt.number + 1 if attempt else 1
 
 
 @contextmanager
@@ -182,25 +181,24 @@ def hold(
     restart: int = 0,
     *,
     above: int = 0,
-    is_gone: Callable[[Claim], bool] = lambda claim: False,
+    is_gone: Callable[[Attempt], bool] = lambda attempt: False,
     give_up: Callable[[], bool] = locks.never,
 ) -> Iterator[Lease | None]:
-    """Have the cell for the length of the block: when who has it now ends or falls silent. None where `give_up` says
-    to stop waiting.
+    """Own the cell during the block, once the present owner has ended or lost its heartbeat; yields None where
+    `give_up` returned True first.
 
-    An earlier run of the same job is not waited for: its scheduler has declared it dead. Nor is one that `is_gone`
-    knows to have ended, whatever it still does. The attempt's number is higher than that of every claim there is, and
-    than `above`.
-    Raises `UserError` where the claim cannot be written.
+    An earlier run of the same job, which its scheduler has declared dead, and an attempt for which `is_gone` returns
+    True are not waited for. The new attempt's number is above that of every other, and above `above`.
+    Raises `UserError` where the attempt's file cannot be written.
     """
     lease, seen, since = None, None, time.monotonic()
     while lease is None and not give_up():
         before = newest(cell_dir)
-        if (sign := before and (before.number, before.beat())) != seen:
-            seen, since = sign, time.monotonic()  # on this process's own clock: those of other machines may differ
+        if (sign := before and (before.number, before.heartbeat())) != seen:
+            seen, since = sign, time.monotonic()  # by this process's own clock, as those of other machines may differ
         free = before is None or _same_job(before, job, restart) or _has_ended(before, time.monotonic() - since)
         if free or (before is not None and is_gone(before)):
-            lease = _claim(cell_dir, 1 + max(above, before.number if before else 0), job, restart)
+            lease = _start(cell_dir, 1 + max(above, before.number if before else 0), job, restart)
         else:
             time.sleep(POLL_SECONDS)
     try:
@@ -210,39 +208,39 @@ def hold(
             lease.release()
 
 
-def _same_job(before: Claim, job: str, restart: int) -> bool:
+def _same_job(before: Attempt, job: str, restart: int) -> bool:
     return bool(job) and before.job == job and before.restart < restart
 
 
-def _has_ended(before: Claim, silent: float) -> bool:
-    """Whether its process is gone: by its lock, else by what it said, or by `silent` seconds without a beat."""
+def _has_ended(before: Attempt, silent: float) -> bool:
+    """True where its process has ended: by its lock, else released or `silent` for too many seconds."""
     if before.is_here() and (held := locks.is_held(before.path)) is not None:
         return not held
-    return before.beat() == RELEASED or silent > LEASE_SECONDS
+    return before.heartbeat() == RELEASED or silent > LEASE_SECONDS
 
 
-def _claim(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
-    """Attempt `number`; None where another process was faster. Until it is whole, its beat alone says that it lives."""
+def _start(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
+    """Start attempt `number`; None where another process was faster. Until locked, it is alive by heartbeat alone."""
     path = path_of(cell_dir, number)
-    claim = Claim(number, job, restart, platform.node(), _boot(), os.getpid(), path)
+    attempt = Attempt(number, job, restart, platform.node(), _boot(), os.getpid(), path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _turn_of(cell_dir).open("a") as turn:
-            locks.take(turn.fileno(), LEASE_SECONDS)  # who has it that long is frozen, or on a machine that is gone
+        with _write_lock_of(cell_dir).open("a") as write_lock:
+            locks.acquire(write_lock.fileno(), LEASE_SECONDS)  # a longer holder is frozen or its machine is gone
             try:
                 file = path.open("x")
             except FileExistsError:
                 return None
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
-    with suppress(OSError):  # where there are no locks, beats have to do
+    with suppress(OSError):  # without locks, heartbeats have to do
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
-        json.dump({key: value for key, value in asdict(claim).items() if key != "path"}, file)
+        json.dump({key: value for key, value in asdict(attempt).items() if key != "path"}, file)
         file.flush()
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error}): make room.") from error
-    return Lease(claim, file)
+    return Lease(attempt, file)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""File locks that the kernel drops when their holder dies, however it dies."""
+"""File locks, which the kernel releases when their holder dies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from orchestrator.common.errors import UserError
 
 POLL_SECONDS = 0.2
-TURN_SECONDS = 0.01  # the same, where what is waited for takes no longer than that
+SHORT_POLL_SECONDS = 0.01  # for locks that are held only for a write
 
 
 def never() -> bool:
@@ -22,11 +22,10 @@ def never() -> bool:
 
 @contextmanager
 def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) -> Iterator[bool]:
-    """Hold the lock for the length of the block; yields whether it was got.
+    """Hold the lock during the block; yields True where it was acquired.
 
-    Without `wait` it is got now or not at all; with it, when it is free or `give_up` says to stop waiting. On a
-    file system without locks everybody gets it.
-    Raises `UserError` where the file cannot be made.
+    Waits until it is free or `give_up` returns True; without `wait` it tries once. On a file system without locks every
+    process acquires it. Raises `UserError` where the file cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +43,7 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
 
 
 def holder(path: Path) -> int | None:
-    """The process of this machine that holds the lock; null where none does."""
+    """The id of the process on this machine that holds the lock; None where none does."""
     if not is_held(path):
         return None
     host, _, pid = path.read_text().rpartition(" ")
@@ -52,7 +51,7 @@ def holder(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether somebody holds the lock at this moment; null where that cannot be told, as without locks.
+    """True where a process holds the lock now; None where that is unknown, as without locks.
 
     Needs no permission to write.
     """
@@ -60,20 +59,20 @@ def is_held(path: Path) -> bool | None:
         file = path.open()
     except FileNotFoundError:
         return False
-    except OSError:  # a network file system's moment, or too many open files: it says nothing of the holder
+    except OSError:  # such as too many open files, which says nothing about the holder
         return None
     with file:
         got = _try(file.fileno(), fcntl.LOCK_SH)
         return None if got is None else not got
 
 
-def take(descriptor: int, patience: float) -> bool:
-    """Lock an open file, waiting so many seconds at the most; whether nobody else has it locked, as far as is known."""
+def acquire(descriptor: int, patience: float) -> bool:
+    """Lock an open file, waiting up to `patience` seconds; False where another process still has it locked."""
     deadline = time.monotonic() + patience
     while _try(descriptor, fcntl.LOCK_EX) is False:
         if time.monotonic() > deadline:
             return False
-        time.sleep(TURN_SECONDS)
+        time.sleep(SHORT_POLL_SECONDS)
     return True
 
 

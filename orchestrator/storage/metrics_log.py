@@ -1,4 +1,4 @@
-"""The append-only truth of one cell: a JSON object per logged step, synced as it is written."""
+"""The metrics log of one cell: append-only, one JSON object per logged step, synced as it is written."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage import locks
 
 Record = dict[str, Any]
-PATIENCE_SECONDS = 90.0  # with another process that writes; it is frozen then
-LOOKED_BACK = 8  # records before one that tell whether it counts
+PATIENCE_SECONDS = 90.0  # with another process that writes; after that it must be frozen
+LOOKED_BACK = 8  # records before one that decide whether it is superseded
 
 
 def read(path: Path) -> list[Record]:
     """Every whole record, in order. A last line cut short by a crash is not a record; any other is an error."""
-    return [record for _, record in _counting(path, path.read_bytes())] if path.exists() else []
+    return [record for _, record in _current(path, path.read_bytes())] if path.exists() else []
 
 
-def _counting(path: Path, content: bytes) -> list[tuple[int, Record]]:
-    """The records among the lines of `content`, and where each begins."""
+def _current(path: Path, content: bytes) -> list[tuple[int, Record]]:
+    """The offset and the record of every line of `content` that is not superseded."""
     records, start = [], 0
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
@@ -31,7 +31,7 @@ def _counting(path: Path, content: bytes) -> list[tuple[int, Record]]:
             if line:
                 records.append((start, _record(line)))
         except ValueError as error:
-            if number == len(lines):  # no newline after it: the write was cut
+            if number == len(lines):  # without a newline: the write was cut short
                 break
             raise UserError(
                 f"{path} line {number} is not a JSON object ({error}): restore or delete that line."
@@ -42,8 +42,10 @@ def _counting(path: Path, content: bytes) -> list[tuple[int, Record]]:
 
 
 def _superseded(records: list[Record]) -> list[bool]:
-    """Of each, whether an attempt wrote it of one of its steps after its successor had begun to: where files cannot
-    be locked, one that was thought dead may wake up to that."""
+    """True for records of a step that a superseded attempt wrote after its successor's first.
+
+    Where files cannot be locked, a frozen attempt may wake up and write one.
+    """
     late, latest = [], 0
     for record in records:
         attempt = record.get("attempt") if "step" in record else None
@@ -53,9 +55,9 @@ def _superseded(records: list[Record]) -> list[bool]:
 
 
 def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
-    """The records from the newest on, read from the end of the file hardly further than they are taken.
+    """The records from the newest to the oldest, read in blocks from the end of the file as they are consumed.
 
-    None where there is no file. Raises `ValueError` at a line that is no record.
+    Empty where there is no file. Raises `ValueError` at a line that is no record.
     """
     lines, ahead = _lines_backwards(path, block), deque[Record]()
     for record in lines:
@@ -67,7 +69,7 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 
 
 def _newest_of(ahead: deque[Record]) -> Iterator[Record]:
-    """Takes the first of `ahead`, which has the records before it as well, and yields it where it counts."""
+    """Remove the first of `ahead`, which also holds the records before it, and yield it unless it is superseded."""
     late = _superseded([*ahead][::-1])[-1]
     record = ahead.popleft()
     if not late:
@@ -116,14 +118,14 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def append(path: Path, record: Record) -> None:
-    """Write one record as one line and sync it; processes that append at once take turns, where files can be locked.
+    """Write one record as one line, under a lock, and sync it.
 
-    Mends a line cut short by a crash first. Raises `UserError` where the disk refuses.
+    Removes a last line cut short by a crash first. Raises `UserError` where the disk refuses.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            _take_turns(file)
+            _lock(file)
             if file.seek(0, os.SEEK_END) > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
@@ -137,18 +139,18 @@ def append(path: Path, record: Record) -> None:
 def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> None:
     """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`.
 
-    A last line cut short is dropped. `check` is called just before anything goes, and may raise to leave all as it is.
+    A last line cut short is dropped. `check` is called just before the log is cut, and may raise to prevent that.
     Raises `UserError` where the disk refuses; then nothing is lost.
     """
     if not path.exists():
         return
     try:
         with path.open("ab+") as file:
-            _take_turns(file)
+            _lock(file)
             content = _content(file)
-            records = _counting(path, content)
+            records = _current(path, content)
             last = content.rfind(b"\n") + 1
-            is_whole = any(at == last for at, _ in records)  # but for its newline
+            is_whole = any(at == last for at, _ in records)  # apart from its newline
             whole = content[:last] + (content[last:] + b"\n" if is_whole else b"")
             start = next((at for at, record in records if record["step"] > step), len(whole))
             if start < len(whole):
@@ -163,8 +165,8 @@ def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> N
         raise _unwritable(path, error) from error
 
 
-def _take_turns(file: IO[bytes]) -> None:
-    locks.take(file.fileno(), PATIENCE_SECONDS)
+def _lock(file: IO[bytes]) -> None:
+    locks.acquire(file.fileno(), PATIENCE_SECONDS)
 
 
 def _content(file: IO[bytes]) -> bytes:

@@ -34,7 +34,7 @@ class PrefixedStream(io.TextIOBase):
             lines = [f"{self._label}: {line}" if line.strip() else line for line in lines]
         with ExitStack() as stack:
             with suppress(OSError):  # better mixed with other texts than lost
-                locks.take(stack.enter_context(self._lock.open("a")).fileno(), WAIT_SECONDS)
+                locks.acquire(stack.enter_context(self._lock.open("a")).fileno(), WAIT_SECONDS)
             self._stream.write("".join(lines))
             self._stream.flush()
         return len(text)

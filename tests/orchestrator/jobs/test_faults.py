@@ -252,7 +252,7 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
         ("/metrics.jsonl", 5),
         ("/metrics.replaced.jsonl", 1),
         ("/events.jsonl", 2),
-        ("/.turn", 1),
+        ("/.write.lock", 1),
         (".damaged-", 1),
         (".json.replaced", 1),
         (".partial", 8),

@@ -113,7 +113,7 @@ def test_the_same_job_started_again_waits_for_nobody_and_fences_what_it_was(tmp_
             assert held
             assert held.number == 2
             held.check()
-            with pytest.raises(lease.Superseded, match=r"Attempt 1 of .* a later one has the cell"):
+            with pytest.raises(lease.Superseded, match=r"Attempt 1 of .* a later one owns the cell"):
                 before.check()
 
 
@@ -280,17 +280,17 @@ def test_what_was_given_back_elsewhere_is_not_waited_for(tmp_path: Path) -> None
 def test_release_is_told_to_other_machines(tmp_path: Path) -> None:
     with lease.hold(tmp_path) as held:
         assert held
-        assert held.claim.beat() > lease.RELEASED
-    assert held.claim.beat() == lease.RELEASED
+        assert held.attempt.heartbeat() > lease.RELEASED
+    assert held.attempt.heartbeat() == lease.RELEASED
 
 
 def test_a_holder_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
     with lease.hold(tmp_path) as held:
         assert held
-        os.utime(held.claim.path, (1e9, 1e9))
-        wait_for(lambda: held.claim.beat() != 1e9)
-        assert not held.claim.is_stale()
+        os.utime(held.attempt.path, (1e9, 1e9))
+        wait_for(lambda: held.attempt.heartbeat() != 1e9)
+        assert not held.attempt.is_stale()
 
 
 def test_a_frozen_holder_is_alive_and_stale(tmp_path: Path) -> None:
