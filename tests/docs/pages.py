@@ -23,6 +23,7 @@ LANGUAGES = ("sh", "python", "yaml", "diff", "text")  # text is what a program p
 MARK = re.compile(r"<!-- (?:needs: (?P<needs>.+)|(?P<slow>slow)) -->")
 FILE = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+/[\w./-]+\.(?:yaml|py))(?=[\s:])")  # the file that a block is
 CODE = ("orchestrator", "models", "sidecar", "conf", "tests")
+BESIDE = ("tracker=off", "launcher=debug", "sidecar.interval=4", "sidecar.warmup=0")  # unless a command says otherwise
 OURS = re.compile(r"(?:python -m orchestrator|layer-roles)\b")
 SWEPT = re.compile(r"^([\w./+-]+=[^\[\],]+),.*")
 
@@ -104,11 +105,10 @@ def reduced(argv: list[str], small: tuple[str, ...]) -> list[str]:
     trains = argv[:3] == ["python", "-m", "orchestrator"] or argv[:2] == ["layer-roles", "run"]
     if not trains or not any("=" in word for word in argv) or "--cfg" in argv:
         return argv
-    given = [word.lstrip("+").partition("=")[0] for word in argv]
-    more = [word for word in small if not (word.startswith("tracker=") and "tracker" in given)]
-    more += [] if "launcher" in given else ["launcher=debug"]
-    more += ["seeds=[0]"] if "experiment" in given and "seeds" not in given else []
-    return [*argv, *more]
+    given = {word.lstrip("+").partition("=")[0] for word in argv}
+    several = ("seeds=[0,1]",) if "experiment" in given else ()
+    more = [word for word in (*BESIDE, *several) if word.partition("=")[0] not in given]
+    return [*argv, *(word for word in small if word != "tracker=off"), *more]
 
 
 def module_of(argv: list[str]) -> tuple[str, list[str]]:
