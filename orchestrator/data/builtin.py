@@ -1,4 +1,4 @@
-"""Three domains made on this machine, the same for every seed: `code`, `facts` and `math`."""
+"""Three builtin domains, the same for every seed: `code`, `facts` and `math`."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def pieces(lines: Iterable[str], longest: int) -> Iterator[str]:
 
 
 def stdlib_files() -> list[Path]:
-    """The standard library's own sources, sorted; tests and tables left out."""
+    """The sources of the standard library, sorted, without tests and tables."""
     files: list[Path] = []
     for folder, inside, names in os.walk(sysconfig.get_path("stdlib")):
-        inside[:] = set(inside) - SKIPPED  # site-packages may hold more files than all the rest
+        inside[:] = set(inside) - SKIPPED  # site-packages may hold more files than the library
         files += [Path(folder, name) for name in set(names) - SKIPPED if name.endswith(".py")]
-    return sorted(file for file in files if not file.name.startswith("_sysconfigdata"))  # of this machine's Python
+    return sorted(file for file in files if not file.name.startswith("_sysconfigdata"))  # differs between machines
 
 
 def code() -> list[list[str]]:
@@ -52,7 +52,7 @@ def code() -> list[list[str]]:
 
 
 def fact_table() -> list[str]:
-    """`FACTS` statements, one invented value for each invented name; nothing but memory tells which."""
+    """`FACTS` statements, one invented value per invented name, which a model can only memorise."""
     rng = random.Random("fact table")
     relations = [
         "The capital of {key} is {value}.",
@@ -80,7 +80,7 @@ def fact_table() -> list[str]:
 
 
 def facts() -> Iterator[str]:
-    """Documents of six facts; fact r is drawn with probability ∝ 1/r (Zipf), in every split alike."""
+    """Documents of six facts; fact r is drawn with probability ∝ 1/r (Zipf), the same in every split."""
     rng = random.Random("facts")
     table = fact_table()
     cumulative = list(itertools.accumulate(1 / rank for rank in range(1, FACTS + 1)))

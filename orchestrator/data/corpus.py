@@ -1,4 +1,4 @@
-"""The prepared corpus: built once under a fingerprint of everything it depends on, then read from disk."""
+"""The prepared corpus: built once per fingerprint of everything that it depends on, then read from disk."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.storage.locks import hold
 
 FORMAT = 3  # of the prepared files; a new number rebuilds them
-BPE_TOKENS = 2**22  # of training text per domain from which a BPE is learnt, at most
+BPE_TOKENS = 2**22  # largest training text of a BPE, per domain
 LONGEST_TOKEN = 8  # bytes; text read ahead for a BPE is sized for tokens no longer than this on average
 
 
 def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
-    """The corpus of a configuration, built under `cache_dir/<fingerprint>` where it is not there yet.
+    """The corpus of a configuration, built under `cache_dir/<fingerprint>` where it does not exist yet.
 
     Processes that ask at once wait for the one that builds; a build that was killed is done again. Raises
     `UserError` for text or a tokenizer that cannot be read, or larger than `vocab_size`, or too little text.
@@ -63,7 +63,7 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
 
 
 def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
-    """Refuse what no text could mend and sources that are not there; return the corpus's fingerprint.
+    """The corpus's fingerprint. Raises `UserError` for settings that fit no text and for missing sources.
 
     Reads no text and writes nothing.
     """
@@ -108,7 +108,7 @@ def fingerprint(config: DataConfig, seq_len: int) -> str:
 
 
 def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> None:
-    """Write the prepared files beside their place and move them there complete. Needs the lock."""
+    """Write the prepared files to a temporary folder and rename it when complete. Needs the lock."""
     work = folder.with_suffix(".tmp")
     for leftover in (work, folder):  # of a build that was killed, or whose meta.json was deleted
         shutil.rmtree(leftover, ignore_errors=True)
@@ -141,7 +141,7 @@ def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> No
 
 
 def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> Tokenizer:
-    """The tokenizer asked for. A BPE reads ahead: what it has read is put back in front of `groups`."""
+    """The configured tokenizer. A BPE reads ahead in `groups`, and puts back what it has read."""
     if config.tokenizer.kind == TokenizerKind.byte:
         return tokenizers.ByteTokenizer()
     if config.tokenizer.kind == TokenizerKind.hf:
@@ -151,7 +151,7 @@ def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> To
     heads: dict[str, list[Group]] = {}
     for name, source in groups.items():
         heads[name] = []
-        for budget in (*[config.heldout_tokens] * len(HELDOUT), train_tokens):  # each from groups of its own
+        for budget in (*[config.heldout_tokens] * len(HELDOUT), train_tokens):  # each from its own groups
             room = LONGEST_TOKEN * budget
             for group in source:
                 heads[name].append(group)
@@ -164,7 +164,7 @@ def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> To
 
 @dataclass(eq=False)
 class Corpus:
-    """Packed rows on disk, read as they are asked for."""
+    """Packed rows on disk, read on demand."""
 
     folder: Path
     fingerprint: str  # 16 hex digits
@@ -183,7 +183,7 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """sha256 over the rows of every split: equal digests mean equal data, wherever they were prepared."""
+        """sha256 over the rows of every split; equal digests mean equal data on any machine."""
         parts = [f"{name}/{s}={of.digest}" for name, splits in self.splits.items() for s, of in splits.items()]
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Documents in the groups that splits take whole: a row of a table alone, the pieces of a file together."""
+"""Groups of documents, which splits take whole: one row of a table, or the pieces of a file."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-SHARES = 32  # groups that files are dealt into: what a held-out split leaves of its last one is dropped
+SHARES = 32  # groups of files; what a held-out split leaves of its last group is dropped
 
 Group = list[str]  # documents, of which no two may be in different splits
 
 
 def digest(text: str) -> bytes:
-    """16 bytes of the text's sha256: what makes two documents the same one."""
+    """16 bytes of the text's sha256; documents with the same digest are the same."""
     return hashlib.sha256(text.encode(errors="replace")).digest()[:16]
 
 
 def stream(texts: Iterable[str | None], seen: set[bytes]) -> Iterator[Group]:
-    """Each document alone and in its place, without blanks and those already `seen`."""
+    """One group per document, in order, without blanks and those already `seen`."""
     for text in texts:
         if text and not text.isspace() and (key := digest(text)) not in seen:
             seen.add(key)
@@ -25,7 +25,7 @@ def stream(texts: Iterable[str | None], seen: set[bytes]) -> Iterator[Group]:
 
 
 def shuffle(parts: Sequence[Sequence[str | None]], seen: set[bytes]) -> Iterator[Group]:
-    """Each document of all parts alone, by ascending digest, without blanks and those already `seen`."""
+    """One group per document of all parts, by ascending digest, without blanks and those already `seen`."""
     places: dict[bytes, tuple[int, int]] = {}
     for p, part in enumerate(parts):
         for i, text in enumerate(part):

@@ -1,4 +1,4 @@
-"""Which row of which domain comes n-th: arithmetic on seeded permutations, with no iterator state."""
+"""The order of rows over all domains, from seeded permutations alone, with no iterator state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def permutation(seed: int, stream: str, number: int, size: int) -> np.ndarray:
 
 
 def apportion(total: int, weights: list[float]) -> list[int]:
-    """`total` split into integers proportional to the weights: largest remainders, then earlier, first."""
+    """`total` as integers proportional to the weights, by largest remainder; the earlier wins a tie."""
     relative = [weight / max(weights) for weight in weights]  # their sum cannot overflow
     shares = [total * weight / sum(relative) for weight in relative]
     counts = [int(share) for share in shares]
@@ -47,7 +47,7 @@ class Mixture:
     counts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = sorted(self.rows)  # the order in which domains are listed changes nothing
+        self.names = sorted(self.rows)  # so that the order of domains in the configuration does not matter
         total = sum(self.rows.values())
         self.size = min(total * -(-SHORTEST_EPOCH // total), LONGEST_EPOCH)
         self.counts = apportion(self.size, [self.weights[name] for name in self.names])
@@ -57,12 +57,12 @@ class Mixture:
                     f"data.domains.{name}.weight={self.weights[name]} is less than one row in {self.size}: "
                     "raise the weight, or remove the domain."
                 )
-        # Both are pure functions of their arguments: forgetting costs time and changes nothing.
+        # Pure functions of their arguments: evicting an entry costs only time.
         self._permutation = lru_cache(maxsize=2 * len(self.names))(permutation)
         self._epoch = lru_cache(maxsize=2)(self.epoch)
 
     def epoch(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each place in an epoch: the domain's index, and its rows before this one. Both [size]."""
+        """For each position in an epoch: its domain's index, and that domain's rows before it. Both [size]."""
         ordered = np.repeat(np.arange(len(self.names)), self.counts)
         turns = ordered[permutation(seed, "mix", number, self.size)]
         earlier = np.empty(self.size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Groups of documents → splits → rows of seq_len + 1 tokens, as parquet."""
+"""Packing: groups of documents into splits of rows of seq_len + 1 tokens, as parquet."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Split:
-    """What one split of one domain holds; `bytes_per_token` turns nats per token into bits per byte."""
+    """The counts of one split of one domain; `bytes_per_token` converts nats per token to bits per byte."""
 
     documents: int
     tokens: int
@@ -34,7 +34,7 @@ class Split:
 
 
 def encode(groups: Iterable[Group], tokenizer: Tokenizer) -> Iterator[Iterator[tuple[str, list[int]]]]:
-    """Each group, as its documents with their tokens. A group not read to its end is skipped."""
+    """Each group as an iterator of its documents with their tokens; the rest of a group may be left unread."""
     numbered = ((number, text) for number, group in enumerate(groups) for text in group)
 
     def encoded() -> Iterator[tuple[int, str, list[int]]]:
@@ -95,7 +95,7 @@ def write_domain(
     seq_len: int,
     folder: Path,
 ) -> dict[str, Split]:
-    """Fill test, validation, reward and train in this order, each from groups of its own.
+    """Fill test, validation, reward and train, in this order, each from its own groups.
 
     Raises `UserError` where the text cannot fill the held-out splits and one row of training.
     """
@@ -118,7 +118,7 @@ def write_domain(
 
 
 def heldout_groups(groups: Iterable[Group], tokenizer: Tokenizer, heldout_tokens: int) -> int:
-    """How many of the first groups the held-out splits take."""
+    """The number of first groups that the held-out splits take."""
     encoded = encode(groups, tokenizer)
     taken = 0
     for _ in HELDOUT:
@@ -132,7 +132,7 @@ def heldout_groups(groups: Iterable[Group], tokenizer: Tokenizer, heldout_tokens
 
 
 def beginning(groups: Iterable[Group], length: int) -> Iterator[str]:
-    """Documents until they have `length` characters together."""
+    """The first documents, up to `length` characters in total."""
     for text in itertools.chain.from_iterable(groups):
         if length <= 0:
             return
@@ -143,8 +143,8 @@ def beginning(groups: Iterable[Group], length: int) -> Iterator[str]:
 def learn_bpe(heads: dict[str, list[Group]], vocab_size: int, heldout_tokens: int, length: int) -> Tokenizer:
     """A BPE learnt from at most `length` characters of each domain, none from a group that is held out.
 
-    Where held-out text ends depends on the tokenizer. So one learnt from everything shows roughly where, and
-    the next is learnt from what follows, until no tokenizer's held-out groups are among those it has seen.
+    The tokenizer decides where held-out text ends. So the first is learnt from everything, each next one from what
+    follows the held-out groups of the last, until a tokenizer has seen none of its own held-out groups.
     """
     reserved = dict.fromkeys(heads, 0)
     while True:

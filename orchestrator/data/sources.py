@@ -1,4 +1,4 @@
-"""Where text comes from. Every source yields unique documents, grouped, in an order that no file name can change."""
+"""Sources of text. Each yields unique documents in groups, in an order that does not depend on file names."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PIECE = 2048  # characters of the longest document cut from a plain text
 
 
 def reason(error: Exception) -> str:
-    """What went wrong in one line; `datasets` wraps the telling error in a general one."""
+    """The reason of an error in one line; `datasets` wraps the specific error in a general one."""
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
 
 
 class ArrowText(Sequence[str | None]):
-    """A memory-mapped column of text; picking one costs microseconds (of a `datasets` row, a hundred)."""
+    """A memory-mapped column of text; an item costs microseconds, against a hundred of a `datasets` row."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self.column = column
@@ -41,7 +41,7 @@ class ArrowText(Sequence[str | None]):
 
 
 def text_column(rows: datasets.Dataset, column: str, where: str) -> ArrowText:
-    """The texts of a table. Raises `UserError` where it has no such column, or one that is not of text."""
+    """The texts of a table. Raises `UserError` where it has no such column or the column holds no text."""
     if column not in rows.column_names:
         raise UserError(
             f"{where} has no column '{column}'{nearest(column, rows.column_names)}: "
@@ -78,7 +78,7 @@ def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes
 
 
 def builtin_identity(name: str, domain: DomainConfig) -> Any:
-    """Python versions differ in their library: its file sizes stand for `code`."""
+    """File sizes of the standard library for `code`, as Python versions differ in it; else None."""
     if (domain.path or name) != "code":
         return None
     return [(p.name, p.stat().st_size) for p in builtin.stdlib_files()]
@@ -88,7 +88,7 @@ def builtin_identity(name: str, domain: DomainConfig) -> Any:
 
 
 def plain_text(path: Path) -> list[str]:
-    """A text without documents of its own: in pieces, which stay together."""
+    """A plain text cut into pieces, which stay in one split."""
     with path.open(encoding="utf-8-sig") as file:
         return list(builtin.pieces(file, PIECE))
 
@@ -137,7 +137,7 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
 
 def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what fails below is said once, by us
+    datasets.logging.set_verbosity(logging.CRITICAL)  # failures below are reported once, by us
     texts: list[Sequence[str]] = []
     tables: list[Sequence[str | None]] = []
     for path in matching_files(name, domain):
@@ -151,7 +151,7 @@ def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) 
         except UserError:
             raise
         except Exception as error:  # whatever a parser throws at a broken file
-            raise UserError(f"{path} cannot be read ({reason(error)}): mend the file or leave it out.") from error
+            raise UserError(f"{path} cannot be read ({reason(error)}): repair the file or leave it out.") from error
     dealt = deal(texts, seen)
     return heapq.merge(dealt, shuffle(tables, seen), key=lambda group: digest(group[0]))
 
@@ -167,7 +167,7 @@ def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -
     assert domain.path is not None
     try:
         rows = datasets.load_dataset(domain.path, domain.name, split=domain.split, streaming=domain.streaming)
-    except Exception as error:  # network, permissions, names, formats: all the user's to mend
+    except Exception as error:  # network, permissions, names, formats
         raise hub_error(name, domain, error) from error
     if domain.streaming:
         return stream(hub_stream(name, domain, rows), seen)
@@ -199,13 +199,13 @@ def hub_error(name: str, domain: DomainConfig, error: Exception) -> UserError:
 
 
 def hub_identity(name: str, domain: DomainConfig) -> Any:
-    """A local folder is known by its files; what is on the Hub is prepared once and then kept."""
+    """The files of a local folder; None for a dataset on the Hub, which is prepared only once."""
     assert domain.path is not None
     return folder_identity(Path(domain.path))
 
 
 def folder_identity(folder: Path) -> list[tuple[str, int, int]] | None:
-    """Names, sizes and times of a folder's files; None where there is no such folder."""
+    """Name, size and time of each of a folder's files; None where there is no such folder."""
     if not folder.is_dir():
         return None
     files = sorted(p for p in folder.rglob("*") if p.is_file())

@@ -42,11 +42,11 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Nothing to keep: the alphabet is fixed."""
+        """Nothing to save: the alphabet is fixed."""
 
 
 class PretrainedTokenizer:
-    """Any tokenizer of `transformers`, ours included."""
+    """A tokenizer of `transformers`, such as our BPE."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -76,7 +76,7 @@ def load_pretrained(path: str | Path) -> PretrainedTokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except Exception as error:  # network, names, formats: all the user's to mend
+    except Exception as error:  # network, names, formats
         raise UserError(
             f"data.tokenizer.path={path} cannot be loaded ({reason(error)}): "
             "give a folder that holds a saved tokenizer, or the name of a model that can be reached."
@@ -109,7 +109,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PretrainedTokenizer:
 
 
 def load(kind: TokenizerKind, folder: Path) -> Tokenizer:
-    """The tokenizer that `save` left in a folder."""
+    """The tokenizer that `save` wrote to a folder."""
     return ByteTokenizer() if kind == TokenizerKind.byte else load_pretrained(folder)
 
 

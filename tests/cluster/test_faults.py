@@ -198,7 +198,7 @@ def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start,
     assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
     log = (directory / f"jobs/{job(directory)}_0_log.err").read_text()
     assert "Attempt 1 of" in log
-    assert "a later one has the cell" in log
+    assert "a later one owns the cell" in log
 
 
 def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str], tmp_path: Path) -> None:

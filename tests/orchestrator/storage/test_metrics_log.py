@@ -7,7 +7,7 @@ import multiprocessing
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.common.errors import UserError
@@ -29,6 +29,7 @@ def test_reads_back_what_was_appended_exactly(tmp_path: Path) -> None:
     assert [json.loads(line) for line in path.read_text().splitlines()] == RECORDS
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_cut_at_any_byte_costs_at_most_the_line_it_hits(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
