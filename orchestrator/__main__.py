@@ -32,26 +32,28 @@ def run(overrides: Sequence[str], console: Console, complain: Callable[[str], No
 
     `job` is given in a multirun.
     """
-    from orchestrator import launch, plan
+    from orchestrator import plan
     from orchestrator.experiments.experiment import experiment_of
     from orchestrator.experiments.run_directory import open_directory, refuse_another
-    from orchestrator.launch.wrap_up import wrap_up
+    from orchestrator.launch import checks
+    from orchestrator.launch.finalize import finalize
+    from orchestrator.launch.launcher import launch
 
     experiment = experiment_of(overrides, compose, swept=job.swept if job else ())
     if job:
         job.begin(experiment)
     refuse_another(experiment)
-    launch.refuse_early(experiment)
+    checks.check(experiment)
     if experiment.config.dry_run:
         with console:  # printed in one piece, as several jobs may share the terminal
             plan.show(experiment, console)
         return 0
-    launch.check_jobs(experiment)
-    launch.prepare_data(experiment, console)
+    checks.check_jobs(experiment)
+    checks.prepare_data(experiment, console)
     open_directory(experiment)
     with job.share_of_machine(experiment.config) if job else nullcontext():
-        ran = launch.launch(experiment, console)
-    return wrap_up(experiment, console, complain, ran=bool(ran))
+        ran = launch(experiment, console)
+    return finalize(experiment, console, complain, ran=bool(ran))
 
 
 def task(_: DictConfig) -> None:

@@ -14,8 +14,9 @@ from rich.console import Console
 from orchestrator.common import command
 from orchestrator.common.errors import complain
 from orchestrator.monitoring.cells import CellStatus, read_comparison, read_status
+from orchestrator.monitoring.states import SHOWN
 from orchestrator.monitoring.view import View
-from orchestrator.monitoring.watch import GOING, outcome, watch
+from orchestrator.monitoring.watch import outcome, watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,24 +59,24 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
-    """What to look at, or to do, when nothing runs or waits any more."""
+    """The command or the file that comes next, when nothing runs or waits any more; else empty."""
     states, path = {cell.state for cell in cells}, shlex.quote(str(directory))
-    if states & set(GOING):
+    if any(SHOWN[state].is_live for state in states):
         return ""
     if states != {"done"}:
-        return f"go on: python -m orchestrator.status {path} --resume"
+        return f"resume: python -m orchestrator.status {path} --resume"
     report = directory / "comparison/report.html"
     return f"report: {report}" if report.exists() else f"compare: python -m orchestrator.compare {path}"
 
 
 def _resume(directory: Path, which: str, console: Console) -> int:
     """Launch cells again, and finalize as the experiment's own command does."""
-    # torch and the comparison: 3 s that a look at the status does without
+    # they import torch, 3 s that the status alone does without
+    from orchestrator.launch.finalize import finalize
     from orchestrator.launch.resume import resume
-    from orchestrator.launch.wrap_up import wrap_up
 
     experiment = resume(directory, which, console)
-    return 0 if experiment is None else wrap_up(experiment, console, complain)
+    return 0 if experiment is None else finalize(experiment, console, complain)
 
 
 if __name__ == "__main__":

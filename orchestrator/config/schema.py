@@ -101,12 +101,6 @@ class Where(StrEnum):
     job = "job"
 
 
-class LauncherKind(StrEnum):
-    local = "local"
-    debug = "debug"
-    slurm = "slurm"
-
-
 class TrackerMode(StrEnum):
     offline = "offline"
     online = "online"
@@ -268,7 +262,7 @@ class SlurmConfig:
 
 @dataclass
 class LauncherConfig:
-    kind: LauncherKind = LauncherKind.local
+    kind: str = "local"  # one of `schedulers.SCHEDULERS`, which a launch checks
     parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core; on Slurm all
     ranks: int = 1  # processes that train one cell, each on its own GPU or core
     timeout_hours: float = 720.0  # of one job; on Slurm a longer cell resumes when its job is requeued

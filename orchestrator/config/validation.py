@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.keys import flatten
-from orchestrator.config.schema import Config, LauncherKind, Source
+from orchestrator.config.schema import Config, Source
 
 POSITIVE = (
     "model.layers", "model.width", "model.head_dim", "model.queries_per_kv", "model.ffn_ratio", "model.vocab_size",
@@ -99,12 +99,12 @@ def _launcher(config: Config) -> Iterator[str]:
             f"launcher.ranks={launcher.ranks} cannot be spread over launcher.slurm.nodes={slurm.nodes}: "
             "make it a multiple, one process for each GPU."
         )
-    if launcher.kind == LauncherKind.slurm and launcher.parallel and not slurm.array:
+    if launcher.kind == "slurm" and launcher.parallel and not slurm.array:
         yield (
             f"launcher.parallel={launcher.parallel} has no effect with launcher.slurm.array=false: "
             "Slurm limits only the tasks of an array; drop one of the two."
         )
-    if launcher.kind == LauncherKind.slurm and 3600 * launcher.timeout_hours <= slurm.warning_seconds:
+    if launcher.kind == "slurm" and 3600 * launcher.timeout_hours <= slurm.warning_seconds:
         yield (
             f"launcher.slurm.warning_seconds={slurm.warning_seconds} is longer than launcher.timeout_hours="
             f"{launcher.timeout_hours}: lower the one or raise the other."

@@ -1,4 +1,4 @@
-"""The readers of a cell's checkpoints: a thread of the training process, a process beside it, or jobs of Slurm."""
+"""The readers of a cell's checkpoints: a thread of the training process, a process beside it, or jobs of a queue."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import logging
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import LauncherKind, Where
+from orchestrator.config.schema import Where
 from orchestrator.experiments.readings import Readings
-from orchestrator.jobs.readings import ReadingsJob
-from orchestrator.schedulers import slurm, submission
+from orchestrator.schedulers import chosen
+from orchestrator.schedulers.local import Local
+from orchestrator.schedulers.scheduler import Job, NoAnswer, Phase, Resources
 from orchestrator.training.callbacks import Reader
 
 JOIN_SECONDS = 2.0  # that a cell which has ended gives a submission on its way
@@ -52,8 +54,14 @@ class Beside:
     """
 
     def __init__(self, readings: Readings) -> None:
-        self.readings, self.folder = readings, readings.cell_dir.parents[1] / "jobs"
+        self.readings = readings
         self.own: InThread | None = None
+
+    def job_of(self, *options: str) -> Job:
+        """A job that reads the cell's checkpoints."""
+        arguments = (str(self.readings.cell_dir.resolve()), *options)
+        name = f"{self.readings.config.name}-readings"
+        return Job("orchestrator.jobs.readings", arguments, name, Resources.background)
 
     def take_part(self) -> None:
         """Read what is left beside the jobs, so that it ends however they fare."""
@@ -77,17 +85,17 @@ class InProcess(Beside):
 
     def __init__(self, readings: Readings) -> None:
         super().__init__(readings)
-        executor = submission.local(readings.config, self.folder)
-        (self.job,) = submission.submit(executor, ReadingsJob(str(readings.cell_dir), once=False))
+        scheduler = Local(readings.cell_dir.parents[1])
+        (self.job,) = scheduler.submit(readings.config, [self.job_of("--watch")])
 
     def add(self, path: Path) -> None:
         """Nothing: the process has seen it."""
 
 
-class InSlurm(Beside):
+class InQueue(Beside):
     """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits.
 
-    They are submitted in a thread: Slurm may be slow to answer, and no rank is to wait for it.
+    They are submitted in a thread: the scheduler may be slow to answer, and no rank is to wait for it.
     """
 
     def __init__(self, readings: Readings) -> None:
@@ -114,30 +122,19 @@ class InSlurm(Beside):
             self._submit()
 
     def _submit(self) -> None:
-        earlier = slurm.jobs([self.job], self.readings.cell_dir.parents[1]) if self.job is not None else None
-        if earlier and all(job.is_waiting for job in earlier.values()):
-            return
-        nice = self.readings.config.launcher.slurm.side_nice
-        name = f"{self.readings.config.name}-readings"
+        config = self.readings.config
+        scheduler = chosen(config)(self.readings.cell_dir.parents[1])
+        with suppress(NoAnswer):
+            if self.job and any(state.phase == Phase.waiting for state in scheduler.states([self.job]).values()):
+                return
         try:
-            executor = submission.slurm_beside(self.readings.config, self.folder, nice=nice, job_name=name)
-            (job,) = submission.submit(executor, ReadingsJob(str(self.readings.cell_dir.resolve()), once=True))
+            (self.job,) = scheduler.submit(config, [self.job_of()])
         except (UserError, RuntimeError, OSError) as error:
             log.warning("Readings of %s are left for the end of the cell: %s", self.readings.cell_dir, error)
-            return
-        self.job = job.job_id
-
-
-READERS: dict[tuple[Where, LauncherKind], type[InThread | InProcess | InSlurm]] = {
-    (Where.inline, LauncherKind.debug): InThread,
-    (Where.inline, LauncherKind.local): InThread,
-    (Where.inline, LauncherKind.slurm): InThread,
-    (Where.job, LauncherKind.debug): InProcess,
-    (Where.job, LauncherKind.local): InProcess,
-    (Where.job, LauncherKind.slurm): InSlurm,
-}
 
 
 def reader_for(readings: Readings) -> Reader:
     """The reader that the cell's configuration asks for (`forensics.where`), started."""
-    return READERS[readings.config.forensics.where, readings.config.launcher.kind](readings)
+    if readings.config.forensics.where == Where.inline:
+        return InThread(readings)
+    return (InQueue if chosen(readings.config).queues else InProcess)(readings)

@@ -9,11 +9,9 @@ import argparse
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
@@ -21,22 +19,6 @@ from orchestrator.experiments.readings import Readings
 from orchestrator.storage import lease
 
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class ReadingsJob:
-    """The body of a job that reads. It may be killed at any moment: readings are written whole."""
-
-    cell_dir: str
-    once: bool  # read what is there, rather than what comes as long as the cell is trained
-
-    def __call__(self) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's own handler ignores it
-        watch(Path(self.cell_dir), self.once)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """What submitit starts again when the job is preempted: the same."""
-        return DelayedSubmission(self)
 
 
 def watch(cell_dir: Path, once: bool = False) -> None:
@@ -54,11 +36,15 @@ def watch(cell_dir: Path, once: bool = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted."""
+    """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted.
+
+    The process may be killed at any moment: readings are written whole.
+    """
     parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.readings", description=__doc__)
     parser.add_argument("cell", type=Path, help="a cell's directory, such as outputs/<name>/<arm>/seed=0")
     parser.add_argument("--watch", action="store_true", help="go on until the cell has ended and nothing is left")
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's own handler, in a job, ignores it
     try:
         watch(options.cell, once=not options.watch)
     except UserError as error:

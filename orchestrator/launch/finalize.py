@@ -1,75 +1,123 @@
-"""When every cell's job has ended: cells that nobody could try again are, otherwise the comparison is made."""
+"""When the cells have been launched: compare what has finished, or say which cells have not, and why.
+
+`python -m orchestrator.launch.finalize DIR` is the job of a queue that follows all cells: it compares them, or has
+those tried again that nobody else could.
+"""
 
 from __future__ import annotations
 
+import argparse
+import shlex
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator import monitoring
-from orchestrator.common.errors import UserError
+from orchestrator.analysis import compare, print_summary
+from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
+from orchestrator.common.formatting import counted
 from orchestrator.experiments import run_directory
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
 from orchestrator.jobs.worker import is_finished
-from orchestrator.launch import queue
-from orchestrator.schedulers import slurm
+from orchestrator.launch import queued
+from orchestrator.schedulers import job_states, of_this_process
+from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import locks, metrics_log
-from orchestrator.storage.event_log import COMPARISON, OPEN, Entry, EventLog
-from orchestrator.tracking import run
+from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
+from orchestrator.tracking.run import log_comparison
 
-ASK_TIMES, ASK_SECONDS = 10, 30.0
-
-
-def finalize(path: Path) -> None:
-    """Compare what there is; or, where cells died with their whole job, submit these and another finalize.
-
-    Readings that no job has made are made here first.
-    """
-    experiment, events, here = run_directory.reopen(path), EventLog(path), slurm.this_job()
-    with locks.hold(monitoring.experiment_lock(path)):
-        again, pause = _to_try_again(experiment, events)
-        still = _with_slurm(experiment, events)  # resubmitted by hand meanwhile
-        if again:
-            queue.submit(experiment, again, beside=still, begin=pause)
-            return
-        if still:
-            queue.submit_finalize(experiment, still.values())
-            return
-        job = here.id if here else ""
-        # said before the lock is free: whoever submits cells from now on knows that this job will not see to them
-        events.append(COMPARISON, "running", attempt=1, job=job, scheduler=slurm.SLURM)
-    compared = _compare(experiment)
-    of = f"{compared} of {len(experiment.cells)} cells"
-    state, reason = ("done", of) if compared else ("failed", "no cell has finished")
-    events.append(COMPARISON, state, attempt=1, job=job, reason=reason, scheduler=slurm.SLURM)
+ASK_TIMES, ASK_SECONDS = 10, 30.0  # of a queue that does not answer
 
 
-def _compare(experiment: Experiment) -> int:
-    """How many cells were compared: those that were trained to the end."""
-    from orchestrator.analysis import compare, print_summary
-
-    trained = [cell for cell in experiment.cells if _is_trained(cell)]
-    if not trained:
+def finalize(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
+    """Compare what has finished, or say where to look; the exit code. `ran`: this launch ran cells."""
+    if (elsewhere := queued.left_to_queue(experiment)) and not queued.follow(experiment, console):
+        command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
+        console.print(
+            f"{counted(len(elsewhere), 'cell')} with {queued.title(experiment.directory)}; "
+            "the comparison follows by itself.\n"
+            f"  follow: {command} --watch\n  end:    {command} --cancel",
+            markup=False,
+            soft_wrap=True,
+        )
         return 0
-    for cell in trained:  # of the others nothing is compared, and they will be read when they go on
-        _read(cell)
+    code, finished = _report_unfinished(experiment, complain)
+    if not ran and not code:
+        console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
+    if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
+        _compare(experiment, console, log=ran and not elsewhere)  # else the job that compared has logged it
+    return code
+
+
+def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
+    """Say which cells failed or are lost, and why, or that the run was stopped; the exit code, the number finished."""
+    unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
+    seen = {cell.cell: cell for cell in monitoring.read_status(experiment.directory)} if unfinished else {}
+    failed = [seen[cell] for cell in unfinished if cell in seen and seen[cell].state in ("failed", "lost")]
+    for cell in failed:
+        complain("\n  ".join([f"{cell.cell} {'is ' * (cell.state == 'lost')}{cell.state}: {cell.reason}", *cell.log]))
+    if unfinished and not failed:
+        complain(STOPPED)
+    code = 2 if failed else INTERRUPTED if unfinished else 0
+    return code, len(experiment.cells) - len(unfinished)
+
+
+def _compare(experiment: Experiment, console: Console, *, log: bool) -> None:
+    """Compare, print the summary, and log it to W&B where `log` is set."""
     comparison = compare(experiment.directory)
-    print_summary(comparison, Console(width=100))
-    run.log_comparison(experiment.config, comparison)
+    print_summary(comparison, console)
+    if log:
+        log_comparison(experiment.config, comparison)
+
+
+def run_as_job(path: Path) -> None:
+    """Compare what there is; or, where cells died with their whole job, submit these and another finalize."""
+    experiment, events, scheduler = run_directory.reopen(path), EventLog(path), of_this_process(path)
+    with locks.hold(monitoring.experiment_lock(path)):
+        again, delay = _to_try_again(experiment, events)
+        states = _states(events)
+        queue = {c: e.job for c, e in _queued(events).items() if e.job in states and not states[e.job].has_ended}
+        if again:
+            queued.submit(experiment, again, beside=queue, delay=delay)
+            return
+        if queue:  # resubmitted by hand meanwhile
+            queued.submit_finalize(experiment, queue.values())
+            return
+        here, name = scheduler.this_job(), scheduler.name if scheduler.queues else ""
+        which: dict[str, Any] = {"attempt": 1, "job": here.id if here else "", "scheduler": name}
+        # recorded before the lock is free: from now on nobody leaves new cells to this job
+        events.append(COMPARISON, "running", **which)
+    if compared := _compare_trained(experiment):
+        events.append(COMPARISON, "done", reason=f"{compared} of {len(experiment.cells)} cells", **which)
+    else:
+        events.append(COMPARISON, "failed", reason="no cell has finished", **which)
+
+
+def _compare_trained(experiment: Experiment) -> int:
+    """Compare the cells that were trained to the end, with all their readings; returns how many they are."""
+    trained = [cell for cell in experiment.cells if _is_trained(cell)]
+    for cell in trained:
+        _read(cell)
+    if trained:
+        _compare(experiment, Console(width=100), log=True)
     return len(trained)
 
 
 def _is_trained(cell: Cell) -> bool:
-    """Whether its metrics log ends as one does that a comparison takes."""
+    """True where its metrics log ends as one does that a comparison takes."""
     return "test" in (metrics_log.newest(cell.directory / "metrics.jsonl") or {})
 
 
 def _read(cell: Cell) -> None:
-    """Make the readings that no job has made; what cannot be read is said, and the comparison does without it."""
+    """Make the readings that no job has made; the comparison does without one that cannot be made."""
     try:
         readings = Readings(cell.directory, cell.config)
         for checkpoint in readings.unread():
@@ -80,53 +128,57 @@ def _read(cell: Cell) -> None:
 
 def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell], float]:
     """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
-    limits, last = experiment.config.launcher, events.last()
-    waiting = [
-        cell for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id)) and not is_finished(cell.directory)
-    ]
-    known = _asked([last[cell.id].job for cell in waiting], events)
+    limits, entries, states = experiment.config.launcher, _queued(events), _states(events)
     again, longest = [], 0.0
-    for cell in waiting:
-        entry = last[cell.id]
-        job = known.get(entry.job)
-        if job is not None and not job.has_ended:
+    for cell in experiment.cells:
+        entry = entries.get(cell.id)
+        state = states.get(entry.job) if entry else None
+        if entry is None or (state and not state.has_ended) or is_finished(cell.directory):
             continue
-        if job is not None and job.state.startswith("CANCELLED"):
-            which = {"job": entry.job, "scheduler": entry.scheduler}
-            events.append(cell.id, "stopped", attempt=entry.attempt, reason="cancelled", **which)
+        which: dict[str, Any] = {"attempt": entry.attempt, "job": entry.job, "scheduler": entry.scheduler}
+        if state and state.phase == Phase.cancelled:
+            events.append(cell.id, "stopped", reason="cancelled", **which)
             continue
         if entry.state != "crashed":
-            reason = f"its job ended without a word ({job.state if job else 'Slurm does not know it any more'})"
-            retry.died(events, cell.id, reason, attempt=entry.attempt, job=entry.job, scheduler=entry.scheduler)
+            how = state.word if state else "its queue does not know it any more"
+            retry.record_crash(events, cell.id, f"its job ended without a word ({how})", **which)
         pause = retry.pause_or_give_up(events, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
             again.append(cell)
             longest = max(longest, pause)
-    # and those that failed for want of what these will decide
-    sources = {cell.directory for cell in again}
-    for cell in experiment.cells:
-        failed = cell.id in last and last[cell.id].state == "failed"
-        if failed and needed_cell(cell.config, experiment.directory) in sources:
-            again.append(cell)
-    return again, longest
+    # and those that failed for want of a result that these will have
+    last, sources = events.last(), {cell.directory for cell in again}
+    failed = [cell for cell in experiment.cells if cell.id in last and last[cell.id].state == "failed"]
+    return [*again, *(cell for cell in failed if needed_cell(cell.config, experiment.directory) in sources)], longest
 
 
-def _asked(jobs: list[str], events: EventLog) -> dict[str, slurm.Job]:
-    """What Slurm knows of the jobs; asked again for some minutes where it does not answer. Raises `UserError` then."""
+def _queued(events: EventLog) -> dict[str, Entry]:
+    """The newest event of every cell that a queue has or should have."""
+    return {cell: entry for cell, entry in events.open().items() if cell != COMPARISON}
+
+
+def _states(events: EventLog) -> dict[str, JobState]:
+    """Job → state, as the queue knows it; asked again for some minutes where it does not answer, then `UserError`."""
     for _ in range(ASK_TIMES):
-        if (known := slurm.jobs(jobs, events.path.parent, events.owner())) is not None:
-            return known
-        time.sleep(ASK_SECONDS)
-    raise UserError(f"Slurm does not answer (squeue): python -m orchestrator.compare {events.path.parent} compares.")
+        try:
+            return job_states(_queued(events).values(), events.path.parent)
+        except NoAnswer as error:
+            sentence = f"{error}: python -m orchestrator.compare {events.path.parent} compares."
+            time.sleep(ASK_SECONDS)
+    raise UserError(sentence)
 
 
-def _with_slurm(experiment: Experiment, events: EventLog) -> dict[str, str]:
-    """Cell → job, of those that have not ended."""
-    last = events.last()
-    theirs = {cell.id: last[cell.id].job for cell in experiment.cells if _is_left_to_slurm(last.get(cell.id))}
-    known = _asked(list(theirs.values()), events)
-    return {cell: job for cell, job in theirs.items() if job in known and not known[job].has_ended}
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code: 0, 2 where nothing can be compared or submitted."""
+    parser = argparse.ArgumentParser(prog="python -m orchestrator.launch.finalize", description=__doc__)
+    parser.add_argument("directory", type=Path, help="the experiment's directory")
+    try:
+        run_as_job(parser.parse_args(arguments).directory)
+    except UserError as error:
+        complain(str(error))
+        return 2
+    return 0
 
 
-def _is_left_to_slurm(entry: Entry | None) -> bool:
-    return entry is not None and bool(entry.scheduler) and entry.state in OPEN
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,4 @@
-"""Where the cells of an experiment stand: `python -m orchestrator.status outputs/width_ablation --watch`.
-
-Everything is read from the run directory, never from the processes: a cell's files and locks are all it says of itself.
-"""
+"""The state of an experiment's cells, as their files and locks show it; their processes are never asked."""
 
 from orchestrator.monitoring.cells import CellStatus, experiment_lock, read_status
 from orchestrator.monitoring.watch import Screen, watch

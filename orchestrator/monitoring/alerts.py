@@ -1,4 +1,4 @@
-"""What deserves attention in a running experiment: one function per kind of it, and one table."""
+"""What deserves attention in an experiment: one function for each kind of alert, and one table."""
 
 from __future__ import annotations
 
@@ -17,51 +17,51 @@ BEHIND = 2  # checkpoints that wait for their reading while others are written; 
 
 @dataclass(frozen=True)
 class Alert:
-    """One sentence on one cell. It stays the same until there is something new to say."""
+    """One sentence on one cell, the same as long as nothing changes."""
 
     cell: str
     severity: str  # one of `SEVERITIES`
     text: str
 
 
-Said = Iterator[tuple[str, str]]  # severity, text
+Found = Iterator[tuple[str, str]]  # severity, text
 
 
 def alerts(status: CellStatus) -> list[Alert]:
-    """All there is to say of the cell, worst first."""
-    found = [Alert(status.cell, *said) for rule in RULES for said in rule(status)]
+    """The alerts of a cell, worst first."""
+    found = [Alert(status.cell, *each) for rule in RULES for each in rule(status)]
     return sorted(found, key=lambda alert: SEVERITIES.index(alert.severity))
 
 
-def ended_badly(s: CellStatus) -> Said:
-    """A failed or lost cell, with the reason; of any other, what the event log adds."""
+def ended_badly(s: CellStatus) -> Found:
+    """A cell that somebody must do something about, with the reason; for any other, the reason of its last event."""
     if s.state == "failed":
-        yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _told(s)
+        yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _log(s)
     elif s.state == "lost":
-        yield "critical", f"lost: {s.reason}: the same command goes on with it, and so does --resume." + _told(s)
+        yield "critical", f"lost: {s.reason}: the same command resumes it, and so does --resume." + _log(s)
     elif s.state == "missing":
         yield "critical", "its directory is gone: the same command trains it again."
     elif s.state == "zombie":
         yield (
             "critical",
             f"a zombie: its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too "
-            "long; --resume all cancels it and goes on from its newest checkpoint.",
+            "long; --resume all cancels it and resumes from its newest checkpoint.",
         )
     elif s.state == "suspended":
-        yield "note", f"suspended: Slurm has frozen its job {s.job}, which goes on when it is resumed."
+        yield "note", f"suspended: its job {s.job} is frozen until its scheduler, or an operator, lets it go on."
     elif s.reason:
         yield "note", s.reason
 
 
-def interrupted(s: CellStatus) -> Said:
-    """How often a cell was taken off and how often it died, and came back."""
-    told = [f"{verb} {n} times in all" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
-    if told:
-        yield "note", " and ".join(told) + (f"; this is attempt {s.attempt}." if s.state == "running" else ".")
+def interrupted(s: CellStatus) -> Found:
+    """The number of times that a cell was preempted, and that it died."""
+    times = [f"{verb} {n} times in all" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
+    if times:
+        yield "note", " and ".join(times) + (f"; this is attempt {s.attempt}." if s.state == "running" else ".")
 
 
-def waiting(s: CellStatus) -> Said:
-    """For what a job waits, or that nobody can be asked."""
+def waiting(s: CellStatus) -> Found:
+    """The reason why a job waits, or that its queue does not answer."""
     if s.waits:
         yield "note", f"{s.waits}."
 
@@ -72,16 +72,16 @@ def _interruptions(s: CellStatus) -> Iterator[tuple[str, int]]:
 
 
 def _cure(s: CellStatus) -> str:
-    """What starts a cell again that died; a reason that the user must mend says itself what to do."""
+    """The cure for a cell that died; any other reason names its own."""
     return "; --resume starts it again" if s.deaths else ""
 
 
-def _told(s: CellStatus) -> str:
+def _log(s: CellStatus) -> str:
     """The end of its log."""
     return "".join(f"\n  {line}" for line in s.log)
 
 
-def pathology(s: CellStatus) -> Said:
+def pathology(s: CellStatus) -> Found:
     """Tensors that have left their peers behind in the newest reading (SCIENCE §5)."""
     if s.reading and s.reading.findings:
         worst, *others = s.reading.findings
@@ -93,7 +93,7 @@ def pathology(s: CellStatus) -> Said:
         )
 
 
-def stale(s: CellStatus) -> Said:
+def stale(s: CellStatus) -> Found:
     """A running cell that has written nothing for many times its usual interval."""
     if s.state != "running" or s.written is None or s.interval is None or s.step >= s.steps:
         return
@@ -102,13 +102,13 @@ def stale(s: CellStatus) -> Said:
         yield "warn", f"has written nothing since {since}; its records were {s.interval:.3g} s apart at most."
 
 
-def damaged(s: CellStatus) -> Said:
+def damaged(s: CellStatus) -> Found:
     """Checkpoints that a resumed run did not trust."""
     if s.aside:
         yield "note", f"{counted(len(s.aside), 'checkpoint')} set aside as damaged: checkpoints/{s.aside[-1]}."
 
 
-def unread(s: CellStatus) -> Said:
+def unread(s: CellStatus) -> Found:
     """Checkpoints whose layers are due to be read and were not: readings that lag behind, or failed."""
     if s.plan is None:
         return
@@ -119,13 +119,13 @@ def unread(s: CellStatus) -> Said:
         yield "warn", f"{counted(len(due), 'checkpoint')} not read yet ({steps}){cure}."
 
 
-def unreadable(s: CellStatus) -> Said:
-    """Files that should tell of the cell and do not."""
+def unreadable(s: CellStatus) -> Found:
+    """Files of the cell that cannot be read."""
     for sentence in s.broken:
         yield "warn", sentence
 
 
-RULES: tuple[Callable[[CellStatus], Said], ...] = (
+RULES: tuple[Callable[[CellStatus], Found], ...] = (
     ended_badly,
     interrupted,
     waiting,

@@ -1,4 +1,4 @@
-"""The cells of an experiment as their files and locks show them, read anew at every call, and cheaply."""
+"""The status of an experiment's cells, read anew from their files and locks at every call, and cheaply."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.monitoring.reading import Newest, newest
-from orchestrator.monitoring.states import Sight, is_open, state_of
-from orchestrator.schedulers.slurm import Job, jobs, recent_jobs
+from orchestrator.monitoring.states import Evidence, state_of
+from orchestrator.schedulers import job_states, of_entry
+from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import lease, metrics_log
-from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
+from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 from orchestrator.storage.locks import is_held
 from orchestrator.storage.steps import step_in
 
 RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
-UNASKED = "is as the event log has it: Slurm does not answer here (squeue)"
+PATIENCE = 5.0  # seconds between two questions of one process to a queue
 COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
-MACHINERY = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # what it says of itself
+_SCHEDULER_LINE = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # not the cell's own
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a cell's configuration is needed to follow it."""
+    """What a status needs of a cell's configuration."""
 
     steps: int
     read_every: int  # steps
@@ -47,15 +48,15 @@ class CellStatus:
     """One cell, as it was found at the time `seen`."""
 
     cell: str  # <arm>/seed=<k>
-    state: str  # a key of `view.STATES`
+    state: str  # a key of `states.SHOWN`
     attempt: int = 0
     job: str = ""
     preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again
     deaths: int = 0  # how often its process died
-    waits: str = ""  # for what its job waits, or that nobody can be asked
+    waits: str = ""  # for what its job waits, or that its queue does not answer
     log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
-    reason: str = ""  # the event log's last word on it
-    plan: Plan | None = None  # null where its configuration cannot be read
+    reason: str = ""  # of its newest event
+    plan: Plan | None = None  # None where its configuration cannot be read
     records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its metrics log
     written: float | None = None  # when its metrics log was last written, seconds since the epoch
     reading: Newest | None = None  # the newest
@@ -71,12 +72,12 @@ class CellStatus:
 
     @property
     def steps(self) -> int:
-        """Its last step; 0 where that is not known."""
+        """The number of steps to train; 0 where that is not known."""
         return self.plan.steps if self.plan else 0
 
     @property
     def share(self) -> float:
-        """How much of it is done, 0…1."""
+        """The share of its steps that are done, 0…1."""
         return min(1.0, self.step / self.steps) if self.steps else 0.0
 
     @property
@@ -95,7 +96,7 @@ class CellStatus:
 
     @property
     def left(self) -> float | None:
-        """Seconds to its last step, at the pace so far; null unless it is running."""
+        """Seconds to its last step, at the pace so far; None unless it is running."""
         if self.state != "running" or not self.step:
             return None
         seconds: float = self.records[-1]["seconds"]
@@ -103,7 +104,7 @@ class CellStatus:
 
     @property
     def interval(self) -> float | None:
-        """The longest time between two of the newest records, seconds; null where there are not two."""
+        """The longest time between two of the newest records, seconds; None where there are not two."""
         return max((b["seconds"] - a["seconds"] for a, b in pairwise(self.records)), default=None)
 
 
@@ -114,7 +115,7 @@ def experiment_lock(experiment_dir: Path) -> Path:
 
 @cache
 def plan_of(cell_dir: Path) -> Plan:
-    """What a status needs of its configuration, which does not change. Raises `ValueError` where it is not there."""
+    """The plan of a cell, whose configuration does not change. Raises `ValueError` where it cannot be read."""
     try:
         return _plan_in(_SEED.sub("", (cell_dir / "config.yaml").read_text()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -131,96 +132,108 @@ def _plan_in(text: str) -> Plan:
 def read_status(experiment_dir: Path) -> list[CellStatus]:
     """The status of every cell, in the order of the experiment.
 
-    Raises `UserError` where the directory holds no experiment or its event log cannot be read.
+    Raises `UserError` where the directory holds no experiment of this version, or its event log cannot be read.
     """
+    refuse_older(experiment_dir)
     cells = _cell_dirs(experiment_dir)
     if not cells:
         raise UserError(no_experiment(experiment_dir))
     events = EventLog(experiment_dir)
     last = events.last()
-    cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # whose directories are gone
-    told = _written(events.path)
-    claims = {cell: lease.newest(path) for cell, path in cells.items() if is_open(last.get(cell))}
+    cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # their directories are gone
+    events_written = _written(events.path)
+    claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
     held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
-    known = _jobs(events, last)
-    if any(is_open(last.get(cell)) and cell not in held for cell in cells):
-        last = events.last()  # a process leaves its last word before its claim: what it has said since counts
+    known, no_answer = _job_states(events)
+    if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
+        last = events.last()  # a process records its end before it gives its claim back: look at what it recorded since
     preempted, deaths = events.preemptions(), events.counted("crashed")
     found = []
     for cell, path in cells.items():
         entry, claim = last.get(cell), claims.get(cell)
-        job = known.get(entry.job) if entry and known else None
-        sight = Sight(cell in held, bool(claim and claim.is_stale()), launching, job, asked=known is not None)
-        state = state_of(entry, sight) if path.is_dir() else "missing"
-        if state == "zombie" and not sight.stale:  # what was seen one after another may only seem to disagree
-            entry, sight = _looked_again(events, cell, path, sight)
-            state = state_of(entry, sight)
-        status = status_of(path, entry, state, told)
-        waits = f"its job waits: {job.reason}" if job and job.is_waiting and job.reason else ""
-        if is_open(entry) and not sight.asked:
-            waits = UNASKED
+        job = known.get(entry.job) if entry else None
+        evidence = Evidence(cell in held, bool(claim and claim.is_stale()), launching, job, not no_answer)
+        state = state_of(entry, evidence) if path.is_dir() else "missing"
+        if state == "zombie" and not evidence.stale:  # what was read one after another may only seem to disagree
+            entry, evidence = _look_again(events, cell, path, evidence)
+            state = state_of(entry, evidence)
+        status = status_of(path, entry, state, events_written)
+        waits = f"its job waits: {job.reason}" if job and job.phase == Phase.waiting and job.reason else ""
+        if _is_open(entry) and no_answer:
+            waits = f"is as the event log has it: {no_answer}"
         times = preempted.get(cell, 0) + (state == "preempted")
         died = deaths.get(cell, 0)
-        why = _why_lost(entry, job) if entry and state == "lost" else status.reason
-        log = status.log if died or state == "lost" or len(status.log) > 1 else ()  # its reason says it all
-        found.append(replace(status, reason=why, log=log, preempted=times, deaths=died, waits=waits))
+        reason = _reason_of_loss(entry, job) if entry and state == "lost" else status.reason
+        log = status.log if died or state == "lost" or len(status.log) > 1 else ()  # its reason is enough
+        found.append(replace(status, reason=reason, log=log, preempted=times, deaths=died, waits=waits))
     return found
 
 
-def _why_lost(entry: Entry, job: Job | None) -> str:
-    """What is known of a cell whose process is gone."""
+def _is_open(entry: Entry | None) -> bool:
+    return entry is not None and entry.is_open
+
+
+def _reason_of_loss(entry: Entry, job: JobState | None) -> str:
+    """Why a cell's process is gone, as far as is known."""
     if entry.state == "submitted" and job is not None:
-        return f"its job ended ({job.state}) before the cell began, perhaps in launcher.slurm.setup"
+        return f"its job ended ({job.word}) before the cell began, perhaps in launcher.{entry.scheduler}.setup"
     return entry.reason if entry.state == "crashed" else "its process is gone (killed, or its machine is down)"
 
 
 def read_comparison(experiment_dir: Path) -> str:
-    """Where the job stands that compares the cells when they have ended; empty where none was submitted."""
+    """The state of the job that compares the cells when they have ended; empty where none was submitted."""
     events = EventLog(experiment_dir)
     entry = events.comparison()
+    known, no_answer = _job_states(events)
+    if (now := events.comparison()) != entry:  # recorded meanwhile
+        entry, (known, no_answer) = now, _job_states(events)
     if entry is None:
         return ""
-    known = _jobs(events, {COMPARISON: entry})
-    if (now := events.comparison()) is not None and now != entry:  # what was said meanwhile counts
-        entry, known = now, _jobs(events, {COMPARISON: now})
-    if not is_open(entry):
+    if not entry.is_open:
         return f"{entry.state}{f': {entry.reason}' if entry.reason else ''}"
-    if known is None:
-        word = "running" if entry.state == "running" else "queued"
-        return f"{word} (job {entry.job}), as the event log has it: Slurm does not answer here (squeue)"
+    if no_answer:
+        state = "running" if entry.state == "running" else "queued"
+        return f"{state} (job {entry.job}), as the event log has it: {no_answer}"
     job = known.get(entry.job)
     if job is None:
-        return f"lost: Slurm does not know job {entry.job} any more; {COMPARES}"
+        return f"lost: {of_entry(entry, experiment_dir).title} does not know job {entry.job} any more; {COMPARES}"
     if job.has_ended:
-        return f"lost: job {entry.job} ended as {job.state} (jobs/{entry.job}_0_log.err); {COMPARES}"
-    word = "suspended" if job.is_suspended else "queued" if job.is_waiting else "running"
-    return f"{word} (job {entry.job})"
+        log = of_entry(entry, experiment_dir).log_of(entry.job).relative_to(experiment_dir)
+        return f"lost: job {entry.job} ended as {job.word} ({log}); {COMPARES}"
+    states = {Phase.suspended: "suspended", Phase.waiting: "queued"}
+    return f"{states.get(job.phase, 'running')} (job {entry.job})"
 
 
-def _looked_again(events: EventLog, cell: str, path: Path, sight: Sight) -> tuple[Entry | None, Sight]:
-    """The scheduler asked anew, then whether the process still lives, then its last word."""
-    name, root = _job_of(events, cell), events.path.parent
-    job = (jobs([name], root, events.owner()) or {}).get(name) if name else None
-    held = lease.is_held(path)
-    return events.last().get(cell), replace(sight, job=job, held=held)
-
-
-def _job_of(events: EventLog, cell: str) -> str:
+def _look_again(events: EventLog, cell: str, path: Path, evidence: Evidence) -> tuple[Entry | None, Evidence]:
+    """The queue's newest answer, then whether the process still lives, then the newest event."""
     entry = events.last().get(cell)
-    return entry.job if entry else ""
+    job = None
+    with suppress(NoAnswer):
+        job = job_states([entry], events.path.parent).get(entry.job) if entry else None
+    held = lease.is_held(path)
+    return events.last().get(cell), replace(evidence, job=job, held=held)
 
 
-def _jobs(events: EventLog, last: dict[str, Entry]) -> dict[str, Job] | None:
-    """What the scheduler knows of the jobs of open cells; null where it cannot be asked."""
-    theirs = {entry.job for entry in last.values() if entry.scheduler and is_open(entry)}
-    return recent_jobs(theirs, events.path.parent, events.owner())
+def _job_states(events: EventLog) -> tuple[dict[str, JobState], str]:
+    """Job → state of all open jobs of queues, as of the last seconds; and the sentence of a queue without answer."""
+    entries = frozenset(events.open().values())
+    try:
+        return _recent_states(entries, events.path.parent, int(time.monotonic() / PATIENCE)), ""
+    except NoAnswer as error:
+        return {}, str(error)
 
 
-def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | None = None) -> CellStatus:
-    """What the files of one cell say. Any of them may be missing, or vanish while it is looked at.
+@lru_cache(maxsize=8)
+def _recent_states(entries: frozenset[Entry], experiment_dir: Path, period: int) -> dict[str, JobState]:
+    return job_states(entries, experiment_dir)
 
-    `told`: when the event log was last written to; an attempt that has just begun has not been silent since the last.
+
+def status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: float | None = None) -> CellStatus:
+    """The status of one cell from its files. Any of them may be missing, or vanish while it is read.
+
+    `events_written`: when the event log was last written; an attempt that has just begun has not been silent since
+    the one before.
     """
     broken: list[str] = []
     checkpoints = _names(cell_dir / "checkpoints")
@@ -251,7 +264,7 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
         reason=entry.reason if entry else "",
         plan=plan,
         records=records,
-        written=max(filter(None, (_written(cell_dir / "metrics.jsonl"), told)), default=None),
+        written=max(filter(None, (_written(cell_dir / "metrics.jsonl"), events_written)), default=None),
         reading=reading,
         saved=_steps(checkpoints),
         read=read,
@@ -264,7 +277,7 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, told: float | Non
 def recent_records(path: Path) -> list[metrics_log.Record]:
     """The newest records in order: `RECENT` of them, or more, until one of them has held-out losses.
 
-    None where there is no file. Raises `ValueError` where what is there is no metrics log.
+    Empty where there is no file. Raises `ValueError` where it is no metrics log.
     """
     records: list[metrics_log.Record] = []
     with suppress(FileNotFoundError):
@@ -278,15 +291,15 @@ def recent_records(path: Path) -> list[metrics_log.Record]:
 
 
 def _log_of(folder: Path, job: str) -> tuple[str, ...]:
-    """The last lines of a job's log; none where there is no such file."""
+    """The last lines of a job's log, after its name; empty where there is no such file."""
     try:
         with (folder / f"{job}_0_log.err").open("rb") as file:
             file.seek(-min(file.seek(0, os.SEEK_END), LOG_BYTES), os.SEEK_END)
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ()
-    telling = [line.rstrip() for line in lines if line.strip() and not MACHINERY.match(line)][-LOG_LINES:]
-    return (f"jobs/{job}_0_log.err {'ends:' if telling else 'says nothing of it'}", *telling)
+    telling = [line.rstrip() for line in lines if line.strip() and not _SCHEDULER_LINE.match(line)][-LOG_LINES:]
+    return (f"jobs/{job}_0_log.err {'ends:' if telling else 'has no line of it'}", *telling)
 
 
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:
@@ -302,7 +315,7 @@ def _known_arms(cell_dirs: list[Path]) -> Iterator[tuple[str, ...]]:
     for path in cell_dirs:
         try:
             yield plan_of(path).arms
-        except ValueError:  # it will be said of the cell
+        except ValueError:  # its status has the reason
             continue
 
 

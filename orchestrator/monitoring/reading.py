@@ -1,4 +1,4 @@
-"""The newest reading of a cell's layers, as far as it concerns whoever watches the run."""
+"""The part of a cell's newest reading that a status shows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Newest:
 
     step: int
     roles: tuple[str, ...]  # layer by layer
-    changed: int | None  # layers of another role than in the reading before; null where there is nothing to compare
+    changed: int | None  # layers of another role than in the reading before; None where there is none
     findings: tuple[Finding, ...]  # worst first
 
     @property
@@ -35,7 +35,7 @@ def path_of(cell_dir: Path, step: int) -> Path:
 
 
 def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
-    """The last of the readings of `steps`, beside the one before it; null without any.
+    """The last of the readings of `steps`, compared with the one before it; None without any.
 
     Raises `OSError` where its file is gone, and `ValueError` where it is no reading.
     """
@@ -47,7 +47,7 @@ def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
 
 
 def _changed(cell_dir: Path, earlier: list[int], roles: tuple[str, ...]) -> int | None:
-    """Layers whose letter is another than at the last of the `earlier` steps: from one tie to another is no change."""
+    """The number of layers whose letter differs from the last of the `earlier` steps (all ties have one letter)."""
     try:
         before, _ = _read_at(path_of(cell_dir, earlier[-1]))
     except (IndexError, OSError, ValueError):  # the first reading, or one that has just been set aside

@@ -1,46 +1,67 @@
-"""What a cell's state is called, from what its event log says and what can be seen of it."""
+"""The states in which cells are shown: those of the event log, and what an open one has come to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from orchestrator.schedulers.slurm import Job
-from orchestrator.storage.event_log import OPEN, Entry
+from orchestrator.schedulers.scheduler import JobState, Phase
+from orchestrator.storage.cell_states import STATES
+from orchestrator.storage.event_log import Entry
+
+
+class Shown(NamedTuple):
+    """One state of the table below."""
+
+    style: str  # of rich
+    is_live: bool  # the cell may get on without anybody's doing
+    is_bad: bool  # somebody must do something
+    meaning: str
+
+
+SHOWN = {  # in the order in which they are counted and, where not all cells have room, shown
+    "failed": Shown("bold red", False, True, STATES["failed"].meaning),
+    "lost": Shown("red", False, True, "its process is gone, and recorded no end"),
+    "zombie": Shown("red", True, True, "its process should be gone, or give a sign of life"),
+    "missing": Shown("red", False, True, "its directory is gone"),
+    "running": Shown("cyan", True, False, STATES["running"].meaning),
+    "suspended": Shown("yellow", True, False, "its scheduler has frozen it, and will let it go on"),
+    "preempted": Shown("yellow", True, False, STATES["preempted"].meaning),
+    "stopped": Shown("yellow", False, False, STATES["stopped"].meaning),
+    "queued": Shown("dim", True, False, "its process or job has yet to begin, perhaps again"),
+    "next": Shown("dim", False, False, "it was never launched"),
+    "done": Shown("green", False, False, STATES["done"].meaning),
+}
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What can be seen of a cell beside what the event log says of it."""
+class Evidence:
+    """What is known of a cell beside its newest event."""
 
     held: bool = False  # its process lives, as far as can be told
-    stale: bool = False  # but has not said so for too long
+    stale: bool = False  # its process has given no sign of life for too long
     launching: bool = False  # the experiment's launcher runs
-    job: Job | None = None  # its scheduler's, where there is one that knows it
-    asked: bool = True  # whether the scheduler could be asked
+    job: JobState | None = None  # None where no queue has a job of the cell
+    answered: bool = True  # the queue answered, or none was to be asked
 
 
-def state_of(entry: Entry | None, sight: Sight) -> str:
-    """The event log's word where it is final; otherwise what claim, launcher and scheduler say of it."""
+def state_of(entry: Entry | None, evidence: Evidence) -> str:
+    """The key of `SHOWN` for a cell: its last event's state unless that is open, else what the evidence says."""
     if entry is None:
         return "next"
-    if not is_open(entry):
+    if not entry.is_open:
         return entry.state
-    if entry.scheduler and sight.job is not None and sight.job.is_suspended:
-        return "suspended"  # frozen, it cannot beat
-    if sight.held or (entry.scheduler and sight.stale and entry.state == "running"):
-        forgotten = sight.stale or (sight.job is not None and not sight.job.is_running)
-        return "zombie" if forgotten else "running"
+    job = evidence.job
+    if job is not None and job.phase == Phase.suspended:
+        return "suspended"  # frozen, it gives no sign of life
+    if evidence.held or (entry.scheduler and evidence.stale and entry.state == "running"):
+        return "zombie" if evidence.stale or (job is not None and not job.has_processes) else "running"
     if not entry.scheduler:
-        return "queued" if entry.state in ("submitted", "crashed") and sight.launching else "lost"
-    if sight.job is None:
-        return "lost" if sight.asked or entry.state == "running" else "queued"
-    if sight.job.has_ended:
-        return "stopped" if sight.job.state.startswith("CANCELLED") else "lost"
-    if entry.state == "running" and sight.job.state == "RUNNING":
-        return "running"  # its process has just died, and the job has still to say so
+        return "queued" if entry.state in ("submitted", "crashed") and evidence.launching else "lost"
+    if job is None:
+        return "lost" if evidence.answered or entry.state == "running" else "queued"
+    if job.has_ended:
+        return "stopped" if job.phase == Phase.cancelled else "lost"
+    if entry.state == "running" and job.phase == Phase.running:
+        return "running"  # its process has just died, and the job has still to record that
     return "preempted" if entry.state in ("preempted", "running") else "queued"
-
-
-def is_open(entry: Entry | None) -> bool:
-    """Whether another word on the cell must follow."""
-    return entry is not None and entry.state in OPEN

@@ -1,4 +1,4 @@
-"""What the cells look like in a terminal of any width, and in a log."""
+"""The cells as a table for a terminal of any width, and as lines for a log."""
 
 from __future__ import annotations
 
@@ -18,13 +18,8 @@ from orchestrator.common.formatting import Column, counted, dash, number, printa
 from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter
 from orchestrator.monitoring.alerts import SEVERITIES, Alert, alerts
 from orchestrator.monitoring.cells import CellStatus
+from orchestrator.monitoring.states import SHOWN
 
-STATES = {  # in the order in which they are counted and, where not all cells have room, shown
-    # lost: its process is gone · zombie: it should be gone, or give a sign · missing: its files are gone
-    # suspended: Slurm has frozen it, and will let it go on
-    "failed": "bold red", "lost": "red", "zombie": "red", "missing": "red", "running": "cyan", "suspended": "yellow",
-    "preempted": "yellow", "stopped": "yellow", "queued": "dim", "next": "dim", "done": "green",
-}  # fmt: skip
 STYLES = {"critical": "bold red", "warn": "yellow", "note": "dim"}
 BAR, GAP = 8, 2  # columns
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -36,15 +31,17 @@ ALERTS, FURNITURE = 6, 9  # of a cropped view: alerts, and lines of headings, ga
 class View:
     """All cells of an experiment: their training, their layers' roles, and what deserves attention.
 
-    With `cropped`, no more than the screen holds: those that ended badly and those that run come first.
+    With `cropped`, only as many as the screen holds: those that ended badly and those that run come first.
     """
 
     def __init__(self, name: str, cells: Sequence[CellStatus], comparison: str = "", *, cropped: bool = False) -> None:
         self.name, self.cells, self.comparison, self.cropped = name, cells, comparison, cropped
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        told = _together([alert for cell in self.cells for alert in alerts(cell)])[: ALERTS if self.cropped else None]
-        room, lines = options.max_width, (options.max_height or console.height) - len(told) - FURNITURE
+        notices = _together([alert for cell in self.cells for alert in alerts(cell)])[
+            : ALERTS if self.cropped else None
+        ]
+        room, lines = options.max_width, (options.max_height or console.height) - len(notices) - FURNITURE
         shown = _foremost(self.cells, lines) if self.cropped else self.cells
         everything = _draw(shown, [*TRAINING, *LAYERS])
         if _needed(_widths(everything)) <= room:
@@ -63,9 +60,9 @@ class View:
         if any(cell.reading for cell in shown):
             yield Text()
             yield _legend()
-        if told:
+        if notices:
             yield Text()
-            yield _alert_table(told)
+            yield _alert_table(notices)
 
     def _heading(self) -> Text:
         share = statistics.fmean(cell.share for cell in self.cells)
@@ -86,7 +83,7 @@ def line(status: CellStatus) -> str:
     return "  ".join(parts)
 
 
-def said(alert: Alert) -> str:
+def alert_line(alert: Alert) -> str:
     """The alert as one line."""
     return f"{printable(alert.cell):<24} {alert.severity}: {_sentence(alert.text)}"
 
@@ -111,17 +108,17 @@ def strip(roles: Sequence[str]) -> Text:
 def _counts(cells: Sequence[CellStatus]) -> Text:
     """`2 running · 1 done`."""
     states = Counter(cell.state for cell in cells)
-    parts = [Text(f"{states[state]:,} {state}", style) for state, style in STATES.items() if states[state]]
+    parts = [Text(f"{states[state]:,} {state}", shown.style) for state, shown in SHOWN.items() if states[state]]
     return Text(" · ").join(parts)
 
 
 def _state(s: CellStatus) -> Text:
-    return Text(s.state, STATES.get(s.state, ""))
+    return Text(s.state, SHOWN[s.state].style)
 
 
 def _progress(s: CellStatus) -> Text:
     full = round(s.share * BAR)
-    return Text.assemble(("━" * full, STATES.get(s.state, "")), ("━" * (BAR - full), "grey30"))
+    return Text.assemble(("━" * full, SHOWN[s.state].style), ("━" * (BAR - full), "grey30"))
 
 
 def _left(s: CellStatus) -> Text | str:
@@ -153,12 +150,12 @@ Drawn = dict[Column, list[Text]]  # column → its entry for each cell
 
 
 def _draw(cells: Sequence[CellStatus], columns: Sequence[Column]) -> Drawn:
-    """As texts: rich would read markup in plain strings, and in names that hold brackets."""
+    """The texts of a table; plain strings, such as names that hold brackets, would be read as markup."""
     return {c: [drawn if isinstance(drawn := c.cell(cell), Text) else Text(drawn) for cell in cells] for c in columns}
 
 
 def _widths(drawn: Drawn) -> dict[Column, int]:
-    """What each column takes where there is room; measured here, for rich takes long over hundreds of rows."""
+    """The width that each column needs; rich would take long to measure hundreds of rows."""
     return {c: max(cell_len(text) for text in (c.name, *(cell.plain for cell in drawn[c]))) for c in drawn}
 
 
@@ -167,7 +164,7 @@ def _needed(widths: Mapping[Column, int]) -> int:
 
 
 def _table(drawn: Drawn, room: int) -> Table:
-    """A row per cell. Where `room` columns are too few, role strips fold, or what can best be spared is left out."""
+    """A row per cell. Where `room` is too small, role strips fold, or the columns of lowest `keep` are left out."""
     widths = _widths(drawn)
     while (excess := _needed(widths) - room) > 0 and len(widths) > 1:
         if widths.get(STRIP, 0) - excess >= GROUP:
@@ -190,9 +187,9 @@ def _folded(width: int, room: int) -> int:
 
 
 def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
-    """The cells that are most worth looking at, as many as have `room` and at least one, in their own order."""
-    urgency = {state: rank for rank, state in enumerate(STATES)}
-    chosen = sorted(range(len(cells)), key=lambda index: (urgency.get(cells[index].state, 0), index))[: max(1, room)]
+    """The first cells by urgency, as many as have `room` and at least one, in their own order."""
+    urgency = {state: rank for rank, state in enumerate(SHOWN)}
+    chosen = sorted(range(len(cells)), key=lambda index: (urgency[cells[index].state], index))[: max(1, room)]
     return [cells[index] for index in sorted(chosen)]
 
 
@@ -204,7 +201,7 @@ def _legend() -> Text:
 
 
 def _together(found: Sequence[Alert]) -> list[Alert]:
-    """Worst first; what is said of several cells alike is said once, of all of them."""
+    """The alerts, worst first; those of several cells with the same text as one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for alert in sorted(found, key=lambda a: SEVERITIES.index(a.severity)):
         alike.setdefault((alert.severity, alert.text), []).append(alert.cell)
@@ -233,12 +230,12 @@ def _alert_table(found: Sequence[Alert]) -> Table:
 
 
 def _shortened(cell: str) -> str:
-    """The cell's name, of a long arm only the beginning: the seed must be seen."""
+    """The cell's name, of a long arm only the beginning, so that the seed is seen."""
     arm, _, seed = printable(cell).rpartition("/")
     return f"{arm[:23]}…/{seed}" if len(arm) > 24 else f"{arm}/{seed}"
 
 
 def _sentence(text: str) -> str:
-    """A reason that may have come from anywhere, on one line; lines of a log below it, each on its own."""
-    said, *log = text.split("\n  ")
-    return "\n  ".join([printable(" ".join(said.split())), *(printable(" ".join(line.split())) for line in log)])
+    """An alert's first line as one printable line; the lines of a log below it, each on its own."""
+    first, *log = text.split("\n  ")
+    return "\n  ".join([printable(" ".join(first.split())), *(printable(" ".join(line.split())) for line in log)])

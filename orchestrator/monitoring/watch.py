@@ -1,4 +1,4 @@
-"""The cells again and again: in place on a terminal, a line for every change in a log."""
+"""An experiment followed: redrawn in place on a terminal, or a line for every change in a log."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from orchestrator.common.errors import INTERRUPTED
 from orchestrator.monitoring.alerts import Alert, alerts
 from orchestrator.monitoring.cells import CellStatus, experiment_lock, read_status
-from orchestrator.monitoring.view import View, line, said
+from orchestrator.monitoring.states import SHOWN
+from orchestrator.monitoring.view import View, alert_line, line
 from orchestrator.storage.locks import is_held
 
-GOING = ("running", "queued", "preempted", "suspended", "zombie")  # cells that something may still become of by itself
-INTERVAL = 1.0  # seconds between two looks
-EFFORT = 0.2  # largest share of a core that looking may take
+INTERVAL = 1.0  # seconds between two refreshes
+EFFORT = 0.2  # largest share of a core that refreshing may take
 
 
 class Screen:
     """Shows an experiment's cells, as often as `refresh` is called and is due."""
 
-    def __init__(self, directory: Path, console: Console) -> None:
+    def __init__(self, directory: Path, console: Console, *, live: bool = True) -> None:
+        """Without `live`, also on a terminal a line for every change."""
         self.directory, self.console = directory, console
         self.name = directory.resolve().name
-        self.live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
         self.cells: list[CellStatus] = []
         self.shown: dict[str, tuple[Any, ...]] = {}
-        self.told: set[Alert] = set()
+        self.alerted: set[Alert] = set()
         self.due = 0.0
 
     def __enter__(self) -> Screen:
@@ -45,7 +47,7 @@ class Screen:
                 self.live.__exit__(*error)
 
     def refresh(self, *, force: bool = False) -> list[CellStatus]:
-        """Look again if it is time, or by `force` and then at all cells; return what was last seen."""
+        """Read and show all cells, unless it is too early and not `force`; return what was last read."""
         if not force and time.monotonic() < self.due:
             return self.cells
         started = time.monotonic()
@@ -65,27 +67,28 @@ class Screen:
             if cell.state not in ("next", "queued") and self.shown.get(cell.cell) != mark:
                 self.shown[cell.cell] = mark
                 lines.append(line(cell))
-            news = [alert for alert in alerts(cell) if alert not in self.told]
-            self.told.update(news)
-            for text in [*lines, *map(said, news)]:
+            news = [alert for alert in alerts(cell) if alert not in self.alerted]
+            self.alerted.update(news)
+            for text in [*lines, *map(alert_line, news)]:
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
         self.console.file.flush()
 
 
 def watch(directory: Path, console: Console) -> list[CellStatus]:
-    """Show the experiment until nothing runs or waits in it any more; return how its cells ended.
+    """Show the experiment until nothing runs or waits in it any more; return the last status of its cells.
 
     Raises `UserError` as `read_status` does.
     """
     with Screen(directory, console) as screen:
         while True:
-            launching = is_held(experiment_lock(directory))  # asked first: what it did last is then seen below
-            if not any(cell.state in GOING for cell in screen.refresh()) and not launching:
+            launching = is_held(experiment_lock(directory))  # asked first: what it recorded last is then read below
+            if not any(SHOWN[cell.state].is_live for cell in screen.refresh()) and not launching:
                 return screen.cells
             time.sleep(max(0.05, screen.due - time.monotonic()))
 
 
 def outcome(cells: Sequence[CellStatus]) -> int:
-    """How they ended as an exit code: 0 all done, 2 where one failed, is lost or missing, else 130: stopped before."""
-    states = {cell.state for cell in cells}
-    return 2 if states & {"failed", "lost", "missing", "zombie"} else 0 if states == {"done"} else 130
+    """The exit code: 0 where all are done, 2 where somebody must do something about one, else 130 (stopped before)."""
+    if any(SHOWN[cell.state].is_bad for cell in cells):
+        return 2
+    return 0 if all(cell.state == "done" for cell in cells) else INTERRUPTED

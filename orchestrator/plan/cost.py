@@ -6,14 +6,14 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator import launch
-from orchestrator.config.schema import LauncherKind, Where
+from orchestrator.config.schema import Where
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.plan.arm import ArmPlan, plan_arms
 from orchestrator.plan.benchmark import Benchmark, run_benchmark
 from orchestrator.plan.footprint import Footprint, footprint_of
 from orchestrator.plan.hardware import Hardware, hardware_for
 from orchestrator.plan.memory import peak
+from orchestrator.schedulers import chosen
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ class Cost:
 
     @property
     def jobs(self) -> int:
-        """Cells, the jobs of `forensics.where=job` (on Slurm one per reading), and on Slurm the comparison."""
-        on_slurm = self.experiment.config.launcher.kind == LauncherKind.slurm
+        """Cells, the jobs of `forensics.where=job` (in a queue one per reading), and in a queue the comparison."""
+        queues = chosen(self.experiment.config).queues
         beside = self.experiment.config.forensics.where == Where.job
-        readings = self.readings if on_slurm else len(self.cells)
-        return len(self.cells) + beside * readings + on_slurm
+        readings = self.readings if queues else len(self.cells)
+        return len(self.cells) + beside * readings + queues
 
     @property
     def device_seconds(self) -> float:
@@ -105,8 +105,9 @@ def cost_of(experiment: Experiment) -> Cost:
     arms = {plan.arm: _cell(plan, hardware, benchmark) for plan in plans}
     cells = [arms[cell.config.arm] for cell in experiment.cells]
     config = experiment.config
-    elsewhere = config.plan.gpu is not None or config.launcher.kind == LauncherKind.slurm
-    at_once = (config.launcher.parallel or len(cells)) if elsewhere else len(launch.slots(config))
+    scheduler = chosen(config)(experiment.directory)
+    elsewhere = config.plan.gpu is not None or scheduler.queues
+    at_once = (config.launcher.parallel or len(cells)) if elsewhere else len(scheduler.slots(config))
     return Cost(experiment, hardware, benchmark, arms, cells, min(at_once, len(cells)))
 
 

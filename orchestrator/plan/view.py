@@ -12,14 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from models.transformer import DecoderSpec
-from orchestrator import launch
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.common.units import duration, figures, size, work
-from orchestrator.config.schema import LauncherKind, TrackerMode, Where
+from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
+from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import CellCost, Cost, cost_of
+from orchestrator.schedulers import chosen
 
 SEEDS = 12  # that are all listed; of more, the first and the last
 KEPT = 2  # checkpoints that a warning suggests to keep
@@ -69,9 +70,9 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     """Label, total, and its parts."""
     config, hardware, cells = cost.experiment.config, cost.hardware, cost.cells
     several = config.forensics.where == Where.job
-    on_slurm = config.launcher.kind == LauncherKind.slurm
-    reading_jobs = f", at most {cost.readings:,} readings" if on_slurm else ", each with a job that reads its layers"
-    last = "a last job compares them" if on_slurm else "the launcher then compares them"
+    queues = chosen(config).queues
+    reading_jobs = f", at most {cost.readings:,} readings" if queues else ", each with a job that reads its layers"
+    last = "a last job compares them" if queues else "the launcher then compares them"
     yield (
         "jobs",
         f"{cost.jobs:,}",
@@ -196,7 +197,7 @@ def warnings(cost: Cost) -> Iterator[str]:
     config, hardware = cost.experiment.config, cost.hardware
     train = config.train
     try:
-        launch.check_jobs(cost.experiment)
+        check_jobs(cost.experiment)
     except UserError as error:
         yield str(error)
     free = shutil.disk_usage(_existing(cost.experiment.directory)).free

@@ -1,0 +1,58 @@
+"""What starts jobs: each scheduler a class, found by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.common.errors import UserError, nearest
+from orchestrator.schedulers.in_process import InProcess
+from orchestrator.schedulers.local import Local
+from orchestrator.schedulers.scheduler import STARTED_BY, JobState, Scheduler
+from orchestrator.schedulers.slurm.scheduler import Slurm
+from orchestrator.storage.event_log import Entry
+
+if TYPE_CHECKING:  # hydra takes a while to import
+    from orchestrator.config.schema import Config
+
+SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in (Local, InProcess, Slurm)}
+
+
+def chosen(config: Config) -> type[Scheduler]:
+    """The scheduler that `launcher.kind` names. Raises `UserError` where there is none of that name."""
+    kind = config.launcher.kind
+    if kind not in SCHEDULERS:
+        raise UserError(
+            f"launcher.kind={kind} is no scheduler{nearest(kind, SCHEDULERS)}: use {' or '.join(SCHEDULERS)}."
+        )
+    return SCHEDULERS[kind]
+
+
+def of_this_process(experiment_dir: Path) -> Scheduler:
+    """The scheduler that started this process; that of this process where it was started by hand."""
+    return SCHEDULERS.get(os.environ.get(STARTED_BY, ""), InProcess)(experiment_dir)
+
+
+def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
+    """The scheduler that has the job of an entry of the event log."""
+    try:
+        return SCHEDULERS[entry.scheduler](experiment_dir)
+    except KeyError:
+        raise UserError(
+            f"{experiment_dir / 'events.jsonl'} has a job of '{entry.scheduler}', which is no scheduler: "
+            f"use the version that wrote it, or one of {', '.join(SCHEDULERS)}."
+        ) from None
+
+
+def job_states(entries: Iterable[Entry], experiment_dir: Path) -> dict[str, JobState]:
+    """Job → state, of those jobs of the entries that belong to a queue and that it still knows. Raises `NoAnswer`."""
+    by_scheduler: dict[str, list[Entry]] = {}
+    for entry in entries:
+        if entry.scheduler:
+            by_scheduler.setdefault(entry.scheduler, []).append(entry)
+    found: dict[str, JobState] = {}
+    for theirs in by_scheduler.values():
+        found |= of_entry(theirs[0], experiment_dir).states([entry.job for entry in theirs])
+    return found

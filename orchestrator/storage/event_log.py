@@ -1,4 +1,4 @@
-"""What became of every cell of an experiment: an append-only list of its states."""
+"""The event log of an experiment: an append-only list of the states that its cells entered."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.storage import metrics_log
+from orchestrator.storage import cell_states, metrics_log
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
 COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one
-OPEN = ("submitted", "running", "preempted", "crashed")  # states that another one must follow
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The last word on a cell."""
+    """One event of a cell."""
 
     state: str
     attempt: int
@@ -28,58 +27,62 @@ class Entry:
     scheduler: str = ""  # that the job belongs to; empty for processes of a launcher
     restart: int = 0  # how often the scheduler had started the job before
 
+    @property
+    def is_open(self) -> bool:
+        """True where another event must follow."""
+        return self.state in cell_states.OPEN
+
+
+def refuse_older(experiment_dir: Path) -> None:
+    """Raise `UserError` for a directory that a version wrote whose files had other names."""
+    for name in ("manifest.jsonl", "*/seed=*/ledger.jsonl"):
+        for path in experiment_dir.glob(name):
+            raise UserError(
+                f"{experiment_dir} was written by an older version (it has {path.relative_to(experiment_dir)}), which "
+                "this one cannot read: use that version, or train anew under another name=...."
+            )
+
 
 class EventLog:
-    """`events.jsonl` of one experiment. Cells and launcher append; nobody rewrites."""
+    """`events.jsonl` of one experiment. Workers and launchers append; nobody rewrites."""
 
     def __init__(self, experiment_dir: Path) -> None:
         self.path = experiment_dir / "events.jsonl"
 
-    def append(
-        self,
-        cell: str,
-        state: str,
-        *,
-        attempt: int,
-        job: str = "",
-        reason: str = "",
-        **more: Any,
-    ) -> None:
-        """Record that `cell` (`<arm>/seed=<k>`) entered `state`, and what `more` there is to say.
+    def append(self, cell: str, state: str, *, attempt: int, job: str = "", reason: str = "", **more: Any) -> None:
+        """Record that `cell` (`<arm>/seed=<k>`) entered a state of `cell_states.STATES`.
 
-        `state`: one of `OPEN`, or done, failed, stopped, which need not be followed by another.
-        `scheduler`: whose job it is, and `restart`: how often that had been started before; `environment`: of
-        `running`, where; `saved`: of `crashed`, the newest checkpoint.
+        `more`: `scheduler`, the queue that has the job, and `restart`, how often that had been started before; for
+        `running` the `environment`; for `crashed` the newest checkpoint, `saved`. Raises `UserError` where the disk
+        refuses.
         """
         time = datetime.now(UTC).isoformat(timespec="seconds")
-        record = {
-            "time": time,
-            "cell": cell,
-            "state": state,
-            "attempt": attempt,
-            "job": job,
-            "reason": reason,
-        }
+        record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": job, "reason": reason}
         metrics_log.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
 
     def last(self) -> dict[str, Entry]:
-        """The newest entry of every cell that has one."""
+        """The newest event of every cell that has one."""
         return {r["cell"]: _entry(r) for r in self._records() if r["cell"] != COMPARISON}
 
+    def open(self) -> dict[str, Entry]:
+        """The newest event of every cell, and of the comparison, whose job a queue has or should have."""
+        newest = {r["cell"]: _entry(r) for r in self._records()}
+        return {cell: entry for cell, entry in newest.items() if entry.scheduler and entry.is_open}
+
     def comparison(self) -> Entry | None:
-        """The newest entry of the job that compares; null where none was submitted."""
+        """The newest event of the job that compares; None where none was submitted."""
         return next((_entry(r) for r in reversed(self._records()) if r["cell"] == COMPARISON), None)
 
     def owner(self) -> int | None:
-        """The user (uid) who launched the experiment; null before that."""
+        """The user (uid) who launched the experiment; None before that."""
         return self.path.stat().st_uid if self.path.exists() else None
 
     def of(self, cell: str) -> list[metrics_log.Record]:
-        """All that was recorded of `cell`, in order."""
+        """The events of `cell`, in order."""
         return [r for r in self._records() if r["cell"] == cell]
 
     def cell_of(self, job: str) -> str | None:
-        """The cell that a scheduler's job was submitted for; null where it is none of ours."""
+        """The cell that a queue's job was submitted for; None where it is not of this experiment."""
         return next((r["cell"] for r in reversed(self._records()) if r["job"] == job and r.get("scheduler")), None)
 
     def counted(self, state: str) -> dict[str, int]:
@@ -87,7 +90,7 @@ class EventLog:
         return Counter(r["cell"] for r in self._records() if r["state"] == state)
 
     def preemptions(self) -> dict[str, int]:
-        """Cell → how often its scheduler took it off and started it again: cancelled for good is no preemption."""
+        """Cell → how often its scheduler took it off and started it again; a cell cancelled for good is not counted."""
         off, counts = set[str](), Counter[str]()
         for record in self._records():
             cell, state = record["cell"], record["state"]
@@ -99,14 +102,11 @@ class EventLog:
         return counts
 
     def first_done(self) -> str | None:
-        """When the first of the cells was done (UTC); null where none is."""
+        """When the first of the cells was done (UTC); None where none is."""
         return min((r["time"] for r in self._records() if r["state"] == "done"), default=None)
 
     def environments(self) -> dict[str, list[dict[str, Any]]]:
-        """Cell → where each of its attempts ran (`environment.environment`), with `attempt` and `since` (UTC).
-
-        Attempts from before environments were recorded are left out.
-        """
+        """Cell → the environment of each of its attempts (`environment.environment`), with `attempt`, `since` (UTC)."""
         found: dict[str, list[dict[str, Any]]] = {}
         for record in self._records():
             if isinstance(where := record.get("environment"), dict):
@@ -115,7 +115,7 @@ class EventLog:
         return found
 
     def _records(self) -> list[metrics_log.Record]:
-        """Raises `UserError` where a record lacks what every one has, or has it in another type."""
+        """Every event but the late ones. Raises `UserError` for one that lacks a key, or has one of another type."""
         try:
             now = self.path.stat()
         except FileNotFoundError:
@@ -123,10 +123,13 @@ class EventLog:
         return _checked(self.path, now.st_size, now.st_mtime_ns)
 
 
-@lru_cache(maxsize=4)  # it is asked for every cell, and every cell has lines in it
+@lru_cache(maxsize=4)  # it is read for every cell, and has lines of every cell
 def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
-    """The records as of that size and time: what is appended changes the one, what is mended by hand the other."""
-    records, begun = [], dict[str, int]()  # cell → its last attempt that ran
+    """The events as of that size and time: what is appended changes the one, what is mended by hand the other.
+
+    An attempt that was thought dead may append an event after its successor has begun: such an event is left out.
+    """
+    records, begun, states = [], dict[str, int](), dict[str, str]()  # cell → its last attempt that ran, its state
     for record in metrics_log.read(path):
         for key, kind in KINDS.items():
             if key not in record:
@@ -135,10 +138,13 @@ def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
                 raise UserError(
                     f"{path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: delete that line."
                 )
-        if record["attempt"] < begun.get(record["cell"], 0):  # it was thought dead, and its word comes too late
+        cell, state = record["cell"], record["state"]
+        if record["attempt"] < begun.get(cell, 0):
             continue
-        if record["state"] == "running":
-            begun[record["cell"]] = record["attempt"]
+        if state == "running":
+            begun[cell] = record["attempt"]
+        cell_states.check(cell, states.get(cell), state)
+        states[cell] = state
         records.append(record)
     return records
 

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from hydra.core.utils import env_override
 from rich.console import Console
 
-from orchestrator import launch
 from orchestrator.common import command, errors
-from orchestrator.config.schema import Config, LauncherKind
+from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Experiment
+from orchestrator.schedulers import chosen
+from orchestrator.schedulers.slots import machine_slots
 from orchestrator.storage import locks
 from orchestrator.sweep.multirun import Multirun
 from orchestrator.sweep.prefixed_stream import PrefixedStream
@@ -75,17 +76,17 @@ class Job:
     def share_of_machine(self, config: Config) -> Iterator[None]:
         """Hold a share of this machine's cores or GPUs for the block; wait while other jobs hold them all.
 
-        There are as many shares as jobs, but none without a slot for a cell (`launch.slots`). Sets
+        There are as many shares as jobs, but none without a slot for a cell (`machine_slots`). Sets
         `config.launcher.parallel` to the number of cells that fit, and shows this process its own GPUs only.
         """
-        if not self.launcher.side_by_side or config.launcher.kind == LauncherKind.slurm:
+        if not self.launcher.side_by_side or chosen(config).queues:
             yield
             return
         if os.environ.get(GPUS) == "":  # submitit hides the GPUs from a job that asks for none
             del os.environ[GPUS]
             os.environ |= {} if self.multirun.visible_gpus is None else {GPUS: self.multirun.visible_gpus}
         asked, config.launcher.parallel = config.launcher.parallel, None
-        slots = launch.slots(config)
+        slots = machine_slots(config)
         shares = max(1, min(self.multirun.jobs, len(slots) // (asked or 1)))
         for share in itertools.cycle(range(shares)):
             with locks.hold(self.multirun.directory / f"share-{share}.lock", wait=False) as free:

@@ -20,7 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator import launch, monitoring
+from orchestrator import monitoring
+from orchestrator.launch.launcher import launch
 from orchestrator.storage import locks
 
 SEEDS, CHECKPOINTS, LOOKS = 250, 20, (10, 200)
@@ -96,7 +97,7 @@ def main() -> None:
         with locks.hold(monitoring.experiment_lock(directory)):
             look(directory, terminal=False)
             look(directory, terminal=True)
-        timed("launching what is finished", lambda: launch.launch(made, Console(file=io.StringIO())))
+        timed("launching what is finished", lambda: launch(made, Console(file=io.StringIO())))
         process("orchestrator.compare", str(directory))
         report = directory / "comparison/report.html"
         print(f"report.html {report.stat().st_size / 1e6:.1f} MB", flush=True)

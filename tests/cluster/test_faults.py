@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.experiments.run_directory import reopen
 from orchestrator.launch import finalize
-from orchestrator.schedulers import slurm
+from orchestrator.schedulers import Slurm
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
@@ -158,7 +158,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slurm, "jobs", lambda *_: {})
+        patch.setattr(Slurm, "states", lambda *_: {})
         assert finalize._to_try_again(reopen(directory), events) == ([], 0.0)
 
 

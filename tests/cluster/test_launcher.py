@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.schedulers import slurm, submission
+from orchestrator.schedulers import Slurm
+from orchestrator.schedulers.slurm.scheduler import job_state
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
@@ -103,9 +103,9 @@ def test_an_array_larger_than_the_cluster_takes_is_refused(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
     largest = 1001  # Slurm's default
-    submission.refuse_impossible(Config(), tmp_path / "x/jobs", largest)
+    Slurm(tmp_path / "x").check_submission(Config(), largest)
     with pytest.raises(UserError, match=r"of 1002 tasks.*: set launcher\.slurm\.array=false"):
-        submission.refuse_impossible(Config(), tmp_path / "x/jobs", largest + 1)
+        Slurm(tmp_path / "x").check_submission(Config(), largest + 1)
 
 
 def test_only_jobs_of_the_experiment_are_believed(
@@ -123,8 +123,8 @@ def test_only_jobs_of_the_experiment_are_believed(
     elsewhere.parent.mkdir(parents=True)
     elsewhere.write_text(script.read_text())
     other = cluster.run(*ask, str(elsewhere)).strip()
-    found = slurm.jobs([ours, other], tmp_path / "it's | x", os.getuid())
-    assert found == {ours: slurm.Job("PENDING", "BeginTime")}
+    found = Slurm(tmp_path / "it's | x").states([ours, other])
+    assert found == {ours: job_state("PENDING", "BeginTime")}
     cluster.run("scancel", ours, theirs, other)
 
 

@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from orchestrator import launch, monitoring
+from orchestrator import monitoring
 from orchestrator.experiments.experiment import Experiment
+from orchestrator.launch.launcher import launch
 from orchestrator.monitoring import cells, reading
 from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL
@@ -55,7 +56,7 @@ def test_every_cell_is_seen_done(made: Experiment) -> None:
 
 
 def test_nothing_is_left_to_launch(made: Experiment) -> None:
-    assert launch.launch(made, Console(file=io.StringIO())) == []
+    assert launch(made, Console(file=io.StringIO())) == []
 
 
 def test_the_comparison_counts_and_averages_them_all(made: Experiment) -> None:

@@ -12,7 +12,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, experiment_of
-from orchestrator.launch.order import first_ready, waves
+from orchestrator.launch.order import is_ready, waves
 
 REPLAY = "'sidecar=decay','sidecar.mode=replay'"
 ARMS = f"++arms={{learned: ['sidecar=decay'], replayed: [{REPLAY},'needs=learned@next']}}"
@@ -33,9 +33,11 @@ def test_the_next_seed_is_the_next_and_the_last_ones_is_the_first() -> None:
 def test_a_cell_waits_for_the_one_that_it_needs() -> None:
     learned, other, replayed, last = cells(ARMS, "declared=[sidecar,needs]", "seeds=[0,1]")
     assert needed_cell(replayed.config, replayed.directory.parents[1]) == other.directory
-    assert first_ready([replayed, last], [replayed, last, other]) == 1  # `last` needs the finished `learned`
-    assert first_ready([replayed, last], [replayed, last, other, learned]) is None
-    assert first_ready([replayed, last], [replayed, last]) == 0
+    ready = [is_ready(cell, [replayed, last, other]) for cell in (replayed, last)]
+    assert ready == [False, True], "`last` needs the finished `learned`"
+    assert not is_ready(replayed, [replayed, last, other, learned])
+    assert not is_ready(last, [replayed, last, other, learned])
+    assert is_ready(replayed, [replayed, last])
 
 
 def test_any_arm_may_need_another_and_chains_run_in_order() -> None:

@@ -32,7 +32,8 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
-from orchestrator.schedulers import slurm
+from orchestrator.schedulers.scheduler import STARTED_BY
+from orchestrator.schedulers.slurm import scheduler
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 
@@ -114,10 +115,10 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         return child
     code = 1
     try:
-        os.environ.update(PATH="", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart))
+        os.environ.update(PATH="", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=str(restart), **{STARTED_BY: "slurm"})
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
-        slurm.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
+        scheduler.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
         sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
         if fault is not None and fault.kind in INSIDE:
             sys.addaudithook(struck(cell, fault))

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.jobs import retry
-from orchestrator.schedulers.slurm import ThisJob
+from orchestrator.schedulers import Slurm
+from orchestrator.schedulers.scheduler import ThisJob
 from orchestrator.storage.event_log import EventLog
 
 CELL = "a/seed=0"
@@ -18,7 +19,7 @@ CELL = "a/seed=0"
 def dies(events: EventLog, saved: int, reason: str = "it burst") -> None:
     if saved >= 0:
         (events.path.parent / CELL / f"checkpoints/step_{saved:08d}").mkdir(parents=True, exist_ok=True)
-    retry.died(events, CELL, reason, attempt=1, job="7", scheduler="slurm")
+    retry.record_crash(events, CELL, reason, attempt=1, job="7", scheduler="slurm")
 
 
 def states(events: EventLog) -> list[str]:
@@ -71,6 +72,7 @@ def test_without_retries_the_reason_is_the_death_itself(tmp_path: Path) -> None:
 def test_being_preempted_is_no_death(tmp_path_factory: pytest.TempPathFactory, story: list[str], retries: int) -> None:
     """Between two deaths anything may have happened: what counts is how often it died where it is."""
     events = EventLog(tmp_path_factory.mktemp("story"))
+    events.append(CELL, "submitted", attempt=1)
     for death in range(1, 4):
         for state in story:
             events.append(CELL, state, attempt=1)
@@ -99,28 +101,29 @@ def test_what_a_job_says_when_its_process_has_ended(
 ) -> None:
     """Slurm alone is not there: it takes every job back."""
     asked: list[tuple[str, float]] = []
-    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: asked.append((job, pause)) or True)
+    monkeypatch.setattr(Slurm, "ending", lambda self, here: None)
+    monkeypatch.setattr(Slurm, "requeue", lambda self, job, pause: asked.append((job, pause)) or True)
     events = EventLog(tmp_path)
+    events.append(CELL, "submitted", attempt=1, job="7_3", scheduler="slurm")
     events.append(CELL, last, attempt=1, job="7_3", scheduler="slurm", restart=0)
-    retry.after(events, ThisJob("7_3", restart), 137, retries=2, backoff=4)
+    retry.after(events, Slurm(tmp_path), ThisJob("7_3", restart), 137, retries=2, backoff=4)
     if expected is None:
         assert asked == []
-        assert states(events) == [last]
+        assert states(events) == ["submitted", last]
     else:
         assert asked == [("7_3", 4)]
-        assert states(events) == [last, expected]
+        assert states(events) == ["submitted", last, expected]
         assert events.last()[CELL].reason == "its process ended without a word (SIGKILL, perhaps out of memory)"
         assert events.last()[CELL].restart == restart
 
 
 def test_a_death_that_the_cell_told_itself_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: asked.append(pause) or True)
+    monkeypatch.setattr(Slurm, "ending", lambda self, here: None)
+    monkeypatch.setattr(Slurm, "requeue", lambda self, job, pause: asked.append(pause) or True)
     events = EventLog(tmp_path)
     events.append(CELL, "crashed", attempt=1, job="7", reason="RuntimeError: no", scheduler="slurm", saved=3)
-    retry.after(events, ThisJob("7", 0), 1, retries=2, backoff=4)
+    retry.after(events, Slurm(tmp_path), ThisJob("7", 0), 1, retries=2, backoff=4)
     assert states(events) == ["crashed"]
     assert asked == [4]
 
@@ -128,11 +131,11 @@ def test_a_death_that_the_cell_told_itself_is_told_once(tmp_path: Path, monkeypa
 def test_a_job_that_slurm_does_not_take_back_has_failed_as_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda job, pause: False)
+    monkeypatch.setattr(Slurm, "ending", lambda self, here: None)
+    monkeypatch.setattr(Slurm, "requeue", lambda self, job, pause: False)
     events = EventLog(tmp_path)
     events.append(CELL, "running", attempt=1, job="7", scheduler="slurm")
-    retry.after(events, ThisJob("7", 0), 1, retries=2, backoff=4)
+    retry.after(events, Slurm(tmp_path), ThisJob("7", 0), 1, retries=2, backoff=4)
     last = events.last()[CELL]
     assert (last.state, last.job, last.scheduler) == ("failed", "7", "slurm")
 
@@ -142,21 +145,21 @@ def test_the_script_of_a_dead_run_leaves_its_successor_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, restart: int
 ) -> None:
     """A node came back on which the script of job 7 was still waiting for its process."""
-    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
-    monkeypatch.setattr("orchestrator.schedulers.slurm.requeue", lambda *_: pytest.fail("it was requeued"))
+    monkeypatch.setattr(Slurm, "ending", lambda self, here: None)
+    monkeypatch.setattr(Slurm, "requeue", lambda *_: pytest.fail("it was requeued"))
     events = EventLog(tmp_path)
     events.append(CELL, "running", attempt=1, job="7", scheduler="slurm", restart=0)
     events.append(CELL, "running", attempt=2, job=job, scheduler="slurm", restart=restart)
-    retry.after(events, ThisJob("7", 0), 143, retries=2, backoff=4)
+    retry.after(events, Slurm(tmp_path), ThisJob("7", 0), 143, retries=2, backoff=4)
     assert states(events) == ["running", "running"]
 
 
 def test_a_strange_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.schedulers.slurm.ending", lambda here: None)
-    retry.after(EventLog(tmp_path), ThisJob("8", 0), 1, retries=2, backoff=4)
+    monkeypatch.setattr(Slurm, "ending", lambda self, here: None)
+    retry.after(EventLog(tmp_path), Slurm(tmp_path), ThisJob("8", 0), 1, retries=2, backoff=4)
     assert not (tmp_path / "events.jsonl").exists()
 
 
 def test_outside_of_a_job_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert retry.main([str(tmp_path), "1"]) == 2
-    assert "no job of Slurm" in capsys.readouterr().err
+    assert "no job of a queue" in capsys.readouterr().err

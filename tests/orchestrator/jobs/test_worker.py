@@ -17,7 +17,8 @@ from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
-from orchestrator.schedulers import slurm
+from orchestrator.schedulers import Slurm
+from orchestrator.schedulers.scheduler import STARTED_BY
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.waiting import PATIENCE
@@ -48,7 +49,7 @@ def answers(directory: Path, state: str, restarts: int, left: str) -> Path:
 
 
 def _run(cell: Path, commands: Path, number: int) -> None:
-    os.environ.update(PATH=f"{commands}:/usr/bin:/bin", SUBMITIT_EXECUTOR="slurm", SLURM_JOB_ID="7")
+    os.environ.update(PATH=f"{commands}:/usr/bin:/bin", SLURM_JOB_ID="7", **{STARTED_BY: "slurm"})
     started = worker.environment
 
     def signalled(device: object) -> object:  # as it says that it begins
@@ -113,7 +114,7 @@ def test_the_time_that_is_left(
 ) -> None:
     commands = answers(tmp_path / "bin", "RUNNING", 0, told)
     monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
-    assert slurm.seconds_left("7") == (float("inf") if seconds is None else seconds)
+    assert Slurm(tmp_path).seconds_left("7") == (float("inf") if seconds is None else seconds)
 
 
 def test_attempts_are_counted_on_where_their_claims_were_deleted(cell: Path) -> None:
@@ -141,11 +142,11 @@ def test_a_broken_metrics_log_fails_the_cell_on_record(cell: Path) -> None:
 
 
 def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert worker.main([str(tmp_path / "nosuch")]) == 2
+    assert worker.main(str(tmp_path / "nosuch")) == 2
     assert "nosuch has no config.yaml: launch its experiment first" in capsys.readouterr().err
-    assert worker.main([str(cell)]) == 0
+    assert worker.main(str(cell)) == 0
     assert capsys.readouterr().out == ""
-    assert worker.main([str(cell)]) == 0
+    assert worker.main(str(cell)) == 0
     assert capsys.readouterr().out == f"{cell} is done already: nothing is left to do.\n"
 
 

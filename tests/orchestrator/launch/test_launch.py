@@ -17,10 +17,11 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import launch, monitoring
+from orchestrator import monitoring
 from orchestrator.config import schema
 from orchestrator.config.compose import CONF, compose
 from orchestrator.jobs import worker
+from orchestrator.schedulers.slots import machine_slots
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
@@ -148,7 +149,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
     log, directory = tmp_path / "log", tmp_path / "out/pair"
     with lease.hold(directory / "a/seed=0"):
         launcher = start(overrides, log)
-        wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(launch.slots(_config(small_cell))) == 1)
+        wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(machine_slots(_config(small_cell))) == 1)
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(PATIENCE) == 130, log.read_text()
     assert "failed" not in {entry.state for entry in EventLog(directory).last().values()}
@@ -206,16 +207,16 @@ def test_slots_name_the_gpus_this_process_may_see(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     config = schema.Config()
     config.launcher.parallel = parallel
-    assert launch.slots(config) == expected
+    assert machine_slots(config) == expected
 
 
 def test_slots_on_the_cpu_are_cores_over_threads() -> None:
     config = schema.Config()
     config.train.device, config.train.threads = schema.Device.cpu, 1
     cores = len(os.sched_getaffinity(0))
-    assert launch.slots(config) == [None] * cores
+    assert machine_slots(config) == [None] * cores
     config.train.threads = 2 * cores
-    assert launch.slots(config) == [None]
+    assert machine_slots(config) == [None]
 
 
 def test_status_tells_a_lost_cell_from_one_that_runs(
@@ -245,10 +246,10 @@ def test_a_cell_can_be_run_by_itself(
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
     (tmp_path / "outputs/x/events.jsonl").unlink()
-    assert worker.main([str(cell)]) == 0
+    assert worker.main(str(cell)) == 0
     assert EventLog(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/events.jsonl")] == ["running", "done"]
-    assert worker.main([str(tmp_path)]) == 2
+    assert worker.main(str(tmp_path)) == 2
     assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 
 

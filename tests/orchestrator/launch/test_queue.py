@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,19 +14,23 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 
-from orchestrator import launch, monitoring
+from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
+from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.readings import Readings
 from orchestrator.experiments.run_directory import open_directory, record_launcher
-from orchestrator.jobs.readers import InSlurm
-from orchestrator.launch import finalize, queue, resume
-from orchestrator.launch.wrap_up import wrap_up
+from orchestrator.jobs.readers import InQueue
+from orchestrator.launch import checks, finalize, queued, resume
+from orchestrator.launch.launcher import launch
 from orchestrator.monitoring.cells import read_comparison
 from orchestrator.plan.cost import cost_of
 from orchestrator.plan.view import warnings
-from orchestrator.schedulers import slurm, submission
+from orchestrator.schedulers import Slurm
+from orchestrator.schedulers.scheduler import STARTED_BY, Job, Resources
+from orchestrator.schedulers.slurm import batch
+from orchestrator.schedulers.slurm import scheduler as slurm
 from orchestrator.status import main as status_main
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, EventLog
@@ -43,7 +47,7 @@ PLAYING = (f"++arms={{played: {PLAYED}, learned: {LEARNED}}}", "declared=[sideca
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
     scripted = Scripted(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{scripted.bin}:{os.environ['PATH']}")
-    monkeypatch.setattr(slurm, "PATIENCE", 1e-9)
+    monkeypatch.setattr("orchestrator.monitoring.cells.PATIENCE", 1e-9)
     return scripted
 
 
@@ -79,6 +83,7 @@ def jobs(experiment: Experiment, state: str = "submitted") -> dict[str, str]:
 
 def with_state(experiment: Experiment, cells: Sequence[str], state: str) -> None:
     for cell in cells:
+        EventLog(experiment.directory).append(cell, "running", attempt=1, job="1", scheduler="slurm")
         EventLog(experiment.directory).append(cell, state, attempt=1, job="1", scheduler="slurm")
 
 
@@ -86,14 +91,14 @@ def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made,
     experiment = made(*FOUR, "launcher.slurm.array=false")
     cluster.says("limit", "2")
     with pytest.raises(UserError) as caught:
-        launch.launch(experiment, console())
+        launch(experiment, console())
     assert str(caught.value).startswith(
         "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm took no job (Batch"
     )
     assert str(caught.value).endswith("The same command then submits what is missing.")
     assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2"}
     cluster.says("limit", "100")
-    launch.launch(experiment, console())
+    launch(experiment, console())
     assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2", "b/seed=0": "3", "b/seed=1": "4"}
     assert cluster.submitted()[4:] == ["5 x-comparison afterany:3:4:1:2"]
 
@@ -101,37 +106,37 @@ def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made,
 def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, submit = made(*PLAYING), submission.slurm_cells
+    experiment, submit = made(*PLAYING), batch.executor
 
-    def refused(*words: object, **more: object) -> object:
-        if "dependency" in more:
+    def refused(config: Config, folder: Path, job: Job, after: Collection[str], delay: float) -> object:
+        if after and job.resources == Resources.cell:
             raise UserError("Slurm took no job (no): mend launcher.slurm.")
-        return submit(*words, **more)  # type: ignore[arg-type]
+        return submit(config, folder, job, after, delay)
 
-    monkeypatch.setattr(submission, "slurm_cells", refused)
+    monkeypatch.setattr(batch, "executor", refused)
     with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm took no"):
-        launch.launch(experiment, console())
+        launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
-    launch.launch(experiment, console())
+    launch(experiment, console())
     assert cluster.submitted()[2:] == ["3 x afterany:1"], "and the finalize that waits sees to it"
 
 
 def test_an_interrupt_between_two_submissions_forgets_none(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, submit = made(*FOUR, "launcher.slurm.array=false"), submission.submit
+    experiment, submit = made(*FOUR, "launcher.slurm.array=false"), batch.submit
 
     def interrupted(*words: object) -> object:
         if len(cluster.submitted()) == 3:
             raise KeyboardInterrupt
         return submit(*words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(submission, "submit", interrupted)
+    monkeypatch.setattr(batch, "submit", interrupted)
     told = console()
     with pytest.raises(KeyboardInterrupt):
-        launch.launch(experiment, told)
+        launch(experiment, told)
     assert list(jobs(experiment).values()) == ["1", "2", "3"]
     assert "3 of 4 cells are with Slurm, as jobs 1, 2, 3; the same command submits the rest." in printed(told)
 
@@ -160,15 +165,15 @@ def test_a_local_launcher_that_lives_is_left_alone(
 def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    experiment, cancel = made(*FOUR), slurm.cancel
-    launch.launch(experiment, console())
+    experiment, cancel = made(*FOUR), Slurm.cancel
+    launch(experiment, console())
     held: list[bool | None] = []
 
-    def watched(ids: Sequence[str]) -> bool:
+    def watched(scheduler: Slurm, ids: Sequence[str]) -> None:
         held.append(locks.is_held(monitoring.experiment_lock(experiment.directory)))
-        return cancel(ids)
+        cancel(scheduler, ids)
 
-    monkeypatch.setattr(slurm, "cancel", watched)
+    monkeypatch.setattr(Slurm, "cancel", watched)
     told = console()
     resume.resume(experiment.directory, "all", told)
     assert held == [True]
@@ -181,7 +186,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
 
 def test_cells_that_play_back_what_slurm_already_has_wait_for_it(made: Made, cluster: Scripted) -> None:
     experiment = made(*PLAYING)
-    launch.launch(experiment, console())
+    launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x afterany:1", "3 x-comparison afterany:1:2"]
     for job, state in (("1", "RUNNING"), ("2", "CANCELLED"), ("3", "CANCELLED")):
         cluster.become(job, state)
@@ -195,26 +200,26 @@ def test_two_conclusions_never_stand_side_by_side(
 ) -> None:
     experiment = made(*FOUR)
     events = EventLog(experiment.directory)
-    assert queue.submit_finalize(experiment, ["7_0", "7_1"])
+    assert queued.submit_finalize(experiment, ["7_0", "7_1"])
     assert cluster.submitted() == ["1 x-comparison afterany:7"]
-    assert not queue.submit_finalize(experiment, ["8"])
+    assert not queued.submit_finalize(experiment, ["8"])
     cluster.become("1", "RUNNING")
-    assert not queue.submit_finalize(experiment, ["8"]), "it has still to look at the cells"
+    assert not queued.submit_finalize(experiment, ["8"]), "it has still to look at the cells"
     events.append(COMPARISON, "running", attempt=1, job="1", scheduler="slurm")
     cluster.become("1", "PENDING")
-    assert not queue.submit_finalize(experiment, ["8"]), "preempted, it will look again"
+    assert not queued.submit_finalize(experiment, ["8"]), "preempted, it will look again"
     cluster.become("1", "RUNNING")
-    assert queue.submit_finalize(experiment, ["8"]), "it has looked"
+    assert queued.submit_finalize(experiment, ["8"]), "it has looked"
     assert cluster.submitted()[1:] == ["2 x-comparison afterany:8:1"]
     cluster.become("2", "COMPLETING")
-    assert queue.submit_finalize(experiment, ["8"]), "cancelled as it began"
+    assert queued.submit_finalize(experiment, ["8"]), "cancelled as it began"
     assert cluster.submitted()[2:] == ["3 x-comparison afterany:8:2"]
-    for name, value in (("SUBMITIT_EXECUTOR", "slurm"), ("SLURM_JOB_ID", "3")):
+    for name, value in ((STARTED_BY, "slurm"), ("SLURM_JOB_ID", "3")):
         monkeypatch.setenv(name, value)
-    assert queue.submit_finalize(experiment, ["9"]), "which it is itself"
+    assert queued.submit_finalize(experiment, ["9"]), "which it is itself"
     cluster.become("4", "FAILED")
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert queue.submit_finalize(experiment)
+    assert queued.submit_finalize(experiment)
     assert cluster.submitted()[4:] == ["5 x-comparison"]
 
 
@@ -226,7 +231,7 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     record_launcher(experiment)
     events = EventLog(experiment.directory)
     with_state(experiment, [cell.id for cell in experiment.cells], "done")
-    queue.submit_finalize(experiment)
+    queued.submit_finalize(experiment)
     events.append(COMPARISON, said, attempt=1, job="1", scheduler="slurm")
     assert read_comparison(experiment.directory) == "queued (job 1)"
     assert resume.resume(experiment.directory, "unfinished", console()) is None
@@ -237,7 +242,7 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     assert read_comparison(experiment.directory).startswith("lost: job 1 ended as NODE_FAIL (jobs/1_0_log.err); the")
     cluster.says("jobs", "")
     assert read_comparison(experiment.directory).startswith("lost: Slurm does not know job 1 any more; the same comm")
-    monkeypatch.setattr(slurm, "_ask", lambda *_: None)
+    monkeypatch.setattr(slurm, "ask", lambda *_: None)
     word = {"submitted": "queued", "running": "running"}[said]
     assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the event log has it: Slurm does not")
     monkeypatch.undo()
@@ -256,19 +261,19 @@ def test_the_screen_is_shown_once_for_every_conclusion(
     made: Made, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment, shown, slept = made(*FOUR, "launcher.wait=true"), list[str](), list[float]()
-    queue.submit_finalize(experiment)
+    queued.submit_finalize(experiment)
 
     def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 3:  # it tried a cell again, and left another finalize
             cluster.become("1", "COMPLETED")
-            queue.submit_finalize(experiment)
+            queued.submit_finalize(experiment)
         if len(slept) == 5:
             cluster.become("2", "COMPLETED")
 
-    monkeypatch.setattr(launch, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(queued, "time", SimpleNamespace(sleep=sleep))
     monkeypatch.setattr(monitoring, "watch", lambda directory, to: shown.append(directory.name))
-    assert launch.follow(experiment, console())
+    assert queued.follow(experiment, console())
     assert shown == ["x", "x"]
     assert len(slept) == 5
 
@@ -277,11 +282,11 @@ def test_no_answer_is_no_reason_to_mend_the_configuration(made: Made, cluster: S
     experiment = made(*FOUR)
     cluster.says("says", "allocation failure: Unable to contact slurm controller (connect failure)\n")
     with pytest.raises(UserError, match="does not answer, try again in some minutes") as caught:
-        launch.check_jobs(experiment)
+        checks.check_jobs(experiment)
     assert "mend" not in str(caught.value)
     cluster.says("says", "allocation failure: Invalid qos specification\n")
     with pytest.raises(UserError, match=r"mend launcher\.slurm"):
-        launch.check_jobs(experiment)
+        checks.check_jobs(experiment)
 
 
 @pytest.mark.parametrize(("array", "expected"), [("true", ["#SBATCH --array=0-3%4"]), ("false", [])])
@@ -290,7 +295,7 @@ def test_slurm_is_asked_for_the_array_that_will_be_submitted(
 ) -> None:
     cluster.says("says", "allocation failure: Invalid job array specification\n")
     with pytest.raises(UserError) as caught:
-        launch.check_jobs(made(*FOUR, f"launcher.slurm.array={array}"))
+        checks.check_jobs(made(*FOUR, f"launcher.slurm.array={array}"))
     lines = (cluster.root / "tested").read_text().splitlines()
     assert [line for line in lines if "--array" in line] == expected
     assert "set launcher.slurm.array=false" in str(caught.value)
@@ -303,7 +308,7 @@ def test_training_neither_waits_for_slurm_nor_loses_its_environment(
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_CONF", "RANK"):
         monkeypatch.setenv(name, "1")
     cluster.says("busy", "")  # until it is gone, sbatch does not return
-    reader = InSlurm(Readings(cell.directory, cell.config))
+    reader = InQueue(Readings(cell.directory, cell.config))
     for step in (0, 6, 12):
         reader.add(cell.directory / f"checkpoints/step_{step:08d}")
     wait_for(lambda: cluster.asked("sbatch"))
@@ -330,7 +335,7 @@ def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
     (cell,) = made().cells
     monkeypatch.setattr("orchestrator.jobs.readers.JOIN_SECONDS", 0.05)
     cluster.says("busy", "")
-    reader = InSlurm(Readings(cell.directory, cell.config))
+    reader = InQueue(Readings(cell.directory, cell.config))
     reader.add(cell.directory)
     wait_for(lambda: cluster.asked("sbatch"))
     reader.close()
@@ -352,13 +357,13 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
     (root / "a/seed=0/.readings.lock").mkdir()
     experiment = resume.reopen(root)
     capsys.readouterr()
-    assert finalize._compare(experiment) == 2
+    assert finalize._compare_trained(experiment) == 2
     told = capsys.readouterr().out
     assert "a/seed=0 is compared without some of its readings: " in told
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
     (root / "b/seed=0/metrics.jsonl").write_text("")  # it did not get to its end
-    assert finalize._compare(experiment) == 1
+    assert finalize._compare_trained(experiment) == 1
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
 
 
@@ -367,15 +372,15 @@ def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
 ) -> None:
     """As where a line of `setup` fails: nobody pressed Ctrl-C."""
     experiment = made("seeds=[0]")
-    launch.launch(experiment, console())
+    launch(experiment, console())
     complaints: list[str] = []
     with_slurm = console()
     cluster.become("1", "FAILED")  # the cell; what follows it sees to it
-    assert wrap_up(experiment, with_slurm, complaints.append) == 0
+    assert finalize.finalize(experiment, with_slurm, complaints.append) == 0
     assert "1 cell with Slurm; the comparison follows by itself." in printed(with_slurm)
     cluster.become("2", "FAILED")  # and that has the same setup
     (experiment.directory / "jobs/1_0_log.err").write_text("line 20: module: command not found\n")
-    assert wrap_up(experiment, console(), complaints.append) == 2
+    assert finalize.finalize(experiment, console(), complaints.append) == 2
     assert complaints == [
         "main/seed=0 is lost: its job ended (FAILED) before the cell began, perhaps in launcher.slurm.setup\n"
         "  jobs/1_0_log.err ends:\n  line 20: module: command not found"
@@ -383,14 +388,14 @@ def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
     assert status_main([str(experiment.directory)]) == 0
     told = capsys.readouterr().out
     assert "perhaps in launcher.slurm.setup" in " ".join(told.split())
-    assert told.endswith(f"go on: python -m orchestrator.status {experiment.directory} --resume\n")
+    assert told.endswith(f"resume: python -m orchestrator.status {experiment.directory} --resume\n")
 
 
 def test_another_launcher_leaves_what_slurm_has_and_does_not_wait_for_it(made: Made, cluster: Scripted) -> None:
-    launch.launch(made("seeds=[0]"), console())
+    launch(made("seeds=[0]"), console())
     experiment, told = made("seeds=[0]", "launcher=local"), console()
-    assert launch.launch(experiment, told) == []
-    assert wrap_up(experiment, told, lambda sentence: pytest.fail(sentence), ran=False) == 0
+    assert launch(experiment, told) == []
+    assert finalize.finalize(experiment, told, lambda sentence: pytest.fail(sentence), ran=False) == 0
     assert "Slurm already has main/seed=0 (job 1)." in printed(told)
     assert f"follow: python -m orchestrator.status {experiment.directory} --watch" in printed(told)
 
@@ -411,5 +416,5 @@ def test_a_refusal_names_the_key_that_helps_also_in_a_dry_run(
     experiment = made("seeds=[0]")
     cluster.says("says", f"sbatch: error: {said}\n")
     with pytest.raises(UserError, match=f"Slurm would take no such job for a cell .*: .*{cure}"):
-        launch.check_jobs(experiment)
+        checks.check_jobs(experiment)
     assert cure in next(warnings(cost_of(experiment)))

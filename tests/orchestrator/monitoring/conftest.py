@@ -60,6 +60,8 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
         for index, letters in enumerate(readings):
             (path / f"checkpoints/step_{20 * index:08d}").mkdir()
             write_reading(path, 20 * index, letters)
+        if state in ("preempted", "stopped", "done"):
+            EventLog(tmp_path / "x").append(f"{arm}/seed={seed}", "running", attempt=1, job=job)
         if state:
             EventLog(tmp_path / "x").append(f"{arm}/seed={seed}", state, attempt=1, job=job, reason=reason)
         return path

@@ -51,7 +51,7 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("log", "told"), [("", "says nothing of it"), ("srun: error\nOut of memory.\n", "ends:\n  Out")]
+    ("log", "told"), [("", "has no line of it"), ("srun: error\nOut of memory.\n", "ends:\n  Out")]
 )
 def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
     path = cell(state="failed", reason="died 3 times", job="7_1")

@@ -12,8 +12,8 @@ import pytest
 from orchestrator.common.errors import UserError
 from orchestrator.monitoring import experiment_lock, read_status
 from orchestrator.monitoring.cells import FURTHEST, RECENT, recent_records
-from orchestrator.monitoring.states import Sight, state_of
-from orchestrator.schedulers.slurm import Job
+from orchestrator.monitoring.states import Evidence, state_of
+from orchestrator.schedulers.slurm.scheduler import job_state as job
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import Entry, EventLog
 
@@ -139,59 +139,59 @@ def test_cells_come_in_the_experiments_order(cell: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "sight", "expected"),
+    ("said", "evidence", "expected"),
     [
-        (None, Sight(), "next"),
-        ("submitted", Sight(launching=True), "queued"),
-        ("submitted", Sight(), "lost"),
-        ("submitted", Sight(held=True), "running"),
-        ("running", Sight(held=True, launching=True), "running"),
-        ("running", Sight(held=True, stale=True), "zombie"),
-        ("running", Sight(launching=True), "lost"),
-        ("crashed", Sight(launching=True), "queued"),
-        ("crashed", Sight(), "lost"),
-        ("stopped", Sight(), "stopped"),
-        ("done", Sight(launching=True), "done"),
+        (None, Evidence(), "next"),
+        ("submitted", Evidence(launching=True), "queued"),
+        ("submitted", Evidence(), "lost"),
+        ("submitted", Evidence(held=True), "running"),
+        ("running", Evidence(held=True, launching=True), "running"),
+        ("running", Evidence(held=True, stale=True), "zombie"),
+        ("running", Evidence(launching=True), "lost"),
+        ("crashed", Evidence(launching=True), "queued"),
+        ("crashed", Evidence(), "lost"),
+        ("stopped", Evidence(), "stopped"),
+        ("done", Evidence(launching=True), "done"),
     ],
 )
-def test_states(said: str | None, sight: Sight, expected: str) -> None:
-    assert state_of(Entry(said, 1, "", "") if said else None, sight) == expected
+def test_states(said: str | None, evidence: Evidence, expected: str) -> None:
+    assert state_of(Entry(said, 1, "", "") if said else None, evidence) == expected
 
 
 @pytest.mark.parametrize(
-    ("said", "sight", "expected"),
+    ("said", "evidence", "expected"),
     [
-        ("submitted", Sight(job=Job("PENDING")), "queued"),
-        ("submitted", Sight(job=Job("RUNNING")), "queued"),  # it starts
-        ("running", Sight(held=True, job=Job("RUNNING")), "running"),
-        ("running", Sight(held=True, stale=True, job=Job("RUNNING")), "zombie"),
-        ("running", Sight(stale=True, job=Job("RUNNING")), "zombie"),  # on a machine that does not answer
-        ("running", Sight(held=True, job=Job("PENDING")), "zombie"),  # left alive on a node that was given up
-        ("running", Sight(held=True, job=Job("NODE_FAIL")), "zombie"),
-        ("running", Sight(job=Job("PENDING")), "preempted"),  # without having been able to say so
-        ("running", Sight(job=Job("COMPLETING")), "preempted"),
-        ("running", Sight(job=Job("RUNNING")), "running"),  # its process has just died: the job will say so
-        ("preempted", Sight(job=Job("RUNNING")), "preempted"),  # it starts again
-        ("running", Sight(held=True, job=Job("SUSPENDED")), "suspended"),
-        ("running", Sight(held=True, stale=True, job=Job("SUSPENDED")), "suspended"),  # it cannot beat
-        ("running", Sight(stale=True, job=Job("STOPPED")), "suspended"),
-        ("done", Sight(job=Job("SUSPENDED")), "done"),
-        ("preempted", Sight(job=Job("PENDING")), "preempted"),
-        ("preempted", Sight(job=Job("CANCELLED")), "stopped"),
-        ("crashed", Sight(job=Job("PENDING")), "queued"),
-        ("running", Sight(job=Job("OUT_OF_MEMORY")), "lost"),
-        ("submitted", Sight(job=Job("CANCELLED by 0")), "stopped"),
-        ("running", Sight(), "lost"),  # its scheduler has forgotten it
-        ("submitted", Sight(), "lost"),
-        ("preempted", Sight(), "lost"),
-        ("running", Sight(asked=False), "lost"),  # nobody here can be asked, and nothing beats
-        ("submitted", Sight(asked=False), "queued"),
-        ("preempted", Sight(asked=False), "queued"),
-        ("done", Sight(job=Job("RUNNING")), "done"),
+        ("submitted", Evidence(job=job("PENDING")), "queued"),
+        ("submitted", Evidence(job=job("RUNNING")), "queued"),  # it starts
+        ("running", Evidence(held=True, job=job("RUNNING")), "running"),
+        ("running", Evidence(held=True, stale=True, job=job("RUNNING")), "zombie"),
+        ("running", Evidence(stale=True, job=job("RUNNING")), "zombie"),  # on a machine that does not answer
+        ("running", Evidence(held=True, job=job("PENDING")), "zombie"),  # left alive on a node that was given up
+        ("running", Evidence(held=True, job=job("NODE_FAIL")), "zombie"),
+        ("running", Evidence(job=job("PENDING")), "preempted"),  # without having been able to say so
+        ("running", Evidence(job=job("COMPLETING")), "preempted"),
+        ("running", Evidence(job=job("RUNNING")), "running"),  # its process has just died: the job will say so
+        ("preempted", Evidence(job=job("RUNNING")), "preempted"),  # it starts again
+        ("running", Evidence(held=True, job=job("SUSPENDED")), "suspended"),
+        ("running", Evidence(held=True, stale=True, job=job("SUSPENDED")), "suspended"),  # it cannot beat
+        ("running", Evidence(stale=True, job=job("STOPPED")), "suspended"),
+        ("done", Evidence(job=job("SUSPENDED")), "done"),
+        ("preempted", Evidence(job=job("PENDING")), "preempted"),
+        ("preempted", Evidence(job=job("CANCELLED")), "stopped"),
+        ("crashed", Evidence(job=job("PENDING")), "queued"),
+        ("running", Evidence(job=job("OUT_OF_MEMORY")), "lost"),
+        ("submitted", Evidence(job=job("CANCELLED by 0")), "stopped"),
+        ("running", Evidence(), "lost"),  # its scheduler has forgotten it
+        ("submitted", Evidence(), "lost"),
+        ("preempted", Evidence(), "lost"),
+        ("running", Evidence(answered=False), "lost"),  # nobody here can be asked, and nothing beats
+        ("submitted", Evidence(answered=False), "queued"),
+        ("preempted", Evidence(answered=False), "queued"),
+        ("done", Evidence(job=job("RUNNING")), "done"),
     ],
 )
-def test_states_with_a_scheduler(said: str, sight: Sight, expected: str) -> None:
-    assert state_of(Entry(said, 1, "7", "", scheduler="slurm"), sight) == expected
+def test_states_with_a_scheduler(said: str, evidence: Evidence, expected: str) -> None:
+    assert state_of(Entry(said, 1, "7", "", scheduler="slurm"), evidence) == expected
 
 
 def test_locks_decide_over_an_open_word(cell: Write) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.schedulers import slurm
-from orchestrator.schedulers.slurm import Job
+from orchestrator.schedulers import Slurm
+from orchestrator.schedulers.slurm import commands
+from orchestrator.schedulers.slurm import scheduler as slurm
+from orchestrator.schedulers.slurm.scheduler import job_state as job
 from tests.orchestrator.schedulers.scripted import Scripted
 
 
@@ -27,14 +29,14 @@ def test_a_job_of_another_script_is_not_ours(cluster: Scripted, tmp_path: Path) 
     lines = [f"1|RUNNING|None|{ours}", "2|RUNNING|None|/home/me/x/jobs/a.sh", "3_0|PENDING|None|(null)", "4|PENDING"]
     cluster.says("jobs", "\n".join(lines) + "\n")
     cluster.says("sacct", "2|CANCELLED by 0\n")
-    found = slurm.jobs(["1", "2", "3_0", "4", "5"], tmp_path / "it's | x")
-    assert found == {"1": Job("RUNNING"), "3_0": Job("PENDING"), "4": Job("PENDING")}
+    found = Slurm(tmp_path / "it's | x").states(["1", "2", "3_0", "4", "5"])
+    assert found == {"1": job("RUNNING"), "3_0": job("PENDING"), "4": job("PENDING")}
 
 
 def test_what_squeue_does_not_list_does_not_run(cluster: Scripted, tmp_path: Path) -> None:
     cluster.says("sacct", "1|RUNNING\n2|OUT_OF_MEMORY\n3|PENDING\n4|CANCELLED by 0\n5|SUSPENDED\n6|\n")
-    found = slurm.jobs(list("1234567"), tmp_path)
-    assert found == {"2": Job("OUT_OF_MEMORY"), "4": Job("CANCELLED")}
+    found = Slurm(tmp_path).states(list("1234567"))
+    assert found == {"2": job("OUT_OF_MEMORY"), "4": job("CANCELLED")}
     assert f"-u {os.getuid()}" in cluster.asked("sacct")[0], "another user's may have had that id"
 
 
@@ -44,10 +46,10 @@ def test_the_habits_of_a_user_filter_no_answer(
     habits = {f"{command}_PARTITION" for command in ("SQUEUE", "SACCT", "SCONTROL", "SCANCEL", "SINFO")}
     for name in (*habits, "SQUEUE_FORMAT", "SLURM_CONF", "SBATCH_PARTITION"):
         monkeypatch.setenv(name, "gpu")
-    slurm.jobs(["1"], tmp_path)
-    slurm.cancel(["1"])
-    slurm.requeue("1")
-    assert slurm.refusal(tmp_path / "job.sh") is None
+    Slurm(tmp_path).states(["1"])
+    Slurm(tmp_path).cancel(["1"])
+    Slurm(tmp_path).requeue("1")
+    assert commands.refusal(tmp_path / "job.sh") is None
     for command in ("squeue", "sacct", "scancel", "scontrol", "sbatch"):
         seen = cluster.environment(command)
         assert not seen & {*habits, "SQUEUE_FORMAT"}, command
@@ -70,7 +72,7 @@ def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(
     if isinstance(start, int):
         start = (datetime.now() + timedelta(seconds=start)).isoformat(timespec="seconds")
     cluster.says("start", start + "\n")
-    assert slurm.requeue("7", 60)
+    assert Slurm(cluster.root).requeue("7", 60)
     update = ["update JobId=7 StartTime=now+60"] if expected else []
     assert cluster.asked("scontrol") == ["requeue 7", *update]
 
@@ -78,7 +80,7 @@ def test_a_pause_is_kept_wherever_slurm_itself_waits_no_longer(
 def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(cluster: Scripted) -> None:
     (cluster.bin / "squeue").unlink()
     (cluster.bin / "squeue").symlink_to("/bin/false")
-    assert slurm.requeue("7", 60)
+    assert Slurm(cluster.root).requeue("7", 60)
     assert cluster.asked("scontrol") == ["requeue 7"]
 
 
@@ -94,4 +96,4 @@ def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(cluster: Scrip
     ],
 )
 def test_no_answer_is_told_from_a_refusal(said: str, expected: bool) -> None:
-    assert slurm.is_no_answer(said) == expected
+    assert commands.is_no_answer(said) == expected

@@ -65,7 +65,7 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
         pid = os.fork()
         if pid == 0:
             os.environ.update(RANK=str(i), LOCAL_RANK=str(i))
-            code = worker.main([cell])
+            code = worker.main(cell)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

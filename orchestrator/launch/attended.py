@@ -1,0 +1,96 @@
+"""The loop of a launcher that stays with its cells: it starts as many as there are slots, and tries again what died."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+
+from orchestrator import monitoring
+from orchestrator.experiments.experiment import Cell, Experiment
+from orchestrator.jobs import retry
+from orchestrator.launch.jobs import cell_job
+from orchestrator.launch.order import is_ready
+from orchestrator.schedulers.scheduler import Scheduler
+from orchestrator.storage import lease
+from orchestrator.storage.event_log import EventLog
+from orchestrator.training.loop import StopSignal
+
+POLL_SECONDS = 0.2
+STOP_SECONDS = 2.0  # between two signals to cells that are to stop
+
+
+@dataclass(frozen=True)
+class Running:
+    """A cell whose job runs, and its slot."""
+
+    cell: Cell
+    gpus: str | None
+
+
+class Launcher:
+    """Runs cells through a scheduler that does not queue. A signal stops them, each with a checkpoint."""
+
+    def __init__(self, scheduler: Scheduler, experiment: Experiment, cells: list[Cell], console: Console) -> None:
+        self.scheduler, self.experiment, self.console = scheduler, experiment, console
+        self.events = EventLog(experiment.directory)
+        self.free, self.waiting = scheduler.slots(experiment.config), list(cells)
+        self.running: dict[str, Running] = {}  # by job
+        self.not_before: dict[str, float] = {}  # cell → when it may be tried again, by `time.monotonic`
+
+    def run(self) -> None:
+        """Run the cells until none is left, or a signal comes."""
+        directory, stop_again = self.experiment.directory, 0.0
+        live = not self.scheduler.blocks
+        with StopSignal() as stop, monitoring.Screen(directory, self.console, live=live) as screen:
+            try:
+                while self.running or (self.waiting and not stop.received):
+                    while not stop.received and self.free and (cell := self._next_ready()):
+                        self._start(cell)
+                    if stop.received and time.monotonic() > stop_again:  # again: one that starts may miss it
+                        stop_again = time.monotonic() + STOP_SECONDS
+                        self.scheduler.cancel(self.running)
+                    states = self.scheduler.states(self.running)
+                    for job in [job for job, state in states.items() if state.has_ended]:
+                        self._end(job, stop)
+                    screen.refresh()
+                    time.sleep(POLL_SECONDS)
+            except BaseException:  # nothing is left running without a launcher
+                self.scheduler.cancel(self.running)
+                raise
+
+    def _next_ready(self) -> Cell | None:
+        """The first cell that may start now."""
+        now, unfinished = time.monotonic(), [*self.waiting, *(one.cell for one in self.running.values())]
+        ready = (c for c in self.waiting if self.not_before.get(c.id, now) <= now and is_ready(c, unfinished))
+        return next(ready, None)
+
+    def _start(self, cell: Cell) -> None:
+        gpus = self.free[0]
+        (job,) = self.scheduler.submit(self.experiment.config, [cell_job(cell, self.experiment, gpus)])
+        self.running[job] = Running(cell, self.free.pop(0))
+        self.waiting.remove(cell)
+        self.events.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job)
+        if self.scheduler.blocks:
+            self.console.print(f"{escape(cell.id)} starts in this process")
+
+    def _end(self, job: str, stop: StopSignal) -> None:
+        """Free the slot of a job that has ended, and have its cell tried again if it died."""
+        one, limits = self.running.pop(job), self.experiment.config.launcher
+        self.free.append(one.gpus)
+        entry = self.events.last()[one.cell.id]
+        if entry.state in ("submitted", "running") and not lease.is_held(one.cell.directory):
+            # it was stopped as it started, or killed, or short of memory
+            if stop.received:
+                self.events.append(one.cell.id, "stopped", attempt=entry.attempt, job=entry.job)
+                return
+            reason = f"its process ended without a word (killed, or out of memory; log: {self.scheduler.log_of(job)})"
+            retry.record_crash(self.events, one.cell.id, reason, attempt=entry.attempt, job=entry.job)
+        elif entry.state != "crashed" or stop.received:
+            return
+        pause = retry.pause_or_give_up(self.events, one.cell.id, limits.retries, limits.backoff_seconds)
+        if pause is not None:
+            self.not_before[one.cell.id] = time.monotonic() + pause
+            self.waiting.append(one.cell)

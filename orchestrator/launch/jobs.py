@@ -1,0 +1,29 @@
+"""The jobs of an experiment: one for each cell, and one that compares them."""
+
+from __future__ import annotations
+
+import sys
+
+from orchestrator.experiments.experiment import Cell, Experiment
+from orchestrator.schedulers.scheduler import Job, Resources
+
+
+def cell_job(cell: Cell, experiment: Experiment, gpus: str | None = None) -> Job:
+    """The job that runs a cell, on the `gpus` that CUDA_VISIBLE_DEVICES names, or on all that it is given.
+
+    In a queue, it is tried again when its process has died.
+    """
+    threads, launcher = str(cell.config.train.threads), experiment.config.launcher
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpus
+    limits = (f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}")
+    retry = (sys.executable, "-m", "orchestrator.jobs.retry", *limits, str(experiment.directory.resolve()))
+    cell_dir = str(cell.directory.resolve())
+    return Job("orchestrator.job", (cell_dir,), experiment.name, Resources.cell, environment, retry)
+
+
+def finalize_job(experiment: Experiment) -> Job:
+    """The job that compares the cells, or tries those again that died."""
+    path = str(experiment.directory.resolve())
+    return Job("orchestrator.launch.finalize", (path,), f"{experiment.name}-comparison")

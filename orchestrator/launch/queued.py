@@ -1,0 +1,212 @@
+"""Cells as jobs of a queue, and the comparison as a job that follows them all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator import monitoring
+from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
+from orchestrator.experiments.dependency import needed_cell
+from orchestrator.experiments.experiment import Cell, Experiment
+from orchestrator.jobs.worker import is_finished
+from orchestrator.launch.jobs import cell_job, finalize_job
+from orchestrator.launch.order import waves
+from orchestrator.schedulers import chosen, job_states, of_entry
+from orchestrator.schedulers.scheduler import NoAnswer, Phase, Scheduler
+from orchestrator.storage import lease
+from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
+
+NAMED = 6  # jobs that a sentence names before it only counts them
+FOLLOW_SECONDS = 2.0
+
+
+def submit(
+    experiment: Experiment,
+    cells: list[Cell],
+    console: Console | None = None,
+    *,
+    beside: Mapping[str, str],
+    delay: float = 0.0,
+) -> None:
+    """Submit the cells, those that need others' results after these, and what follows all of them.
+
+    `beside`: cell → job, of cells that the queue already has, and whose results may be needed. `delay`: seconds before
+    the first of the cells may start.
+    Raises `UserError` where the queue does not take all; the event log then has what it took, and as far as possible a
+    finalize follows that.
+    """
+    scheduler = chosen(experiment.config)(experiment.directory)
+    taken: dict[str, str] = {}  # cell → job
+
+    def progress() -> str:
+        jobs = _named(scheduler, taken.values())
+        return f"{len(taken)} of {counted(len(cells), 'cell')} are with {scheduler.title}, as {jobs}"
+
+    try:
+        _submit_waves(scheduler, experiment, cells, taken, beside, delay)
+        submit_finalize(experiment, [*taken.values(), *beside.values()])
+    except KeyboardInterrupt:
+        if console is not None and taken:
+            console.print(f"{progress()}; the same command submits the rest.", markup=False, soft_wrap=True)
+        raise
+    except UserError as error:
+        if not taken:
+            raise
+        missing = "not the comparison"
+        if len(taken) < len(cells):
+            missing = "not the others"
+            try:
+                submit_finalize(experiment, [*taken.values(), *beside.values()])
+            except UserError:
+                missing = "neither the others nor the comparison"
+        raise UserError(
+            f"{progress()}, but {missing}: {error} The same command then submits what is missing."
+        ) from error
+    if console is not None:
+        jobs = _named(scheduler, taken.values())
+        text = f"Submitted {counted(len(taken), 'cell')} to {scheduler.title}: {jobs}."
+        console.print(text, markup=False, soft_wrap=True)
+
+
+def _submit_waves(
+    scheduler: Scheduler,
+    experiment: Experiment,
+    cells: list[Cell],
+    taken: dict[str, str],
+    beside: Mapping[str, str],
+    delay: float,
+) -> None:
+    """Submit the cells in the order in which they need each other; record each as soon as the queue has it."""
+    config, events = experiment.config, EventLog(experiment.directory)
+    queued = {experiment.directory / cell: job for cell, job in beside.items()}
+    before: list[str] = []
+    for wave in waves(cells):
+        after = [
+            *before,
+            *(queued[path] for cell in wave if (path := needed_cell(cell.config, experiment.directory)) in queued),
+        ]
+        jobs = [cell_job(cell, experiment) for cell in wave]
+        ids = scheduler.submit(config, jobs, after=after, delay=0.0 if before else delay)
+        for cell, job in zip(wave, ids, strict=True):
+            taken[cell.id] = job
+            attempt = lease.next_number(cell.directory)
+            events.append(cell.id, "submitted", attempt=attempt, job=job, scheduler=scheduler.name)
+        before = [taken[cell.id] for cell in wave]
+
+
+def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
+    """Submit the job that compares, or tries again, when the jobs `after` have ended; True where one was needed.
+
+    An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
+    comparing now, or ending, is waited for. The job that this process is a part of does not count.
+    """
+    scheduler = chosen(experiment.config)(experiment.directory)
+    events, here = EventLog(experiment.directory), scheduler.this_job()
+    last, jobs = events.comparison(), list(after)
+    if last is not None and not (here and here.id == last.job):
+        with suppress(NoAnswer):
+            state = scheduler.states([last.job]).get(last.job)
+            if state and state.phase == Phase.waiting:
+                return False
+            if state and state.phase == Phase.running and last.state == "submitted":
+                return False
+            if state and state.has_processes:
+                jobs.append(last.job)
+    (job,) = scheduler.submit(experiment.config, [finalize_job(experiment)], after=jobs)
+    events.append(COMPARISON, "submitted", attempt=1, job=job, scheduler=scheduler.name)
+    return True
+
+
+def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, str]:
+    """Cell → job, of those that wait or run as jobs of a queue at this moment.
+
+    Raises `UserError` where there may be such jobs and their queue does not answer: nobody should submit them twice.
+    """
+    events = EventLog(experiment.directory)
+    last = events.last()
+    theirs = {cell.id: last[cell.id] for cell in cells if cell.id in last}
+    try:
+        known = job_states(theirs.values(), experiment.directory)
+    except NoAnswer as error:
+        raise UserError(f"{experiment.directory} has jobs in a queue, and {error}.") from error
+    return {c: entry.job for c, entry in theirs.items() if entry.job in known and not known[entry.job].has_ended}
+
+
+def left_to_queue(experiment: Experiment) -> list[str]:
+    """The unfinished cells that are jobs of a queue now, or that its finalize will see to."""
+    unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
+    last = EventLog(experiment.directory).comparison()
+    if last is not None and last.is_open and not _has_ended(last, experiment.directory):
+        return [cell.id for cell in unfinished]
+    return list(still_queued(experiment, unfinished))
+
+
+def follow(experiment: Experiment, console: Console) -> bool:
+    """Where `launcher.wait` is set, show the jobs until the last, which compares, has ended; True where it has.
+
+    Ctrl-C stops watching, and ends no job.
+    """
+    if not (chosen(experiment.config).queues and experiment.config.launcher.wait):
+        return False
+    events, watched = EventLog(experiment.directory), None
+    try:
+        while True:
+            last = events.comparison()
+            if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
+                monitoring.watch(experiment.directory, console)
+                watched, last = last.job if last else "", events.comparison()
+            ended = last is None or not last.is_open or _has_ended(last, experiment.directory)
+            if ended and events.comparison() == last:  # else it has submitted another as it ended
+                return True
+            if not ended:
+                time.sleep(FOLLOW_SECONDS)
+    except KeyboardInterrupt:
+        console.print("Stopped watching; the jobs go on.")
+        return False
+
+
+def cancel(directory: Path, jobs: Collection[str] | None = None) -> list[str]:
+    """End jobs of a queue, by default all, and record of those that had not begun that they never will.
+
+    Returns the jobs that were ended. Raises `UserError` where the queue does not answer.
+    """
+    events = EventLog(directory)
+    entries = {cell: entry for cell, entry in events.open().items() if jobs is None or entry.job in jobs}
+    try:
+        known = job_states(entries.values(), directory)
+    except NoAnswer as error:
+        raise UserError(f"{directory} has jobs that cannot be cancelled: {error}.") from error
+    live = {entry.job: entry for entry in entries.values() if entry.job in known and not known[entry.job].has_ended}
+    for one in {entry.scheduler: entry for entry in live.values()}.values():
+        of_entry(one, directory).cancel([job for job, entry in live.items() if entry.scheduler == one.scheduler])
+    for cell, entry in entries.items():
+        if entry.job in known and known[entry.job].phase == Phase.waiting:
+            which = {"job": entry.job, "scheduler": entry.scheduler}
+            events.append(cell, "stopped", attempt=entry.attempt, reason="cancelled", **which)
+    return list(live)
+
+
+def title(directory: Path) -> str:
+    """What to call the queues that have open jobs of an experiment."""
+    return " and ".join(sorted({of_entry(entry, directory).title for entry in EventLog(directory).open().values()}))
+
+
+def _has_ended(entry: Entry, directory: Path) -> bool:
+    """True where that job neither waits nor runs, as far as its queue answers."""
+    with suppress(NoAnswer):
+        state = job_states([entry], directory).get(entry.job)
+        return state is None or state.has_ended
+    return False
+
+
+def _named(scheduler: Scheduler, jobs: Iterable[str]) -> str:
+    """`job 7`, `jobs 1, 2 and 3 more`."""
+    names = scheduler.names(jobs)
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    return f"job{'s' if len(names) > 1 else ''} {listed}"

@@ -1,0 +1,78 @@
+"""`launcher=local`: processes of this machine, which submitit starts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import submitit
+
+from orchestrator.common.errors import UserError
+from orchestrator.schedulers.environment import changed
+from orchestrator.schedulers.scheduler import Job, JobState, Phase, Resources, Scheduler, ThisJob
+from orchestrator.schedulers.submitted import Submitted
+
+if TYPE_CHECKING:  # hydra takes a while to import
+    from orchestrator.config.schema import Config
+
+
+class Local(Scheduler):
+    """A job's id is the process that controls it, which passes signals on to the ranks."""
+
+    name, title, ranks = "local", "this machine", True
+
+    def __init__(self, experiment_dir: Path) -> None:
+        super().__init__(experiment_dir)
+        self.jobs: dict[str, submitit.Job[Any]] = {}
+
+    def submit(
+        self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0
+    ) -> Iterator[str]:
+        for job in jobs:
+            yield self._start(config, job)
+
+    def _start(self, config: Config, job: Job) -> str:
+        try:
+            executor = submitit.LocalExecutor(folder=self.folder)
+            tasks = config.launcher.ranks if job.resources == Resources.cell else 1
+            executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours, tasks_per_node=tasks)
+            with changed(self.environment(job)), _signals_ignored():
+                started = executor.submit(Submitted(job))
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot take a job ({error}): make room or make it writable.") from error
+        self.jobs[started.job_id] = started
+        return started.job_id
+
+    def states(self, ids: Collection[str]) -> dict[str, JobState]:
+        known = {id: self.jobs[id] for id in ids if id in self.jobs}
+        return {id: JobState(Phase.ended if job.done() else Phase.running) for id, job in known.items()}
+
+    def cancel(self, ids: Collection[str]) -> None:
+        for id in ids:
+            with suppress(ProcessLookupError):
+                os.kill(int(id), signal.SIGTERM)
+
+    def this_job(self) -> ThisJob | None:
+        return ThisJob(submitit.JobEnvironment().job_id) if super().this_job() else None
+
+
+@contextmanager
+def _signals_ignored() -> Iterator[None]:
+    """Processes started in the block ignore SIGINT and SIGUSR2.
+
+    submitit's controller would end its tasks a second after Ctrl-C, which reaches the whole group, and would die of a
+    cluster's warning, which reaches every process of a job. Ignored, both reach the launcher, which passes them on, and
+    the tasks.
+    """
+    of_main = threading.current_thread() is threading.main_thread()
+    previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR2) if of_main}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,175 @@
+"""`launcher=slurm`: what Slurm says of our jobs, and what it is asked to do with them."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from orchestrator.common.errors import UserError
+from orchestrator.schedulers.scheduler import (
+    Ending,
+    Job,
+    JobState,
+    NoAnswer,
+    Phase,
+    Resources,
+    Scheduler,
+    ThisJob,
+)
+from orchestrator.schedulers.slurm import batch
+from orchestrator.schedulers.slurm.commands import ask, refusal
+from orchestrator.storage.event_log import EventLog
+
+if TYPE_CHECKING:  # hydra takes a while to import
+    from orchestrator.config.schema import Config
+
+REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
+SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
+PHASES = {  # Slurm's words; any other is of a job that has ended
+    **dict.fromkeys(
+        ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
+        Phase.waiting,
+    ),
+    "RUNNING": Phase.running,
+    **dict.fromkeys(("SUSPENDED", "STOPPED"), Phase.suspended),
+    **dict.fromkeys(("COMPLETING", "SIGNALING", "STAGE_OUT", "RESIZING"), Phase.ending),
+    "CANCELLED": Phase.cancelled,
+}
+
+
+class Slurm(Scheduler):
+    """Jobs that Slurm queues, preempts and starts again. Of a task of an array, the id is `<array>_<task>`."""
+
+    name, title, queues, ranks = "slurm", "Slurm", True, True
+
+    def check_submission(self, config: Config, together: int = 1) -> None:
+        if shutil.which("sbatch") is None:
+            raise UserError("launcher=slurm needs sbatch, which is not on the PATH: launch from a login node.")
+        if "%" in str(self.folder.resolve()):
+            raise UserError(
+                f"{self.directory} has a % in its path, which Slurm replaces in names of logs: use another."
+            )
+        for kind, name in ((Resources.cell, "cell"), (Resources.side, "comparison")):
+            count = together if kind == Resources.cell and config.launcher.slurm.array else 1
+            with batch.script(config, self.folder, kind, count) as path:
+                if reason := refusal(path):
+                    if "job array" in reason:
+                        reason += f", of {count} tasks; `scontrol show config` has MaxArraySize"
+                    raise UserError(f"Slurm would take no such job for a {name} ({reason}): {batch.cure(reason)}.")
+
+    def submit(
+        self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0
+    ) -> Iterator[str]:
+        """Cells that are submitted together are an array where `launcher.slurm.array` is set."""
+        executor = batch.executor(config, self.folder, jobs[0], after, delay)
+        for group in [jobs] if config.launcher.slurm.array else [[job] for job in jobs]:
+            yield from batch.submit(executor, group)
+
+    def states(self, ids: Collection[str]) -> dict[str, JobState]:
+        """Id → state of the jobs that Slurm remembers and that are this experiment's.
+
+        A job with one of the ids but another experiment's script is not: Slurm counts anew when it is installed anew,
+        and each of several clusters counts for itself.
+        """
+        wanted = set(ids)
+        if not wanted:
+            return {}
+        owner = EventLog(self.directory).owner()
+        # all of a user's jobs: asked for one that it has forgotten, squeue lists none of the others either
+        users = ",".join(str(uid) for uid in {os.getuid(), os.getuid() if owner is None else owner})
+        listed = ask("squeue", "-h", "-r", "-t", "all", "-u", users, "-o", "%i|%T|%r|%o")
+        if listed is None:
+            raise NoAnswer("Slurm does not answer here (squeue): try again later, or from a login node")
+        found, others = {}, set[str]()
+        for line in listed.splitlines():
+            id, word, reason, script = (*line.split("|", 3), "", "", "")[:4]
+            if id not in wanted:
+                continue
+            if self._is_ours(script):
+                found[id] = job_state(word, reason if reason != "None" else "")
+            else:
+                others.add(id)
+        if forgotten := wanted - found.keys() - others:
+            found |= _ended(forgotten, users)
+        return found
+
+    def _is_ours(self, script: str) -> bool:
+        """True for a script in this experiment's folder, whose whole path may look otherwise from another machine."""
+        return script in ("", "(null)") or f"/{self.directory.resolve().name}/jobs/" in script
+
+    def cancel(self, ids: Collection[str]) -> None:
+        if ids and ask("scancel", *ids) is None:
+            raise UserError(f"Slurm did not cancel {', '.join(ids)}: try scancel yourself.")
+
+    def names(self, ids: Iterable[str]) -> list[str]:
+        return batch.arrays(ids)
+
+    def this_job(self) -> ThisJob | None:
+        if super().this_job() is None or "SLURM_JOB_ID" not in os.environ:
+            return None
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+        return ThisJob(id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+    def ending(self, job: ThisJob) -> Ending | None:
+        """How Slurm is ending this run of the job; one that has reached its time limit is ended for good as well."""
+        listed = ask("squeue", "-h", "-t", "all", "-j", job.id, "-O", "State:20,RestartCnt:20")
+        word, count = (*(listed or "").split(), "", "")[:2]
+        if listed is None or word == "RUNNING":
+            return None
+        return Ending.requeued if not count.isdigit() or int(count) > job.restart else Ending.cancelled
+
+    def requeue(self, id: str, delay: float = 0.0) -> bool:
+        for pause in REQUEUE_PAUSES:
+            if ask("scontrol", "requeue", id) is not None:
+                break
+            time.sleep(pause)  # a controller that has many jobs to preempt at once
+        else:
+            return False
+        # Slurm waits by itself until a node takes the same job again; to start it sooner would end it
+        start = ask("squeue", "-h", "-t", "all", "-j", id, "-o", "%S")
+        if start is not None and datetime.now() + timedelta(seconds=delay) > _time(start):
+            ask("scontrol", "update", f"JobId={id}", f"StartTime=now+{round(delay)}")
+        return True
+
+    def is_time_up(self, config: Config, id: str) -> bool:
+        return self.seconds_left(id) < config.launcher.slurm.warning_seconds + SLACK_SECONDS
+
+    def seconds_left(self, id: str) -> float:
+        """Until a job's time limit; infinite where it has none, or nobody can be asked."""
+        listed = ask("squeue", "-h", "-j", id, "-o", "%L") or ""
+        days, _, clock = listed.strip().rpartition("-")
+        try:
+            parts = [int(part) for part in clock.split(":")]
+            return 86400 * int(days or 0) + sum(60**place * part for place, part in enumerate(reversed(parts)))
+        except ValueError:  # UNLIMITED, NOT_SET, INVALID
+            return math.inf
+
+
+def job_state(word: str, reason: str = "") -> JobState:
+    """The state that Slurm calls `word`, such as `RUNNING` or `CANCELLED by 0`."""
+    return JobState(PHASES.get(word.partition(" ")[0], Phase.ended), word, reason)
+
+
+def _ended(ids: Collection[str], users: str) -> dict[str, JobState]:
+    """Ended jobs, from the accounting data base where the cluster has one.
+
+    A job that it does not call ended is left out: it has missed the end of what squeue does not list any more.
+    """
+    listed = ask("sacct", "-n", "-P", "-X", "-u", users, "-j", ",".join(sorted(ids)), "-o", "JobID,State")
+    rows = (line.split("|") for line in (listed or "").splitlines())
+    known = {row[0]: job_state(row[1].split()[0]) for row in rows if len(row) == 2 and row[0] in ids and row[1].strip()}
+    return {id: state for id, state in known.items() if state.has_ended}
+
+
+def _time(printed: str) -> datetime:
+    """When Slurm lets a job start, as it prints it; long ago for `N/A`, of a job that only waits for a node."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(printed.strip())
+    return datetime.min
