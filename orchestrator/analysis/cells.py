@@ -18,7 +18,7 @@ from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.forensics.reading import Reading, read_reading
 from orchestrator.storage import metrics_log
-from orchestrator.storage.event_log import Entry, EventLog
+from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def read_experiment(path: Path) -> ExperimentResult:
 
     Raises `UserError` where the directory is not an experiment or one of its files is invalid.
     """
+    refuse_older(path)
     source = path / "experiment.yaml"
     if not source.is_file():
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")

@@ -15,6 +15,7 @@ from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
+from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
 
 
@@ -23,6 +24,7 @@ def refuse_another(experiment: Experiment) -> None:
     for path in (experiment.directory, *experiment.directory.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and the run needs a directory: choose another name=... or root=....")
+    refuse_older(experiment.directory)
     recorded = _read(experiment.directory / "experiment.yaml")
     for key, now in _identity(experiment).items():
         if recorded and recorded[key] != now:
@@ -84,6 +86,7 @@ def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
 
 def reopen(path: Path) -> Experiment:
     """The experiment in a run directory, as it was last launched. Raises `UserError` where there is none."""
+    refuse_older(path)
     recorded = _read(path / "experiment.yaml")
     if not recorded:
         raise UserError(no_experiment(path))

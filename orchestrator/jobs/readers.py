@@ -85,8 +85,8 @@ class InProcess(Beside):
 
     def __init__(self, readings: Readings) -> None:
         super().__init__(readings)
-        scheduler = Local(readings.cell_dir.parents[1])
-        (self.job,) = scheduler.submit(readings.config, [self.job_of("--watch")])
+        self.scheduler = Local(readings.cell_dir.parents[1])
+        (self.job,) = self.scheduler.submit(readings.config, [self.job_of("--watch")])
 
     def add(self, path: Path) -> None:
         """Nothing: the process has seen it."""

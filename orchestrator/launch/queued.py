@@ -87,10 +87,8 @@ def _submit_waves(
     queued = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):
-        after = [
-            *before,
-            *(queued[path] for cell in wave if (path := needed_cell(cell.config, experiment.directory)) in queued),
-        ]
+        needed = (needed_cell(cell.config, experiment.directory) for cell in wave)
+        after = [*before, *(queued[path] for path in needed if path in queued)]
         jobs = [cell_job(cell, experiment) for cell in wave]
         ids = scheduler.submit(config, jobs, after=after, delay=0.0 if before else delay)
         for cell, job in zip(wave, ids, strict=True):

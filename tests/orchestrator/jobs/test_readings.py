@@ -316,13 +316,14 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
     def kill(run: Trainer) -> None:
         wait_for(lambda: (path / "forensics" / f"{DUE[0]}.json").exists())  # it is at work
         reader = readings_job(callbacks)
-        os.kill(int(reader.job.job_id), signal.SIGTERM)
-        wait_for(reader.job.done)
+        reader.scheduler.cancel([reader.job])
+        wait_for(lambda: reader.scheduler.states([reader.job])[reader.job].has_ended)
 
     assert train_with(path, config, *callbacks, At(2, kill))
     assert names(path) == [f"{name}.json" for name in DUE]
-    assert DUE[0] in readings_job(callbacks).job.paths.stdout.read_text()
-    assert readings_job(callbacks).job.paths.folder == path.parents[1] / "jobs"
+    log = readings_job(callbacks).scheduler.log_of(readings_job(callbacks).job)
+    assert log.parent == path.parents[1] / "jobs"
+    assert DUE[0] in log.with_suffix(".out").read_text()
 
 
 def test_a_process_that_is_frozen_as_it_reads_is_not_waited_for_for_ever(

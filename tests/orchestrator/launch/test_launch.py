@@ -139,7 +139,7 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
             newest, _ = checkpoint.newest(directory / cell.cell / "checkpoints")
             assert newest is not None
             assert 0 <= checkpoint.step_of(newest) - cell.step < 2  # log_every: no step was lost
-    assert "the same command goes on" in log.read_text()
+    assert "the same command resumes" in log.read_text()
 
 
 @pytest.mark.usefixtures("leftovers")
