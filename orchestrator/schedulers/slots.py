@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from orchestrator.common.environment import usable_cores
 from orchestrator.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ def machine_slots(config: Config) -> list[str | None]:
     """
     import torch  # a second, which a look at an experiment's status does without
 
+    from orchestrator.common.environment import usable_cores
     from orchestrator.config.schema import Device
 
     each = config.launcher.ranks

@@ -6,9 +6,10 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from orchestrator.jobs.worker import REQUEUED, leave_at_once
-from orchestrator.schedulers import slurm
+from orchestrator.schedulers.slurm.scheduler import Slurm, allocation
 
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # Slurm warns of a preemption or a time limit by SIGUSR2
 
@@ -39,8 +40,12 @@ def return_to_slurm(received: set[int]) -> None:
 
     Asks for nothing where Slurm is already ending the job.
     """
-    job = slurm.this_job()
-    if job is None or not received & {signal.SIGTERM, signal.SIGUSR2}:
+    job, slurm = allocation(), Slurm(Path())
+    if (
+        job is None
+        or os.environ.get("SUBMITIT_EXECUTOR") != slurm.name
+        or not received & {signal.SIGTERM, signal.SIGUSR2}
+    ):
         return
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # also for scontrol, which inherits it

@@ -173,7 +173,7 @@ def test_a_file_where_the_directory_belongs_is_one_sentence(
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("in the way")
     assert orchestrate(*small, "launcher=debug", "name=mine") == 2
-    assert f"{file} is a file, where the run's directory belongs: choose another name=..." in sentence(capsys)
+    assert f"{file} is a file, and the run needs a directory: choose another name=..." in sentence(capsys)
 
 
 def test_damage_to_a_finished_cell_is_mended(

@@ -111,11 +111,7 @@ class Slurm(Scheduler):
         return batch.arrays(ids)
 
     def this_job(self) -> ThisJob | None:
-        if super().this_job() is None or "SLURM_JOB_ID" not in os.environ:
-            return None
-        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-        id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-        return ThisJob(id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+        return allocation() if super().this_job() else None
 
     def ending(self, job: ThisJob) -> Ending | None:
         """How Slurm is ending this run of the job; one that has reached its time limit is ended for good as well."""
@@ -150,6 +146,15 @@ class Slurm(Scheduler):
             return 86400 * int(days or 0) + sum(60**place * part for place, part in enumerate(reversed(parts)))
         except ValueError:  # UNLIMITED, NOT_SET, INVALID
             return math.inf
+
+
+def allocation() -> ThisJob | None:
+    """The job of Slurm that this process runs in, whoever submitted it; None outside of one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+    return ThisJob(id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
 
 
 def job_state(word: str, reason: str = "") -> JobState:
