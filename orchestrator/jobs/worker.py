@@ -221,12 +221,12 @@ def main(cell: str) -> int:
         if rendezvous.is_rank_0():
             print(f"{cell} has no config.yaml: launch its experiment first, which makes it.", file=sys.stderr)
         return 2
-    state = run_job(path)
+    state, scheduler = run_job(path), of_this_process(path.parents[1])
     failed = state in ("failed", "crashed") and rendezvous.is_rank_0()
-    if failed:
+    if failed and scheduler.this_job() is None:  # by hand; a launcher reads the event log
         last = EventLog(path.parents[1]).last().get(f"{path.parent.name}/{path.name}")
         print(last.reason if last else "failed", file=sys.stderr)
-    if of_this_process(path.parents[1]).queues:
+    if scheduler.queues:
         return 2 if failed else 0
     return EXIT_CODES.get(state, 2)
 
