@@ -9,7 +9,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -71,13 +71,14 @@ def _follow(path: Path, stop: StopSignal, world: World) -> str:
 
 
 class Worker:
-    """Rank 0 of a cell: it claims the cell, trains it, and records in the event log what comes of it."""
+    """Rank 0 of a cell: it takes the lease of the cell, trains it, and records in the event log what comes of it."""
 
     def __init__(self, path: Path, stop: StopSignal, world: World) -> None:
         self.path, self.stop, self.world = path, stop, world
         self.cell, self.events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
         self.scheduler = of_this_process(path.parents[1])
         self.here = self.scheduler.this_job() or ThisJob(str(os.getpid()))
+        self.asked: dict[int, float] = {}  # attempt → when to ask the queue again, by `time.monotonic`
 
     def run(self) -> str:
         """Run the cell when no other process does, and tell the other ranks whether to train; return the state."""
@@ -163,31 +164,24 @@ class Worker:
             retry.record_crash(self.events, self.cell, reason, attempt=before.attempt, **which)
 
     def _attempts_before(self) -> int:
-        """The highest number of an attempt that a file mentions, in case the claims were deleted."""
+        """The highest number of an attempt that a file mentions, in case the files of attempts were deleted."""
         record: metrics_log.Record | None = None
         with suppress(UserError):  # a broken line, which the run will report
             record = metrics_log.newest(self.path / "metrics.jsonl")
         began = (r for r in self.events.of(self.cell) if r["state"] == "running")
         return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
-    @cached_property
-    def _is_gone(self) -> Callable[[lease.Attempt], bool]:
-        """A function of a claim: True where the queue says that its job has ended, though its process may hang."""
-        asked = dict[int, float]()
-
-        def is_gone(claim: lease.Attempt) -> bool:
-            now = time.monotonic()
-            if not self.scheduler.queues or now < asked.get(claim.number, 0.0):
-                return False
-            asked[claim.number] = now + ASK_SECONDS
-            if claim.job not in {record["job"] for record in self.events.of(self.cell) if record.get("scheduler")}:
-                return False
-            with suppress(NoAnswer):
-                known = self.scheduler.states([claim.job])
-                return claim.job not in known or known[claim.job].has_ended
+    def _is_gone(self, attempt: lease.Attempt) -> bool:
+        """True where the queue says that the job of another attempt has ended, though its process may hang."""
+        now = time.monotonic()
+        if not self.scheduler.queues or now < self.asked.get(attempt.number, 0.0):
             return False
-
-        return is_gone
+        self.asked[attempt.number] = now + ASK_SECONDS
+        if attempt.job in {record["job"] for record in self.events.of(self.cell) if record.get("scheduler")}:
+            with suppress(NoAnswer):
+                state = self.scheduler.states([attempt.job]).get(attempt.job)
+                return state is None or state.has_ended
+        return False
 
 
 def is_finished(cell_dir: Path) -> bool:

@@ -88,8 +88,8 @@ def _stop_orphans(path: Path, cells: list[str]) -> list[str]:
     """Stop those cells of this machine whose launcher is gone."""
     stopped = []
     for cell in cells:
-        claim = lease.newest(path / cell)
-        if claim is not None and claim.is_here() and claim.is_alive() and claim.pid:
-            os.kill(claim.pid, signal.SIGTERM)
-            stopped.append(f"{cell} (process {claim.pid})")
+        attempt = lease.newest(path / cell)
+        if attempt is not None and attempt.is_here() and attempt.is_alive() and attempt.pid:
+            os.kill(attempt.pid, signal.SIGTERM)
+            stopped.append(f"{cell} (process {attempt.pid})")
     return stopped

@@ -142,18 +142,18 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     last = events.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # their directories are gone
     events_written = _written(events.path)
-    claims = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
-    held = {cell for cell, claim in claims.items() if claim and claim.is_alive()}
+    attempts = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
+    held = {cell for cell, attempt in attempts.items() if attempt and attempt.is_alive()}
     launching = bool(is_held(experiment_lock(experiment_dir)))
     known, no_answer = _job_states(events)
     if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
-        last = events.last()  # a process records its end before it gives its claim back: look at what it recorded since
+        last = events.last()  # a process records its end before it gives its lease back: look at what it recorded since
     preempted, deaths = events.preemptions(), events.counted("crashed")
     found = []
     for cell, path in cells.items():
-        entry, claim = last.get(cell), claims.get(cell)
+        entry, attempt = last.get(cell), attempts.get(cell)
         job = known.get(entry.job) if entry else None
-        evidence = Evidence(cell in held, bool(claim and claim.is_stale()), launching, job, not no_answer)
+        evidence = Evidence(cell in held, bool(attempt and attempt.is_stale()), launching, job, not no_answer)
         state = state_of(entry, evidence) if path.is_dir() else "missing"
         if state == "zombie" and not evidence.stale:  # what was read one after another may only seem to disagree
             entry, evidence = _look_again(events, cell, path, evidence)
