@@ -3,10 +3,9 @@
 `cells` reads the directory, `pairs` pairs the cells, `comparison` computes everything once, and the rest shows it.
 What an addition costs:
 
-- a figure: a function from a `Comparison` to a `Drawing`, and a line in `figures.FIGURES`; to appear in the report,
-  its name in a line of `report.chapters.CHAPTERS`
-- a table of the terminal and the report: a function from a `Comparison` to a `Section`, and its call in
-  `sections.sections` (terminal, W&B) and in a line of `report.chapters.CHAPTERS`
+- a figure: a function from a `Comparison` to a `Drawing`, and a line in `figures.FIGURES`
+- a table of the report: a function from a `Comparison` to a `Section`, and its call in a line of
+  `report.chapters.CHAPTERS`; for the terminal and W&B too, one in `sections.sections`
 - a table in parquet and CSV: a function to rows, its columns in `tables.COLUMNS` and a line in `tables.BUILDERS`
 - a finding: a function to a `Finding`, and a line in `findings.FINDINGS`
 - a definition: a line in `report.glossary.OWN`, and one in `HEADS` for the column that it explains

@@ -22,24 +22,25 @@ from orchestrator.storage.files import write_whole
 __all__ = ["FIGURES", "Drawing", "draw", "write"]
 
 PLOTLY = "plotly.min.js"
-FIGURES: dict[str, Callable[[Comparison], Drawing | None]] = {
-    "layers": role_maps,
-    "role_migration": transition_tables,
-    "paired_eval": heldout_curves,
-    "conservation": budget_by_depth,
-    "budget_over_time": budget_over_time,
-    "flattening": concentration,
-    "effective_rank": rank_differences,
-    "attention_share": attention_shares,
-    "sidecar": multiplier_maps,
-    "width": width_profiles,
-    "pathology": worst_ratios,
+# name → chapter of the report, function; in their order there
+FIGURES: dict[str, tuple[str, Callable[[Comparison], Drawing | None]]] = {
+    "layers": ("roles", role_maps),
+    "role_migration": ("roles", transition_tables),
+    "paired_eval": ("loss", heldout_curves),
+    "conservation": ("budget", budget_by_depth),
+    "budget_over_time": ("budget", budget_over_time),
+    "flattening": ("layers", concentration),
+    "effective_rank": ("layers", rank_differences),
+    "attention_share": ("layers", attention_shares),
+    "sidecar": ("sidecar", multiplier_maps),
+    "width": ("shape", width_profiles),
+    "pathology": ("health", worst_ratios),
 }
 
 
 def draw(c: Comparison) -> dict[str, Drawing]:
     """Name → figure, without those that have nothing to show."""
-    return {name: drawing for name, build in FIGURES.items() if (drawing := build(c)) is not None}
+    return {name: drawing for name, (_, build) in FIGURES.items() if (drawing := build(c)) is not None}
 
 
 def write(drawings: dict[str, Drawing], directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The report's chapters in their order: which figures and which tables each has. One line per chapter."""
+"""The report's chapters in their order, with the tables of each. One line per chapter."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance
 from orchestrator.analysis.sections.section import Section
 
@@ -49,24 +50,29 @@ def _roles(c: Comparison) -> list[Section]:
     return [*of_arms, layers.persistence(c), layers.coincidences(c)]
 
 
-# key, title, figures, tables
-CHAPTERS: tuple[tuple[str, str, tuple[str, ...], Build], ...] = (
-    ("roles", "Roles", ("layers", "role_migration"), _roles),
-    ("loss", "Loss", ("paired_eval",), _losses),
-    ("budget", "Specialist budget", ("conservation", "budget_over_time"), _per_arm(layers.budgets)),
-    ("layers", "Inside the layers", ("flattening", "effective_rank", "attention_share"), lambda c: [layers.spreads(c)]),
-    ("intended", "Intended organisation", (), lambda c: [expectations.verdicts(c)]),
-    ("sidecar", "Sidecar", ("sidecar",), _per_arm(layers.multipliers)),
-    ("shape", "Shape and cost", ("width",), lambda c: [provenance.costs(c)]),
-    ("health", "Health", ("pathology",), lambda c: [layers.pathologies(c)]),
-    ("differences", "What differs", (), lambda c: [provenance.differing(c), provenance.shared(c)]),
+# key, title, tables; the figures name their chapter in `figures.FIGURES`
+CHAPTERS: tuple[tuple[str, str, Build], ...] = (
+    ("roles", "Roles", _roles),
+    ("loss", "Loss", _losses),
+    ("budget", "Specialist budget", _per_arm(layers.budgets)),
+    ("layers", "Inside the layers", lambda c: [layers.spreads(c)]),
+    ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
+    ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
+    ("shape", "Shape and cost", lambda c: [provenance.costs(c)]),
+    ("health", "Health", lambda c: [layers.pathologies(c)]),
+    ("differences", "What differs", lambda c: [provenance.differing(c), provenance.shared(c)]),
 )
 
 
 def chapters(c: Comparison, drawn: Collection[str]) -> list[Chapter]:
     """Every chapter with those of its figures that were drawn and those of its tables that have rows; none empty."""
     found = [
-        Chapter(key, title, [name for name in names if name in drawn], [one for one in build(c) if one.rows])
-        for key, title, names, build in CHAPTERS
+        Chapter(
+            key,
+            title,
+            [name for name, (chapter, _) in FIGURES.items() if chapter == key and name in drawn],
+            [section for section in build(c) if section.rows],
+        )
+        for key, title, build in CHAPTERS
     ]
     return [chapter for chapter in found if chapter.figures or chapter.sections]

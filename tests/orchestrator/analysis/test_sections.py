@@ -12,7 +12,7 @@ import yaml
 
 from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.figures import FIGURES
-from orchestrator.analysis.report.chapters import chapters
+from orchestrator.analysis.report.chapters import CHAPTERS, chapters
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
 from orchestrator.analysis.report.render import ENVIRONMENT
 from orchestrator.analysis.sections import expectations, glance, layers, losses, sections
@@ -115,3 +115,7 @@ def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, 
     assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "0.0000"], ["5.1000", "+0.1000"]]
     assert section.notes[1:] == ["third: seeds 2, 3, 4, 5 alone, where uniform has 5.0000."]
     assert layers.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]
+
+
+def test_every_figure_names_a_chapter_of_the_report() -> None:
+    assert {chapter for chapter, _ in FIGURES.values()} <= {key for key, _, _ in CHAPTERS}
