@@ -253,9 +253,7 @@ def test_no_server_is_one_sentence_and_the_files(experiment: Write, server: Serv
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
-    assert re.search(
-        r"are wandb_view.json and wandb_report.json in .*, but W&B did not take them \(.*\): see that", said
-    )
+    assert re.search(r"wandb_view.json and wandb_report.json in .*W&B rejected them \(.*\): ", said)
     assert all(files_of(root))
     assert "Does width decide?" in done.stdout
 
@@ -277,7 +275,7 @@ def test_a_tracker_that_is_off_sends_nothing(
         edit_config(cell, "tracker.mode", "off")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (said,) = workspace.publish(compare(root))
-    assert said.endswith("not pushed: tracker=off logged no runs that they could show.")
+    assert "not pushed: with tracker=off " in said
     assert server.asked == []
     assert not (root / "comparison/wandb").exists()
     assert all(files_of(root))
