@@ -40,9 +40,10 @@ def run_job(path: Path) -> str:
     Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
     finished or resumes from where that process left it. Never raises: a failed cell is a recorded state.
     """
+    here = of_this_process(path.parents[1]).this_job() or ThisJob(str(os.getpid()))
     try:
-        with StopSignal() as stop, rendezvous.join() as world:
-            return Worker(path, stop, world).run() if world.is_rank_0 else _follow(path, stop, world)
+        with StopSignal() as stop, rendezvous.join(here.restart) as world:
+            return Worker(path, here, stop, world).run() if world.is_rank_0 else _follow(path, stop, world)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
@@ -73,11 +74,10 @@ def _follow(path: Path, stop: StopSignal, world: World) -> str:
 class Worker:
     """Rank 0 of a cell: it takes the lease of the cell, trains it, and records in the event log what comes of it."""
 
-    def __init__(self, path: Path, stop: StopSignal, world: World) -> None:
-        self.path, self.stop, self.world = path, stop, world
+    def __init__(self, path: Path, here: ThisJob, stop: StopSignal, world: World) -> None:
+        self.path, self.here, self.stop, self.world = path, here, stop, world
         self.cell, self.events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
         self.scheduler = of_this_process(path.parents[1])
-        self.here = self.scheduler.this_job() or ThisJob(str(os.getpid()))
         self.asked: dict[int, float] = {}  # attempt → when to ask the queue again, by `time.monotonic`
 
     def run(self) -> str:
@@ -90,7 +90,7 @@ class Worker:
 
         above, is_gone = self._attempts_before(), self._is_gone
         with lease.hold(self.path, here.id, here.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
-            # without a lease, the process that holds the cell goes on
+            # without a lease, the cell is left to the process that holds it
             state = "stopped" if held is None else "done" if is_finished(self.path) else "running"
             world.broadcast(state)
             if state == "done":

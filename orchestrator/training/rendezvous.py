@@ -48,8 +48,10 @@ def is_rank_0() -> bool:
 
 
 @contextmanager
-def join() -> Iterator[World]:
+def join(restart: int = 0) -> Iterator[World]:
     """The process group of this cell's ranks, for the length of the block.
+
+    `restart`: how often the ranks' job was started before.
 
     Raises `RankError` where the others do not join.
     """
@@ -60,8 +62,9 @@ def join() -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
     try:
         job = None if _by_torchrun() else _job()
-        file = _store_file(job) if job else None
-        store = _store(info, job, file)
+        attempt = f"{job.job_id}-{restart}" if job else ""
+        file = _store_file(job, attempt) if job else None
+        store = _store(info, job, attempt, file)
         dist.init_process_group(
             backend, store=store, rank=info.rank, world_size=info.world_size, timeout=COLLECTIVE_TIMEOUT
         )
@@ -81,7 +84,7 @@ def join() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def _store(info: RankInfo, job: submitit.JobEnvironment | None, file: Path | None) -> dist.Store:
+def _store(info: RankInfo, job: submitit.JobEnvironment | None, attempt: str, file: Path | None) -> dist.Store:
     """The store of all ranks: torchrun's, a file on one machine, or a port of the first of several machines."""
     if job is None:
         from torch.distributed.rendezvous import rendezvous
@@ -93,11 +96,11 @@ def _store(info: RankInfo, job: submitit.JobEnvironment | None, file: Path | Non
         store.set_timeout(START_TIMEOUT)
         return store
     # Between machines file locks are unreliable. These ports are below the range that systems hand out.
-    port = 10_000 + zlib.crc32(_attempt(job).encode()) % 20_000
+    port = 10_000 + zlib.crc32(attempt.encode()) % 20_000
     return dist.TCPStore(job.hostnames[0], port, info.world_size, is_master=info.rank == 0, timeout=START_TIMEOUT)
 
 
-def _store_file(job: submitit.JobEnvironment) -> Path | None:
+def _store_file(job: submitit.JobEnvironment, attempt: str) -> Path | None:
     """A file beside the logs of a job on one machine, which unlike a port is free; None for a job on several machines.
 
     Its name tells this attempt from all others, even where a process id returns: it has the time at which the job's
@@ -106,11 +109,7 @@ def _store_file(job: submitit.JobEnvironment) -> Path | None:
     if job.num_nodes > 1:
         return None
     written = job.paths.submitted_pickle.stat().st_mtime_ns
-    return Path(job.paths.folder) / f"{_attempt(job)}-{written}.ranks"
-
-
-def _attempt(job: submitit.JobEnvironment) -> str:
-    return f"{job.job_id}-{os.environ.get('SLURM_RESTART_COUNT') or 0}"
+    return Path(job.paths.folder) / f"{attempt}-{written}.ranks"
 
 
 def _by_torchrun() -> bool:
