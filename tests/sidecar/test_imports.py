@@ -14,13 +14,21 @@ ROOT = Path(__file__).parents[2]
 CODE = """
 import sys
 
-class Refuse:
-    def find_spec(self, name, path=None, target=None):
-        allowed = {*sys.stdlib_module_names, "sidecar", *NEEDED}
-        if name.partition(".")[0] not in allowed:
-            raise ImportError(f"{name} is neither Python's, nor torch, nor one of torch's requirements")
+allowed, finders = {*sys.stdlib_module_names, "sidecar", "functorch", "torchgen", *NEEDED}, sys.meta_path[:]
 
-sys.meta_path.insert(0, Refuse())
+class Only:
+    # Everything else is as if it were not installed.
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in allowed or name.startswith("_sysconfigdata"):
+            return next((spec for finder in finders if (spec := finder.find_spec(name, path, target))), None)
+
+sys.meta_path[:] = [Only()]
+try:
+    import omegaconf
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("nothing is forbidden")
 import torch
 from sidecar import Sidecar
 
