@@ -9,8 +9,9 @@ from typing import Any
 from orchestrator.config.schema import TrackerMode
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import Benchmark
-from orchestrator.tracking.rows import reading_row, record_row
+from orchestrator.tracking.rows import record_row
 from orchestrator.tracking.run import MANY
+from orchestrator.tracking.summaries import reading_row
 
 # A W&B row is protobuf: per item its name, its value as JSON and about 8 bytes; three items of W&B's own; and a summary
 # record that repeats every item but those of `MANY`.

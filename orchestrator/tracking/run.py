@@ -1,6 +1,6 @@
-"""A cell's ledger and readings, and the comparison, projected to W&B.
+"""Sends a cell's metrics and readings, and the comparison, to W&B.
 
-W&B is never the truth and never in the way: the first failure is one warning, after which a tracker does nothing.
+W&B holds copies only, and cannot stop training: after its first failure, which is one warning, a tracker does nothing.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Tracker:
     def forensics(self, reading: Reading) -> None:
         """Send one reading of the layers, on its own step axis."""
         assert reading.step is not None, "a cell's checkpoint has a step"
-        self._send(READING, reading.step, lambda: rows.reading_row(reading))
+        self._send(READING, reading.step, lambda: _reading_row(reading))
 
     def alert(self, title: str, text: str) -> None:
         """Tell whoever watches the run."""
@@ -132,9 +132,10 @@ class Tracker:
         with self._failing_softly():
             from orchestrator.analysis.cells import read_cell
             from orchestrator.analysis.comparison import compare_cell
+            from orchestrator.tracking.summaries import cell_summary
 
             cell = read_cell(self._cell_dir, self.config.arm, self.config.seed)
-            _show(self._run, compare_cell(cell), rows.cell_summary(cell))
+            _show(self._run, compare_cell(cell), cell_summary(cell))
             _close(self._run, exit_code)
         self._run = None
 
@@ -161,9 +162,11 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
     run = None
     try:
         run = _open(config, comparison.directory, "comparison")
-        for row in rows.delta_rows(comparison):
+        from orchestrator.tracking.summaries import comparison_summary, delta_rows
+
+        for row in delta_rows(comparison):
             run.log(row)
-        _show(run, comparison, rows.comparison_summary(comparison))
+        _show(run, comparison, comparison_summary(comparison))
         _close(run, exit_code=0)
     except Exception as error:
         _give_up(run, error)
@@ -182,6 +185,12 @@ def confine(directory: Path) -> None:
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_SILENT": "true",
     }
+
+
+def _reading_row(reading: Reading) -> dict[str, Any]:
+    from orchestrator.tracking.summaries import reading_row
+
+    return reading_row(reading)
 
 
 def _open(config: Config, directory: Path, kind: str) -> Any:

@@ -11,15 +11,8 @@ from wandb_workspaces import expr
 
 from orchestrator.analysis import figures
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.tracking.rows import (
-    READING,
-    STEP,
-    cell_summary,
-    comparison_summary,
-    delta_rows,
-    reading_row,
-    record_row,
-)
+from orchestrator.tracking.rows import READING, STEP, record_row
+from orchestrator.tracking.summaries import cell_summary, comparison_summary, delta_rows, reading_row
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from orchestrator.analysis import compare
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.formatting import number, signed
 from orchestrator.analysis.summary import print_summary
-from orchestrator.tracking.rows import comparison_summary
+from orchestrator.tracking.summaries import comparison_summary
 
 Write = Callable[..., Path]
 Edit = Callable[[Path, Callable[[list[dict[str, Any]]], object]], None]

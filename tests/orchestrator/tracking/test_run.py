@@ -136,8 +136,8 @@ def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
     found.forensics(reading(20))
     found.alert("title", "text")
     found.finish()
-    (run,) = runs_of(cell)
-    records = inspect(run)
+    (directory,) = runs_of(cell)
+    records = inspect(directory)
 
     (described,) = of_kind(records, "run")[:1]
     assert described["run_id"] == run.run_id(config)
@@ -173,12 +173,12 @@ def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
     assert of_kind(records, "exit")[-1].get("exit_code", 0) == 0
     (row,) = rows_with(records, "tables/role_migration._type")
     assert row["tables/role_migration.log_mode"] == "IMMUTABLE"
-    table = json.loads((run / "files" / row["tables/role_migration.path"]).read_text())
+    table = json.loads((directory / "files" / row["tables/role_migration.path"]).read_text())
     assert table["columns"] == (
         "arm seed step_from step layer role_from role_to margin_from margin_to changed".split()  # noqa: SIM905
     )
     assert table["data"][0] == ["uniform", 3, 0, 10, 0, "hub", "hub", 0.1, 0.1, False]
-    table = json.loads((run / "files" / row["tables/conservation.path"]).read_text())
+    table = json.loads((directory / "files" / row["tables/conservation.path"]).read_text())
     assert table["columns"][3:6] == ["reference", "budget", "expected"]
     assert table["data"][0][3:] == ["saturated_robust", 3.0, 3.0, 0.0, 0.0, 1.0, 2.0, pytest.approx(5 / 6)]
 
@@ -443,10 +443,10 @@ def test_other_failures_are_one_warning_too(
 
 
 def call_check(home: Path, **environment: str) -> tuple[int, str]:
-    """`tracker.check` for mode online in a process with nothing but `environment`."""
+    """`run.check` for mode online in a process with nothing but `environment`."""
     program = (
-        "from orchestrator import tracker; from orchestrator.config.schema import *\n"
-        "try: tracker.check(Config(tracker=TrackerConfig(mode=TrackerMode.online)))\n"
+        "from orchestrator.tracking import run; from orchestrator.config.schema import *\n"
+        "try: run.check(Config(tracker=TrackerConfig(mode=TrackerMode.online)))\n"
         "except Exception as e: print(type(e).__name__, e); raise SystemExit(2)"
     )
     env = {"HOME": str(home), "PATH": os.environ["PATH"], **environment}
