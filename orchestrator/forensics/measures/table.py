@@ -1,7 +1,7 @@
-"""One function per measure, and the table of them all. Definitions: SCIENCE §1.
+"""The table of measures, one decorated function each. Definitions: SCIENCE §1, or the section that is named.
 
-A function returns None where its need is missing (no optimizer state, no reference, no probe, no such norm, no
-gate) or where the value is undefined (a zero matrix has no effective rank).
+A function takes a layer's statistics and, where its name has a `*`, one of the kinds q, k, v, o, gate, up, down. It
+returns None where its need is missing or the value is undefined (a zero matrix has no effective rank).
 """
 
 from __future__ import annotations
@@ -21,246 +21,7 @@ from orchestrator.forensics.measures.spectrum import perplexity
 from orchestrator.forensics.measures.statistics import LayerStatistics
 
 Value = float | None
-
-
-# Spectra, per tensor
-
-
-def effective_rank(r: LayerStatistics, kind: str) -> Value:
-    """exp(entropy of σ/Σσ), 1…min(m, n) (SCIENCE §1; Roy & Vetterli 2007)."""
-    return perplexity(r.spectra[kind]) if kind in r.spectra else None
-
-
-def effective_rank_fraction(r: LayerStatistics, kind: str) -> Value:
-    """`effective_rank` over min(m, n) (SCIENCE §1)."""
-    rank = effective_rank(r, kind)
-    return None if rank is None else rank / len(r.spectra[kind])
-
-
-def stable_rank(r: LayerStatistics, kind: str) -> Value:
-    """‖W‖²/‖W‖₂² (SCIENCE §1)."""
-    return _ratio(r.energy[kind], float(r.spectra[kind][-1]) ** 2) if kind in r.spectra else None
-
-
-def spectral_norm(r: LayerStatistics, kind: str) -> Value:
-    """σ₁ (SCIENCE §1)."""
-    return float(r.spectra[kind][-1]) if kind in r.spectra else None
-
-
-# FFN positions
-
-
-def cv(r: LayerStatistics) -> Value:
-    """std/mean of the co-magnitude, population std (SCIENCE §1)."""
-    return _ratio(float(r.co_magnitude.std()), float(r.co_magnitude.mean()))
-
-
-def saturated(r: LayerStatistics) -> Value:
-    """Positions above mean + 3·std, at most a tenth of them (SCIENCE §1)."""
-    return _above(r.co_magnitude, literal_threshold(r.co_magnitude))
-
-
-def saturated_robust(r: LayerStatistics) -> Value:
-    """Positions above median + 3·1.4826·MAD (SCIENCE §1)."""
-    return _above(r.co_magnitude, robust_threshold(r.co_magnitude))
-
-
-def saturated_robust_fraction(r: LayerStatistics) -> Value:
-    """`saturated_robust` over the number of positions, as roles are scored on it (SCIENCE §2)."""
-    return _above(r.co_magnitude, robust_threshold(r.co_magnitude)) / len(r.co_magnitude)
-
-
-def saturated_fixed(r: LayerStatistics) -> Value:
-    """Positions above the threshold of the reference checkpoint's same layer (SCIENCE §1)."""
-    return None if r.threshold is None else _above(r.co_magnitude, r.threshold)
-
-
-def saturated_expected(r: LayerStatistics) -> Value:
-    """Mean of `saturated` over the resampled layer: the count that chance gives (SCIENCE §1, §3)."""
-    return _by_chance(r, "saturated")
-
-
-def saturated_robust_expected(r: LayerStatistics) -> Value:
-    """Mean of `saturated_robust` over the resampled layer (SCIENCE §1, §3)."""
-    return _by_chance(r, "saturated_robust")
-
-
-def saturated_fixed_expected(r: LayerStatistics) -> Value:
-    """Mean of `saturated_fixed` over the resampled layer, at the same threshold (SCIENCE §1, §3)."""
-    return None if r.threshold is None else _by_chance(r, "saturated_fixed")
-
-
-def saturated_excess(r: LayerStatistics) -> Value:
-    """`saturated` − `saturated_expected` (SCIENCE §1)."""
-    count, expected = saturated(r), saturated_expected(r)
-    return None if count is None or expected is None else count - expected
-
-
-def depleted(r: LayerStatistics) -> Value:
-    """Positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
-    cos(gate_p, up_p) where there is a gate (SCIENCE §1, after 2505.17936)."""
-    sign = np.sign(r.cosines["gate", "up"]) if ("gate", "up") in r.cosines else 1.0
-    return int((sign * r.cosines["up", "down"] < -3 / math.sqrt(r.width)).sum())
-
-
-def depletion_fraction(r: LayerStatistics) -> Value:
-    """`depleted` over the number of positions (SCIENCE §1)."""
-    count = depleted(r)
-    return None if count is None else count / len(r.co_magnitude)
-
-
-def unique_roles(r: LayerStatistics) -> Value:
-    """Clusters of FFN positions that hold at least 0.5 % of them (SCIENCE §1)."""
-    return None if r.clusters is None else int((r.clusters >= SMALLEST).sum())
-
-
-def ffn_cluster_entropy(r: LayerStatistics) -> Value:
-    """Entropy of the clusters' masses, in nats; 0 where all positions are of one kind (SCIENCE §1)."""
-    even = None if r.clusters is None else perplexity(r.clusters)
-    return None if even is None else math.log(even)
-
-
-def super_weight_ratio(r: LayerStatistics) -> Value:
-    """max over k of sqrt(Σ_p down[k, p]²·c_p²), over the stack's median of the same (SCIENCE §1, after 2411.07191)."""
-    return _ratio(float(r.written.max()), r.stack.median_written)
-
-
-# Attention heads
-
-
-def head_evenness(r: LayerStatistics) -> Value:
-    """exp(entropy of the heads' shares of energy)/heads, 1/heads…1 (SCIENCE §1).
-
-    A key/value head that several query heads share counts for each of them in equal parts.
-    """
-    if r.heads is None:
-        return None
-    group = r.heads.heads // r.heads.kv_heads
-    shared = sum(np.repeat(r.head_energy[kind] / group, group) for kind in ("k", "v"))
-    even = perplexity(r.head_energy["q"] + r.head_energy["o"] + shared)
-    return None if even is None else even / r.heads.heads
-
-
-def head_diversity(r: LayerStatistics) -> Value:
-    """1 − mean |cos| between the fingerprints of the layer's heads (SCIENCE §1)."""
-    return None if r.fingerprints is None else diversity(r.fingerprints)
-
-
-def coupling(r: LayerStatistics) -> Value:
-    """Mean over the other layers of the best match between a head here and a head there (SCIENCE §1)."""
-    return _known(r.stack.couplings[r.index])
-
-
-# Composition with other layers
-
-
-def source_mean(r: LayerStatistics) -> Value:
-    """Mean composition C(l→m) into the layers above; absent in the last (SCIENCE §1)."""
-    return source(r.stack.compositions, r.index)
-
-
-def sink_mean(r: LayerStatistics) -> Value:
-    """Mean composition C(m→l) out of the embedding and the layers below (SCIENCE §1)."""
-    return sink(r.stack.compositions, r.index)
-
-
-def synapse_mediator(r: LayerStatistics) -> Value:
-    """Geometric mean of `source_mean` and `sink_mean`; absent in the last layer (SCIENCE §1)."""
-    out, into = source_mean(r), sink_mean(r)
-    return None if out is None or into is None else math.sqrt(out * into)
-
-
-# Shares of energy
-
-
-def attention_share(r: LayerStatistics) -> Value:
-    """Squared entries of q,k,v,o over those of all matrices (SCIENCE §1)."""
-    attention = sum(r.energy[kind] for kind in ATTENTION)
-    return _ratio(attention, sum(r.energy.values()))
-
-
-def balance(r: LayerStatistics) -> Value:
-    """−|attention_share − 0.4|: 0 where the paper sees hubs (SCIENCE §1)."""
-    share = attention_share(r)
-    return None if share is None else -abs(share - 0.4)
-
-
-def balance_per_parameter(r: LayerStatistics) -> Value:
-    """`balance` with mean squares for sums, so that it does not restate the layer's shape (SCIENCE §3)."""
-    attention, ffn = (_mean_square(r, kinds) for kinds in (ATTENTION, FFN))
-    share = _ratio(attention, attention + ffn)
-    return None if share is None else -abs(share - 0.4)
-
-
-def down_ratio(r: LayerStatistics) -> Value:
-    """RMS of down over the geometric mean of the RMS of gate and up, or the RMS of up (SCIENCE §1)."""
-    into = [_mean_square(r, [kind]) for kind in ("gate", "up") if kind in r.energy]
-    return _ratio(math.sqrt(_mean_square(r, ["down"])), math.prod(into) ** (0.5 / len(into)))
-
-
-# Norm scales
-
-
-def gamma_concentration(r: LayerStatistics) -> Value:
-    """1 − exp(entropy of |γ|/Σ|γ|)/d of the FFN's post-norm, else of its pre-norm (SCIENCE §1)."""
-    gamma = r.gammas.get("post_ffn", r.gammas.get("pre_ffn"))
-    even = None if gamma is None else perplexity(np.abs(gamma))
-    return None if gamma is None or even is None else 1 - even / len(gamma)
-
-
-def post_norm_damped_fraction(r: LayerStatistics) -> Value:
-    """Share of the FFN post-norm's |γ| below half the stack's median (SCIENCE §1)."""
-    gamma, median = r.gammas.get("post_ffn"), r.stack.median_gamma
-    return None if gamma is None or median is None else float((np.abs(gamma) < median / 2).mean())
-
-
-# Optimizer state
-
-
-def momentum_alignment(r: LayerStatistics, kind: str) -> Value:
-    """cos(−exp_avg, w), positive where the update grows the weight (SCIENCE §1).
-
-    The mean over the trace's steps; without a trace, of the checkpoint's own step.
-    """
-    return r.alignment.get(kind)
-
-
-def momentum_alignment_chance(r: LayerStatistics, kind: str) -> Value:
-    """1/√n, the standard deviation of that cosine between random directions (SCIENCE §1)."""
-    return 1 / math.sqrt(r.entries[kind].count) if kind in r.alignment else None
-
-
-def stuck_fraction(r: LayerStatistics) -> Value:
-    """Share of the matrices' entries with |m̂| and √v̂ both within 1 % of their kind's median (SCIENCE §1)."""
-    return r.stuck
-
-
-# Activation probe
-
-
-def total_write(r: LayerStatistics) -> Value:
-    """Mean over tokens of ‖x_{l+1} − x_l‖/‖x_l‖; without a probe ‖o‖‖v‖/a + ‖down‖·rms(c)/√f (SCIENCE §1)."""
-    if r.activations:
-        return r.activations.get("total_write")
-    inner, ffn = r.shapes["o"][1], r.shapes["down"][1]
-    attention = math.sqrt(r.energy["o"] * r.energy["v"]) / inner
-    return attention + math.sqrt(r.energy["down"] * float(np.square(r.co_magnitude).mean()) / ffn)
-
-
-def write_gain(r: LayerStatistics) -> Value:
-    """RMS of what the layer's entries, were they independent, write for an input of RMS 1.
-
-    The proxy of `total_write` with fan-ins for its constants: at an initialisation of 1/√fan-in it is the same for
-    layers of any shape, and so does not restate the shape (SCIENCE §3).
-    """
-    attention = math.sqrt(r.energy["o"] * r.energy["v"] / r.shapes["v"][0])
-    return (attention + math.sqrt(r.energy["down"] * float(np.square(r.co_magnitude).mean()))) / math.sqrt(r.width)
-
-
-def activation(name: str) -> Callable[[LayerStatistics], Value]:
-    """The measure that the probe took of the running model under this name (SCIENCE §1, need A)."""
-    return lambda r: r.activations.get(name)
-
+Function = Callable[..., Value]
 
 NEEDS = {
     "W": "weights",
@@ -275,69 +36,311 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A function of a reading, and what the reading must hold for it."""
+    """A function of a layer's statistics, and what these must hold for it."""
 
-    function: Callable[..., Value]
-    needs: str = "W"  # a key of NEEDS
-
-
-# `*` stands for each of q, k, v, o, gate, up, down: such a function takes the kind as well.
-MEASURES = {
-    "effective_rank.*": Measure(effective_rank),
-    "effective_rank.*_fraction": Measure(effective_rank_fraction),
-    "stable_rank.*": Measure(stable_rank),
-    "spectral_norm.*": Measure(spectral_norm),
-    "cv": Measure(cv),
-    "saturated": Measure(saturated),
-    "saturated_expected": Measure(saturated_expected),
-    "saturated_excess": Measure(saturated_excess),
-    "saturated_robust": Measure(saturated_robust),
-    "saturated_robust_fraction": Measure(saturated_robust_fraction),
-    "saturated_robust_expected": Measure(saturated_robust_expected),
-    "saturated_fixed": Measure(saturated_fixed, "R"),
-    "saturated_fixed_expected": Measure(saturated_fixed_expected, "R"),
-    "depleted": Measure(depleted),
-    "depletion_fraction": Measure(depletion_fraction),
-    "unique_roles": Measure(unique_roles),
-    "ffn_cluster_entropy": Measure(ffn_cluster_entropy),
-    "super_weight_ratio": Measure(super_weight_ratio),
-    "head_evenness": Measure(head_evenness, "H"),
-    "head_diversity": Measure(head_diversity, "H"),
-    "coupling": Measure(coupling, "H"),
-    "source_mean": Measure(source_mean),
-    "sink_mean": Measure(sink_mean),
-    "synapse_mediator": Measure(synapse_mediator),
-    "attention_share": Measure(attention_share),
-    "balance": Measure(balance),
-    "balance_per_parameter": Measure(balance_per_parameter),
-    "down_ratio": Measure(down_ratio),
-    "gamma_concentration": Measure(gamma_concentration),
-    "post_norm_damped_fraction": Measure(post_norm_damped_fraction, "P"),
-    "momentum_alignment.*": Measure(momentum_alignment, "O"),
-    "momentum_alignment.*_chance": Measure(momentum_alignment_chance, "O"),
-    "stuck_fraction": Measure(stuck_fraction, "O"),
-    "total_write": Measure(total_write),
-    "write_gain": Measure(write_gain),
-    "attention_write": Measure(activation("attention_write"), "A"),
-    "ffn_write": Measure(activation("ffn_write"), "A"),
-    "adjacent_alignment": Measure(activation("adjacent_alignment"), "A"),
-    "copy_density": Measure(activation("copy_density"), "A"),
-    "sink_mass": Measure(activation("sink_mass"), "A"),
-}
+    function: Function
+    needs: str  # a key of NEEDS
 
 
-def measure(reading: LayerStatistics, only: Collection[str] | None = None) -> dict[str, Value]:
-    """Every measure of one layer, or those named, `*` spelt out; None where it is absent."""
+MEASURES: dict[str, Measure] = {}  # name → measure, in the order of a reading's JSON
+
+
+def entry(name: str, needs: str = "W") -> Callable[[Function], Function]:
+    """Add the decorated function to the table as the measure `name`."""
+
+    def add(function: Function) -> Function:
+        MEASURES[name] = Measure(function, needs)
+        return function
+
+    return add
+
+
+# Spectra, per tensor
+
+
+@entry("effective_rank.*")
+def effective_rank(layer: LayerStatistics, kind: str) -> Value:
+    """exp(entropy of σ/Σσ), 1…min(m, n) (Roy & Vetterli 2007)."""
+    return perplexity(layer.spectra[kind]) if kind in layer.spectra else None
+
+
+@entry("effective_rank.*_fraction")
+def effective_rank_fraction(layer: LayerStatistics, kind: str) -> Value:
+    """`effective_rank` over min(m, n)."""
+    rank = effective_rank(layer, kind)
+    return None if rank is None else rank / len(layer.spectra[kind])
+
+
+@entry("stable_rank.*")
+def stable_rank(layer: LayerStatistics, kind: str) -> Value:
+    """‖W‖²/‖W‖₂²."""
+    return _ratio(layer.energy[kind], float(layer.spectra[kind][-1]) ** 2) if kind in layer.spectra else None
+
+
+@entry("spectral_norm.*")
+def spectral_norm(layer: LayerStatistics, kind: str) -> Value:
+    """σ₁."""
+    return float(layer.spectra[kind][-1]) if kind in layer.spectra else None
+
+
+# FFN positions
+
+
+@entry("cv")
+def cv(layer: LayerStatistics) -> Value:
+    """std/mean of the co-magnitude, population std."""
+    return _ratio(float(layer.co_magnitude.std()), float(layer.co_magnitude.mean()))
+
+
+@entry("saturated")
+def saturated(layer: LayerStatistics) -> Value:
+    """Positions above mean + 3·std, at most a tenth of them."""
+    return _above(layer.co_magnitude, literal_threshold(layer.co_magnitude))
+
+
+@entry("saturated_expected")
+def saturated_expected(layer: LayerStatistics) -> Value:
+    """Mean of `saturated` over the resampled layer: the count that chance gives (SCIENCE §3)."""
+    return _by_chance(layer, "saturated")
+
+
+@entry("saturated_excess")
+def saturated_excess(layer: LayerStatistics) -> Value:
+    """`saturated` − `saturated_expected`."""
+    count, expected = saturated(layer), saturated_expected(layer)
+    return None if count is None or expected is None else count - expected
+
+
+@entry("saturated_robust")
+def saturated_robust(layer: LayerStatistics) -> Value:
+    """Positions above median + 3·1.4826·MAD."""
+    return _above(layer.co_magnitude, robust_threshold(layer.co_magnitude))
+
+
+@entry("saturated_robust_fraction")
+def saturated_robust_fraction(layer: LayerStatistics) -> Value:
+    """`saturated_robust` over the number of positions, as roles are scored on it (SCIENCE §2)."""
+    return _above(layer.co_magnitude, robust_threshold(layer.co_magnitude)) / len(layer.co_magnitude)
+
+
+@entry("saturated_robust_expected")
+def saturated_robust_expected(layer: LayerStatistics) -> Value:
+    """Mean of `saturated_robust` over the resampled layer (SCIENCE §3)."""
+    return _by_chance(layer, "saturated_robust")
+
+
+@entry("saturated_fixed", "R")
+def saturated_fixed(layer: LayerStatistics) -> Value:
+    """Positions above the threshold of the reference checkpoint's same layer."""
+    return None if layer.threshold is None else _above(layer.co_magnitude, layer.threshold)
+
+
+@entry("saturated_fixed_expected", "R")
+def saturated_fixed_expected(layer: LayerStatistics) -> Value:
+    """Mean of `saturated_fixed` over the resampled layer, at the same threshold (SCIENCE §3)."""
+    return None if layer.threshold is None else _by_chance(layer, "saturated_fixed")
+
+
+@entry("depleted")
+def depleted(layer: LayerStatistics) -> Value:
+    """Positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
+    cos(gate_p, up_p) where there is a gate (after 2505.17936)."""
+    sign = np.sign(layer.cosines["gate", "up"]) if ("gate", "up") in layer.cosines else 1.0
+    return int((sign * layer.cosines["up", "down"] < -3 / math.sqrt(layer.width)).sum())
+
+
+@entry("depletion_fraction")
+def depletion_fraction(layer: LayerStatistics) -> Value:
+    """`depleted` over the number of positions."""
+    count = depleted(layer)
+    return None if count is None else count / len(layer.co_magnitude)
+
+
+@entry("unique_roles")
+def unique_roles(layer: LayerStatistics) -> Value:
+    """Clusters of FFN positions that hold at least 0.5 % of them."""
+    return None if layer.clusters is None else int((layer.clusters >= SMALLEST).sum())
+
+
+@entry("ffn_cluster_entropy")
+def ffn_cluster_entropy(layer: LayerStatistics) -> Value:
+    """Entropy of the clusters' masses, in nats; 0 where all positions are of one kind."""
+    even = None if layer.clusters is None else perplexity(layer.clusters)
+    return None if even is None else math.log(even)
+
+
+@entry("super_weight_ratio")
+def super_weight_ratio(layer: LayerStatistics) -> Value:
+    """max over k of sqrt(Σ_p down[k, p]²·c_p²), over the stack's median of the same (after 2411.07191)."""
+    return _ratio(float(layer.written.max()), layer.stack.median_written)
+
+
+# Attention heads
+
+
+@entry("head_evenness", "H")
+def head_evenness(layer: LayerStatistics) -> Value:
+    """exp(entropy of the heads' shares of energy)/heads, 1/heads…1.
+
+    A key/value head that several query heads share counts for each of them in equal parts.
+    """
+    if layer.heads is None:
+        return None
+    group = layer.heads.heads // layer.heads.kv_heads
+    shared = sum(np.repeat(layer.head_energy[kind] / group, group) for kind in ("k", "v"))
+    even = perplexity(layer.head_energy["q"] + layer.head_energy["o"] + shared)
+    return None if even is None else even / layer.heads.heads
+
+
+@entry("head_diversity", "H")
+def head_diversity(layer: LayerStatistics) -> Value:
+    """1 − mean |cos| between the fingerprints of the layer's heads."""
+    return None if layer.fingerprints is None else diversity(layer.fingerprints)
+
+
+@entry("coupling", "H")
+def coupling(layer: LayerStatistics) -> Value:
+    """Mean over the other layers of the best match between a head here and a head there."""
+    return _known(layer.stack.couplings[layer.index])
+
+
+# Composition with other layers
+
+
+@entry("source_mean")
+def source_mean(layer: LayerStatistics) -> Value:
+    """Mean composition C(l→m) into the layers above; absent in the last."""
+    return source(layer.stack.compositions, layer.index)
+
+
+@entry("sink_mean")
+def sink_mean(layer: LayerStatistics) -> Value:
+    """Mean composition C(m→l) out of the embedding and the layers below."""
+    return sink(layer.stack.compositions, layer.index)
+
+
+@entry("synapse_mediator")
+def synapse_mediator(layer: LayerStatistics) -> Value:
+    """Geometric mean of `source_mean` and `sink_mean`; absent in the last layer."""
+    out, into = source_mean(layer), sink_mean(layer)
+    return None if out is None or into is None else math.sqrt(out * into)
+
+
+# Shares of energy
+
+
+@entry("attention_share")
+def attention_share(layer: LayerStatistics) -> Value:
+    """Squared entries of q,k,v,o over those of all matrices."""
+    attention = sum(layer.energy[kind] for kind in ATTENTION)
+    return _ratio(attention, sum(layer.energy.values()))
+
+
+@entry("balance")
+def balance(layer: LayerStatistics) -> Value:
+    """−|attention_share − 0.4|: 0 where the paper sees hubs."""
+    share = attention_share(layer)
+    return None if share is None else -abs(share - 0.4)
+
+
+@entry("balance_per_parameter")
+def balance_per_parameter(layer: LayerStatistics) -> Value:
+    """`balance` with mean squares for sums, so that it does not restate the layer's shape (SCIENCE §3)."""
+    attention, ffn = (_mean_square(layer, kinds) for kinds in (ATTENTION, FFN))
+    share = _ratio(attention, attention + ffn)
+    return None if share is None else -abs(share - 0.4)
+
+
+@entry("down_ratio")
+def down_ratio(layer: LayerStatistics) -> Value:
+    """RMS of down over the geometric mean of the RMS of gate and up, or the RMS of up."""
+    into = [_mean_square(layer, [kind]) for kind in ("gate", "up") if kind in layer.energy]
+    return _ratio(math.sqrt(_mean_square(layer, ["down"])), math.prod(into) ** (0.5 / len(into)))
+
+
+# Norm scales
+
+
+@entry("gamma_concentration")
+def gamma_concentration(layer: LayerStatistics) -> Value:
+    """1 − exp(entropy of |γ|/Σ|γ|)/d of the FFN's post-norm, else of its pre-norm."""
+    gamma = layer.gammas.get("post_ffn", layer.gammas.get("pre_ffn"))
+    even = None if gamma is None else perplexity(np.abs(gamma))
+    return None if gamma is None or even is None else 1 - even / len(gamma)
+
+
+@entry("post_norm_damped_fraction", "P")
+def post_norm_damped_fraction(layer: LayerStatistics) -> Value:
+    """Share of the FFN post-norm's |γ| below half the stack's median."""
+    gamma, median = layer.gammas.get("post_ffn"), layer.stack.median_gamma
+    return None if gamma is None or median is None else float((np.abs(gamma) < median / 2).mean())
+
+
+# Optimizer state
+
+
+@entry("momentum_alignment.*", "O")
+def momentum_alignment(layer: LayerStatistics, kind: str) -> Value:
+    """cos(−exp_avg, w), positive where the update grows the weight.
+
+    The mean over the trace's steps; without a trace, of the checkpoint's own step.
+    """
+    return layer.alignment.get(kind)
+
+
+@entry("momentum_alignment.*_chance", "O")
+def momentum_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
+    """1/√n, the standard deviation of that cosine between random directions."""
+    return 1 / math.sqrt(layer.entries[kind].count) if kind in layer.alignment else None
+
+
+@entry("stuck_fraction", "O")
+def stuck_fraction(layer: LayerStatistics) -> Value:
+    """Share of the matrices' entries with |m̂| and √v̂ both within 1 % of their kind's median."""
+    return layer.stuck
+
+
+# Activation probe
+
+
+@entry("total_write")
+def total_write(layer: LayerStatistics) -> Value:
+    """Mean over tokens of ‖x_{l+1} − x_l‖/‖x_l‖; without a probe ‖o‖‖v‖/a + ‖down‖·rms(c)/√f."""
+    if layer.activations:
+        return layer.activations.get("total_write")
+    inner, ffn = layer.shapes["o"][1], layer.shapes["down"][1]
+    attention = math.sqrt(layer.energy["o"] * layer.energy["v"]) / inner
+    return attention + math.sqrt(layer.energy["down"] * float(np.square(layer.co_magnitude).mean()) / ffn)
+
+
+@entry("write_gain")
+def write_gain(layer: LayerStatistics) -> Value:
+    """RMS of what the layer's entries, were they independent, write for an input of RMS 1.
+
+    The proxy of `total_write` with fan-ins for its constants: at an initialisation of 1/√fan-in it is the same for
+    layers of any shape, and so does not restate the shape (SCIENCE §3).
+    """
+    attention = math.sqrt(layer.energy["o"] * layer.energy["v"] / layer.shapes["v"][0])
+    ffn = math.sqrt(layer.energy["down"] * float(np.square(layer.co_magnitude).mean()))
+    return (attention + ffn) / math.sqrt(layer.width)
+
+
+def activation(name: str) -> Function:
+    """The measure that the probe takes of the running model."""
+    return lambda layer: layer.activations.get(name)
+
+
+for _name in ("attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass"):
+    entry(_name, "A")(activation(_name))
+
+
+def measure(layer: LayerStatistics, only: Collection[str] | None = None) -> dict[str, Value]:
+    """Every measure of a layer, or those named, one for each kind where a name has a `*`; None where it is absent."""
     values: dict[str, Value] = {}
-    for key, entry in MEASURES.items():
-        if "*" in key:
-            spelt = {key.replace("*", kind): kind for kind in KINDS}
-            values |= {
-                name: entry.function(reading, kind) for name, kind in spelt.items() if only is None or name in only
-            }
-        elif only is None or key in only:
-            values[key] = entry.function(reading)
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in values.items()}
+    for pattern, found in MEASURES.items():
+        calls = {pattern.replace("*", kind): (layer, kind) for kind in KINDS} if "*" in pattern else {pattern: (layer,)}
+        values |= {name: found.function(*call) for name, call in calls.items() if only is None or name in only}
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
 
 def _ratio(numerator: float, denominator: float) -> Value:
@@ -348,14 +351,14 @@ def _known(value: float) -> Value:
     return float(value) if math.isfinite(value) else None
 
 
-def _mean_square(r: LayerStatistics, kinds: Collection[str]) -> float:
+def _mean_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
     """Mean of the squared entries of all matrices of these kinds."""
-    present = [kind for kind in kinds if kind in r.energy]
-    return sum(r.energy[kind] for kind in present) / sum(r.entries[kind].count for kind in present)
+    present = [kind for kind in kinds if kind in layer.energy]
+    return sum(layer.energy[kind] for kind in present) / sum(layer.entries[kind].count for kind in present)
 
 
-def _by_chance(r: LayerStatistics, key: str) -> Value:
-    return float(np.mean(r.chance[key])) if key in r.chance else None
+def _by_chance(layer: LayerStatistics, key: str) -> Value:
+    return float(np.mean(layer.chance[key])) if key in layer.chance else None
 
 
 def _above(c: np.ndarray, threshold: float) -> int:
