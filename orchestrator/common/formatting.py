@@ -27,7 +27,7 @@ class Column:
     meaning: str = ""  # printed below the table
 
 
-class Fitted:
+class FittedTable:
     """A table of layers without the least important columns that do not fit, and the meaning of the others."""
 
     def __init__(self, layers: Sequence[Any], columns: Sequence[Column]) -> None:

@@ -1,4 +1,4 @@
-"""One checkpoint, read from end to end: measures, null, roles, pathology, totals."""
+"""The reading of one checkpoint: measures, null, roles, pathology, totals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.embedding import add_embedding
 from orchestrator.forensics.measures.momentum import medians
@@ -33,7 +33,7 @@ from orchestrator.forensics.weights.memory import trim
 from orchestrator.storage.steps import name_of, step_in
 
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
-CLUSTERED = 4  # resamples whose positions are clustered; their spread is pooled over the layers
+CLUSTERED = 4  # resamples whose positions are clustered: few, since their variance is pooled over the layers
 BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
 
 
@@ -61,12 +61,12 @@ def analyze(
         raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
-    anatomy = Anatomy(Path(source), None if optimizer is None else Path(optimizer))
-    reference, thresholds = _reference(anatomy, None if reference is None else Path(reference))
+    model = CheckpointModel(Path(source), None if optimizer is None else Path(optimizer))
+    reference, thresholds = _reference(model, None if reference is None else Path(reference))
     if tokens is not None:
         _refuse_another_model(Path(source))
-    seen, by_chance = ([], []) if tokens is None else probe_null(anatomy, torch.as_tensor(tokens), resamples, seed)
-    stack, compositions = read_stack(anatomy, torch.device(device))
+    seen, by_chance = ([], []) if tokens is None else probe_null(model, torch.as_tensor(tokens), resamples, seed)
+    stack, compositions = read_stack(model, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
         layer.activations = dict(seen[layer.index]) if seen else {}
@@ -80,9 +80,9 @@ def analyze(
         schema=SCHEMA,
         definitions=DEFINITIONS,
         source=str(source),
-        family=anatomy.family_name,
-        assumed=anatomy.assumed,
-        step=anatomy.description.step,
+        family=model.family_name,
+        assumed=model.assumed,
+        step=model.description.step,
         scoring=scoring,
         options=Options(
             reference=None if reference is None else str(reference),
@@ -111,13 +111,13 @@ def analyze(
     )
 
 
-def read_stack(anatomy: Anatomy, device: torch.device) -> tuple[Stack, Compositions]:
+def read_stack(model: CheckpointModel, device: torch.device) -> tuple[Stack, Compositions]:
     """Every layer's statistics, with one layer's weights in memory at a time, and the compositions between them."""
-    typical = medians(anatomy)
-    compositions = Compositions(max(layer.width for layer in anatomy))
-    add_embedding(anatomy, compositions, device)
+    typical = medians(model)
+    compositions = Compositions(max(layer.width for layer in model))
+    add_embedding(model, compositions, device)
     layers: list[LayerStatistics] = []
-    for layer in anatomy:
+    for layer in model:
         layers.append(reduce_layer(layer, compositions, device, typical))
         del layer
         trim()
@@ -131,9 +131,9 @@ def by_null(
     seed: int,
     activations: Sequence[Sequence[dict[str, Value]]] = (),
 ) -> list[dict[str, np.ndarray]]:
-    """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without those it lacks."""
+    """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without undefined ones."""
     kinds = {(unique_roles(layer), ffn_cluster_entropy(layer)) for layer in stack.layers}
-    clustered = CLUSTERED if len(kinds) > 1 else 0  # where layers do not differ, nothing can exceed chance
+    clustered = CLUSTERED if len(kinds) > 1 else 0  # where the layers do not differ, their z-scores are 0 anyway
     values: list[dict[str, list[Value]]] = [{} for _ in stack.layers]
     for resample, null in enumerate(draws(stack, compositions, resamples, seed, activations)):
         wanted = BY_CHANCE if resample < clustered else BY_CHANCE - CLUSTERS
@@ -148,7 +148,7 @@ def by_null(
 
 
 def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
-    """Measures that no layer has; `momentum_alignment.down` and its kin are one name."""
+    """Measures that no layer has; all of `momentum_alignment.*` are one name."""
     present = {key.split(".")[0] for row in rows for key, value in row.items() if value is not None}
     return sorted({key.split(".")[0] for key in rows[0]} - present)
 
@@ -158,33 +158,33 @@ def _total(values: Sequence[Value]) -> Value:
     return sum(known) if len(known) == len(values) else None
 
 
-def first_step(anatomy: Anatomy) -> Path | None:
-    """Step 0 of the run that one of our own checkpoints belongs to, where it is still there."""
-    directory = anatomy.directory if anatomy.directory.name else anatomy.directory.resolve()
-    if anatomy.description.step is None or step_in(directory.name) is None:
+def first_step(model: CheckpointModel) -> Path | None:
+    """Step 0 beside one of our own checkpoints; None where it is gone."""
+    directory = model.directory if model.directory.name else model.directory.resolve()
+    if model.description.step is None or step_in(directory.name) is None:
         return None
     reference = directory.with_name(name_of(0))
     return reference if reference.is_dir() else None
 
 
-def _reference(anatomy: Anatomy, named: Path | None) -> tuple[Path | None, list[float] | None]:
-    """The reference and its thresholds. One that nobody named and that cannot be read is as good as none."""
-    reference = first_step(anatomy) if named is None else named
+def _reference(model: CheckpointModel, named: Path | None) -> tuple[Path | None, list[float] | None]:
+    """The reference and its thresholds; none where the implied step 0 cannot be read."""
+    reference = first_step(model) if named is None else named
     if reference is None:
         return None, None
     try:
-        return reference, _thresholds(anatomy, Anatomy(reference))
+        return reference, _thresholds(model, CheckpointModel(reference))
     except UserError:
         if named is not None:
             raise
         return None, None
 
 
-def _thresholds(anatomy: Anatomy, reference: Anatomy) -> list[float]:
-    """The threshold of `saturated_fixed` of every layer."""
-    if len(reference) != len(anatomy):
+def _thresholds(model: CheckpointModel, reference: CheckpointModel) -> list[float]:
+    """Every layer's threshold of `saturated_fixed`."""
+    if len(reference) != len(model):
         raise UserError(
-            f"{reference.directory} has {len(reference)} layers, {anatomy.directory} has {len(anatomy)}: "
+            f"{reference.directory} has {len(reference)} layers, {model.directory} has {len(model)}: "
             "the reference must be a checkpoint of the same run."
         )
     return [threshold(layer) for layer in reference]
@@ -199,7 +199,7 @@ def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> 
 
 
 def _substitutes(stack: Stack) -> dict[str, str]:
-    """Measures that read something else than their definition's first choice, and what."""
+    """Measures that are read from a substitute for their definition's first choice → the substitute."""
     first = stack.layers[0]
     found = {}
     if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:
@@ -212,11 +212,11 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     return found
 
 
-Activations = list[dict[str, Value]]  # per layer, what the probe saw
+Activations = list[dict[str, Value]]  # per layer, the probe's measures
 
 
 def _refuse_another_model(source: Path) -> None:
-    """A probe runs the model of a directory: with any other file in it, two models would make one reading."""
+    """Raise `UserError` for a file other than the one a probe runs: two models would make one reading."""
     runs = next((name for name in USUAL if (source.parent / name).is_file()), None)
     if source.is_file() and source.name != runs:
         raise UserError(
@@ -226,20 +226,18 @@ def _refuse_another_model(source: Path) -> None:
 
 
 def probe_null(
-    anatomy: Anatomy, tokens: torch.Tensor, resamples: int, seed: int
+    model: CheckpointModel, tokens: torch.Tensor, resamples: int, seed: int
 ) -> tuple[Activations, list[Activations]]:
-    """What the probe sees in the model, and in each of `resamples` models with redrawn weights."""
-    from orchestrator.forensics.measures.probe import (
-        probe,  # here, since weights-only work needs none of what they need
-    )
+    """The probe's measures of the model, and of each of `resamples` models with redrawn weights."""
+    from orchestrator.forensics.measures.probe import probe  # these imports take seconds
     from orchestrator.forensics.measures.runner import runnable, special_tokens
     from orchestrator.forensics.null.model import redrawn
 
-    special = special_tokens(anatomy.directory)
-    model = runnable(anatomy.directory)
-    seen = probe(model, tokens, special)
+    special = special_tokens(model.directory)
+    network = runnable(model.directory)
+    seen = probe(network, tokens, special)
     by_chance = []
     for resample in range(resamples):
-        with redrawn(model, seed + resample) as null:
+        with redrawn(network, seed + resample) as null:
             by_chance.append(probe(null, tokens, special))
     return seen, by_chance

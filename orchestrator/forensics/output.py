@@ -1,4 +1,4 @@
-"""What `python -m orchestrator.forensics` reads, ready to be written, drawn and printed."""
+"""The output of `python -m orchestrator.forensics`: a checkpoint, two side by side, or a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyze import analyze
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import tokens_of
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
@@ -27,12 +27,12 @@ from orchestrator.forensics.weights.sources import checkpoints, single, unit, wh
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LONGEST = 2**20  # characters of a file that are put into tokens: many times as many as a probe runs
+LONGEST = 2**20  # characters of a file that are tokenised: many times what a probe runs
 
 
 @dataclass(frozen=True)
 class Output:
-    """What the command writes and prints."""
+    """All that the command writes and prints."""
 
     readings: Sequence[Reading]
     document: dict[str, Any]  # JSON
@@ -79,7 +79,7 @@ def read(
     found = checkpoints(path)
     if len(found) < 2:
         path = found[0][1] if found else whole(path)
-        reading, parameters = read_one(path, optimizer), sum(layer.parameters for layer in Anatomy(path))
+        reading, parameters = read_one(path, optimizer), sum(layer.parameters for layer in CheckpointModel(path))
         report = terminal.report(reading, clock(), parameters)
         return Output([reading], reading.to_json(), rows_of(reading), lambda: figure.single(reading), report)
     if optimizer is not None:

@@ -26,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from weightwatcher.RMT_Util import svd_vals
 
 from orchestrator.forensics.analyze import analyze
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.spectrum import perplexity, spectra
 
 THREADS = 2
@@ -70,7 +70,9 @@ def against_weightwatcher(directory: Path) -> None:
     print(f"Llama, {body / 1e6:.0f}M parameters in {LLAMA['num_hidden_layers']} layers, {THREADS} threads")
     print(f"  classification   {rival / ours:6.1f}x  (WeightWatcher.analyze {rival:.1f} s, ours {ours:.2f} s)")
 
-    weights = {f"{layer.index}.{kind}": layer.weight(kind) for layer in Anatomy(directory) for kind in layer.kinds}
+    weights = {
+        f"{layer.index}.{kind}": layer.weight(kind) for layer in CheckpointModel(directory) for kind in layer.kinds
+    }
     for dtype, name in ((torch.float64, "its precision"), (torch.float32, "in float32")):
         rivals = [w.to(dtype).numpy() for w in weights.values()]
         ratios = []

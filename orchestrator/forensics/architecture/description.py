@@ -1,4 +1,4 @@
-"""What the JSON beside the weights says about them: family, layers, heads."""
+"""Family, layers and heads, from the JSON file beside the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.families import Heads
 
-# The names that families give to the same number, the commonest first.
+# Number → its names in different families, the commonest first.
 KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
     "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
@@ -19,15 +19,15 @@ KEYS = {
     "width": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
 }
 
-MOST_LAYERS = 10_000  # numbers beyond any model's are a broken file's
-MOST_HEADS = 1_000_000  # or entries of one
+MOST_LAYERS = 10_000  # a larger number means a broken file
+MOST_HEADS = 1_000_000  # or the dimension of one
 
 
 @dataclass(frozen=True)
 class Description:
-    """`layers` is None where nothing says how many there are; an entry of it, where nothing tells the heads."""
+    """What is declared. `layers` is None where their number is unknown; an entry of it is None where its heads are."""
 
-    mark: str = ""  # "norm=…" of our spec, else the model_type; empty where none is declared
+    declared: str = ""  # family: "norm=…" of our spec, else the model_type; empty where none is declared
     layers: list[Heads | None] | None = None
     step: int | None = None
     spec: dict[str, Any] | None = None  # ours only: what a decoder is built from
@@ -40,7 +40,7 @@ class Description:
 
 
 def describe(directory: Path) -> Description:
-    """What `state.json` (ours) or `config.json` (Hugging Face's) in `directory` says; empty without either.
+    """The description in `state.json` (ours) or `config.json` (Hugging Face's); empty without either.
 
     Raises `UserError` for a file that describes no model.
     """
@@ -63,29 +63,29 @@ def _from_spec(spec: dict[str, Any]) -> tuple[str, list[Heads | None]]:
 
 
 def _from_state(state: dict[str, Any]) -> Description:
-    mark, layers = _from_spec(state["spec"])
+    declared, layers = _from_spec(state["spec"])
     trace = {name: [float(cos) for cos in steps] for name, steps in (state.get("trace") or {}).items()}
-    return Description(mark, layers, int(state["step"]), state["spec"], trace)
+    return Description(declared, layers, int(state["step"]), state["spec"], trace)
 
 
 def _from_config(config: dict[str, Any]) -> Description:
     if isinstance(config.get("spec"), dict):  # our decoder, saved as a transformers model
         return Description(*_from_spec(config["spec"]))
     text = config.get("text_config")
-    if isinstance(text, dict):  # a model of several modalities: ours is the one that reads text
+    if isinstance(text, dict):  # a multimodal model: only its text model is read
         config = config | text
-    mark = str(config.get("model_type") or "")
-    if not mark.isprintable():  # it would be, among what was assumed
-        raise ValueError(f"model_type {mark!r}")
+    declared = str(config.get("model_type") or "")
+    if not declared.isprintable():  # it is printed
+        raise ValueError(f"model_type {declared!r}")
     count = _value(config, "layers", 0)
     if count is not None and count > MOST_LAYERS:
         raise ValueError(f"{count} layers")
     layers = None if count is None else [_heads(config, index) for index in range(count)]
-    return Description(mark, layers, config=config)
+    return Description(declared, layers, config=config)
 
 
 def _value(config: dict[str, Any], what: str, index: int) -> int | None:
-    """A number of the config under any of its names; lists hold one entry per layer."""
+    """A number of the config under any of its names in `KEYS`; a list holds one entry per layer."""
     value = next((config[key] for key in KEYS[what] if config.get(key) is not None), None)
     value = value[index] if isinstance(value, list) else value
     return None if value is None else int(value)

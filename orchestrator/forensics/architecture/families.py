@@ -1,4 +1,4 @@
-"""Where each known family of checkpoints keeps its matrices and norms: one table entry per family."""
+"""Where each known family of checkpoints keeps its matrices and norms: one entry of `FAMILIES` per family."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.forensics.architecture.kinds import KINDS, PLACES
 
-QK_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer_?)?norm")  # a norm within attention, of no place in the stream
+QK_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer_?)?norm")  # a norm within attention, not in the residual stream
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Heads:
     head_dim: int
 
 
-# How a stored tensor becomes matrices [out, in]. Views wherever the layout allows one.
+# Splits a stored tensor into matrices [out, in]; views where the layout allows them.
 Split = Callable[[Tensor, Heads | None], Sequence[Tensor]]
 
 
@@ -32,7 +32,7 @@ def whole(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     return [raw]
 
 
-def turned(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+def transposed(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     """A matrix stored [in, out], as GPT-2's Conv1D is."""
     return [raw.T]
 
@@ -42,7 +42,7 @@ def halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     return raw.tensor_split(2)
 
 
-def turned_halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+def transposed_halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     """Two matrices side by side, stored [in, out]."""
     return halves(raw.T, heads)
 
@@ -55,13 +55,13 @@ def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     return raw.split([heads.heads * heads.head_dim, kv, kv])
 
 
-def turned_stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+def transposed_stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     """q, k and v side by side, stored [in, out]."""
     return stacked(raw.T, heads)
 
 
 def grouped(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """One group after another of query heads followed by the key and the value head they share; this one copies.
+    """One group after another of query heads followed by the key and the value head they share. Copies the tensor.
 
     With as many groups as heads it is the per-head interleaving of GPT-NeoX, with a single one multi-query.
     """
@@ -82,11 +82,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Family:
-    """A layout. Names are relative: the stem before them (`model.`, `bert.`, none …) is found in the file."""
+    """A layout. Names are relative to a stem (`model.`, `bert.`, none …) that is found in the file."""
 
     parts: tuple[Part, ...]
     norms: Mapping[str, str]  # of PLACES → name within the layer; parallel blocks have one norm at two places
-    marks: tuple[str, ...] = ()  # what declares it: "norm=…" in our spec, else the model_type of a config.json
+    declared: tuple[str, ...] = ()  # names a checkpoint declares it by: "norm=…" in our spec, else a model_type
     when: Mapping[str, Any] = field(default_factory=dict)  # further config keys that must have these values
     offset: float = 0.0  # added to the stored norm scale to get the one that multiplies
     optional: tuple[str, ...] = ()  # places whose norm some layers do without
@@ -125,10 +125,10 @@ _LLAMA = _ATTENTION + _plain(gate="mlp.gate_proj") + _UP_DOWN
 _GATE_UP_DOWN = _fused("mlp.gate_up_proj", halves, ("gate", "up")) + _plain(down="mlp.down_proj")
 _MEGATRON = _plain(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
 _CONV1D = (
-    *_fused("attn.c_attn", turned_stacked),
-    *_fused("attn.c_proj", turned, ("o",)),
-    *_fused("mlp.c_fc", turned, ("up",)),
-    *_fused("mlp.c_proj", turned, ("down",)),
+    *_fused("attn.c_attn", transposed_stacked),
+    *_fused("attn.c_proj", transposed, ("o",)),
+    *_fused("mlp.c_fc", transposed, ("up",)),
+    *_fused("mlp.c_proj", transposed, ("down",)),
 )
 _BLOOM = _fused("self_attention.query_key_value", grouped) + _plain(o="self_attention.dense") + _MEGATRON
 
@@ -142,7 +142,7 @@ _LN = _norms("ln_1", None, "ln_2")
 _GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
 _WORDS: dict[str, Any] = {"layer": "h.{}.", "embed": "word_embeddings.weight"}
 _OPT: dict[str, Any] = {
-    "marks": ("opt",),
+    "declared": ("opt",),
     "parts": _QKV + _plain(o="self_attn.out_proj", up="fc1", down="fc2"),
 }
 _BERT: dict[str, Any] = {
@@ -155,105 +155,107 @@ _BERT: dict[str, Any] = {
     "embed": "embeddings.word_embeddings.weight",
 }  # fmt: skip
 
-# The first entry whose mark and `when` both fit is taken: the special ones stand before the general.
+# The first entry whose `declared` and `when` both match is taken: special families come before general ones.
 FAMILIES = {
     "llama": Family(
         _LLAMA, _PRE,
-        marks=("norm=pre", "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "granite", "smollm3",
+        declared=("norm=pre", "llama", "mistral", "ministral", "ministral3", "qwen2", "qwen3", "granite", "smollm3",
                "seed_oss", "helium", "ernie4_5", "internlm3"),
     ),
-    "llama_sandwich": Family(_LLAMA, _SANDWICH, marks=("norm=sandwich",)),
-    "gemma": Family(_LLAMA, _PRE, marks=("gemma",), offset=1.0),
-    "gemma2": Family(_LLAMA, _SANDWICH, marks=("gemma2",), offset=1.0),
-    "gemma3": Family(_LLAMA, _SANDWICH, marks=("gemma3_text", "gemma3"), offset=1.0),
+    "llama_sandwich": Family(_LLAMA, _SANDWICH, declared=("norm=sandwich",)),
+    "gemma": Family(_LLAMA, _PRE, declared=("gemma",), offset=1.0),
+    "gemma2": Family(_LLAMA, _SANDWICH, declared=("gemma2",), offset=1.0),
+    "gemma3": Family(_LLAMA, _SANDWICH, declared=("gemma3_text", "gemma3"), offset=1.0),
     "vaultgemma": Family(
-        _LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), marks=("vaultgemma",), offset=1.0
+        _LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), declared=("vaultgemma",), offset=1.0
     ),
-    "olmo": Family(_LLAMA, {}, marks=("olmo",)),
-    "olmo2": Family(_LLAMA, _POST, marks=("olmo2", "olmo3", "exaone4")),
-    "cohere": Family(_LLAMA, _PARALLEL, marks=("cohere", "cohere2")),
-    "stablelm_parallel": Family(_LLAMA, _PARALLEL, marks=("stablelm",), when={"use_parallel_residual": True}),
-    "stablelm": Family(_LLAMA, _PRE, marks=("stablelm",)),
-    "nemotron": Family(_ATTENTION + _UP_DOWN, _PRE, marks=("nemotron",), offset=1.0),
-    "arcee": Family(_ATTENTION + _UP_DOWN, _PRE, marks=("arcee",)),
+    "olmo": Family(_LLAMA, {}, declared=("olmo",)),
+    "olmo2": Family(_LLAMA, _POST, declared=("olmo2", "olmo3", "exaone4")),
+    "cohere": Family(_LLAMA, _PARALLEL, declared=("cohere", "cohere2")),
+    "stablelm_parallel": Family(_LLAMA, _PARALLEL, declared=("stablelm",), when={"use_parallel_residual": True}),
+    "stablelm": Family(_LLAMA, _PRE, declared=("stablelm",)),
+    "nemotron": Family(_ATTENTION + _UP_DOWN, _PRE, declared=("nemotron",), offset=1.0),
+    "arcee": Family(_ATTENTION + _UP_DOWN, _PRE, declared=("arcee",)),
     "apertus": Family(
-        _ATTENTION + _UP_DOWN, _norms("attention_layernorm", None, "feedforward_layernorm"), marks=("apertus",)
+        _ATTENTION + _UP_DOWN, _norms("attention_layernorm", None, "feedforward_layernorm"), declared=("apertus",)
     ),
-    "starcoder2": Family(_ATTENTION + _plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE, marks=("starcoder2",)),
-    "phi": Family(_QKV + _plain(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2"), _PARALLEL, marks=("phi",)),
+    "starcoder2": Family(_ATTENTION + _plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE, declared=("starcoder2",)),
+    "phi": Family(_QKV + _plain(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2"), _PARALLEL, declared=("phi",)),
     "phi3": Family(
-        _fused("self_attn.qkv_proj", stacked) + _plain(o="self_attn.o_proj") + _GATE_UP_DOWN, _PRE, marks=("phi3",)
+        _fused("self_attn.qkv_proj", stacked) + _plain(o="self_attn.o_proj") + _GATE_UP_DOWN, _PRE, declared=("phi3",)
     ),
-    "glm": Family(_ATTENTION + _GATE_UP_DOWN, _PRE, marks=("glm",)),
+    "glm": Family(_ATTENTION + _GATE_UP_DOWN, _PRE, declared=("glm",)),
     "glm4": Family(
-        _ATTENTION + _GATE_UP_DOWN, marks=("glm4",),
+        _ATTENTION + _GATE_UP_DOWN, declared=("glm4",),
         norms=_norms("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
     ),
     "persimmon": Family(
         _fused("self_attn.query_key_value", grouped) + _plain(o="self_attn.dense") + _MEGATRON, _PRE,
-        marks=("persimmon",),
+        declared=("persimmon",),
     ),
     "gpt_neox": Family(
         _fused("attention.query_key_value", grouped) + _plain(o="attention.dense") + _MEGATRON, _PRE,
-        marks=("gpt_neox",), embed="embed_in.weight", head="embed_out.weight",
+        declared=("gpt_neox",), embed="embed_in.weight", head="embed_out.weight",
     ),
     "gpt1": Family(
-        _CONV1D, _norms(None, "ln_1", None, "ln_2"), marks=("openai-gpt",), layer="h.{}.", embed="tokens_embed.weight"
+        _CONV1D, _norms(None, "ln_1", None, "ln_2"), declared=("openai-gpt",), layer="h.{}.",
+        embed="tokens_embed.weight",
     ),
-    "gpt2": Family(_CONV1D, _LN, marks=("gpt2",), **_GPT),
+    "gpt2": Family(_CONV1D, _LN, declared=("gpt2",), **_GPT),
     "gpt_bigcode": Family(
         _fused("attn.c_attn", grouped) + _plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"), _LN,
-        marks=("gpt_bigcode",), **_GPT,
+        declared=("gpt_bigcode",), **_GPT,
     ),
     "gptj": Family(
         _plain(q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
-        _norms("ln_1", None, "ln_1"), marks=("gptj",), **_GPT,
+        _norms("ln_1", None, "ln_1"), declared=("gptj",), **_GPT,
     ),
     "gpt_neo": Family(
         _plain(q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
                o="attn.attention.out_proj", up="mlp.c_fc", down="mlp.c_proj"),
-        _LN, marks=("gpt_neo",), **_GPT,
+        _LN, declared=("gpt_neo",), **_GPT,
     ),
     "mpt": Family(
         _fused("attn.Wqkv", stacked) + _plain(o="attn.out_proj", up="ffn.up_proj", down="ffn.down_proj"),
-        _norms("norm_1", None, "norm_2"), marks=("mpt",), layer="blocks.{}.", embed="wte.weight",
+        _norms("norm_1", None, "norm_2"), declared=("mpt",), layer="blocks.{}.", embed="wte.weight",
     ),
-    "bloom": Family(_BLOOM, _PRE, marks=("bloom",), **_WORDS),
+    "bloom": Family(_BLOOM, _PRE, declared=("bloom",), **_WORDS),
     "falcon_one_norm": Family(
-        _BLOOM, _PARALLEL, marks=("falcon",), when={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+        _BLOOM, _PARALLEL, declared=("falcon",), when={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
         **_WORDS,
     ),
     "falcon_two_norms": Family(
-        _BLOOM, _norms("ln_attn", None, "ln_mlp"), marks=("falcon",), when={"new_decoder_architecture": True}, **_WORDS
+        _BLOOM, _norms("ln_attn", None, "ln_mlp"), declared=("falcon",), when={"new_decoder_architecture": True},
+        **_WORDS,
     ),
-    "falcon_sequential": Family(_BLOOM, _PRE, marks=("falcon",), when={"parallel_attn": False}, **_WORDS),
-    "falcon": Family(_BLOOM, _PARALLEL, marks=("falcon",), **_WORDS),
+    "falcon_sequential": Family(_BLOOM, _PRE, declared=("falcon",), when={"parallel_attn": False}, **_WORDS),
+    "falcon": Family(_BLOOM, _PARALLEL, declared=("falcon",), **_WORDS),
     "opt_post": Family(
         norms=_norms(None, "self_attn_layer_norm", None, "final_layer_norm"), when={"do_layer_norm_before": False},
         **_OPT,
     ),
     "opt": Family(norms=_norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT),
-    "bert": Family(marks=("bert",), head="cls.predictions.decoder.weight", **_BERT),
+    "bert": Family(declared=("bert",), head="cls.predictions.decoder.weight", **_BERT),
     "roberta": Family(
-        marks=("roberta", "xlm-roberta", "camembert", "electra"), head="lm_head.decoder.weight", **_BERT
+        declared=("roberta", "xlm-roberta", "camembert", "electra"), head="lm_head.decoder.weight", **_BERT
     ),
     "distilbert": Family(
         _plain(q="attention.q_lin", k="attention.k_lin", v="attention.v_lin", o="attention.out_lin",
                up="ffn.lin1", down="ffn.lin2"),
-        _norms(None, "sa_layer_norm", None, "output_layer_norm"), marks=("distilbert",),
+        _norms(None, "sa_layer_norm", None, "output_layer_norm"), declared=("distilbert",),
         layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight", head="vocab_projector.weight",
     ),
     "modernbert": Family(
         _fused("attn.Wqkv", stacked) + _fused("mlp.Wi", halves, ("gate", "up")) + _plain(o="attn.Wo", down="mlp.Wo"),
-        _norms("attn_norm", None, "mlp_norm"), marks=("modernbert",), optional=("pre_attention",),
+        _norms("attn_norm", None, "mlp_norm"), declared=("modernbert",), optional=("pre_attention",),
         embed="embeddings.tok_embeddings.weight", head="decoder.weight",
     ),
 }  # fmt: skip
 
 
-def find(mark: str, config: Mapping[str, Any]) -> tuple[str, Family] | None:
-    """The name and layout of the family that this mark and config declare; None for one not in the table."""
+def find(declared: str, config: Mapping[str, Any]) -> tuple[str, Family] | None:
+    """Name and layout of the family that a checkpoint declares; None for one that is not in the table."""
     for name, family in FAMILIES.items():
-        if mark in family.marks and all(config.get(key) == value for key, value in family.when.items()):
+        if declared in family.declared and all(config.get(key) == value for key, value in family.when.items()):
             return name, family
     return None

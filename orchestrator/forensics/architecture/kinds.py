@@ -1,4 +1,4 @@
-"""Names of a layer's matrices and of the places of its norms."""
+"""The kinds of matrices of a layer, and the positions of its norms."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How many kinds of FFN positions a layer has: a Gaussian mixture chosen by BIC (SCIENCE §1).
+"""Clusters of FFN positions: a Gaussian mixture chosen by BIC (SCIENCE §1).
 
-Fitted by expectation maximisation in numpy rather than by scikit-learn, whose import alone takes half the memory that
-a whole reading is promised to need; the tests compare the two.
+Expectation maximisation in numpy: importing scikit-learn alone takes half the memory of a whole reading. The tests
+compare the two.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 import numpy as np
 
 LARGEST = 8  # components tried
-PATIENCE = 2  # the search ends when this many larger mixtures in a row are no better
+PATIENCE = 2  # larger mixtures in a row that are no better end the search
 FITTED = 1024  # positions that mixtures are fitted to, evenly spread; masses are over all of them
 SMALLEST = 0.005  # share of the positions that makes a cluster one
 RIDGE = 1e-4  # added to every variance: no component collapses onto a point
 STEPS = 100  # of expectation maximisation
-STARTS = 3  # of each fit; the likeliest is taken
-GAIN = 1e-3  # of the mean log-likelihood: a step that gains less is the last
+STARTS = 3  # of each fit; the most likely is taken
+GAIN = 1e-3  # of the mean log-likelihood; a step that gains less is the last
 
 
 class Mixture:
@@ -45,7 +45,7 @@ class Mixture:
 def cluster_masses(features: np.ndarray) -> np.ndarray | None:
     """Shares of the positions in each cluster of the best mixture, largest first; they sum to 1.
 
-    `features` [f, n]: standardised here, constant ones dropped. None where nothing is left to tell positions apart.
+    `features` [f, n] are standardised here and constant ones dropped. None where no feature is left.
     """
     std = features.std(axis=0)
     varies = std > 1e-9 * (np.abs(features).max(axis=0) + 1e-30)
@@ -71,7 +71,7 @@ def best_mixture(x: np.ndarray) -> Mixture:
 
 
 def fit(x: np.ndarray, k: int) -> Mixture:
-    """A mixture of k components fitted to x [m, n]: the likeliest of a few starts."""
+    """A mixture of k components fitted to x [m, n]: the most likely of a few starts."""
     rng = np.random.default_rng(k)
     fits = [_climb(x, _spread(x, k, rng)) for _ in range(STARTS if k > 1 else 1)]
     return max(fits, key=lambda found: found[0])[1]

@@ -1,4 +1,4 @@
-"""Who reads what whom writes: composition between all pairs of layers (SCIENCE §1; after Elhage et al. 2021)."""
+"""Composition of all pairs of layers: how much one reads of what another writes (SCIENCE §1; Elhage et al. 2021)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Side:
     """One end of a composition: matrices over the residual stream, stacked."""
 
     width: int  # residual coordinates
-    parts: list[tuple[Entries, int]]  # each matrix's entries, and how many of them meet one coordinate
+    parts: list[tuple[Entries, int]]  # each matrix's entries, and their number per coordinate
 
     @property
     def energy(self) -> float:
@@ -31,12 +31,12 @@ class Side:
 class Compositions:
     """C(l→m) of all pairs, from one Gram per layer and side.
 
-    ‖R W‖² = ⟨RᵀR, WWᵀ⟩, so that L Grams of [d, d] do for all L² pairs. They are more than a large model's layer,
-    and are therefore kept in a temporary file, and compared some rows at a time.
+    ‖R W‖² = ⟨RᵀR, WWᵀ⟩, so L Grams of [d, d] per side are enough for all L² pairs. Together they are larger than a
+    large model's layer: they are kept in a temporary file and compared a few rows at a time.
     """
 
     def __init__(self, width: int) -> None:
-        """`width`: the widest layer's. Narrower Grams are padded with zeros, which leaves the inner products."""
+        """`width`: the widest layer's. Narrower Grams are padded with zeros, which does not change inner products."""
         self.width = width
         self.reads: list[Side] = []  # of layers 0, 1, …
         self.writes: list[Side] = []  # of the embedding, of layers 0, 1, …
@@ -55,13 +55,13 @@ class Compositions:
         self._order.append((sides, len(sides)))
         sides.append(side)
         beside = self.width - side.width
-        scaled = gram.div_(side.energy or 1.0).float().cpu().numpy()  # so that no product leaves fp32
+        scaled = gram.div_(side.energy or 1.0).float().cpu().numpy()  # keeps products within fp32
         padded = np.pad(scaled, (0, beside)) if beside else scaled
         for row in padded:
             self._file.write(row.data)
 
     def matrix(self) -> np.ndarray:
-        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. To be called once, at the end."""
+        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. Call it once, at the end."""
         writers = [i for i, (sides, _) in enumerate(self._order) if sides is self.writes]
         readers = [i for i, (sides, _) in enumerate(self._order) if sides is self.reads]
         products = np.zeros((len(writers), len(readers)))
@@ -83,11 +83,11 @@ class Compositions:
         return np.frombuffer(self._file.read(size), np.float32)
 
     def drawn(self, rng: np.random.Generator) -> np.ndarray:
-        """The same matrix for layers whose entries are redrawn, without redrawing them (SCIENCE §3).
+        """The same matrix for redrawn layers, drawn from its law (SCIENCE §3).
 
-        ⟨A, B⟩ of two independent Grams is the sum over their diagonals, which are sums of resampled squares, and
-        twice that over the pairs of coordinates, where entries are sums of products of independent signs: with
-        d²/2 of them, a normal variable of known variance.
+        ⟨A, B⟩ of two independent Grams is the sum over their diagonals, which are sums of resampled squares, plus
+        twice the sum over pairs of coordinates. There entries are sums of products of independent signs: with d²/2
+        pairs, a normal variable of known variance.
         """
         writes = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.writes]
         reads = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.reads]

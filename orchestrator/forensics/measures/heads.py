@@ -1,4 +1,4 @@
-"""What attention heads write for what they read: fingerprints, and how alike they are (SCIENCE §1)."""
+"""Fingerprints of attention heads, which direction they read and write, and their similarity (SCIENCE §1)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.architecture.anatomy import Heads
+from orchestrator.forensics.architecture.model import Heads
 
-TINY = torch.finfo(torch.float32).tiny  # directions have no scale
-SQUARINGS = 14  # of a head's matrix, so that 2^14 power steps single out its leading direction
+TINY = torch.finfo(torch.float32).tiny  # a smaller norm is 0
+SQUARINGS = 14  # of a head's matrix: 2^14 power steps isolate its leading direction
 
 
 def fingerprints(v: Tensor, o: Tensor, heads: Heads) -> np.ndarray:
@@ -42,7 +42,9 @@ def leading_pair(g: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         scale = power.flatten(1).norm(dim=1).clamp_min(1e-300)
         power = power / scale[:, None, None]
         power = power @ power
-    column = power.norm(dim=1).argmax(dim=1)  # any column of the limit is z; the largest is the safest
+    column = power.norm(dim=1).argmax(
+        dim=1
+    )  # every column of the limit is a multiple of z; the largest is the most accurate
     z = power.gather(2, column[:, None, None].expand(-1, power.shape[1], 1)).squeeze(2)
     z = torch.nn.functional.normalize(z, dim=1)
     y = (g @ z[:, :, None]).squeeze(2)
@@ -52,9 +54,9 @@ def leading_pair(g: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 def drawn_fingerprints(heads: Heads, width: int, rng: np.random.Generator) -> np.ndarray:
     """Fingerprints [heads, 2·width] of a layer of independent normal entries, from their exact law.
 
-    Left vectors point anywhere, each on its own. Right vectors of query heads that share a value head lie in its
-    row space and lean to its strong directions: their mutual angles are those of a small Wishart model, and the
-    group as a whole points anywhere.
+    Left vectors are independent and uniform. Right vectors of query heads that share a value head lie in its row
+    space and tend to its strong directions: their mutual angles follow a small Wishart model, and the orientation of
+    the group is uniform.
     """
     left = rng.normal(size=(heads.heads, width))
     group = heads.heads // heads.kv_heads
@@ -72,7 +74,7 @@ def _grouped(heads: Heads, group: int, width: int, rng: np.random.Generator) -> 
     eigenvalues, vectors = np.linalg.eigh(angles)
     root = vectors * np.sqrt(np.maximum(eigenvalues, 0))[:, None, :]  # angles = root·rootᵀ
     count = min(group, width)
-    frame, _ = np.linalg.qr(rng.normal(size=(heads.kv_heads, width, count)))  # orthonormal, pointing anywhere
+    frame, _ = np.linalg.qr(rng.normal(size=(heads.kv_heads, width, count)))  # orthonormal, of uniform orientation
     return np.asarray(root[:, :, -count:] @ frame.transpose(0, 2, 1)).reshape(heads.heads, width)
 
 
@@ -99,7 +101,7 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def diversity(prints: np.ndarray) -> float | None:
-    """1 − mean |cos| over pairs of different heads; None with fewer than two heads that do anything."""
+    """1 − mean |cos| over pairs of different heads; None with fewer than two heads that are not zero."""
     known = cosines(prints, prints)[~np.eye(len(prints), dtype=bool)]
     known = known[np.isfinite(known)]
     return 1 - float(known.mean()) if len(known) else None

@@ -1,4 +1,4 @@
-"""What Adam's moments say of a layer: whether updates grow its weights, and how much of it has stopped moving."""
+"""Measures of Adam's moments: the alignment of momentum with the weights, and the share of stuck entries."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import math
 import numpy as np
 from torch import Tensor
 
-from orchestrator.forensics.architecture.anatomy import Anatomy, Layer
+from orchestrator.forensics.architecture.model import CheckpointModel, Layer
 
-STUCK = 0.01  # of the median: below it a moment has died away
+STUCK = 0.01  # of the median: a smaller moment has vanished
 SAMPLED = 2**18  # entries of one tensor that enter a median, evenly spread
 
 Medians = dict[str, tuple[float, float]]
 
 
-def medians(anatomy: Anatomy) -> Medians | None:
+def medians(model: CheckpointModel) -> Medians | None:
     """Kind → (median |exp_avg|, median √exp_avg_sq) over all layers.
 
     None without moments, or where a kind has not been updated yet.
     """
     pooled: dict[tuple[str, str], list[np.ndarray]] = {}
-    for layer in anatomy:
+    for layer in model:
         for kind in layer.kinds:
             for which in ("exp_avg", "exp_avg_sq"):
                 moment = layer.moment(kind, which)
@@ -64,7 +64,7 @@ def stuck_fraction(layer: Layer, typical: Medians) -> float:
     stuck = size = 0
     for kind in layer.kinds:
         momentum, square = layer.moment(kind, "exp_avg"), layer.moment(kind, "exp_avg_sq")
-        assert momentum is not None  # the medians are over these very tensors
+        assert momentum is not None  # the medians are over the same tensors
         assert square is not None
         first, second = typical[kind]
         stuck += int(((momentum.abs() <= STUCK * first) & (square <= (STUCK * second) ** 2)).sum())

@@ -1,4 +1,4 @@
-"""Tensors whose spectral norm has left its peers behind (SCIENCE §5; the paper, §8)."""
+"""Tensors whose spectral norm is far above their peers' (SCIENCE §5; the paper, §8)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Finding:
 
 
 def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """Every tensor at or beyond `WARN` times its peers, worst first.
+    """Every tensor at or above `WARN` times its peers, worst first.
 
-    `rows`: per layer, its measures; `names`: per layer, kind → tensor name. A model of one layer has no
-    peers, and peers whose median is zero give no scale: neither yields findings.
+    `rows`: per layer, its measures; `names`: per layer, kind → tensor name. None for a model of one layer, or for
+    peers whose median is zero.
     """
     found = [
         Finding(names[layer][kind], ratio, "critical" if ratio >= CRITICAL else "warn")
@@ -38,7 +38,7 @@ def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping
 
 
 def ratios(norms: Sequence[float | None]) -> list[float | None]:
-    """Each layer's norm over the median of the others'; null where that gives no scale, or a norm is not known."""
+    """Each layer's norm over the median of the others'; null where either is unknown or the median 0."""
     values = np.array(norms, dtype=np.float64)  # [L]
     layers = values.size
     others = np.tile(values, (layers, 1))[~np.eye(layers, dtype=bool)].reshape(layers, max(0, layers - 1))

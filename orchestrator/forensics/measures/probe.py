@@ -1,4 +1,4 @@
-"""The activation probe: what each layer does to the residual stream of a few rows of tokens (SCIENCE §1)."""
+"""The activation probe: each layer's effect on the residual stream of a few rows of tokens (SCIENCE §1)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ from orchestrator.common.errors import UserError
 MEASURES = ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass")
 GROUP = 512  # tokens that are run at once
 
-Sums = dict[str, tuple[float, float]]  # measure → the two sums whose ratio it is: groups of rows add up
+Sums = dict[str, tuple[float, float]]  # measure → numerator and denominator, which add up over groups of rows
 Call = tuple[Tensor, Tensor]  # what a module read and what it wrote
 
 
 def probe(model: nn.Module, tokens: Tensor, special: Collection[int] = ()) -> list[dict[str, float | None]]:
     """`MEASURES` of every layer of `model` on `tokens` [B, T], None where a measure has no meaning.
 
-    `model`: a `Decoder`, or a model of transformers whose attention is eager; in evaluation mode. `special`:
-    ids of register tokens (see `pattern_sums`). A block takes the residual stream x_l and returns x_{l+1};
-    means are over all positions at which the stream is not zero (as that of an unused token's embedding may be),
-    in float64, and activations are dropped layer by layer. Raises `UserError`
-    for tokens that are no rows of the model's vocabulary or too long for it, and for a model without a stack
-    of layers.
+    `model`: a `Decoder`, or a transformers model with eager attention, in evaluation mode. `special`: ids of register
+    tokens (see `pattern_sums`). A block takes the residual stream x_l and returns x_{l+1}. Means are in float64 over
+    the positions at which the stream is not zero (an unused token's embedding may be). Activations are dropped layer
+    by layer. Raises `UserError` for tokens outside the vocabulary, for rows that are too long, and for a model without
+    a stack of layers.
     """
     layers = blocks(model)
     check(tokens, vocabulary(model))
@@ -65,12 +64,12 @@ def _text_config(model: nn.Module) -> Any:
 
 
 def vocabulary(model: nn.Module) -> int:
-    """Token ids of the model are below this."""
+    """Size of the vocabulary."""
     return int(model.spec.vocab_size if isinstance(model, Decoder) else _text_config(model).vocab_size)
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's layers: of its lists as long as it has layers, the one with the most parameters."""
+    """The model's layers: of the module lists with one entry per layer, the one with the most parameters."""
     depth = len(model.spec.layers) if isinstance(model, Decoder) else _text_config(model).num_hidden_layers
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
     if not stacks:
@@ -83,14 +82,14 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 @torch.no_grad()
 def run(model: nn.Module, layers: nn.ModuleList, tokens: Tensor, special: Collection[int]) -> list[Sums]:
-    """Both sums of every measure of each layer, of one pass over `tokens` [B, T]."""
+    """Per layer, the sums of every measure over one pass of `tokens` [B, T]."""
     result: list[Sums] = [{} for _ in layers]
     with ExitStack() as hooks:
         for block, sums in zip(layers, result, strict=True):
             _watch(block, sums, hooks)
         try:
             patterns = attention_patterns(model, layers, tokens)
-        except (IndexError, RuntimeError) as error:  # most often, a position the model has no embedding for
+        except (IndexError, RuntimeError) as error:  # usually a position without an embedding
             raise UserError(
                 f"{type(model).__name__} cannot run rows of {tokens.shape[1]} tokens "
                 f"({str(error).splitlines()[0]}): give shorter rows, or read its weights without a probe."
@@ -102,7 +101,7 @@ def run(model: nn.Module, layers: nn.ModuleList, tokens: Tensor, special: Collec
 
 
 def _watch(block: nn.Module, sums: Sums, hooks: ExitStack) -> None:
-    """Fill `sums` with what the block writes, whenever it is run while `hooks` is open."""
+    """Record the block's writes in `sums` whenever it runs while `hooks` is open."""
     calls: list[Call] = []  # of the block's parts, in order
 
     def part(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
@@ -138,8 +137,8 @@ def relative_write(write: Tensor, stream: Tensor) -> Tensor:
 def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
     """Writes and alignment, summed over positions: of x_l `before` and x_{l+1} `after`, both [N, D].
 
-    A branch's write is relative to the stream that the branch reads. Absent where `branches` finds none. A position
-    whose stream is zero has neither, and counts for nothing.
+    A branch's write is relative to the stream that the branch reads, and absent where `branches` finds none. Positions
+    with a zero stream are left out.
     """
     measures = {  # each [N], and the stream that it is relative to
         "total_write": (relative_write(after.double() - before.double(), before), before),
@@ -172,7 +171,7 @@ def branches(before: Tensor, after: Tensor, calls: Sequence[Call]) -> tuple[Tens
 
 
 def _is_sum(total: Tensor, *terms: Tensor) -> bool:
-    """Whether `total` [N, ≥ width] begins with the sum of `terms` [N, width], but for rounding."""
+    """True where `total` [N, ≥ width] begins with the sum of `terms` [N, width], up to rounding."""
     summands = torch.stack(terms).double()  # [terms, N, width]
     start = total[:, : summands.shape[2]]
     slack = 4 * torch.finfo(total.dtype).eps * summands.abs().sum(0)
@@ -180,7 +179,7 @@ def _is_sum(total: Tensor, *terms: Tensor) -> bool:
 
 
 def attention_patterns(model: nn.Module, layers: Iterable[nn.Module], tokens: Tensor) -> Sequence[Tensor | None]:
-    """Run `tokens` [B, T]; each layer's attention [B, heads, T, T], a query a row. Empty where it is not told."""
+    """Run `tokens` [B, T]; each layer's attention [B, heads, T, T], one row per query; empty if not returned."""
     patterns: list[Tensor | None] = []
 
     def keep(attention: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> None:
@@ -235,10 +234,10 @@ def pattern_sums(pattern: Tensor, tokens: Tensor, special: Collection[int] = ())
 
 
 def reach(pattern: Tensor, back: Tensor) -> Tensor:
-    """Which positions a query may see [T, T]: those as far back and ahead as any head of the layer looks.
+    """The positions that a query can see [T, T]: as far back and ahead as any head of the layer attends.
 
-    `back` [T, T] is i − j. A causal mask, a sliding window and an encoder's whole row show in where any mass
-    lies at all, whatever the family calls them; a single head's far mass that underflows does not hide a place.
+    `back` [T, T] is i − j. A causal mask, a sliding window and an encoder's full row are inferred from where any mass
+    lies; a far mass that underflows in one head hides no position.
     """
     seen = back[(pattern > 0).any(dim=1).any(dim=0)]
     return (back <= seen.max()) & (back >= seen.min())

@@ -1,9 +1,9 @@
 """Sums over resampled entries, drawn without drawing the entries (SCIENCE §3).
 
-The null redraws every tensor's entries with replacement. All that the measures see of them are sums of squares
-over rows, columns and heads, and such a sum has a law that can be drawn from directly: the entries are split at
-a threshold, the few above it (the tail, which decides about outliers) are drawn one by one, and the sum of the
-many below it, which are bounded, is drawn from the gamma law with its mean, variance and skewness.
+The null redraws every tensor's entries with replacement. The measures use only sums of their squares over rows,
+columns and heads, and such sums can be drawn directly: the few squares above a threshold (the tail, which decides
+outliers) are drawn one by one, and the sum of the many below it (the bulk, which is bounded) comes from the gamma law
+with its mean, variance and skewness.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TAIL = 9.0  # squares above this many mean squares are drawn one by one: 0.3 % o
 KEPT = 2**16  # tail values kept per tensor; a larger tail is drawn from a sample of itself
 BLOCK = 2**18  # entries squared at once
 ROUNDING = 1e-6  # a spread below this share of the mean is rounding
-LARGEST = 100.0  # skewness of a sum; far beyond what squares below the threshold reach
+LARGEST = 100.0  # skewness of a sum; squares below the threshold stay far below it
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Entries:
 
     count: int
     mean: float  # of all squares
-    body: tuple[float, float, float]  # mean, variance, third central moment of the squares up to the threshold
+    bulk: tuple[float, float, float]  # mean, variance, third central moment of the squares up to the threshold
     tail: np.ndarray  # squares above it, float32
     tail_share: float  # of the entries
 
@@ -67,13 +67,13 @@ def resampled_sums(entries: Entries, groups: int, weights: np.ndarray | int, rng
     group = np.repeat(np.arange(groups), counts)
     values = rng.choice(entries.tail, counts.sum()) if len(entries.tail) else np.empty(0)
     if isinstance(weights, int):
-        powers = [(size - counts).astype(np.float64)] * 3  # Σ weightʲ over what is left to the body, j = 1, 2, 3
+        powers = [(size - counts).astype(np.float64)] * 3  # Σ weightʲ over what is left to the bulk, j = 1, 2, 3
     else:
         drawn = weights[rng.integers(size, size=counts.sum())]
         values = values * drawn
         powers = [(weights**j).sum() - np.bincount(group, drawn**j, groups) for j in (1, 2, 3)]
     mean, variance, skew = (
-        cumulant * np.maximum(power, 0) for cumulant, power in zip(entries.body, powers, strict=True)
+        cumulant * np.maximum(power, 0) for cumulant, power in zip(entries.bulk, powers, strict=True)
     )
     return np.asarray(_gamma(mean, variance, skew, rng) + np.bincount(group, values, groups))
 

@@ -1,4 +1,4 @@
-"""What the probe runs: a checkpoint's model, and text in its own tokens."""
+"""The probe's inputs: a checkpoint's model, ready to run, and text in its own tokens."""
 
 from __future__ import annotations
 
@@ -19,20 +19,25 @@ if TYPE_CHECKING:
 
     from orchestrator.data.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")  # without any, transformers invents an empty one
-UNUSED = "pooler."  # parameters behind an encoder's last layer, which it is often saved without
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "*.model",
+    "*.tiktoken",
+)  # without any of them, transformers makes an empty tokenizer
+UNUSED = "pooler."  # parameters after an encoder's last layer, which are often not saved
 
 
 def is_ours(source: Path) -> bool:
-    """Whether the directory is one of our own checkpoints."""
+    """True for one of our own checkpoints."""
     return (source / "state.json").is_file()
 
 
 def runnable(source: Path) -> nn.Module:
     """The model of a checkpoint directory, ours or transformers', in fp32 on the CPU, in evaluation mode.
 
-    A model of transformers comes without its head and with eager attention, whose weights can be read. Nothing
-    is fetched and no remote code or pickle is run. Raises `UserError` for what cannot be loaded whole.
+    A transformers model has no head and eager attention, which returns its weights. Nothing is fetched, and no remote
+    code or pickle is run. Raises `UserError` where it cannot be loaded completely.
     """
     if is_ours(source):
         return checkpoint.load_decoder(source).float()
@@ -55,7 +60,7 @@ def runnable(source: Path) -> nn.Module:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported, and refused below
             )
-        except Exception as error:  # files, shapes, formats: all the user's to mend
+        except Exception as error:  # files, shapes, formats: for the user to mend
             raise UserError(
                 f"{source} cannot be run ({_line(error)}): save it whole with save_pretrained, "
                 "or read it without a probe."
@@ -98,22 +103,22 @@ def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> 
 
 
 def special_tokens(source: Path) -> frozenset[int]:
-    """Ids that no text spells, like BOS or end-of-text; empty where the checkpoint's tokenizer is not at hand."""
+    """Ids that no text contains, like BOS or end-of-text; empty where the checkpoint has no tokenizer."""
     try:
         if is_ours(source):
             return frozenset(own_tokenizer(source).encode([""])[0])  # end of text
         return frozenset(_pretrained_tokenizer(source).all_special_ids)
-    except UserError:  # rows of tokens can be run without knowing which of them are special
+    except UserError:  # tokens can be run without knowing which are special
         return frozenset()
 
 
 def own_tokenizer(source: Path) -> Tokenizer:
     """The tokenizer that one of our checkpoints was trained with. `UserError` where its data has changed."""
-    from orchestrator.data import prepare  # brings in datasets, which reading weights does without
+    from orchestrator.data import prepare  # imports datasets, which reading weights does not need
 
     config = checkpoint.config_of(source)
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: another one, other tokens
+    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: other data, other tokens
         corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)
     return corpus.tokenizer
 
@@ -129,7 +134,7 @@ def _pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     with _quiet():
         try:
             return AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # files, formats, missing converters: all the user's to mend
+        except Exception as error:  # files, formats, missing converters: for the user to mend
             raise UserError(
                 f"The tokenizer in {source} cannot be loaded ({_line(error)}): save it again with save_pretrained."
             ) from error
@@ -161,7 +166,7 @@ def _config(source: Path) -> Any:
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # broken JSON, unknown types, remote code: all the user's to mend
+        except Exception as error:  # broken JSON, unknown types, remote code: for the user to mend
             raise UserError(
                 f"{source} cannot be run ({_line(error)}): a probe needs a config.json with a model_type that "
                 "transformers knows; weights are read without."
@@ -177,7 +182,7 @@ def _config(source: Path) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars and load reports of transformers."""
+    """Silence the progress bars and load reports of transformers."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -192,5 +197,5 @@ def _quiet() -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """What went wrong: the first sentence, without the advice that follows it."""
+    """The first sentence of an error, without the advice that follows."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")

@@ -1,4 +1,4 @@
-"""The singular values of matrices, several at once, and what is read off them."""
+"""Singular values of matrices, several at once, and functions of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 ROUNDING = 4.0  # eigenvalues of a Gram below this many epsilons of the largest are rounding, not signal
-TOLERANCE = 1e-4  # of ln(effective rank): what the values lost to rounding may cost before precision is raised
+TOLERANCE = 1e-4  # of ln(effective rank): error from rounding above which precision is raised
 MIRRORED = 256  # rows of a triangle that are mirrored at once
 ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 
@@ -34,8 +34,8 @@ def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def _half_the_work(w: np.ndarray) -> Tensor:
     """wᵀw of a float32 w [m, n], of which only one triangle is computed.
 
-    By scipy's BLAS, since its LAPACK finds the eigenvalues: two libraries in turn get in the way of each other's
-    waiting threads.
+    By scipy's BLAS, because its LAPACK finds the eigenvalues: alternating between two libraries makes their waiting
+    threads compete.
     """
     upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1) if w.flags.f_contiguous else scipy.linalg.blas.ssyrk(1.0, w.T)
     full = torch.from_numpy(upper.T)  # its lower triangle; the upper one is mirrored block by block
@@ -50,10 +50,9 @@ def _half_the_work(w: np.ndarray) -> Tensor:
 def spectra(matrices: Mapping[str, Tensor], grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Singular values of each float32 matrix [m, n], ascending, float64: [min(m, n)].
 
-    They are the roots of the eigenvalues of the smaller Gram matrix, which is several times faster than a singular
-    value decomposition. The entropy of the values says whether rounding can be seen in it (`is_rounded`): then the
-    Gram is taken again in float64, and if that does not help either, the matrix is decomposed. `grams`: smaller
-    Grams already at hand, by name.
+    They are the roots of the eigenvalues of the smaller Gram matrix, several times faster than a singular value
+    decomposition. Where rounding affects their entropy (`is_rounded`), the Gram is computed again in float64, and if
+    that is not enough, the matrix is decomposed. `grams`: smaller Grams that are already known, by name.
     """
     tall = {name: w if w.shape[0] >= w.shape[1] else w.T for name, w in matrices.items()}
     small = {name: grams[name] if name in grams else gram(w) for name, w in tall.items()}
@@ -74,7 +73,7 @@ def _eigenvalues(grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _finished(w: Tensor, eigenvalues: np.ndarray) -> np.ndarray:
-    """Singular values from eigenvalues of the Gram of w, again in float64 where rounding shows in these."""
+    """Singular values from the eigenvalues of w's Gram; recomputed in higher precision where these are rounded."""
     if is_rounded(eigenvalues):
         if eigenvalues.dtype == np.float32:
             return _finished(w, _eigenvalues({"": gram(w, torch.float64)})[""])
@@ -83,7 +82,7 @@ def _finished(w: Tensor, eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def is_rounded(eigenvalues: np.ndarray) -> bool:
-    """Whether the eigenvalues [n] that rounding drowns could change ln(effective rank) by more than `TOLERANCE`."""
+    """True where eigenvalues [n] lost to rounding could change ln(effective rank) by more than `TOLERANCE`."""
     largest = float(eigenvalues[-1])
     if largest <= 0:
         return False  # the zero matrix
@@ -96,8 +95,8 @@ def is_rounded(eigenvalues: np.ndarray) -> bool:
 def gaussian_singular_values(m: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Singular values [min(m, n)], ascending, of a random m×n matrix of standard normal entries.
 
-    Drawn from their exact law without drawing the matrix: the Gram of such a matrix has the eigenvalues of a
-    tridiagonal one made of χ variables (Dumitriu & Edelman 2002, "Matrix models for beta ensembles").
+    Drawn from their exact law: the Gram of such a matrix has the eigenvalues of a tridiagonal matrix of χ variables
+    (Dumitriu & Edelman 2002, "Matrix models for beta ensembles").
     """
     short, long = min(m, n), max(m, n)
     diagonal = rng.chisquare(np.arange(long, long - short, -1))

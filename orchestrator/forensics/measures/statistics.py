@@ -1,4 +1,4 @@
-"""What is kept of a layer once its weights are gone: all that the measures need, and nothing of its size."""
+"""The statistics of a layer that the measures need, small enough to keep once its weights are freed."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.architecture.anatomy import Heads, Layer
 from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
+from orchestrator.forensics.architecture.model import Heads, Layer
 from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.composition import Compositions, sides
 from orchestrator.forensics.measures.heads import couplings, fingerprints
@@ -42,33 +42,35 @@ class LayerStatistics:
     position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
     cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
-    loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that gives most of it
+    loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
     spectra: dict[str, np.ndarray]  # kind → singular values, ascending
     fingerprints: np.ndarray | None  # float32 [heads, 2·d]
-    gammas: dict[str, np.ndarray]  # place → norm scale [d]
+    gammas: dict[str, np.ndarray]  # position of a norm → its scale [d]
     alignment: dict[str, float] = field(default_factory=dict)  # kind → cos(−exp_avg, w)
-    stuck: float | None = None  # share of entries whose moments have died away
-    activations: dict[str, float | None] = field(default_factory=dict)  # what the probe saw
+    stuck: float | None = None  # share of entries whose moments have vanished
+    activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
 
-    _stack: weakref.ref[Stack] = field(init=False, repr=False)  # strong, it would keep every redrawn stack for long
+    _stack: weakref.ref[Stack] = field(
+        init=False, repr=False
+    )  # a strong reference would keep every redrawn stack alive
 
     @property
     def stack(self) -> Stack:
-        """The layers it is one of."""
+        """The checkpoint's layers, this one among them."""
         stack = self._stack()
-        assert stack is not None, "a reading is measured while its stack is held"
+        assert stack is not None, "a layer is measured while its stack is held"
         return stack
 
     @cached_property
     def co_magnitude(self) -> np.ndarray:
-        """SCIENCE §1 `co_magnitude`: [f]. Without a gate, of the ingoing and the outgoing vectors."""
+        """`co_magnitude` of every FFN position: [f]."""
         return co_magnitude(self.position_energy)
 
     @cached_property
     def clusters(self) -> np.ndarray | None:
-        """Shares of the FFN positions in each kind of them (`clusters.cluster_masses`), largest first."""
+        """Shares of the FFN positions in each cluster (`clusters.cluster_masses`), largest first."""
         energies = list(self.position_energy.values())
         logs = [np.log(np.maximum(energy, np.finfo(float).tiny)) / 2 for energy in energies]
         return cluster_masses(np.stack([*logs, *self.cosines.values()], axis=1))
@@ -81,7 +83,7 @@ def co_magnitude(position_energy: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 class Stack:
-    """All layers of a checkpoint, and what a layer can only be measured against: its peers."""
+    """All layers of a checkpoint, and the statistics that compare them."""
 
     def __init__(self, layers: Sequence[LayerStatistics], compositions: np.ndarray) -> None:
         """`compositions` [L+1, L]: C(l→m), writers (the embedding first) by readers (`composition`)."""
@@ -150,12 +152,12 @@ def reduce_layer(
 
 
 def _by_position(kind: str, w: Tensor) -> Tensor:
-    """A matrix of the FFN with one row per position: [f, d]."""
+    """An FFN matrix with one row per position: [f, d]."""
     return w.T if kind == "down" else w
 
 
 def _blocks(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
-    """The same rows of matrices of one shape, so many at a time that squaring them needs little memory."""
+    """The same rows of matrices of one shape, in blocks small enough to square cheaply."""
     rows = max(1, BLOCK // matrices[0].shape[1])
     return list(zip(*(matrix.split(rows) for matrix in matrices), strict=True))
 
@@ -192,7 +194,7 @@ def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int
 def _grams_and_spectra(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """RᵀR and WWᵀ [d, d] of what the layer reads and writes, and the singular values of each of its matrices.
 
-    A CPU takes matrix after matrix, to hold one Gram at a time; a GPU takes all of them in one batch.
+    A CPU takes one matrix at a time, to hold one Gram; a GPU takes all in one batch.
     """
     totals: dict[str, Tensor] = {}
     values: dict[str, np.ndarray] = {}

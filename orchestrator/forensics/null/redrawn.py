@@ -1,9 +1,11 @@
 """The null: the same layers with every tensor's entries redrawn with replacement (SCIENCE §3).
 
-A drawn reading has the fields of a real one, so that the measures cannot tell the difference. None of it needs
-the entries themselves: sums of squares are drawn by `resampling`, spectra and head fingerprints, on which only
-the shape of iid entries leaves a trace, as those of Gaussian matrices, compositions by `composition`. Where single
-entries are so large that a spectrum would show them, the matrix itself is drawn.
+A redrawn layer has the same statistics as a real one, so the same measures apply. They are drawn without the entries:
+sums of squares by `resampling`; spectra and head fingerprints, which depend only on the shape of iid entries, as those
+of Gaussian matrices; compositions by `composition`. A matrix with entries so large that its spectrum depends on them
+is drawn itself.
+
+A routed feature needs its measure in `RESAMPLED` or `OTHERWISE`; `roles.scoring` checks it on import.
 """
 
 from __future__ import annotations
@@ -24,41 +26,20 @@ from orchestrator.forensics.measures.spectrum import gaussian_singular_values, s
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, co_magnitude
 
 SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
-HEAVY = 0.25  # of the largest singular value of noise: an entry from which its matrix is drawn whole
+HEAVY = 0.25  # of the largest singular value of noise: a matrix with a larger entry is drawn itself
 POOL = 2  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
 
 # Measures that a redrawn layer has, because `draws` redraws all that they read.
-RESAMPLED = frozenset(
-    (
-        *(f"{measure}.{kind}" for measure in ("effective_rank", "stable_rank", "spectral_norm") for kind in SPECTRA),
-        *(f"effective_rank.{kind}_fraction" for kind in SPECTRA),
-        "cv",
-        "saturated",
-        "saturated_robust",
-        "saturated_robust_fraction",
-        "saturated_fixed",
-        "depleted",
-        "depletion_fraction",
-        "unique_roles",
-        "ffn_cluster_entropy",
-        "super_weight_ratio",
-        "head_evenness",
-        "head_diversity",
-        "coupling",
-        "source_mean",
-        "sink_mean",
-        "synapse_mediator",
-        "attention_share",
-        "balance",
-        "balance_per_parameter",
-        "down_ratio",
-        "gamma_concentration",
-        "post_norm_damped_fraction",
-        "total_write",
-        "write_gain",
-    )
-)
-# Measures whose null is not a matter of redrawn entries → what it is.
+RESAMPLED = frozenset((
+    *(f"{measure}.{kind}" for measure in ("effective_rank", "stable_rank", "spectral_norm") for kind in SPECTRA),
+    *(f"effective_rank.{kind}_fraction" for kind in SPECTRA),
+    "cv", "saturated", "saturated_robust", "saturated_robust_fraction", "saturated_fixed", "depleted",
+    "depletion_fraction", "unique_roles", "ffn_cluster_entropy", "super_weight_ratio",
+    "head_evenness", "head_diversity", "coupling", "source_mean", "sink_mean", "synapse_mediator",
+    "attention_share", "balance", "balance_per_parameter", "down_ratio",
+    "gamma_concentration", "post_norm_damped_fraction", "total_write", "write_gain",
+))  # fmt: skip
+# Measures with a null of another kind → which.
 OPTIMIZER = "the optimizer state is not redrawn: the null is the law of the measure between independent directions"
 PROBE = "the null is a probe of redrawn models (`probe_null`); without a probe no layer has the measure"
 OTHERWISE = {
@@ -75,7 +56,7 @@ def draws(
     seed: int,
     activations: Sequence[Sequence[Mapping[str, float | None]]] = (),
 ) -> Iterator[Stack]:
-    """`resamples` redrawn stacks. `activations`: per resample and layer, what the probe saw in a redrawn model."""
+    """`resamples` redrawn stacks. `activations`: per resample and layer, the probe's measures of a redrawn model."""
     pool = _pool(stack, resamples, np.random.default_rng((seed, len(stack.layers))))
     order = np.random.default_rng((seed, 1))
     turns = {key: order.permutation(len(pool[key])) for key in pool}
@@ -109,14 +90,14 @@ def _pool(stack: Stack, resamples: int, rng: np.random.Generator) -> dict[tuple[
 
 
 def is_heavy(entries: Entries, shape: tuple[int, int]) -> bool:
-    """Whether single entries come near the largest singular value that noise of this shape has, and so may shape it."""
+    """True where single entries come near the largest singular value of noise of this shape, and so affect it."""
     edge = (math.sqrt(shape[0]) + math.sqrt(shape[1])) * math.sqrt(entries.mean)
     return len(entries.tail) > 0 and math.sqrt(entries.tail.max()) > HEAVY * edge
 
 
 def _drawn_spectrum(entries: Entries, shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Singular values of a matrix of redrawn entries: those in the tail as they are, the others Gaussian."""
-    matrix = rng.normal(0, math.sqrt(entries.body[0]), size=shape[0] * shape[1])
+    """Singular values of a matrix of redrawn entries: tail entries as they are, the others Gaussian."""
+    matrix = rng.normal(0, math.sqrt(entries.bulk[0]), size=shape[0] * shape[1])
     large = np.flatnonzero(rng.random(len(matrix)) < entries.tail_share)
     matrix[large] = np.sqrt(rng.choice(entries.tail, len(large))) * rng.choice((-1, 1), len(large))
     return spectra({"": torch.from_numpy(matrix.astype(np.float32).reshape(shape))}, {})[""]

@@ -1,4 +1,4 @@
-"""Results as files: JSON with everything, CSV with one row per layer, and the picture."""
+"""Readings as files: CSV with one row per layer, and pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")  
 
 LARGEST = 2**30  # bytes; an earlier result has some thousands per layer
 
-Row = Mapping[str, Any]  # column → value; None is an empty cell
-
 
 def refuse_foreign(target: Path) -> None:
     """Raise `UserError` where writing `target` would destroy a file that is no earlier result, such as weights."""
@@ -34,8 +32,8 @@ def refuse_foreign(target: Path) -> None:
         raise UserError(f"{target} is there and no earlier result: name another file, or remove it first.")
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """One line per row under the names of the first. Raises `UserError` where the disk refuses."""
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """One line per row; None is an empty cell. Raises `UserError` where the disk refuses."""
     with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""One page per document: roles over depth or over time, and the measures behind them."""
+"""Figures of a reading, of two side by side, and of a trajectory: roles and the main measures."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def side_by_side(both: SideBySide) -> Figure:
 
 @styled
 def trajectory(run: Trajectory) -> Figure:
-    """Roles and spread over layers and checkpoints, and what the run as a whole does."""
+    """Roles and spread over layers and checkpoints, and the run's totals."""
     readings = run.checkpoints
     steps = [step_of(reading) for reading in readings]
     depth = len(readings[0].layers)
@@ -137,8 +137,8 @@ def _scores(axes: Axes, reading: Reading) -> None:
         tick.set_color(colour(role))
     if not any(map(has_role, layers)):
         ground = {"facecolor": PALE, "edgecolor": "none", "pad": 6}
-        said = nothing(reading)
-        axes.text((len(layers) - 1) / 2, 1.5, said, ha="center", va="center", color=QUIET, fontsize=12, bbox=ground)
+        middle = (len(layers) - 1) / 2
+        axes.text(middle, 1.5, nothing(reading), ha="center", va="center", color=QUIET, fontsize=12, bbox=ground)
     panels.whole_numbers(axes)
 
 
@@ -148,7 +148,7 @@ def _strengths(layers: Sequence[LayerReport]) -> np.ndarray:
     excess = np.clip(np.nan_to_num(scores, nan=0.5) - 0.5, 0, None)
     strength = excess / max(0.1, excess.max())
     leading = np.array([[layer.role == role for layer in layers] for role in ROLES])
-    strength[leading] = np.maximum(strength[leading], 0.35)  # a role can also lead because the others fall behind
+    strength[leading] = np.maximum(strength[leading], 0.35)  # a role may lead because the others are lower
     return np.asarray(strength)
 
 

@@ -1,4 +1,4 @@
-"""Pieces of a drawn page: its heading, strips of coloured cells, and panels of bars and lines."""
+"""Parts of a figure: its heading, strips of coloured cells, and panels of bars and lines."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:
 
 
 def heat(axes: Axes, values: np.ndarray, title: str) -> None:
-    """Layers down, checkpoints across, in greys from the smallest value to the largest; a bar tells which they are."""
+    """Layers down, checkpoints across, in greys from the smallest value to the largest; with a colour bar."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     room = max(0.0, FLAT * high - (high - low)) / 2
@@ -190,7 +190,7 @@ def finish(axes: Axes, label: str) -> None:
 
 
 def whole_numbers(axes: Axes) -> None:
-    """Below the axis: layers and steps are no fractions."""
+    """Ticks at whole numbers only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, Fitted, counted, dash, labelled, number, ranges
+from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, number, ranges
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading
 from orchestrator.forensics.render.export import rows_of
 from orchestrator.forensics.render.terminal import (
@@ -75,7 +75,7 @@ def report(both: SideBySide, seconds: float) -> Group:
         Text(),
         _headline(both),
         Text(),
-        Fitted(both.pairs, _columns()),
+        FittedTable(both.pairs, _columns()),
         Text(),
         _summary(both.a, both.b, seconds),
     )
@@ -138,19 +138,19 @@ def _rank(pair: Pair) -> Text | str:
 
 def _summary(a: Reading, b: Reading, seconds: float) -> Table:
     lines = {
-        "roles": _told(a, b, lambda reading: [counts(reading, reading.scoring)]),
-        "saturated": _told(a, b, lambda reading: [totals(reading.totals)]),
-        "pathology": _told(a, b, pathology),
-        "assumed": _told(a, b, lambda reading: [Text(line, "yellow") for line in reading.assumed]),
-        "missing": _told(a, b, lambda reading: [Text(line, "dim") for line in missing(reading)]),
+        "roles": _per_model(a, b, lambda reading: [counts(reading, reading.scoring)]),
+        "saturated": _per_model(a, b, lambda reading: [totals(reading.totals)]),
+        "pathology": _per_model(a, b, pathology),
+        "assumed": _per_model(a, b, lambda reading: [Text(line, "yellow") for line in reading.assumed]),
+        "missing": _per_model(a, b, lambda reading: [Text(line, "dim") for line in missing(reading)]),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)
 
 
-def _told(a: Reading, b: Reading, tell: Callable[[Reading], list[Text]]) -> list[Text]:
-    """What there is to say of each model, once where it is the same."""
-    of_a, of_b = tell(a), tell(b)
-    told = [("A, B ", line) for line in of_a if line in of_b]
-    told += [("A ", line) for line in of_a if line not in of_b] + [("B ", line) for line in of_b if line not in of_a]
-    return [Text.assemble((arm, "bold"), line) for arm, line in told]
+def _per_model(a: Reading, b: Reading, lines: Callable[[Reading], list[Text]]) -> list[Text]:
+    """The lines of each model, once where both have the same."""
+    of_a, of_b = lines(a), lines(b)
+    found = [("A, B ", line) for line in of_a if line in of_b]
+    found += [("A ", line) for line in of_a if line not in of_b] + [("B ", line) for line in of_b if line not in of_a]
+    return [Text.assemble((arm, "bold"), line) for arm, line in found]

@@ -9,19 +9,30 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, Fitted, bar, beside, big, counted, dash, labelled, number, ranges
+from orchestrator.common.formatting import (
+    Column,
+    FittedTable,
+    bar,
+    beside,
+    big,
+    counted,
+    dash,
+    labelled,
+    number,
+    ranges,
+)
 from orchestrator.forensics.measures.table import MEASURES, NEEDS
 from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES
 
-SHOWN = 4  # findings and super weights listed before the rest are counted
+SHOWN = 4  # findings and super weights listed; the others are counted
 SEVERITIES = {"warn": "yellow", "critical": "bold red"}
 COUNTS = {"saturated_robust": "robust", "saturated": "mean + 3 std", "saturated_fixed": "above step 0's threshold"}
 SATURATED = "positions above median + 3 robust std / by chance"
 ATTENTION = "attention's share of energy"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
-CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # what this command offers for a need
+CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # the option that supplies a need
 COMPARING = ("coupling", "source_mean", "sink_mean", "synapse_mediator")  # measures of a layer among others
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
@@ -40,7 +51,7 @@ WORDS = {  # evidence as it is printed, where the measure's own name is long
 
 
 def report(reading: Reading, seconds: float, parameters: int) -> Group:
-    """All that is printed of one reading. `parameters`: entries of the matrices that were read."""
+    """The page of one reading. `parameters`: entries of the matrices that were read."""
     layers = reading.layers
     step = "" if reading.step is None else f" · step {reading.step:,}"
     depth = counted(len(layers), "layer")
@@ -51,7 +62,7 @@ def report(reading: Reading, seconds: float, parameters: int) -> Group:
         Text(),
         headline(reading),
         Text(),
-        Fitted(layers, columns(reading)),
+        FittedTable(layers, columns(reading)),
         Text(),
         summary(reading),
     )
@@ -63,8 +74,8 @@ def headline(reading: Reading) -> Text:
     named = [layer for layer in layers if has_role(layer)]
     by_paper = sum("/" not in layer.role_paper for layer in layers)
     if reading.scoring == "paper":
-        told = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
-        return Text(told, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
+        sentence = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
+        return Text(sentence, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
     if not named:
         text = Text(f"{nothing(reading)[0].upper()}{nothing(reading)[1:]}.", "bold")
         rival = f" The paper's rule would name {by_paper} of {len(layers)}."
@@ -80,7 +91,7 @@ def headline(reading: Reading) -> Text:
 
 
 def nothing(reading: Reading) -> str:
-    """What there is to say where no layer has a role."""
+    """The phrase for a reading in which no layer has a role."""
     if len(reading.layers) == 1:
         return "a single layer has no peers to differ from"
     return "no role leads anywhere" if reading.scoring == "paper" else "no layer has a role above chance"
@@ -96,12 +107,12 @@ def columns(reading: Reading) -> list[Column]:
 
     largest = max((measure(layer, "cv") or 0.0 for layer in layers), default=0.0)
     known = {key for layer in layers for key, value in layer.measures.items() if value is not None}
-    tie = "" if all(map(has_role, filter(speaks, layers))) else "two letters are a tie"
+    tie = "" if all(map(has_role, filter(is_notable, layers))) else "two letters are a tie"
     rival = {"calibrated": "by the paper's rule, first letters", "paper": "above chance, first letters"}
     found = [
         Column("", lambda layer: str(layer.layer), 99),
         Column("role", role_text, 99, False, tie),
-        Column("margin", lambda layer: number(layer.margin, ".2f") if speaks(layer) else dash(), 96),
+        Column("margin", lambda layer: number(layer.margin, ".2f") if is_notable(layer) else dash(), 96),
         Column("cv", lambda layer: bar(measure(layer, "cv"), largest, ".2f"), 98, False, "spread of FFN co-magnitude"),
         Column("saturated", _saturated, 97, True, SATURATED),
         Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 90),
@@ -117,13 +128,13 @@ def columns(reading: Reading) -> list[Column]:
         found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
     if any(differs(layer, reading.scoring) for layer in layers):
         found.append(Column("other", lambda layer: _other(layer, reading.scoring), 93, False, rival[reading.scoring]))
-    if any(map(speaks, layers)):
+    if any(map(is_notable, layers)):
         found.append(Column("evidence", _evidence, 95, False))
     return found
 
 
 def summary(reading: Reading) -> Table:
-    """What the layers add up to, and what the reading rests on."""
+    """Totals, and how the reading was made."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
     return labelled(
         {
@@ -143,7 +154,7 @@ def summary(reading: Reading) -> Table:
 
 
 def counts(reading: Reading, scoring: str) -> Text:
-    """How many layers a scoring gives each role."""
+    """Number of layers with each role under a scoring."""
     given = [layer.scorings[scoring].role for layer in reading.layers]
     counted = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
     none = Text(f"none {sum(not leads(role) for role in given)}", "dim")
@@ -151,7 +162,7 @@ def counts(reading: Reading, scoring: str) -> Text:
 
 
 def totals(total: Mapping[str, float | None]) -> Text:
-    """The specialist budget under each reference, beside what chance gives."""
+    """The specialist budget under each threshold, with the count by chance."""
     found = [
         Text.assemble(beside(total, key), (f" {name}", "dim")) for key, name in COUNTS.items() if total[key] is not None
     ]
@@ -171,13 +182,13 @@ def pathology(reading: Reading) -> list[Text]:
 
 
 def probe(reading: Reading) -> list[Text]:
-    """How much text was run through the model, where any was."""
+    """Number of tokens run through the model; empty without a probe."""
     tokens = reading.options.tokens
     return [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")]
 
 
 def missing(reading: Reading) -> list[str]:
-    """What is absent, and what it needs."""
+    """The missing measures by what they need."""
     needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
     if reading.options.probed:
         seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
@@ -192,27 +203,27 @@ def missing(reading: Reading) -> list[str]:
 
 
 def leads(role: str) -> bool:
-    """Whether it is one role, and no tie such as `hub/specialist`."""
+    """True for one role, False for a tie such as `hub/specialist`."""
     return "/" not in role
 
 
 def has_role(layer: LayerReport) -> bool:
-    """Whether one role leads."""
+    """True where one role leads."""
     return leads(layer.role)
 
 
 def settled(role: str) -> str:
-    """The role; empty for any tie, since then no role leads."""
+    """The role; empty for a tie."""
     return role if leads(role) else ""
 
 
 def role_text(layer: LayerReport) -> Text:
-    """The role in its colour; the two letters of a tie; a dash where nothing speaks for either."""
-    return named_role(layer.role) if speaks(layer) else dash()
+    """The role in its colour; the two letters of a tie with evidence; a dash for one without."""
+    return named_role(layer.role) if is_notable(layer) else dash()
 
 
-def speaks(layer: LayerReport) -> bool:
-    """Whether anything sets the layer apart: a role, or evidence for more than one."""
+def is_notable(layer: LayerReport) -> bool:
+    """True for a role, and for a tie with evidence."""
     return has_role(layer) or bool(layer.evidence)
 
 
@@ -229,7 +240,7 @@ def spoken(name: str) -> str:
 
 
 def differs(layer: LayerReport, scoring: str) -> bool:
-    """Whether the other scoring gives the layer another role, and not only another tie."""
+    """True where the other scoring gives another role, not only another tie."""
     return settled(layer.role) != settled(layer.scorings[RIVALS[scoring]].role)
 
 
@@ -258,7 +269,7 @@ def _other(layer: LayerReport, scoring: str) -> Text | str:
 
 
 def _evidence(layer: LayerReport) -> Text:
-    """The two features that speak most; a role without any leads because the others fall behind."""
+    """The two features with the largest votes; without any, the role leads because the others are lower."""
     if has_role(layer) and not layer.evidence:
         return Text("(the others are lower)", "dim")
     signs = {"+": "+", "-": "−"}

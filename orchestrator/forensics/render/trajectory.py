@@ -1,4 +1,4 @@
-"""One run over its checkpoints: how roles, spread and spectral norms move."""
+"""One run over its checkpoints: changes of roles, spread and spectral norms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +15,7 @@ from rich.text import Text
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import bar, beside, counted, dash, labelled, ranges
 from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading
 from orchestrator.forensics.render import terminal
@@ -24,8 +24,8 @@ from orchestrator.forensics.render.terminal import settled
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES
 
-AHEAD = 3.0  # times its peers' spectral norm, from which a tensor's growth is told
-SHOWN = 20  # role changes listed before the rest are counted
+AHEAD = 3.0  # times its peers' spectral norm: growth is reported from here
+SHOWN = 20  # role changes listed; the others are counted
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Growth:
-    """A matrix on its way out of proportion (SCIENCE §5)."""
+    """A matrix whose spectral norm grows towards `CRITICAL` (SCIENCE §5)."""
 
     layer: int
     kind: str
@@ -86,7 +86,7 @@ def step_of(reading: Reading) -> int:
 
 
 def changes(readings: Sequence[Reading]) -> list[Change]:
-    """Every change of role from one checkpoint to the next, in order of step. All ties are one: no role leads."""
+    """Every change of role from one checkpoint to the next, in order of step; a tie is no role."""
     found = []
     for before, after in pairwise(readings):
         for old, new in zip(before.layers, after.layers, strict=True):
@@ -97,7 +97,7 @@ def changes(readings: Sequence[Reading]) -> list[Change]:
 
 
 def growths(readings: Sequence[Reading]) -> list[Growth]:
-    """Matrices at least `AHEAD` of their peers and still growing away from them, the soonest critical first."""
+    """Matrices at least `AHEAD` times their peers and growing, the soonest critical first."""
     if len(readings) < 2:
         return []
     earlier, last = readings[-2:]
@@ -114,10 +114,8 @@ def growths(readings: Sequence[Reading]) -> list[Growth]:
 
 
 def ratios(layers: Sequence[LayerReport], kind: str) -> list[float]:
-    """Per layer, the spectral norm over the median of the other layers'; 0 where either is absent or zero."""
-    norms = np.array([layer.measures[f"spectral_norm.{kind}"] or 0.0 for layer in layers], dtype=np.float64)
-    medians = [float(np.median(np.delete(norms, i))) if len(norms) > 1 else 0.0 for i in range(len(norms))]
-    return [float(norm) / median if median else 0.0 for norm, median in zip(norms, medians, strict=True)]
+    """Per layer, the spectral norm over the median of the other layers'; 0 where that is undefined."""
+    return [ratio or 0.0 for ratio in pathology.ratios([layer.measures[f"spectral_norm.{kind}"] for layer in layers])]
 
 
 def worst(reading: Reading) -> float:
@@ -126,7 +124,7 @@ def worst(reading: Reading) -> float:
 
 
 class Strip:
-    """Layers down, checkpoints across, a letter for each role; thinned out evenly where the terminal is narrow."""
+    """Layers down, checkpoints across, a letter per role; a narrow terminal shows evenly spaced checkpoints."""
 
     def __init__(self, readings: Sequence[Reading], unit: str) -> None:
         self.readings = readings
@@ -158,7 +156,7 @@ def spaced(count: int, room: int) -> list[int]:
 
 
 def report(run: Trajectory, seconds: float) -> Group:
-    """All that is printed: the roles over time, one line per checkpoint, what changed and what grows."""
+    """The page of a run: roles over time, one line per checkpoint, changes and growth."""
     readings, unit = run.checkpoints, run.unit
     last = readings[-1]
     several = f"{unit}s {readings[0].step:,} to {last.step:,}"
@@ -243,23 +241,23 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) ->
 
 
 def _overcome(readings: Sequence[Reading], unit: str) -> list[Text]:
-    """The worst that an earlier checkpoint had, where the last has nothing as bad."""
+    """The worst finding of an earlier checkpoint, where the last has none as bad."""
     known = max((finding.ratio for finding in readings[-1].pathology), default=0.0)
     before = [(reading.step, f) for reading in readings[:-1] for f in reading.pathology if f.ratio > known]
     if not before:
         return []
     step, found = max(before, key=lambda entry: entry[1].ratio)
-    told = f"{found.severity} at {unit} {step:,}: {found.tensor} had {found.ratio:.1f}× its peers' norm"
-    return [Text(told, terminal.SEVERITIES[found.severity])]
+    sentence = f"{found.severity} at {unit} {step:,}: {found.tensor} had {found.ratio:.1f}× its peers' norm"
+    return [Text(sentence, terminal.SEVERITIES[found.severity])]
 
 
 def _sentences(moved: Sequence[Change], unit: str) -> list[Text]:
-    """One below the other, steps and layers flush right."""
+    """One line per change, steps and layers aligned right."""
     steps = max((len(f"{change.step:,}") for change in moved), default=0)
     layers = max((len(str(change.layer)) for change in moved), default=0)
-    told = []
+    lines = []
     for change in moved:
         before, after = (terminal.named_role(role) if role else dash() for role in (change.before, change.after))
         where = f"{unit} {change.step:>{steps},}  layer {change.layer:>{layers}}  "
-        told.append(Text.assemble(where, before, " → ", after))
-    return told
+        lines.append(Text.assemble(where, before, " → ", after))
+    return lines

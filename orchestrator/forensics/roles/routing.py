@@ -1,4 +1,4 @@
-"""Which feature speaks for which role, and how a layer's features decide (SCIENCE §2)."""
+"""The roles, the features that vote for each, and the vote (SCIENCE §2)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-# Role → feature → sign. A feature that a checkpoint cannot supply is simply not available.
+# Role → feature → sign of its vote. A feature that a checkpoint lacks does not vote.
 ROUTING: dict[str, dict[str, int]] = {
     "hub": {
         "effective_rank.o_fraction": +1,
@@ -53,12 +53,12 @@ EVIDENCE = 3  # features listed per layer
 
 @dataclass(frozen=True)
 class Role:
-    """What one layer is called, and why."""
+    """The role of one layer, and the evidence."""
 
     role: str  # the leader, or the two leaders of a tie in alphabetical order: "hub/specialist"
     margin: float  # lead of the first score over the second
     scores: dict[str, float | None]  # 0…1; None for a role without any available feature
-    evidence: list[str]  # features that speak most for the leader, with their routed sign: "+cv", "-source_mean"
+    evidence: list[str]  # features with the largest votes for the leader, with their routed sign: "+cv", "-source_mean"
     coverage: float  # routed features available in this layer over all routed features
 
 

@@ -1,4 +1,4 @@
-"""From measures to z-scores to roles: the paper's rule, and the one that asks first what chance gives."""
+"""Scoring of roles from z-scores of measures: the paper's rule, and the calibrated one, relative to the null."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED
 from orchestrator.forensics.roles.routing import FEATURES, ROUTING, Role, decide
 
-FEW = 5  # resamples from which a layer's own variance says something
+FEW = 5  # resamples; with fewer, layers share one variance
 CONSTANT = 1e-12  # a spread below this share of the values is rounding
 
-Row = Mapping[str, float | None]  # one layer: measure → value
-Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values over the resamples, [R]; absent: no noise
+Measures = Mapping[str, float | None]  # of one layer
+Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values over the resamples, [R]
 
 
-def paper(rows: Sequence[Row], chance: Chance) -> list[Role]:
+def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
     """The paper's rule: each feature's z-score over the layers that have it; no null (SCIENCE §2)."""
     z: list[dict[str, float]] = [{} for _ in rows]
     for feature in FEATURES:
@@ -40,7 +40,7 @@ def logarithm(values: np.ndarray) -> np.ndarray:
 
 
 def anscombe(values: np.ndarray) -> np.ndarray:
-    """For counts: their noise becomes that of a normal variable of variance 1, however few they are."""
+    """For counts: their noise becomes nearly normal with variance 1."""
     return np.asarray(2 * np.sqrt(values + 3 / 8))
 
 
@@ -48,15 +48,15 @@ def anscombe(values: np.ndarray) -> np.ndarray:
 class Treatment:
     """How a feature enters the calibrated scoring."""
 
-    centred: bool = True  # structural: its mean over the resamples is taken off, and with it what width does
+    centred: bool = True  # structural: its mean over the resamples is subtracted, and with it the effect of width
     transform: Callable[[np.ndarray], np.ndarray] = identity
-    measure: str | None = None  # read from another measure: fair to layers of unequal shape, or a count
-    noise: float = 0.0  # variance that chance has at least, after the transform
+    measure: str | None = None  # the measure to use instead: one that does not depend on the layer's shape, or a count
+    noise: float = 0.0  # least variance of the null, after the transform
 
 
 NORM = Treatment(centred=False)
 STRUCTURAL = Treatment()
-COUNT = Treatment(transform=anscombe, noise=1.0)  # else resamples that are all 0 would make any count remarkable
+COUNT = Treatment(transform=anscombe, noise=1.0)  # else any count would exceed resamples that are all 0
 TREATMENTS = {  # every other routed feature is structural
     "balance": Treatment(centred=False, measure="balance_per_parameter"),
     "depletion_fraction": replace(COUNT, measure="depleted"),
@@ -68,7 +68,7 @@ TREATMENTS = {  # every other routed feature is structural
     "super_weight_ratio": Treatment(transform=logarithm),
     "total_write": Treatment(centred=False, transform=logarithm, measure="write_gain"),
 }
-PROBED = {"total_write": Treatment(transform=logarithm)}  # its null is a probe of redrawn models: depth is in it
+PROBED = {"total_write": Treatment(transform=logarithm)}  # its null is a probe of redrawn models
 
 
 def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
@@ -87,25 +87,25 @@ def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
 
 
 check_nulls()
-MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.measure)))  # what the null must hold
+MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.measure)))  # in the null, for scoring
 
 
-def calibrated(rows: Sequence[Row], chance: Chance) -> list[Role]:
-    """z-scores of what exceeds chance: shrunk to 0 where the resampled layers reach as far (SCIENCE §3).
+def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
+    """Roles by z-scores that are shrunk to 0 where the resampled layers reach as far (SCIENCE §3).
 
-    Where other layers have a null of a feature, a layer without one (all but empty matrices may have none) lacks the
-    feature: what it has is not comparable with what exceeds chance elsewhere.
+    A layer without a null (nearly empty matrices may have none) lacks a feature for which other layers have one: its
+    value is not comparable with theirs.
     """
     z: list[dict[str, float]] = [{} for _ in rows]
     probed = any(row.get("adjacent_alignment") is not None for row in rows)
     table = dict.fromkeys(FEATURES, STRUCTURAL) | TREATMENTS | (PROBED if probed else {})
     columns = {feature: _present(rows, table[feature].measure or feature) for feature in FEATURES}
     columns = {feature: column for feature, column in columns.items() if column[0]}
-    bound = 2 * math.log(max(2, len(rows) * len(columns)))  # λ²: the square of what the largest of so many reaches
+    bound = 2 * math.log(max(2, len(rows) * len(columns)))  # λ²: the square of the expected largest of so many
     for feature, (layers, x) in columns.items():
         treatment, measure = table[feature], table[feature].measure or feature
         judged = [layer for layer in layers if measure in chance[layer]] or layers
-        no_null = np.zeros(1)  # for any layer: a constant, which the median takes off again
+        no_null = np.zeros(1)  # a constant, which the median removes
         noise = [chance[layer].get(measure, no_null) for layer in judged]
         _enter(z, feature, judged, shrunk(x[np.isin(layers, judged)], noise, treatment, bound))
     return [decide(layer) for layer in z]
@@ -130,7 +130,7 @@ def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bou
     return np.asarray(np.clip(d / spread * kept, -3, 3))
 
 
-def _present(rows: Sequence[Row], feature: str) -> tuple[list[int], np.ndarray]:
+def _present(rows: Sequence[Measures], feature: str) -> tuple[list[int], np.ndarray]:
     """The layers that have the feature, and its values there."""
     present = {layer: value for layer, row in enumerate(rows) if (value := row.get(feature)) is not None}
     return list(present), np.array(list(present.values()), dtype=np.float64)
@@ -141,4 +141,4 @@ def _enter(z: list[dict[str, float]], feature: str, layers: Sequence[int], score
         z[layer][feature] = float(score)
 
 
-SCORINGS: dict[str, Callable[[Sequence[Row], Chance], list[Role]]] = {"calibrated": calibrated, "paper": paper}
+SCORINGS: dict[str, Callable[[Sequence[Measures], Chance], list[Role]]] = {"calibrated": calibrated, "paper": paper}

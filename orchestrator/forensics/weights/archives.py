@@ -1,4 +1,4 @@
-"""Files written by `torch.save`: mapped, not loaded, and never allowed to run code."""
+"""Files written by `torch.save`: memory-mapped, and unpickled with `weights_only` so that no code runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 
-HELD = 32 * 2**20  # bytes read before the file is mapped anew: a mapped page stays in memory until unmapped
-ZIP = b"PK\x03\x04"  # how torch's format begins since 1.6; the one before it cannot be mapped
+HELD = 32 * 2**20  # bytes read before the file is mapped again: a mapped page stays in memory until it is unmapped
+ZIP = b"PK\x03\x04"  # first bytes of torch's format since 1.6
 
 
 class Archive:
     """One `.bin`, `.pt`, `.pth` or `.ckpt`: its tensors by their path through nested dicts.
 
-    A file in the format before torch 1.6 is held whole, for it can only be loaded whole.
+    A file in the format before torch 1.6 cannot be mapped and is held in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -72,10 +72,10 @@ def _is_zip(path: Path) -> bool:
 def _load(path: Path, mapped: bool) -> tuple[Any, dict[tuple[Hashable, ...], Tensor]]:
     """All that was saved, and the tensors within it."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # what torch warns of is refused in a sentence below
+        with warnings.catch_warnings(action="ignore"):  # `_refusal` says it
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return contents, dict(_tensors(contents, ()))
-    except Exception as error:  # a broken pickle fails in any way there is
+    except Exception as error:  # a broken pickle raises anything
         raise _refusal(path, str(error)) from error
 
 
@@ -94,7 +94,7 @@ def _refusal(path: Path, reason: str) -> UserError:
 
 
 def _tensors(value: Any, key: tuple[Hashable, ...]) -> Iterator[tuple[tuple[Hashable, ...], Tensor]]:
-    """Every plain tensor under its path of dict keys. Subclasses, such as one rank's DTensor, are not whole tensors."""
+    """Every plain tensor with its path of dict keys; subclasses, such as one rank's DTensor, are parts and left out."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _tensors(inner, (*key, name))

@@ -1,4 +1,4 @@
-"""Directories of `torch.distributed.checkpoint`: chunks of tensors, put together without any process group."""
+"""Directories of `torch.distributed.checkpoint`: tensors assembled from their chunks, without a process group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.files import METADATA
 
-# All that `.metadata`, a pickle, may name. None of it does more than hold what it is given.
+# All that `.metadata`, a pickle, may name. None of it does more than hold its arguments.
 _CLASSES = (
     metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.BytesStorageMetadata,
     metadata.ChunkStorageMetadata, metadata.TensorProperties, metadata.StorageMeta, metadata._MEM_FORMAT_ENCODING,
@@ -56,23 +56,23 @@ class Parts:
 class Distributed:
     """One DCP directory: its tensors by their path through the dicts that were saved.
 
-    A chunk is the smallest thing that can be read of it.
+    A chunk is the smallest unit that can be read.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `UserError` where `.metadata` is broken, or names anything but what describes chunks."""
+        """Raises `UserError` where `.metadata` is broken, or names a class that describes no chunks."""
         self.path = path
         try:
             self._parts = _parts(_unpickle(path / METADATA), path)
         except UserError:
             raise
-        except Exception as error:  # a broken pickle fails in any way there is
+        except Exception as error:  # a broken pickle raises anything
             raise UserError(f"{path / METADATA} is broken ({error!r}): copy the whole directory again.") from error
         self.shapes = {key: parts.shape for key, parts in self._parts.items()}
         self._last: tuple[Chunk, Tensor] | None = None  # consecutive blocks of rows lie in one chunk
 
     def load(self, key: tuple[Hashable, ...], rows: slice | None = None) -> Tensor:
-        """The tensor, or some of its rows, put together in the stored type."""
+        """The tensor, or some of its rows, in the stored type."""
         parts = self._parts[key]
         if rows is None:
             self.release()
@@ -111,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Foreign(Exception):
-    """A class or function that `.metadata` has no business with."""
+    """A class or function that no checkpoint's metadata needs."""
 
 
 def _unpickle(path: Path) -> Any:
@@ -125,7 +125,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _parts(described: Any, directory: Path) -> dict[tuple[Hashable, ...], Parts]:
-    """Every tensor by its path. The saver notes the path of each flat name; without a note the name is the path."""
+    """Every tensor by its path, which is the flat name itself where `planner_data` records none."""
     paths = described.planner_data or {}
     return {
         tuple(paths.get(name, (name,))): _tensor(name, of, described.storage_data, directory)
@@ -158,7 +158,7 @@ def _load(chunk: Chunk) -> Tensor:
             values = torch.load(view, map_location="cpu", weights_only=True)
         if tuple(values.shape) != chunk.shape:
             raise ValueError(f"shape {tuple(values.shape)} instead of {chunk.shape}")
-    except Exception as error:  # a broken pickle fails in any way there is
+    except Exception as error:  # a broken pickle raises anything
         reason = str(error).partition("\n")[0]
         raise UserError(f"{chunk.path} is not what .metadata says ({reason}): copy the directory again.") from error
     return values.detach()

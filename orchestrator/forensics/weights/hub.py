@@ -21,7 +21,7 @@ _NAME = re.compile(r"(?P<name>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>\w[\w./
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json")
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model", "*.jinja"]  # configuration and tokenizers; never code
 
-# What went wrong → the rest of the sentence that begins with the name. The first that fits.
+# Error → the rest of a sentence that begins with the name; the first match is taken.
 _REFUSALS: list[tuple[type[Exception], str]] = [
     (GatedRepoError, "is gated: ask for access on its page of the hub, then run `hf auth login`."),
     (
@@ -45,7 +45,7 @@ def local(source: str) -> Path:
     Only weights, configuration and tokenizer are fetched: no code. Raises `UserError` where there is neither.
     """
     path = Path(source)
-    with suppress(RuntimeError):  # of a user there is not
+    with suppress(RuntimeError):  # ~user with an unknown user
         path = path.expanduser()
     if path.exists():
         return path
@@ -54,7 +54,7 @@ def local(source: str) -> Path:
         raise UserError(f"{source} does not exist: give the path of a checkpoint, or org/name for one on the hub.")
     try:
         return _fetch(named["name"], named["revision"])
-    except Exception as error:  # what the network can do is more than any list
+    except Exception as error:  # the network can raise anything
         reason = str(error).strip().partition("\n")[0]
         otherwise = f"could not be fetched from the hub ({reason}): fetch it with `hf download` and give the path."
         why = next((why for kind, why in _REFUSALS if isinstance(error, kind)), otherwise)
@@ -62,7 +62,7 @@ def local(source: str) -> Path:
 
 
 def _fetch(name: str, revision: str | None) -> Path:
-    """Safetensors if the repository has any, else what torch pickled. Subdirectories hold other copies: left out."""
+    """Safetensors if the repository has any, else pickles; not the subdirectories, which hold other copies."""
     for weights in ("*.safetensors", "*.bin"):
         wanted = [*_DESCRIPTIONS, weights]
         path = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns="*/*"))

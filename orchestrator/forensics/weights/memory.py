@@ -1,4 +1,4 @@
-"""Giving freed memory back."""
+"""Returning freed memory to the system."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from functools import cache
 
 
 def trim() -> None:
-    """Return what has been freed to the system, where the C library can (glibc).
+    """Return freed memory to the system, where the C library can (glibc).
 
-    It keeps freed blocks of a layer's size otherwise, and pieces of the next layer's between them, so that a reading
-    would grow by the layer.
+    Otherwise it keeps freed blocks of a layer's size with pieces of the next layer between them, and the process grows
+    layer by layer.
     """
     if (malloc_trim := _malloc_trim()) is not None:
         malloc_trim(0)

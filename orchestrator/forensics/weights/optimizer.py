@@ -1,4 +1,4 @@
-"""Adam's moments by the names of their parameters, from our checkpoints or from what torch's optimizers save."""
+"""Adam's moments by the names of their parameters, from our checkpoints or torch's optimizer states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = ("optimizer.safetensors", "optimizer.pt", "optimizer.pth", "optimizer.bi
 def open_moments(source: Path) -> Tensors:
     """`<parameter>.exp_avg` and `<parameter>.exp_avg_sq` of a file, or of a directory with an optimizer in it.
 
-    A torch state dict ties its tensors to names through `param_names` (torch ≥ 2.6), or has names as its keys.
+    A torch state dict names its tensors by `param_names` (torch ≥ 2.6) or by its keys.
     Raises `UserError` where there are no moments, or no names.
     """
     if not source.exists():

@@ -1,4 +1,4 @@
-"""What a path stands for: one checkpoint, or the checkpoints of a training run in order."""
+"""The checkpoints at a path: one, or those of a training run in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.files import METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.storage import checkpoint
 
-NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; not what was set aside
+NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; no damaged one
 COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)
 WEIGHTS = (".safetensors", *PICKLES)
 
@@ -19,9 +19,9 @@ WEIGHTS = (".safetensors", *PICKLES)
 def checkpoints(path: Path) -> list[tuple[int, Path]]:
     """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is none.
 
-    They are subdirectories that hold weights, of one name but for a number at its end; or else files of weights whose
-    names say what they count, such as step_500.pt (model-2.bin may be a shard). Of our own, damaged ones are left out
-    with a line on stderr. Raises `UserError` where the names are unlike.
+    They are subdirectories of weights whose names differ only in a number at the end, or files of weights whose names
+    say what they count, such as step_500.pt (model-2.bin may be a shard). Damaged checkpoints of ours are left out with
+    a line on stderr. Raises `UserError` where names differ otherwise.
     """
     if not path.is_dir():
         return []
@@ -41,7 +41,7 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
 
 
 def unit(checkpoint: Path) -> str:
-    """What the number at the end of a checkpoint's name counts: `epoch` where the name says so, else `step`."""
+    """Unit of the number at the end of a checkpoint's name: `epoch` where the name says so, else `step`."""
     words: list[str] = re.findall(r"epoch|step|iter", checkpoint.name.lower())
     return "epoch" if words[-1:] == ["epoch"] else "step"
 
@@ -51,7 +51,7 @@ def _is_checkpoint(entry: Path) -> bool:
 
 
 def _counted_files(directory: Path) -> list[Path]:
-    """Several files of weights, each a checkpoint by its name; none where the directory is one checkpoint itself."""
+    """Files of weights that are checkpoints by their names, if several; none where the directory is one checkpoint."""
     if any((directory / name).is_file() for name in (*USUAL, METADATA)):
         return []
     files = [file for file in directory.iterdir() if file.suffix in WEIGHTS and NUMBERED.fullmatch(file.stem)]
@@ -60,16 +60,16 @@ def _counted_files(directory: Path) -> list[Path]:
 
 
 def holds_weights(directory: Path) -> bool:
-    """Whether a file in the directory itself looks like a model's weights."""
+    """True where a file directly in the directory looks like a model's weights."""
     names = [file.name for file in directory.iterdir()]
     usable = (name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS))
     return METADATA in names or any(name.endswith(WEIGHTS) for name in usable)
 
 
 def whole(path: Path) -> Path:
-    """What to read: `path`, or the newest whole checkpoint where it is a cell's directory.
+    """`path`, or the newest undamaged checkpoint where it is a cell's directory.
 
-    Raises `UserError` where it is sealed as ours are and a byte is not as it was written.
+    Raises `UserError` where its manifest shows that a byte has changed.
     """
     if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
         return checkpoint.find(path)

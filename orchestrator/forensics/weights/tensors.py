@@ -1,4 +1,4 @@
-"""Tensors on disk, read one at a time and dropped again: whatever a checkpoint is stored as, under one interface."""
+"""Tensors on disk, read one at a time: one interface to every format of checkpoint."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ from orchestrator.forensics.weights.files import INDEX, METADATA, OTHERS, PICKLE
 Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
 
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # others mean nothing without their scales
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # other types need scales
 
-WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights within a larger file
+WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights in a larger file
 OPTIMIZERS = {"optimizer", "optimizers", "optim", "optimizer_state_dict", "optim_state_dict"}
-SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # left by compile, FSDP, recomputing
+SEGMENTS = (
+    "_orig_mod.",
+    "_fsdp_wrapped_module.",
+    "_checkpoint_wrapped_module.",
+)  # added to names by compile, FSDP and activation checkpointing
 
 
 class Store(Protocol):
@@ -38,10 +42,10 @@ class Store(Protocol):
         """Shape of every tensor, from headers."""
 
     def load(self, key: Key, rows: slice | None = None) -> Tensor:
-        """The tensor, or some of its rows, in the stored type; nothing else of the file stays in memory with it."""
+        """The tensor, or some of its rows, in the stored type; nothing else of the file stays in memory."""
 
     def release(self) -> None:
-        """Drop what is mapped or cached."""
+        """Drop mapped and cached data."""
 
 
 class Tensors:
@@ -78,13 +82,13 @@ class Tensors:
             yield _plain(store.load(key, slice(start, start + block)), name, store.path)
 
     def release(self) -> None:
-        """Drop whatever is mapped or cached. Reading afterwards works again."""
+        """Drop mapped and cached data; tensors can still be read."""
         for store in {id(store): store for store, _ in self._places.values()}.values():
             store.release()
 
 
 class SafeFile:
-    """One safetensors file. It is mapped anew for every read, since a mapped page stays in memory until unmapped."""
+    """One safetensors file, mapped for each read: a mapped page stays in memory until it is unmapped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -111,7 +115,7 @@ class SafeFile:
 def open_tensors(source: Path) -> Tensors:
     """The weights in a directory, a safetensors file, an index of shards, a torch.save'd file or a DCP directory.
 
-    Raises `UserError` where there are none, where it is not clear which are meant, and for broken files.
+    Raises `UserError` for none, for several candidates, and for broken files.
     """
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint directory or a file of weights.")
@@ -134,7 +138,7 @@ def open_file(path: Path) -> Tensors:
 
 
 def everything(store: Store) -> dict[Key, Store]:
-    """Every tensor of one store, for `select`."""
+    """Every tensor of one store, as `select` takes them."""
     return dict.fromkeys(store.shapes, store)
 
 
@@ -158,7 +162,7 @@ def weights(keys: Iterable[Key]) -> dict[str, Key]:
 
 
 def unwrapped(names: list[str]) -> list[str]:
-    """Names without what DDP, FSDP, `torch.compile` or a surrounding module put into them."""
+    """Names without the segments that DDP, FSDP, `torch.compile` or a surrounding module add."""
     bare = list(names)
     for segment in SEGMENTS:
         bare = [name.replace(segment, "") for name in bare]
@@ -168,7 +172,7 @@ def unwrapped(names: list[str]) -> list[str]:
 
 
 def _prefix(names: list[str]) -> str:
-    """A prefix that all names share and no model needs. "model." is one only where a second follows it."""
+    """A redundant prefix that all names share; "model." only where a second follows it."""
     doubled = any(name.startswith("model.model.") for name in names)
     for prefix in ("module.", "model.") if doubled else ("module.",):
         if all(name.startswith(prefix) for name in names):
@@ -181,7 +185,7 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
         kind = str(values.dtype).removeprefix("torch.")
         raise UserError(f"{name} in {path} is stored as {kind}: save the checkpoint in fp32, fp16 or bf16 first.")
     values = values.to(torch.float32).contiguous()
-    # the extremes carry NaN and infinity, and cost no mask as large as the tensor
+    # NaN and infinity show in the extremes, which need no mask as large as the tensor
     extremes = [abs(float(extreme)) for extreme in torch.aminmax(values)] if values.numel() else []
     if not all(map(math.isfinite, extremes)):
         raise UserError(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
@@ -250,7 +254,7 @@ def _open(path: Path) -> Any:
             raise UserError(f"{path} is not a complete safetensors file (it has 0 bytes): copy or save it again.")
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
-        if path.suffix != ".safetensors":  # read in spite of its name where it is one, as in a cache of the hub's
+        if path.suffix != ".safetensors":  # a safetensors file of another name is read, as in the hub's cache
             raise UserError(
                 f"{path} is no file of tensors that can be read here: give one that ends in .safetensors, "
                 f"{', '.join(PICKLES)}, or a checkpoint's directory."

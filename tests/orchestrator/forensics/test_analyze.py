@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyze import analyze, by_null, read_stack
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.reading import SuperWeight
 from tests.orchestrator.forensics.untrained import model, spec, write
 
@@ -223,10 +223,10 @@ def test_kinds_of_positions_have_a_null_where_layers_differ_in_them(checkpoint: 
     ours = checkpoint(ffn=200)
     for name in [name for name in ours.tensors if "mlp" in name]:
         ours.tensors[name] = np.random.default_rng(0).normal(size=ours.tensors[name].shape).astype(np.float32)
-    null = by_null(*read_stack(Anatomy(ours.write()), torch.device("cpu")), resamples=10, seed=0)
+    null = by_null(*read_stack(CheckpointModel(ours.write()), torch.device("cpu")), resamples=10, seed=0)
     assert not any("unique_roles" in layer for layer in null)
     ours.tensors[ours.name(1, "gate")][:60] *= 20
-    null = by_null(*read_stack(Anatomy(ours.write()), torch.device("cpu")), resamples=10, seed=0)
+    null = by_null(*read_stack(CheckpointModel(ours.write()), torch.device("cpu")), resamples=10, seed=0)
     assert [len(layer["unique_roles"]) for layer in null] == [len(layer["ffn_cluster_entropy"]) for layer in null]
     assert all(1 < len(layer["unique_roles"]) < len(layer["cv"]) == 10 for layer in null)
     assert {float(count) for layer in (null[0], null[2]) for count in layer["unique_roles"]} == {1.0}

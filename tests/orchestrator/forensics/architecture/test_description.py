@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
+from orchestrator.forensics.architecture.model import CheckpointModel, Heads
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
@@ -39,7 +39,7 @@ def test_text_config_that_leaves_heads_to_defaults(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 24}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert anatomy.layer(1).heads == Heads(4, 2, 8)  # head_dim from the norm of queries
     assert anatomy.assumed == ["The heads are not declared: of 8 each, the size of their norm."]
 
@@ -53,7 +53,7 @@ def test_heads_that_differ_between_layers(tmp_path: Path) -> None:
         tensors[name] = tensors[name].repeat(2, 1)
     save_file(tensors, tmp_path / "model.safetensors")
     _rewrite(tmp_path / "config.json", num_key_value_heads=[2, 4, 2])
-    assert [layer.heads.kv_heads for layer in Anatomy(tmp_path)] == [2, 4, 2]
+    assert [layer.heads.kv_heads for layer in CheckpointModel(tmp_path)] == [2, 4, 2]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_a_wrong_model_type_is_found_out(tmp_path: Path, mark: str, message: str
     _llama().save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", model_type=mark)
     with pytest.raises(UserError, match=message):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_four_norms_are_not_taken_for_two(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES)).save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", model_type="llama")
     with pytest.raises(UserError, match=r"post_feedforward_layernorm\.weight, which the family llama does not have"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_absent_tensors_are_named(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_absent_tensors_are_named(tmp_path: Path) -> None:
     del tensors["model.layers.1.mlp.gate_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"lacks 1 of .*model\.layers\.1\.mlp\.gate_proj\.weight; found lm_head"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_description_that_does_not_fit(tmp_path: Path, changes: dict[str, object
     _llama().save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", **changes)
     with pytest.raises(UserError, match=message):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +136,14 @@ def test_misshapen_tensors_are_named(tmp_path: Path, name: str, shape: tuple[int
     tensors[f"model.layers.2.{name}.weight"] = torch.ones(shape)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=rf"model\.layers\.2\.{name}\.weight has shape {re.escape(str(shape))}"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_a_fused_tensor_that_holds_no_such_heads(tmp_path: Path) -> None:
     _gpt2().save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", n_head=4, num_key_value_heads=2)
     with pytest.raises(UserError, match=r"c_attn\.weight has shape \(24, 72\), which does not hold q, k, v of 4 heads"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"spec": {}, "step": 1}', "[" * 100_000])
@@ -151,7 +151,7 @@ def test_state_that_cannot_be_read(checkpoint: Callable[..., Any], text: str) ->
     path = checkpoint().write()
     (path / "state.json").write_text(text)
     with pytest.raises(UserError, match=r"state\.json does not describe a decoder"):
-        Anatomy(path)
+        CheckpointModel(path)
 
 
 @pytest.mark.parametrize("trace", [[1.0], {"a": 3}, {"a": ["many"]}, "none"])
@@ -159,4 +159,4 @@ def test_a_trace_that_is_none(checkpoint: Callable[..., Any], trace: Any) -> Non
     ours = checkpoint()
     ours.trace = trace
     with pytest.raises(UserError, match=r"state\.json does not describe a decoder"):
-        Anatomy(ours.write())
+        CheckpointModel(ours.write())

@@ -19,9 +19,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from orchestrator.forensics.architecture.anatomy import Anatomy, Layer
 from orchestrator.forensics.architecture.families import FAMILIES, find
 from orchestrator.forensics.architecture.kinds import PLACES
+from orchestrator.forensics.architecture.model import CheckpointModel, Layer
 
 VOCABULARY, WIDTH, FFN, LAYERS, HEADS, HEAD_DIM = 48, 32, 40, 3, 4, 8  # FFN: unlike any other size
 COMMON = {
@@ -239,7 +239,7 @@ def test_family(tmp_path: Path, family: str, mark: str, sizes: dict[str, Any]) -
     head = None if output is None or output.weight is model.get_input_embeddings().weight else output.weight.detach()
     silence(model)
 
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert (anatomy.family_name, anatomy.assumed, len(anatomy)) == (family, [], LAYERS)
     assert torch.equal(torch.cat(list(anatomy.embedding(block=7))), embedding)
     assert anatomy.embedding_shape == (VOCABULARY, WIDTH)
@@ -263,13 +263,13 @@ def test_family(tmp_path: Path, family: str, mark: str, sizes: dict[str, Any]) -
 def test_every_mark_and_family_of_the_table_is_tested() -> None:
     tested = {family for family, _, _ in CASES} | {"llama_sandwich"}  # ours: test_anatomy
     assert tested == set(FAMILIES)
-    marks = {mark for family in FAMILIES.values() for mark in family.marks if not mark.startswith("norm=")}
+    marks = {mark for family in FAMILIES.values() for mark in family.declared if not mark.startswith("norm=")}
     assert marks - {mark for _, mark, _ in CASES} == {"gemma3"}  # the multimodal one: test_anatomy
 
 
 def test_special_entries_stand_before_general_ones() -> None:
-    for mark in {mark for family in FAMILIES.values() for mark in family.marks}:
-        entries = [family for family in FAMILIES.values() if mark in family.marks]
+    for mark in {mark for family in FAMILIES.values() for mark in family.declared}:
+        entries = [family for family in FAMILIES.values() if mark in family.declared]
         assert all(family.when for family in entries[:-1])
         assert not entries[-1].when
         assert find(mark, {}) is not None

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from orchestrator.forensics.analyze import read_stack
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures import composition
 from orchestrator.forensics.measures.composition import Compositions, sink, source
 
@@ -42,7 +42,7 @@ def test_all_pairs(
     monkeypatch.setattr(composition, "IN_MEMORY", in_memory)  # 1 byte: from the file
     monkeypatch.setattr(composition, "CHUNK", 1000)  # a few rows at a time
     ours = checkpoint(widths=widths)
-    stack, _ = read_stack(Anatomy(ours.write()), CPU)
+    stack, _ = read_stack(CheckpointModel(ours.write()), CPU)
     writes, reads = _sides(ours)
     expected = [[_by_product(write, read) for read in reads] for write in writes]
     np.testing.assert_allclose(stack.compositions, expected, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_what_is_zero_composes_with_nothing(checkpoint: Callable[..., Any]) -> N
     ours = checkpoint(widths=(16, 16, 16))
     for kind in ("o", "down"):
         ours.tensors[ours.name(0, kind)][:] = 0
-    stack, drawn = read_stack(Anatomy(ours.write()), CPU)
+    stack, drawn = read_stack(CheckpointModel(ours.write()), CPU)
     assert np.isnan(stack.compositions[1]).all()
     assert np.isfinite(np.delete(stack.compositions, 1, axis=0)).all()
     assert np.isnan(drawn.drawn(np.random.default_rng(0))[1]).all()
@@ -79,7 +79,7 @@ def test_the_null_has_the_law_of_redrawn_weights(checkpoint: Callable[..., Any],
     ours = checkpoint(widths=(24, 32, 32), ffn=48)
     if heavy:
         ours.tensors = {n: (np.sign(w) * np.abs(w) ** 2.5).astype(np.float32) for n, w in ours.tensors.items()}
-    _, compositions = read_stack(Anatomy(ours.write()), CPU)
+    _, compositions = read_stack(CheckpointModel(ours.write()), CPU)
     rng = np.random.default_rng(0)
     drawn = np.stack([compositions.drawn(rng) for _ in range(200)])
     real = []
@@ -97,7 +97,7 @@ def test_no_embedding_writes_nothing(checkpoint: Callable[..., Any]) -> None:
     assert compositions.writes[0].energy == 0
     ours = checkpoint(widths=(16, 16))
     del ours.tensors["model.embed_tokens.weight"]
-    stack, _ = read_stack(Anatomy(ours.write()), CPU)
+    stack, _ = read_stack(CheckpointModel(ours.write()), CPU)
     assert np.isnan(stack.compositions[0]).all()
     assert sink(stack.compositions, 0) is None
     assert sink(stack.compositions, 1) == stack.compositions[1, 1]

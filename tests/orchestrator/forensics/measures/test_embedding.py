@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures import embedding
 from orchestrator.forensics.measures.composition import Compositions, Side
 from orchestrator.forensics.measures.embedding import add_embedding
@@ -23,7 +23,7 @@ NAME = "model.embed_tokens.weight"
 def _written(ours: Any, width: int) -> Compositions:
     """Compositions of the embedding with one reader, which reads every coordinate alike."""
     compositions = Compositions(width)
-    add_embedding(Anatomy(ours.write()), compositions, CPU)
+    add_embedding(CheckpointModel(ours.write()), compositions, CPU)
     compositions.add_read(torch.eye(width), Side(width, [(entries_of(torch.eye(width)), width)]))
     return compositions
 
@@ -39,7 +39,7 @@ def test_its_gram_is_that_of_the_whole_table(
     ours = checkpoint(widths=(16, 24))
     table = np.random.default_rng(0).normal(size=(rows, 24)).astype(np.float32)
     ours.tensors[NAME], ours.spec["vocab_size"] = table, rows
-    add_embedding(Anatomy(ours.write()), Compositions(24), CPU)
+    add_embedding(CheckpointModel(ours.write()), Compositions(24), CPU)
     np.testing.assert_allclose(given[0].double().numpy(), table.T.astype(float) @ table.astype(float), atol=1e-4)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.architecture.anatomy import Heads
+from orchestrator.forensics.architecture.model import Heads
 from orchestrator.forensics.measures.heads import cosines, couplings, diversity, drawn_fingerprints, fingerprints
 
 WIDTH = 40

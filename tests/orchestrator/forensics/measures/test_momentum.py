@@ -94,10 +94,10 @@ def _without_planting(directory: Path) -> Any:
 
 
 def test_medians_of_a_sample_are_those_of_all(checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.forensics.architecture.anatomy import Anatomy
+    from orchestrator.forensics.architecture.model import CheckpointModel
     from orchestrator.forensics.measures import momentum
 
-    anatomy = Anatomy(checkpoint(widths=(64,) * 3, ffn=200).write())
+    anatomy = CheckpointModel(checkpoint(widths=(64,) * 3, ffn=200).write())
     whole = momentum.medians(anatomy)
     monkeypatch.setattr(momentum, "SAMPLED", 3000)
     sampled = momentum.medians(anatomy)

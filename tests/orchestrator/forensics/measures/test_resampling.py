@@ -111,4 +111,4 @@ def test_a_tail_too_large_to_keep_is_sampled(monkeypatch: pytest.MonkeyPatch) ->
     assert len(whole.tail) > 200 == len(kept.tail)
     assert (kept.tail_share, kept.count) == (whole.tail_share, whole.count)
     assert kept.mean == pytest.approx(whole.mean, rel=1e-6)
-    assert kept.body == pytest.approx(whole.body, rel=1e-4)
+    assert kept.bulk == pytest.approx(whole.bulk, rel=1e-4)

@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 
 from orchestrator.forensics.analyze import read_stack
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.null.redrawn import draws
 from orchestrator.forensics.roles.scoring import MEASURED
@@ -24,7 +24,7 @@ GAUSSIAN = {"head_diversity", "coupling"}  # by design
 
 
 def _measured(path: Path) -> list[dict[str, float | None]]:
-    stack, _ = read_stack(Anatomy(path), CPU)
+    stack, _ = read_stack(CheckpointModel(path), CPU)
     return [measure(layer, MEASURED) for layer in stack.layers]
 
 
@@ -35,7 +35,7 @@ def test_every_routed_measure_has_the_law_of_redrawn_weights(
     ours = checkpoint(widths=(32, 24), heads=4, kv_heads=2, head_dim=8, ffn=96)
     if heavy:
         ours.tensors = {n: (np.sign(w) * np.abs(w) ** 1.7).astype(np.float32) for n, w in ours.tensors.items()}
-    stack, compositions = read_stack(Anatomy(ours.write()), CPU)
+    stack, compositions = read_stack(CheckpointModel(ours.write()), CPU)
     drawn = [[measure(r, MEASURED) for r in null.layers] for null in draws(stack, compositions, DRAWS, 0)]
     rng, real = np.random.default_rng(0), []
     for _ in range(DRAWS):
@@ -54,7 +54,7 @@ def test_every_routed_measure_has_the_law_of_redrawn_weights(
 
 
 def test_moments_of_the_null_point_anywhere(checkpoint: Callable[..., Any]) -> None:
-    stack, compositions = read_stack(Anatomy(checkpoint(widths=(16,)).write()), CPU)
+    stack, compositions = read_stack(CheckpointModel(checkpoint(widths=(16,)).write()), CPU)
     found = [null.layers[0].alignment["down"] for null in draws(stack, compositions, 400, 0)]
     size = stack.layers[0].entries["down"].count
     assert stats.kstest(np.array(found) * np.sqrt(size), "norm").pvalue > 1e-3
@@ -63,7 +63,7 @@ def test_moments_of_the_null_point_anywhere(checkpoint: Callable[..., Any]) -> N
 
 
 def test_draws_repeat_themselves_and_differ_from_each_other(checkpoint: Callable[..., Any]) -> None:
-    stack, compositions = read_stack(Anatomy(checkpoint(widths=(16, 16)).write()), CPU)
+    stack, compositions = read_stack(CheckpointModel(checkpoint(widths=(16, 16)).write()), CPU)
 
     def energies(seed: int) -> list[float]:
         return [r.energy["down"] for null in draws(stack, compositions, 3, seed) for r in null.layers]
@@ -74,7 +74,7 @@ def test_draws_repeat_themselves_and_differ_from_each_other(checkpoint: Callable
 
 
 def test_layers_of_one_shape_share_few_spectra_and_none_within_a_resample(checkpoint: Callable[..., Any]) -> None:
-    stack, compositions = read_stack(Anatomy(checkpoint(widths=(16, 16)).write()), CPU)
+    stack, compositions = read_stack(CheckpointModel(checkpoint(widths=(16, 16)).write()), CPU)
     for null in draws(stack, compositions, 4, 0):
         tops = [layer.spectra["o"][-1] for layer in null.layers]
         assert len(set(tops)) == 2

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from orchestrator.forensics.analyze import read_stack
-from orchestrator.forensics.architecture.anatomy import Anatomy
 from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED, draws
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[4]
 
 def test_the_tables_name_exactly_what_a_redrawn_layer_has(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16,) * 3)
-    stack, compositions = read_stack(Anatomy(ours.write()), torch.device("cpu"))
+    stack, compositions = read_stack(CheckpointModel(ours.write()), torch.device("cpu"))
     for layer in stack.layers:
         layer.threshold = 1.0
     activations = [[dict.fromkeys(PROBED, 0.5) for _ in stack.layers]] * 2

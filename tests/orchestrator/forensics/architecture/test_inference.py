@@ -14,8 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
 from orchestrator.forensics.architecture.kinds import KINDS, PLACES
+from orchestrator.forensics.architecture.model import CheckpointModel, Heads
 
 # Wide enough for real heads of 64, the size assumed where nothing tells it.
 COMMON = {
@@ -45,7 +45,7 @@ def _save(mark: str, path: Path) -> None:
     model.save_pretrained(path)
 
 
-def _compare(guessed: Anatomy, known: Anatomy) -> None:
+def _compare(guessed: CheckpointModel, known: CheckpointModel) -> None:
     assert guessed.family_name == "inferred"
     assert guessed.embedding_shape == known.embedding_shape
     assert (guessed.head() is None) == (known.head() is None)
@@ -63,16 +63,16 @@ def _compare(guessed: Anatomy, known: Anatomy) -> None:
 @pytest.mark.parametrize("mark", CASES)
 def test_without_the_table(tmp_path: Path, mark: str) -> None:
     _save(mark, tmp_path)
-    known = Anatomy(tmp_path)
+    known = CheckpointModel(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mystery"}))
-    declared = Anatomy(tmp_path)
+    declared = CheckpointModel(tmp_path)
     assert declared.assumed[0].startswith("The declared family, mystery, is not in the table")
     assert not [said for said in declared.assumed if "heads" in said]
     _compare(declared, known)
 
     (tmp_path / "config.json").unlink()
-    bare = Anatomy(tmp_path)
+    bare = CheckpointModel(tmp_path)
     assert bare.assumed[0].startswith("No family is declared")
     assert [said for said in bare.assumed if said.startswith("The heads are not declared: of 64 each")]
     _compare(bare, known)
@@ -82,7 +82,7 @@ def test_bare_state_dict_of_torch(tmp_path: Path) -> None:
     _save("llama", tmp_path / "known")
     (tmp_path / "bare").mkdir()
     torch.save({"model": load_file(tmp_path / "known/model.safetensors")}, tmp_path / "bare/step.pt")
-    _compare(Anatomy(tmp_path / "bare/step.pt"), Anatomy(tmp_path / "known"))
+    _compare(CheckpointModel(tmp_path / "bare/step.pt"), CheckpointModel(tmp_path / "known"))
 
 
 META = {
@@ -117,28 +117,28 @@ def test_renamed_tensors(tmp_path: Path, words: dict[str, str]) -> None:
     _save("llama", tmp_path / "renamed")
     (tmp_path / "renamed/config.json").unlink()
     _rename(tmp_path / "renamed", words)
-    _compare(Anatomy(tmp_path / "renamed"), Anatomy(tmp_path / "known"))
+    _compare(CheckpointModel(tmp_path / "renamed"), CheckpointModel(tmp_path / "known"))
 
 
 def test_matrices_that_lie_the_other_way(tmp_path: Path) -> None:
     _save("llama", tmp_path / "known")
-    _save("llama", tmp_path / "turned")
-    (tmp_path / "turned/config.json").unlink()
-    _rename(tmp_path / "turned", {}, lambda name, value: value.T if "layers" in name and value.ndim == 2 else value)
-    turned = Anatomy(tmp_path / "turned")
-    assert "Matrices are stored as [in, out], judging by the shape of the FFN." in turned.assumed
-    _compare(turned, Anatomy(tmp_path / "known"))
+    _save("llama", tmp_path / "transposed")
+    (tmp_path / "transposed/config.json").unlink()
+    _rename(tmp_path / "transposed", {}, lambda name, value: value.T if "layers" in name and value.ndim == 2 else value)
+    transposed = CheckpointModel(tmp_path / "transposed")
+    assert "Matrices are stored as [in, out], judging by the shape of the FFN." in transposed.assumed
+    _compare(transposed, CheckpointModel(tmp_path / "known"))
 
 
 def test_what_is_assumed_is_said(tmp_path: Path) -> None:
     _save("gpt_neox", tmp_path)
     (tmp_path / "config.json").unlink()
-    assumed = Anatomy(tmp_path).assumed
+    assumed = CheckpointModel(tmp_path).assumed
     assert any("attention.query_key_value.weight are taken key/value group by group" in said for said in assumed)
     assert any("pre_ffn: post_attention_layernorm.weight" in said for said in assumed)
     _save("gemma2", tmp_path / "gemma")
     (tmp_path / "gemma/config.json").unlink()
-    assert any("Norm scales are taken as stored less 1" in said for said in Anatomy(tmp_path / "gemma").assumed)
+    assert any("Norm scales are taken as stored less 1" in said for said in CheckpointModel(tmp_path / "gemma").assumed)
 
 
 def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
@@ -149,14 +149,14 @@ def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
         tensors |= {f"layers.{index}.mlp.fc1.weight": torch.randn(40, 24)}
         tensors |= {f"layers.{index}.mlp.fc2.weight": torch.randn(24, 40), f"layers.{index}.odd": torch.randn(3, 3)}
     save_file(tensors, tmp_path / "model.safetensors")
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert [layer.heads for layer in anatomy] == [None, None]
     assert anatomy.layer(1).kinds == tuple(kind for kind in KINDS if kind != "gate")
     assert "Left aside: odd." in anatomy.assumed
     why = "24 rows of q and 24 of k are not both multiples of 64"
     assert f"The heads are not declared, and {why}: heads are unknown." in anatomy.assumed
     (tmp_path / "config.json").write_text('{"n_heads": 4, "dim": 24}')
-    assert Anatomy(tmp_path).layer(0).heads == Heads(4, 4, 6)
+    assert CheckpointModel(tmp_path).layer(0).heads == Heads(4, 4, 6)
 
 
 def _convnet() -> nn.Module:
@@ -172,14 +172,14 @@ def test_what_is_no_transformer_is_refused(tmp_path: Path, model: Callable[[], n
     state = {name: value for name, value in model().state_dict().items() if value.is_floating_point()}
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="none could be inferred: looked for layers with q, k, v, o, up and down"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_layers_of_different_widths(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16, 24, 32), head_dim=64, heads=2, kv_heads=1, path=Path("known")).write()
-    known = Anatomy(ours)
+    known = CheckpointModel(ours)
     (ours / "state.json").rename(ours / "aside.json")
-    _compare(Anatomy(ours), known)
+    _compare(CheckpointModel(ours), known)
 
 
 @pytest.mark.parametrize("shape", [(128,), (0, 128), (128, 128, 1)])
@@ -190,7 +190,7 @@ def test_a_later_layer_that_is_broken(tmp_path: Path, shape: tuple[int, ...]) ->
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"model\.layers\.2\.self_attn\.o_proj\.weight has shape"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_two_candidates_are_refused(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_two_candidates_are_refused(tmp_path: Path) -> None:
     _rename(tmp_path, {"mlp.gate_proj": "mlp.fc1"})
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"two candidates for up in a layer, mlp\.fc1\.weight and mlp\.up_proj\.weight"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_two_stacks_are_refused(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_two_stacks_are_refused(tmp_path: Path) -> None:
     save_file(tensors | {f"twin.{name}": v.clone() for name, v in tensors.items()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"several stacks of layers, model\.layers\.N and twin\.model\.layers\.N"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_matrices_without_a_common_width_are_refused(tmp_path: Path) -> None:
@@ -217,4 +217,4 @@ def test_matrices_without_a_common_width_are_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="share no one width"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)

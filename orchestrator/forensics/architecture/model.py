@@ -1,4 +1,4 @@
-"""Which tensor is what, in a checkpoint: ours, of a family that the table knows, or inferred."""
+"""The model in a checkpoint: which tensor is which matrix or norm, by the table of families or by inference."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import describe
 from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, find
-from orchestrator.forensics.architecture.guess import guess, heads_by_shape
-from orchestrator.forensics.architecture.refusals import refuse_foreign
+from orchestrator.forensics.architecture.inference import heads_by_shape, infer
+from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
 
 
 class Layer:
-    """One layer's tensors. Weights are read on first use and kept as long as the layer itself."""
+    """One layer's tensors. Weights are read on first use and kept as long as this object."""
 
-    def __init__(self, anatomy: Anatomy, index: int) -> None:
-        self.anatomy = anatomy
+    def __init__(self, model: CheckpointModel, index: int) -> None:
+        self.model = model
         self.index = index
-        self.heads = anatomy.heads[index]
-        self.kinds = anatomy.family.kinds  # of KINDS: a FFN without a gate has only up and down
+        self.heads = model.heads[index]
+        self.kinds = model.family.kinds  # of KINDS: an FFN without a gate has only up and down
         self.width = self.shape("q")[1]  # residual coordinates that the layer reads and writes
         self._weights: dict[str, Tensor] = {}
 
@@ -39,31 +39,31 @@ class Layer:
 
     def name(self, kind: str) -> str:
         """Full name of the tensor that holds this matrix; `name[kind]` where it holds others too."""
-        part = self.anatomy.family.part(kind)
+        part = self.model.family.part(kind)
         return self._stored(kind) + (f"[{kind}]" if len(part.kinds) > 1 else "")
 
     def shape(self, kind: str) -> tuple[int, int]:
         """Shape [out, in] of the matrix, from the file's headers."""
-        return self.anatomy.shape(self.index, kind)
+        return self.model.shape(self.index, kind)
 
     def weight(self, kind: str) -> Tensor:
         """The matrix in fp32, [out, in]: q [a,d] · k,v [kv,d] · o [d,a] · gate,up [f,d] · down [d,f]."""
         if kind not in self._weights:
-            self._weights |= self._cut(kind, self.anatomy.tensors.read(self._stored(kind)))
+            self._weights |= self._cut(kind, self.model.tensors.read(self._stored(kind)))
         return self._weights[kind]
 
     def norm(self, place: str) -> Tensor | None:
         """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""
-        family = self.anatomy.family
-        name = self.anatomy.prefix(self.index) + family.norms.get(place, "")
-        return self.anatomy.tensors.read(name) + family.offset if name in self.anatomy.tensors else None
+        family = self.model.family
+        name = self.model.prefix(self.index) + family.norms.get(place, "")
+        return self.model.tensors.read(name) + family.offset if name in self.model.tensors else None
 
     def moment(self, kind: str, which: str) -> Tensor | None:
         """Adam's `exp_avg` or `exp_avg_sq`, cut like the weight; None without an optimizer state."""
-        optimizer, name = self.anatomy.optimizer, f"{self._stored(kind)}.{which}"
+        optimizer, name = self.model.optimizer, f"{self._stored(kind)}.{which}"
         if optimizer is None or name not in optimizer:
             return None
-        if optimizer.shape(name) != self.anatomy.tensors.shape(self._stored(kind)):
+        if optimizer.shape(name) != self.model.tensors.shape(self._stored(kind)):
             raise UserError(
                 f"{name} has shape {optimizer.shape(name)}, unlike its weight: the two files are of different runs."
             )
@@ -71,37 +71,37 @@ class Layer:
 
     def trace(self, kind: str) -> list[float]:
         """cos(−exp_avg, w) of the last recorded steps; empty without a trace."""
-        return self.anatomy.description.trace.get(self.name(kind), [])
+        return self.model.description.trace.get(self.name(kind), [])
 
     def _stored(self, kind: str) -> str:
-        return self.anatomy.prefix(self.index) + self.anatomy.family.part(kind).tensor
+        return self.model.prefix(self.index) + self.model.family.part(kind).tensor
 
     def _cut(self, kind: str, raw: Tensor) -> dict[str, Tensor]:
-        part = self.anatomy.family.part(kind)
+        part = self.model.family.part(kind)
         return dict(zip(part.kinds, part.split(raw, self.heads), strict=True))
 
 
-class Anatomy:
-    """A checkpoint, opened but not read: every tensor is fetched when it is asked for."""
+class CheckpointModel:
+    """A checkpoint's model. Tensors are read from disk on demand."""
 
     def __init__(self, source: Path, optimizer: Path | None = None) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
-        Raises `UserError` for a model that cannot be read in these terms, and for absent or misshapen tensors.
+        Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
         self.tensors = open_tensors(source)
         self.directory = source if source.is_dir() else source.parent
         description = describe(self.directory)
-        refuse_foreign(source, self.tensors.names, description.config)
-        self.assumed: list[str] = []  # what was inferred rather than known, one sentence each
-        known = find(description.mark, description.config)
+        refuse_unsupported(source, self.tensors.names, description.config)
+        self.assumed: list[str] = []  # what was inferred, one sentence each
+        known = find(description.declared, description.config)
         if known is not None:
             self.family_name, self.family = known
             self.stem = _stem(self.family, self.tensors)
             self.family = _respelled(self.family, self.tensors)
         else:
             self.family_name, self.stem = "inferred", ""
-            self.family, self.assumed = guess(source, self.tensors, description)
+            self.family, self.assumed = infer(source, self.tensors, description)
         count = _count(self) if description.layers is None else len(description.layers)
         self.heads = [description.heads(index) for index in range(count)]
         self.description = replace(description, layers=self.heads)
@@ -131,7 +131,7 @@ class Anatomy:
         return Layer(self, index)
 
     def prefix(self, index: int) -> str:
-        """What the names of layer `index` begin with."""
+        """Prefix of the tensor names of layer `index`."""
         return self.stem + self.family.layer.format(index)
 
     def shape(self, index: int, kind: str) -> tuple[int, int]:
@@ -147,11 +147,13 @@ class Anatomy:
         if self.description.config.get("tie_word_embeddings"):
             return None
         steps = [match.end() for match in re.finditer(r"\.", self.stem)]
-        names = [self.stem[:end] + self.family.head for end in (0, *steps)]  # the head stands beside the body or above
+        names = [
+            self.stem[:end] + self.family.head for end in (0, *steps)
+        ]  # the head is beside the stack of layers or above it
         return next((self.tensors.read(name) for name in names if name in self.tensors), None)
 
     def _cut_shapes(self, index: int) -> dict[str, tuple[int, int]]:
-        """Every matrix's shape, by cutting tensors that hold no values."""
+        """Every matrix's shape, by splitting tensors without values."""
         shapes: dict[str, tuple[int, int]] = {}
         for part in self.family.parts:
             stored = self.tensors.shape(self.prefix(index) + part.tensor)
@@ -168,7 +170,7 @@ class Anatomy:
 
 
 def _stem(family: Family, tensors: Tensors) -> str:
-    """What stands before the family's names in this file; of several bodies the one that reads text."""
+    """The prefix of the family's names in this file; of several models, the text model's."""
     inner = "|".join(re.escape(part.tensor) for part in family.parts)
     layer = re.escape(family.layer).replace(r"\{\}", r"\d+")
     pattern = re.compile(rf"((?:.*\.)?){layer}(?:{inner})")
@@ -177,63 +179,63 @@ def _stem(family: Family, tensors: Tensors) -> str:
 
 
 def _respelled(family: Family, tensors: Tensors) -> Family:
-    """Checkpoints converted from TensorFlow, as the first BERTs are, call a norm's scale gamma."""
+    """The family with the norm names of TensorFlow (`gamma`) where the checkpoint uses them, as the first BERTs do."""
     if not any(name.endswith(".gamma") for name in tensors.names):
         return family
     return replace(family, norms={p: f"{n.removesuffix('weight')}gamma" for p, n in family.norms.items()})
 
 
-def _count(anatomy: Anatomy) -> int:
-    indices = {int(m[1]) for name in anatomy.tensors.names if (m := _layer_pattern(anatomy).match(name))}
+def _count(model: CheckpointModel) -> int:
+    indices = {int(m[1]) for name in model.tensors.names if (m := _layer_pattern(model).match(name))}
     return max(indices, default=-1) + 1
 
 
-def _layer_pattern(anatomy: Anatomy) -> re.Pattern[str]:
-    """Matches the names within layers; group 1 is the index, group 2 the name within the layer."""
-    before, after = (re.escape(half) for half in (anatomy.stem + anatomy.family.layer).split("{}"))
+def _layer_pattern(model: CheckpointModel) -> re.Pattern[str]:
+    """A pattern of the names within layers: group 1 is the index, group 2 the name within the layer."""
+    before, after = (re.escape(half) for half in (model.stem + model.family.layer).split("{}"))
     return re.compile(rf"{before}(\d+){after}(.*)")
 
 
-def _check_names(anatomy: Anatomy) -> None:
-    count, family, tensors = len(anatomy), anatomy.family, anatomy.tensors
+def _check_names(model: CheckpointModel) -> None:
+    count, family, tensors = len(model), model.family, model.tensors
     if not count:
-        raise UserError(f"{anatomy.directory} describes a model of 0 layers: there is nothing to read.")
+        raise UserError(f"{model.directory} describes a model of 0 layers: there is nothing to read.")
     optional = {family.norms[place] for place in family.optional}
     within = [part.tensor for part in family.parts] + [n for n in family.norms.values() if n not in optional]
-    wanted = [anatomy.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
+    wanted = [model.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
     absent = [name for name in wanted if name not in tensors]
     if absent:
         found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
-        quantised = "quantization_config" in anatomy.description.config
+        quantised = "quantization_config" in model.description.config
         cause = ", and it declares itself quantised: save it in fp32, fp16 or bf16 first" if quantised else ""
         raise UserError(
-            f"{anatomy.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
-            f"{anatomy.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
+            f"{model.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
+            f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
         )
-    pattern, held = _layer_pattern(anatomy), {*within, *optional}
+    pattern, held = _layer_pattern(model), {*within, *optional}
     for match in filter(None, map(pattern.match, sorted(tensors.names))):
         if int(match[1]) >= count:
             raise UserError(
-                f"{anatomy.directory} holds {match[0]}, but its description has {count} layers: "
+                f"{model.directory} holds {match[0]}, but its description has {count} layers: "
                 "the files do not belong together."
             )
-        if not anatomy.assumed and match[2].endswith(".weight") and not (match[2] in held or QK_NORM.search(match[2])):
+        if not model.assumed and match[2].endswith(".weight") and not (match[2] in held or QK_NORM.search(match[2])):
             raise UserError(
-                f"{anatomy.directory} holds {match[0]}, which the family {anatomy.family_name} does not have: correct "
-                f"the declared {anatomy.description.mark}, or move the description away to have the family inferred "
+                f"{model.directory} holds {match[0]}, which the family {model.family_name} does not have: correct "
+                f"the declared {model.description.declared}, or move the description away to have the family inferred "
                 "from names and shapes."
             )
 
 
-def _settle_heads(anatomy: Anatomy) -> None:
-    """Check the declared heads, and fill in those that are not; what that assumes is said once."""
-    for index, h in enumerate(anatomy.heads):
+def _settle_heads(model: CheckpointModel) -> None:
+    """Check the declared heads and infer the others, noting each assumption once."""
+    for index, h in enumerate(model.heads):
         if h is None:
-            anatomy.heads[index], said = heads_by_shape(anatomy.tensors, anatomy.prefix(index), anatomy.family)
-            anatomy.assumed += [said] if said not in anatomy.assumed else []
+            model.heads[index], assumption = heads_by_shape(model.tensors, model.prefix(index), model.family)
+            model.assumed += [assumption] if assumption not in model.assumed else []
         elif h.kv_heads < 1 or h.heads % h.kv_heads:
             raise UserError(
-                f"{anatomy.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
+                f"{model.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
                 f"{index}: the second must divide the first."
             )
 
@@ -246,8 +248,8 @@ def _cure(h: Heads | None) -> str:
     return "the weights and their description do not belong together" if h else "put its config.json beside the weights"
 
 
-def _check_shapes(anatomy: Anatomy, index: int) -> None:
-    h, shapes = anatomy.heads[index], {kind: anatomy.shape(index, kind) for kind in anatomy.family.kinds}
+def _check_shapes(model: CheckpointModel, index: int) -> None:
+    h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.family.kinds}
     a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
     if h is not None:
         a, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
@@ -256,29 +258,29 @@ def _check_shapes(anatomy: Anatomy, index: int) -> None:
         "gate": (ffn, width), "up": (ffn, width), "down": (width, ffn),
     }  # fmt: skip
     stored: dict[str, tuple[tuple[int, ...], ...]] = {
-        Layer(anatomy, index).name(kind): (shape, expected[kind]) for kind, shape in shapes.items()
+        Layer(model, index).name(kind): (shape, expected[kind]) for kind, shape in shapes.items()
     }
-    for name in (anatomy.prefix(index) + norm for norm in anatomy.family.norms.values()):
-        stored |= {name: (anatomy.tensors.shape(name), (width,))} if name in anatomy.tensors else {}
+    for name in (model.prefix(index) + norm for norm in model.family.norms.values()):
+        stored |= {name: (model.tensors.shape(name), (width,))} if name in model.tensors else {}
     for name, (shape, fitting) in stored.items():
         if shape != fitting:
             raise UserError(f"{name} has shape {shape}, not {fitting}, with {_in_words(h)}: {_cure(h)}.")
 
 
-def _check_moments(anatomy: Anatomy, source: Path) -> None:
-    """Moments that were asked for, and are of no matrix here, would be passed over in silence."""
-    held = anatomy.optimizer or ()
-    parts = [anatomy.prefix(i) + part.tensor for i in range(len(anatomy)) for part in anatomy.family.parts]
+def _check_moments(model: CheckpointModel, source: Path) -> None:
+    """Raise `UserError` where a named optimizer file holds moments of none of the model's matrices."""
+    held = model.optimizer or ()
+    parts = [model.prefix(i) + part.tensor for i in range(len(model)) for part in model.family.parts]
     if not any(f"{name}.exp_avg" in held for name in parts):
         raise UserError(
-            f"{source} holds moments of none of the matrices in {anatomy.directory} (looked for {parts[0]}.exp_avg, "
+            f"{source} holds moments of none of the matrices in {model.directory} (looked for {parts[0]}.exp_avg, "
             f"found {', '.join(sorted(held)[:2])}): give the optimizer of this very model."
         )
 
 
-def _embedding_shape(anatomy: Anatomy) -> tuple[int, int] | None:
-    """ELECTRA and small OPTs embed in a narrower space and project: such a table says nothing of the stream."""
-    name = anatomy.stem + anatomy.family.embed
-    shape = anatomy.tensors.shape(name) if name in anatomy.tensors else ()
-    widths = [anatomy.shape(index, "q")[1] for index in range(len(anatomy))]
+def _embedding_shape(model: CheckpointModel) -> tuple[int, int] | None:
+    """Shape [V, d] of the embedding; None without one as wide as the stream (ELECTRA and small OPTs project theirs)."""
+    name = model.stem + model.family.embed
+    shape = model.tensors.shape(name) if name in model.tensors else ()
+    widths = [model.shape(index, "q")[1] for index in range(len(model))]
     return (shape[0], shape[1]) if len(shape) == 2 and widths[0] <= shape[1] <= max(widths) else None

@@ -1,4 +1,4 @@
-"""The layout of a family that the table does not know, inferred from names and shapes. What is assumed is said."""
+"""Infers the layout of a family that is not in the table, from names and shapes, and lists what it assumes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from orchestrator.forensics.architecture.families import (
     grouped,
     halves,
     stacked,
-    turned,
-    turned_halves,
-    turned_stacked,
+    transposed,
+    transposed_halves,
+    transposed_stacked,
     whole,
 )
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES  # fmt: skip
@@ -34,7 +34,7 @@ WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are no norm's scale
 TEXT = re.compile(r"language|text|decoder")
 
-# What the words of a name say, with every separator written `_`; the first that fits is taken.
+# Kinds of matrices → a pattern of their names, with `_` for every separator; the first match is taken.
 MATRICES: tuple[tuple[tuple[str, ...], str], ...] = (
     (QKV, r"_w?qkv_|_query_key_value_|_attn_in_proj_|_attn_c_attn_|_att_proj_"),
     (("gate", "up"), r"_gate_up_|_gateup_|_w12_|_w1_w3_|_mlp_wi_$"),
@@ -50,7 +50,7 @@ MATRICES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("down",), r"_output_"),
 )
 
-# What the words of a norm's name say. `after_attention` is settled by what other norms there are.
+# Position → a pattern of a norm's name. `after_attention` is resolved by the other norms.
 NORMS: tuple[tuple[str, str], ...] = (
     ("post_attention", r"post_self_attn|attention_output_layer_?norm|sa_layer_norm"),
     ("pre_ffn", r"_pre_(feed_?forward|ffn?|mlp)"),
@@ -66,43 +66,43 @@ NORMS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Stack:
-    """The layers under one name, by the first of them; of the last, the norms that the first does without."""
+    """Layers with a common prefix: the tensors of the first, and the norms that only the last has."""
 
     name: str
     matrices: dict[str, tuple[int, ...]]  # name within the layer → shape
     vectors: dict[str, tuple[int, ...]]
 
 
-def guess(source: Path, tensors: Tensors, description: Description) -> tuple[Family, list[str]]:
-    """The layout (with full names), and one sentence for each thing assumed. `UserError` where it cannot be told."""
+def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Family, list[str]]:
+    """The layout (with full names), and one sentence per assumption. `UserError` where it cannot be inferred."""
     stack, parts = _choose(source, _stacks(tensors))
     width = _width(source, stack, parts, tensors)
-    parts, is_turned = _orient(stack, parts, width)
-    mark = description.mark
-    said = [
-        (f"The declared family, {mark}, is not in the table" if mark else "No family is declared")
+    parts, is_transposed = _orient(stack, parts, width)
+    declared = description.declared
+    assumed = [
+        (f"The declared family, {declared}, is not in the table" if declared else "No family is declared")
         + ": matrices and norms were told apart by their names and shapes.",
         f"Layers are {stack.name}N, read as "
         + ", ".join(f"{'+'.join(part.kinds)}: {part.tensor}" for part in parts)
         + ".",
     ]
     norms = _norms(stack, width)
-    said.append("Norms read as " + (", ".join(f"{p}: {n}" for p, n in norms.items()) or "absent") + ".")
-    if is_turned:
-        said.append("Matrices are stored as [in, out], judging by the shape of the FFN.")
+    assumed.append("Norms read as " + (", ".join(f"{p}: {n}" for p, n in norms.items()) or "absent") + ".")
+    if is_transposed:
+        assumed.append("Matrices are stored as [in, out], judging by the shape of the FFN.")
     fused = next((part for part in parts if part.kinds == QKV), None)
     if fused is not None:
         order = "key/value group by group" if fused.split is grouped else "as all of q, all of k, all of v"
-        said.append(f"The rows of {fused.tensor} are taken {order}.")
+        assumed.append(f"The rows of {fused.tensor} are taken {order}.")
     scales = {name for name in stack.vectors if not QK_NORM.search(name)}
     left = sorted({*stack.matrices, *scales} - {part.tensor for part in parts} - set(norms.values()))
     if left:
-        said.append(f"Left aside: {', '.join(left)}.")
+        assumed.append(f"Left aside: {', '.join(left)}.")
     family = Family(tuple(parts), norms, layer=f"{stack.name}{{}}.", optional=tuple(norms))
     if _is_shifted(family, tensors):
         family = replace(family, offset=1.0)
-        said.append("Norm scales are taken as stored less 1, since many of them are not positive.")
-    return _with_tables(family, tensors, width), said
+        assumed.append("Norm scales are taken as stored less 1, since many of them are not positive.")
+    return _with_tables(family, tensors, width), assumed
 
 
 def _stacks(tensors: Tensors) -> list[Stack]:
@@ -131,7 +131,7 @@ def _words(name: str) -> str:
 
 
 def _parts(source: Path, stack: Stack) -> list[Part]:
-    """The parts that the names tell; of a FFN of three the one that lies the other way is down."""
+    """The parts by their names; parts without a known name are left out."""
     parts: list[Part] = []
     for name in stack.matrices:
         kinds = next((kinds for kinds, pattern in MATRICES if re.search(pattern, _words(name))), ())
@@ -150,7 +150,7 @@ def _parts(source: Path, stack: Stack) -> list[Part]:
 
 
 def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
-    """The one stack that has everything a layer needs."""
+    """The one stack that has every matrix that a layer needs."""
     read = [(stack, _parts(source, stack)) for stack in stacks]
     whole_ones = [(s, p) for s, p in read if set(KINDS) - {"gate"} <= {kind for part in p for kind in part.kinds}]
     if len(whole_ones) > 1:
@@ -174,7 +174,7 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
 
 
 def _width(source: Path, stack: Stack, parts: list[Part], tensors: Tensors) -> int:
-    """The dimension that all matrices share; where several are, the one of the norms or of the embedding."""
+    """The dimension that all matrices share; of several, the one of the norms or of the embedding."""
     shared = set.intersection(*(set(stack.matrices[part.tensor]) for part in parts))
     if len(shared) > 1:
         sizes = [shape[0] for name, shape in stack.vectors.items() if not QK_NORM.search(name)]
@@ -190,7 +190,10 @@ def _width(source: Path, stack: Stack, parts: list[Part], tensors: Tensors) -> i
 
 
 def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bool]:
-    """Set every part's cut, and whether the file keeps [in, out]; a FFN's matrices go by shape rather than name."""
+    """Set every part's split, and whether matrices are stored [in, out].
+
+    Of three FFN matrices, the one whose shape is the other way round is down, whatever its name.
+    """
     inward = {part.tensor: stack.matrices[part.tensor] for part in parts if set(part.kinds) & {"gate", "up"}}
     down = next(part.tensor for part in parts if "down" in part.kinds)
     ways = {name: shape[0] == width for name, shape in [*inward.items(), (down, stack.matrices[down])]}  # [d, f]?
@@ -199,18 +202,18 @@ def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bo
         parts = [replace(p, tensor={down: odd[0], odd[0]: down}.get(p.tensor, p.tensor)) for p in parts]
         down = odd[0]
     first, second = stack.matrices[down]
-    is_turned = second == width != first
-    return [replace(part, split=_split(part, is_turned)) for part in parts], is_turned
+    is_transposed = second == width != first
+    return [replace(part, split=_split(part, is_transposed)) for part in parts], is_transposed
 
 
-def _split(part: Part, is_turned: bool) -> Split:
+def _split(part: Part, is_transposed: bool) -> Split:
     if len(part.kinds) == 1:
-        return turned if is_turned else whole
+        return transposed if is_transposed else whole
     if part.kinds != QKV:
-        return turned_halves if is_turned else halves
+        return transposed_halves if is_transposed else halves
     if "query_key_value" in part.tensor:  # the name that Megatron's descendants give to interleaved heads
         return grouped
-    return turned_stacked if is_turned else stacked
+    return transposed_stacked if is_transposed else stacked
 
 
 def _norms(stack: Stack, width: int) -> dict[str, str]:
@@ -220,7 +223,7 @@ def _norms(stack: Stack, width: int) -> dict[str, str]:
             place = next((place for place, pattern in NORMS if re.search(pattern, _words(name))), None)
             places |= {place: name} if place else {}
     after = places.pop("after_attention", None)
-    if after is not None:  # in Llama it stands before the FFN, in Gemma 2 and OLMo-2 it closes attention
+    if after is not None:  # in Llama it precedes the FFN, in Gemma 2 and OLMo-2 it follows attention
         place = "pre_ffn" if "pre_attention" in places and "pre_ffn" not in places else "post_attention"
         places[place] = after
     if set(places) == {"pre_attention"}:  # one norm alone serves both branches of a parallel block
@@ -229,7 +232,7 @@ def _norms(stack: Stack, width: int) -> dict[str, str]:
 
 
 def _is_shifted(family: Family, tensors: Tensors) -> bool:
-    """Whether scales are stored less 1: around 0 then, where a scale as it multiplies would silence the layer."""
+    """True where norm scales are stored minus 1: many are around 0, which would silence the layer."""
     before, after = (re.escape(half) for half in family.layer.split("{}"))
     wanted = re.compile(rf"{before}\d+{after}({'|'.join(map(re.escape, family.norms.values()))})")
     scales = [tensors.read(name) for name in tensors.names if family.norms and wanted.fullmatch(name)]
@@ -237,7 +240,7 @@ def _is_shifted(family: Family, tensors: Tensors) -> bool:
 
 
 def _with_tables(family: Family, tensors: Tensors, width: int) -> Family:
-    """The embedding and the output matrix: outside the layers, as wide as the stream, told apart by name."""
+    """The family with its embedding and head: matrices outside the layers, as wide as the stream, found by name."""
     outside = [name for name in sorted(tensors.names) if not WITHIN.fullmatch(name)]
     tables = [name for name in outside if len(shape := tensors.shape(name)) == 2 and shape[1] >= width]
     embeds = [name for name in tables if re.search(r"emb|wte|tok|embed_in", name) and not _is_other(name)]
@@ -252,12 +255,12 @@ def _is_other(name: str) -> bool:
 
 
 def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:
-    """The heads of the layer under `prefix`, where nothing declares them, and the sentence that says why those."""
+    """The heads of the layer under `prefix`, from its shapes, and the sentence that states the assumption."""
     shape = {kind: tensors.shape(prefix + family.part(kind).tensor) for kind in ATTENTION}
     if any(len(size) != 2 or 0 in size for size in shape.values()):
         return None, "The heads are not declared, and a layer has no matrices to tell them from."
-    is_turned = family.part("o").split is turned
-    a = shape["o"][0] if is_turned else shape["o"][1]
+    is_transposed = family.part("o").split is transposed
+    a = shape["o"][0] if is_transposed else shape["o"][1]
     rows = prod(shape["k"]) // (prod(shape["o"]) // a)  # of k, or of q, k and v together
     kv = (rows - a) // 2 if family.part("k").kinds == QKV else rows
     sizes = {tensors.shape(n) for n in tensors.names if n.startswith(prefix) and QK_NORM.search(n) and "bias" not in n}

@@ -1,4 +1,4 @@
-"""Models for which a layer's roles are not defined, or whose numbers are not weights: each named and refused."""
+"""Refuses models whose layers have no defined roles, and checkpoints whose weights are packed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from orchestrator.common.errors import UserError
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS = re.compile(r"(^|[._])experts?[._]|block_sparse_moe\.|(^|\.)moe\.")
-OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # towers beside the text model, which are not read
+OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # encoders of other modalities, which are not read
 
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv|_2)?|weight\.(absmax|quant_\w+(\..*)?)|SCB)$"
 )
 
-# What a layer holds in place of, or beside, one attention and one FFN.
+# What a layer may hold instead of, or beside, one attention and one FFN.
 MIXERS = {
     "a state-space layer": re.compile(r"mamba|(^|[._])A_log$|(^|[._])ssm[._]|mixer\.conv1d"),
     "linear attention": re.compile(r"linear_attn|linear_attention|delta_net"),
@@ -28,7 +28,7 @@ MIXERS = {
 }
 
 
-def refuse_foreign(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
+def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
     """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed."""
     names = [name for name in sorted(names) if not OTHER_SENSES.search(name)]
     _refuse_experts(source, names, config)

@@ -29,8 +29,8 @@ from transformers import (
 from models.hf import to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import Anatomy, Heads
 from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.architecture.model import CheckpointModel, Heads
 from orchestrator.forensics.weights.tensors import Tensors
 
 SIZES = {
@@ -52,7 +52,7 @@ def _gpt2() -> GPT2LMHeadModel:
 def test_llama_of_transformers(tmp_path: Path) -> None:
     model = _llama()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert (anatomy.family_name, len(anatomy), anatomy.description.step) == ("llama", 3, None)
     assert anatomy.description.layers == [Heads(4, 2, 8)] * 3
     for layer, block in zip(anatomy, model.model.layers, strict=True):
@@ -70,7 +70,7 @@ def test_llama_of_transformers(tmp_path: Path) -> None:
 
 def test_tied_head_and_the_file_itself(tmp_path: Path) -> None:
     _llama(tied=True).save_pretrained(tmp_path)
-    anatomy = Anatomy(tmp_path / "model.safetensors")
+    anatomy = CheckpointModel(tmp_path / "model.safetensors")
     assert anatomy.head() is None
     assert len(anatomy) == 3
 
@@ -78,7 +78,7 @@ def test_tied_head_and_the_file_itself(tmp_path: Path) -> None:
 def test_our_checkpoint_with_sandwich_norms(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16, 24))
     ours.trace = {ours.name(1, "down"): [0.25, 0.5]}
-    anatomy = Anatomy(ours.write())
+    anatomy = CheckpointModel(ours.write())
     assert (anatomy.family_name, anatomy.description.step, anatomy.assumed) == ("llama_sandwich", 7, [])
     assert anatomy.embedding_shape == (32, 24)
     places = {
@@ -101,7 +101,7 @@ def test_our_decoder_as_transformers_saves_it(tmp_path: Path) -> None:
     spec = DecoderSpec((LayerShape(16, 4, 2, 6, 40), LayerShape(24, 4, 2, 6, 40)), vocab_size=32)
     decoder = Decoder(spec)
     to_huggingface(decoder).save_pretrained(tmp_path)
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert anatomy.family_name == "llama_sandwich"
     for layer, block in zip(anatomy, decoder.model.layers, strict=True):
         assert torch.equal(layer.weight("o"), block.self_attn.o_proj.weight)
@@ -113,7 +113,7 @@ def test_names_with_and_without_a_stem(tmp_path: Path, stem: str) -> None:
     model.save_pretrained(tmp_path)
     tensors = {stem + name: value.clone() for name, value in model.transformer.state_dict().items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     block = model.transformer.h[2].attn.c_attn.weight.T  # [3d, d]
     for kind, rows in zip("qkv", block.split(24), strict=True):
         assert torch.equal(anatomy.layer(2).weight(kind), rows)
@@ -126,8 +126,8 @@ def test_moments_of_fused_and_turned_tensors_are_cut_like_the_weights(tmp_path: 
     model.save_pretrained(tmp_path)
     doubled = {f"{name}.exp_avg": 2 * value for name, value in model.state_dict().items() if "lm_head" not in name}
     save_file(doubled, tmp_path / "moments.safetensors")
-    assert Anatomy(tmp_path).layer(0).moment("q", "exp_avg") is None
-    anatomy = Anatomy(tmp_path, optimizer=tmp_path / "moments.safetensors")
+    assert CheckpointModel(tmp_path).layer(0).moment("q", "exp_avg") is None
+    anatomy = CheckpointModel(tmp_path, optimizer=tmp_path / "moments.safetensors")
     for layer in anatomy:
         for kind in layer.kinds:
             moment = layer.moment(kind, "exp_avg")
@@ -141,7 +141,7 @@ def test_text_model_within_a_multimodal_one(tmp_path: Path) -> None:
               "image_size": 28, "patch_size": 14}  # fmt: skip
     model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=SIZES, vision_config=vision))
     model.save_pretrained(tmp_path)
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert (anatomy.family_name, len(anatomy), anatomy.embedding_shape) == ("gemma3", 3, (64, 24))
     for layer, block in zip(anatomy, model.model.language_model.layers, strict=True):
         assert torch.equal(layer.weight("k"), block.self_attn.k_proj.weight)
@@ -152,7 +152,7 @@ def test_an_embedding_outside_the_stream_is_absent(tmp_path: Path) -> None:
     sizes = {"hidden_size": 24, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     config = AutoConfig.for_model("opt", **sizes, word_embed_proj_dim=16)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     assert anatomy.embedding_shape is None
     assert list(anatomy.embedding()) == []
 
@@ -166,7 +166,7 @@ def test_scales_that_are_called_gamma(tmp_path: Path) -> None:
     old = {re.sub(r"LayerNorm\.\w+", lambda m: respell[m[0]], f"bert.{name}"): v for name, v in state.items()}
     save_file(old, tmp_path / "model.safetensors")
     for described in (True, False):
-        anatomy = Anatomy(tmp_path)
+        anatomy = CheckpointModel(tmp_path)
         assert anatomy.family_name == ("bert" if described else "inferred")
         for layer in anatomy:
             stem = f"encoder.layer.{layer.index}"
@@ -179,7 +179,7 @@ def test_moments_of_another_run(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint()
     ours.moments[f"{ours.name(0, 'q')}.exp_avg"] = np.ones((3, 3), dtype=np.float32)
     with pytest.raises(UserError, match="unlike its weight"):
-        next(iter(Anatomy(ours.write()))).moment("q", "exp_avg")
+        next(iter(CheckpointModel(ours.write()))).moment("q", "exp_avg")
 
 
 @pytest.mark.parametrize("model", [_llama, _gpt2])
@@ -199,7 +199,7 @@ def test_one_layer_in_memory_at_a_time(tmp_path: Path, model: Callable[[], Any],
         return values
 
     monkeypatch.setattr(Tensors, "read", counted)
-    anatomy = Anatomy(tmp_path)
+    anatomy = CheckpointModel(tmp_path)
     for layer in anatomy:
         for kind in layer.kinds * 2:
             assert layer.weight(kind).shape == layer.shape(kind)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.anatomy import Anatomy
+from orchestrator.forensics.architecture.model import CheckpointModel
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
@@ -28,7 +28,7 @@ def test_mixtures_of_experts_are_named(tmp_path: Path, mark: str, described: boo
     if not described:
         (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match=r"is a mixture of experts, 6 experts a layer .*experts.*one FFN per layer"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
 
 
 def test_hybrids_and_encoder_decoders_are_named(tmp_path: Path) -> None:
@@ -37,9 +37,9 @@ def test_hybrids_and_encoder_decoders_are_named(tmp_path: Path) -> None:
     config = AutoConfig.for_model("mamba", hidden_size=24, num_hidden_layers=2, vocab_size=64, state_size=4)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "mamba")
     with pytest.raises(UserError, match="has cross-attention"):
-        Anatomy(tmp_path / "t5")
+        CheckpointModel(tmp_path / "t5")
     with pytest.raises(UserError, match="has a state-space layer"):
-        Anatomy(tmp_path / "mamba")
+        CheckpointModel(tmp_path / "mamba")
 
 
 def test_packed_weights_are_named(tmp_path: Path) -> None:
@@ -51,8 +51,8 @@ def test_packed_weights_are_named(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text()) | {"quantization_config": {"quant_method": "new"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=r"lacks 1 of the 27 .* declares itself quantised"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
     tensors[f"{name}.qweight"] = torch.ones(3, 32, dtype=torch.int32)
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"is quantised \(model\.layers\.1\.self_attn\.q_proj\.qweight\)"):
-        Anatomy(tmp_path)
+        CheckpointModel(tmp_path)
