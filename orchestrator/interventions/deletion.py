@@ -1,4 +1,4 @@
-"""Delete a layer, its attention or its FFN, and measure by how much held-out loss rises."""
+"""Deletion of a layer, its attention or its FFN (zero ablation), and the rise of held-out loss."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ from orchestrator.data import prepare
 from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint
 
-BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # what is silenced
+BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # deletion → modules
 SPLIT = "validation"
 ROWS = 64  # held-out rows per domain, at most: the standard error says whether they were enough
 
 
 @contextmanager
-def silenced(layer: nn.Module, branches: Sequence[str]) -> Iterator[None]:
-    """Inside the block these branches of the layer write nothing to the residual stream.
-
-    A branch's output becomes zero where it leaves the branch; a norm after it maps zero to zero.
-    """
+def ablated(layer: nn.Module, branches: Sequence[str]) -> Iterator[None]:
+    """Inside the block these branches of the layer output zero; a norm after a branch maps zero to zero."""
     hooks = [
         layer.get_submodule(branch).register_forward_hook(lambda _block, _inputs, output: torch.zeros_like(output))
         for branch in branches
@@ -51,17 +48,17 @@ def row_losses(decoder: Decoder, rows: Tensor, batch_size: int) -> Tensor:
     return torch.cat(parts).cpu()
 
 
-def worth(
+def loss_increases(
     decoder: Decoder, index: int, heldout: dict[str, Tensor], intact: dict[str, Tensor], batch_size: int
 ) -> dict[str, Any]:
-    """Intervention → domain → by how much the loss rises when it is done to layer `index`.
+    """Deletion → domain → the rise of loss when it is applied to layer `index`.
 
     `heldout`: domain → rows [n, T+1]; `intact`: domain → `row_losses` of the whole model. Rows are paired:
     `mean` is in nats per token, and `se` its standard error over rows (null for a single row).
     """
     changes: dict[str, Any] = {}
     for name, branches in BRANCHES.items():
-        with silenced(decoder.model.layers[index], branches):
+        with ablated(decoder.model.layers[index], branches):
             differences = {d: row_losses(decoder, rows, batch_size) - intact[d] for d, rows in heldout.items()}
         changes[name] = {
             domain: {
@@ -74,16 +71,16 @@ def worth(
 
 
 def intervene(source: Path) -> dict[str, Any]:
-    """Every layer's role beside what deleting it, its attention or its FFN costs, as plain JSON values.
+    """Every layer's role and the rise of loss without it, its attention or its FFN, as plain JSON values.
 
-    Raises `UserError` where the source is none of ours or its data cannot be prepared as it was trained on.
+    Raises `UserError` where the source is not ours, or its training data cannot be prepared again.
     """
     path = checkpoint.find(source)
     config = checkpoint.config_of(path)
-    torch.set_num_threads(config.train.threads)  # small models wait for each other's threads
+    torch.set_num_threads(config.train.threads)  # more threads slow small models down
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
     corpus.check_digest(checkpoint.read_state(path)["data"], path)
-    batch_size = config.train.micro_batch_size or config.train.batch_size  # what fitted into memory in training
+    batch_size = config.train.micro_batch_size or config.train.batch_size  # fits into memory, as in training
     heldout = {domain: corpus.heldout(domain, SPLIT)[:ROWS] for domain in corpus.domains}
     decoder = checkpoint.load_decoder(path).to("cuda" if torch.cuda.is_available() else "cpu")
     reading = analyze(path)
@@ -102,7 +99,7 @@ def intervene(source: Path) -> dict[str, Any]:
                 "layer": layer.layer,
                 "role": layer.role,
                 "margin": layer.margin,
-                "change": worth(decoder, layer.layer, heldout, intact, batch_size),
+                "change": loss_increases(decoder, layer.layer, heldout, intact, batch_size),
             }
             for layer in layers
         ],
@@ -110,7 +107,7 @@ def intervene(source: Path) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> Group:
-    """All that is printed: a line per layer and domain, dim where a change is within two standard errors."""
+    """A table with a line per layer and domain; changes within two standard errors are dim."""
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
     for name in ("layer", "role", "domain", "−layer", "−attention", "−FFN"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("role", "domain") else "right")

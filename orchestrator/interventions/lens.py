@@ -1,4 +1,4 @@
-"""What each layer does to a text: its writes, and the logit lens after it."""
+"""The effect of each layer on a text: its writes, and the logit lens after it."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def lens(decoder: Decoder, x: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
-    """What each layer does to `tokens` [T], as plain JSON values.
+    """The effect of each layer on `tokens` [T], as plain JSON values.
 
     Per layer, means over positions: `write` ‖x_{l+1}−x_l‖/‖x_l‖, of which `attention_write` and `ffn_write`
-    are the branches' shares (relative to the same ‖x_l‖, so that they need not add up); `cosine` of x_l and
+    are the branches' shares (relative to the same ‖x_l‖; they need not add up); `cosine` of x_l and
     x_{l+1} (SCIENCE §1); `loss` of the logit lens in nats per token (null for a single token). Under `last`
     the same of the last position, and the `token` that the lens ranks first there with its `probability`.
     """
     rows: list[dict[str, Any]] = []
 
-    def watch(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def record(block: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         assert isinstance(block, PreNormBlock)
         x, rope = inputs  # x: [1, T, D]
         h = read_prefix(x, block.width)
@@ -70,7 +70,7 @@ def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
             }
         )
 
-    hooks = [block.register_forward_hook(watch) for block in decoder.model.layers]
+    hooks = [block.register_forward_hook(record) for block in decoder.model.layers]
     try:
         decoder(tokens[None])
     finally:
@@ -82,8 +82,8 @@ def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
 def trace(source: Path, text: str) -> dict[str, Any]:
     """`trace_tokens` of a text, in the tokens and by the newest weights of `source`, as plain JSON values.
 
-    Raises `UserError` where the source is none of ours, or was trained with a tokenizer learnt from other data
-    than is there now, or the text is empty or longer than a training row.
+    Raises `UserError` where the source is not ours, its tokenizer was learnt from data that has changed since, or the
+    text is empty or longer than a training row.
     """
     path = checkpoint.find(source)
     config = checkpoint.config_of(path)
@@ -98,7 +98,7 @@ def trace(source: Path, text: str) -> dict[str, Any]:
         )
     layers = trace_tokens(checkpoint.load_decoder(path), torch.tensor(tokens))
     for layer in layers:
-        layer["last"]["text"] = spelled(tokenizer, layer["last"]["token"])
+        layer["last"]["text"] = token_text(tokenizer, layer["last"]["token"])
     return {
         "schema": 1,
         "source": str(path),
@@ -109,14 +109,14 @@ def trace(source: Path, text: str) -> dict[str, Any]:
     }
 
 
-def spelled(tokenizer: Tokenizer, token: int) -> str:
-    """The token as text; its number where it has none of its own, like end-of-text."""
+def token_text(tokenizer: Tokenizer, token: int) -> str:
+    """The token as text; `#<id>` where it has none, like end-of-text."""
     text = tokenizer.decode([token])
     return f"#{token}" if text in ("", "\N{REPLACEMENT CHARACTER}") else text
 
 
 def report(result: dict[str, Any]) -> Group:
-    """All that is printed: one line per layer."""
+    """A table with one line per layer."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("layer", "write", "attention", "FFN", "cos", "loss", "│", "write", "cos", "p", "next"):
         table.add_column(name, no_wrap=True, justify="left" if name in ("│", "next") else "right")

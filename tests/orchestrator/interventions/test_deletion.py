@@ -27,7 +27,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.data import prepare
 from orchestrator.intervene import main
-from orchestrator.interventions.deletion import BRANCHES, intervene, report, row_losses, silenced, worth
+from orchestrator.interventions.deletion import BRANCHES, ablated, intervene, loss_increases, report, row_losses
 from orchestrator.storage import checkpoint
 
 WIDTHS = (8, 16, 12, 16)
@@ -65,7 +65,7 @@ def rows() -> torch.Tensor:
 @pytest.mark.parametrize("index", [1, 2])  # neither the first nor the last: those decide the head's width
 def test_a_deleted_layer_leaves_the_model_without_it(norm: str, index: int, rows: torch.Tensor) -> None:
     decoder = decoder_of(norm)
-    with silenced(decoder.model.layers[index], BRANCHES["layer"]):
+    with ablated(decoder.model.layers[index], BRANCHES["layer"]):
         deleted = decoder(rows)
     torch.testing.assert_close(deleted, without_layer(decoder, index)(rows))
     assert not torch.allclose(deleted, decoder(rows), atol=1e-3)
@@ -79,14 +79,14 @@ def test_a_silenced_branch_is_one_whose_last_matrix_is_zero(
     decoder, zeroed = decoder_of(norm), decoder_of(norm)
     with torch.no_grad():
         zeroed.model.layers[0].get_parameter(f"{writer}.weight").zero_()
-    with silenced(decoder.model.layers[0], BRANCHES[name]):
+    with ablated(decoder.model.layers[0], BRANCHES[name]):
         torch.testing.assert_close(decoder(rows), zeroed(rows))
 
 
 def test_the_model_is_whole_again_afterwards_also_after_an_error(rows: torch.Tensor) -> None:
     decoder = decoder_of("sandwich")
     before = decoder(rows)
-    with pytest.raises(RuntimeError), silenced(decoder.model.layers[0], BRANCHES["layer"]):
+    with pytest.raises(RuntimeError), ablated(decoder.model.layers[0], BRANCHES["layer"]):
         raise RuntimeError
     assert torch.equal(decoder(rows), before)
 
@@ -101,7 +101,7 @@ def test_changes_are_paired_means_with_their_standard_errors(rows: torch.Tensor)
             - decoder_of("sandwich").double().loss(row[None]).item()
             for row in rows
         ]
-    change = worth(decoder, 2, heldout, intact, 8)["layer"]
+    change = loss_increases(decoder, 2, heldout, intact, 8)["layer"]
     assert change["a"]["mean"] == pytest.approx(np.mean(per_row), abs=1e-5)
     assert change["a"]["se"] == pytest.approx(np.std(per_row, ddof=1) / math.sqrt(len(rows)), rel=1e-3)
     assert change["one row"] == {"mean": pytest.approx(per_row[0], abs=1e-5), "se": None}

@@ -27,7 +27,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.data import prepare
 from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.interventions.lens import lens, report, spelled, trace_tokens
+from orchestrator.interventions.lens import lens, report, token_text, trace_tokens
 from orchestrator.storage import checkpoint
 from orchestrator.trace import main
 
@@ -134,7 +134,7 @@ def test_a_single_token_has_no_loss() -> None:
 
 
 def test_tokens_without_text_of_their_own_show_their_number() -> None:
-    assert [spelled(ByteTokenizer(), token) for token in (65, 32, 200, 256, 263)] == [
+    assert [token_text(ByteTokenizer(), token) for token in (65, 32, 200, 256, 263)] == [
         "A",
         " ",
         "#200",

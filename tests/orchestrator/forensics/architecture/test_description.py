@@ -39,9 +39,9 @@ def test_text_config_that_leaves_heads_to_defaults(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 24}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    anatomy = CheckpointModel(tmp_path)
-    assert anatomy.layer(1).heads == Heads(4, 2, 8)  # head_dim from the norm of queries
-    assert anatomy.assumed == ["The heads are not declared: of 8 each, the size of their norm."]
+    opened = CheckpointModel(tmp_path)
+    assert opened.layer(1).heads == Heads(4, 2, 8)  # head_dim from the norm of queries
+    assert opened.assumed == ["The heads are not declared: of 8 each, the size of their norm."]
 
 
 def test_heads_that_differ_between_layers(tmp_path: Path) -> None:

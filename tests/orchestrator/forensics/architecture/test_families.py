@@ -239,15 +239,15 @@ def test_family(tmp_path: Path, family: str, mark: str, sizes: dict[str, Any]) -
     head = None if output is None or output.weight is model.get_input_embeddings().weight else output.weight.detach()
     silence(model)
 
-    anatomy = CheckpointModel(tmp_path)
-    assert (anatomy.family_name, anatomy.assumed, len(anatomy)) == (family, [], LAYERS)
-    assert torch.equal(torch.cat(list(anatomy.embedding(block=7))), embedding)
-    assert anatomy.embedding_shape == (VOCABULARY, WIDTH)
-    found = anatomy.head()
+    opened = CheckpointModel(tmp_path)
+    assert (opened.family_name, opened.assumed, len(opened)) == (family, [], LAYERS)
+    assert torch.equal(torch.cat(list(opened.embedding(block=7))), embedding)
+    assert opened.embedding_shape == (VOCABULARY, WIDTH)
+    found = opened.head()
     assert (found is None) == (head is None)
     assert head is None or (found is not None and torch.equal(found, head))
     for index in (0, LAYERS - 1):
-        layer, flow = anatomy.layer(index), Flow(model, index)
+        layer, flow = opened.layer(index), Flow(model, index)
         assert (layer.index, layer.width) == (index, WIDTH)
         for kind in layer.kinds:
             assert tuple(layer.weight(kind).shape) == layer.shape(kind)

@@ -149,12 +149,12 @@ def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
         tensors |= {f"layers.{index}.mlp.fc1.weight": torch.randn(40, 24)}
         tensors |= {f"layers.{index}.mlp.fc2.weight": torch.randn(24, 40), f"layers.{index}.odd": torch.randn(3, 3)}
     save_file(tensors, tmp_path / "model.safetensors")
-    anatomy = CheckpointModel(tmp_path)
-    assert [layer.heads for layer in anatomy] == [None, None]
-    assert anatomy.layer(1).kinds == tuple(kind for kind in KINDS if kind != "gate")
-    assert "Left aside: odd." in anatomy.assumed
+    opened = CheckpointModel(tmp_path)
+    assert [layer.heads for layer in opened] == [None, None]
+    assert opened.layer(1).kinds == tuple(kind for kind in KINDS if kind != "gate")
+    assert "Left aside: odd." in opened.assumed
     why = "24 rows of q and 24 of k are not both multiples of 64"
-    assert f"The heads are not declared, and {why}: heads are unknown." in anatomy.assumed
+    assert f"The heads are not declared, and {why}: heads are unknown." in opened.assumed
     (tmp_path / "config.json").write_text('{"n_heads": 4, "dim": 24}')
     assert CheckpointModel(tmp_path).layer(0).heads == Heads(4, 4, 6)
 

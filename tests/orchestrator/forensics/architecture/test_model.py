@@ -52,10 +52,10 @@ def _gpt2() -> GPT2LMHeadModel:
 def test_llama_of_transformers(tmp_path: Path) -> None:
     model = _llama()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
-    anatomy = CheckpointModel(tmp_path)
-    assert (anatomy.family_name, len(anatomy), anatomy.description.step) == ("llama", 3, None)
-    assert anatomy.description.layers == [Heads(4, 2, 8)] * 3
-    for layer, block in zip(anatomy, model.model.layers, strict=True):
+    opened = CheckpointModel(tmp_path)
+    assert (opened.family_name, len(opened), opened.description.step) == ("llama", 3, None)
+    assert opened.description.layers == [Heads(4, 2, 8)] * 3
+    for layer, block in zip(opened, model.model.layers, strict=True):
         attention, mlp = block.self_attn, block.mlp
         modules = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         modules += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
@@ -70,22 +70,22 @@ def test_llama_of_transformers(tmp_path: Path) -> None:
 
 def test_tied_head_and_the_file_itself(tmp_path: Path) -> None:
     _llama(tied=True).save_pretrained(tmp_path)
-    anatomy = CheckpointModel(tmp_path / "model.safetensors")
-    assert anatomy.head() is None
-    assert len(anatomy) == 3
+    opened = CheckpointModel(tmp_path / "model.safetensors")
+    assert opened.head() is None
+    assert len(opened) == 3
 
 
 def test_our_checkpoint_with_sandwich_norms(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16, 24))
     ours.trace = {ours.name(1, "down"): [0.25, 0.5]}
-    anatomy = CheckpointModel(ours.write())
-    assert (anatomy.family_name, anatomy.description.step, anatomy.assumed) == ("llama_sandwich", 7, [])
-    assert anatomy.embedding_shape == (32, 24)
+    opened = CheckpointModel(ours.write())
+    assert (opened.family_name, opened.description.step, opened.assumed) == ("llama_sandwich", 7, [])
+    assert opened.embedding_shape == (32, 24)
     places = {
         "pre_attention": "input_layernorm", "post_attention": "post_attention_layernorm",
         "pre_ffn": "pre_feedforward_layernorm", "post_ffn": "post_feedforward_layernorm",
     }  # fmt: skip
-    for layer in anatomy:
+    for layer in opened:
         assert layer.width == (16, 24)[layer.index]
         for kind in KINDS:
             np.testing.assert_array_equal(layer.weight(kind), ours.weight(layer.index, kind))
@@ -94,16 +94,16 @@ def test_our_checkpoint_with_sandwich_norms(checkpoint: Callable[..., Any]) -> N
                 np.testing.assert_array_equal(layer.moment(kind, which), expected)
         for place, name in places.items():
             np.testing.assert_array_equal(layer.norm(place), ours.tensors[f"model.layers.{layer.index}.{name}.weight"])
-    assert [layer.trace("down") for layer in anatomy] == [[], [0.25, 0.5]]
+    assert [layer.trace("down") for layer in opened] == [[], [0.25, 0.5]]
 
 
 def test_our_decoder_as_transformers_saves_it(tmp_path: Path) -> None:
     spec = DecoderSpec((LayerShape(16, 4, 2, 6, 40), LayerShape(24, 4, 2, 6, 40)), vocab_size=32)
     decoder = Decoder(spec)
     to_huggingface(decoder).save_pretrained(tmp_path)
-    anatomy = CheckpointModel(tmp_path)
-    assert anatomy.family_name == "llama_sandwich"
-    for layer, block in zip(anatomy, decoder.model.layers, strict=True):
+    opened = CheckpointModel(tmp_path)
+    assert opened.family_name == "llama_sandwich"
+    for layer, block in zip(opened, decoder.model.layers, strict=True):
         assert torch.equal(layer.weight("o"), block.self_attn.o_proj.weight)
 
 
@@ -113,12 +113,12 @@ def test_names_with_and_without_a_stem(tmp_path: Path, stem: str) -> None:
     model.save_pretrained(tmp_path)
     tensors = {stem + name: value.clone() for name, value in model.transformer.state_dict().items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    anatomy = CheckpointModel(tmp_path)
+    opened = CheckpointModel(tmp_path)
     block = model.transformer.h[2].attn.c_attn.weight.T  # [3d, d]
     for kind, rows in zip("qkv", block.split(24), strict=True):
-        assert torch.equal(anatomy.layer(2).weight(kind), rows)
-        assert anatomy.layer(2).name(kind) == f"{stem}h.2.attn.c_attn.weight[{kind}]"
-    assert anatomy.embedding_shape == (64, 24)
+        assert torch.equal(opened.layer(2).weight(kind), rows)
+        assert opened.layer(2).name(kind) == f"{stem}h.2.attn.c_attn.weight[{kind}]"
+    assert opened.embedding_shape == (64, 24)
 
 
 def test_moments_of_fused_and_turned_tensors_are_cut_like_the_weights(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_moments_of_fused_and_turned_tensors_are_cut_like_the_weights(tmp_path: 
     doubled = {f"{name}.exp_avg": 2 * value for name, value in model.state_dict().items() if "lm_head" not in name}
     save_file(doubled, tmp_path / "moments.safetensors")
     assert CheckpointModel(tmp_path).layer(0).moment("q", "exp_avg") is None
-    anatomy = CheckpointModel(tmp_path, optimizer=tmp_path / "moments.safetensors")
-    for layer in anatomy:
+    opened = CheckpointModel(tmp_path, optimizer=tmp_path / "moments.safetensors")
+    for layer in opened:
         for kind in layer.kinds:
             moment = layer.moment(kind, "exp_avg")
             assert moment is not None
@@ -141,9 +141,9 @@ def test_text_model_within_a_multimodal_one(tmp_path: Path) -> None:
               "image_size": 28, "patch_size": 14}  # fmt: skip
     model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=SIZES, vision_config=vision))
     model.save_pretrained(tmp_path)
-    anatomy = CheckpointModel(tmp_path)
-    assert (anatomy.family_name, len(anatomy), anatomy.embedding_shape) == ("gemma3", 3, (64, 24))
-    for layer, block in zip(anatomy, model.model.language_model.layers, strict=True):
+    opened = CheckpointModel(tmp_path)
+    assert (opened.family_name, len(opened), opened.embedding_shape) == ("gemma3", 3, (64, 24))
+    for layer, block in zip(opened, model.model.language_model.layers, strict=True):
         assert torch.equal(layer.weight("k"), block.self_attn.k_proj.weight)
         assert torch.equal(layer.norm("post_ffn"), torch.ones(24))
 
@@ -152,9 +152,9 @@ def test_an_embedding_outside_the_stream_is_absent(tmp_path: Path) -> None:
     sizes = {"hidden_size": 24, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
     config = AutoConfig.for_model("opt", **sizes, word_embed_proj_dim=16)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    anatomy = CheckpointModel(tmp_path)
-    assert anatomy.embedding_shape is None
-    assert list(anatomy.embedding()) == []
+    opened = CheckpointModel(tmp_path)
+    assert opened.embedding_shape is None
+    assert list(opened.embedding()) == []
 
 
 def test_scales_that_are_called_gamma(tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_scales_that_are_called_gamma(tmp_path: Path) -> None:
     old = {re.sub(r"LayerNorm\.\w+", lambda m: respell[m[0]], f"bert.{name}"): v for name, v in state.items()}
     save_file(old, tmp_path / "model.safetensors")
     for described in (True, False):
-        anatomy = CheckpointModel(tmp_path)
-        assert anatomy.family_name == ("bert" if described else "inferred")
-        for layer in anatomy:
+        opened = CheckpointModel(tmp_path)
+        assert opened.family_name == ("bert" if described else "inferred")
+        for layer in opened:
             stem = f"encoder.layer.{layer.index}"
             for place, name in {"post_attention": "attention.output", "post_ffn": "output"}.items():
                 assert torch.equal(layer.norm(place), state[f"{stem}.{name}.LayerNorm.weight"])
@@ -199,8 +199,8 @@ def test_one_layer_in_memory_at_a_time(tmp_path: Path, model: Callable[[], Any],
         return values
 
     monkeypatch.setattr(Tensors, "read", counted)
-    anatomy = CheckpointModel(tmp_path)
-    for layer in anatomy:
+    opened = CheckpointModel(tmp_path)
+    for layer in opened:
         for kind in layer.kinds * 2:
             assert layer.weight(kind).shape == layer.shape(kind)
     assert live["peak"] == 4 * layer.parameters  # one layer, and a fused tensor once for all its parts

@@ -97,10 +97,10 @@ def test_medians_of_a_sample_are_those_of_all(checkpoint: Callable[..., Any], mo
     from orchestrator.forensics.architecture.model import CheckpointModel
     from orchestrator.forensics.measures import momentum
 
-    anatomy = CheckpointModel(checkpoint(widths=(64,) * 3, ffn=200).write())
-    whole = momentum.medians(anatomy)
+    opened = CheckpointModel(checkpoint(widths=(64,) * 3, ffn=200).write())
+    whole = momentum.medians(opened)
     monkeypatch.setattr(momentum, "SAMPLED", 3000)
-    sampled = momentum.medians(anatomy)
+    sampled = momentum.medians(opened)
     assert whole is not None
     assert sampled is not None
     for kind, values in whole.items():
