@@ -98,7 +98,7 @@ AutoModelForCausalLM.register(LayeredDecoderConfig, LayeredDecoderForCausalLM)
 
 
 def fits_llama(spec: DecoderSpec) -> bool:
-    """Whether stock Llama computes the same function: pre-norm, equal layers, a width its heads divide."""
+    """True where stock Llama computes the same function: pre-norm, equal layers, a width its heads divide."""
     first = spec.layers[0]
     return spec.norm == "pre" and len(set(spec.layers)) == 1 and first.width % first.heads == 0
 

@@ -16,7 +16,7 @@ PROFILES: dict[str, Callable[[float, float, float], float]] = {
     "ramp": lambda t, start, end: start + (end - start) * t,
     "x_shape": lambda t, start, end: float(np.interp(t, (0.0, 0.75, 1.0), (start, end, start))),
 }
-STATED = ("uniform", "explicit")  # their widths are stated by a person and never rounded
+STATED = ("uniform", "explicit")  # given widths, never rounded
 
 COSTS: dict[str, Callable[[DecoderSpec, int], int]] = {
     "params": lambda spec, seq_len: num_params(spec),

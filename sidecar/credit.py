@@ -1,7 +1,7 @@
-"""From one reward to a step for every unit: one class and one line in `CREDITS` each (SCIENCE §6).
+"""Credit assignment, from one reward to a step for every unit: one class and one line in `CREDITS` each (SCIENCE §6).
 
-The policy draws `x = μ + σ·z`. What is estimated is `σ·∂E[reward]/∂μ_i`, in units of a running scale of its
-own, and the same for ln σ, as the mean over units.
+The policy draws `x = μ + σ·z`. A step estimates `σ·∂E[reward]/∂μ_i`, divided by a running scale, and the same for ln σ
+as the mean over units.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from sidecar.reward import Discounted, Judgement
 
 
 class Step(NamedTuple):
-    mean: Tensor  # [units]: where the means should go
-    spread: float  # where ln σ should go
+    mean: Tensor  # [units]: direction for the means
+    spread: float  # direction for ln σ
 
 
 class Credit(Protocol):
-    needs_gradient: bool  # of the held-out loss, by every unit
+    needs_gradient: bool  # True: `slopes` come from a held-out backward pass
 
     def step(self, judgement: Judgement, noise: Tensor, sigma: float, slopes: Tensor) -> Step:
-        """`noise` z and `slopes` [units]: ∂reward/∂x_i as the held-out gradient has it; zeros without one."""
+        """The step for `noise` z and `slopes` ∂reward/∂x_i of the held-out gradient (zeros without one), [units]."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -50,25 +50,24 @@ class Joint:
 
 
 class Factored:
-    """Every unit by its own slope, and REINFORCE for `unexplained` of what the slopes leave unexplained.
+    """Each unit's own slope, plus `unexplained` times REINFORCE on the reward that the slopes do not explain.
 
     `σ·c_i + unexplained · (reward − baseline − Σ_j c_j·σ·z_j) · z_i`: with `unexplained=1` the slopes are a
-    control variate whose expectation is added back, which leaves REINFORCE's expectation as it is where the
-    slopes do not depend on z (Gu et al. 2016, MuProp); with 0 it is the slopes alone, which no reward enters.
-    ln σ, of which slopes that depend on z say the most, goes by `(1 − unexplained)·c_i·σ·z_i` and
-    `unexplained·(reward − baseline)·(z_i² − 1)`: two estimates of one thing, mixed.
+    control variate whose expectation is added back, so that the expectation is REINFORCE's where the slopes do not
+    depend on z (Gu et al. 2016, MuProp); with 0 the slopes alone count, and no reward enters. ln σ moves by a mixture
+    of two estimates, `(1 − unexplained)·c_i·σ·z_i` and `unexplained·(reward − baseline)·(z_i² − 1)`.
     """
 
     needs_gradient = True
 
     def __init__(self, decay: float, unexplained: float) -> None:
         self.unexplained = unexplained
-        self.square = Discounted(decay)  # of the step before it is scaled, mean over units
+        self.square = Discounted(decay)  # mean over units of the squared step, before scaling
 
     def estimate(self, judgement: Judgement, noise: Tensor, sigma: float, slopes: Tensor) -> Step:
-        """The step before it is scaled, nats per token."""
+        """The step before scaling, nats per token."""
         surprise = judgement.reward - judgement.baseline
-        # without a baseline nothing is left over
+        # without a baseline there is no surprise to explain
         left = self.unexplained * (surprise - sigma * (slopes @ noise).item()) if judgement.deviation else 0.0
         pathwise, scored = sigma * slopes * noise, surprise * (noise.square() - 1)
         spread = (1 - self.unexplained) * pathwise + self.unexplained * scored

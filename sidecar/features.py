@@ -1,4 +1,4 @@
-"""What a policy knows of a unit: one function and one line in `FEATURES` each (SCIENCE §6)."""
+"""Features of a unit, the input of the policy: one function and one line in `FEATURES` each (SCIENCE §6)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sidecar.units import Unit
 
 @dataclass(frozen=True)
 class Observation:
-    """The state in which the policy decides."""
+    """What features are computed from."""
 
     units: Sequence[Unit]
     weights: Sequence[Sequence[Tensor]]  # parameters of every unit
     momenta: Mapping[Tensor, Tensor]  # parameter → Adam's exp_avg, where the optimizer has one
-    progress: float  # share of the run behind it
+    progress: float  # share of the run that is over
 
 
 def depth(seen: Observation) -> Tensor:
@@ -28,7 +28,7 @@ def depth(seen: Observation) -> Tensor:
 
 
 def kind(seen: Observation) -> Tensor:
-    """One-hot: which kind of tensor, layer or branch."""
+    """One-hot: the kind of tensor, layer or branch."""
     return _one_hot([unit.kind for unit in seen.units])
 
 
@@ -70,7 +70,7 @@ FEATURES: dict[str, Callable[[Observation], Tensor]] = {
 
 @torch.no_grad()
 def features_of(names: Sequence[str], seen: Observation) -> Tensor:
-    """[units, 1 + features], float64 on the CPU: a bias and what `names` say."""
+    """[units, 1 + features], float64 on the CPU: a bias and the features in `names`."""
     bias = torch.ones(len(seen.units), 1, dtype=torch.float64)
     return torch.cat([bias, *(FEATURES[name](seen) for name in names)], dim=1)
 

@@ -1,4 +1,4 @@
-"""Recorded decisions, played back as they were or with units exchanged: the controls of SCIENCE §6."""
+"""Playback of recorded decisions, unchanged or with units exchanged: the controls of SCIENCE §6."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sidecar.units import Unit
 
 Values = dict[str, dict[str, float]]  # channel → unit → multiplier
 Decision = Mapping[str, Any]  # as `Sidecar.record` gives it: `step` and `values`
-Player = Callable[[Values, Mapping[str, Sequence[Unit]], int, int], Values]  # … of a seed, at a step
+Player = Callable[[Values, Mapping[str, Sequence[Unit]], int, int], Values]  # values, units, seed, step → values
 
 
 def replay(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """As recorded."""
+    """The values as recorded."""
     return values
 
 
 def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """Layers exchanged, the same way throughout the run and in every channel; kinds are kept.
+    """The values with layers exchanged, in one way for the whole run and all channels; a unit's kind stays.
 
-    No layer keeps its own place where there are two or more: a cyclic shift of a random order.
+    The exchange is a cyclic shift of a random order, so that no layer of two or more keeps its own values.
     """
     layers = sorted({unit.layer for group in units.values() for unit in group})
     order = [layers[i] for i in torch.randperm(len(layers), generator=generator_of(seed, "sidecar", "permute"))]
@@ -40,7 +40,7 @@ def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
 
 
 def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """Dealt to the units of a channel at random, afresh at every decision."""
+    """The values dealt to the units of each channel at random, anew at every decision."""
     dealt: Values = {}
     for channel, group in units.items():
         generator = generator_of(seed, "sidecar", channel, "shuffle", step)
@@ -50,9 +50,9 @@ def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
 
 
 def same_amount(values: Values, played: Values, units: Mapping[str, Sequence[Unit]]) -> Values:
-    """`played`, scaled by what gives every channel the parameter-weighted mean of `values`.
+    """`played`, scaled so that every channel has the parameter-weighted mean of `values`.
 
-    Exchanging multipliers between units of one size changes nothing of it.
+    Among units of equal size an exchange leaves that mean as it is, and the factor is 1.
     """
     scaled: Values = {}
     for channel, group in units.items():
@@ -68,7 +68,7 @@ PLAYERS: dict[str, Player] = {"replay": replay, "permute": permute, "random": sh
 class Playback:
     """The decisions of a recording as `mode` plays them, ascending by step.
 
-    Raises `ValueError` for a recording of other units, or with a multiplier that is none.
+    Raises `ValueError` for a recording of other units, or with an invalid multiplier.
     """
 
     def __init__(self, decisions: Sequence[Decision], units: Mapping[str, Sequence[Unit]], mode: str, seed: int):

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sidecar.credit import Step
 
-SIGMA_RANGE = (1e-3, 10.0)  # below it a proposal tries nothing new, above it every proposal is at its bound
+SIGMA_RANGE = (1e-3, 10.0)  # below it all proposals are alike, above it every proposal is at a bound
 HIDDEN = 16  # units of the MLP's one hidden layer
 
 
 def generator_of(*names: object) -> torch.Generator:
-    """A generator of its own for every list of names: a draw is a pure function of what it is for."""
+    """A generator seeded by `names`: a draw is a pure function of its purpose."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
@@ -39,8 +39,8 @@ def _mlp_start(width: int, generator: torch.Generator) -> Tensor:
     return torch.cat([first, torch.zeros(HIDDEN, dtype=torch.float64)])  # every mean starts at 0
 
 
-# kind → mean, start, and the smallest singular value of the Jacobian that is inverted, relative to the largest:
-# where the map is curved, directions that hardly move the means would be followed far beyond where it holds
+# kind → mean, start, and the smallest singular value of the Jacobian, relative to the largest, that is inverted: in a
+# curved map, a step along directions that hardly move the means would leave the range where the Jacobian is valid
 MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.Generator], Tensor], float]] = {
     "linear": (linear, lambda width, generator: torch.zeros(width, dtype=torch.float64), 1e-9),
     "mlp": (mlp, _mlp_start, 0.03),
@@ -67,11 +67,11 @@ class GaussianPolicy:
 
     @property
     def entropy(self) -> float:
-        """Of one unit's log-multiplier, in nats."""
+        """Entropy of one unit's log-multiplier, nats."""
         return self.log_sigma + 0.5 * math.log(2 * math.pi * math.e)
 
     def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The next proposal, [units], unbounded, and the standard normal noise in it."""
+        """The next proposal of log-multipliers, [units], unbounded, and the standard normal noise in it."""
         generator = generator_of(self.seed, "sidecar", self.channel, self.draws)
         self.draws += 1
         noise = torch.randn(len(features), dtype=torch.float64, generator=generator)
@@ -82,8 +82,8 @@ class GaussianPolicy:
 
         The Fisher information, JᵀJ/σ² for θ (J = ∂μ/∂θ) and 2·units for ln σ, takes the scale out: the means
         move by `lr·σ·step.mean`, as far as features can express that, and ln σ by half of
-        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not asked to go beyond it, from
-        where it would take as long to come back; where units share what they go by, others may carry it there.
+        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not moved beyond it, or it would take
+        as long to return; units that share parameters with it may still move it there.
         """
         mean = self.mean(self.theta, features)
         move = lr * self.sigma * step.mean
@@ -93,10 +93,10 @@ class GaussianPolicy:
         self.log_sigma = min(max(log_sigma, math.log(SIGMA_RANGE[0])), math.log(SIGMA_RANGE[1]))
 
     def _step(self, features: Tensor, mean: Tensor, move: Tensor) -> Tensor:
-        """[θ], what moves the means by `move` as far as features can express it.
+        """[θ], the step that moves the means by `move` as far as features can express it.
 
-        Directions that hardly move them are left out, and a step by which a curved map carries them much further
-        than was asked for is halved until it does not: the Jacobian holds only near where it was taken.
+        Directions that hardly move the means are left out. A step that moves them much further than `move`, for the
+        map is curved and its Jacobian valid only nearby, is halved until it does not.
         """
         jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
         step = torch.linalg.pinv(jacobian, rtol=self.cutoff) @ move
@@ -109,7 +109,7 @@ class GaussianPolicy:
         return {"theta": self.theta.tolist(), "log_sigma": self.log_sigma, "draws": self.draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned. Raises `ValueError` where the features differ in number."""
+        """Restore what `state_dict` returned. Raises `ValueError` where the features differ in number."""
         if len(state["theta"]) != len(self.theta):
             raise ValueError(
                 f"the saved policy of sidecar channel '{self.channel}' has {len(state['theta'])} parameters "
@@ -127,8 +127,8 @@ def bounded(log_values: Tensor, limits: tuple[float, float]) -> Tensor:
 def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
     """Multipliers `exp(clamp(x + c))`, [units], with the c that makes their size-weighted mean 1.
 
-    Both the bounds and the mean hold: with 1 inside the bounds the mean rises with c from at most 1 to at least
-    1, and 64 halvings of that range exhaust a double.
+    Such a c exists: 1 lies inside the bounds, so the mean rises with c from at most 1 to at least 1. After 64
+    halvings the interval of c is below a double's precision.
     """
     log_values = log_values.clamp(*limits)
     shares = sizes / sizes.sum()
@@ -144,15 +144,15 @@ def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float])
 
 
 def mean_matched_slopes(slopes: Tensor, log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
-    """From slopes by what `mean_matched` returns, as logarithms, to slopes by `log_values`; all [units].
+    """Slopes by `log_values`, from `slopes` by the logarithms of what `mean_matched` returns; all [units].
 
-    A unit at a bound does not move. The others share the constant: `∂ ln m_j/∂x_i = δ_ij − w_i`, where w_i is the
-    unit's part of their parameter-weighted sum.
+    A unit at a bound does not move. The others share the constant c: `∂ ln m_j/∂x_i = δ_ij − w_i`, where w_i is the
+    unit's share of their parameter-weighted sum.
     """
     multipliers = mean_matched(log_values, sizes, limits)
     logs, (low, high) = multipliers.log(), limits
     free = (logs > low + 1e-9) & (logs < high - 1e-9)
     weights = torch.where(free, sizes * multipliers, 0.0)
     shared = weights / weights.sum().clamp_min(1e-300) * slopes[free].sum()
-    heard = free & (log_values >= low) & (log_values <= high)  # beyond its limits a proposal says nothing
-    return torch.where(heard, slopes - shared, 0.0)
+    counted = free & (log_values >= low) & (log_values <= high)  # a proposal beyond its limits has no effect
+    return torch.where(counted, slopes - shared, 0.0)

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 class Judgement(NamedTuple):
     reward: float  # fall of held-out loss over the interval, nats per token
-    baseline: float  # what the intervals before it led one to expect
+    baseline: float  # running mean of the rewards of earlier intervals
     deviation: float  # running standard deviation of reward − baseline; 0 before there is any
     advantage: float  # (reward − baseline) / deviation
 
 
 class Discounted:
-    """Mean and variance of a stream whose past fades by `decay` per value; exact from the first value on."""
+    """Exponentially weighted mean and variance of a stream of values, without the bias of a start at 0."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay  # share of the old average that is kept
@@ -38,26 +38,26 @@ class Discounted:
 
 
 class Reward:
-    """Judges each interval against the exponential average of those before it.
+    """Judges each interval by the exponential average of the intervals before it.
 
-    The first `warmup` intervals are not judged: there the loss falls a hundred times as fast as later whatever is
-    tried, and averages that had seen it would call every later interval a failure, and none a large one. The next
-    has nothing to be judged against: its advantage is 0. The deviation includes the interval being judged, which
-    bounds the advantage, in the long run by 1/√(decay·(1−decay)), without a clip. A loss that is not finite spoils
-    the intervals on both sides of it: they are not judged and leave no mark.
+    The first `warmup` intervals are not judged: there the loss falls a hundred times as fast as later, whatever the
+    proposal, and averages that included them would make every later reward look like a failure. The next interval has
+    no baseline: its advantage is 0. The deviation includes the interval being judged, which bounds the advantage
+    without a clip, in the long run by 1/√(decay·(1−decay)). The intervals before and after a loss that is not finite
+    are neither judged nor averaged.
     """
 
     def __init__(self, decay: float, warmup: int = 0) -> None:
         self.start: float | None = None  # held-out loss at the start of the interval; None: unknown
         self.average = Discounted(decay)
-        self.unjudged = warmup  # intervals that remain so
+        self.unjudged = warmup  # intervals still to be skipped
 
     def begin(self, loss: float) -> None:
         """Start an interval at this held-out loss."""
         self.start = loss if math.isfinite(loss) else None
 
     def observe(self, loss: float) -> Judgement | None:
-        """End an interval at this held-out loss and start the next; None where it is not to be judged."""
+        """End an interval at this held-out loss and start the next; None where it is not judged."""
         start = self.start
         self.begin(loss)
         if start is None or not math.isfinite(loss):
@@ -77,6 +77,6 @@ class Reward:
         return {"start": self.start, "unjudged": self.unjudged, **self.average.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.start, self.unjudged = state["start"], state["unjudged"]
         self.average.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a multiplier is held for: one tensor, one layer, or one branch of a layer."""
+"""The unit that a multiplier acts on: one tensor, one layer, or one branch of a layer."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")  # the first number in a parameter's name is its layer
-SHARES = ("none", "kind", "layer", "all")  # units that hold one multiplier together
+SHARES = ("none", "kind", "layer", "all")  # units that have one multiplier in common
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing a channel holds a multiplier for."""
+    """A part of the model that has a multiplier in one channel."""
 
     name: str
-    kind: str  # what units of different layers have in common, e.g. mlp.down_proj.weight
+    kind: str  # equal for corresponding units of all layers, e.g. mlp.down_proj.weight
     layer: int
     depth: float  # 0 at the first layer, 1 at the last
-    size: int  # parameters governed: the unit's share in the parameter-weighted mean
+    size: int  # its parameters: the unit's weight in the parameter-weighted mean
 
 
-def place_of(name: str) -> tuple[str, int, str] | None:
+def layer_in(name: str) -> tuple[str, int, str] | None:
     """Prefix, layer and rest of a parameter's or a module's name; None outside numbered layers."""
     found = LAYER.search(name)
     return None if found is None else (name[: found.end() - 1], int(found[1]), name[found.end() :])
@@ -34,7 +34,7 @@ def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
     """
     rows = list(named)
     last = max((layer for _, _, layer, _ in rows), default=0)
-    stacks = [place[0].rpartition(".")[0] if (place := place_of(f"{name}.")) else "" for name, *_ in rows]
+    stacks = [place[0].rpartition(".")[0] if (place := layer_in(f"{name}.")) else "" for name, *_ in rows]
     several = len(set(stacks)) > 1
     return [
         Unit(name, f"{stack}.{kind}" if several else kind, layer, layer / max(last, 1), size)
@@ -43,7 +43,7 @@ def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
 
 
 def groups_of(units: Sequence[Unit], share: str) -> list[int]:
-    """The group of every unit, counted from 0 in order of appearance; a group holds one multiplier."""
+    """The group of every unit, numbered from 0 in order of appearance; the units of a group share one multiplier."""
     key = {"none": lambda u: u.name, "kind": lambda u: u.kind, "layer": lambda u: u.layer, "all": lambda u: ""}[share]
     numbers: dict[object, int] = {}
     return [numbers.setdefault(key(unit), len(numbers)) for unit in units]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.cells import CellResult
-from sidecar.units import place_of
+from sidecar.units import layer_in
 
 THIRDS = ("early", "middle", "late")  # of the run
 
@@ -104,7 +104,7 @@ def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
 
 
 def _layer_and_kind(unit: str) -> tuple[int, str]:
-    place = place_of(f"{unit}.")
+    place = layer_in(f"{unit}.")
     if place is None:
         return 0, unit
     name = place[2].rstrip(".").removesuffix(".weight")

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def key(path: Path) -> Key:
-    """The key under which a reading of the checkpoint at `path` is filed now. Raises `UserError` for half a one."""
+    """The key of a new reading of the checkpoint at `path`. Raises `UserError` for a damaged one."""
     try:
         manifest = (path / "manifest.json").read_bytes()
     except OSError as error:
@@ -34,40 +34,39 @@ def key(path: Path) -> Key:
 
 @dataclass(frozen=True)
 class Readings:
-    """The readings of one cell, those on disk and those to come. Any number of processes may read at once."""
+    """The readings of one cell. Any number of processes may make them at once."""
 
     cell_dir: Path
     config: Config
 
     def path_of(self, path: Path) -> Path:
-        """Where the reading of the checkpoint at `path` lies."""
+        """The file of the reading of the checkpoint at `path`."""
         return self.cell_dir / "forensics" / f"{path.name}.json"
 
     def is_unread(self, path: Path) -> bool:
-        """Whether the checkpoint at `path` is due for a reading (every so many steps, and the last) and has none."""
+        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread."""
         step = checkpoint.step_of(path)
         due = step % self.config.forensics.every == 0 or step == self.config.train.steps
         return due and not self._is_read(path)
 
     def unread(self) -> list[Path]:
-        """The saved checkpoints that are still to be read, by ascending step."""
+        """The checkpoints on disk that are due and unread, by ascending step."""
         return [path for path in checkpoint.saved(self.cell_dir / "checkpoints") if self.is_unread(path)]
 
     def settled(self) -> list[Path]:
-        """The readings, by ascending step, that come before everything unread: none will be put between or replaced."""
+        """The readings before the first unread checkpoint, by ascending step: these will not change any more."""
         horizon = min((checkpoint.step_of(path) for path in self.unread()), default=math.inf)
         return [path for step, path in self._by_step().items() if step < horizon]
 
     def on_disk(self) -> set[Path]:
-        """Every reading that is there, those of deleted checkpoints included."""
+        """All readings, those of deleted checkpoints included."""
         return set(self._by_step().values())
 
     def read(self, path: Path) -> bool:
-        """Read the checkpoint at `path`, unless it has been; whether it was done here.
+        """Read the checkpoint at `path` unless it has been read; True where this call wrote the reading.
 
-        The first process to come reads; others wait for it, but not for ever: it may be frozen, and a reading that is
-        made twice is the same. An outdated reading is kept as `.replaced`. A damaged
-        checkpoint is set aside: the run does without this reading, or with the one that was made while it was whole.
+        The first process to call reads; others wait for it, but not for ever: it may be frozen, and a second reading
+        is equal. An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         latest = time.monotonic() + PATIENCE_SECONDS
@@ -80,7 +79,7 @@ class Readings:
                 return False
             now, options = key(path), self.config.forensics
             reading = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
-            if key(path) != now:  # a resumed run wrote it again meanwhile: this would be a reading of neither
+            if key(path) != now:  # a resumed run wrote it again meanwhile: this reading is of neither
                 return False
             target = self.path_of(path)
             if target.exists():
@@ -99,7 +98,7 @@ class Readings:
             return False
 
 
-@lru_cache(maxsize=4096)  # a watcher asks every second, and a reading of many layers is long
+@lru_cache(maxsize=4096)  # `--watch` asks every second, and a reading of many layers is long
 def _key_in(reading: Path, written: int) -> Key | None:
     """The key of the reading of that modification time; None where it has none or the file holds no reading."""
     try:

@@ -34,16 +34,16 @@ class InThread:
         self.asked.append(self.pool.submit(self.readings.read, path))
 
     def take_part(self) -> None:
-        """Nothing: nobody else reads for it."""
+        """Nothing to do: this thread makes all readings."""
 
     def is_busy(self) -> bool:
-        """Whether there are readings to come; raise what those made so far raised."""
+        """True while readings are queued; raises what a finished one raised."""
         while self.asked and self.asked[0].done():
             self.asked.popleft().result()
         return bool(self.asked)
 
     def close(self) -> None:
-        """Finish the reading in progress and leave the rest for another time."""
+        """Finish the reading in progress; the rest stays unread."""
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -71,7 +71,7 @@ class Beside:
                 self.own.add(path)
 
     def is_busy(self) -> bool:
-        """Whether there are readings to come of which this process does a part; raise what those raised."""
+        """True while this process has readings queued; raises what a finished one raised."""
         return self.own is not None and self.own.is_busy()
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class InProcess(Beside):
         (self.job,) = self.scheduler.submit(readings.config, [self.job_of("--watch")])
 
     def add(self, path: Path) -> None:
-        """Nothing: the process has seen it."""
+        """Nothing to do: the process finds it on disk."""
 
 
 class InQueue(Beside):

@@ -27,19 +27,19 @@ from orchestrator.tracking.rows import READING, STEP
 if TYPE_CHECKING:
     from orchestrator.analysis import Comparison
 
-# wandb (0.6 s) and the comparison are imported where they are used: tracker=off and the launcher do without.
+# wandb (0.6 s) and the analysis are imported in functions: tracker=off and the launcher never import them.
 
 INIT_SECONDS = 30.0  # longest wait for W&B at the start
-FINISH_SECONDS = 120.0  # and for its uploads at the end; what is left stays on disk for `wandb sync`
-LONGEST_NAME = 128  # characters of a run's name that W&B takes
+FINISH_SECONDS = 120.0  # longest wait for uploads at the end; the rest stays on disk for `wandb sync`
+LONGEST_NAME = 128  # characters of a run's name that W&B accepts
 AXES = dict.fromkeys(("train", "heldout", "test", "time", "sidecar", "delta"), STEP) | {"forensics": READING}
-MANY = ("sidecar", "forensics", "delta")  # whose last values would bury the rest of the table of runs
+MANY = ("sidecar", "forensics", "delta")  # kept out of the table of runs, which their columns would fill
 
 log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
-    """Raise `UserError`, before anything is trained, where this tracker cannot work. Uses no network."""
+    """Raise `UserError`, before anything is trained, where W&B cannot be used. Uses no network."""
     mode = config.tracker.mode
     if mode == TrackerMode.off:
         return
@@ -50,7 +50,7 @@ def check(config: Config) -> None:
 
 
 def login_problem() -> str | None:
-    """What stands in the way of a login, with its cure, to follow "W&B"; None where there is a key. No network."""
+    """Why a login would fail, with the cure, to follow "W&B"; None where there is a key. Uses no network."""
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -65,13 +65,13 @@ def login_problem() -> str | None:
         except wandb.Error as error:
             return f"cannot log in ({error}): mend the key"
         finally:
-            wandb.teardown()  # cells are processes of their own and must not lean on this one's service
+            wandb.teardown()  # cells run in other processes and must not use this one's service
     return None if auth else f"found no API key for {settings.base_url}: run `wandb login` or set WANDB_API_KEY"
 
 
 @contextmanager
 def _caching_nowhere() -> Iterator[None]:
-    """For what W&B does before there is a run directory: its service keeps a log, else in the user's home."""
+    """Keep the log of W&B's service, before there is a run directory, out of the user's home."""
     before = os.environ.get("WANDB_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WANDB_CACHE_DIR"] = folder
@@ -90,7 +90,7 @@ def run_id(config: Config, kind: str = "train") -> str:
 
 
 class Tracker:
-    """One cell's W&B run. No method raises on W&B's account; with `tracker=off` none does anything."""
+    """One cell's W&B run. No method raises an error of W&B's; with `tracker=off` none does anything."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -105,7 +105,7 @@ class Tracker:
         with self._failing_softly():
             self._cell_dir = cell_dir
             self._run = _open(self.config, cell_dir, "train")
-            if self._run.resumed:  # online: the server has these rows already
+            if self._run.resumed:  # online: these rows are on the server
                 self._sent = {STEP: _last(self._run, STEP), READING: _last(self._run, READING)}
         for record in records:
             self.log(record)
@@ -120,7 +120,7 @@ class Tracker:
         self._send(READING, reading.step, lambda: _reading_row(reading))
 
     def alert(self, title: str, text: str) -> None:
-        """Tell whoever watches the run."""
+        """Send an alert to the run's followers."""
         if self._run is not None:
             with self._failing_softly():
                 self._run.alert(title, text)
@@ -173,7 +173,7 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
 
 
 def confine(directory: Path) -> None:
-    """Let all that this process has W&B write lie in `directory`/wandb, and nowhere else; W&B says nothing."""
+    """Have W&B write in `directory`/wandb and nowhere else, and print nothing."""
     home = directory.resolve() / "wandb"
     home.mkdir(parents=True, exist_ok=True)
     if not os.access(home, os.W_OK):
@@ -227,7 +227,7 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
     )
     for group, axis in AXES.items():
         run.define_metric(f"{group}/*", step_metric=axis, summary="none" if group in MANY else None)
-    run.define_metric(READING, summary="last")  # which is one of its own group
+    run.define_metric(READING, summary="last")  # it has its own group
     return run
 
 
@@ -245,15 +245,15 @@ def _described(config: Config, kind: str) -> dict[str, Any]:
 
 
 def _last(run: Any, axis: str) -> int:
-    """The last step of an axis that a resumed run has; a summary that was asked for lies one level deeper."""
+    """The last step of an axis in a resumed run; an explicitly defined summary is one level deeper."""
     value = run.summary.get(axis, -1)
     return int(value if isinstance(value, int | float) else value["last"])
 
 
 def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:
-    """One row with every table that has rows, one with every figure, and the summary.
+    """Log one row with every table that is not empty, one with every figure, and the summary.
 
-    Tables are IMMUTABLE: a workspace shows all of one, not the last piece.
+    Tables are IMMUTABLE, so that a workspace shows all of a table rather than its last increment.
     """
     import wandb
 
@@ -275,17 +275,17 @@ def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:
 
 
 def _close(run: Any, exit_code: int) -> None:
-    """Finish the run and its service, which no later child process may inherit."""
+    """Finish the run and its service, which child processes must not inherit."""
     import wandb
 
     run.finish(exit_code=exit_code)
     wandb.teardown()
-    with suppress(OSError):  # of a directory that somebody else has written into
+    with suppress(OSError):  # a file there belongs to another user
         permit_as_umask(Path(os.environ["WANDB_DATA_DIR"]).parent)
 
 
 def _give_up(run: Any, error: Exception) -> None:
-    """One warning, and the end of W&B in this process, so that it says nothing more at exit."""
+    """Warn once and shut W&B down in this process, so that it prints nothing at exit."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     log.warning("W&B tracking ends here (%s); everything is in the metrics log.", reason)
     with suppress(Exception):

@@ -1,4 +1,4 @@
-"""What happens beside the updates: one small class each, one line each in `callbacks_for`."""
+"""The periodic work of a training run: one small class each, one line each in `callbacks_for`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TraceMomentum(Callback):
 
 
 class EvaluateHeldout(Callback):
-    """Held-out loss per domain: validation while training, test once, at the end."""
+    """Measures held-out loss per domain: validation while training, test once, at the end."""
 
     def start(self, trainer: Trainer) -> None:
         self.rows = {
@@ -103,9 +103,9 @@ class EvaluateHeldout(Callback):
 
 
 class WriteMetrics(Callback):
-    """One record per step that is due or that has something to say.
+    """Writes a record at every due step, and where another callback added to the record.
 
-    The training loss is the mean over the steps since the record before.
+    Its training loss is the mean over the steps since the previous record.
     """
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class WriteMetrics(Callback):
 
 
 class SaveCheckpoint(Callback):
-    """A checkpoint every `train.checkpoint_every` steps, at every reading, first and last."""
+    """Saves a checkpoint every `train.checkpoint_every` steps, at every reading, and at the first and the last step."""
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.due(trainer.config.train.checkpoint_every) or trainer.due(trainer.config.forensics.every):
@@ -159,9 +159,9 @@ class SaveCheckpoint(Callback):
 
 
 class ReadLayers(Callback):
-    """Forensics of every checkpoint that is due for it, beside training, which waits for it only after its last step.
+    """Has every due checkpoint read beside training, which waits for readings only after its last step.
 
-    What a crash or a signal left unread is read by the next attempt.
+    The next attempt reads the checkpoints that a crash or a signal left unread.
     """
 
     def __init__(self, new_reader: NewReader) -> None:
@@ -187,7 +187,7 @@ class ReadLayers(Callback):
 
     def finish(self, trainer: Trainer) -> None:
         self._close()
-        trainer.prune()  # what was spared until it was read
+        trainer.prune()  # checkpoints that were kept until they were read
 
     def fail(self, trainer: Trainer, reason: str) -> None:
         self._close()
@@ -201,7 +201,7 @@ class ReadLayers(Callback):
 
 
 class Track(Callback):
-    """Metrics log and forensics, as they appear on disk, projected to W&B."""
+    """Sends metrics and readings to W&B as they appear on disk."""
 
     def __init__(self, config: Config) -> None:
         self.tracker = Tracker(config)
@@ -213,7 +213,7 @@ class Track(Callback):
         self._send_readings()
 
     def after_step(self, trainer: Trainer) -> None:
-        if "digest" in trainer.record:  # the metrics log took it
+        if "digest" in trainer.record:  # it is in the metrics log
             self.tracker.log(trainer.record)
             self._send_readings()
 

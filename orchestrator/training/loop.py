@@ -25,7 +25,7 @@ POLL_SECONDS = 0.05
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Turns SIGINT, SIGTERM and SIGUSR2 into a flag that the loop reads at its next step boundary.
+    """Handler that turns SIGINT, SIGTERM and SIGUSR2 into a flag; the loop reads it at its next step boundary.
 
     `on_saved` is called once the stopped run has saved its checkpoint.
     """
@@ -37,7 +37,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
         self.on_saved: Callable[[], None] = lambda: None
 
     def ignore_signals(self) -> None:
-        """Ignore all further signals, in this process and in those that it starts: it is on its way out."""
+        """Ignore further signals, in this process and in those that it starts: it is about to end."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -50,7 +50,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number).name  # what follows a warning is its consequence
+        self.received = self.received or signal.Signals(number).name  # later signals follow from the first
 
 
 def train_cell(
@@ -64,12 +64,11 @@ def train_cell(
 ) -> bool:
     """Train or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
 
-    `new_reader` makes what reads the cell's checkpoints beside training.
-    `on_start(trainer, warnings)` hears of the trainer as it begins, and which checkpoints were damaged.
-    `writing` is entered around every write, and raises where another attempt has taken the cell over.
+    `new_reader` makes the reader of the cell's checkpoints. `on_start` is called before the first step, with a sentence
+    for each damaged checkpoint. `writing` encloses every write, and raises where another attempt has the cell.
     """
     config = load.from_file(cell_dir / "config.yaml")
-    # torch makes this directory, else under /tmp, as soon as it loads its compiler, used or not
+    # torch creates this directory when it loads its compiler, used or not, by default under /tmp
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(config.data.cache_dir, ".inductor").resolve()))
     torch.set_num_threads(config.train.threads)
     fp32 = config.train.precision == Precision.fp32
@@ -82,11 +81,11 @@ def train_cell(
 
 
 def train(trainer: Trainer, stop: StopSignal) -> bool:
-    """Train to the last step; False if a signal ended it earlier, at a step boundary, with a checkpoint."""
+    """Train to the last step; False if a signal stopped it at an earlier step, whose checkpoint is then saved."""
     try:
         with trainer.world.failing_together():
             _loop(trainer, stop)
-    except Superseded:  # what it would say is its successor's to say
+    except Superseded:  # the attempt that has the cell reports on it
         raise
     except Exception as error:
         for callback in trainer.callbacks:
@@ -115,11 +114,11 @@ def _loop(trainer: Trainer, stop: StopSignal) -> None:
 
 
 def _stopped(trainer: Trainer, stop: StopSignal) -> bool:
-    """Whether this step is the last for now: signals reach ranks one by one, and all must stop at the same step."""
+    """True on all ranks where one received a signal: signals reach them one by one, and all must stop at one step."""
     agreed = trainer.world.any_rank(stop.received is not None)
     if agreed and stop.received is None:
         stop.received = "a signal to another rank"
-    return agreed  # a signal that came meanwhile is for the next step
+    return agreed  # a signal that arrived meanwhile counts at the next step
 
 
 def _after_step(trainer: Trainer) -> None:

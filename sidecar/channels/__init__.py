@@ -1,4 +1,4 @@
-"""What the sidecar may press on. A channel is one class and one line in `CHANNELS` (SCIENCE §6)."""
+"""What a sidecar may act on: a channel is one class and one line in `CHANNELS` (SCIENCE §6)."""
 
 from sidecar.channels.channel import Arithmetic, Channel
 from sidecar.channels.decay import DecayChannel

@@ -1,4 +1,4 @@
-"""What every channel is and does: units, and how their multipliers act on a model."""
+"""The base of all channels: units, and how their multipliers act on a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sidecar.units import Unit
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """What the bounds of multipliers are checked against: the highest values of the run."""
+    """The highest values of the run, with which channels check the bounds of their multipliers."""
 
     lr: float
     weight_decay: float
@@ -25,7 +25,7 @@ class Arithmetic:
 
 
 class Channel(ABC):
-    """A named list of units, and how their multipliers act on the model; a subclass is made of both."""
+    """A named list of units, and how their multipliers act on the model. A subclass defines both."""
 
     name: str
     bounds: tuple[float, float]  # default range of the multipliers
@@ -40,7 +40,7 @@ class Channel(ABC):
 
     @abstractmethod
     def set(self, multipliers: Sequence[float]) -> None:
-        """Put these multipliers, one per unit, in force."""
+        """Apply these multipliers, one per unit, from now on."""
 
     @abstractmethod
     def weights(self) -> list[list[str]]:
@@ -48,27 +48,27 @@ class Channel(ABC):
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """What the held-out loss must be differentiated by for `slope`."""
+        """The tensors by which the held-out loss is differentiated for `slope`."""
 
     @abstractmethod
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """[units], from the gradients of `tensors` (None counts as zero): the credit of every unit.
+        """[units]: the derivative of `−held-out loss` by each log-multiplier, through its effect since the last `set`.
 
-        The derivative of `−held-out loss` by its log-multiplier, through what it did since the last `set`.
+        `gradients`: of the held-out loss by `tensors`; None counts as zero.
         """
 
     def follow(self) -> None:
-        """Keep, from here on, what `slope` needs of the steps since the last `set`."""
+        """From now on, accumulate the trace of the steps since the last `set` that `slope` needs."""
 
     def memory(self) -> dict[str, Tensor]:
-        """What was kept, for a restart."""
+        """The trace, for a restart."""
         return {}
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:
-        """Take back what `memory` returned."""
+        """Restore what `memory` returned."""
 
     def folded(self) -> dict[str, Tensor]:
-        """Parameter → its value with the multiplier worked in, where the forward pass depends on it."""
+        """Parameter → its value times the multiplier, where the forward pass depends on the latter."""
         return {}
 
     def before_update(self, lr: float) -> None:
@@ -78,7 +78,7 @@ class Channel(ABC):
         """Called after every optimizer step."""
 
     def close(self) -> None:
-        """Take off the model what was put on it."""
+        """Remove the channel's hooks from the model."""
 
 
 def alike(*tensors: Tensor) -> bool:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
 from sidecar.sharded import local_shard, shard_like
-from sidecar.units import make_units, place_of
+from sidecar.units import layer_in, make_units
 
-DECAY_LIMIT = 0.1  # largest share of a weight that one step may take away
+DECAY_LIMIT = 0.1  # largest share of a weight that one step may remove
 
 
 class DecayChannel(Channel):
@@ -20,9 +20,10 @@ class DecayChannel(Channel):
     Every trained parameter of two or more dimensions decays. Units are the matrices of numbered layers; embeddings and
     heads keep m = 1. One foreach call per step, two where the slope is followed.
 
-    The slope's trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: what the weight would have gained since the last `set` had
-    ln m been less by one unit, as far as the loss's curvature leaves it there. The weight at the end alone would not
-    do: behind a norm its own scale changes nothing, but that of its older part against its newer part does.
+    The slope's trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: to first order, and without the response of later gradients,
+    what the weight would have gained since the last `set` had ln m been one unit less. The final weight could not
+    replace it: before a norm the weight's scale has no effect, but that of its older part relative to its newer part
+    has.
     """
 
     name = "decay"
@@ -31,7 +32,7 @@ class DecayChannel(Channel):
     def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         self.weight_decay = arithmetic.weight_decay
         decayed = [(name, param) for name, param in model.named_parameters() if param.ndim >= 2 and param.requires_grad]
-        units = [(n, p, place) for n, p in decayed if p.ndim == 2 and (place := place_of(n))]
+        units = [(n, p, place) for n, p in decayed if p.ndim == 2 and (place := layer_in(n))]
         self.units = make_units((name, place[2], place[1], param.numel()) for name, param, place in units)
         self._params: list[Tensor] = [param for _, param, _ in units]
         governed = {name for name, _, _ in units}
@@ -77,8 +78,8 @@ class DecayChannel(Channel):
         shrink = lr * self.weight_decay
         if self._traces and shrink:
             rows = zip(self._traces, self._params, self._multipliers, strict=True)
-            if whole := [(local_shard(trace), local_shard(w), shrink * m) for trace, w, m in rows if alike(trace, w)]:
-                torch._foreach_lerp_(*map(list, zip(*whole, strict=True)))
+            if kept := [(local_shard(trace), local_shard(w), shrink * m) for trace, w, m in rows if alike(trace, w)]:
+                torch._foreach_lerp_(*map(list, zip(*kept, strict=True)))
         factors = [1 - shrink * m for m in self._multipliers] + [1 - shrink] * len(self._others)
         alive = [(local_shard(t), f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
         if alive and shrink:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
 from sidecar.sharded import local_shard, shard_like
-from sidecar.units import make_units, place_of
+from sidecar.units import layer_in, make_units
 
 TINIEST = 1.4e-45  # float32's smallest number: a second moment below it is 0
 
@@ -18,9 +18,9 @@ TINIEST = 1.4e-45  # float32's smallest number: a second moment below it is 0
 class LrScaleChannel(Channel):
     """The optimizer's step of every layer, scaled: `w ← w + m·Δw`. Weight decay is not part of it.
 
-    Keeps one copy of the layers' parameters; two foreach calls per step. Where the slope is followed, a second copy
-    and two more: the sum of the scaled steps since the last `set`, as far as the loss's curvature and
-    weight decay leave it there.
+    Keeps one copy of the layers' parameters; two foreach calls per step. For the slope it keeps a second copy, with
+    two more calls: the sum of the scaled steps since the last `set`, without the response of later gradients and
+    weight decay.
     """
 
     name = "lr_scale"
@@ -29,7 +29,7 @@ class LrScaleChannel(Channel):
     def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         layers: dict[tuple[str, int], list[tuple[str, Tensor]]] = {}
         for name, param in model.named_parameters():
-            if param.requires_grad and (place := place_of(name)):
+            if param.requires_grad and (place := layer_in(name)):
                 layers.setdefault(place[:2], []).append((name, param))
         self.units = make_units(
             (prefix, prefix.rpartition(".")[0] or "layer", layer, sum(p.numel() for _, p in members))
@@ -39,7 +39,7 @@ class LrScaleChannel(Channel):
         self._groups = [[param for _, param in members] for members in layers.values()]
         self._params = [param for group in self._groups for param in group]
         self._before: list[Tensor] = []  # the parameters before the optimizer's step
-        self._moved: list[Tensor] = []  # by the steps since the last `set`; empty where nobody follows them
+        self._moved: list[Tensor] = []  # sum of the steps since the last `set`; empty where no slope is needed
         self._multipliers = [1.0] * len(self.units)
 
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
@@ -98,9 +98,9 @@ class LrScaleChannel(Channel):
         back = [1 - m for m, group in zip(self._multipliers, self._groups, strict=True) for _ in group]
         params = list(map(local_shard, self._params))
         torch._foreach_lerp_(params, self._before, back)  # bit for bit the step itself where m = 1
-        if whole := [
-            rows for rows in zip(map(local_shard, self._moved), params, self._before, strict=False) if alike(*rows)
+        if rows := [
+            row for row in zip(map(local_shard, self._moved), params, self._before, strict=False) if alike(*row)
         ]:
-            moved, now, before = map(list, zip(*whole, strict=True))
+            moved, now, before = map(list, zip(*rows, strict=True))
             torch._foreach_add_(moved, now)
             torch._foreach_sub_(moved, before)

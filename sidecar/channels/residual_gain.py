@@ -1,4 +1,4 @@
-"""What a branch writes into the residual stream, one gain for each."""
+"""Gains on the residual stream, one for what each branch adds to it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, Channel
 from sidecar.sharded import gather
-from sidecar.units import make_units, place_of
+from sidecar.units import layer_in, make_units
 
 GROWTH_LIMIT = 2.0  # largest factor on what a branch writes into the residual stream
 
-# The modules that write a layer's branches into the residual stream, attention first; the first pair that a
-# layer has is its own. A norm after the branch has the last word, so it comes before the matrix it would undo.
+# The modules whose output a layer adds to the residual stream, attention first; the first pair that a layer has counts.
+# Pairs of norms come first: a norm after a matrix would undo a gain on the matrix.
 WRITERS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2, our sandwich
     ("self_attn.o_proj", "mlp.down_proj"),  # Llama, Mistral, Qwen, Phi-3
@@ -24,7 +24,7 @@ WRITERS = (
 
 
 class ResidualGainChannel(Channel):
-    """A gain on what every branch of a layer writes: `x ← x + m·branch(x)`, in the forward pass.
+    """A gain on what every branch of a layer adds: `x ← x + m·branch(x)`, in the forward pass.
 
     Gains are one tensor on the model's device, read by forward hooks on the modules that write.
     """
@@ -34,7 +34,7 @@ class ResidualGainChannel(Channel):
 
     def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         modules = dict(model.named_modules())
-        prefixes = {place[:2]: place[0] for name in modules if (place := place_of(f"{name}."))}
+        prefixes = {place[:2]: place[0] for name in modules if (place := layer_in(f"{name}."))}
         rows = []
         for (_, layer), prefix in prefixes.items():
             pair = next((p for p in WRITERS if all(f"{prefix}.{end}" in modules for end in p)), ())
@@ -78,13 +78,13 @@ class ResidualGainChannel(Channel):
         return [self.gains]
 
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """Of gains as they are, not of what training made of them."""
+        """The slope by the gains themselves, without their effect on training."""
         (gradient,) = gradients
         return torch.zeros(len(self.units)) if gradient is None else -gradient * self.gains
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """Raises `ValueError` for a module whose output is not its parameters' multiple, such as Gemma's 1 + γ."""
+        """Raises `ValueError` for a module that is not linear in its parameters, such as Gemma's norm with 1 + γ."""
         found: dict[str, Tensor] = {}
         for (name, module), gain in zip(self._writers, self._multipliers, strict=True):
             if gain == 1:

@@ -314,8 +314,9 @@ def test_a_job_that_dies_is_made_up_for_at_the_end(small: list[str], tmp_path: P
     callbacks = callbacks_for(config, reader_for)
 
     def kill(run: Trainer) -> None:
-        wait_for(lambda: (path / "forensics" / f"{DUE[0]}.json").exists())  # it is at work
         reader = readings_job(callbacks)
+        stdout = reader.scheduler.log_of(reader.job).with_suffix(".out")
+        wait_for(lambda: stdout.exists() and DUE[0] in stdout.read_text())  # it is at work
         reader.scheduler.cancel([reader.job])
         wait_for(lambda: reader.scheduler.states([reader.job])[reader.job].has_ended)
 
