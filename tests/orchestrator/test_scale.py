@@ -26,6 +26,8 @@ from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL
 from tests.orchestrator.stub import EVERY, final_loss, leave_behind
 
+pytestmark = pytest.mark.slow
+
 SEEDS, CHECKPOINTS, LAYERS = 30, 6, 3
 
 

@@ -62,7 +62,7 @@ def test_the_mean_moves_by_what_the_features_explain() -> None:
 
 
 @pytest.mark.parametrize("kind", MEANS)
-@pytest.mark.parametrize("units", [4, 56, 1500])
+@pytest.mark.parametrize("units", [4, 56, pytest.param(1500, marks=pytest.mark.slow)])
 def test_steps_of_the_default_size_go_where_they_were_asked_to(kind: str, units: int) -> None:
     """A hundred random requests: no mean runs away, and every step goes along its request."""
     draw = torch.Generator().manual_seed(3)

@@ -15,6 +15,8 @@ from models.transformer import PreNormBlock
 from orchestrator.forensics.analyze import analyze
 from tests.orchestrator.forensics.untrained import model, spec, write
 
+pytestmark = pytest.mark.statistical
+
 SEEDS = 4
 NEVER = 0.02  # of the layers in which nothing was planted
 SHARED = 4  # directions of the residual stream through which a hub meets the other layers

@@ -27,6 +27,8 @@ from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.waiting import PATIENCE, wait_for
 
+pytestmark = pytest.mark.slow
+
 ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "seeds=[0]")
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
 

@@ -27,6 +27,8 @@ from orchestrator.sweep.prefixed_stream import LONG, PrefixedStream
 from orchestrator.sweep.records import JobRecord, read_records, summary
 from tests.waiting import PATIENCE, wait_for
 
+pytestmark = pytest.mark.slow
+
 SIDE_BY_SIDE = ("joblib", "submitit_local")
 INNER = {"joblib": "local", "submitit_local": "debug"}  # one of each: cells as processes below, and inside the job
 

@@ -33,6 +33,8 @@ from orchestrator.training.loop import StopSignal, train
 from orchestrator.training.trainer import Callback, Trainer
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.slow
+
 CELL = (
     "name=pair", "train.device=cpu", "train.steps=50", "train.batch_size=4", "train.log_every=1", "train.eval_every=10",
     "train.checkpoint_every=20", "forensics.every=25", "optim.warmup_steps=5",
