@@ -67,7 +67,7 @@ def test_moments_of_a_fused_matrix_are_cut_like_its_weights(tmp_path: Path) -> N
     model, adam, path = _trained("gpt2", tmp_path)
     result = analyze(tmp_path, optimizer=path)
     for layer in result.layers:
-        block: Any = model.get_submodule(f"transformer.h.{layer['layer']}")
+        block: Any = model.get_submodule(f"transformer.h.{layer.layer}")
         weight = block.attn.c_attn.weight
         slices = zip(weight.split(16, dim=1), adam.state[weight]["exp_avg"].split(16, dim=1), strict=True)
         for kind, (w, m) in zip(("q", "k", "v"), slices, strict=True):

@@ -102,7 +102,7 @@ def test_composition_reads_what_there_is(gpt2: tuple[Path, GPT2LMHeadModel]) -> 
             np.linalg.norm(read @ writes[layer]) / np.linalg.norm(read) / np.linalg.norm(writes[layer])
             for read in reads[layer + 1 :]
         ]
-        assert row["measures"]["source_mean"] == (pytest.approx(np.mean(above), rel=1e-5) if above else None)
+        assert row.measures["source_mean"] == (pytest.approx(np.mean(above), rel=1e-5) if above else None)
 
 
 def test_what_stands_in_is_told(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
