@@ -134,9 +134,9 @@ def test_what_is_planted_is_found(planting: Planting, profile: str, tmp_path: Pa
             with torch.no_grad():
                 planting.recipe(list(decoder.model.layers), at, strength, torch.Generator().manual_seed(seed))
             layers = analyze(write(decoder, tmp_path), seed=seed).layers
-            called.append(layers[at]["role"])
-            by_paper.append(layers[at]["role_paper"])
-            evidence.update(layers[at]["evidence"])
+            called.append(layers[at].role)
+            by_paper.append(layers[at].role_paper)
+            evidence.update(layers[at].evidence)
             elsewhere += sum("/" not in layer.role for layer in layers if layer.layer != at)
         recall[strength] = called.count(planting.role) / SEEDS
         why = ", ".join(f"{feature} {count}/{SEEDS}" for feature, count in evidence.most_common()) or "nothing"
