@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite already runs one process per core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("COLUMNS", None)  # xdist sets it, and it would be the width of every command's output
 
 # A whole experiment in seconds: three narrow layers, a dozen steps.
 SMALL = (

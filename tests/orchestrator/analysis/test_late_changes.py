@@ -34,7 +34,8 @@ def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> P
     now = {key: entries[-1][key] for key in ("seeds", "contrasts", "expect")}
     spec = yaml.safe_load(path.read_text()) | json.loads(json.dumps(now | {"stated": entries}))
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
-    for time, state in [(BEFORE, "running"), (done, "done"), (LATER, "done")] if done else []:
+    twice = [(BEFORE, "running"), (done, "done"), (LATER, "running"), (LATER, "done")]
+    for time, state in twice if done else []:
         record = {"time": time, "cell": "uniform/seed=0", "state": state, "attempt": 1, "job": "", "reason": ""}
         metrics_log.append(root / "events.jsonl", record)
     return root
