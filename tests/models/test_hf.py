@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from models.hf import LayeredDecoderForCausalLM, from_llama, to_huggingface
 from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from tests.naming import naming
 
 SHAPE = LayerShape(32, 4, 2, 8, 64)
 SPECS = {
@@ -71,7 +72,7 @@ def test_padding_on_the_left_is_refused_and_on_the_right_is_harmless() -> None:
     mask[0, 7:] = 0
     with torch.no_grad():
         assert torch.equal(ours(ROWS, attention_mask=mask).logits[0, :7], ours(ROWS).logits[0, :7])
-        with pytest.raises(ValueError, match="pad on the right"):
+        with pytest.raises(ValueError, match=naming("attention_mask", "on the right")):
             ours(ROWS, attention_mask=mask.flip(1))
 
 
@@ -91,5 +92,5 @@ def test_llamas_that_compute_something_else_are_refused(options: dict, reason: s
 
 def test_other_families_are_refused() -> None:
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel is not LlamaForCausalLM"):
+    with pytest.raises(ValueError, match=naming("GPT2LMHeadModel", "LlamaForCausalLM")):
         from_llama(gpt2)
