@@ -99,5 +99,5 @@ def test_a_long_epoch_is_capped() -> None:
 
 
 def test_a_weight_below_one_row_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.domains\.tiny\.weight=1e-09 .* raise the weight"):
+    with pytest.raises(UserError, match=r"data\.domains\.tiny\.weight=1e-09"):
         Mixture({"big": 100, "tiny": 100}, {"big": 1.0, "tiny": 1e-9})

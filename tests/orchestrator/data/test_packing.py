@@ -15,6 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DataConfig
 from orchestrator.data.packing import HELDOUT, learn_bpe, write_domain
 from orchestrator.data.tokenizer import ByteTokenizer
+from tests.naming import naming
 
 
 def reference(texts: list[str], budgets: list[int | None], seq_len: int) -> list[list[list[int]]]:
@@ -86,7 +87,9 @@ def test_bytes_per_token_counts_end_of_text(tmp_path: Path) -> None:
 
 
 def test_too_little_text_says_how_much_there_is_and_is_needed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"notes has 3 .* fill 30 tokens, and needs 30 held .* and 5 to train"):
+    with pytest.raises(
+        UserError, match=naming("data.domains.notes", "3 distinct documents", "30 tokens", "30 held", "5")
+    ):
         write_domain("notes", [["0123456789"]] * 3, ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "r")
 
 

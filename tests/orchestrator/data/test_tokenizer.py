@@ -22,6 +22,7 @@ from orchestrator.data.tokenizer import (
     load_pretrained,
     train_bpe,
 )
+from tests.naming import naming
 
 TEXTS = ["The cat sat on the mat, the cat sat.\n" * 20, "def cat(mat):\n    return mat  # the cat\n" * 20]
 HOSTILE = [
@@ -93,17 +94,17 @@ def test_a_foreign_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
 
 
 def test_no_end_of_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no end-of-text token"):
+    with pytest.raises(UserError, match=naming(tmp_path, "end-of-text")):
         load_pretrained(words(tmp_path, eos=None))
 
 
 def test_no_tokenizer_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.tokenizer\.path=.* cannot be loaded") as caught:
+    with pytest.raises(UserError, match=naming(f"data.tokenizer.path={tmp_path}", "loaded")) as caught:
         load_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     check_size(264, 264, TokenizerConfig())
-    with pytest.raises(UserError, match=r"4096 tokens and model\.vocab_size=264 .* at least 4096 or lower"):
+    with pytest.raises(UserError, match=naming("bpe", "4096", "model.vocab_size=264", "data.tokenizer.vocab_size")):
         check_size(4096, 264, TokenizerConfig(kind=TokenizerKind.bpe))

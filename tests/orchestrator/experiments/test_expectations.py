@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from orchestrator.experiments.expectations import QUANTITIES, check_depths, inte
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.reading import Reading
+from tests.naming import naming
 from tests.orchestrator.reading import reading_of
 
 ARMS = ("uniform", "variable")
@@ -105,61 +105,59 @@ def test_lines_are_of_one_arm_or_of_all() -> None:
     assert (of_arm.arm, of_arm.line) == ("late", "last")
 
 
-HOSTILE: list[tuple[Any, str]] = [
-    ({"unifrom": {"late": "hub"}}, r"'unifrom' is no arm \(did you mean 'uniform'\?\): write"),
-    ({"uniform": {"late": "hub"}, "late": "hub"}, "'late' is no arm: .* uniform, variable"),
-    ({"lte": "hub"}, r"'lte' of arm 'uniform' is no line \(did you mean 'late'\?\): use one of early, "),
-    ({6: "hub"}, "'6' of arm 'uniform' is no line"),
-    ({"uniform": {}}, r"arm 'uniform' is \{\}, which holds no line"),
-    ({"uniform": "late"}, "arm 'uniform' is 'late', which holds no line"),
-    ({"uniform": None}, "arm 'uniform' is None, which holds no line"),
-    ({"late": "specailist"}, r"is 'specailist', which is no role \(did you mean 'specialist'\?\)"),
-    ({"late": "> 0.3"}, "is '> 0.3', which is no role"),
-    ({"late": ["hub", 3]}, "is 3, which is no role"),
-    ({"late": []}, r"is \[\], which is no role"),
-    ({"late": ""}, "is '', which is no role"),
-    ({"late": None}, "is None, which is no role"),
-    ({"late": "hub many"}, "is 'many', which is no comparison: write '> 0.7', '<= 3' or"),
-    ({"late": "hub > 1"}, "is > 1, which holds for no model, as it lies between 0 and 1"),
-    ({"late": "hub >= 0"}, "is ≥ 0, which holds for every model"),
-    ({"centre": "specialist"}, "is 'specialist', which is no comparison"),
-    ({"centre": 0.7}, "is 0.7, which is no comparison"),
-    ({"centre": "> high"}, "is no comparison"),
-    ({"centre": "> nan"}, "is no comparison"),
-    ({"centre": [0.2]}, "is no comparison"),
-    ({"centre": [0.2, math.nan]}, "is no comparison"),
-    ({"centre": [True, False]}, "is no comparison"),
-    ({"centre": [0.4, 0.2]}, r"is \[0.4, 0.2\], which ends before it begins: write the smaller number first"),
-    ({"centre": "> 70"}, "is > 70, which holds for no model, as it lies between 0 and 1"),
-    ({"centre": "< 0"}, "holds for no model"),
-    ({"centre": [-1, 2]}, "holds for every model"),
-    ({"budget": ">= 0"}, "holds for every model, as it lies at 0 or above"),
-    ({"budget": "< -3"}, "holds for no model"),
-    ({"L5-L3": "hub"}, "'L5-L3' of arm 'uniform' ends before it begins: write L3-L5"),
-    ({"L-1": "hub"}, "is no line"),
-    ({"L0-L" + "9" * 5000: "hub"}, "is no line"),
-    ({"centre": "> 1e999"}, "is no comparison"),
-    ({"hubs": "<= 1e999"}, "is no comparison"),
-    ({"hubs": "-1e999 … 3"}, "is no comparison"),
-    ({"hubs": [0.2, 10**400]}, "is no comparison"),
+HOSTILE: list[tuple[Any, list[str]]] = [
+    ({"unifrom": {"late": "hub"}}, ["'unifrom'", "no arm", "'uniform'?"]),
+    ({"uniform": {"late": "hub"}, "late": "hub"}, ["'late'", "no arm", "uniform, variable"]),
+    ({"lte": "hub"}, ["'lte' of arm 'uniform'", "no line", "'late'?", "early"]),
+    ({6: "hub"}, ["'6' of arm 'uniform'", "no line"]),
+    ({"uniform": {}}, ["arm 'uniform'", "{}", "no line"]),
+    ({"uniform": "late"}, ["arm 'uniform'", "'late'", "no line"]),
+    ({"uniform": None}, ["arm 'uniform'", "None", "no line"]),
+    ({"late": "specailist"}, ["'specailist'", "no role", "'specialist'?"]),
+    ({"late": "> 0.3"}, ["'> 0.3'", "no role"]),
+    ({"late": ["hub", 3]}, ["3", "no role"]),
+    ({"late": []}, ["[]", "no role"]),
+    ({"late": ""}, ["''", "no role"]),
+    ({"late": None}, ["None", "no role"]),
+    ({"late": "hub many"}, ["'many'", "no comparison", "'> 0.7'", "'<= 3'"]),
+    ({"late": "hub > 1"}, ["> 1", "no model", "between 0 and 1"]),
+    ({"late": "hub >= 0"}, ["≥ 0", "every model"]),
+    ({"centre": "specialist"}, ["'specialist'", "no comparison"]),
+    ({"centre": 0.7}, ["0.7", "no comparison"]),
+    ({"centre": "> high"}, ["'> high'", "no comparison"]),
+    ({"centre": "> nan"}, ["'> nan'", "no comparison"]),
+    ({"centre": [0.2]}, ["[0.2]", "no comparison"]),
+    ({"centre": [0.2, math.nan]}, ["[0.2, nan]", "no comparison"]),
+    ({"centre": [True, False]}, ["[True, False]", "no comparison"]),
+    ({"centre": [0.4, 0.2]}, ["[0.4, 0.2]", "smaller"]),
+    ({"centre": "> 70"}, ["> 70", "no model", "between 0 and 1"]),
+    ({"centre": "< 0"}, ["< 0", "no model"]),
+    ({"centre": [-1, 2]}, ["-1", "2", "every model"]),
+    ({"budget": ">= 0"}, ["≥ 0", "every model"]),
+    ({"budget": "< -3"}, ["< -3", "no model"]),
+    ({"L5-L3": "hub"}, ["'L5-L3' of arm 'uniform'", "L3-L5"]),
+    ({"L-1": "hub"}, ["'L-1'", "no line"]),
+    ({"L0-L" + "9" * 5000: "hub"}, ["no line"]),
+    ({"centre": "> 1e999"}, ["'> 1e999'", "no comparison"]),
+    ({"hubs": "<= 1e999"}, ["'<= 1e999'", "no comparison"]),
+    ({"hubs": "-1e999 … 3"}, ["'-1e999 … 3'", "no comparison"]),
+    ({"hubs": [0.2, 10**400]}, ["'hubs' of arm 'uniform'", "no comparison"]),
 ]
 
 
-@pytest.mark.parametrize(("expect", "reason"), HOSTILE, ids=[str(expect)[:60] for expect, _ in HOSTILE])
-def test_what_cannot_be_understood_is_refused_in_one_sentence(expect: dict[Any, Any], reason: str) -> None:
-    with pytest.raises(UserError, match=reason) as caught:
+@pytest.mark.parametrize(("expect", "named"), HOSTILE, ids=[str(expect)[:60] for expect, _ in HOSTILE])
+def test_what_cannot_be_understood_is_refused_in_one_sentence(expect: dict[Any, Any], named: list[str]) -> None:
+    with pytest.raises(UserError, match=naming(*named)) as caught:
         intended(expect, ARMS)
     assert "\n" not in str(caught.value)
-    assert re.search(r": (write|use|choose) ", str(caught.value))
+    assert str(caught.value).count(": ") >= 2, "where, why and the cure"
 
 
 def test_layers_that_an_arm_does_not_have_are_refused() -> None:
     depths = {"uniform": 2, "variable": 12}
     check_depths(intended({"variable": {"L9-L11": "hub"}, "uniform": {"middle": "hub", "hubs": "> 1"}}, ARMS), depths)
     for line in ("L9-L11", "L2", "late"):
-        with pytest.raises(
-            UserError, match=rf"'{line}' of arm 'uniform' does not exist in a model of 2 layers: .* L0 and"
-        ):
+        with pytest.raises(UserError, match=naming(f"'{line}' of arm 'uniform'", "2 layers", "L0", "L1")):
             check_depths(intended({line: "hub"}, ARMS), depths)
 
 
@@ -181,12 +179,12 @@ def test_an_experiment_is_refused_before_training_and_may_be_given_lines_later(t
     open_directory(experiment)
     recorded = yaml.safe_load(path.read_text())["expect"]
     assert recorded == {"uniform": {"late": "specialist", "centre": "> 0.7", "L10": "hub"}}
-    for override, reason in (
-        ("++expect.unifrm.late=specialist", "no arm"),
-        ("++expect.uniform.late=boss", "no role"),
-        ("++expect.uniform.L11=hub", "'L11' of arm 'uniform' does not exist"),
+    for override, named in (
+        ("++expect.unifrm.late=specialist", ["'unifrm'", "no arm"]),
+        ("++expect.uniform.late=boss", ["'boss'", "no role"]),
+        ("++expect.uniform.L11=hub", ["'L11' of arm 'uniform'", "L10"]),
     ):
-        with pytest.raises(UserError, match=reason):
+        with pytest.raises(UserError, match=naming(*named)):
             experiment_of([*words, override], compose)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator import compare, status
+from tests.naming import names
 
 
 @pytest.mark.parametrize("file", ["manifest.jsonl", "main/seed=0/ledger.jsonl"])
@@ -31,7 +32,6 @@ def test_status_compare_and_launch_refuse_an_older_directory(
     for command in commands:
         assert command() == 2
         error = capsys.readouterr().err
-        assert "older version" in error
-        assert file in error
+        assert names(error, "older", file)
         assert len(error.splitlines()) == 1
     assert sorted(p.name for p in path.rglob("*") if p.is_file()) == sorted(["experiment.yaml", Path(file).name])

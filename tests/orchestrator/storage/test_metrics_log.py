@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.common.errors import UserError
 from orchestrator.storage import metrics_log
+from tests.naming import naming
 
 RECORDS = [{"step": 10 * i, "loss": 1 / (i + 3), "heldout": {"code": 0.1 * i}} for i in range(6)]
 
@@ -70,7 +71,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = _written(tmp_path / "metrics.jsonl")
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:2], "{half", *lines[2:]]) + "\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl line 3 is not a JSON object"):
+    with pytest.raises(UserError, match=naming("metrics.jsonl", "line 3", "JSON")):
         metrics_log.read(path)
 
 
@@ -94,7 +95,7 @@ def test_writers_that_mend_a_torn_line_at_once_lose_nothing(tmp_path: Path) -> N
 
 
 def test_a_metrics_log_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot be written .*make room"):
+    with pytest.raises(UserError, match=naming(tmp_path / "absent/metrics.jsonl", "No such file", "room")):
         metrics_log.append(tmp_path / "absent" / "metrics.jsonl", {"step": 0})
 
 
@@ -104,7 +105,7 @@ def test_a_last_line_that_is_no_record_is_one_sentence(tmp_path: Path) -> None:
     path.write_text('{"step": 0}\n')
     assert metrics_log.newest(path) == {"step": 0}
     path.write_text('{"step": 0}\ngarbage\n')
-    with pytest.raises(UserError, match=r"The last line of .*metrics.jsonl is no JSON object \(.*\): restore or"):
+    with pytest.raises(UserError, match=naming("last line", path, "JSON", "delete")):
         metrics_log.newest(path)
 
 
@@ -152,7 +153,7 @@ def test_a_rewind_and_those_who_append_take_turns(tmp_path: Path) -> None:
 def test_a_metrics_log_that_cannot_be_rewound_is_a_sentence_and_stays(tmp_path: Path) -> None:
     path = _written(tmp_path / "metrics.jsonl")
     (tmp_path / "metrics.replaced.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"cannot be written .*make room"):
+    with pytest.raises(UserError, match=naming(tmp_path / "metrics.replaced.jsonl", "Is a directory", "room")):
         metrics_log.rewind(path, 20)
     assert metrics_log.read(path) == RECORDS
 
