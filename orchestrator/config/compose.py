@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
@@ -52,6 +53,7 @@ class OwnFolder(SearchPathPlugin):
 
 
 Plugins.instance().register(OwnFolder)
+ConfigStore.instance().store(name="schema", node=Config)
 
 
 def options(group: str) -> list[str]:

@@ -10,128 +10,40 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
-
-
-class Norm(StrEnum):
-    pre = "pre"
-    sandwich = "sandwich"
-
-
-class HeadFit(StrEnum):
-    exact = "exact"
-    nearest = "nearest"
-
-
-class Profile(StrEnum):
-    uniform = "uniform"
-    ramp = "ramp"
-    x_shape = "x_shape"
-    explicit = "explicit"
-
-
-class Match(StrEnum):
-    none = "none"
-    params = "params"
-    flops = "flops"
-
-
-class Source(StrEnum):
-    builtin = "builtin"
-    files = "files"
-    hub = "hub"
-
-
-class TokenizerKind(StrEnum):
-    byte = "byte"
-    bpe = "bpe"
-    hf = "hf"
-
-
-class Schedule(StrEnum):
-    cosine = "cosine"
-    wsd = "wsd"
-
-
-class Device(StrEnum):
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Precision(StrEnum):
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class SidecarMode(StrEnum):
-    off = "off"
-    learn = "learn"
-    replay = "replay"
-    permute = "permute"
-    random = "random"
-    fixed = "fixed"
-
-
-class Share(StrEnum):
-    none = "none"
-    kind = "kind"
-    layer = "layer"
-    all = "all"
-
-
-class Credit(StrEnum):
-    joint = "joint"
-    factored = "factored"
-
-
-class PolicyKind(StrEnum):
-    linear = "linear"
-    mlp = "mlp"
-
-
-class Scoring(StrEnum):
-    calibrated = "calibrated"  # against the null (SCIENCE §3)
-    paper = "paper"
-
-
-class Where(StrEnum):
-    inline = "inline"
-    job = "job"
-
-
-class TrackerMode(StrEnum):
-    offline = "offline"
-    online = "online"
-    off = "off"
-
-
-class Gpu(StrEnum):  # data sheets: plan/hardware.py
-    a100 = "a100"
-    h100 = "h100"
-    h200 = "h200"
-    b200 = "b200"
-    l40s = "l40s"
-    rtx4090 = "rtx4090"
-    mi300x = "mi300x"
+Norm = StrEnum("Norm", ["pre", "sandwich"])
+HeadFit = StrEnum("HeadFit", ["exact", "nearest"])
+Profile = StrEnum("Profile", ["uniform", "ramp", "x_shape", "explicit"])
+Match = StrEnum("Match", ["none", "params", "flops"])
+Source = StrEnum("Source", ["builtin", "files", "hub"])
+TokenizerKind = StrEnum("TokenizerKind", ["byte", "bpe", "hf"])
+Schedule = StrEnum("Schedule", ["cosine", "wsd"])
+Device = StrEnum("Device", ["auto", "cpu", "cuda"])
+Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
+SidecarMode = StrEnum("SidecarMode", ["off", "learn", "replay", "permute", "random", "fixed"])
+Share = StrEnum("Share", ["none", "kind", "layer", "all"])
+Credit = StrEnum("Credit", ["joint", "factored"])
+PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
+Scoring = StrEnum("Scoring", ["calibrated", "paper"])
+Where = StrEnum("Where", ["inline", "job"])
+TrackerMode = StrEnum("TrackerMode", ["offline", "online", "off"])
+Gpu = StrEnum("Gpu", ["a100", "h100", "h200", "b200", "l40s", "rtx4090", "mi300x"])
 
 
 @dataclass
 class ModelConfig:
     """The decoder. One shape per layer follows from these and from `WidthConfig`."""
 
-    layers: int = 11
+    layers: int = 11  # decoder layers
     width: int = 64  # residual width of the uniform profile; other profiles are sized against it
-    head_dim: int = 8
+    head_dim: int = 8  # width of one attention head; even, for RoPE
     heads: HeadFit = HeadFit.exact  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
     queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
     ffn_ratio: float = 3.0  # FFN positions per unit of width
     vocab_size: int = 264  # rows of the embedding; at least the tokenizer's vocabulary
-    norm: Norm = Norm.sandwich
-    tie_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
+    norm: Norm = Norm.sandwich  # pre: before each sublayer · sandwich: also after it
+    tie_embeddings: bool = True  # the output layer shares the weights of the input embedding
+    rope_theta: float = 10_000.0  # base of the rotary position embedding
+    norm_eps: float = 1e-6  # added to the mean square in RMSNorm
     match: Match = Match.params  # what `width.match` defaults to with this model
 
 
@@ -139,7 +51,7 @@ class ModelConfig:
 class WidthConfig:
     """The width of each layer (SCIENCE §7). Ratios are relative to `model.width`."""
 
-    profile: Profile = Profile.uniform
+    profile: Profile = Profile.uniform  # how the width changes from layer to layer
     start: float = 1.0  # ramp: width of layer 0 · x_shape: width at both ends
     end: float = 1.0  # ramp: width of the last layer · x_shape: width at its narrowest, three quarters down
     widths: list[int] | None = None  # explicit: one width per layer
@@ -151,7 +63,7 @@ class WidthConfig:
 class DomainConfig:
     """One source of text with its own held-out loss."""
 
-    source: Source = Source.builtin
+    source: Source = Source.builtin  # where the text comes from
     weight: float = 1.0  # share of training tokens, relative to the other domains
     path: str | None = None  # builtin: code|facts|math, default the domain's name · files: path, glob · hub: path
     name: str | None = None  # hub: configuration name
@@ -162,7 +74,7 @@ class DomainConfig:
 
 @dataclass
 class TokenizerConfig:
-    kind: TokenizerKind = TokenizerKind.byte
+    kind: TokenizerKind = TokenizerKind.byte  # byte: a token per byte · bpe: trained on the data · hf: from path
     vocab_size: int = 4096  # bpe: size to train
     path: str | None = None  # hf: name or folder of any transformers tokenizer
 
@@ -173,19 +85,19 @@ class DataConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     train_tokens: int | None = None  # cap of training tokens per domain; null: everything
     heldout_tokens: int = 8192  # size of each of reward, validation and test, per domain
-    cache_dir: str = "${root}/.data"
+    cache_dir: str = "${root}/.data"  # folder of the tokenized corpora
 
 
 @dataclass
 class OptimConfig:
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    lr: float = 2e-3  # peak learning rate
+    weight_decay: float = 0.1  # decoupled, of the matrices
+    beta1: float = 0.9  # AdamW's decay of the first moment
+    beta2: float = 0.95  # and of the second moment
+    eps: float = 1e-8  # added to AdamW's denominator
     clip: float = 1.0  # largest global gradient norm
-    schedule: Schedule = Schedule.cosine
-    warmup_steps: int = 50
+    schedule: Schedule = Schedule.cosine  # of the learning rate after the warm-up
+    warmup_steps: int = 50  # steps in which the learning rate rises linearly to lr
     min_lr_ratio: float = 0.1  # final learning rate over the peak
     decay_fraction: float = 0.2  # wsd: share of the run that decays
 
@@ -202,10 +114,10 @@ class SidecarConfig:
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
     share: Share = Share.none  # units that have one multiplier in common; played back, the mean of theirs
     features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
-    policy: PolicyKind = PolicyKind.linear
+    policy: PolicyKind = PolicyKind.linear  # what maps the features to multipliers
     sigma: float = 0.3  # initial std of the log-multipliers
-    policy_lr: float = 0.5
-    entropy: float = 0.001
+    policy_lr: float = 0.5  # learning rate of the policy
+    entropy: float = 0.001  # weight of the bonus for entropy
     baseline_decay: float = 0.8  # share of the old average that is kept, per interval
     warmup: int = 3  # first intervals, not judged: the loss falls there whatever is tried
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
@@ -215,17 +127,17 @@ class SidecarConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 800
+    steps: int = 800  # optimizer steps
     batch_size: int = 4  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; null: the whole batch
-    seq_len: int = 128
-    log_every: int = 10
-    eval_every: int = 50
-    checkpoint_every: int = 200
+    seq_len: int = 128  # tokens per sequence
+    log_every: int = 10  # steps between two records of the training loss
+    eval_every: int = 50  # steps between two held-out losses
+    checkpoint_every: int = 200  # steps between two checkpoints
     keep_checkpoints: int | None = None  # newest checkpoints to keep (step 0 always stays); null: all
-    device: Device = Device.auto
+    device: Device = Device.auto  # auto: a GPU where there is one, else the CPU
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
-    compile: bool = False
+    compile: bool = False  # use torch.compile
     threads: int = 1  # CPU threads of one cell
 
 
@@ -233,7 +145,7 @@ class TrainConfig:
 class ForensicsConfig:
     every: int = 200  # steps between readings; each reading is of a checkpoint on disk
     where: Where = Where.inline  # inline: a thread of the training process · job: a job of its own beside it
-    scoring: Scoring = Scoring.calibrated
+    scoring: Scoring = Scoring.calibrated  # calibrated: against the null (SCIENCE §3) · paper: the paper's rule
     trace_steps: int = 8  # steps before each reading in which momentum is recorded
     resamples: int = 10  # size of the null (SCIENCE §3)
 
@@ -242,10 +154,10 @@ class ForensicsConfig:
 class SlurmConfig:
     """The options of a cell's Slurm job; null leaves one to the cluster, and `options` takes any other."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = None  # of the cells
+    account: str | None = None  # to charge
+    qos: str | None = None  # quality of service of the cells
+    constraint: str | None = None  # features that a node must have
     nodes: int = 1  # per cell; launcher.ranks is a multiple of it
     gpus: int = 0  # per rank
     cpus: int | None = None  # per rank; null: train.threads, and one for readings in the same process
@@ -255,7 +167,7 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # shell lines that run first: module load cuda
     options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
     side_partition: str | None = None  # of jobs that read layers or compare; null: partition
-    side_qos: str | None = None
+    side_qos: str | None = None  # of the same jobs; null: qos
     side_memory_gb: float | None = None  # a reading holds the largest layer and two copies of a matrix
     side_nice: int = 1000  # lowers the priority of readings
 
@@ -274,9 +186,9 @@ class LauncherConfig:
 
 @dataclass
 class TrackerConfig:
-    mode: TrackerMode = TrackerMode.offline
-    project: str = "layer-roles"
-    entity: str | None = None
+    mode: TrackerMode = TrackerMode.offline  # offline: on disk, without an account · online: needs `wandb login`
+    project: str = "layer-roles"  # of W&B
+    entity: str | None = None  # W&B user or team; null: the login's own
     tags: list[str] = field(default_factory=list)  # of the runs; a multirun adds its name and the overrides it varies
 
 
@@ -293,17 +205,17 @@ class Config:
     """One experiment, or one cell of it when `arm` is set."""
 
     name: str | None = None  # the experiment lands in <root>/<name>
-    question: str = ""
+    question: str = ""  # what the experiment asks; the head of its report
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
-    seeds: list[int] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  # every arm is trained once at each
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}, tested in this order
     expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist}}: experiments/expectations.py
-    arm: str = "main"
-    seed: int = 0
+    arm: str = "main"  # name of the only arm, where `arms` is empty
+    seed: int = 0  # of the only cell, where `seeds` is empty
     needs: str | None = None  # whose result it waits for: <arm>, <arm>@next (seed), or a cell's path with a slash in it
-    root: str = "outputs"
-    dry_run: bool = False
+    root: str = "outputs"  # folder of all experiments
+    dry_run: bool = False  # print the plan and its cost, and train nothing
     model: ModelConfig = field(default_factory=ModelConfig)
     width: WidthConfig = field(default_factory=WidthConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -314,6 +226,3 @@ class Config:
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
-
-
-ConfigStore.instance().store(name="schema", node=Config)

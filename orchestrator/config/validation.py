@@ -99,16 +99,6 @@ def _launcher(config: Config) -> Iterator[str]:
             f"launcher.ranks={launcher.ranks} cannot be spread over launcher.slurm.nodes={slurm.nodes}: "
             "make it a multiple, one process for each GPU."
         )
-    if launcher.kind == "slurm" and launcher.parallel and not slurm.array:
-        yield (
-            f"launcher.parallel={launcher.parallel} has no effect with launcher.slurm.array=false: "
-            "Slurm limits only the tasks of an array; drop one of the two."
-        )
-    if launcher.kind == "slurm" and 3600 * launcher.timeout_hours <= slurm.warning_seconds:
-        yield (
-            f"launcher.slurm.warning_seconds={slurm.warning_seconds} is longer than launcher.timeout_hours="
-            f"{launcher.timeout_hours}: lower the one or raise the other."
-        )
     for key, value in flatten(vars(slurm)).items():
         if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
             yield f"launcher.slurm.{key}={value!r} holds a character that cannot be printed: write it on one line."

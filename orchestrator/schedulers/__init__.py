@@ -1,27 +1,24 @@
-"""What starts jobs: each scheduler a class, found by its name."""
+"""The schedulers, which start jobs: one class each, found by its name."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import UserError, nearest
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.in_process import InProcess
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.scheduler import STARTED_BY, JobState, Scheduler
 from orchestrator.schedulers.slurm.scheduler import Slurm
 from orchestrator.storage.event_log import Entry
 
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
-
 SCHEDULERS: dict[str, type[Scheduler]] = {kind.name: kind for kind in (Local, InProcess, Slurm)}
 
 
 def chosen(config: Config) -> type[Scheduler]:
-    """The scheduler that `launcher.kind` names. Raises `UserError` where there is none of that name."""
+    """The scheduler that `launcher.kind` names. Raises `UserError` where none has that name."""
     kind = config.launcher.kind
     if kind not in SCHEDULERS:
         raise UserError(
@@ -31,12 +28,12 @@ def chosen(config: Config) -> type[Scheduler]:
 
 
 def of_this_process(experiment_dir: Path) -> Scheduler:
-    """The scheduler that started this process; that of this process where it was started by hand."""
+    """The scheduler that started this process; `InProcess` where a user did."""
     return SCHEDULERS.get(os.environ.get(STARTED_BY, ""), InProcess)(experiment_dir)
 
 
 def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
-    """The scheduler that has the job of an entry of the event log."""
+    """The scheduler of the job in an entry of the event log."""
     try:
         return SCHEDULERS[entry.scheduler](experiment_dir)
     except KeyError:
@@ -47,7 +44,7 @@ def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
 
 
 def job_states(entries: Iterable[Entry], experiment_dir: Path) -> dict[str, JobState]:
-    """Job → state, of those jobs of the entries that belong to a queue and that it still knows. Raises `NoAnswer`."""
+    """Job → state, of the jobs in the entries that a queue still knows. Raises `NoAnswer`."""
     by_scheduler: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.scheduler:

@@ -1,6 +1,6 @@
-"""The environment without the variables of a cluster's job that this process may be a part of.
+"""The environment without the variables of the cluster's job that this process may be a part of.
 
-What this process starts would inherit them, and take itself for a part of that job.
+A child process that inherited them would take itself for a part of that job.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ OF_A_TASK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "
 
 
 def inherited() -> list[str]:
-    """The variables of the job that this process is a part of."""
+    """The names of the variables of the job that this process is a part of."""
     if "SLURM_JOB_ID" not in os.environ:
         return []
     return [name for name in os.environ if (name.startswith(OF_A_JOB) or name in OF_A_TASK) and name != "SLURM_CONF"]
 
 
 def outside_environment() -> dict[str, str]:
-    """The environment of this process without `inherited`."""
+    """The environment of this process without the `inherited` variables."""
     hidden = set(inherited())
     return {name: value for name, value in os.environ.items() if name not in hidden}
 
 
 @contextmanager
 def changed(environment: Mapping[str, str]) -> Iterator[None]:
-    """This process has that environment for the length of the block."""
+    """Give this process that environment for the length of the block."""
     before = dict(os.environ)
     try:
         _become(environment)

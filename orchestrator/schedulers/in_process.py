@@ -6,18 +6,15 @@ import os
 import signal
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import INTERRUPTED
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.environment import changed
 from orchestrator.schedulers.scheduler import STARTED_BY, Job, JobState, Phase, Scheduler
 
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
-
 
 class InProcess(Scheduler):
-    """A job runs when its state is asked for, and has then ended."""
+    """Runs a job when its state is asked for, and returns when it has ended."""
 
     name, title, blocks = "debug", "this process", True
 

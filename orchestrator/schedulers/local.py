@@ -8,21 +8,18 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.environment import changed
 from orchestrator.schedulers.scheduler import Job, JobState, Phase, Resources, Scheduler, ThisJob
-from orchestrator.schedulers.submitted import Submitted
-
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
 
 
 class Local(Scheduler):
-    """A job's id is the process that controls it, which passes signals on to the ranks."""
+    """Starts processes; a job's id is that of the controlling process, which passes signals on to the ranks."""
 
     name, title, ranks = "local", "this machine", True
 
@@ -42,7 +39,7 @@ class Local(Scheduler):
             tasks = config.launcher.ranks if job.resources == Resources.cell else 1
             executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours, tasks_per_node=tasks)
             with changed(self.environment(job)), _signals_ignored():
-                started = executor.submit(Submitted(job))
+                started = executor.submit(job)
         except OSError as error:
             raise UserError(f"{self.folder} cannot take a job ({error}): make room or make it writable.") from error
         self.jobs[started.job_id] = started

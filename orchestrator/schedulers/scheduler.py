@@ -1,7 +1,6 @@
-"""What the house asks of whatever starts its jobs, with defaults for a scheduler that offers little.
+"""The protocol of schedulers, which start jobs, with defaults for one that can only submit, list and cancel them.
 
-A new scheduler is a subclass in a file of its own, a line in `SCHEDULERS`, and a YAML in conf/launcher. It must submit
-jobs, tell their states and cancel them.
+A new scheduler is a subclass in a file of its own, a line in `SCHEDULERS`, and a YAML in conf/launcher.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
+
+from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.environment import outside_environment
 from orchestrator.schedulers.slots import machine_slots
-
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
 
 STARTED_BY = "ORCHESTRATOR_SCHEDULER"  # the environment variable of a job that names the scheduler that started it
 
 
 class Resources(StrEnum):
-    """What a job needs."""
+    """The processors that a job needs."""
 
     cell = "cell"  # `launcher.ranks` processes, each with its GPU and `train.threads` cores
     side = "side"  # one process and no GPU: the comparison
@@ -36,13 +35,16 @@ class Resources(StrEnum):
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted: `python -m MODULE ARGUMENTS`, where the module has `main(arguments) -> exit code`."""
+    """A job to submit: `python -m MODULE ARGUMENTS`, where the module has `main(arguments) -> exit code`.
+
+    submitit pickles it and calls it in the process that it starts.
+    """
 
     module: str
     arguments: tuple[str, ...]
     name: str  # as the scheduler lists it
     resources: Resources = Resources.side
-    environment: Mapping[str, str] = field(default_factory=dict)  # beside that of the launcher
+    environment: Mapping[str, str] = field(default_factory=dict)  # added to the launcher's
     on_failure: tuple[str, ...] = ()  # a command that a queued job runs, with its exit code added, when that is not 0
 
     @property
@@ -50,20 +52,29 @@ class Job:
         return [sys.executable, "-m", self.module, *self.arguments]
 
     def run(self) -> int:
-        """Run the job in this process; its exit code."""
+        """Run the job in this process; return its exit code."""
         code: int = import_module(self.module).main(list(self.arguments))
         return code
 
+    def __call__(self) -> None:
+        """Run the job; end the process where the exit code is not 0."""
+        if code := self.run():
+            sys.exit(code)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The same job again, for a preemption that comes before the job handles signals itself."""
+        return DelayedSubmission(self)
+
 
 class Phase(StrEnum):
-    """Where a submitted job is."""
+    """The phase of a submitted job."""
 
     waiting = "waiting"
     running = "running"
-    suspended = "suspended"  # its processes are frozen, and will be let go on
+    suspended = "suspended"  # its processes are frozen until the scheduler resumes them
     ending = "ending"  # its processes may still run for a moment
     ended = "ended"
-    cancelled = "cancelled"  # ended, because somebody wanted it
+    cancelled = "cancelled"  # ended on request
 
 
 @dataclass(frozen=True)
@@ -92,14 +103,14 @@ class ThisJob:
 
 
 class Ending(StrEnum):
-    """How a scheduler is ending a job by itself."""
+    """The outcome for a job that its scheduler is ending by itself."""
 
     requeued = "requeued"  # it will start the job again
     cancelled = "cancelled"  # for good
 
 
 class NoAnswer(UserError):
-    """The scheduler does not answer: what it has may run or wait, or may be gone."""
+    """The scheduler does not answer: the states of its jobs are unknown."""
 
 
 class Scheduler(ABC):
@@ -107,7 +118,7 @@ class Scheduler(ABC):
 
     name: ClassVar[str]  # as launcher.kind and the event log say it
     title: ClassVar[str]  # as sentences say it
-    queues: ClassVar[bool] = False  # it runs jobs by itself, and the launcher leaves; else that stays until the last
+    queues: ClassVar[bool] = False  # it runs jobs without the launcher, which else stays until the last has ended
     ranks: ClassVar[bool] = False  # it starts several processes for a cell
     blocks: ClassVar[bool] = False  # a job runs in the launcher, which can do nothing else meanwhile
 
@@ -118,22 +129,22 @@ class Scheduler(ABC):
     def submit(
         self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0
     ) -> Iterable[str]:
-        """Submit jobs of one kind; yields the id of each as soon as it is taken.
+        """Submit jobs of one kind; yield the id of each as soon as it is accepted.
 
-        Where `queues`, they start when the jobs `after` have ended, however, and not before `delay` seconds.
-        Raises `UserError` where a job is not taken.
+        Where `queues`, they start when the jobs `after` have ended, in whatever way, and not before `delay` seconds.
+        Raises `UserError` where a job is refused.
         """
 
     @abstractmethod
     def states(self, ids: Collection[str]) -> dict[str, JobState]:
-        """Id → state of the jobs that it knows. Raises `NoAnswer`."""
+        """Id → state of the jobs that the scheduler knows. Raises `NoAnswer`."""
 
     @abstractmethod
     def cancel(self, ids: Collection[str]) -> None:
-        """End jobs with SIGTERM; one that has ended is no error. Raises `UserError` where that cannot be asked."""
+        """End jobs with SIGTERM; one that has ended is no error. Raises `UserError` where the scheduler refuses."""
 
     def check(self, config: Config) -> None:
-        """Raise `UserError` for a configuration that it can never run."""
+        """Raise `UserError` for a configuration that the scheduler can never run."""
         if config.launcher.ranks > 1 and not self.ranks:
             raise UserError(
                 f"launcher.ranks={config.launcher.ranks} needs a process for each rank, and launcher={self.name} "
@@ -143,38 +154,38 @@ class Scheduler(ABC):
             self.slots(config)
 
     def check_submission(self, config: Config, together: int = 1) -> None:
-        """Raise `UserError` where it would refuse a job now; `together`: of how many cells at once."""
+        """Raise `UserError` where the scheduler would refuse a job now; `together`: cells submitted at once."""
 
     def slots(self, config: Config) -> list[str | None]:
         """One slot for each cell that runs at once on this machine: its GPUs, as CUDA_VISIBLE_DEVICES names them."""
         return machine_slots(config)
 
     def names(self, ids: Iterable[str]) -> list[str]:
-        """The ids as a user would cancel them: those of one array once."""
+        """The ids as a user would cancel them: one for each array."""
         return list(dict.fromkeys(ids))
 
     def log_of(self, id: str) -> Path:
-        """Where a job's stderr goes."""
+        """The file of a job's stderr."""
         return self.folder / f"{id}_0_log.err"
 
     def environment(self, job: Job) -> dict[str, str]:
         """The variables of a process that runs the job."""
         return {**outside_environment(), **job.environment, STARTED_BY: self.name}
 
-    # What a job asks of the scheduler that started it.
+    # Called by a job, of the scheduler that started it.
 
     def this_job(self) -> ThisJob | None:
         """The job that this process is a part of; None where this scheduler did not start it."""
         return ThisJob(str(os.getpid())) if os.environ.get(STARTED_BY) == self.name else None
 
     def ending(self, job: ThisJob) -> Ending | None:
-        """How the scheduler is ending this run of the job by itself; None where it is not."""
+        """The outcome where the scheduler is ending this run of the job by itself; None where it is not."""
         return None
 
     def requeue(self, id: str, delay: float = 0.0) -> bool:
-        """End this run of a job and start it again, not before `delay` seconds; False where that is refused."""
+        """End this run of a job and start it again after at least `delay` seconds; False where that is refused."""
         return False
 
     def is_time_up(self, config: Config, id: str) -> bool:
-        """True for a job so near its time limit that this is what it has been warned of."""
+        """True where a job's time limit is so near that a warning must mean it."""
         return False

@@ -1,14 +1,11 @@
-"""How many cells run at once on this machine, and on which GPUs."""
+"""The number of cells that run at once on this machine, and their GPUs."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Device
 
 
 def machine_slots(config: Config) -> list[str | None]:
@@ -16,10 +13,9 @@ def machine_slots(config: Config) -> list[str | None]:
 
     A cell of several ranks has a GPU for each. Raises `UserError` where there are not as many.
     """
-    import torch  # a second, which a look at an experiment's status does without
+    import torch  # takes a second, which the command `status` does without
 
     from orchestrator.common.environment import usable_cores
-    from orchestrator.config.schema import Device
 
     each = config.launcher.ranks
     if config.train.device == Device.cpu or not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Batch scripts: what a job asks of Slurm, and what helps where Slurm refuses it."""
+"""Batch scripts: the options with which jobs are submitted to Slurm, and the cures for its refusals."""
 
 from __future__ import annotations
 
@@ -7,22 +7,19 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.environment import changed, inherited, outside_environment
 from orchestrator.schedulers.scheduler import STARTED_BY, Job, Resources
 from orchestrator.schedulers.slurm.commands import is_no_answer
-from orchestrator.schedulers.submitted import Submitted
 
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
-
-ALWAYS = 10**6  # how often submitit would start a job again after its time limit: the worker counts by itself
-CURES = (  # words of sbatch, in lower case → what helps
+ALWAYS = 10**6  # limit of submitit's restarts after a time limit: the worker counts them itself
+CURES = (  # words of sbatch, in lower case → cure
     ("job array", "set launcher.slurm.array=false"),
     ("partition", "choose one with launcher.slurm.partition"),
     ("generic resource", "leave launcher.slurm.gpus out where there are none, or choose a partition that has them"),
@@ -36,10 +33,10 @@ CURES = (  # words of sbatch, in lower case → what helps
 
 
 class OutsideExecutor(submitit.SlurmExecutor):
-    """submitit's, whose sbatch does not see the variables of the job that this process may be a part of.
+    """Hides from sbatch the variables of the job that this process may be a part of.
 
-    The environment of this process stays as it is: other threads of a cell read it. (An array is submitted by
-    submitit's own class: see `submit`.)
+    The environment of this process stays as it is: other threads of a cell read it. (submitit submits an array through
+    its own class: see `submit`.)
     """
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
@@ -51,7 +48,7 @@ class OutsideExecutor(submitit.SlurmExecutor):
 def executor(
     config: Config, folder: Path, job: Job, after: Collection[str] = (), delay: float = 0.0
 ) -> submitit.SlurmExecutor:
-    """What submits jobs of the kind of `job`, to start after the jobs `after` and not before `delay` seconds."""
+    """The executor that submits jobs like `job`, to start after the jobs `after` and not before `delay` seconds."""
     setup = [f"export {name}={shlex.quote(value)}" for name, value in {**job.environment, STARTED_BY: "slurm"}.items()]
     failed = f'[ "$code" -eq 0 ] || {shlex.join(job.on_failure)} "$code"'
     later = {"begin": f"now+{round(delay)}"} if delay else {}
@@ -103,7 +100,7 @@ def _beside(config: Config, later: dict[str, str], resources: Resources) -> dict
 
 @contextmanager
 def script(config: Config, folder: Path, resources: Resources, together: int) -> Iterator[Path]:
-    """A batch script as `submit` would hand over, for a job of that kind, or an array of `together` of them."""
+    """The batch script that `submit` would write for a job with those resources, or an array of `together` of them."""
     made = executor(config, folder, Job("", (), "orchestrator", resources))
     made.parameters.update({"map_count": together} if together > 1 else {})  # as submitit asks for an array
     with tempfile.TemporaryDirectory() as directory, changed(outside_environment()):
@@ -113,13 +110,12 @@ def script(config: Config, folder: Path, resources: Resources, together: int) ->
 
 
 def submit(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[str]:
-    """Submit jobs, several as one array; their ids. Raises `UserError` where Slurm does not take them."""
-    functions = [Submitted(job) for job in jobs]
+    """Submit jobs, several as one array; return their ids. Raises `UserError` where Slurm refuses them."""
     try:
-        if len(functions) == 1:  # in a thread of a cell, say, whose environment must stay
-            return [executor.submit(functions[0]).job_id]
+        if len(jobs) == 1:  # perhaps in a thread of a cell, whose environment must stay
+            return [executor.submit(jobs[0]).job_id]
         with changed(outside_environment()):
-            return [job.job_id for job in executor.submit_array(functions)]
+            return [job.job_id for job in executor.submit_array(jobs)]
     except OSError as error:
         raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
     except FailedJobError as error:
@@ -128,7 +124,7 @@ def submit(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[str]:
 
 
 def cure(reason: str) -> str:
-    """What helps against that answer of sbatch."""
+    """The cure for a refusal by sbatch."""
     if is_no_answer(reason):
         return "its controller does not answer, try again in some minutes"
     words = reason.lower()
@@ -136,7 +132,7 @@ def cure(reason: str) -> str:
 
 
 def arrays(ids: Iterable[str]) -> list[str]:
-    """Every job once, and an array once."""
+    """The ids with those of the tasks of one array replaced by the array's."""
     return list(dict.fromkeys(id.partition("_")[0] for id in ids))
 
 

@@ -1,4 +1,4 @@
-"""Slurm's own commands. None of them need be there: where nobody can be asked, nothing is known."""
+"""Slurm's own commands, any of which may be missing on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_ANSWER = re.compile(
 
 
 def ask(*command: str) -> str | None:
-    """What the command prints; None where it is not there or fails."""
+    """The output of a command; None where it is missing or fails."""
     try:
         done = _run(*command)
     except (OSError, subprocess.SubprocessError):
@@ -27,7 +27,7 @@ def ask(*command: str) -> str | None:
 
 
 def refusal(script: Path) -> str | None:
-    """Why sbatch would not take the script, in its own words; None where it would."""
+    """The reason, in its own words, for which sbatch would refuse the script; None where it would accept it."""
     try:
         done = _run("sbatch", "--test-only", str(script))
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""`launcher=slurm`: what Slurm says of our jobs, and what it is asked to do with them."""
+"""`launcher=slurm`: the states of our jobs in Slurm, and submitting, requeueing and cancelling them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
 from orchestrator.schedulers.scheduler import (
     Ending,
     Job,
@@ -25,9 +25,6 @@ from orchestrator.schedulers.scheduler import (
 from orchestrator.schedulers.slurm import batch
 from orchestrator.schedulers.slurm.commands import ask, refusal
 from orchestrator.storage.event_log import EventLog
-
-if TYPE_CHECKING:  # hydra takes a while to import
-    from orchestrator.config.schema import Config
 
 REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
@@ -44,9 +41,23 @@ PHASES = {  # Slurm's words; any other is of a job that has ended
 
 
 class Slurm(Scheduler):
-    """Jobs that Slurm queues, preempts and starts again. Of a task of an array, the id is `<array>_<task>`."""
+    """Jobs that Slurm queues, preempts and starts again. The id of an array's task is `<array>_<task>`."""
 
     name, title, queues, ranks = "slurm", "Slurm", True, True
+
+    def check(self, config: Config) -> None:
+        super().check(config)
+        launcher, slurm = config.launcher, config.launcher.slurm
+        if launcher.parallel and not slurm.array:
+            raise UserError(
+                f"launcher.parallel={launcher.parallel} has no effect with launcher.slurm.array=false: "
+                "Slurm limits only the tasks of an array; drop one of the two."
+            )
+        if 3600 * launcher.timeout_hours <= slurm.warning_seconds:
+            raise UserError(
+                f"launcher.slurm.warning_seconds={slurm.warning_seconds} is longer than launcher.timeout_hours="
+                f"{launcher.timeout_hours}: lower the one or raise the other."
+            )
 
     def check_submission(self, config: Config, together: int = 1) -> None:
         if shutil.which("sbatch") is None:
@@ -66,7 +77,7 @@ class Slurm(Scheduler):
     def submit(
         self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0
     ) -> Iterator[str]:
-        """Cells that are submitted together are an array where `launcher.slurm.array` is set."""
+        """Submit the jobs as one array where `launcher.slurm.array` is set, else one by one."""
         executor = batch.executor(config, self.folder, jobs[0], after, delay)
         for group in [jobs] if config.launcher.slurm.array else [[job] for job in jobs]:
             yield from batch.submit(executor, group)
@@ -74,8 +85,8 @@ class Slurm(Scheduler):
     def states(self, ids: Collection[str]) -> dict[str, JobState]:
         """Id → state of the jobs that Slurm remembers and that are this experiment's.
 
-        A job with one of the ids but another experiment's script is not: Slurm counts anew when it is installed anew,
-        and each of several clusters counts for itself.
+        A job with one of the ids but another experiment's script is left out: a new installation of Slurm counts from
+        1 again, and every cluster has its own count.
         """
         wanted = set(ids)
         if not wanted:
@@ -114,7 +125,7 @@ class Slurm(Scheduler):
         return allocation() if super().this_job() else None
 
     def ending(self, job: ThisJob) -> Ending | None:
-        """How Slurm is ending this run of the job; one that has reached its time limit is ended for good as well."""
+        """The outcome of this run where Slurm is ending it: a time limit, too, ends a job for good."""
         listed = ask("squeue", "-h", "-t", "all", "-j", job.id, "-O", "State:20,RestartCnt:20")
         word, count = (*(listed or "").split(), "", "")[:2]
         if listed is None or word == "RUNNING":
@@ -138,7 +149,7 @@ class Slurm(Scheduler):
         return self.seconds_left(id) < config.launcher.slurm.warning_seconds + SLACK_SECONDS
 
     def seconds_left(self, id: str) -> float:
-        """Until a job's time limit; infinite where it has none, or nobody can be asked."""
+        """Seconds until a job's time limit; infinite where it has none or Slurm does not answer."""
         listed = ask("squeue", "-h", "-j", id, "-o", "%L") or ""
         days, _, clock = listed.strip().rpartition("-")
         try:
@@ -149,7 +160,7 @@ class Slurm(Scheduler):
 
 
 def allocation() -> ThisJob | None:
-    """The job of Slurm that this process runs in, whoever submitted it; None outside of one."""
+    """The Slurm job that this process runs in, whoever submitted it; None outside of one."""
     if "SLURM_JOB_ID" not in os.environ:
         return None
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -163,9 +174,9 @@ def job_state(word: str, reason: str = "") -> JobState:
 
 
 def _ended(ids: Collection[str], users: str) -> dict[str, JobState]:
-    """Ended jobs, from the accounting data base where the cluster has one.
+    """Id → state of ended jobs, from the accounting database where the cluster has one.
 
-    A job that it does not call ended is left out: it has missed the end of what squeue does not list any more.
+    Leaves out jobs that the database has as running: it missed their end, since squeue no longer lists them.
     """
     listed = ask("sacct", "-n", "-P", "-X", "-u", users, "-j", ",".join(sorted(ids)), "-o", "JobID,State")
     rows = (line.split("|") for line in (listed or "").splitlines())
@@ -174,7 +185,7 @@ def _ended(ids: Collection[str], users: str) -> dict[str, JobState]:
 
 
 def _time(printed: str) -> datetime:
-    """When Slurm lets a job start, as it prints it; long ago for `N/A`, of a job that only waits for a node."""
+    """The earliest start that squeue printed; long ago for `N/A`, which a job has that only waits for a node."""
     with suppress(ValueError):
         return datetime.fromisoformat(printed.strip())
     return datetime.min
