@@ -41,7 +41,7 @@ def run(overrides: Sequence[str], console: Console, complain: Callable[[str], No
 
     experiment = experiment_of(overrides, compose, swept=job.swept if job else ())
     if job:
-        job.begin(experiment)
+        job.record_directory(experiment.directory)
     refuse_another(experiment)
     checks.check(experiment)
     if experiment.config.dry_run:

@@ -1,34 +1,38 @@
-"""One job of a multirun: its record, its console, its share of the machine."""
+"""One job of a multirun: its record, its console, its share of the machine, and the signals that interrupt it."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
+import submitit
 from hydra.core.utils import env_override
 from rich.console import Console
 
 from orchestrator.common import command, errors
 from orchestrator.config.schema import Config
-from orchestrator.experiments.experiment import Experiment
+from orchestrator.jobs.worker import REQUEUED, leave_at_once
 from orchestrator.schedulers import chosen
 from orchestrator.schedulers.slots import machine_slots
+from orchestrator.schedulers.slurm.scheduler import Slurm, allocation
 from orchestrator.storage import locks
 from orchestrator.sweep.multirun import Multirun
 from orchestrator.sweep.prefixed_stream import PrefixedStream
 from orchestrator.sweep.records import JobRecord, read_records
-from orchestrator.sweep.signals import interruptible, return_to_slurm
 
 POLL_SECONDS = 0.2
 GPUS = "CUDA_VISIBLE_DEVICES"
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: Slurm's warning of a preemption or a time limit
 
 
 class Job:
-    """The job that this process runs. `swept` are those of its overrides that vary from job to job."""
+    """The job that this process runs. `swept`: those of its overrides that vary from job to job."""
 
     def __init__(self, multirun: Multirun, number: int, overrides: Sequence[str]) -> None:
         self.multirun, self.launcher, keys = multirun, multirun.launcher, multirun.swept_keys
@@ -36,14 +40,12 @@ class Job:
         self.record = JobRecord(number, " ".join(self.swept))
 
     def run(self, experiment: Callable[[], int]) -> None:
-        """Call `experiment` and record the exit code that it returns; give a job that Slurm interrupts back to it.
+        """Call `experiment` and record its exit code; give the job back to Slurm where Slurm interrupts it.
 
-        Calls nothing once a job on this machine has been stopped: that means all of them.
+        Calls nothing once a job on this machine has been stopped, since that stops all of them.
         """
         with interruptible() as received:
             if self.launcher.log_files:
-                import submitit
-
                 self.record.log = str(submitit.JobEnvironment().paths.stdout)
             self.record.write(self.multirun.directory)
             others = [] if self.launcher.in_slurm else read_records(self.multirun.directory)
@@ -53,13 +55,13 @@ class Job:
                 return_to_slurm(received())
             self.record.write(self.multirun.directory)
 
-    def begin(self, experiment: Experiment) -> None:
+    def record_directory(self, experiment_dir: Path) -> None:
         """Record the experiment's directory."""
-        self.record.directory = str(experiment.directory)
+        self.record.directory = str(experiment_dir)
         self.record.write(self.multirun.directory)
 
     def console(self) -> Console:
-        """A console whose output says which job it is from: in each line where jobs share a terminal, else at first."""
+        """A console that prints the job's label: before each line where jobs share a terminal, else once, at first."""
         console = command.console()
         if self.launcher.side_by_side and not self.launcher.log_files:
             stream = PrefixedStream(sys.stdout, self.record.label, self.multirun.directory / "terminal.lock")
@@ -76,8 +78,8 @@ class Job:
     def share_of_machine(self, config: Config) -> Iterator[None]:
         """Hold a share of this machine's cores or GPUs for the block; wait while other jobs hold them all.
 
-        There are as many shares as jobs, but none without a slot for a cell (`machine_slots`). Sets
-        `config.launcher.parallel` to the number of cells that fit, and shows this process its own GPUs only.
+        There are at most as many shares as slots for cells (`machine_slots`). Sets `config.launcher.parallel` to the
+        number of cells that fit, and hides the GPUs of the other shares from this process.
         """
         if not self.launcher.side_by_side or chosen(config).queues:
             yield
@@ -97,3 +99,40 @@ class Job:
                         yield
                     return
             time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], set[int]]]:
+    """Raise KeyboardInterrupt at these signals during the block, except in cells, which save first (`StopSignal`).
+
+    Yields a function that returns the signals received so far, whoever handled them.
+    """
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in STOPS}
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes every signal's number to it
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try:
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            yield lambda: set(pipe.read(4096) or ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def return_to_slurm(received: set[int]) -> None:
+    """Requeue this job and end the process; return where no signal of Slurm's has interrupted it.
+
+    Requeues nothing where Slurm is already ending the job.
+    """
+    job, slurm = allocation(), Slurm(Path())
+    by_slurm = os.environ.get("SUBMITIT_EXECUTOR") == slurm.name and received & {signal.SIGTERM, signal.SIGUSR2}
+    if job is None or not by_slurm:
+        return
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)  # also for scontrol, which inherits it
+    if slurm.ending(job) is None and not slurm.requeue(job.id):
+        print("Slurm did not requeue this job.")
+    leave_at_once(REQUEUED)

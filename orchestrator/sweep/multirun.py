@@ -1,4 +1,4 @@
-"""Hydra's multirun (`-m`): one experiment per job, in this process or in those that a launcher of Hydra's starts."""
+"""Hydra's multirun (`-m`): one experiment per job, in this process or in those that Hydra's launcher starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.sweep.records import read_records, summary
 
 @dataclass(frozen=True)
 class Launcher:
-    """The traits in which Hydra's launchers differ."""
+    """The traits of one of Hydra's launchers."""
 
     side_by_side: bool = False  # jobs run at the same time on this machine, each in a process of its own
     log_files: bool = False  # jobs write their output to files, not to the terminal
@@ -45,7 +45,7 @@ LAUNCHERS = {  # by class name
 
 
 class Multirun(Callback):
-    """What a command and the jobs of its multirun share. Hydra pickles it along with every job."""
+    """The state that a command shares with the jobs of its multirun. Hydra pickles it along with every job."""
 
     current: ClassVar[Multirun | None] = None  # the multirun that this process started or works for
 
@@ -89,7 +89,7 @@ class Multirun(Callback):
         """Have Ctrl-C and SIGTERM stop the jobs but not this process, which waits for them and prints the summary.
 
         Child processes inherit the blocked SIGINT, so that Ctrl-C ends none that is starting or between two jobs; a
-        job unblocks it (`signals.interruptible`).
+        job unblocks it (`job.interruptible`).
         """
         with suppress(ImportError):  # joblib's helper process, whose later start would unblock SIGINT
             from joblib.externals.loky.backend import resource_tracker

@@ -1,4 +1,4 @@
-"""The record that each job of a multirun leaves, and the summary that the command prints of them."""
+"""The records that the jobs of a multirun write, and the summary that the command prints of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from orchestrator.common.errors import INTERRUPTED, UserError
+from orchestrator.monitoring import read_status
 from orchestrator.storage.files import write_whole
 
 LONG = 300  # characters; a longer list of directories is abbreviated by a pattern
@@ -20,7 +21,7 @@ WITHOUT_CELLS = {0: "planned, nothing trained", INTERRUPTED: "stopped before it 
 
 @dataclass
 class JobRecord:
-    """What a job has reported so far."""
+    """The state of one job, as far as it has reported it."""
 
     job: int
     label: str  # the overrides that vary from job to job
@@ -54,8 +55,6 @@ def summary(records: Sequence[JobRecord]) -> list[str]:
 
 
 def _result(record: JobRecord) -> str:
-    from orchestrator.monitoring import read_status
-
     states: Counter[str] = Counter()
     if record.directory:
         with suppress(UserError):  # no cell has begun

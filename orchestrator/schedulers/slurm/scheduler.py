@@ -12,16 +12,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.schedulers.scheduler import (
-    Ending,
-    Job,
-    JobState,
-    NoAnswer,
-    Phase,
-    Resources,
-    Scheduler,
-    ThisJob,
-)
+from orchestrator.schedulers.scheduler import Ending, Job, JobState, NoAnswer, Phase, Resources, Scheduler, ThisJob
 from orchestrator.schedulers.slurm import batch
 from orchestrator.schedulers.slurm.commands import ask, refusal
 from orchestrator.storage.event_log import EventLog
