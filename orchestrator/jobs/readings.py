@@ -1,11 +1,7 @@
-"""A job that reads a cell's checkpoints.
-
-`python -m orchestrator.jobs.readings CELL` reads what a run left unread; `--watch` goes on while the cell is training.
-"""
+"""Read the checkpoints of a cell that are due and unread: `python -m orchestrator.jobs.readings CELL`."""
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import time
@@ -13,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.common.errors import UserError
+from orchestrator.common import command
 from orchestrator.config import load
 from orchestrator.experiments.readings import Readings
 from orchestrator.storage import lease
@@ -22,11 +18,11 @@ POLL_SECONDS = 1.0
 
 
 def watch(cell_dir: Path, once: bool = False) -> None:
-    """Read what is due, as it is saved, until no process trains the cell and nothing is left; or only `once`."""
+    """Read due checkpoints as they are saved, until no process trains the cell and none is left; or only `once`."""
     readings = Readings(cell_dir, load.from_file(cell_dir / "config.yaml"))
     torch.set_num_threads(readings.config.train.threads)
     while True:
-        training = lease.is_held(cell_dir)  # asked first: all that it saved is then seen below
+        training = lease.is_held(cell_dir)  # asked first, so that what it saved last is seen below
         for path in readings.unread():
             if readings.read(path):
                 print(readings.path_of(path), flush=True)
@@ -36,23 +32,12 @@ def watch(cell_dir: Path, once: bool = False) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted.
-
-    The process may be killed at any moment: readings are written whole.
-    """
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.readings", description=__doc__)
+    """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted."""
+    parser = command.parser("orchestrator.jobs.readings", __doc__)
     parser.add_argument("cell", type=Path, help="a cell's directory, such as outputs/<name>/<arm>/seed=0")
     parser.add_argument("--watch", action="store_true", help="go on until the cell has ended and nothing is left")
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's own handler, in a job, ignores it
-    try:
-        watch(options.cell, once=not options.watch)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's handler would ignore it; readings are written whole
+    return command.run(parser, lambda options: watch(options.cell, once=not options.watch), arguments)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whether a cell whose process died is tried again, and after how long.
+"""The retries of a cell whose process died: how many, and after which pause.
 
-`python -m orchestrator.jobs.retry` is what a job of a queue runs when its cell's process has ended badly: nothing else
-need be there to notice. It imports little, for it must run where memory was too short for the cell.
+A job of a queue runs `python -m orchestrator.jobs.retry` when its cell's process has failed, as no launcher may be left
+to notice. It imports little, since it must run where memory was too short for the cell.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from orchestrator.common import command
 from orchestrator.common.errors import UserError
 from orchestrator.schedulers import of_this_process
 from orchestrator.schedulers.scheduler import Scheduler, ThisJob
@@ -23,9 +24,9 @@ LONGEST_DELAY = 600.0  # seconds
 NOT_STARTED = -1  # stands for the newest checkpoint of a cell that has none
 
 
-def record_crash(events: EventLog, cell: str, reason: str, **of: Any) -> None:
-    """Record that an attempt's process ended and neither finished nor stopped; `of`: which, as for `append`."""
-    events.append(cell, "crashed", reason=reason, saved=newest_checkpoint(events.path.parent / cell), **of)
+def record_crash(events: EventLog, cell: str, reason: str, **which: Any) -> None:
+    """Record that an attempt's process ended without finishing or stopping; `which`: more arguments of `append`."""
+    events.append(cell, "crashed", reason=reason, saved=newest_checkpoint(events.path.parent / cell), **which)
 
 
 def newest_checkpoint(cell_dir: Path) -> int:
@@ -36,10 +37,10 @@ def newest_checkpoint(cell_dir: Path) -> int:
 def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) -> float | None:
     """Seconds to wait before the cell is tried again; None where it is given up, which is recorded.
 
-    It is given up when it has died more than `retries` times since the same checkpoint: whatever kills it will do so
-    again. From one death to the next the pause doubles, beginning with `backoff` seconds.
+    It is given up when it has died more than `retries` times after the same checkpoint. The pause begins with `backoff`
+    seconds and doubles with every death.
     """
-    # only since it was last given up, stopped or finished: whoever launched it after that means to try it
+    # counted since it was last given up, stopped or finished: a launch after that is a new try
     recent = takewhile(lambda r: r["state"] not in ("failed", "stopped", "done"), reversed(events.of(cell)))
     deaths = [record for record in recent if record["state"] == "crashed"]
     saved = deaths[0].get("saved") if deaths else None
@@ -55,9 +56,9 @@ def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) 
 
 
 def after(events: EventLog, scheduler: Scheduler, here: ThisJob, code: int, retries: int, backoff: float) -> None:
-    """Requeue this job, whose cell's process ended with exit code `code`, or record why not.
+    """Requeue this job, whose cell's process ended with exit code `code`, or record the reason against it.
 
-    Nothing is done where the scheduler is ending the job by itself, or another run has the cell.
+    Does nothing where the scheduler is ending the job by itself, or another run has the cell.
     """
     cell = None if scheduler.ending(here) else events.cell_of(here.id)
     if cell is None:
@@ -83,7 +84,7 @@ def after(events: EventLog, scheduler: Scheduler, here: ThisJob, code: int, retr
 
 
 def _exit_reason(code: int) -> str:
-    """An exit code of the shell, in words."""
+    """The name of the signal in an exit code of the shell, or the code itself."""
     try:
         name = signal.Signals(code - 128).name
     except ValueError:
@@ -92,26 +93,23 @@ def _exit_reason(code: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 where the event log cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.jobs.retry", description=__doc__)
+    """Exit code: 0, or 2 where the event log cannot be read or written."""
+    parser = command.parser("orchestrator.jobs.retry", __doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory")
     parser.add_argument("code", type=int, help="the exit code of the cell's process")
     parser.add_argument("--retries", type=int, default=2)
     parser.add_argument("--backoff", type=float, default=10.0, help="seconds")
-    options = parser.parse_args(arguments)
+    return command.run(parser, _retry, arguments)
+
+
+def _retry(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):  # the scheduler sends them as it requeues this process's job
         signal.signal(number, signal.SIG_IGN)
     scheduler = of_this_process(options.directory)
     here = scheduler.this_job()
     if here is None or not scheduler.queues:
-        print("This process is no job of a queue: there is nothing to start again.", file=sys.stderr)
-        return 2
-    try:
-        after(EventLog(options.directory), scheduler, here, options.code, options.retries, options.backoff)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+        raise UserError("This process is no job of a queue: run `status --resume` to start a cell again.")
+    after(EventLog(options.directory), scheduler, here, options.code, options.retries, options.backoff)
 
 
 if __name__ == "__main__":

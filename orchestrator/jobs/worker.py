@@ -212,9 +212,7 @@ def main(cell: str) -> int:
     """
     path = Path(cell).resolve()
     if not (path / "config.yaml").is_file():
-        if rendezvous.is_rank_0():
-            print(f"{cell} has no config.yaml: launch its experiment first, which makes it.", file=sys.stderr)
-        return 2
+        raise UserError(f"{cell} has no config.yaml: launch its experiment first, which writes it.")
     state, scheduler = run_job(path), of_this_process(path.parents[1])
     failed = state in ("failed", "crashed") and rendezvous.is_rank_0()
     if failed and scheduler.this_job() is None:  # by hand; a launcher reads the event log

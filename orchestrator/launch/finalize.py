@@ -1,12 +1,11 @@
-"""When the cells have been launched: compare what has finished, or say which cells have not, and why.
+"""The end of a launch: compare the cells that have finished, or name those that have not, and why.
 
-`python -m orchestrator.launch.finalize DIR` is the job of a queue that follows all cells: it compares them, or has
-those tried again that nobody else could.
+`python -m orchestrator.launch.finalize DIR` is the queue's job that follows all cells: it compares them, or submits
+again those that died together with their job.
 """
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
@@ -19,7 +18,8 @@ from rich.markup import escape
 
 from orchestrator import monitoring
 from orchestrator.analysis import compare, print_summary
-from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
+from orchestrator.common import command
+from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
 from orchestrator.experiments import run_directory
 from orchestrator.experiments.dependency import needed_cell
@@ -38,7 +38,10 @@ ASK_TIMES, ASK_SECONDS = 10, 30.0  # of a queue that does not answer
 
 
 def finalize(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
-    """Compare what has finished, or say where to look; the exit code. `ran`: this launch ran cells."""
+    """Compare what has finished, or print the commands that follow the queue; return the exit code.
+
+    `ran`: this launch ran cells.
+    """
     if (elsewhere := queued.left_to_queue(experiment)) and not queued.follow(experiment, console):
         command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
         console.print(
@@ -58,7 +61,7 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
 
 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
-    """Say which cells failed or are lost, and why, or that the run was stopped; the exit code, the number finished."""
+    """Print which cells failed or are lost, and why; return the exit code and the number of finished cells."""
     unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
     seen = {cell.cell: cell for cell in monitoring.read_status(experiment.directory)} if unfinished else {}
     failed = [seen[cell] for cell in unfinished if cell in seen and seen[cell].state in ("failed", "lost")]
@@ -79,9 +82,9 @@ def _compare(experiment: Experiment, console: Console, *, log: bool) -> None:
 
 
 def run_as_job(path: Path) -> None:
-    """Compare what there is; or, where cells died with their whole job, submit these and another finalize."""
+    """Compare the trained cells; or, where cells died with their whole job, submit these and another finalize."""
     experiment, events, scheduler = run_directory.reopen(path), EventLog(path), of_this_process(path)
-    with locks.hold(monitoring.experiment_lock(path)):
+    with locks.hold(locks.of_launcher(path)):
         again, delay = _to_try_again(experiment, events)
         states = _states(events)
         queue = {c: e.job for c, e in _queued(events).items() if e.job in states and not states[e.job].has_ended}
@@ -93,7 +96,7 @@ def run_as_job(path: Path) -> None:
             return
         here, name = scheduler.this_job(), scheduler.name if scheduler.queues else ""
         which: dict[str, Any] = {"attempt": 1, "job": here.id if here else "", "scheduler": name}
-        # recorded before the lock is free: from now on nobody leaves new cells to this job
+        # recorded before the lock is released: from now on no launcher leaves new cells to this job
         events.append(COMPARISON, "running", **which)
     if compared := _compare_trained(experiment):
         events.append(COMPARISON, "done", reason=f"{compared} of {len(experiment.cells)} cells", **which)
@@ -102,8 +105,9 @@ def run_as_job(path: Path) -> None:
 
 
 def _compare_trained(experiment: Experiment) -> int:
-    """Compare the cells that were trained to the end, with all their readings; returns how many they are."""
-    trained = [cell for cell in experiment.cells if _is_trained(cell)]
+    """Compare the cells that were trained to the end, with all their readings; return their number."""
+    logs = {cell: metrics_log.newest(cell.directory / "metrics.jsonl") for cell in experiment.cells}
+    trained = [cell for cell, last in logs.items() if last and "test" in last]
     for cell in trained:
         _read(cell)
     if trained:
@@ -111,13 +115,8 @@ def _compare_trained(experiment: Experiment) -> int:
     return len(trained)
 
 
-def _is_trained(cell: Cell) -> bool:
-    """True where its metrics log ends as one does that a comparison takes."""
-    return "test" in (metrics_log.newest(cell.directory / "metrics.jsonl") or {})
-
-
 def _read(cell: Cell) -> None:
-    """Make the readings that no job has made; the comparison does without one that cannot be made."""
+    """Make the readings of the cell that no job has made; print why one cannot be made."""
     try:
         readings = Readings(cell.directory, cell.config)
         for checkpoint in readings.unread():
@@ -127,7 +126,7 @@ def _read(cell: Cell) -> None:
 
 
 def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell], float]:
-    """The cells whose jobs are gone with everything in them, and after how many seconds to try them again."""
+    """The cells that died together with their job, and the seconds to wait before they are tried again."""
     limits, entries, states = experiment.config.launcher, _queued(events), _states(events)
     again, longest = [], 0.0
     for cell in experiment.cells:
@@ -146,19 +145,19 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
         if pause is not None:
             again.append(cell)
             longest = max(longest, pause)
-    # and those that failed for want of a result that these will have
+    # and those that failed because they need a result of these
     last, sources = events.last(), {cell.directory for cell in again}
     failed = [cell for cell in experiment.cells if cell.id in last and last[cell.id].state == "failed"]
     return [*again, *(cell for cell in failed if needed_cell(cell.config, experiment.directory) in sources)], longest
 
 
 def _queued(events: EventLog) -> dict[str, Entry]:
-    """The newest event of every cell that a queue has or should have."""
+    """The newest event of every cell whose job a queue has or should have."""
     return {cell: entry for cell, entry in events.open().items() if cell != COMPARISON}
 
 
 def _states(events: EventLog) -> dict[str, JobState]:
-    """Job → state, as the queue knows it; asked again for some minutes where it does not answer, then `UserError`."""
+    """Job → state, as the queue knows it. Raises `UserError` where it does not answer for some minutes."""
     for _ in range(ASK_TIMES):
         try:
             return job_states(_queued(events).values(), events.path.parent)
@@ -169,15 +168,10 @@ def _states(events: EventLog) -> dict[str, JobState]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0, 2 where nothing can be compared or submitted."""
-    parser = argparse.ArgumentParser(prog="python -m orchestrator.launch.finalize", description=__doc__)
+    """Exit code: 0, or 2 where nothing can be compared or submitted."""
+    parser = command.parser("orchestrator.launch.finalize", __doc__)
     parser.add_argument("directory", type=Path, help="the experiment's directory")
-    try:
-        run_as_job(parser.parse_args(arguments).directory)
-    except UserError as error:
-        complain(str(error))
-        return 2
-    return 0
+    return command.run(parser, lambda options: run_as_job(options.directory), arguments)
 
 
 if __name__ == "__main__":

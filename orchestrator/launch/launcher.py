@@ -9,7 +9,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.run_directory import record_launcher
@@ -58,7 +57,7 @@ def launch(
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
     """Hold the experiment for the length of the block. Raises `UserError` where another launcher does."""
-    with locks.hold(monitoring.experiment_lock(directory), wait=False) as free:
+    with locks.hold(locks.of_launcher(directory), wait=False) as free:
         if not free:
             raise UserError(
                 f"{directory} is being run by another process: wait for it, or follow it with "

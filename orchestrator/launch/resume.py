@@ -72,7 +72,7 @@ def cancel(path: Path, console: Console) -> None:
     cells = monitoring.read_status(path)
     jobs = queued.cancel(path)
     ended = [f"job {job}" for job in jobs]
-    launcher = locks.holder(monitoring.experiment_lock(path))
+    launcher = locks.holder(locks.of_launcher(path))
     if launcher is not None:
         os.kill(launcher, signal.SIGTERM)  # and it stops its cells
         ended.append(f"the launcher (process {launcher})")

@@ -1,6 +1,6 @@
-"""The state of an experiment's cells, as their files and locks show it; their processes are never asked."""
+"""The states of an experiment's cells, from their files, their locks and their queue, and a view of them."""
 
-from orchestrator.monitoring.cells import CellStatus, experiment_lock, read_status
+from orchestrator.monitoring.cells import CellStatus, read_status
 from orchestrator.monitoring.watch import Screen, watch
 
-__all__ = ["CellStatus", "Screen", "experiment_lock", "read_status", "watch"]
+__all__ = ["CellStatus", "Screen", "read_status", "watch"]

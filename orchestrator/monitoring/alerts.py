@@ -1,4 +1,4 @@
-"""What deserves attention in an experiment: one function for each kind of alert, and one table."""
+"""Alerts on an experiment's cells: one function for each kind, and one table."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from orchestrator.common.formatting import counted
 from orchestrator.monitoring.cells import CellStatus
 
 SEVERITIES = ("critical", "warn", "note")  # worst first
-STALE_INTERVALS = 10  # of the longest time between two records: then a running cell has been silent for too long
-STALE_SECONDS = 60.0  # but never before
-BEHIND = 2  # checkpoints that wait for their reading while others are written; one is always being read
+STALE_INTERVALS = 10  # times the longest interval between two records: a running cell that is silent for longer
+STALE_SECONDS = 60.0  # and for longer than this is stale
+BEHIND = 2  # unread checkpoints that make an alert while the cell trains; one is always being read
 
 
 @dataclass(frozen=True)
 class Alert:
-    """One sentence on one cell, the same as long as nothing changes."""
+    """One sentence on one cell; equal to the earlier alert where nothing has changed."""
 
     cell: str
     severity: str  # one of `SEVERITIES`
@@ -25,6 +25,7 @@ class Alert:
 
 
 Found = Iterator[tuple[str, str]]  # severity, text
+Rule = Callable[[CellStatus], Found]
 
 
 def alerts(status: CellStatus) -> list[Alert]:
@@ -34,19 +35,18 @@ def alerts(status: CellStatus) -> list[Alert]:
 
 
 def ended_badly(s: CellStatus) -> Found:
-    """A cell that somebody must do something about, with the reason; for any other, the reason of its last event."""
+    """The reason why a cell needs its user; for any other cell, the reason of its last event."""
+    log = "".join(f"\n  {line}" for line in s.log)
     if s.state == "failed":
-        yield "critical", f"failed: {s.reason or 'no reason was left'}{_cure(s)}" + _log(s)
+        cure = "; --resume starts it again" if s.deaths else ""  # any other reason names its own
+        yield "critical", f"failed: {s.reason or 'no reason was left'}{cure}{log}"
     elif s.state == "lost":
-        yield "critical", f"lost: {s.reason}: the same command resumes it, and so does --resume." + _log(s)
+        yield "critical", f"lost: {s.reason}: the same command resumes it, and so does --resume.{log}"
     elif s.state == "missing":
         yield "critical", "its directory is gone: the same command trains it again."
     elif s.state == "zombie":
-        yield (
-            "critical",
-            f"a zombie: its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too "
-            "long; --resume all cancels it and resumes from its newest checkpoint.",
-        )
+        what = f"its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too long"
+        yield "critical", f"a zombie: {what}; --resume all cancels it and resumes from its newest checkpoint."
     elif s.state == "suspended":
         yield "note", f"suspended: its job {s.job} is frozen until its scheduler, or an operator, lets it go on."
     elif s.reason:
@@ -55,7 +55,8 @@ def ended_badly(s: CellStatus) -> Found:
 
 def interrupted(s: CellStatus) -> Found:
     """The number of times that a cell was preempted, and that it died."""
-    times = [f"{verb} {n} times in all" if n > 1 else f"{verb} once" for verb, n in _interruptions(s) if n]
+    counts = {"preempted": s.preempted, "died": s.deaths}
+    times = [f"{verb} {n} times in all" if n > 1 else f"{verb} once" for verb, n in counts.items() if n]
     if times:
         yield "note", " and ".join(times) + (f"; this is attempt {s.attempt}." if s.state == "running" else ".")
 
@@ -66,35 +67,18 @@ def waiting(s: CellStatus) -> Found:
         yield "note", f"{s.waits}."
 
 
-def _interruptions(s: CellStatus) -> Iterator[tuple[str, int]]:
-    yield "preempted", s.preempted
-    yield "died", s.deaths
-
-
-def _cure(s: CellStatus) -> str:
-    """The cure for a cell that died; any other reason names its own."""
-    return "; --resume starts it again" if s.deaths else ""
-
-
-def _log(s: CellStatus) -> str:
-    """The end of its log."""
-    return "".join(f"\n  {line}" for line in s.log)
-
-
 def pathology(s: CellStatus) -> Found:
     """Tensors that have left their peers behind in the newest reading (SCIENCE §5)."""
     if s.reading and s.reading.findings:
         worst, *others = s.reading.findings
         more = f", and {counted(len(others), 'tensor')} more" if others else ""
         severity = "critical" if worst.severity == "critical" else "warn"
-        yield (
-            severity,
-            (f"{worst.tensor} has {worst.ratio:.1f}× its peers' spectral norm at step {s.reading.step}{more}."),
-        )
+        text = f"{worst.tensor} has {worst.ratio:.1f}× its peers' spectral norm at step {s.reading.step}{more}."
+        yield severity, text
 
 
 def stale(s: CellStatus) -> Found:
-    """A running cell that has written nothing for many times its usual interval."""
+    """A running cell that has written nothing for many times the interval between its records."""
     if s.state != "running" or s.written is None or s.interval is None or s.step >= s.steps:
         return
     if s.seen - s.written > max(STALE_SECONDS, STALE_INTERVALS * s.interval):
@@ -109,7 +93,7 @@ def damaged(s: CellStatus) -> Found:
 
 
 def unread(s: CellStatus) -> Found:
-    """Checkpoints whose layers are due to be read and were not: readings that lag behind, or failed."""
+    """Checkpoints that are due and unread, because readings lag behind or failed."""
     if s.plan is None:
         return
     due = sorted(t for t in s.saved - s.read if t % s.plan.read_every == 0 or t == s.steps)
@@ -125,13 +109,4 @@ def unreadable(s: CellStatus) -> Found:
         yield "warn", sentence
 
 
-RULES: tuple[Callable[[CellStatus], Found], ...] = (
-    ended_badly,
-    interrupted,
-    waiting,
-    pathology,
-    stale,
-    damaged,
-    unread,
-    unreadable,
-)
+RULES: list[Rule] = [ended_badly, interrupted, waiting, pathology, stale, damaged, unread, unreadable]

@@ -1,4 +1,4 @@
-"""The status of an experiment's cells, read anew from their files and locks at every call, and cheaply."""
+"""The status of an experiment's cells, read from their files and locks at every call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -18,15 +17,13 @@ import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.monitoring.reading import Newest, newest
-from orchestrator.monitoring.states import Evidence, state_of
+from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
 from orchestrator.schedulers import job_states, of_entry
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
-from orchestrator.storage import lease, metrics_log
+from orchestrator.storage import lease, locks, metrics_log, steps
 from orchestrator.storage.event_log import Entry, EventLog, refuse_older
-from orchestrator.storage.locks import is_held
-from orchestrator.storage.steps import step_in
 
-RECENT, FURTHEST = 8, 200  # newest records that are enough to see where the loss goes, and the most that are read
+RECENT, FURTHEST = 8, 200  # newest records that show the trend of the loss, and the most that are read
 PATIENCE = 5.0  # seconds between two questions of one process to a queue
 COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
@@ -36,7 +33,7 @@ _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a status needs of a cell's configuration."""
+    """The part of a cell's configuration that its status needs."""
 
     steps: int
     read_every: int  # steps
@@ -51,10 +48,10 @@ class CellStatus:
     state: str  # a key of `states.SHOWN`
     attempt: int = 0
     job: str = ""
-    preempted: int = 0  # how often its scheduler took it off and will start, or has started, it again
-    deaths: int = 0  # how often its process died
-    waits: str = ""  # for what its job waits, or that its queue does not answer
-    log: tuple[str, ...] = ()  # the last lines that it wrote, where it ended badly
+    preempted: int = 0  # preemptions
+    deaths: int = 0  # deaths of its process
+    waits: str = ""  # the reason why its job waits, or that its queue does not answer
+    log: tuple[str, ...] = ()  # the last lines of its log, where it ended badly
     reason: str = ""  # of its newest event
     plan: Plan | None = None  # None where its configuration cannot be read
     records: list[metrics_log.Record] = field(default_factory=list)  # the newest of its metrics log
@@ -108,11 +105,6 @@ class CellStatus:
         return max((b["seconds"] - a["seconds"] for a, b in pairwise(self.records)), default=None)
 
 
-def experiment_lock(experiment_dir: Path) -> Path:
-    """The file whose lock a launcher holds."""
-    return experiment_dir / ".lock"
-
-
 @cache
 def plan_of(cell_dir: Path) -> Plan:
     """The plan of a cell, whose configuration does not change. Raises `ValueError` where it cannot be read."""
@@ -125,8 +117,7 @@ def plan_of(cell_dir: Path) -> Plan:
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow
 def _plan_in(text: str) -> Plan:
     content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml where it is there
-    arms = tuple(map(str, content["arms"]))
-    return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), arms)
+    return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), tuple(map(str, content["arms"])))
 
 
 def read_status(experiment_dir: Path) -> list[CellStatus]:
@@ -142,12 +133,12 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     last = events.last()
     cells |= {cell: experiment_dir / cell for cell in last if cell not in cells}  # their directories are gone
     events_written = _written(events.path)
-    attempts = {cell: lease.newest(path) for cell, path in cells.items() if _is_open(last.get(cell))}
+    attempts = {cell: lease.newest(path) for cell, path in cells.items() if cell in last and last[cell].is_open}
     held = {cell for cell, attempt in attempts.items() if attempt and attempt.is_alive()}
-    launching = bool(is_held(experiment_lock(experiment_dir)))
+    launching = bool(locks.is_held(locks.of_launcher(experiment_dir)))
     known, no_answer = _job_states(events)
-    if any(_is_open(last.get(cell)) and cell not in held for cell in cells):
-        last = events.last()  # a process records its end before it gives its lease back: look at what it recorded since
+    if any(entry.is_open and cell not in held for cell, entry in last.items()):
+        last = events.last()  # again: a process records its end before it releases the cell
     preempted, deaths = events.preemptions(), events.counted("crashed")
     found = []
     for cell, path in cells.items():
@@ -158,27 +149,15 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         if state == "zombie" and not evidence.stale:  # what was read one after another may only seem to disagree
             entry, evidence = _look_again(events, cell, path, evidence)
             state = state_of(entry, evidence)
-        status = status_of(path, entry, state, events_written)
         waits = f"its job waits: {job.reason}" if job and job.phase == Phase.waiting and job.reason else ""
-        if _is_open(entry) and no_answer:
+        if entry and entry.is_open and no_answer:
             waits = f"is as the event log has it: {no_answer}"
-        times = preempted.get(cell, 0) + (state == "preempted")
-        died = deaths.get(cell, 0)
-        reason = _reason_of_loss(entry, job) if entry and state == "lost" else status.reason
-        log = status.log if died or state == "lost" or len(status.log) > 1 else ()  # its reason is enough
-        found.append(replace(status, reason=reason, log=log, preempted=times, deaths=died, waits=waits))
+        status = _status_of(path, entry, state, events_written)
+        log = status.log if deaths[cell] or state == "lost" or len(status.log) > 1 else ()  # its reason is enough
+        reason = reason_of_loss(entry, job) if entry and state == "lost" else status.reason
+        times = preempted[cell] + (state == "preempted")
+        found.append(replace(status, reason=reason, log=log, preempted=times, deaths=deaths[cell], waits=waits))
     return found
-
-
-def _is_open(entry: Entry | None) -> bool:
-    return entry is not None and entry.is_open
-
-
-def _reason_of_loss(entry: Entry, job: JobState | None) -> str:
-    """Why a cell's process is gone, as far as is known."""
-    if entry.state == "submitted" and job is not None:
-        return f"its job ended ({job.word}) before the cell began, perhaps in launcher.{entry.scheduler}.setup"
-    return entry.reason if entry.state == "crashed" else "its process is gone (killed, or its machine is down)"
 
 
 def read_comparison(experiment_dir: Path) -> str:
@@ -206,9 +185,8 @@ def read_comparison(experiment_dir: Path) -> str:
 
 
 def _look_again(events: EventLog, cell: str, path: Path, evidence: Evidence) -> tuple[Entry | None, Evidence]:
-    """The queue's newest answer, then whether the process still lives, then the newest event."""
-    entry = events.last().get(cell)
-    job = None
+    """The cell's newest event, read after the queue's newest answer and the state of the process."""
+    entry, job = events.last().get(cell), None
     with suppress(NoAnswer):
         job = job_states([entry], events.path.parent).get(entry.job) if entry else None
     held = lease.is_held(path)
@@ -216,7 +194,7 @@ def _look_again(events: EventLog, cell: str, path: Path, evidence: Evidence) -> 
 
 
 def _job_states(events: EventLog) -> tuple[dict[str, JobState], str]:
-    """Job → state of all open jobs of queues, as of the last seconds; and the sentence of a queue without answer."""
+    """Job → state of all open jobs of queues, some seconds old at most; and the error of a queue that is silent."""
     entries = frozenset(events.open().values())
     try:
         return _recent_states(entries, events.path.parent, int(time.monotonic() / PATIENCE)), ""
@@ -229,15 +207,14 @@ def _recent_states(entries: frozenset[Entry], experiment_dir: Path, period: int)
     return job_states(entries, experiment_dir)
 
 
-def status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: float | None = None) -> CellStatus:
+def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: float | None) -> CellStatus:
     """The status of one cell from its files. Any of them may be missing, or vanish while it is read.
 
-    `events_written`: when the event log was last written; an attempt that has just begun has not been silent since
-    the one before.
+    `events_written`: the time at which the event log was last written, so that an attempt that has just begun does not
+    count as silent since the one before.
     """
     broken: list[str] = []
-    checkpoints = _names(cell_dir / "checkpoints")
-    read = _steps(_names(cell_dir / "forensics"))
+    read = frozenset(steps.paths_in(cell_dir / "forensics", ".json"))
     plan, records, reading = None, [], None
     try:
         plan = plan_of(cell_dir)
@@ -266,9 +243,9 @@ def status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: f
         records=records,
         written=max(filter(None, (_written(cell_dir / "metrics.jsonl"), events_written)), default=None),
         reading=reading,
-        saved=_steps(checkpoints),
+        saved=frozenset(steps.paths_in(cell_dir / "checkpoints")),
         read=read,
-        aside=tuple(sorted(name for name in checkpoints if ".damaged-" in name)),
+        aside=tuple(sorted(path.name for path in cell_dir.glob("checkpoints/*.damaged-*"))),
         broken=tuple(broken),
         seen=time.time(),
     )
@@ -305,29 +282,14 @@ def _log_of(folder: Path, job: str) -> tuple[str, ...]:
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:
     """Cell → its directory, in the order in which they were planned."""
     found = [p.parent for p in experiment_dir.glob("*/seed=*/config.yaml") if p.parent.name[5:].lstrip("-").isdigit()]
-    arms = next(_known_arms(found), ())
+    arms: tuple[str, ...] = ()
+    for path in found:
+        with suppress(ValueError):  # its status has the reason
+            arms = plan_of(path).arms
+            break
     rank = {arm: position for position, arm in enumerate(arms)}
     found.sort(key=lambda p: (rank.get(p.parent.name, len(rank)), p.parent.name, int(p.name[5:])))
     return {f"{path.parent.name}/{path.name}": path for path in found}
-
-
-def _known_arms(cell_dirs: list[Path]) -> Iterator[tuple[str, ...]]:
-    for path in cell_dirs:
-        try:
-            yield plan_of(path).arms
-        except ValueError:  # its status has the reason
-            continue
-
-
-def _names(directory: Path) -> list[str]:
-    try:
-        return [path.name for path in directory.iterdir()]
-    except OSError:  # not there yet
-        return []
-
-
-def _steps(names: list[str]) -> frozenset[int]:
-    return frozenset(step for name in names if (step := step_in(name.removesuffix(".json"))) is not None)
 
 
 def _written(path: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""The states in which cells are shown: those of the event log, and what an open one has come to."""
+"""The states in which cells are shown: those of the event log, and what the evidence makes of an open one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Shown(NamedTuple):
     """One state of the table below."""
 
     style: str  # of rich
-    is_live: bool  # the cell may get on without anybody's doing
-    is_bad: bool  # somebody must do something
+    is_live: bool  # the cell may go on by itself
+    is_bad: bool  # the user must act
     meaning: str
 
 
@@ -36,10 +36,10 @@ SHOWN = {  # in the order in which they are counted and, where not all cells hav
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a cell beside its newest event."""
+    """The facts about a cell that its newest event does not hold."""
 
-    held: bool = False  # its process lives, as far as can be told
-    stale: bool = False  # its process has given no sign of life for too long
+    held: bool = False  # its process lives, as far as this machine can tell
+    stale: bool = False  # its heartbeat is overdue
     launching: bool = False  # the experiment's launcher runs
     job: JobState | None = None  # None where no queue has a job of the cell
     answered: bool = True  # the queue answered, or none was to be asked
@@ -53,7 +53,7 @@ def state_of(entry: Entry | None, evidence: Evidence) -> str:
         return entry.state
     job = evidence.job
     if job is not None and job.phase == Phase.suspended:
-        return "suspended"  # frozen, it gives no sign of life
+        return "suspended"  # frozen, it sends no heartbeat
     if evidence.held or (entry.scheduler and evidence.stale and entry.state == "running"):
         return "zombie" if evidence.stale or (job is not None and not job.has_processes) else "running"
     if not entry.scheduler:
@@ -65,3 +65,10 @@ def state_of(entry: Entry | None, evidence: Evidence) -> str:
     if entry.state == "running" and job.phase == Phase.running:
         return "running"  # its process has just died, and the job has still to record that
     return "preempted" if entry.state in ("preempted", "running") else "queued"
+
+
+def reason_of_loss(entry: Entry, job: JobState | None) -> str:
+    """The reason why the process of a lost cell is gone, as far as is known."""
+    if entry.state == "submitted" and job is not None:
+        return f"its job ended ({job.word}) before the cell began, perhaps in launcher.{entry.scheduler}.setup"
+    return entry.reason if entry.state == "crashed" else "its process is gone (killed, or its machine is down)"

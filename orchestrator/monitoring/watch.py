@@ -12,10 +12,10 @@ from rich.live import Live
 
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.monitoring.alerts import Alert, alerts
-from orchestrator.monitoring.cells import CellStatus, experiment_lock, read_status
+from orchestrator.monitoring.cells import CellStatus, read_status
 from orchestrator.monitoring.states import SHOWN
 from orchestrator.monitoring.view import View, alert_line, line
-from orchestrator.storage.locks import is_held
+from orchestrator.storage import locks
 
 INTERVAL = 1.0  # seconds between two refreshes
 EFFORT = 0.2  # largest share of a core that refreshing may take
@@ -81,7 +81,7 @@ def watch(directory: Path, console: Console) -> list[CellStatus]:
     """
     with Screen(directory, console) as screen:
         while True:
-            launching = is_held(experiment_lock(directory))  # asked first: what it recorded last is then read below
+            launching = locks.is_held(locks.of_launcher(directory))  # before its last records are read
             if not any(SHOWN[cell.state].is_live for cell in screen.refresh()) and not launching:
                 return screen.cells
             time.sleep(max(0.05, screen.due - time.monotonic()))

@@ -85,12 +85,12 @@ class EventLog:
         """The cell that a queue's job was submitted for; None where it is not of this experiment."""
         return next((r["cell"] for r in reversed(self._records()) if r["job"] == job and r.get("scheduler")), None)
 
-    def counted(self, state: str) -> dict[str, int]:
-        """Cell → how often it entered `state`."""
+    def counted(self, state: str) -> Counter[str]:
+        """Cell → the number of times that it entered `state`."""
         return Counter(r["cell"] for r in self._records() if r["state"] == state)
 
-    def preemptions(self) -> dict[str, int]:
-        """Cell → how often its scheduler took it off and started it again; a cell cancelled for good is not counted."""
+    def preemptions(self) -> Counter[str]:
+        """Cell → the number of times that its scheduler preempted and restarted it, not counting a final cancel."""
         off, counts = set[str](), Counter[str]()
         for record in self._records():
             cell, state = record["cell"], record["state"]

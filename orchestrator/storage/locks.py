@@ -42,6 +42,11 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
         yield got
 
 
+def of_launcher(experiment_dir: Path) -> Path:
+    """The file that the launcher of an experiment keeps locked."""
+    return experiment_dir / ".lock"
+
+
 def holder(path: Path) -> int | None:
     """The id of the process on this machine that holds the lock; None where none does."""
     if not is_held(path):

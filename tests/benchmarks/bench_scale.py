@@ -94,7 +94,7 @@ def main() -> None:
         print(f"{len(made.cells)} cells × {CHECKPOINTS} checkpoints, {len(made.cells) * CHECKPOINTS:,} readings")
         process("orchestrator.status", str(directory))
         process("orchestrator.status", str(directory))
-        with locks.hold(monitoring.experiment_lock(directory)):
+        with locks.hold(locks.of_launcher(directory)):
             look(directory, terminal=False)
             look(directory, terminal=True)
         timed("launching what is finished", lambda: launch(made, Console(file=io.StringIO())))

@@ -232,7 +232,7 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
         with lease.hold(directory / "main/seed=0"):
             assert monitoring.read_status(directory)[0].state == "running"
     EventLog(directory).append("main/seed=0", "submitted", attempt=3)
-    with locks.hold(monitoring.experiment_lock(directory)):
+    with locks.hold(locks.of_launcher(directory)):
         assert monitoring.read_status(directory)[0].state == "queued"
 
 

@@ -150,7 +150,7 @@ def test_a_local_launcher_that_lives_is_left_alone(
     events.append("a/seed=0", "submitted", attempt=1, job="4711")
     cluster.says("jobs", f"4711|RUNNING|None|{experiment.directory}/jobs/a.sh\n")  # of the same number
     before = events.path.read_bytes()
-    with locks.hold(monitoring.experiment_lock(experiment.directory)):
+    with locks.hold(locks.of_launcher(experiment.directory)):
         assert status_main([str(experiment.directory), "--resume", "all"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -170,7 +170,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     held: list[bool | None] = []
 
     def watched(scheduler: Slurm, ids: Sequence[str]) -> None:
-        held.append(locks.is_held(monitoring.experiment_lock(experiment.directory)))
+        held.append(locks.is_held(locks.of_launcher(experiment.directory)))
         cancel(scheduler, ids)
 
     monkeypatch.setattr(Slurm, "cancel", watched)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.monitoring import experiment_lock, read_status
+from orchestrator.monitoring import read_status
 from orchestrator.monitoring.cells import FURTHEST, RECENT, recent_records
 from orchestrator.monitoring.states import Evidence, state_of
 from orchestrator.schedulers.slurm.scheduler import job_state as job
@@ -198,7 +198,7 @@ def test_locks_decide_over_an_open_word(cell: Write) -> None:
     path = cell(state="submitted")
     root = path.parents[1]
     assert read_status(root)[0].state == "lost"
-    with locks.hold(experiment_lock(root)):
+    with locks.hold(locks.of_launcher(root)):
         assert read_status(root)[0].state == "queued"
         with lease.hold(path):
             assert read_status(root)[0].state == "running"

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchestrator.monitoring import Screen, experiment_lock
+from orchestrator.monitoring import Screen
 from orchestrator.monitoring.cells import CellStatus
 from orchestrator.monitoring.watch import outcome, watch
 from orchestrator.status import main
@@ -68,7 +68,7 @@ def test_watching_ends_with_the_last_cell_and_the_launcher(cell: Write) -> None:
     path = cell()
     root, found = path.parents[1], []
     with ExitStack() as running:
-        running.enter_context(locks.hold(experiment_lock(root)))
+        running.enter_context(locks.hold(locks.of_launcher(root)))
         with lease.hold(path):
             thread = threading.Thread(target=lambda: found.extend(watch(root, Console(file=io.StringIO()))))
             thread.start()
