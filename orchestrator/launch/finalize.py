@@ -106,8 +106,7 @@ def run_as_job(path: Path) -> None:
 
 def _compare_trained(experiment: Experiment) -> int:
     """Compare the cells that were trained to the end, with all their readings; return their number."""
-    logs = {cell: metrics_log.newest(cell.directory / "metrics.jsonl") for cell in experiment.cells}
-    trained = [cell for cell, last in logs.items() if last and "test" in last]
+    trained = [c for c in experiment.cells if "test" in (metrics_log.newest(c.directory / "metrics.jsonl") or {})]
     for cell in trained:
         _read(cell)
     if trained:

@@ -13,6 +13,7 @@ import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from orchestrator import job
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
@@ -142,11 +143,11 @@ def test_a_broken_metrics_log_fails_the_cell_on_record(cell: Path) -> None:
 
 
 def test_by_hand_it_says_why_nothing_happens(cell: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert worker.main(str(tmp_path / "nosuch")) == 2
+    assert job.main([str(tmp_path / "nosuch")]) == 2
     assert "nosuch has no config.yaml: launch its experiment first" in capsys.readouterr().err
-    assert worker.main(str(cell)) == 0
+    assert job.main([str(cell)]) == 0
     assert capsys.readouterr().out == ""
-    assert worker.main(str(cell)) == 0
+    assert job.main([str(cell)]) == 0
     assert capsys.readouterr().out == f"{cell} is done already: nothing is left to do.\n"
 
 

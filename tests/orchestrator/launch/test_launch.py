@@ -17,10 +17,9 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from orchestrator import monitoring
+from orchestrator import job, monitoring
 from orchestrator.config import schema
 from orchestrator.config.compose import CONF, compose
-from orchestrator.jobs import worker
 from orchestrator.schedulers.slots import machine_slots
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
@@ -248,10 +247,10 @@ def test_a_cell_can_be_run_by_itself(
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
     (tmp_path / "outputs/x/events.jsonl").unlink()
-    assert worker.main(str(cell)) == 0
+    assert job.main([str(cell)]) == 0
     assert EventLog(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/events.jsonl")] == ["running", "done"]
-    assert worker.main(str(tmp_path)) == 2
+    assert job.main([str(tmp_path)]) == 2
     assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
 
 
