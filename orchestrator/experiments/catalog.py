@@ -1,4 +1,4 @@
-"""The experiments that can be run: each with its question, its arms and its seeds."""
+"""The list of experiments, with their questions, arms and seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cell's result a cell needs, as its key `needs` names it."""
+"""The cell whose result another cell needs, as the key `needs` names it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ NEXT = "@next"  # at the experiment's next seed
 
 
 def needed_cell(config: Config, experiment: Path) -> Path | None:
-    """The directory of the cell that `config` needs, None where it needs none; `experiment` is its own directory.
+    """The directory of the cell that `config` needs; None where it needs none. `experiment`: its own directory.
 
-    `<arm>`: of the same experiment at the same seed; `<arm>@next`: at the next seed, the last seed's being the first;
-    anything with a slash: any cell's path.
+    `needs` is `<arm>`: at the same seed; `<arm>@next`: at the next seed, after the last the first; or a cell's path,
+    which has a slash.
     """
     if config.needs is None or "/" in config.needs:
         return None if config.needs is None else Path(config.needs)
@@ -29,7 +29,7 @@ def arm_of(needs: str) -> str:
 
 
 def check(config: Config, arms: dict[str, Config]) -> None:
-    """Raise `UserError` where the cell that `config` needs cannot be there; `arms` are the experiment's."""
+    """Raise `UserError` where the cell that `config` needs cannot exist. `arms`: those of its experiment."""
     needs = config.needs
     if needs is None:
         return
@@ -49,5 +49,5 @@ def check(config: Config, arms: dict[str, Config]) -> None:
         chain.append(arm_of(following))
         if chain[-1] in chain[:-1]:
             raise UserError(f"needs={needs} never ends ({' needs '.join(chain)}): let one of these arms need none.")
-        if chain[-1] not in arms:  # that arm's own check says so
+        if chain[-1] not in arms:  # which that arm's own check reports
             return

@@ -1,4 +1,4 @@
-"""What the layers should become: `expect` names quantities of a reading and the bounds in which they should lie."""
+"""The key `expect`: quantities of a reading, and the bounds within which an experiment expects them."""
 
 from __future__ import annotations
 
@@ -41,18 +41,11 @@ QUANTITIES: dict[str, Quantity] = {
     "spread": Quantity(spread, 0.5),  # of attention's share
     **{f"{role}s": _layers_with(role) for role in ROLES},  # layers
 }
-REGIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of the layers [L]; the same thirds as the budget's
-    "early": lambda layers: np.array_split(layers, 3)[0],
-    "middle": lambda layers: np.array_split(layers, 3)[1],
-    "late": lambda layers: np.array_split(layers, 3)[2],
-    "first": lambda layers: layers[:1],
-    "last": lambda layers: layers[-1:],
-}
+REGIONS = ("early", "middle", "late", "first", "last")
 SPAN = re.compile(r"L(\d{1,4})(?:-L(\d{1,4}))?")  # a region by its layers: L6, L3-L5
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 COMPARISON = re.compile(rf"(>=|<=|≥|≤|>|<)\s*({NUMBER})")
 RANGE = re.compile(rf"({NUMBER})\s*(?:…|\.\.\.?)\s*({NUMBER})")
-WRITTEN = "'> 0.7', '<= 3' or [0.2, 0.4]"
 
 
 @dataclass(frozen=True)
@@ -80,13 +73,14 @@ class Bounds:
         return [end for end in (self.low, self.high) if math.isfinite(end)]
 
     def __str__(self) -> str:
-        if len(self.ends) == 2:
-            return f"{self.low:g} … {self.high:g}"
-        sign = "<" if self.low == -math.inf else ">"
-        return f"{sign if self.strict else {'<': '≤', '>': '≥'}[sign]} {self.ends[0]:g}"
+        if self.low == -math.inf:
+            return f"{'<' if self.strict else '≤'} {self.high:g}"
+        if self.high == math.inf:
+            return f"{'>' if self.strict else '≥'} {self.low:g}"
+        return f"{self.low:g} … {self.high:g}"
 
 
-MOST_LAYERS = Bounds(0.5, math.inf, strict=True)  # the share of a region that a role without a share means
+MOST_LAYERS = Bounds(0.5, math.inf, strict=True)  # the share of a region's layers where only a role is given
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,9 @@ class Wanted:
 def layers_of(region: str, depth: int) -> list[int]:
     """The indices of a region's layers in a model of `depth` layers; empty where some do not exist."""
     if region in REGIONS:
-        return REGIONS[region](np.arange(depth)).tolist()
+        layers = np.arange(depth)
+        thirds = np.array_split(layers, 3)  # the same as the budget's
+        return dict(zip(REGIONS, [*thirds, layers[:1], layers[-1:]], strict=True))[region].tolist()
     first, last = _ends(region)
     return list(range(first, last + 1)) if last < depth else []
 
@@ -187,7 +183,7 @@ def _bounds(where: str, value: Any) -> Bounds:
     compared, ranged = COMPARISON.fullmatch(text), RANGE.fullmatch(text)
     ends = [float(compared[2])] if compared else [float(end) for end in ranged.groups()] if ranged else value
     if not isinstance(ends, list) or len(ends) != (1 if compared else 2) or not all(map(_is_number, ends)):
-        raise UserError(f"{where} is {value!r:.60}, which is no comparison: write {WRITTEN}.")
+        raise UserError(f"{where} is {value!r:.60}, which is no comparison: write '> 0.7', '<= 3' or [0.2, 0.4].")
     if compared:
         sign, at = compared[1], ends[0]
         strict = sign in "<>"
@@ -201,13 +197,13 @@ def _bounds(where: str, value: Any) -> Bounds:
 
 def _checked(where: str, wanted: Wanted) -> Wanted:
     """The expectation. Raises `UserError` where it holds for every model, or for none."""
-    within = f"between 0 and {wanted.most:g}" if wanted.most < UNBOUNDED else "at 0 or above"
-    for every, found in ((True, wanted.bounds.cover(0.0, wanted.most)), (False, wanted.bounds.miss(0.0, wanted.most))):
-        if found:
-            raise UserError(
-                f"{where} is {wanted.bounds}, which holds for {'every' if every else 'no'} model, as it lies {within}: "
-                "choose bounds that some models keep."
-            )
+    bounds, most = wanted.bounds, wanted.most
+    if (held_by_all := bounds.cover(0.0, most)) or bounds.miss(0.0, most):
+        within = f"between 0 and {most:g}" if most < UNBOUNDED else "at 0 or above"
+        raise UserError(
+            f"{where} is {bounds}, which holds for {'every' if held_by_all else 'no'} model, as it lies {within}: "
+            "choose bounds that some models keep."
+        )
     return wanted
 
 
@@ -228,5 +224,5 @@ def _ends(region: str) -> tuple[int, int]:
 
 
 def _is_number(value: Any) -> bool:
-    """True for a number that a float can hold; comparing is safe for an integer of any length."""
+    """True for a number that a float can hold; the comparison is safe for an integer of any length."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -UNBOUNDED <= value <= UNBOUNDED

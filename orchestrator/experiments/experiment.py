@@ -1,4 +1,4 @@
-"""An experiment: its arms at its seeds as cells, refused where comparing them would be unfair."""
+"""An experiment: a cell for each arm at each seed; refused where a comparison of the arms would be unfair."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def decoder_spec(config: Config) -> DecoderSpec:
         raise UserError(_as_typed(str(error))) from error
 
 
-_built = lru_cache(maxsize=256)(build_spec)  # it searches for widths, and a comparison builds every cell's
+_built = lru_cache(maxsize=256)(build_spec)  # it searches for widths, and a comparison needs that of every cell
 
 
 def _as_typed(message: str) -> str:
-    """The message of `build_spec`, with its arguments as configuration keys."""
+    """The message of `build_spec` with its arguments named by their configuration keys."""
     for branch, config in (("model", schema.ModelConfig), ("width", schema.WidthConfig)):
         names = "|".join(f.name for f in fields(config) if f.name not in ("width", "layers"))
         message = re.sub(rf"(?<![\w.])({names})(?==)", rf"{branch}.\1", message)
@@ -102,10 +102,13 @@ def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards
 def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence[str] = ()) -> Experiment:
     """The experiment that `overrides` describe; without arms, one arm `main`.
 
-    `swept`: the overrides that a multirun varies. They become part of the name, so that no two of its jobs share a
-    directory. Raises `UserError` where a cell cannot be composed or comparing the arms would be unfair.
+    `swept`: the overrides that a multirun varies, which become part of the name, so that each of its jobs has its own
+    directory. Raises `UserError` where a cell cannot be composed or a comparison of the arms would be unfair.
     """
-    base = _tagged(compose(overrides), swept)
+    base = compose(overrides)
+    if swept:  # W&B tags: the multirun, and what this job of it varies
+        tags = [*base.tracker.tags, base.name or "single", *(o.lstrip("+") for o in swept)]
+        base = replace(base, tracker=replace(base.tracker, tags=tags))
     arms = base.arms or {base.arm: []}
     seeds = base.seeds or [base.seed]
     if base.arms:
@@ -134,12 +137,6 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     expectations.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
-
-
-def _tagged(base: Config, swept: Sequence[str]) -> Config:
-    """The configuration with W&B tags for the multirun and for what this job of it varies."""
-    added = [base.name or "single", *(o.lstrip("+") for o in swept)] if swept else []
-    return replace(base, tracker=replace(base.tracker, tags=[*base.tracker.tags, *added]))
 
 
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
@@ -181,8 +178,7 @@ def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]])
         raise UserError(f"'{given['arm']}' has no effect on an experiment, which names its own arms: drop it.")
     for arm, arm_overrides in arms.items():
         for override in arm_overrides:
-            key = _key(override)
-            if key in given:
+            if (key := _key(override)) in given:
                 raise UserError(
                     f"'{given[key]}' has no effect: arm '{arm}' sets {override}; "
                     "drop it, or write an experiment with other arms."
@@ -199,8 +195,7 @@ def _refuse_undeclared_differences(experiment: Experiment) -> None:
     ignore = (*keys.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
     for arm, config in others:
-        changed = keys.differences(reference, config, ignore=ignore)
-        if changed:
+        if changed := keys.differences(reference, config, ignore=ignore):
             listing = ", ".join(f"{key} ({was} against {now})" for key, (was, now) in changed.items())
             raise UserError(
                 f"Arms '{baseline}' and '{arm}' differ in {listing}, which 'declared' does not name: "
@@ -213,7 +208,7 @@ def _key(override: str) -> str:
 
 
 def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
-    """The name of the experiment or of its file, else the overrides; and what a multirun varies."""
+    """The experiment's name, or that of its file, else its overrides; then the overrides that a multirun varies."""
     unnamed = {*keys.OPERATIONAL, "experiment", "seed", "seeds"}
     named = [o for o in overrides if _key(o) not in unnamed and _key(o).split(".")[0] not in unnamed]
     file = next((o.partition("=")[2] for o in overrides if base.arms and _key(o) == "experiment"), None)
@@ -222,7 +217,7 @@ def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
     varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in repeated])
     name = f"{own}__{varied}" if varied else own
     if len(name) > LONGEST_NAME:  # a directory's name may have 255 bytes
-        name = f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 

@@ -19,7 +19,7 @@ def plays_back(config: Config) -> bool:
 
 
 def check(config: Config, arms: dict[str, Config]) -> None:
-    """Raise `UserError` where there will be no decisions to play back; `arms` are the experiment's."""
+    """Raise `UserError` where there will be no decisions to play back. `arms`: those of the experiment."""
     mode, needs = config.sidecar.mode, config.needs
     if mode in (SidecarMode.replay, SidecarMode.permute) and needs is None:
         raise UserError(f"sidecar.mode={mode} plays back another cell: set needs to an arm that learns, or a path.")
@@ -42,7 +42,7 @@ def check(config: Config, arms: dict[str, Config]) -> None:
 
 
 def read(config: Config, cell_dir: Path) -> list[dict[str, Any]] | None:
-    """The decisions that the cell in `cell_dir` plays back, None where it plays back none.
+    """The decisions that the cell in `cell_dir` plays back; None where it plays back none.
 
     Raises `UserError` where the cell that it needs has not finished.
     """

@@ -36,8 +36,7 @@ def refuse_another(experiment: Experiment) -> None:
         path = cell.directory / "config.yaml"
         if not path.exists():
             continue
-        changed = keys.differences(load.from_file(path), cell.config, ignore=keys.OPERATIONAL)
-        if changed:
+        if changed := keys.differences(load.from_file(path), cell.config, ignore=keys.OPERATIONAL):
             listing = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
             raise UserError(
                 f"{cell.directory} holds another configuration ({listing}): "
@@ -59,8 +58,7 @@ def open_directory(experiment: Experiment) -> None:
             write_whole(path, load.to_yaml(now))
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
-    described = _describe(experiment, recorded)
-    if described != recorded:
+    if (described := _describe(experiment, recorded)) != recorded:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
 
@@ -128,7 +126,7 @@ def _changes(key: str, was: Any, now: Any) -> str:
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
-    """The entries of `experiment.yaml` that may never change."""
+    """The entries of `experiment.yaml` that no launch may change."""
     config = experiment.config
     return {"arms": config.arms or {config.arm: []}, "declared": list(config.declared)}
 
@@ -137,8 +135,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     """The content of `experiment.yaml`: as recorded, with what this launch adds or changes."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
-    before = recorded.get("code", [])
-    # A launch may add seeds, contrasts and expectations; `stated` keeps since when each has been there.
+    # A launch may add seeds, contrasts and expectations; `stated` records when each was added.
     stated = {
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "contrasts": config.contrasts,
@@ -152,18 +149,9 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
         "machine": recorded.get("machine") or environment.machine(),
-        "code": _appended(before, code, now),
-        "stated": _appended(_stated(recorded), deepcopy(stated), now),  # a copy, lest YAML writes a reference
+        "code": _appended(recorded.get("code", []), code, now),
+        "stated": _appended(recorded.get("stated", []), deepcopy(stated), now),  # a copy, lest YAML writes a reference
     }
-
-
-def _stated(recorded: dict[str, Any]) -> list[dict[str, Any]]:
-    """Seeds, contrasts and `expect` of every launch; of a file without them, its own since its first launch."""
-    if not recorded or "stated" in recorded:
-        return list(recorded.get("stated", []))
-    since = next((code["since"] for code in recorded["code"] if "since" in code), "")
-    stated = {key: recorded.get(key) or {} for key in ("contrasts", "expect")}
-    return [{"since": since, "seeds": recorded["seeds"], **stated}]
 
 
 def _appended(entries: list[dict[str, Any]], now: dict[str, Any], since: str) -> list[dict[str, Any]]:

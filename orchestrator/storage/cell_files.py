@@ -1,4 +1,4 @@
-"""The files of a cell that its attempts change one after another: checkpoints, metrics log, outdated readings."""
+"""The files that the attempts of a cell change in turn: checkpoints, metrics log, outdated readings."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.
 
 @contextmanager
 def unfenced() -> Iterator[Callable[[], None]]:
-    """In place of a lease's `writing`, for a cell that no other process can claim."""
+    """A stand-in for `Lease.writing`, for a cell that no other process can claim."""
     yield lambda: None
 
 
 class CellFiles:
     """One attempt's access to the files of its cell.
 
-    A method that changes a file enters `writing` first, which raises `Superseded` where a later attempt has claimed
-    the cell. It raises `UserError` where the disk refuses; what was on disk is then still there.
+    Methods that change a file enter `writing` first, which raises `Superseded` where a later attempt has claimed the
+    cell, and raise `UserError` where the disk refuses; the old files are then still there.
     """
 
     def __init__(self, cell_dir: Path, writing: Writing = unfenced) -> None:
@@ -42,7 +42,7 @@ class CellFiles:
         """Write the checkpoint of `step` (see `checkpoint.save`); return its path."""
         path = checkpoint.path_of(self.checkpoints, step)
         with self._writing():
-            if path.exists():  # of an earlier attempt that went on although it was thought dead
+            if path.exists():  # written by an earlier attempt that was taken for dead
                 checkpoint.set_aside(path)
         return checkpoint.save(self.checkpoints, step, tensors, state, self._writing)
 
@@ -52,9 +52,9 @@ class CellFiles:
             checkpoint.prune(self.checkpoints, keep, spare)
 
     def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint to resume from, if there is one, and a sentence for every newer one.
+        """The newest whole checkpoint that the metrics log reaches, or None, and a sentence for every newer one.
 
-        The metrics log must reach it, or the resumed run would leave a gap there.
+        Resuming from one that is ahead of the log would leave a gap there.
         """
         path, warnings = checkpoint.newest(self.checkpoints)
         last = metrics_log.newest(self.metrics_log)
@@ -67,8 +67,8 @@ class CellFiles:
         return path, warnings
 
     def rewind(self, step: int) -> None:
-        """Make `step` the last of the cell, or -1 none: set aside every later checkpoint, reading and record."""
-        with self._writing() as check:  # asked again before each change, for this process may have been frozen
+        """Set aside every checkpoint, reading and record after `step`; -1 for all of them."""
+        with self._writing() as check:  # called before each change, as this process may have been frozen meanwhile
             try:
                 checkpoint.clear_partial(self.checkpoints)
                 for at, path in steps.paths_in(self.checkpoints).items():

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints, which are whole or absent.
 
 A checkpoint is written into a temporary directory, synced, sealed by `manifest.json` (sizes and sha256 of
 every other file, written last) and renamed. Tensors are safetensors; nothing is pickled.
@@ -30,12 +30,12 @@ from orchestrator.storage.files import permit_as_umask
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lives under a cell's `checkpoints/`."""
+    """The directory of the checkpoint of `step` under a cell's `checkpoints/`."""
     return directory / steps.name_of(step)
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint directory's name. Raises `UserError` where there is none."""
+    """The step in the name of a checkpoint's directory. Raises `UserError` for any other name."""
     step = steps.step_in(path.name)
     if step is None:
         raise UserError(f"{path} is not a checkpoint directory: its name should read {steps.name_of(250)}.")
@@ -56,8 +56,8 @@ def save(
 ) -> Path:
     """Write `tensors` (file stem → named tensors) and `state` as the checkpoint of `step`; return its path.
 
-    `writing` is entered when all is written and nobody sees it yet, and may raise to leave it so.
-    Raises `UserError` when the disk refuses. Whatever was on disk before stays as it was.
+    `writing` is entered just before the rename that makes the checkpoint visible, and may raise to prevent it.
+    Raises `UserError` where the disk refuses; the checkpoints on disk then stay as they were.
     """
     final = path_of(directory, step)
     if final.exists():
@@ -81,27 +81,25 @@ def save(
             partial.rename(final)
         _sync(directory)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"Checkpoint {final} could not be written ({error}): make room or make the directory writable "
             "and run the same command again; the checkpoints before it are untouched."
         ) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it was renamed
     return final
 
 
 def clear_partial(directory: Path) -> None:
-    """Delete what processes that died while saving have left. Only for the one that has the cell."""
+    """Delete what processes that died while saving have left. Only the owner of the cell may call this."""
     for partial in directory.glob(".step_*.partial"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def damage(path: Path, *, digests: bool = True) -> str | None:
-    """Why the checkpoint cannot be trusted, in a few words; None if every byte is as it was written.
+    """The damage of the checkpoint, in a few words; None where every byte is as it was written.
 
-    Without `digests` only what is there and how large it is is looked at: at once, however large.
+    Without `digests`, only the existence and the size of its files are checked, which takes no time.
     """
     try:
         files = json.loads((path / "manifest.json").read_text())["files"].items()
@@ -122,10 +120,7 @@ def damage(path: Path, *, digests: bool = True) -> str | None:
 
 
 def newest(directory: Path, before: int | None = None) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for every newer one that is not.
-
-    With `before`, of those whose step is lower.
-    """
+    """The newest whole checkpoint of a step below `before`, and a sentence for every newer one, which is damaged."""
     warnings: list[str] = []
     for path in reversed([p for p in saved(directory) if before is None or step_of(p) < before]):
         reason = damage(path)

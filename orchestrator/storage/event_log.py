@@ -25,7 +25,7 @@ class Entry:
     job: str
     reason: str
     scheduler: str = ""  # that the job belongs to; empty for processes of a launcher
-    restart: int = 0  # how often the scheduler had started the job before
+    restart: int = 0  # earlier starts of the job by its scheduler
 
     @property
     def is_open(self) -> bool:
@@ -34,7 +34,7 @@ class Entry:
 
 
 def refuse_older(experiment_dir: Path) -> None:
-    """Raise `UserError` for a directory that a version wrote whose files had other names."""
+    """Raise `UserError` for a directory of an older version, whose files had other names."""
     for name in ("manifest.jsonl", "*/seed=*/ledger.jsonl"):
         for path in experiment_dir.glob(name):
             raise UserError(
@@ -52,9 +52,8 @@ class EventLog:
     def append(self, cell: str, state: str, *, attempt: int, job: str = "", reason: str = "", **more: Any) -> None:
         """Record that `cell` (`<arm>/seed=<k>`) entered a state of `cell_states.STATES`.
 
-        `more`: `scheduler`, the queue that has the job, and `restart`, how often that had been started before; for
-        `running` the `environment`; for `crashed` the newest checkpoint, `saved`. Raises `UserError` where the disk
-        refuses.
+        `more`: the `scheduler` that queues the job and `restart`, its earlier starts; for `running` the `environment`;
+        for `crashed` the step of the newest checkpoint, `saved`. Raises `UserError` where the disk refuses.
         """
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": job, "reason": reason}
@@ -82,7 +81,7 @@ class EventLog:
         return [r for r in self._records() if r["cell"] == cell]
 
     def cell_of(self, job: str) -> str | None:
-        """The cell that a queue's job was submitted for; None where it is not of this experiment."""
+        """The cell that a queue's job runs; None for a job of another experiment."""
         return next((r["cell"] for r in reversed(self._records()) if r["job"] == job and r.get("scheduler")), None)
 
     def counted(self, state: str) -> Counter[str]:
@@ -102,7 +101,7 @@ class EventLog:
         return counts
 
     def first_done(self) -> str | None:
-        """When the first of the cells was done (UTC); None where none is."""
+        """The time at which the first cell was done (UTC); None where none is."""
         return min((r["time"] for r in self._records() if r["state"] == "done"), default=None)
 
     def environments(self) -> dict[str, list[dict[str, Any]]]:
@@ -115,7 +114,7 @@ class EventLog:
         return found
 
     def _records(self) -> list[metrics_log.Record]:
-        """Every event but the late ones. Raises `UserError` for one that lacks a key, or has one of another type."""
+        """Every event but the late ones. Raises `UserError` where a key is missing or has another type."""
         try:
             now = self.path.stat()
         except FileNotFoundError:
@@ -123,12 +122,9 @@ class EventLog:
         return _checked(self.path, now.st_size, now.st_mtime_ns)
 
 
-@lru_cache(maxsize=4)  # it is read for every cell, and has lines of every cell
+@lru_cache(maxsize=4)  # every cell's status reads the whole log
 def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
-    """The events as of that size and time: what is appended changes the one, what is mended by hand the other.
-
-    An attempt that was thought dead may append an event after its successor has begun: such an event is left out.
-    """
+    """The events in the file of that size and modification time, but those that a superseded attempt appended late."""
     records, begun, states = [], dict[str, int](), dict[str, str]()  # cell → its last attempt that ran, its state
     for record in metrics_log.read(path):
         for key, kind in KINDS.items():

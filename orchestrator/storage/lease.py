@@ -92,10 +92,10 @@ class Lease:
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
-        """Hold the write lock while the block changes the cell's files: no later attempt starts meanwhile.
+        """Hold the write lock while the block changes the cell's files, so that no later attempt starts meanwhile.
 
-        Raises `Superseded` where one has. Yields `check`: a later attempt waits only so long for a frozen process, so
-        a block of several steps checks again before each step that could harm a successor.
+        Raises `Superseded` where one has started. Yields `check`, which a block calls before each of several changes: a
+        later attempt waits only for a time, and starts when this process is frozen for longer.
         """
         if not locks.acquire(self._write_lock.fileno(), LEASE_SECONDS if self._waits else 0.0):
             self._waits = False  # its holder is frozen
@@ -109,7 +109,7 @@ class Lease:
     def check(self) -> None:
         """Raise `Superseded` where a later attempt has started."""
         try:
-            self._next.open().close()  # a network file system may cache its absence; opening asks again
+            self._next.open().close()  # opening asks the server, which a cached absence would not
         except OSError:
             return
         raise Superseded(f"Attempt {self.number} of {self.attempt.path.parents[1]} stops: a later one owns the cell.")
@@ -184,11 +184,10 @@ def hold(
     is_gone: Callable[[Attempt], bool] = lambda attempt: False,
     give_up: Callable[[], bool] = locks.never,
 ) -> Iterator[Lease | None]:
-    """Own the cell during the block, once the present owner has ended or lost its heartbeat; yields None where
-    `give_up` returned True first.
+    """Own the cell during the block, after waiting until its owner has ended; yield None where `give_up` came first.
 
-    An earlier run of the same job, which its scheduler has declared dead, and an attempt for which `is_gone` returns
-    True are not waited for. The new attempt's number is above that of every other, and above `above`.
+    Does not wait for an earlier run of the same job, which its scheduler has declared dead, or for an attempt for which
+    `is_gone` returns True. The new attempt's number is above every other, and above `above`.
     Raises `UserError` where the attempt's file cannot be written.
     """
     lease, seen, since = None, None, time.monotonic()
@@ -196,8 +195,8 @@ def hold(
         before = newest(cell_dir)
         if (sign := before and (before.number, before.heartbeat())) != seen:
             seen, since = sign, time.monotonic()  # by this process's own clock, as those of other machines may differ
-        free = before is None or _same_job(before, job, restart) or _has_ended(before, time.monotonic() - since)
-        if free or (before is not None and is_gone(before)):
+        silent = time.monotonic() - since
+        if before is None or _same_job(before, job, restart) or _has_ended(before, silent) or is_gone(before):
             lease = _start(cell_dir, 1 + max(above, before.number if before else 0), job, restart)
         else:
             time.sleep(POLL_SECONDS)
@@ -213,14 +212,14 @@ def _same_job(before: Attempt, job: str, restart: int) -> bool:
 
 
 def _has_ended(before: Attempt, silent: float) -> bool:
-    """True where its process has ended: by its lock, else released or `silent` for too many seconds."""
+    """True where its process has ended: it holds no lock, or has released the cell, or is `silent` for too long."""
     if before.is_here() and (held := locks.is_held(before.path)) is not None:
         return not held
     return before.heartbeat() == RELEASED or silent > LEASE_SECONDS
 
 
 def _start(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
-    """Start attempt `number`; None where another process was faster. Until locked, it is alive by heartbeat alone."""
+    """Start attempt `number`; None where another process was faster."""
     path = path_of(cell_dir, number)
     attempt = Attempt(number, job, restart, platform.node(), _boot(), os.getpid(), path)
     try:
@@ -233,7 +232,7 @@ def _start(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
                 return None
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): make room, or make the directory writable.") from error
-    with suppress(OSError):  # without locks, heartbeats have to do
+    with suppress(OSError):  # without file locks, its heartbeat alone shows that it is alive
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         json.dump({key: value for key, value in asdict(attempt).items() if key != "path"}, file)

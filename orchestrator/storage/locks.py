@@ -56,10 +56,7 @@ def holder(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool | None:
-    """True where a process holds the lock now; None where that is unknown, as without locks.
-
-    Needs no permission to write.
-    """
+    """True where a process holds the lock; None where that is unknown, as without locks. Needs no write permission."""
     try:
         file = path.open()
     except FileNotFoundError:
@@ -72,7 +69,7 @@ def is_held(path: Path) -> bool | None:
 
 
 def acquire(descriptor: int, patience: float) -> bool:
-    """Lock an open file, waiting up to `patience` seconds; False where another process still has it locked."""
+    """Lock an open file within `patience` seconds; False where another process still has it locked."""
     deadline = time.monotonic() + patience
     while _try(descriptor, fcntl.LOCK_EX) is False:
         if time.monotonic() > deadline:

@@ -6,6 +6,7 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -13,8 +14,8 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage import locks
 
 Record = dict[str, Any]
-PATIENCE_SECONDS = 90.0  # with another process that writes; after that it must be frozen
-LOOKED_BACK = 8  # records before one that decide whether it is superseded
+PATIENCE_SECONDS = 90.0  # longest wait for another process that writes; a longer writer is frozen
+LOOKED_BACK = 8  # records before one that show whether it is superseded
 
 
 def read(path: Path) -> list[Record]:
@@ -44,7 +45,7 @@ def _current(path: Path, content: bytes) -> list[tuple[int, Record]]:
 def _superseded(records: list[Record]) -> list[bool]:
     """True for records of a step that a superseded attempt wrote after its successor's first.
 
-    Where files cannot be locked, a frozen attempt may wake up and write one.
+    A frozen attempt may write one when it wakes up, where files cannot be locked.
     """
     late, latest = [], 0
     for record in records:
@@ -59,21 +60,13 @@ def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
 
     Empty where there is no file. Raises `ValueError` at a line that is no record.
     """
-    lines, ahead = _lines_backwards(path, block), deque[Record]()
-    for record in lines:
-        ahead.append(record)
-        if len(ahead) > LOOKED_BACK:
-            yield from _newest_of(ahead)
-    while ahead:
-        yield from _newest_of(ahead)
-
-
-def _newest_of(ahead: deque[Record]) -> Iterator[Record]:
-    """Remove the first of `ahead`, which also holds the records before it, and yield it unless it is superseded."""
-    late = _superseded([*ahead][::-1])[-1]
-    record = ahead.popleft()
-    if not late:
-        yield record
+    records = _lines_backwards(path, block)
+    window = deque(islice(records, LOOKED_BACK))  # a record and those before it
+    while window:
+        window.extend(islice(records, 1))
+        if not _superseded([*reversed(window)])[-1]:
+            yield window[0]
+        window.popleft()
 
 
 def _lines_backwards(path: Path, block: int) -> Iterator[Record]:
@@ -118,14 +111,14 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def append(path: Path, record: Record) -> None:
-    """Write one record as one line, under a lock, and sync it.
+    """Append one record as one line, under a lock, and sync it; first remove a last line that a crash cut short.
 
-    Removes a last line cut short by a crash first. Raises `UserError` where the disk refuses.
+    Raises `UserError` where the disk refuses.
     """
     line = json.dumps(record, allow_nan=False).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            _lock(file)
+            locks.acquire(file.fileno(), PATIENCE_SECONDS)
             if file.seek(0, os.SEEK_END) > 0:
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
@@ -137,16 +130,16 @@ def append(path: Path, record: Record) -> None:
 
 
 def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> None:
-    """Go back to `step`: later records, which a resumed run will write again, move to `<stem>.replaced.jsonl`.
+    """Move the records after `step`, which a resumed run will write again, to `<stem>.replaced.jsonl`.
 
-    A last line cut short is dropped. `check` is called just before the log is cut, and may raise to prevent that.
+    Drops a last line that was cut short. `check` is called just before the log is cut, and may raise to prevent that.
     Raises `UserError` where the disk refuses; then nothing is lost.
     """
     if not path.exists():
         return
     try:
         with path.open("ab+") as file:
-            _lock(file)
+            locks.acquire(file.fileno(), PATIENCE_SECONDS)
             content = _content(file)
             records = _current(path, content)
             last = content.rfind(b"\n") + 1
@@ -163,10 +156,6 @@ def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> N
             _sync(file)
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def _lock(file: IO[bytes]) -> None:
-    locks.acquire(file.fileno(), PATIENCE_SECONDS)
 
 
 def _content(file: IO[bytes]) -> bytes:
