@@ -1,9 +1,9 @@
-"""The loop of a launcher that stays with its cells: it starts as many as there are slots, and tries again what died."""
+"""The launcher that stays until its cells have ended: it fills the slots, and retries the cells that died."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,8 +22,7 @@ POLL_SECONDS = 0.2
 STOP_SECONDS = 2.0  # between two signals to cells that are to stop
 
 
-@dataclass(frozen=True)
-class Running:
+class Running(NamedTuple):
     """A cell whose job runs, and its slot."""
 
     cell: Cell
@@ -31,7 +30,7 @@ class Running:
 
 
 class Launcher:
-    """Runs cells through a scheduler that does not queue. A signal stops them, each with a checkpoint."""
+    """Runs cells through a scheduler without a queue. A signal stops them, each with a checkpoint."""
 
     def __init__(self, scheduler: Scheduler, experiment: Experiment, cells: list[Cell], console: Console) -> None:
         self.scheduler, self.experiment, self.console = scheduler, experiment, console
@@ -77,12 +76,12 @@ class Launcher:
             self.console.print(f"{escape(cell.id)} starts in this process")
 
     def _end(self, job: str, stop: StopSignal) -> None:
-        """Free the slot of a job that has ended, and have its cell tried again if it died."""
+        """Free the slot of a job that has ended; have its cell tried again where it died."""
         one, limits = self.running.pop(job), self.experiment.config.launcher
         self.free.append(one.gpus)
         entry = self.events.last()[one.cell.id]
         if entry.state in ("submitted", "running") and not lease.is_held(one.cell.directory):
-            # it was stopped as it started, or killed, or short of memory
+            # stopped as it started, killed, or short of memory
             if stop.received:
                 self.events.append(one.cell.id, "stopped", attempt=entry.attempt, job=entry.job)
                 return

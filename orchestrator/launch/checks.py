@@ -1,4 +1,4 @@
-"""What would end a cell in its first second, found before anything is launched; and the data that all cells share."""
+"""Checks before a launch for all that would end a cell at its start; and the preparation of the data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from rich.console import Console
 
 from orchestrator import data
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import Config, Device, SidecarMode
+from orchestrator.config.schema import Device, SidecarMode
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.order import waves
@@ -18,32 +18,28 @@ from orchestrator.training.sidecar import planned_sidecar
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `UserError` for what would end its cells in their first second."""
+    """Raise `UserError` for what would end a cell at its start."""
     for config in experiment.arms.values():
-        _check_arm(config, experiment)
+        scheduler = chosen(config)(experiment.directory)
+        if not scheduler.queues and config.train.device == Device.cuda and not torch.cuda.is_available():
+            raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+        distributed.check(config, config.launcher.ranks)
+        scheduler.check(config)
+        if config.sidecar.mode != SidecarMode.off:
+            planned_sidecar(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)
     run.check(experiment.config)
 
 
-def _check_arm(config: Config, experiment: Experiment) -> None:
-    scheduler = chosen(config)(experiment.directory)
-    if not scheduler.queues and config.train.device == Device.cuda and not torch.cuda.is_available():
-        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
-    distributed.check(config, config.launcher.ranks)
-    scheduler.check(config)
-    if config.sidecar.mode != SidecarMode.off:
-        planned_sidecar(config)
-
-
 def check_jobs(experiment: Experiment) -> None:
-    """Raise `UserError` where the scheduler would not take the experiment's jobs."""
+    """Raise `UserError` where the scheduler would refuse the experiment's jobs."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
     together = max(map(len, waves(unfinished)), default=1)
     chosen(experiment.config)(experiment.directory).check_submission(experiment.config, together)
 
 
 def prepare_data(experiment: Experiment, console: Console) -> None:
-    """Have the corpora of all arms ready, before the cells that share them begin. Raises `UserError`."""
+    """Build the corpora of all arms before the cells, which share them, begin. Raises `UserError`."""
     with console.status("Preparing the data"):
         for config in experiment.arms.values():
             data.prepare(config.data, config.model.vocab_size, config.train.seq_len)

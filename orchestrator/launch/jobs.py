@@ -9,9 +9,9 @@ from orchestrator.schedulers.scheduler import Job, Resources
 
 
 def cell_job(cell: Cell, experiment: Experiment, gpus: str | None = None) -> Job:
-    """The job that runs a cell, on the `gpus` that CUDA_VISIBLE_DEVICES names, or on all that it is given.
+    """The job that runs a cell, on `gpus` (a value of CUDA_VISIBLE_DEVICES) or, where None, on all that it is given.
 
-    In a queue, it is tried again when its process has died.
+    In a queue, the job retries itself when its process has died.
     """
     threads, launcher = str(cell.config.train.threads), experiment.config.launcher
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
@@ -24,6 +24,6 @@ def cell_job(cell: Cell, experiment: Experiment, gpus: str | None = None) -> Job
 
 
 def finalize_job(experiment: Experiment) -> Job:
-    """The job that compares the cells, or tries those again that died."""
+    """The job that compares the cells, or submits those again that died."""
     path = str(experiment.directory.resolve())
     return Job("orchestrator.launch.finalize", (path,), f"{experiment.name}-comparison")

@@ -22,13 +22,11 @@ from orchestrator.storage.event_log import EventLog
 def launch(
     experiment: Experiment, console: Console, only: Collection[str] | None = None, cancel: Collection[str] = ()
 ) -> list[Cell]:
-    """Run every unfinished cell, as many at once as the launcher allows; return the cells that were launched.
+    """Run every unfinished cell, or submit it to the scheduler's queue; return the cells that were launched.
 
-    A scheduler that queues only takes them: `queued.follow` waits for them. A cell that a queue already has is left to
-    it, unless it is among those whose jobs are to be cancelled first: `cancel`. `only`: the cells that may be launched;
-    None: all.
-    Raises `UserError` if another launcher holds the experiment. SIGINT or SIGTERM stops every cell that runs on this
-    machine at its next step boundary, with a checkpoint.
+    `only`: the cells that may be launched; None: all. `cancel`: cells whose jobs are cancelled first; any other cell
+    that a queue already has is left to it. SIGINT or SIGTERM stops every cell that runs on this machine at its next
+    step boundary, with a checkpoint. Raises `UserError` where another launcher holds the experiment.
     """
     with alone(experiment.directory):
         events = EventLog(experiment.directory)
@@ -37,8 +35,7 @@ def launch(
             queued.cancel(experiment.directory, cancelled)
             console.print(f"Cancelled {', '.join(cancelled)}, which had these cells.", markup=False, soft_wrap=True)
         unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
-        taken = queued.still_queued(experiment, unfinished)
-        taken = {cell: job for cell, job in taken.items() if job not in cancelled}
+        taken = {c: job for c, job in queued.still_queued(experiment, unfinished).items() if job not in cancelled}
         selected = [cell for cell in unfinished if cell.id not in taken and (only is None or cell.id in only)]
         if left := [f"{cell} (job {job})" for cell, job in taken.items() if only is None or cell in only]:
             console.print(f"{queued.title(experiment.directory)} already has {', '.join(map(escape, left))}.")
@@ -56,7 +53,7 @@ def launch(
 
 @contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Hold the experiment for the length of the block. Raises `UserError` where another launcher does."""
+    """Hold the launcher's lock during the block. Raises `UserError` where another launcher holds it."""
     with locks.hold(locks.of_launcher(directory), wait=False) as free:
         if not free:
             raise UserError(

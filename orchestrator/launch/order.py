@@ -1,4 +1,4 @@
-"""In which order cells may run: a cell that needs another's result comes after it."""
+"""The order of cells: a cell that needs another's result comes after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:
 
 
 def waves(cells: list[Cell]) -> list[list[Cell]]:
-    """The cells in groups, each of which may begin when the groups before it have ended."""
+    """The cells in groups, each of which may begin when those before it have ended."""
     groups, left = [], list(cells)
     while left:
         ready = [cell for cell in left if is_ready(cell, left)] or left  # in a circle: each fails, and says why

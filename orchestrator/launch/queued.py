@@ -1,4 +1,4 @@
-"""Cells as jobs of a queue, and the comparison as a job that follows them all."""
+"""The jobs of an experiment in a queue: one for each cell, and one that compares them when all have ended."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def submit(
     beside: Mapping[str, str],
     delay: float = 0.0,
 ) -> None:
-    """Submit the cells, those that need others' results after these, and what follows all of them.
+    """Submit the cells, each after those whose results it needs, and a finalize after all of them.
 
-    `beside`: cell → job, of cells that the queue already has, and whose results may be needed. `delay`: seconds before
-    the first of the cells may start.
-    Raises `UserError` where the queue does not take all; the event log then has what it took, and as far as possible a
-    finalize follows that.
+    `beside`: cell → job, of cells that the queue already has. `delay`: seconds before the first cells may start.
+    Raises `UserError` where the queue refuses a job; the event log then has those that it took, and where possible a
+    finalize follows them.
     """
     scheduler = chosen(experiment.config)(experiment.directory)
     taken: dict[str, str] = {}  # cell → job
@@ -99,10 +98,10 @@ def _submit_waves(
 
 
 def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
-    """Submit the job that compares, or tries again, when the jobs `after` have ended; True where one was needed.
+    """Submit a finalize that follows the jobs `after`; False where an earlier one is enough.
 
-    An earlier one that has not begun to compare will see everything that this one would: it is enough. One that is
-    comparing now, or ending, is waited for. The job that this process is a part of does not count.
+    An earlier one is enough as long as it has not begun to compare, since it will see the same cells. The new one
+    waits for one that is comparing or ending. The job of this process does not count.
     """
     scheduler = chosen(experiment.config)(experiment.directory)
     events, here = EventLog(experiment.directory), scheduler.this_job()
@@ -122,9 +121,9 @@ def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
 
 
 def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, str]:
-    """Cell → job, of those that wait or run as jobs of a queue at this moment.
+    """Cell → job, of the cells that wait or run in a queue now.
 
-    Raises `UserError` where there may be such jobs and their queue does not answer: nobody should submit them twice.
+    Raises `UserError` where the queue does not answer, lest cells be submitted twice.
     """
     events = EventLog(experiment.directory)
     last = events.last()
@@ -137,7 +136,7 @@ def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, str
 
 
 def left_to_queue(experiment: Experiment) -> list[str]:
-    """The unfinished cells that are jobs of a queue now, or that its finalize will see to."""
+    """The unfinished cells that are in a queue now, or that its finalize will compare or submit again."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
     last = EventLog(experiment.directory).comparison()
     if last is not None and last.is_open and not _has_ended(last, experiment.directory):
@@ -146,7 +145,7 @@ def left_to_queue(experiment: Experiment) -> list[str]:
 
 
 def follow(experiment: Experiment, console: Console) -> bool:
-    """Where `launcher.wait` is set, show the jobs until the last, which compares, has ended; True where it has.
+    """Where `launcher.wait` is set, show the jobs until the finalize has ended; True where it has.
 
     Ctrl-C stops watching, and ends no job.
     """
@@ -156,11 +155,11 @@ def follow(experiment: Experiment, console: Console) -> bool:
     try:
         while True:
             last = events.comparison()
-            if watched is None or (last and last.job != watched):  # what compares may have tried cells again instead
+            if watched is None or (last and last.job != watched):  # the finalize may have submitted cells again
                 monitoring.watch(experiment.directory, console)
                 watched, last = last.job if last else "", events.comparison()
             ended = last is None or not last.is_open or _has_ended(last, experiment.directory)
-            if ended and events.comparison() == last:  # else it has submitted another as it ended
+            if ended and events.comparison() == last:  # else it has submitted another finalize as it ended
                 return True
             if not ended:
                 time.sleep(FOLLOW_SECONDS)
@@ -170,9 +169,9 @@ def follow(experiment: Experiment, console: Console) -> bool:
 
 
 def cancel(directory: Path, jobs: Collection[str] | None = None) -> list[str]:
-    """End jobs of a queue, by default all, and record of those that had not begun that they never will.
+    """End jobs of a queue, by default all; return those that were alive. Raises `UserError` without an answer.
 
-    Returns the jobs that were ended. Raises `UserError` where the queue does not answer.
+    Cells whose jobs had not begun are recorded as stopped.
     """
     events = EventLog(directory)
     entries = {cell: entry for cell, entry in events.open().items() if jobs is None or entry.job in jobs}
@@ -191,7 +190,7 @@ def cancel(directory: Path, jobs: Collection[str] | None = None) -> list[str]:
 
 
 def title(directory: Path) -> str:
-    """What to call the queues that have open jobs of an experiment."""
+    """The names of the queues that have open jobs of an experiment."""
     return " and ".join(sorted({of_entry(entry, directory).title for entry in EventLog(directory).open().values()}))
 
 

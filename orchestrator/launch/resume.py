@@ -1,4 +1,4 @@
-"""An experiment from its directory alone: resumed, or cancelled."""
+"""Resuming and cancelling an experiment, given its directory."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ from orchestrator.storage import lease, locks
 from orchestrator.storage.event_log import EventLog
 
 HELD = {"zombie", "queued", "preempted"}  # states of cells whose jobs are cancelled before they are launched again
-CHOICES = {
-    "failed": {"failed"},
-    "unfinished": {"failed", "lost", "stopped", "next"},
-    "all": {"failed", "lost", "stopped", "next", *HELD},
-}  # argument of --resume → states of the cells that are launched
+UNFINISHED = {"failed", "lost", "stopped", "next"}
+CHOICES = {"failed": {"failed"}, "unfinished": UNFINISHED, "all": UNFINISHED | HELD}  # --resume → states to launch
 
 
 def resume(path: Path, which: str, console: Console) -> Experiment | None:
-    """Launch the cells of `CHOICES[which]`, as they were last launched; zombies and waiting jobs are cancelled first.
+    """Launch the cells in a state of `CHOICES[which]`, as they were last launched; cancel their jobs first.
 
-    Where all are done and the job that should have compared them is gone, that one is submitted.
-    Returns the experiment of all its cells, None where there was none to launch. Raises `UserError` as a launch does.
+    Where all cells are done and their comparison is lost, it is submitted again.
+    Returns the whole experiment, or None where there was no cell to launch. Raises `UserError` as a launch does.
     """
     experiment = reopen(path)
     with alone(path):  # raises before anything is printed
@@ -56,7 +53,7 @@ def resume(path: Path, which: str, console: Console) -> Experiment | None:
 
 
 def _compare_again(experiment: Experiment, console: Console) -> bool:
-    """Submit the job that compares where the last one has come to nothing; True where it was."""
+    """Submit the comparison where it is neither done nor under way; True where it was submitted."""
     if not chosen(experiment.config).queues:
         return False
     with alone(experiment.directory):
@@ -68,7 +65,7 @@ def _compare_again(experiment: Experiment, console: Console) -> bool:
 
 
 def cancel(path: Path, console: Console) -> None:
-    """End everything that runs or waits of an experiment; cells that run save first. Raises `UserError`."""
+    """End everything of an experiment that runs or waits; cells that run save first. Raises `UserError`."""
     cells = monitoring.read_status(path)
     jobs = queued.cancel(path)
     ended = [f"job {job}" for job in jobs]
@@ -78,14 +75,13 @@ def cancel(path: Path, console: Console) -> None:
         ended.append(f"the launcher (process {launcher})")
     else:
         ended += _stop_orphans(path, [cell.cell for cell in cells if cell.state == "running" and cell.job not in jobs])
-    text = "Nothing runs or waits; --resume launches what is left."
-    if ended:
-        text = f"Asked to end: {', '.join(ended)}. Cells that run save first."
+    asked = f"Asked to end: {', '.join(ended)}. Cells that run save first."
+    text = asked if ended else "Nothing runs or waits; --resume launches what is left."
     console.print(text, markup=False, soft_wrap=True)
 
 
 def _stop_orphans(path: Path, cells: list[str]) -> list[str]:
-    """Stop those cells of this machine whose launcher is gone."""
+    """Stop those of the cells that run on this machine, whose launcher is gone."""
     stopped = []
     for cell in cells:
         attempt = lease.newest(path / cell)
