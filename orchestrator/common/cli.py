@@ -37,7 +37,7 @@ Documentation, in the repository: README.md, docs/ (one page per need), docs/SCI
 
 
 def main() -> int:
-    """Call the command that the first argument names, `run` for an override or none; return its exit code."""
+    """Call the command that the first argument names, or `run` for an override or no argument; return its exit code."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in ("--help", "-h"):
         print(HELP.format(commands="\n".join(f"  {name:<12}{does}" for name, (_, does) in COMMANDS.items())), end="")

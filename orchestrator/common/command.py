@@ -1,7 +1,4 @@
-"""What the commands share: `--version`, exit codes, errors as one sentence, the console, files for results.
-
-A command is a parser and a function of the parsed arguments; `run` returns its exit code.
-"""
+"""Commands: a parser and a function of the parsed arguments, which `run` turns into an exit code."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ WIDTH = 100  # columns where the output is not a terminal; rich would assume 80
 
 
 def parser(module: str, doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of a command, which prints `doc` as its help and understands `--version`."""
+    """The parser of a command, with `doc` as its help and the option `--version`."""
     by_name = Path(sys.argv[0]).name == cli.NAME
     made = argparse.ArgumentParser(
         prog=f"{cli.NAME} {module.rpartition('.')[2]}" if by_name else f"python -m {module}",

@@ -1,4 +1,4 @@
-"""The machine and the code of a process. Environment variables are never recorded: they may hold secrets."""
+"""The machine and the code of a process, without its environment variables, which may hold secrets."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def code() -> dict[str, str]:
 
 
 def _untracked(root: Path, name: bytes) -> bytes:
-    """The name and sha256 of one file as a line; empty if it is too large, no file or unreadable."""
+    """A line with the name and sha256 of a file; empty for one that is unreadable or too large to be code."""
     path = root / os.fsdecode(name)
     with suppress(OSError):
         if path.is_file() and path.stat().st_size <= LARGEST_SOURCE:

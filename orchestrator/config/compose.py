@@ -1,4 +1,4 @@
-"""From overrides to a configuration, composed by Hydra from `conf/`; its errors become one sentence."""
+"""Composing a configuration from overrides and `conf/` by Hydra, whose errors become one sentence."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PLUGINS = {  # hydra/launcher → package
 
 
 def folders() -> list[Path]:
-    """Where configuration files are looked for, in order: `conf/`, and the user's own folder where it exists.
+    """The folders of configuration files, in order: `conf/`, and the user's own folder where it exists.
 
-    The user's own is `~/.config/layer-roles`, or `layer-roles` in XDG_CONFIG_HOME. Hydra looks into --config-dir
-    between the two.
+    The user's own is `~/.config/layer-roles`, or `layer-roles` in XDG_CONFIG_HOME. Hydra searches --config-dir between
+    the two.
     """
     home = os.environ.get("XDG_CONFIG_HOME") or f"{os.environ.get('HOME', '')}/.config"
     own = Path(home) / "layer-roles"
@@ -57,7 +57,7 @@ ConfigStore.instance().store(name="schema", node=Config)
 
 
 def options(group: str) -> list[str]:
-    """The files of a group, sorted, in all folders of the search path. Needs an initialised Hydra."""
+    """The names of a group's files, sorted, in all folders of the search path. Needs an initialised Hydra."""
     return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
 
 

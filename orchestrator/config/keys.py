@@ -1,4 +1,4 @@
-"""A configuration as dotted keys: which there are, and in which two configurations differ."""
+"""A configuration as dotted keys, and the keys in which two configurations differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.config.schema import Config, DomainConfig
 
-# How a cell is run, not what it computes: these may change between two launches of an experiment.
+# Keys of how a cell is run, not of what it computes: they may change between two launches of an experiment.
 OPERATIONAL = (
     "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
     "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
@@ -17,7 +17,7 @@ OPERATIONAL = (
 
 
 def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:
-    """Dotted key → plain value; an empty branch is a value."""
+    """Dotted key → plain value; an empty branch counts as a value."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:

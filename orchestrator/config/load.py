@@ -1,4 +1,4 @@
-"""Configurations in and out: from Hydra or a file to checked dataclasses, and back to YAML."""
+"""Reading a configuration from Hydra or a file into checked dataclasses, and writing it as YAML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
 
 def from_dictconfig(cfg: DictConfig) -> Config:
     """The configuration as dataclasses, checked. Raises `UserError` for the first value that cannot work."""
-    # as plain values: OmegaConf would merge a key that `+` added to the typed tree without an error
+    # as plain values: in the typed tree, OmegaConf would accept an unknown key that `+` added
     config = _typed(Config, OmegaConf.to_container(cfg))
     validation.validate(config)
     return config

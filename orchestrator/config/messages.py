@@ -1,4 +1,4 @@
-"""Errors of Hydra and OmegaConf, which take several lines, as one sentence each."""
+"""The errors of Hydra and OmegaConf, which have several lines, as one sentence."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Every key of the configuration, its type, its default and its meaning.
 
-Hydra composes `conf/` onto these dataclasses and refuses a misspelt key or a value of the wrong type. `load` turns the
-result into these dataclasses and checks what types cannot express; the rest of the program sees no `DictConfig`.
+Hydra composes `conf/` onto these dataclasses and refuses a misspelt key or a value of the wrong type. `validation`
+checks what types cannot express. `docs/keys.md` is made of this file.
 """
 
 from __future__ import annotations

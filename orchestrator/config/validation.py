@@ -1,4 +1,4 @@
-"""Values that have the right type and yet cannot work are refused at once, with the reason and the cure."""
+"""Checks of values that have the right type and yet cannot work, each with the reason and the cure."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def validate(config: Config) -> None:
 
 
 class Range(NamedTuple):
-    """The finite values that some keys may have; a key that may be null may always be null."""
+    """The values that some keys may have, apart from null. They must be finite."""
 
     keys: tuple[str, ...]
     holds: Callable[[float], bool]

@@ -17,13 +17,13 @@ from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.scheduler import Job, NoAnswer, Phase, Resources
 from orchestrator.training.callbacks import Reader
 
-JOIN_SECONDS = 2.0  # that a cell which has ended gives a submission on its way
+JOIN_SECONDS = 2.0  # longest wait of a cell that has ended for a submission under way
 
 log = logging.getLogger(__name__)
 
 
 class InThread:
-    """Reads in one thread of this process. It touches no global state of torch, so that training stays as it is."""
+    """Reads in one thread of this process, without changing global state of torch, so that training is unaffected."""
 
     def __init__(self, readings: Readings) -> None:
         self.readings, self.pool = readings, ThreadPoolExecutor(max_workers=1)
@@ -48,9 +48,9 @@ class InThread:
 
 
 class Beside:
-    """Reads in jobs beside the training process, which takes part only in what is left after its last step.
+    """Reads in jobs beside the training process, which itself reads only what they leave after its last step.
 
-    A job that died is no reason to stop training: whatever it left is read in the end.
+    The death of such a job does not stop training.
     """
 
     def __init__(self, readings: Readings) -> None:
@@ -64,7 +64,7 @@ class Beside:
         return Job("orchestrator.jobs.readings", arguments, name, Resources.background)
 
     def take_part(self) -> None:
-        """Read what is left beside the jobs, so that it ends however they fare."""
+        """Read what is left, beside the jobs, so that all is read whatever becomes of them."""
         if self.own is None:
             self.own = InThread(self.readings)
             for path in self.readings.unread():
@@ -81,7 +81,7 @@ class Beside:
 
 
 class InProcess(Beside):
-    """One process of this machine, which finds on disk what there is to read and ends when the cell does."""
+    """One process of this machine, which looks on disk for checkpoints to read, and ends with the cell."""
 
     def __init__(self, readings: Readings) -> None:
         super().__init__(readings)
@@ -93,9 +93,9 @@ class InProcess(Beside):
 
 
 class InQueue(Beside):
-    """Jobs of low priority, each of which reads what there is when it begins; at most one of them waits.
+    """Jobs of low priority, each of which reads the checkpoints that exist when it begins; at most one waits.
 
-    They are submitted in a thread: the scheduler may be slow to answer, and no rank is to wait for it.
+    A thread submits them, since the scheduler may be slow to answer and no rank should wait for it.
     """
 
     def __init__(self, readings: Readings) -> None:
@@ -106,11 +106,11 @@ class InQueue(Beside):
         self.thread.start()
 
     def add(self, path: Path) -> None:
-        """Have a job submitted, unless there is one that has not begun. What none reads, the cell does in the end."""
+        """Have a job submitted unless one is waiting. Checkpoints that no job reads, the cell reads at its end."""
         self.wanted.set()
 
     def close(self) -> None:
-        """See to it that a job that is being submitted at this moment finds its files."""
+        """Finish the reading in progress, and a submission that is under way."""
         super().close()
         self.closing = True
         self.wanted.set()
@@ -118,7 +118,7 @@ class InQueue(Beside):
 
     def _serve(self) -> None:
         while self.wanted.wait() and not self.closing:
-            self.wanted.clear()  # before it is submitted: the job may miss what is added from now on
+            self.wanted.clear()  # before the submission, since the job may miss what is added from now on
             self._submit()
 
     def _submit(self) -> None:

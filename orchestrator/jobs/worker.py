@@ -29,16 +29,16 @@ from orchestrator.training.distributed import World
 from orchestrator.training.loop import StopSignal, train_cell
 from orchestrator.training.trainer import Trainer
 
-ASK_SECONDS = 30.0  # between two questions to the scheduler about one attempt
+ASK_SECONDS = 30.0  # between two queries to the scheduler about one attempt
 REQUEUED = 128 + signal.SIGTERM  # exit code of a process whose job is started again
 EXIT_CODES = {"done": 0, "stopped": INTERRUPTED}  # of any other state 2
 
 
 def run_job(path: Path) -> str:
-    """Train or resume the cell in `path` and record how that ends; return the state.
+    """Train or resume the cell in `path`, record the state in which it ends, and return that state.
 
-    Waits for a process that may still be running the cell (one that outlived its launcher), then finds the cell
-    finished or resumes from where that process left it. Never raises: a failed cell is a recorded state.
+    Waits for a process that still runs the cell, such as one that outlived its launcher, then resumes from where that
+    one left it. Raises nothing: a failed cell is a recorded state.
     """
     here = of_this_process(path.parents[1]).this_job() or ThisJob(str(os.getpid()))
     try:
@@ -56,7 +56,7 @@ def run_job(path: Path) -> str:
 
 
 def _follow(path: Path, stop: StopSignal, world: World) -> str:
-    """Train along, as every rank but rank 0 does; the state, which rank 0 records."""
+    """Train as every rank but rank 0 does; return the state, which rank 0 records."""
     while (state := world.broadcast()) == "wait":
         pass
     if state != "running":
@@ -72,16 +72,16 @@ def _follow(path: Path, stop: StopSignal, world: World) -> str:
 
 
 class Worker:
-    """Rank 0 of a cell: it takes the lease of the cell, trains it, and records in the event log what comes of it."""
+    """Rank 0 of a cell: takes the cell's lease, trains the cell and records its states in the event log."""
 
     def __init__(self, path: Path, here: ThisJob, stop: StopSignal, world: World) -> None:
         self.path, self.here, self.stop, self.world = path, here, stop, world
         self.cell, self.events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
         self.scheduler = of_this_process(path.parents[1])
-        self.asked: dict[int, float] = {}  # attempt → when to ask the queue again, by `time.monotonic`
+        self.asked: dict[int, float] = {}  # attempt → the `time.monotonic` at which to ask the queue again
 
     def run(self) -> str:
-        """Run the cell when no other process does, and tell the other ranks whether to train; return the state."""
+        """Run the cell when no other process does, broadcast the state to the other ranks, and return it."""
         here, world = self.here, self.world
 
         def give_up() -> bool:
@@ -90,7 +90,7 @@ class Worker:
 
         above, is_gone = self._attempts_before(), self._is_gone
         with lease.hold(self.path, here.id, here.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
-            # without a lease, the cell is left to the process that holds it
+            # without the lease, the cell is left to the process that holds it
             state = "stopped" if held is None else "done" if is_finished(self.path) else "running"
             world.broadcast(state)
             if state == "done":
@@ -133,14 +133,14 @@ class Worker:
         return record("done" if finished else "stopped")
 
     def _leave(self, held: lease.Lease, record: Callable[..., str], trainer: Trainer, since: int) -> None:
-        """Give the job back to its queue, which starts it again, unless that is ending it by itself."""
+        """Requeue the job unless its scheduler is ending it by itself; record the state and end the process."""
         scheduler, here, warned = self.scheduler, self.here, self.stop.received == signal.SIGUSR2.name
         ending, left = scheduler.ending(here), f"saved and left at {self.stop.received}"
-        if ending == Ending.cancelled and not warned:  # warned: of a time limit, or a preemption
+        if ending == Ending.cancelled and not warned:  # a warning is of a time limit or a preemption
             record("stopped", f"cancelled: {left}")
         elif warned and ending is None and trainer.step == since and scheduler.is_time_up(trainer.config, here.id):
             reason = "its time was up before its first step: raise launcher.timeout_hours"
-            record("crashed", reason, saved=retry.newest_checkpoint(self.path))  # so that it is not tried for ever
+            record("crashed", reason, saved=retry.newest_checkpoint(self.path))  # and not retried for ever
         else:
             record("preempted", left)
             if ending is None and not scheduler.requeue(here.id):
@@ -149,14 +149,14 @@ class Worker:
         leave_at_once(REQUEUED)
 
     def _is_given_up(self) -> bool:
-        """True, and recorded, where the queue starts a job again, as after a node's death, that died too often."""
+        """True, and recorded, for a cell that died too often, in a job that the queue starts again (after a node failure)."""
         entry, limits = self.events.last().get(self.cell), _config_of(self.path).launcher
         if entry is None or entry.state != "crashed" or entry.job != self.here.id or entry.restart >= self.here.restart:
             return False
         return retry.pause_or_give_up(self.events, self.cell, limits.retries, limits.backoff_seconds) is None
 
     def _record_unrecorded_crash(self, attempt: int) -> None:
-        """Record that the attempt before `attempt` died, where it was running and nobody has recorded its end."""
+        """Record that the attempt before `attempt` died, where the event log has it as running."""
         before = self.events.last().get(self.cell)
         if before is not None and before.state == "running" and before.attempt < attempt:
             reason = "its process, or its machine, ended without a word"
@@ -164,7 +164,7 @@ class Worker:
             retry.record_crash(self.events, self.cell, reason, attempt=before.attempt, **which)
 
     def _attempts_before(self) -> int:
-        """The highest number of an attempt that a file mentions, in case the files of attempts were deleted."""
+        """The highest attempt number in the cell's logs, in case the files of attempts were deleted."""
         record: metrics_log.Record | None = None
         with suppress(UserError):  # a broken line, which the run will report
             record = metrics_log.newest(self.path / "metrics.jsonl")
@@ -172,7 +172,7 @@ class Worker:
         return max((r["attempt"] for r in (record or {}, *began) if isinstance(r.get("attempt"), int)), default=0)
 
     def _is_gone(self, attempt: lease.Attempt) -> bool:
-        """True where the queue says that the job of another attempt has ended, though its process may hang."""
+        """True where the queue reports the job of another attempt as ended, though its process may hang."""
         now = time.monotonic()
         if not self.scheduler.queues or now < self.asked.get(attempt.number, 0.0):
             return False
@@ -185,7 +185,7 @@ class Worker:
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """True where the cell is done, and its last checkpoint, its last record and every due reading are there."""
+    """True where the cell is done, and its last checkpoint, its last record and every due reading exist."""
     entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
@@ -201,14 +201,14 @@ def is_finished(cell_dir: Path) -> bool:
 
 @cache
 def _config_of(cell_dir: Path) -> Config:
-    """Read once: it does not change while the cell has its name."""
+    """The cell's configuration, read once: it does not change."""
     return load.from_file(cell_dir / "config.yaml")
 
 
 def main(cell: str) -> int:
-    """Run one cell; the exit code is 0 when it is done, 130 when a signal stopped it, 2 when it failed.
+    """Run one cell; return 0 where it is done, 130 where a signal stopped it, 2 where it failed.
 
-    In a queue, which takes any other code than 0 for a death, only rank 0 of a failed cell ends with one.
+    In a queue, which takes any code but 0 for a death, only rank 0 of a failed cell returns one.
     """
     path = Path(cell).resolve()
     if not (path / "config.yaml").is_file():
@@ -224,7 +224,7 @@ def main(cell: str) -> int:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """End a rank without taking torch down, whose threads might still abort."""
+    """End the process without unloading torch, whose threads might abort it."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

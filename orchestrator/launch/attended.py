@@ -11,8 +11,7 @@ from rich.markup import escape
 from orchestrator import monitoring
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs import retry
-from orchestrator.launch.jobs import cell_job
-from orchestrator.launch.order import is_ready
+from orchestrator.launch.jobs import cell_job, is_ready
 from orchestrator.schedulers.scheduler import Scheduler
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import EventLog

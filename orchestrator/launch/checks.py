@@ -10,7 +10,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Device, SidecarMode
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
-from orchestrator.launch.order import waves
+from orchestrator.launch.jobs import waves
 from orchestrator.schedulers import chosen
 from orchestrator.tracking import run
 from orchestrator.training import distributed

@@ -1,9 +1,11 @@
-"""The jobs of an experiment: one for each cell, and one that compares them."""
+"""The jobs of an experiment: one for each cell, in the order of their needs, and one that compares them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
+from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.schedulers.scheduler import Job, Resources
 
@@ -27,3 +29,18 @@ def finalize_job(experiment: Experiment) -> Job:
     """The job that compares the cells, or submits those again that died."""
     path = str(experiment.directory.resolve())
     return Job("orchestrator.launch.finalize", (path,), f"{experiment.name}-comparison")
+
+
+def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:
+    """True where the cell needs none of the `unfinished` cells."""
+    return needed_cell(cell.config, cell.directory.parents[1]) not in {other.directory for other in unfinished}
+
+
+def waves(cells: list[Cell]) -> list[list[Cell]]:
+    """The cells in groups, each of which may begin when those before it have ended."""
+    groups, left = [], list(cells)
+    while left:
+        ready = [cell for cell in left if is_ready(cell, left)] or left  # in a circle: each fails, and says why
+        groups.append(ready)
+        left = [cell for cell in left if cell not in ready]
+    return groups

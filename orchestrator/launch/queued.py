@@ -15,8 +15,7 @@ from orchestrator.common.formatting import counted
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs.worker import is_finished
-from orchestrator.launch.jobs import cell_job, finalize_job
-from orchestrator.launch.order import waves
+from orchestrator.launch.jobs import cell_job, finalize_job, waves
 from orchestrator.schedulers import chosen, job_states, of_entry
 from orchestrator.schedulers.scheduler import NoAnswer, Phase, Scheduler
 from orchestrator.storage import lease

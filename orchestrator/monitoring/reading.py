@@ -30,7 +30,7 @@ class Newest:
 
 
 def path_of(cell_dir: Path, step: int) -> Path:
-    """Where the reading of `step` lies."""
+    """The file of the reading of `step`."""
     return cell_dir / "forensics" / f"{name_of(step)}.json"
 
 
@@ -61,7 +61,7 @@ def _read_at(path: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
     return _read(path, path.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=4096)  # who watches asks every second, and a reading of many layers is long
+@lru_cache(maxsize=4096)  # `--watch` asks every second, and a reading of many layers is long
 def _read(path: Path, written: int) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
     """Roles and findings of the reading of that modification time. Raises `ValueError` where it is no reading."""
     reading = Reading.from_json(json.loads(path.read_text()))

@@ -24,23 +24,22 @@ STYLES = {"critical": "bold red", "warn": "yellow", "note": "dim"}
 BAR, GAP = 8, 2  # columns
 BLOCKS = "▁▂▃▄▅▆▇█"
 GROUP = 6  # layers of a role strip without a gap
-NAMED, SEEDS = 3, 6  # arms, and seeds of one, that are named in an alert before they are only counted
-ALERTS, FURNITURE = 6, 9  # of a cropped view: alerts, and lines of headings, gaps and legend
+NAMED, SEEDS = 3, 6  # most arms, and seeds of one arm, that an alert names; more are counted
+ALERTS, FURNITURE = 6, 9  # of a cropped view: most alerts, and lines of headings, gaps and legend
 
 
 class View:
-    """All cells of an experiment: their training, their layers' roles, and what deserves attention.
+    """All cells of an experiment: their training, their layers' roles, and their alerts.
 
-    With `cropped`, only as many as the screen holds: those that ended badly and those that run come first.
+    With `cropped`, only as many as the screen holds, first those that ended badly and those that run.
     """
 
     def __init__(self, name: str, cells: Sequence[CellStatus], comparison: str = "", *, cropped: bool = False) -> None:
         self.name, self.cells, self.comparison, self.cropped = name, cells, comparison, cropped
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        notices = _together([alert for cell in self.cells for alert in alerts(cell)])[
-            : ALERTS if self.cropped else None
-        ]
+        notices = _together([alert for cell in self.cells for alert in alerts(cell)])
+        notices = notices[: ALERTS if self.cropped else None]
         room, lines = options.max_width, (options.max_height or console.height) - len(notices) - FURNITURE
         shown = _foremost(self.cells, lines) if self.cropped else self.cells
         everything = _draw(shown, [*TRAINING, *LAYERS])
@@ -112,17 +111,9 @@ def _counts(cells: Sequence[CellStatus]) -> Text:
     return Text(" · ").join(parts)
 
 
-def _state(s: CellStatus) -> Text:
-    return Text(s.state, SHOWN[s.state].style)
-
-
 def _progress(s: CellStatus) -> Text:
     full = round(s.share * BAR)
     return Text.assemble(("━" * full, SHOWN[s.state].style), ("━" * (BAR - full), "grey30"))
-
-
-def _left(s: CellStatus) -> Text | str:
-    return "" if s.left is None else f"{timedelta(seconds=round(s.left))}"
 
 
 def _changed(s: CellStatus) -> Text | str:
@@ -133,13 +124,13 @@ CELL = Column("cell", lambda s: _shortened(s.cell), 99, False)
 STRIP = Column("roles", lambda s: strip(s.reading.roles) if s.reading else dash(), 99, False)
 TRAINING = [
     CELL,
-    Column("state", _state, 98, False),
+    Column("state", lambda s: Text(s.state, SHOWN[s.state].style), 98, False),
     Column("progress", _progress, 93, False),
     Column("step", lambda s: f"{s.step}/{s.steps}" if s.steps else str(s.step), 97),
     Column("loss", lambda s: number(s.loss, ".3f"), 96),
     Column("lately", lambda s: Text(sparkline(s.losses), "cyan"), 92, False),
     Column("held-out", lambda s: number(s.heldout, ".3f"), 95),
-    Column("left", _left, 94),
+    Column("left", lambda s: "" if s.left is None else f"{timedelta(seconds=round(s.left))}", 94),
 ]
 LAYERS = [
     Column("read at", lambda s: str(s.reading.step) if s.reading else dash(), 98),
@@ -150,12 +141,12 @@ Drawn = dict[Column, list[Text]]  # column → its entry for each cell
 
 
 def _draw(cells: Sequence[CellStatus], columns: Sequence[Column]) -> Drawn:
-    """The texts of a table; plain strings, such as names that hold brackets, would be read as markup."""
+    """The texts of a table; rich would read plain strings, such as names with brackets, as markup."""
     return {c: [drawn if isinstance(drawn := c.cell(cell), Text) else Text(drawn) for cell in cells] for c in columns}
 
 
 def _widths(drawn: Drawn) -> dict[Column, int]:
-    """The width that each column needs; rich would take long to measure hundreds of rows."""
+    """The width that each column needs, which rich would take long to measure for hundreds of rows."""
     return {c: max(cell_len(text) for text in (c.name, *(cell.plain for cell in drawn[c]))) for c in drawn}
 
 
@@ -187,17 +178,15 @@ def _folded(width: int, room: int) -> int:
 
 
 def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
-    """The first cells by urgency, as many as have `room` and at least one, in their own order."""
+    """The `room` most urgent cells, at least one, in their own order."""
     urgency = {state: rank for rank, state in enumerate(SHOWN)}
     chosen = sorted(range(len(cells)), key=lambda index: (urgency[cells[index].state], index))[: max(1, room)]
     return [cells[index] for index in sorted(chosen)]
 
 
 def _legend() -> Text:
-    marks = {**MARKS, "tie": TIE}
-    return Text("   ").join(
-        Text.assemble((mark.letter, mark.colour), (f" {role}", "dim")) for role, mark in marks.items()
-    )
+    marks = {**MARKS, "tie": TIE}.items()
+    return Text("   ").join(Text.assemble((mark.letter, mark.colour), (f" {role}", "dim")) for role, mark in marks)
 
 
 def _together(found: Sequence[Alert]) -> list[Alert]:
@@ -209,7 +198,7 @@ def _together(found: Sequence[Alert]) -> list[Alert]:
 
 
 def _names(cells: Sequence[str]) -> str:
-    """`a/seed=0,1, b/seed=0`: the seeds of an arm together; of many arms or seeds only how many there are."""
+    """`a/seed=0,1, b/seed=0`: the seeds of an arm together; of many arms or seeds only the number."""
     by_arm = groupby(cells, lambda cell: cell.rpartition("/")[0])
     arms = {arm: [cell.rpartition("=")[2] for cell in of_arm] for arm, of_arm in by_arm}
     if len(arms) > NAMED:
@@ -230,7 +219,7 @@ def _alert_table(found: Sequence[Alert]) -> Table:
 
 
 def _shortened(cell: str) -> str:
-    """The cell's name, of a long arm only the beginning, so that the seed is seen."""
+    """The cell's name; of a long arm only the beginning, so that the seed is visible."""
     arm, _, seed = printable(cell).rpartition("/")
     return f"{arm[:23]}…/{seed}" if len(arm) > 24 else f"{arm}/{seed}"
 

@@ -1,4 +1,4 @@
-"""An experiment followed: redrawn in place on a terminal, or a line for every change in a log."""
+"""Following an experiment: redrawn in place on a terminal, or a line for every change in a log."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EFFORT = 0.2  # largest share of a core that refreshing may take
 
 
 class Screen:
-    """Shows an experiment's cells, as often as `refresh` is called and is due."""
+    """Shows an experiment's cells whenever `refresh` is called and due."""
 
     def __init__(self, directory: Path, console: Console, *, live: bool = True) -> None:
-        """Without `live`, also on a terminal a line for every change."""
+        """Without `live`, a line for every change on a terminal too."""
         self.directory, self.console = directory, console
         self.name = directory.resolve().name
         self.live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None
@@ -47,7 +47,7 @@ class Screen:
                 self.live.__exit__(*error)
 
     def refresh(self, *, force: bool = False) -> list[CellStatus]:
-        """Read and show all cells, unless it is too early and not `force`; return what was last read."""
+        """Read and show all cells where that is due or `force` is set; return the cells as last read."""
         if not force and time.monotonic() < self.due:
             return self.cells
         started = time.monotonic()
@@ -75,7 +75,7 @@ class Screen:
 
 
 def watch(directory: Path, console: Console) -> list[CellStatus]:
-    """Show the experiment until nothing runs or waits in it any more; return the last status of its cells.
+    """Show the experiment until nothing in it runs or waits; return the last status of its cells.
 
     Raises `UserError` as `read_status` does.
     """
@@ -88,7 +88,7 @@ def watch(directory: Path, console: Console) -> list[CellStatus]:
 
 
 def outcome(cells: Sequence[CellStatus]) -> int:
-    """The exit code: 0 where all are done, 2 where somebody must do something about one, else 130 (stopped before)."""
+    """The exit code: 0 where all are done, 2 where the user must act on one, else 130 (stopped before its end)."""
     if any(SHOWN[cell.state].is_bad for cell in cells):
         return 2
     return 0 if all(cell.state == "done" for cell in cells) else INTERRUPTED

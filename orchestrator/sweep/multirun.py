@@ -31,7 +31,7 @@ class Launcher:
     side_by_side: bool = False  # jobs run at the same time on this machine, each in a process of its own
     log_files: bool = False  # jobs write their output to files, not to the terminal
     in_slurm: bool = False  # each job has its own allocation, and outlives the command
-    defaults: Mapping[str, Any] = field(default_factory=dict)  # of `hydra.launcher`, unless the user sets them
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of `hydra.launcher`, below what the user sets
 
 
 # submitit's default folder contains the job's id, so the logs could not be named before the job starts.
@@ -88,8 +88,8 @@ class Multirun(Callback):
     def _leave_signals_to_jobs(self) -> None:
         """Have Ctrl-C and SIGTERM stop the jobs but not this process, which waits for them and prints the summary.
 
-        Child processes inherit the blocked SIGINT, so that Ctrl-C ends none that is starting or between two jobs; a
-        job unblocks it (`job.interruptible`).
+        Child processes inherit the blocked SIGINT, lest Ctrl-C end one between two jobs; a job unblocks it
+        (`job.interruptible`).
         """
         with suppress(ImportError):  # joblib's helper process, whose later start would unblock SIGINT
             from joblib.externals.loky.backend import resource_tracker
@@ -108,7 +108,7 @@ class Multirun(Callback):
                         os.kill(int(child), number)
 
     def finish(self) -> int:
-        """Print errors that are only in log files, then the summary; return the largest exit code of a job."""
+        """Print the errors that are only in log files, then the summary; return the largest exit code of a job."""
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # delivers a pending Ctrl-C to `_stop`
         records = read_records(self.directory)
         for record in records if self.launcher.log_files else ():
@@ -121,10 +121,10 @@ class Multirun(Callback):
     def interruption(self) -> str:
         """The sentence for a user who has interrupted the command."""
         running = "The jobs in Slurm wait or run on: see squeue, and end them with scancel. "
-        return f"{running if self.launcher.in_slurm else ''}{STOPPED}"
+        return running + STOPPED if self.launcher.in_slurm else STOPPED
 
     def explain(self, error: BaseException) -> str | None:
-        """One sentence for an exception of a launcher, which could not start a job or lost one; None for any other."""
+        """One sentence for the exception of a launcher that could not start a job or lost one; None for any other."""
         reason, cure = " ".join(str(error).split()), "correct that, or choose another hydra/launcher"
         if isinstance(error, UserError):
             return str(error)
@@ -138,9 +138,9 @@ class Multirun(Callback):
 
 
 def _refuse_what_sbatch_misreads(launcher: DictConfig) -> None:
-    """Exit where a line break would end the comment that holds a value, or sbatch would replace a percent sign.
+    """Exit where a value would break out of its comment in the batch script, or sbatch would replace a percent sign.
 
-    Exits because Hydra turns a callback's exceptions into warnings. `setup` is meant to hold commands.
+    Exits because Hydra turns a callback's exceptions into warnings. `setup` may hold any command.
     """
     for key, value in launcher.items():
         misread = "\\" in repr(value) or (key == "submitit_folder" and "%" in value.replace("%j", ""))

@@ -1,4 +1,4 @@
-"""A stream for jobs that print to the same terminal at the same time."""
+"""A stream for jobs that print to one terminal at the same time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PrefixedStream(io.TextIOBase):
         else:
             lines = [f"{self._label}: {line}" if line.strip() else line for line in lines]
         with ExitStack() as stack:
-            with suppress(OSError):  # better mixed with other texts than lost
+            with suppress(OSError):  # without the lock, texts may mix, but none is lost
                 locks.acquire(stack.enter_context(self._lock.open("a")).fileno(), WAIT_SECONDS)
             self._stream.write("".join(lines))
             self._stream.flush()

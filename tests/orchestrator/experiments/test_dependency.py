@@ -12,7 +12,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, experiment_of
-from orchestrator.launch.order import is_ready, waves
+from orchestrator.launch.jobs import is_ready, waves
 from tests.naming import naming
 
 REPLAY = "'sidecar=decay','sidecar.mode=replay'"
