@@ -149,7 +149,7 @@ class Worker:
         leave_at_once(REQUEUED)
 
     def _is_given_up(self) -> bool:
-        """True, and recorded, for a cell that died too often, in a job that the queue starts again (after a node failure)."""
+        """True, and recorded, for a cell that died too often and whose job the queue starts again by itself."""
         entry, limits = self.events.last().get(self.cell), _config_of(self.path).launcher
         if entry is None or entry.state != "crashed" or entry.job != self.here.id or entry.restart >= self.here.restart:
             return False
