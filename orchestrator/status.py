@@ -1,4 +1,4 @@
-"""`python -m orchestrator.status DIR`: each cell's progress, losses, layer roles, and what deserves attention."""
+"""`python -m orchestrator.status DIR`: each cell's progress, losses, layer roles and alerts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from orchestrator.common import command
 from orchestrator.common.errors import complain
@@ -40,7 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _status(options: argparse.Namespace) -> int:
     directory, console = options.directory, command.console()
     if options.resume:
-        return _resume(directory, options.resume, console)
+        # they import torch, 3 s that the status alone does without
+        from orchestrator.launch.finalize import finalize
+        from orchestrator.launch.resume import resume
+
+        experiment = resume(directory, options.resume, console)
+        return 0 if experiment is None else finalize(experiment, console, complain)
     if options.cancel:
         from orchestrator.launch.resume import cancel
 
@@ -59,7 +62,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
-    """The command or the file that comes next, when nothing runs or waits any more; else empty."""
+    """The next command, or the report, where nothing runs or waits any more; else empty."""
     states, path = {cell.state for cell in cells}, shlex.quote(str(directory))
     if any(SHOWN[state].is_live for state in states):
         return ""
@@ -67,16 +70,6 @@ def _advice(directory: Path, cells: Sequence[CellStatus]) -> str:
         return f"resume: python -m orchestrator.status {path} --resume"
     report = directory / "comparison/report.html"
     return f"report: {report}" if report.exists() else f"compare: python -m orchestrator.compare {path}"
-
-
-def _resume(directory: Path, which: str, console: Console) -> int:
-    """Launch cells again, and finalize as the experiment's own command does."""
-    # they import torch, 3 s that the status alone does without
-    from orchestrator.launch.finalize import finalize
-    from orchestrator.launch.resume import resume
-
-    experiment = resume(directory, which, console)
-    return 0 if experiment is None else finalize(experiment, console, complain)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The readings of one cell: each due checkpoint is read by forensics once, by whichever process comes first."""
+"""The readings of one cell: the first process that finds a due checkpoint unread reads it."""
 
 from __future__ import annotations
 
@@ -56,17 +56,17 @@ class Readings:
     def settled(self) -> list[Path]:
         """The readings before the first unread checkpoint, by ascending step: these will not change any more."""
         horizon = min((checkpoint.step_of(path) for path in self.unread()), default=math.inf)
-        return [path for step, path in self._by_step().items() if step < horizon]
+        return [path for step, path in self.on_disk().items() if step < horizon]
 
-    def on_disk(self) -> set[Path]:
-        """All readings, those of deleted checkpoints included."""
-        return set(self._by_step().values())
+    def on_disk(self) -> dict[int, Path]:
+        """Step → reading, by ascending step, those of deleted checkpoints included."""
+        return steps.paths_in(self.cell_dir / "forensics", ".json")
 
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path` unless it has been read; True where this call wrote the reading.
 
-        The first process to call reads; others wait for it, but not for ever: it may be frozen, and a second reading
-        is equal. An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
+        The first process to call reads. Others wait for it for a time: it may be frozen, and a second reading is equal.
+        An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         latest = time.monotonic() + PATIENCE_SECONDS
@@ -86,9 +86,6 @@ class Readings:
                 keep_as_replaced(target)
             write_whole(target, json.dumps(replace(reading, key=now).to_json(), indent=1))
             return True
-
-    def _by_step(self) -> dict[int, Path]:
-        return steps.paths_in(self.cell_dir / "forensics", ".json")
 
     def _is_read(self, path: Path) -> bool:
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,13 +20,6 @@ POLL_SECONDS = 0.2
 STOP_SECONDS = 2.0  # between two signals to cells that are to stop
 
 
-class Running(NamedTuple):
-    """A cell whose job runs, and its slot."""
-
-    cell: Cell
-    gpus: str | None
-
-
 class Launcher:
     """Runs cells through a scheduler without a queue. A signal stops them, each with a checkpoint."""
 
@@ -35,7 +27,7 @@ class Launcher:
         self.scheduler, self.experiment, self.console = scheduler, experiment, console
         self.events = EventLog(experiment.directory)
         self.free, self.waiting = scheduler.slots(experiment.config), list(cells)
-        self.running: dict[str, Running] = {}  # by job
+        self.running: dict[str, tuple[Cell, str | None]] = {}  # job → its cell and its slot
         self.not_before: dict[str, float] = {}  # cell → when it may be tried again, by `time.monotonic`
 
     def run(self) -> None:
@@ -61,14 +53,14 @@ class Launcher:
 
     def _next_ready(self) -> Cell | None:
         """The first cell that may start now."""
-        now, unfinished = time.monotonic(), [*self.waiting, *(one.cell for one in self.running.values())]
+        now, unfinished = time.monotonic(), [*self.waiting, *(cell for cell, _ in self.running.values())]
         ready = (c for c in self.waiting if self.not_before.get(c.id, now) <= now and is_ready(c, unfinished))
         return next(ready, None)
 
     def _start(self, cell: Cell) -> None:
         gpus = self.free[0]
         (job,) = self.scheduler.submit(self.experiment.config, [cell_job(cell, self.experiment, gpus)])
-        self.running[job] = Running(cell, self.free.pop(0))
+        self.running[job] = cell, self.free.pop(0)
         self.waiting.remove(cell)
         self.events.append(cell.id, "submitted", attempt=lease.next_number(cell.directory), job=job)
         if self.scheduler.blocks:
@@ -76,19 +68,19 @@ class Launcher:
 
     def _end(self, job: str, stop: StopSignal) -> None:
         """Free the slot of a job that has ended; have its cell tried again where it died."""
-        one, limits = self.running.pop(job), self.experiment.config.launcher
-        self.free.append(one.gpus)
-        entry = self.events.last()[one.cell.id]
-        if entry.state in ("submitted", "running") and not lease.is_held(one.cell.directory):
+        (cell, gpus), limits = self.running.pop(job), self.experiment.config.launcher
+        self.free.append(gpus)
+        entry = self.events.last()[cell.id]
+        if entry.state in ("submitted", "running") and not lease.is_held(cell.directory):
             # stopped as it started, killed, or short of memory
             if stop.received:
-                self.events.append(one.cell.id, "stopped", attempt=entry.attempt, job=entry.job)
+                self.events.append(cell.id, "stopped", attempt=entry.attempt, job=entry.job)
                 return
             reason = f"its process ended without a word (killed, or out of memory; log: {self.scheduler.log_of(job)})"
-            retry.record_crash(self.events, one.cell.id, reason, attempt=entry.attempt, job=entry.job)
+            retry.record_crash(self.events, cell.id, reason, attempt=entry.attempt, job=entry.job)
         elif entry.state != "crashed" or stop.received:
             return
-        pause = retry.pause_or_give_up(self.events, one.cell.id, limits.retries, limits.backoff_seconds)
+        pause = retry.pause_or_give_up(self.events, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
-            self.not_before[one.cell.id] = time.monotonic() + pause
-            self.waiting.append(one.cell)
+            self.not_before[cell.id] = time.monotonic() + pause
+            self.waiting.append(cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 from orchestrator.common.errors import UserError, nearest
@@ -43,13 +43,10 @@ def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
         ) from None
 
 
-def job_states(entries: Iterable[Entry], experiment_dir: Path) -> dict[str, JobState]:
+def job_states(entries: Collection[Entry], experiment_dir: Path) -> dict[str, JobState]:
     """Job → state, of the jobs in the entries that a queue still knows. Raises `NoAnswer`."""
-    by_scheduler: dict[str, list[Entry]] = {}
-    for entry in entries:
-        if entry.scheduler:
-            by_scheduler.setdefault(entry.scheduler, []).append(entry)
     found: dict[str, JobState] = {}
-    for theirs in by_scheduler.values():
-        found |= of_entry(theirs[0], experiment_dir).states([entry.job for entry in theirs])
+    for one in {entry.scheduler: entry for entry in entries if entry.scheduler}.values():
+        jobs = [entry.job for entry in entries if entry.scheduler == one.scheduler]
+        found |= of_entry(one, experiment_dir).states(jobs)
     return found

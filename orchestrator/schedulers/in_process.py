@@ -32,14 +32,11 @@ class InProcess(Scheduler):
     def states(self, ids: Collection[str]) -> dict[str, JobState]:
         for id in ids:
             if job := self.waiting.pop(id, None):
-                self._run(job)
+                with changed({**os.environ, STARTED_BY: self.name}):
+                    code = job.run()
+                if code == INTERRUPTED:
+                    signal.raise_signal(signal.SIGINT)  # the signal that stopped the job was for the launcher as well
         return {id: JobState(Phase.ended) for id in ids}
-
-    def _run(self, job: Job) -> None:
-        with changed({**os.environ, STARTED_BY: self.name}):
-            code = job.run()
-        if code == INTERRUPTED:
-            signal.raise_signal(signal.SIGINT)  # the signal that stopped the job was for the launcher as well
 
     def cancel(self, ids: Collection[str]) -> None:
         for id in ids:

@@ -31,19 +31,16 @@ class Local(Scheduler):
         self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0
     ) -> Iterator[str]:
         for job in jobs:
-            yield self._start(config, job)
-
-    def _start(self, config: Config, job: Job) -> str:
-        try:
-            executor = submitit.LocalExecutor(folder=self.folder)
             tasks = config.launcher.ranks if job.resources == Resources.cell else 1
-            executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours, tasks_per_node=tasks)
-            with changed(self.environment(job)), _signals_ignored():
-                started = executor.submit(job)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot take a job ({error}): make room or make it writable.") from error
-        self.jobs[started.job_id] = started
-        return started.job_id
+            try:
+                executor = submitit.LocalExecutor(folder=self.folder)
+                executor.update_parameters(timeout_min=60 * config.launcher.timeout_hours, tasks_per_node=tasks)
+                with changed(self.environment(job)), _signals_ignored():
+                    started = executor.submit(job)
+            except OSError as error:
+                raise UserError(f"{self.folder} cannot take a job ({error}): make room or make it writable.") from error
+            self.jobs[started.job_id] = started
+            yield started.job_id
 
     def states(self, ids: Collection[str]) -> dict[str, JobState]:
         known = {id: self.jobs[id] for id in ids if id in self.jobs}
@@ -62,9 +59,8 @@ class Local(Scheduler):
 def _signals_ignored() -> Iterator[None]:
     """Processes started in the block ignore SIGINT and SIGUSR2.
 
-    submitit's controller would end its tasks a second after Ctrl-C, which reaches the whole group, and would die of a
-    cluster's warning, which reaches every process of a job. Ignored, both reach the launcher, which passes them on, and
-    the tasks.
+    submitit's controller would end its tasks a second after Ctrl-C, which reaches the whole process group, and would
+    die of a cluster's warning, which reaches every process of a job. The launcher and the tasks handle both.
     """
     of_main = threading.current_thread() is threading.main_thread()
     previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR2) if of_main}

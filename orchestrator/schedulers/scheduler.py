@@ -22,7 +22,7 @@ from orchestrator.config.schema import Config
 from orchestrator.schedulers.environment import outside_environment
 from orchestrator.schedulers.slots import machine_slots
 
-STARTED_BY = "ORCHESTRATOR_SCHEDULER"  # the environment variable of a job that names the scheduler that started it
+STARTED_BY = "ORCHESTRATOR_SCHEDULER"  # environment variable of a job: the scheduler that started it
 
 
 class Resources(StrEnum):
@@ -45,7 +45,7 @@ class Job:
     name: str  # as the scheduler lists it
     resources: Resources = Resources.side
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the launcher's
-    on_failure: tuple[str, ...] = ()  # a command that a queued job runs, with its exit code added, when that is not 0
+    on_failure: tuple[str, ...] = ()  # command that a queued job runs on an exit code other than 0, which is appended
 
     @property
     def command(self) -> list[str]:
@@ -83,7 +83,7 @@ class JobState:
 
     phase: Phase
     word: str = ""  # the scheduler's own, such as OUT_OF_MEMORY
-    reason: str = ""  # why it waits
+    reason: str = ""  # the reason why it waits
 
     @property
     def has_processes(self) -> bool:
@@ -99,7 +99,7 @@ class ThisJob:
     """The job that this process is a part of."""
 
     id: str
-    restart: int = 0  # how often its scheduler had started it before
+    restart: int = 0  # earlier starts by its scheduler
 
 
 class Ending(StrEnum):

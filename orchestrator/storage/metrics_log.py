@@ -19,7 +19,7 @@ LOOKED_BACK = 8  # records before one that show whether it is superseded
 
 
 def read(path: Path) -> list[Record]:
-    """Every whole record, in order. A last line cut short by a crash is not a record; any other is an error."""
+    """Every record, in order, but a last line that a crash cut short. Raises `UserError` for any other broken line."""
     return [record for _, record in _current(path, path.read_bytes())] if path.exists() else []
 
 
@@ -96,7 +96,7 @@ def newest(path: Path) -> Record | None:
 
 
 def _record(line: bytes) -> Record:
-    """Raises `ValueError` for a line that is no record."""
+    """The record in a line. Raises `ValueError` where there is none."""
     try:
         record = json.loads(line, parse_constant=_refuse)
     except RecursionError as error:

@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from orchestrator.common.errors import STOPPED, UserError, complain
+from orchestrator.common.errors import UserError, complain
 from orchestrator.sweep.records import read_records, summary
 
 
@@ -117,11 +117,6 @@ class Multirun(Callback):
         if records:
             print("", *summary(records), sep="\n", flush=True)
         return max((record.exit_code or 0 for record in records), default=0)
-
-    def interruption(self) -> str:
-        """The sentence for a user who has interrupted the command."""
-        running = "The jobs in Slurm wait or run on: see squeue, and end them with scancel. "
-        return running + STOPPED if self.launcher.in_slurm else STOPPED
 
     def explain(self, error: BaseException) -> str | None:
         """One sentence for the exception of a launcher that could not start a job or lost one; None for any other."""

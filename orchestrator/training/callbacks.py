@@ -226,7 +226,7 @@ class Track(Callback):
         self.tracker.finish(1)
 
     def _send_readings(self) -> None:
-        if self.readings.on_disk() <= self.sent:
+        if set(self.readings.on_disk().values()) <= self.sent:
             return
         for path in self.readings.settled():
             if path not in self.sent:

@@ -56,7 +56,7 @@ def executor(
         "time": max(1, round(60 * config.launcher.timeout_hours)),  # minutes
         "account": config.launcher.slurm.account,
         "signal_delay_s": config.launcher.slurm.warning_seconds,
-        # a node that could not be set up is no place to train on
+        # a job whose setup fails must not train
         "setup": [*setup, "set -e", *config.launcher.slurm.setup, "set +e"],
         "teardown": ["code=$?", failed, 'exit "$code"'] if job.on_failure else None,
         "dependency": "afterany:" + ":".join(arrays(after)) if after else None,
@@ -69,6 +69,7 @@ def executor(
 
 
 def _of_cell(config: Config, later: dict[str, str]) -> dict[str, Any]:
+    """The options of a job that trains a cell."""
     launcher, slurm = config.launcher, config.launcher.slurm
     tasks = launcher.ranks // slurm.nodes
     return {
@@ -86,7 +87,7 @@ def _of_cell(config: Config, later: dict[str, str]) -> dict[str, Any]:
 
 
 def _beside(config: Config, later: dict[str, str], resources: Resources) -> dict[str, Any]:
-    """One core and no GPU."""
+    """The options of a job with one core and no GPU."""
     slurm = config.launcher.slurm
     nice = {"nice": slurm.side_nice} if resources == Resources.background and slurm.side_nice else {}
     return {

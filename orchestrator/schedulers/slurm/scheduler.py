@@ -130,7 +130,7 @@ class Slurm(Scheduler):
             time.sleep(pause)  # a controller that has many jobs to preempt at once
         else:
             return False
-        # Slurm waits by itself until a node takes the same job again; to start it sooner would end it
+        # Slurm itself waits until a node can take the job again; an earlier start would end the job
         start = ask("squeue", "-h", "-t", "all", "-j", id, "-o", "%S")
         if start is not None and datetime.now() + timedelta(seconds=delay) > _time(start):
             ask("scontrol", "update", f"JobId={id}", f"StartTime=now+{round(delay)}")
