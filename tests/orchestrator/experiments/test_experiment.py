@@ -217,17 +217,3 @@ def test_when_seeds_and_contrasts_were_stated_is_kept(tmp_path: Path) -> None:
     assert added["contrasts"] == turned["contrasts"]  # but for their order, in which they are tested
     assert list(added["contrasts"]) == list(reversed(turned["contrasts"]))
     assert [entry["seeds"] for entry in launch(other, "seeds=[0,3]")] == [[0], [0], [0], [0, 3]]
-
-
-def test_of_a_file_that_does_not_keep_them_they_are_as_old_as_its_code(tmp_path: Path) -> None:
-    arms, path = _arms("{a: [], b: ['width=ramp']}"), tmp_path / "x/experiment.yaml"
-    open_directory(build(*arms, f"root={tmp_path}"))
-    recorded = yaml.safe_load(path.read_text())
-    del recorded["stated"], recorded["contrasts"]
-    recorded["code"][0]["since"] = "2026-01-01T00:00:00+00:00"
-    path.write_text(yaml.safe_dump(recorded))
-    open_directory(build(*arms, "seeds=[0,1]", f"root={tmp_path}"))
-    first, second = yaml.safe_load(path.read_text())["stated"]
-    assert first == {"since": "2026-01-01T00:00:00+00:00", "seeds": [0], "contrasts": {}, "expect": {}}
-    assert second["seeds"] == [0, 1]
-    assert second["since"] > first["since"]
