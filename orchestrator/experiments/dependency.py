@@ -24,7 +24,7 @@ def needed_cell(config: Config, experiment: Path) -> Path | None:
 
 
 def arm_of(needs: str) -> str:
-    """The arm that `needs`, which is no path, names."""
+    """The arm in `needs`, which is not a path."""
     return needs.removesuffix(NEXT)
 
 
@@ -48,6 +48,8 @@ def check(config: Config, arms: dict[str, Config]) -> None:
     while (following := arms[chain[-1]].needs) is not None and "/" not in following:
         chain.append(arm_of(following))
         if chain[-1] in chain[:-1]:
-            raise UserError(f"needs={needs} never ends ({' needs '.join(chain)}): let one of these arms need none.")
+            raise UserError(
+                f"needs={needs} goes in a circle ({' needs '.join(chain)}): let one of these arms need none."
+            )
         if chain[-1] not in arms:  # which that arm's own check reports
             return

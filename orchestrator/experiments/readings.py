@@ -97,7 +97,7 @@ class Readings:
 
 @lru_cache(maxsize=4096)  # `--watch` asks every second, and a reading of many layers is long
 def _key_in(reading: Path, written: int) -> Key | None:
-    """The key of the reading of that modification time; None where it has none or the file holds no reading."""
+    """The key of the reading that was `written` then; None where it has none or the file holds no reading."""
     try:
         return read_reading(reading).key
     except UserError:

@@ -76,7 +76,7 @@ def after(events: EventLog, scheduler: Scheduler, here: ThisJob, code: int, retr
         scheduler.requeue(here.id)
         return
     else:
-        reason = f"its process ended without a word ({_exit_reason(code)})"
+        reason = f"its process ended unexpectedly ({_exit_reason(code)})"
         record_crash(events, cell, reason, restart=here.restart, **which)
     pause = pause_or_give_up(events, cell, retries, backoff)
     if pause is not None and not scheduler.requeue(here.id, pause):

@@ -159,7 +159,7 @@ class Worker:
         """Record that the attempt before `attempt` died, where the event log has it as running."""
         before = self.events.last().get(self.cell)
         if before is not None and before.state == "running" and before.attempt < attempt:
-            reason = "its process, or its machine, ended without a word"
+            reason = "its process, or its machine, ended unexpectedly"
             which = {"job": before.job, "scheduler": before.scheduler, "restart": before.restart}
             retry.record_crash(self.events, self.cell, reason, attempt=before.attempt, **which)
 

@@ -76,7 +76,7 @@ class Launcher:
             if stop.received:
                 self.events.append(cell.id, "stopped", attempt=entry.attempt, job=entry.job)
                 return
-            reason = f"its process ended without a word (killed, or out of memory; log: {self.scheduler.log_of(job)})"
+            reason = f"its process ended unexpectedly (killed, or out of memory; log: {self.scheduler.log_of(job)})"
             retry.record_crash(self.events, cell.id, reason, attempt=entry.attempt, job=entry.job)
         elif entry.state != "crashed" or stop.received:
             return

@@ -139,7 +139,7 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
             continue
         if entry.state != "crashed":
             how = state.word if state else "its queue does not know it any more"
-            retry.record_crash(events, cell.id, f"its job ended without a word ({how})", **which)
+            retry.record_crash(events, cell.id, f"its job ended unexpectedly ({how})", **which)
         pause = retry.pause_or_give_up(events, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
             again.append(cell)

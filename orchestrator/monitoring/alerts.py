@@ -39,13 +39,13 @@ def ended_badly(s: CellStatus) -> Found:
     log = "".join(f"\n  {line}" for line in s.log)
     if s.state == "failed":
         cure = "; --resume starts it again" if s.deaths else ""  # any other reason names its own
-        yield "critical", f"failed: {s.reason or 'no reason was left'}{cure}{log}"
+        yield "critical", f"failed: {s.reason or 'no reason was recorded'}{cure}{log}"
     elif s.state == "lost":
         yield "critical", f"lost: {s.reason}: the same command resumes it, and so does --resume.{log}"
     elif s.state == "missing":
         yield "critical", "its directory is gone: the same command trains it again."
     elif s.state == "zombie":
-        what = f"its process (attempt {s.attempt}, job {s.job}) should be gone, or has given no sign for too long"
+        what = f"its process (attempt {s.attempt}, job {s.job}) should be gone, or its heartbeat is overdue"
         yield "critical", f"a zombie: {what}; --resume all cancels it and resumes from its newest checkpoint."
     elif s.state == "suspended":
         yield "note", f"suspended: its job {s.job} is frozen until its scheduler, or an operator, lets it go on."
@@ -68,7 +68,7 @@ def waiting(s: CellStatus) -> Found:
 
 
 def pathology(s: CellStatus) -> Found:
-    """Tensors that have left their peers behind in the newest reading (SCIENCE §5)."""
+    """Tensors whose spectral norm is far above their peers' in the newest reading (SCIENCE §5)."""
     if s.reading and s.reading.findings:
         worst, *others = s.reading.findings
         more = f", and {counted(len(others), 'tensor')} more" if others else ""
@@ -87,7 +87,7 @@ def stale(s: CellStatus) -> Found:
 
 
 def damaged(s: CellStatus) -> Found:
-    """Checkpoints that a resumed run did not trust."""
+    """Checkpoints that were set aside as damaged."""
     if s.aside:
         yield "note", f"{counted(len(s.aside), 'checkpoint')} set aside as damaged: checkpoints/{s.aside[-1]}."
 

@@ -63,6 +63,6 @@ def _read_at(path: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
 
 @lru_cache(maxsize=4096)  # `--watch` asks every second, and a reading of many layers is long
 def _read(path: Path, written: int) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
-    """Roles and findings of the reading of that modification time. Raises `ValueError` where it is no reading."""
+    """Roles and findings of the reading that was `written` then. Raises `ValueError` where the file holds none."""
     reading = Reading.from_json(json.loads(path.read_text()))
     return tuple(roles_of(reading)), tuple(reading.pathology)

@@ -21,14 +21,14 @@ class Shown(NamedTuple):
 
 SHOWN = {  # in the order in which they are counted and, where not all cells have room, shown
     "failed": Shown("bold red", False, True, STATES["failed"].meaning),
-    "lost": Shown("red", False, True, "its process is gone, and recorded no end"),
-    "zombie": Shown("red", True, True, "its process should be gone, or give a sign of life"),
+    "lost": Shown("red", False, True, "its process is gone, and did not record its end"),
+    "zombie": Shown("red", True, True, "its process should be gone, or its heartbeat is overdue"),
     "missing": Shown("red", False, True, "its directory is gone"),
     "running": Shown("cyan", True, False, STATES["running"].meaning),
-    "suspended": Shown("yellow", True, False, "its scheduler has frozen it, and will let it go on"),
+    "suspended": Shown("yellow", True, False, "its scheduler has frozen its processes, and will resume them"),
     "preempted": Shown("yellow", True, False, STATES["preempted"].meaning),
     "stopped": Shown("yellow", False, False, STATES["stopped"].meaning),
-    "queued": Shown("dim", True, False, "its process or job has yet to begin, perhaps again"),
+    "queued": Shown("dim", True, False, "its process or job waits to begin, perhaps again"),
     "next": Shown("dim", False, False, "it was never launched"),
     "done": Shown("green", False, False, STATES["done"].meaning),
 }

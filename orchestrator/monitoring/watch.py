@@ -22,7 +22,7 @@ EFFORT = 0.2  # largest share of a core that refreshing may take
 
 
 class Screen:
-    """Shows an experiment's cells whenever `refresh` is called and due."""
+    """A view of an experiment's cells, which `refresh` redraws where that is due."""
 
     def __init__(self, directory: Path, console: Console, *, live: bool = True) -> None:
         """Without `live`, a line for every change on a terminal too."""

@@ -26,7 +26,7 @@ def machine_slots(config: Config) -> list[str | None]:
     gpus = [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
     if not gpus:
         raise UserError(
-            f"launcher.ranks={each} needs as many GPUs for a cell, and torch sees {len(names)} here: "
+            f"launcher.ranks={each} needs {each} GPUs for each cell, and torch sees {len(names)} here: "
             "lower launcher.ranks, or set train.device=cpu."
         )
     return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]

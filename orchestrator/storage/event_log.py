@@ -124,7 +124,7 @@ class EventLog:
 
 @lru_cache(maxsize=4)  # every cell's status reads the whole log
 def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
-    """The events in the file of that size and modification time, but those that a superseded attempt appended late."""
+    """The events, without those that a superseded attempt appended late. Size and time are the cache's key."""
     records, begun, states = [], dict[str, int](), dict[str, str]()  # cell → its last attempt that ran, its state
     for record in metrics_log.read(path):
         for key, kind in KINDS.items():

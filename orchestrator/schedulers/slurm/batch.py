@@ -121,7 +121,7 @@ def submit(executor: submitit.SlurmExecutor, jobs: Sequence[Job]) -> list[str]:
         raise UserError(f"{executor.folder} cannot take a job ({error}): make room or make it writable.") from error
     except FailedJobError as error:
         reason = " ".join(str(error).replace("sbatch: error:", "").split())
-        raise UserError(f"Slurm took no job ({reason}): {cure(reason)}.") from error
+        raise UserError(f"Slurm refused the job ({reason}): {cure(reason)}.") from error
 
 
 def cure(reason: str) -> str:

@@ -63,7 +63,7 @@ class Slurm(Scheduler):
                 if reason := refusal(path):
                     if "job array" in reason:
                         reason += f", of {count} tasks; `scontrol show config` has MaxArraySize"
-                    raise UserError(f"Slurm would take no such job for a {name} ({reason}): {batch.cure(reason)}.")
+                    raise UserError(f"Slurm would refuse the job of a {name} ({reason}): {batch.cure(reason)}.")
 
     def submit(
         self, config: Config, jobs: Sequence[Job], *, after: Collection[str] = (), delay: float = 0.0

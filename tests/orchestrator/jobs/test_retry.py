@@ -113,7 +113,7 @@ def test_what_a_job_says_when_its_process_has_ended(
     else:
         assert asked == [("7_3", 4)]
         assert states(events) == ["submitted", last, expected]
-        assert events.last()[CELL].reason == "its process ended without a word (SIGKILL, perhaps out of memory)"
+        assert events.last()[CELL].reason == "its process ended unexpectedly (SIGKILL, perhaps out of memory)"
         assert events.last()[CELL].restart == restart
 
 

@@ -96,7 +96,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert first.wait(PATIENCE) == 2
     last = EventLog(directory).last()
     assert last["a/seed=0"].state == "failed"
-    assert "ended without a word" in last["a/seed=0"].reason
+    assert "ended unexpectedly" in last["a/seed=0"].reason
     assert last["b/seed=0"].state == "done"
     assert "a/seed=0 failed" in log.read_text()
 

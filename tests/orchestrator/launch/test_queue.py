@@ -93,7 +93,7 @@ def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made,
     with pytest.raises(UserError) as caught:
         launch(experiment, console())
     assert str(caught.value).startswith(
-        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm took no job (Batch"
+        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm refused the job (Batch"
     )
     assert str(caught.value).endswith("The same command then submits what is missing.")
     assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2"}
@@ -110,7 +110,7 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
 
     def refused(config: Config, folder: Path, job: Job, after: Collection[str], delay: float) -> object:
         if after and job.resources == Resources.cell:
-            raise UserError("Slurm took no job (no): mend launcher.slurm.")
+            raise UserError("Slurm refused the job (no): mend launcher.slurm.")
         return submit(config, folder, job, after, delay)
 
     monkeypatch.setattr(batch, "executor", refused)
@@ -415,6 +415,6 @@ def test_a_refusal_names_the_key_that_helps_also_in_a_dry_run(
 ) -> None:
     experiment = made("seeds=[0]")
     cluster.says("says", f"sbatch: error: {said}\n")
-    with pytest.raises(UserError, match=f"Slurm would take no such job for a cell .*: .*{cure}"):
+    with pytest.raises(UserError, match=f"Slurm would refuse the job of a cell .*: .*{cure}"):
         checks.check_jobs(experiment)
     assert cure in next(warnings(cost_of(experiment)))
