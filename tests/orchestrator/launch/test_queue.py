@@ -93,7 +93,7 @@ def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made,
     with pytest.raises(UserError) as caught:
         launch(experiment, console())
     assert str(caught.value).startswith(
-        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm refused the job (Batch"
+        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm refused"
     )
     assert str(caught.value).endswith("The same command then submits what is missing.")
     assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2"}
