@@ -23,39 +23,36 @@ log = logging.getLogger(__name__)
 
 
 class InThread:
-    """Reads in one thread of this process, without changing global state of torch, so that training is unaffected."""
+    """Reads in one thread of this process. It changes no global state of torch, so that training is unaffected."""
 
     def __init__(self, readings: Readings) -> None:
         self.readings, self.pool = readings, ThreadPoolExecutor(max_workers=1)
         self.asked: deque[Future[bool]] = deque()
 
     def add(self, path: Path) -> None:
-        """Read the checkpoint at `path` after those before it."""
         self.asked.append(self.pool.submit(self.readings.read, path))
 
     def take_part(self) -> None:
         """Nothing to do: this thread makes all readings."""
 
     def is_busy(self) -> bool:
-        """True while readings are queued; raises what a finished one raised."""
         while self.asked and self.asked[0].done():
             self.asked.popleft().result()
         return bool(self.asked)
 
     def close(self) -> None:
-        """Finish the reading in progress; the rest stays unread."""
         self.pool.shutdown(cancel_futures=True)
 
 
-class Beside:
+class Beside(InThread):
     """Reads in jobs beside the training process, which itself reads only what they leave after its last step.
 
     The death of such a job does not stop training.
     """
 
     def __init__(self, readings: Readings) -> None:
-        self.readings = readings
-        self.own: InThread | None = None
+        super().__init__(readings)
+        self.takes_part = False
 
     def job_of(self, *options: str) -> Job:
         """A job that reads the cell's checkpoints."""
@@ -64,20 +61,11 @@ class Beside:
         return Job("orchestrator.jobs.readings", arguments, name, Resources.background)
 
     def take_part(self) -> None:
-        """Read what is left, beside the jobs, so that all is read whatever becomes of them."""
-        if self.own is None:
-            self.own = InThread(self.readings)
+        """Read in this process what is left, beside the jobs, so that all is read whatever becomes of them."""
+        if not self.takes_part:
+            self.takes_part = True
             for path in self.readings.unread():
-                self.own.add(path)
-
-    def is_busy(self) -> bool:
-        """True while this process has readings queued; raises what a finished one raised."""
-        return self.own is not None and self.own.is_busy()
-
-    def close(self) -> None:
-        """Finish the reading in progress; the jobs read what is left."""
-        if self.own is not None:
-            self.own.close()
+                super().add(path)
 
 
 class InProcess(Beside):
