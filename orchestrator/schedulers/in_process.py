@@ -42,5 +42,6 @@ class InProcess(Scheduler):
         for id in ids:
             self.waiting.pop(id, None)
 
-    def slots(self, config: Config) -> list[str | None]:
+    @staticmethod
+    def slots(config: Config) -> list[str | None]:
         return [None]

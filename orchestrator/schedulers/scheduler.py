@@ -18,9 +18,8 @@ from typing import ClassVar
 from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import Config
+from orchestrator.config.schema import Config, Device
 from orchestrator.schedulers.environment import outside_environment
-from orchestrator.schedulers.slots import machine_slots
 
 STARTED_BY = "ORCHESTRATOR_SCHEDULER"  # environment variable of a job: the scheduler that started it
 
@@ -156,9 +155,30 @@ class Scheduler(ABC):
     def check_submission(self, config: Config, together: int = 1) -> None:
         """Raise `UserError` where the scheduler would refuse a job now; `together`: cells submitted at once."""
 
-    def slots(self, config: Config) -> list[str | None]:
-        """One slot for each cell that runs at once on this machine: its GPUs, as CUDA_VISIBLE_DEVICES names them."""
-        return machine_slots(config)
+    @staticmethod
+    def slots(config: Config) -> list[str | None]:
+        """One slot for each cell that may run at once on this machine.
+
+        A slot is the cell's GPUs, one for each rank, as CUDA_VISIBLE_DEVICES names them, or None on the CPU. Raises
+        `UserError` where the machine has too few GPUs for one cell.
+        """
+        import torch  # takes a second, which the command `status` does without
+
+        from orchestrator.common.environment import usable_cores
+
+        each = config.launcher.ranks
+        if config.train.device == Device.cpu or not torch.cuda.is_available():
+            return [None] * (config.launcher.parallel or max(1, usable_cores() // (config.train.threads * each)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        names = names[: torch.cuda.device_count()]
+        gpus = [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
+        if not gpus:
+            raise UserError(
+                f"launcher.ranks={each} needs {each} GPUs for each cell, and torch sees {len(names)} here: "
+                "lower launcher.ranks, or set train.device=cpu."
+            )
+        return [gpus[i % len(gpus)] for i in range(config.launcher.parallel or len(gpus))]
 
     def names(self, ids: Iterable[str]) -> list[str]:
         """The ids as a user would cancel them: one for each array."""

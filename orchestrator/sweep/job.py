@@ -19,7 +19,7 @@ from orchestrator.common import command, errors
 from orchestrator.config.schema import Config
 from orchestrator.jobs.worker import REQUEUED, leave_at_once
 from orchestrator.schedulers import chosen
-from orchestrator.schedulers.slots import machine_slots
+from orchestrator.schedulers.scheduler import Scheduler
 from orchestrator.schedulers.slurm.scheduler import Slurm, allocation
 from orchestrator.storage import locks
 from orchestrator.sweep.multirun import Multirun
@@ -78,7 +78,7 @@ class Job:
     def share_of_machine(self, config: Config) -> Iterator[None]:
         """Hold a share of this machine's cores or GPUs for the block; wait while other jobs hold them all.
 
-        There are at most as many shares as slots for cells (`machine_slots`). Sets `config.launcher.parallel` to the
+        There are at most as many shares as slots for cells (`Scheduler.slots`). Sets `config.launcher.parallel` to the
         number of cells that fit, and hides the GPUs of the other shares from this process.
         """
         if not self.launcher.side_by_side or chosen(config).queues:
@@ -88,7 +88,7 @@ class Job:
             del os.environ[GPUS]
             os.environ |= {} if self.multirun.visible_gpus is None else {GPUS: self.multirun.visible_gpus}
         asked, config.launcher.parallel = config.launcher.parallel, None
-        slots = machine_slots(config)
+        slots = Scheduler.slots(config)
         shares = max(1, min(self.multirun.jobs, len(slots) // (asked or 1)))
         for share in itertools.cycle(range(shares)):
             with locks.hold(self.multirun.directory / f"share-{share}.lock", wait=False) as free:

@@ -20,7 +20,7 @@ from hydra.core.global_hydra import GlobalHydra
 from orchestrator import job, monitoring
 from orchestrator.config import schema
 from orchestrator.config.compose import CONF, compose
-from orchestrator.schedulers.slots import machine_slots
+from orchestrator.schedulers.scheduler import Scheduler
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
@@ -150,7 +150,7 @@ def test_an_interrupt_while_cells_start_or_wait_stops_them(small_cell: tuple[str
     log, directory = tmp_path / "log", tmp_path / "out/pair"
     with lease.hold(directory / "a/seed=0"):
         launcher = start(overrides, log)
-        wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(machine_slots(_config(small_cell))) == 1)
+        wait_for(lambda: "b/seed=0" in EventLog(directory).last() or len(Scheduler.slots(_config(small_cell))) == 1)
         os.killpg(launcher.pid, signal.SIGINT)
         assert launcher.wait(PATIENCE) == 130, log.read_text()
     assert "failed" not in {entry.state for entry in EventLog(directory).last().values()}
@@ -208,16 +208,16 @@ def test_slots_name_the_gpus_this_process_may_see(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     config = schema.Config()
     config.launcher.parallel = parallel
-    assert machine_slots(config) == expected
+    assert Scheduler.slots(config) == expected
 
 
 def test_slots_on_the_cpu_are_cores_over_threads() -> None:
     config = schema.Config()
     config.train.device, config.train.threads = schema.Device.cpu, 1
     cores = len(os.sched_getaffinity(0))
-    assert machine_slots(config) == [None] * cores
+    assert Scheduler.slots(config) == [None] * cores
     config.train.threads = 2 * cores
-    assert machine_slots(config) == [None]
+    assert Scheduler.slots(config) == [None]
 
 
 def test_status_tells_a_lost_cell_from_one_that_runs(

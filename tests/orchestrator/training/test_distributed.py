@@ -24,7 +24,7 @@ from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
 from orchestrator.jobs.readers import reader_for
-from orchestrator.schedulers.slots import machine_slots
+from orchestrator.schedulers.scheduler import Scheduler
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
@@ -275,12 +275,12 @@ def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose([*small, "launcher.ranks=2"])
-    assert machine_slots(config) == ["0,1", "2,3"]
+    assert Scheduler.slots(config) == ["0,1", "2,3"]
     config.launcher.parallel = 3
-    assert machine_slots(config) == ["0,1", "2,3", "0,1"]
+    assert Scheduler.slots(config) == ["0,1", "2,3", "0,1"]
     config.launcher.ranks = 6
     with pytest.raises(UserError, match="torch sees 5"):
-        machine_slots(config)
+        Scheduler.slots(config)
 
 
 def test_a_shell_in_an_allocation_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
