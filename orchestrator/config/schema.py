@@ -40,7 +40,7 @@ class ModelConfig:
     queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
     ffn_ratio: float = 3.0  # FFN positions per unit of width
     vocab_size: int = 264  # rows of the embedding; at least the tokenizer's vocabulary
-    norm: Norm = Norm.sandwich  # pre: before each sublayer · sandwich: also after it
+    norm: Norm = Norm.sandwich  # pre: RMSNorm before each sublayer · sandwich: also after it
     tie_embeddings: bool = True  # the output layer shares the weights of the input embedding
     rope_theta: float = 10_000.0  # base of the rotary position embedding
     norm_eps: float = 1e-6  # added to the mean square in RMSNorm
@@ -93,7 +93,7 @@ class OptimConfig:
     lr: float = 2e-3  # peak learning rate
     weight_decay: float = 0.1  # decoupled, of the matrices
     beta1: float = 0.9  # AdamW's decay of the first moment
-    beta2: float = 0.95  # and of the second moment
+    beta2: float = 0.95  # AdamW's decay of the second moment
     eps: float = 1e-8  # added to AdamW's denominator
     clip: float = 1.0  # largest global gradient norm
     schedule: Schedule = Schedule.cosine  # of the learning rate after the warm-up
@@ -112,14 +112,14 @@ class SidecarConfig:
     reward_rows: int | None = None  # rows that judge a decision, over all domains; null: two batches
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
-    share: Share = Share.none  # units that have one multiplier in common; played back, the mean of theirs
+    share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs
     features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear  # what maps the features to multipliers
     sigma: float = 0.3  # initial std of the log-multipliers
     policy_lr: float = 0.5  # learning rate of the policy
     entropy: float = 0.001  # weight of the bonus for entropy
-    baseline_decay: float = 0.8  # share of the old average that is kept, per interval
-    warmup: int = 3  # first intervals, not judged: the loss falls there whatever is tried
+    baseline_decay: float = 0.8  # of the average reward: share of the old value that each interval keeps
+    warmup: int = 3  # first intervals, without reward, since the loss falls there in any case
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
@@ -147,16 +147,16 @@ class ForensicsConfig:
     where: Where = Where.inline  # inline: a thread of the training process · job: a job of its own beside it
     scoring: Scoring = Scoring.calibrated  # calibrated: against the null (SCIENCE §3) · paper: the paper's rule
     trace_steps: int = 8  # steps before each reading in which momentum is recorded
-    resamples: int = 10  # size of the null (SCIENCE §3)
+    resamples: int = 10  # number of draws of the null (SCIENCE §3)
 
 
 @dataclass
 class SlurmConfig:
     """The options of a cell's Slurm job; null leaves one to the cluster, and `options` takes any other."""
 
-    partition: str | None = None  # of the cells
-    account: str | None = None  # to charge
-    qos: str | None = None  # quality of service of the cells
+    partition: str | None = None  # of the cells' jobs
+    account: str | None = None  # account to charge
+    qos: str | None = None  # quality of service of the cells' jobs
     constraint: str | None = None  # features that a node must have
     nodes: int = 1  # per cell; launcher.ranks is a multiple of it
     gpus: int = 0  # per rank
@@ -167,8 +167,8 @@ class SlurmConfig:
     setup: list[str] = field(default_factory=list)  # shell lines that run first: module load cuda
     options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
     side_partition: str | None = None  # of jobs that read layers or compare; null: partition
-    side_qos: str | None = None  # of the same jobs; null: qos
-    side_memory_gb: float | None = None  # a reading holds the largest layer and two copies of a matrix
+    side_qos: str | None = None  # of jobs that read layers or compare; null: qos
+    side_memory_gb: float | None = None  # of these jobs: a reading holds the largest layer and two copies of a matrix
     side_nice: int = 1000  # lowers the priority of readings
 
 
@@ -178,7 +178,7 @@ class LauncherConfig:
     parallel: int | None = None  # cells at once; null: one per GPU, or one per CPU core; on Slurm all
     ranks: int = 1  # processes that train one cell, each on its own GPU or core
     timeout_hours: float = 720.0  # of one job; on Slurm a longer cell resumes when its job is requeued
-    retries: int = 2  # of a cell that died, until it saves a new checkpoint
+    retries: int = 2  # of a cell that dies, counted anew after each new checkpoint
     backoff_seconds: float = 10.0  # before the first retry; doubles with each
     wait: bool = True  # slurm: watch the jobs until they have ended; false: submit and return
     slurm: SlurmConfig = field(default_factory=SlurmConfig)
@@ -187,7 +187,7 @@ class LauncherConfig:
 @dataclass
 class TrackerConfig:
     mode: TrackerMode = TrackerMode.offline  # offline: on disk, without an account · online: needs `wandb login`
-    project: str = "layer-roles"  # of W&B
+    project: str = "layer-roles"  # W&B project
     entity: str | None = None  # W&B user or team; null: the login's own
     tags: list[str] = field(default_factory=list)  # of the runs; a multirun adds its name and the overrides it varies
 
@@ -204,15 +204,15 @@ class PlanConfig:
 class Config:
     """One experiment, or one cell of it when `arm` is set."""
 
-    name: str | None = None  # the experiment lands in <root>/<name>
+    name: str | None = None  # of the experiment, whose directory is <root>/<name>
     question: str = ""  # what the experiment asks; the head of its report
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
-    seeds: list[int] = field(default_factory=list)  # every arm is trained once at each
+    seeds: list[int] = field(default_factory=list)  # every arm is trained at each of these
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}, tested in this order
     expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist}}: experiments/expectations.py
     arm: str = "main"  # name of the only arm, where `arms` is empty
-    seed: int = 0  # of the only cell, where `seeds` is empty
+    seed: int = 0  # seed of the only cell, where `seeds` is empty
     needs: str | None = None  # whose result it waits for: <arm>, <arm>@next (seed), or a cell's path with a slash in it
     root: str = "outputs"  # folder of all experiments
     dry_run: bool = False  # print the plan and its cost, and train nothing
