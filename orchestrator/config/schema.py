@@ -168,7 +168,7 @@ class SlurmConfig:
     options: dict[str, Any] = field(default_factory=dict)  # any of sbatch's: {exclude: n7, mail-type: FAIL}
     side_partition: str | None = None  # of jobs that read layers or compare; null: partition
     side_qos: str | None = None  # of jobs that read layers or compare; null: qos
-    side_memory_gb: float | None = None  # of these jobs: a reading holds the largest layer and two copies of a matrix
+    side_memory_gb: float | None = None  # of a reading or comparison: the largest layer and two copies of a matrix
     side_nice: int = 1000  # lowers the priority of readings
 
 
