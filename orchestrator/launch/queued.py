@@ -47,7 +47,7 @@ def submit(
         return f"{len(taken)} of {counted(len(cells), 'cell')} are with {scheduler.title}, as {jobs}"
 
     try:
-        _submit_waves(scheduler, experiment, cells, taken, beside, delay)
+        _submit_waves(experiment, cells, taken, beside, delay)
         submit_finalize(experiment, [*taken.values(), *beside.values()])
     except KeyboardInterrupt:
         if console is not None and taken:
@@ -73,15 +73,11 @@ def submit(
 
 
 def _submit_waves(
-    scheduler: Scheduler,
-    experiment: Experiment,
-    cells: list[Cell],
-    taken: dict[str, str],
-    beside: Mapping[str, str],
-    delay: float,
+    experiment: Experiment, cells: list[Cell], taken: dict[str, str], beside: Mapping[str, str], delay: float
 ) -> None:
     """Submit the cells in the order in which they need each other; record each as soon as the queue has it."""
     config, events = experiment.config, EventLog(experiment.directory)
+    scheduler = chosen(config)(experiment.directory)
     queued = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):

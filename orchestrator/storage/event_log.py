@@ -90,14 +90,11 @@ class EventLog:
 
     def preemptions(self) -> Counter[str]:
         """Cell → the number of times that its scheduler preempted and restarted it, not counting a final cancel."""
-        off, counts = set[str](), Counter[str]()
+        before, counts = dict[str, str](), Counter[str]()
         for record in self._records():
             cell, state = record["cell"], record["state"]
-            if state == "preempted":
-                off.add(cell)
-            elif cell in off:
-                off.remove(cell)
-                counts[cell] += state == "running"
+            counts[cell] += state == "running" and before.get(cell) == "preempted"
+            before[cell] = state
         return counts
 
     def first_done(self) -> str | None:
