@@ -27,7 +27,7 @@ NOT_NEGATIVE = (
     "launcher.slurm.gpus", "launcher.slurm.side_nice",
 )  # fmt: skip
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
-RESERVED = ("comparison", "jobs")  # directories beside those of the arms
+RESERVED = ("comparison", "jobs")  # other directories in the run directory
 
 
 def validate(config: Config) -> None:
@@ -125,4 +125,4 @@ def _names(config: Config) -> Iterator[str]:
         yield f"seeds={config.seeds} repeats a seed: name each once."
 
 
-RULES = (_training, _data, _launcher, _names)  # of several keys, or of names; each yields what is wrong
+RULES = (_training, _data, _launcher, _names)  # each yields a sentence for every value that cannot work

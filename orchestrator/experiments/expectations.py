@@ -54,7 +54,7 @@ class Bounds:
 
     low: float
     high: float
-    strict: bool  # the ends themselves are outside
+    strict: bool  # the ends are outside
 
     def hold(self, value: float) -> bool:
         return self.low < value < self.high if self.strict else self.low <= value <= self.high

@@ -19,7 +19,7 @@ from orchestrator.config.schema import Config
 from orchestrator.experiments import dependency, expectations, playback
 
 LONGEST_NAME = 120  # characters
-LARGEST_WEIGHT = 1e6  # of an arm in a contrast; the smallest is its inverse
+LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
 
 Compose = Callable[[Sequence[str]], Config]  # Hydra overrides → configuration
 

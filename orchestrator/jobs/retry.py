@@ -21,7 +21,7 @@ from orchestrator.storage import steps
 from orchestrator.storage.event_log import EventLog
 
 LONGEST_DELAY = 600.0  # seconds
-NOT_STARTED = -1  # stands for the newest checkpoint of a cell that has none
+NOT_STARTED = -1  # step of the newest checkpoint of a cell without any
 
 
 def record_crash(events: EventLog, cell: str, reason: str, **which: Any) -> None:

@@ -31,7 +31,7 @@ from orchestrator.training.trainer import Trainer
 
 ASK_SECONDS = 30.0  # between two queries to the scheduler about one attempt
 REQUEUED = 128 + signal.SIGTERM  # exit code of a process whose job is started again
-EXIT_CODES = {"done": 0, "stopped": INTERRUPTED}  # of any other state 2
+EXIT_CODES = {"done": 0, "stopped": INTERRUPTED}  # any other state: 2
 
 
 def run_job(path: Path) -> str:

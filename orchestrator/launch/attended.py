@@ -28,7 +28,7 @@ class Launcher:
         self.events = EventLog(experiment.directory)
         self.free, self.waiting = scheduler.slots(experiment.config), list(cells)
         self.running: dict[str, tuple[Cell, str | None]] = {}  # job → its cell and its slot
-        self.not_before: dict[str, float] = {}  # cell → when it may be tried again, by `time.monotonic`
+        self.not_before: dict[str, float] = {}  # cell → the `time.monotonic` of its next try
 
     def run(self) -> None:
         """Run the cells until none is left, or a signal comes."""
@@ -39,7 +39,9 @@ class Launcher:
                 while self.running or (self.waiting and not stop.received):
                     while not stop.received and self.free and (cell := self._next_ready()):
                         self._start(cell)
-                    if stop.received and time.monotonic() > stop_again:  # again: one that starts may miss it
+                    if (
+                        stop.received and time.monotonic() > stop_again
+                    ):  # repeated, as a cell that is starting may miss it
                         stop_again = time.monotonic() + STOP_SECONDS
                         self.scheduler.cancel(self.running)
                     states = self.scheduler.states(self.running)
@@ -47,7 +49,7 @@ class Launcher:
                         self._end(job, stop)
                     screen.refresh()
                     time.sleep(POLL_SECONDS)
-            except BaseException:  # nothing is left running without a launcher
+            except BaseException:  # no cell goes on without a launcher
                 self.scheduler.cancel(self.running)
                 raise
 

@@ -34,7 +34,7 @@ from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
 from orchestrator.tracking.run import log_comparison
 
-ASK_TIMES, ASK_SECONDS = 10, 30.0  # of a queue that does not answer
+ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, and the pause between them
 
 
 def finalize(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
@@ -91,7 +91,7 @@ def run_as_job(path: Path) -> None:
         if again:
             queued.submit(experiment, again, beside=queue, delay=delay)
             return
-        if queue:  # resubmitted by hand meanwhile
+        if queue:  # submitted by a user meanwhile
             queued.submit_finalize(experiment, queue.values())
             return
         here, name = scheduler.this_job(), scheduler.name if scheduler.queues else ""

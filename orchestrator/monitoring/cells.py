@@ -24,10 +24,12 @@ from orchestrator.storage import lease, locks, metrics_log, steps
 from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 
 RECENT, FURTHEST = 8, 200  # newest records that show the trend of the loss, and the most that are read
-PATIENCE = 5.0  # seconds between two questions of one process to a queue
+PATIENCE = 5.0  # seconds between two queries of a queue
 COMPARES = "the same command compares, and so does --resume"
-LOG_LINES, LOG_BYTES = 6, 8192  # of a log that are shown
-_SCHEDULER_LINE = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # not the cell's own
+LOG_LINES, LOG_BYTES = 6, 8192  # of a log, at most, that are shown
+_SCHEDULER_LINE = re.compile(
+    r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: "
+)  # not the cell's own output
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
@@ -146,7 +148,9 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         job = known.get(entry.job) if entry else None
         evidence = Evidence(cell in held, bool(attempt and attempt.is_stale()), launching, job, not no_answer)
         state = state_of(entry, evidence) if path.is_dir() else "missing"
-        if state == "zombie" and not evidence.stale:  # what was read one after another may only seem to disagree
+        if (
+            state == "zombie" and not evidence.stale
+        ):  # perhaps only because event log and queue were read one after the other
             entry, evidence = _look_again(events, cell, path, evidence)
             state = state_of(entry, evidence)
         waits = f"its job waits: {job.reason}" if job and job.phase == Phase.waiting and job.reason else ""

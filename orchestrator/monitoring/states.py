@@ -19,7 +19,7 @@ class Shown(NamedTuple):
     meaning: str
 
 
-SHOWN = {  # in the order in which they are counted and, where not all cells have room, shown
+SHOWN = {  # in the order of the counts and, in a cropped view, of the cells
     "failed": Shown("bold red", False, True, STATES["failed"].meaning),
     "lost": Shown("red", False, True, "its process is gone, and did not record its end"),
     "zombie": Shown("red", True, True, "its process should be gone, or its heartbeat is overdue"),

@@ -115,11 +115,11 @@ class NoAnswer(UserError):
 class Scheduler(ABC):
     """Starts the jobs of one experiment, whose logs lie in `folder`."""
 
-    name: ClassVar[str]  # as launcher.kind and the event log say it
-    title: ClassVar[str]  # as sentences say it
+    name: ClassVar[str]  # in launcher.kind and the event log
+    title: ClassVar[str]  # in messages
     queues: ClassVar[bool] = False  # it runs jobs without the launcher, which else stays until the last has ended
-    ranks: ClassVar[bool] = False  # it starts several processes for a cell
-    blocks: ClassVar[bool] = False  # a job runs in the launcher, which can do nothing else meanwhile
+    ranks: ClassVar[bool] = False  # it can start several processes for one cell
+    blocks: ClassVar[bool] = False  # a job runs in the launcher's process, and blocks it
 
     def __init__(self, experiment_dir: Path) -> None:
         self.directory, self.folder = experiment_dir, experiment_dir / "jobs"

@@ -13,7 +13,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage import checkpoint, metrics_log, steps
 from orchestrator.storage.files import keep_as_replaced
 
-Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # as `Lease.writing`
+Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # the type of `Lease.writing`
 
 
 @contextmanager

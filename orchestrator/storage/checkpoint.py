@@ -142,7 +142,7 @@ def prune(directory: Path, keep: int, spare: Callable[[Path], bool] = lambda pat
     """Delete all but the newest `keep` checkpoints and those to `spare`; step 0, the reference, always stays."""
     for path in saved(directory)[:-keep]:
         if step_of(path) != 0 and not spare(path):
-            shutil.rmtree(path, ignore_errors=True)  # what is still open elsewhere goes later
+            shutil.rmtree(path, ignore_errors=True)  # a file that cannot be deleted now is deleted by a later call
 
 
 def read_state(path: Path) -> dict[str, Any]:

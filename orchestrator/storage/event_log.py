@@ -13,7 +13,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage import cell_states, metrics_log
 
 KINDS = {"time": str, "cell": str, "state": str, "attempt": int, "job": str, "reason": str}  # of every record
-COMPARISON = "comparison"  # the job that follows the cells, recorded as if it were one
+COMPARISON = "comparison"  # the job that compares the cells, recorded like a cell
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Entry:
     attempt: int
     job: str
     reason: str
-    scheduler: str = ""  # that the job belongs to; empty for processes of a launcher
+    scheduler: str = ""  # the queue that has the job; empty for a launcher's process
     restart: int = 0  # earlier starts of the job by its scheduler
 
     @property

@@ -83,6 +83,6 @@ def _try(descriptor: int, kind: int) -> bool | None:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # some file systems of clusters
+    except OSError:  # a file system without locks
         return None
     return True

@@ -143,7 +143,7 @@ def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> N
             content = _content(file)
             records = _current(path, content)
             last = content.rfind(b"\n") + 1
-            is_whole = any(at == last for at, _ in records)  # apart from its newline
+            is_whole = any(at == last for at, _ in records)  # but for its newline
             whole = content[:last] + (content[last:] + b"\n" if is_whole else b"")
             start = next((at for at, record in records if record["step"] > step), len(whole))
             if start < len(whole):

@@ -47,7 +47,7 @@ LAUNCHERS = {  # by class name
 class Multirun(Callback):
     """The state that a command shares with the jobs of its multirun. Hydra pickles it along with every job."""
 
-    current: ClassVar[Multirun | None] = None  # the multirun that this process started or works for
+    current: ClassVar[Multirun | None] = None  # that this process started, or is a job of
 
     def __init__(self) -> None:
         self.launcher = Launcher()

@@ -10,7 +10,7 @@ from typing import TextIO
 from orchestrator.storage import locks
 
 LONG = 5  # lines; a longer text is a report, which gets a heading
-WAIT_SECONDS = 5.0  # the longest wait for another job's text
+WAIT_SECONDS = 5.0  # longest wait for another job's text
 
 
 class PrefixedStream(io.TextIOBase):

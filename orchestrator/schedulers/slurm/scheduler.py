@@ -18,8 +18,8 @@ from orchestrator.schedulers.slurm.commands import ask, refusal
 from orchestrator.storage.event_log import EventLog
 
 REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
-SLACK_SECONDS = 60.0  # by which Slurm may warn of a time limit early
-PHASES = {  # Slurm's words; any other is of a job that has ended
+SLACK_SECONDS = 60.0  # tolerance of the time at which Slurm warns of a time limit
+PHASES = {  # Slurm's state → phase; any other state is that of an ended job
     **dict.fromkeys(
         ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
         Phase.waiting,
@@ -83,7 +83,7 @@ class Slurm(Scheduler):
         if not wanted:
             return {}
         owner = EventLog(self.directory).owner()
-        # all of a user's jobs: asked for one that it has forgotten, squeue lists none of the others either
+        # all jobs of these users: given ids, squeue lists none where it has forgotten one
         users = ",".join(str(uid) for uid in {os.getuid(), os.getuid() if owner is None else owner})
         listed = ask("squeue", "-h", "-r", "-t", "all", "-u", users, "-o", "%i|%T|%r|%o")
         if listed is None:
@@ -127,7 +127,7 @@ class Slurm(Scheduler):
         for pause in REQUEUE_PAUSES:
             if ask("scontrol", "requeue", id) is not None:
                 break
-            time.sleep(pause)  # a controller that has many jobs to preempt at once
+            time.sleep(pause)  # the controller may be busy preempting many jobs
         else:
             return False
         # Slurm itself waits until a node can take the job again; an earlier start would end the job
