@@ -39,9 +39,7 @@ class Launcher:
                 while self.running or (self.waiting and not stop.received):
                     while not stop.received and self.free and (cell := self._next_ready()):
                         self._start(cell)
-                    if (
-                        stop.received and time.monotonic() > stop_again
-                    ):  # repeated, as a cell that is starting may miss it
+                    if stop.received and time.monotonic() > stop_again:  # again: a starting cell may miss it
                         stop_again = time.monotonic() + STOP_SECONDS
                         self.scheduler.cancel(self.running)
                     states = self.scheduler.states(self.running)

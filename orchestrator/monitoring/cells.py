@@ -27,9 +27,7 @@ RECENT, FURTHEST = 8, 200  # newest records that show the trend of the loss, and
 PATIENCE = 5.0  # seconds between two queries of a queue
 COMPARES = "the same command compares, and so does --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log, at most, that are shown
-_SCHEDULER_LINE = re.compile(
-    r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: "
-)  # not the cell's own output
+_SCHEDULER_LINE = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # not by the cell
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
@@ -148,9 +146,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
         job = known.get(entry.job) if entry else None
         evidence = Evidence(cell in held, bool(attempt and attempt.is_stale()), launching, job, not no_answer)
         state = state_of(entry, evidence) if path.is_dir() else "missing"
-        if (
-            state == "zombie" and not evidence.stale
-        ):  # perhaps only because event log and queue were read one after the other
+        if state == "zombie" and not evidence.stale:  # log and queue were read at different times
             entry, evidence = _look_again(events, cell, path, evidence)
             state = state_of(entry, evidence)
         waits = f"its job waits: {job.reason}" if job and job.phase == Phase.waiting and job.reason else ""
