@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 LARGEST = 1e100  # magnitude of a number: its cube, and the sum of many, is still finite
 SMALLEST = 1 / LARGEST  # of one above 0: any ratio is finite
@@ -49,6 +53,7 @@ TRUTH = Kind("true or false", _of(bool))
 TEXT = Kind("text", _of(str))
 MAPPING = Kind("a mapping", _of(dict))
 LIST = Kind("a list", _of(list))
+OF_TYPE = {int: WHOLE, float: AMOUNT, str: TEXT, bool: TRUTH}  # of a dataclass's fields that name no kind
 
 Shape = dict[str, Kind]
 
@@ -83,6 +88,60 @@ def check_all(where: str, node: Any, kind: Kind) -> None:
     if not all(map(kind.fits, node.values())):  # a long experiment has a million measures: one pass for the whole
         for key, value in node.items():
             check(where, key, value, kind)
+
+
+def from_json(cls: type[T], document: Any, where: str = "") -> T:
+    """An instance of a dataclass from a mapping of its fields; other keys are ignored.
+
+    A field's type says what its value must be: a type of `OF_TYPE`, `Annotated[type, kind]`, a list, a mapping, another
+    such dataclass, or one of these and None. Raises `ShapeError`, naming the key, for the first value that is not.
+    `where`: key of `document` in a larger one.
+    """
+    if not isinstance(document, dict):
+        raise ShapeError(f"{where or 'its content'} is not a mapping")
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in document and field.default is MISSING:
+            raise ShapeError(f"{where or 'its content'} has no '{field.name}'")
+    types = _types_of(cls)  # type: ignore[arg-type]
+    return cls(**{name: _value(types[name], document[name], where, name) for name in types if name in document})
+
+
+def _value(of: Any, value: Any, where: str, key: str) -> Any:
+    """`value` as the type `of`; it is at `key` of the document at `where`."""
+    if kind := _kind_of(of):
+        check(where or "its content", key, value, kind)
+        return value
+    arguments = get_args(of)
+    if NoneType in arguments:
+        return None if value is None else _value(arguments[0], value, where, key)
+    here = f"{where}.{key}" if where else key
+    if is_dataclass(of):
+        return from_json(of, value, here)  # type: ignore[arg-type]
+    is_list = get_origin(of) is list
+    check(where or "its content", key, value, LIST if is_list else MAPPING)
+    inner = arguments[-1]
+    if kind := _kind_of(inner):
+        check_all(here, value, kind)
+        return value
+    if is_list:
+        return [_value(inner, entry, here, str(index)) for index, entry in enumerate(value)]
+    return {name: _value(inner, entry, here, name) for name, entry in value.items()}
+
+
+@cache
+def _types_of(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
+@cache
+def _kind_of(of: Any) -> Kind | None:
+    """The kind of a scalar type, or of one that may be None; None for any other type."""
+    if get_origin(of) is Annotated:
+        return of.__metadata__[0]
+    if NoneType in get_args(of):
+        kind = _kind_of(get_args(of)[0])
+        return optional(kind) if kind else None
+    return OF_TYPE.get(of)
 
 
 def one_line(text: object) -> str:

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 
 from orchestrator.common.errors import UserError
-from orchestrator.common.shapes import (
-    AMOUNT,
-    LIST,
-    MAPPING,
-    NUMBER,
-    POSITIVE,
-    TEXT,
-    TRUTH,
-    WHOLE,
-    Kind,
-    Shape,
-    ShapeError,
-    check_all,
-    check_shape,
-    one_line,
-    optional,
-)
+from orchestrator.common.shapes import AMOUNT, COUNT, NUMBER, ShapeError, check_all, from_json, one_line, optional
 from orchestrator.forensics.measures.pathology import Finding
-from orchestrator.forensics.roles.routing import ROLES, TIES, Role
+from orchestrator.forensics.roles.routing import ROLES, Role, RoleName
 from orchestrator.storage.steps import step_in
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
 COUNTS = ("saturated", "saturated_robust", "saturated_fixed")  # the specialist budget under each threshold
 TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,16 +34,16 @@ class LayerReport:
     """One layer: its role under the scoring shown and under each scoring, and its measures."""
 
     layer: int
-    role: str  # the leader, or the two leaders of a tie: "hub/specialist"
+    role: RoleName
     margin: float
     scores: dict[str, float | None]
     evidence: list[str]
     coverage: float
-    role_paper: str
+    role_paper: RoleName
     scorings: dict[str, Role]
-    width: int  # residual coordinates
+    width: Annotated[int, COUNT]  # residual coordinates
     super_weight: SuperWeight | None  # null where chance gives one as strong
-    measures: dict[str, float | None]  # null where a measure is absent
+    measures: dict[str, Annotated[float, NUMBER] | None]  # null where a measure is absent
 
 
 @dataclass(frozen=True)
@@ -112,23 +95,17 @@ class Reading:
     @classmethod
     def from_json(cls, document: Any) -> Reading:
         """The reading that `to_json` gave. Raises `ShapeError`, naming the key, for the first value that cannot be."""
-        _check(document)
-        return _made(
-            cls,
-            document,
-            options=_made(Options, document["options"]),
-            layers=[
-                _made(
-                    LayerReport,
-                    layer,
-                    scorings={name: _made(Role, role) for name, role in layer["scorings"].items()},
-                    super_weight=_made_or_none(SuperWeight, layer["super_weight"]),
-                )
-                for layer in document["layers"]
-            ],
-            pathology=[_made(Finding, finding) for finding in document["pathology"]],
-            key=_made_or_none(Key, document.get("key")),
-        )
+        reading = from_json(cls, document)
+        for index, layer in enumerate(reading.layers):
+            where = f"layers.{index}"
+            if layer.layer != index:
+                raise ShapeError(f"{where} calls itself layer {layer.layer}")
+            check_all(f"{where}.measures", {name: layer.measures.get(name) for name in TOTALS}, optional(AMOUNT))
+            scorings = {f"{where}.scorings.{name}": role.scores for name, role in layer.scorings.items()}
+            for key, scores in {where: layer.scores, **scorings}.items():
+                if lacking := [role for role in ROLES if role not in scores]:
+                    raise ShapeError(f"{key}.scores has no '{lacking[0]}'")
+        return reading
 
 
 def read_reading(path: Path) -> Reading:
@@ -190,69 +167,3 @@ def thirds(budget: np.ndarray) -> tuple[float, float, float]:
     """Budget [L] held by the early, middle and late third of the layers; earlier thirds take a remainder."""
     early, middle, late = (float(part.sum()) for part in np.array_split(budget, 3))
     return early, middle, late
-
-
-ROLE = Kind("a role or a tie of two", lambda value: isinstance(value, str) and (value in ROLES or value in TIES))
-SHAPE: Shape = {
-    "schema": WHOLE, "definitions": WHOLE, "source": TEXT, "family": TEXT, "assumed": LIST, "step": optional(WHOLE),
-    "scoring": TEXT, "options": MAPPING, "missing": LIST, "substitutes": MAPPING, "layers": LIST, "totals": MAPPING,
-    "pathology": LIST,
-}  # fmt: skip
-ASSIGNMENT: Shape = {"role": ROLE, "margin": AMOUNT, "scores": MAPPING, "evidence": LIST, "coverage": AMOUNT}
-LAYER: Shape = {
-    "layer": WHOLE, **ASSIGNMENT, "role_paper": ROLE, "scorings": MAPPING, "width": POSITIVE,
-    "super_weight": optional(MAPPING), "measures": MAPPING,
-}  # fmt: skip
-SUPER_WEIGHT: Shape = {"row": WHOLE, "position": WHOLE}
-OPTIONS: Shape = {
-    "reference": optional(TEXT), "optimizer": optional(TEXT), "resamples": WHOLE, "seed": WHOLE, "probed": TRUTH,
-    "tokens": optional(WHOLE),
-}  # fmt: skip
-FINDING: Shape = {"tensor": TEXT, "ratio": AMOUNT, "severity": TEXT}
-KEY: Shape = {"checkpoint": TEXT, "definitions": WHOLE}
-
-
-def _check(document: Any) -> None:
-    """Raise `ShapeError` for the first value of a reading's JSON that cannot be."""
-    check_shape("its content", document, SHAPE)
-    check_shape("options", document["options"], OPTIONS)
-    check_all("totals", document["totals"], optional(AMOUNT))
-    for key in ("assumed", "missing", "substitutes"):
-        check_all(key, document[key], TEXT)
-    if document.get("key") is not None:
-        check_shape("key", document["key"], KEY)
-    for index, finding in enumerate(document["pathology"]):
-        check_shape(f"pathology.{index}", finding, FINDING)
-    for index, layer in enumerate(document["layers"]):
-        _check_layer(f"layers.{index}", index, layer)
-
-
-def _check_layer(where: str, index: int, layer: Any) -> None:
-    check_shape(where, layer, LAYER)
-    if layer["layer"] != index:
-        raise ShapeError(f"{where} calls itself layer {layer['layer']}")
-    _check_assignment(where, layer)
-    for name, role in layer["scorings"].items():
-        check_shape(f"{where}.scorings.{name}", role, ASSIGNMENT)
-        _check_assignment(f"{where}.scorings.{name}", role)
-    if layer["super_weight"] is not None:
-        check_shape(f"{where}.super_weight", layer["super_weight"], SUPER_WEIGHT)
-    check_all(f"{where}.measures", layer["measures"], optional(NUMBER))
-    counts = {name: layer["measures"].get(name) for name in TOTALS}
-    check_all(f"{where}.measures", counts, optional(AMOUNT))
-
-
-def _check_assignment(where: str, role: dict[str, Any]) -> None:
-    check_all(f"{where}.evidence", role["evidence"], TEXT)
-    if lacking := [name for name in ROLES if name not in role["scores"]]:
-        raise ShapeError(f"{where}.scores has no '{lacking[0]}'")
-    check_all(f"{where}.scores", role["scores"], optional(AMOUNT))
-
-
-def _made(cls: type[T], document: dict[str, Any], **parts: Any) -> T:
-    """An instance of a dataclass from the entries of `document` that it has fields for; `parts` replace some."""
-    return cls(**{f.name: document.get(f.name) for f in fields(cls)} | parts)  # type: ignore[arg-type]
-
-
-def _made_or_none(cls: type[T], document: dict[str, Any] | None) -> T | None:
-    return None if document is None else _made(cls, document)

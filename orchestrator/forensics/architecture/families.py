@@ -141,10 +141,7 @@ _SANDWICH = _norms(
 _LN = _norms("ln_1", None, "ln_2")
 _GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
 _WORDS: dict[str, Any] = {"layer": "h.{}.", "embed": "word_embeddings.weight"}
-_OPT: dict[str, Any] = {
-    "declared": ("opt",),
-    "parts": _QKV + _plain(o="self_attn.out_proj", up="fc1", down="fc2"),
-}
+_OPT: dict[str, Any] = {"declared": ("opt",), "parts": _QKV + _plain(o="self_attn.out_proj", up="fc1", down="fc2")}
 _BERT: dict[str, Any] = {
     "parts": _plain(
         q="attention.self.query", k="attention.self.key", v="attention.self.value", o="attention.output.dense",

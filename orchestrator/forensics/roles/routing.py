@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Annotated
+
+from orchestrator.common.shapes import Kind
 
 # Role → feature → sign of its vote. A feature that a checkpoint lacks does not vote.
 ROUTING: dict[str, dict[str, int]] = {
@@ -27,12 +30,7 @@ ROUTING: dict[str, dict[str, int]] = {
         "effective_rank.down_fraction": -1,
         "source_mean": -1,
     },
-    "passthrough": {
-        "adjacent_alignment": +1,
-        "cv": -1,
-        "saturated_robust_fraction": -1,
-        "total_write": -1,
-    },
+    "passthrough": {"adjacent_alignment": +1, "cv": -1, "saturated_robust_fraction": -1, "total_write": -1},
     "specialist": {
         "cv": +1,
         "saturated_robust_fraction": +1,
@@ -44,7 +42,8 @@ ROUTING: dict[str, dict[str, int]] = {
     },
 }
 ROLES = tuple(ROUTING)
-TIES = frozenset("/".join(sorted(two)) for two in combinations(ROLES, 2))
+TIES = tuple("/".join(sorted(two)) for two in combinations(ROLES, 2))
+RoleName = Annotated[str, Kind("a role or a tie of two", (*ROLES, *TIES).__contains__)]
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
 MARGIN = 0.05  # a lead that is not larger is a tie
@@ -55,7 +54,7 @@ EVIDENCE = 3  # features listed per layer
 class Role:
     """The role of one layer, and the evidence."""
 
-    role: str  # the leader, or the two leaders of a tie in alphabetical order: "hub/specialist"
+    role: RoleName  # the leader, or the two leaders of a tie in alphabetical order
     margin: float  # lead of the first score over the second
     scores: dict[str, float | None]  # 0…1; None for a role without any available feature
     evidence: list[str]  # features with the largest votes for the leader, with their routed sign: "+cv", "-source_mean"

@@ -10,15 +10,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import METADATA, PICKLES
-from orchestrator.forensics.weights.tensors import (
-    Key,
-    Store,
-    Tensors,
-    everything,
-    open_file,
-    select,
-    unwrapped,
-)
+from orchestrator.forensics.weights.tensors import Key, Store, Tensors, everything, open_file, select, unwrapped
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")
