@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -56,6 +56,19 @@ def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
     """Columns of the terminal that the whole table takes."""
     lines = console.render_lines(table, options.update(max_width=10_000), pad=False)
     return max(len("".join(segment.text for segment in line).rstrip()) for line in lines)
+
+
+def page(*parts: RenderableType) -> Group:
+    """The parts with an empty line between them."""
+    return Group(*[line for part in parts for line in (part, Text())][:-1])
+
+
+def plain_table(names: Iterable[str], left: Collection[str] = (), gap: int = 2) -> Table:
+    """A table without lines, its columns `gap` apart and aligned right but for those in `left`."""
+    table = Table(box=None, padding=(0, gap, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, justify="left" if name in left else "right", no_wrap=True)
+    return table
 
 
 def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:

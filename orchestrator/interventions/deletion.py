@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console, Group
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
 from models.transformer import Decoder
+from orchestrator.common.formatting import page, plain_table
 from orchestrator.data import prepare
 from orchestrator.forensics.analyze import analyze
 from orchestrator.storage import checkpoint
@@ -108,9 +108,7 @@ def intervene(source: Path) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> Group:
     """A table with a line per layer and domain; changes within two standard errors are dim."""
-    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
-    for name in ("layer", "role", "domain", "−layer", "−attention", "−FFN"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("role", "domain") else "right")
+    table = plain_table(("layer", "role", "domain", "−layer", "−attention", "−FFN"), left=("role", "domain"), gap=1)
     for layer in result["layers"]:
         label, role = str(layer["layer"]), layer["role"]
         for domain in result["heldout"]:
@@ -118,15 +116,10 @@ def report(result: dict[str, Any]) -> Group:
             label = role = ""
     losses = " · ".join(f"{domain} {loss:.3f}" for domain, loss in result["heldout"].items())
     rows = " · ".join(f"{domain} {count}" for domain, count in result["rows"].items())
-    return Group(
-        Text(f"{result['source']} · step {result['step']}", "bold"),
-        Text(f"Held-out loss ({result['split']}), nats/token: {losses}"),
-        Text(),
-        table,
-        Text(),
-        Text("−: rise of that loss without the layer, its attention or its FFN, ± standard", "dim"),
-        Text(f"error over rows ({rows}).", "dim"),
-    )
+    heading = Text(f"{result['source']} · step {result['step']}", "bold")
+    heading.append(f"\nHeld-out loss ({result['split']}), nats/token: {losses}", "not bold")
+    legend = f"−: rise of that loss without the layer, its attention or its FFN, ± standard\nerror over rows ({rows})."
+    return page(heading, table, Text(legend, "dim"))
 
 
 def _change(change: dict[str, Any]) -> Text:

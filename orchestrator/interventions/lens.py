@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.transformer import Decoder, PreNormBlock, read_prefix
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import page, plain_table
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.forensics.measures.probe import relative_write
 from orchestrator.forensics.measures.runner import own_tokenizer
@@ -117,9 +117,8 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
 
 def report(result: dict[str, Any]) -> Group:
     """A table with one line per layer."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("layer", "write", "attention", "FFN", "cos", "loss", "│", "write", "cos", "p", "next"):
-        table.add_column(name, no_wrap=True, justify="left" if name in ("│", "next") else "right")
+    names = ("layer", "write", "attention", "FFN", "cos", "loss", "│", "write", "cos", "p", "next")
+    table = plain_table(names, left=("│", "next"))
     for layer in result["layers"]:
         last = layer["last"]
         table.add_row(
@@ -132,12 +131,10 @@ def report(result: dict[str, Any]) -> Group:
             f"{last['probability']:.2f}",
             Text(repr(last["text"])),
         )
-    return Group(
-        Text(f"{result['source']} · step {result['step']} · {len(result['tokens'])} tokens", "bold"),
-        Text(),
-        table,
-        Text(),
-        Text("Left of the bar, means over positions; right of it, the last position.", "dim"),
-        Text("Writes are relative to the stream that is read. Loss (nats/token) and next", "dim"),
-        Text("token are what the final norm and head make of the stream after the layer.", "dim"),
+    heading = Text(f"{result['source']} · step {result['step']} · {len(result['tokens'])} tokens", "bold")
+    legend = (
+        "Left of the bar, means over positions; right of it, the last position.\n"
+        "Writes are relative to the stream that is read. Loss (nats/token) and next\n"
+        "token are what the final norm and head make of the stream after the layer."
     )
+    return page(heading, table, Text(legend, "dim"))

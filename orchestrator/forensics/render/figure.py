@@ -13,7 +13,7 @@ from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
-from orchestrator.forensics.render.terminal import RIVALS, has_role, nothing
+from orchestrator.forensics.render.terminal import RIVALS, leads, nothing
 from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.forensics.roles.routing import ROLES
@@ -126,7 +126,7 @@ def _scores(axes: Axes, reading: Reading) -> None:
     panels.image(axes, [*shades, [panels.tint(colour(role), 0.3) for role in rivals]])
     if len(layers) <= MANY:
         for x, (layer, rival) in enumerate(zip(layers, rivals, strict=True)):
-            if has_role(layer):
+            if leads(layer.role):
                 y = ROLES.index(layer.role)
                 panels.mark(axes, x, y, layer.role, "white" if strength[y, x] > 0.6 else INK, fontweight="bold")
             panels.mark(axes, x, len(ROLES), rival, QUIET)
@@ -135,7 +135,7 @@ def _scores(axes: Axes, reading: Reading) -> None:
     axes.set_yticks(range(len(ROLES) + 1), [*ROLES, others])
     for tick, role in zip(axes.get_yticklabels(), ROLES, strict=False):
         tick.set_color(colour(role))
-    if not any(map(has_role, layers)):
+    if not any(leads(layer.role) for layer in layers):
         ground = {"facecolor": PALE, "edgecolor": "none", "pad": 6}
         middle = (len(layers) - 1) / 2
         axes.text(middle, 1.5, nothing(reading), ha="center", va="center", color=QUIET, fontsize=12, bbox=ground)

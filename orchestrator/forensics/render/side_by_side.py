@@ -10,19 +10,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, number, ranges
+from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading
+from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.export import rows_of
-from orchestrator.forensics.render.terminal import (
-    ATTENTION,
-    SATURATED,
-    counts,
-    missing,
-    pathology,
-    role_text,
-    settled,
-    totals,
-)
+from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, missing, pathology, settled, totals
 
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
 
@@ -70,30 +62,15 @@ def rows(both: SideBySide) -> list[dict[str, Any]]:
 
 def report(both: SideBySide, seconds: float) -> Group:
     """All that is printed: the two models, the layers side by side, totals, both lists of findings."""
-    return Group(
-        _heading(both.a, both.b),
-        Text(),
-        _headline(both),
-        Text(),
-        FittedTable(both.pairs, _columns()),
-        Text(),
-        _summary(both.a, both.b, seconds),
-    )
-
-
-def _heading(a: Reading, b: Reading) -> Table:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, reading in (("A", a), ("B", b)):
-        step = "" if reading.step is None else f" · step {reading.step:,}"
-        about = f"{reading.family}{step} · {counted(len(reading.layers), 'layer')}"
-        grid.add_row(
-            Text(name, "bold"), Text.assemble((reading.source, "bold"), (f"  {about}", "dim"), overflow="fold")
-        )
-    return grid
+    heading = Table.grid(padding=(0, 2, 0, 0))
+    for name, reading in (("A", both.a), ("B", both.b)):
+        about_it = (f"  {about(reading)}", "dim")
+        heading.add_row(Text(name, "bold"), Text.assemble((reading.source, "bold"), about_it, overflow="fold"))
+    return page(heading, _headline(both), FittedTable(both.pairs, COLUMNS), _summary(both.a, both.b, seconds))
 
 
 def _headline(both: SideBySide) -> Text:
-    """Which layers have another role in B."""
+    """A sentence that names the layers with another role in B."""
     a, b, pairs = both.a, both.b, both.pairs
     changed = [x.layer for x, y in pairs if settled(x.role) != settled(y.role)]
     verb = "has" if len(changed) == 1 else "have"
@@ -105,18 +82,9 @@ def _headline(both: SideBySide) -> Text:
     return text
 
 
-def _columns() -> list[Column]:
-    """Of a `Pair`."""
-    return [
-        Column("", lambda pair: str(pair[0].layer), 99),
-        Column("role A", lambda pair: role_text(pair[0]), 98, right=False),
-        Column("role B", lambda pair: role_text(pair[1]), 98, right=False),
-        Column("cv", lambda pair: _both(pair, "cv", ".2f"), 97, True, "spread of FFN co-magnitude"),
-        Column("A/B", _flattening, 96, True, "cv A over cv B, above 1 where B is flatter"),
-        Column("saturated", lambda pair: _both(pair, "saturated_robust", ",d"), 95, True, SATURATED.partition(" /")[0]),
-        Column("Δ rank o", _rank, 94, True, "effective rank, B − A"),
-        Column("att.", lambda pair: _both(pair, "attention_share", ".2f"), 93, True, ATTENTION),
-    ]
+def _both(key: str, form: str) -> Callable[[Pair], Text]:
+    """The cells of a column that shows a measure of A → of B."""
+    return lambda pair: arrow((layer.measures[key] for layer in pair), form)
 
 
 def _flattening(pair: Pair) -> Text | str:
@@ -125,15 +93,21 @@ def _flattening(pair: Pair) -> Text | str:
     return dash() if ratio is None else Text(f"{ratio:.2f}", "" if 1 / 1.5 < ratio < 1.5 else "bold")
 
 
-def _both(pair: Pair, key: str, form: str) -> Text:
-    """A's value → B's."""
-    values = (number(layer.measures[key], form) for layer in pair)
-    return Text(" → ", "dim").join(Text.assemble(value) for value in values)
-
-
 def _rank(pair: Pair) -> Text | str:
     delta = compared(*pair)["effective_rank_o_delta"]
     return dash() if delta is None else f"{round(delta, 1) + 0.0:+.1f}"  # never -0.0
+
+
+COLUMNS = [  # of a table of `Pair`s
+    Column("", lambda pair: str(pair[0].layer), 99),
+    Column("role A", lambda pair: terminal.role_text(pair[0]), 98, False),
+    Column("role B", lambda pair: terminal.role_text(pair[1]), 98, False),
+    Column("cv", _both("cv", ".2f"), 97, True, terminal.CV),
+    Column("A/B", _flattening, 96, True, "cv A over cv B, above 1 where B is flatter"),
+    Column("saturated", _both("saturated_robust", ",d"), 95, True, terminal.SATURATED.partition(" /")[0]),
+    Column("Δ rank o", _rank, 94, True, "effective rank, B − A"),
+    Column("att.", _both("attention_share", ".2f"), 93, True, terminal.ATTENTION),
+]
 
 
 def _summary(a: Reading, b: Reading, seconds: float) -> Table:
@@ -141,8 +115,8 @@ def _summary(a: Reading, b: Reading, seconds: float) -> Table:
         "roles": _per_model(a, b, lambda reading: [counts(reading, reading.scoring)]),
         "saturated": _per_model(a, b, lambda reading: [totals(reading.totals)]),
         "pathology": _per_model(a, b, pathology),
-        "assumed": _per_model(a, b, lambda reading: [Text(line, "yellow") for line in reading.assumed]),
-        "missing": _per_model(a, b, lambda reading: [Text(line, "dim") for line in missing(reading)]),
+        "assumed": _per_model(a, b, assumed),
+        "missing": _per_model(a, b, missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)

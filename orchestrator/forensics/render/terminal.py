@@ -1,9 +1,8 @@
-"""What one reading looks like in a terminal: the headline, the layers, and what they add up to."""
+"""The terminal page of one reading: headline, table of layers and summary."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -19,6 +18,7 @@ from orchestrator.common.formatting import (
     dash,
     labelled,
     number,
+    page,
     ranges,
 )
 from orchestrator.forensics.measures.table import MEASURES, NEEDS
@@ -30,14 +30,16 @@ SHOWN = 4  # findings and super weights listed; the others are counted
 SEVERITIES = {"warn": "yellow", "critical": "bold red"}
 COUNTS = {"saturated_robust": "robust", "saturated": "mean + 3 std", "saturated_fixed": "above step 0's threshold"}
 SATURATED = "positions above median + 3 robust std / by chance"
+CV = "spread of FFN co-magnitude"
 ATTENTION = "attention's share of energy"
+MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
 CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # the option that supplies a need
 COMPARING = ("coupling", "source_mean", "sink_mean", "synapse_mediator")  # measures of a layer among others
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
     "effective_rank.down_fraction": "rank down",
-    "momentum_alignment.down": "m·w down",
+    MOMENTUM: "m·w down",
     "saturated_robust_fraction": "saturated",
     "post_norm_damped_fraction": "damped γ",
     "gamma_concentration": "γ concentration",
@@ -52,32 +54,27 @@ WORDS = {  # evidence as it is printed, where the measure's own name is long
 
 def report(reading: Reading, seconds: float, parameters: int) -> Group:
     """The page of one reading. `parameters`: entries of the matrices that were read."""
-    layers = reading.layers
+    heading = Text(reading.source, "bold", overflow="fold")
+    heading.append(f"\n{about(reading)} · {big(parameters)} parameters read in {seconds:.1f} s", "not bold dim")
+    return page(heading, headline(reading), FittedTable(reading.layers, columns(reading)), summary(reading))
+
+
+def about(reading: Reading) -> str:
+    """Family, step and depth: `llama · step 1,000 · 11 layers`."""
     step = "" if reading.step is None else f" · step {reading.step:,}"
-    depth = counted(len(layers), "layer")
-    about = f"{reading.family}{step} · {depth} · {big(parameters)} parameters read in {seconds:.1f} s"
-    return Group(
-        Text(reading.source, "bold", overflow="fold"),
-        Text(about, "dim"),
-        Text(),
-        headline(reading),
-        Text(),
-        FittedTable(layers, columns(reading)),
-        Text(),
-        summary(reading),
-    )
+    return f"{reading.family}{step} · {counted(len(reading.layers), 'layer')}"
 
 
 def headline(reading: Reading) -> Text:
-    """Which layers have a role, in one sentence."""
+    """A sentence that names the layers with a role."""
     layers = reading.layers
-    named = [layer for layer in layers if has_role(layer)]
-    by_paper = sum("/" not in layer.role_paper for layer in layers)
+    named = [layer for layer in layers if leads(layer.role)]
     if reading.scoring == "paper":
         sentence = f"{len(named)} of {len(layers)} layers have a role by the paper's rule"
         return Text(sentence, "bold").append("; of an untrained model's layers some 60 % would.", "not bold")
     if not named:
         text = Text(f"{nothing(reading)[0].upper()}{nothing(reading)[1:]}.", "bold")
+        by_paper = sum(leads(layer.role_paper) for layer in layers)
         rival = f" The paper's rule would name {by_paper} of {len(layers)}."
         return text.append(rival if len(layers) > 1 else "", "not bold dim")
     verb = "has" if len(named) == 1 else "have"
@@ -100,55 +97,54 @@ def nothing(reading: Reading) -> str:
 def columns(reading: Reading) -> list[Column]:
     """The table's columns; those of which no layer has the measure are left out."""
     layers = reading.layers
-
-    def measure(layer: LayerReport, key: str) -> float | None:
-        value: float | None = layer.measures[key]
-        return value
-
-    largest = max((measure(layer, "cv") or 0.0 for layer in layers), default=0.0)
+    largest = max((layer.measures["cv"] or 0.0 for layer in layers), default=0.0)
     known = {key for layer in layers for key, value in layer.measures.items() if value is not None}
-    tie = "" if all(map(has_role, filter(is_notable, layers))) else "two letters are a tie"
+    notable = [layer for layer in layers if is_notable(layer)]
+    tie = "" if all(leads(layer.role) for layer in notable) else "two letters are a tie"
     rival = {"calibrated": "by the paper's rule, first letters", "paper": "above chance, first letters"}
-    found = [
+    table = [
         Column("", lambda layer: str(layer.layer), 99),
         Column("role", role_text, 99, False, tie),
         Column("margin", lambda layer: number(layer.margin, ".2f") if is_notable(layer) else dash(), 96),
-        Column("cv", lambda layer: bar(measure(layer, "cv"), largest, ".2f"), 98, False, "spread of FFN co-magnitude"),
-        Column("saturated", _saturated, 97, True, SATURATED),
-        Column("rank o", lambda layer: number(measure(layer, "effective_rank.o_fraction"), ".0%"), 90),
-        Column("att.", lambda layer: number(measure(layer, "attention_share"), ".2f"), 92, True, ATTENTION),
+        Column("cv", lambda layer: bar(layer.measures["cv"], largest, ".2f"), 98, False, CV),
+        Column("saturated", lambda layer: beside(layer.measures, "saturated_robust"), 97, True, SATURATED),
+        Column("rank o", _cell("effective_rank.o_fraction", ".0%"), 90),
+        Column("att.", _cell("attention_share", ".2f"), 92, True, ATTENTION),
+        Column("in → out", _composition, 89, True, "composition with the layers below → above"),
+        Column("write", _cell("total_write", ".0%"), 94, True, "what the layer adds / what it reads"),
+        Column("copy", _cell("copy_density", ".1f"), 93, True, "attention to copies / by chance"),
+        Column("sink", _cell("sink_mass", ".0%"), 86, True, "attention to the first position"),
+        Column("m·w", _cell(MOMENTUM, "+.2f"), 91, True, "momentum along the weight of down, + grows it"),
+        Column("other", lambda layer: _other(layer, reading.scoring), 93, False, rival[reading.scoring]),
+        Column("evidence", _evidence, 95, False),
     ]
-    if "sink_mean" in known:
-        found.append(Column("in → out", _composition, 89, True, "composition with the layers below → above"))
-    if "adjacent_alignment" in known:
-        found.append(Column("write", partial(_share, "total_write"), 94, True, "what the layer adds / what it reads"))
-        found.append(Column("copy", partial(_times, "copy_density"), 93, True, "attention to copies / by chance"))
-        found.append(Column("sink", partial(_share, "sink_mass"), 86, True, "attention to the first position"))
-    if "momentum_alignment.down" in known:
-        found.append(Column("m·w", _momentum, 91, True, "momentum along the weight of down, + grows it"))
-    if any(differs(layer, reading.scoring) for layer in layers):
-        found.append(Column("other", lambda layer: _other(layer, reading.scoring), 93, False, rival[reading.scoring]))
-    if any(map(is_notable, layers)):
-        found.append(Column("evidence", _evidence, 95, False))
-    return found
+    has = {
+        "in → out": "sink_mean" in known,
+        **dict.fromkeys(("write", "copy", "sink"), "adjacent_alignment" in known),
+        "m·w": MOMENTUM in known,
+        "other": any(differs(layer, reading.scoring) for layer in layers),
+        "evidence": bool(notable),
+    }
+    return [column for column in table if has.get(column.name, True)]
 
 
 def summary(reading: Reading) -> Table:
-    """Totals, and how the reading was made."""
+    """Totals, and the conditions of the reading."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
+    tokens, read_from = reading.options.tokens, reading.substitutes.items()
+    low, high = (f"{extreme(layer.coverage for layer in reading.layers):.0%}" for extreme in (min, max))
+    coverage = low if low == high else f"{low} to {high}"
     return labelled(
         {
             "roles": [Text.assemble((f"{rule}: ", "dim"), counts(reading, key)) for rule, key in rules.items()],
             "saturated": [totals(reading.totals)],
             "super weights": [_super_weights(reading.layers)],
             "pathology": pathology(reading),
-            "assumed": [Text(sentence, "yellow") for sentence in reading.assumed],
-            "probe": probe(reading),
-            "missing": [Text(line, "dim") for line in missing(reading)],
-            "read from": [
-                Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in reading.substitutes.items()
-            ],
-            "coverage": [Text(f"roles rest on {_coverage(reading.layers)} of the routed features", "dim")],
+            "assumed": assumed(reading),
+            "probe": [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")],
+            "missing": missing(reading),
+            "read from": [Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in read_from],
+            "coverage": [Text(f"roles rest on {coverage} of the routed features", "dim")],
         }
     )
 
@@ -156,9 +152,9 @@ def summary(reading: Reading) -> Table:
 def counts(reading: Reading, scoring: str) -> Text:
     """Number of layers with each role under a scoring."""
     given = [layer.scorings[scoring].role for layer in reading.layers]
-    counted = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
+    roles = [Text.assemble((role, colour(role)), f" {given.count(role)}") for role in ROLES if role in given]
     none = Text(f"none {sum(not leads(role) for role in given)}", "dim")
-    return Text(" · ").join([*counted, none])
+    return Text(" · ").join([*roles, none])
 
 
 def totals(total: Mapping[str, float | None]) -> Text:
@@ -181,13 +177,12 @@ def pathology(reading: Reading) -> list[Text]:
     return lines + ([Text(f"and {len(found) - SHOWN} more", "dim")] if len(found) > SHOWN else [])
 
 
-def probe(reading: Reading) -> list[Text]:
-    """Number of tokens run through the model; empty without a probe."""
-    tokens = reading.options.tokens
-    return [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")]
+def assumed(reading: Reading) -> list[Text]:
+    """One line per assumption about the model's layout."""
+    return [Text(sentence, "yellow") for sentence in reading.assumed]
 
 
-def missing(reading: Reading) -> list[str]:
+def missing(reading: Reading) -> list[Text]:
     """The missing measures by what they need."""
     needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
     if reading.options.probed:
@@ -198,18 +193,13 @@ def missing(reading: Reading) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for name in reading.missing:
         if not name.endswith("_expected"):  # goes with its count
-            reasons.setdefault(needs[name], []).append(spoken(name))
-    return [f"{', '.join(names)}: needs {why}" for why, names in reasons.items()]
+            reasons.setdefault(needs[name], []).append(name.replace("_", " "))
+    return [Text(f"{', '.join(names)}: needs {why}", "dim") for why, names in reasons.items()]
 
 
 def leads(role: str) -> bool:
     """True for one role, False for a tie such as `hub/specialist`."""
     return "/" not in role
-
-
-def has_role(layer: LayerReport) -> bool:
-    """True where one role leads."""
-    return leads(layer.role)
 
 
 def settled(role: str) -> str:
@@ -224,19 +214,17 @@ def role_text(layer: LayerReport) -> Text:
 
 def is_notable(layer: LayerReport) -> bool:
     """True for a role, and for a tie with evidence."""
-    return has_role(layer) or bool(layer.evidence)
+    return leads(layer.role) or bool(layer.evidence)
 
 
 def named_role(role: str) -> Text:
     """`specialist` as it is, `hub/specialist` as `H/S`, in the roles' colours."""
-    if leads(role):
-        return Text(role, colour(role))
-    return Text("/").join(Text(letter(part), colour(part)) for part in role.split("/"))
+    return Text(role, colour(role)) if leads(role) else letters(role)
 
 
-def spoken(name: str) -> str:
-    """A measure's name in words."""
-    return name.replace("_", " ")
+def letters(role: str, style: str = "") -> Text:
+    """The letter of a role, or the two of a tie, in the roles' colours."""
+    return Text("/").join(Text(letter(part), f"{style} {colour(part)}") for part in role.split("/"))
 
 
 def differs(layer: LayerReport, scoring: str) -> bool:
@@ -244,42 +232,32 @@ def differs(layer: LayerReport, scoring: str) -> bool:
     return settled(layer.role) != settled(layer.scorings[RIVALS[scoring]].role)
 
 
-def _saturated(layer: LayerReport) -> Text:
-    return beside(layer.measures, "saturated_robust")
+def arrow(values: Iterable[float | None], form: str) -> Text:
+    """Numbers with an arrow between them."""
+    return Text(" → ", "dim").join(Text.assemble(number(value, form)) for value in values)
 
 
-def _share(key: str, layer: LayerReport) -> Text | str:
-    return number(layer.measures[key], ".0%")
+def _cell(measure: str, form: str) -> Callable[[LayerReport], Text | str]:
+    """The cells of a column that shows a measure."""
+    return lambda layer: number(layer.measures[measure], form)
 
 
-def _times(key: str, layer: LayerReport) -> Text | str:
-    return number(layer.measures[key], ".1f")
-
-
-def _momentum(layer: LayerReport) -> Text | str:
-    return number(layer.measures["momentum_alignment.down"], "+.2f")
+def _composition(layer: LayerReport) -> Text:
+    return arrow((layer.measures["sink_mean"], layer.measures["source_mean"]), ".2f")
 
 
 def _other(layer: LayerReport, scoring: str) -> Text | str:
-    """The role under the other scoring, in letters."""
-    if not differs(layer, scoring):
-        return ""
-    parts = layer.scorings[RIVALS[scoring]].role.split("/")
-    return Text("/").join(Text(letter(part), f"dim {colour(part)}") for part in parts)
+    """The role under the other scoring where it differs, in letters."""
+    return letters(layer.scorings[RIVALS[scoring]].role, "dim") if differs(layer, scoring) else ""
 
 
 def _evidence(layer: LayerReport) -> Text:
     """The two features with the largest votes; without any, the role leads because the others are lower."""
-    if has_role(layer) and not layer.evidence:
+    if leads(layer.role) and not layer.evidence:
         return Text("(the others are lower)", "dim")
     signs = {"+": "+", "-": "−"}
-    words = [signs[name[0]] + WORDS.get(name[1:], spoken(name[1:])) for name in layer.evidence[:2]]
+    words = [signs[name[0]] + WORDS.get(name[1:], name[1:].replace("_", " ")) for name in layer.evidence[:2]]
     return Text(" ".join(words), "dim")
-
-
-def _composition(layer: LayerReport) -> Text:
-    sink, source = layer.measures["sink_mean"], layer.measures["source_mean"]
-    return Text(" → ", "dim").join(Text.assemble(number(value, ".2f")) for value in (sink, source))
 
 
 def _super_weights(layers: Sequence[LayerReport]) -> Text:
@@ -295,8 +273,3 @@ def _super_weights(layers: Sequence[LayerReport]) -> Text:
         f"layer {layer} down[{weight.row}, {weight.position}] ×{ratio:.1f}" for ratio, layer, weight in found[:SHOWN]
     ]
     return Text(" · ".join(places) + (f" · and {len(found) - SHOWN} more" if len(found) > SHOWN else ""))
-
-
-def _coverage(layers: Sequence[LayerReport]) -> str:
-    low, high = (f"{extreme(layer.coverage for layer in layers):.0%}" for extreme in (min, max))
-    return low if low == high else f"{low} to {high}"

@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.errors import UserError
-from orchestrator.common.formatting import bar, beside, counted, dash, labelled, ranges
+from orchestrator.common.formatting import bar, beside, counted, dash, labelled, page, plain_table, ranges
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading
 from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.export import rows_of
-from orchestrator.forensics.render.terminal import settled
-from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.render.terminal import leads, letters, named_role, settled
+from orchestrator.forensics.roles.palette import letter
 from orchestrator.forensics.roles.routing import ROLES
 
 AHEAD = 3.0  # times its peers' spectral norm: growth is reported from here
@@ -134,20 +134,14 @@ class Strip:
         cell = max(len(f"{reading.step:,}") for reading in self.readings)
         room = max(2, (options.max_width - 8) // (cell + 2))
         readings = [self.readings[i] for i in spaced(len(self.readings), room)]
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_footer=False)
-        table.add_column(self.unit, justify="right", no_wrap=True, style="dim")
-        for reading in readings:
-            table.add_column(f"{reading.step:,}", justify="right", no_wrap=True)
+        table = plain_table([self.unit, *(f"{reading.step:,}" for reading in readings)])
+        table.columns[0].style = "dim"
         for layer in range(len(readings[0].layers)):
             roles = [reading.layers[layer].role for reading in readings]
-            table.add_row(str(layer), *map(_letter, roles))
+            table.add_row(str(layer), *(letters(role, "bold") if leads(role) else dash() for role in roles))
         yield table
         if len(readings) < len(self.readings):
             yield Text(f"{len(readings)} of {len(self.readings)} checkpoints shown", "dim")
-
-
-def _letter(role: str) -> Text:
-    return Text(letter(role), f"bold {colour(role)}") if terminal.leads(role) else dash()
 
 
 def spaced(count: int, room: int) -> list[int]:
@@ -162,42 +156,31 @@ def report(run: Trajectory, seconds: float) -> Group:
     several = f"{unit}s {readings[0].step:,} to {last.step:,}"
     span = several if len(readings) > 1 else f"{unit} {last.step:,}"
     depth = counted(len(last.layers), "layer")
-    about = f"{last.family} · {counted(len(readings), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s"
-    moved = changes(readings)
-    return Group(
-        Text(run.source, "bold", overflow="fold"),
-        Text(about, "dim"),
-        Text(),
-        _headline(readings, moved),
-        Text(),
-        Strip(readings, unit),
-        Text(),
-        _checkpoints(readings, unit),
-        Text(),
-        _summary(readings, moved, unit),
+    heading = Text(run.source, "bold", overflow="fold").append(
+        f"\n{last.family} · {counted(len(readings), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s", "not bold dim"
     )
+    moved = changes(readings)
+    table = _checkpoints(readings, unit)
+    return page(heading, _headline(moved, depth), Strip(readings, unit), table, _summary(readings, moved, unit))
 
 
-def _headline(readings: Sequence[Reading], moved: Sequence[Change]) -> Text:
+def _headline(moved: Sequence[Change], depth: str) -> Text:
     layers = sorted({change.layer for change in moved})
     if not layers:
         return Text("No layer changes its role.", "bold")
     verb = "changes its role" if len(layers) == 1 else "change their role"
-    changing = f"{len(layers)} of {counted(len(readings[0].layers), 'layer')} {verb}"
-    return Text.assemble((changing, "bold"), f": {ranges(layers, 'L')}.")
+    return Text.assemble((f"{len(layers)} of {depth} {verb}", "bold"), f": {ranges(layers, 'L')}.")
 
 
 def _checkpoints(readings: Sequence[Reading], unit: str) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in (unit, "roles", "mean cv", "saturated", "norm / peers"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = plain_table((unit, "roles", "mean cv", "saturated", "norm / peers"))
     spreads = [mean_cv(reading) for reading in readings]
     for reading, spread in zip(readings, spreads, strict=True):
         ratio = worst(reading)
         severity = next((f.severity for f in reading.pathology), None)
         table.add_row(
             f"{reading.step:,}",
-            str(sum(map(terminal.has_role, reading.layers))),
+            str(sum(leads(layer.role) for layer in reading.layers)),
             bar(spread, max(spreads), ".3f"),
             beside(reading.totals, "saturated_robust"),
             Text(f"{ratio:.1f}×", terminal.SEVERITIES[severity] if severity else ""),
@@ -233,8 +216,8 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) ->
             "changes": listed,
             "growth": grown,
             "pathology": terminal.pathology(last) + _overcome(readings, unit),
-            "assumed": [Text(line, "yellow") for line in last.assumed],
-            "missing": [Text(line, "dim") for line in terminal.missing(last)],
+            "assumed": terminal.assumed(last),
+            "missing": terminal.missing(last),
             "columns": [Text(legend, "dim")],
         }
     )
@@ -257,7 +240,7 @@ def _sentences(moved: Sequence[Change], unit: str) -> list[Text]:
     layers = max((len(str(change.layer)) for change in moved), default=0)
     lines = []
     for change in moved:
-        before, after = (terminal.named_role(role) if role else dash() for role in (change.before, change.after))
+        before, after = (named_role(role) if role else dash() for role in (change.before, change.after))
         where = f"{unit} {change.step:>{steps},}  layer {change.layer:>{layers}}  "
         lines.append(Text.assemble(where, before, " → ", after))
     return lines
