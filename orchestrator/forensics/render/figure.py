@@ -1,4 +1,4 @@
-"""Figures of a reading, of two side by side, and of a trajectory: roles and the main measures."""
+"""Figures of one reading, of two side by side, and of a trajectory: roles and the main measures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ SATURATED = "Saturated FFN positions"
 NORMS = "Largest spectral norm over its peers'"
 RANK = "Effective rank of o over full rank"
 ATTENTION = "Attention's share of energy"
-COMPOSITION = "Composition"
 RULES = {"calibrated": "roles above chance", "paper": "roles by the paper's rule"}
 DASH = "a letter: that role leads · –: none does"
 
@@ -42,20 +41,16 @@ def single(reading: Reading) -> Figure:
     figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=2)
     _scores(strip, reading)
     shades = [colour(layer.role) for layer in layers]
-    panels.bars(below[0], _values(layers, "cv"), shades)
-    below[0].set_title(CV)
-    by_chance = _values(layers, "saturated_robust_expected")
-    panels.bars(below[1], _values(layers, "saturated_robust"), shades, by_chance)
-    below[1].set_title(f"{SATURATED} (black: by chance)")
-    panels.norms(below[2], {INK: _worst_by_layer(layers)})
-    below[2].set_title(NORMS)
-    for axes, key, title in ((below[3], "effective_rank.o_fraction", RANK), (below[4], "attention_share", ATTENTION)):
-        panels.line(axes, _values(layers, key), INK)
-        axes.set_title(title)
-    panels.line(below[5], _values(layers, "sink_mean"), arm_line(0).colour, "reads from below")
-    panels.line(below[5], _values(layers, "source_mean"), arm_line(1).colour, "is read above")
-    below[5].set_title(COMPOSITION)
-    panels.over_depth(below, len(layers))
+    cv, saturated, norms, rank, attention, composition = below
+    panels.bars(cv, _values(layers, "cv"), shades)
+    panels.bars(saturated, _values(layers, "saturated_robust"), shades, _values(layers, "saturated_robust_expected"))
+    panels.norms(norms, {INK: _worst_by_layer(layers)})
+    panels.line(rank, _values(layers, "effective_rank.o_fraction"), INK)
+    panels.line(attention, _values(layers, "attention_share"), INK)
+    panels.line(composition, _values(layers, "sink_mean"), arm_line(0).colour, "reads from below")
+    panels.line(composition, _values(layers, "source_mean"), arm_line(1).colour, "is read above")
+    titles = (CV, f"{SATURATED} (black: by chance)", NORMS, RANK, ATTENTION, "Composition")
+    panels.over_depth(below, titles, len(layers))
     return figure
 
 
@@ -69,22 +64,21 @@ def side_by_side(both: SideBySide) -> Figure:
     depth = max(len(reading.layers) for reading in arms.values())
     roles = [[layer.role for layer in reading.layers] for reading in arms.values()]
     panels.cells(strip, roles, list(arms), depth)
-    lines = {  # title → what is drawn in full, and what is dotted
-        CV: ("cv", None),
+    lines = {  # title → the measure in full, and the dotted one
+        CV: ("cv",),
         f"{SATURATED} (dotted: by chance)": ("saturated_robust", "saturated_robust_expected"),
-        RANK: ("effective_rank.o_fraction", None),
-        ATTENTION: ("attention_share", None),
+        NORMS: (),
+        RANK: ("effective_rank.o_fraction",),
+        ATTENTION: ("attention_share",),
         "Composition: reads from below, is read above (dotted)": ("sink_mean", "source_mean"),
     }
-    for axes, (title, (solid, dotted)) in zip([*below[:2], *below[3:]], lines.items(), strict=True):
-        axes.set_title(title)
-        for index, (arm, reading) in enumerate(arms.items()):
-            panels.line(axes, _values(reading.layers, solid), arm_line(index).colour, arm if solid == "cv" else "")
-            if dotted is not None:
-                panels.line(axes, _values(reading.layers, dotted), arm_line(index).colour, style=":")
-    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm].layers) for i, arm in enumerate("AB")})
-    below[2].set_title(NORMS)
-    panels.over_depth(below, depth)
+    for index, (arm, reading) in enumerate(arms.items()):
+        for axes, keys in zip(below, lines.values(), strict=True):
+            for key, style in zip(keys, "-:", strict=False):
+                label = arm if key == "cv" else ""
+                panels.line(axes, _values(reading.layers, key), arm_line(index).colour, label, style)
+    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm].layers) for i, arm in enumerate(arms)})
+    panels.over_depth(below, lines, depth)
     return figure
 
 
@@ -104,21 +98,20 @@ def trajectory(run: Trajectory) -> Figure:
     panels.heat(strip[1], np.array([_values(reading.layers, "cv") for reading in readings]).T, CV)
     for axes in strip:
         panels.over_checkpoints(axes, steps, run.unit)
-    below[0].plot(steps, [mean_cv(reading) for reading in readings], "o-", color=INK)
-    below[0].set_title(f"{CV}, mean")
-    for key, style, label in (("saturated_robust", "o-", "counted"), ("saturated_robust_expected", "o:", "by chance")):
+    spread, saturated, norms = below
+    spread.plot(steps, [mean_cv(reading) for reading in readings], "o-", color=INK)
+    lines = {"saturated_robust": ("o-", INK, "counted"), "saturated_robust_expected": ("o:", QUIET, "by chance")}
+    for key, (style, shade, label) in lines.items():
         totals = np.array([reading.totals[key] for reading in readings], dtype=float)
-        below[1].plot(steps, totals, style, color=INK if style == "o-" else QUIET, label=label)
-    below[1].set_title(SATURATED)
-    panels.norms(below[2], {INK: [worst(reading) for reading in readings]}, at=steps)
-    below[2].set_title(NORMS)
-    for axes in below:
-        panels.finish(axes, run.unit)
+        saturated.plot(steps, totals, style, color=shade, label=label)
+    panels.norms(norms, {INK: [worst(reading) for reading in readings]}, at=steps)
+    for axes, title in zip(below, (f"{CV}, mean", SATURATED, NORMS), strict=True):
+        panels.finish(axes, title, run.unit)
     return figure
 
 
 def _scores(axes: Axes, reading: Reading) -> None:
-    """Roles down, layers across: the stronger a score above ½, the fuller its role's colour; then the other rule's."""
+    """Draw the scores, roles down and layers across: the higher above ½, the fuller the colour; then the other rule's."""
     layers = reading.layers
     rivals = [layer.scorings[RIVALS[reading.scoring]].role for layer in layers]
     strength = _strengths(layers)

@@ -1,8 +1,8 @@
-"""Parts of a figure: its heading, strips of coloured cells, and panels of bars and lines."""
+"""Parts of a figure: heading, strips of coloured cells, and panels of bars and lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -54,7 +54,7 @@ STYLE = {
 
 
 def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
-    """`draw` in this page's style, whatever the user's own matplotlib settings are."""
+    """`draw`, in the style of these figures whatever the user's own matplotlib settings are."""
 
     @wraps(draw)
     def drawn(document: T) -> Figure:
@@ -69,7 +69,7 @@ def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
 
 
 def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A page with its heading, `strips` axes side by side (`tall` inches high), and `rows` of three panels."""
+    """A figure with its heading, `strips` axes side by side (`tall` inches high), and `rows` of three panels."""
     from matplotlib.figure import Figure
 
     height = HEADING + tall + rows * PANEL
@@ -87,7 +87,7 @@ def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> 
 
 
 def cells(axes: Axes, roles: Sequence[Sequence[str]], labels: Sequence[Any], across: int | None = None) -> None:
-    """One coloured cell, with its letter, for each role; rows of unequal length end early."""
+    """Draw one coloured cell, with its letter, for each role; shorter rows end early."""
     width = across or len(roles[0])
     shades = [[tint(colour(role), 1 if leads(role) else 0.25) for role in row] for row in roles]
     image(axes, [row + [(1.0, 1.0, 1.0)] * (width - len(row)) for row in shades])
@@ -101,13 +101,13 @@ def cells(axes: Axes, roles: Sequence[Sequence[str]], labels: Sequence[Any], acr
 
 
 def mark(axes: Axes, x: float, y: float, role: str, shade: str, **font: Any) -> None:
-    """A role's letter in a cell; a pale dash where none leads."""
+    """Write a role's letter into a cell, or a pale dash for a tie."""
     text, shade = (letter(role), shade) if leads(role) else (NONE, "#AAAAAA")
     axes.text(x, y, text, ha="center", va="center_baseline", color=shade, fontsize=9, **font)
 
 
 def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:
-    """Coloured cells with white joints."""
+    """Draw coloured cells with white lines between them."""
     pixels = np.array(shades, dtype=float)  # [rows, columns, 3]
     axes.imshow(pixels, aspect="auto", interpolation="nearest")
     joint = 2.0 if pixels.shape[1] <= MANY else 0.5
@@ -120,7 +120,7 @@ def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:
 
 
 def heat(axes: Axes, values: np.ndarray, title: str) -> None:
-    """Layers down, checkpoints across, in greys from the smallest value to the largest; with a colour bar."""
+    """Draw values [layers, checkpoints] in greys from the smallest to the largest, with a colour bar."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     room = max(0.0, FLAT * high - (high - low)) / 2
@@ -132,7 +132,7 @@ def heat(axes: Axes, values: np.ndarray, title: str) -> None:
 
 
 def bars(axes: Axes, values: np.ndarray, shades: Sequence[str], chance: np.ndarray | None = None) -> None:
-    """A bar per layer in its role's colour, and a dash where chance would end it."""
+    """Draw a bar per layer in its role's colour, and a dash at the value by chance."""
     at = np.arange(len(values))
     axes.bar(at, values, color=shades, width=0.75)
     if chance is not None:
@@ -140,13 +140,13 @@ def bars(axes: Axes, values: np.ndarray, shades: Sequence[str], chance: np.ndarr
 
 
 def line(axes: Axes, values: np.ndarray, shade: str, label: str = "", style: str = "-") -> None:
-    """One value per layer; points are marked where there is room for them."""
+    """Draw a line with one value per layer; points are marked where there is room for them."""
     marker = "o" if style == "-" and len(values) <= MANY else ""
     axes.plot(range(len(values)), values, f"{marker}{style}", color=shade, label=label or "_")
 
 
 def norms(axes: Axes, lines: Mapping[str, Sequence[float]], at: Sequence[int] | None = None) -> None:
-    """Ratios by their colour, on a logarithmic axis; those that are a pathology are dashed lines and coloured ticks."""
+    """Draw lines of ratios, colour → values, on a logarithmic axis, with dashed lines at the levels of pathologies."""
     axes.set_yscale("log")
     for shade, values in lines.items():
         known = np.array([value or np.nan for value in values])
@@ -163,22 +163,23 @@ def norms(axes: Axes, lines: Mapping[str, Sequence[float]], at: Sequence[int] | 
         axes.get_yticklabels()[ticks.index(int(level))].set_color(shade)
 
 
-def over_depth(panels: Sequence[Axes], depth: int) -> None:
-    """Panels whose x is the layer, all of one width."""
-    for axes in panels:
+def over_depth(panels: Sequence[Axes], titles: Iterable[str], depth: int) -> None:
+    """Finish panels whose x is the layer, all of one width."""
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_xlim(-0.6, depth - 0.4)
-        finish(axes, "layer")
+        finish(axes, title, "layer")
 
 
 def over_checkpoints(axes: Axes, steps: Sequence[int], unit: str) -> None:
-    """A strip whose columns are checkpoints."""
+    """Label the columns of a strip with the steps of its checkpoints."""
     every = 1 + (len(steps) - 1) // 10
     axes.set_xticks(range(0, len(steps), every), [f"{step:,}" for step in steps[::every]])
     axes.set_xlabel(unit)
 
 
-def finish(axes: Axes, label: str) -> None:
-    """Grid, from zero, whole numbers below, a legend where lines have names."""
+def finish(axes: Axes, title: str, label: str) -> None:
+    """Add title, grid, whole numbers below and a legend where lines have names; a linear axis starts at 0."""
+    axes.set_title(title)
     axes.grid(True)
     axes.set_xlabel(label)
     whole_numbers(axes)
@@ -190,7 +191,7 @@ def finish(axes: Axes, label: str) -> None:
 
 
 def whole_numbers(axes: Axes) -> None:
-    """Ticks at whole numbers only."""
+    """Set ticks at whole numbers only."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
@@ -198,7 +199,7 @@ def whole_numbers(axes: Axes) -> None:
 
 
 def tint(shade: str, strength: float) -> tuple[float, ...]:
-    """From nearly white to the colour itself."""
+    """RGB of the colour at a strength from 0, nearly white, to 1."""
     from matplotlib.colors import to_rgb
 
     return tuple(s * strength + p * (1 - strength) for s, p in zip(to_rgb(shade), to_rgb(PALE), strict=True))
