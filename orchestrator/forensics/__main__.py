@@ -6,17 +6,14 @@ import argparse
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from orchestrator.common import command
 from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
-
-if TYPE_CHECKING:
-    from orchestrator.forensics.output import Output
 
 EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
 
@@ -28,24 +25,18 @@ def main(arguments: list[str] | None = None) -> int:
     add("source", help="a checkpoint, a cell, a directory of checkpoints, or org/name[@revision] on the hub")
     add("--json", type=_result, metavar="FILE", help="write the whole result")
     add("--csv", type=_result, metavar="FILE", help="write one row per layer")
-    add("--figure", type=_picture, metavar="FILE", help=f"draw it: {', '.join(PICTURES)}")
+    add(
+        "--figure",
+        type=partial(command.output, suffixes=PICTURES),
+        metavar="FILE",
+        help=f"draw it: {', '.join(PICTURES)}",
+    )
     add("--scoring", choices=("calibrated", "paper"), default="calibrated", help="which roles to show (calibrated)")
     add("--against", metavar="OTHER", help="put a second model beside it")
     add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
     add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
     return command.run(parser, _forensics, arguments)
-
-
-def _forensics(options: argparse.Namespace) -> int:
-    output = _read(options)
-    command.write_json(output.document, options.json)
-    if options.csv is not None:
-        write_csv(output.rows, options.csv)
-    if options.figure is not None:
-        write_figure(output.draw(), options.figure)
-    command.console().print(output.report)
-    return int(output.critical)
 
 
 def _result(text: str) -> Path:
@@ -55,19 +46,14 @@ def _result(text: str) -> Path:
     return path
 
 
-def _picture(text: str) -> Path:
-    """A file to draw to. Raises `UserError`."""
-    return command.output(text, PICTURES)
-
-
-def _read(options: argparse.Namespace) -> Output:
-    """Read the source; where stderr is a terminal, a status line names the checkpoint that is being read."""
+def _forensics(options: argparse.Namespace) -> int:
+    """Read, write and print; where stderr is a terminal, a status line names the checkpoint that is being read."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to LAPACK's
     from orchestrator.forensics.output import read  # with torch: seconds that --help need not wait for
 
     start = time.perf_counter()
     with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is a [
-        return read(
+        output = read(
             options.source,
             against=options.against,
             optimizer=options.optimizer,
@@ -77,6 +63,13 @@ def _read(options: argparse.Namespace) -> Output:
             clock=lambda: time.perf_counter() - start,
             progress=lambda line: status.update(Text(line)),
         )
+    command.write_json(output.document, options.json)
+    if options.csv is not None:
+        write_csv(output.rows, options.csv)
+    if options.figure is not None:
+        write_figure(output.draw(), options.figure)
+    command.console().print(output.report)
+    return int(output.critical)
 
 
 if __name__ == "__main__":

@@ -168,38 +168,32 @@ def first_step(model: CheckpointModel) -> Path | None:
 
 
 def _reference(model: CheckpointModel, named: Path | None) -> tuple[Path | None, list[float] | None]:
-    """The reference and its thresholds; none where the implied step 0 cannot be read."""
-    reference = first_step(model) if named is None else named
-    if reference is None:
+    """The reference and its threshold of `saturated_fixed` for every layer; none where the implied step 0 is broken."""
+    path = first_step(model) if named is None else named
+    if path is None:
         return None, None
     try:
-        return reference, _thresholds(model, CheckpointModel(reference))
+        reference = CheckpointModel(path)
+        if len(reference) != len(model):
+            raise UserError(
+                f"{reference.directory} has {len(reference)} layers, {model.directory} has {len(model)}: "
+                "the reference must be a checkpoint of the same run."
+            )
+        return path, [threshold(layer) for layer in reference]
     except UserError:
         if named is not None:
             raise
         return None, None
 
 
-def _thresholds(model: CheckpointModel, reference: CheckpointModel) -> list[float]:
-    """Every layer's threshold of `saturated_fixed`."""
-    if len(reference) != len(model):
-        raise UserError(
-            f"{reference.directory} has {len(reference)} layers, {model.directory} has {len(model)}: "
-            "the reference must be a checkpoint of the same run."
-        )
-    return [threshold(layer) for layer in reference]
-
-
 def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:
     """The entry of `down` that writes most; None where any resampled layer has one as strong."""
     ratio = row["super_weight_ratio"]
-    if ratio is None or bar is None or ratio <= bar:
-        return None
-    return SuperWeight(*layer.loudest)
+    return SuperWeight(*layer.loudest) if ratio is not None and bar is not None and ratio > bar else None
 
 
 def _substitutes(stack: Stack) -> dict[str, str]:
-    """Measures that are read from a substitute for their definition's first choice → the substitute."""
+    """Measure → what it was read from, for measures that were not read from their definition's first choice."""
     first = stack.layers[0]
     found = {}
     if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:
@@ -210,9 +204,6 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     if not first.activations:
         found["total_write"] = "the weights' norms, a proxy: there is no activation probe"
     return found
-
-
-Activations = list[dict[str, Value]]  # per layer, the probe's measures
 
 
 def _refuse_another_model(source: Path) -> None:
@@ -227,16 +218,15 @@ def _refuse_another_model(source: Path) -> None:
 
 def probe_null(
     model: CheckpointModel, tokens: torch.Tensor, resamples: int, seed: int
-) -> tuple[Activations, list[Activations]]:
-    """The probe's measures of the model, and of each of `resamples` models with redrawn weights."""
+) -> tuple[list[dict[str, Value]], list[list[dict[str, Value]]]]:
+    """The probe's measures of every layer of the model, and of each of `resamples` models with redrawn weights."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
     from orchestrator.forensics.measures.runner import runnable, special_tokens
     from orchestrator.forensics.null.model import redrawn
 
     special = special_tokens(model.directory)
     network = runnable(model.directory)
-    seen = probe(network, tokens, special)
-    by_chance = []
+    seen, by_chance = probe(network, tokens, special), []
     for resample in range(resamples):
         with redrawn(network, seed + resample) as null:
             by_chance.append(probe(null, tokens, special))

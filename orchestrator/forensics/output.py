@@ -1,4 +1,4 @@
-"""The output of `python -m orchestrator.forensics`: a checkpoint, two side by side, or a run's checkpoints."""
+"""Everything that `python -m orchestrator.forensics` writes and prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import RenderableType
-from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
@@ -32,7 +31,7 @@ LONGEST = 2**20  # characters of a file that are tokenised: many times what a pr
 
 @dataclass(frozen=True)
 class Output:
-    """All that the command writes and prints."""
+    """The output of one command: of one checkpoint, of two side by side, or of a run's checkpoints."""
 
     readings: Sequence[Reading]
     document: dict[str, Any]  # JSON
@@ -57,7 +56,7 @@ def read(
     clock: Callable[[], float],
     progress: Callable[[str], None],
 ) -> Output:
-    """One checkpoint, two side by side, or a run over its checkpoints, whichever the arguments ask for.
+    """Read one checkpoint, two side by side, or a run's checkpoints, whichever the arguments ask for.
 
     `probe`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a line for
     each checkpoint. Raises `UserError` for what cannot be read or does not go together.
@@ -67,7 +66,7 @@ def read(
 
     def read_one(path: Path, moments: Path | None = None, reference: Path | None = None) -> Reading:
         progress(f"Reading {path}")
-        tokens = None if text is None else _tokens(path, text)
+        tokens = None if text is None else tokens_of(path if path.is_dir() else path.parent, text)
         return analyze(path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
 
     path = local(source)
@@ -127,12 +126,8 @@ def _text(probe: str) -> str:
         raise UserError(f"{probe} cannot be read as text ({error}): give a file of UTF-8.") from error
 
 
-def _tokens(path: Path, text: str) -> Tensor:
-    return tokens_of(path if path.is_dir() else path.parent, text)
-
-
 def _device(name: str) -> str:
-    """`auto` is the GPU where torch sees one."""
+    """The device of this name; `auto` is the GPU where torch sees one."""
     there = torch.cuda.is_available()
     if name == "cuda" and not there:
         raise UserError("--device cuda needs a GPU that torch can use, and it sees none: leave it out, or say cpu.")

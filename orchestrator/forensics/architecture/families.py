@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -32,19 +32,9 @@ def whole(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     return [raw]
 
 
-def transposed(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """A matrix stored [in, out], as GPT-2's Conv1D is."""
-    return [raw.T]
-
-
 def halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     """Two matrices of equal height, one above the other."""
     return raw.tensor_split(2)
-
-
-def transposed_halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """Two matrices side by side, stored [in, out]."""
-    return halves(raw.T, heads)
 
 
 def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
@@ -53,11 +43,6 @@ def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
         return raw.tensor_split(3)
     kv = heads.kv_heads * heads.head_dim
     return raw.split([heads.heads * heads.head_dim, kv, kv])
-
-
-def transposed_stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """q, k and v side by side, stored [in, out]."""
-    return stacked(raw.T, heads)
 
 
 def grouped(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
@@ -78,6 +63,11 @@ class Part:
     tensor: str
     kinds: tuple[str, ...]
     split: Split = whole
+    transposed: bool = False  # stored [in, out], as GPT-2's Conv1D is
+
+    def matrices(self, raw: Tensor, heads: Heads | None) -> dict[str, Tensor]:
+        """Kind → its matrix [out, in], from the stored tensor."""
+        return dict(zip(self.kinds, self.split(raw.T if self.transposed else raw, heads), strict=True))
 
 
 @dataclass(frozen=True)
@@ -92,7 +82,6 @@ class Family:
     optional: tuple[str, ...] = ()  # places whose norm some layers do without
     layer: str = "layers.{}."
     embed: str = "embed_tokens.weight"
-    head: str = "lm_head.weight"
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -124,11 +113,9 @@ _UP_DOWN = _plain(up="mlp.up_proj", down="mlp.down_proj")
 _LLAMA = _ATTENTION + _plain(gate="mlp.gate_proj") + _UP_DOWN
 _GATE_UP_DOWN = _fused("mlp.gate_up_proj", halves, ("gate", "up")) + _plain(down="mlp.down_proj")
 _MEGATRON = _plain(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
-_CONV1D = (
-    *_fused("attn.c_attn", transposed_stacked),
-    *_fused("attn.c_proj", transposed, ("o",)),
-    *_fused("mlp.c_fc", transposed, ("up",)),
-    *_fused("mlp.c_proj", transposed, ("down",)),
+_CONV1D = tuple(
+    replace(part, transposed=True)
+    for part in (*_fused("attn.c_attn", stacked), *_plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"))
 )
 _BLOOM = _fused("self_attention.query_key_value", grouped) + _plain(o="self_attention.dense") + _MEGATRON
 
@@ -192,7 +179,7 @@ FAMILIES = {
     ),
     "gpt_neox": Family(
         _fused("attention.query_key_value", grouped) + _plain(o="attention.dense") + _MEGATRON, _PRE,
-        declared=("gpt_neox",), embed="embed_in.weight", head="embed_out.weight",
+        declared=("gpt_neox",), embed="embed_in.weight",
     ),
     "gpt1": Family(
         _CONV1D, _norms(None, "ln_1", None, "ln_2"), declared=("openai-gpt",), layer="h.{}.",
@@ -232,20 +219,18 @@ FAMILIES = {
         **_OPT,
     ),
     "opt": Family(norms=_norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT),
-    "bert": Family(declared=("bert",), head="cls.predictions.decoder.weight", **_BERT),
-    "roberta": Family(
-        declared=("roberta", "xlm-roberta", "camembert", "electra"), head="lm_head.decoder.weight", **_BERT
-    ),
+    "bert": Family(declared=("bert",), **_BERT),
+    "roberta": Family(declared=("roberta", "xlm-roberta", "camembert", "electra"), **_BERT),
     "distilbert": Family(
         _plain(q="attention.q_lin", k="attention.k_lin", v="attention.v_lin", o="attention.out_lin",
                up="ffn.lin1", down="ffn.lin2"),
         _norms(None, "sa_layer_norm", None, "output_layer_norm"), declared=("distilbert",),
-        layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight", head="vocab_projector.weight",
+        layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight",
     ),
     "modernbert": Family(
         _fused("attn.Wqkv", stacked) + _fused("mlp.Wi", halves, ("gate", "up")) + _plain(o="attn.Wo", down="mlp.Wo"),
         _norms("attn_norm", None, "mlp_norm"), declared=("modernbert",), optional=("pre_attention",),
-        embed="embeddings.tok_embeddings.weight", head="decoder.weight",
+        embed="embeddings.tok_embeddings.weight",
     ),
 }  # fmt: skip
 

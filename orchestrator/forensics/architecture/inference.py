@@ -21,17 +21,15 @@ from orchestrator.forensics.architecture.families import (
     grouped,
     halves,
     stacked,
-    transposed,
-    transposed_halves,
-    transposed_stacked,
     whole,
 )
-from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES  # fmt: skip
+from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES
 from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are no norm's scale
+EMBEDDING = re.compile(r"(?!.*(pos|type|segment|wpe|embed_out|unembed|head)).*(emb|wte|tok)")
 TEXT = re.compile(r"language|text|decoder")
 
 # Kinds of matrices → a pattern of their names, with `_` for every separator; the first match is taken.
@@ -102,7 +100,7 @@ def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Fam
     if _is_shifted(family, tensors):
         family = replace(family, offset=1.0)
         assumed.append("Norm scales are taken as stored less 1, since many of them are not positive.")
-    return _with_tables(family, tensors, width), assumed
+    return replace(family, embed=_embedding(tensors, width)), assumed
 
 
 def _stacks(tensors: Tensors) -> list[Stack]:
@@ -203,17 +201,13 @@ def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bo
         down = odd[0]
     first, second = stack.matrices[down]
     is_transposed = second == width != first
-    return [replace(part, split=_split(part, is_transposed)) for part in parts], is_transposed
+    return [replace(part, split=_split(part), transposed=is_transposed) for part in parts], is_transposed
 
 
-def _split(part: Part, is_transposed: bool) -> Split:
-    if len(part.kinds) == 1:
-        return transposed if is_transposed else whole
-    if part.kinds != QKV:
-        return transposed_halves if is_transposed else halves
-    if "query_key_value" in part.tensor:  # the name that Megatron's descendants give to interleaved heads
-        return grouped
-    return transposed_stacked if is_transposed else stacked
+def _split(part: Part) -> Split:
+    if part.kinds == QKV:  # Megatron's descendants name interleaved heads query_key_value
+        return grouped if "query_key_value" in part.tensor else stacked
+    return whole if len(part.kinds) == 1 else halves
 
 
 def _norms(stack: Stack, width: int) -> dict[str, str]:
@@ -239,19 +233,11 @@ def _is_shifted(family: Family, tensors: Tensors) -> bool:
     return bool(scales) and bool((torch.cat(scales) <= 0).float().mean() > 0.25)
 
 
-def _with_tables(family: Family, tensors: Tensors, width: int) -> Family:
-    """The family with its embedding and head: matrices outside the layers, as wide as the stream, found by name."""
-    outside = [name for name in sorted(tensors.names) if not WITHIN.fullmatch(name)]
+def _embedding(tensors: Tensors, width: int) -> str:
+    """Name of the embedding: the longest table outside the layers, as wide as the stream; empty without one."""
+    outside = [name for name in sorted(tensors.names) if EMBEDDING.match(name) and not WITHIN.fullmatch(name)]
     tables = [name for name in outside if len(shape := tensors.shape(name)) == 2 and shape[1] >= width]
-    embeds = [name for name in tables if re.search(r"emb|wte|tok|embed_in", name) and not _is_other(name)]
-    embed = max(embeds, key=lambda name: tensors.shape(name)[0], default="")
-    shape = tensors.shape(embed) if embed else ()
-    heads = [n for n in tables if re.search(r"head|output|embed_out|decoder|proj", n) and tensors.shape(n) == shape]
-    return replace(family, embed=embed, head=next((name for name in heads if name != embed), ""))
-
-
-def _is_other(name: str) -> bool:
-    return re.search(r"pos|type|segment|wpe|embed_out|unembed|head", name) is not None
+    return max(tables, key=lambda name: tensors.shape(name)[0], default="")
 
 
 def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:
@@ -259,8 +245,7 @@ def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads
     shape = {kind: tensors.shape(prefix + family.part(kind).tensor) for kind in ATTENTION}
     if any(len(size) != 2 or 0 in size for size in shape.values()):
         return None, "The heads are not declared, and a layer has no matrices to tell them from."
-    is_transposed = family.part("o").split is transposed
-    a = shape["o"][0] if is_transposed else shape["o"][1]
+    a = shape["o"][0 if family.part("o").transposed else 1]
     rows = prod(shape["k"]) // (prod(shape["o"]) // a)  # of k, or of q, k and v together
     kv = (rows - a) // 2 if family.part("k").kinds == QKV else rows
     sizes = {tensors.shape(n) for n in tensors.names if n.startswith(prefix) and QK_NORM.search(n) and "bias" not in n}

@@ -49,7 +49,8 @@ class Layer:
     def weight(self, kind: str) -> Tensor:
         """The matrix in fp32, [out, in]: q [a,d] · k,v [kv,d] · o [d,a] · gate,up [f,d] · down [d,f]."""
         if kind not in self._weights:
-            self._weights |= self._cut(kind, self.model.tensors.read(self._stored(kind)))
+            part = self.model.family.part(kind)
+            self._weights |= part.matrices(self.model.tensors.read(self._stored(kind)), self.heads)
         return self._weights[kind]
 
     def norm(self, place: str) -> Tensor | None:
@@ -67,7 +68,7 @@ class Layer:
             raise UserError(
                 f"{name} has shape {optimizer.shape(name)}, unlike its weight: the two files are of different runs."
             )
-        return self._cut(kind, optimizer.read(name))[kind]
+        return self.model.family.part(kind).matrices(optimizer.read(name), self.heads)[kind]
 
     def trace(self, kind: str) -> list[float]:
         """cos(−exp_avg, w) of the last recorded steps; empty without a trace."""
@@ -75,10 +76,6 @@ class Layer:
 
     def _stored(self, kind: str) -> str:
         return self.model.prefix(self.index) + self.model.family.part(kind).tensor
-
-    def _cut(self, kind: str, raw: Tensor) -> dict[str, Tensor]:
-        part = self.model.family.part(kind)
-        return dict(zip(part.kinds, part.split(raw, self.heads), strict=True))
 
 
 class CheckpointModel:
@@ -142,29 +139,18 @@ class CheckpointModel:
         """The embedding table [V, d] in blocks of at most `block` rows, fp32; nothing where it has none."""
         return self.tensors.rows(self.stem + self.family.embed, block) if self.embedding_shape else iter(())
 
-    def head(self) -> Tensor | None:
-        """The output matrix [V, d], fp32; None where it is tied to the embedding, or absent."""
-        if self.description.config.get("tie_word_embeddings"):
-            return None
-        steps = [match.end() for match in re.finditer(r"\.", self.stem)]
-        names = [
-            self.stem[:end] + self.family.head for end in (0, *steps)
-        ]  # the head is beside the stack of layers or above it
-        return next((self.tensors.read(name) for name in names if name in self.tensors), None)
-
     def _cut_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""
         shapes: dict[str, tuple[int, int]] = {}
         for part in self.family.parts:
             stored = self.tensors.shape(self.prefix(index) + part.tensor)
             try:
-                matrices = part.split(torch.empty(stored, device="meta"), self.heads[index])
-                for kind, (rows, columns) in zip(part.kinds, (m.shape for m in matrices), strict=True):
-                    shapes[kind] = (rows, columns)
+                for kind, matrix in part.matrices(torch.empty(stored, device="meta"), self.heads[index]).items():
+                    shapes[kind] = (matrix.shape[0], matrix.shape[1])
             except (RuntimeError, ValueError, IndexError) as error:
                 raise UserError(
                     f"{self.prefix(index)}{part.tensor} has shape {stored}, which does not hold {', '.join(part.kinds)}"
-                    f" of {_in_words(self.heads[index])}: {_cure(self.heads[index])}."
+                    f" of {_heads_and_cure(self.heads[index])}."
                 ) from error
         return shapes
 
@@ -240,12 +226,14 @@ def _settle_heads(model: CheckpointModel) -> None:
             )
 
 
-def _in_words(h: Heads | None) -> str:
-    return f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}" if h else "an unknown number of heads"
-
-
-def _cure(h: Heads | None) -> str:
-    return "the weights and their description do not belong together" if h else "put its config.json beside the weights"
+def _heads_and_cure(h: Heads | None) -> str:
+    """The end of a sentence about a shape that does not fit the heads."""
+    if h is None:
+        return "an unknown number of heads: put its config.json beside the weights"
+    return (
+        f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}: "
+        "the weights and their description do not belong together"
+    )
 
 
 def _check_shapes(model: CheckpointModel, index: int) -> None:
@@ -264,7 +252,7 @@ def _check_shapes(model: CheckpointModel, index: int) -> None:
         stored |= {name: (model.tensors.shape(name), (width,))} if name in model.tensors else {}
     for name, (shape, fitting) in stored.items():
         if shape != fitting:
-            raise UserError(f"{name} has shape {shape}, not {fitting}, with {_in_words(h)}: {_cure(h)}.")
+            raise UserError(f"{name} has shape {shape}, not {fitting}, with {_heads_and_cure(h)}.")
 
 
 def _check_moments(model: CheckpointModel, source: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,9 +68,8 @@ class Compositions:
         rows = max(1, CHUNK // (row_bytes * len(self._order)))
         for start in range(0, self.width, rows):
             size = min(rows, self.width - start) * row_bytes
-            chunk = np.stack(
-                [self._read(i * self.width * row_bytes + start * row_bytes, size) for i in range(len(self._order))]
-            )
+            offsets = [(i * self.width + start) * row_bytes for i in range(len(self._order))]
+            chunk = np.stack([self._read(offset, size) for offset in offsets])
             products += chunk[writers] @ chunk[readers].T
         self._file.close()
         products[[not side.energy for side in self.writes]] = np.nan
@@ -116,21 +114,15 @@ def _off_diagonal_variance(side: Side) -> float:
 
 
 def source(matrix: np.ndarray, layer: int) -> float | None:
-    """Mean composition into the layers above; None for the last."""
+    """Mean composition of the layer's writes into the layers above; None for the last."""
     return _mean(matrix[layer + 1, layer + 1 :])
 
 
 def sink(matrix: np.ndarray, layer: int) -> float | None:
-    """Mean composition out of the embedding and the layers below."""
+    """Mean composition of the layer's reads with the embedding and the layers below."""
     return _mean(matrix[: layer + 1, layer])
 
 
 def _mean(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None
-
-
-def sides(parts: Sequence[tuple[Entries, tuple[int, int], int]]) -> Side:
-    """A side from (entries, shape of the matrix, axis of the residual stream)."""
-    width = parts[0][1][parts[0][2]]
-    return Side(width, [(entries, shape[1 - axis]) for entries, shape, axis in parts])

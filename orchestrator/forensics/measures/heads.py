@@ -1,4 +1,4 @@
-"""Fingerprints of attention heads, which direction they read and write, and their similarity (SCIENCE §1)."""
+"""Fingerprints of attention heads: the directions that they read and write, and their similarity (SCIENCE §1)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def leading_pair(g: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         scale = power.flatten(1).norm(dim=1).clamp_min(1e-300)
         power = power / scale[:, None, None]
         power = power @ power
-    column = power.norm(dim=1).argmax(
-        dim=1
-    )  # every column of the limit is a multiple of z; the largest is the most accurate
+    column = power.norm(dim=1).argmax(dim=1)  # every column is a multiple of z; the largest is the most accurate
     z = power.gather(2, column[:, None, None].expand(-1, power.shape[1], 1)).squeeze(2)
     z = torch.nn.functional.normalize(z, dim=1)
     y = (g @ z[:, :, None]).squeeze(2)

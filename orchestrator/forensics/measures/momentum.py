@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from itertools import product
 
 import numpy as np
 from torch import Tensor
@@ -20,28 +22,24 @@ def medians(model: CheckpointModel) -> Medians | None:
 
     None without moments, or where a kind has not been updated yet.
     """
-    pooled: dict[tuple[str, str], list[np.ndarray]] = {}
+    pooled: dict[tuple[str, str], list[np.ndarray]] = defaultdict(list)
     for layer in model:
-        for kind in layer.kinds:
-            for which in ("exp_avg", "exp_avg_sq"):
-                moment = layer.moment(kind, which)
-                if moment is None:
-                    return None
-                pooled.setdefault((kind, which), []).append(_sample(moment))
-    found = {
+        for kind, which in product(layer.kinds, ("exp_avg", "exp_avg_sq")):
+            moment = layer.moment(kind, which)
+            if moment is None:
+                return None
+            flat = moment.flatten()
+            pooled[kind, which].append(flat[:: max(1, flat.numel() // SAMPLED)].clone().numpy())
+    entries = {key: np.concatenate(samples) for key, samples in pooled.items()}
+    if not all(values.any() for (_, which), values in entries.items() if which == "exp_avg_sq"):
+        return None
+    return {
         kind: (
-            float(np.median(np.abs(np.concatenate(pooled[kind, "exp_avg"])))),
-            math.sqrt(float(np.median(np.concatenate(pooled[kind, "exp_avg_sq"])))),
+            float(np.median(np.abs(entries[kind, "exp_avg"]))),
+            math.sqrt(float(np.median(entries[kind, "exp_avg_sq"]))),
         )
-        for kind, _ in pooled
+        for kind, _ in entries
     }
-    moved = all(any(values.any() for values in pooled[kind, "exp_avg_sq"]) for kind in found)
-    return found if moved else None
-
-
-def _sample(moment: Tensor) -> np.ndarray:
-    flat = moment.flatten()
-    return flat[:: max(1, flat.numel() // SAMPLED)].clone().numpy()
 
 
 def alignment(layer: Layer, kind: str, weight: Tensor) -> float | None:

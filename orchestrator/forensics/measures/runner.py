@@ -19,12 +19,8 @@ if TYPE_CHECKING:
 
     from orchestrator.data.tokenizer import Tokenizer
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "*.model",
-    "*.tiktoken",
-)  # without any of them, transformers makes an empty tokenizer
+# Without any of these, transformers makes an empty tokenizer.
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 UNUSED = "pooler."  # parameters after an encoder's last layer, which are often not saved
 
 
@@ -47,24 +43,18 @@ def runnable(source: Path) -> nn.Module:
     from models.hf import LayeredDecoderConfig
 
     loader: Any = AutoModelForCausalLM if isinstance(config, LayeredDecoderConfig) else AutoModel
-    with _quiet():
-        try:
-            model, report = loader.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=False,
-                weights_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # reported, and refused below
-            )
-        except Exception as error:  # files, shapes, formats: for the user to mend
-            raise UserError(
-                f"{source} cannot be run ({_line(error)}): save it whole with save_pretrained, "
-                "or read it without a probe."
-            ) from error
+    with _loading(f"{source} cannot be run", "save it whole with save_pretrained, or read it without a probe"):
+        model, report = loader.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
     missing = {name for name in report["missing_keys"] if not name.startswith(UNUSED)}
     wrong = sorted(missing | {name for name, *_ in report["mismatched_keys"]})
     if wrong:
@@ -131,13 +121,8 @@ def _pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
             f"{source} holds no tokenizer, so that text cannot be put into its tokens: "
             "save the model's tokenizer beside its weights."
         )
-    with _quiet():
-        try:
-            return AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # files, formats, missing converters: for the user to mend
-            raise UserError(
-                f"The tokenizer in {source} cannot be loaded ({_line(error)}): save it again with save_pretrained."
-            ) from error
+    with _loading(f"The tokenizer in {source} cannot be loaded", "save it again with save_pretrained"):
+        return AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
 
 
 def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[int], list[int]]:
@@ -163,14 +148,9 @@ def _config(source: Path) -> Any:
 
     import models.hf  # noqa: F401  # registers our own model type
 
-    with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # broken JSON, unknown types, remote code: for the user to mend
-            raise UserError(
-                f"{source} cannot be run ({_line(error)}): a probe needs a config.json with a model_type that "
-                "transformers knows; weights are read without."
-            ) from error
+    cure = "a probe needs a config.json with a model_type that transformers knows; weights are read without"
+    with _loading(f"{source} cannot be run", cure):
+        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
     if config.is_encoder_decoder or not (hasattr(text, "vocab_size") and hasattr(text, "num_hidden_layers")):
         raise UserError(
@@ -181,8 +161,8 @@ def _config(source: Path) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers."""
+def _loading(failed: str, cure: str) -> Iterator[None]:
+    """Silence transformers in the block, and turn any error in it into a `UserError`: `failed (error): cure.`"""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -190,12 +170,10 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except Exception as error:  # files, formats, shapes, unknown types: for the user to mend
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{failed} ({first_line.split('. ')[0].rstrip('.:')}): {cure}.") from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _line(error: Exception) -> str:
-    """The first sentence of an error, without the advice that follows."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".:")

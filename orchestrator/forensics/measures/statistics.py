@@ -14,16 +14,16 @@ from torch import Tensor
 from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
 from orchestrator.forensics.architecture.model import Heads, Layer
 from orchestrator.forensics.measures.clusters import cluster_masses
-from orchestrator.forensics.measures.composition import Compositions, sides
+from orchestrator.forensics.measures.composition import Compositions, Side
 from orchestrator.forensics.measures.heads import couplings, fingerprints
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
 from orchestrator.forensics.measures.resampling import BLOCK, Entries, entries_of
-from orchestrator.forensics.measures.saturation import literal_threshold
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.weights.memory import trim
 
 READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
 WRITES = ("o", "down")  # [d, ·]: over what it writes to it
+MAD_TO_STD = 1.4826  # a Gaussian's standard deviation over its MAD
 PAIRS = (("gate", "up"), ("gate", "down"), ("up", "down"))
 
 
@@ -52,9 +52,8 @@ class LayerStatistics:
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
 
-    _stack: weakref.ref[Stack] = field(
-        init=False, repr=False
-    )  # a strong reference would keep every redrawn stack alive
+    # A strong reference would keep every redrawn stack alive.
+    _stack: weakref.ref[Stack] = field(init=False, repr=False)
 
     @property
     def stack(self) -> Stack:
@@ -80,6 +79,17 @@ def co_magnitude(position_energy: Mapping[str, np.ndarray]) -> np.ndarray:
     """‖gate[p,:]‖·‖up[p,:]‖ of every FFN position p, or ‖up[p,:]‖·‖down[:,p]‖ where there is no gate: [f]."""
     other = "gate" if "gate" in position_energy else "down"
     return np.asarray(np.sqrt(position_energy[other] * position_energy["up"]))
+
+
+def literal_threshold(c: np.ndarray) -> float:
+    """mean + 3·std of the co-magnitude, as in the paper. At most a tenth of the positions can exceed it (Cantelli)."""
+    return float(c.mean() + 3 * c.std())
+
+
+def robust_threshold(c: np.ndarray) -> float:
+    """median + 3·1.4826·MAD of the co-magnitude: outliers do not raise it."""
+    median = np.median(c)
+    return float(median + 3 * MAD_TO_STD * np.median(np.abs(c - median)))
 
 
 class Stack:
@@ -128,8 +138,10 @@ def reduce_layer(
     positions = {kind: _row_energy(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
     written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
     grams, values = _grams_and_spectra(weights)
-    compositions.add_read(grams["read"], sides([(entries[k], shapes[k], 1) for k in READS if k in weights]))
-    compositions.add_write(grams["write"], sides([(entries[k], shapes[k], 0) for k in WRITES]))
+    reads = Side(layer.width, [(entries[kind], shapes[kind][0]) for kind in READS if kind in weights])
+    writes = Side(layer.width, [(entries[kind], shapes[kind][1]) for kind in WRITES])
+    compositions.add_read(grams["read"], reads)
+    compositions.add_write(grams["write"], writes)
     return LayerStatistics(
         index=layer.index,
         width=layer.width,

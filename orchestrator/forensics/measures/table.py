@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,12 +17,12 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.heads import diversity
-from orchestrator.forensics.measures.saturation import literal_threshold, robust_threshold
 from orchestrator.forensics.measures.spectrum import perplexity
-from orchestrator.forensics.measures.statistics import LayerStatistics
+from orchestrator.forensics.measures.statistics import LayerStatistics, literal_threshold, robust_threshold
 
 Value = float | None
 Function = Callable[..., Value]
+F = TypeVar("F", bound=Function)
 
 NEEDS = {
     "W": "weights",
@@ -45,14 +46,19 @@ class Measure:
 MEASURES: dict[str, Measure] = {}  # name → measure, in the order of a reading's JSON
 
 
-def entry(name: str, needs: str = "W") -> Callable[[Function], Function]:
+def entry(name: str, needs: str = "W") -> Callable[[F], F]:
     """Add the decorated function to the table as the measure `name`."""
 
-    def add(function: Function) -> Function:
+    def add(function: F) -> F:
         MEASURES[name] = Measure(function, needs)
         return function
 
     return add
+
+
+def by_chance(name: str) -> Function:
+    """The mean of a measure over the resampled layer, which chance alone gives (SCIENCE §3)."""
+    return lambda layer: float(np.mean(layer.chance[name])) if name in layer.chance else None
 
 
 # Spectra, per tensor
@@ -60,7 +66,7 @@ def entry(name: str, needs: str = "W") -> Callable[[Function], Function]:
 
 @entry("effective_rank.*")
 def effective_rank(layer: LayerStatistics, kind: str) -> Value:
-    """exp(entropy of σ/Σσ), 1…min(m, n) (Roy & Vetterli 2007)."""
+    """exp of the entropy of σ/Σσ, 1…min(m, n) (Roy & Vetterli 2007)."""
     return perplexity(layer.spectra[kind]) if kind in layer.spectra else None
 
 
@@ -73,13 +79,13 @@ def effective_rank_fraction(layer: LayerStatistics, kind: str) -> Value:
 
 @entry("stable_rank.*")
 def stable_rank(layer: LayerStatistics, kind: str) -> Value:
-    """‖W‖²/‖W‖₂²."""
+    """Squared Frobenius norm over the squared spectral norm."""
     return _ratio(layer.energy[kind], float(layer.spectra[kind][-1]) ** 2) if kind in layer.spectra else None
 
 
 @entry("spectral_norm.*")
 def spectral_norm(layer: LayerStatistics, kind: str) -> Value:
-    """σ₁."""
+    """Largest singular value."""
     return float(layer.spectra[kind][-1]) if kind in layer.spectra else None
 
 
@@ -88,31 +94,28 @@ def spectral_norm(layer: LayerStatistics, kind: str) -> Value:
 
 @entry("cv")
 def cv(layer: LayerStatistics) -> Value:
-    """std/mean of the co-magnitude, population std."""
+    """Standard deviation (population) of the co-magnitude over its mean."""
     return _ratio(float(layer.co_magnitude.std()), float(layer.co_magnitude.mean()))
 
 
 @entry("saturated")
-def saturated(layer: LayerStatistics) -> Value:
+def saturated(layer: LayerStatistics) -> int:
     """Positions above mean + 3·std, at most a tenth of them."""
     return _above(layer.co_magnitude, literal_threshold(layer.co_magnitude))
 
 
-@entry("saturated_expected")
-def saturated_expected(layer: LayerStatistics) -> Value:
-    """Mean of `saturated` over the resampled layer: the count that chance gives (SCIENCE §3)."""
-    return _by_chance(layer, "saturated")
+entry("saturated_expected")(by_chance("saturated"))
 
 
 @entry("saturated_excess")
 def saturated_excess(layer: LayerStatistics) -> Value:
     """`saturated` − `saturated_expected`."""
-    count, expected = saturated(layer), saturated_expected(layer)
-    return None if count is None or expected is None else count - expected
+    expected = by_chance("saturated")(layer)
+    return None if expected is None else saturated(layer) - expected
 
 
 @entry("saturated_robust")
-def saturated_robust(layer: LayerStatistics) -> Value:
+def saturated_robust(layer: LayerStatistics) -> int:
     """Positions above median + 3·1.4826·MAD."""
     return _above(layer.co_magnitude, robust_threshold(layer.co_magnitude))
 
@@ -120,13 +123,10 @@ def saturated_robust(layer: LayerStatistics) -> Value:
 @entry("saturated_robust_fraction")
 def saturated_robust_fraction(layer: LayerStatistics) -> Value:
     """`saturated_robust` over the number of positions, as roles are scored on it (SCIENCE §2)."""
-    return _above(layer.co_magnitude, robust_threshold(layer.co_magnitude)) / len(layer.co_magnitude)
+    return saturated_robust(layer) / len(layer.co_magnitude)
 
 
-@entry("saturated_robust_expected")
-def saturated_robust_expected(layer: LayerStatistics) -> Value:
-    """Mean of `saturated_robust` over the resampled layer (SCIENCE §3)."""
-    return _by_chance(layer, "saturated_robust")
+entry("saturated_robust_expected")(by_chance("saturated_robust"))
 
 
 @entry("saturated_fixed", "R")
@@ -135,14 +135,11 @@ def saturated_fixed(layer: LayerStatistics) -> Value:
     return None if layer.threshold is None else _above(layer.co_magnitude, layer.threshold)
 
 
-@entry("saturated_fixed_expected", "R")
-def saturated_fixed_expected(layer: LayerStatistics) -> Value:
-    """Mean of `saturated_fixed` over the resampled layer, at the same threshold (SCIENCE §3)."""
-    return None if layer.threshold is None else _by_chance(layer, "saturated_fixed")
+entry("saturated_fixed_expected", "R")(by_chance("saturated_fixed"))
 
 
 @entry("depleted")
-def depleted(layer: LayerStatistics) -> Value:
+def depleted(layer: LayerStatistics) -> int:
     """Positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
     cos(gate_p, up_p) where there is a gate (after 2505.17936)."""
     sign = np.sign(layer.cosines["gate", "up"]) if ("gate", "up") in layer.cosines else 1.0
@@ -152,8 +149,7 @@ def depleted(layer: LayerStatistics) -> Value:
 @entry("depletion_fraction")
 def depletion_fraction(layer: LayerStatistics) -> Value:
     """`depleted` over the number of positions."""
-    count = depleted(layer)
-    return None if count is None else count / len(layer.co_magnitude)
+    return depleted(layer) / len(layer.co_magnitude)
 
 
 @entry("unique_roles")
@@ -180,7 +176,7 @@ def super_weight_ratio(layer: LayerStatistics) -> Value:
 
 @entry("head_evenness", "H")
 def head_evenness(layer: LayerStatistics) -> Value:
-    """exp(entropy of the heads' shares of energy)/heads, 1/heads…1.
+    """exp of the entropy of the heads' shares of energy, over the number of heads: 1/heads…1.
 
     A key/value head that several query heads share counts for each of them in equal parts.
     """
@@ -201,7 +197,7 @@ def head_diversity(layer: LayerStatistics) -> Value:
 @entry("coupling", "H")
 def coupling(layer: LayerStatistics) -> Value:
     """Mean over the other layers of the best match between a head here and a head there."""
-    return _known(layer.stack.couplings[layer.index])
+    return float(layer.stack.couplings[layer.index])
 
 
 # Composition with other layers
@@ -347,18 +343,10 @@ def _ratio(numerator: float, denominator: float) -> Value:
     return numerator / denominator if denominator else None
 
 
-def _known(value: float) -> Value:
-    return float(value) if math.isfinite(value) else None
-
-
 def _mean_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
     """Mean of the squared entries of all matrices of these kinds."""
     present = [kind for kind in kinds if kind in layer.energy]
     return sum(layer.energy[kind] for kind in present) / sum(layer.entries[kind].count for kind in present)
-
-
-def _by_chance(layer: LayerStatistics, key: str) -> Value:
-    return float(np.mean(layer.chance[key])) if key in layer.chance else None
 
 
 def _above(c: np.ndarray, threshold: float) -> int:

@@ -111,7 +111,7 @@ def trajectory(run: Trajectory) -> Figure:
 
 
 def _scores(axes: Axes, reading: Reading) -> None:
-    """Draw the scores, roles down and layers across: the higher above ½, the fuller the colour; then the other rule's."""
+    """Draw the scores, roles down and layers across: the higher above ½, the fuller the colour; then the other rule."""
     layers = reading.layers
     rivals = [layer.scorings[RIVALS[reading.scoring]].role for layer in layers]
     strength = _strengths(layers)

@@ -44,7 +44,7 @@ class Archive:
         return values.clone()
 
     def contents(self) -> Any:
-        """All that was saved, its tensors mapped."""
+        """Everything in the file, its tensors mapped."""
         self._map()
         return self._contents
 
@@ -54,8 +54,14 @@ class Archive:
             self._contents, self._tensors, self._read = None, {}, 0
 
     def _map(self) -> None:
-        if self._contents is None:
-            self._contents, self._tensors = _load(self.path, self._mapped)
+        if self._contents is not None:
+            return
+        try:
+            with warnings.catch_warnings(action="ignore"):  # `_refusal` says it
+                self._contents = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            self._tensors = dict(_tensors(self._contents, ()))
+        except Exception as error:  # a broken pickle raises anything
+            raise _refusal(self.path, str(error)) from error
 
 
 def _is_zip(path: Path) -> bool:
@@ -67,16 +73,6 @@ def _is_zip(path: Path) -> bool:
     if not start:
         raise UserError(f"{path} is empty (0 bytes): copy or save it again.")
     return start == ZIP
-
-
-def _load(path: Path, mapped: bool) -> tuple[Any, dict[tuple[Hashable, ...], Tensor]]:
-    """All that was saved, and the tensors within it."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # `_refusal` says it
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        return contents, dict(_tensors(contents, ()))
-    except Exception as error:  # a broken pickle raises anything
-        raise _refusal(path, str(error)) from error
 
 
 def _refusal(path: Path, reason: str) -> UserError:

@@ -63,9 +63,15 @@ class Distributed:
         """Raises `UserError` where `.metadata` is broken, or names a class that describes no chunks."""
         self.path = path
         try:
-            self._parts = _parts(_unpickle(path / METADATA), path)
+            with (path / METADATA).open("rb") as file:
+                self._parts = _parts(_Unpickler(file).load(), path)
         except UserError:
             raise
+        except _Foreign as error:
+            raise UserError(
+                f"{path / METADATA} names {error}, which no checkpoint's metadata needs and which could run code: "
+                "do not use it."
+            ) from error
         except Exception as error:  # a broken pickle raises anything
             raise UserError(f"{path / METADATA} is broken ({error!r}): copy the whole directory again.") from error
         self.shapes = {key: parts.shape for key, parts in self._parts.items()}
@@ -112,16 +118,6 @@ class _Unpickler(pickle.Unpickler):
 
 class _Foreign(Exception):
     """A class or function that no checkpoint's metadata needs."""
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            return _Unpickler(file).load()
-    except _Foreign as error:
-        raise UserError(
-            f"{path} names {error}, which no checkpoint's metadata needs and which could run code: do not use it."
-        ) from error
 
 
 def _parts(described: Any, directory: Path) -> dict[tuple[Hashable, ...], Parts]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import METADATA, PICKLES
-from orchestrator.forensics.weights.tensors import Key, Store, Tensors, everything, open_file, select, unwrapped
+from orchestrator.forensics.weights.tensors import Key, Store, Tensors, everything, open_file, unwrapped
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")
@@ -29,8 +29,8 @@ def open_moments(source: Path) -> Tensors:
         source = _find(source)
     if not source.is_dir() and source.suffix not in PICKLES:
         return open_file(source)
-    store, names = _opened(source)
-    moments = select(everything(store), _naming(names))
+    store, parameters = _opened(source)
+    moments = Tensors(everything(store), _named_moments(store.shapes, parameters))
     if not len(moments):
         raise UserError(f"{source} holds no {' or '.join(MOMENTS)}: give the state of an Adam or AdamW.")
     if any(name.partition(".")[0].isdecimal() and name.count(".") == 1 for name in moments):
@@ -42,7 +42,7 @@ def open_moments(source: Path) -> Tensors:
 
 
 def _opened(source: Path) -> tuple[Store, dict[Hashable, str]]:
-    """The store, and the names of the parameters that it numbers."""
+    """The store, and number → name of the parameters that it numbers."""
     if source.is_dir():
         from orchestrator.forensics.weights.distributed import Distributed  # here: its imports cost 50 MB
 
@@ -76,20 +76,16 @@ def _named(group: Mapping[str, Any]) -> list[tuple[Hashable, str]]:
     return [(number, str(name)) for number, name in zip(numbers, names, strict=False) if isinstance(number, Hashable)]
 
 
-def _naming(parameters: Mapping[Hashable, str]) -> Callable[[Iterable[Key]], dict[str, Key]]:
-    """A chooser for `select`: every moment as `<parameter>.<moment>`, numbers replaced by `parameters`."""
-
-    def choose(keys: Iterable[Key]) -> dict[str, Key]:
-        found = [(*place, key) for key in keys if (place := _parameter_and_moment(key))]
-        saved = {parameter: parameters.get(parameter, str(parameter)) for parameter, _, _ in found}
-        names = dict(zip(saved, unwrapped(list(saved.values())), strict=True))
-        return {f"{names[parameter]}.{moment}": key for parameter, moment, key in found}
-
-    return choose
+def _named_moments(keys: Iterable[Key], parameters: Mapping[Hashable, str]) -> dict[str, Key]:
+    """`<parameter>.<moment>` → key of every moment, numbers replaced by `parameters`."""
+    found = [(*place, key) for key in keys if (place := _parameter_and_moment(key))]
+    saved = {parameter: parameters.get(parameter, str(parameter)) for parameter, _, _ in found}
+    names = dict(zip(saved, unwrapped(list(saved.values())), strict=True))
+    return {f"{names[parameter]}.{moment}": key for parameter, moment, key in found}
 
 
 def _parameter_and_moment(key: Key) -> tuple[Hashable, str] | None:
-    """Read from (…, "state", parameter, moment), or where that was flattened from "state.<parameter>.<moment>"."""
+    """Both from (…, "state", parameter, moment), or from "state.<parameter>.<moment>" where that was flattened."""
     *outer, last = key
     if outer and last in MOMENTS:
         return outer[-1], str(last)

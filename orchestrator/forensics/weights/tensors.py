@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,11 +25,8 @@ FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # other 
 
 WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights in a larger file
 OPTIMIZERS = {"optimizer", "optimizers", "optim", "optimizer_state_dict", "optim_state_dict"}
-SEGMENTS = (
-    "_orig_mod.",
-    "_fsdp_wrapped_module.",
-    "_checkpoint_wrapped_module.",
-)  # added to names by compile, FSDP and activation checkpointing
+# Added to names by torch.compile, FSDP and activation checkpointing.
+SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 class Store(Protocol):
@@ -51,10 +48,10 @@ class Store(Protocol):
 class Tensors:
     """Names, shapes and lazily read values of the tensors of one checkpoint. Iterating gives the names."""
 
-    def __init__(self, places: Mapping[str, tuple[Store, Key]]) -> None:
-        """`places`: name → the store that holds it, and where."""
-        self.names = frozenset(places)
-        self._places = dict(places)
+    def __init__(self, stores: Mapping[Key, Store], names: Mapping[str, Key]) -> None:
+        """`stores`: key → the store that holds it; `names`: name → key."""
+        self.names = frozenset(names)
+        self._places = {name: (stores[key], key) for name, key in names.items()}
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
@@ -122,7 +119,7 @@ def open_tensors(source: Path) -> Tensors:
     if source.is_dir() and not _is_distributed(source):
         source = _find(source)
     stores = _open_index(source) if source.name.endswith(INDEX) else everything(_store(source))
-    found = select(stores, weights)
+    found = Tensors(stores, weights(stores))
     if not len(found):
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
     if odd := next((name for name in found if not name.isprintable()), None):
@@ -134,17 +131,13 @@ def open_tensors(source: Path) -> Tensors:
 
 def open_file(path: Path) -> Tensors:
     """All tensors of one safetensors file, under the names they have there."""
-    return select(everything(SafeFile(path)), lambda keys: {str(key[0]): key for key in keys})
+    stores = everything(SafeFile(path))
+    return Tensors(stores, {str(key[0]): key for key in stores})
 
 
 def everything(store: Store) -> dict[Key, Store]:
-    """Every tensor of one store, as `select` takes them."""
+    """Key of every tensor of one store → the store."""
     return dict.fromkeys(store.shapes, store)
-
-
-def select(stores: Mapping[Key, Store], choose: Callable[[Iterable[Key]], Mapping[str, Key]]) -> Tensors:
-    """The tensors among `stores` that `choose` gives a name."""
-    return Tensors({name: (stores[key], key) for name, key in choose(stores).items()})
 
 
 def weights(keys: Iterable[Key]) -> dict[str, Key]:
@@ -198,12 +191,11 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
 
 
 def _store(path: Path) -> Store:
-    if path.is_dir():
-        # imported here, since it costs 50 MB that few readings need
-        from orchestrator.forensics.weights.distributed import Distributed
+    if not path.is_dir():
+        return Archive(path) if path.suffix in PICKLES else SafeFile(path)
+    from orchestrator.forensics.weights.distributed import Distributed  # here: it costs 50 MB that few readings need
 
-        return Distributed(path)
-    return Archive(path) if path.suffix in PICKLES else SafeFile(path)
+    return Distributed(path)
 
 
 def _is_distributed(directory: Path) -> bool:

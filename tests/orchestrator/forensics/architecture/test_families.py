@@ -235,17 +235,12 @@ def test_family(tmp_path: Path, family: str, mark: str, sizes: dict[str, Any]) -
     model = build(mark, sizes)
     model.save_pretrained(tmp_path, max_shard_size="30KB" if len(mark) % 2 else "1GB")
     embedding = model.get_input_embeddings().weight.detach().clone()
-    output = model.get_output_embeddings()
-    head = None if output is None or output.weight is model.get_input_embeddings().weight else output.weight.detach()
     silence(model)
 
     opened = CheckpointModel(tmp_path)
     assert (opened.family_name, opened.assumed, len(opened)) == (family, [], LAYERS)
     assert torch.equal(torch.cat(list(opened.embedding(block=7))), embedding)
     assert opened.embedding_shape == (VOCABULARY, WIDTH)
-    found = opened.head()
-    assert (found is None) == (head is None)
-    assert head is None or (found is not None and torch.equal(found, head))
     for index in (0, LAYERS - 1):
         layer, flow = opened.layer(index), Flow(model, index)
         assert (layer.index, layer.width) == (index, WIDTH)

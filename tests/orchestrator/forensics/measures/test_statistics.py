@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from orchestrator.forensics.measures.saturation import literal_threshold, robust_threshold
+from orchestrator.forensics.measures.statistics import literal_threshold, robust_threshold
 
 
 @given(arrays(np.float64, st.integers(1, 200), elements=st.just(0.0) | st.floats(1e-90, 1e6)))  # fp32 weights reach
