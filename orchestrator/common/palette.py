@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """How an arm is drawn."""
+    """Colour, dash and symbol of an arm."""
 
     colour: str
     dash: str

@@ -1,4 +1,4 @@
-"""What a JSON or YAML file must hold, and the sentence for the first key that does not."""
+"""Checks of values from JSON and YAML files, with a sentence about the first key that is wrong."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ShapeError(ValueError):
 
 @dataclass(frozen=True)
 class Kind:
-    """Values of one sort."""
+    """A kind of values."""
 
-    what: str  # they are called, as in "is not {what}"
+    what: str  # its name, as in "is not {what}"
     fits: Callable[[Any], bool]
 
 

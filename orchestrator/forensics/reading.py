@@ -48,7 +48,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Options:
-    """How the reading was made."""
+    """The options of a reading."""
 
     reference: str | None  # checkpoint whose thresholds `saturated_fixed` uses
     optimizer: str | None
@@ -60,7 +60,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Key:
-    """A reading is up to date as long as its checkpoint and the definitions are those of its key."""
+    """Checkpoint and definitions of a reading, which is up to date while both are the same."""
 
     checkpoint: str  # sha256 of its manifest.json, which holds the sha256 of everything else
     definitions: int
@@ -68,7 +68,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Reading:
-    """The layer reports of one checkpoint, and what was read how. Its fields are the keys of its JSON, in order."""
+    """The layer reports of one checkpoint, and the way they were made. Its fields are the keys of its JSON, in order."""
 
     schema: int
     definitions: int

@@ -1,4 +1,4 @@
-"""Family, layers and heads, from the JSON file beside the weights."""
+"""Family, layers and heads, as the JSON file beside the weights declares them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,11 @@ MOST_HEADS = 1_000_000  # or the dimension of one
 
 @dataclass(frozen=True)
 class Description:
-    """What is declared. `layers` is None where their number is unknown; an entry of it is None where its heads are."""
+    """The declared part of a model. `layers` is None where their number is unknown, an entry where its heads are."""
 
     declared: str = ""  # family: "norm=…" of our spec, else the model_type; empty where none is declared
     layers: list[Heads | None] | None = None
     step: int | None = None
-    spec: dict[str, Any] | None = None  # ours only: what a decoder is built from
     trace: dict[str, list[float]] = field(default_factory=dict)  # parameter → cos(−exp_avg, w) of the last steps
     config: dict[str, Any] = field(default_factory=dict)  # a config.json's keys, of its text model where it has several
 
@@ -56,21 +55,19 @@ def describe(directory: Path) -> Description:
     return Description()
 
 
-def _from_spec(spec: dict[str, Any]) -> tuple[str, list[Heads | None]]:
-    return f"norm={spec['norm']}", [
-        Heads(int(s["heads"]), int(s["kv_heads"]), int(s["head_dim"])) for s in spec["layers"]
-    ]
+def _from_spec(spec: dict[str, Any], **others: Any) -> Description:
+    layers = [Heads(int(layer["heads"]), int(layer["kv_heads"]), int(layer["head_dim"])) for layer in spec["layers"]]
+    return Description(f"norm={spec['norm']}", list(layers), **others)
 
 
 def _from_state(state: dict[str, Any]) -> Description:
-    declared, layers = _from_spec(state["spec"])
     trace = {name: [float(cos) for cos in steps] for name, steps in (state.get("trace") or {}).items()}
-    return Description(declared, layers, int(state["step"]), state["spec"], trace)
+    return _from_spec(state["spec"], step=int(state["step"]), trace=trace)
 
 
 def _from_config(config: dict[str, Any]) -> Description:
     if isinstance(config.get("spec"), dict):  # our decoder, saved as a transformers model
-        return Description(*_from_spec(config["spec"]))
+        return _from_spec(config["spec"])
     text = config.get("text_config")
     if isinstance(text, dict):  # a multimodal model: only its text model is read
         config = config | text

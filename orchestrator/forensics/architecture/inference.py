@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -64,11 +65,11 @@ NORMS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers with a common prefix: the tensors of the first, and the norms that only the last has."""
+    """Layers with a common prefix: the matrices of the first, and the vectors of the first or the last."""
 
     name: str
-    matrices: dict[str, tuple[int, ...]]  # name within the layer → shape
-    vectors: dict[str, tuple[int, ...]]
+    matrices: Mapping[str, tuple[int, ...]]  # name within the layer → shape
+    vectors: Mapping[str, tuple[int, ...]]
 
 
 def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Family, list[str]]:
@@ -76,16 +77,15 @@ def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Fam
     stack, parts = _choose(source, _stacks(tensors))
     width = _width(source, stack, parts, tensors)
     parts, is_transposed = _orient(stack, parts, width)
-    declared = description.declared
-    assumed = [
-        (f"The declared family, {declared}, is not in the table" if declared else "No family is declared")
-        + ": matrices and norms were told apart by their names and shapes.",
-        f"Layers are {stack.name}N, read as "
-        + ", ".join(f"{'+'.join(part.kinds)}: {part.tensor}" for part in parts)
-        + ".",
-    ]
     norms = _norms(stack, width)
-    assumed.append("Norms read as " + (", ".join(f"{p}: {n}" for p, n in norms.items()) or "absent") + ".")
+    declared = description.declared
+    why = f"The declared family, {declared}, is not in the table" if declared else "No family is declared"
+    read_as = ", ".join(f"{'+'.join(part.kinds)}: {part.tensor}" for part in parts)
+    assumed = [
+        f"{why}: matrices and norms were told apart by their names and shapes.",
+        f"Layers are {stack.name}N, read as {read_as}.",
+        f"Norms read as {', '.join(f'{place}: {name}' for place, name in norms.items()) or 'absent'}.",
+    ]
     if is_transposed:
         assumed.append("Matrices are stored as [in, out], judging by the shape of the FFN.")
     fused = next((part for part in parts if part.kinds == QKV), None)
@@ -110,17 +110,13 @@ def _stacks(tensors: Tensors) -> list[Stack]:
             found[match[1]][int(match[2])].append(match[3])
     stacks = []
     for name, layers in found.items():
-        first, last = min(layers), max(layers)
-        matrices = {rest: shape for rest in layers[first] if len(shape := tensors.shape(f"{name}{first}.{rest}")) == 2}
-        vectors = {
-            rest: shape
-            for i in (last, first)
-            for rest in layers[i]
-            if len(shape := tensors.shape(f"{name}{i}.{rest}")) == 1
-        }
-        stacks.append(
-            Stack(name, matrices, {rest: size for rest, size in vectors.items() if not NO_SCALE.search(rest)})
+        last, first = (
+            {rest: tensors.shape(f"{name}{index}.{rest}") for rest in layers[index]}
+            for index in (max(layers), min(layers))
         )
+        matrices = {rest: shape for rest, shape in first.items() if len(shape) == 2}
+        scales = {rest: shape for rest, shape in (last | first).items() if not NO_SCALE.search(rest)}
+        stacks.append(Stack(name, matrices, {rest: shape for rest, shape in scales.items() if len(shape) == 1}))
     return stacks
 
 
@@ -158,13 +154,11 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
     if whole_ones:
         names = " and ".join(f"{stack.name}N" for stack, _ in whole_ones)
         raise UserError(f"{source} holds several stacks of layers, {names}: give a checkpoint with one of them.")
-    best = max(read, key=lambda pair: len(pair[1]), default=None)
-    if best is None:
-        found = "no repeated layers"
-    else:
-        has = [kind for part in best[1] for kind in part.kinds]
-        within = ", ".join(sorted(best[0].matrices)[:6]) or "no matrices"
-        found = f"in {best[0].name}N only {', '.join(has) or 'none of them'}, among {within}"
+    found = "no repeated layers"
+    if read:
+        stack, parts = max(read, key=lambda pair: len(pair[1]))
+        has = ", ".join(kind for part in parts for kind in part.kinds) or "none of them"
+        found = f"in {stack.name}N only {has}, among {', '.join(sorted(stack.matrices)[:6]) or 'no matrices'}"
     raise UserError(
         f"{source} is of no family known here and none could be inferred: looked for layers with q, k, v, o, up and "
         f"down matrices, found {found}; give a transformer's checkpoint with its config.json."

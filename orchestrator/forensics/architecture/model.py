@@ -91,20 +91,21 @@ class CheckpointModel:
         description = describe(self.directory)
         refuse_unsupported(source, self.tensors.names, description.config)
         self.assumed: list[str] = []  # what was inferred, one sentence each
-        known = find(description.declared, description.config)
-        if known is not None:
-            self.family_name, self.family = known
-            self.stem = _stem(self.family, self.tensors)
-            self.family = _respelled(self.family, self.tensors)
+        if known := find(description.declared, description.config):
+            self.family_name, family = known
+            self.stem = _stem(family, self.tensors)
+            self.family = _respelled(family, self.tensors)
         else:
             self.family_name, self.stem = "inferred", ""
             self.family, self.assumed = infer(source, self.tensors, description)
-        count = _count(self) if description.layers is None else len(description.layers)
+        matches = map(_layer_pattern(self).match, self.tensors.names)
+        numbered = max((int(match[1]) for match in matches if match), default=-1) + 1
+        count = numbered if description.layers is None else len(description.layers)
         self.heads = [description.heads(index) for index in range(count)]
         self.description = replace(description, layers=self.heads)
         _check_names(self)
         _settle_heads(self)
-        self._shapes = [self._cut_shapes(index) for index in range(count)]
+        self._shapes = [self._matrix_shapes(index) for index in range(count)]
         for index in range(count):
             _check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
@@ -139,7 +140,7 @@ class CheckpointModel:
         """The embedding table [V, d] in blocks of at most `block` rows, fp32; nothing where it has none."""
         return self.tensors.rows(self.stem + self.family.embed, block) if self.embedding_shape else iter(())
 
-    def _cut_shapes(self, index: int) -> dict[str, tuple[int, int]]:
+    def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""
         shapes: dict[str, tuple[int, int]] = {}
         for part in self.family.parts:
@@ -169,11 +170,6 @@ def _respelled(family: Family, tensors: Tensors) -> Family:
     if not any(name.endswith(".gamma") for name in tensors.names):
         return family
     return replace(family, norms={p: f"{n.removesuffix('weight')}gamma" for p, n in family.norms.items()})
-
-
-def _count(model: CheckpointModel) -> int:
-    indices = {int(m[1]) for name in model.tensors.names if (m := _layer_pattern(model).match(name))}
-    return max(indices, default=-1) + 1
 
 
 def _layer_pattern(model: CheckpointModel) -> re.Pattern[str]:

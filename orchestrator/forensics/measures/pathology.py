@@ -15,7 +15,7 @@ CRITICAL = 30.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One tensor out of proportion."""
+    """One tensor whose spectral norm is far above its peers'."""
 
     tensor: str
     ratio: float  # spectral norm over the median of the same kind in the other layers

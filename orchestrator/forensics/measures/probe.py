@@ -46,7 +46,7 @@ def _ratio(numerator: float, denominator: float) -> float | None:
 
 
 def check(tokens: Tensor, size: int) -> None:
-    """`UserError` unless `tokens` are integers [rows, length] below `size`."""
+    """Raise `UserError` unless `tokens` are integers [rows, length] below `size`."""
     if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point():
         raise UserError(
             f"tokens of shape {tuple(tokens.shape)} and type {tokens.dtype} cannot be run: "
@@ -154,7 +154,7 @@ def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
 
 
 def branches(before: Tensor, after: Tensor, calls: Sequence[Call]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """What attention and FFN add to the stream [N, D], and the stream that the FFN reads; None if unknown.
+    """The writes of attention and FFN to the stream [N, D], and the stream that the FFN reads; None if unknown.
 
     They are the two parts of a block whose outputs, added to what it read, are what it returns, attention
     first: after a branch's post-norm where it has one, whatever the block calls its parts. The FFN reads the

@@ -21,7 +21,7 @@ Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Two readings."""
+    """Two readings to compare, layer by layer."""
 
     a: Reading
     b: Reading

@@ -1,4 +1,4 @@
-"""One run over its checkpoints: changes of roles, spread and spectral norms."""
+"""The checkpoints of one run in order: changes of roles, spread and spectral norms."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def worst(reading: Reading) -> float:
 
 
 class Strip:
-    """Layers down, checkpoints across, a letter per role; a narrow terminal shows evenly spaced checkpoints."""
+    """A grid of roles, layers by checkpoints, a letter each; a narrow terminal shows evenly spaced checkpoints."""
 
     def __init__(self, readings: Sequence[Reading], unit: str) -> None:
         self.readings = readings
@@ -189,7 +189,7 @@ def _checkpoints(readings: Sequence[Reading], unit: str) -> Table:
 
 
 def mean_cv(reading: Reading) -> float:
-    """Mean over the layers."""
+    """Mean over the layers of the spread of FFN co-magnitude; 0 where no layer has it."""
     known = [cv for layer in reading.layers if (cv := layer.measures["cv"]) is not None]
     return sum(known) / len(known) if known else 0.0
 

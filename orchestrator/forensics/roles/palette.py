@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """How a role is shown."""
+    """Letter and colours of a role."""
 
     letter: str
     colour: str

@@ -30,26 +30,22 @@ def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
     return [decide(layer) for layer in z]
 
 
-def identity(values: np.ndarray) -> np.ndarray:
-    return values
-
-
 def logarithm(values: np.ndarray) -> np.ndarray:
-    """For ratios."""
+    """ln, the transform of ratios."""
     return np.asarray(np.log(np.maximum(values, np.finfo(float).tiny)))
 
 
 def anscombe(values: np.ndarray) -> np.ndarray:
-    """For counts: their noise becomes nearly normal with variance 1."""
+    """Anscombe's transform of counts: their noise becomes nearly normal, of variance 1."""
     return np.asarray(2 * np.sqrt(values + 3 / 8))
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """How a feature enters the calibrated scoring."""
+    """The treatment of a feature in the calibrated scoring."""
 
     centred: bool = True  # structural: its mean over the resamples is subtracted, and with it the effect of width
-    transform: Callable[[np.ndarray], np.ndarray] = identity
+    transform: Callable[[np.ndarray], np.ndarray] = np.asarray
     measure: str | None = None  # the measure to use instead: one that does not depend on the layer's shape, or a count
     noise: float = 0.0  # least variance of the null, after the transform
 
@@ -112,7 +108,7 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
 
 
 def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bound: float) -> np.ndarray:
-    """SCIENCE §3, steps 2 to 5: z-scores [L] of a feature's values x [L] against its resamples, [R] per layer."""
+    """z-scores [L] of a feature's values x [L] against its resamples, [R] per layer (SCIENCE §3, steps 2 to 5)."""
     x, noise = treatment.transform(x), [treatment.transform(values) for values in noise]
     resamples = max(len(values) for values in noise)
     variances = np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in noise])
@@ -126,8 +122,7 @@ def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bou
     if spread < CONSTANT * max(1.0, float(np.abs(x).max())):
         return np.zeros_like(x)
     ratio = np.divide(bound * s2, np.square(d), out=np.ones_like(d), where=np.square(d) > bound * s2)
-    kept = 1 - ratio
-    return np.asarray(np.clip(d / spread * kept, -3, 3))
+    return np.asarray(np.clip(d / spread * (1 - ratio), -3, 3))
 
 
 def _present(rows: Sequence[Measures], feature: str) -> tuple[list[int], np.ndarray]:

@@ -1,4 +1,4 @@
-"""How files of weights are named."""
+"""Names of files of weights."""
 
 from __future__ import annotations
 
