@@ -68,7 +68,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Reading:
-    """The layer reports of one checkpoint, and the way they were made. Its fields are the keys of its JSON, in order."""
+    """The layer reports of one checkpoint, and how they were made. Its fields are the keys of its JSON, in order."""
 
     schema: int
     definitions: int

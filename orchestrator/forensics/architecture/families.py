@@ -76,7 +76,7 @@ class Family:
 
     parts: tuple[Part, ...]
     norms: Mapping[str, str]  # of PLACES → name within the layer; parallel blocks have one norm at two places
-    declared: tuple[str, ...] = ()  # names a checkpoint declares it by: "norm=…" in our spec, else a model_type
+    declared: tuple[str, ...] = ()  # "norm=…" in our spec, else a model_type; empty: its name in `FAMILIES`
     when: Mapping[str, Any] = field(default_factory=dict)  # further config keys that must have these values
     offset: float = 0.0  # added to the stored norm scale to get the one that multiplies
     optional: tuple[str, ...] = ()  # places whose norm some layers do without
@@ -102,6 +102,12 @@ def _fused(tensor: str, split: Split, kinds: tuple[str, ...] = ("q", "k", "v")) 
     return (Part(f"{tensor}.weight", kinds, split),)
 
 
+def _megatron(attention: str) -> tuple[Part, ...]:
+    """The parts of Megatron's descendants, whose attention has this name."""
+    others = _plain(o=f"{attention}.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
+    return _fused(f"{attention}.query_key_value", grouped) + others
+
+
 def _norms(*names: str | None) -> dict[str, str]:
     """In the order of PLACES; None where the family has no norm."""
     return {place: f"{name}.weight" for place, name in zip(PLACES, names, strict=False) if name}
@@ -112,12 +118,10 @@ _ATTENTION = _QKV + _plain(o="self_attn.o_proj")
 _UP_DOWN = _plain(up="mlp.up_proj", down="mlp.down_proj")
 _LLAMA = _ATTENTION + _plain(gate="mlp.gate_proj") + _UP_DOWN
 _GATE_UP_DOWN = _fused("mlp.gate_up_proj", halves, ("gate", "up")) + _plain(down="mlp.down_proj")
-_MEGATRON = _plain(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
 _CONV1D = tuple(
     replace(part, transposed=True)
     for part in (*_fused("attn.c_attn", stacked), *_plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"))
 )
-_BLOOM = _fused("self_attention.query_key_value", grouped) + _plain(o="self_attention.dense") + _MEGATRON
 
 _PRE = _norms("input_layernorm", None, "post_attention_layernorm")
 _POST = _norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
@@ -127,7 +131,7 @@ _SANDWICH = _norms(
 )
 _LN = _norms("ln_1", None, "ln_2")
 _GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
-_WORDS: dict[str, Any] = {"layer": "h.{}.", "embed": "word_embeddings.weight"}
+_BLOOM: dict[str, Any] = _GPT | {"parts": _megatron("self_attention"), "embed": "word_embeddings.weight"}
 _OPT: dict[str, Any] = {"declared": ("opt",), "parts": _QKV + _plain(o="self_attn.out_proj", up="fc1", down="fc2")}
 _BERT: dict[str, Any] = {
     "parts": _plain(
@@ -147,92 +151,79 @@ FAMILIES = {
                "seed_oss", "helium", "ernie4_5", "internlm3"),
     ),
     "llama_sandwich": Family(_LLAMA, _SANDWICH, declared=("norm=sandwich",)),
-    "gemma": Family(_LLAMA, _PRE, declared=("gemma",), offset=1.0),
-    "gemma2": Family(_LLAMA, _SANDWICH, declared=("gemma2",), offset=1.0),
+    "gemma": Family(_LLAMA, _PRE, offset=1.0),
+    "gemma2": Family(_LLAMA, _SANDWICH, offset=1.0),
     "gemma3": Family(_LLAMA, _SANDWICH, declared=("gemma3_text", "gemma3"), offset=1.0),
-    "vaultgemma": Family(
-        _LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), declared=("vaultgemma",), offset=1.0
-    ),
-    "olmo": Family(_LLAMA, {}, declared=("olmo",)),
+    "vaultgemma": Family(_LLAMA, _norms("input_layernorm", None, "pre_feedforward_layernorm"), offset=1.0),
+    "olmo": Family(_LLAMA, {}),
     "olmo2": Family(_LLAMA, _POST, declared=("olmo2", "olmo3", "exaone4")),
     "cohere": Family(_LLAMA, _PARALLEL, declared=("cohere", "cohere2")),
     "stablelm_parallel": Family(_LLAMA, _PARALLEL, declared=("stablelm",), when={"use_parallel_residual": True}),
-    "stablelm": Family(_LLAMA, _PRE, declared=("stablelm",)),
-    "nemotron": Family(_ATTENTION + _UP_DOWN, _PRE, declared=("nemotron",), offset=1.0),
-    "arcee": Family(_ATTENTION + _UP_DOWN, _PRE, declared=("arcee",)),
-    "apertus": Family(
-        _ATTENTION + _UP_DOWN, _norms("attention_layernorm", None, "feedforward_layernorm"), declared=("apertus",)
-    ),
-    "starcoder2": Family(_ATTENTION + _plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE, declared=("starcoder2",)),
-    "phi": Family(_QKV + _plain(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2"), _PARALLEL, declared=("phi",)),
-    "phi3": Family(
-        _fused("self_attn.qkv_proj", stacked) + _plain(o="self_attn.o_proj") + _GATE_UP_DOWN, _PRE, declared=("phi3",)
-    ),
-    "glm": Family(_ATTENTION + _GATE_UP_DOWN, _PRE, declared=("glm",)),
+    "stablelm": Family(_LLAMA, _PRE),
+    "nemotron": Family(_ATTENTION + _UP_DOWN, _PRE, offset=1.0),
+    "arcee": Family(_ATTENTION + _UP_DOWN, _PRE),
+    "apertus": Family(_ATTENTION + _UP_DOWN, _norms("attention_layernorm", None, "feedforward_layernorm")),
+    "starcoder2": Family(_ATTENTION + _plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE),
+    "phi": Family(_QKV + _plain(o="self_attn.dense", up="mlp.fc1", down="mlp.fc2"), _PARALLEL),
+    "phi3": Family(_fused("self_attn.qkv_proj", stacked) + _plain(o="self_attn.o_proj") + _GATE_UP_DOWN, _PRE),
+    "glm": Family(_ATTENTION + _GATE_UP_DOWN, _PRE),
     "glm4": Family(
-        _ATTENTION + _GATE_UP_DOWN, declared=("glm4",),
-        norms=_norms("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
+        _ATTENTION + _GATE_UP_DOWN,
+        _norms("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
     ),
-    "persimmon": Family(
-        _fused("self_attn.query_key_value", grouped) + _plain(o="self_attn.dense") + _MEGATRON, _PRE,
-        declared=("persimmon",),
-    ),
-    "gpt_neox": Family(
-        _fused("attention.query_key_value", grouped) + _plain(o="attention.dense") + _MEGATRON, _PRE,
-        declared=("gpt_neox",), embed="embed_in.weight",
-    ),
+    "persimmon": Family(_megatron("self_attn"), _PRE),
+    "gpt_neox": Family(_megatron("attention"), _PRE, embed="embed_in.weight"),
     "gpt1": Family(
         _CONV1D, _norms(None, "ln_1", None, "ln_2"), declared=("openai-gpt",), layer="h.{}.",
         embed="tokens_embed.weight",
     ),
-    "gpt2": Family(_CONV1D, _LN, declared=("gpt2",), **_GPT),
+    "gpt2": Family(_CONV1D, _LN, **_GPT),
     "gpt_bigcode": Family(
-        _fused("attn.c_attn", grouped) + _plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"), _LN,
-        declared=("gpt_bigcode",), **_GPT,
+        _fused("attn.c_attn", grouped) + _plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"), _LN, **_GPT,
     ),
     "gptj": Family(
         _plain(q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.out_proj", up="mlp.fc_in", down="mlp.fc_out"),
-        _norms("ln_1", None, "ln_1"), declared=("gptj",), **_GPT,
+        _norms("ln_1", None, "ln_1"), **_GPT,
     ),
     "gpt_neo": Family(
         _plain(q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
                o="attn.attention.out_proj", up="mlp.c_fc", down="mlp.c_proj"),
-        _LN, declared=("gpt_neo",), **_GPT,
+        _LN, **_GPT,
     ),
     "mpt": Family(
         _fused("attn.Wqkv", stacked) + _plain(o="attn.out_proj", up="ffn.up_proj", down="ffn.down_proj"),
-        _norms("norm_1", None, "norm_2"), declared=("mpt",), layer="blocks.{}.", embed="wte.weight",
+        _norms("norm_1", None, "norm_2"), layer="blocks.{}.", embed="wte.weight",
     ),
-    "bloom": Family(_BLOOM, _PRE, declared=("bloom",), **_WORDS),
+    "bloom": Family(norms=_PRE, **_BLOOM),
     "falcon_one_norm": Family(
-        _BLOOM, _PARALLEL, declared=("falcon",), when={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
-        **_WORDS,
+        norms=_PARALLEL, declared=("falcon",), when={"new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+        **_BLOOM,
     ),
     "falcon_two_norms": Family(
-        _BLOOM, _norms("ln_attn", None, "ln_mlp"), declared=("falcon",), when={"new_decoder_architecture": True},
-        **_WORDS,
+        norms=_norms("ln_attn", None, "ln_mlp"), declared=("falcon",), when={"new_decoder_architecture": True}, **_BLOOM,
     ),
-    "falcon_sequential": Family(_BLOOM, _PRE, declared=("falcon",), when={"parallel_attn": False}, **_WORDS),
-    "falcon": Family(_BLOOM, _PARALLEL, declared=("falcon",), **_WORDS),
+    "falcon_sequential": Family(norms=_PRE, declared=("falcon",), when={"parallel_attn": False}, **_BLOOM),
+    "falcon": Family(norms=_PARALLEL, **_BLOOM),
     "opt_post": Family(
         norms=_norms(None, "self_attn_layer_norm", None, "final_layer_norm"), when={"do_layer_norm_before": False},
         **_OPT,
     ),
     "opt": Family(norms=_norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT),
-    "bert": Family(declared=("bert",), **_BERT),
+    "bert": Family(**_BERT),
     "roberta": Family(declared=("roberta", "xlm-roberta", "camembert", "electra"), **_BERT),
     "distilbert": Family(
         _plain(q="attention.q_lin", k="attention.k_lin", v="attention.v_lin", o="attention.out_lin",
                up="ffn.lin1", down="ffn.lin2"),
-        _norms(None, "sa_layer_norm", None, "output_layer_norm"), declared=("distilbert",),
+        _norms(None, "sa_layer_norm", None, "output_layer_norm"),
         layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight",
     ),
     "modernbert": Family(
         _fused("attn.Wqkv", stacked) + _fused("mlp.Wi", halves, ("gate", "up")) + _plain(o="attn.Wo", down="mlp.Wo"),
-        _norms("attn_norm", None, "mlp_norm"), declared=("modernbert",), optional=("pre_attention",),
+        _norms("attn_norm", None, "mlp_norm"), optional=("pre_attention",),
         embed="embeddings.tok_embeddings.weight",
     ),
 }  # fmt: skip
+FAMILIES = {name: replace(family, declared=family.declared or (name,)) for name, family in FAMILIES.items()}
 
 
 def find(declared: str, config: Mapping[str, Any]) -> tuple[str, Family] | None:
