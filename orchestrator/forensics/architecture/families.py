@@ -200,7 +200,7 @@ FAMILIES = {
         **_BLOOM,
     ),
     "falcon_two_norms": Family(
-        norms=_norms("ln_attn", None, "ln_mlp"), declared=("falcon",), when={"new_decoder_architecture": True}, **_BLOOM,
+        norms=_norms("ln_attn", None, "ln_mlp"), declared=("falcon",), when={"new_decoder_architecture": True}, **_BLOOM
     ),
     "falcon_sequential": Family(norms=_PRE, declared=("falcon",), when={"parallel_attn": False}, **_BLOOM),
     "falcon": Family(norms=_PARALLEL, **_BLOOM),

@@ -1,7 +1,5 @@
 """The kinds of matrices of a layer, and the positions of its norms."""
 
-from __future__ import annotations
-
 ATTENTION = ("q", "k", "v", "o")
 FFN = ("gate", "up", "down")
 KINDS = ATTENTION + FFN

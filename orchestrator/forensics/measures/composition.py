@@ -40,7 +40,7 @@ class Compositions:
         self.reads: list[Side] = []  # of layers 0, 1, …
         self.writes: list[Side] = []  # of the embedding, of layers 0, 1, …
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
-        self._order: list[tuple[list[Side], int]] = []
+        self._order: list[list[Side]] = []  # for each Gram in the file, the list that holds its side
 
     def add_write(self, gram: Tensor, side: Side) -> None:
         """WWᵀ [d, d] of what the embedding or the next layer writes. It is scaled in place."""
@@ -51,7 +51,7 @@ class Compositions:
         self._add(gram, side, self.reads)
 
     def _add(self, gram: Tensor, side: Side, sides: list[Side]) -> None:
-        self._order.append((sides, len(sides)))
+        self._order.append(sides)
         sides.append(side)
         beside = self.width - side.width
         scaled = gram.div_(side.energy or 1.0).float().cpu().numpy()  # keeps products within fp32
@@ -61,8 +61,8 @@ class Compositions:
 
     def matrix(self) -> np.ndarray:
         """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. Call it once, at the end."""
-        writers = [i for i, (sides, _) in enumerate(self._order) if sides is self.writes]
-        readers = [i for i, (sides, _) in enumerate(self._order) if sides is self.reads]
+        writers = [i for i, sides in enumerate(self._order) if sides is self.writes]
+        readers = [i for i, sides in enumerate(self._order) if sides is self.reads]
         products = np.zeros((len(writers), len(readers)))
         row_bytes = 4 * self.width
         rows = max(1, CHUNK // (row_bytes * len(self._order)))

@@ -31,8 +31,9 @@ def probe(model: nn.Module, tokens: Tensor, special: Collection[int] = ()) -> li
     by layer. Raises `UserError` for tokens outside the vocabulary, for rows that are too long, and for a model without
     a stack of layers.
     """
-    layers = blocks(model)
-    check(tokens, vocabulary(model))
+    vocabulary, depth = sizes(model)
+    layers = blocks(model, depth)
+    check(tokens, vocabulary)
     totals = [dict.fromkeys(MEASURES, (0.0, 0.0)) for _ in layers]
     for group in tokens.long().split(max(1, GROUP // tokens.shape[1])):
         for total, sums in zip(totals, run(model, layers, group, special), strict=True):
@@ -59,18 +60,16 @@ def check(tokens: Tensor, size: int) -> None:
         )
 
 
-def _text_config(model: nn.Module) -> Any:
-    return model.config.get_text_config()  # type: ignore[operator, union-attr]  # transformers' models carry one
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """Size of the vocabulary, and number of layers."""
+    if isinstance(model, Decoder):
+        return model.spec.vocab_size, len(model.spec.layers)
+    config: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]  # transformers' models carry one
+    return config.vocab_size, config.num_hidden_layers
 
 
-def vocabulary(model: nn.Module) -> int:
-    """Size of the vocabulary."""
-    return int(model.spec.vocab_size if isinstance(model, Decoder) else _text_config(model).vocab_size)
-
-
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's layers: of the module lists with one entry per layer, the one with the most parameters."""
-    depth = len(model.spec.layers) if isinstance(model, Decoder) else _text_config(model).num_hidden_layers
+def blocks(model: nn.Module, depth: int) -> nn.ModuleList:
+    """The model's layers: of the module lists of `depth` entries, the one with the most parameters."""
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
     if not stacks:
         raise UserError(

@@ -167,14 +167,14 @@ def totals(total: Mapping[str, float | None]) -> Text:
 
 def pathology(reading: Reading) -> list[Text]:
     """One line per tensor out of proportion, worst first."""
-    found = reading.pathology
-    if not found:
+    if not reading.pathology:
         return [Text("none: no tensor has ten times its peers' spectral norm", "green")]
     lines = [
         Text(f"{f.severity}: {f.tensor} has {f.ratio:.1f}× its peers' spectral norm", SEVERITIES[f.severity])
-        for f in found[:SHOWN]
+        for f in reading.pathology[:SHOWN]
     ]
-    return lines + ([Text(f"and {len(found) - SHOWN} more", "dim")] if len(found) > SHOWN else [])
+    left = len(reading.pathology) - SHOWN
+    return [*lines, Text(f"and {left} more", "dim")] if left > 0 else lines
 
 
 def assumed(reading: Reading) -> list[Text]:

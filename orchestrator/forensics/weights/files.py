@@ -1,7 +1,5 @@
 """Names of files of weights."""
 
-from __future__ import annotations
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDEX = ".index.json"
 METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
