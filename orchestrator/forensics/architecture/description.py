@@ -49,9 +49,7 @@ def describe(directory: Path) -> Description:
             try:
                 return read(json.loads(path.read_text()))
             except Exception as error:  # a broken description fails in any way there is
-                raise UserError(
-                    f"{path} does not describe a decoder ({error!r}): copy the whole checkpoint again."
-                ) from error
+                raise UserError(f"{path} does not describe a decoder ({error!r}): copy it again.") from error
     return Description()
 
 

@@ -13,17 +13,7 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
-from orchestrator.forensics.architecture.families import (
-    QK_NORM,
-    Family,
-    Heads,
-    Part,
-    Split,
-    grouped,
-    halves,
-    stacked,
-    whole,
-)
+from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, Part, grouped, halves, stacked, whole
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES
 from orchestrator.forensics.weights.tensors import Tensors
 
@@ -135,7 +125,10 @@ def _parts(source: Path, stack: Stack) -> list[Part]:
                 f"{source} has two candidates for {'+'.join(kinds)} in a layer, {twin.tensor} and {name}, so its "
                 "family cannot be inferred: give a checkpoint whose layers hold one attention and one FFN."
             )
-        parts += [Part(name, kinds)] if kinds else []
+        if kinds == QKV:  # Megatron's descendants name interleaved heads query_key_value
+            parts.append(Part(name, kinds, grouped if "query_key_value" in name else stacked))
+        elif kinds:
+            parts.append(Part(name, kinds, whole if len(kinds) == 1 else halves))
     held = {kind for part in parts for kind in part.kinds}
     if "gate" in held and "up" not in held:  # w1 and w2 alone, or a lone input matrix that is called a gate
         parts = [Part(part.tensor, ("up",)) if part.kinds == ("gate",) else part for part in parts]
@@ -182,7 +175,7 @@ def _width(source: Path, stack: Stack, parts: list[Part], tensors: Tensors) -> i
 
 
 def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bool]:
-    """Set every part's split, and whether matrices are stored [in, out].
+    """The parts, transposed where matrices are stored [in, out], and whether they are.
 
     Of three FFN matrices, the one whose shape is the other way round is down, whatever its name.
     """
@@ -195,13 +188,7 @@ def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bo
         down = odd[0]
     first, second = stack.matrices[down]
     is_transposed = second == width != first
-    return [replace(part, split=_split(part), transposed=is_transposed) for part in parts], is_transposed
-
-
-def _split(part: Part) -> Split:
-    if part.kinds == QKV:  # Megatron's descendants name interleaved heads query_key_value
-        return grouped if "query_key_value" in part.tensor else stacked
-    return whole if len(part.kinds) == 1 else halves
+    return [replace(part, transposed=is_transposed) for part in parts], is_transposed
 
 
 def _norms(stack: Stack, width: int) -> dict[str, str]:

@@ -65,9 +65,7 @@ class Layer:
         if optimizer is None or name not in optimizer:
             return None
         if optimizer.shape(name) != self.model.tensors.shape(self._stored(kind)):
-            raise UserError(
-                f"{name} has shape {optimizer.shape(name)}, unlike its weight: the two files are of different runs."
-            )
+            raise UserError(f"{name} has shape {optimizer.shape(name)}, unlike its weight: the files are of two runs.")
         return self.model.family.part(kind).matrices(optimizer.read(name), self.heads)[kind]
 
     def trace(self, kind: str) -> list[float]:

@@ -55,9 +55,7 @@ def check(tokens: Tensor, size: int) -> None:
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= size:
-        raise UserError(
-            f"tokens range over {low}…{high}, outside the vocabulary of {size}: use the run's own tokenizer."
-        )
+        raise UserError(f"tokens lie in {low}…{high}, outside the vocabulary of {size}: use the run's own tokenizer.")
 
 
 def sizes(model: nn.Module) -> tuple[int, int]:

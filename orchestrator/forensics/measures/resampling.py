@@ -72,9 +72,7 @@ def resampled_sums(entries: Entries, groups: int, weights: np.ndarray | int, rng
         drawn = weights[rng.integers(size, size=counts.sum())]
         values = values * drawn
         powers = [(weights**j).sum() - np.bincount(group, drawn**j, groups) for j in (1, 2, 3)]
-    mean, variance, skew = (
-        cumulant * np.maximum(power, 0) for cumulant, power in zip(entries.bulk, powers, strict=True)
-    )
+    mean, variance, skew = (moment * np.maximum(power, 0) for moment, power in zip(entries.bulk, powers, strict=True))
     return np.asarray(_gamma(mean, variance, skew, rng) + np.bincount(group, values, groups))
 
 

@@ -113,21 +113,19 @@ def _drawn(r: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
         for kind, sums in r.head_energy.items()
     }
     size = sum(entries.count for entries in r.entries.values())
-    return LayerStatistics(
-        index=r.index, width=width, heads=r.heads, names=r.names, shapes=r.shapes, entries=r.entries,
+    return replace(
+        r,
         energy={kind: float(sums.sum()) for kind, sums in (heads | positions).items()},
         head_energy=heads,
         position_energy=positions,
         cosines={pair: _random_cosines(ffn, width, rng) for pair in r.cosines},
         written=np.sqrt(resampled_sums(r.entries["down"], width, c_squared, rng)),
-        loudest=r.loudest,
         spectra={},
         fingerprints=None if r.heads is None else drawn_fingerprints(r.heads, width, rng),
         gammas={place: rng.choice(gamma, len(gamma)) for place, gamma in r.gammas.items()},
         alignment={kind: rng.normal() / np.sqrt(r.entries[kind].count) for kind in r.alignment},
         stuck=None if r.stuck is None else rng.binomial(size, r.stuck) / size,
-        threshold=r.threshold,
-    )  # fmt: skip
+    )
 
 
 def _random_cosines(count: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -159,10 +159,8 @@ def counts(reading: Reading, scoring: str) -> Text:
 
 def totals(total: Mapping[str, float | None]) -> Text:
     """The specialist budget under each threshold, with the count by chance."""
-    found = [
-        Text.assemble(beside(total, key), (f" {name}", "dim")) for key, name in COUNTS.items() if total[key] is not None
-    ]
-    return Text(" · ", "dim").join(found)
+    known = {name: beside(total, key) for key, name in COUNTS.items() if total[key] is not None}
+    return Text(" · ", "dim").join(Text.assemble(count, (f" {name}", "dim")) for name, count in known.items())
 
 
 def pathology(reading: Reading) -> list[Text]:
@@ -261,15 +259,10 @@ def _evidence(layer: LayerReport) -> Text:
 
 
 def _super_weights(layers: Sequence[LayerReport]) -> Text:
-    found = [
-        (ratio, layer.layer, weight)
-        for layer in layers
-        if (weight := layer.super_weight) is not None and (ratio := layer.measures["super_weight_ratio"]) is not None
-    ]
-    found.sort(key=lambda entry: -entry[0])
-    if not found:
-        return Text("none above chance", "dim")
-    places = [
-        f"layer {layer} down[{weight.row}, {weight.position}] ×{ratio:.1f}" for ratio, layer, weight in found[:SHOWN]
-    ]
-    return Text(" · ".join(places) + (f" · and {len(found) - SHOWN} more" if len(found) > SHOWN else ""))
+    ratios = {layer.layer: layer.measures["super_weight_ratio"] or 0.0 for layer in layers}
+    found = [(layer.layer, weight) for layer in layers if (weight := layer.super_weight) is not None]
+    found.sort(key=lambda entry: -ratios[entry[0]])
+    places = [f"layer {i} down[{weight.row}, {weight.position}] ×{ratios[i]:.1f}" for i, weight in found[:SHOWN]]
+    if len(found) > SHOWN:
+        places.append(f"and {len(found) - SHOWN} more")
+    return Text(" · ".join(places)) if places else Text("none above chance", "dim")

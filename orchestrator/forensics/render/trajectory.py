@@ -68,9 +68,7 @@ def trajectory(source: str, readings: Sequence[Reading], unit: str = "step") -> 
     shapes = {(reading.family, tuple(layer.width for layer in reading.layers)) for reading in readings}
     if len(shapes) > 1:
         models = ", ".join(sorted(f"{family} of {counted(len(widths), 'layer')}" for family, widths in shapes))
-        raise UserError(
-            f"{source} holds checkpoints of unlike models ({models}): keep those of one run in it, or name one of them."
-        )
+        raise UserError(f"{source} holds checkpoints of unlike models ({models}): keep those of one run, or name one.")
     return Trajectory(source, unit, list(readings))
 
 

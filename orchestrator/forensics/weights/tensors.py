@@ -124,7 +124,7 @@ def open_tensors(source: Path) -> Tensors:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
     if odd := next((name for name in found if not name.isprintable()), None):
         raise UserError(
-            f"{source} holds a tensor named {odd!r}, of which a terminal would take a part for commands: do not use it."
+            f"{source} holds a tensor named {odd!r}, which would send commands to a terminal: do not use it."
         )
     return found
 
