@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -109,9 +109,9 @@ class CheckpointModel:
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         beside = self.directory / "optimizer.safetensors"
         moments = beside if optimizer is None and beside.is_file() else optimizer
-        self.optimizer: Tensors | None = None if moments is None else open_moments(moments)
-        if optimizer is not None:
-            _check_moments(self, optimizer)
+        self.optimizer = None if moments is None else open_moments(moments)
+        if self.optimizer is not None and optimizer is not None:
+            _check_moments(self, optimizer, self.optimizer.names)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -145,7 +145,8 @@ class CheckpointModel:
             stored = self.tensors.shape(self.prefix(index) + part.tensor)
             try:
                 for kind, matrix in part.matrices(torch.empty(stored, device="meta"), self.heads[index]).items():
-                    shapes[kind] = (matrix.shape[0], matrix.shape[1])
+                    rows, columns = matrix.shape
+                    shapes[kind] = (rows, columns)
             except (RuntimeError, ValueError, IndexError) as error:
                 raise UserError(
                     f"{self.prefix(index)}{part.tensor} has shape {stored}, which does not hold {', '.join(part.kinds)}"
@@ -249,9 +250,8 @@ def _check_shapes(model: CheckpointModel, index: int) -> None:
             raise UserError(f"{name} has shape {shape}, not {fitting}, with {_heads_and_cure(h)}.")
 
 
-def _check_moments(model: CheckpointModel, source: Path) -> None:
-    """Raise `UserError` where a named optimizer file holds moments of none of the model's matrices."""
-    held = model.optimizer or ()
+def _check_moments(model: CheckpointModel, source: Path, held: Iterable[str]) -> None:
+    """Raise `UserError` where the optimizer file that a user names holds moments of none of the model's matrices."""
     parts = [model.prefix(i) + part.tensor for i in range(len(model)) for part in model.family.parts]
     if not any(f"{name}.exp_avg" in held for name in parts):
         raise UserError(

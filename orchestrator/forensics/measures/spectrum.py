@@ -18,9 +18,9 @@ ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 
 
 def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """wᵀw [n, n] of a float32 w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
+    """wᵀw [n, n] of w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
     dtype = dtype or (torch.float64 if w.is_cuda else torch.float32)
-    if dtype == torch.float32:
+    if dtype == w.dtype == torch.float32:
         return _half_the_work(w.numpy())
     total = torch.zeros(w.shape[1], w.shape[1], dtype=dtype, device=w.device)
     for block in w.split(ROWS):

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import METADATA, PICKLES
-from orchestrator.forensics.weights.tensors import Key, Store, Tensors, everything, open_file, unwrapped
+from orchestrator.forensics.weights.tensors import Key, Tensors, everything, open_file, open_store, unwrapped
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")
@@ -26,38 +26,24 @@ def open_moments(source: Path) -> Tensors:
     if not source.exists():
         raise UserError(f"{source} does not exist: give the file of the optimizer's state.")
     if source.is_dir() and not (source / METADATA).is_file():
-        source = _find(source)
+        files = [source / name for name in FILES if (source / name).is_file()]
+        if not files:
+            raise UserError(f"{source} holds no optimizer state: looked for {', '.join(FILES)}.")
+        source = files[0]
     if not source.is_dir() and source.suffix not in PICKLES:
         return open_file(source)
-    store, parameters = _opened(source)
+    store = open_store(source)
+    parameters = _parameters(store.contents()) if isinstance(store, Archive) else {}
+    store.release()
     moments = Tensors(everything(store), _named_moments(store.shapes, parameters))
-    if not len(moments):
+    if not moments.names:
         raise UserError(f"{source} holds no {' or '.join(MOMENTS)}: give the state of an Adam or AdamW.")
-    if any(name.partition(".")[0].isdecimal() and name.count(".") == 1 for name in moments):
+    if any(name.partition(".")[0].isdecimal() and name.count(".") == 1 for name in moments.names):
         raise UserError(
             f"{source} numbers its parameters without naming them, and numbers cannot be tied to tensors: "
             "build the optimizer from model.named_parameters() (torch 2.6 or newer) and save its state again."
         )
     return moments
-
-
-def _opened(source: Path) -> tuple[Store, dict[Hashable, str]]:
-    """The store, and number → name of the parameters that it numbers."""
-    if source.is_dir():
-        from orchestrator.forensics.weights.distributed import Distributed  # here: its imports cost 50 MB
-
-        return Distributed(source), {}
-    archive = Archive(source)
-    names = _parameters(archive.contents())
-    archive.release()
-    return archive, names
-
-
-def _find(directory: Path) -> Path:
-    for name in FILES:
-        if (directory / name).is_file():
-            return directory / name
-    raise UserError(f"{directory} holds no optimizer state: looked for {', '.join(FILES)}.")
 
 
 def _parameters(contents: Any) -> dict[Hashable, str]:

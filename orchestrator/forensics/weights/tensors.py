@@ -46,7 +46,7 @@ class Store(Protocol):
 
 
 class Tensors:
-    """Names, shapes and lazily read values of the tensors of one checkpoint. Iterating gives the names."""
+    """Names, shapes and lazily read values of the tensors of one checkpoint."""
 
     def __init__(self, stores: Mapping[Key, Store], names: Mapping[str, Key]) -> None:
         """`stores`: key → the store that holds it; `names`: name → key."""
@@ -54,13 +54,7 @@ class Tensors:
         self._places = {name: (stores[key], key) for name, key in names.items()}
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
-
-    def __len__(self) -> int:
-        return len(self._places)
+        return name in self.names
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape from the file's header, without reading the values."""
@@ -118,15 +112,24 @@ def open_tensors(source: Path) -> Tensors:
         raise UserError(f"{source} does not exist: give a checkpoint directory or a file of weights.")
     if source.is_dir() and not _is_distributed(source):
         source = _find(source)
-    stores = _open_index(source) if source.name.endswith(INDEX) else everything(_store(source))
+    stores = _open_index(source) if source.name.endswith(INDEX) else everything(open_store(source))
     found = Tensors(stores, weights(stores))
-    if not len(found):
+    if not found.names:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
-    if odd := next((name for name in found if not name.isprintable()), None):
+    if odd := next((name for name in sorted(found.names) if not name.isprintable()), None):
         raise UserError(
             f"{source} holds a tensor named {odd!r}, which would send commands to a terminal: do not use it."
         )
     return found
+
+
+def open_store(path: Path) -> Store:
+    """A file of tensors, or a DCP directory. Raises `UserError` where it is broken."""
+    if not path.is_dir():
+        return Archive(path) if path.suffix in PICKLES else SafeFile(path)
+    from orchestrator.forensics.weights.distributed import Distributed  # here: it costs 50 MB that few readings need
+
+    return Distributed(path)
 
 
 def open_file(path: Path) -> Tensors:
@@ -190,14 +193,6 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
     return values
 
 
-def _store(path: Path) -> Store:
-    if not path.is_dir():
-        return Archive(path) if path.suffix in PICKLES else SafeFile(path)
-    from orchestrator.forensics.weights.distributed import Distributed  # here: it costs 50 MB that few readings need
-
-    return Distributed(path)
-
-
 def _is_distributed(directory: Path) -> bool:
     return (directory / METADATA).is_file() and not any((directory / name).is_file() for name in USUAL)
 
@@ -233,7 +228,7 @@ def _open_index(index: Path) -> dict[Key, Store]:
     for path in sorted(set(files.values())):
         if path.parent != index.parent or path.name == ".." or not path.is_file():
             raise UserError(f"{index} names the shard {path.name}, which is not beside it: copy all shards.")
-    stores = {path: _store(path) for path in sorted(set(files.values()))}
+    stores = {path: open_store(path) for path in sorted(set(files.values()))}
     for name, path in files.items():
         if (name,) not in stores[path].shapes:
             raise UserError(f"{path} does not hold {name}, which its index says it does: copy the shards again.")

@@ -27,8 +27,7 @@ def test_values_are_cast_to_float32(tmp_path: Path) -> None:
     }
     save_file(stored, tmp_path / "model.safetensors")
     tensors = open_tensors(tmp_path)
-    assert set(tensors) == tensors.names == set(stored)
-    assert len(tensors) == len(stored)
+    assert tensors.names == set(stored)
     assert "other" not in tensors
     for name, value in stored.items():
         read = tensors.read(name)
@@ -241,7 +240,7 @@ def peak():  # unlike getrusage's, it does not begin with the parent's
 before = peak()
 for source in sys.argv[1:]:
     tensors = open_tensors(Path(source))
-    for name in tensors:
+    for name in tensors.names:
         tensors.read(name)
         for _ in tensors.rows(name, 64):
             pass
