@@ -12,7 +12,7 @@ STOPPED = "Stopped: the same command resumes from the newest checkpoints."
 
 
 class UserError(Exception):
-    """Something the user can correct: one sentence with the value, the reason and the cure.
+    """An error that the user can correct: one sentence with the value, the reason and the cure.
 
     Every command prints it without a traceback and exits with code 2.
     """

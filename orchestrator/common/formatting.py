@@ -119,12 +119,12 @@ def ranges(indices: Iterable[int], mark: str = "") -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 layer`, `8 layers`."""
+    """The count with its noun: `1 layer`, `8 layers`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def big(count: int) -> str:
-    """`478.2M`."""
+    """The count in thousands, millions or billions: `478.2M`."""
     for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= size:
             return f"{count / size:.1f}{unit}"

@@ -16,19 +16,19 @@ LONGEST = 2**63 - 1  # of a whole number, which tables hold in 64 bits
 
 
 class ShapeError(ValueError):
-    """A value that a file cannot have: names its key, and not the file."""
+    """A file holds a value that it must not; the message names its key, not the file."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of values."""
+    """A kind of value, and the test for it."""
 
     what: str  # its name, as in "is not {what}"
     fits: Callable[[Any], bool]
 
 
 def _is_number(value: Any) -> bool:
-    """Comparing refuses NaN too, and raises for no integer, however long."""
+    """True for numbers up to `LARGEST`; the comparison is false for NaN, and exact for integers of any length."""
     return (isinstance(value, float) or _is_integer(value)) and -LARGEST <= value <= LARGEST
 
 
@@ -59,7 +59,7 @@ Shape = dict[str, Kind]
 
 
 def optional(kind: Kind) -> Kind:
-    """`kind`, or null."""
+    """The kind of null and of values of `kind`."""
     return Kind(f"null or {kind.what}", lambda value: value is None or kind.fits(value))
 
 
@@ -107,7 +107,7 @@ def from_json(cls: type[T], document: Any, where: str = "") -> T:
 
 
 def _value(of: Any, value: Any, where: str, key: str) -> Any:
-    """`value` as the type `of`; it is at `key` of the document at `where`."""
+    """Check `value`, which is at `key` of the document at `where`, and convert it to the type `of`."""
     if kind := _kind_of(of):
         check(where or "its content", key, value, kind)
         return value

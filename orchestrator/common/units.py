@@ -7,7 +7,7 @@ SIZES = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def duration(seconds: float) -> str:
-    """`3.2 days`: in the largest unit of which there are at least two."""
+    """Seconds in the largest unit of which there are at least two: `3.2 days`."""
     for unit, size in DURATIONS:
         least = 2 * size
         if seconds >= least:
@@ -16,12 +16,12 @@ def duration(seconds: float) -> str:
 
 
 def work(seconds: float, unit: str) -> str:
-    """`1,234 GPU-hours`; under an hour, minutes."""
+    """Seconds of work as `1,234 GPU-hours`; in minutes under an hour."""
     return f"{figures(seconds / 3600)} {unit}-hours" if seconds >= 3600 else f"{figures(seconds / 60)} {unit}-minutes"
 
 
 def size(count: float) -> str:
-    """`6.1 GB`: bytes in SI units."""
+    """Bytes in SI units: `6.1 GB`."""
     for unit, one in SIZES:
         if count >= one:
             return f"{figures(count / one)} {unit}"
@@ -29,5 +29,5 @@ def size(count: float) -> str:
 
 
 def figures(value: float) -> str:
-    """Two decimals under 1, one under 100, none above."""
+    """The number with two significant digits under 1, one decimal under 100, none above."""
     return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

@@ -148,7 +148,7 @@ def by_null(
 
 
 def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
-    """Measures that no layer has; all of `momentum_alignment.*` are one name."""
+    """Names of the measures that no layer has; all of `momentum_alignment.*` are one."""
     present = {key.split(".")[0] for row in rows for key, value in row.items() if value is not None}
     return sorted({key.split(".")[0] for key in rows[0]} - present)
 
@@ -193,7 +193,7 @@ def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> 
 
 
 def _substitutes(stack: Stack) -> dict[str, str]:
-    """Measure → what it was read from, for measures that were not read from their definition's first choice."""
+    """Measure → its substitute, for measures that were not read from the first choice of their definition."""
     first = stack.layers[0]
     found = {}
     if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:

@@ -110,7 +110,7 @@ def _read_all(
 
 
 def _text(probe: str) -> str:
-    """The content of the file of this name where there is one, else `probe` itself."""
+    """The text to run: the content of the file named `probe` where there is one, else `probe` itself."""
     try:
         named = Path(probe).exists() and not Path(probe).is_dir()  # a pipe is a file too
     except (OSError, ValueError):  # too long for a name, or with a zero byte

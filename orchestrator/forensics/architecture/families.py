@@ -1,4 +1,4 @@
-"""Where each known family of checkpoints keeps its matrices and norms: one entry of `FAMILIES` per family."""
+"""The layouts of known families: the names of their matrices and norms, one entry of `FAMILIES` per family."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ Split = Callable[[Tensor, Heads | None], Sequence[Tensor]]
 
 
 def whole(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """A `Linear.weight` of its own."""
+    """One matrix, a `Linear.weight` of its own."""
     return [raw]
 
 
 def halves(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """Two matrices of equal height, one above the other."""
+    """Two matrices of equal height, stored one above the other."""
     return raw.tensor_split(2)
 
 
 def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """All of q above all of k above all of v; equal thirds where the heads are unknown."""
+    """q, k and v, stored one above the other; equal thirds where the heads are unknown."""
     if heads is None:
         return raw.tensor_split(3)
     kv = heads.kv_heads * heads.head_dim
@@ -46,9 +46,9 @@ def stacked(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
 
 
 def grouped(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
-    """One group after another of query heads followed by the key and the value head they share. Copies the tensor.
+    """q, k and v, stored group by group: query heads, then the key and value head that they share. Copies the tensor.
 
-    With as many groups as heads it is the per-head interleaving of GPT-NeoX, with a single one multi-query.
+    Groups of one query head are GPT-NeoX's interleaving; a single group is multi-query attention.
     """
     if heads is None:
         raise ValueError("the number of heads is unknown")
@@ -72,7 +72,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Family:
-    """A layout. Names are relative to a stem (`model.`, `bert.`, none …) that is found in the file."""
+    """The layout of a family. Names are relative to a stem (`model.`, `bert.`, none …) that is found in the file."""
 
     parts: tuple[Part, ...]
     norms: Mapping[str, str]  # of PLACES → name within the layer; parallel blocks have one norm at two places
@@ -103,13 +103,13 @@ def _fused(tensor: str, split: Split, kinds: tuple[str, ...] = ("q", "k", "v")) 
 
 
 def _megatron(attention: str) -> tuple[Part, ...]:
-    """The parts of Megatron's descendants, whose attention has this name."""
+    """The parts of a descendant of Megatron, whose attention module has the name `attention`."""
     others = _plain(o=f"{attention}.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h")
     return _fused(f"{attention}.query_key_value", grouped) + others
 
 
 def _norms(*names: str | None) -> dict[str, str]:
-    """In the order of PLACES; None where the family has no norm."""
+    """Position → name of its norm, from names in the order of PLACES; None where the family has no norm."""
     return {place: f"{name}.weight" for place, name in zip(PLACES, names, strict=False) if name}
 
 

@@ -1,4 +1,4 @@
-"""The model in a checkpoint: which tensor is which matrix or norm, by the table of families or by inference."""
+"""The model in a checkpoint: its tensors as matrices and norms of layers, by the table of families or inferred."""
 
 from __future__ import annotations
 

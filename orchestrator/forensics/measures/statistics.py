@@ -29,7 +29,7 @@ PAIRS = (("gate", "up"), ("gate", "down"), ("up", "down"))
 
 @dataclass
 class LayerStatistics:
-    """One layer's weights, reduced. Arrays are float64 unless a comment names another type."""
+    """Statistics of one layer's weights. Arrays are float64 unless a comment names another type."""
 
     index: int
     width: int  # residual coordinates d

@@ -1,4 +1,4 @@
-"""The table of measures, one decorated function each. Definitions: SCIENCE §1, or the section that is named.
+"""The table of measures, one decorated function each. Definitions: SCIENCE §1, or the section that a docstring names.
 
 A function takes a layer's statistics and, where its name has a `*`, one of the kinds q, k, v, o, gate, up, down. It
 returns None where its need is missing or the value is undefined (a zero matrix has no effective rank).
@@ -100,7 +100,7 @@ def cv(layer: LayerStatistics) -> Value:
 
 @entry("saturated")
 def saturated(layer: LayerStatistics) -> int:
-    """Positions above mean + 3·std, at most a tenth of them."""
+    """Number of positions whose co-magnitude is above mean + 3·std; a tenth of them at most."""
     return _above(layer.co_magnitude, literal_threshold(layer.co_magnitude))
 
 
@@ -116,7 +116,7 @@ def saturated_excess(layer: LayerStatistics) -> Value:
 
 @entry("saturated_robust")
 def saturated_robust(layer: LayerStatistics) -> int:
-    """Positions above median + 3·1.4826·MAD."""
+    """Number of positions whose co-magnitude is above median + 3·1.4826·MAD."""
     return _above(layer.co_magnitude, robust_threshold(layer.co_magnitude))
 
 
@@ -131,7 +131,7 @@ entry("saturated_robust_expected")(by_chance("saturated_robust"))
 
 @entry("saturated_fixed", "R")
 def saturated_fixed(layer: LayerStatistics) -> Value:
-    """Positions above the threshold of the reference checkpoint's same layer."""
+    """Number of positions above the threshold of the same layer in the reference checkpoint."""
     return None if layer.threshold is None else _above(layer.co_magnitude, layer.threshold)
 
 
@@ -140,7 +140,7 @@ entry("saturated_fixed_expected", "R")(by_chance("saturated_fixed"))
 
 @entry("depleted")
 def depleted(layer: LayerStatistics) -> int:
-    """Positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
+    """Number of positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
     cos(gate_p, up_p) where there is a gate (after 2505.17936)."""
     sign = np.sign(layer.cosines["gate", "up"]) if ("gate", "up") in layer.cosines else 1.0
     return int((sign * layer.cosines["up", "down"] < -3 / math.sqrt(layer.width)).sum())
@@ -154,7 +154,7 @@ def depletion_fraction(layer: LayerStatistics) -> Value:
 
 @entry("unique_roles")
 def unique_roles(layer: LayerStatistics) -> Value:
-    """Clusters of FFN positions that hold at least 0.5 % of them."""
+    """Number of clusters of FFN positions that hold at least 0.5 % of them."""
     return None if layer.clusters is None else int((layer.clusters >= SMALLEST).sum())
 
 
@@ -241,7 +241,7 @@ def balance(layer: LayerStatistics) -> Value:
 
 @entry("balance_per_parameter")
 def balance_per_parameter(layer: LayerStatistics) -> Value:
-    """`balance` with mean squares for sums, so that it does not restate the layer's shape (SCIENCE §3)."""
+    """`balance` of mean squares instead of sums, so that it does not restate the layer's shape (SCIENCE §3)."""
     attention, ffn = (_mean_square(layer, kinds) for kinds in (ATTENTION, FFN))
     share = _ratio(attention, attention + ffn)
     return None if share is None else -abs(share - 0.4)
@@ -311,7 +311,7 @@ def total_write(layer: LayerStatistics) -> Value:
 
 @entry("write_gain")
 def write_gain(layer: LayerStatistics) -> Value:
-    """RMS of what the layer's entries, were they independent, write for an input of RMS 1.
+    """RMS of the layer's write for an input of RMS 1, if its entries were independent.
 
     The proxy of `total_write` with fan-ins for its constants: at an initialisation of 1/√fan-in it is the same for
     layers of any shape, and so does not restate the shape (SCIENCE §3).

@@ -104,7 +104,7 @@ def _drawn_spectrum(entries: Entries, shape: tuple[int, int], rng: np.random.Gen
 
 
 def _drawn(r: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
-    """The layer's statistics with its entries redrawn, but for its spectra."""
+    """The layer's statistics with its entries redrawn, without spectra."""
     width, ffn = r.width, len(r.position_energy["up"])
     positions = {kind: resampled_sums(r.entries[kind], ffn, width, rng) for kind in r.position_energy}
     c_squared = np.square(co_magnitude(positions))

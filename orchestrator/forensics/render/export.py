@@ -33,7 +33,7 @@ def refuse_foreign(target: Path) -> None:
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One line per row; None is an empty cell. Raises `UserError` where the disk refuses."""
+    """Write one line per row; None is an empty cell. Raises `UserError` where the disk refuses."""
     with writing(path), path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -41,7 +41,7 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """The picture, of the kind that the name ends in. Raises `UserError` where the disk refuses."""
+    """Write the picture in the format that the name ends in. Raises `UserError` where the disk refuses."""
     with writing(path):
         figure.savefig(path)
 

@@ -136,7 +136,7 @@ def _scores(axes: Axes, reading: Reading) -> None:
 
 
 def _strengths(layers: Sequence[LayerReport]) -> np.ndarray:
-    """[4, L] in 0…1: how far each score is above ½, against the strongest."""
+    """Each score's excess over ½, relative to the largest, [4, L] in 0…1."""
     scores = np.array([[layer.scores[role] for layer in layers] for role in ROLES], dtype=float)
     excess = np.clip(np.nan_to_num(scores, nan=0.5) - 0.5, 0, None)
     strength = excess / max(0.1, excess.max())
@@ -146,12 +146,12 @@ def _strengths(layers: Sequence[LayerReport]) -> np.ndarray:
 
 
 def _worst_by_layer(layers: Sequence[LayerReport]) -> list[float]:
-    """Per layer, the largest ratio of any of its matrices."""
+    """Per layer, the largest ratio of a matrix's spectral norm to its peers'."""
     return [max(of_layer) for of_layer in zip(*(ratios(layers, kind) for kind in KINDS), strict=True)]
 
 
 def _values(layers: Sequence[LayerReport], key: str) -> np.ndarray:
-    """[L]; NaN where a layer lacks the measure."""
+    """One measure of every layer, [L]; NaN where a layer lacks it."""
     return np.array([layer.measures[key] for layer in layers], dtype=float)
 
 

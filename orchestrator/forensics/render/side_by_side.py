@@ -88,7 +88,7 @@ def _both(key: str, form: str) -> Callable[[Pair], Text]:
 
 
 def _flattening(pair: Pair) -> Text | str:
-    """Bold where one spread is more than half as large again as the other."""
+    """cv A over cv B, bold where one is more than half as large again as the other."""
     ratio = compared(*pair)["flattening"]
     return dash() if ratio is None else Text(f"{ratio:.2f}", "" if 1 / 1.5 < ratio < 1.5 else "bold")
 

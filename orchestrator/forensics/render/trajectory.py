@@ -51,7 +51,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The readings of a run's checkpoints, by ascending `step`, none of them None."""
+    """The readings of a run's checkpoints in order of `step`, which all of them have."""
 
     source: str
     unit: str  # that the steps count: step or epoch

@@ -49,7 +49,7 @@ class Archive:
         return self._contents
 
     def release(self) -> None:
-        """Drop the map."""
+        """Unmap the file."""
         if self._mapped:
             self._contents, self._tensors, self._read = None, {}, 0
 

@@ -71,7 +71,7 @@ def _named_moments(keys: Iterable[Key], parameters: Mapping[Hashable, str]) -> d
 
 
 def _parameter_and_moment(key: Key) -> tuple[Hashable, str] | None:
-    """Both from (…, "state", parameter, moment), or from "state.<parameter>.<moment>" where that was flattened."""
+    """Read from (…, "state", parameter, moment), or from "state.<parameter>.<moment>"; None for other keys."""
     *outer, last = key
     if outer and last in MOMENTS:
         return outer[-1], str(last)

@@ -139,7 +139,7 @@ def open_file(path: Path) -> Tensors:
 
 
 def everything(store: Store) -> dict[Key, Store]:
-    """Key of every tensor of one store → the store."""
+    """Every tensor's key in a store → that store."""
     return dict.fromkeys(store.shapes, store)
 
 
