@@ -1,109 +1,20 @@
 """A Llama-style decoder whose layers each have their own shape.
 
-The residual stream is as wide as the widest layer. A layer reads and writes its first `width` coordinates
-and the rest pass by untouched (SCIENCE §7). Parameters carry the names of the Llama family, so checkpoints
-are read by the same tools as everybody's.
+The residual stream is as wide as the widest layer. A layer reads and writes its first `width` coordinates and leaves
+the others as they are (SCIENCE §7). Parameters have the Llama family's names, so that the usual tools read checkpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.spec import DecoderSpec, LayerShape
+
 Rope = tuple[Tensor, Tensor]  # cos, sin: [T, 1, head_dim]
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The sizes of one layer. Raises `ValueError` where no attention layer has them."""
-
-    width: int  # residual coordinates it reads and writes
-    heads: int  # query heads
-    kv_heads: int  # key/value heads, each shared by heads/kv_heads query heads
-    head_dim: int
-    ffn: int  # hidden positions of the feed-forward network
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            size = getattr(self, field.name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{field.name}={size!r} is not a positive integer: every size of a layer is.")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd, and RoPE rotates pairs: choose an even head_dim.")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"kv_heads={self.kv_heads} does not divide heads={self.heads}: "
-                "each key/value head serves equally many query heads."
-            )
-
-    @property
-    def attention_width(self) -> int:
-        """Inner width of attention, heads × head_dim (`a` in SCIENCE)."""
-        return self.heads * self.head_dim
-
-
-@dataclass(frozen=True)
-class DecoderSpec:
-    """All that determines a decoder's parameters and function. Raises `ValueError` where no decoder fits."""
-
-    layers: tuple[LayerShape, ...]
-    vocab_size: int
-    norm: str = "sandwich"  # pre: one RMSNorm before each branch · sandwich: one after it as well
-    tie_embeddings: bool = True
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        if not self.layers:
-            raise ValueError("a decoder needs at least one layer: give one LayerShape per layer.")
-        if self.norm not in BLOCKS:
-            raise ValueError(f"norm={self.norm!r} is unknown: choose one of {', '.join(BLOCKS)}.")
-        for name in ("vocab_size", "rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-
-    @property
-    def width(self) -> int:
-        """Width of the residual stream: the widest layer's."""
-        return max(shape.width for shape in self.layers)
-
-    @property
-    def embed_width(self) -> int:
-        """Coordinates that the embedding writes: the first layer's."""
-        return self.layers[0].width
-
-    @property
-    def head_width(self) -> int:
-        """Coordinates that the final norm and the head read: the last layer's."""
-        return self.layers[-1].width
-
-    @property
-    def table_width(self) -> int:
-        """Columns of the embedding table. A tied one serves embedding and head, each by a prefix."""
-        return max(self.embed_width, self.head_width) if self.tie_embeddings else self.embed_width
-
-    @property
-    def embed_scale(self) -> float:
-        """Factor on what the embedding writes: √columns in Gemma 2's layout, 1 in Llama's."""
-        return self.table_width**0.5 if BLOCKS[self.norm].scaled_embedding else 1.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, which `from_dict` reads back to an equal spec."""
-        return {**asdict(self), "layers": [asdict(shape) for shape in self.layers]}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> DecoderSpec:
-        """The spec that `to_dict` wrote. Raises `ValueError` where keys are missing or unknown."""
-        try:
-            return cls(**{**plain, "layers": tuple(LayerShape(**shape) for shape in plain["layers"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is not a decoder spec ({error}): write one with DecoderSpec.to_dict.") from error
 
 
 def read_prefix(x: Tensor, width: int) -> Tensor:
@@ -112,7 +23,7 @@ def read_prefix(x: Tensor, width: int) -> Tensor:
 
 
 def write_prefix(x: Tensor, prefix: Tensor) -> Tensor:
-    """x with its first coordinates replaced by `prefix`, the rest untouched."""
+    """x with its first coordinates replaced by `prefix`."""
     width = prefix.shape[-1]
     return prefix if x.shape[-1] == width else torch.cat((prefix, x[..., width:]), dim=-1)
 
@@ -132,7 +43,7 @@ class RMSNorm(nn.Module):
 def rope_tables(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Rope:
     """cos and sin of RoPE's angles in float32, both [seq_len, 1, head_dim] (Su et al. 2021).
 
-    Coordinate i is paired with i + head_dim/2, as in Llama, and sin carries the rotation's sign.
+    Coordinate i is paired with i + head_dim/2, as in Llama, and sin has the sign of the rotation.
     """
     frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
     angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequency)  # [T, head_dim/2]
@@ -184,9 +95,6 @@ class SwiGLU(nn.Module):
 class PreNormBlock(nn.Module):
     """Attention, then FFN, each added to what it read; an RMSNorm before each (Llama's block and names)."""
 
-    norms = 2
-    scaled_embedding = False
-
     def __init__(self, shape: LayerShape, eps: float) -> None:
         super().__init__()
         self.width = shape.width
@@ -209,13 +117,7 @@ class PreNormBlock(nn.Module):
 
 
 class SandwichBlock(PreNormBlock):
-    """An RMSNorm before and after each branch (Gemma 2's block, names and scaled embedding).
-
-    Normalised branches write vectors of unit RMS, beside which an embedding of a head's scale would vanish.
-    """
-
-    norms = 4
-    scaled_embedding = True
+    """An RMSNorm before and after each branch (Gemma 2's block and names)."""
 
     def __init__(self, shape: LayerShape, eps: float) -> None:
         super().__init__(shape, eps)
@@ -244,12 +146,12 @@ class Body(nn.Module):
         self._ropes: dict[tuple[int, torch.device], Rope] = {}
 
     def rope(self, seq_len: int, head_dim: int, device: torch.device) -> Rope:
-        """The first `seq_len` rows of the RoPE tables. The longest pair asked for so far is kept."""
-        if torch.compiler.is_compiling():  # a compiler folds the tables into its graph
+        """The first `seq_len` rows of the RoPE tables, of which it keeps the longest pair so far."""
+        if torch.compiler.is_compiling():  # the tables become part of the compiled graph
             return rope_tables(seq_len, head_dim, self.spec.rope_theta, device)
         kept = self._ropes.get((head_dim, device))
         if kept is None or kept[0].shape[0] < seq_len:
-            with torch.inference_mode(False):  # autograd refuses to save tensors made in inference mode
+            with torch.inference_mode(False):  # autograd cannot save tensors made in inference mode
                 kept = rope_tables(seq_len, head_dim, self.spec.rope_theta, device)
             self._ropes[head_dim, device] = kept
         return kept[0][:seq_len], kept[1][:seq_len]
@@ -259,7 +161,7 @@ class Body(nn.Module):
         ropes = {dim: self.rope(seq_len, dim, tokens.device) for dim in {s.head_dim for s in spec.layers}}
         x = read_prefix(self.embed_tokens(tokens), spec.embed_width) * spec.embed_scale
         if spec.embed_width < spec.width:
-            x = F.pad(x, (0, spec.width - spec.embed_width))  # coordinates nobody has written are zero
+            x = F.pad(x, (0, spec.width - spec.embed_width))  # coordinates that no layer has written are 0
         for shape, layer in zip(spec.layers, self.layers, strict=True):
             x = layer(x, ropes[shape.head_dim])
         return self.norm(read_prefix(x, spec.head_width))
@@ -271,7 +173,7 @@ def next_token_logits(body: Body, head: nn.Embedding | nn.Linear, tokens: Tensor
 
 
 class Decoder(nn.Module):
-    """The language model that `spec` describes. Its weights are torch's defaults until `init_weights`."""
+    """The language model that `spec` describes, with torch's default weights until `init_weights`."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -293,7 +195,7 @@ class Decoder(nn.Module):
 
 
 def seed_of(seed: int, *names: str) -> int:
-    """A 63-bit seed for the stream called `names` of run `seed`, the same on every machine."""
+    """A 63-bit seed for the random stream `names` of run `seed`, equal on every machine."""
     digest = hashlib.sha256("/".join((str(seed), *names)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
@@ -301,8 +203,8 @@ def seed_of(seed: int, *names: str) -> int:
 def init_std(name: str, weight: Tensor, layers: int) -> float:
     """Standard deviation of a matrix at initialisation: 1/√fan_in (SCIENCE §7), less for two kinds.
 
-    What writes the residual stream is divided by √(2·layers), the number of writes (GPT-2). Tables over the
-    vocabulary are halved: logits then start with standard deviation ½ at most, the loss within ⅛ of ln V.
+    Matrices that write into the residual stream are divided by √(2·layers), the number of writes (GPT-2). Embedding and
+    head are halved: logits then start with a standard deviation of ½ at most, and the loss within ⅛ of ln V.
     """
     residual = (2 * layers) ** -0.5
     factors = {"o_proj": residual, "down_proj": residual, "embed_tokens": 0.5, "lm_head": 0.5}
@@ -313,8 +215,8 @@ def init_std(name: str, weight: Tensor, layers: int) -> float:
 def init_weights(model: Decoder, seed: int) -> None:
     """Draw every parameter from its own stream (see `init_std`); norm scales γ become 1.
 
-    A stream depends on the seed and the parameter's name alone, so adding or reshaping one parameter leaves
-    the draws of the others as they were. Draws are made on the CPU and are the same for every device.
+    A stream depends only on the seed and the parameter's name, so that adding or reshaping one parameter leaves the
+    draws of the others unchanged. Draws are made on the CPU and are equal for every device.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -323,31 +225,3 @@ def init_weights(model: Decoder, seed: int) -> None:
         stream = torch.Generator().manual_seed(seed_of(seed, "init", name))
         std = init_std(name, parameter, len(model.spec.layers))
         parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=stream))
-
-
-def matmul_params(shape: LayerShape) -> int:
-    """Entries of one layer's matrices."""
-    attention = 2 * shape.width * shape.head_dim * (shape.heads + shape.kv_heads)  # q and o, k and v
-    return attention + 3 * shape.width * shape.ffn
-
-
-def body_params(spec: DecoderSpec) -> int:
-    """Parameters of the layers: matrices and norms, without embedding, final norm and head."""
-    norms = BLOCKS[spec.norm].norms
-    return sum(matmul_params(shape) + norms * shape.width for shape in spec.layers)
-
-
-def num_params(spec: DecoderSpec) -> int:
-    """Parameters of the whole decoder; a tied table counts once."""
-    head = 0 if spec.tie_embeddings else spec.vocab_size * spec.head_width
-    return spec.vocab_size * spec.table_width + body_params(spec) + spec.head_width + head
-
-
-def forward_flops_per_token(spec: DecoderSpec, seq_len: int) -> int:
-    """Floating-point operations of one token's forward pass in a sequence of `seq_len`; training costs 3 ×.
-
-    Two per matrix entry, head included and embedding look-up not, and 4·a·T per layer for attention's scores
-    and mixing over the full square: the convention of PaLM (appendix B) and of torch's FlopCounterMode.
-    """
-    matrices = sum(matmul_params(shape) for shape in spec.layers) + spec.vocab_size * spec.head_width
-    return 2 * matrices + sum(4 * shape.attention_width * seq_len for shape in spec.layers)

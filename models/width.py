@@ -7,16 +7,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.transformer import DecoderSpec, LayerShape, forward_flops_per_token, num_params
+from models.spec import DecoderSpec, LayerShape, forward_flops_per_token, num_params
 
 TOLERANCE = 0.005  # largest relative difference in cost between matched models
 
-# Width at depth t in 0…1 relative to the base, given the profile's start and end.
+# Width over base width at depth t in 0…1, for the profile's start and end.
 PROFILES: dict[str, Callable[[float, float, float], float]] = {
     "ramp": lambda t, start, end: start + (end - start) * t,
     "x_shape": lambda t, start, end: float(np.interp(t, (0.0, 0.75, 1.0), (start, end, start))),
 }
-STATED = ("uniform", "explicit")  # given widths, never rounded
+STATED = ("uniform", "explicit")  # profiles whose widths are given, and never rounded
+
+HEADS = ("exact", "nearest")
 
 COSTS: dict[str, Callable[[DecoderSpec, int], int]] = {
     "params": lambda spec, seq_len: num_params(spec),
@@ -37,20 +39,20 @@ def profile_widths(
 
     uniform: `base` everywhere · explicit: `widths` · ramp: linear from `base·start` to `base·end` · x_shape:
     `base·start` at both ends, `base·end` three quarters down, linear between ("Variable-Width Transformers",
-    2606.18246). Ramp and x_shape are rounded to multiples of `multiple_of`, at least one of them.
-    Raises `ValueError` for an unknown profile, a size that is not positive or a wrong number of widths.
+    2606.18246). Ramp and x_shape are rounded to positive multiples of `multiple_of`. Raises `ValueError` for an unknown
+    profile, a size that is not positive or a wrong number of widths.
     """
     if kind not in (*PROFILES, *STATED):
         raise ValueError(f"profile={kind} is unknown: choose one of {', '.join((*STATED, *PROFILES))}.")
     if (widths is not None) != (kind == "explicit"):
         given = "null" if widths is None else f"{list(widths)}"
         raise ValueError(
-            f"widths={given} does not go with profile={kind}: profile=explicit alone takes them, one a layer."
+            f"widths={given} does not go with profile={kind}: only profile=explicit takes widths, one for each layer."
         )
     sizes = {"layers": layers, "width": base, "start": start, "end": end, "multiple_of": multiple_of}
     for name, value in sizes.items():
         if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}={value} must be a positive number to shape widths with.")
+            raise ValueError(f"{name}={value} must be a positive number.")
     if widths is not None:
         if len(widths) != layers or min(widths) < 1:
             raise ValueError(
@@ -64,40 +66,13 @@ def profile_widths(
     return [multiple_of * max(1, math.floor(base * ratio / multiple_of + 0.5)) for ratio in ratios]
 
 
-def exact_heads(layer: int, width: int, head_dim: int, queries_per_kv: int) -> int:
-    """width/head_dim. Raises `ValueError` where that is not a whole number of query groups."""
-    group = head_dim * queries_per_kv
-    if width % group == 0:
-        return width // head_dim
-    below, above = width // group * group, -(-width // group) * group
-    near = f"{below} or {above}" if below else f"{above}"
-    fitting = [d for d in range(2, width // queries_per_kv + 1, 2) if width % (d * queries_per_kv) == 0]
-    cure = f"use width {near}"
-    if fitting:
-        cure += f", head_dim={min(fitting, key=lambda d: abs(d - head_dim))}"
-    groups = f"head_dim={head_dim}" if queries_per_kv == 1 else f"head_dim × queries_per_kv = {group}"
-    raise ValueError(f"{groups} does not divide width {width} of layer {layer}: {cure}, or heads=nearest.")
-
-
-def nearest_heads(layer: int, width: int, head_dim: int, queries_per_kv: int) -> int:
-    """The whole number of query groups nearest to width/head_dim heads, at least one group."""
-    return queries_per_kv * max(1, math.floor(width / (head_dim * queries_per_kv) + 0.5))
-
-
-HEADS: dict[str, Callable[[int, int, int, int], int]] = {"exact": exact_heads, "nearest": nearest_heads}
-
-
 def layer_shapes(
-    widths: Sequence[int],
-    head_dim: int,
-    heads: str = "exact",
-    queries_per_kv: int = 1,
-    ffn_ratio: float = 3.0,
+    widths: Sequence[int], head_dim: int, heads: str = "exact", queries_per_kv: int = 1, ffn_ratio: float = 3.0
 ) -> tuple[LayerShape, ...]:
-    """The shape of every layer: `width/head_dim` heads, `ffn_ratio·width` FFN positions.
+    """The shape of each layer: `width/head_dim` heads in groups of `queries_per_kv`, `ffn_ratio·width` FFN positions.
 
-    heads="exact" asks head_dim (times queries_per_kv) to divide every width; "nearest" rounds.
-    Raises `ValueError`, naming the layer and what would fit, where it does not divide.
+    heads="nearest" rounds the number of groups, to at least 1. With "exact" it must be whole: raises `ValueError` where
+    it is not, naming the layer and sizes that fit.
     """
     if heads not in HEADS:
         raise ValueError(f"heads={heads} is unknown: choose one of {', '.join(HEADS)}.")
@@ -105,16 +80,31 @@ def layer_shapes(
     for name, size in sizes.items():
         if not size > 0:
             raise ValueError(f"{name}={size} must be positive.")
+    group = head_dim * queries_per_kv
     shapes = []
     for layer, width in enumerate(widths):
-        queries = HEADS[heads](layer, width, head_dim, queries_per_kv)
+        if heads == "exact" and width % group:
+            raise ValueError(_misfit(layer, width, head_dim, queries_per_kv))
+        kv_heads = max(1, math.floor(width / group + 0.5))
         ffn = max(1, round(ffn_ratio * width))
-        shapes.append(LayerShape(width, queries, queries // queries_per_kv, head_dim, ffn))
+        shapes.append(LayerShape(width, kv_heads * queries_per_kv, kv_heads, head_dim, ffn))
     return tuple(shapes)
 
 
+def _misfit(layer: int, width: int, head_dim: int, queries_per_kv: int) -> str:
+    """The message for a width that heads do not divide, with the nearest sizes that fit."""
+    group = head_dim * queries_per_kv
+    near = [f"{size}" for size in (width // group * group, -(-width // group) * group) if size]
+    fitting = [d for d in range(2, width // queries_per_kv + 1, 2) if width % (d * queries_per_kv) == 0]
+    cure = f"use width {' or '.join(near)}"
+    if fitting:
+        cure += f", head_dim={min(fitting, key=lambda d: abs(d - head_dim))}"
+    groups = f"head_dim={head_dim}" if queries_per_kv == 1 else f"head_dim × queries_per_kv = {group}"
+    return f"{groups} does not divide width {width} of layer {layer}: {cure}, or heads=nearest."
+
+
 def crossing(cost: Callable[[float], int], target: int, low: float, high: float) -> float:
-    """The x in [low, high] whose `cost`, a rising step function, is nearest to `target`."""
+    """The x in [low, high] whose `cost`, which rises in steps, is nearest to `target`."""
     for _ in range(60):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if cost(middle) <= target else (low, middle)
@@ -122,26 +112,19 @@ def crossing(cost: Callable[[float], int], target: int, low: float, high: float)
 
 
 def matched_spec(
-    build: Callable[[float, float], DecoderSpec],
-    cost: Callable[[DecoderSpec], int],
-    target: int,
-    ffn_ratio: float,
+    build: Callable[[float, float], DecoderSpec], cost: Callable[[DecoderSpec], int], target: int, ffn_ratio: float
 ) -> DecoderSpec:
     """The spec `build(scale, ffn_ratio)` whose cost is within 0.5 % of `target`.
 
-    Widths are scaled first; where their grid is too coarse, the FFN ratio takes up the remainder.
-    Raises `ValueError` where the FFN would have to shrink or grow by more than half as much again.
+    Widths are scaled first; where their grid is too coarse, the FFN ratio makes up the difference. Raises `ValueError`
+    where that would take less than two thirds or more than one and a half of `ffn_ratio`.
     """
-
-    def off(spec: DecoderSpec) -> float:
-        return abs(cost(spec) / target - 1)
-
     scale = crossing(lambda s: cost(build(s, ffn_ratio)), target, 2**-8, 2**8)
     spec = build(scale, ffn_ratio)
-    if off(spec) > TOLERANCE:
+    if abs(cost(spec) / target - 1) > TOLERANCE:
         ratio = crossing(lambda r: cost(build(scale, r)), target, ffn_ratio / 1.5, ffn_ratio * 1.5)
         spec = build(scale, ratio)
-    if off(spec) > TOLERANCE:
+    if abs(cost(spec) / target - 1) > TOLERANCE:
         raise ValueError(
             f"no scale of these widths costs within {TOLERANCE:.1%} of the uniform model ({cost(spec):,} "
             f"against {target:,}): use a finer multiple_of, other widths, or match=none."
@@ -173,9 +156,9 @@ def build_spec(
     """The decoder that a model and a width profile describe.
 
     multiple_of=None rounds widths to head_dim × queries_per_kv with heads="exact", to 4 with "nearest".
-    match="params" or "flops" (the latter at `seq_len`) scales the profile until it costs what the uniform
-    model at `width` costs, within 0.5 %; explicit widths stay and only their FFN ratio gives.
-    Raises `ValueError` where the sizes do not fit together.
+    match="params" or "flops" (at `seq_len`) scales the profile until it costs, within 0.5 %, what the uniform model at
+    `width` costs; explicit widths are kept, and only their FFN ratio is scaled. Raises `ValueError` where sizes do not
+    fit together.
     """
     natural = head_dim * queries_per_kv if heads == "exact" else 4
     grid = natural if multiple_of is None else multiple_of

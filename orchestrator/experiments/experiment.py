@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from models.transformer import DecoderSpec, forward_flops_per_token
+from models.spec import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, schema

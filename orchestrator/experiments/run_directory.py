@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from models.transformer import num_params
+from models.spec import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema

@@ -9,7 +9,8 @@ from functools import cached_property
 
 import torch
 
-from models.transformer import Decoder, DecoderSpec, body_params, forward_flops_per_token, num_params
+from models.spec import DecoderSpec, body_params, forward_flops_per_token, num_params
+from models.transformer import Decoder
 from orchestrator.config.schema import Config, Credit, SidecarMode
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops

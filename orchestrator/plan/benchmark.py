@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights, matmul_params
+from models.spec import DecoderSpec, LayerShape, matmul_params
+from models.transformer import Decoder, init_weights
 from orchestrator.config.schema import Config
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading

@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from models.transformer import Decoder, DecoderSpec, forward_flops_per_token, num_params
+from models.spec import DecoderSpec, forward_flops_per_token, num_params
+from models.transformer import Decoder
 from orchestrator.config.schema import Config, Device, Gpu
 from orchestrator.training.optimizer import DecoupledAdamW
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.transformer import BLOCKS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
+from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.config.schema import Config, Precision
 
 FP32, BF16 = 4, 2  # bytes
@@ -32,7 +32,7 @@ def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
     `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. At the peak the log-softmax of the logits
     and its gradient are kept in fp32, and under autocast one bf16 copy.
     """
-    kept = sum(_of_layer(shape, BLOCKS[spec.norm].norms, half=half) for shape in spec.layers)
+    kept = sum(_of_layer(shape, NORMS[spec.norm], half=half) for shape in spec.layers)
     kept += FP32 * 3 * spec.width + spec.vocab_size * (2 * FP32 + BF16 * half)
     copies = sum(matmul_params(shape) for shape in spec.layers) + spec.vocab_size * spec.head_width
     return float(tokens * kept + BF16 * half * copies)

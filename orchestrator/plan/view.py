@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from models.transformer import DecoderSpec
+from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.common.units import duration, figures, size, work

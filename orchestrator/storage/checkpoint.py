@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.transformer import Decoder, DecoderSpec
+from models.spec import DecoderSpec
+from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from models.transformer import num_params
+from models.spec import num_params
 from orchestrator.analysis import Comparison
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.conservation import REFERENCES

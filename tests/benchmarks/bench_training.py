@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from models.transformer import Decoder, DecoderSpec, init_weights
+from models.spec import DecoderSpec
+from models.transformer import Decoder, init_weights
 from models.width import build_spec
 from orchestrator.config.schema import Config, OptimConfig
 from orchestrator.training.optimizer import DecoupledAdamW

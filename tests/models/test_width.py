@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.transformer import Decoder, DecoderSpec, forward_flops_per_token, init_weights, num_params
+from models.spec import DecoderSpec, forward_flops_per_token, num_params
+from models.transformer import Decoder, init_weights
 from models.width import build_spec, layer_shapes, profile_widths
 from tests.naming import naming
 

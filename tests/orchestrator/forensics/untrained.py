@@ -8,7 +8,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from models.transformer import Decoder, DecoderSpec, init_weights
+from models.spec import DecoderSpec
+from models.transformer import Decoder, init_weights
 from models.width import build_spec
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import (
@@ -146,7 +147,7 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
     assert result["step"] == 7
     config = load.from_file(cell / "config.yaml")
     corpus = prepare(config.data, 264, 16)
-    assert result["rows"] == {domain: corpus.rows(domain, "validation") for domain in ("words", "numbers")}
+    assert result["rows"] == {domain: corpus.splits[domain]["validation"].rows for domain in ("words", "numbers")}
     decoder = decoder_of("sandwich", seed=7)
     for domain in ("words", "numbers"):
         rows = corpus.heldout(domain, "validation")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder, init_weights
 from orchestrator.config import load
 from orchestrator.config.schema import (
     Config,

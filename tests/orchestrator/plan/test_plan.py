@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.transformer import Decoder, DecoderSpec, LayerShape
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder
 from orchestrator.common.units import duration, size, work
 from orchestrator.config import load, schema
 from orchestrator.config.schema import (

@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from models.hf import to_huggingface
-from models.transformer import Decoder, DecoderSpec, LayerShape
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel, Heads

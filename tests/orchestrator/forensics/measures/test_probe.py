@@ -13,7 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.measures.probe import attention_pattern, pattern_sums, probe
 from orchestrator.forensics.measures.runner import runnable

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
 from models.hf import LayeredDecoderForCausalLM, to_huggingface
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.config import load, schema
 from orchestrator.config.schema import TokenizerKind
