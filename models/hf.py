@@ -1,8 +1,7 @@
-"""Our decoder as a `transformers` model, and the way to and from stock Llama.
+"""Our decoder as a `transformers` model: stock Llama where that computes the same.
 
-`to_huggingface(decoder).save_pretrained(folder)` writes what `AutoModelForCausalLM.from_pretrained(folder)`
-reads. Where stock Llama can hold the weights that is all; otherwise the model type is `layered_decoder`, and
-`import models.hf` must come first: it registers the type.
+`AutoModelForCausalLM.from_pretrained(folder)` reads what `to_huggingface(decoder).save_pretrained(folder)` wrote. Where
+stock Llama does not fit, the model type is `layered_decoder`, which `import models.hf` registers: import it first.
 """
 
 from __future__ import annotations
@@ -22,11 +21,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutput
 
-from models.transformer import Decoder, DecoderSpec, LayerShape, next_token_logits
+from models.spec import DecoderSpec
+from models.transformer import Decoder, next_token_logits
 
 
 class LayeredDecoderConfig(PreTrainedConfig):
-    """Carries `DecoderSpec.to_dict()`, and the sizes that transformers asks of every model."""
+    """Holds a `DecoderSpec` as plain JSON, and the sizes that transformers asks of every model."""
 
     model_type = "layered_decoder"
 
@@ -35,7 +35,7 @@ class LayeredDecoderConfig(PreTrainedConfig):
 
     @property
     def decoder_spec(self) -> DecoderSpec:
-        """The spec. Raises `ValueError` where the configuration carries none."""
+        """The spec. Raises `ValueError` where the configuration has none."""
         return DecoderSpec.from_dict(self.spec or {})
 
     @property
@@ -52,7 +52,7 @@ class LayeredDecoderConfig(PreTrainedConfig):
 
 
 class LayeredDecoderForCausalLM(PreTrainedModel, GenerationMixin):
-    """`Decoder` behind transformers' interface, with the same tensor names. It keeps no key/value cache."""
+    """`Decoder` with transformers' interface and the same tensor names. It keeps no key/value cache."""
 
     config_class = LayeredDecoderConfig
     base_model_prefix = "model"
@@ -66,15 +66,11 @@ class LayeredDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        **unused: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
     ) -> CausalLMOutput:
         """Logits [B, T, V] and, with `labels` (−100 is skipped), the mean next-token loss in nats.
 
-        Padding may only follow the text: raises `ValueError` where `attention_mask` [B, T] says otherwise.
+        Raises `ValueError` where `attention_mask` [B, T] has padding before text.
         """
         if attention_mask is not None and (attention_mask.diff(dim=1) > 0).any():
             raise ValueError(
@@ -89,7 +85,7 @@ class LayeredDecoderForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Every step recomputes the whole prefix."""
+        """The inputs of one step, which recomputes the whole prefix."""
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
 
 
@@ -98,7 +94,7 @@ AutoModelForCausalLM.register(LayeredDecoderConfig, LayeredDecoderForCausalLM)
 
 
 def fits_llama(spec: DecoderSpec) -> bool:
-    """True where stock Llama computes the same function: pre-norm, equal layers, a width its heads divide."""
+    """True where stock Llama computes the same: pre-norm, equal layers, and heads that divide the width."""
     first = spec.layers[0]
     return spec.norm == "pre" and len(set(spec.layers)) == 1 and first.width % first.heads == 0
 
@@ -118,7 +114,7 @@ def to_huggingface(model: Decoder) -> PreTrainedModel:
 
 
 def llama_config(spec: DecoderSpec) -> LlamaConfig:
-    """The configuration of a Llama of this spec. Special tokens are the tokenizer's affair: none are set."""
+    """The configuration of a Llama of this spec. It sets no special tokens, which the tokenizer has."""
     shape = spec.layers[0]
     return LlamaConfig(
         vocab_size=spec.vocab_size,
@@ -134,39 +130,3 @@ def llama_config(spec: DecoderSpec) -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=None,
     )
-
-
-def from_llama(source: PreTrainedModel) -> Decoder:
-    """A decoder with a Llama's weights, in float32. Raises `ValueError` where it cannot compute the same."""
-    config = source.config
-    if not isinstance(source, LlamaForCausalLM):
-        raise ValueError(f"{type(source).__name__} is not LlamaForCausalLM: only Llama's weights fit this decoder.")
-    rope = config.rope_parameters
-    expected = {
-        "hidden_act": (config.hidden_act, "silu"),
-        "attention_bias": (config.attention_bias, False),
-        "mlp_bias": (config.mlp_bias, False),
-        "rope_type": (rope["rope_type"], "default"),
-    }
-    for name, (value, ours) in expected.items():
-        if value != ours:
-            raise ValueError(f"{name}={value} has no place in this decoder: only Llamas with {name}={ours} fit.")
-    shape = LayerShape(
-        config.hidden_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-        config.head_dim,
-        config.intermediate_size,
-    )
-    spec = DecoderSpec(
-        (shape,) * config.num_hidden_layers,
-        config.vocab_size,
-        norm="pre",
-        tie_embeddings=config.tie_word_embeddings,
-        rope_theta=rope["rope_theta"],
-        norm_eps=config.rms_norm_eps,
-    )
-    decoder = Decoder(spec)
-    state = source.state_dict()
-    decoder.load_state_dict({name: state[name] for name in decoder.state_dict()})
-    return decoder

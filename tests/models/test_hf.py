@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from models.hf import LayeredDecoderForCausalLM, from_llama, to_huggingface
-from models.transformer import Decoder, DecoderSpec, LayerShape, init_weights
+from models.hf import LayeredDecoderForCausalLM, to_huggingface
+from models.spec import DecoderSpec, LayerShape
+from models.transformer import Decoder, init_weights
 from tests.naming import naming
 
 SHAPE = LayerShape(32, 4, 2, 8, 64)
@@ -57,15 +58,6 @@ def test_generate_continues_with_the_likeliest_token(name: str, use_cache: bool)
     assert torch.equal(written, expected)
 
 
-@pytest.mark.parametrize("name", ["llama", "untied llama"])
-def test_from_llama_undoes_to_huggingface(name: str) -> None:
-    model = built(name)
-    back = from_llama(to_huggingface(model).bfloat16())
-    assert back.spec == model.spec
-    for key, weight in model.state_dict().items():
-        assert torch.equal(back.state_dict()[key], weight.bfloat16().float()), key
-
-
 def test_padding_on_the_left_is_refused_and_on_the_right_is_harmless() -> None:
     ours = to_huggingface(built("ramp"))
     mask = torch.ones_like(ROWS)
@@ -74,23 +66,3 @@ def test_padding_on_the_left_is_refused_and_on_the_right_is_harmless() -> None:
         assert torch.equal(ours(ROWS, attention_mask=mask).logits[0, :7], ours(ROWS).logits[0, :7])
         with pytest.raises(ValueError, match=naming("attention_mask", "on the right")):
             ours(ROWS, attention_mask=mask.flip(1))
-
-
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        ({"hidden_act": "gelu"}, "hidden_act=gelu"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type=linear"),
-    ],
-)
-def test_llamas_that_compute_something_else_are_refused(options: dict, reason: str) -> None:
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=64, num_hidden_layers=1, **options)
-    with pytest.raises(ValueError, match=reason):
-        from_llama(LlamaForCausalLM(config))
-
-
-def test_other_families_are_refused() -> None:
-    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match=naming("GPT2LMHeadModel", "LlamaForCausalLM")):
-        from_llama(gpt2)
