@@ -26,7 +26,7 @@ class Reader(Protocol):
         """Queue the checkpoint at `path`, which has just been saved."""
 
     def take_part(self) -> None:
-        """After the last step: also read in this process what is still unread."""
+        """Called after the last step: read in this process, too, what is still unread."""
 
     def is_busy(self) -> bool:
         """True while this process has readings to make; raises what one of them raised."""
@@ -39,18 +39,17 @@ NewReader = Callable[[Readings], Reader]
 
 
 def callbacks_for(config: Config, new_reader: NewReader, world: World = SINGLE_PROCESS) -> list[Callback]:
-    """The callbacks of a cell, in the order in which each step calls them; `new_reader` makes what reads checkpoints.
+    """The callbacks of a cell, in the order in which each step calls them; `new_reader` makes its reader.
 
-    Those that add to the record come before the one that writes it to the metrics log; that comes before the
-    checkpoint, so that no checkpoint is ahead of the log; then readings are made of checkpoints, and W&B gets what is
-    on disk. Only rank 0 reads from disk.
+    `WriteMetrics` follows those that add to the record and precedes `SaveCheckpoint`, so that no checkpoint is ahead
+    of the metrics log. Readings and W&B, on rank 0 alone, come last: they read what the others wrote to disk.
     """
     from_disk = [ReadLayers(new_reader), Track(config)] if world.is_rank_0 else []
     return [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *from_disk]
 
 
 class DecideMultipliers(Callback):
-    """Lets the sidecar decide where an interval ends (SCIENCE §6), before the checkpoint of that step is written."""
+    """Lets the sidecar decide at the end of its interval (SCIENCE §6), before the checkpoint of that step."""
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.sidecar and trainer.sidecar.before_step(trainer.step):
@@ -58,7 +57,7 @@ class DecideMultipliers(Callback):
 
 
 class TraceMomentum(Callback):
-    """Records cos(−exp_avg, w) of every matrix over the last steps before a reading (SCIENCE §1)."""
+    """Records cos(−exp_avg, w) of every matrix in the last steps before a reading (SCIENCE §1)."""
 
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
@@ -67,21 +66,18 @@ class TraceMomentum(Callback):
         if trainer.step == 0 or next_reading - trainer.step >= length:
             trainer.trace = {}  # a checkpoint between readings has no trace rather than an old one
             return
-        names = trainer.optimizer.decayed
-        weights = [trainer.optimizer.named[name] for name in names]
-        momenta = [trainer.optimizer.adam.state[weight]["exp_avg"] for weight in weights]
-        cosines = torch.stack(
-            [
-                -torch.cosine_similarity(gather(m).flatten(), gather(w).flatten(), dim=0)
-                for m, w in zip(momenta, weights, strict=True)
-            ]
-        )
-        for name, cosine in zip(names, cosines.tolist(), strict=True):  # one wait for the device
+        cosines = []
+        for name in trainer.optimizer.decayed:
+            weight = trainer.optimizer.named[name]
+            momentum = trainer.optimizer.adam.state[weight]["exp_avg"]
+            cosines.append(-torch.cosine_similarity(gather(momentum).flatten(), gather(weight).flatten(), dim=0))
+        values = torch.stack(cosines).tolist()  # one wait for the device
+        for name, cosine in zip(trainer.optimizer.decayed, values, strict=True):
             trainer.trace[name] = [*trainer.trace.get(name, []), cosine][-length:]
 
 
 class EvaluateHeldout(Callback):
-    """Measures held-out loss per domain: validation while training, test once, at the end."""
+    """Measures the held-out loss of every domain: on validation during training, on test after the last step."""
 
     def start(self, trainer: Trainer) -> None:
         self.rows = {
@@ -103,7 +99,7 @@ class EvaluateHeldout(Callback):
 
 
 class WriteMetrics(Callback):
-    """Writes a record at every due step, and where another callback added to the record.
+    """Writes a record every `train.log_every` steps, and where another callback added to it.
 
     Its training loss is the mean over the steps since the previous record.
     """
@@ -159,7 +155,7 @@ class SaveCheckpoint(Callback):
 
 
 class ReadLayers(Callback):
-    """Has every due checkpoint read beside training, which waits for readings only after its last step.
+    """Passes due checkpoints to the reader; training waits for readings only after its last step.
 
     The next attempt reads the checkpoints that a crash or a signal left unread.
     """
@@ -187,7 +183,7 @@ class ReadLayers(Callback):
 
     def finish(self, trainer: Trainer) -> None:
         self._close()
-        trainer.prune()  # checkpoints that were kept until they were read
+        trainer.prune()  # some were kept only until they were read
 
     def fail(self, trainer: Trainer, reason: str) -> None:
         self._close()

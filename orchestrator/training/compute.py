@@ -1,4 +1,4 @@
-"""Where and in which precision a model computes."""
+"""The device and the precision of a model's computations."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orchestrator.training.distributed import World
 
 @dataclass(frozen=True)
 class Compute:
-    """A rank's device, and whether matrix products are in bf16; parameters are fp32 either way."""
+    """A rank's device, and the precision of matrix products there; parameters are fp32 either way."""
 
     device: torch.device
-    bf16: bool
+    bf16: bool  # else fp32
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Encloses a forward pass."""
+        """The context of a forward pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
     def to_device(self, rows: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ class Compute:
 
 
 def compute_of(train: TrainConfig, world: World) -> Compute:
-    """The device and precision of `train` on this rank. Raises `UserError` where there is no such device."""
+    """The device and precision of this rank. Raises `UserError` for train.device=cuda without a GPU."""
     cuda = torch.cuda.is_available()
     if train.device == Device.cuda and not cuda:
         raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")

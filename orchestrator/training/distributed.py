@@ -1,7 +1,4 @@
-"""Several processes that train one cell (FSDP2): each holds its shards of the tensors and sees its rows of a batch.
-
-`World` is a cell trained by one process, where a collective returns its input; `rendezvous` finds out which it is.
-"""
+"""The processes that train one cell (FSDP2): each holds its shards of the tensors and sees its rows of a batch."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder, PreNormBlock
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from sidecar.sharded import all_reduce_mean, broadcast, gather
+from sidecar.sharded import broadcast, gather, is_sharded
 
 T = TypeVar("T")
 WATCH_SECONDS = 5.0  # between two checks whether another rank has failed
@@ -29,17 +26,18 @@ LOST = "another of its processes ended without a message (killed, or out of memo
 
 
 class RankError(Exception):
-    """Another rank failed, or never came, for a reason that is not the user's to mend."""
+    """Another rank failed or did not start, for a reason that the user cannot mend."""
 
 
 class Rank0Error(UserError):
-    """What failed on rank 0, raised on the other ranks."""
+    """An error of rank 0, raised on the other ranks."""
 
 
 class World:
-    """All processes that train a cell: one."""
+    """All processes that train a cell, seen from one of them. Without arguments: this process trains alone."""
 
-    rank, size = 0, 1
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, store: dist.Store | None = None) -> None:
+        self.rank, self.size, self.local_rank, self.store = rank, size, local_rank, store
 
     @property
     def is_rank_0(self) -> bool:
@@ -47,53 +45,8 @@ class World:
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's device of that type."""
-        return device
-
-    def shard(self, model: Decoder, device: torch.device, bf16: bool) -> None:
-        """Move `model` to `device`; with several ranks each keeps its shards. `bf16`: autocast uses it."""
-        model.to(device)
-
-    def shard_rows(self, rows: Tensor) -> tuple[Tensor, int]:
-        """This rank's `rows`, and the factor that turns the mean over ranks of its sums into the sum over `rows`."""
-        return rows, 1
-
-    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        """The mean of `tensor` over ranks."""
-        return tensor
-
-    def any_rank(self, flag: bool) -> bool:
-        """True on every rank if `flag` is true on any. Acts as a barrier."""
-        return flag
-
-    def on_rank_0(self, act: Callable[[], T]) -> T:
-        """Call `act` on rank 0 alone; return its result, or raise its error, on every rank. Acts as a barrier."""
-        return act()
-
-    def broadcast(self, text: str = "") -> str:
-        """Rank 0's `text`, on every rank."""
-        return text
-
-    def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The full tensors on rank 0, nothing on the others."""
-        return dict(named)
-
-    def failing_together(self) -> AbstractContextManager[None]:
-        """An error that one rank raises in the block is raised by all."""
-        return nullcontext()
-
-
-SINGLE_PROCESS = World()
-
-
-class DistributedWorld(World):
-    """One of several processes, which share `store` and a process group."""
-
-    def __init__(self, rank: int, size: int, local_rank: int, store: dist.Store) -> None:
-        self.rank, self.size, self.local_rank, self.store = rank, size, local_rank, store
-
-    def device(self, device: torch.device) -> torch.device:
-        if device.type != "cuda":
+        """`device`; where several ranks train on GPUs, the GPU of this rank."""
+        if self.size == 1 or device.type != "cuda":
             return device
         # a scheduler may show a task all GPUs of the machine, or one
         device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
@@ -101,11 +54,14 @@ class DistributedWorld(World):
         return device
 
     def shard(self, model: Decoder, device: torch.device, bf16: bool) -> None:
-        """Shard `model` with one FSDP group for each layer's matrices and one for the rest; masters are fp32.
+        """Move `model` to `device`. Several ranks shard it: one FSDP group per layer's matrices, one for the rest.
 
-        With `bf16` a layer's matrices are gathered in bf16, to which autocast would cast them. Everything else is as
-        in one process: norm scales, which are in the root's group, and the residual stream are fp32.
+        Masters are fp32. With `bf16` a layer's matrices are gathered in bf16, to which autocast would cast them; norm
+        scales, which are in the root's group, and the residual stream stay fp32, as in one process.
         """
+        if self.size == 1:
+            model.to(device)
+            return
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -122,19 +78,21 @@ class DistributedWorld(World):
         fully_shard(model, mesh=mesh, mp_policy=rest, reshard_after_forward=True)
 
     def shard_rows(self, rows: Tensor) -> tuple[Tensor, int]:
+        """This rank's `rows`, and the factor that turns the mean over ranks of its sums into the sum over `rows`."""
         if len(rows) < self.size:  # every rank must run every pass: each takes all rows
             return rows, 1
         return rows[self.rank :: self.size], self.size
 
-    def all_reduce_mean(self, tensor: Tensor) -> Tensor:
-        return all_reduce_mean(tensor)
-
     def any_rank(self, flag: bool) -> bool:
+        """True on every rank if `flag` is true on any. Acts as a barrier."""
+        if self.size == 1:
+            return flag
         flags = torch.tensor(int(flag))  # on the CPU: gloo waits for no GPU and notices a rank that is gone
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         return bool(flags)
 
     def on_rank_0(self, act: Callable[[], T]) -> T:
+        """Call `act` on rank 0 alone; return its result, or raise its error, on every rank. Acts as a barrier."""
         outcome: tuple[Any, str | None] = (None, None)
         if self.is_rank_0:
             try:
@@ -148,23 +106,26 @@ class DistributedWorld(World):
         return result
 
     def broadcast(self, text: str = "") -> str:
+        """Rank 0's `text`, on every rank."""
         return str(broadcast(text))
 
     def gather(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The full tensors on rank 0, on the CPU where they were sharded; nothing on the other ranks."""
         gathered = {}
         for name, tensor in named.items():
             full = gather(tensor.detach())
             if self.is_rank_0:
-                gathered[name] = full.cpu()
+                gathered[name] = full.cpu() if is_sharded(tensor) else full
         return gathered
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
+        """Raise on every rank an error that one of them raises in the block."""
         try:
             yield
-        except Rank0Error:
-            raise
         except Exception as error:
+            if self.store is None or isinstance(error, Rank0Error):
+                raise
             # A rank that fails stores its reason before it ends, and only its end makes others fail: the reason that
             # was stored first is the cause.
             kind = next((kind for kind in (UserError, RankError) if isinstance(error, kind)), None)
@@ -178,7 +139,7 @@ class DistributedWorld(World):
 
     @contextmanager
     def watchdog(self) -> Iterator[None]:
-        """End this process where another failed and this one waits on: a collective on GPUs does so for ever."""
+        """End this process if it still waits long after another one failed: a collective on GPUs waits for ever."""
         ended = threading.Event()
         watch = threading.Thread(target=self._watch, args=(ended,), name="ranks", daemon=True)
         watch.start()
@@ -193,16 +154,23 @@ class DistributedWorld(World):
             if ended.wait(WATCH_SECONDS):
                 return
         if not ended.wait(GRACE_SECONDS):
-            print(f"Process {self.rank} ends, for it still waits after another's failure: {reason}", file=sys.stderr)
-            sys.stderr.flush()
+            print(
+                f"Process {self.rank} ends, for it still waits after another's failure: {reason}",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(1)
 
     def _failure(self) -> str:
-        """The reason that another rank stored as it failed; empty where none failed."""
+        """The reason that a failed rank stored; empty where none failed."""
+        assert self.store is not None
         try:
             return json.loads(self.store.get("failed"))[1] if self.store.check(["failed"]) else ""
         except RuntimeError:  # the store was the lost rank's
             return LOST
+
+
+SINGLE_PROCESS = World()
 
 
 def check(config: Config, size: int) -> None:
@@ -223,6 +191,6 @@ def describe(error: Exception) -> str:
 
 
 def _is_lost(error: Exception) -> bool:
-    """True for an error that says no more than that another rank is gone."""
+    """True for an error that only says that another rank is gone."""
     phrases = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)

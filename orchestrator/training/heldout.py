@@ -10,10 +10,11 @@ from torch import Tensor
 from models.transformer import Decoder
 from orchestrator.training.compute import Compute
 from orchestrator.training.distributed import World
+from sidecar.sharded import all_reduce_mean
 
 
 class HeldoutLoss:
-    """Mean next-token loss, nats per token, computed `micro_batch` rows at a time and shared among ranks."""
+    """Mean next-token loss in nats per token, over `micro_batch` rows at a time; ranks share the rows."""
 
     def __init__(self, model: Decoder, compute: Compute, world: World, micro_batch: int) -> None:
         self.model, self.compute, self.world, self.micro_batch = model, compute, world, micro_batch
@@ -21,12 +22,12 @@ class HeldoutLoss:
     @torch.no_grad()
     def mean(self, rows: Tensor) -> float:
         """The mean loss over `rows` [n, T+1]."""
-        return self.world.all_reduce_mean(torch.stack(list(self.parts(rows))).sum()).item()
+        return all_reduce_mean(torch.stack(list(self.parts(rows))).sum()).item()
 
     def parts(self, rows: Tensor) -> Iterator[Tensor]:
-        """One term for each micro-batch of `rows`, with its graph where gradients are enabled.
+        """Terms that sum to the mean loss, one per micro-batch, with their graphs where gradients are enabled.
 
-        The mean loss is their sum; with several ranks, the mean over ranks of their sums.
+        With several ranks, the mean loss is the mean over ranks of these sums.
         """
         for part in rows.split(self.micro_batch):
             mine, factor = self.world.shard_rows(part)

@@ -1,4 +1,4 @@
-"""One cell: the training loop, whose periodic work is callbacks."""
+"""The training loop of one cell; its periodic work is done by callbacks."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ POLL_SECONDS = 0.05
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Handler that turns SIGINT, SIGTERM and SIGUSR2 into a flag; the loop reads it at its next step boundary.
+    """Notes SIGINT, SIGTERM and SIGUSR2 while it is entered; the loop stops at its next step boundary.
 
-    `on_saved` is called once the stopped run has saved its checkpoint.
+    The loop calls `on_saved` once the stopped run has saved its checkpoint.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -37,7 +37,7 @@ class StopSignal(AbstractContextManager["StopSignal"]):
         self.on_saved: Callable[[], None] = lambda: None
 
     def ignore_signals(self) -> None:
-        """Ignore further signals, in this process and in those that it starts: it is about to end."""
+        """Ignore further signals, in this process, which is about to end, and in those that it starts."""
         for number in self.SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -62,9 +62,9 @@ def train_cell(
     writing: Writing = unfenced,
     world: World = SINGLE_PROCESS,
 ) -> bool:
-    """Train or resume the cell in `cell_dir` (its `config.yaml` says how); True when it reached its last step.
+    """Train or resume the cell in `cell_dir` as its `config.yaml` says; True when it reached its last step.
 
-    `new_reader` makes the reader of the cell's checkpoints. `on_start` is called before the first step, with a sentence
+    `new_reader` makes the reader of the cell's checkpoints. `on_start` is called before the first step, with a warning
     for each damaged checkpoint. `writing` encloses every write, and raises where another attempt has the cell.
     """
     config = load.from_file(cell_dir / "config.yaml")
@@ -114,11 +114,11 @@ def _loop(trainer: Trainer, stop: StopSignal) -> None:
 
 
 def _stopped(trainer: Trainer, stop: StopSignal) -> bool:
-    """True on all ranks where one received a signal: signals reach them one by one, and all must stop at one step."""
+    """True on all ranks once one received a signal: signals reach ranks one by one, and all must stop at one step."""
     agreed = trainer.world.any_rank(stop.received is not None)
     if agreed and stop.received is None:
         stop.received = "a signal to another rank"
-    return agreed  # a signal that arrived meanwhile counts at the next step
+    return agreed  # a signal that arrives meanwhile counts at the next step
 
 
 def _after_step(trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""AdamW whose decay is a step by itself, so that a sidecar can give every tensor its own rate."""
+"""AdamW with its decay in a separate step, so that a sidecar can give every tensor its own rate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from orchestrator.config.schema import OptimConfig, Schedule
 from sidecar.sharded import local_shard, shard_like
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by torch's names
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -41,16 +43,11 @@ class DecoupledAdamW:
         self.named = dict(model.named_parameters())
         self.weight_decay = config.weight_decay
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
-        self.adam = torch.optim.Adam(
-            list(self.named.values()),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            foreach=True,
-        )
+        betas = (config.beta1, config.beta2)
+        self.adam = torch.optim.Adam(self.named.values(), lr=config.lr, betas=betas, eps=config.eps, foreach=True)
 
     def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
-        """Decay, then Adam, both at learning rate `lr`; `applied`, a sidecar's, decays and scales in place of this."""
+        """Decay, then Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""
         for group in self.adam.param_groups:
             group["lr"] = lr
         with (applied or self._decay_first)(lr):
@@ -71,7 +68,7 @@ class DecoupledAdamW:
             f"{name}.{moment}": self.adam.state[parameter][moment]
             for name, parameter in self.named.items()
             if parameter in self.adam.state
-            for moment in ("exp_avg", "exp_avg_sq")
+            for moment in MOMENTS
         }
 
     def load(self, tensors: Mapping[str, Tensor], step: int) -> None:
@@ -79,8 +76,5 @@ class DecoupledAdamW:
         if not tensors:
             return
         for name, parameter in self.named.items():
-            self.adam.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                "exp_avg": shard_like(tensors[f"{name}.exp_avg"], parameter),
-                "exp_avg_sq": shard_like(tensors[f"{name}.exp_avg_sq"], parameter),
-            }
+            moments = {m: shard_like(tensors[f"{name}.{m}"], parameter) for m in MOMENTS}
+            self.adam.state[parameter] = {"step": torch.tensor(float(step)), **moments}

@@ -1,4 +1,4 @@
-"""How the processes that train one cell form a process group: their ranks, and the store through which they meet."""
+"""The process group of a cell: the rank of this process, and the store through which the ranks meet."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import submitit
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from orchestrator.training.distributed import SINGLE_PROCESS, DistributedWorld, RankError, World, describe
+from orchestrator.training.distributed import SINGLE_PROCESS, RankError, World, describe
 
 START_TIMEOUT = timedelta(minutes=5)  # for all ranks to start
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # for one rank's work while others wait, such as writing a checkpoint
@@ -30,7 +31,7 @@ class RankInfo(NamedTuple):
 
 
 def this_rank() -> RankInfo | None:
-    """The rank that torchrun's variables or a task of a job give this process; None for a process that trains alone."""
+    """This process's rank, by torchrun's variables or its task of a job; None where it trains alone."""
     env = os.environ
     if _by_torchrun():
         found = RankInfo(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0)))
@@ -49,11 +50,9 @@ def is_rank_0() -> bool:
 
 @contextmanager
 def join(restart: int = 0) -> Iterator[World]:
-    """The process group of this cell's ranks, for the length of the block.
+    """The process group of this cell's ranks, for the length of the block. Raises `RankError` where others do not join.
 
     `restart`: how often the ranks' job was started before.
-
-    Raises `RankError` where the others do not join.
     """
     info = this_rank()
     if info is None:
@@ -61,55 +60,44 @@ def join(restart: int = 0) -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "cpu:gloo"
     try:
-        job = None if _by_torchrun() else _job()
-        attempt = f"{job.job_id}-{restart}" if job else ""
-        file = _store_file(job, attempt) if job else None
-        store = _store(info, job, attempt, file)
+        store = _store(info, restart)
         dist.init_process_group(
             backend, store=store, rank=info.rank, world_size=info.world_size, timeout=COLLECTIVE_TIMEOUT
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise RankError(
             f"Process {info.rank} did not meet the {info.world_size - 1} others that train the cell with it "
-            f"({describe(error)}): see their logs for what kept them, and run the same command again."
+            f"({describe(error)}): find the reason in their logs, and run the same command again."
         ) from error
-    world = DistributedWorld(*info, dist.PrefixStore("cell", store))
+    world = World(*info, dist.PrefixStore("cell", store))
     try:
         with world.failing_together(), world.watchdog():
             yield world
-        if file is not None and info.rank == 0:  # after a failure the others may still read its cause there
-            file.unlink(missing_ok=True)
+        # not after a failure, whose cause the others may still read there
+        if isinstance(store, dist.FileStore) and world.is_rank_0:
+            Path(store.path).unlink(missing_ok=True)  # type: ignore[attr-defined]
     finally:
         gc.collect()  # a sharded model is full of cycles, and what it holds of the group would outlive the group
         dist.destroy_process_group()
 
 
-def _store(info: RankInfo, job: submitit.JobEnvironment | None, attempt: str, file: Path | None) -> dist.Store:
+def _store(info: RankInfo, restart: int) -> dist.Store:
     """The store of all ranks: torchrun's, a file on one machine, or a port of the first of several machines."""
+    job = None if _by_torchrun() else _job()
     if job is None:
-        from torch.distributed.rendezvous import rendezvous
-
         store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
         return store
-    if file is not None:
-        store = dist.FileStore(str(file), info.world_size)
-        store.set_timeout(START_TIMEOUT)
-        return store
+    attempt = f"{job.job_id}-{restart}"
+    if job.num_nodes == 1:
+        # A file, unlike a port, cannot be taken already. The time makes its name unique even where a process id
+        # returns: every submission and requeue writes the job's pickle anew.
+        written = job.paths.submitted_pickle.stat().st_mtime_ns
+        file = dist.FileStore(str(Path(job.paths.folder) / f"{attempt}-{written}.ranks"), info.world_size)
+        file.set_timeout(START_TIMEOUT)
+        return file
     # Between machines file locks are unreliable. These ports are below the range that systems hand out.
     port = 10_000 + zlib.crc32(attempt.encode()) % 20_000
     return dist.TCPStore(job.hostnames[0], port, info.world_size, is_master=info.rank == 0, timeout=START_TIMEOUT)
-
-
-def _store_file(job: submitit.JobEnvironment, attempt: str) -> Path | None:
-    """A file beside the logs of a job on one machine, which unlike a port is free; None for a job on several machines.
-
-    Its name tells this attempt from all others, even where a process id returns: it has the time at which the job's
-    pickle was written, which every submission and requeue does anew.
-    """
-    if job.num_nodes > 1:
-        return None
-    written = job.paths.submitted_pickle.stat().st_mtime_ns
-    return Path(job.paths.folder) / f"{attempt}-{written}.ranks"
 
 
 def _by_torchrun() -> bool:
@@ -117,7 +105,7 @@ def _by_torchrun() -> bool:
 
 
 def _job() -> submitit.JobEnvironment | None:
-    """The job that this process is a task of; None in a shell inside an allocation, whatever its variables say."""
+    """The job whose task this process is; None outside a task, even in a shell inside an allocation."""
     if "SUBMITIT_FOLDER" not in os.environ:  # the wrapper that runs a task sets it
         return None
     try:

@@ -32,11 +32,11 @@ def sidecar_of(
     if config.sidecar.mode == SidecarMode.off:
         return None
     decisions = playback.read(config, cell_dir)
-    return _build(config, model, optimizer, rewarded(config, corpus, loss.parts), decisions)
+    return _build(config, model, optimizer, _reward_loss(config, corpus, loss.parts), decisions)
 
 
 def planned_sidecar(config: Config) -> Sidecar:
-    """The sidecar of a model that has shapes alone: its units and tensors, before anything is trained or played back.
+    """The sidecar of a model without weights, on the meta device: its units and tensors, before anything is trained.
 
     Raises `UserError` where its bounds are not safe.
     """
@@ -47,8 +47,8 @@ def planned_sidecar(config: Config) -> Sidecar:
     return _build(config, model, torch.optim.Adam(model.parameters()), lambda interval: torch.zeros(()), None)
 
 
-def rewarded(config: Config, corpus: Corpus, parts: Callable[[Tensor], Iterator[Tensor]]) -> Heldout:
-    """Interval → the loss, in `parts`, on its rows of the reward split: the next ones of every domain."""
+def _reward_loss(config: Config, corpus: Corpus, parts: Callable[[Tensor], Iterator[Tensor]]) -> Heldout:
+    """Interval → the terms (`parts`) of the loss on its rows: the next ones of every domain's reward split."""
     count = reward_rows(config)
     splits = [corpus.heldout(domain, "reward") for domain in corpus.domains]
 

@@ -1,4 +1,4 @@
-"""One training run: its parts, its progress, and how both survive a restart."""
+"""One training run: its model, data and optimizer, one update at a time, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.heldout import HeldoutLoss
 from orchestrator.training.optimizer import DecoupledAdamW, learning_rate
 from orchestrator.training.sidecar import sidecar_of
-from sidecar.sharded import gather, shard_like
+from sidecar.sharded import all_reduce_mean, gather, shard_like
 
 
 class Callback:
-    """Periodic work beside the updates. The loop calls callbacks in the order of their list."""
+    """Periodic work beside the updates. The loop calls callbacks in the order of `Trainer.callbacks`."""
 
     def start(self, trainer: Trainer) -> None:
         """Called before the loop, on a fresh and on a resumed run."""
@@ -41,7 +41,7 @@ class Callback:
         """Called after the loop, when the run is done or stopped."""
 
     def is_busy(self, trainer: Trainer) -> bool:
-        """True after the last step while there is work that the run's end must wait for."""
+        """True after the last step while the run must wait for this callback's work before it ends."""
         return False
 
     def fail(self, trainer: Trainer, reason: str) -> None:
@@ -52,7 +52,7 @@ class Callback:
         return False
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of this callback, as JSON."""
+        """The state of this callback that checkpoints keep, JSON-able."""
         return {}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -62,8 +62,8 @@ class Callback:
 class Trainer:
     """One training run. A checkpoint, written by `save` and read by `resume`, holds all that a restart needs.
 
-    Masters are fp32. Randomness comes from named streams that are functions of (seed, name, step), so a checkpoint
-    needs no generator's state. With several ranks each has a trainer and all take the same steps; rank 0 writes.
+    Masters are fp32. Every random draw is a function of (seed, name, step), so that checkpoints hold no generator's
+    state. With several ranks each has a trainer and all take the same steps; rank 0 writes.
     """
 
     def __init__(
@@ -77,13 +77,8 @@ class Trainer:
     ) -> None:
         distributed.check(config, world.size)
         train = config.train
-        self.config, self.cell_dir, self.attempt, self.callbacks, self.world = (
-            config,
-            cell_dir,
-            attempt,
-            callbacks,
-            world,
-        )
+        self.config, self.cell_dir, self.attempt = config, cell_dir, attempt
+        self.callbacks, self.world = callbacks, world
         self.files = CellFiles(cell_dir, writing)
         self.compute = compute_of(train, world)
         self.corpus = prepare(config.data, config.model.vocab_size, train.seq_len)
@@ -97,7 +92,7 @@ class Trainer:
         self.sidecar = sidecar_of(config, cell_dir, self.model, self.optimizer.adam, self.corpus, self.heldout)
         self.step = 0
         self.tokens = 0
-        self.seconds_before = 0.0  # of earlier attempts
+        self.seconds_before = 0.0  # wall time of earlier attempts
         self.started = time.perf_counter()
         self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
         self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) at the last recorded steps
@@ -122,7 +117,7 @@ class Trainer:
         return self.step % every == 0 or self.step == self.last_step
 
     def update(self) -> None:
-        """One optimizer step, on the batch that belongs to it."""
+        """Take one optimizer step, on the batch of that step."""
         train = self.config.train
         rows = self.corpus.batch(self.config.seed, self.step, train.batch_size)  # [B, T+1]
         self.digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
@@ -136,7 +131,7 @@ class Trainer:
             share = len(part) / train.batch_size
             (loss * share).backward()
             self.train_loss += loss.detach().double() * share
-        self.train_loss = self.world.all_reduce_mean(self.train_loss)
+        self.train_loss = all_reduce_mean(self.train_loss)
         self.grad_norm = gather(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
         self.lr = learning_rate(self.config.optim, self.step, train.steps)
         self.optimizer.step(self.lr, self.sidecar.applied if self.sidecar else None)
@@ -144,7 +139,7 @@ class Trainer:
         self.tokens += rows[:, 1:].numel()
 
     def check_health(self) -> None:
-        """Raise `UserError` once the training loss or the gradient is not finite."""
+        """Raise `UserError` where the last training loss or gradient norm is not finite."""
         self.check_finite("training loss", self.train_loss.item())
         self.check_finite("gradient norm", self.grad_norm.item())
 
@@ -152,12 +147,12 @@ class Trainer:
         """Raise `UserError` where `value` is not finite."""
         if not math.isfinite(value):
             raise UserError(
-                f"The {what} became {value} at step {self.step}: lower optim.lr or optim.clip, "
-                "under another name=...; the checkpoints before it are kept."
+                f"The {what} became {value} at step {self.step}: lower optim.lr or optim.clip, under another name=… "
+                "(the checkpoints before it are kept)."
             )
 
     def save(self) -> None:
-        """Write the checkpoint of this step, and delete those that `train.keep_checkpoints` does not keep."""
+        """Write the checkpoint of this step, once, and delete the older ones that need not be kept."""
         if self.step == self.saved:
             return
         self.check_health()
@@ -172,12 +167,12 @@ class Trainer:
         self.saved = self.step
 
     def prune(self) -> None:
-        """Delete the checkpoints that `train.keep_checkpoints` does not keep and that no callback needs."""
+        """Delete all checkpoints but the newest `train.keep_checkpoints` and those that a callback still needs."""
         if (keep := self.config.train.keep_checkpoints) is not None:
             self.files.prune(keep, spare=lambda path: any(callback.needs(path) for callback in self.callbacks))
 
     def resume(self) -> list[str]:
-        """Continue from the newest whole checkpoint, if there is one; return a sentence for each damaged one."""
+        """Continue from the newest whole checkpoint, if there is one; return a warning for each damaged one."""
         path, warnings = self.world.on_rank_0(self.files.newest_checkpoint)
         if path is not None:
             self._load(path)
@@ -187,7 +182,8 @@ class Trainer:
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """File stem → named tensors of a checkpoint.
 
-        `model` is what was evaluated, with the sidecar's gains folded in; `masters` are the parameters so changed.
+        `model` computes what was evaluated: the sidecar's gains are multiplied in. `masters` are the trained values of
+        the parameters that this changed.
         """
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         folded = self.sidecar.folded() if self.sidecar else {}

@@ -264,7 +264,7 @@ def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> N
     cell = cells("many")
     config = worker._config_of(cell)
     with pytest.raises(UserError, match="among 3 processes"):
-        Trainer(config, cell, 1, [], world=distributed.DistributedWorld(0, 3, 0, None))
+        Trainer(config, cell, 1, [], world=distributed.World(0, 3))
 
 
 def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small: list[str]) -> None:
