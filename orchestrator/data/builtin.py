@@ -1,4 +1,4 @@
-"""Three builtin domains, the same for every seed: `code`, `facts` and `math`."""
+"""Three builtin domains, equal for every seed: `code`, `facts` and `math`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PIECE = 512  # characters of the longest document cut from a file of code: short, so that a small split holds many
+PIECE = 512  # characters, at most, of a document of code: short, so that a small split holds many
 GENERATED = 2**16  # documents of a generated domain, 10 MB or more
 FACTS = 1024
 SKIPPED = {
@@ -52,7 +52,7 @@ def code() -> list[list[str]]:
 
 
 def fact_table() -> list[str]:
-    """`FACTS` statements, one invented value per invented name, which a model can only memorise."""
+    """`FACTS` statements, each about an invented name, which a model can only memorise."""
     rng = random.Random("fact table")
     relations = [
         "The capital of {key} is {value}.",
@@ -62,17 +62,14 @@ def fact_table() -> list[str]:
         "The patron of {key} is {value}.",
         "The highest peak in {key} is {value}.",
     ]
-    words: set[str] = set()
-    names: list[str] = []
-    while len(names) < 2 * FACTS:
+    unique: dict[str, None] = {}
+    while len(unique) < 2 * FACTS:
         syllables = [
             rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "l", "s"])
             for _ in range(rng.choice([2, 2, 3]))
         ]
-        word = "".join(syllables).capitalize()
-        if word not in words:
-            words.add(word)
-            names.append(word)
+        unique["".join(syllables).capitalize()] = None
+    names = list(unique)
     return [
         rng.choice(relations).format(key=key, value=value)
         for key, value in zip(names[:FACTS], names[FACTS:], strict=True)
@@ -94,14 +91,11 @@ def math() -> Iterator[str]:
 
     def line() -> str:
         operation = rng.choice("+-*")
-        if operation == "+":
-            a, b = rng.randrange(100), rng.randrange(100)
-            return f"{a} + {b} = {a + b}"
+        below = 13 if operation == "*" else 100
+        a, b = rng.randrange(below), rng.randrange(below)
         if operation == "-":
-            b, a = sorted((rng.randrange(100), rng.randrange(100)))
-            return f"{a} - {b} = {a - b}"
-        a, b = rng.randrange(13), rng.randrange(13)
-        return f"{a} * {b} = {a * b}"
+            a, b = max(a, b), min(a, b)
+        return f"{a} {operation} {b} = {({'+': a + b, '-': a - b, '*': a * b})[operation]}"
 
     for _ in range(GENERATED):
         yield "\n".join(line() for _ in range(12)) + "\n"

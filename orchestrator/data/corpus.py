@@ -1,4 +1,4 @@
-"""The prepared corpus: built once per fingerprint of everything that it depends on, then read from disk."""
+"""The prepared corpus: built once for each fingerprint of all that it depends on, then read from disk."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.storage.locks import hold
 
-FORMAT = 3  # of the prepared files; a new number rebuilds them
-BPE_TOKENS = 2**22  # largest training text of a BPE, per domain
-LONGEST_TOKEN = 8  # bytes; text read ahead for a BPE is sized for tokens no longer than this on average
+FORMAT = 3  # version of the prepared files; a new number rebuilds them
+BPE_TOKENS = 2**22  # tokens of the largest text that a BPE is learnt from, per domain
+LONGEST_TOKEN = 8  # bytes, at most, of a mean token: sizes the text that is read ahead for a BPE
 
 
 def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
     """The corpus of a configuration, built under `cache_dir/<fingerprint>` where it does not exist yet.
 
-    Processes that ask at once wait for the one that builds; a build that was killed is done again. Raises
-    `UserError` for text or a tokenizer that cannot be read, or larger than `vocab_size`, or too little text.
+    Of several processes one builds and the others wait; a killed build is done again. Raises `UserError` for too little
+    text, for text or a tokenizer that cannot be read, and for a tokenizer of more than `vocab_size` ids.
     """
     key = check(config, vocab_size, seq_len)
     folder = Path(config.cache_dir) / key
@@ -63,10 +63,7 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
 
 
 def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
-    """The corpus's fingerprint. Raises `UserError` for settings that fit no text and for missing sources.
-
-    Reads no text and writes nothing.
-    """
+    """The corpus's fingerprint, without reading any text. Raises `UserError` for missing files and bad settings."""
     for key, value in {"heldout_tokens": config.heldout_tokens, "train_tokens": config.train_tokens}.items():
         if value is not None and value < seq_len + 1:
             raise UserError(
@@ -75,7 +72,9 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
             )
     for name in config.domains:
         if not name or "/" in name or "\0" in name or name in {".", ".."}:
-            raise UserError(f"data.domains: '{name}' cannot name a folder of its own: choose another name.")
+            raise UserError(
+                f"data.domains: '{name}' cannot name a folder, and each domain has one: choose another name."
+            )
     tokenizer = config.tokenizer
     if tokenizer.kind == TokenizerKind.byte:
         tokenizers.check_size(tokenizers.ByteTokenizer.vocab_size, vocab_size, tokenizer)
@@ -92,7 +91,7 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
 
 
 def fingerprint(config: DataConfig, seq_len: int) -> str:
-    """16 hex digits that change with anything the prepared files depend on."""
+    """16 hex digits that change with everything that the prepared files depend on."""
     plain = asdict(config)
     del plain["cache_dir"]
     path = config.tokenizer.path
@@ -108,7 +107,7 @@ def fingerprint(config: DataConfig, seq_len: int) -> str:
 
 
 def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> None:
-    """Write the prepared files to a temporary folder and rename it when complete. Needs the lock."""
+    """Write the prepared files to a temporary folder, and rename it when complete. The caller holds the lock."""
     work = folder.with_suffix(".tmp")
     for leftover in (work, folder):  # of a build that was killed, or whose meta.json was deleted
         shutil.rmtree(leftover, ignore_errors=True)
@@ -141,7 +140,7 @@ def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> No
 
 
 def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> Tokenizer:
-    """The configured tokenizer. A BPE reads ahead in `groups`, and puts back what it has read."""
+    """The configured tokenizer. For a BPE, the first of `groups` are read, and put back."""
     if config.tokenizer.kind == TokenizerKind.byte:
         return tokenizers.ByteTokenizer()
     if config.tokenizer.kind == TokenizerKind.hf:
@@ -171,10 +170,10 @@ class Corpus:
     seq_len: int
     tokenizer_kind: TokenizerKind
     weights: dict[str, float]
-    splits: dict[str, dict[str, Split]]  # domain → split → counts
+    splits: dict[str, dict[str, Split]]  # domain → train, reward, validation or test → counts
 
     def __post_init__(self) -> None:
-        self.mixture = Mixture({name: self.rows(name, "train") for name in self.domains}, self.weights)
+        self.mixture = Mixture({name: of["train"].rows for name, of in self.splits.items()}, self.weights)
         self._table = cache(self._open)
 
     @property
@@ -188,41 +187,31 @@ class Corpus:
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
 
     def check_digest(self, digest: str, user: Path) -> None:
-        """`UserError` where `user`, a checkpoint, was trained on data of another digest."""
+        """Raise `UserError` where `user`, a checkpoint, was trained on data of another digest."""
         if digest != self.digest:
             raise UserError(
-                f"{user} was trained on other data than is there now, whose tokens and held-out text are not its own: "
+                f"{user} was trained on other data than is there now, so that tokens and held-out text may differ: "
                 "restore the data it was trained on."
             )
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return tokenizers.load(self.tokenizer_kind, self.folder / "tokenizer")
-
-    def tokens(self, domain: str, split: str) -> int:
-        """Tokens of a split: train, reward, validation or test."""
-        return self.splits[domain][split].tokens
-
-    def rows(self, domain: str, split: str) -> int:
-        """Rows of a split, each of seq_len + 1 tokens."""
-        return self.splits[domain][split].rows
+        if self.tokenizer_kind == TokenizerKind.byte:
+            return tokenizers.ByteTokenizer()
+        return tokenizers.load_pretrained(self.folder / "tokenizer")
 
     def heldout(self, domain: str, split: str) -> torch.Tensor:
-        """All rows of a split, int64 [rows, T+1]."""
+        """All rows of a split, int64 [rows, T+1], T = seq_len."""
         return torch.from_numpy(self._rows(domain, split, slice(None)))
 
     def batch(self, seed: int, step: int, batch_size: int) -> torch.Tensor:
         """The training batch of a step, int64 [B, T+1]: a pure function of its arguments."""
-        ids = self.batch_ids(seed, step, batch_size)
+        ids = self.mixture.row_ids(seed, step * batch_size, batch_size)
         batch = torch.empty(batch_size, self.seq_len + 1, dtype=torch.int64)
         for domain in {name for name, _ in ids}:
             places = [i for i, (name, _) in enumerate(ids) if name == domain]
             batch[places] = torch.from_numpy(self._rows(domain, "train", [ids[i][1] for i in places]))
         return batch
-
-    def batch_ids(self, seed: int, step: int, batch_size: int) -> list[tuple[str, int]]:
-        """(domain, row) of each sequence in the training batch of a step, counted from 0."""
-        return self.mixture.row_ids(seed, step * batch_size, batch_size)
 
     def _rows(self, domain: str, split: str, which: slice | list[int]) -> np.ndarray:
         return self._table(domain, split)[which]["tokens"].astype(np.int64)  # [n, T+1]

@@ -1,4 +1,4 @@
-"""Groups of documents, which splits take whole: one row of a table, or the pieces of a file."""
+"""Groups of documents: one row of a table, or pieces of files. No group is in two splits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-SHARES = 32  # groups of files; what a held-out split leaves of its last group is dropped
+import pyarrow as pa
+
+SHARES = 32  # groups that files are dealt into; a held-out split drops the rest of its last group
 
 Group = list[str]  # documents, of which no two may be in different splits
 
@@ -24,27 +26,25 @@ def stream(texts: Iterable[str | None], seen: set[bytes]) -> Iterator[Group]:
             yield [text]
 
 
-def shuffle(parts: Sequence[Sequence[str | None]], seen: set[bytes]) -> Iterator[Group]:
-    """One group per document of all parts, by ascending digest, without blanks and those already `seen`."""
+def shuffle(columns: Sequence[pa.ChunkedArray], seen: set[bytes]) -> Iterator[Group]:
+    """One group per document of all columns, by ascending digest, without blanks and those already `seen`."""
     places: dict[bytes, tuple[int, int]] = {}
-    for p, part in enumerate(parts):
-        for i, text in enumerate(part):
+    for c, column in enumerate(columns):
+        for i, text in enumerate(value.as_py() for value in column):
             if text and not text.isspace() and (key := digest(text)) not in seen:
-                places.setdefault(key, (p, i))
+                places.setdefault(key, (c, i))
     seen.update(places)
     for key in sorted(places):
-        p, i = places[key]
-        text = parts[p][i]
-        assert text is not None
-        yield [text]
+        c, i = places[key]
+        yield [columns[c][i].as_py()]
 
 
 def deal(files: Sequence[Sequence[str]], seen: set[bytes]) -> list[Group]:
     """The pieces of all files in about `SHARES` groups of equal length, without blanks and those already `seen`.
 
-    A file is in one group. Only one longer than a share is cut, into contiguous stretches of about a share, so
-    that groups meet nowhere but where a stretch ends: a single file can fill every split. Within a group the files
-    take turns, each with its pieces by digest: a short split still holds many files. No file name plays a part.
+    A file is in one group. Only a file longer than a share is cut, into contiguous stretches of about a share, so that
+    a single file can fill every split. Within a group the files take turns, each with its pieces in the order of their
+    digests, so that a short split still holds many files. The order does not depend on file names.
     """
     share = sum(len(piece) for file in files for piece in file) / SHARES
     dealt: dict[int, list[tuple[int, bytes, str]]] = {}  # group → (turn, digest, piece)

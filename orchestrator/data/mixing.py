@@ -1,9 +1,8 @@
-"""The order of rows over all domains, from seeded permutations alone, with no iterator state."""
+"""The order of training rows over all domains: seeded permutations, without any state to save."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +20,7 @@ def permutation(seed: int, stream: str, number: int, size: int) -> np.ndarray:
 
 
 def apportion(total: int, weights: list[float]) -> list[int]:
-    """`total` as integers proportional to the weights, by largest remainder; the earlier wins a tie."""
+    """`total` split into integers proportional to `weights`, by largest remainder; the first of equals wins."""
     relative = [weight / max(weights) for weight in weights]  # their sum cannot overflow
     shares = [total * weight / sum(relative) for weight in relative]
     counts = [int(share) for share in shares]
@@ -31,30 +30,25 @@ def apportion(total: int, weights: list[float]) -> list[int]:
     return counts
 
 
-@dataclass
 class Mixture:
-    """An endless list of epochs of `size` rows, `counts[k]` of them of domain k, shuffled.
+    """An endless sequence of epochs of `size` rows; `counts[k]` of them are domain k's. Epochs are shuffled.
 
-    Domain k's rows come in the order of its own endless sequence of permutations, so that each is seen once
-    before any is seen twice; the epoch's permutation says only whose turn it is. Raises `UserError` where a
-    domain's weight is too small for one row in an epoch.
+    Domain k's rows come in the order of its own endless sequence of permutations, so that each is seen once before any
+    is seen twice; an epoch's permutation only decides which domain is next. `rows`: the training rows of each domain;
+    `weights`: its share of rows, and so of tokens. Raises `UserError` where a weight is too small for one row in an
+    epoch.
     """
 
-    rows: dict[str, int]  # training rows per domain
-    weights: dict[str, float]  # share of rows, and so of tokens, per domain
-    names: list[str] = field(init=False)
-    size: int = field(init=False)
-    counts: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.names = sorted(self.rows)  # so that the order of domains in the configuration does not matter
-        total = sum(self.rows.values())
+    def __init__(self, rows: dict[str, int], weights: dict[str, float]) -> None:
+        self.rows, self.weights = rows, weights
+        self.names = sorted(rows)  # so that the order of domains in the configuration does not matter
+        total = sum(rows.values())
         self.size = min(total * -(-SHORTEST_EPOCH // total), LONGEST_EPOCH)
-        self.counts = apportion(self.size, [self.weights[name] for name in self.names])
+        self.counts = apportion(self.size, [weights[name] for name in self.names])
         for name, count in zip(self.names, self.counts, strict=True):
             if count == 0:
                 raise UserError(
-                    f"data.domains.{name}.weight={self.weights[name]} is less than one row in {self.size}: "
+                    f"data.domains.{name}.weight={weights[name]} is less than one row in {self.size}: "
                     "raise the weight, or remove the domain."
                 )
         # Pure functions of their arguments: evicting an entry costs only time.
@@ -62,7 +56,7 @@ class Mixture:
         self._epoch = lru_cache(maxsize=2)(self.epoch)
 
     def epoch(self, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each position in an epoch: its domain's index, and that domain's rows before it. Both [size]."""
+        """The domain at each position of an epoch, and the count of that domain's rows before it; both [size]."""
         ordered = np.repeat(np.arange(len(self.names)), self.counts)
         turns = ordered[permutation(seed, "mix", number, self.size)]
         earlier = np.empty(self.size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Packing: groups of documents into splits of rows of seq_len + 1 tokens, as parquet."""
+"""Packing: groups of documents → splits, parquet files of rows of seq_len + 1 tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Split:
 
 
 def encode(groups: Iterable[Group], tokenizer: Tokenizer) -> Iterator[Iterator[tuple[str, list[int]]]]:
-    """Each group as an iterator of its documents with their tokens; the rest of a group may be left unread."""
+    """Each group as an iterator over (document, tokens), which need not be exhausted before the next group."""
     numbered = ((number, text) for number, group in enumerate(groups) for text in group)
 
     def encoded() -> Iterator[tuple[int, str, list[int]]]:
@@ -51,9 +51,8 @@ def write_split(
 ) -> Split:
     """Take groups until the budget of tokens is reached, and write their concatenation as rows.
 
-    Row r holds tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is
-    predicted once. What overruns the budget or fills no row is dropped; the next split goes on with the next
-    of `groups`.
+    Row r holds tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is predicted
+    once. Tokens beyond the budget or the last full row are dropped; the next split begins with the next group.
     """
     documents = tokens = rows = read_bytes = read_tokens = 0
     pending: list[int] = []
@@ -88,12 +87,7 @@ def write_split(
 
 
 def write_domain(
-    name: str,
-    groups: Iterable[Group],
-    tokenizer: Tokenizer,
-    config: DataConfig,
-    seq_len: int,
-    folder: Path,
+    name: str, groups: Iterable[Group], tokenizer: Tokenizer, config: DataConfig, seq_len: int, folder: Path
 ) -> dict[str, Split]:
     """Fill test, validation, reward and train, in this order, each from its own groups.
 
@@ -102,23 +96,21 @@ def write_domain(
     folder.mkdir(parents=True)
     encoded = encode(groups, tokenizer)
     heldout = config.heldout_tokens
-    budgets: dict[str, int | None] = {**dict.fromkeys(HELDOUT, heldout), "train": config.train_tokens}
-    splits = {
-        split: write_split(folder / f"{split}.parquet", encoded, budget, seq_len) for split, budget in budgets.items()
-    }
-    if splits["train"].rows == 0:  # filled last, so empty wherever anything was short
+    splits = {split: write_split(folder / f"{split}.parquet", encoded, heldout, seq_len) for split in HELDOUT}
+    splits["train"] = write_split(folder / "train.parquet", encoded, config.train_tokens, seq_len)
+    if splits["train"].rows == 0:  # it is filled last, so it is empty where any split is short
         found = sum(split.tokens for split in splits.values())
         read = sum(split.documents for split in splits.values())
         raise UserError(
             f"data.domains.{name} has {read} distinct documents, which fill {found} tokens, and needs "
-            f"{len(HELDOUT) * heldout} held out ({len(HELDOUT)} × data.heldout_tokens, no document in two) "
+            f"{len(HELDOUT) * heldout} held out ({len(HELDOUT)} × data.heldout_tokens, no document in two splits) "
             f"and {seq_len + 1} to train on: add text, or lower data.heldout_tokens or train.seq_len."
         )
     return splits
 
 
 def heldout_groups(groups: Iterable[Group], tokenizer: Tokenizer, heldout_tokens: int) -> int:
-    """The number of first groups that the held-out splits take."""
+    """The number of groups that the held-out splits take; they take the first ones."""
     encoded = encode(groups, tokenizer)
     taken = 0
     for _ in HELDOUT:
@@ -141,10 +133,10 @@ def beginning(groups: Iterable[Group], length: int) -> Iterator[str]:
 
 
 def learn_bpe(heads: dict[str, list[Group]], vocab_size: int, heldout_tokens: int, length: int) -> Tokenizer:
-    """A BPE learnt from at most `length` characters of each domain, none from a group that is held out.
+    """A BPE learnt from at most `length` characters of each domain, and from no group that is held out.
 
-    The tokenizer decides where held-out text ends. So the first is learnt from everything, each next one from what
-    follows the held-out groups of the last, until a tokenizer has seen none of its own held-out groups.
+    Which groups are held out depends on the tokenizer. So the first tokenizer is learnt from all groups, each next one
+    only from those that the one before does not hold out, until a tokenizer holds out no group that it has seen.
     """
     reserved = dict.fromkeys(heads, 0)
     while True:

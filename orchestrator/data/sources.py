@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import heapq
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,16 @@ PIECE = 2048  # characters of the longest document cut from a plain text
 
 
 def reason(error: Exception) -> str:
-    """The reason of an error in one line; `datasets` wraps the specific error in a general one."""
-    cause = error.__cause__ or error
+    """The first line of an error's message."""
+    cause = error.__cause__ or error  # `datasets` raises a general error from the specific one
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
 
 
-class ArrowText(Sequence[str | None]):
-    """A memory-mapped column of text; an item costs microseconds, against a hundred of a `datasets` row."""
+def text_column(rows: datasets.Dataset, column: str, where: str) -> pa.ChunkedArray:
+    """A table's column of text, memory-mapped. Raises `UserError` where there is none of that name.
 
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.column[i].as_py()
-
-
-def text_column(rows: datasets.Dataset, column: str, where: str) -> ArrowText:
-    """The texts of a table. Raises `UserError` where it has no such column or the column holds no text."""
+    An item costs microseconds; a row of `datasets` costs a hundred.
+    """
     if column not in rows.column_names:
         raise UserError(
             f"{where} has no column '{column}'{nearest(column, rows.column_names)}: "
@@ -56,13 +46,14 @@ def text_column(rows: datasets.Dataset, column: str, where: str) -> ArrowText:
         texts.validate(full=True)
     except pa.ArrowInvalid as error:  # parsers let wrong bytes pass
         raise UserError(f"{where}: column '{column}' is not UTF-8 ({reason(error)}): convert it first.") from error
-    return ArrowText(texts)
+    return texts
 
 
 # builtin
 
 
 def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
+    """The groups of `code`, `facts` or `math`."""
     known: dict[str, Callable[[], Iterator[Group]]] = {
         "code": lambda: iter(deal(builtin.code(), seen)),
         "facts": lambda: stream(builtin.facts(), seen),
@@ -78,7 +69,7 @@ def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes
 
 
 def builtin_identity(name: str, domain: DomainConfig) -> Any:
-    """File sizes of the standard library for `code`, as Python versions differ in it; else None."""
+    """The sizes of the standard library's files for `code`, which differs between versions of Python; else None."""
     if (domain.path or name) != "code":
         return None
     return [(p.name, p.stat().st_size) for p in builtin.stdlib_files()]
@@ -88,31 +79,21 @@ def builtin_identity(name: str, domain: DomainConfig) -> Any:
 
 
 def plain_text(path: Path) -> list[str]:
-    """A plain text cut into pieces, which stay in one split."""
+    """A plain text, cut into pieces."""
     with path.open(encoding="utf-8-sig") as file:
         return list(builtin.pieces(file, PIECE))
 
 
-def json_lines(path: Path, column: str, scratch: Path) -> ArrowText:
-    table = datasets.Dataset.from_json(glob.escape(str(path)), cache_dir=str(scratch))
-    return text_column(table, column, str(path))
-
-
-def parquet(path: Path, column: str, scratch: Path) -> ArrowText:
-    table = datasets.Dataset.from_parquet(glob.escape(str(path)), cache_dir=str(scratch))
-    return text_column(table, column, str(path))
-
-
-TABLES: dict[str, Callable[[Path, str, Path], ArrowText]] = {
-    ".jsonl": json_lines,
-    ".json": json_lines,
-    ".parquet": parquet,
+TABLES = {
+    ".jsonl": datasets.Dataset.from_json,
+    ".json": datasets.Dataset.from_json,
+    ".parquet": datasets.Dataset.from_parquet,
 }
 FORMATS = (".txt", *TABLES)
 
 
 def matching_files(name: str, domain: DomainConfig) -> list[Path]:
-    """The files of a path or glob, sorted. `UserError` for a missing, empty or unknown one."""
+    """The files of a path or glob, sorted. Raises `UserError` for a missing or empty file and an unknown format."""
     assert domain.path is not None
     key = f"data.domains.{name}.path={domain.path}"
     path = Path(domain.path).expanduser()
@@ -129,23 +110,25 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
         raise UserError(f"{key} does not exist: check the path, or use source=hub for a dataset's name.")
     for file in files:
         if file.suffix not in FORMATS:
-            raise UserError(f"{key}: {file} is of no known format: give files that end in {', '.join(FORMATS)}.")
+            raise UserError(f"{key}: {file} has an unknown format: give files that end in {', '.join(FORMATS)}.")
         if file.stat().st_size == 0:
             raise UserError(f"{key}: {file} is empty: fill it, or leave it out of the pattern.")
     return files
 
 
 def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
+    """The groups of all files. Raises `UserError` for one that cannot be read."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # failures below are reported once, by us
     texts: list[Sequence[str]] = []
-    tables: list[Sequence[str | None]] = []
+    tables: list[pa.ChunkedArray] = []
     for path in matching_files(name, domain):
         try:
             if path.suffix == ".txt":
                 texts.append(plain_text(path))
             else:
-                tables.append(TABLES[path.suffix](path, domain.column, scratch))
+                table = TABLES[path.suffix](glob.escape(str(path)), cache_dir=str(scratch))
+                tables.append(text_column(table, domain.column, str(path)))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it first.") from error
         except UserError:
@@ -157,13 +140,15 @@ def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) 
 
 
 def file_identity(name: str, domain: DomainConfig) -> Any:
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in matching_files(name, domain)]
+    """Name, size and time of each file."""
+    return _stamps(matching_files(name, domain))
 
 
 # hub
 
 
 def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
+    """The groups of a dataset, which may be streamed. Raises `UserError` where it cannot be loaded."""
     assert domain.path is not None
     try:
         rows = datasets.load_dataset(domain.path, domain.name, split=domain.split, streaming=domain.streaming)
@@ -175,6 +160,7 @@ def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -
 
 
 def hub_stream(name: str, domain: DomainConfig, rows: datasets.IterableDataset) -> Iterator[str | None]:
+    """The texts of a streamed dataset, in its order."""
     column = domain.column
     try:
         for row in rows:
@@ -192,6 +178,7 @@ def hub_stream(name: str, domain: DomainConfig, rows: datasets.IterableDataset) 
 
 
 def hub_error(name: str, domain: DomainConfig, error: Exception) -> UserError:
+    """The error to raise for a dataset that cannot be loaded."""
     return UserError(
         f"data.domains.{name}.path={domain.path} cannot be loaded ({reason(error)}): "
         f"check its path, name={domain.name}, split={domain.split} and the network."
@@ -199,7 +186,7 @@ def hub_error(name: str, domain: DomainConfig, error: Exception) -> UserError:
 
 
 def hub_identity(name: str, domain: DomainConfig) -> Any:
-    """The files of a local folder; None for a dataset on the Hub, which is prepared only once."""
+    """The files of a local folder; None for a dataset on the Hub, which is taken not to change."""
     assert domain.path is not None
     return folder_identity(Path(domain.path))
 
@@ -208,13 +195,19 @@ def folder_identity(folder: Path) -> list[tuple[str, int, int]] | None:
     """Name, size and time of each of a folder's files; None where there is no such folder."""
     if not folder.is_dir():
         return None
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return _stamps(sorted(p for p in folder.rglob("*") if p.is_file()))
+
+
+def _stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 @dataclass(frozen=True)
 class Reader:
-    """`documents(name, domain, scratch, seen)` yields groups; `identity(name, domain)` changes with it."""
+    """The functions of a source: `documents(name, domain, scratch, seen)` yields groups of documents.
+
+    `identity(name, domain)` is a JSON-able value that changes with the text.
+    """
 
     documents: Callable[[str, DomainConfig, Path, set[bytes]], Iterator[Group]]
     identity: Callable[[str, DomainConfig], Any]

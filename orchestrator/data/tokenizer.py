@@ -21,13 +21,12 @@ class Tokenizer(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """One list of ids per text, ending with end-of-text. No text can spell a special token."""
-        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text, without end-of-text tokens."""
-        ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write to `folder` what `load_pretrained` reads."""
 
 
 class ByteTokenizer:
@@ -42,11 +41,11 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
     def save(self, folder: Path) -> None:
-        """Nothing to save: the alphabet is fixed."""
+        """Nothing to save: every ByteTokenizer is the same."""
 
 
 class PretrainedTokenizer:
-    """A tokenizer of `transformers`, such as our BPE."""
+    """A tokenizer of `transformers`; our BPE is one."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -71,7 +70,7 @@ class PretrainedTokenizer:
 
 
 def load_pretrained(path: str | Path) -> PretrainedTokenizer:
-    """A tokenizer of `transformers` by name or folder. `UserError` without one or without its eos token."""
+    """A tokenizer of `transformers` by name or folder. Raises `UserError` if it is missing or has no eos token."""
     from transformers import AutoTokenizer  # seconds to import, and the byte tokenizer needs none of it
 
     try:
@@ -108,16 +107,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> PretrainedTokenizer:
     return PretrainedTokenizer(PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT))
 
 
-def load(kind: TokenizerKind, folder: Path) -> Tokenizer:
-    """The tokenizer that `save` wrote to a folder."""
-    return ByteTokenizer() if kind == TokenizerKind.byte else load_pretrained(folder)
-
-
 def check_size(size: int, vocab_size: int, config: TokenizerConfig) -> None:
-    """`UserError` where the tokenizer has more ids than the model has embeddings."""
+    """Raise `UserError` where the tokenizer has more ids than the model has embeddings."""
     if size > vocab_size:
         cure = " or lower data.tokenizer.vocab_size" if config.kind == TokenizerKind.bpe else ""
         raise UserError(
-            f"The {config.kind} tokenizer has {size} tokens and model.vocab_size={vocab_size} has no room "
-            f"for them: set model.vocab_size to at least {size}{cure}."
+            f"The {config.kind} tokenizer has {size} tokens and model.vocab_size={vocab_size} is too small: "
+            f"set model.vocab_size to at least {size}{cure}."
         )

@@ -80,7 +80,7 @@ def test_steps_share_one_sequence_of_rows(corpus: Corpus) -> None:
 
 def test_batch_rows_are_the_rows_named(corpus: Corpus) -> None:
     tables = {name: corpus.heldout(name, "train") for name in corpus.domains}
-    ids = corpus.batch_ids(0, 3, 40)
+    ids = corpus.mixture.row_ids(0, 3 * 40, 40)
     assert {name for name, _ in ids} == set(corpus.domains)
     assert torch.equal(corpus.batch(0, 3, 40), torch.stack([tables[name][row] for name, row in ids]))
 
@@ -89,7 +89,7 @@ def test_weights_count_tokens(tmp_path: Path) -> None:
     domains = {"facts": DomainConfig(weight=3.0), "math": DomainConfig(weight=1.0)}
     corpus = prepare(builtin(tmp_path, domains=domains), 257, 32)
     size = corpus.mixture.size
-    epoch = [name for name, _ in corpus.batch_ids(0, 0, size)]
+    epoch = [name for name, _ in corpus.mixture.row_ids(0, 0, size)]
     assert (epoch.count("facts"), epoch.count("math")) == (round(size * 3 / 4), size - round(size * 3 / 4))
 
 
@@ -98,10 +98,10 @@ def test_weights_count_tokens(tmp_path: Path) -> None:
 
 def test_sizes_are_as_asked(corpus: Corpus) -> None:
     for name in corpus.domains:
-        assert corpus.tokens(name, "train") == 6000
-        assert corpus.rows(name, "train") == (6000 - 1) // 32
+        assert corpus.splits[name]["train"].tokens == 6000
+        assert corpus.splits[name]["train"].rows == (6000 - 1) // 32
         for split in HELDOUT:
-            assert corpus.tokens(name, split) == 700
+            assert corpus.splits[name][split].tokens == 700
             assert corpus.heldout(name, split).shape == ((700 - 1) // 32, 33)
             assert corpus.heldout(name, split).dtype == torch.int64
 
@@ -264,7 +264,7 @@ def test_killed_then_built_by_two_at_once(tmp_path: Path) -> None:
         process.join(PATIENCE)
         assert process.exitcode == 0
     assert not list(tmp_path.glob("cache/*.tmp"))
-    assert prepare(config, 257, 32).tokens("math", "train") == 2_000_000
+    assert prepare(config, 257, 32).splits["math"]["train"].tokens == 2_000_000
 
 
 # refusals

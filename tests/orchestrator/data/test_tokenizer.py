@@ -18,7 +18,6 @@ from orchestrator.data.tokenizer import (
     ByteTokenizer,
     PretrainedTokenizer,
     check_size,
-    load,
     load_pretrained,
     train_bpe,
 )
@@ -78,7 +77,7 @@ def test_bpe_compresses_and_keeps_its_size(bpe: PretrainedTokenizer) -> None:
 
 def test_bpe_is_the_same_every_time_and_after_saving(bpe: PretrainedTokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path)
-    loaded = load(TokenizerKind.bpe, tmp_path)
+    loaded = load_pretrained(tmp_path)
     assert loaded.vocab_size == bpe.vocab_size
     for other in (loaded, train_bpe(TEXTS, 280)):
         assert other.encode(TEXTS + HOSTILE) == bpe.encode(TEXTS + HOSTILE)
@@ -90,7 +89,7 @@ def test_a_foreign_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
     assert tokenizer.encode(["the cat sat", "", "sat dog"]) == [[2, 3, 4, 1], [1], [4, 0, 1]]
     assert tokenizer.decode([2, 3, 1, 4]) == "the cat sat"
     tokenizer.save(tmp_path / "copy")
-    assert load(TokenizerKind.hf, tmp_path / "copy").encode(["the cat"]) == [[2, 3, 1]]
+    assert load_pretrained(tmp_path / "copy").encode(["the cat"]) == [[2, 3, 1]]
 
 
 def test_no_end_of_text_is_refused(tmp_path: Path) -> None:
