@@ -1,4 +1,4 @@
-"""A small policy beside the optimizer: it proposes, holds and learns per-unit multipliers (SCIENCE §6)."""
+"""A small policy beside the optimizer, which learns multipliers of weight decay and more (SCIENCE §6)."""
 
 from sidecar.evaluation import Heldout
 from sidecar.sidecar import Sidecar

@@ -1,4 +1,4 @@
-"""The held-out loss at the end of an interval, and its slope by every multiplier."""
+"""The held-out loss at the end of an interval, and its derivative by every multiplier."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Heldout = Callable[[int], Tensor | Iterable[Tensor]]
 
 
 class WarnOnce:
-    """Warns of each problem the first time only."""
+    """Warns of each problem once."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
@@ -28,7 +28,7 @@ class WarnOnce:
 
 
 class Evaluation:
-    """Calls `heldout_loss`, and counts the passes: `forwards` and, of these, `backwards`."""
+    """Calls `heldout_loss`. Counts evaluations (`forwards`), and those with a backward pass (`backwards`)."""
 
     def __init__(
         self, heldout_loss: Heldout, channels: Mapping[str, Channel], parameters: Sequence[Tensor], warn: WarnOnce
@@ -39,7 +39,7 @@ class Evaluation:
     def measure(self, interval: int, differentiate: bool) -> tuple[float, dict[str, Tensor]]:
         """The held-out loss, and channel → the derivative of the reward by each unit's log-multiplier, [units].
 
-        The loss is NaN, with a warning, where `heldout_loss` fails; slopes are 0 where there is none.
+        Where `heldout_loss` fails, it warns and the loss is NaN. A unit without a derivative gets 0.
         """
         zeros = {name: torch.zeros(len(c.units), dtype=torch.float64) for name, c in self.channels.items()}
         sizes = [1, *(len(zero) for zero in zeros.values() if differentiate)]
@@ -49,7 +49,7 @@ class Evaluation:
             numbers, failed = torch.cat([column.double().to(loss.device) for column in columns]), False
         except Exception as error:  # whatever it is, training goes on
             if any(map(sharded.is_sharded, self.parameters)):
-                raise  # the other ranks are in the middle of a pass that this one has left
+                raise  # the other ranks wait for this one inside the pass that it left
             self.warn("evaluation", f"the held-out evaluation failed ({type(error).__name__}: {error})")
             numbers = torch.full((sum(sizes),), math.nan, dtype=torch.float64, device=self.parameters[0].device)
             failed = True
@@ -72,7 +72,9 @@ class Evaluation:
         parts = self.heldout_loss(interval)
         for part in [parts] if isinstance(parts, Tensor) else parts:
             if part.ndim:
-                raise ValueError(f"heldout_loss returned a tensor of shape {list(part.shape)}, not a loss")
+                raise ValueError(
+                    f"heldout_loss returned a tensor of shape {list(part.shape)}: return a loss without dimensions"
+                )
             yield part
 
     def _differentiate(self, interval: int) -> tuple[Tensor, dict[str, Tensor]]:

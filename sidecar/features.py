@@ -1,4 +1,4 @@
-"""Features of a unit, the input of the policy: one function and one line in `FEATURES` each (SCIENCE §6)."""
+"""Features of units, the input of the policy: one function and one line in `FEATURES` each (SCIENCE §6)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sidecar.units import Unit
 
 @dataclass(frozen=True)
 class Observation:
-    """What features are computed from."""
+    """The state of training that features are computed from."""
 
     units: Sequence[Unit]
-    weights: Sequence[Sequence[Tensor]]  # parameters of every unit
+    weights: Sequence[Sequence[Tensor]]  # the parameters of each unit
     momenta: Mapping[Tensor, Tensor]  # parameter → Adam's exp_avg, where the optimizer has one
     progress: float  # share of the run that is over
 

@@ -1,4 +1,4 @@
-"""One channel's learner: a policy that proposes a multiplier for each group of units, and learns from the reward."""
+"""The learner of one channel: proposes a multiplier for each group of units, and learns from the reward."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sidecar.units import groups_of
 
 
 class Learner:
-    """Draws the channel's log-multipliers, one per group, and improves the policy that they are drawn from.
+    """Draws the channel's log-multipliers, one per group of units, and improves the policy that it draws from.
 
-    Raises `ValueError` where the channel's bounds cannot work.
+    Raises `ValueError` for bounds that cannot work.
     """
 
     def __init__(
@@ -43,20 +43,20 @@ class Learner:
         self.drawn: dict[str, Tensor] = {}  # features, noise and sample of the proposal in force
 
     def draw(self, step: int) -> None:
-        """Replace the proposal in force by a new one."""
+        """Draw the proposal that replaces the one in force."""
         features = self._features(step)
         sample, noise = self.policy.sample(features)
         self.drawn = {"features": features, "sample": sample, "noise": noise}
 
     def multipliers(self) -> Tensor:
-        """[units], of the proposal in force."""
+        """The multipliers of the proposal in force, [units]."""
         log_values = self.drawn["sample"][self.groups]
         if self.settings.mean_matched:
             return mean_matched(log_values, self.sizes, self.limits)
         return bounded(log_values, self.limits)
 
     def learn(self, judgement: Judgement, slopes: Tensor) -> None:
-        """One step of the policy; `slopes` [units] are added up within each group."""
+        """Take one step of the policy; `slopes` [units] are summed within each group."""
         if self.settings.mean_matched:
             slopes = mean_matched_slopes(slopes, self.drawn["sample"][self.groups], self.sizes, self.limits)
         noise = self.drawn["noise"]
@@ -65,7 +65,7 @@ class Learner:
         self.policy.update(self.drawn["features"], step, self.settings.policy_lr, self.settings.entropy, self.limits)
 
     def pooled(self, multipliers: Tensor) -> Tensor:
-        """[units]: the parameter-weighted mean of `multipliers` in each group; they themselves where none is shared."""
+        """[units]: the parameter-weighted mean of `multipliers` in each group of units that share one."""
         groups, sizes = self.groups, self.sizes
         if len(groups.unique()) == len(groups):
             return multipliers
@@ -85,13 +85,13 @@ class Learner:
         }
 
     def lost_tensors(self, present: Mapping[str, Tensor]) -> list[str]:
-        """Names of the channel's tensors that are not among the `present` parameters: pruned, replaced or emptied."""
+        """Names of the channel's parameters that are not among the `present` ones: pruned, replaced or emptied."""
         governed = zip(self.channel.weights(), self.weights, strict=True)
         pairs = [pair for names, tensors in governed for pair in zip(names, tensors, strict=True)]
         return [name for name, tensor in pairs if present.get(name) is not tensor or not tensor.numel()]
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned and drawn, JSON-able."""
+        """The policy, its credit and the last draw, JSON-able."""
         return {
             "policy": self.policy.state_dict(),
             "credit": self.credit.state_dict(),
@@ -105,7 +105,7 @@ class Learner:
         self.drawn = {name: torch.tensor(values, dtype=torch.float64) for name, values in state["drawn"].items()}
 
     def _features(self, step: int) -> Tensor:
-        """[groups, features]: the mean over the units of each group."""
+        """[groups, features]: means over the units of each group."""
         momenta = {}
         if self.optimizer is not None and "momentum_alignment" in self.settings.features:
             momenta = {p: s["exp_avg"] for p, s in self.optimizer.state.items() if "exp_avg" in s}
@@ -118,7 +118,7 @@ class Learner:
 def _checked(name: str, bounds: Sequence[float]) -> tuple[float, float]:
     if len(bounds) != 2 or not all(map(math.isfinite, bounds)) or not 0 < bounds[0] <= 1 <= bounds[1]:
         raise ValueError(
-            f"sidecar bounds.{name}={list(bounds)} must be a least and a largest multiplier, above 0 and on either "
-            "side of 1: every policy starts around 1."
+            f"sidecar bounds.{name}={list(bounds)} must be a least and a largest multiplier with "
+            "0 < least ≤ 1 ≤ largest, because policies start around 1."
         )
     return bounds[0], bounds[1]

@@ -1,4 +1,4 @@
-"""Playback of recorded decisions, unchanged or with units exchanged: the controls of SCIENCE §6."""
+"""Playback of recorded decisions, as they were or with units exchanged: the controls of SCIENCE §6."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def replay(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step:
 
 
 def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """The values with layers exchanged, in one way for the whole run and all channels; a unit's kind stays.
+    """The values with layers exchanged, alike at every decision and in every channel; kinds are not exchanged.
 
-    The exchange is a cyclic shift of a random order, so that no layer of two or more keeps its own values.
+    The exchange is a cyclic shift of a random order, so that no layer keeps its own values.
     """
     layers = sorted({unit.layer for group in units.values() for unit in group})
     order = [layers[i] for i in torch.randperm(len(layers), generator=generator_of(seed, "sidecar", "permute"))]
@@ -40,7 +40,7 @@ def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
 
 
 def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """The values dealt to the units of each channel at random, anew at every decision."""
+    """The values dealt to the units of each channel at random, afresh at every decision."""
     dealt: Values = {}
     for channel, group in units.items():
         generator = generator_of(seed, "sidecar", channel, "shuffle", step)
@@ -52,7 +52,7 @@ def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
 def same_amount(values: Values, played: Values, units: Mapping[str, Sequence[Unit]]) -> Values:
     """`played`, scaled so that every channel has the parameter-weighted mean of `values`.
 
-    Among units of equal size an exchange leaves that mean as it is, and the factor is 1.
+    An exchange among units of equal size keeps that mean: the factor is then exactly 1.
     """
     scaled: Values = {}
     for channel, group in units.items():
@@ -66,14 +66,14 @@ PLAYERS: dict[str, Player] = {"replay": replay, "permute": permute, "random": sh
 
 
 class Playback:
-    """The decisions of a recording as `mode` plays them, ascending by step.
+    """Recorded decisions as `mode` plays them, ascending by step.
 
-    Raises `ValueError` for a recording of other units, or with an invalid multiplier.
+    Raises `ValueError` for decisions on other units, and for multipliers that are not positive and finite.
     """
 
     def __init__(self, decisions: Sequence[Decision], units: Mapping[str, Sequence[Unit]], mode: str, seed: int):
         if not decisions:
-            raise ValueError("the sidecar's playback holds no decision: name a run whose sidecar decided something.")
+            raise ValueError("the sidecar's playback holds no decision: record a run whose sidecar made one.")
         self.steps = sorted(decision["step"] for decision in decisions)
         self.values: list[Values] = []
         for decision in sorted(decisions, key=lambda decision: decision["step"]):
@@ -97,11 +97,11 @@ def _check(decision: Decision, units: Mapping[str, Sequence[Unit]]) -> None:
         if set(values) != {unit.name for unit in group}:
             raise ValueError(
                 f"the sidecar's playback has at step {decision['step']} no value for every unit of channel "
-                f"'{channel}': it was recorded with another model or other channels."
+                f"'{channel}': record it with this model and these channels."
             )
         for name, value in values.items():
             if not 0 < value < math.inf:
                 raise ValueError(
                     f"the sidecar's playback has {value} for {name} at step {decision['step']}, which is no "
-                    "multiplier: record the run again."
+                    "multiplier (positive and finite): record the run again."
                 )

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sidecar.credit import Step
 
-SIGMA_RANGE = (1e-3, 10.0)  # below it all proposals are alike, above it every proposal is at a bound
+SIGMA_RANGE = (1e-3, 10.0)  # below it all proposals are alike, above it all are at a bound
 HIDDEN = 16  # units of the MLP's one hidden layer
 
 
 def generator_of(*names: object) -> torch.Generator:
-    """A generator seeded by `names`: a draw is a pure function of its purpose."""
+    """A generator seeded by `names`, such as the run's seed and the purpose of the draw."""
     digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
@@ -28,7 +28,7 @@ def linear(theta: Tensor, features: Tensor) -> Tensor:
 
 
 def mlp(theta: Tensor, features: Tensor) -> Tensor:
-    """[units]: one hidden layer of tanh, from the flat vector of its weights."""
+    """[units]: one hidden layer of tanh units; `theta` holds its weights as one flat vector."""
     width = features.shape[1]
     first, last = theta[: width * HIDDEN].view(width, HIDDEN), theta[width * HIDDEN :]
     return (features @ first).tanh() @ last
@@ -39,8 +39,8 @@ def _mlp_start(width: int, generator: torch.Generator) -> Tensor:
     return torch.cat([first, torch.zeros(HIDDEN, dtype=torch.float64)])  # every mean starts at 0
 
 
-# kind → mean, start, and the smallest singular value of the Jacobian, relative to the largest, that is inverted: in a
-# curved map, a step along directions that hardly move the means would leave the range where the Jacobian is valid
+# kind → mean, start, and cutoff: the smallest singular value of the Jacobian that is inverted, relative to the largest.
+# In a curved map, a step in directions that hardly move the means would leave the range where the Jacobian is valid.
 MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.Generator], Tensor], float]] = {
     "linear": (linear, lambda width, generator: torch.zeros(width, dtype=torch.float64), 1e-9),
     "mlp": (mlp, _mlp_start, 0.03),
@@ -48,9 +48,9 @@ MEANS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[int, torch.
 
 
 class GaussianPolicy:
-    """`x_i ~ N(μ_θ(φ_i), σ²)` for every unit i of one channel; μ starts at 0: multipliers start around 1.
+    """`x_i ~ N(μ_θ(φ_i), σ²)` for every unit i of one channel. μ starts at 0, so that multipliers start around 1.
 
-    A draw is a pure function of (seed, channel, number of the draw): resuming needs no generator state.
+    A draw is a function of (seed, channel, number of the draw): a restart needs no generator's state.
     """
 
     def __init__(self, kind: str, width: int, sigma: float, seed: int, channel: str) -> None:
@@ -71,7 +71,7 @@ class GaussianPolicy:
         return self.log_sigma + 0.5 * math.log(2 * math.pi * math.e)
 
     def sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """The next proposal of log-multipliers, [units], unbounded, and the standard normal noise in it."""
+        """The next log-multipliers, before bounds, and the standard normal noise in them; both [units]."""
         generator = generator_of(self.seed, "sidecar", self.channel, self.draws)
         self.draws += 1
         noise = torch.randn(len(features), dtype=torch.float64, generator=generator)
@@ -80,10 +80,10 @@ class GaussianPolicy:
     def update(self, features: Tensor, step: Step, lr: float, entropy: float, limits: tuple[float, float]) -> None:
         """One natural-gradient step of `lr` up the reward that `step` estimates.
 
-        The Fisher information, JᵀJ/σ² for θ (J = ∂μ/∂θ) and 2·units for ln σ, takes the scale out: the means
-        move by `lr·σ·step.mean`, as far as features can express that, and ln σ by half of
-        `lr·(step.spread + entropy)` (Kakade 2001). A mean at one of `limits` is not moved beyond it, or it would take
-        as long to return; units that share parameters with it may still move it there.
+        The Fisher information is JᵀJ/σ² for θ (J = ∂μ/∂θ) and 2·units for ln σ (Kakade 2001). So the means move by
+        `lr·σ·step.mean`, as far as the features can express that, and ln σ by `lr·(step.spread + entropy)/2`. No step
+        asks for a mean beyond `limits`, from where it would take long to return; units that share parameters with it
+        may still move it there.
         """
         mean = self.mean(self.theta, features)
         move = lr * self.sigma * step.mean
@@ -93,10 +93,10 @@ class GaussianPolicy:
         self.log_sigma = min(max(log_sigma, math.log(SIGMA_RANGE[0])), math.log(SIGMA_RANGE[1]))
 
     def _step(self, features: Tensor, mean: Tensor, move: Tensor) -> Tensor:
-        """[θ], the step that moves the means by `move` as far as features can express it.
+        """[θ]: the step that moves the means by `move`, as far as the features can express it.
 
-        Directions that hardly move the means are left out. A step that moves them much further than `move`, for the
-        map is curved and its Jacobian valid only nearby, is halved until it does not.
+        It leaves out directions that hardly move the means. Because a curved map's Jacobian is valid only nearby, the
+        step is halved while it moves the means much further than `move`.
         """
         jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
         step = torch.linalg.pinv(jacobian, rtol=self.cutoff) @ move
@@ -105,7 +105,7 @@ class GaussianPolicy:
         return step
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned and how many draws were made, JSON-able."""
+        """The parameters and the number of draws, JSON-able."""
         return {"theta": self.theta.tolist(), "log_sigma": self.log_sigma, "draws": self.draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -113,22 +113,22 @@ class GaussianPolicy:
         if len(state["theta"]) != len(self.theta):
             raise ValueError(
                 f"the saved policy of sidecar channel '{self.channel}' has {len(state['theta'])} parameters "
-                f"and this model's has {len(self.theta)}: resume with the model it was saved with."
+                f"and this model's has {len(self.theta)}: resume with the model and features it was saved with."
             )
         self.theta = torch.tensor(state["theta"], dtype=torch.float64)
         self.log_sigma, self.draws = state["log_sigma"], state["draws"]
 
 
 def bounded(log_values: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Multipliers `exp(x)`, [units], with x clamped to `limits` (logarithms)."""
+    """Multipliers `exp(x)`, [units], with x clamped to `limits`, which are logarithms."""
     return log_values.clamp(*limits).exp()
 
 
 def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
     """Multipliers `exp(clamp(x + c))`, [units], with the c that makes their size-weighted mean 1.
 
-    Such a c exists: 1 lies inside the bounds, so the mean rises with c from at most 1 to at least 1. After 64
-    halvings the interval of c is below a double's precision.
+    Such a c exists because 1 lies inside the bounds: the mean rises with c from at most 1 to at least 1. It is found by
+    64 bisections, to a double's precision.
     """
     log_values = log_values.clamp(*limits)
     shares = sizes / sizes.sum()
@@ -144,10 +144,10 @@ def mean_matched(log_values: Tensor, sizes: Tensor, limits: tuple[float, float])
 
 
 def mean_matched_slopes(slopes: Tensor, log_values: Tensor, sizes: Tensor, limits: tuple[float, float]) -> Tensor:
-    """Slopes by `log_values`, from `slopes` by the logarithms of what `mean_matched` returns; all [units].
+    """Slopes by `log_values`, [units]. `slopes`: those by the logarithms of `mean_matched`'s multipliers.
 
-    A unit at a bound does not move. The others share the constant c: `∂ ln m_j/∂x_i = δ_ij − w_i`, where w_i is the
-    unit's share of their parameter-weighted sum.
+    A unit at a bound does not move. The others share the constant c: `∂ ln m_j/∂x_i = δ_ij − w_i`, where w_i is unit
+    i's share of their parameter-weighted sum.
     """
     multipliers = mean_matched(log_values, sizes, limits)
     logs, (low, high) = multipliers.log(), limits

@@ -1,4 +1,4 @@
-"""Held-out loss → reward → advantage (SCIENCE §6)."""
+"""From held-out losses to rewards and advantages (SCIENCE §6)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 
 class Judgement(NamedTuple):
+    """The outcome of one interval."""
+
     reward: float  # fall of held-out loss over the interval, nats per token
     baseline: float  # running mean of the rewards of earlier intervals
-    deviation: float  # running standard deviation of reward − baseline; 0 before there is any
+    deviation: float  # running standard deviation of reward − baseline; 0 before the second reward
     advantage: float  # (reward − baseline) / deviation
 
 
@@ -22,6 +24,7 @@ class Discounted:
         self.weight = 0.0  # Σ decay^k over the values seen
 
     def add(self, value: float) -> None:
+        """Include `value`, with weight 1."""
         surprise = value - self.mean if self.weight else 0.0
         if not self.weight:
             self.mean = value
@@ -40,11 +43,11 @@ class Discounted:
 class Reward:
     """Judges each interval by the exponential average of the intervals before it.
 
-    The first `warmup` intervals are not judged: there the loss falls a hundred times as fast as later, whatever the
-    proposal, and averages that included them would make every later reward look like a failure. The next interval has
-    no baseline: its advantage is 0. The deviation includes the interval being judged, which bounds the advantage
-    without a clip, in the long run by 1/√(decay·(1−decay)). The intervals before and after a loss that is not finite
-    are neither judged nor averaged.
+    The first `warmup` intervals are not judged: their loss falls a hundred times as fast as later, whatever the
+    proposal, and averages over them would make every later reward look like a failure. The first judged interval has no
+    baseline, and the advantage 0. The deviation includes the interval being judged, which bounds the advantage without
+    a clip: in the long run by 1/√(decay·(1−decay)). An interval that begins or ends at a loss that is not finite is
+    neither judged nor averaged.
     """
 
     def __init__(self, decay: float, warmup: int = 0) -> None:

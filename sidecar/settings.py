@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sidecar.channels import CHANNELS
+from sidecar.channels import CHANNELS, Arithmetic
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES
 from sidecar.policy import MEANS, SIGMA_RANGE
@@ -19,37 +19,30 @@ MODES = ("learn", "replay", "permute", "random", "fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a sidecar acts on and how it decides (SCIENCE §6). Raises `ValueError` where a value cannot work.
-
-    `lr`, `weight_decay`, `eps`, `beta2`, `lr_max` are the highest of the run: channels check their bounds with them.
+class Settings(Arithmetic):
+    """The settings of a sidecar (SCIENCE §6). Raises `ValueError` where a value cannot work.
 
     `mode`: `learn`; `replay` a playback (decisions as `Sidecar.record` returns them); `permute` its layers; `random`:
-    deal its values to the units at random, or without a playback draw from the untrained policy (where units differ in
-    size, both scale the multipliers to the recorded amount); `fixed`: every multiplier is 1.
+    deal its values to the units at random, or without a playback draw from the untrained policy; `fixed`: every
+    multiplier is 1. Where units differ in size, `permute` and `random` scale the values to the recorded amount.
     """
 
-    lr: float
-    weight_decay: float
     seed: int
-    eps: float = 1e-8  # Adam's
-    beta2: float = 0.999  # Adam's
-    lr_max: float = 0.02  # largest learning rate that any layer may reach
     channels: Sequence[str] = ("decay",)  # names in `CHANNELS`
     interval: int = 20  # steps for which a proposal is held
-    fresh: bool = False  # the held-out batches differ between intervals
-    steps: int | None = None  # length of the run: nothing is proposed at its end; the feature `progress` needs it
+    fresh: bool = False  # the held-out batches differ from interval to interval
+    steps: int | None = None  # length of the run, at whose end nothing is proposed; the feature `progress` needs it
     mode: str = "learn"
     share: str = "none"  # units that have one multiplier in common; in a playback, their parameter-weighted mean
     credit: str = "factored"  # a name in `CREDITS`; factored: a held-out backward pass gives each unit its slope
     unexplained: float = 1.0  # factored: share of REINFORCE on what the slopes leave unexplained; 0: slopes alone
-    features: Sequence[str] = ("unit",)  # names in `FEATURES`: what the policy's mean depends on
-    policy: str = "linear"  # a name in `MEANS`: how it does
+    features: Sequence[str] = ("unit",)  # names in `FEATURES`: inputs of the policy's mean
+    policy: str = "linear"  # a name in `MEANS`: the form of that mean
     sigma: float = 0.3  # initial standard deviation of the log-multipliers
-    policy_lr: float = 0.5  # share of σ by which a mean moves for a step of size one
-    entropy: float = 0.001  # its bonus
-    baseline_decay: float = 0.8  # share of the old average kept at each interval, in the reward's baseline
-    warmup: int = 3  # intervals at the start that are not judged and hold the first proposal
+    policy_lr: float = 0.5  # shift of a mean, as a share of σ, for a step of size one
+    entropy: float = 0.001  # weight of the entropy bonus
+    baseline_decay: float = 0.8  # of the reward's baseline: share of the old average that is kept at each interval
+    warmup: int = 3  # first intervals, which are not judged and hold the first proposal
     bounds: Mapping[str, Sequence[float]] | None = None  # channel → (least, largest multiplier)
     mean_matched: bool = False  # the parameter-weighted mean multiplier of each channel is 1
 
@@ -72,7 +65,7 @@ class Settings:
             raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
         for name in ("policy_lr", "entropy", "unexplained", "warmup"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
-                raise ValueError(f"sidecar {name}={value} must be 0 or more, and finite: set it so.")
+                raise ValueError(f"sidecar {name}={value} must be finite and at least 0.")
         for name, what in (("beta2", "Adam's"), ("baseline_decay", "the share of the old average that is kept")):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ValueError(f"sidecar {name}={value} must lie between 0 and 1, both excluded: it is {what}.")
@@ -81,20 +74,22 @@ class Settings:
         """Raise `ValueError` where the settings do not fit the optimizer or the playback."""
         for name, what, given in (("progress", "steps", self.steps), ("momentum_alignment", "optimizer", optimizer)):
             if name in self.features and given is None:
-                raise ValueError(f"sidecar feature '{name}' would always be 0: say {what}=…, or drop the feature.")
+                raise ValueError(f"sidecar feature '{name}' is 0 without {what}: give {what}=…, or drop the feature.")
         for group in optimizer.param_groups if optimizer else ():
             if group.get("weight_decay"):
                 raise ValueError(
-                    f"the optimizer decays weights by {group['weight_decay']:g} of its own, on top of the sidecar's: "
-                    "set its weight_decay to 0."
+                    f"the optimizer has weight_decay={group['weight_decay']:g}, on top of the sidecar's: set it to 0, "
+                    "because the sidecar decays the weights."
                 )
         if self.mean_matched and (self.share == "all" or playback is not None):
-            why = "a playback, whose amount is its own" if playback is not None else "share='all', which has no other"
-            raise ValueError(f"sidecar mean_matched has no effect with {why}: drop one of them.")
+            other = "a playback" if playback is not None else "share='all'"
+            raise ValueError(f"sidecar mean_matched has no effect with {other}, which sets the mean: drop one of them.")
         if self.mode in ("replay", "permute") and playback is None:
             raise ValueError(f"sidecar mode '{self.mode}' needs a playback: the decisions of a run that learned.")
         if self.mode in ("learn", "fixed") and playback is not None:
-            raise ValueError(f"sidecar mode '{self.mode}' has no use for a playback: choose replay, permute or random.")
+            raise ValueError(
+                f"sidecar mode '{self.mode}' takes no playback: choose replay, permute or random, or leave it out."
+            )
 
 
 def _one_of(what: str, value: str, known: Iterable[str]) -> None:

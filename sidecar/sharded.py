@@ -1,4 +1,4 @@
-"""A model that several processes train together: the full tensors behind its shards, and collectives over its ranks.
+"""Models that several processes train together: gathering and making shards, and collectives over ranks.
 
 Under FSDP2 a parameter is a DTensor, and each rank holds some of its rows. With one process every function here
 returns its input.
@@ -15,16 +15,17 @@ from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
+    """True for a DTensor."""
     return hasattr(tensor, "full_tensor")  # only a DTensor has it; importing that class would take a second
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The full tensor, or the sum where its shards are partial sums. Every rank must call it."""
+    """The full tensor; where the shards are partial sums, their sum. Every rank must call it."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's shard of the tensor, in the same memory: enough for elementwise arithmetic."""
+    """This rank's shard of the tensor, in the same memory; enough for elementwise arithmetic."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
@@ -41,7 +42,7 @@ def shard_like(tensor: Tensor, reference: Tensor) -> Tensor:
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -64,11 +65,11 @@ def broadcast(value: Any) -> Any:
 
 
 def gradients(loss: Tensor, tensors: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """The gradient of `loss` by each of `tensors`; None where it does not depend on one.
+    """The gradient of `loss` by each of `tensors`; None where `loss` does not depend on it.
 
-    The parameters of a sharded model are in no graph: the forward pass uses gathered copies, and only `backward`
-    reduces their gradients, to the mean over ranks, into `grad`. So every `grad` of the model's `parameters`, which
-    training may still need, is put aside first and restored afterwards.
+    The parameters of a sharded model are in no graph: its forward pass uses gathered copies, and only `backward` puts
+    the mean of their gradients over ranks into `grad`. So the `grad` of every one of the model's `parameters`, which
+    training may still need, is put aside before and restored after.
     """
     if not any(map(is_sharded, parameters)):
         return list(torch.autograd.grad(loss, tensors, allow_unused=True))

@@ -1,4 +1,4 @@
-"""The policy beside the optimizer: it proposes multipliers, holds them, and learns from held-out loss."""
+"""The sidecar: it proposes multipliers, holds them for an interval, and learns from held-out loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sidecar import sharded
-from sidecar.channels import CHANNELS, Arithmetic, Channel, DecayChannel
+from sidecar.channels import CHANNELS, Channel, DecayChannel
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
 from sidecar.learner import Learner
 from sidecar.playback import Decision, Playback
@@ -20,7 +20,7 @@ from sidecar.settings import Settings
 
 
 class Sidecar:
-    """Multipliers for what trains a model, learned by REINFORCE beside any training loop (SCIENCE §6).
+    """Learns multipliers of weight decay, steps and gains by REINFORCE, beside any training loop (SCIENCE §6).
 
         sidecar = Sidecar(model, heldout_loss, lr=3e-4, weight_decay=0.1, seed=0)
         for step in range(steps):
@@ -30,17 +30,17 @@ class Sidecar:
                 optimizer.step()  # with a weight decay of 0: the sidecar's is the only one
 
     `model`: the first number in a parameter's name is its layer. `heldout_loss(k)` returns the mean loss on the
-    held-out batches of interval k, as a tensor with its graph, or an iterable of tensors that sum to it, of which one
-    graph is alive at a time. Both ends of an interval are judged on the same batches; set `fresh=True` where intervals
-    differ in theirs. It must leave no trace in the training: no dropout.
+    held-out batches of interval k: a tensor with its graph, or an iterable of tensors that sum to it, which keeps only
+    one graph alive at a time. Both ends of an interval are judged on the same batches; set `fresh=True` if the batches
+    differ from interval to interval. It must not change the state of training: no dropout.
 
     `optimizer`: for the feature that reads Adam's moments, and to refuse one that decays weights itself. `playback`:
     the decisions that the modes replay, permute and random play. `settings`: the fields of `Settings`; `lr`,
     `weight_decay` and `seed` have no default.
 
-    Where several processes train together (torch.distributed), each has a sidecar and its own share of the held-out
-    batches, or all of them: the means over ranks are judged, and what rank 0 learned and drew is broadcast. A model
-    sharded by FSDP2 must be so before, and be resharded after a forward pass, its root as well.
+    Where several processes train together (torch.distributed), each has a sidecar, and a share or all of the held-out
+    batches: the sidecars judge means over ranks, and all follow what rank 0 learned and drew. A model must be sharded
+    by FSDP2 before it is given, and every module of it, the root too, be resharded after a forward pass.
 
     Raises `ValueError` where a setting cannot work or is not safe.
     """
@@ -57,8 +57,7 @@ class Sidecar:
         self.model = model
         self.settings = chosen = Settings(**settings)
         chosen.check(optimizer, playback)
-        arithmetic = Arithmetic(chosen.lr, chosen.weight_decay, chosen.eps, chosen.beta2, chosen.lr_max)
-        self.channels: dict[str, Channel] = {name: CHANNELS[name](model, arithmetic) for name in chosen.channels}
+        self.channels: dict[str, Channel] = {name: CHANNELS[name](model, chosen) for name in chosen.channels}
         for name, channel in self.channels.items():
             if not channel.units:
                 raise ValueError(
@@ -71,9 +70,9 @@ class Sidecar:
         self.learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
         for name, learner in self.learners.items():
             largest = self.playback.largest(name) if self.playback else learner.bounds[1]
-            learner.channel.check(1.0 if chosen.mode == "fixed" else largest, arithmetic)
-        # decay is applied here even where it is not learned, and first: other channels do not scale it
-        decay = self.channels.get("decay") or DecayChannel(model, arithmetic)
+            learner.channel.check(1.0 if chosen.mode == "fixed" else largest, chosen)
+        # decay acts even where it is not learned, and first, so that other channels do not scale it
+        decay = self.channels.get("decay") or DecayChannel(model, chosen)
         self._acting = [decay, *(channel for channel in self.channels.values() if channel is not decay)]
         self._needs_slopes = chosen.mode == "learn" and any(x.credit.needs_gradient for x in self.learners.values())
         if self._needs_slopes:
@@ -87,11 +86,11 @@ class Sidecar:
         self._lost: set[str] = set()  # channels that keep their values because a tensor of theirs is gone
 
     def before_step(self, step: int) -> bool:
-        """Call before every training step; True where one interval ended and the next begins.
+        """Call before every training step; True where an interval begins, with multipliers that may be new.
 
-        There, the proposal in force is judged, learned from, and replaced; at the end of the run, where no step
-        follows, it stays. Where the held-out loss fails or is not finite, one warning is given, nothing is learned
-        and the values in force stay; so do those of a channel that has lost a tensor.
+        There, the sidecar judges the proposal in force, learns from it and replaces it; at the end of the run, where no
+        step follows, it does nothing. Where the held-out loss fails or is not finite, it warns once, learns nothing and
+        keeps the multipliers in force; so it does for a channel that has lost a tensor.
         """
         chosen = self.settings
         if chosen.mode == "fixed" or (chosen.steps is not None and step >= chosen.steps):
@@ -107,14 +106,14 @@ class Sidecar:
             for name, learner in self.learners.items():
                 if name not in self._lost:
                     learner.draw(step)
-        if sharded.world_size() > 1:  # ranks compute alike, and even so must not drift apart
+        if sharded.world_size() > 1:  # ranks compute the same, but must not drift apart by rounding
             self._restore(sharded.broadcast(self._learned()))
         self._put_in_force(step, {name: learner.multipliers() for name, learner in self.learners.items()}, judgement)
         return True
 
     @contextmanager
     def applied(self, lr: float) -> Iterator[None]:
-        """Enclose the optimizer's step at learning rate `lr`: weights decay before it, and it is scaled after it."""
+        """Enclose the optimizer's step at learning rate `lr`: decay the weights before it, and scale it afterwards."""
         for channel in self._acting:
             channel.before_update(lr)
         yield
@@ -122,7 +121,7 @@ class Sidecar:
             channel.after_update()
 
     def close(self) -> None:
-        """Remove all hooks from the model; the values in force no longer act."""
+        """Remove all hooks from the model; the multipliers in force no longer act in its forward pass."""
         for channel in self.channels.values():
             channel.close()
 
@@ -133,24 +132,24 @@ class Sidecar:
         return dict(self.decision["values"][channel])
 
     def folded(self) -> dict[str, Tensor]:
-        """Parameters multiplied by the values in force, where the forward pass depends on these.
+        """Parameter → its value times the multiplier in force, for channels that act in the forward pass.
 
-        With them in place of its own, the model computes without a sidecar what it computes with it.
+        With these values, and without a sidecar, the model computes what it computes now.
         """
         return {name: tensor for channel in self.channels.values() for name, tensor in channel.folded().items()}
 
     def record(self) -> dict[str, Any]:
         """The last decision, JSON-able; empty before the first.
 
-        `step`; `reward`, `baseline` and their `deviation` (nats per token) and `advantage` of the interval that
-        ended there, null where it could not be judged; `evaluations` and `backwards` so far; and by channel of
-        the proposal made there: `sigma` and `entropy` (nats per unit) of its draw, a `summary` (`min`,
-        parameter-weighted `mean`, `max` multiplier, share of units `at_bound`) and its `values` (unit → multiplier).
+        `step`; `reward`, `baseline`, their `deviation` (nats per token) and the `advantage` of the interval that ended
+        at that step, null where it was not judged; `evaluations` and `backwards` so far; and for each channel of the
+        new proposal: `sigma` and `entropy` (nats per unit) of its draw, a `summary` (`min`, parameter-weighted `mean`
+        and `max` multiplier, share of units `at_bound`) and its `values` (unit → multiplier).
         """
         return copy.deepcopy(self.decision)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, JSON-able: the same draws and values follow, bit for bit."""
+        """The state for a restart, JSON-able. The restarted sidecar goes on bit for bit, given also `tensors`."""
         return {
             **self._learned(),
             "decision": self.record(),
@@ -161,21 +160,17 @@ class Sidecar:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a restart needs beside `state_dict`: the channels' traces, name → tensor."""
+        """The channels' traces, name → tensor, which a restart needs beside `state_dict`."""
         return {f"{name}/{key}": t for name, c in self.channels.items() for key, t in c.memory().items()}
 
     def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` and `tensors` returned. Raises `ValueError` for other channels or units."""
-        if set(state["learners"]) != set(self.channels):
-            raise ValueError(
-                f"the saved sidecar has channels {sorted(state['learners'])} and this one "
-                f"{sorted(self.channels)}: resume with the channels it was saved with."
-            )
-        for what, now in self._kind().items():
-            if state["kind"][what] != now:
+        """Restore what `state_dict` and `tensors` returned. Raises `ValueError` for another model or other settings."""
+        then = {"channels": sorted(state["learners"]), **state["kind"]}
+        for name, now in {"channels": sorted(self.channels), **self._kind()}.items():
+            if then[name] != now:
                 raise ValueError(
-                    f"the saved sidecar has {what} '{state['kind'][what]}' and this one '{now}': resume with the "
-                    f"{what} it was saved with."
+                    f"the saved sidecar has {name} {then[name]!r} and this one {now!r}: resume with the {name} it was "
+                    "saved with."
                 )
         if set(tensors) != set(self.tensors()):
             raise ValueError(
@@ -186,8 +181,8 @@ class Sidecar:
         for name, values in saved.items():
             if set(values) != {unit.name for unit in self.channels[name].units}:
                 raise ValueError(
-                    f"the saved values of sidecar channel '{name}' are of other parameters than this "
-                    "model's: resume with the model they were saved with."
+                    f"the saved values of sidecar channel '{name}' are of other parameters than this model's: resume "
+                    "with the model they were saved with."
                 )
         self._restore(state)
         for name, channel in self.channels.items():
@@ -198,7 +193,7 @@ class Sidecar:
         self.evaluation.forwards, self.evaluation.backwards = state["evaluations"], state["backwards"]
 
     def _kind(self) -> dict[str, str]:
-        """The settings that a saved state must agree with."""
+        """The settings that must equal those of a saved state."""
         return {name: getattr(self.settings, name) for name in ("mode", "credit", "share", "policy")}
 
     def _learned(self) -> dict[str, Any]:
@@ -223,7 +218,7 @@ class Sidecar:
         return True
 
     def _judge(self) -> Judgement | None:
-        """End the interval and learn from it; None where it could not be judged."""
+        """End the interval and learn from it; None where it is not judged."""
         self._lost = self._channels_without_a_tensor()
         loss, slopes = self.evaluation.measure(self.count, self._needs_slopes)
         judgement = self.reward.observe(loss)
@@ -245,15 +240,14 @@ class Sidecar:
 
     def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
         judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
-        decision: dict[str, Any] = {"step": step, **more, **judged}
-        decision |= {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
-        decision |= {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
+        passes = {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
+        by_channel: dict[str, dict[str, Any]] = {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
         for name, learner in self.learners.items():
             if self.playback is None:
-                decision["sigma"][name] = learner.policy.sigma
-                decision["entropy"][name] = learner.policy.entropy
+                by_channel["sigma"][name] = learner.policy.sigma
+                by_channel["entropy"][name] = learner.policy.entropy
             multipliers, units = values[name].tolist(), learner.channel.units
-            decision["summary"][name] = learner.summary(values[name])
-            decision["values"][name] = {unit.name: value for unit, value in zip(units, multipliers, strict=True)}
+            by_channel["summary"][name] = learner.summary(values[name])
+            by_channel["values"][name] = {unit.name: value for unit, value in zip(units, multipliers, strict=True)}
             learner.channel.set(multipliers)
-        self.decision = decision
+        self.decision = {"step": step, **more, **judged, **passes, **by_channel}

@@ -1,4 +1,4 @@
-"""The unit that a multiplier acts on: one tensor, one layer, or one branch of a layer."""
+"""Units, the parts of a model that each have a multiplier: a tensor, a layer, or a branch of a layer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Unit:
     kind: str  # equal for corresponding units of all layers, e.g. mlp.down_proj.weight
     layer: int
     depth: float  # 0 at the first layer, 1 at the last
-    size: int  # its parameters: the unit's weight in the parameter-weighted mean
+    size: int  # number of its parameters, its weight in parameter-weighted means
 
 
 def layer_in(name: str) -> tuple[str, int, str] | None:
-    """Prefix, layer and rest of a parameter's or a module's name; None outside numbered layers."""
+    """The prefix, layer and rest of a parameter's or module's name; None outside numbered layers."""
     found = LAYER.search(name)
     return None if found is None else (name[: found.end() - 1], int(found[1]), name[found.end() :])
 
 
 def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
-    """Units from (name, kind, layer, size), with the depth fraction filled in.
+    """Units from (name, kind, layer, size), with their depth.
 
-    In a model of several stacks, such as an encoder and a decoder, a kind begins with the name of its stack.
+    In a model of several stacks, such as an encoder and a decoder, kinds begin with the name of their stack.
     """
     rows = list(named)
     last = max((layer for _, _, layer, _ in rows), default=0)
@@ -43,7 +43,7 @@ def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
 
 
 def groups_of(units: Sequence[Unit], share: str) -> list[int]:
-    """The group of every unit, numbered from 0 in order of appearance; the units of a group share one multiplier."""
+    """The group of each unit, numbered from 0 in order of appearance. The units of a group share one multiplier."""
     key = {"none": lambda u: u.name, "kind": lambda u: u.kind, "layer": lambda u: u.layer, "all": lambda u: ""}[share]
     numbers: dict[object, int] = {}
     return [numbers.setdefault(key(unit), len(numbers)) for unit in units]

@@ -1,4 +1,4 @@
-"""What a sidecar may act on: a channel is one class and one line in `CHANNELS` (SCIENCE §6)."""
+"""The channels that a sidecar acts on: one class and one line in `CHANNELS` each (SCIENCE §6)."""
 
 from sidecar.channels.channel import Arithmetic, Channel
 from sidecar.channels.decay import DecayChannel

@@ -1,4 +1,4 @@
-"""The base of all channels: units, and how their multipliers act on a model."""
+"""The base of all channels: a channel has units, whose multipliers act on the model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sidecar.sharded import gather
+from sidecar.sharded import gather, shard_like
 from sidecar.units import Unit
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """The highest values of the run, with which channels check the bounds of their multipliers."""
+    """The highest values of the run, against which channels check the bounds of their multipliers."""
 
     lr: float
     weight_decay: float
@@ -25,7 +25,7 @@ class Arithmetic:
 
 
 class Channel(ABC):
-    """A named list of units, and how their multipliers act on the model. A subclass defines both."""
+    """A named list of units whose multipliers act on the model. Subclasses define the units and the action."""
 
     name: str
     bounds: tuple[float, float]  # default range of the multipliers
@@ -36,11 +36,11 @@ class Channel(ABC):
 
     @abstractmethod
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
-        """Raise `ValueError` where a multiplier of `largest` would not be safe."""
+        """Raise `ValueError` where a multiplier as large as `largest` is not safe."""
 
     @abstractmethod
     def set(self, multipliers: Sequence[float]) -> None:
-        """Apply these multipliers, one per unit, from now on."""
+        """Act with these multipliers, one per unit, from now on."""
 
     @abstractmethod
     def weights(self) -> list[list[str]]:
@@ -48,31 +48,31 @@ class Channel(ABC):
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
-        """The tensors by which the held-out loss is differentiated for `slope`."""
+        """The tensors whose gradients `slope` needs."""
 
     @abstractmethod
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """[units]: the derivative of `−held-out loss` by each log-multiplier, through its effect since the last `set`.
+        """[units]: the derivative of −held-out loss by each log-multiplier, through its effect since the last `set`.
 
-        `gradients`: of the held-out loss by `tensors`; None counts as zero.
+        `gradients`: of the held-out loss by each of `tensors`; None counts as zero.
         """
 
     def follow(self) -> None:
-        """From now on, accumulate the trace of the steps since the last `set` that `slope` needs."""
+        """Start to accumulate what `slope` needs to know of the steps since the last `set`."""
 
     def memory(self) -> dict[str, Tensor]:
-        """The trace, for a restart."""
+        """What was accumulated, name → tensor, for a restart."""
         return {}
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:
         """Restore what `memory` returned."""
 
     def folded(self) -> dict[str, Tensor]:
-        """Parameter → its value times the multiplier, where the forward pass depends on the latter."""
+        """Parameter → its value times its multiplier, where the channel acts in the forward pass."""
         return {}
 
     def before_update(self, lr: float) -> None:
-        """Called before every optimizer step."""
+        """Called before every optimizer step, at learning rate `lr`."""
 
     def after_update(self) -> None:
         """Called after every optimizer step."""
@@ -81,18 +81,50 @@ class Channel(ABC):
         """Remove the channel's hooks from the model."""
 
 
+class TracedChannel(Channel):
+    """A channel whose units are groups of parameters, with a trace of each parameter for `slope` while followed."""
+
+    def _act_on(self, groups: Sequence[Sequence[tuple[str, Tensor]]]) -> None:
+        """Name the parameters of every unit. Multipliers are 1 and nothing is followed yet."""
+        self._names = [[name for name, _ in group] for group in groups]
+        self._params = [param for group in groups for _, param in group]
+        self._multipliers = [1.0] * len(groups)
+        self._traces: list[Tensor] = []  # one per parameter while followed; else empty
+
+    def set(self, multipliers: Sequence[float]) -> None:
+        self._multipliers = list(multipliers)
+        if self._traces:
+            self.follow()
+
+    def weights(self) -> list[list[str]]:
+        return self._names
+
+    def tensors(self) -> list[Tensor]:
+        return self._params
+
+    def follow(self) -> None:
+        self._traces = [torch.zeros_like(param) for param in self._params]
+
+    def memory(self) -> dict[str, Tensor]:
+        names = (name for group in self._names for name in group)
+        return dict(zip(names, self._traces, strict=False))
+
+    def remember(self, memory: Mapping[str, Tensor]) -> None:
+        for name, trace in self.memory().items():
+            trace.copy_(shard_like(memory[name], trace))
+
+
 def alike(*tensors: Tensor) -> bool:
+    """True where all have the same shape, precision and device."""
     return len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) == 1
 
 
 def inner_products(a: Sequence[Tensor | None], b: Sequence[Tensor]) -> Tensor:
-    """[n], the inner product of every pair; 0 where there is no gradient or no tensor left."""
-    zero = torch.zeros(())
-    return torch.stack(
-        [
-            zero.to(y.device)
-            if x is None or not alike(x, y)
-            else gather(torch.sum(x.detach() * y.detach(), dtype=torch.float32))
-            for x, y in zip(a, b, strict=True)
-        ]
-    )
+    """[n], the inner product of each pair; 0 where there is no gradient, or the tensor was replaced."""
+    products = []
+    for x, y in zip(a, b, strict=True):
+        if x is None or not alike(x, y):
+            products.append(torch.zeros((), device=y.device))
+        else:
+            products.append(gather((x.detach() * y.detach()).sum(dtype=torch.float32)))
+    return torch.stack(products)

@@ -1,29 +1,28 @@
-"""Weight decay, one rate for each matrix."""
+"""Weight decay, with a multiplier for each matrix."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sidecar.channels.channel import Arithmetic, Channel, alike, inner_products
-from sidecar.sharded import local_shard, shard_like
+from sidecar.channels.channel import Arithmetic, TracedChannel, alike, inner_products
+from sidecar.sharded import local_shard
 from sidecar.units import layer_in, make_units
 
 DECAY_LIMIT = 0.1  # largest share of a weight that one step may remove
 
 
-class DecayChannel(Channel):
+class DecayChannel(TracedChannel):
     """Decoupled weight decay of each weight matrix: `w ← (1 − lr·λ·m)·w`, before the optimizer's step.
 
     Every trained parameter of two or more dimensions decays. Units are the matrices of numbered layers; embeddings and
-    heads keep m = 1. One foreach call per step, two where the slope is followed.
+    heads keep m = 1. One foreach call per step, two while followed.
 
-    The slope's trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: to first order, and without the response of later gradients,
-    what the weight would have gained since the last `set` had ln m been one unit less. The final weight could not
-    replace it: before a norm the weight's scale has no effect, but that of its older part relative to its newer part
-    has.
+    The trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: to first order, and without the response of later gradients, what the
+    weight would have gained since the last `set` had ln m been one unit less. The weight itself could not replace it:
+    before a norm its scale has no effect, but the scale of its older part relative to its newer part has one.
     """
 
     name = "decay"
@@ -34,11 +33,9 @@ class DecayChannel(Channel):
         decayed = [(name, param) for name, param in model.named_parameters() if param.ndim >= 2 and param.requires_grad]
         units = [(n, p, place) for n, p in decayed if p.ndim == 2 and (place := layer_in(n))]
         self.units = make_units((name, place[2], place[1], param.numel()) for name, param, place in units)
-        self._params: list[Tensor] = [param for _, param, _ in units]
+        self._act_on([[(name, param)] for name, param, _ in units])
         governed = {name for name, _, _ in units}
         self._others: list[Tensor] = [param for name, param in decayed if name not in governed]
-        self._multipliers = [1.0] * len(self.units)
-        self._traces: list[Tensor] = []  # per unit, shaped like its parameter
 
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
         share = arithmetic.lr * arithmetic.weight_decay * largest
@@ -49,29 +46,8 @@ class DecayChannel(Channel):
                 "bounds.decay, weight_decay or lr."
             )
 
-    def set(self, multipliers: Sequence[float]) -> None:
-        self._multipliers = list(multipliers)
-        if self._traces:
-            self.follow()
-
-    def tensors(self) -> list[Tensor]:
-        return self._params
-
-    def follow(self) -> None:
-        self._traces = [torch.zeros_like(param) for param in self._params]
-
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
         return inner_products(gradients, self._traces)
-
-    def memory(self) -> dict[str, Tensor]:
-        return {unit.name: trace for unit, trace in zip(self.units, self._traces, strict=False)}
-
-    def remember(self, memory: Mapping[str, Tensor]) -> None:
-        for unit, trace in zip(self.units, self._traces, strict=False):
-            trace.copy_(shard_like(memory[unit.name], trace))
-
-    def weights(self) -> list[list[str]]:
-        return [[unit.name] for unit in self.units]
 
     @torch.no_grad()
     def before_update(self, lr: float) -> None:

@@ -1,4 +1,4 @@
-"""Gains on the residual stream, one for what each branch adds to it."""
+"""Gains on what the branches of layers write into the residual stream."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sidecar.channels.channel import Arithmetic, Channel
 from sidecar.sharded import gather
 from sidecar.units import layer_in, make_units
 
-GROWTH_LIMIT = 2.0  # largest factor on what a branch writes into the residual stream
+GROWTH_LIMIT = 2.0  # largest gain
 
-# The modules whose output a layer adds to the residual stream, attention first; the first pair that a layer has counts.
-# Pairs of norms come first: a norm after a matrix would undo a gain on the matrix.
+# The modules whose output a layer adds to the residual stream, attention's and the FFN's; a layer's first match counts.
+# Norms come first: a norm after a matrix would undo a gain on the matrix.
 WRITERS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),  # Gemma 2 and 3, OLMo 2, our sandwich
     ("self_attn.o_proj", "mlp.down_proj"),  # Llama, Mistral, Qwen, Phi-3
@@ -24,9 +24,9 @@ WRITERS = (
 
 
 class ResidualGainChannel(Channel):
-    """A gain on what every branch of a layer adds: `x ← x + m·branch(x)`, in the forward pass.
+    """A gain on what each branch of a layer adds to the residual stream: `x ← x + m·branch(x)`, in the forward pass.
 
-    Gains are one tensor on the model's device, read by forward hooks on the modules that write.
+    Forward hooks on the modules that write read the gains from one tensor on the model's device.
     """
 
     name = "residual_gain"
@@ -51,7 +51,7 @@ class ResidualGainChannel(Channel):
         if skipped := sorted(layers - {layer for _, _, layer, _ in rows}):
             raise ValueError(
                 f"sidecar channel 'residual_gain' knows no module that writes what layer {skipped[0]} of "
-                f"{type(model).__name__} adds to the residual stream: name it in WRITERS of "
+                f"{type(model).__name__} adds to the residual stream: add its name to WRITERS in "
                 "sidecar/channels/residual_gain.py."
             )
         self._hooks = [m.register_forward_hook(self._hook(index)) for index, (_, m) in enumerate(self._writers)]
@@ -71,28 +71,30 @@ class ResidualGainChannel(Channel):
 
     def set(self, multipliers: Sequence[float]) -> None:
         self._multipliers = list(multipliers)
-        with torch.no_grad():
-            self.gains.copy_(torch.tensor(self._multipliers))
+        self.gains.detach().copy_(torch.tensor(self._multipliers))
 
     def tensors(self) -> list[Tensor]:
         return [self.gains]
 
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        """The slope by the gains themselves, without their effect on training."""
+        """The derivative by the gains in force, without their effect on training."""
         (gradient,) = gradients
         return torch.zeros(len(self.units)) if gradient is None else -gradient * self.gains
 
     @torch.no_grad()
     def folded(self) -> dict[str, Tensor]:
-        """Raises `ValueError` for a module that is not linear in its parameters, such as Gemma's norm with 1 + γ."""
+        """Parameter → its value times its gain, where the gain is not 1.
+
+        Raises `ValueError` for a module that is not linear in its parameters, such as Gemma's norm with 1 + γ.
+        """
         found: dict[str, Tensor] = {}
         for (name, module), gain in zip(self._writers, self._multipliers, strict=True):
             if gain == 1:
                 continue
             if not _is_linear_in_its_parameters(module):
                 raise ValueError(
-                    f"the gain on {name} ({type(module).__name__}) cannot be worked into its parameters, of which its "
-                    "output is no multiple: keep the sidecar with the model."
+                    f"the gain on {name} ({type(module).__name__}) cannot be worked into its parameters, because its "
+                    "output is not proportional to them: keep the sidecar with the model."
                 )
             found |= {f"{name}.{p}": parameter.detach() * gain for p, parameter in module.named_parameters()}
         return found
