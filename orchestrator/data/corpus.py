@@ -8,7 +8,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -37,8 +37,7 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
     Of several processes one builds and the others wait; a killed build is done again. Raises `UserError` for too little
     text, for text or a tokenizer that cannot be read, and for a tokenizer of more than `vocab_size` ids.
     """
-    key = check(config, vocab_size, seq_len)
-    folder = Path(config.cache_dir) / key
+    folder = Path(config.cache_dir) / check(config, vocab_size, seq_len)
     if not (folder / "meta.json").is_file():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,17 +48,9 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
             raise UserError(
                 f"data.cache_dir={config.cache_dir} cannot hold the prepared corpus ({error}): choose another folder."
             ) from error
-    meta = json.loads((folder / "meta.json").read_text())
-    tokenizers.check_size(meta["vocab_size"], vocab_size, config.tokenizer)
-    counts = meta["domains"]
-    return Corpus(
-        folder=folder,
-        fingerprint=key,
-        seq_len=seq_len,
-        tokenizer_kind=config.tokenizer.kind,
-        weights={name: domain.weight for name, domain in config.domains.items()},
-        splits={name: {s: Split(**of) for s, of in counts[name].items()} for name in config.domains},
-    )
+    corpus = Corpus(folder, config, seq_len)
+    tokenizers.check_size(corpus.vocab_size, vocab_size, config.tokenizer)
+    return corpus
 
 
 def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
@@ -161,19 +152,18 @@ def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> To
     return learn_bpe(heads, config.tokenizer.vocab_size, config.heldout_tokens, LONGEST_TOKEN * train_tokens)
 
 
-@dataclass(eq=False)
 class Corpus:
     """Packed rows on disk, read on demand."""
 
-    folder: Path
-    fingerprint: str  # 16 hex digits
-    seq_len: int
-    tokenizer_kind: TokenizerKind
-    weights: dict[str, float]
-    splits: dict[str, dict[str, Split]]  # domain → train, reward, validation or test → counts
-
-    def __post_init__(self) -> None:
-        self.mixture = Mixture({name: of["train"].rows for name, of in self.splits.items()}, self.weights)
+    def __init__(self, folder: Path, config: DataConfig, seq_len: int) -> None:
+        meta = json.loads((folder / "meta.json").read_text())
+        self.folder, self.config, self.seq_len = folder, config, seq_len
+        self.vocab_size: int = meta["vocab_size"]
+        self.splits: dict[str, dict[str, Split]] = {  # domain → train, reward, validation or test → counts
+            name: {split: Split(**of) for split, of in meta["domains"][name].items()} for name in config.domains
+        }
+        weights = {name: domain.weight for name, domain in config.domains.items()}
+        self.mixture = Mixture({name: of["train"].rows for name, of in self.splits.items()}, weights)
         self._table = cache(self._open)
 
     @property
@@ -196,7 +186,7 @@ class Corpus:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        if self.tokenizer_kind == TokenizerKind.byte:
+        if self.config.tokenizer.kind == TokenizerKind.byte:
             return tokenizers.ByteTokenizer()
         return tokenizers.load_pretrained(self.folder / "tokenizer")
 

@@ -214,21 +214,21 @@ def test_the_second_call_only_reads(tmp_path: Path) -> None:
     made = (first.folder / "meta.json").stat().st_mtime_ns
     second = prepare(builtin(tmp_path), 257, 32)
     assert (second.folder / "meta.json").stat().st_mtime_ns == made
-    assert second.fingerprint == first.fingerprint
+    assert second.folder.name == first.folder.name
 
 
 def test_the_fingerprint_covers_what_matters_and_nothing_else(tmp_path: Path) -> None:
     texts = [f"note {n} " * 5 for n in range(200)]
-    base = prepare(notes(tmp_path, texts), 257, 16).fingerprint
+    base = prepare(notes(tmp_path, texts), 257, 16).folder.name
     assert (
-        prepare(notes(tmp_path, texts, cache_dir=str(tmp_path / "elsewhere"), heldout_tokens=701), 257, 16).fingerprint
+        prepare(notes(tmp_path, texts, cache_dir=str(tmp_path / "elsewhere"), heldout_tokens=701), 257, 16).folder.name
         != base
     )
     moved = notes(tmp_path, texts)
-    written = prepare(moved, 257, 16).fingerprint  # the file was written again
+    written = prepare(moved, 257, 16).folder.name  # the file was written again
     moved.cache_dir = str(tmp_path / "elsewhere")
-    assert prepare(moved, 300, 16).fingerprint == written != base
-    assert prepare(moved, 257, 17).fingerprint != written
+    assert prepare(moved, 300, 16).folder.name == written != base
+    assert prepare(moved, 257, 17).folder.name != written
 
 
 def test_a_cache_without_its_last_file_is_built_again(tmp_path: Path) -> None:
