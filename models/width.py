@@ -171,7 +171,7 @@ def build_spec(
     if match == "none" or profile == "uniform":
         return build(1.0, ffn_ratio)
     if match not in COSTS:
-        raise ValueError(f"match={match} is unknown: choose one of none, {', '.join(COSTS)}.")
+        raise ValueError(f"match={match} is unknown: choose one of {', '.join(('none', *COSTS))}.")
 
     def cost(spec: DecoderSpec) -> int:
         return COSTS[match](spec, seq_len)

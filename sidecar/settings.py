@@ -60,7 +60,7 @@ class Settings(Arithmetic):
         if not self.channels:
             raise ValueError(f"sidecar channels {list(self.channels)}: name at least one, among {', '.join(CHANNELS)}.")
         if self.interval < 1:
-            raise ValueError(f"sidecar interval={self.interval} must be at least one step.")
+            raise ValueError(f"sidecar interval={self.interval} must be at least 1 step.")
         if not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
         for name in ("policy_lr", "entropy", "unexplained", "warmup"):
@@ -85,7 +85,9 @@ class Settings(Arithmetic):
             other = "a playback" if playback is not None else "share='all'"
             raise ValueError(f"sidecar mean_matched has no effect with {other}, which sets the mean: drop one of them.")
         if self.mode in ("replay", "permute") and playback is None:
-            raise ValueError(f"sidecar mode '{self.mode}' needs a playback: the decisions of a run that learned.")
+            raise ValueError(
+                f"sidecar mode '{self.mode}' needs a playback: give it the decisions of a run that learned."
+            )
         if self.mode in ("learn", "fixed") and playback is not None:
             raise ValueError(
                 f"sidecar mode '{self.mode}' takes no playback: choose replay, permute or random, or leave it out."

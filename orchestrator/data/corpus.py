@@ -73,11 +73,11 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
         tokenizers.check_size(tokenizer.vocab_size, vocab_size, tokenizer)
         if tokenizer.vocab_size < 257:
             raise UserError(
-                f"data.tokenizer.vocab_size={tokenizer.vocab_size} is below 257: a byte-level BPE starts "
-                "from 256 bytes and an end-of-text token."
+                f"data.tokenizer.vocab_size={tokenizer.vocab_size} is too small for the 256 bytes and the end-of-text "
+                "token that a BPE begins with: set it to at least 257."
             )
     elif not tokenizer.path:
-        raise UserError("data.tokenizer.path is missing: kind=hf needs a tokenizer's name or folder.")
+        raise UserError("data.tokenizer.path is not set, and kind=hf needs it: give the name or folder of a tokenizer.")
     return fingerprint(config, seq_len)
 
 

@@ -36,7 +36,7 @@ def compute_of(train: TrainConfig, world: World) -> Compute:
     """The device and precision of this rank. Raises `UserError` for train.device=cuda without a GPU."""
     cuda = torch.cuda.is_available()
     if train.device == Device.cuda and not cuda:
-        raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
+        raise UserError("train.device=cuda needs a GPU, and torch sees none here: use train.device=auto.")
     kind = ("cuda" if cuda else "cpu") if train.device == Device.auto else train.device.value
     device = world.device(torch.device(kind))
     return Compute(device, train.precision == Precision.bf16 or (train.precision == Precision.auto and kind == "cuda"))

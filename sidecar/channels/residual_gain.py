@@ -65,8 +65,8 @@ class ResidualGainChannel(Channel):
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
         if not largest <= GROWTH_LIMIT:
             raise ValueError(
-                f"sidecar channel 'residual_gain' may multiply what a branch writes by {largest:.4g}, and the residual "
-                f"stream may grow by {GROWTH_LIMIT:g} in a layer: lower the upper end of bounds.residual_gain."
+                f"sidecar channel 'residual_gain' may reach a gain of {largest:.4g} and its bound is {GROWTH_LIMIT:g}: "
+                "lower the upper end of bounds.residual_gain."
             )
 
     def set(self, multipliers: Sequence[float]) -> None:
