@@ -1,6 +1,6 @@
 """How often the comparison's statistics are wrong where the truth is known, by simulation: `make bench`.
 
-tests/orchestrator/compare/test_calibration.py asserts the same rates on fewer draws.
+tests/orchestrator/analysis/test_calibration.py asserts the same rates on fewer draws.
 """
 
 from __future__ import annotations
