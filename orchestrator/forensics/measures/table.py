@@ -57,8 +57,13 @@ def entry(name: str, needs: str = "W") -> Callable[[F], F]:
 
 
 def by_chance(name: str) -> Function:
-    """The mean of a measure over the resampled layer, which chance alone gives (SCIENCE §3)."""
-    return lambda layer: float(np.mean(layer.chance[name])) if name in layer.chance else None
+    """The measure of what chance alone gives for the measure `name` (SCIENCE §3)."""
+
+    def expected(layer: LayerStatistics) -> Value:
+        return float(np.mean(layer.chance[name])) if name in layer.chance else None
+
+    expected.__doc__ = f"Mean of `{name}` over the resampled layer, as chance alone gives it (SCIENCE §3)."
+    return expected
 
 
 # Spectra, per tensor
