@@ -121,12 +121,12 @@ def worst(reading: Reading) -> float:
     return max(max(ratios(reading.layers, kind)) for kind in KINDS)
 
 
+@dataclass(frozen=True)
 class Strip:
     """A grid of roles, layers by checkpoints, a letter each; a narrow terminal shows evenly spaced checkpoints."""
 
-    def __init__(self, readings: Sequence[Reading], unit: str) -> None:
-        self.readings = readings
-        self.unit = unit
+    readings: Sequence[Reading]
+    unit: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         cell = max(len(f"{reading.step:,}") for reading in self.readings)

@@ -33,6 +33,9 @@ INERT: dict[tuple[str, str], Any] = {(of.__module__, of.__qualname__): of for of
 }
 
 
+Key = tuple[Hashable, ...]
+
+
 @dataclass(frozen=True)
 class Chunk:
     """A block of a tensor: where it begins in the tensor, its shape, and its bytes in a file."""
@@ -44,15 +47,6 @@ class Chunk:
     length: int
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A tensor as its disjoint chunks."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    chunks: list[Chunk]
-
-
 class Distributed:
     """One DCP directory: its tensors by their path through the dicts that were saved.
 
@@ -62,9 +56,19 @@ class Distributed:
     def __init__(self, path: Path) -> None:
         """Raises `UserError` where `.metadata` is broken, or names a class that describes no chunks."""
         self.path = path
+        self.shapes: dict[Key, tuple[int, ...]] = {}
+        self._types: dict[Key, torch.dtype] = {}
+        self._chunks: dict[Key, list[Chunk]] = {}
+        self._last: tuple[Chunk, Tensor] | None = None  # consecutive blocks of rows lie in one chunk
         try:
             with (path / METADATA).open("rb") as file:
-                self._parts = _parts(_Unpickler(file).load(), path)
+                described = _Unpickler(file).load()
+            keys = described.planner_data or {}
+            for name, of in described.state_dict_metadata.items():
+                if isinstance(of, metadata.TensorStorageMetadata):
+                    key = tuple(keys.get(name, (name,)))
+                    self.shapes[key], self._types[key] = tuple(of.size), of.properties.dtype
+                    self._chunks[key] = _chunks(name, of, described.storage_data, path)
         except UserError:
             raise
         except _Foreign as error:
@@ -74,19 +78,17 @@ class Distributed:
             ) from error
         except Exception as error:  # a broken pickle raises anything
             raise UserError(f"{path / METADATA} is broken ({error!r}): copy the whole directory again.") from error
-        self.shapes = {key: parts.shape for key, parts in self._parts.items()}
-        self._last: tuple[Chunk, Tensor] | None = None  # consecutive blocks of rows lie in one chunk
 
-    def load(self, key: tuple[Hashable, ...], rows: slice | None = None) -> Tensor:
+    def load(self, key: Key, rows: slice | None = None) -> Tensor:
         """The tensor, or some of its rows, in the stored type."""
-        parts = self._parts[key]
+        shape, chunks = self.shapes[key], self._chunks[key]
         if rows is None:
             self.release()
-            if len(parts.chunks) == 1:
-                return _load(parts.chunks[0])
-        start, stop, _ = (rows or slice(None)).indices(parts.shape[0])
-        values = torch.empty(max(stop - start, 0), *parts.shape[1:], dtype=parts.dtype)
-        for chunk in parts.chunks:
+            if len(chunks) == 1:
+                return _load(chunks[0])
+        start, stop, _ = (rows or slice(None)).indices(shape[0])
+        values = torch.empty(max(stop - start, 0), *shape[1:], dtype=self._types[key])
+        for chunk in chunks:
             first, beyond = chunk.start[0], chunk.start[0] + chunk.shape[0]
             low, high = max(start, first), min(stop, beyond)
             if low < high:
@@ -120,31 +122,22 @@ class _Foreign(Exception):
     """A class or function that no checkpoint's metadata needs."""
 
 
-def _parts(described: Any, directory: Path) -> dict[tuple[Hashable, ...], Parts]:
-    """Every tensor by its path, which is the flat name itself where `planner_data` records none."""
-    paths = described.planner_data or {}
-    return {
-        tuple(paths.get(name, (name,))): _tensor(name, of, described.storage_data, directory)
-        for name, of in described.state_dict_metadata.items()
-        if isinstance(of, metadata.TensorStorageMetadata)
-    }
-
-
-def _tensor(name: str, of: metadata.TensorStorageMetadata, storage: Any, directory: Path) -> Parts:
-    chunks = [_place(name, block, storage, directory) for block in of.chunks]
+def _chunks(name: str, of: metadata.TensorStorageMetadata, storage: Any, directory: Path) -> list[Chunk]:
+    """The chunks of a tensor. Raises `UserError` where they are not whole and uncompressed in this directory."""
+    chunks = []
+    for block in of.chunks:
+        info = storage[metadata.MetadataIndex(name, block.offsets)]
+        path = directory / info.relative_path
+        if path.parent != directory or path.name == ".." or not path.is_file():
+            raise UserError(
+                f"{directory} lacks the file {info.relative_path}, which holds {name}: copy all of its files."
+            )
+        if codec := getattr(info, "transform_descriptors", None):
+            raise UserError(f"{path} is compressed ({codec}): save the checkpoint without extensions.")
+        chunks.append(Chunk(tuple(block.offsets), tuple(block.sizes), path, info.offset, info.length))
     if sum(math.prod(chunk.shape) for chunk in chunks) != math.prod(of.size):
         raise UserError(f"{directory} holds only parts of {name}: copy the files of all ranks.")
-    return Parts(tuple(of.size), of.properties.dtype, chunks)
-
-
-def _place(name: str, block: metadata.ChunkStorageMetadata, storage: Any, directory: Path) -> Chunk:
-    info = storage[metadata.MetadataIndex(name, block.offsets)]
-    path = directory / info.relative_path
-    if path.parent != directory or path.name == ".." or not path.is_file():
-        raise UserError(f"{directory} lacks the file {info.relative_path}, which holds {name}: copy all of its files.")
-    if getattr(info, "transform_descriptors", None):
-        raise UserError(f"{path} is compressed ({info.transform_descriptors}): save the checkpoint without extensions.")
-    return Chunk(tuple(block.offsets), tuple(block.sizes), path, info.offset, info.length)
+    return chunks
 
 
 def _load(chunk: Chunk) -> Tensor:

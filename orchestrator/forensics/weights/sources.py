@@ -27,7 +27,9 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
         return []
     found, names = [], set()
     files = holds_weights(path)
-    for entry in _counted_files(path) if files else filter(_is_checkpoint, path.iterdir()):
+    numbered = (entry for entry in path.iterdir() if NUMBERED.fullmatch(entry.name) and entry.is_dir())
+    directories = filter(holds_weights, numbered)
+    for entry in _counted_files(path) if files else directories:
         if match := NUMBERED.fullmatch(entry.stem if files else entry.name):
             found.append((int(match[2]), entry))
             names.add(re.sub(r"\d+", "0", match[1]))  # epoch=1-step=500, as Lightning names them
@@ -44,10 +46,6 @@ def unit(checkpoint: Path) -> str:
     """Unit of the number at the end of a checkpoint's name: `epoch` where the name says so, else `step`."""
     words: list[str] = re.findall(r"epoch|step|iter", checkpoint.name.lower())
     return "epoch" if words[-1:] == ["epoch"] else "step"
-
-
-def _is_checkpoint(entry: Path) -> bool:
-    return NUMBERED.fullmatch(entry.name) is not None and entry.is_dir() and holds_weights(entry)
 
 
 def _counted_files(directory: Path) -> list[Path]:

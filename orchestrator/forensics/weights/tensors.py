@@ -110,7 +110,8 @@ def open_tensors(source: Path) -> Tensors:
     """
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint directory or a file of weights.")
-    if source.is_dir() and not _is_distributed(source):
+    is_distributed = (source / METADATA).is_file() and not any((source / name).is_file() for name in USUAL)
+    if source.is_dir() and not is_distributed:
         source = _find(source)
     stores = _open_index(source) if source.name.endswith(INDEX) else everything(open_store(source))
     found = Tensors(stores, weights(stores))
@@ -191,10 +192,6 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
             "use a checkpoint from before they grew."
         )
     return values
-
-
-def _is_distributed(directory: Path) -> bool:
-    return (directory / METADATA).is_file() and not any((directory / name).is_file() for name in USUAL)
 
 
 def _find(directory: Path) -> Path:
