@@ -19,12 +19,24 @@ class Side:
     """One end of a composition: matrices over the residual stream, stacked."""
 
     width: int  # residual coordinates
-    parts: list[tuple[Entries, int]]  # each matrix's entries, and their number per coordinate
+    parts: list[Entries]  # of each matrix
 
     @property
     def energy(self) -> float:
         """Σ of squared entries."""
-        return sum(entries.mean * entries.count for entries, _ in self.parts)
+        return sum(entries.mean * entries.count for entries in self.parts)
+
+    @property
+    def variance(self) -> float:
+        """Variance of an entry off the Gram's diagonal: Σ over the stacked rows of E[w²]²."""
+        return sum(entries.count // self.width * entries.mean**2 for entries in self.parts)
+
+    def diagonal(self, rng: np.random.Generator) -> np.ndarray:
+        """Resampled energy of each residual coordinate: [width]."""
+        total = np.zeros(self.width)
+        for entries in self.parts:
+            total += resampled_sums(entries, self.width, entries.count // self.width, rng)
+        return total
 
 
 class Compositions:
@@ -87,8 +99,8 @@ class Compositions:
         twice the sum over pairs of coordinates. There entries are sums of products of independent signs: with d²/2
         pairs, a normal variable of known variance.
         """
-        writes = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.writes]
-        reads = [(_diagonal(side, rng), _off_diagonal_variance(side)) for side in self.reads]
+        writes = [(side.diagonal(rng), side.variance) for side in self.writes]
+        reads = [(side.diagonal(rng), side.variance) for side in self.reads]
         result = np.empty((len(writes), len(reads)))
         for i, (write, write_variance) in enumerate(writes):
             for j, (read, read_variance) in enumerate(reads):
@@ -98,19 +110,6 @@ class Compositions:
                 energy = write.sum() * read.sum()
                 result[i, j] = np.sqrt(product / energy) if energy else np.nan
         return result
-
-
-def _diagonal(side: Side, rng: np.random.Generator) -> np.ndarray:
-    """Resampled energy of each residual coordinate: [width]."""
-    total = np.zeros(side.width)
-    for entries, size in side.parts:
-        total += resampled_sums(entries, side.width, size, rng)
-    return total
-
-
-def _off_diagonal_variance(side: Side) -> float:
-    """Variance of an entry off the Gram's diagonal: Σ over the stacked rows of E[w²]²."""
-    return sum(size * entries.mean**2 for entries, size in side.parts)
 
 
 def source(matrix: np.ndarray, layer: int) -> float | None:

@@ -32,4 +32,4 @@ def add_embedding(model: CheckpointModel, compositions: Compositions, device: to
         trim()
     model.tensors.release()
     entries = replace(entries_of(torch.cat(sample)), count=rows * width, mean=float(total.trace()) / (rows * width))
-    compositions.add_write(total, Side(width, [(entries, rows)]))
+    compositions.add_write(total, Side(width, [entries]))

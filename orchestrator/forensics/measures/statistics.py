@@ -138,10 +138,8 @@ def reduce_layer(
     positions = {kind: _row_energy(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
     written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
     grams, values = _grams_and_spectra(weights)
-    reads = Side(layer.width, [(entries[kind], shapes[kind][0]) for kind in READS if kind in weights])
-    writes = Side(layer.width, [(entries[kind], shapes[kind][1]) for kind in WRITES])
-    compositions.add_read(grams["read"], reads)
-    compositions.add_write(grams["write"], writes)
+    compositions.add_read(grams["read"], Side(layer.width, [entries[kind] for kind in READS if kind in weights]))
+    compositions.add_write(grams["write"], Side(layer.width, [entries[kind] for kind in WRITES]))
     return LayerStatistics(
         index=layer.index,
         width=layer.width,

@@ -24,7 +24,7 @@ def _written(ours: Any, width: int) -> Compositions:
     """Compositions of the embedding with one reader, which reads every coordinate alike."""
     compositions = Compositions(width)
     add_embedding(CheckpointModel(ours.write()), compositions, CPU)
-    compositions.add_read(torch.eye(width), Side(width, [(entries_of(torch.eye(width)), width)]))
+    compositions.add_read(torch.eye(width), Side(width, [entries_of(torch.eye(width))]))
     return compositions
 
 
