@@ -27,12 +27,12 @@ class Column:
     meaning: str = ""  # printed below the table
 
 
+@dataclass(frozen=True)
 class FittedTable:
     """A table of layers without the least important columns that do not fit, and the meaning of the others."""
 
-    def __init__(self, layers: Sequence[Any], columns: Sequence[Column]) -> None:
-        self.layers = layers
-        self.columns = columns
+    layers: Sequence[Any]
+    columns: Sequence[Column]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns = list(self.columns)

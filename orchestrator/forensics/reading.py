@@ -79,7 +79,7 @@ class Reading:
     scoring: str
     options: Options
     missing: list[str]  # measures that no layer has
-    substitutes: dict[str, str]  # measure → what it was read from instead
+    substitutes: dict[str, str]  # measure → what it was read from, where not from its definition's first choice
     layers: list[LayerReport]
     totals: dict[str, float | None]  # `TOTALS`, over the layers
     pathology: list[Finding]  # worst first

@@ -70,7 +70,7 @@ def _from_config(config: dict[str, Any]) -> Description:
     if isinstance(text, dict):  # a multimodal model: only its text model is read
         config = config | text
     declared = str(config.get("model_type") or "")
-    if not declared.isprintable():  # it is printed
+    if not declared.isprintable():  # an escape sequence would reach the terminal
         raise ValueError(f"model_type {declared!r}")
     count = _value(config, "layers", 0)
     if count is not None and count > MOST_LAYERS:
@@ -95,7 +95,9 @@ def _heads(config: dict[str, Any], index: int) -> Heads | None:
         return None
     if max(heads, head_dim) > MOST_HEADS:
         raise ValueError(f"{heads} heads of {head_dim}")
-    if "multi_query" in config and not config.get("new_decoder_architecture"):  # Falcon-7b, StarCoder: it decides alone
+    if "multi_query" in config and not config.get(
+        "new_decoder_architecture"
+    ):  # Falcon-7b, StarCoder: the key decides alone
         return Heads(heads, 1 if config["multi_query"] else heads, head_dim)
     kv_heads = _value(config, "kv_heads", index)
     return Heads(heads, heads if kv_heads is None else kv_heads, head_dim)

@@ -218,7 +218,7 @@ def pattern_sums(pattern: Tensor, tokens: Tensor, special: Collection[int] = ())
     back = place.unsqueeze(1) - place  # i − j
     visible = reach(pattern, back)  # [T, T]
     same = tokens.unsqueeze(2) == tokens.unsqueeze(1)  # [B, i, j]
-    follows = F.pad(same[..., :-1], (1, 0))  # of j − 1
+    follows = F.pad(same[..., :-1], (1, 0))  # the same for j − 1
     target = (same | follows) & (back > 0) & visible  # [B, T, T]
     chance = target.sum(-1) / visible.sum(-1).double()  # [B, T]
     sink = torch.isin(tokens, torch.tensor(sorted(special), dtype=tokens.dtype, device=tokens.device))

@@ -39,7 +39,7 @@ RESAMPLED = frozenset((
     "attention_share", "balance", "balance_per_parameter", "down_ratio",
     "gamma_concentration", "post_norm_damped_fraction", "total_write", "write_gain",
 ))  # fmt: skip
-# Measures with a null of another kind → which.
+# Measures with a null of another kind → a description of it.
 OPTIMIZER = "the optimizer state is not redrawn: the null is the law of the measure between independent directions"
 PROBE = "the null is a probe of redrawn models (`probe_null`); without a probe no layer has the measure"
 OTHERWISE = {

@@ -76,9 +76,9 @@ def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> 
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
     lines = title.count("\n") + 1
-    figure.suptitle(" \n" * lines, fontsize=13)  # keeps the room
+    figure.suptitle(" \n" * lines, fontsize=13)  # reserves the room
     top = 1 - 0.16 / height
-    as_written: dict[str, Any] = {"va": "top", "parse_math": False}  # a $ in a path is a $
+    as_written: dict[str, Any] = {"va": "top", "parse_math": False}  # a $ in a path starts no formula
     figure.text(0.012, top, title, fontsize=13, fontweight="bold", linespacing=1.3, **as_written)
     figure.text(0.012, top - lines * 0.245 / height, subtitle, fontsize=10.5, color=QUIET, **as_written)
     above, below = figure.subfigures(2, 1, height_ratios=[tall, rows * PANEL])

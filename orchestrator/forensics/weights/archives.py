@@ -57,7 +57,7 @@ class Archive:
         if self._contents is not None:
             return
         try:
-            with warnings.catch_warnings(action="ignore"):  # `_refusal` says it
+            with warnings.catch_warnings(action="ignore"):  # the `UserError` says the same
                 self._contents = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
             self._tensors = dict(_tensors(self._contents, ()))
         except Exception as error:  # a broken pickle raises anything

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.files import METADATA
 
-# All that `.metadata`, a pickle, may name. None of it does more than hold its arguments.
+# All that `.metadata`, a pickle, may name: they only store their arguments.
 _CLASSES = (
     metadata.Metadata, metadata.MetadataIndex, metadata.TensorStorageMetadata, metadata.BytesStorageMetadata,
     metadata.ChunkStorageMetadata, metadata.TensorProperties, metadata.StorageMeta, metadata._MEM_FORMAT_ENCODING,
