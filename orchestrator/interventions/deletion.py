@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,12 @@ ROWS = 64  # held-out rows per domain, at most: the standard error says whether 
 @contextmanager
 def ablated(layer: nn.Module, branches: Sequence[str]) -> Iterator[None]:
     """Inside the block these branches of the layer output zero; a norm after a branch maps zero to zero."""
-    hooks = [
-        layer.get_submodule(branch).register_forward_hook(lambda _block, _inputs, output: torch.zeros_like(output))
-        for branch in branches
-    ]
-    try:
+    with ExitStack() as hooks:
+        for branch in branches:
+            module = layer.get_submodule(branch)
+            hook = module.register_forward_hook(lambda _block, _inputs, output: torch.zeros_like(output))
+            hooks.callback(hook.remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,10 @@ def trace_tokens(decoder: Decoder, tokens: Tensor) -> list[dict[str, Any]]:
             }
         )
 
-    hooks = [block.register_forward_hook(record) for block in decoder.model.layers]
-    try:
+    with ExitStack() as hooks:
+        for block in decoder.model.layers:
+            hooks.callback(block.register_forward_hook(record).remove)
         decoder(tokens[None])
-    finally:
-        for hook in hooks:
-            hook.remove()
     return rows
 
 

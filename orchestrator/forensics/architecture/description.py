@@ -95,9 +95,7 @@ def _heads(config: dict[str, Any], index: int) -> Heads | None:
         return None
     if max(heads, head_dim) > MOST_HEADS:
         raise ValueError(f"{heads} heads of {head_dim}")
-    if "multi_query" in config and not config.get(
-        "new_decoder_architecture"
-    ):  # Falcon-7b, StarCoder: the key decides alone
+    if "multi_query" in config and not config.get("new_decoder_architecture"):  # Falcon-7b, StarCoder: it alone decides
         return Heads(heads, 1 if config["multi_query"] else heads, head_dim)
     kv_heads = _value(config, "kv_heads", index)
     return Heads(heads, heads if kv_heads is None else kv_heads, head_dim)
