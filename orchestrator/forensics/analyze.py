@@ -10,13 +10,12 @@ import torch
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.composition import Compositions
-from orchestrator.forensics.measures.embedding import add_embedding
+from orchestrator.forensics.measures.composition import Compositions, add_embedding
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.table import Value, ffn_cluster_entropy, measure, unique_roles
-from orchestrator.forensics.null.redrawn import draws
+from orchestrator.forensics.null.redrawn import draws, redrawn
 from orchestrator.forensics.reading import (
     COUNTS,
     DEFINITIONS,
@@ -222,7 +221,6 @@ def probe_null(
     """The probe's measures of every layer of the model, and of each of `resamples` models with redrawn weights."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
     from orchestrator.forensics.measures.runner import runnable, special_tokens
-    from orchestrator.forensics.null.model import redrawn
 
     special = special_tokens(model.directory)
     network = runnable(model.directory)

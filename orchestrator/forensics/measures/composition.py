@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from orchestrator.forensics.measures.resampling import Entries, resampled_sums
+from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.measures.resampling import Entries, entries_of, resampled_sums
+from orchestrator.forensics.measures.spectrum import gram
+from orchestrator.forensics.weights.memory import trim
 
 IN_MEMORY = 2**24  # bytes of Grams held before they go to a temporary file
 CHUNK = 2**23  # bytes of Grams compared at once
+ROWS = 2048  # of the embedding, in memory at once
+SAMPLED = 2048  # rows of the embedding, evenly spread, that the null resamples
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,25 @@ class Compositions:
                 energy = write.sum() * read.sum()
                 result[i, j] = np.sqrt(product / energy) if energy else np.nan
         return result
+
+
+def add_embedding(model: CheckpointModel, compositions: Compositions, device: torch.device) -> None:
+    """Add EᵀE [d, d] of the embedding table E [V, d] to `compositions`; an empty side where there is none."""
+    if model.embedding_shape is None:
+        width = compositions.width
+        compositions.add_write(torch.zeros(width, width), Side(width, []))
+        return
+    rows, width = model.embedding_shape
+    every = max(1, rows // SAMPLED)
+    total, sample = torch.zeros(width, width, device=device), []
+    for block in model.embedding(ROWS):
+        on_device = block.to(device)
+        total += gram(on_device)
+        sample.append(on_device[::every].clone())
+        trim()
+    model.tensors.release()
+    entries = replace(entries_of(torch.cat(sample)), count=rows * width, mean=float(total.trace()) / (rows * width))
+    compositions.add_write(total, Side(width, [entries]))
 
 
 def source(matrix: np.ndarray, layer: int) -> float | None:

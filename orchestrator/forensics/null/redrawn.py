@@ -13,11 +13,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import nn
 
+from models.transformer import seed_of
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.heads import drawn_fingerprints
@@ -27,6 +30,7 @@ from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, c
 
 SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
 HEAVY = 0.25  # of the largest singular value of noise: a matrix with a larger entry is drawn itself
+BLOCK = 2**20  # entries of a model's parameter resampled at once
 POOL = 2  # spectra drawn per shape, in multiples of the resamples: layers of one shape share them
 
 # Measures that a redrawn layer has, because `draws` redraws all that they read.
@@ -77,6 +81,28 @@ def draws(
             seen = dict(activations[resample][layer.index]) if activations else layer.activations
             layers.append(replace(_drawn(layer, rng), spectra=values, activations=seen))
         yield Stack(layers, compositions.drawn(np.random.default_rng((seed, 3, resample))))
+
+
+@contextmanager
+def redrawn(model: nn.Module, seed: int) -> Iterator[nn.Module]:
+    """`model` with the entries of every parameter resampled with replacement; they come back, bit for bit, on leaving.
+
+    Each parameter has its own random stream, which depends on `seed` and its name; tied ones stay tied. Inside the
+    block the weights are held twice.
+    """
+    original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    try:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                stream = torch.Generator().manual_seed(seed_of(seed, "redrawn", name))
+                entries = original[name].flatten()
+                for block in parameter.view(-1).split(BLOCK):
+                    block.copy_(entries[torch.randint(len(entries), block.shape, generator=stream)])
+        yield model
+    finally:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(original[name])
 
 
 def _pool(stack: Stack, resamples: int, rng: np.random.Generator) -> dict[tuple[int, int], list[np.ndarray]]:

@@ -11,9 +11,8 @@ import torch
 from scipy import stats
 
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures import embedding
-from orchestrator.forensics.measures.composition import Compositions, Side
-from orchestrator.forensics.measures.embedding import add_embedding
+from orchestrator.forensics.measures import composition
+from orchestrator.forensics.measures.composition import Compositions, Side, add_embedding
 from orchestrator.forensics.measures.resampling import entries_of, resampled_sums
 
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ def _written(ours: Any, width: int) -> Compositions:
 def test_its_gram_is_that_of_the_whole_table(
     checkpoint: Callable[..., Any], rows: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "BLOCK", block)
+    monkeypatch.setattr(composition, "ROWS", block)
     given: list[torch.Tensor] = []
     monkeypatch.setattr(Compositions, "add_write", lambda self, gram, side: given.append(gram))
     ours = checkpoint(widths=(16, 24))
@@ -46,8 +45,8 @@ def test_its_gram_is_that_of_the_whole_table(
 def test_its_energy_is_that_of_all_rows_though_the_null_sees_a_sample(
     checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "SAMPLED", 40)
-    monkeypatch.setattr(embedding, "BLOCK", 64)
+    monkeypatch.setattr(composition, "SAMPLED", 40)
+    monkeypatch.setattr(composition, "ROWS", 64)
     ours = checkpoint(widths=(16, 24))
     table = np.random.default_rng(0).normal(size=(500, 24)).astype(np.float32)
     table[1] *= 30  # a loud row that the sample misses

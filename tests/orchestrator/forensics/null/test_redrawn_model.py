@@ -8,7 +8,7 @@ import transformers
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.measures.probe import probe
-from orchestrator.forensics.null.model import redrawn
+from orchestrator.forensics.null.redrawn import redrawn
 
 
 def test_redrawn_keeps_moments_and_ties_and_gives_the_weights_back() -> None:
