@@ -299,5 +299,5 @@ def test_a_token_whose_embedding_is_zero_counts_for_nothing() -> None:
         model.get_submodule("model.embed_tokens").weight[3].zero_()
     with_it, without = (probe(model, torch.tensor([row]))[0] for row in ([5, 7, 9, 3], [5, 7, 9]))  # causal
     for name in ("total_write", "attention_write", "adjacent_alignment"):
-        assert with_it[name] == pytest.approx(without[name], rel=1e-6)
+        assert with_it[name] == pytest.approx(without[name], rel=1e-4)  # fp32, whose rounding depends on the length
     assert with_it["ffn_write"] is not None
