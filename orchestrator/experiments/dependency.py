@@ -13,8 +13,8 @@ NEXT = "@next"  # at the experiment's next seed
 def needed_cell(config: Config, experiment: Path) -> Path | None:
     """The directory of the cell that `config` needs; None where it needs none. `experiment`: its own directory.
 
-    `needs` is `<arm>`: at the same seed; `<arm>@next`: at the next seed, after the last the first; or a cell's path,
-    which has a slash.
+    `needs` is `<arm>` (at the same seed), `<arm>@next` (at the next seed; after the last, at the first) or the path of
+    a cell, which has a slash.
     """
     if config.needs is None or "/" in config.needs:
         return None if config.needs is None else Path(config.needs)

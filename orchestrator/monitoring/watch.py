@@ -25,7 +25,7 @@ class Screen:
     """A view of an experiment's cells, which `refresh` redraws where that is due."""
 
     def __init__(self, directory: Path, console: Console, *, live: bool = True) -> None:
-        """Without `live`, a line for every change on a terminal too."""
+        """`live`: redraw in place where the console is a terminal, instead of printing a line for every change."""
         self.directory, self.console = directory, console
         self.name = directory.resolve().name
         self.live = Live(console=console, auto_refresh=False) if live and console.is_terminal else None

@@ -80,7 +80,7 @@ def _findings(directory: Path) -> list[str]:
 
 
 def _as_arguments(directories: Sequence[str]) -> str:
-    """The directories as a shell's arguments, or a pattern for the beginning that many of them share."""
+    """The directories as shell arguments; where they are long and begin alike, a pattern that matches them."""
     arguments = " ".join(map(shlex.quote, directories))
     starts = {str(Path(d).with_name(Path(d).name.partition("__")[0])) for d in directories}
     return f"{shlex.quote(starts.pop())}__*" if len(arguments) > LONG and len(starts) == 1 else arguments

@@ -116,7 +116,7 @@ class Slurm(Scheduler):
         return allocation() if super().this_job() else None
 
     def ending(self, job: ThisJob) -> Ending | None:
-        """The outcome of this run where Slurm is ending it: a time limit, too, ends a job for good."""
+        """The outcome of this run where Slurm is ending it, None elsewhere; a time limit, too, ends a job for good."""
         listed = ask("squeue", "-h", "-t", "all", "-j", job.id, "-O", "State:20,RestartCnt:20")
         word, count = (*(listed or "").split(), "", "")[:2]
         if listed is None or word == "RUNNING":
