@@ -47,7 +47,7 @@ class OwnFolder(SearchPathPlugin):
     """Adds the user's own folder to Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append the folder under the name "schema": Hydra inserts --config-dir before the first folder of that name."""
+        """Append the folder under the provider "schema", before whose first entry Hydra puts --config-dir."""
         for folder in folders()[1:]:
             search_path.append("schema", f"file://{folder}")
 
