@@ -39,7 +39,7 @@ class Superseded(Exception):
 class Attempt:
     """One attempt to run a cell, as its file records it."""
 
-    number: int
+    number: int  # 1 for the first
     job: str  # the scheduler's job, or the process
     restart: int  # earlier starts of that job
     host: str
@@ -78,17 +78,12 @@ class Lease:
     """An attempt of this process, which owns the cell until a later one starts."""
 
     def __init__(self, attempt: Attempt, file: IO[str]) -> None:
-        self.attempt, self._file = attempt, file
+        self.attempt, self.number, self._file = attempt, attempt.number, file
         self._write_lock, self._waits = _write_lock_of(attempt.path.parents[1]).open("a"), True
         self._next = path_of(attempt.path.parents[1], attempt.number + 1)
         self._ended = threading.Event()
         self._heartbeats = threading.Thread(target=self._send_heartbeats, name="lease", daemon=True)
         self._heartbeats.start()
-
-    @property
-    def number(self) -> int:
-        """1 for the first attempt."""
-        return self.attempt.number
 
     @contextmanager
     def writing(self) -> Iterator[Callable[[], None]]:
