@@ -114,7 +114,7 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
         return submit(config, folder, job, after, delay)
 
     monkeypatch.setattr(batch, "executor", refused)
-    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm took no"):
+    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm refused"):
         launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
     monkeypatch.undo()
