@@ -30,7 +30,12 @@ ROUTING: dict[str, dict[str, int]] = {
         "effective_rank.down_fraction": -1,
         "source_mean": -1,
     },
-    "passthrough": {"adjacent_alignment": +1, "cv": -1, "saturated_robust_fraction": -1, "total_write": -1},
+    "passthrough": {
+        "adjacent_alignment": +1,
+        "cv": -1,
+        "saturated_robust_fraction": -1,
+        "total_write": -1,
+    },
     "specialist": {
         "cv": +1,
         "saturated_robust_fraction": +1,
