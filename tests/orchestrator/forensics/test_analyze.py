@@ -15,6 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyze import analyze, by_null, read_stack
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.reading import SuperWeight
+from tests.naming import naming
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 
@@ -90,7 +91,7 @@ def test_a_step_zero_that_cannot_be_read_is_no_reference_and_hinders_nothing(che
     result = analyze(later)
     assert result.options.reference is None
     assert "saturated_fixed" in result.missing
-    with pytest.raises(UserError, match="not a complete safetensors file"):
+    with pytest.raises(UserError, match=naming(weights, "complete")):
         analyze(later, reference=start)
 
 
@@ -103,7 +104,7 @@ def test_a_file_beside_the_directorys_model_is_not_probed_as_if_it_were_that_mod
     tokens = [[1, 2, 3, 1, 2]]
     assert analyze(path / "model.safetensors", tokens=tokens).options.probed
     assert not analyze(other).options.probed
-    with pytest.raises(UserError, match=r"ema\.safetensors cannot be probed, since a probe runs model\.safetensors"):
+    with pytest.raises(UserError, match=naming(other, "model.safetensors", "probe")):
         analyze(other, tokens=tokens)
 
 
@@ -132,21 +133,21 @@ def test_expected_counts_depend_on_the_seed_and_on_their_own_layer_only(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "named"),
     [
-        ({"scoring": "papr"}, "scoring=papr is unknown .did you mean 'paper'"),
-        ({"resamples": 1}, "resamples=1 has no spread to compare with"),
-        ({"reference": Path("nowhere")}, "nowhere does not exist"),
+        ({"scoring": "papr"}, ["scoring=papr", "'paper'?"]),
+        ({"resamples": 1}, ["resamples=1", "2"]),
+        ({"reference": Path("nowhere")}, ["nowhere", "exist"]),
     ],
 )
-def test_options_that_cannot_work(checkpoint: Callable[..., Any], options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
+def test_options_that_cannot_work(checkpoint: Callable[..., Any], options: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(UserError, match=naming(*named)):
         analyze(checkpoint().write(), **options)
 
 
 def test_a_reference_of_another_depth_is_refused(checkpoint: Callable[..., Any]) -> None:
     short, long = checkpoint(widths=(16,), path=Path("short")), checkpoint(path=Path("long"))
-    with pytest.raises(UserError, match=r"has 1 layers, .*long has 3: the reference must be a checkpoint of the same"):
+    with pytest.raises(UserError, match=naming("short", "1 layers", "long", "3", "reference")):
         analyze(long.write(), reference=short.write())
 
 
@@ -252,5 +253,5 @@ def test_scale_of_the_weights_changes_nothing_that_has_no_scale(checkpoint: Call
 def test_weights_that_fp32_cannot_square_are_refused(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint()
     ours.tensors[ours.name(1, "down")] *= np.float32(1e19)
-    with pytest.raises(UserError, match=r"layers.1.mlp.down_proj.weight .* holds values up to .*e\+19"):
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.down_proj\.weight .*\de\+1[789]\b"):
         analyze(ours.write())

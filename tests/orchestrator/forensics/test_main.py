@@ -23,6 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.analyze import analyze
 from orchestrator.storage.checkpoint import save
+from tests.naming import names
 
 
 def test_files_and_table(
@@ -49,7 +50,7 @@ def test_files_and_table(
     out = capsys.readouterr().out
     assert out.startswith(str(path)[:40])
     assert all(layer["role"] in out for layer in result["layers"] if "/" not in layer["role"])
-    assert "needs an activation probe" in " ".join(out.split())
+    assert names(out, "activation probe")
 
 
 @pytest.mark.parametrize("columns", [80, 100, 160])
@@ -76,7 +77,7 @@ def test_scoring_chooses_what_is_shown_and_both_are_written(
     for scoring in ("calibrated", "paper"):
         assert main([str(path), "--scoring", scoring, "--json", str(tmp_path / "f.json")]) == 0
         documents.append(json.loads((tmp_path / "f.json").read_text()))
-    assert "by the paper's rule; of an untrained model's layers some 60 %" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "paper's rule", "untrained", "60 %")
     for calibrated, paper in zip(*(document["layers"] for document in documents), strict=True):
         assert calibrated["scorings"] == paper["scorings"]
         assert calibrated["role"] == paper["scorings"]["calibrated"]["role"]
@@ -116,7 +117,7 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(
     assert main([str(tmp_path / "run"), "--json", str(target)]) == 0
     out, err = capsys.readouterr()
     assert "2 checkpoints · steps 0 to 9" in out
-    assert err.startswith(f"{paths[1]} is left out: ")
+    assert names(err, paths[1], "state.json")
     assert err.count("\n") == 1
     last = json.loads(target.read_text())["checkpoints"][-1]
     assert last["options"]["reference"] == str(paths[0]), "step 0 of any run gives its thresholds"
@@ -126,7 +127,7 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(
     assert main([str(tmp_path / "run")]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert f"None of the 3 checkpoints in {tmp_path / 'run'} can be read: {paths[0]}" in err
+    assert names(err, "3 checkpoints", tmp_path / "run", paths[0])
 
 
 def test_a_probe_by_text_or_by_a_file_of_it(
@@ -148,14 +149,14 @@ def test_a_probe_by_text_or_by_a_file_of_it(
     assert all(-1 <= layer["measures"]["adjacent_alignment"] <= 1 for layer in documents[0]["layers"])
     printed = capsys.readouterr().out
     assert "activation probe" not in " ".join(printed.split())
-    assert "80 tokens were run through the model" in printed
+    assert names(printed, "80 tokens")
     assert all(column in printed for column in ("write", "copy"))
     monkeypatch.setattr("orchestrator.forensics.output.LONGEST", 40)  # of a longer file, the beginning
     assert main([str(tmp_path / "llama"), "--probe", str(tmp_path / "text")]) == 0
-    assert "20 tokens were run through the model" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "20 tokens")
     for missing in ("nofile.txt", "texts/nofile"):  # not text of its own
         assert main([str(tmp_path / "llama"), "--probe", missing]) == 2
-        assert "looks like a file and there is none" in capsys.readouterr().err
+        assert names(capsys.readouterr().err, missing, "file")
 
 
 def test_help_waits_for_neither_torch_nor_matplotlib() -> None:
@@ -191,7 +192,7 @@ def test_a_critical_pathology_of_the_past_still_sets_the_exit_code(
         ours.tensors[ours.name(2, "gate")] *= np.float32(factor)
         ours.write()
     assert main([str(tmp_path / "run")]) == 1
-    assert "critical at step 1: model.layers.2.mlp.gate_proj.weight" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "critical at step 1", "model.layers.2.mlp.gate_proj.weight")
 
 
 def test_the_process_exits_with_the_code(checkpoint: Callable[..., Any]) -> None:
@@ -232,7 +233,7 @@ def test_a_cell_is_read_from_its_newest_whole_checkpoint(
     _flip_last_byte(cell / "checkpoints/step_00000007/model.safetensors")
     assert main(arguments) == 0
     assert json.loads((tmp_path / "f.json").read_text())["step"] == 0
-    assert "1 newer checkpoint(s) are damaged" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "step_00000000", "1 newer checkpoint(s)")
 
 
 @pytest.mark.parametrize("name", ["", "model.safetensors"])
@@ -252,7 +253,7 @@ def test_a_target_that_cannot_be_written_is_refused_before_reading(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path / "nowhere"), "--json", str(tmp_path / "absent" / "f.json")]) == 2
-    assert "make the directory" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path / "absent/f.json", tmp_path / "absent")
 
 
 def test_absent_values_print_as_dashes(checkpoint: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.__main__ import main
+from tests.naming import names
 
 
 @pytest.mark.parametrize("name", ["a[/b]c", "a[bold]c"])
@@ -22,7 +23,7 @@ def test_brackets_in_a_path_are_no_markup(
 
 def test_a_home_of_nobody(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["~nobody-of-this-name/model"]) == 2
-    assert "~nobody-of-this-name/model does not exist" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "~nobody-of-this-name/model", "exist")
 
 
 def test_what_would_command_the_terminal_is_spelt_out(
@@ -32,11 +33,11 @@ def test_what_would_command_the_terminal_is_spelt_out(
     ours.tensors["model.layers.0.\x1b[2J\n.weight"] = np.ones((2, 2), np.float32)
     assert main([str(ours.write())]) == 2
     err = capsys.readouterr().err
-    assert r"holds a tensor named 'model.layers.0.\x1b[2J\n.weight'" in err
+    assert names(err, r"'model.layers.0.\x1b[2J\n.weight'")
     assert err.count("\n") == 1
     assert main([str(tmp_path / "there\x1b[2J\nand below")]) == 2
     err = capsys.readouterr().err
-    assert r"there\x1b[2J\nand below does not exist" in err
+    assert names(err, r"there\x1b[2J\nand below", "exist")
     assert err.count("\n") == 1
 
 

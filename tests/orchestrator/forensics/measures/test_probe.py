@@ -18,6 +18,7 @@ from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.measures.probe import attention_pattern, pattern_sums, probe
 from orchestrator.forensics.measures.runner import runnable
+from tests.naming import naming
 
 VOCABULARY = 24
 LAYERS = 3
@@ -257,30 +258,30 @@ def test_rows_run_in_groups_are_the_mean_of_rows_run_alone(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"),
+    ("tokens", "named"),
     [
-        ([[0, VOCABULARY]], f"outside the vocabulary of {VOCABULARY}"),
-        ([[-1, 3]], f"outside the vocabulary of {VOCABULARY}"),
-        ([0, 1], "give integers"),
-        ([[0.5]], "give integers"),
-        ([[]], "give integers"),
+        ([[0, VOCABULARY]], ["vocabulary", VOCABULARY]),
+        ([[-1, 3]], ["vocabulary", VOCABULARY]),
+        ([0, 1], ["(2,)", "integers"]),
+        ([[0.5]], ["(1, 1)", "float32", "integers"]),
+        ([[]], ["(1, 0)", "integers"]),
     ],
 )
 @pytest.mark.parametrize("ours", [True, False])
-def test_tokens_that_cannot_be_run(tokens: Any, message: str, ours: bool) -> None:
+def test_tokens_that_cannot_be_run(tokens: Any, named: list[object], ours: bool) -> None:
     model = decoder([LayerShape(16, 4, 2, 4, 24)], "pre") if ours else built(FAMILIES["llama"])
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=naming(*named)):
         probe(model, torch.tensor(tokens))
 
 
 def test_rows_longer_than_the_models_positions_are_refused() -> None:
-    with pytest.raises(UserError, match=r"GPT2LMHeadModel cannot run rows of 33 tokens .*: give shorter rows"):
+    with pytest.raises(UserError, match=naming("GPT2LMHeadModel", "33 tokens", "rows")):
         probe(built(FAMILIES["gpt2"]), torch.zeros(1, 33, dtype=torch.long))
 
 
 def test_a_model_that_shares_one_layer_is_refused() -> None:
     config = transformers.AlbertConfig(**{**SIZES, "num_hidden_layers": 12, "pad_token_id": 0}, embedding_size=8)
-    with pytest.raises(UserError, match="AlbertModel holds no list of its 12 layers"):
+    with pytest.raises(UserError, match=naming("AlbertModel", "12 layers")):
         probe(transformers.AlbertModel(config), TOKENS)
 
 

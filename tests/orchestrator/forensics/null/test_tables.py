@@ -19,6 +19,7 @@ from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED, draws
 from orchestrator.forensics.roles.routing import ROUTING
 from orchestrator.forensics.roles.scoring import MEASURED, check_nulls
+from tests.naming import names
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -54,4 +55,4 @@ def test_importing_the_roles_with_such_a_route_fails() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1
-    assert "ValueError: ROUTING['hub']['effective_rank.q_fraction'] has no null" in done.stderr
+    assert names(done.stderr, "ValueError", "ROUTING['hub']['effective_rank.q_fraction']")

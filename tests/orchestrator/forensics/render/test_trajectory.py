@@ -16,6 +16,7 @@ from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
 from orchestrator.forensics.roles.routing import ROLES
+from tests.naming import names, naming
 from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
@@ -65,7 +66,7 @@ def test_the_step_of_thirty_times_is_predicted_to_a_step(
     assert growth.rate == pytest.approx(rate, rel=1e-3)
     assert abs(growth.critical - truth) <= 1
     lines = printed(report(trajectory("run", results), 1.0))
-    assert f"reaches 30× at step {growth.critical:,}" in entry(lines, "growth")
+    assert names(entry(lines, "growth"), "30×", f"step {growth.critical:,}")
 
 
 def test_what_shrinks_is_small_or_is_critical_already_is_not_predicted(growing: Callable[..., list[Reading]]) -> None:
@@ -90,7 +91,7 @@ def test_changes_between_checkpoints_count_all_ties_as_one(result: Reading) -> N
     ]
     lines = printed(report(trajectory("run", run), 2.0))
     assert lines[1] == "llama_sandwich · 3 checkpoints · steps 0 to 20 · 4 layers · 2.0 s"
-    assert lines[3] == "3 of 4 layers change their role: L0, L2–3."
+    assert names(lines[3], "3 of 4 layers", "L0, L2–3")
     assert [line.split() for line in lines[5:10]] == [
         ["step", "0", "10", "20"],
         ["0", "–", "–", "P"],
@@ -100,7 +101,7 @@ def test_changes_between_checkpoints_count_all_ties_as_one(result: Reading) -> N
     ]
     assert "step 20 layer 2 damper → –" in entry(lines, "changes")
     still = printed(report(trajectory("run", [run[0], replace(run[0], step=1)]), 2.0))
-    assert still[3] == "No layer changes its role."
+    assert "No layer" in still[3]
 
 
 def test_rows_have_the_step_first(result: Reading) -> None:
@@ -117,16 +118,16 @@ def test_epochs_are_not_called_steps(growing: Callable[..., list[Reading]]) -> N
     assert next(iter(rows(run)[0])) == "epoch"
     lines = printed(report(run, 1.0))
     assert "3 checkpoints · epochs 1 to 3" in lines[1]
-    assert "at epoch 2: model.layers.2.mlp.gate_proj.weight had" in entry(lines, "pathology")
+    assert names(entry(lines, "pathology"), "at epoch 2", "model.layers.2.mlp.gate_proj.weight")
     assert not [line for line in lines if "step" in line.replace("(step 0 of", "")]
 
 
 def test_checkpoints_of_unlike_models_are_refused(checkpoint: Callable[..., Any], result: Reading) -> None:
     wider = analyze(checkpoint(widths=(16, 16, 16, 24), path="wider").write(), resamples=2)
     deeper = analyze(checkpoint(widths=(16,) * 5, path="deeper").write(), resamples=2)
-    with pytest.raises(UserError, match=r"llama_sandwich of 4 layers, llama_sandwich of 5 layers"):
+    with pytest.raises(UserError, match=naming("llama_sandwich of 4 layers", "llama_sandwich of 5 layers")):
         trajectory("run", [result, deeper])
-    with pytest.raises(UserError, match="keep those of one run"):
+    with pytest.raises(UserError, match=naming("run", "one run")):
         trajectory("run", [result, wider])
 
 
@@ -134,10 +135,10 @@ def test_a_pathology_that_is_over_is_still_told(growing: Callable[..., list[Read
     healthy, ill = growing(0.05, 0, 100)
     lines = printed(report(trajectory("run", [healthy, ill, replace(healthy, step=200)]), 1.0))
     told = entry(lines, "pathology")
-    assert told.startswith("none: no tensor")
-    assert "critical at step 100: model.layers.2.mlp.gate_proj.weight had" in told
+    assert told.startswith("none: ")
+    assert names(told, "critical at step 100", "model.layers.2.mlp.gate_proj.weight")
     last = entry(printed(report(trajectory("run", [healthy, ill]), 1.0)), "pathology")
-    assert last.startswith("critical: model.layers.2.mlp.gate_proj.weight has")
+    assert last.startswith("critical: model.layers.2.mlp.gate_proj.weight ")
     assert "at step" not in last
     assert worst(ill) == pytest.approx(ill.pathology[0].ratio)
 
@@ -160,7 +161,7 @@ def test_no_line_is_longer_than_the_terminal(result: Reading, width: int) -> Non
     run = [at(result, 12_500 * i, list(rng.choice(names, 4))) for i in range(30)]
     lines = printed(report(trajectory("/a/very/long/" * 12, run), 1.0), width)
     assert max(map(len, lines)) <= width
-    assert any(line.endswith("of 30 checkpoints shown") for line in lines)
+    assert any(names(line, "of 30 checkpoints") for line in lines)
     steps = next(line for line in lines if line.startswith("step ")).split()[1:]
     assert (steps[0], steps[-1]) == ("0", "362,500")
     assert "…" not in "".join(lines)
@@ -168,5 +169,5 @@ def test_no_line_is_longer_than_the_terminal(result: Reading, width: int) -> Non
 
 def test_a_long_list_of_changes_is_counted(result: Reading) -> None:
     run = [at(result, i, ["hub" if i % 2 else TIE] * 4) for i in range(8)]
-    assert entry(printed(report(trajectory("run", run), 1.0)), "changes").endswith("and 8 more")
+    assert names(entry(printed(report(trajectory("run", run), 1.0)), "changes"), "8 more")
     assert len(changes(deepcopy(run))) == 28

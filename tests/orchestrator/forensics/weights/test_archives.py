@@ -13,6 +13,8 @@ import torch
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights import archives
 from orchestrator.forensics.weights.tensors import open_tensors
+from tests.naming import naming
+from tests.orchestrator.forensics.payload import Payload
 
 
 @pytest.fixture
@@ -98,18 +100,8 @@ def test_shards_under_an_index(tmp_path: Path, weights: dict[str, torch.Tensor])
 @pytest.mark.parametrize("stored", [torch.ones(2, dtype=torch.int8), torch.ones(2, 2).to_sparse(), torch.ones(2) > 0])
 def test_values_that_are_no_plain_floats(tmp_path: Path, stored: torch.Tensor) -> None:
     torch.save({"w": stored}, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"w in .* is stored as"):
+    with pytest.raises(UserError, match=naming("w in", tmp_path / "model.pt", "stored", "fp32, fp16 or bf16")):
         open_tensors(tmp_path).read("w")
-
-
-class Payload:
-    """Pickled, it makes a file when it is loaded."""
-
-    def __init__(self, trap: Path) -> None:
-        self.trap = str(trap)
-
-    def __reduce__(self) -> tuple[object, tuple[str, str]]:
-        return open, (self.trap, "w")
 
 
 TRAPS: dict[str, Callable[[Payload, Path], object]] = {
@@ -125,7 +117,7 @@ TRAPS: dict[str, Callable[[Payload, Path], object]] = {
 def test_pickle_that_would_run_code_is_not_run(tmp_path: Path, trap: str, inside: bool) -> None:
     path = tmp_path / "pytorch_model.bin"
     TRAPS[trap](Payload(tmp_path / "trap"), path)
-    with pytest.raises(UserError, match=r"can run code|no other pickle is loaded"):
+    with pytest.raises(UserError, match=naming(path, "state_dict()", "safetensors")):
         open_tensors(tmp_path if inside else path)
     assert not (tmp_path / "trap").exists()
     pickle.loads(pickle.dumps(Payload(tmp_path / "trap"))).close()
@@ -134,14 +126,14 @@ def test_pickle_that_would_run_code_is_not_run(tmp_path: Path, trap: str, inside
 
 def test_whole_module(tmp_path: Path) -> None:
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"holds torch\.nn\.modules\.linear\.Linear besides tensors"):
+    with pytest.raises(UserError, match=naming("torch.nn.modules.linear.Linear", "state_dict()")):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("contents", [{}, {"step": 1}, [torch.ones(2)], torch.ones(2)])
 def test_nothing_with_a_name(tmp_path: Path, contents: object) -> None:
     torch.save(contents, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="holds no tensors of a model"):
+    with pytest.raises(UserError, match=naming("model.pt", "no tensors")):
         open_tensors(tmp_path)
 
 
@@ -149,20 +141,20 @@ def test_dict_that_holds_itself(tmp_path: Path) -> None:
     circle: dict[str, object] = {"w": torch.ones(2)}
     circle["self"] = circle
     torch.save(circle, tmp_path / "model.pt")
-    with pytest.raises(UserError, match="is not a whole file of tensors"):
+    with pytest.raises(UserError, match=naming("model.pt", "not a whole file")):
         open_tensors(tmp_path)
 
 
 def test_empty_file(tmp_path: Path) -> None:
     (tmp_path / "model.pt").touch()
-    with pytest.raises(UserError, match=r"model\.pt is empty"):
+    with pytest.raises(UserError, match=naming("model.pt", "0 bytes")):
         open_tensors(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["hello", "version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "{}", "."])
 def test_text(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.pt").write_text(text)
-    with pytest.raises(UserError, match="is not a whole file of tensors"):
+    with pytest.raises(UserError, match=naming("model.pt", "not a whole file")):
         open_tensors(tmp_path)
 
 
@@ -173,5 +165,5 @@ def test_truncated_file(tmp_path: Path, zipped: bool, kept: float) -> None:
     torch.save({"w": torch.randn(1000)}, path, _use_new_zipfile_serialization=zipped)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(UserError, match="is not a whole file of tensors"):
+    with pytest.raises(UserError, match=naming("model.pt", "not a whole file")):
         open_tensors(tmp_path)
