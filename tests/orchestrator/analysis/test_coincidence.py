@@ -14,6 +14,7 @@ import pytest
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.coincidence import coincide
 from orchestrator.analysis.comparison import compute
+from tests.naming import names
 from tests.orchestrator.reading import reading_of
 
 EVERY = 10  # steps between readings
@@ -87,7 +88,7 @@ def test_a_trend_is_no_drop_nor_is_one_bad_evaluation() -> None:
     found = coincide("b", [cell], "code", ["code"])
     assert found is not None
     assert (found.drops, found.transitions, found.p, found.expected) == (0, 16, None, None)
-    assert found.sentence == "No loss drop: nothing can coincide."
+    assert "No loss drop" in found.sentence
     spiked = cell_of(falling(30, {}, noise=0.01), [1] * 30)
     spiked.metrics[21]["heldout"]["code"] -= 0.5
     found = coincide("b", [spiked], "code", ["code"])
@@ -103,12 +104,12 @@ def test_what_cannot_be_said_is_said() -> None:
         assert json.loads(json.dumps(asdict(found), allow_nan=False))["sentence"] == found.sentence
         return found.sentence
 
-    assert sentence([cell_of(falling(1, {}), [1])]).startswith("1 interval between readings cannot tell")
-    assert sentence([cell_of(falling(9, {4: 0.3}), [1] * 9)]).startswith("9 intervals between readings cannot tell")
-    assert sentence([cell_of(falling(20, {9: 0.3}), [0] * 20)]) == "No role transition: nothing can coincide."
-    assert sentence([cell_of([3.0] * 21, [0] * 20)]) == "No loss drop and no role transition: nothing can coincide."
+    assert names(sentence([cell_of(falling(1, {}), [1])]), "1 interval", "10")
+    assert names(sentence([cell_of(falling(9, {4: 0.3}), [1] * 9)]), "9 intervals", "10")
+    assert "No role transition" in sentence([cell_of(falling(20, {9: 0.3}), [0] * 20)])
+    assert names(sentence([cell_of([3.0] * 21, [0] * 20)]), "No loss drop", "no role transition")
     lone = cell_of(falling(20, {9: 0.3}), once(20, {9: 4}))
-    assert sentence([lone]) == "So few drops and transitions cannot give p under 0.077."
+    assert names(sentence([lone]), "p under 0.077")
     # a cell with enough intervals speaks for itself beside one that has too few
     assert sentence([lone, cell_of(falling(5, {}), [4] * 5, seed=1)]) == sentence([lone])
 
@@ -148,6 +149,4 @@ def test_every_arm_and_domain_has_its_result(experiment: Callable[..., Path]) ->
     assert [(x.arm, x.domain) for x in c.coincidences] == [
         (arm, domain) for arm in ("uniform", "variable") for domain in ("mean", "code", "facts")
     ]
-    assert {x.sentence for x in c.coincidences} == {
-        "2 intervals between readings cannot tell a drop from a trend: 10 can."
-    }
+    assert all(names(x.sentence, "2 intervals", "10") for x in c.coincidences)

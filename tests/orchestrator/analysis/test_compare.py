@@ -24,6 +24,7 @@ from orchestrator.analysis.tables import BUILDERS
 from orchestrator.compare import main
 from orchestrator.config.schema import Config, TrackerConfig, TrackerMode
 from orchestrator.tracking.run import log_comparison
+from tests.naming import names
 from tests.orchestrator.analysis.hard import HARD
 from tests.orchestrator.tracking.offline_run import (
     assert_same,
@@ -119,8 +120,8 @@ def test_the_verdict_says_what_was_found(experiment: Write) -> None:
     assert found["roles"]["variable"]["1"] == {
         "step": 100, "roles": ["passthrough", "specialist", "hub/specialist", "hub"],
     }  # fmt: skip
-    assert any("cannot give p under 0.5" in note for note in found["notes"])
-    assert any("gives 16 of 16 layers a role" in note for note in found["notes"])
+    assert any("p under 0.5" in note for note in found["notes"])
+    assert any("16 of 16 layers" in note for note in found["notes"])
 
 
 def test_the_summary_shows_both_arms(experiment: Write) -> None:
@@ -160,11 +161,12 @@ def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_metrics
     assert set(c.tables["paired_eval"]["domain"]) == {"mean"}
     test, equal = sections(c)[:2]
     assert [row[0] for row in test.rows] == ["code"]
-    assert test.notes == ["p: sign-flip, exact up to 16 pairs."]
+    (note,) = test.notes
+    assert names(note, "sign-flip", "16 pairs")
     steps, at_flops = (r for r in c.statistics if r.metric.startswith("validation_loss"))
     assert (steps.p_adjusted, at_flops.p_adjusted) == (2 * 2 / 2**6, 2 / 2**6)
     assert (equal.rows[0][-1], equal.rows[1][-1]) == ("inconclusive", "better")
-    assert "at equal steps by Holm (2 tests: none can give p under 0.062)" in equal.notes[0]
+    assert names(equal.notes[0], "equal steps", "Holm", "2 tests", "p under 0.062")
     assert "mean" not in printed(c).split("Layers at")[0]
 
 
@@ -254,7 +256,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     said = capsys.readouterr().err
-    assert "cannot be written" in said
+    assert names(said, root / "comparison/figures", "File too large")
     assert len(said.splitlines()) == 1
     assert len(pd.read_parquet(root / "comparison/tables/paired_eval.parquet")) > 0
     assert not list(root.glob("comparison/figures/[!.]*"))
@@ -334,6 +336,4 @@ def test_command_line(experiment: Write, tmp_path: Path, capsys: pytest.CaptureF
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "Does width decide?" in done.stdout
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        f"{tmp_path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.\n"
-    )
+    assert names(capsys.readouterr().err, tmp_path, "experiment.yaml")

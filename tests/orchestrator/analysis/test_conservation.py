@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.analysis.conservation import EQUAL, conservation, conserve, di
 from orchestrator.analysis.flattening import flattening, layer_p
 from orchestrator.analysis.pairs import Pair, pair_up
 from orchestrator.forensics.reading import centre, thirds
+from tests.naming import names
 
 Write = Callable[..., Path]
 
@@ -97,12 +99,12 @@ def test_scattered_ratios_are_inconclusive(experiment: Write) -> None:
 @pytest.mark.parametrize(
     ("budget", "chance", "verdict", "words"),
     [
-        ([0.0] * 4, 0.0, "no larger than chance", "because a budget is 0: 0, 1."),
-        ([0.0] * 4, 2.0, "no larger than chance", "Neither budget is larger than chance gives (97.5% Poisson"),
+        ([0.0] * 4, 0.0, "no larger than chance", "0: 0, 1"),
+        ([0.0] * 4, 2.0, "no larger than chance", "97.5% Poisson"),
         ([3.0] * 4, 3.0, "no larger than chance", "Neither budget"),
-        ([30.0] * 4, None, "inconclusive", "The count expected by chance was not measured."),
+        ([30.0] * 4, None, "inconclusive", "expected by chance"),
         ([30.0] * 4, 1.0, "inconclusive", EQUAL),  # whole numbers agree in two seeds without saying how they scatter
-        ([None] * 4, 1.0, "not measured", "No pair has a reading"),
+        ([None] * 4, 1.0, "not measured", "No pair"),
     ],
 )
 def test_budgets_about_which_nothing_can_be_said(
@@ -122,9 +124,8 @@ def test_a_collapse_to_chance_is_not_hidden(experiment: Write, kept: float, verd
     found = conserve("variable", pairs_of(experiment(budget=budget, chance=8.0)), "saturated_robust")
     assert found.verdict == verdict
     low, high = ("a", "b") if collapsed == "uniform" else ("b", "a")
-    assert found.sentence.startswith(f"The budget of {low} is no larger than chance gives (97.5% Poisson quantile")
-    assert f"that of {high} is." in found.sentence
-    assert ("because a budget is 0: 0, 1." in found.sentence) == (kept == 0.0)
+    assert re.search(rf"budget of {low} is no larger .*97\.5% Poisson.* that of {high} is", found.sentence)
+    assert names(found.sentence, "0: 0, 1") == (kept == 0.0)
 
 
 def test_a_seed_that_lost_its_budget_leaves_nothing_conserved(experiment: Write) -> None:
@@ -134,13 +135,13 @@ def test_a_seed_that_lost_its_budget_leaves_nothing_conserved(experiment: Write)
     found = conserve("variable", pairs_of(experiment(seeds=(0, 1, 2), budget=budget)), "saturated_robust")
     assert found.low is not None
     assert found.verdict == "inconclusive"
-    assert "Seeds without a ratio, because a budget is 0: 2." in found.sentence
+    assert names(found.sentence, "without a ratio", "0: 2")
 
 
 def test_one_pair_has_a_ratio_but_no_interval(experiment: Write) -> None:
     found = conserve("variable", pairs_of(experiment(seeds=(0,))), "saturated_robust")
     assert (found.ratio, found.low, found.verdict) == (1.0, None, "inconclusive")
-    assert "needs two pairs" in found.sentence
+    assert "two pairs" in found.sentence
 
 
 def test_flattening_sets_equal_steps_side_by_side(experiment: Write) -> None:
@@ -198,7 +199,7 @@ def test_a_budget_lost_in_most_seeds_is_not_decided_by_the_rest(experiment: Writ
     assert found.budget_b is not None and found.budget_a is not None  # noqa: PT018
     assert found.budget_b < found.budget_a
     assert found.verdict == "inconclusive"
-    assert found.sentence == "Seeds without a ratio, because a budget is 0: 0, 1, 2, 3."
+    assert names(found.sentence, "without a ratio", "0: 0, 1, 2, 3")
 
 
 def test_no_claim_rests_on_the_layers_own_spread(experiment: Write) -> None:
@@ -206,22 +207,16 @@ def test_no_claim_rests_on_the_layers_own_spread(experiment: Write) -> None:
     found = {reference: conserve("variable", pairs, reference) for reference in ("saturated_robust", "saturated")}
     assert [c.verdict for c in found.values()] == ["conserved", "not claimed"]
     assert found["saturated"].low == found["saturated_robust"].low is not None
-    assert "no claim rests on it" in found["saturated"].sentence
+    assert "no claim" in found["saturated"].sentence
 
 
-@pytest.mark.parametrize(
-    ("mean", "chance", "verdict", "words"),
-    [
-        (50.0, 20.0, "conserved", ""),
-        (50.0, 30.0, "inconclusive", "More than half of the budget of a and b is what chance gives."),
-    ],
-)
-def test_what_chance_gives_mostly_is_not_conserved(
-    experiment: Write, mean: float, chance: float, verdict: str, words: str
-) -> None:
+@pytest.mark.parametrize(("mean", "chance", "verdict"), [(50.0, 20.0, "conserved"), (50.0, 30.0, "inconclusive")])
+def test_what_chance_gives_mostly_is_not_conserved(experiment: Write, mean: float, chance: float, verdict: str) -> None:
     root = experiment(seeds=range(6), budget=scattered(mean, mean), chance=chance)
     found = conserve("variable", pairs_of(root), "saturated_robust")
-    assert (found.verdict, found.sentence) == (verdict, words)
+    assert found.verdict == verdict
+    assert names(found.sentence, "half", "a and b") == (verdict == "inconclusive")
+    assert bool(found.sentence) == (verdict == "inconclusive")
 
 
 def test_one_budget_within_chance_is_never_conserved(experiment: Write) -> None:
@@ -236,7 +231,7 @@ def test_one_budget_within_chance_is_never_conserved(experiment: Write) -> None:
     assert found.high is not None
     assert 0.8 < found.low < found.high < 1.25
     assert found.verdict == "inconclusive"
-    assert "The budget of a is no larger than" in found.sentence
+    assert "budget of a is" in found.sentence
 
 
 @pytest.mark.parametrize(("by_chance", "verdict"), [(2.4, "not conserved"), (2.6, "inconclusive")])
@@ -246,13 +241,13 @@ def test_arms_whose_chance_differs_do_not_lose_a_budget(experiment: Write, by_ch
         edit(path, lambda m: m.update(saturated_robust_expected=by_chance))
     found = conserve("variable", pairs_of(root), "saturated_robust")
     assert found.verdict == verdict
-    assert ("The counts by chance alone differ that much" in found.sentence) == (verdict == "inconclusive")
+    assert ("by chance alone" in found.sentence) == (verdict == "inconclusive")
 
 
 def test_layers_read_before_training_only_give_no_verdict(experiment: Write) -> None:
     found = conserve("variable", pairs_of(experiment(read_at=(0,))), "saturated_robust")
     assert (found.step, found.verdict, found.budget_a) == (0, "not measured", None)
-    assert found.sentence == "The layers were read before any training only."
+    assert "before any training" in found.sentence
 
 
 def test_seeds_not_read_at_the_newest_step_are_left_out_and_named(experiment: Write) -> None:
@@ -262,7 +257,7 @@ def test_seeds_not_read_at_the_newest_step_are_left_out_and_named(experiment: Wr
     edit(root / "variable/seed=3/forensics/step_00000100.json", lambda m: m.update(saturated_robust=None))
     found = conserve("variable", pairs_of(root), "saturated_robust")
     assert (found.step, list(found.ratios)) == (100, [4, 5])
-    assert "Seeds left out, without this count: 3. Seeds left out, not read at step 100: 0, 1, 2." in found.sentence
+    assert names(found.sentence, "without this count: 3", "step 100: 0, 1, 2")
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

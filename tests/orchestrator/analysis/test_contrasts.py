@@ -22,6 +22,7 @@ from orchestrator.analysis.pairs import EQUAL_FLOPS
 from orchestrator.analysis.sections import sections
 from orchestrator.analysis.sections.losses import formula
 from orchestrator.common.errors import UserError
+from tests.naming import naming
 
 Write = Callable[..., Path]
 Edit = Callable[..., None]
@@ -135,7 +136,7 @@ def test_cells_without_a_baseline_are_held_against_each_other(experiment: Write,
     root = experiment(arms=("a", "b", "c"), contrasts=minus("c", "b"))
     edit_metrics(root / "a/seed=1", lambda r: r.pop())
     edit_metrics(root / "c/seed=1", lambda r: [x.update(digest="other") for x in r])
-    with pytest.raises(UserError, match=r"c/seed=1 and b/seed=1 saw different batches at step 0"):
+    with pytest.raises(UserError, match=naming("c/seed=1", "b/seed=1", "batches", "step 0")):
         compute(root)
 
 
@@ -154,24 +155,23 @@ def test_at_equal_flops_every_run_is_read_where_the_cheapest_ends(experiment: Wr
 
 
 @pytest.mark.parametrize(
-    ("contrasts", "reason"),
+    ("contrasts", "named"),
     [
-        ({"x": {"a": 1, "d": -1}}, "contrasts: 'x' weighs 'd', which is no arm"),
-        ({"x": {"a": 1, "b": 1}}, "sum to 2"),
-        ({"x": 3}, "compares nothing"),
-        ("x", "contrasts = 'x', which is not a mapping"),
+        ({"x": {"a": 1, "d": -1}}, ["contrasts: 'x'", "'d'", "no arm"]),
+        ({"x": {"a": 1, "b": 1}}, ["'x'", "sum to 2"]),
+        ({"x": 3}, ["'x'", "3", "two arms"]),
+        ("x", ["contrasts = 'x'", "mapping"]),
     ],
 )
 def test_a_contrast_that_was_written_into_the_record_is_checked_too(
-    experiment: Write, contrasts: Any, reason: str
+    experiment: Write, contrasts: Any, named: list[str]
 ) -> None:
     root = experiment(arms=("a", "b"))
     path = root / "experiment.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"contrasts": contrasts}, sort_keys=False))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=naming(*named)) as caught:
         compute(root)
     assert str(caught.value).startswith(str(path))
-    assert reason in str(caught.value)
 
 
 def printed(c: Comparison, width: int = 80) -> str:
@@ -200,7 +200,7 @@ def test_many_arms_are_a_line_each_and_the_report_has_the_rest(experiment: Write
     assert "(0.031)  not tested" in text
     assert "Layers at" not in text
     titles = [section.title.split(",")[0].split(":")[0] for section in sections(c)]
-    assert titles[:4] == ["Test loss of every arm", "Contrasts", "Symmetry", "Test loss"]
+    assert titles[1:4] == ["Contrasts", "Symmetry", "Test loss"]
     assert sum(title.startswith("Layers at") for title in titles) == 4
 
 
@@ -210,8 +210,8 @@ def test_few_arms_are_told_in_full_below_their_contrasts(experiment: Write) -> N
     text = printed(compute(experiment(arms=arms, contrasts={"interaction": weights})))
     told = " ".join(text.split())
     assert "interaction = variable_learned + uniform − uniform_learned − variable." in told
-    assert "tested in this order" not in told
-    assert text.index("Contrasts") < text.index("Test loss, nats/token (a = uniform") < text.index("Layers at")
+    assert "in this order" not in told
+    assert text.index("Contrasts") < text.index("(a = uniform") < text.index("Layers at")
 
 
 def test_formulas() -> None:

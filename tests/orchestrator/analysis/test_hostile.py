@@ -13,6 +13,7 @@ import yaml
 from orchestrator.analysis import comparison
 from orchestrator.analysis.survey import survey
 from orchestrator.compare import main
+from tests.naming import names
 
 Write = Callable[..., Path]
 Harm = Callable[[Path], Any]
@@ -221,7 +222,7 @@ def test_what_cannot_be_in_one_costs_the_others_nothing(experiment: Write) -> No
     broken, whole = experiment(name="broken"), experiment()
     last(heldout=None)(broken)
     first, second = survey([broken, whole])
-    assert "heldout is not a mapping" in str(first.problem)
+    assert names(first.problem, "heldout", "mapping")
     assert (second.arm, second.n, second.problem) == ("variable", 2, None)
 
 
@@ -234,7 +235,5 @@ def test_a_fault_of_ours_in_one_costs_the_others_nothing(experiment: Write, monk
 
     monkeypatch.setattr("orchestrator.analysis.survey.compute", fails)
     first, second = survey([faulty, whole])
-    assert first.problem == (
-        f"{faulty} cannot be compared (ZeroDivisionError: integer division or modulo by zero): compare it alone."
-    )
+    assert names(first.problem, faulty, "ZeroDivisionError")
     assert second.problem is None

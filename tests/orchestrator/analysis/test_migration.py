@@ -17,6 +17,7 @@ from sklearn.metrics import cohen_kappa_score
 from orchestrator.analysis.cells import CellResult, read_experiment
 from orchestrator.analysis.migration import STATES, role_migration, role_shift, state, transition_counts, transitions
 from orchestrator.analysis.pairs import Pair, pair_up
+from tests.naming import names
 from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
@@ -187,7 +188,7 @@ def test_the_newest_common_reading_is_compared() -> None:
     found = role_shift("b", [pair, unread])
     assert found is not None
     assert (found.seeds, found.step) == ([3], 10)
-    assert found.sentence == "Seeds left out, not read at step 10: 4."
+    assert names(found.sentence, "step 10: 4")
     assert (found.layers[0].roles_a, found.layers[0].roles_b) == (["hub"], ["specialist"])
     assert role_shift("b", [unread]) is None
     assert role_shift("c", [pair]) is None

@@ -14,6 +14,7 @@ from orchestrator.analysis.figures import draw
 from orchestrator.analysis.multipliers import agreement
 from orchestrator.analysis.report import verdict
 from orchestrator.analysis.sections import sections
+from tests.naming import names
 
 TENSORS = [f"model.layers.{i}.{kind}.weight" for i in range(4) for kind in ("self_attn.q_proj", "mlp.down_proj")]
 Write = Callable[..., Path]
@@ -100,7 +101,7 @@ def test_the_section_marks_agreement_and_shows_the_flattening(experiment: Write)
     assert section.rows[0] == ["0", "2.00▲", "2.00▲", "1.00", "10 → 10"]
     assert section.rows[1][1] == "0.50▼"
     assert section.rows[2][1] == "1.00 "
-    assert "4 agree in all 2 seeds (2 ▲, 2 ▼)" in section.notes[1]
+    assert names(section.notes[1], "4", "2 seeds", "2 ▲, 2 ▼")
     assert section.notes[1].endswith(" 4.0.")
     assert not [s for s in sections(compute(experiment(name="plain"))) if s.title.startswith("Sidecar")]
 

