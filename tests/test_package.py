@@ -122,7 +122,7 @@ def test_every_command_starts(installed: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_an_experiment_runs_and_is_reported(installed: Path, tmp_path: Path, small_cell: tuple[str, ...]) -> None:
     run = (installed / "layer-roles", "run", "+experiment=width_ablation", "seeds=[0]", *small_cell)
-    assert "Which arm won?" in _do(*run, cwd=tmp_path)
+    assert "won?" in _do(*run, cwd=tmp_path)
     directory = tmp_path / "outputs/width_ablation"
     assert "<style>" in (directory / "comparison/report.html").read_text()
     assert "done" in _do(installed / "layer-roles", "status", directory, cwd=tmp_path)

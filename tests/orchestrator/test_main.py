@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import orchestrator.__main__ as main_module
 from orchestrator.config import compose
 from orchestrator.experiments import catalog
+from tests.naming import names
 
 Orchestrate = Callable[..., int]
 
@@ -28,17 +30,16 @@ def test_without_arguments_the_experiments_are_listed(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert orchestrate() == 0
-    printed = capsys.readouterr().out
-    assert "width_ablation" in printed
-    assert "Does the width profile decide" in printed
+    question = yaml.safe_load((main_module.CONF / "experiment/width_ablation.yaml").read_text())["question"]
+    assert names(capsys.readouterr().out, "width_ablation", question)
 
 
 PACKAGE = "# @package _global_\n"
 MISWRITTEN = {
-    "a key": (f"{PACKAGE}question: q\narmz: {{a: []}}", "'armz' is no configuration key (did you mean 'arm'?)"),
-    "no package": ("question: q\narms: {a: []}", "its first line must be '# @package _global_'"),
-    "no package, a default": ("defaults: [override /model: nano]\narms: {a: []}", "its first line must be"),
-    "arms of keys": (f"{PACKAGE}arms: {{a: {{optim.lr: 0.1}}}}", "'arms.a' is no list of overrides: write [optim"),
+    "a key": (f"{PACKAGE}question: q\narmz: {{a: []}}", ["'armz'", "'arm'?"]),
+    "no package": ("question: q\narms: {a: []}", ["'# @package _global_'"]),
+    "no package, a default": ("defaults: [override /model: nano]\narms: {a: []}", ["'# @package _global_'"]),
+    "arms of keys": (f"{PACKAGE}arms: {{a: {{optim.lr: 0.1}}}}", ["'arms.a'", "[]"]),
 }
 
 
@@ -46,12 +47,12 @@ MISWRITTEN = {
 def test_a_miswritten_experiment_says_what_is_wrong_with_it(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], conf: Path, name: str
 ) -> None:
-    content, expected = MISWRITTEN[name]
+    content, named = MISWRITTEN[name]
     (conf / "experiment/mine.yaml").write_text(content)
     assert orchestrate("+experiment=mine", "dry_run=true") == 2
     said = sentence(capsys)
     assert said.startswith("conf/experiment/mine.yaml: ")
-    assert expected in said
+    assert names(said, *named)
     assert orchestrate() == 0  # the list names it, and shows the others
     assert {"decay_controls", "conf/experiment/mine.yaml:"} <= set(capsys.readouterr().out.split())
 
@@ -61,7 +62,7 @@ def test_an_experiment_without_a_name_has_its_files(
 ) -> None:
     (conf / "experiment/mine.yaml").write_text(f"{PACKAGE}arms: {{a: [], b: [optim.lr=0.001]}}\ndeclared: [optim]")
     assert orchestrate("+experiment=mine", "dry_run=true", "model=nano") == 0
-    assert "into outputs/mine" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "outputs/mine")
 
 
 @pytest.fixture
@@ -75,51 +76,45 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "named"),
     [
-        (["+experiment=width_ablation", "expect.uniform.late=hub"], "write ++expect.uniform.late=…"),
-        (["width=rmap"], "There is no width 'rmap' (did you mean 'ramp'?)"),
-        (
-            ["+experiment=width_ablaton"],
-            "There is no experiment 'width_ablaton' (did you mean 'width_ablation'?)",
-        ),
-        (["optim.lrr=1"], "'optim.lrr' is no configuration key (did you mean 'optim.lr'?)"),
-        (["widht=ramp"], "'widht' is no configuration key (did you mean 'width'?)"),
-        (["+foo=1"], "'foo' is no configuration key"),
-        (
-            ["train.steps=many"],
-            "train.steps=many: Value 'many' of type 'str' could not be converted to Integer",
-        ),
-        (["model.norm=post"], "model.norm=post: Invalid value 'post', expected one of [pre, sandwich]"),
-        (["width="], "width"),
-        (["=3"], "=3"),
-        (["foo"], "'foo' is no override: write key=value"),
-        (["lr=0.001"], "'lr' is no configuration key (did you mean 'optim.lr'?)"),
-        (["experiment=width_ablation"], "write +experiment=width_ablation"),
-        (["tracker=offline", "data.tokenizer.kind=bpe"], "model.vocab_size"),
-        (["width=128"], "Config group override must be a string or a list. Got int; a group such as width"),
-        (["model.head_dim=24"], "or model.heads=nearest"),
-        (["width=explicit"], "width.widths"),
-        (["width=explicit", "width.widths=[64,64]"], "widths"),
-        (["data=files", "data.domains.text.path=absent.txt"], "absent.txt"),
-        (["model.vocab_size=100"], "model.vocab_size"),
-        (["data.heldout_tokens=10"], "heldout_tokens"),
-        (["train.device=cuda"], "train.device=auto"),
-        (["+experiment=width_ablation", "optim.lr=-1"], "optim.lr=-1.0 must be a positive"),
+        (["+experiment=width_ablation", "expect.uniform.late=hub"], ["++expect.uniform.late=…"]),
+        (["width=rmap"], ["width 'rmap'", "'ramp'?"]),
+        (["+experiment=width_ablaton"], ["experiment 'width_ablaton'", "'width_ablation'?"]),
+        (["optim.lrr=1"], ["'optim.lrr'", "'optim.lr'?"]),
+        (["widht=ramp"], ["'widht'", "'width'?"]),
+        (["+foo=1"], ["'foo'", "key"]),
+        (["train.steps=many"], ["train.steps=many", "'many'", "Integer"]),
+        (["model.norm=post"], ["model.norm=post", "'post'", "[pre, sandwich]"]),
+        (["width="], ["width"]),
+        (["=3"], ["=3"]),
+        (["foo"], ["'foo'", "key=value"]),
+        (["lr=0.001"], ["'lr'", "'optim.lr'?"]),
+        (["experiment=width_ablation"], ["+experiment=width_ablation"]),
+        (["tracker=offline", "data.tokenizer.kind=bpe"], ["model.vocab_size"]),
+        (["width=128"], ["int", "width"]),
+        (["model.head_dim=24"], ["model.head_dim=24", "model.heads=nearest"]),
+        (["width=explicit"], ["width.widths"]),
+        (["width=explicit", "width.widths=[64,64]"], ["widths"]),
+        (["data=files", "data.domains.text.path=absent.txt"], ["absent.txt"]),
+        (["model.vocab_size=100"], ["model.vocab_size"]),
+        (["data.heldout_tokens=10"], ["data.heldout_tokens"]),
+        (["train.device=cuda"], ["train.device=auto"]),
+        (["+experiment=width_ablation", "optim.lr=-1"], ["optim.lr=-1.0", "positive"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value),
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
     orchestrate: Orchestrate,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     arguments: list[str],
-    expected: str,
+    named: list[str],
 ) -> None:
     for dry_run in ("true", "false"):  # a plan is not made for what would be refused
         where = (f"root={tmp_path}/out", f"dry_run={dry_run}", "launcher=debug")
         assert orchestrate("tracker=off", *arguments, *where) == 2
-        assert expected in sentence(capsys)
+        assert names(sentence(capsys), *named)
     assert not list(tmp_path.glob("out/*/*/seed=*")), "nothing may be started"
 
 
@@ -152,7 +147,7 @@ def test_one_cell_here_and_then_nothing_is_left(
     assert (cell / "checkpoints/step_00000012/manifest.json").is_file()
     capsys.readouterr()
     assert orchestrate(*small, "launcher=debug", "width=ramp", "seed=3") == 0
-    assert "Nothing is left to do" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "Nothing is left")
 
 
 def test_changed_config_under_the_same_name_is_refused(
@@ -163,7 +158,7 @@ def test_changed_config_under_the_same_name_is_refused(
     capsys.readouterr()
     for dry_run in ("true", "false"):
         assert orchestrate(*common, "optim.lr=0.01", f"dry_run={dry_run}") == 2
-        assert "optim.lr was 0.002 and is 0.01" in sentence(capsys)
+        assert names(sentence(capsys), "optim.lr", "0.002", "0.01")
 
 
 @pytest.mark.parametrize("file", ["outputs", "outputs/mine"])
@@ -173,7 +168,7 @@ def test_a_file_where_the_directory_belongs_is_one_sentence(
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text("in the way")
     assert orchestrate(*small, "launcher=debug", "name=mine") == 2
-    assert f"{file} is a file, and the run needs a directory: choose another name=..." in sentence(capsys)
+    assert names(sentence(capsys), tmp_path / file, "file", "name=...")
 
 
 def test_damage_to_a_finished_cell_is_mended(
@@ -187,13 +182,13 @@ def test_damage_to_a_finished_cell_is_mended(
     ledger.write_text("\n".join(rows[:-2]) + "\n" + rows[-2][:20])  # the end of the file was lost
     reading.unlink()
     assert orchestrate(*common) == 0
-    assert "ahead of the metrics log" in (tmp_path / "outputs/mine/events.jsonl").read_text()
+    assert "metrics log" in (tmp_path / "outputs/mine/events.jsonl").read_text()
     assert reading.read_text() == measured
     steps = [json.loads(line)["step"] for line in ledger.read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in rows]
     capsys.readouterr()
     assert orchestrate(*common) == 0
-    assert "Nothing is left to do" in capsys.readouterr().out
+    assert names(capsys.readouterr().out, "Nothing is left")
 
 
 def test_a_broken_experiment_file_is_named(
@@ -205,10 +200,9 @@ def test_a_broken_experiment_file_is_named(
         monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     assert orchestrate() == 0
     printed = capsys.readouterr().out
-    assert "is not YAML" in " ".join(printed.split())
-    assert "Does the width profile decide" in printed
+    assert names(printed, "broken.yaml", "not YAML", "width_ablation")
     assert orchestrate("+experiment=broken") == 2
-    assert "is not YAML" in sentence(capsys)
+    assert names(sentence(capsys), "broken.yaml", "not YAML")
 
 
 def test_a_failed_cell_is_named_with_its_reason(
@@ -228,8 +222,7 @@ def test_a_failed_cell_is_named_with_its_reason(
         == 2
     )
     output = capsys.readouterr()
-    assert "bad/seed=0 failed: The" in output.err
-    assert "lower optim.lr" in output.err
+    assert names(output.err, "bad/seed=0 failed:", "optim.lr")
     assert "good/seed=0" not in output.err
 
 

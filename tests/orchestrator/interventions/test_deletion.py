@@ -30,6 +30,7 @@ from orchestrator.data import prepare
 from orchestrator.intervene import main
 from orchestrator.interventions.deletion import BRANCHES, ablated, intervene, loss_increases, report, row_losses
 from orchestrator.storage import checkpoint
+from tests.naming import names, naming
 
 WIDTHS = (8, 16, 12, 16)
 
@@ -184,7 +185,7 @@ def test_other_data_than_the_model_was_trained_on_is_refused(cell: Path, capsys:
     text.write_text(text.read_text() + "\none line more")
     assert main([str(cell)]) == 2
     printed = capsys.readouterr().err
-    assert "step_00000007 was trained on other data than is there now" in printed
+    assert names(printed, "step_00000007", "other data")
     assert printed.count("\n") == 1
 
 
@@ -198,8 +199,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_but_refused_by_name(
     newest = cell / "checkpoints" / "step_00000007"
     (newest / "state.json").unlink()
     assert checkpoint.find(cell).name == "step_00000000"
-    assert "step_00000000 is used: 1 newer checkpoint(s) are damaged" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"nor a whole checkpoint of ours \(state\.json is missing\)"):
+    assert names(capsys.readouterr().err, "step_00000000", "1 newer checkpoint(s)")
+    with pytest.raises(UserError, match=naming(newest, "state.json")):
         checkpoint.find(newest)
 
 
@@ -209,18 +210,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     experiment = cell.parents[1]
-    cases: list[tuple[list[object], str]] = [
-        ([tmp_path / "nowhere"], "does not exist"),
-        ([empty], "no whole checkpoint (0 damaged): train the cell first"),
-        ([experiment], "neither a cell's directory nor a whole checkpoint"),
-        ([cell, "--json", tmp_path / "no" / "out.json"], "make the directory"),
+    cases: list[tuple[list[object], list[object]]] = [
+        ([tmp_path / "nowhere"], [tmp_path / "nowhere", "exist"]),
+        ([empty], [empty, "0 damaged"]),
+        ([experiment], [experiment, "manifest.json", "<experiment>/<arm>/seed=<k>"]),
+        ([cell, "--json", tmp_path / "no/out.json"], [tmp_path / "no/out.json", tmp_path / "no"]),
     ]
-    for arguments, sentence in cases:
+    for arguments, named in cases:
         assert main([str(argument) for argument in arguments]) == 2
         printed = capsys.readouterr()
-        assert sentence in printed.err
+        assert names(printed.err, *named)
         assert printed.err.count("\n") == 1
         assert not printed.out
     (cell / "config.yaml").unlink()
     assert main([str(cell)]) == 2
-    assert "config.yaml does not exist" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, cell / "config.yaml", "exist")

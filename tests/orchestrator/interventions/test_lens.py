@@ -31,6 +31,7 @@ from orchestrator.data.tokenizer import ByteTokenizer
 from orchestrator.interventions.lens import lens, report, token_text, trace_tokens
 from orchestrator.storage import checkpoint
 from orchestrator.trace import main
+from tests.naming import names
 
 WIDTHS = (8, 16, 12)
 EPS = 1e-6
@@ -194,21 +195,22 @@ def test_a_tokenizer_learnt_from_other_data_is_refused(
     path.write_text(path.read_text() + "\none line more")
     code = main([str(cell), "line 7"])
     assert code == (2 if kind == TokenizerKind.bpe else 0)
-    assert ("trained on other data" in capsys.readouterr().err) == (kind == TokenizerKind.bpe)
+    assert ("other data" in capsys.readouterr().err) == (kind == TokenizerKind.bpe)
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(
     cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for arguments, sentence in [
-        ([tmp_path / "nowhere", "text"], "does not exist"),
-        ([tmp_path, "text"], "neither a cell's directory nor a whole checkpoint"),
-        ([cell, ""], "The text is empty"),
-        ([cell, "x" * 33], "33 tokens and the model was trained on rows of train.seq_len=32"),
-        ([cell, "text", "--json", tmp_path / "no" / "out.json"], "make the directory"),
-    ]:
+    cases: list[tuple[list[object], list[object]]] = [
+        ([tmp_path / "nowhere", "text"], [tmp_path / "nowhere", "exist"]),
+        ([tmp_path, "text"], [tmp_path, "manifest.json", "<experiment>/<arm>/seed=<k>"]),
+        ([cell, ""], ["text", "empty"]),
+        ([cell, "x" * 33], ["33 tokens", "train.seq_len=32"]),
+        ([cell, "text", "--json", tmp_path / "no/out.json"], [tmp_path / "no/out.json", tmp_path / "no"]),
+    ]
+    for arguments, named in cases:
         assert main([str(argument) for argument in arguments]) == 2
         printed = capsys.readouterr()
-        assert sentence in printed.err
+        assert names(printed.err, *named)
         assert printed.err.count("\n") == 1
         assert not printed.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -159,7 +160,7 @@ def test_a_deleted_checkpoint_keeps_its_reading(cell: Path) -> None:
     assert [p.stem for p in readings_of(cell).settled()] == DUE
 
 
-@pytest.mark.parametrize("harm", ["manifest.json is missing", "bytes instead of", "does not have the sha256"])
+@pytest.mark.parametrize("harm", ["manifest.json", "bytes", "sha256"])
 def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
     cell: Path, harm: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,12 +174,11 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
         weights.write_bytes(content[:-1] + (b"" if harm.startswith("bytes") else bytes([content[-1] ^ 1])))
     assert readings.main([str(cell)]) == 0
     assert [Path(line).stem for line in capsys.readouterr().out.splitlines()] == [DUE[0], DUE[2]]
-    assert f"{DUE[1]} is damaged" in caplog.text
-    assert harm in caplog.text
+    assert re.search(rf"{DUE[1]}\b.* damaged .*{harm}", caplog.text)
     assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
     assert worker.is_finished(cell)
     (seen,) = monitoring.read_status(cell.parents[1])
-    assert "1 checkpoint set aside as damaged" in " ".join(alert.text for alert in alerts(seen))
+    assert any(f"{DUE[1]}.damaged-0" in alert.text for alert in alerts(seen))
 
 
 def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
 
 def test_where_there_is_no_cell_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert readings.main([str(cell / "nowhere")]) == 2
-    assert "config.yaml does not exist" in capsys.readouterr().err
+    assert f"{cell / 'nowhere' / 'config.yaml'}" in capsys.readouterr().err
 
 
 def test_reading_in_a_thread_leaves_no_trace_in_torch(cell: Path) -> None:

@@ -12,6 +12,7 @@ from orchestrator.jobs import retry
 from orchestrator.schedulers import Slurm
 from orchestrator.schedulers.scheduler import ThisJob
 from orchestrator.storage.event_log import EventLog
+from tests.naming import names
 
 CELL = "a/seed=0"
 
@@ -34,7 +35,7 @@ def test_pauses_double_while_nothing_new_is_saved_and_then_it_is_given_up(tmp_pa
     assert found == [5, 10, 20, None]
     assert events.last()[CELL].state == "failed"
     assert events.last()[CELL].scheduler == "slurm"
-    assert events.last()[CELL].reason == ("died 4 times after its checkpoint of step 400, most recently: it burst")
+    assert names(events.last()[CELL].reason, "4 times", "step 400", "it burst")
 
 
 def test_who_gets_on_is_tried_for_ever(tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_what_a_job_says_when_its_process_has_ended(
     else:
         assert asked == [("7_3", 4)]
         assert states(events) == ["submitted", last, expected]
-        assert events.last()[CELL].reason == "its process ended unexpectedly (SIGKILL, perhaps out of memory)"
+        assert "SIGKILL" in events.last()[CELL].reason
         assert events.last()[CELL].restart == restart
 
 
@@ -162,4 +163,4 @@ def test_a_strange_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_outside_of_a_job_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert retry.main([str(tmp_path), "1"]) == 2
-    assert "no job of a queue" in capsys.readouterr().err
+    assert "no job" in capsys.readouterr().err

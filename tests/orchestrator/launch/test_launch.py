@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -18,12 +19,14 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator import job, monitoring
+from orchestrator.common.errors import STOPPED
 from orchestrator.config import schema
 from orchestrator.config.compose import CONF, compose
 from orchestrator.schedulers.scheduler import Scheduler
 from orchestrator.status import main as status_main
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.event_log import EventLog
+from tests.naming import names
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
@@ -96,7 +99,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert first.wait(PATIENCE) == 2
     last = EventLog(directory).last()
     assert last["a/seed=0"].state == "failed"
-    assert "ended unexpectedly" in last["a/seed=0"].reason
+    assert "SIGKILL" in last["a/seed=0"].reason
     assert last["b/seed=0"].state == "done"
     assert "a/seed=0 failed" in log.read_text()
 
@@ -111,11 +114,11 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     for cell in ("a/seed=0", "b/seed=0"):
         steps = [r["step"] for r in metrics_log.read(directory / cell / "metrics.jsonl")]
         assert steps == [r["step"] for r in metrics_log.read(whole / "pair" / cell / "metrics.jsonl")]
-    assert any("resumed at step" in r["reason"] for r in metrics_log.read(directory / "events.jsonl"))
+    assert any(re.search(r"resumed at step \d", r["reason"]) for r in metrics_log.read(directory / "events.jsonl"))
 
     finished = (directory / "events.jsonl").read_bytes()
     assert start([*overrides, f"root={broken}"], log).wait(PATIENCE) == 0
-    assert "Nothing is left to do" in log.read_text()
+    assert names(log.read_text(), "Nothing is left")
     assert (directory / "events.jsonl").read_bytes() == finished
 
 
@@ -131,7 +134,7 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
         [sys.executable, "-m", "orchestrator", *ARMS, *overrides], capture_output=True, text=True, timeout=PATIENCE
     )
     assert rival.returncode == 2
-    assert "is being run by another process" in rival.stderr
+    assert names(rival.stderr, directory, "another process")
     os.killpg(launcher.pid, signal.SIGINT)  # Ctrl-C reaches the whole group
     assert launcher.wait(PATIENCE) == 130, log.read_text()
     for cell in monitoring.read_status(directory):
@@ -140,7 +143,7 @@ def test_an_interrupt_saves_every_cell_and_a_second_launcher_is_refused(
             newest, _ = checkpoint.newest(directory / cell.cell / "checkpoints")
             assert newest is not None
             assert 0 <= checkpoint.step_of(newest) - cell.step < 2  # log_every: no step was lost
-    assert "the same command resumes" in log.read_text()
+    assert STOPPED in log.read_text()
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -179,8 +182,8 @@ def test_a_full_disk_is_one_sentence_from_end_to_end(small_cell: tuple[str, ...]
     result = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    assert "main/seed=0 failed: Checkpoint" in result.stderr
-    assert "step_00000004 could not be written" in result.stderr
+    assert "main/seed=0 failed: " in result.stderr
+    assert names(result.stderr, "step_00000004", "File too large")
     checkpoints = tmp_path / "out/x/main/seed=0/checkpoints"
     assert checkpoint.newest(checkpoints) == (checkpoint.path_of(checkpoints, 0), [])
     again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -237,7 +240,7 @@ def test_status_tells_a_lost_cell_from_one_that_runs(
 
 def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_main([str(tmp_path)]) == 2
-    assert "holds no experiment" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path, "no experiment")
 
 
 def test_a_cell_can_be_run_by_itself(
@@ -251,7 +254,7 @@ def test_a_cell_can_be_run_by_itself(
     assert EventLog(cell.parents[1]).last()["main/seed=0"].reason == ""
     assert [e["state"] for e in metrics_log.read(tmp_path / "outputs/x/events.jsonl")] == ["running", "done"]
     assert job.main([str(tmp_path)]) == 2
-    assert "has no config.yaml: launch its experiment first" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, tmp_path, "config.yaml")
 
 
 def test_a_job_touches_no_gpu_before_it_knows_its_own() -> None:

@@ -34,6 +34,7 @@ from orchestrator.schedulers.slurm import scheduler as slurm
 from orchestrator.status import main as status_main
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, EventLog
+from tests.naming import names, naming
 from tests.orchestrator.schedulers.scripted import Scripted
 from tests.waiting import PATIENCE, wait_for
 
@@ -90,12 +91,8 @@ def with_state(experiment: Experiment, cells: Sequence[str], state: str) -> None
 def test_what_slurm_took_before_it_refused_is_recorded_and_concluded(made: Made, cluster: Scripted) -> None:
     experiment = made(*FOUR, "launcher.slurm.array=false")
     cluster.says("limit", "2")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=naming("2 of 4 cells", "jobs 1, 2", "comparison", "Batch")):
         launch(experiment, console())
-    assert str(caught.value).startswith(
-        "2 of 4 cells are with Slurm, as jobs 1, 2, but neither the others nor the comparison: Slurm refused"
-    )
-    assert str(caught.value).endswith("The same command then submits what is missing.")
     assert jobs(experiment) == {"a/seed=0": "1", "a/seed=1": "2"}
     cluster.says("limit", "100")
     launch(experiment, console())
@@ -114,7 +111,7 @@ def test_a_refused_wave_leaves_the_one_before_it_a_conclusion(
         return submit(config, folder, job, after, delay)
 
     monkeypatch.setattr(batch, "executor", refused)
-    with pytest.raises(UserError, match="1 of 2 cells are with Slurm, as job 1, but not the others: Slurm refused"):
+    with pytest.raises(UserError, match=naming("1 of 2 cells", "job 1", "(no)")):
         launch(experiment, console())
     assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
     monkeypatch.undo()
@@ -138,7 +135,7 @@ def test_an_interrupt_between_two_submissions_forgets_none(
     with pytest.raises(KeyboardInterrupt):
         launch(experiment, told)
     assert list(jobs(experiment).values()) == ["1", "2", "3"]
-    assert "3 of 4 cells are with Slurm, as jobs 1, 2, 3; the same command submits the rest." in printed(told)
+    assert names(printed(told), "3 of 4 cells", "jobs 1, 2, 3")
 
 
 def test_a_local_launcher_that_lives_is_left_alone(
@@ -155,7 +152,7 @@ def test_a_local_launcher_that_lives_is_left_alone(
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
-    assert "is being run by another process" in said.err
+    assert names(said.err, experiment.directory, "another process")
     assert events.path.read_bytes() == before
     assert cluster.asked("scancel") == []
     resume.cancel(experiment.directory, console())
@@ -177,7 +174,7 @@ def test_what_waits_is_cancelled_by_whoever_holds_the_experiment(
     told = console()
     resume.resume(experiment.directory, "all", told)
     assert held == [True]
-    assert "Cancelled 1_0, 1_1, 1_2, 1_3, which had these cells." in printed(told)
+    assert names(printed(told), "Cancelled 1_0, 1_1, 1_2, 1_3")
     assert list(jobs(experiment).values()) == ["3_0", "3_1", "3_2", "3_3"]
     stopped = [r for r in EventLog(experiment.directory).of("a/seed=0") if r["state"] == "stopped"]
     assert [(r["job"], r["scheduler"]) for r in stopped] == [("1_0", "slurm")]
@@ -239,17 +236,23 @@ def test_a_comparison_that_died_is_lost_and_resumed(
     cluster.become("1", "SUSPENDED")
     assert read_comparison(experiment.directory) == "suspended (job 1)"
     cluster.become("1", "NODE_FAIL")
-    assert read_comparison(experiment.directory).startswith("lost: job 1 ended as NODE_FAIL (jobs/1_0_log.err); the")
+    lost = read_comparison(experiment.directory)
+    assert lost.startswith("lost: ")
+    assert names(lost, "job 1", "NODE_FAIL", "jobs/1_0_log.err")
     cluster.says("jobs", "")
-    assert read_comparison(experiment.directory).startswith("lost: Slurm does not know job 1 any more; the same comm")
+    unknown = read_comparison(experiment.directory)
+    assert unknown.startswith("lost: ")
+    assert names(unknown, "Slurm", "job 1")
     monkeypatch.setattr(slurm, "ask", lambda *_: None)
     word = {"submitted": "queued", "running": "running"}[said]
-    assert read_comparison(experiment.directory).startswith(f"{word} (job 1), as the event log has it: Slurm does not")
+    unasked = read_comparison(experiment.directory)
+    assert unasked.startswith(f"{word} (job 1)")
+    assert names(unasked, "event log", "Slurm")
     monkeypatch.undo()
     monkeypatch.setenv("PATH", f"{cluster.bin}:{os.environ['PATH']}")
     told = console()
     assert resume.resume(experiment.directory, "unfinished", told) is None
-    assert "it is submitted again" in printed(told)
+    assert "submitted again" in printed(told)
     assert cluster.submitted()[1:] == ["2 x-comparison"]
     events.append(COMPARISON, "done", attempt=1, job="2", scheduler="slurm")
     cluster.says("jobs", "")
@@ -281,11 +284,11 @@ def test_the_screen_is_shown_once_for_every_conclusion(
 def test_no_answer_is_no_reason_to_mend_the_configuration(made: Made, cluster: Scripted) -> None:
     experiment = made(*FOUR)
     cluster.says("says", "allocation failure: Unable to contact slurm controller (connect failure)\n")
-    with pytest.raises(UserError, match="does not answer, try again in some minutes") as caught:
+    with pytest.raises(UserError, match="not answer") as caught:
         checks.check_jobs(experiment)
     assert "mend" not in str(caught.value)
     cluster.says("says", "allocation failure: Invalid qos specification\n")
-    with pytest.raises(UserError, match=r"mend launcher\.slurm"):
+    with pytest.raises(UserError, match=naming("Invalid qos specification", "launcher.slurm")):
         checks.check_jobs(experiment)
 
 
@@ -298,7 +301,7 @@ def test_slurm_is_asked_for_the_array_that_will_be_submitted(
         checks.check_jobs(made(*FOUR, f"launcher.slurm.array={array}"))
     lines = (cluster.root / "tested").read_text().splitlines()
     assert [line for line in lines if "--array" in line] == expected
-    assert "set launcher.slurm.array=false" in str(caught.value)
+    assert "launcher.slurm.array=false" in str(caught.value)
 
 
 def test_training_neither_waits_for_slurm_nor_loses_its_environment(
@@ -359,7 +362,7 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
     capsys.readouterr()
     assert finalize._compare_trained(experiment) == 2
     told = capsys.readouterr().out
-    assert "a/seed=0 is compared without some of its readings: " in told
+    assert names(told, "a/seed=0", "readings", ".readings.lock")
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
     (root / "b/seed=0/metrics.jsonl").write_text("")  # it did not get to its end
@@ -377,17 +380,16 @@ def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
     with_slurm = console()
     cluster.become("1", "FAILED")  # the cell; what follows it sees to it
     assert finalize.finalize(experiment, with_slurm, complaints.append) == 0
-    assert "1 cell with Slurm; the comparison follows by itself." in printed(with_slurm)
+    assert names(printed(with_slurm), "1 cell with Slurm", "comparison")
     cluster.become("2", "FAILED")  # and that has the same setup
     (experiment.directory / "jobs/1_0_log.err").write_text("line 20: module: command not found\n")
     assert finalize.finalize(experiment, console(), complaints.append) == 2
-    assert complaints == [
-        "main/seed=0 is lost: its job ended (FAILED) before the cell began, perhaps in launcher.slurm.setup\n"
-        "  jobs/1_0_log.err ends:\n  line 20: module: command not found"
-    ]
+    (complaint,) = complaints
+    assert names(complaint, "main/seed=0", "lost", "FAILED", "launcher.slurm.setup", "jobs/1_0_log.err")
+    assert complaint.endswith("\n  line 20: module: command not found")
     assert status_main([str(experiment.directory)]) == 0
     told = capsys.readouterr().out
-    assert "perhaps in launcher.slurm.setup" in " ".join(told.split())
+    assert names(told, "launcher.slurm.setup")
     assert told.endswith(f"resume: python -m orchestrator.status {experiment.directory} --resume\n")
 
 
@@ -396,18 +398,18 @@ def test_another_launcher_leaves_what_slurm_has_and_does_not_wait_for_it(made: M
     experiment, told = made("seeds=[0]", "launcher=local"), console()
     assert launch(experiment, told) == []
     assert finalize.finalize(experiment, told, lambda sentence: pytest.fail(sentence), ran=False) == 0
-    assert "Slurm already has main/seed=0 (job 1)." in printed(told)
+    assert names(printed(told), "Slurm", "main/seed=0", "job 1")
     assert f"follow: python -m orchestrator.status {experiment.directory} --watch" in printed(told)
 
 
 @pytest.mark.parametrize(
     ("said", "cure"),
     [
-        ("allocation failure: Invalid generic resource (gres) specification", "leave launcher.slurm.gpus out where"),
-        ("invalid partition specified: gpu", "choose one with launcher.slurm.partition"),
-        ("allocation failure: Invalid node name specified", "mend launcher.slurm.options"),
-        ("allocation failure: Invalid account or account/partition combination specified", "launcher.slurm."),
-        ("something new", "mend launcher.slurm or launcher.timeout_hours"),
+        ("allocation failure: Invalid generic resource (gres) specification", "launcher.slurm.gpus"),
+        ("invalid partition specified: gpu", "launcher.slurm.partition"),
+        ("allocation failure: Invalid node name specified", "launcher.slurm.options"),
+        ("allocation failure: Invalid account or account/partition combination specified", "launcher.slurm"),
+        ("something new", "launcher.timeout_hours"),
     ],
 )
 def test_a_refusal_names_the_key_that_helps_also_in_a_dry_run(
@@ -415,6 +417,6 @@ def test_a_refusal_names_the_key_that_helps_also_in_a_dry_run(
 ) -> None:
     experiment = made("seeds=[0]")
     cluster.says("says", f"sbatch: error: {said}\n")
-    with pytest.raises(UserError, match=f"Slurm would refuse the job of a cell .*: .*{cure}"):
+    with pytest.raises(UserError, match=naming("Slurm", said.removeprefix("allocation failure: "), cure)):
         checks.check_jobs(experiment)
-    assert cure in next(warnings(cost_of(experiment)))
+    assert names(next(warnings(cost_of(experiment))), cure)

@@ -14,6 +14,7 @@ from orchestrator.monitoring import read_status
 from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import EventLog
+from tests.naming import names
 
 Write = Callable[..., Path]
 
@@ -47,13 +48,11 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
         ("uniform/seed=0", "critical"), ("uniform/seed=1", "critical"), ("uniform/seed=2", "note"),
     ]  # fmt: skip
     assert found[0].text.startswith("failed: The loss became nan.")
-    assert found[1].text.startswith("lost: its process is gone")
+    assert found[1].text.startswith("lost: ")
 
 
-@pytest.mark.parametrize(
-    ("log", "told"), [("", "has no line of it"), ("srun: error\nOut of memory.\n", "ends:\n  Out")]
-)
-def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
+@pytest.mark.parametrize(("log", "end"), [("", ""), ("srun: error\nOut of memory.\n", "\n  Out of memory.")])
+def test_a_failed_cells_log_is_named(cell: Write, log: str, end: str) -> None:
     path = cell(state="failed", reason="died 3 times", job="7_1")
     EventLog(path.parents[1]).append("uniform/seed=0", "crashed", attempt=1)
     EventLog(path.parents[1]).append("uniform/seed=0", "failed", attempt=1, job="7_1", reason="died 3 times")
@@ -61,7 +60,9 @@ def test_a_failed_cells_log_is_named(cell: Write, log: str, told: str) -> None:
     (path.parents[1] / "jobs/7_1_0_log.err").write_text(log)
     (severity, text), *_ = said(path)
     assert severity == "critical"
-    assert f"jobs/7_1_0_log.err {told}" in text
+    assert names(text, "jobs/7_1_0_log.err")
+    assert ("\n" in text) == bool(end)
+    assert end in text
 
 
 def test_of_a_failure_that_explains_itself_an_empty_log_says_nothing_more(cell: Write) -> None:
@@ -75,10 +76,13 @@ def test_the_worst_tensor_is_named_and_the_rest_counted(cell: Write, reading: Wr
     path = cell(readings=("HS", "HS"))
     findings = [("l4.gate", 40.123, "critical"), ("l2.up", 12.0, "warn"), ("l3.up", 11.0, "warn")]
     reading(path, 20, "HS", findings)
-    text = "l4.gate has 40.1× its peers' spectral norm at step 20, and 2 tensors more."
-    assert said(path, running=True) == [("critical", text)]
+    ((severity, text),) = said(path, running=True)
+    assert severity == "critical"
+    assert names(text, "l4.gate", "40.1×", "step 20", "2 tensors")
     reading(path, 20, "HS", findings[1:2])
-    assert said(path, running=True) == [("warn", "l2.up has 12.0× its peers' spectral norm at step 20.")]
+    ((severity, text),) = said(path, running=True)
+    assert severity == "warn"
+    assert names(text, "l2.up", "12.0×", "step 20")
     reading(path, 40, "HS")
     assert said(path, running=True) == [], "only the newest reading counts"
 
@@ -90,8 +94,7 @@ def test_a_silent_metrics_log_is_stale_only_where_it_should_be_written(cell: Wri
     age(path, 61)
     ((severity, text),) = said(path, running=True)
     assert severity == "warn"
-    assert text.startswith("has written nothing since ")
-    assert "2 s apart at most" in text
+    assert names(text, "nothing since", "2 s")
     assert said(path, running=True) == [(severity, text)], "the same words as long as nothing is new"
     slow = cell(seed=1, losses=(3.0, 2.0))
     ledger = slow / "metrics.jsonl"
@@ -115,7 +118,7 @@ def test_a_cell_whose_directory_is_gone_is_missed(cell: Write) -> None:
     shutil.rmtree(gone)
     status = read_status(path.parents[1])
     assert [(s.cell, s.state) for s in status] == [("uniform/seed=0", "done"), ("uniform/seed=1", "missing")]
-    assert [alert.text for alert in alerts(status[1])] == ["its directory is gone: the same command trains it again."]
+    assert ["directory" in alert.text for alert in alerts(status[1])] == [True]
 
 
 def test_a_finished_or_unstarted_cell_may_be_silent(cell: Write) -> None:
@@ -135,22 +138,24 @@ def test_readings_that_lag_or_were_never_made(cell: Write) -> None:
         (path / f"checkpoints/step_{step:08d}").mkdir()
     assert said(path, running=True) == [], "10 is not due, and 20 is being read"
     (path / "checkpoints/step_00000040").mkdir()
-    assert said(path, running=True) == [("warn", "2 checkpoints not read yet (steps 20 to 40).")]
+    ((severity, text),) = said(path, running=True)
+    assert severity == "warn"
+    assert names(text, "2 checkpoints", "steps 20 to 40")
     (path / "checkpoints/step_00000020").rmdir()
     done = cell(seed=1, state="done", readings=("HS",))
     (done / "checkpoints/step_00000100").mkdir()
     status = read_status(path.parents[1])[1]
-    assert [alert.text for alert in alerts(status)] == [
-        "1 checkpoint not read yet (step 100); the same command reads what is left."
-    ]
+    (alert,) = alerts(status)
+    assert names(alert.text, "1 checkpoint", "step 100")
 
 
 def test_checkpoints_set_aside_are_a_note(cell: Write) -> None:
     path = cell()
     for number in (0, 1):
         (path / f"checkpoints/step_00000020.damaged-{number}").mkdir()
-    text = "2 checkpoints set aside as damaged: checkpoints/step_00000020.damaged-1."
-    assert said(path, running=True) == [("note", text)]
+    ((severity, text),) = said(path, running=True)
+    assert severity == "note"
+    assert names(text, "2 checkpoints", "damaged", "checkpoints/step_00000020.damaged-1")
 
 
 def test_the_worst_comes_first(cell: Write, reading: Write) -> None:

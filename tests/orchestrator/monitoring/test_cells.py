@@ -16,6 +16,7 @@ from orchestrator.monitoring.states import Evidence, state_of
 from orchestrator.schedulers.slurm.scheduler import job_state as job
 from orchestrator.storage import lease, locks, metrics_log
 from orchestrator.storage.event_log import Entry, EventLog
+from tests.naming import names, naming
 
 Write = Callable[..., Path]
 
@@ -77,8 +78,7 @@ def test_a_broken_reading_is_a_sentence_and_hides_nothing_else(cell: Write, cont
     assert found.reading is None
     assert found.loss == 2.0
     (sentence,) = found.broken
-    assert sentence.startswith("The reading of step 20 cannot be read")
-    assert "python -m orchestrator.forensics" in sentence
+    assert names(sentence, "step 20", "python -m orchestrator.forensics")
 
 
 def test_partial_files_beside_readings_and_checkpoints_are_neither(cell: Write) -> None:
@@ -102,7 +102,7 @@ def test_a_torn_last_line_is_no_record_and_a_broken_one_is_a_sentence(cell: Writ
         (path / "metrics.jsonl").write_text('{"step": 0, "seconds": 0.0}\n' + line)
         (found,) = read_status(path.parents[1])
         assert found.step == 0
-        assert "metrics.jsonl cannot be read" in found.broken[0]
+        assert "metrics.jsonl" in found.broken[0]
 
 
 @pytest.mark.parametrize("content", ["train: [", "train: 3", "", "{train: {}, arms: {}}"])
@@ -112,7 +112,7 @@ def test_a_broken_configuration_leaves_its_last_step_unknown(cell: Write, conten
     cell(seed=1)
     broken, whole = read_status(path.parents[1])
     assert (broken.step, broken.steps, broken.share, broken.left) == (10, 0, 0.0, None)
-    assert "config.yaml cannot be read" in broken.broken[0]
+    assert "config.yaml" in broken.broken[0]
     assert whole.steps == 100
 
 
@@ -219,5 +219,5 @@ def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monk
 def test_a_manifest_that_is_none_is_a_sentence(cell: Write) -> None:
     path = cell()
     metrics_log.append(path.parents[1] / "events.jsonl", {"cell": "uniform/seed=0"})
-    with pytest.raises(UserError, match=r"events.jsonl has a record without 'time': delete that line"):
+    with pytest.raises(UserError, match=naming("events.jsonl", "'time'")):
         read_status(path.parents[1])

@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from orchestrator.common.errors import STOPPED
 from orchestrator.config import schema
 from orchestrator.config.compose import CONF
 from orchestrator.storage import checkpoint, locks, metrics_log
@@ -25,6 +26,7 @@ from orchestrator.sweep.job import Job
 from orchestrator.sweep.multirun import LAUNCHERS, Multirun
 from orchestrator.sweep.prefixed_stream import LONG, PrefixedStream
 from orchestrator.sweep.records import JobRecord, read_records, summary
+from tests.naming import names
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.slow
@@ -47,15 +49,13 @@ def test_one_failed_job_leaves_the_others_their_results_and_says_why(
     )  # fmt: skip
     ended = subprocess.run(ask, capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 2, ended.stderr
-    assert ended.stderr.startswith("optim.lr=1e+36: main/seed=0 failed: The validation loss on ")
+    assert ended.stderr.startswith("optim.lr=1e+36: main/seed=0 failed: ")
     assert len(ended.stderr.splitlines()) == 1, "one sentence, said once, without a traceback"
     assert (tmp_path / "out/sweep__optim.lr=0.001/comparison/verdict.json").is_file()
     *lines, kept, lost, beside = ended.stdout.splitlines()
     assert kept.startswith("out/sweep__optim.lr=0.001  1 done")
     assert lost.startswith("out/sweep__optim.lr=1e+36  1 failed")
-    assert beside == (
-        "Side by side: python -m orchestrator.compare out/sweep__optim.lr=0.001 out/sweep__optim.lr=1e+36"
-    )
+    assert beside.endswith("python -m orchestrator.compare out/sweep__optim.lr=0.001 out/sweep__optim.lr=1e+36")
     if launcher == "joblib":
         assert not any("log:" in line for line in (kept, lost))
         heading = lines.index("── optim.lr=0.001 ──")
@@ -64,7 +64,7 @@ def test_one_failed_job_leaves_the_others_their_results_and_says_why(
         report = lines[heading : next(i for i, line in enumerate(lines) if "report.html" in line) + 1]
         assert not any(line.startswith("optim.lr=") for line in report), "one piece, without anybody's prefix"
     else:
-        logs = Path(lines[0].partition("Logs of the 2 jobs: ")[2].split(" and ")[0])
+        logs = Path(lines[0].partition(" 2 jobs: ")[2].split(" and ")[0])
         assert sorted(map(str, logs.parent.glob(logs.name))) == sorted(
             str(tmp_path / line.split("log: ")[1]) for line in (kept, lost)
         )
@@ -100,7 +100,7 @@ def test_a_stopped_multirun_saves_what_runs_and_starts_nothing_more(
             os.killpg(process.pid, signal.SIGKILL)
     said = log.read_text()
     assert "Traceback" not in said
-    assert "Stopped: the same command resumes" in said
+    assert STOPPED in said
     for path in running:
         newest, _ = checkpoint.newest(path.parent / "checkpoints")
         assert newest is not None
@@ -249,12 +249,12 @@ def test_what_became_of_jobs_that_left_little(tmp_path: Path, monkeypatch: pytes
         JobRecord(record.job, record.label).write(tmp_path)
         record.write(tmp_path)
     assert [record.job for record in read_records(tmp_path)] == [0, 1, 2, 3]
-    assert summary(read_records(tmp_path)) == [
-        "out/x__lr=1  stopped before it began  log: logs/7_0_log.out",
-        "lr=2         has not ended",
-        "lr=3         refused",
-        "out/x__lr=4  planned, nothing trained",
-    ]
+    told = ("stopped", "not ended", "refused", "planned")
+    lines = summary(read_records(tmp_path))
+    for line, label, word in zip(lines, ("out/x__lr=1", "lr=2", "lr=3", "out/x__lr=4"), told, strict=True):
+        assert line.startswith(label)
+        assert names(line, word)
+    assert lines[0].endswith("log: logs/7_0_log.out")
 
 
 def test_many_experiments_are_named_by_what_their_names_begin_with(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_many_experiments_are_named_by_what_their_names_begin_with(tmp_path: Pat
         directory.mkdir()
         (directory / "experiment.yaml").touch()
         records.append(JobRecord(job, f"lr={job}", directory=str(directory), exit_code=2))
-    assert summary(records)[-1] == f"Side by side: python -m orchestrator.compare '{tmp_path}/a b'__*"
+    assert summary(records)[-1].endswith(f"python -m orchestrator.compare '{tmp_path}/a b'__*")
     assert summary(records[:2])[-1].endswith(f"'{tmp_path}/a b__lr=0' '{tmp_path}/a b__lr=1'")
 
 
@@ -283,7 +283,7 @@ def test_hydras_rerun_which_unpickles_a_file_is_refused(
     for option in ("--experimental-rerun", "--exp"):
         assert orchestrate(option, f"{tmp_path}/job.pickle") == 2
         assert orchestrate(f"{option}={tmp_path}/job.pickle") == 2
-    assert "repeat the command instead" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "--experimental-rerun")
     assert not (tmp_path / "trap").exists()
 
 

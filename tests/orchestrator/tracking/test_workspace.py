@@ -26,6 +26,7 @@ from orchestrator.tracking import workspace
 from orchestrator.tracking.run import Tracker
 from orchestrator.tracking.workspace import charts
 from orchestrator.tracking.workspace.report import markdown, report_of
+from tests.naming import names, naming
 from tests.orchestrator.tracking.offline_run import inspect, of_kind, runs_of, summary_of
 
 Write = Callable[..., Path]
@@ -146,11 +147,9 @@ def test_every_panel_shows_what_the_runs_logged(experiment: Write, server: Serve
     root = experiment(sidecar=True)
     c = compare(root)
     (said,) = workspace.publish(c)
-    assert said == (
-        f"W&B's view and report are wandb_view.json and wandb_report.json in {root}/comparison, not pushed: W&B found "
-        f"no API key for {os.environ['WANDB_BASE_URL']}: run `wandb login` or set WANDB_API_KEY, then "
-        f"python -m orchestrator.compare {root} --workspace."
-    )
+    here = ("wandb_view.json", "wandb_report.json", f"{root}/comparison", "not pushed")
+    cure = ("wandb login", "WANDB_API_KEY", f"python -m orchestrator.compare {root} --workspace")
+    assert names(said, *here, os.environ["WANDB_BASE_URL"], *cure)
     assert server.asked == []  # no request at all
     cell = c.experiment.cell("variable", 0)
     tracker = Tracker(cell.config)
@@ -185,7 +184,7 @@ def test_every_panel_shows_what_the_runs_logged(experiment: Write, server: Serve
     assert kinds == {"Run History Line Plot", "Bar Chart", "Media Browser", "Weave", "Run Comparer"}
     text = json.dumps(report)
     assert report["displayName"] == "Does width decide?"
-    assert "variable against uniform: Which arm won? inconclusive. Test loss" in text
+    assert names(text, "variable against uniform", "inconclusive")
     assert "| domain | a | b |" in text
 
 
@@ -253,7 +252,7 @@ def test_no_server_is_one_sentence_and_the_files(experiment: Write, server: Serv
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 2
     (said,) = done.stderr.splitlines()
-    assert re.search(r"wandb_view.json and wandb_report.json in .*W&B rejected them \(.*\): ", said)
+    assert names(said, "wandb_view.json", "wandb_report.json", root, "rejected")
     assert all(files_of(root))
     assert "Does width decide?" in done.stdout
 
@@ -263,7 +262,7 @@ def test_wandb_mode_is_heeded(experiment: Write, server: Server, monkeypatch: py
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_MODE", mode)
     (said,) = workspace.publish(compare(experiment()))
-    assert f"not pushed: W&B is {mode} (WANDB_MODE): unset that, then" in said
+    assert names(said, "not pushed", mode, "WANDB_MODE")
     assert server.asked == []
 
 
@@ -275,7 +274,7 @@ def test_a_tracker_that_is_off_sends_nothing(
         edit_config(cell, "tracker.mode", "off")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     (said,) = workspace.publish(compare(root))
-    assert "not pushed: with tracker=off " in said
+    assert names(said, "not pushed", "tracker=off")
     assert server.asked == []
     assert not (root / "comparison/wandb").exists()
     assert all(files_of(root))
@@ -287,10 +286,10 @@ def test_an_experiment_that_is_not_complete_has_a_view_too(experiment: Write, se
         (root / "variable/seed=0" / name).unlink()
     workspace.publish(compare(root))
     view, report = files_of(root)
-    assert "No pair is complete" in json.dumps(report)
+    assert "No pair" in json.dumps(report)
     assert "heldout/code" in {name for panel in panels_in(view) for name in names_in(panel)}
     for cell in root.glob("*/seed=*"):
         (cell / "config.yaml").unlink(missing_ok=True)
         (cell / "metrics.jsonl").unlink(missing_ok=True)
-    with pytest.raises(UserError, match="launch the experiment"):
+    with pytest.raises(UserError, match=naming(root, "launch")):
         workspace.publish(compare(root))

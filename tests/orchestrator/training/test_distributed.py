@@ -31,6 +31,7 @@ from orchestrator.training import distributed, rendezvous
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train
 from orchestrator.training.trainer import Callback, Trainer
+from tests.naming import names, naming
 from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.slow
@@ -214,16 +215,14 @@ def test_who_does_not_notice_that_another_failed_does_not_wait_for_ever(
     cell = cells(f"deaf-{rank}")
     done = together(cell, "deaf", rank, 31)
     assert codes(cell) == ([2, 1] if rank == 0 else [1, 2])
-    why = (
-        "RuntimeError: CUDA out|another of its processes" if rank == 0 else "RuntimeError: CUDA out"
-    )  # 0 has the store
-    assert re.search(f"Process {1 - rank} ends, for it still waits after another's failure: ({why})", done.stderr)
+    why = "RuntimeError: CUDA out|another" if rank == 0 else "RuntimeError: CUDA out"  # 0 has the store
+    assert re.search(f"Process {1 - rank} ends\\b.*failure: .*({why})", done.stderr)
     alone(cell)
     assert_same_training(plain, cell)
 
 
 @pytest.mark.parametrize(
-    ("act", "rank", "reason"), [("raise", 1, "rank 1 has something to say."), ("block", 0, "could not be written")]
+    ("act", "rank", "reason"), [("raise", 1, "rank 1 has something to say."), ("block", 0, "written")]
 )
 def test_the_error_of_one_rank_is_the_error_of_all_and_recorded_once(
     cells: Callable[..., Path], act: str, rank: int, reason: str
@@ -239,12 +238,12 @@ def test_the_error_of_one_rank_is_the_error_of_all_and_recorded_once(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "named"),
     [
-        (["launcher=debug", "launcher.ranks=2"], "use launcher=local"),
-        (["launcher.ranks=3"], "train.batch_size=4 cannot be shared equally among 3 processes"),
-        (["launcher.ranks=2", "train.micro_batch_size=1"], "train.micro_batch_size=1 cannot be shared"),
-        (["launcher.ranks=0"], "launcher.ranks=0 must be a positive"),
+        (["launcher=debug", "launcher.ranks=2"], ["launcher.ranks=2", "launcher=local"]),
+        (["launcher.ranks=3"], ["train.batch_size=4", "3 processes"]),
+        (["launcher.ranks=2", "train.micro_batch_size=1"], ["train.micro_batch_size=1", "2 processes"]),
+        (["launcher.ranks=0"], ["launcher.ranks=0", "positive"]),
     ],
 )
 def test_what_cannot_be_shared_is_refused_in_one_sentence(
@@ -252,18 +251,18 @@ def test_what_cannot_be_shared_is_refused_in_one_sentence(
     orchestrate: Callable[..., int],
     capsys: pytest.CaptureFixture[str],
     overrides: list[str],
-    words: str,
+    named: list[str],
 ) -> None:
     assert orchestrate(*small, *CELL, *overrides) == 2
     error = capsys.readouterr().err.strip()
-    assert words in error
+    assert names(error, *named)
     assert "\n" not in error
 
 
 def test_a_job_of_too_many_ranks_is_refused_too(cells: Callable[..., Path]) -> None:
     cell = cells("many")
     config = worker._config_of(cell)
-    with pytest.raises(UserError, match="among 3 processes"):
+    with pytest.raises(UserError, match=naming("train.batch_size", "3 processes")):
         Trainer(config, cell, 1, [], world=distributed.World(0, 3))
 
 
@@ -279,7 +278,7 @@ def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small:
     config.launcher.parallel = 3
     assert Scheduler.slots(config) == ["0,1", "2,3", "0,1"]
     config.launcher.ranks = 6
-    with pytest.raises(UserError, match="torch sees 5"):
+    with pytest.raises(UserError, match=naming("launcher.ranks=6", "5")):
         Scheduler.slots(config)
 
 

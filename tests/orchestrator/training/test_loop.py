@@ -27,6 +27,7 @@ from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Trainer
+from tests.naming import names, naming
 
 TIMINGS = {"seconds", "tokens_per_second", "attempt"}
 
@@ -162,7 +163,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     with StopSignal() as stop:
         assert train_cell(cell.directory, stop, reader_for, 2, lambda run, warnings: heard.append((run.step, warnings)))
     assert heard[0][0] == 6
-    assert "step_00000008 is damaged (optimizer.safetensors" in heard[0][1][0]
+    assert names(heard[0][1][0], "step_00000008", "optimizer.safetensors")
     assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
@@ -268,7 +269,7 @@ def test_a_run_replayed_is_that_run_and_its_layers_exchanged_are_another(small: 
     every = ["sidecar.interval=3", "sidecar.warmup=0", "sidecar.sigma=1.0"]
     overrides = [*small, arms, "declared=[sidecar,needs]", "seeds=[0,1]", *every]
     cells = {cell.id: cell for cell in new_experiment(overrides, tmp_path).cells}
-    with pytest.raises(UserError, match=r"needs=a names .*a/seed=0, which has not finished"):
+    with pytest.raises(UserError, match=naming("needs=a", cells["a/seed=0"].directory, "finished")):
         complete(cells["replay/seed=0"])
     for arm in ("a", *modes):
         assert complete(cells[f"{arm}/seed=0"])
@@ -299,7 +300,7 @@ def test_every_kind_of_cell_trains(small: list[str], tmp_path: Path, override: s
 
 def test_a_loss_that_leaves_the_numbers_ends_the_cell(small: list[str], tmp_path: Path) -> None:
     cell = new_cell([*small, "optim.weight_decay=0", "optim.lr=1e36", "optim.warmup_steps=0"], tmp_path)
-    with pytest.raises(UserError, match=r"became (nan|inf) at step \d+: lower optim.lr"):
+    with pytest.raises(UserError, match=r"\b(nan|inf)\b.* step \d.*optim\.lr"):
         complete(cell)
     newest, _ = checkpoint.newest(cell.directory / "checkpoints")
     assert newest is not None
@@ -322,7 +323,7 @@ def test_a_full_disk_ends_the_cell_and_costs_nothing(whole: Cell, small: list[st
     cell = new_cell(small, tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        with pytest.raises(UserError, match="step_00000006 could not be written"):
+        with pytest.raises(UserError, match=naming("step_00000006", "File too large")):
             run_with(cell, FullDiskFrom(5))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -349,7 +350,7 @@ def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_
     with pytest.raises(Crash):
         run_with(cell, CrashAt(5))
     text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
-    with pytest.raises(UserError, match="was trained on other data"):
+    with pytest.raises(UserError, match=naming("step_00000004", "other data")):
         complete(cell)
 
 
