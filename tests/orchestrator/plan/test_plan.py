@@ -226,45 +226,42 @@ def test_units() -> None:
     assert [work(s, "GPU") for s in (60, 36_000, 4e6)] == ["1.0 GPU-minutes", "10.0 GPU-hours", "1,111 GPU-hours"]
 
 
-def test_the_plan_prints_the_papers_exact_counts(orchestrate: Orchestrate, capsys: Printed) -> None:
-    assert (
-        orchestrate(
-            "+experiment=width_ablation",
-            "model=paper_478m",
-            "dry_run=true",
-            "train.seq_len=64",
-            "train.batch_size=1",
-        )
-        == 0
-    )
-    printed = " ".join(capsys.readouterr().out.split())
+@pytest.fixture
+def planned(orchestrate: Orchestrate, capsys: Printed) -> Callable[..., str]:
+    """The plan of these overrides, as printed, on one line."""
+
+    def plan(*overrides: str) -> str:
+        capsys.readouterr()
+        assert orchestrate(*overrides, "dry_run=true") == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    return plan
+
+
+def test_the_plan_prints_the_papers_exact_counts(planned: Callable[..., str]) -> None:
+    short = ("train.seq_len=64", "train.batch_size=1")
+    printed = planned("+experiment=width_ablation", "model=paper_478m", *short)
     assert "1168/3504 ×11" in printed
     assert "1024/3072" in printed
     assert "1372/4116" in printed
     assert "4 cells = 2 arms × seeds 0, 1" in printed
     assert "467,626,320" in printed
     assert "487,390,908" in printed
-    assert orchestrate("model=paper_24l", "dry_run=true", "train.seq_len=64", "train.batch_size=1") == 0
-    assert "478,895,168" in capsys.readouterr().out
+    assert "478,895,168" in planned("model=paper_24l", *short)
 
 
-def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(orchestrate: Orchestrate, capsys: Printed) -> None:
-    def planned(*more: str) -> str:
-        run = ("+experiment=width_ablation", "model=paper_478m", "plan.gpu=h100", "train.batch_size=8", "dry_run=true")
-        assert orchestrate(*run, *more) == 0
-        return " ".join(capsys.readouterr().out.split())
-
-    assert names(planned("launcher=slurm"), "jobs 5 4 cells", "4 at once")
-    assert names(planned("launcher=slurm", "forensics=beside"), "jobs 25 4 cells", "20 readings")
-    assert names(planned("launcher.ranks=8"), "8 processes")
+def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(planned: Callable[..., str]) -> None:
+    run = ("+experiment=width_ablation", "model=paper_478m", "plan.gpu=h100", "train.batch_size=8")
+    assert names(planned(*run, "launcher=slurm"), "jobs 5 4 cells", "4 at once")
+    assert names(planned(*run, "launcher=slurm", "forensics=beside"), "jobs 25 4 cells", "20 readings")
+    assert names(planned(*run, "launcher.ranks=8"), "8 processes")
 
 
 @pytest.mark.parametrize(("more", "expected"), [([], 3), (["launcher.parallel=2"], 2)])
 def test_slurm_runs_all_cells_at_once(
-    orchestrate: Orchestrate, small: list[str], capsys: Printed, more: list[str], expected: int
+    planned: Callable[..., str], small: list[str], more: list[str], expected: int
 ) -> None:
-    assert orchestrate(*small, "seeds=[0,1,2]", "launcher=slurm", "dry_run=true", *more) == 0
-    assert names(capsys.readouterr().out, "3 cells", f"{expected} at once")
+    assert names(planned(*small, "seeds=[0,1,2]", "launcher=slurm", *more), "3 cells", f"{expected} at once")
 
 
 def test_the_memory_of_a_rank_by_hand() -> None:
