@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,7 +123,7 @@ def test_a_collapse_to_chance_is_not_hidden(experiment: Write, kept: float, verd
     found = conserve("variable", pairs_of(experiment(budget=budget, chance=8.0)), "saturated_robust")
     assert found.verdict == verdict
     low, high = ("a", "b") if collapsed == "uniform" else ("b", "a")
-    assert re.search(rf"budget of {low} is no larger .*97\.5% Poisson.* that of {high} is", found.sentence)
+    assert names(found.sentence, f"budget of {low}", "97.5% Poisson", f"that of {high}")
     assert names(found.sentence, "0: 0, 1") == (kept == 0.0)
 
 
@@ -231,7 +230,7 @@ def test_one_budget_within_chance_is_never_conserved(experiment: Write) -> None:
     assert found.high is not None
     assert 0.8 < found.low < found.high < 1.25
     assert found.verdict == "inconclusive"
-    assert "budget of a is" in found.sentence
+    assert "budget of a" in found.sentence
 
 
 @pytest.mark.parametrize(("by_chance", "verdict"), [(2.4, "not conserved"), (2.6, "inconclusive")])

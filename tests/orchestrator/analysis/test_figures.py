@@ -54,7 +54,7 @@ def test_role_strips_carry_letters_and_colours_of_every_layer(experiment: Write)
     assert [drawn_in(strip, code) for code in np.array(strip.z)[:, 0]] == [colour(r) for r in STATES[:4]]
     assert hover(strip, 1, 0).startswith("layer 1, step 0<br><b>damper</b>, margin 0.20<br>CV 0.20<br>saturated 10")
     assert len(changes.x) == 2 * 4  # the fixture moves every role on at every reading
-    assert names(changes.hovertext[0], "layer 0", "hub until step 0", "damper at 50")
+    assert names(changes.hovertext[0], "layer 0", "hub", "step 0", "damper", "50")
 
 
 def hover(heatmap: go.Heatmap, layer: int, reading: int) -> str:

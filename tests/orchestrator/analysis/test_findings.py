@@ -49,7 +49,7 @@ def paper(experiment: Write) -> Path:
 
 
 def told(c: Comparison, arm: str, question: str) -> Finding:
-    (found,) = (finding for finding in findings(c, arm) if finding.question.startswith(question))
+    (found,) = (finding for finding in findings(c, arm) if question in finding.question)
     return found
 
 
@@ -61,11 +61,11 @@ def printed(c: Comparison, width: int = 200) -> str:
 
 def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) -> None:
     c = compare(paper)
-    flat = told(c, "run_b", "Which layers were flattened")
+    flat = told(c, "run_b", "flattened")
     assert flat.answer == "L3, L4, L5 flattened; L6 raised"
     for line in ("L3 3.5 × (5 → 0", "L4 6.6 × (6 → 0", "L5 11.4 × (3 → 0", "L6 0.23 × (0 → 5"):
         assert line in flat.sentence
-    roles = told(c, "run_b", "Which layers changed role").sentence
+    roles = told(c, "run_b", "changed role").sentence
     assert flat.sure is False  # one pair tests nothing
     assert names(roles, "1 pair at step 100")
     for move in ("L3 specialist → passthrough", "L6 passthrough → hub"):
@@ -82,14 +82,14 @@ def test_the_papers_table_and_story_come_out_of_its_measurements(paper: Path) ->
 
 def test_of_the_papers_counts_conservation_cannot_be_said(paper: Path) -> None:
     """18 → 13 positions: one pair has no interval, and 3504 Gaussian positions a layer give 52 by chance."""
-    budget = told(compute(paper), "run_b", "Was the budget conserved")
+    budget = told(compute(paper), "run_b", "budget")
     assert (budget.answer, budget.sure) == ("inconclusive", False)
     assert names(budget.sentence, "18.0 → 13.0", "by chance 1.1 → 1.1", "ratio 0.72")
     assert budget.scale is not None
     assert budget.scale.band == (0.80, 1.25)
     for path in paper.rglob("step_*.json"):
         path.write_text(path.read_text().replace('_expected": 0.1', '_expected": 4.7'))
-    assert told(compute(paper), "run_b", "Was the budget conserved").answer == "no larger than chance"
+    assert told(compute(paper), "run_b", "budget").answer == "no larger than chance"
 
 
 def pushed(by: float) -> Callable[..., float]:
@@ -110,7 +110,7 @@ def shaken(by: float) -> Callable[..., float]:
     ],
 )
 def test_the_winner_is_named(experiment: Write, loss: Callable[..., float], answer: str, sure: bool) -> None:
-    found = told(compute(experiment(seeds=range(6), loss=loss)), "variable", "Which arm won")
+    found = told(compute(experiment(seeds=range(6), loss=loss)), "variable", "won")
     assert (found.answer, found.sure) == (answer, sure)
     assert "6 pairs, p = " in found.sentence
     assert found.scale is not None
@@ -125,7 +125,7 @@ def test_a_role_that_moved_in_every_seed_is_named(experiment: Write) -> None:
         for layer, role in ((0, "hub"), (1, "damper"), (2, "hub"), (3, "hub")):
             reading["layers"][layer]["role"] = role
         path.write_text(json.dumps(reading))
-    found = told(compute(root), "variable", "Which layers changed role")
+    found = told(compute(root), "variable", "changed role")
     assert (found.answer, found.sure) == ("L0, L1, L2 moved", True)
     assert "p = 0.031" in found.sentence  # 2/2⁶
     assert names(found.sentence, "L0 passthrough → hub")
@@ -148,7 +148,7 @@ def test_many_arms_are_one_line_each(experiment: Write) -> None:
 def test_an_equivalent_arm_that_differs_says_so(experiment: Write) -> None:
     """Five pairs cannot call a difference; theirs is under 1 % and not 0."""
     c = compute(experiment(seeds=range(5), loss=pushed(0.001)))
-    found = told(c, "variable", "Which arm won")
+    found = told(c, "variable", "won")
     (r,) = (r for r in c.statistics if (r.metric, r.domain) == ("test_loss", "mean"))
     assert found.answer == "equivalent within 1\u00a0%"
     assert names(found.sentence, "not 0", "less than 1\u00a0%", "5 pairs")
@@ -173,7 +173,7 @@ def flatter(root: Path, cv: Callable[[int, int], float | None]) -> Path:
 @pytest.mark.parametrize(("seeds", "sure", "p"), [(2, False, "p = 0.5"), (6, True, "p = 0.031")])
 def test_a_flattened_layer_is_sure_where_the_test_says_so(experiment: Write, seeds: int, sure: bool, p: str) -> None:
     root = flatter(experiment(seeds=range(seeds)), lambda s, i: 0.1 if i == 3 else 0.1 * (i + 1) + 0.001 * (s % 2))
-    found = told(compute(root), "variable", "Which layers were flattened")
+    found = told(compute(root), "variable", "flattened")
     assert (found.answer, found.sure) == ("L3 flattened", sure)
     assert names(found.sentence, f"{seeds} seeds", "step 100", "L3 4.0 × (– → –", p)
 
@@ -189,13 +189,13 @@ def test_the_centre_shift_is_told_with_its_interval(experiment: Write) -> None:
 
     c = compute(experiment(seeds=range(4), budget=budget))
     shift = c.conservation[0]
-    sentence = told(c, "variable", "Was the budget conserved").sentence
+    sentence = told(c, "variable", "budget").sentence
     assert names(sentence, "centre", f"{shift.centre_shift:+.2f}", "95 % interval")
 
 
 def test_layers_read_before_training_only_give_no_answer(experiment: Write) -> None:
     c = compute(experiment(seeds=range(6), read_at=(0,)))
-    for question in ("Which layers changed role", "Was the budget conserved"):
+    for question in ("changed role", "budget"):
         found = told(c, "variable", question)
         assert (found.answer, found.sure) == ("not measured", False)
         assert "before any training" in found.sentence
@@ -209,7 +209,7 @@ def test_stale_and_mixed_readings_are_told(experiment: Write) -> None:
     (root / "variable/seed=5/forensics/step_00000050.json").unlink()
     c = compute(root)
     assert [note for note in c.notes if "step 50 of 100" in note]
-    for question in ("Which layers changed role", "Was the budget conserved"):
+    for question in ("changed role", "budget"):
         sentence = told(c, "variable", question).sentence
         assert names(sentence, "5 pairs", "step 50 of 100", "step 50: 5")
     assert c.symmetry[0].step == c.role_shifts[0].step == 50
@@ -223,7 +223,7 @@ def test_undecided_lines_are_counted(experiment: Write) -> None:
     root = experiment()
     path = root / "experiment.yaml"
     path.write_text(path.read_text() + "expect: {L3: hub, L9: hub}\n")
-    found = told(compute(root), "variable", "Did it organise")
+    found = told(compute(root), "variable", "organise")
     assert (found.answer, found.sure) == ("none of 4 decided", False)
 
 

@@ -129,7 +129,7 @@ def test_what_is_no_experiment_is_skipped_with_one_line(
     assert "reference" in said
     assert "notes.txt" in said
     assert main([str(tmp_path / "reference"), str(tmp_path / "notes.txt")]) == 2
-    assert capsys.readouterr().err.startswith("No experiment.yaml in ")
+    assert names(capsys.readouterr().err, "experiment.yaml", tmp_path / "reference", tmp_path / "notes.txt")
 
 
 def test_each_experiment_counts_once(experiment: Write) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.analysis.conftest import declare, edit_config, edit_metrics, experiment
-from tests.orchestrator.analysis.conftest import reading as reading
+from tests.orchestrator.analysis.conftest import declare, edit_config, edit_metrics, experiment, reading
 from tests.orchestrator.tracking.cells import write_cell
 
 __all__ = ["declare", "edit_config", "edit_metrics", "experiment", "reading"]
