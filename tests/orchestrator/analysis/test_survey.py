@@ -99,7 +99,7 @@ def test_how_many_calls_chance_would_make_is_told() -> None:
 
 def test_an_experiment_of_one_arm_lacks_no_seed_pairs(experiment: Write) -> None:
     rows = survey([experiment(arms=("alone",))])
-    assert not any("seed pairs" in note for note in overview.notes(rows, []))
+    assert not any(names(note, "1 arm") for note in overview.notes(rows, []))
 
 
 def test_one_that_cannot_be_read_does_not_end_the_rest(
@@ -110,7 +110,7 @@ def test_one_that_cannot_be_read_does_not_end_the_rest(
     reading.write_text("{")
     assert main([str(broken), str(whole), str(tmp_path / "typo")]) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert names(said, "broken:", "step_00000100.json", "not JSON", "typo", "experiment.yaml")
+    assert names(said, "broken:", "not JSON", "typo", "experiment.yaml")
     assert "−0.1000" in said
     assert said.count("not read") == 2
     assert not (whole / "comparison").exists()  # nothing is written unless asked
