@@ -157,8 +157,8 @@ def test_a_long_run_is_thinned_out_evenly_with_both_ends() -> None:
 @pytest.mark.parametrize("width", [56, 80, 100])
 def test_no_line_is_longer_than_the_terminal(result: Reading, width: int) -> None:
     rng = np.random.default_rng(0)
-    names = [*ROLES, TIE, "hub/specialist"]
-    run = [at(result, 12_500 * i, list(rng.choice(names, 4))) for i in range(30)]
+    roles = [*ROLES, TIE, "hub/specialist"]
+    run = [at(result, 12_500 * i, list(rng.choice(roles, 4))) for i in range(30)]
     lines = printed(report(trajectory("/a/very/long/" * 12, run), 1.0), width)
     assert max(map(len, lines)) <= width
     assert any(names(line, "of 30 checkpoints") for line in lines)
