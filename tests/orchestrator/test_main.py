@@ -200,7 +200,7 @@ def test_a_broken_experiment_file_is_named(
         monkeypatch.setattr(module, "CONF", tmp_path / "conf")
     assert orchestrate() == 0
     printed = capsys.readouterr().out
-    assert names(printed, "broken.yaml", "not YAML", "width_ablation")
+    assert names(printed, "broken", "not YAML", "width_ablation")
     assert orchestrate("+experiment=broken") == 2
     assert names(sentence(capsys), "broken.yaml", "not YAML")
 
