@@ -99,7 +99,7 @@ def test_killed_cells_and_a_killed_launcher_change_nothing(small_cell: tuple[str
     assert first.wait(PATIENCE) == 2
     last = EventLog(directory).last()
     assert last["a/seed=0"].state == "failed"
-    assert "SIGKILL" in last["a/seed=0"].reason
+    assert names(last["a/seed=0"].reason, "killed", f"jobs/{last['a/seed=0'].job}_0_log.err")
     assert last["b/seed=0"].state == "done"
     assert "a/seed=0 failed" in log.read_text()
 
