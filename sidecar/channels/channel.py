@@ -25,7 +25,11 @@ class Arithmetic:
 
 
 class Channel(ABC):
-    """A named list of units whose multipliers act on the model. Subclasses define the units and the action."""
+    """A named list of units whose multipliers act on the model. Subclasses define the units and the action.
+
+    Where every multiplier is 1 the model trains bit for bit as without the channel. Whatever a channel accumulates
+    between two calls of `set` is in `memory`: a run may stop and resume between them.
+    """
 
     name: str
     bounds: tuple[float, float]  # default range of the multipliers
@@ -61,7 +65,7 @@ class Channel(ABC):
         """Start to accumulate what `slope` needs to know of the steps since the last `set`."""
 
     def memory(self) -> dict[str, Tensor]:
-        """What was accumulated, name → tensor, for a restart."""
+        """Everything accumulated since the last `set`, name → tensor: a restart continues from it bit for bit."""
         return {}
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sidecar.channels import CHANNELS
 from tests.sidecar.loop import ALL, Loop, Model, X, Y, equal, heldout_of, make
 
 SETTINGS: list[dict[str, Any]] = [
@@ -25,7 +26,9 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(
+    "settings", [*SETTINGS, *({"channels": [name]} for name in CHANNELS), {"channels": list(CHANNELS)}]
+)
 @pytest.mark.parametrize("cut", [0, 1, 5, 9, 10, 14])
 def test_resume_is_bitwise(settings: dict[str, Any], cut: int) -> None:
     whole = Loop(**settings).run(31)
