@@ -102,6 +102,6 @@ def _check(decision: Decision, units: Mapping[str, Sequence[Unit]]) -> None:
         for name, value in values.items():
             if not 0 < value < math.inf:
                 raise ValueError(
-                    f"the sidecar's playback has {value} for {name} at step {decision['step']}, which is no "
+                    f"the sidecar's playback has {value} for {name} at step {decision['step']}, which is not a "
                     "multiplier (positive and finite): record the run again."
                 )

@@ -27,7 +27,7 @@ __all__ = ["Comparison", "compare", "print_summary"]
 def compare(experiment_dir: Path) -> Comparison:
     """Compare the arms in `experiment_dir` and write everything under its `comparison/`.
 
-    Raises `UserError` for a directory that is no experiment, for pairs that are not comparable, and for a file that
+    Raises `UserError` for a directory that is not an experiment, for pairs that are not comparable, and for a file that
     cannot be read or written.
     """
     try:

@@ -44,7 +44,7 @@ class CellResult:
         try:
             return load.from_file(path)
         except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is no configuration to compare by: restore it. {one_line(error)}") from error
+            raise UserError(f"{path} is not a configuration that can be read: restore it. {one_line(error)}") from error
 
     @property
     def last_reading(self) -> Reading | None:

@@ -20,7 +20,7 @@ OUTLIER = 3.0  # robust σ
 NEIGHBOURS = 3  # intervals on either side from which an interval's change is predicted
 LOCAL = 4  # intervals on either side from which the local σ is estimated
 FIRST_STRETCH = 5  # intervals of the first stretch within which transitions are shifted
-ROUNDING = 1e-9  # nats/token; a smaller fall is no drop where nothing scatters
+ROUNDING = 1e-9  # nats/token; a smaller fall is not a drop where nothing scatters
 
 
 @dataclass(frozen=True)

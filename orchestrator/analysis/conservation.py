@@ -19,7 +19,7 @@ REFERENCES = tuple(THRESHOLDS)  # the first is the one claims are made on
 UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIENCE §1)
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
-EQUAL = "All seeds have the same ratio: that is no interval."
+EQUAL = "All seeds have the same ratio: there is no interval."
 CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a few resamples)"
 
 

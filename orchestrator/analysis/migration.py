@@ -180,7 +180,7 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
             "arm": cell.arm, "seed": cell.seed, "step_from": before.step, "step": after.step,
             "layer": new.layer, "role_from": old.role, "role_to": new.role,
             "margin_from": old.margin, "margin_to": new.margin,
-            "changed": state(old.role) != state(new.role),  # from one tie to another is no change
+            "changed": state(old.role) != state(new.role),  # from one tie to another is not a change
         }
         for before, after in pairwise(cell.readings.values())
         for old, new in zip(before.layers, after.layers, strict=True)

@@ -90,7 +90,7 @@ def check_batches(pair: Pair) -> None:
         if step in other and other[step] != record["digest"]:
             raise UserError(
                 f"{pair.a.label} and {pair.b.label} saw different batches at step {step} or before: "
-                "they are no pair; train both again on the same data."
+                "they are not a pair; train both again on the same data."
             )
 
 

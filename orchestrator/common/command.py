@@ -65,7 +65,7 @@ def console() -> Console:
 def output(text: str, suffixes: Sequence[str] = ()) -> Path:
     """The `type` of an argument that names a file to write.
 
-    Raises `UserError`, before any work, where it cannot be written, or where its suffix is none of `suffixes`.
+    Raises `UserError`, before any work, where it cannot be written, or where its suffix is not one of `suffixes`.
     """
     path = Path(text)
     if suffixes and path.suffix.lower() not in suffixes:

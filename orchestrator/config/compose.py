@@ -82,7 +82,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, yaml.YAMLError):
         return f"A configuration file is not YAML: {' '.join(str(error).split())}."
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is no override: write key=value, with quotes around a value of several words."
+        return f"'{error.override}' is not an override: write key=value, with quotes around a value of several words."
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     return sentence(error, folders())

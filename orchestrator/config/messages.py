@@ -31,9 +31,9 @@ def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
         known = all_keys()
         same_end = [k for k in known if k.rpartition(".")[2] == key.rpartition(".")[2]]
         hint = f" (did you mean '{same_end[0]}'?)" if same_end else nearest(key, known)
-        return f"{file}'{key}' is no configuration key{hint}: orchestrator/config/schema.py lists them all."
+        return f"{file}'{key}' is not a configuration key{hint}: orchestrator/config/schema.py lists them all."
     if key.partition(".")[0] == "arms":
-        return f"{file}'{key}' is no list of overrides: write [optim.lr=0.002], or [] for the defaults."
+        return f"{file}'{key}' is not a list of overrides: write [optim.lr=0.002], or [] for the defaults."
     override = re.search(r"override (\S+)", outer)
     if "is not in struct" in inner:
         return f"'{key}' is new to the configuration: write ++{key}=…"

@@ -76,7 +76,7 @@ def _training(config: Config) -> Iterator[str]:
         )
     for channel, pair in config.sidecar.bounds.items():
         if not isinstance(pair, list) or not all(isinstance(end, int | float) for end in pair):
-            yield f"sidecar.bounds.{channel}={pair} is no pair of numbers: write [least, largest]."
+            yield f"sidecar.bounds.{channel}={pair} is not a pair of numbers: write [least, largest]."
 
 
 def _data(config: Config) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _launcher(config: Config) -> Iterator[str]:
             yield f"launcher.slurm.{key}={value!r} holds a character that cannot be printed: write it on one line."
     for option in slurm.options:
         if not re.fullmatch(r"[a-zA-Z][\w-]*", option):
-            yield f"launcher.slurm.options.{option} is no option of sbatch: write {{mail-type: END}}."
+            yield f"launcher.slurm.options.{option} is not an option of sbatch: write {{mail-type: END}}."
 
 
 def _names(config: Config) -> Iterator[str]:

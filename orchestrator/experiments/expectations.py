@@ -130,7 +130,7 @@ def intended(expect: Mapping[str, Any], arms: Collection[str]) -> list[Wanted]:
     for arm in expect:
         if arm not in arms:
             raise UserError(
-                f"expect: '{arm}' is no arm{nearest(str(arm), arms)}: write lines under the experiment's arms, "
+                f"expect: '{arm}' is not an arm{nearest(str(arm), arms)}: write lines under the experiment's arms, "
                 f"{', '.join(arms)}, or without an arm, for all of them."
             )
     return [wanted for arm, lines in expect.items() for wanted in _lines(arm, lines)]
@@ -159,7 +159,7 @@ def _lines(arm: str, lines: Any) -> Iterator[Wanted]:
         else:
             known = (*REGIONS, *QUANTITIES)
             raise UserError(
-                f"{where} is no line{nearest(str(line), known)}: use one of {', '.join(known)}, or layers such as "
+                f"{where} is not a line of `expect`{nearest(str(line), known)}: use one of {', '.join(known)}, or layers such as "
                 "L6 or L3-L5."
             )
 
@@ -170,7 +170,7 @@ def _role(where: str, value: Any) -> tuple[str, Bounds]:
     name = re.split(r"[<>≤≥]", role)[0]  # 'specialist>0.3' too
     if not isinstance(value, str) or name not in ROLES:
         raise UserError(
-            f"{where} is {value!r:.60}, which is no role{nearest(name, ROLES)}: use {', '.join(ROLES)}, "
+            f"{where} is {value!r:.60}, which is not a role{nearest(name, ROLES)}: use {', '.join(ROLES)}, "
             "alone or with a share, as in 'specialist >= 0.3'."
         )
     share = f"{role.removeprefix(name)}{share}".strip()
@@ -183,7 +183,7 @@ def _bounds(where: str, value: Any) -> Bounds:
     compared, ranged = COMPARISON.fullmatch(text), RANGE.fullmatch(text)
     ends = [float(compared[2])] if compared else [float(end) for end in ranged.groups()] if ranged else value
     if not isinstance(ends, list) or len(ends) != (1 if compared else 2) or not all(map(_is_number, ends)):
-        raise UserError(f"{where} is {value!r:.60}, which is no comparison: write '> 0.7', '<= 3' or [0.2, 0.4].")
+        raise UserError(f"{where} is {value!r:.60}, which is not a comparison: write '> 0.7', '<= 3' or [0.2, 0.4].")
     if compared:
         sign, at = compared[1], ends[0]
         strict = sign in "<>"

@@ -143,13 +143,13 @@ def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
     """Raise `UserError` unless every contrast weighs at least two of `arms`, with weights that sum to 0."""
     for name, weights in contrasts.items():
         if not isinstance(name, str):
-            raise UserError(f"contrasts: {name} is no name: write it in quotes, as '{name}'.")
+            raise UserError(f"contrasts: {name} is not a name: write it in quotes, as '{name}'.")
         if not isinstance(weights, dict) or len(weights) < 2:
             raise UserError(f"contrasts: '{name}' is {weights}, which compares nothing: weigh at least two arms.")
         for arm, weight in weights.items():
             if arm not in arms:
                 raise UserError(
-                    f"contrasts: '{name}' weighs '{arm}', which is no arm{nearest(str(arm), arms)}: "
+                    f"contrasts: '{name}' weighs '{arm}', which is not an arm{nearest(str(arm), arms)}: "
                     f"use those of the experiment, {', '.join(arms)}."
                 )
             if not _is_weight(weight):
@@ -191,7 +191,7 @@ def _refuse_undeclared_differences(experiment: Experiment) -> None:
     known = keys.flatten(experiment.config)
     for key in experiment.config.declared:
         if not any(keys.is_within(k, [key]) for k in known):
-            raise UserError(f"declared: '{key}' is no configuration key{nearest(key, known)}: declare an existing key.")
+            raise UserError(f"declared: '{key}' is not a configuration key{nearest(key, known)}: declare an existing key.")
     ignore = (*keys.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
     for arm, config in others:

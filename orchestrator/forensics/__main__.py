@@ -52,7 +52,7 @@ def _forensics(options: argparse.Namespace) -> int:
     from orchestrator.forensics.output import read  # with torch: seconds that --help need not wait for
 
     start = time.perf_counter()
-    with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is no markup
+    with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is not markup
         output = read(
             options.source,
             against=options.against,

@@ -108,7 +108,7 @@ def _retry(options: argparse.Namespace) -> None:
     scheduler = of_this_process(options.directory)
     here = scheduler.this_job()
     if here is None or not scheduler.queues:
-        raise UserError("This process is no job of a queue: run `status --resume` to start a cell again.")
+        raise UserError("This process is not a job of a queue: run `status --resume` to start a cell again.")
     after(EventLog(options.directory), scheduler, here, options.code, options.retries, options.backoff)
 
 

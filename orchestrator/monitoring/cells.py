@@ -254,7 +254,7 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
 def recent_records(path: Path) -> list[metrics_log.Record]:
     """The newest records in order: `RECENT` of them, or more, until one of them has held-out losses.
 
-    Empty where there is no file. Raises `ValueError` where it is no metrics log.
+    Empty where there is no file. Raises `ValueError` where it is not a metrics log.
     """
     records: list[metrics_log.Record] = []
     with suppress(FileNotFoundError):

@@ -37,7 +37,7 @@ def path_of(cell_dir: Path, step: int) -> Path:
 def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
     """The last of the readings of `steps`, compared with the one before it; None without any.
 
-    Raises `OSError` where its file is gone, and `ValueError` where it is no reading.
+    Raises `OSError` where its file is gone, and `ValueError` where it is not a reading.
     """
     if not steps:
         return None

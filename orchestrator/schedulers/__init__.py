@@ -22,7 +22,7 @@ def chosen(config: Config) -> type[Scheduler]:
     kind = config.launcher.kind
     if kind not in SCHEDULERS:
         raise UserError(
-            f"launcher.kind={kind} is no scheduler{nearest(kind, SCHEDULERS)}: use {' or '.join(SCHEDULERS)}."
+            f"launcher.kind={kind} is not a scheduler{nearest(kind, SCHEDULERS)}: use {' or '.join(SCHEDULERS)}."
         )
     return SCHEDULERS[kind]
 
@@ -38,7 +38,7 @@ def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
         return SCHEDULERS[entry.scheduler](experiment_dir)
     except KeyError:
         raise UserError(
-            f"{experiment_dir / 'events.jsonl'} has a job of '{entry.scheduler}', which is no scheduler: "
+            f"{experiment_dir / 'events.jsonl'} has a job of '{entry.scheduler}', which is not a scheduler: "
             f"use the version that wrote it, or one of {', '.join(SCHEDULERS)}."
         ) from None
 

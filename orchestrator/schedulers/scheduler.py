@@ -140,7 +140,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def cancel(self, ids: Collection[str]) -> None:
-        """End jobs with SIGTERM; one that has ended is no error. Raises `UserError` where the scheduler refuses."""
+        """End jobs with SIGTERM; one that has ended is not an error. Raises `UserError` where the scheduler refuses."""
 
     def check(self, config: Config) -> None:
         """Raise `UserError` for a configuration that the scheduler can never run."""

@@ -33,6 +33,6 @@ class ImpossibleEvent(Warning):
 def check(cell: str, before: str | None, after: str) -> None:
     """Warn (`ImpossibleEvent`) of a state that is unknown or cannot follow `before`; the tests raise the warning."""
     if after not in STATES:
-        warnings.warn(f"{cell} is '{after}', which is no state: {', '.join(STATES)}", ImpossibleEvent, stacklevel=2)
+        warnings.warn(f"{cell} is '{after}', which is not a state: {', '.join(STATES)}", ImpossibleEvent, stacklevel=2)
     elif STATES[after].needs_open and before not in OPEN:
         warnings.warn(f"{cell} is {after} after {before or 'nothing'}", ImpossibleEvent, stacklevel=2)

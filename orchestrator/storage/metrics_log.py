@@ -58,7 +58,7 @@ def _superseded(records: list[Record]) -> list[bool]:
 def backwards(path: Path, block: int = 16384) -> Iterator[Record]:
     """The records from the newest to the oldest, read in blocks from the end of the file as they are consumed.
 
-    Empty where there is no file. Raises `ValueError` at a line that is no record.
+    Empty where there is no file. Raises `ValueError` at a line that is not a record.
     """
     records = _lines_backwards(path, block)
     window = deque(islice(records, LOOKED_BACK))  # a record and those before it
@@ -88,11 +88,11 @@ def _lines_backwards(path: Path, block: int) -> Iterator[Record]:
 
 
 def newest(path: Path) -> Record | None:
-    """The last whole record; None where there is none. Raises `UserError` where the last line is no record."""
+    """The last whole record; None where there is none. Raises `UserError` where the last line is not a record."""
     try:
         return next(backwards(path), None)
     except ValueError as error:
-        raise UserError(f"The last line of {path} is no JSON object ({error}): restore or delete it.") from error
+        raise UserError(f"The last line of {path} is not a JSON object ({error}): restore or delete it.") from error
 
 
 def _record(line: bytes) -> Record:
@@ -107,7 +107,7 @@ def _record(line: bytes) -> Record:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def append(path: Path, record: Record) -> None:

@@ -28,7 +28,7 @@ SEEDS, CHECKPOINTS, LOOKS = 250, 20, (10, 200)
 
 
 def beside(name: str) -> ModuleType:
-    """A module of tests/, which is no package."""
+    """A module of tests/, which is not a package."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, Path(__file__).parents[1] / name)
     assert spec is not None
     assert spec.loader is not None

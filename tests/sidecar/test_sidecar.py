@@ -181,7 +181,7 @@ def test_nothing_is_proposed_where_no_step_follows_nor_learned_before_the_warm_u
 
 
 def test_channels_act_in_one_order_however_they_are_listed() -> None:
-    """Decay is no part of what lr_scale scales."""
+    """Decay is not part of what lr_scale scales."""
     playback = [{"step": 0, "values": Loop(channels=ALL).run(1).sidecar.record()["values"]}]
     runs = [
         Loop(channels=channels, mode="replay", playback=playback).run(5).weights()

@@ -19,7 +19,7 @@ from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
-NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are no norm's scale
+NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are not a norm's scale
 EMBEDDING = re.compile(r"(?!.*(pos|type|segment|wpe|embed_out|unembed|head)).*(emb|wte|tok)")
 TEXT = re.compile(r"language|text|decoder")
 

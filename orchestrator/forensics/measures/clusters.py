@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 LARGEST = 8  # components tried
-PATIENCE = 2  # larger mixtures in a row that are no better end the search
+PATIENCE = 2  # larger mixtures in a row that are not better end the search
 FITTED = 1024  # positions that mixtures are fitted to, evenly spread; masses are over all of them
 SMALLEST = 0.005  # share of the positions that makes a cluster one
 RIDGE = 1e-4  # added to every variance: no component collapses onto a point

@@ -21,7 +21,7 @@ LARGEST = 2**30  # bytes; an earlier result has some thousands per layer
 
 
 def refuse_foreign(target: Path) -> None:
-    """Raise `UserError` where writing `target` would destroy a file that is no earlier result, such as weights."""
+    """Raise `UserError` where writing `target` would destroy a file that is not an earlier result, such as weights."""
     if not target.is_file() or target.stat().st_size == 0 or target.suffix.lower() in (".csv", *PICTURES):
         return
     try:
@@ -29,7 +29,7 @@ def refuse_foreign(target: Path) -> None:
     except (ValueError, TypeError):
         ours = False
     if not ours:
-        raise UserError(f"{target} is there and no earlier result: name another file, or remove it first.")
+        raise UserError(f"{target} exists and is not an earlier result: name another file, or remove it first.")
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -33,7 +33,7 @@ _REFUSALS: list[tuple[type[Exception], str]] = [
     (HFValidationError, "is neither a path here nor a valid name on the hub: check the spelling."),
     (
         LocalEntryNotFoundError,
-        "is no path here, is not whole in the cache, and the hub cannot be reached: "
+        "is not a path here, is not whole in the cache, and the hub cannot be reached: "
         "fetch it where there is a network (`hf download`) and give the path of the copy.",
     ),
 ]

@@ -17,7 +17,7 @@ WEIGHTS = (".safetensors", *PICKLES)
 
 
 def checkpoints(path: Path) -> list[tuple[int, Path]]:
-    """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is none.
+    """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is not one.
 
     They are subdirectories of weights whose names differ only in a number at the end, or files of weights whose names
     say what they count, such as step_500.pt (model-2.bin may be a shard). Damaged checkpoints of ours are left out with

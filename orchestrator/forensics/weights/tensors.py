@@ -240,7 +240,7 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         if path.suffix != ".safetensors":  # a safetensors file of another name is read, as in the hub's cache
             raise UserError(
-                f"{path} is no file of tensors that can be read here: give one that ends in .safetensors, "
+                f"{path} is not a file of tensors that can be read here: give one that ends in .safetensors, "
                 f"{', '.join(PICKLES)}, or a checkpoint's directory."
             ) from error
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or save it again.") from error

@@ -153,8 +153,8 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
         for split in ("heldout", "test")
         for value in (None, 5, ["code"], [["code"]], {"code": None}, {"code": HUGE}, {"code": 1.7e308})
     },
-    "loss NaN": (last(test={"code": NAN}), "NaN is no number of JSON"),
-    "loss infinite": (last(test={"code": INF}), "Infinity is no number of JSON"),
+    "loss NaN": (last(test={"code": NAN}), "NaN is not a JSON number"),
+    "loss infinite": (last(test={"code": INF}), "Infinity is not a JSON number"),
     "loss beyond floats": (written(LEDGER, '{"step": 0, "digest": "", "test": {"code": 1e999}}\n'), "code = inf"),
     "step repeated": (ledger(lambda r: r.insert(1, r[0])), "step 0 follows step 0"),
     "steps descending": (ledger(lambda r: r[0].update(step=90)), "step 50 follows step 90"),
@@ -187,17 +187,17 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     "weights overflow": (contrast(uniform=1e308, variable=-1e308), "the weight 1e+308"),
     "weight huge": (contrast(uniform=HUGE, variable=-HUGE), "the weight 1000"),
     "weight vanishes": (contrast(uniform=1e-320, variable=-1e-320), "the weight 1e-320"),
-    "contrast has a number": (contrast(3), "3 is no name"),
-    "expect above floats": (spec(expect={"centre": "> 1e999"}), "is no comparison"),
-    "expect below more": (spec(expect={"hubs": "<= 1e999"}), "is no comparison"),
-    "expect a range": (spec(expect={"hubs": "0.2 ... 1e999"}), "is no comparison"),
-    "expect huge": (spec(expect={"hubs": [0.2, HUGE]}), "is no comparison"),
-    "expect many layers": (spec(expect={"L0-L" + "9" * 5000: "hub"}), "is no line"),
+    "contrast has a number": (contrast(3), "3 is not a name"),
+    "expect above floats": (spec(expect={"centre": "> 1e999"}), "is not a comparison"),
+    "expect below more": (spec(expect={"hubs": "<= 1e999"}), "is not a comparison"),
+    "expect a range": (spec(expect={"hubs": "0.2 ... 1e999"}), "is not a comparison"),
+    "expect huge": (spec(expect={"hubs": [0.2, HUGE]}), "is not a comparison"),
+    "expect many layers": (spec(expect={"L0-L" + "9" * 5000: "hub"}), "is not a line"),
     "event log's cell": (entry(cell=[1]), "cell is [1]"),
     "event log's state": (entry(state=7), "state is 7"),
     "event log's attempt": (entry(attempt=[]), "attempt is []"),
     "manifest nested": (written("events.jsonl", "[" * 100_000 + "\n"), "line 1 is not a JSON object"),
-    "event log's environment NaN": (entry(environment={"threads": NAN}), "NaN is no number of JSON"),
+    "event log's environment NaN": (entry(environment={"threads": NAN}), "NaN is not a JSON number"),
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def test_batches_are_a_pure_function_of_seed_and_step(corpus: Corpus) -> None:
 
 
 def test_steps_share_one_sequence_of_rows(corpus: Corpus) -> None:
-    """Twice the batch at half the steps sees the same rows: batch size is no part of the order."""
+    """Twice the batch at half the steps sees the same rows: batch size is not part of the order."""
     wide = torch.cat([corpus.batch(1, step, 10) for step in range(6)])
     narrow = torch.cat([corpus.batch(1, step, 4) for step in range(15)])
     assert torch.equal(wide, narrow)

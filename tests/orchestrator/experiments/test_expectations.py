@@ -175,7 +175,7 @@ def test_an_experiment_is_refused_before_training_and_may_be_given_lines_later(t
     assert yaml.safe_load(path.read_text())["expect"] == {}
     later = ["++expect.uniform.late=specialist", '++expect.uniform.centre="> 0.7"', "++expect.uniform.L10=hub"]
     experiment = experiment_of([*words, *later], compose)
-    assert experiment.directory == path.parent  # what is expected is no part of the name
+    assert experiment.directory == path.parent  # what is expected is not part of the name
     open_directory(experiment)
     recorded = yaml.safe_load(path.read_text())["expect"]
     assert recorded == {"uniform": {"late": "specialist", "centre": "> 0.7", "L10": "hub"}}

@@ -171,7 +171,7 @@ def test_an_empty_file(llama: Path, refused: Said, name: str) -> None:
 def test_text_in_place_of_weights(tmp_path: Path, refused: Said) -> None:
     said = {}
     for name in ("a.safetensors", "a.bin", "a.txt", "a.json", "README"):
-        (tmp_path / name).write_text("these are no weights")
+        (tmp_path / name).write_text("these are not weights")
         said[name] = refused(tmp_path / name)
         assert name in said[name]
     assert "complete" in said["a.safetensors"]

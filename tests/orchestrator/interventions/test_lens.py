@@ -170,7 +170,7 @@ def cell(tmp_path: Path) -> Path:
 
 
 def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
-    text = "line 7: [b]naïve[/b] 🙂"  # markup and bytes that are no characters
+    text = "line 7: [b]naïve[/b] 🙂"  # markup and bytes that are not characters
     assert main([str(cell), text, "--json", str(tmp_path / "out.json")]) == 0
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["tokens"] == list(text.encode())

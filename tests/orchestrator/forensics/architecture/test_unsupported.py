@@ -1,4 +1,4 @@
-"""Models whose layers have no roles here, or whose numbers are no weights, are named in one sentence."""
+"""Models whose layers have no roles here, or whose numbers are not weights, are named in one sentence."""
 
 from __future__ import annotations
 
