@@ -16,7 +16,7 @@ PROFILES: dict[str, Callable[[float, float, float], float]] = {
     "ramp": lambda t, start, end: start + (end - start) * t,
     "x_shape": lambda t, start, end: float(np.interp(t, (0.0, 0.75, 1.0), (start, end, start))),
 }
-STATED = ("uniform", "explicit")  # profiles whose widths are given, and never rounded
+GIVEN = ("uniform", "explicit")  # profiles whose widths are given, and never rounded
 
 HEADS = ("exact", "nearest")
 
@@ -42,8 +42,8 @@ def profile_widths(
     2606.18246). Ramp and x_shape are rounded to positive multiples of `multiple_of`. Raises `ValueError` for an unknown
     profile, a size that is not positive or a wrong number of widths.
     """
-    if kind not in (*PROFILES, *STATED):
-        raise ValueError(f"profile={kind} is unknown: choose one of {', '.join((*STATED, *PROFILES))}.")
+    if kind not in (*PROFILES, *GIVEN):
+        raise ValueError(f"profile={kind} is unknown: choose one of {', '.join((*GIVEN, *PROFILES))}.")
     if (widths is not None) != (kind == "explicit"):
         given = "null" if widths is None else f"{list(widths)}"
         raise ValueError(

@@ -76,7 +76,7 @@ class ExperimentResult:
     models: dict[str, Model] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
-    stated: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
+    history: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
     finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
     @property
@@ -113,7 +113,7 @@ def read_experiment(path: Path) -> ExperimentResult:
     arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
     try:
         check_contrasts(contrasts, arms)
-        lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["stated"]))]
+        lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["history"]))]
     except UserError as error:
         raise UserError(f"{source}: {one_line(error)}") from error
     events = EventLog(path)
@@ -134,7 +134,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         },
         machine=spec["machine"],
         code=spec["code"],
-        stated=spec["stated"],
+        history=spec["history"],
         finished=events.first_done(),
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))

@@ -32,7 +32,7 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
     """Every change since the first cell finished, oldest first."""
     return [
         Change(kind, name, how, now["since"][:10])
-        for before, now in pairwise(experiment.stated)
+        for before, now in pairwise(experiment.history)
         if experiment.finished is not None and now["since"] >= experiment.finished  # ISO 8601 sorts as time does
         for kind in KINDS
         for name, how in _compared(_named(before, kind, experiment), _named(now, kind, experiment))
@@ -59,11 +59,11 @@ def notes(experiment: ExperimentResult) -> list[str]:
     return sentences
 
 
-def _named(stated: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
-    """One kind's entries of `stated`, by name."""
+def _named(entry: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
+    """One kind's names and values in an entry of the history."""
     if kind == "contrasts":
-        return dict(stated[kind])
-    names = stated[kind] if kind == "seeds" else intended(stated[kind], experiment.arms)
+        return dict(entry[kind])
+    names = entry[kind] if kind == "seeds" else intended(entry[kind], experiment.arms)
     return dict.fromkeys(map(str, names))
 
 

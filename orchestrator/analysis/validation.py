@@ -27,9 +27,9 @@ from orchestrator.storage.metrics_log import Record
 
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
-    "machine": MAPPING, "code": LIST, "stated": LIST,
+    "machine": MAPPING, "code": LIST, "history": LIST,
 }  # fmt: skip
-STATED: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `stated`
+HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
 RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
@@ -53,8 +53,8 @@ def check_description(spec: dict[str, Any]) -> None:
     if again := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise ShapeError(f"seeds has {again[0]} more than once, and a replicate counts once")
     check_all("code", spec["code"], MAPPING)
-    for index, stated in enumerate(spec["stated"]):
-        check_shape(f"stated.{index}", stated, STATED)
+    for index, entry in enumerate(spec["history"]):
+        check_shape(f"history.{index}", entry, HISTORY)
     for arm, model in spec["models"].items():
         where = f"models.{arm}"
         check_shape(where, model, MODEL)

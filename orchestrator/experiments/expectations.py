@@ -159,8 +159,8 @@ def _lines(arm: str, lines: Any) -> Iterator[Wanted]:
         else:
             known = (*REGIONS, *QUANTITIES)
             raise UserError(
-                f"{where} is not a line of `expect`{nearest(str(line), known)}: use one of {', '.join(known)}, or layers such as "
-                "L6 or L3-L5."
+                f"{where} is not a line of `expect`{nearest(str(line), known)}: "
+                f"use one of {', '.join(known)}, or layers such as L6 or L3-L5."
             )
 
 

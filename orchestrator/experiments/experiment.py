@@ -191,7 +191,7 @@ def _refuse_undeclared_differences(experiment: Experiment) -> None:
     known = keys.flatten(experiment.config)
     for key in experiment.config.declared:
         if not any(keys.is_within(k, [key]) for k in known):
-            raise UserError(f"declared: '{key}' is not a configuration key{nearest(key, known)}: declare an existing key.")
+            raise UserError(f"declared: '{key}' is not a configuration key{nearest(key, known)}: name an existing key.")
     ignore = (*keys.OPERATIONAL, "arm", *experiment.config.declared)
     (baseline, reference), *others = experiment.arms.items()
     for arm, config in others:

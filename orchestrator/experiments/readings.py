@@ -28,7 +28,7 @@ def key(path: Path) -> Key:
     try:
         manifest = (path / "manifest.json").read_bytes()
     except OSError as error:
-        raise UserError(f"{path} is not a whole checkpoint ({error}): rename it, and the run does without it.") from error
+        raise UserError(f"{path} is not a whole checkpoint ({error}): rename it to run without it.") from error
     return Key(hashlib.sha256(manifest).hexdigest(), DEFINITIONS)
 
 

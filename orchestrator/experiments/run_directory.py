@@ -135,8 +135,8 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     """The content of `experiment.yaml`: as recorded, with what this launch adds or changes."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
-    # A launch may add seeds, contrasts and expectations; `stated` records when each was added.
-    stated = {
+    # A launch may add seeds, contrasts and expectations; `history` records when each was added.
+    changeable = {
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "contrasts": config.contrasts,
         "expect": config.expect,
@@ -145,12 +145,13 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         "name": experiment.name,
         "question": config.question,
         **_identity(experiment),
-        **stated,
+        **changeable,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),
-        "stated": _appended(recorded.get("stated", []), deepcopy(stated), now),  # a copy, lest YAML writes a reference
+        # a copy, lest YAML writes a reference
+        "history": _appended(recorded.get("history", []), deepcopy(changeable), now),
     }
 
 

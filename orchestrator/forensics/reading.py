@@ -111,7 +111,8 @@ class Reading:
 def read_reading(path: Path) -> Reading:
     """The reading in a cell's `forensics/step_<n>.json`.
 
-    Raises `UserError`, naming file, key and cure, where it is not a reading or is of another step; `OSError` where it is gone.
+    Raises `OSError` where it is gone, and `UserError`, naming file, key and cure, where it is not a reading or is of
+    another step.
     """
     checkpoint = path.parents[1] / "checkpoints" / path.stem
     cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"

@@ -42,7 +42,7 @@ def test_x_shape_is_narrowest_three_quarters_down() -> None:
     assert widths == [120, 110, 100, 90, 80, 70, 60, 90, 120]
 
 
-def test_stated_widths_are_taken_as_they_are() -> None:
+def test_given_widths_are_taken_as_they_are() -> None:
     assert profile_widths("uniform", 3, 100, multiple_of=64) == [100] * 3
     assert profile_widths("explicit", 3, 100, widths=[7, 90, 64], multiple_of=64) == [7, 90, 64]
 

@@ -18,7 +18,7 @@ def verdicts(c: Comparison) -> Section:
         digits = 1 if max((abs(v) for v in e.values.values() if v is not None), default=0.0) > 1 else 2
         figures = [number(e.mean, digits), low_to_high(e.low, e.high, digits), f"{e.holding} of {e.n}"]
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
-        rows.append([e.wanted + (" (stated afterwards)" if e.wanted in late else ""), *figures, *beside, e.verdict])
+        rows.append([e.wanted + (" (added afterwards)" if e.wanted in late else ""), *figures, *beside, e.verdict])
     notes = [
         "Role: the share of those layers that have it. Centre (0 first layer, 1 last) and budget: of positions over "
         f"the robust threshold. Beside them: the means at step 0 and of {c.baseline}.",

@@ -68,7 +68,7 @@ def contrasts(c: Comparison) -> Section:
         values = [signed(one.value, 4), low_to_high(one.low, one.high, 4, plus=True), str(one.n)]
         p = number(one.p, 3)
         name = "  at equal FLOPs" if one.metric == EQUAL_FLOPS else one.contrast
-        name += " (stated afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
+        name += " (added afterwards)" if one.contrast in late and one.metric != EQUAL_FLOPS else ""
         rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
     spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
     notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]

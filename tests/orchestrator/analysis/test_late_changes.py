@@ -1,4 +1,4 @@
-"""What was stated only after cells had finished is told, and nothing else is."""
+"""What was added only after cells had finished is reported, and nothing else is."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST = {"b - a": {"variable": 1, "uniform": -1}}
 OTHER = {"a - b": {"uniform": 1, "variable": -1}}
 
 
-def stated(since: str, **what: Any) -> dict[str, Any]:
+def entry(since: str, **what: Any) -> dict[str, Any]:
     return {"since": since, "seeds": [0, 1], "contrasts": FIRST, "expect": {"variable": {"late": "hub"}}} | what
 
 
@@ -33,7 +33,7 @@ def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> P
     """An experiment that says what its last entry does, with a cell that finished at `done`."""
     path = root / "experiment.yaml"
     now = {key: entries[-1][key] for key in ("seeds", "contrasts", "expect")}
-    spec = yaml.safe_load(path.read_text()) | json.loads(json.dumps(now | {"stated": entries}))
+    spec = yaml.safe_load(path.read_text()) | json.loads(json.dumps(now | {"history": entries}))
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     twice = [(BEFORE, "running"), (done, "done"), (LATER, "running"), (LATER, "done")]
     for time, state in twice if done else []:
@@ -44,9 +44,9 @@ def launched(root: Path, *entries: dict[str, Any], done: str | None = DONE) -> P
 
 def test_what_was_added_before_a_cell_had_finished_is_not_late(experiment: Write) -> None:
     root = experiment(seeds=(0, 1, 2))
-    entries = stated(BEFORE), stated(BEFORE, seeds=[0, 1, 2], contrasts=FIRST | OTHER, expect={"last": "hub"})
+    entries = entry(BEFORE), entry(BEFORE, seeds=[0, 1, 2], contrasts=FIRST | OTHER, expect={"last": "hub"})
     assert late_changes(read_experiment(launched(root, *entries))) == []
-    unfinished = launched(experiment(name="b"), stated(BEFORE), stated(AFTER, contrasts={}), done=None)
+    unfinished = launched(experiment(name="b"), entry(BEFORE), entry(AFTER, contrasts={}), done=None)
     assert late_changes(read_experiment(unfinished)) == []
     assert late_changes(read_experiment(experiment(name="old"))) == []  # it keeps no such list
 
@@ -55,8 +55,8 @@ def test_what_was_added_after_is_told_wherever_results_are(experiment: Write) ->
     later = {"centre": "> 0.1"}
     root = launched(
         experiment(seeds=(0, 1, 4, 5)),
-        stated(BEFORE),
-        stated(
+        entry(BEFORE),
+        entry(
             AFTER, seeds=[0, 1, 4, 5], contrasts=FIRST | OTHER, expect={"variable": {"late": "hub"}, "uniform": later}
         ),
     )
@@ -74,9 +74,9 @@ def test_what_was_added_after_is_told_wherever_results_are(experiment: Write) ->
 def test_other_weights_another_order_and_a_withdrawal_are_changes(experiment: Write) -> None:
     heavier = {"b - a": {"variable": 2, "uniform": -2}}
     entries = (
-        stated(BEFORE, contrasts=FIRST | OTHER),
-        stated(AFTER, contrasts=OTHER | heavier),
-        stated(LATER, contrasts=OTHER, expect={}),
+        entry(BEFORE, contrasts=FIRST | OTHER),
+        entry(AFTER, contrasts=OTHER | heavier),
+        entry(LATER, contrasts=OTHER, expect={}),
     )
     root = launched(experiment(), *entries)
     assert late_changes(read_experiment(root)) == [
@@ -89,10 +89,10 @@ def test_other_weights_another_order_and_a_withdrawal_are_changes(experiment: Wr
     assert compute(root).contrasts[0].contrast == "a - b"
 
 
-@pytest.mark.parametrize("entry", ["x", {"since": BEFORE}, stated(BEFORE) | {"seeds": 3}])
-def test_a_broken_entry_is_a_sentence(experiment: Write, entry: Any) -> None:
+@pytest.mark.parametrize("broken", ["x", {"since": BEFORE}, entry(BEFORE) | {"seeds": 3}])
+def test_a_broken_entry_is_a_sentence(experiment: Write, broken: Any) -> None:
     path = experiment() / "experiment.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"stated": [entry]}))
-    with pytest.raises(UserError, match=naming(path, "stated.0")) as caught:
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"history": [broken]}))
+    with pytest.raises(UserError, match=naming(path, "history.0")) as caught:
         read_experiment(path.parent)
     assert "\n" not in str(caught.value)

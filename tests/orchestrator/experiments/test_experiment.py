@@ -199,14 +199,14 @@ def test_the_contrasts_of_the_experiments_that_are_here() -> None:
     }
 
 
-def test_when_seeds_and_contrasts_were_stated_is_kept(tmp_path: Path) -> None:
+def test_when_seeds_and_contrasts_were_added_is_kept(tmp_path: Path) -> None:
     arms, path = _arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), tmp_path / "x/experiment.yaml"
 
     def launch(*words: str) -> list[dict[str, Any]]:
         open_directory(build(*arms, *words, f"root={tmp_path}"))
         written = path.read_text()
-        assert "*id" not in written.rpartition("\nstated:")[2], "a reader should not have to resolve references"
-        return yaml.safe_load(written)["stated"]
+        assert "*id" not in written.rpartition("\nhistory:")[2], "a reader should not have to resolve references"
+        return yaml.safe_load(written)["history"]
 
     (first,) = launch()
     assert first | {"since": ""} == {"since": "", "seeds": [0], "contrasts": {}, "expect": {}}
