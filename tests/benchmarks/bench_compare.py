@@ -50,7 +50,7 @@ def reading(step: int, rng: np.random.Generator) -> dict[str, Any]:
     return reading_json(layers, step, scoring="calibrated", totals=totals)
 
 
-def ledger(arm: str, seed: int, units: list[str], rng: np.random.Generator) -> list[dict[str, Any]]:
+def records_of(arm: str, seed: int, units: list[str], rng: np.random.Generator) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for step in range(0, EVERY * (READINGS - 1) + 1, 10):
         record: dict[str, Any] = {"step": step, "loss": 3.0, "digest": f"{seed}-{step}"}
@@ -75,7 +75,7 @@ def write(root: Path) -> None:
             (cell / "forensics").mkdir(parents=True)
             width = plain["width"] | {"start": 1.0 if arm == ARMS[0] else 0.9}
             (cell / "config.yaml").write_text(yaml.safe_dump(plain | {"arm": arm, "seed": seed, "width": width}))
-            lines = [json.dumps(record) for record in ledger(arm, seed, units, rng)]
+            lines = [json.dumps(record) for record in records_of(arm, seed, units, rng)]
             (cell / "metrics.jsonl").write_text("\n".join(lines) + "\n")
             for step in range(0, EVERY * READINGS, EVERY):
                 (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(reading(step, rng)))

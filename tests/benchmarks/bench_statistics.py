@@ -171,8 +171,8 @@ def run(
         moved[at] = min(11, moved[at] + rng.poisson(linked))
     states = np.vstack([np.zeros(11, int), np.cumsum(np.arange(11) < moved[:, None], axis=0) % 2])  # [readings, 11]
     readings = {4 * i: reading_of([STATES[s] for s in row]) for i, row in enumerate(states)}
-    ledger = [{"step": step, "heldout": {"d": float(value)}} for step, value in enumerate(loss)]
-    return CellResult("b", 0, Path(), ledger, readings, None)
+    metrics = [{"step": step, "heldout": {"d": float(value)}} for step, value in enumerate(loss)]
+    return CellResult("b", 0, Path(), metrics, readings, None)
 
 
 def print_coverage() -> None:

@@ -33,7 +33,7 @@ def weights(directory: Path) -> str:
     return newest.name + hashlib.sha256((newest / "model.safetensors").read_bytes()).hexdigest()
 
 
-def story(directory: Path) -> list[str]:
+def states(directory: Path) -> list[str]:
     """The states that the cell went through."""
     return [record["state"] for record in EventLog(directory).of(CELL)]
 
@@ -93,7 +93,7 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
     directory = start()
     ask = ("-p", "urgent", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 4")
     urgent = cluster.run("sbatch", "--parsable", *ask)
-    wait_for(lambda: story(directory)[-1] == "preempted")
+    wait_for(lambda: states(directory)[-1] == "preempted")
     saved = step(directory)
     wait_for(lambda: cluster.state(urgent.strip()) == "RUNNING")
     told = run("orchestrator.status", str(directory)).stdout
@@ -101,7 +101,7 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
     assert "preempted once" in told
     wait_for(lambda: cluster.state(urgent.strip()) == "COMPLETED")
     ends_as(whole, directory)
-    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+    assert states(directory) == ["submitted", "running", "preempted", "running", "done"]
     resumed = re.search(r"resumed at step (\d+)", EventLog(directory).of(CELL)[3]["reason"])
     assert resumed
     assert int(resumed[1]) >= saved > 0
@@ -111,14 +111,14 @@ def test_requeued_by_an_operator(cluster: Cluster, start: Start, whole: Path) ->
     directory = start()
     cluster.run("scontrol", "requeue", job(directory))
     ends_as(whole, directory)
-    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+    assert states(directory) == ["submitted", "running", "preempted", "running", "done"]
 
 
 def test_signalled(cluster: Cluster, start: Start, whole: Path) -> None:
     directory = start()
     cluster.run("scancel", "--signal=USR2", job(directory))
     ends_as(whole, directory)
-    assert story(directory) == ["submitted", "running", "preempted", "running", "done"]
+    assert states(directory) == ["submitted", "running", "preempted", "running", "done"]
 
 
 def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: Path) -> None:
@@ -131,7 +131,7 @@ def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: 
     assert "1 stopped" in told
     assert (last := EventLog(directory).comparison())
     assert last.state == "stopped"
-    assert story(directory) == ["submitted", "running", "stopped"]
+    assert states(directory) == ["submitted", "running", "stopped"]
     assert "Nothing runs" in run("orchestrator.status", str(directory), "--cancel").stdout
     assert "Nothing to resume" in run("orchestrator.status", str(directory), "--resume", "failed").stdout
     again = run("orchestrator.status", str(directory), "--resume")
@@ -146,7 +146,7 @@ def test_killed_cells_are_tried_again(start: Start, whole: Path) -> None:
     assert claim
     os.kill(claim.pid, signal.SIGKILL)
     ends_as(whole, directory)
-    assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
+    assert states(directory) == ["submitted", "running", "crashed", "running", "done"]
     assert "SIGKILL" in EventLog(directory).of(CELL)[2]["reason"]
 
 
@@ -156,7 +156,7 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
     cluster.run("scancel", job(directory))
     events = EventLog(directory)
     wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"))
-    assert story(directory) == ["submitted", "running", "stopped"]
+    assert states(directory) == ["submitted", "running", "stopped"]
     assert names(events.last()[CELL].reason, "cancelled", "SIGTERM")
     told = run("orchestrator.status", str(directory)).stdout
     assert "1 stopped" in told
@@ -168,8 +168,8 @@ def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start
 def test_what_always_dies_is_given_up(cluster: Cluster, start: Start, run: Run) -> None:
     """Too little memory to import torch, as long as it is tried."""
     directory = start("launcher.slurm.setup=['ulimit -v 400000']", until=0)
-    wait_for(lambda: story(directory)[-1] == "failed")
-    assert story(directory) == ["submitted", *["crashed"] * 3, "failed"]
+    wait_for(lambda: states(directory)[-1] == "failed")
+    assert states(directory) == ["submitted", *["crashed"] * 3, "failed"]
     last = EventLog(directory).last()[CELL]
     assert names(last.reason, "3 times", "first checkpoint")
     told = run("orchestrator.status", str(directory)).stdout
@@ -192,13 +192,13 @@ def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start,
     os.kill(claim.pid, signal.SIGSTOP)
     cluster.kill_node(node)
     try:
-        wait_for(lambda: story(directory)[-1] == "running" and story(directory).count("running") == 2)
+        wait_for(lambda: states(directory)[-1] == "running" and states(directory).count("running") == 2)
         os.kill(claim.pid, signal.SIGCONT)
         ends_as(whole, directory)
     finally:
         cluster.start_node(node)
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
-    assert story(directory) == ["submitted", "running", "crashed", "running", "done"]
+    assert states(directory) == ["submitted", "running", "crashed", "running", "done"]
     log = (directory / f"jobs/{job(directory)}_0_log.err").read_text()
     assert "Attempt 1 of" in log
 
@@ -209,7 +209,7 @@ def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str]
         "launcher.timeout_hours=0.0166", "launcher.slurm.warning_seconds=50", "train.steps=100000",
         "forensics.every=100000", "train.checkpoint_every=100000",
     )  # fmt: skip
-    wait_for(lambda: story(directory)[1:] == ["running", "preempted"] * 2 + ["running"])
+    wait_for(lambda: states(directory)[1:] == ["running", "preempted"] * 2 + ["running"])
     steps = [int(r["reason"].split()[-1]) for r in EventLog(directory).of(CELL) if "resumed" in r["reason"]]
     assert 0 < steps[0] < steps[1]
     records = [record["step"] for record in metrics_log.read(directory / CELL / "metrics.jsonl")]

@@ -57,12 +57,12 @@ def leave_behind(root: Path, small: Sequence[str], *, seeds: int, checkpoints: i
         paths, found = templates[cell.config.arm]
         _link(cell, paths)
         _write_readings(cell, paths, found)
-        _write_ledger(cell)
+        _write_metrics(cell)
     return experiment
 
 
 def final_loss(cell: Cell, domain: str) -> float:
-    """What the cell's ledger ends with; nats/token."""
+    """The last test loss in the cell's metrics log, nats/token."""
     rng = np.random.default_rng([cell.config.seed, len(domain), cell.config.arm == "variable"])
     return float(2.0 + 0.05 * rng.normal() - GAIN * (cell.config.arm == "variable"))
 
@@ -115,7 +115,7 @@ def _write_readings(cell: Cell, paths: Sequence[Path], found: Reading) -> None:
         (cell.directory / "forensics" / f"{path.name}.json").write_text(json.dumps(reading.to_json(), indent=1))
 
 
-def _write_ledger(cell: Cell) -> None:
+def _write_metrics(cell: Cell) -> None:
     """Records as `WriteMetrics` has them; the digests of a seed's batches are the same in both arms."""
     train, domains, lines = cell.config.train, list(cell.config.data.domains), []
     for step in sorted({*range(0, train.steps, train.log_every), *range(0, train.steps, EVERY), train.steps}):

@@ -177,14 +177,14 @@ def test_damage_to_a_finished_cell_is_mended(
     common = [*small, "launcher=debug", "name=mine"]
     assert orchestrate(*common) == 0
     cell = tmp_path / "outputs/mine/main/seed=0"
-    ledger, reading = cell / "metrics.jsonl", cell / "forensics/step_00000006.json"
-    rows, measured = ledger.read_text().splitlines(), reading.read_text()
-    ledger.write_text("\n".join(rows[:-2]) + "\n" + rows[-2][:20])  # the end of the file was lost
+    log, reading = cell / "metrics.jsonl", cell / "forensics/step_00000006.json"
+    rows, measured = log.read_text().splitlines(), reading.read_text()
+    log.write_text("\n".join(rows[:-2]) + "\n" + rows[-2][:20])  # the end of the file was lost
     reading.unlink()
     assert orchestrate(*common) == 0
     assert "metrics log" in (tmp_path / "outputs/mine/events.jsonl").read_text()
     assert reading.read_text() == measured
-    steps = [json.loads(line)["step"] for line in ledger.read_text().splitlines()]
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [json.loads(line)["step"] for line in rows]
     capsys.readouterr()
     assert orchestrate(*common) == 0

@@ -100,7 +100,7 @@ def test_a_look_at_long_metrics_logs_reads_no_more(tmp_path: Path) -> None:
     assert bytes_read(long.directory) < bytes_read(short.directory) + 4 * 20_000  # a block of every metrics log's end
 
 
-def test_a_look_parses_the_manifest_equally_often_however_many_cells(
+def test_a_look_parses_the_event_log_equally_often_however_many_cells(
     made: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = leave_behind(tmp_path, SMALL, seeds=1, checkpoints=2)

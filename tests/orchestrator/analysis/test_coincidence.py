@@ -26,13 +26,13 @@ def cell_of(
     """Evaluations at every `EVERY / 2` steps, linear between `losses`; `moved` layers change state per interval."""
     steps = np.arange(0, EVERY * (len(losses) - 1) + 1, EVERY // 2)
     values = np.interp(steps, EVERY * np.arange(len(losses)), losses)
-    ledger = [{"step": int(s), "heldout": {"code": v, "facts": v + 1.0}} for s, v in zip(steps, values, strict=True)]
+    metrics = [{"step": int(s), "heldout": {"code": v, "facts": v + 1.0}} for s, v in zip(steps, values, strict=True)]
     states, readings = np.zeros(layers, dtype=int), {}
     for index, count in enumerate([0, *moved]):
         states[:count] = 1 - states[:count]
         step = EVERY * index if read is None else read[index]
         readings[step] = reading_of([("hub", "damper")[s] for s in states])
-    return CellResult("b", seed, Path(), ledger, readings, None)
+    return CellResult("b", seed, Path(), metrics, readings, None)
 
 
 def falling(intervals: int, drops: dict[int, float], seed: int = 0, noise: float = 0.001) -> list[float]:

@@ -250,6 +250,6 @@ def test_what_experiment_yaml_cannot_say_is_one_sentence(experiment: Write, expe
 
 def test_an_arm_without_complete_cells_is_told_too(experiment: Write) -> None:
     root = expecting(experiment(), {"late": "hub"})
-    for ledger in root.glob("variable/*/metrics.jsonl"):
-        ledger.unlink()
+    for log in root.glob("variable/*/metrics.jsonl"):
+        log.unlink()
     assert [e.verdict for e in compute(root).expectations] == ["inconclusive", "not measured"]

@@ -48,7 +48,7 @@ def finding(**values: Any) -> Harm:
     return top(pathology=[{"tensor": TENSOR, "ratio": 12.0, "severity": "warn"} | values])
 
 
-def ledger(change: Callable[[list[dict[str, Any]]], Any]) -> Harm:
+def metrics(change: Callable[[list[dict[str, Any]]], Any]) -> Harm:
     def harm(root: Path) -> None:
         path = root / "variable/seed=0/metrics.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -59,7 +59,7 @@ def ledger(change: Callable[[list[dict[str, Any]]], Any]) -> Harm:
 
 
 def last(**values: Any) -> Harm:
-    return ledger(lambda r: r[-1].update(values))
+    return metrics(lambda r: r[-1].update(values))
 
 
 def decided(*, values: Any = None, at: int = 1, **more: Any) -> Harm:
@@ -70,7 +70,7 @@ def decided(*, values: Any = None, at: int = 1, **more: Any) -> Harm:
         for index, record in enumerate(records):
             record["sidecar"] = whole | ({"values": values or whole["values"]} | more if index == at else {})
 
-    return ledger(change)
+    return metrics(change)
 
 
 def undecided(key: str) -> Harm:
@@ -78,7 +78,7 @@ def undecided(key: str) -> Harm:
         records[-1]["sidecar"] = {"step": 0, "evaluations": 2, "backwards": 1, "values": {}}
         del records[-1]["sidecar"][key]
 
-    return ledger(change)
+    return metrics(change)
 
 
 def spec(**values: Any) -> Harm:
@@ -113,7 +113,7 @@ def contrast(name: Any = "c", **weights: Any) -> Harm:
     return spec(contrasts={name: {"uniform": 1, "variable": -1} | weights})
 
 
-READING, LEDGER = "variable/seed=0/forensics/step_00000100.json", "variable/seed=0/metrics.jsonl"
+READING, METRICS = "variable/seed=0/forensics/step_00000100.json", "variable/seed=0/metrics.jsonl"
 HOSTILE: dict[str, tuple[Harm, str]] = {
     "finding empty": (top(pathology=[{}]), "pathology.0 has no 'tensor'"),
     "finding is a word": (top(pathology=["x"]), "pathology.0 is not a mapping"),
@@ -155,11 +155,11 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     },
     "loss NaN": (last(test={"code": NAN}), "NaN is not a JSON number"),
     "loss infinite": (last(test={"code": INF}), "Infinity is not a JSON number"),
-    "loss beyond floats": (written(LEDGER, '{"step": 0, "digest": "", "test": {"code": 1e999}}\n'), "code = inf"),
-    "step repeated": (ledger(lambda r: r.insert(1, r[0])), "step 0 follows step 0"),
-    "steps descending": (ledger(lambda r: r[0].update(step=90)), "step 50 follows step 90"),
-    "step huge": (ledger(lambda r: r[-1].update(step=HUGE)), "step = 1000"),
-    "ledger nested": (written(LEDGER, '{"a":' * 100_000 + "\n{}\n"), "line 1 is not a JSON object"),
+    "loss beyond floats": (written(METRICS, '{"step": 0, "digest": "", "test": {"code": 1e999}}\n'), "code = inf"),
+    "step repeated": (metrics(lambda r: r.insert(1, r[0])), "step 0 follows step 0"),
+    "steps descending": (metrics(lambda r: r[0].update(step=90)), "step 50 follows step 90"),
+    "step huge": (metrics(lambda r: r[-1].update(step=HUGE)), "step = 1000"),
+    "metrics log nested": (written(METRICS, '{"a":' * 100_000 + "\n{}\n"), "line 1 is not a JSON object"),
     **{f"no {key}": (undecided(key), f"sidecar has no '{key}'") for key in ("evaluations", "backwards", "values")},
     "evaluations a word": (decided(evaluations="a"), "evaluations = 'a'"),
     "backwards negative": (decided(backwards=-1), "backwards = -1"),
@@ -196,7 +196,7 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     "event log's cell": (entry(cell=[1]), "cell is [1]"),
     "event log's state": (entry(state=7), "state is 7"),
     "event log's attempt": (entry(attempt=[]), "attempt is []"),
-    "manifest nested": (written("events.jsonl", "[" * 100_000 + "\n"), "line 1 is not a JSON object"),
+    "event log nested": (written("events.jsonl", "[" * 100_000 + "\n"), "line 1 is not a JSON object"),
     "event log's environment NaN": (entry(environment={"threads": NAN}), "NaN is not a JSON number"),
 }  # fmt: skip
 

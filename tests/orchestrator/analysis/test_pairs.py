@@ -235,7 +235,7 @@ def record_with_a_lost_loss(root: Path) -> Path:
     return path
 
 
-def bad_manifest(root: Path) -> Path:
+def bad_event_log(root: Path) -> Path:
     (root / "events.jsonl").write_text("{}\n")
     return root / "events.jsonl"
 
@@ -245,7 +245,7 @@ def bad_manifest(root: Path) -> Path:
     [
         bad_seed, true_seed, one_seed_alone, arms_in_a_list, declared_word, models_without_params, binary_spec,
         empty_reading, reading_without_measures, reading_with_a_word, binary_reading, shallower_reading,
-        record_without_step, record_with_a_lost_loss, record_without_the_decision, bad_manifest,
+        record_without_step, record_with_a_lost_loss, record_without_the_decision, bad_event_log,
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_what_it_should_be_is_named(experiment: Write, harm: Callable[[Path], Path]) -> None:
@@ -286,7 +286,7 @@ def test_unreadable_directories_and_files_are_named(experiment: Write, tmp_path:
 
 def test_a_torn_last_line_does_not_count(experiment: Write) -> None:
     root = experiment()
-    ledger = root / "uniform/seed=0/metrics.jsonl"
-    whole = ledger.read_text()
-    ledger.write_text(whole + json.dumps({"step": 200})[:-4])
+    log = root / "uniform/seed=0/metrics.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + json.dumps({"step": 200})[:-4])
     assert len(read_experiment(root).cell("uniform", 0).metrics) == 3

@@ -55,7 +55,7 @@ class Fault:
 
 
 INSIDE = ("kill", "stop", "full", "freeze")
-AFTER = ("cut ledger", "half a checkpoint", "no seal", "flipped bit", "left over", "cut manifest", "clock")
+AFTER = ("cut metrics log", "half a checkpoint", "no seal", "flipped bit", "left over", "cut event log", "clock")
 
 
 @dataclass
@@ -177,8 +177,8 @@ def spoil(cell: Path, fault: Fault) -> set[str]:
     """What may have become of the files of a cell that nobody runs; the checkpoints that were damaged."""
     dice = random.Random(fault.seed)
     saved = sorted((cell / "checkpoints").glob("step_????????"))
-    files = [cell / "metrics.jsonl"] if fault.kind == "cut ledger" else [cell.parents[1] / "events.jsonl"]
-    if fault.kind in ("cut ledger", "cut manifest") and files[0].exists():
+    files = [cell / "metrics.jsonl"] if fault.kind == "cut metrics log" else [cell.parents[1] / "events.jsonl"]
+    if fault.kind in ("cut metrics log", "cut event log") and files[0].exists():
         content = files[0].read_bytes()
         last = content.rstrip(b"\n").rfind(b"\n") + 1
         files[0].write_bytes(content[: dice.randint(last, len(content))])

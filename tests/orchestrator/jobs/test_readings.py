@@ -98,8 +98,8 @@ def test_a_reading_is_filed_under_its_checkpoint_and_its_definitions(cell: Path)
     assert names(cell) == [f"{name}.json" for name in DUE]
     for name in DUE:
         found = json.loads((cell / "forensics" / f"{name}.json").read_text())
-        events = (cell / "checkpoints" / name / "manifest.json").read_bytes()
-        expected = {"checkpoint": hashlib.sha256(events).hexdigest(), "definitions": found["definitions"]}
+        manifest = (cell / "checkpoints" / name / "manifest.json").read_bytes()
+        expected = {"checkpoint": hashlib.sha256(manifest).hexdigest(), "definitions": found["definitions"]}
         assert found["key"] == expected
     assert readings_of(cell).unread() == []
     assert worker.is_finished(cell)
@@ -113,8 +113,8 @@ def older_definitions(cell: Path) -> None:
 
 
 def rewritten_checkpoint(cell: Path) -> None:
-    events = cell / "checkpoints" / DUE[1] / "manifest.json"
-    events.write_text(json.dumps(json.loads(events.read_text())))
+    manifest = cell / "checkpoints" / DUE[1] / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text())))
 
 
 def no_key(cell: Path) -> None:

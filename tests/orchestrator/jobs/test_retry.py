@@ -70,12 +70,14 @@ def test_without_retries_the_reason_is_the_death_itself(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["running", "preempted", "submitted"]), max_size=6), st.integers(0, 4))
-def test_being_preempted_is_no_death(tmp_path_factory: pytest.TempPathFactory, story: list[str], retries: int) -> None:
+def test_being_preempted_does_not_count_as_a_death(
+    tmp_path_factory: pytest.TempPathFactory, states: list[str], retries: int
+) -> None:
     """Between two deaths anything may have happened: what counts is how often it died where it is."""
-    events = EventLog(tmp_path_factory.mktemp("story"))
+    events = EventLog(tmp_path_factory.mktemp("cell"))
     events.append(CELL, "submitted", attempt=1)
     for death in range(1, 4):
-        for state in story:
+        for state in states:
             events.append(CELL, state, attempt=1)
         dies(events, -1)
         given_up = retry.pause_or_give_up(events, CELL, retries, 1) is None

@@ -96,8 +96,8 @@ def test_a_silent_metrics_log_is_stale_only_where_it_should_be_written(cell: Wri
     assert names(text, "nothing since", "2 s")
     assert said(path, running=True) == [(severity, text)], "the same words as long as nothing is new"
     slow = cell(seed=1, losses=(3.0, 2.0))
-    ledger = slow / "metrics.jsonl"
-    ledger.write_text(ledger.read_text().replace('"seconds": 2.0', '"seconds": 30.0'))
+    log = slow / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"seconds": 2.0', '"seconds": 30.0'))
     age(slow, 299)
     with lease.hold(slow):
         assert not alerts(read_status(slow.parents[1])[1])

@@ -118,15 +118,15 @@ def test_a_broken_configuration_leaves_its_last_step_unknown(cell: Write, conten
 
 def test_only_the_end_of_a_metrics_log_is_read(cell: Write) -> None:
     path = cell(losses=())
-    ledger_path = path / "metrics.jsonl"
+    log = path / "metrics.jsonl"
     lines = [json.dumps({"step": i, "seconds": float(i), "loss": 1.0, "heldout": {"a": 1.0}}) for i in range(1000)]
-    ledger_path.write_text("no record\n" + "\n".join(lines) + "\n")
-    assert [r["step"] for r in recent_records(ledger_path)] == list(range(1000 - RECENT, 1000))
+    log.write_text("no record\n" + "\n".join(lines) + "\n")
+    assert [r["step"] for r in recent_records(log)] == list(range(1000 - RECENT, 1000))
     without = [json.dumps({"step": i, "seconds": float(i)}) for i in range(1000)]
-    ledger_path.write_text("\n".join([*lines[:900], *without[900:]]) + "\n")
-    assert [r["step"] for r in recent_records(ledger_path)] == list(range(899, 1000)), "back to a held-out loss"
-    ledger_path.write_text("\n".join(without) + "\n")
-    assert len(recent_records(ledger_path)) == FURTHEST
+    log.write_text("\n".join([*lines[:900], *without[900:]]) + "\n")
+    assert [r["step"] for r in recent_records(log)] == list(range(899, 1000)), "back to a held-out loss"
+    log.write_text("\n".join(without) + "\n")
+    assert len(recent_records(log)) == FURTHEST
 
 
 def test_cells_come_in_the_experiments_order(cell: Write) -> None:
@@ -216,7 +216,7 @@ def test_the_last_word_of_a_process_that_ends_meanwhile_counts(cell: Write, monk
     assert read_status(root)[0].state == "done"
 
 
-def test_a_manifest_that_is_none_is_a_sentence(cell: Write) -> None:
+def test_an_event_log_that_is_not_one_is_a_sentence(cell: Write) -> None:
     path = cell()
     metrics_log.append(path.parents[1] / "events.jsonl", {"cell": "uniform/seed=0"})
     with pytest.raises(UserError, match=naming("events.jsonl", "'time'")):

@@ -1,4 +1,4 @@
-"""The ledger survives a cut at any byte and is rewound without a gap or a double."""
+"""The metrics log survives a cut at any byte and is rewound without a gap or a double."""
 
 from __future__ import annotations
 
