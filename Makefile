@@ -27,7 +27,7 @@ lint: install
 docs: install  ## docs/keys.md from the schema
 	$(BIN)/python docs/generate_keys.py
 
-bench: install  ## ratios against named rivals; asserts nothing about time
+bench: install  ## ratios against other implementations; asserts nothing about time
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
 

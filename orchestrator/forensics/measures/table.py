@@ -105,7 +105,7 @@ def cv(layer: LayerStatistics) -> Value:
 
 @entry("saturated")
 def saturated(layer: LayerStatistics) -> int:
-    """Number of positions whose co-magnitude is above mean + 3·std; a tenth of them at most."""
+    """Number of positions whose co-magnitude is above mean + 3·std, as at most a tenth can be (Cantelli)."""
     return _above(layer.co_magnitude, literal_threshold(layer.co_magnitude))
 
 

@@ -157,7 +157,7 @@ def test_at_equal_flops_every_run_is_read_where_the_cheapest_ends(experiment: Wr
 @pytest.mark.parametrize(
     ("contrasts", "named"),
     [
-        ({"x": {"a": 1, "d": -1}}, ["contrasts: 'x'", "'d'", "no arm"]),
+        ({"x": {"a": 1, "d": -1}}, ["contrasts: 'x'", "'d'", "not an arm"]),
         ({"x": {"a": 1, "b": 1}}, ["'x'", "sum to 2"]),
         ({"x": 3}, ["'x'", "3", "two arms"]),
         ("x", ["contrasts = 'x'", "mapping"]),

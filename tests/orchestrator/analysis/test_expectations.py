@@ -237,8 +237,8 @@ def test_without_lines_there_is_no_section(experiment: Write) -> None:
     ("expect", "named"),
     [
         (["late"], ["expect = ['late']"]),
-        ({"uniform": {"late": "boss"}}, ["'boss'", "no role"]),
-        ({"late": {"a": 1}}, ["'late'", "no arm"]),
+        ({"uniform": {"late": "boss"}}, ["'boss'", "not a role"]),
+        ({"late": {"a": 1}}, ["'late'", "not an arm"]),
     ],
 )
 def test_what_experiment_yaml_cannot_say_is_one_sentence(experiment: Write, expect: Any, named: list[str]) -> None:

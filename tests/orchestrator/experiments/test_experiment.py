@@ -86,7 +86,7 @@ def test_an_undeclared_difference_is_refused_by_name() -> None:
 
 
 def test_a_declared_key_must_exist() -> None:
-    with pytest.raises(UserError, match=naming("declared", "'widht'", "no configuration key")):
+    with pytest.raises(UserError, match=naming("declared", "'widht'", "not a configuration key")):
         build(*_arms("{a: [], b: []}", "[widht]"))
 
 
@@ -168,8 +168,8 @@ def test_contrasts_are_recorded_in_their_order_and_may_be_added_later(tmp_path: 
 @pytest.mark.parametrize(
     ("weights", "named"),
     [
-        ("{a: 1, d: -1}", ["'x'", "'d'", "no arm", "a, b_long"]),
-        ("{a: 1, b_lng: -1}", ["'b_lng'", "no arm", "'b_long'?"]),
+        ("{a: 1, d: -1}", ["'x'", "'d'", "not an arm", "a, b_long"]),
+        ("{a: 1, b_lng: -1}", ["'b_lng'", "not an arm", "'b_long'?"]),
         ("{a: 1}", ["'x'", "{'a': 1}", "two arms"]),
         ("{}", ["'x'", "{}", "two arms"]),
         ("{a: 1, b_long: 1}", ["'x'", "sum to 2"]),

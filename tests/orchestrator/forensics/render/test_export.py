@@ -83,6 +83,6 @@ def test_what_is_no_earlier_result_is_not_written_over(checkpoint: Callable[...,
         refuse_foreign(allowed)
     for name, content in (("model.safetensors", b"\x08" + b"\0" * 9), ("config.json", b'{"hidden_size": 4}')):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=naming(tmp_path / name, "no earlier result")):
+        with pytest.raises(UserError, match=naming(tmp_path / name, "not an earlier result")):
             refuse_foreign(tmp_path / name)
         assert (tmp_path / name).read_bytes() == content
