@@ -43,11 +43,11 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
     `ran`: this launch ran cells.
     """
     if (elsewhere := queued.left_to_queue(experiment)) and not queued.follow(experiment, console):
-        command = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
+        queues = queued.title(elsewhere.values(), experiment.directory)
+        status = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
         console.print(
-            f"{counted(len(elsewhere), 'cell')} with {queued.title(experiment.directory)}; "
-            "the comparison follows by itself.\n"
-            f"  follow: {command} --watch\n  end:    {command} --cancel",
+            f"{counted(len(elsewhere), 'cell')} with {queues}; the comparison follows by itself.\n"
+            f"  follow: {status} --watch\n  end:    {status} --cancel",
             markup=False,
             soft_wrap=True,
         )
@@ -87,7 +87,8 @@ def run_as_job(path: Path) -> None:
     with locks.hold(locks.of_launcher(path)):
         again, delay = _to_try_again(experiment, events)
         states = _states(events)
-        queue = {c: e.job for c, e in _queued(events).items() if e.job in states and not states[e.job].has_ended}
+        entries = _queued(events).items()
+        queue = {c: e.job for c, e in entries if e.queued_as in states and not states[e.queued_as].has_ended}
         if again:
             queued.submit(experiment, again, beside=queue, delay=delay)
             return
@@ -130,7 +131,7 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
     again, longest = [], 0.0
     for cell in experiment.cells:
         entry = entries.get(cell.id)
-        state = states.get(entry.job) if entry else None
+        state = states.get(entry.queued_as) if entry else None
         if entry is None or (state and not state.has_ended) or is_finished(cell.directory):
             continue
         which: dict[str, Any] = {"attempt": entry.attempt, "job": entry.job, "scheduler": entry.scheduler}
@@ -155,13 +156,13 @@ def _queued(events: EventLog) -> dict[str, Entry]:
     return {cell: entry for cell, entry in events.open().items() if cell != COMPARISON}
 
 
-def _states(events: EventLog) -> dict[str, JobState]:
-    """Job → state, as the queue knows it. Raises `UserError` where it does not answer for some minutes."""
+def _states(events: EventLog) -> dict[tuple[str, str], JobState]:
+    """`Entry.queued_as` → state, as the queue knows it. Raises `UserError` after minutes without an answer."""
     for _ in range(ASK_TIMES):
         try:
             return job_states(_queued(events).values(), events.path.parent)
         except NoAnswer as error:
-            sentence = f"{error}: python -m orchestrator.compare {events.path.parent} compares."
+            sentence = f"{error}. To compare without it: python -m orchestrator.compare {events.path.parent}"
             time.sleep(ASK_SECONDS)
     raise UserError(sentence)
 

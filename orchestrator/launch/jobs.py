@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 
+from orchestrator.config.schema import Config
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.schedulers.scheduler import Job, Resources
@@ -15,8 +16,7 @@ def cell_job(cell: Cell, experiment: Experiment, gpus: str | None = None) -> Job
 
     In a queue, the job retries itself when its process has died.
     """
-    threads, launcher = str(cell.config.train.threads), experiment.config.launcher
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+    launcher, environment = experiment.config.launcher, _threads(cell.config)
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpus
     limits = (f"--retries={launcher.retries}", f"--backoff={launcher.backoff_seconds}")
@@ -28,7 +28,14 @@ def cell_job(cell: Cell, experiment: Experiment, gpus: str | None = None) -> Job
 def finalize_job(experiment: Experiment) -> Job:
     """The job that compares the cells, or submits those again that died."""
     path = str(experiment.directory.resolve())
-    return Job("orchestrator.launch.finalize", (path,), f"{experiment.name}-comparison")
+    name = f"{experiment.name}-comparison"
+    return Job("orchestrator.launch.finalize", (path,), name, environment=_threads(experiment.config))
+
+
+def _threads(config: Config) -> dict[str, str]:
+    """The variables that keep a process to `train.threads` threads."""
+    threads = str(config.train.threads)
+    return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
 
 
 def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:

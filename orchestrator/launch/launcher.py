@@ -35,10 +35,12 @@ def launch(
             queued.cancel(experiment.directory, cancelled)
             console.print(f"Cancelled {', '.join(cancelled)}, which had these cells.", markup=False, soft_wrap=True)
         unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
-        taken = {c: job for c, job in queued.still_queued(experiment, unfinished).items() if job not in cancelled}
+        still = queued.still_queued(experiment, unfinished)
+        taken = {cell: entry.job for cell, entry in still.items() if entry.job not in cancelled}
         selected = [cell for cell in unfinished if cell.id not in taken and (only is None or cell.id in only)]
         if left := [f"{cell} (job {job})" for cell, job in taken.items() if only is None or cell in only]:
-            console.print(f"{queued.title(experiment.directory)} already has {', '.join(map(escape, left))}.")
+            queues = queued.title((still[cell] for cell in taken), experiment.directory)
+            console.print(f"{queues} already has {', '.join(map(escape, left))}.")
         if selected:
             record_launcher(experiment)
             scheduler = chosen(experiment.config)(experiment.directory)

@@ -103,7 +103,7 @@ def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
     last, jobs = events.comparison(), list(after)
     if last is not None and not (here and here.id == last.job):
         with suppress(NoAnswer):
-            state = scheduler.states([last.job]).get(last.job)
+            state = job_states([last], experiment.directory).get(last.queued_as)
             if state and state.phase == Phase.waiting:
                 return False
             if state and state.phase == Phase.running and last.state == "submitted":
@@ -115,8 +115,8 @@ def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
     return True
 
 
-def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, str]:
-    """Cell → job, of the cells that wait or run in a queue now.
+def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, Entry]:
+    """Cell → its newest event, of the cells that wait or run in a queue now.
 
     Raises `UserError` where the queue does not answer, lest cells be submitted twice.
     """
@@ -127,16 +127,16 @@ def still_queued(experiment: Experiment, cells: Iterable[Cell]) -> dict[str, str
         known = job_states(theirs.values(), experiment.directory)
     except NoAnswer as error:
         raise UserError(f"{experiment.directory} has jobs in a queue, and {error}.") from error
-    return {c: entry.job for c, entry in theirs.items() if entry.job in known and not known[entry.job].has_ended}
+    return {c: e for c, e in theirs.items() if e.queued_as in known and not known[e.queued_as].has_ended}
 
 
-def left_to_queue(experiment: Experiment) -> list[str]:
-    """The unfinished cells that are in a queue now, or that its finalize will compare or submit again."""
+def left_to_queue(experiment: Experiment) -> dict[str, Entry]:
+    """Unfinished cell → event of the job that runs it, or of the finalize that will compare or submit it again."""
     unfinished = [cell for cell in experiment.cells if not is_finished(cell.directory)]
     last = EventLog(experiment.directory).comparison()
     if last is not None and last.is_open and not _has_ended(last, experiment.directory):
-        return [cell.id for cell in unfinished]
-    return list(still_queued(experiment, unfinished))
+        return {cell.id: last for cell in unfinished}
+    return still_queued(experiment, unfinished)
 
 
 def follow(experiment: Experiment, console: Console) -> bool:
@@ -166,7 +166,7 @@ def follow(experiment: Experiment, console: Console) -> bool:
 def cancel(directory: Path, jobs: Collection[str] | None = None) -> list[str]:
     """End jobs of a queue, by default all; return those that were alive. Raises `UserError` without an answer.
 
-    Cells whose jobs had not begun are recorded as stopped.
+    Cells whose jobs had not begun, or are gone, are recorded as stopped.
     """
     events = EventLog(directory)
     entries = {cell: entry for cell, entry in events.open().items() if jobs is None or entry.job in jobs}
@@ -174,25 +174,25 @@ def cancel(directory: Path, jobs: Collection[str] | None = None) -> list[str]:
         known = job_states(entries.values(), directory)
     except NoAnswer as error:
         raise UserError(f"{directory} has jobs that cannot be cancelled: {error}.") from error
-    live = {entry.job: entry for entry in entries.values() if entry.job in known and not known[entry.job].has_ended}
+    live = {e.job: e for e in entries.values() if e.queued_as in known and not known[e.queued_as].has_ended}
     for one in {entry.scheduler: entry for entry in live.values()}.values():
         of_entry(one, directory).cancel([job for job, entry in live.items() if entry.scheduler == one.scheduler])
     for cell, entry in entries.items():
-        if entry.job in known and known[entry.job].phase == Phase.waiting:
+        if entry.queued_as not in known or known[entry.queued_as].phase == Phase.waiting:
             which = {"job": entry.job, "scheduler": entry.scheduler}
             events.append(cell, "stopped", attempt=entry.attempt, reason="cancelled", **which)
     return list(live)
 
 
-def title(directory: Path) -> str:
-    """The names of the queues that have open jobs of an experiment."""
-    return " and ".join(sorted({of_entry(entry, directory).title for entry in EventLog(directory).open().values()}))
+def title(entries: Iterable[Entry], directory: Path) -> str:
+    """The names of the queues that have the jobs of the events."""
+    return " and ".join(sorted({of_entry(entry, directory).title for entry in entries}))
 
 
 def _has_ended(entry: Entry, directory: Path) -> bool:
     """True where that job neither waits nor runs, as far as its queue answers."""
     with suppress(NoAnswer):
-        state = job_states([entry], directory).get(entry.job)
+        state = job_states([entry], directory).get(entry.queued_as)
         return state is None or state.has_ended
     return False
 

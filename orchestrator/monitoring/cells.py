@@ -143,7 +143,7 @@ def read_status(experiment_dir: Path) -> list[CellStatus]:
     found = []
     for cell, path in cells.items():
         entry, attempt = last.get(cell), attempts.get(cell)
-        job = known.get(entry.job) if entry else None
+        job = known.get(entry.queued_as) if entry else None
         evidence = Evidence(cell in held, bool(attempt and attempt.is_stale()), launching, job, not no_answer)
         state = state_of(entry, evidence) if path.is_dir() else "missing"
         if state == "zombie" and not evidence.stale:  # log and queue were read at different times
@@ -174,7 +174,7 @@ def read_comparison(experiment_dir: Path) -> str:
     if no_answer:
         state = "running" if entry.state == "running" else "queued"
         return f"{state} (job {entry.job}), as the event log has it: {no_answer}"
-    job = known.get(entry.job)
+    job = known.get(entry.queued_as)
     if job is None:
         return f"lost: {of_entry(entry, experiment_dir).title} does not know job {entry.job} any more; {COMPARES}"
     if job.has_ended:
@@ -188,13 +188,13 @@ def _look_again(events: EventLog, cell: str, path: Path, evidence: Evidence) -> 
     """The cell's newest event, read after the queue's newest answer and the state of the process."""
     entry, job = events.last().get(cell), None
     with suppress(NoAnswer):
-        job = job_states([entry], events.path.parent).get(entry.job) if entry else None
+        job = job_states([entry], events.path.parent).get(entry.queued_as) if entry else None
     held = lease.is_held(path)
     return events.last().get(cell), replace(evidence, job=job, held=held)
 
 
-def _job_states(events: EventLog) -> tuple[dict[str, JobState], str]:
-    """Job → state of all open jobs of queues, some seconds old at most; and the error of a queue that is silent."""
+def _job_states(events: EventLog) -> tuple[dict[tuple[str, str], JobState], str]:
+    """`Entry.queued_as` → state of all open jobs, some seconds old at most; and the error of a queue that is silent."""
     entries = frozenset(events.open().values())
     try:
         return _recent_states(entries, events.path.parent, int(time.monotonic() / PATIENCE)), ""
@@ -203,7 +203,7 @@ def _job_states(events: EventLog) -> tuple[dict[str, JobState], str]:
 
 
 @lru_cache(maxsize=8)
-def _recent_states(entries: frozenset[Entry], experiment_dir: Path, period: int) -> dict[str, JobState]:
+def _recent_states(entries: frozenset[Entry], experiment_dir: Path, period: int) -> dict[tuple[str, str], JobState]:
     return job_states(entries, experiment_dir)
 
 

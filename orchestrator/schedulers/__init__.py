@@ -43,10 +43,11 @@ def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
         ) from None
 
 
-def job_states(entries: Collection[Entry], experiment_dir: Path) -> dict[str, JobState]:
-    """Job → state, of the jobs in the entries that a queue still knows. Raises `NoAnswer`."""
-    found: dict[str, JobState] = {}
+def job_states(entries: Collection[Entry], experiment_dir: Path) -> dict[tuple[str, str], JobState]:
+    """`Entry.queued_as` → state, of the jobs in the entries that a queue still knows. Raises `NoAnswer`."""
+    found: dict[tuple[str, str], JobState] = {}
     for one in {entry.scheduler: entry for entry in entries if entry.scheduler}.values():
         jobs = [entry.job for entry in entries if entry.scheduler == one.scheduler]
-        found |= of_entry(one, experiment_dir).states(jobs)
+        known = of_entry(one, experiment_dir).states(jobs)
+        found |= {(one.scheduler, job): state for job, state in known.items()}
     return found

@@ -56,7 +56,11 @@ class Job:
         return code
 
     def __call__(self) -> None:
-        """Run the job; end the process where the exit code is not 0."""
+        """Run the job in its environment; end the process where the exit code is not 0.
+
+        submitit's own settings, such as an empty CUDA_VISIBLE_DEVICES, come after the launcher's, and before these.
+        """
+        os.environ.update(self.environment)
         if code := self.run():
             sys.exit(code)
 

@@ -28,6 +28,11 @@ class Entry:
     restart: int = 0  # earlier starts of the job by its scheduler
 
     @property
+    def queued_as(self) -> tuple[str, str]:
+        """The scheduler and its id of the job, which only together name one: process ids and job ids coincide."""
+        return self.scheduler, self.job
+
+    @property
     def is_open(self) -> bool:
         """True where another event must follow."""
         return self.state in cell_states.OPEN

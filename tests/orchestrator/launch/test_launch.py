@@ -258,7 +258,7 @@ def test_a_cell_can_be_run_by_itself(
 
 
 def test_a_job_touches_no_gpu_before_it_knows_its_own() -> None:
-    """CUDA reads CUDA_VISIBLE_DEVICES once: `run_job` sets it, so nothing that it imports may have asked before."""
+    """CUDA reads CUDA_VISIBLE_DEVICES once: `Job` sets it, so nothing imported before may have asked."""
     script = (
         "import torch\n"
         "def touched(*_): raise SystemExit('CUDA was touched')\n"

@@ -11,7 +11,8 @@ import pytest
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.run_directory import record_launcher
-from orchestrator.launch import finalize, resume
+from orchestrator.launch import finalize, queued, resume
+from orchestrator.launch.jobs import cell_job, finalize_job
 from orchestrator.launch.launcher import launch
 from orchestrator.schedulers import Slurm
 from orchestrator.schedulers.scheduler import Job, Resources
@@ -20,7 +21,7 @@ from orchestrator.status import main as status_main
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import EventLog
 from tests.naming import names, naming
-from tests.orchestrator.launch.cluster import FOUR, Made, console, jobs, printed
+from tests.orchestrator.launch.cluster import FOUR, Made, console, jobs, printed, with_state
 from tests.orchestrator.schedulers.scripted import Scripted
 
 LEARNED = "['sidecar.mode=learn', 'sidecar.interval=2', 'sidecar.warmup=1']"
@@ -139,3 +140,43 @@ def test_another_launcher_leaves_what_slurm_has_and_does_not_wait_for_it(made: M
     assert finalize.finalize(experiment, told, lambda sentence: pytest.fail(sentence), ran=False) == 0
     assert names(printed(told), "Slurm", "main/seed=0", "job 1")
     assert f"follow: python -m orchestrator.status {experiment.directory} --watch" in printed(told)
+
+
+def test_a_process_id_is_not_taken_for_a_job_of_the_queue(made: Made, cluster: Scripted) -> None:
+    """A cell that a launcher of this machine ran as process 2, beside Slurm's job 2."""
+    experiment = made(*FOUR, "launcher.slurm.array=false")
+    launch(experiment, console())
+    with_state(experiment, ["a/seed=0"], "stopped")
+    events = EventLog(experiment.directory)
+    events.append("a/seed=0", "running", attempt=1, job="2")
+    events.append("a/seed=0", "crashed", attempt=1, job="2")
+    assert "a/seed=0" not in queued.still_queued(experiment, experiment.cells)
+    launch(experiment, console())
+    assert jobs(experiment)["a/seed=0"] == "6"
+
+
+def test_a_stopped_cell_whose_job_still_ends_is_left_to_its_queue(made: Made, cluster: Scripted) -> None:
+    experiment = made(*FOUR, "launcher.slurm.array=false", "seeds=[0]")
+    launch(experiment, console())
+    with_state(experiment, ["a/seed=0"], "stopped")
+    cluster.become("1", "COMPLETING")
+    told = console()
+    launch(experiment, told)
+    assert names(printed(told), "Slurm already has a/seed=0 (job 1)")
+
+
+def test_a_cancelled_job_that_its_queue_has_forgotten_is_recorded_as_stopped(made: Made, cluster: Scripted) -> None:
+    """Otherwise the deaths before it count against the next launch."""
+    experiment = made(*FOUR, "launcher.slurm.array=false")
+    launch(experiment, console())
+    cluster.says("jobs", "")
+    assert queued.cancel(experiment.directory) == []
+    assert len(jobs(experiment, "stopped")) == 4
+
+
+def test_the_comparison_is_kept_to_the_threads_of_a_cell(made: Made) -> None:
+    """It makes the readings that are missing, and these are equal bit for bit at equal numbers of threads."""
+    experiment = made("train.threads=2")
+    cell = cell_job(experiment.cells[0], experiment).environment
+    assert finalize_job(experiment).environment == cell
+    assert cell["OMP_NUM_THREADS"] == "2"
