@@ -1,4 +1,4 @@
-"""Training speed against named rivals, as ratios measured in one run: `make bench`. Asserts nothing."""
+"""Training speed against other implementations, as ratios measured in one run: `make bench`. Asserts nothing."""
 
 from __future__ import annotations
 

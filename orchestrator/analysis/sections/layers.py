@@ -152,7 +152,7 @@ def spreads(c: Comparison) -> Section:
 
 
 def multipliers(c: Comparison, arm: str) -> list[Section]:
-    """Per channel of the arm's sidecar: multipliers, where the seeds agree, and what became of each layer."""
+    """Per channel of the arm's sidecar: multipliers, where the seeds agree, and CV and saturation of each layer."""
     at = _common_step(c, [c.baseline, arm])
     flat, stacks = mean_flattening(c.tables["flattening"], arm, at.step), _layers_read([c.baseline, arm], at)
     found = []

@@ -19,7 +19,7 @@ def config_of(small: list[str], *overrides: str) -> Config:
 
 
 @pytest.mark.parametrize("mode", ["learn", "fixed", "random"])
-def test_a_sidecar_is_planned_without_weights_and_without_a_recording(small: list[str], mode: str) -> None:
+def test_a_sidecar_is_planned_without_weights_and_without_a_recorded_run(small: list[str], mode: str) -> None:
     sidecar = planned_sidecar(config_of(small, f"sidecar.mode={mode}"))
     assert all(parameter.is_meta for parameter in sidecar.model.parameters())
     assert len(sidecar.channels["decay"].units) == 3 * 7
