@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -58,11 +60,16 @@ class EventLog:
         """Record that `cell` (`<arm>/seed=<k>`) entered a state of `cell_states.STATES`.
 
         `more`: the `scheduler` that queues the job and `restart`, its earlier starts; for `running` the `environment`;
-        for `crashed` the step of the newest checkpoint, `saved`. Raises `UserError` where the disk refuses.
+        for `crashed` the step of the newest checkpoint, `saved`. Raises `UserError` where the disk refuses, and
+        `ValueError` for a state that the table does not have. Warns, after writing, of one that cannot come next.
         """
+        if state not in cell_states.STATES:
+            raise ValueError(f"'{state}' is not a state of a cell: {', '.join(cell_states.STATES)}")
         time = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": job, "reason": reason}
         metrics_log.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
+        with suppress(OSError, ValueError, KeyError, TypeError):  # a broken line, which all who read the log report
+            _in_order(self._written_of(cell))
 
     def last(self) -> dict[str, Entry]:
         """The newest event of every cell that has one."""
@@ -115,6 +122,12 @@ class EventLog:
                 found.setdefault(record["cell"], []).append(begun | where)
         return found
 
+    def _written_of(self, cell: str) -> list[metrics_log.Record]:
+        """Every event of `cell`; cheap, since a launch appends one for each of a thousand cells."""
+        name = json.dumps(cell)[1:-1].encode()
+        records = map(json.loads, (line for line in self.path.read_bytes().split(b"\n") if name in line))
+        return [record for record in records if record["cell"] == cell]
+
     def _records(self) -> list[metrics_log.Record]:
         """Every event but the late ones. Raises `UserError` where a key is missing or has another type."""
         try:
@@ -127,8 +140,8 @@ class EventLog:
 @lru_cache(maxsize=4)  # every cell's status reads the whole log
 def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
     """The events, without those that a superseded attempt appended late. Size and time are the cache's key."""
-    records, begun, states = [], dict[str, int](), dict[str, str]()  # cell → its last attempt that ran, its state
-    for record in metrics_log.read(path):
+    records = metrics_log.read(path)
+    for record in records:
         for key, kind in KINDS.items():
             if key not in record:
                 raise UserError(f"{path} has a record without '{key}': delete that line.")
@@ -136,6 +149,13 @@ def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
                 raise UserError(
                     f"{path} has a record whose {key} is {record[key]!r:.40}, not {kind.__name__}: delete that line."
                 )
+    return _in_order(records)
+
+
+def _in_order(records: list[metrics_log.Record]) -> list[metrics_log.Record]:
+    """The records without the late ones. Warns of a state that cannot follow the one before it."""
+    found, begun, states = [], dict[str, int](), dict[str, str]()  # cell → its last attempt that ran, its state
+    for record in records:
         cell, state = record["cell"], record["state"]
         if record["attempt"] < begun.get(cell, 0):
             continue
@@ -143,8 +163,8 @@ def _checked(path: Path, size: int, written: int) -> list[metrics_log.Record]:
             begun[cell] = record["attempt"]
         cell_states.check(cell, states.get(cell), state)
         states[cell] = state
-        records.append(record)
-    return records
+        found.append(record)
+    return found
 
 
 def _entry(record: metrics_log.Record) -> Entry:

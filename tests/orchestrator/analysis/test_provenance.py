@@ -46,6 +46,7 @@ def test_differences_between_and_within_arms_and_over_attempts(experiment: Write
     run_on(root, "uniform/seed=0")
     run_on(root, "uniform/seed=1", device="A100", host="n2")
     run_on(root, "variable/seed=0", changes="0a1b")
+    EventLog(root).append("variable/seed=0", "preempted", attempt=1)
     run_on(root, "variable/seed=0", attempt=2, commit="def", versions={"torch": "2.12.0", "numpy": "2"})
     run_on(root, "variable/seed=1")
     found = rows(root)

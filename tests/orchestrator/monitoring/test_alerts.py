@@ -108,6 +108,7 @@ def test_a_silent_metrics_log_is_stale_only_where_it_should_be_written(cell: Wri
 def test_an_attempt_that_has_just_begun_is_not_silent(cell: Write) -> None:
     path = cell()
     age(path, 10_000)
+    EventLog(path.parents[1]).append("uniform/seed=0", "preempted", attempt=1)
     EventLog(path.parents[1]).append("uniform/seed=0", "running", attempt=2)
     assert [text for severity, text in said(path, running=True) if severity == "warn"] == []
 
