@@ -167,4 +167,4 @@ def test_a_strange_job_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_outside_of_a_job_there_is_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert retry.main([str(tmp_path), "1"]) == 2
-    assert "no job" in capsys.readouterr().err
+    assert "not a job" in capsys.readouterr().err
