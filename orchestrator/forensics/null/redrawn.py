@@ -14,7 +14,8 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ RESAMPLED = frozenset((
     "head_evenness", "head_diversity", "coupling", "source_mean", "sink_mean", "synapse_mediator",
     "attention_share", "balance", "balance_per_parameter", "down_ratio",
     "gamma_concentration", "post_norm_damped_fraction", "total_write", "write_gain",
+))  # fmt: skip
+# Statistics that a redrawn layer shares with the real one: its shape, names and places, what is set from outside, and of
+# `entries` the count alone. `_drawn` redraws every other.
+KEPT = frozenset((
+    "index", "width", "heads", "names", "shapes", "entries", "loudest", "activations", "threshold", "chance",
 ))  # fmt: skip
 # Measures with a null of another kind → a description of it.
 OPTIMIZER = "the optimizer state is not redrawn: the null is the law of the measure between independent directions"
@@ -129,8 +135,27 @@ def _drawn_spectrum(entries: Entries, shape: tuple[int, int], rng: np.random.Gen
     return spectra({"": torch.from_numpy(matrix.astype(np.float32).reshape(shape))}, {})[""]
 
 
+class Resampled:
+    """The entries of a redrawn matrix: their number is all that a measure may read.
+
+    Resampling leaves their distribution as it is, so a measure of it would be the same in every redrawn layer.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(
+            f"a redrawn layer has no `entries[…].{name}`, which resampling leaves as it is: the measure that reads it "
+            "has no null. Take it out of RESAMPLED in orchestrator/forensics/null/redrawn.py, and out of ROUTING."
+        )
+
+
 def _drawn(r: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
-    """The layer's statistics with its entries redrawn, without spectra."""
+    """The layer's statistics with its entries redrawn, without spectra.
+
+    Raises `ValueError` for a field of `LayerStatistics` that is neither redrawn here nor one of `KEPT`.
+    """
     width, ffn = r.width, len(r.position_energy["up"])
     positions = {kind: resampled_sums(r.entries[kind], ffn, width, rng) for kind in r.position_energy}
     c_squared = np.square(co_magnitude(positions))
@@ -139,19 +164,25 @@ def _drawn(r: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
         for kind, sums in r.head_energy.items()
     }
     size = sum(entries.count for entries in r.entries.values())
-    return replace(
-        r,
-        energy={kind: float(sums.sum()) for kind, sums in (heads | positions).items()},
-        head_energy=heads,
-        position_energy=positions,
-        cosines={pair: _random_cosines(ffn, width, rng) for pair in r.cosines},
-        written=np.sqrt(resampled_sums(r.entries["down"], width, c_squared, rng)),
-        spectra={},
-        fingerprints=None if r.heads is None else drawn_fingerprints(r.heads, width, rng),
-        gammas={place: rng.choice(gamma, len(gamma)) for place, gamma in r.gammas.items()},
-        alignment={kind: rng.normal() / np.sqrt(r.entries[kind].count) for kind in r.alignment},
-        stuck=None if r.stuck is None else rng.binomial(size, r.stuck) / size,
-    )
+    drawn: dict[str, Any] = {
+        "energy": {kind: float(sums.sum()) for kind, sums in (heads | positions).items()},
+        "head_energy": heads,
+        "position_energy": positions,
+        "cosines": {pair: _random_cosines(ffn, width, rng) for pair in r.cosines},
+        "written": np.sqrt(resampled_sums(r.entries["down"], width, c_squared, rng)),
+        "spectra": {},
+        "fingerprints": None if r.heads is None else drawn_fingerprints(r.heads, width, rng),
+        "gammas": {place: rng.choice(gamma, len(gamma)) for place, gamma in r.gammas.items()},
+        "alignment": {kind: rng.normal() / np.sqrt(r.entries[kind].count) for kind in r.alignment},
+        "stuck": None if r.stuck is None else rng.binomial(size, r.stuck) / size,
+    }
+    if left := {field.name for field in fields(r) if field.init} - set(drawn) - KEPT:
+        raise ValueError(
+            f"the null does not redraw LayerStatistics.{min(left)}, so no measure of it has one: redraw it in `_drawn` "
+            "of orchestrator/forensics/null/redrawn.py, or name it in KEPT there if resampling leaves it as it is."
+        )
+    counts = {kind: cast(Entries, Resampled(entries.count)) for kind, entries in r.entries.items()}
+    return replace(r, entries=counts, **drawn)
 
 
 def _random_cosines(count: int, width: int, rng: np.random.Generator) -> np.ndarray:

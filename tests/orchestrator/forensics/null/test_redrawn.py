@@ -14,12 +14,11 @@ from scipy import stats
 from orchestrator.forensics.analyze import read_stack
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.table import measure
-from orchestrator.forensics.null.redrawn import draws
+from orchestrator.forensics.null.redrawn import OTHERWISE, draws
 from orchestrator.forensics.roles.scoring import MEASURED
 
 CPU = torch.device("cpu")
 DRAWS = 60
-ELSEWHERE = {"adjacent_alignment", "copy_density", "stuck_fraction", "momentum_alignment.down"}  # not in weights
 GAUSSIAN = {"head_diversity", "coupling"}  # by design
 
 
@@ -41,7 +40,7 @@ def test_every_routed_measure_has_the_law_of_redrawn_weights(
     for _ in range(DRAWS):
         tensors = {name: rng.choice(w.ravel(), w.shape) for name, w in ours.tensors.items()}
         real.append(_measured(type(ours)(tmp_path / "redrawn", ours.spec, tensors, ours.moments).write()))
-    wanted = MEASURED - ELSEWHERE - (GAUSSIAN if heavy else set())
+    wanted = MEASURED - set(OTHERWISE) - (GAUSSIAN if heavy else set())
     checked = set()
     for layer in range(2):
         for key in wanted:

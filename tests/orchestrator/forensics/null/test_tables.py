@@ -16,15 +16,16 @@ from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.table import measure
+from orchestrator.forensics.null import redrawn
 from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED, draws
 from orchestrator.forensics.roles.routing import ROUTING
 from orchestrator.forensics.roles.scoring import MEASURED, check_nulls
-from tests.naming import names
+from tests.naming import names, naming
 
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def test_the_tables_name_exactly_what_a_redrawn_layer_has(checkpoint: Callable[..., Any]) -> None:
+def test_a_redrawn_layer_has_what_the_tables_name(checkpoint: Callable[..., Any]) -> None:
     ours = checkpoint(widths=(16,) * 3)
     stack, compositions = read_stack(CheckpointModel(ours.write()), torch.device("cpu"))
     for layer in stack.layers:
@@ -33,9 +34,26 @@ def test_the_tables_name_exactly_what_a_redrawn_layer_has(checkpoint: Callable[.
     (first, _) = draws(stack, compositions, 2, 0, activations)
     held = {name for name, value in measure(first.layers[1]).items() if value is not None}
     law = {f"momentum_alignment.{kind}_chance" for kind in KINDS}  # of the shape alone: no null of its own
-    assert held - law == RESAMPLED | set(OTHERWISE)
+    assert held - law >= RESAMPLED | set(OTHERWISE)
     assert held >= MEASURED
     assert all(reason.strip() for reason in OTHERWISE.values())
+
+
+def test_a_measure_of_what_resampling_leaves_as_it_is_has_no_null(checkpoint: Callable[..., Any]) -> None:
+    stack, compositions = read_stack(CheckpointModel(checkpoint(widths=(16,)).write()), torch.device("cpu"))
+    (null,) = draws(stack, compositions, 1, 0)
+    assert null.layers[0].entries["down"].count == stack.layers[0].entries["down"].count
+    with pytest.raises(AttributeError, match=naming("entries[…].tail", "RESAMPLED")):
+        _ = null.layers[0].entries["down"].tail
+
+
+def test_a_statistic_that_nobody_redraws_is_refused(
+    checkpoint: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, compositions = read_stack(CheckpointModel(checkpoint(widths=(16,)).write()), torch.device("cpu"))
+    monkeypatch.setattr(redrawn, "KEPT", redrawn.KEPT - {"loudest"})  # as if it were new
+    with pytest.raises(ValueError, match=naming("LayerStatistics.loudest", "_drawn", "KEPT")):
+        next(draws(stack, compositions, 1, 0))
 
 
 def test_a_route_without_a_null_names_itself_and_the_line_to_add() -> None:
