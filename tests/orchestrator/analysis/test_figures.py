@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Page, expect, sync_playwright
 
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import FIGURES, draw, write
@@ -232,8 +232,7 @@ def test_names_are_read_as_they_were_written(experiment: Write, tmp_path: Path, 
                 if t.showlegend and str(t.hovertext).startswith(html.escape(name, quote=False))
             )  # fmt: skip
             tab.evaluate(HOVERED, at)
-            told = "".join(tab.locator(".hoverlayer .hovertext").all_text_contents())
-            assert f"{name}, mean" in told
+            expect(tab.locator(".hoverlayer")).to_contain_text(f"{name}, mean")  # plotly draws it within 50 ms
     tab.goto((tmp_path / "role_migration.html").as_uri())
     tab.wait_for_selector(".annotation-text")
     assert tab.locator(".annotation-text").all_text_contents()[:5] == shown[:5]

@@ -257,8 +257,10 @@ def test_family(tmp_path: Path, family: str, mark: str, sizes: dict[str, Any]) -
 
 def test_every_mark_and_family_of_the_table_is_tested() -> None:
     tested = {family for family, _, _ in CASES} | {"llama_sandwich"}  # ours: test_anatomy
-    assert tested == set(FAMILIES)
-    marks = {mark for family in FAMILIES.values() for mark in family.declared if not mark.startswith("norm=")}
+    elsewhere = {name for name in FAMILIES if Path(__file__).with_name(f"test_{name}.py").exists()}
+    assert tested | elsewhere == set(FAMILIES), "add it to CASES, or test it in test_<family>.py"
+    families = [family for name, family in FAMILIES.items() if name in tested]
+    marks = {mark for family in families for mark in family.declared if not mark.startswith("norm=")}
     assert marks - {mark for _, mark, _ in CASES} == {"gemma3"}  # the multimodal one: test_anatomy
 
 
