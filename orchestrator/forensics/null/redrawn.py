@@ -44,8 +44,8 @@ RESAMPLED = frozenset((
     "attention_share", "balance", "balance_per_parameter", "down_ratio",
     "gamma_concentration", "post_norm_damped_fraction", "total_write", "write_gain",
 ))  # fmt: skip
-# Statistics that a redrawn layer shares with the real one: its shape, names and places, what is set from outside, and of
-# `entries` the count alone. `_drawn` redraws every other.
+# Statistics that a redrawn layer shares with the real one: its shape, names and places, what is set from outside, and
+# the count alone of `entries`. `_drawn` redraws every other.
 KEPT = frozenset((
     "index", "width", "heads", "names", "shapes", "entries", "loudest", "activations", "threshold", "chance",
 ))  # fmt: skip
