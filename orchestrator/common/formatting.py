@@ -1,4 +1,4 @@
-"""Parts of a terminal page: tables that fit, labelled lines, numbers and bars."""
+"""Format a terminal's tables and bars, and numbers, durations and sizes in readable units."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
-BAR = 5  # columns of a full bar
-LONG = 30  # layers from which the header is repeated below the table
+BAR = 5  # width of a full bar, columns
+DURATIONS = (("years", 365.25 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60), ("seconds", 1))
+SIZES = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+LONG = 30  # most layers without a second header below the table
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Column:
 
     name: str
     cell: Callable[[Any], Text | str]  # of a layer, or of a pair of them
-    keep: int  # priority: a narrow terminal drops the lowest first
+    keep: int  # priority; a narrow terminal drops the lowest first
     right: bool = True
     meaning: str = ""  # printed below the table
 
 
 @dataclass(frozen=True)
 class FittedTable:
-    """A table of layers without the least important columns that do not fit, and the meaning of the others."""
+    """A table of layers that drops its least important columns until it fits, with the meaning of the others."""
 
     layers: Sequence[Any]
     columns: Sequence[Column]
@@ -53,7 +55,7 @@ class FittedTable:
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
-    """Columns of the terminal that the whole table takes."""
+    """Return the width of the whole table in columns of the terminal."""
     lines = console.render_lines(table, options.update(max_width=10_000), pad=False)
     return max(len("".join(segment.text for segment in line).rstrip()) for line in lines)
 
@@ -72,7 +74,7 @@ def plain_table(names: Iterable[str], left: Collection[str] = (), gap: int = 2) 
 
 
 def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
-    """Label → lines as a grid; a label without lines is left out."""
+    """Lay out label → lines as a grid, without labels that have no lines."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
@@ -83,7 +85,7 @@ def labelled(blocks: Mapping[str, Sequence[Text]]) -> Table:
 
 
 def printable(sentence: str) -> str:
-    """The sentence on one line, control characters escaped."""
+    """Return the sentence on one line, with control characters escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in sentence)
 
 
@@ -96,7 +98,7 @@ def dash() -> Text:
 
 
 def bar(value: float | None, largest: float, form: str) -> Text:
-    """A bar as long as the share of `largest`, to an eighth of a column, and the number."""
+    """Draw a bar for the value's share of `largest`, to an eighth of a column, and write the number."""
     if value is None:
         return dash()
     whole, eighth = divmod(round(value / largest * BAR * 8) if largest else 0, 8)
@@ -105,7 +107,7 @@ def bar(value: float | None, largest: float, form: str) -> Text:
 
 
 def beside(values: Mapping[str, float | None], key: str) -> Text:
-    """A count, and the count expected by chance."""
+    """Write a count and the count expected by chance."""
     count, expected = values[key], values[f"{key}_expected"]
     if count is None:
         return dash()
@@ -113,19 +115,45 @@ def beside(values: Mapping[str, float | None], key: str) -> Text:
 
 
 def ranges(indices: Iterable[int], mark: str = "") -> str:
-    """`0, 3–5` for 0, 3, 4, 5, with `mark` before each range."""
+    """Write 0, 3, 4, 5 as `0, 3–5`, with `mark` before each range."""
     runs = [[i for _, i in run] for _, run in groupby(enumerate(indices), lambda pair: pair[1] - pair[0])]
     return ", ".join(mark + (str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}") for run in runs)
 
 
 def counted(count: int, noun: str) -> str:
-    """The count with its noun: `1 layer`, `8 layers`."""
+    """Write a count with its noun: `1 layer`, `8 layers`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def big(count: int) -> str:
-    """The count in thousands, millions or billions: `478.2M`."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
-        if count >= size:
-            return f"{count / size:.1f}{unit}"
+    """Write a large count as `478.2M`."""
+    for one, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= one:
+            return f"{count / one:.1f}{unit}"
     return str(count)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as `3.2 days`: in the largest unit of which there are at least two."""
+    for unit, one in DURATIONS:
+        if seconds >= 2 * one:
+            return f"{figures(seconds / one)} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
+def work(seconds: float, unit: str) -> str:
+    """Write seconds as `1,234 GPU-hours`; under an hour, as minutes."""
+    return f"{figures(seconds / 3600)} {unit}-hours" if seconds >= 3600 else f"{figures(seconds / 60)} {unit}-minutes"
+
+
+def size(count: float) -> str:
+    """Write bytes in SI units: `6.1 GB`."""
+    for unit, one in SIZES:
+        if count >= one:
+            return f"{figures(count / one)} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def figures(value: float) -> str:
+    """Write two significant digits under 1, one decimal under 100, none above."""
+    return f"{value:.2g}" if value < 1 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"

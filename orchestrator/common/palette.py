@@ -1,7 +1,6 @@
-"""One colour, dash and symbol per arm, for every figure; those of roles are in `forensics/roles/palette.py`.
+"""Give each arm a colour, dash and symbol for every figure; those of roles are in `forensics/roles/palette.py`.
 
-Readers with any common colour deficiency can tell the arms' colours apart, on white and on black; each arm also has
-its own dash and symbol.
+Readers with any common colour deficiency can tell the colours apart, on white and on black.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """Colour, dash and symbol of an arm."""
+    """The style of an arm's lines."""
 
     colour: str
     dash: str
@@ -24,5 +23,5 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "triangle-
 
 
 def arm_line(index: int) -> Line:
-    """The line of the arm with this index; the baseline has 0."""
+    """Return the style of the arm with this index; the baseline has 0."""
     return Line(*(kinds[index % len(kinds)] for kinds in (COLOURS, DASHES, SYMBOLS)))

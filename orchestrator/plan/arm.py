@@ -1,9 +1,8 @@
-"""What one cell of an arm computes, holds and writes, counted from its configuration without allocating anything."""
+"""Count what a cell computes, holds and writes, from its configuration and without allocating anything."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +12,7 @@ from models.spec import DecoderSpec, body_params, forward_flops_per_token, num_p
 from models.transformer import Decoder
 from orchestrator.config.schema import Config, Credit, SidecarMode
 from orchestrator.experiments import playback
-from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
+from orchestrator.experiments.experiment import sidecar_flops, training_flops
 from orchestrator.training.sidecar import planned_sidecar
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
@@ -49,7 +48,7 @@ class ArmPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of the whole run, with the sidecar's held-out passes."""
+        """FLOPs of the whole run, including the sidecar's held-out passes."""
         learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
         judged = max(0, self.decisions - 1)  # the last interval ends with the run
         judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
@@ -58,13 +57,13 @@ class ArmPlan:
 
     @property
     def evaluation_flops(self) -> float:
-        """FLOPs of the logged held-out losses; a split has `data.heldout_tokens` per domain."""
+        """FLOPs of the logged held-out losses, each over `data.heldout_tokens` per domain."""
         data = self.config.data
         return float((len(self.evaluations) + 1) * len(data.domains) * data.heldout_tokens * self.forward)
 
     @property
     def decisions(self) -> int:
-        """Decisions of the sidecar, one per interval."""
+        """Number of the sidecar's decisions, one per interval."""
         on = self.config.sidecar.mode != SidecarMode.off
         return math.ceil(self.config.train.steps / self.config.sidecar.interval) if on else 0
 
@@ -90,7 +89,7 @@ class ArmPlan:
 
     @property
     def kept(self) -> int:
-        """Checkpoints left at the end: the newest and that of step 0."""
+        """Number of checkpoints left at the end: the newest ones and that of step 0."""
         keep = self.config.train.keep_checkpoints
         return len(self.saved) if keep is None else min(len(self.saved), 1 + keep)
 
@@ -98,8 +97,8 @@ class ArmPlan:
     def checkpoint_bytes(self) -> tuple[int, int]:
         """Bytes of the checkpoint of step 0, and of a later one.
 
-        fp32 weights, and later two moments; the sidecar's tensors and the weights into which no gain is folded; in
-        `state.json` the momentum's trace and the sidecar's decisions.
+        Both hold fp32 weights, the sidecar's tensors, the weights without folded gains, and `state.json`; a later one
+        also holds Adam's two moments and the momentum's trace.
         """
         weights = {name: tensor.numel() for name, tensor in self._model.named_parameters()}
         slopes, masters = self._sidecar_tensors
@@ -109,7 +108,7 @@ class ArmPlan:
 
     @property
     def written(self) -> int:
-        """Bytes of all checkpoints, with those that are deleted again."""
+        """Bytes of all checkpoints, including those deleted later."""
         start, later = self.checkpoint_bytes
         return start + (len(self.saved) - 1) * later
 
@@ -126,7 +125,7 @@ class ArmPlan:
 
     @property
     def traces(self) -> int:
-        """Entries of the tensors that the sidecar's channels keep."""
+        """Number of entries of the tensors that the sidecar's channels keep."""
         return sum(self._sidecar_tensors[0].values())
 
     def _due(self, every: int) -> set[int]:
@@ -147,7 +146,7 @@ class ArmPlan:
 
     @cached_property
     def _sidecar_tensors(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Name → entries: of the channels' tensors, and of the weights that are saved with a gain folded in."""
+        """Return name → entries: of the channels' tensors, and of the weights that are saved with a gain folded in."""
         if self.config.sidecar.mode == SidecarMode.off:
             return {}, {}
         follows = self.config.sidecar.mode == SidecarMode.learn
@@ -157,7 +156,7 @@ class ArmPlan:
         return kept, {name: weights[name] for channel in folds for unit in channel.weights() for name in unit}
 
     def _state(self, *, trained: bool) -> int:
-        """Bytes of `state.json` and `manifest.json`."""
+        """Return the bytes of `state.json` and `manifest.json`."""
         matrices = [name for name, tensor in self._model.named_parameters() if tensor.ndim >= 2]
         traced = self.config.forensics.trace_steps * NUMBER if trained else 0
         layers = len(self.spec.layers) * SHAPE
@@ -165,19 +164,15 @@ class ArmPlan:
         return STATE + layers + trained * sum(len(name) + traced for name in matrices) + decided
 
 
-# Bytes of JSON in `state.json`: a number with its comma, one layer's shape, the sidecar's state of one unit
-# (its multiplier, features, noise and sample, and the policy's weights), and the rest with `manifest.json`.
+# Bytes of JSON in `state.json`: a number with its comma, a layer's shape, the sidecar's state of one unit (multiplier,
+# features, noise, sample, policy's weights), and the rest with `manifest.json`.
 NUMBER, SHAPE, DECISION, STATE = 21, 80, 480, 2000
 
 
 def _file(tensors: dict[str, int]) -> int:
-    """Bytes of a safetensors file of fp32: its length, a header padded to eights, the data."""
+    """Return the bytes of an fp32 safetensors file: its length, a header padded to eights, the data."""
     header = 2 + sum(len(name) + HEADER for name in tensors)
     return 8 + header + FP32 * sum(tensors.values())
 
 
 HEADER = 67  # bytes of JSON per tensor: dtype, shape, offsets
-
-
-def plan_arms(arms: Iterable[tuple[str, Config]]) -> list[ArmPlan]:
-    return [ArmPlan(arm, config, decoder_spec(config)) for arm, config in arms]

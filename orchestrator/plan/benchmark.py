@@ -1,4 +1,4 @@
-"""A benchmark of this machine: the time to save and to read checkpoints of one and of two layers."""
+"""Benchmark this machine: the time to save and to read checkpoints of one and of two layers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from orchestrator.forensics.analyze import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.storage import checkpoint
 
-LARGEST = 9e6  # entries; a larger layer is scaled down
+LARGEST = 9e6  # most entries of a layer; a larger one is scaled down
 VOCAB = 64  # rows of the embedding
-SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first and not timed: it loads libraries
+SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first, untimed, to load libraries
 # Seconds of a layer ∝ entries^1.1: passes over the entries are linear, Gram matrices and spectra go as entries^1.5.
 # Measured: 0.75 from width 256 to 1168, 1.0 from 657 to 1168.
 EXPONENT = 1.1
@@ -26,7 +26,7 @@ EXPONENT = 1.1
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The cost of saving and reading a layer of this shape."""
+    """The time to save and to read a layer of this shape."""
 
     shape: LayerShape
     first: float  # core-seconds of reading one layer
@@ -35,13 +35,13 @@ class Benchmark:
     reading: Reading  # of one layer
 
     def seconds_of(self, spec: DecoderSpec) -> float:
-        """Core-seconds of one reading of a model, without embedding and head."""
+        """Return the core-seconds of one reading of a model, without embedding and head."""
         own = matmul_params(self.shape)
         layers = [(matmul_params(shape) / own) ** EXPONENT for shape in spec.layers]
         return self.first * layers[0] + self.further * sum(layers[1:])
 
     def reading_of(self, spec: DecoderSpec) -> Reading:
-        """The benchmark's reading with the depth of `spec`; only its size is meaningful."""
+        """Return the benchmark's reading with the depth of `spec`; only its size is meaningful."""
         (layer,) = self.reading.layers
         return replace(self.reading, layers=[replace(layer, layer=index) for index in range(len(spec.layers))])
 
@@ -60,7 +60,7 @@ def run_benchmark(config: Config, spec: DecoderSpec) -> Benchmark:
 
 
 def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, Reading]:
-    """Core-seconds to read a random model's second checkpoint, bytes/s to save it, and the reading."""
+    """Return the core-seconds to read a random model's second checkpoint, the bytes/s to save it, and the reading."""
     model = Decoder(replace(spec, vocab_size=VOCAB, tie_embeddings=True))
     init_weights(model, 0)
     weights: dict[str, torch.Tensor] = {name: p.detach() for name, p in model.named_parameters()}
@@ -81,7 +81,7 @@ def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, Rea
 
 
 def _scaled_down(shape: LayerShape) -> LayerShape:
-    """The layer, scaled down to at most `LARGEST` entries."""
+    """Scale the layer down to at most `LARGEST` entries."""
     while matmul_params(shape) > LARGEST:
         kv = max(1, shape.kv_heads * 3 // 4)
         heads = kv * (shape.heads // shape.kv_heads)

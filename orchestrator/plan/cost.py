@@ -1,4 +1,4 @@
-"""The cost of an experiment: its cells' counts over the rates of the hardware."""
+"""Compute the cost of an experiment: its cells' counts over the rates of the hardware."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.schema import Where
-from orchestrator.experiments.experiment import Experiment
-from orchestrator.plan.arm import ArmPlan, plan_arms
+from orchestrator.experiments.experiment import Experiment, decoder_spec
+from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import Benchmark, run_benchmark
 from orchestrator.plan.footprint import Footprint, footprint_of
 from orchestrator.plan.hardware import Hardware, hardware_for
@@ -18,7 +18,7 @@ from orchestrator.schedulers import chosen
 
 @dataclass(frozen=True)
 class CellCost:
-    """The cost of one cell of an arm, in seconds of wall time."""
+    """The cost of one cell of an arm; times are in seconds of wall time."""
 
     plan: ArmPlan
     footprint: Footprint
@@ -35,12 +35,12 @@ class CellCost:
 
     @property
     def forensics(self) -> float:
-        """All readings; they run in parallel with training."""
+        """Seconds of all readings, which run in parallel with training."""
         return len(self.plan.readings) * self.reading
 
     @property
     def seconds(self) -> float:
-        """From the first step until the last reading is made."""
+        """Seconds from the first step to the last reading."""
         return max(self.training, self.forensics)
 
 
@@ -92,13 +92,13 @@ class Cost:
 
     @property
     def wandb(self) -> int:
-        """Bytes of the cells' runs, and of the comparison's, which repeats their tables."""
+        """Bytes of the cells' W&B runs, and of the comparison's, which repeats their tables."""
         return sum(cell.footprint.wandb + cell.footprint.tables for cell in self.cells)
 
 
 def cost_of(experiment: Experiment) -> Cost:
-    """The cost; measuring the rates takes some seconds and a temporary directory."""
-    plans = plan_arms(experiment.arms.items())
+    """Return the cost; measuring the rates takes some seconds and a temporary directory."""
+    plans = [ArmPlan(arm, config, decoder_spec(config)) for arm, config in experiment.arms.items()]
     baseline = plans[0]
     hardware = hardware_for(baseline.config, baseline.spec)
     benchmark = run_benchmark(baseline.config, baseline.spec)
@@ -112,7 +112,7 @@ def cost_of(experiment: Experiment) -> Cost:
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:
-    """The end of the last job where each starts, in order, as soon as one of `slots` is free."""
+    """Return the end of the last job if each starts, in order, as soon as one of `slots` is free."""
     free = [0.0] * slots
     for each in seconds:
         heapq.heapreplace(free, free[0] + each)
@@ -120,7 +120,7 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
 
 
 def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
-    ranks = plan.config.launcher.ranks  # share all but saving; communication counts as free
+    ranks = plan.config.launcher.ranks  # ranks share all work but saving; communication counts as free
     return CellCost(
         plan=plan,
         footprint=footprint_of(plan, benchmark),

@@ -1,4 +1,4 @@
-"""Bytes that a cell writes besides checkpoints: its metrics log, its readings and its W&B run."""
+"""Estimate the bytes that a cell writes besides checkpoints: its metrics log, its readings and its W&B run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from orchestrator.tracking.rows import record_row
 from orchestrator.tracking.run import MANY
 from orchestrator.tracking.summaries import reading_row
 
-# A W&B row is protobuf: per item its name, its value as JSON and about 8 bytes; three items of W&B's own; and a summary
-# record that repeats every item but those of `MANY`.
+# A W&B row is protobuf: per item its name, its value as JSON and about 8 bytes; three items that W&B adds; and a
+# summary record that repeats every item outside `MANY`.
 ITEM, ROW = 8, 90
 RUN = 22_000  # bytes of a run's log besides its rows: configuration, metrics, the last summary
 KEY = 120  # bytes of the key in a reading
-COPIES = 3  # of a table: once as media of the row, twice as a staged artifact
+COPIES = 3  # of a table: one as the row's media, two as a staged artifact
 TABLE_VALUE = 17  # bytes of one value of a table in JSON
-BESIDE, SIDECAR = 16, 9  # values per layer besides its measures, in `layers` and `role_migration`; per sidecar unit
+BESIDE, SIDECAR = 16, 9  # values per layer besides its measures in `layers` and `role_migration`; per sidecar unit
 FIGURES = 70_000  # bytes of a cell's figures without points
 POINT = 25  # bytes of one point of a figure, with its hover text
-PER_LAYER = 11  # points per layer and reading, over all figures
-NUMBER = 1.2345678901234567  # as long in JSON as any double
+PER_LAYER = 11  # points per layer and reading in all figures
+NUMBER = 1.2345678901234567  # as long in JSON as a double can be
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Footprint:
 
     metrics: int
     readings: int
-    rows: int  # W&B rows, a count
+    rows: int  # number of W&B rows
     log: int  # of those rows
     tables: int  # W&B tables
     figures: int
@@ -44,7 +44,7 @@ class Footprint:
 
 
 def footprint_of(plan: ArmPlan, benchmark: Benchmark) -> Footprint:
-    """The footprint, from the sizes of one record and of one reading."""
+    """Return the footprint, from the sizes of one record and of one reading."""
     reading = benchmark.reading_of(plan.spec)
     record, heldout, decision = _record(plan)
     counts = (len(plan.records), len(plan.evaluations), plan.decisions)
@@ -69,7 +69,7 @@ def footprint_of(plan: ArmPlan, benchmark: Benchmark) -> Footprint:
 
 
 def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
-    """A record of the metrics log, and two parts that only some have: held-out losses, a sidecar's decision."""
+    """Return a record of the metrics log, and two parts that only some have: held-out losses, a sidecar's decision."""
     record = {
         "step": plan.config.train.steps, "tokens": plan.tokens, "lr": NUMBER, "loss": NUMBER,
         "grad_norm": NUMBER, "digest": "0" * 64, "seconds": 12345.678, "tokens_per_second": 12345.6, "attempt": 1,
@@ -87,7 +87,7 @@ def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, 
 
 
 def _items(row: dict[str, Any]) -> int:
-    """Bytes of a row's items; those that the summary repeats count twice."""
+    """Return the bytes of a row's items; those that the summary repeats count twice."""
     sizes = {name: len(name) + _json(value) + ITEM for name, value in row.items()}
     return sum(size * (1 if name.split("/")[0] in MANY else 2) for name, size in sizes.items())
 

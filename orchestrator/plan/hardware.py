@@ -1,4 +1,4 @@
-"""The speed and memory of the hardware: of this machine, timed on one block, or of a GPU by its data sheet."""
+"""Give the speed and memory of the hardware: of this machine, timed on one block, or of a GPU by its data sheet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from models.transformer import Decoder
 from orchestrator.config.schema import Config, Device, Gpu
 from orchestrator.training.optimizer import DecoupledAdamW
 
-SAMPLE_FLOPS = 2e10  # of the timed forward pass, about: a fraction of a second on one core
-SAMPLE_VOCAB = 1024  # rows of its embedding: the whole one may not fit
-REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts, as other processes interfere
+SAMPLE_FLOPS = 2e10  # of the timed forward pass: a fraction of a second on one core
+SAMPLE_VOCAB = 1024  # rows of its embedding, as the whole one may not fit
+REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts, because other processes interfere
 
 # Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
 # passes of torch's Adam (3 + 2 + 3 + 2 + 2 + 2 + 4 reads and writes of 4 bytes).
@@ -58,15 +58,15 @@ class Hardware:
 
     @property
     def unit(self) -> str:
-        """`GPU` or `core`, of which hours are counted."""
+        """`GPU` or `core`, the unit of hours."""
         return "GPU" if self.is_gpu else "core"
 
 
 def hardware_for(config: Config, spec: DecoderSpec) -> Hardware:
-    """`plan.gpu` where it is set, else this machine, timed on one block of the model.
+    """Return `plan.gpu` where it is set, else this machine, timed on one block of the model.
 
-    The update has its own rate: it moves every weight, gradient and moment whatever the batch, and takes longer than
-    the matrix products where a step has few tokens.
+    The update has a rate of its own: it moves every weight, gradient and moment whatever the batch, and takes longer
+    than the matrix products where a step has few tokens.
     """
     if config.plan.gpu is not None:
         sheet, mfu = SHEETS[config.plan.gpu], config.plan.mfu
@@ -79,7 +79,7 @@ def hardware_for(config: Config, spec: DecoderSpec) -> Hardware:
 
 
 def measured(config: Config, spec: DecoderSpec) -> Hardware:
-    """This machine, timed on forward, backward, clipping and update of one block of the model."""
+    """Return this machine, timed on forward, backward, clipping and update of one block of the model."""
     use_gpu = config.train.device != Device.cpu and torch.cuda.is_available()
     device, threads = torch.device("cuda" if use_gpu else "cpu"), torch.get_num_threads()
     one = DecoderSpec(layers=spec.layers[:1], vocab_size=min(spec.vocab_size, SAMPLE_VOCAB), norm=spec.norm)
@@ -112,16 +112,16 @@ def measured(config: Config, spec: DecoderSpec) -> Hardware:
     cores = "one core" if config.train.threads == 1 else f"{config.train.threads} cores"
     name = torch.cuda.get_device_name() if use_gpu else f"{cores} of this machine"
     memory = float(torch.cuda.get_device_properties(0).total_memory) if use_gpu else None
-    source = f"measured just now on one block of this model: {flops / 1e9:,.1f} GFLOP/s and {_per_update(one, updates)}"
-    return Hardware(name, source, use_gpu, flops, num_params(one) / updates, memory)
-
-
-def _per_update(spec: DecoderSpec, seconds: float) -> str:
-    return f"{num_params(spec) / seconds / 1e6:,.0f} million parameters updated per second"
+    rate = num_params(one) / updates
+    source = (
+        f"measured just now on one block of this model: {flops / 1e9:,.1f} GFLOP/s and {rate / 1e6:,.0f} million "
+        "parameters updated per second"
+    )
+    return Hardware(name, source, use_gpu, flops, rate, memory)
 
 
 def _now(use_gpu: bool, threads: int) -> float:
-    """Seconds of CPU time per thread; on a GPU wall time, after it has finished its work."""
+    """Return seconds: CPU time per thread, or on a GPU wall time once it has finished its work."""
     if use_gpu:
         torch.cuda.synchronize()
         return time.perf_counter()

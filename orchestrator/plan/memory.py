@@ -1,4 +1,4 @@
-"""The peak memory of a training step, estimated by counting tensors."""
+"""Estimate the peak memory of a training step by counting tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ FP32, BF16 = 4, 2  # bytes
 
 
 def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> float:
-    """Bytes of one rank: fp32 weights, gradients, both moments, the sidecar's `traces` (entries), and the larger of the
-    activations of a micro-batch and the temporaries of the update.
+    """Return the bytes of one rank: fp32 weights, gradients, both moments, the sidecar's `traces` (entries), and the
+    larger of a micro-batch's activations and the update's temporaries.
 
-    Several ranks share all of these; each gathers the whole layer that it computes. Fragmentation of the allocator and
-    CUDA itself (about 1 GB) come on top.
+    Several ranks share all of these, but each gathers the whole layer that it computes. The allocator's fragmentation
+    and CUDA itself (about 1 GB) are not counted.
     """
     ranks = config.launcher.ranks
     train = config.train
@@ -22,15 +22,15 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
     params = num_params(spec)
     standing = FP32 * (4 * params + traces) / ranks
     gathered = FP32 * (params - body_params(spec) + max(map(matmul_params, spec.layers))) if ranks > 1 else 0
-    # Adam's foreach: one more list
+    # the last term: Adam's foreach keeps one more list of tensors
     return standing + max(gathered + activations(spec, tokens, half=half), FP32 * params / ranks)
 
 
 def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
-    """Bytes that the forward pass of `tokens` keeps for its backward pass, the loss's own gradient included.
+    """Return the bytes that the forward pass of `tokens` keeps for its backward pass, with the loss's own gradient.
 
-    `half`: under bf16 autocast, which also keeps a bf16 copy of every matrix. At the peak the log-softmax of the logits
-    and its gradient are kept in fp32, and under autocast one bf16 copy.
+    With `half` (bf16 autocast) it also keeps a bf16 copy of every matrix. At the peak it keeps the log-softmax of the
+    logits and its gradient in fp32, and with `half` one bf16 copy.
     """
     kept = sum(_of_layer(shape, NORMS[spec.norm], half=half) for shape in spec.layers)
     kept += FP32 * 3 * spec.width + spec.vocab_size * (2 * FP32 + BF16 * half)
@@ -39,7 +39,7 @@ def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
 
 
 def _of_layer(shape: LayerShape, norms: int, *, half: bool) -> int:
-    """Bytes per token of one block: the FFN's four products; q, k, v, their mixture; inputs of norms and matrices."""
+    """Return a block's bytes per token: the FFN's four products; q, k, v, their mix; inputs of norms and matrices."""
     inner = 4 * shape.ffn + 2 * shape.head_dim * (shape.heads + shape.kv_heads)
     scales = norms + shape.heads  # 1/rms of every norm, log-sum-exp of every head
     if half:  # the residual stream and the norms' outputs stay fp32; five matrices each keep a bf16 input

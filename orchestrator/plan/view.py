@@ -1,10 +1,10 @@
-"""The plan in a terminal: totals, then each arm, then warnings."""
+"""Print the plan in a terminal: totals, then each arm, then warnings."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from itertools import groupby
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,8 +13,7 @@ from rich.text import Text
 
 from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
-from orchestrator.common.formatting import counted
-from orchestrator.common.units import duration, figures, size, work
+from orchestrator.common.formatting import counted, duration, figures, size, work
 from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
@@ -22,38 +21,35 @@ from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import CellCost, Cost, cost_of
 from orchestrator.schedulers import chosen
 
-SEEDS = 12  # that are all listed; of more, the first and the last
-KEPT = 2  # checkpoints that a warning suggests to keep
+SEEDS = 12  # most seeds that are all listed; of more, the first and the last
+KEPT = 2  # number of checkpoints that a warning suggests to keep
 
 
 def show(experiment: Experiment, console: Console) -> None:
     """Print what `experiment` will cost (jobs, hours, memory, disk, W&B), its arms side by side, and warnings.
 
-    Takes some seconds, since rates are measured.
+    Takes some seconds, because it measures rates.
     """
     with console.status("Timing one block of the model and one reading of it"):
         cost = cost_of(experiment)
     console.print(f"[bold]{escape(experiment.name)}[/]  {escape(experiment.config.question)}")
-    console.print(_cells(cost), soft_wrap=True, highlight=False)
+    seeds = list(map(str, experiment.config.seeds))
+    listed = ", ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)})"
+    cells = f"{counted(len(cost.cells), 'cell')} = {counted(len(cost.arms), 'arm')} × seeds {listed}"
+    console.print(f"{cells}; into {escape(str(experiment.directory))}", soft_wrap=True, highlight=False)
     console.print()
     console.print(_totals(cost))
     console.print()
     console.print(_table(list(cost.arms.values())))
     console.print()
-    console.print(_layers(cost))
+    rows = [(Text("layers", "dim"), Text("width/FFN", "dim"))]
+    rows += [(Text(arm), Text(f"{len(c.plan.spec.layers)}: {_shapes(c.plan.spec)}")) for arm, c in cost.arms.items()]
+    console.print(_listed(rows))
     for line in _differences(cost):
         console.print(line)
     if sentences := list(warnings(cost)):
         console.print()
         console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in sentences))
-
-
-def _cells(cost: Cost) -> str:
-    experiment = cost.experiment
-    arms, seeds = len(cost.arms), list(map(str, experiment.config.seeds))
-    listed = ", ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)})"
-    cells, directory = counted(len(cost.cells), "cell"), escape(str(experiment.directory))
-    return f"{cells} = {counted(arms, 'arm')} × seeds {listed}; into {directory}"
 
 
 def _totals(cost: Cost) -> Table:
@@ -62,22 +58,19 @@ def _totals(cost: Cost) -> Table:
     table.add_column(style="bold", justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for row in _rows(cost):
-        table.add_row(*(escape(text) for text in row))
+        table.add_row(*map(escape, row))
     return table
 
 
 def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
-    """Label, total, and its parts."""
+    """Yield label, total, and the parts of the total."""
     config, hardware, cells = cost.experiment.config, cost.hardware, cost.cells
     several = config.forensics.where == Where.job
     queues = chosen(config).queues
     reading_jobs = f", at most {cost.readings:,} readings" if queues else ", each with a job that reads its layers"
     last = "a last job compares them" if queues else "the launcher then compares them"
-    yield (
-        "jobs",
-        f"{cost.jobs:,}",
-        f"{counted(len(cells), 'cell')}{reading_jobs * several}; {cost.at_once:,} at once; {last}",
-    )
+    jobs = f"{counted(len(cells), 'cell')}{reading_jobs * several}; {cost.at_once:,} at once; {last}"
+    yield "jobs", f"{cost.jobs:,}", jobs
     parts = {
         "forward and backward": sum(cell.passes for cell in cells), "update": sum(cell.updates for cell in cells),
         "held-out losses": sum(cell.evaluation for cell in cells), "checkpoints": sum(cell.saving for cell in cells),
@@ -93,7 +86,7 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     each = max(cell.reading for cell in cost.arms.values())
     core = sum(cell.forensics for cell in cells)
     where = "in jobs of their own" if several else "in a thread beside training"
-    yield "forensics", work(core, "core"), (f"{cost.readings:,} readings, up to {duration(each)} each, {where}")
+    yield "forensics", work(core, "core"), f"{cost.readings:,} readings, up to {duration(each)} each, {where}"
     peak = max(cell.memory for cell in cells)
     of = f", of {size(hardware.memory)}" if hardware.memory else ""
     ranks = config.launcher.ranks
@@ -101,11 +94,8 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     yield "memory", size(peak), f"{one} at its peak{of}: an estimate without libraries and fragmentation"
     start, later = max((cell.plan.checkpoint_bytes for cell in cells), key=lambda pair: pair[1])
     kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
-    yield (
-        "checkpoints",
-        size(cost.disk),
-        (f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"),
-    )
+    saved = f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"
+    yield "checkpoints", size(cost.disk), saved
     metrics_logs = sum(cell.footprint.metrics for cell in cells)
     readings = sum(cell.footprint.readings for cell in cells)
     yield "other files", size(metrics_logs + readings), f"metrics logs {size(metrics_logs)}, readings {size(readings)}"
@@ -113,31 +103,20 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
         yield "W&B", "nothing", "tracker=off"
     else:
         log, tables = (sum(getattr(c.footprint, kind) for c in cells) for kind in ("log", "tables"))
-        yield (
-            "W&B",
-            size(cost.wandb),
-            (
-                f"{cost.rows:,} rows in {len(cells) + 1:,} runs: rows {size(log)}, "
-                f"tables {size(2 * tables)}, figures {size(cost.wandb - log - 2 * tables)}"
-            ),
-        )
+        drawn = size(cost.wandb - log - 2 * tables)
+        sizes = f"rows {size(log)}, tables {size(2 * tables)}, figures {drawn}"
+        yield "W&B", size(cost.wandb), f"{cost.rows:,} rows in {len(cells) + 1:,} runs: {sizes}"
     rank = "each cell" if ranks == 1 else f"each of a cell's {ranks} ranks, communication free"
     yield "hardware", "", f"{hardware.name} for {rank}; {hardware.source}."
-    yield (
-        "",
-        "",
-        (
-            f"Readings ({figures(cost.benchmark.first)} s for one layer {cost.benchmark.shape.width} wide) and "
-            f"checkpoints ({size(cost.benchmark.write_rate)}/s) are measured on this machine; all else is counted."
-        ),
-    )
+    reading = f"{figures(cost.benchmark.first)} s for one layer {cost.benchmark.shape.width} wide"
+    rates = f"Readings ({reading}) and checkpoints ({size(cost.benchmark.write_rate)}/s)"
+    yield "", "", f"{rates} are measured on this machine; all else is counted."
 
 
 def _table(cells: list[CellCost]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("arm")
-    headers = ("parameters", "body", "embed + head", "FLOPs/token", "FLOPs", "tokens", "a cell takes")
-    for header in headers:
+    for header in ("parameters", "body", "embed + head", "FLOPs/token", "FLOPs", "tokens", "a cell takes"):
         table.add_column(header, justify="right")
     for cell in cells:
         plan = cell.plan
@@ -148,7 +127,7 @@ def _table(cells: list[CellCost]) -> Table:
 
 
 def _differences(cost: Cost) -> Iterator[Text]:
-    """The other arms' costs against the baseline's, the contrasts and the expectations."""
+    """Yield the other arms' costs against the baseline's, the contrasts and the expectations."""
     baseline, *others = cost.arms.values()
     for cell in others:
         plan, base = cell.plan, baseline.plan
@@ -164,7 +143,7 @@ def _differences(cost: Cost) -> Iterator[Text]:
 
 
 def _listed(rows: Iterable[tuple[Text, Text]]) -> Table:
-    """Two columns, of which the second wraps."""
+    """Return a table of two columns, the second of which wraps."""
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -173,39 +152,26 @@ def _listed(rows: Iterable[tuple[Text, Text]]) -> Table:
     return table
 
 
-def _layers(cost: Cost) -> Table:
-    """The layers of every arm, as width/FFN."""
-    rows = [(Text("layers", "dim"), Text("width/FFN", "dim"))]
-    rows += [(Text(arm), Text(f"{len(c.plan.spec.layers)}: {_shapes(c.plan.spec)}")) for arm, c in cost.arms.items()]
-    return _listed(rows)
-
-
 def _shapes(spec: DecoderSpec) -> str:
-    """`1168/3504` per layer (width/FFN), runs of equal layers written once."""
-    parts: list[list[str | int]] = []
-    for layer in spec.layers:
-        text = f"{layer.width}/{layer.ffn}"
-        if parts and parts[-1][0] == text:
-            parts[-1][1] = int(parts[-1][1]) + 1
-        else:
-            parts.append([text, 1])
-    return "  ".join(f"{text}" if count == 1 else f"{text} ×{count}" for text, count in parts)
+    """Write `1168/3504` per layer (width/FFN), runs of equal layers once with their number."""
+    runs = [(text, len(list(run))) for text, run in groupby(f"{layer.width}/{layer.ffn}" for layer in spec.layers)]
+    return "  ".join(text if count == 1 else f"{text} ×{count}" for text, count in runs)
 
 
 def warnings(cost: Cost) -> Iterator[str]:
-    """What may go wrong, one sentence each with the key that helps."""
+    """Yield a sentence per possible problem, with the key that helps."""
     config, hardware = cost.experiment.config, cost.hardware
     train = config.train
     try:
         check_jobs(cost.experiment)
     except UserError as error:
         yield str(error)
-    free = shutil.disk_usage(_existing(cost.experiment.directory)).free
+    directory = cost.experiment.directory.resolve()
+    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
     if cost.disk > free:
-        few = sum(
-            c.plan.checkpoint_bytes[0] + min(KEPT, c.plan.kept - 1) * c.plan.checkpoint_bytes[1] for c in cost.cells
-        )
-        cure = f"train.keep_checkpoints={KEPT} needs {size(few)}" if few < cost.disk else "save more rarely"
+        sizes = [(cell.plan.kept, *cell.plan.checkpoint_bytes) for cell in cost.cells]
+        few = sum(start + min(KEPT, kept - 1) * later for kept, start, later in sizes)
+        cure = f"train.keep_checkpoints={KEPT} needs {size(few)}" if few < cost.disk else "save less often"
         yield f"The checkpoints need {size(cost.disk)} and {size(free)} are free here: {cure}."
     peak = max(cell.memory for cell in cost.cells)
     if hardware.memory and peak > hardware.memory:
@@ -222,18 +188,12 @@ def warnings(cost: Cost) -> Iterator[str]:
     worst = max(cost.arms.values(), key=lambda cell: cell.saving / cell.training)
     if worst.saving > 0.25 * worst.training:
         yield (
-            f"{worst.saving / worst.training:.0%} of training goes into saving {len(worst.plan.saved):,} checkpoints: "
+            f"Saving {len(worst.plan.saved):,} checkpoints takes {worst.saving / worst.training:.0%} of training: "
             f"raise train.checkpoint_every and forensics.every, which are {train.checkpoint_every} and "
             f"{config.forensics.every}."
         )
     if worst.updates > worst.passes:
         yield (
             f"The update of all weights takes longer than the {train.batch_size * train.seq_len:,} tokens of a step: "
-            "a larger train.batch_size costs little."
+            "raise train.batch_size, which costs little."
         )
-
-
-def _existing(path: Path) -> Path:
-    """The directory, or the nearest existing one above it."""
-    path = path.resolve()
-    return path if path.exists() else _existing(path.parent)

@@ -13,7 +13,7 @@ import torch
 
 from models.spec import DecoderSpec, LayerShape
 from models.transformer import Decoder
-from orchestrator.common.units import duration, size, work
+from orchestrator.common.formatting import duration, size, work
 from orchestrator.config import load, schema
 from orchestrator.config.schema import (
     Config,
