@@ -1,6 +1,6 @@
 """`python -m orchestrator.compare DIR`: rebuild an experiment's tables, figures and report, and print the summary.
 
-Several directories, as in `outputs/*`: one table of all their experiments. Nothing is written unless a file is named.
+With several directories, such as `outputs/*`, print one table of their experiments, and write only the named files.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from orchestrator.common.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """2 where an experiment cannot be read, after all the others have been."""
+    """Return the exit code: 2 where an experiment cannot be read, after the others have been shown."""
     parser = command.parser("orchestrator.compare", __doc__)
     parser.add_argument(
         "directories", type=Path, nargs="+", metavar="DIR", help="an experiment's directory, such as outputs/<name>"
     )
-    parser.add_argument("--full", action="store_true", help="every table that the report has in numbers")
-    parser.add_argument("--csv", type=command.output, metavar="FILE", help="the table of experiments, every digit")
+    parser.add_argument("--full", action="store_true", help="print every table of the report")
+    parser.add_argument("--csv", type=command.output, metavar="FILE", help="write the table of experiments as CSV")
     parser.add_argument(
-        "--workspace", action="store_true", help="also a W&B view and report: pushed where there is a login, else files"
+        "--workspace",
+        action="store_true",
+        help="also write a W&B view and report, pushed where there is a login",
     )
-    parser.add_argument("--html", type=command.output, metavar="FILE", help="the table of experiments as a page")
+    parser.add_argument("--html", type=command.output, metavar="FILE", help="write the table of experiments as a page")
     return command.run(parser, _compare, arguments)
 
 
@@ -37,7 +39,7 @@ def _compare(options: argparse.Namespace) -> int:
     console = command.console()
     if len(options.directories) > 1 or options.csv or options.html:
         if options.workspace:
-            raise UserError("--workspace is of one experiment: name one directory, without --csv and --html.")
+            raise UserError("--workspace takes one experiment: name one directory, without --csv and --html.")
         return _overview(options.directories, options.csv, options.html, console)
     comparison = compare(options.directories[0])
     print_summary(comparison, console, full=options.full)

@@ -1,4 +1,4 @@
-"""An experiment read from its directory: arms × seeds, each cell with metrics log and readings."""
+"""Read an experiment from its directory: every cell (arm × seed) with its metrics log and its readings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 
 @dataclass(frozen=True)
 class CellResult:
-    """One arm at one seed. `missing` is the reason why it cannot be compared; null where it is complete."""
+    """One arm at one seed. `missing` says why it cannot be compared; null where it is complete."""
 
     arm: str
     seed: int
@@ -39,12 +39,21 @@ class CellResult:
 
     @cached_property
     def config(self) -> schema.Config:
-        """Its `config.yaml`, read once. Raises `UserError`, naming the file, where it cannot be read."""
+        """The cell's `config.yaml`, read once. Raises `UserError`, naming the file, where it cannot be read."""
         path = self.path / "config.yaml"
         try:
             return load.from_file(path)
         except (UserError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not a configuration that can be read: restore it. {one_line(error)}") from error
+            raise UserError(f"{path} is not a valid configuration: restore it. {one_line(error)}") from error
+
+    @property
+    def cells(self) -> tuple[CellResult, ...]:
+        return (self,)
+
+    @property
+    def common_steps(self) -> list[int]:
+        """Steps at which its layers were read, ascending."""
+        return list(self.readings)
 
     @property
     def last_reading(self) -> Reading | None:
@@ -53,7 +62,7 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Model:
-    """What one arm trains, where experiment.yaml records it."""
+    """Size and cost of the model that one arm trains, from experiment.yaml."""
 
     params: int
     widths: list[int]  # per layer; empty where it is not recorded
@@ -74,14 +83,14 @@ class ExperimentResult:
     contrasts: dict[str, dict[str, float]] = field(default_factory=dict)  # name → arm → weight, in order of the tests
     expect: list[Wanted] = field(default_factory=list)  # what the layers of each arm should become
     models: dict[str, Model] = field(default_factory=dict)
-    machine: dict[str, Any] = field(default_factory=dict)  # that it was first launched from; empty if not recorded
+    machine: dict[str, Any] = field(default_factory=dict)  # of the first launch; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
     history: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
     finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Arm → number of parameters, where that is recorded."""
+        """Arm → number of parameters, for the arms whose models are recorded."""
         return {arm: model.params for arm, model in self.models.items()}
 
     def cell(self, arm: str, seed: int) -> CellResult:
@@ -89,7 +98,7 @@ class ExperimentResult:
 
 
 def read_experiment(path: Path) -> ExperimentResult:
-    """The experiment in `path`, with every cell that `experiment.yaml` names, in whatever state.
+    """Read the experiment in `path`, with every cell that `experiment.yaml` names, finished or not.
 
     Raises `UserError` where the directory is not an experiment or one of its files is invalid.
     """
@@ -99,9 +108,9 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
     content = source.read_bytes()
     try:
-        # libyaml where it is there: the recorded git diff is one long scalar, slow to scan in Python
+        # libyaml, where installed, is faster: the recorded git diff is one long scalar
         spec = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        json.dumps(spec, default=str, allow_nan=False)  # no NaN, endless number or mapping in itself: files repeat it
+        json.dumps(spec, default=str, allow_nan=False)  # refuses NaN, infinity and cycles, which JSON cannot hold
     except Exception as error:  # whatever the constructors of PyYAML raise, from KeyError to OverflowError
         raise UserError(f"{source} is not YAML ({one_line(error)}): restore it or run the experiment again.") from error
     if not isinstance(spec, dict) or not spec.get("arms") or not spec.get("seeds"):
@@ -119,34 +128,25 @@ def read_experiment(path: Path) -> ExperimentResult:
     events = EventLog(path)
     last, environments = events.last(), events.environments()
     return ExperimentResult(
-        path=path,
-        name=str(spec.get("name") or path.name),
-        question=str(spec.get("question") or ""),
-        arms=arms,
-        seeds=seeds,
-        declared=[str(key) for key in spec["declared"]],
-        contrasts=contrasts,
-        expect=lines,
+        path=path, name=str(spec.get("name") or path.name), question=str(spec.get("question") or ""),
+        arms=arms, seeds=seeds, declared=[str(key) for key in spec["declared"]], contrasts=contrasts, expect=lines,
         models={
             arm: Model(models[arm]["params"], models[arm].get("widths", []), models[arm].get("training_flops"))
             for arm in arms
             if arm in models
         },
-        machine=spec["machine"],
-        code=spec["code"],
-        history=spec["history"],
-        finished=events.first_done(),
+        machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
         cells=[
             replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
             for arm in arms
             for seed in seeds
             for cell in [f"{arm}/seed={seed}"]
         ],
-    )
+    )  # fmt: skip
 
 
 def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
-    """The cell in `path`; `entry`, its last in the event log, explains a missing end.
+    """Read the cell in `path`; `entry`, its last event, explains why it did not finish.
 
     Raises `UserError` where a record of the metrics log or a reading is invalid.
     """
@@ -162,12 +162,12 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
 
 
 def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:
-    """Why a cell with this metrics log cannot be compared, or null."""
+    """Return the reason why a cell with this metrics log cannot be compared; null where it can."""
     final = records[-1] if records else {}
-    if "test" not in final:
-        if not final and entry is None:
-            return "never started"
-        state = "unfinished" if entry is None or entry.state == "done" else entry.state
-        where = f"at step {final['step']}" if final else "before its first record"
-        return f"{state} {where}" + (f": {entry.reason}" if entry and entry.reason else "")
-    return None
+    if "test" in final:
+        return None
+    if not final and entry is None:
+        return "never started"
+    state = "unfinished" if entry is None or entry.state == "done" else entry.state
+    where = f"at step {final['step']}" if final else "before its first record"
+    return f"{state} {where}" + (f": {entry.reason}" if entry and entry.reason else "")

@@ -1,4 +1,4 @@
-"""Coincidence of role changes with loss drops (SCIENCE §4, "Transitions and loss drops")."""
+"""Test whether role transitions coincide with loss drops (SCIENCE §4, "Transitions and loss drops")."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ OUTLIER = 3.0  # robust σ
 NEIGHBOURS = 3  # intervals on either side from which an interval's change is predicted
 LOCAL = 4  # intervals on either side from which the local σ is estimated
 FIRST_STRETCH = 5  # intervals of the first stretch within which transitions are shifted
-ROUNDING = 1e-9  # nats/token; a smaller fall is not a drop where nothing scatters
+ROUNDING = 1e-9  # nats/token; a smaller fall is rounding
 
 
 @dataclass(frozen=True)
 class Coincidence:
-    """Loss drops of one domain and role transitions of one arm, over all intervals between readings that count."""
+    """Loss drops of one domain and role transitions of one arm, over the intervals between its readings."""
 
     arm: str
     domain: str
-    intervals: int  # over all cells with enough of them; the first and last of each have no neighbours and do not count
+    intervals: int  # of all cells with at least FEWEST; without each cell's first and last, which lack a neighbour
     drops: int  # intervals in which validation loss fell further than predicted from its neighbours
     transitions: int  # layers × intervals whose state changed
     together: int  # transitions in the intervals of a drop
@@ -37,21 +37,19 @@ class Coincidence:
     p: float | None  # exact, one-sided: shifts with at least as many together
     smallest_p: float | None  # over all shifts
     drop_steps: dict[int, list[int]]  # seed → where those intervals end
-    sentence: str  # what cannot be tested and why, or empty
+    sentence: str  # the reason why nothing can be tested, or empty
 
 
 def coincide(arm: str, cells: list[CellResult], domain: str, domains: list[str]) -> Coincidence | None:
-    """The coincidence in one domain; None where no cell was read twice. `mean` is the mean of `domains`.
+    """Test one domain; None where no cell was read twice. `mean` is the mean of `domains`.
 
-    Losses fall and roles settle fastest early, so by trend alone drops and transitions would coincide there. Two
-    things prevent that. A drop is judged against its neighbours' changes, not the whole run's. And each cell's
+    Losses fall and roles settle fastest early in training, so drops and transitions would coincide by trend alone.
+    Two measures prevent that. A drop is judged against its neighbours' changes, not the whole run's. And each cell's
     transitions are shifted circularly against its drops within stretches that double in length, where rates that
     fall with the logarithm of the step are nearly constant; all combinations of shifts count, by convolution.
 
-    By simulation (tests/benchmarks/bench_statistics.py): of independent series, both denser early, of 20 to 100
-    intervals in 1 to 8 cells, at most 4.5 % have p ≤ 0.05; outliers of the raw changes, shifted over the whole run,
-    give up to 100 %. Drops that take 4 of 11 layers along are found in 58 % of experiments with 4 cells of 20
-    intervals and 99 % with 4 of 50, but in 2 % with a single cell of 20.
+    Simulated error rate: at most 4.5 % at p ≤ 0.05; power: 58 % with 4 cells of 20 intervals, 99 % with 4 of 50, 2 %
+    with one of 20 (tests/benchmarks/bench_statistics.py).
     """
     read = [found for cell in cells if (found := _series(cell, domain, domains)) is not None]
     if not read:
@@ -60,33 +58,30 @@ def coincide(arm: str, cells: list[CellResult], domain: str, domains: list[str])
     chances, together = np.ones(1), 0  # P(0, 1, … together)
     for one in judged:
         for start, stop in _stretches(one.drops.size):
-            under = _shifted(one.drops[start:stop], one.moved[start:stop])  # [shifts], the first as observed
+            drops, moved = one.drops[start:stop], one.moved[start:stop]  # shift 0 is the observation
+            under = np.array([int(np.roll(moved, by)[drops].sum()) for by in range(moved.size)])
             chances = np.convolve(chances, np.bincount(under) / under.size)
             together += int(under[0])
-    drops, moved = sum(int(one.drops.sum()) for one in judged), sum(int(one.moved.sum()) for one in judged)
+    dropped, changed = sum(int(one.drops.sum()) for one in judged), sum(int(one.moved.sum()) for one in judged)
     best = float(chances[np.flatnonzero(chances)[-1]])
+    testable = dropped and changed
     return Coincidence(
-        arm=arm,
-        domain=domain,
-        intervals=sum(one.drops.size for one in judged),
-        drops=drops,
-        transitions=moved,
-        together=together,
-        expected=float(np.arange(chances.size) @ chances) if drops and moved else None,
-        p=min(1.0, float(chances[together:].sum())) if drops and moved else None,
-        smallest_p=best if drops and moved else None,
+        arm, domain, intervals=sum(one.drops.size for one in judged), drops=dropped,
+        transitions=changed, together=together,
+        expected=float(np.arange(chances.size) @ chances) if testable else None,
+        p=min(1.0, float(chances[together:].sum())) if testable else None, smallest_p=best if testable else None,
         drop_steps={one.seed: one.steps[one.drops].tolist() for one in judged},
-        sentence=_sentence(max(one.intervals for one in read), len(judged), drops, moved, best),
-    )
+        sentence=_sentence(max(one.intervals for one in read), len(judged), dropped, changed, best),
+    )  # fmt: skip
 
 
 def _sentence(most: int, judged: int, drops: int, transitions: int, best: float) -> str:
     if not judged:
-        return f"{most} interval{'s' * (most != 1)} between readings cannot tell a drop from a trend: {FEWEST} can."
+        return f"{most} interval{'s' * (most != 1)} between readings cannot tell drop from trend: {FEWEST} are needed."
     missing = [name for name, count in (("loss drop", drops), ("role transition", transitions)) if not count]
     if missing:
-        return f"No {' and no '.join(missing)}: nothing can coincide."
-    return f"So few drops and transitions cannot give p under {best:.2g}." if best > ALPHA else ""
+        return f"There is no {' and no '.join(missing)}, so nothing can coincide."
+    return f"With so few drops and transitions, p cannot fall below {best:.2g}." if best > ALPHA else ""
 
 
 class _Series(NamedTuple):
@@ -104,7 +99,7 @@ def _series(cell: CellResult, domain: str, domains: list[str]) -> _Series | None
     steps = [step for step in cell.readings if curve and curve[0][0] <= step <= curve[-1][0]]
     if len(steps) < 2:
         return None
-    # a median of three takes out a single bad evaluation and does not spread a drop over its neighbours
+    # a median of three removes a single bad evaluation and does not spread a drop over its neighbours
     smooth = scipy.ndimage.median_filter([loss for _, loss in curve], size=3, mode="nearest")
     changes = np.diff(np.interp(steps, [step for step, _ in curve], smooth))  # [K]
     states = [[state(role) for role in roles_of(cell.readings[step])] for step in steps]
@@ -113,10 +108,10 @@ def _series(cell: CellResult, domain: str, domains: list[str]) -> _Series | None
 
 
 def _drops(changes: np.ndarray) -> np.ndarray:
-    """True for each of the changes [K], without the first and last, that is an outlier downwards, [K − 2].
+    """Mark the changes [K], without the first and last, that are downward outliers, [K − 2].
 
-    Each is predicted as the median over distances of the mean of its two neighbours at that distance, which is exact
-    along a straight trend. σ is the larger of the whole run's and the local one, because noise falls over training.
+    A change is predicted from the means of its two neighbours at equal distances (their median over the distances),
+    which is exact along a straight trend. σ is the larger of the run's and the local one: noise falls over training.
     """
     count = len(changes)
     if count < 3:
@@ -133,14 +128,9 @@ def _drops(changes: np.ndarray) -> np.ndarray:
 
 
 def _stretches(count: int) -> list[tuple[int, int]]:
-    """(start, stop) of stretches of `count` intervals, each twice as long as the one before, the last with the rest."""
+    """Split `count` intervals into (start, stop), each twice as long as the one before; the last has the rest."""
     bounds, length = [0], FIRST_STRETCH
     while count - bounds[-1] >= length + FIRST_STRETCH:
         bounds.append(bounds[-1] + length)
         length *= 2
     return list(pairwise([*bounds, count]))
-
-
-def _shifted(drops: np.ndarray, moved: np.ndarray) -> np.ndarray:
-    """Transitions in the intervals of a drop under every circular shift, [shifts]."""
-    return np.array([int(np.roll(moved, shift)[drops].sum()) for shift in range(moved.size)])

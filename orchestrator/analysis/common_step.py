@@ -1,8 +1,8 @@
-"""The step at which readings of several cells are compared: one rule for every verdict on layers."""
+"""Choose the step at which the readings of several cells are compared: one rule for every verdict on layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -15,7 +15,7 @@ Member = TypeVar("Member", CellResult, Pair)
 
 @dataclass(frozen=True)
 class CommonStep(Generic[Member]):
-    """The newest step at which any cell (or both cells of any pair) was read; members not read there are left out."""
+    """The newest step at which any cell, or both cells of any pair, was read, and its members read there or not."""
 
     step: int | None  # null where none was read
     read: list[Member]
@@ -24,7 +24,7 @@ class CommonStep(Generic[Member]):
 
     @property
     def untrained(self) -> bool:
-        """True where the only readings are those before training."""
+        """True where no reading is newer than step 0 although training went on."""
         return self.step == 0 and bool(self.last)
 
     @property
@@ -34,12 +34,12 @@ class CommonStep(Generic[Member]):
 
     @property
     def stale_note(self) -> str:
-        """A sentence where training continued after the readings; else empty."""
+        """A sentence where training continued after the readings, else empty."""
         return f"The layers were last read at {self.text}." if self._stale else ""
 
     @property
     def unread_note(self) -> str:
-        """A sentence that names the seeds left out; empty where there are none."""
+        """A sentence that names the seeds left out, else empty."""
         if self.step is None or not self.unread:
             return ""
         return f"Seeds left out, not read at step {self.step}: {', '.join(str(one.seed) for one in self.unread)}."
@@ -49,31 +49,24 @@ class CommonStep(Generic[Member]):
         return self.step is not None and self.last is not None and self.step < self.last
 
 
-def common_step_of_cells(cells: Iterable[CellResult]) -> CommonStep[CellResult]:
-    """The common step of cells."""
-    members = list(cells)
-    return _common_step(members, [list(cell.readings) for cell in members], members)
+def common_step(members: Iterable[Member]) -> CommonStep[Member]:
+    """Return the common step of cells or of pairs; a pair counts as read where both of its cells are."""
+    every = list(members)
+    step = max((step for one in every for step in one.common_steps), default=None)
+    return CommonStep(
+        step,
+        read=[one for one in every if step in one.common_steps],
+        unread=[one for one in every if step not in one.common_steps],
+        last=max((cell.metrics[-1]["step"] for one in every for cell in one.cells if cell.metrics), default=None),
+    )
 
 
 def common_step_of_pairs(arm: str, pairs: Iterable[Pair]) -> CommonStep[Pair]:
-    """The common step of the pairs of `arm`; a pair is read where both of its cells are."""
-    members = [pair for pair in pairs if pair.arm == arm]
-    cells = [cell for pair in members for cell in (pair.a, pair.b)]
-    return _common_step(members, [pair.common_steps for pair in members], cells)
+    """Return the common step of the pairs of `arm`."""
+    return common_step(pair for pair in pairs if pair.arm == arm)
 
 
 def last_readings(cells: Iterable[CellResult]) -> list[Reading]:
-    """The readings of the cells at their common step."""
-    at = common_step_of_cells(cells)
+    """Return the readings of the cells at their common step."""
+    at = common_step(cells)
     return [cell.readings[at.step] for cell in at.read if at.step is not None]
-
-
-def _common_step(members: list[Member], steps: list[list[int]], cells: Sequence[CellResult]) -> CommonStep[Member]:
-    step = max((step for own in steps for step in own), default=None)
-    both = list(zip(members, steps, strict=True))
-    return CommonStep(
-        step,
-        read=[one for one, own in both if step in own],
-        unread=[one for one, own in both if step not in own],
-        last=max((cell.metrics[-1]["step"] for cell in cells if cell.metrics), default=None),
-    )

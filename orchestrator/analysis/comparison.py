@@ -1,4 +1,4 @@
-"""The comparison of an experiment's arms, computed once for terminal, report and W&B."""
+"""Compute the comparison of an experiment's arms, once for terminal, report and W&B."""
 
 from __future__ import annotations
 
@@ -15,16 +15,7 @@ from orchestrator.analysis.conservation import REFERENCES, Conservation, conserv
 from orchestrator.analysis.contrasts import Contrast, contrast_all
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, transitions
-from orchestrator.analysis.pairs import (
-    MEAN,
-    PRIMARY,
-    LeftOut,
-    Pair,
-    domains_of,
-    pair_losses,
-    pair_up,
-    shown,
-)
+from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up, shown
 from orchestrator.analysis.statistics import PairedResult, compare_paired
 from orchestrator.analysis.symmetry import Symmetry, symmetry
 
@@ -63,7 +54,7 @@ class Comparison:
 
     @property
     def completeness(self) -> str:
-        """How many pairs are complete, arm by arm where they differ."""
+        """The number of complete pairs as text, arm by arm where they differ."""
         arms = self.experiment.arms[1:]
         counts = {arm: sum(pair.arm == arm for pair in self.pairs) for arm in arms}
         planned = len(self.experiment.seeds)
@@ -72,13 +63,23 @@ class Comparison:
         each = (f"{n} of {planned} complete{f' for {arm}' if len(arms) > 1 else ''}" for arm, n in counts.items())
         return ", ".join(each)
 
+    @property
+    def primary(self) -> dict[str, PairedResult]:
+        """Arm → the result on the primary outcome."""
+        return {r.arm: r for r in self.statistics if (r.metric, r.domain) == PRIMARY[0]}
+
+    @property
+    def budgets(self) -> dict[str, Conservation]:
+        """Arm → the conservation on which claims rest."""
+        return {r.arm: r for r in self.conservation if r.reference == REFERENCES[0]}
+
     def name_of(self, domain: str) -> str:
-        """The domain as it is printed: a single domain is its own mean, and has its own name."""
+        """Return the domain's printed name; the mean of a single domain has that domain's name."""
         return self.domains[0] if domain == MEAN and len(self.domains) == 1 else domain
 
     @property
     def incomplete_cells(self) -> list[tuple[str, str]]:
-        """(cells, reason) for those that no pair can use; the cells of an arm with one reason are one entry."""
+        """(cells, reason) for the cells that no pair can use; cells of one arm with one reason share an entry."""
         alike: dict[tuple[str, str], list[int]] = {}
         for cell in self.experiment.cells:
             if cell.missing:
@@ -86,24 +87,24 @@ class Comparison:
         return [(f"{arm}/seed={','.join(map(str, seeds))}", reason) for (arm, reason), seeds in alike.items()]
 
     def cells_of(self, arm: str) -> list[CellResult]:
-        """The cells of `arm` in complete pairs, or all of them where no pair is complete."""
+        """Return the cells of `arm` in complete pairs, or all of its cells where no pair is complete."""
         return _cells_of(arm, self.experiment, self.pairs)
 
 
 def compute(path: Path) -> Comparison:
-    """Read `path` and compare its arms; writes nothing. Raises `UserError` as reading and pairing do."""
+    """Read `path` and compare its arms; write nothing. Raises `UserError` as reading and pairing do."""
     return compare_cells(read_experiment(path))
 
 
 def compare_cell(cell: CellResult) -> Comparison:
-    """The comparison of a single cell, as an experiment of one arm and one seed: its tables and figures."""
+    """Return the tables and figures of a single cell, as an experiment of one arm and one seed."""
     return compare_cells(
         ExperimentResult(cell.path, cell.label, question="", arms=[cell.arm], seeds=[cell.seed], cells=[cell])
     )
 
 
 def compare_cells(experiment: ExperimentResult) -> Comparison:
-    """The comparison of the cells of `experiment`; of a single arm it has no pairs."""
+    """Compare the cells of `experiment`; a single arm has no pairs."""
     pairs, left_out = pair_up(experiment)
     domains = domains_of(experiment.cells)
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
@@ -117,7 +118,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         contrasts=contrasts,
         expectations=expectations(experiment),
         tables=tables.build(experiment.cells, pairs, contrasts),
-        statistics=[result for arm in arms for result in _losses(arm, pairs, domains)],
+        statistics=[result for arm in arms for result in compare_paired(arm, _losses(arm, pairs, domains), PRIMARY)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
         transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
@@ -133,12 +134,12 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
 
 
 def _cells_of(arm: str, experiment: ExperimentResult, pairs: list[Pair]) -> list[CellResult]:
-    cells = [cell for pair in pairs for cell in (pair.a, pair.b)] if pairs else experiment.cells
+    cells = [cell for pair in pairs for cell in pair.cells] if pairs else experiment.cells
     return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
 
 
-def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
+def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+    """Return (metric, domain) → the losses of baseline and arm, pair by pair, where every pair has both."""
     values = [pair_losses(pair, domains) for pair in pairs if pair.arm == arm]
     keys = [key for key in values[0] if all(key in found for found in values)]
-    samples = {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}
-    return compare_paired(arm, samples, PRIMARY)
+    return {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}

@@ -1,4 +1,4 @@
-"""The specialist budget along depth, and its conservation between two arms (SCIENCE §4)."""
+"""Judge whether an arm conserves the baseline's specialist budget (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from orchestrator.analysis.statistics import Interval, interval, mean_of_known, 
 from orchestrator.forensics.reading import centre, depths, profile, thirds, total
 
 THRESHOLDS = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}
-REFERENCES = tuple(THRESHOLDS)  # the first is the one claims are made on
+REFERENCES = tuple(THRESHOLDS)  # claims rest on the first
 UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIENCE §1)
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
-EQUAL = "All seeds have the same ratio: there is no interval."
-CHANCE = f"chance gives ({CHANCE_QUANTILE:.1%} Poisson quantile at the mean of a few resamples)"
+EQUAL = "All seeds have the same ratio, which gives no interval."
+CHANCE = f"chance ({100 * CHANCE_QUANTILE:g} % Poisson quantile at the resamples' mean count)"
 
 
 @dataclass(frozen=True)
 class Conservation:
-    """The budgets of the baseline (a) and of `arm` (b) at their common step; null is not known."""
+    """The budgets of the baseline (a) and of `arm` (b) at their common step; null means not known."""
 
     arm: str
     reference: str
@@ -49,18 +49,18 @@ class Conservation:
     method: str
     chance_ratio: float | None  # expected_b / expected_a
     verdict: str  # conserved · not conserved · inconclusive · no larger than chance · not claimed · not measured
-    sentence: str  # reasons for the verdict and caveats, or empty
+    sentence: str  # reasons and caveats, or empty
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Wasserstein-1 between two budgets along depth 0…1, each normalised to 1; null where one is empty."""
+    """Return Wasserstein-1 between two budgets [L] along depth 0…1, each scaled to sum 1; null where one is empty."""
     if a.sum() <= 0.0 or b.sum() <= 0.0:
         return None
     return float(scipy.stats.wasserstein_distance(depths(a), depths(b), a, b))
 
 
 def conservation(cell: CellResult) -> list[dict[str, Any]]:
-    """One row per reading and reference; a reference that was not measured has no row."""
+    """Return a row per reading and threshold (reference); one that was not measured has no row."""
     rows = []
     for step, reading in cell.readings.items():
         for reference in REFERENCES:
@@ -94,14 +94,14 @@ class _PairBudgets(NamedTuple):
 
     @property
     def shift(self) -> float | None:
-        """Centre of b minus centre of a, share of the depth; null where either budget has none."""
+        """Centre of b minus centre of a, as a share of the depth; null where either budget is empty."""
         a, b = centre(self.a), centre(self.b)
         return None if a is None or b is None else b - a
 
 
 def _pair_budgets(pair: Pair, step: int, reference: str) -> _PairBudgets | None:
-    """The budgets counted over `reference`; None where a cell lacks that count."""
-    a, b = (cell.readings[step] for cell in (pair.a, pair.b))
+    """Return both budgets over the threshold `reference`; None where a cell lacks that count."""
+    a, b = (cell.readings[step] for cell in pair.cells)
     x, y = profile(a, reference), profile(b, reference)
     if x is None or y is None:
         return None
@@ -109,7 +109,7 @@ def _pair_budgets(pair: Pair, step: int, reference: str) -> _PairBudgets | None:
 
 
 def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
-    """The conservation of the baseline's budget by `arm`, over its complete pairs read at their common step."""
+    """Judge whether `arm` conserves the baseline's budget, over its complete pairs read at their common step."""
     at = common_step_of_pairs(arm, pairs)
     read = [] if at.step is None or at.untrained else [(p.seed, _pair_budgets(p, at.step, reference)) for p in at.read]
     spent = [s for _, s in read if s is not None]
@@ -119,65 +119,54 @@ def conserve(arm: str, pairs: list[Pair], reference: str) -> Conservation:
     moved = _interval(shifts, 0.95)
     expected_a, expected_b = mean_of_known(s.expected_a for s in spent), mean_of_known(s.expected_b for s in spent)
     found = Conservation(
-        arm=arm,
-        reference=reference,
-        step=at.step,
-        n=len(logs),
-        budget_a=mean_of_known(s.a.sum() for s in spent),
-        budget_b=mean_of_known(s.b.sum() for s in spent),
-        expected_a=expected_a,
-        expected_b=expected_b,
-        centre_a=mean_of_known(centre(s.a) for s in spent),
-        centre_b=mean_of_known(centre(s.b) for s in spent),
-        centre_shift=mean_of_known(shifts),
-        centre_low=moved.low,
-        centre_high=moved.high,
-        centre_p=sign_flip_p(shifts),
-        distance=mean_of_known(distance(s.a, s.b) for s in spent),
-        ratios={s.seed: s.ratio for s in spent},
+        arm=arm, reference=reference, step=at.step, n=len(logs),
+        budget_a=mean_of_known(s.a.sum() for s in spent), budget_b=mean_of_known(s.b.sum() for s in spent),
+        expected_a=expected_a, expected_b=expected_b,
+        centre_a=mean_of_known(centre(s.a) for s in spent), centre_b=mean_of_known(centre(s.b) for s in spent),
+        centre_shift=mean_of_known(shifts), centre_low=moved.low, centre_high=moved.high, centre_p=sign_flip_p(shifts),
+        distance=mean_of_known(distance(s.a, s.b) for s in spent), ratios={s.seed: s.ratio for s in spent},
         ratio=float(np.exp(np.mean(logs))) if logs else None,
         low=None if within.low is None else float(np.exp(within.low)),
-        high=None if within.high is None else float(np.exp(within.high)),
-        method=within.method,
+        high=None if within.high is None else float(np.exp(within.high)), method=within.method,
         chance_ratio=expected_b / expected_a if expected_a and expected_b is not None else None,
         verdict="not measured",
-        sentence="The layers were read before any training only." if at.untrained
-        else "No pair has a reading of this count in both arms at one step.",
+        sentence="The layers were read only before training." if at.untrained
+        else "No pair has this count in both arms at one step.",
     )  # fmt: skip
     if not spent:
         return found
     verdict, notes = _judge(found)
     if uncounted := [str(seed) for seed, s in read if s is None]:
-        notes.append(f"Seeds left out, without this count: {', '.join(uncounted)}.")
+        notes.append(f"Seeds left out because they lack this count: {', '.join(uncounted)}.")
     return replace(found, verdict=verdict, sentence=" ".join(filter(None, [*notes, at.unread_note])))
 
 
 def _interval(values: list[float], level: float) -> Interval:
-    """The interval as for losses, but none where all values are equal: small counts agree by chance."""
+    """Return the interval as for losses, but none where all values are equal: small counts agree by chance."""
     if len(values) > 1 and np.ptp(values) == 0.0:
         return Interval(None, None, "none: all pairs are equal")
     return interval(values, level)
 
 
 def _judge(c: Conservation) -> tuple[str, list[str]]:
-    """The verdict on budgets that were measured, and its reasons and caveats.
+    """Return the verdict on measured budgets, and the reasons and caveats.
 
-    Two budgets within chance have no ratio to judge. One within chance beside one above it may be a collapse: the
-    verdict can be "not conserved" but not "conserved". Where a pair lacks a ratio it can be neither, for the other
-    pairs would be a selection.
+    If both budgets are within chance, there is no ratio to judge. If only one is, it may have collapsed: the verdict
+    can be "not conserved" but not "conserved". If a pair lacks a ratio, it can be neither: the others are a selection.
     """
+    names = {"a": "the baseline", "b": c.arm}
     empty = [str(seed) for seed, ratio in c.ratios.items() if ratio is None]
     notes = [f"Seeds without a ratio, because a budget is 0: {', '.join(empty)}."] if empty else []
     within = _arms_within_chance(c)
     if within is None:
-        notes.append("The count expected by chance was not measured.")
+        notes.append("The count by chance was not measured.")
     elif len(within) == 2:
-        return "no larger than chance", [f"Neither budget is larger than {CHANCE}.", *notes]
+        return "no larger than chance", [f"Neither budget exceeds {CHANCE}.", *notes]
     elif within:
         above = "b" if within == ["a"] else "a"
-        notes.insert(0, f"The budget of {within[0]} is no larger than {CHANCE}; that of {above} is.")
+        notes.insert(0, f"The budget of {names[within[0]]} does not exceed {CHANCE}; that of {names[above]} does.")
     if c.reference == UNCLAIMED:
-        return "not claimed", [*notes, "Its threshold moves with the layer's own spread: no claim rests on it."]
+        return "not claimed", [*notes, "No claim rests on this threshold: it moves with the layer's own spread."]
     if empty:
         return "inconclusive", notes
     if c.low is None or c.high is None:
@@ -185,31 +174,26 @@ def _judge(c: Conservation) -> tuple[str, list[str]]:
     if c.high < CONSERVED[0] or c.low > CONSERVED[1]:
         if c.chance_ratio is None or CONSERVED[0] <= c.chance_ratio <= CONSERVED[1]:
             return "not conserved", notes
-        return "inconclusive", [*notes, "The counts by chance alone differ that much: the arms' layers are not alike."]
+        return "inconclusive", [*notes, "The arms' counts by chance alone differ as much."]
     if c.low < CONSERVED[0] or c.high > CONSERVED[1] or within:
         return "inconclusive", notes
-    if mostly := _mostly_chance(c):
-        return "inconclusive", [*notes, f"More than half of the budget of {' and '.join(mostly)} is what chance gives."]
+    if mostly := [names[arm] for arm, (budget, expected) in _beside_chance(c).items() if expected > budget / 2.0]:
+        return "inconclusive", [*notes, f"Chance gives more than half of the budget of {' and of '.join(mostly)}."]
     return "conserved", notes
 
 
-def _mostly_chance(c: Conservation) -> list[str]:
-    """Those of `a` and `b` whose budget is more than half by chance."""
+def _beside_chance(c: Conservation) -> dict[str, tuple[float, float]]:
+    """Return `a` and `b` → (budget, count by chance), where both are known."""
     arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
-    return [arm for arm, (b, e) in arms.items() if b is not None and e is not None and e > b / 2.0]
+    return {arm: (b, e) for arm, (b, e) in arms.items() if b is not None and e is not None}
 
 
 def _arms_within_chance(c: Conservation) -> list[str] | None:
-    """Those of `a` and `b` whose budget, summed over the pairs, chance alone could give; null if chance is unknown.
+    """Return the arms, `a` and `b`, whose budget summed over the pairs is within chance; null if that is unknown.
 
-    Chance is a Poisson count whose mean is `expected`: itself an estimate, the mean over the reading's
-    resamples of the layer (SCIENCE §3), whose own error is not part of the quantile.
+    Chance is a Poisson count whose mean is estimated from a few resamples (SCIENCE §3); the quantile leaves out the
+    error of that estimate.
     """
-    arms = {"a": (c.budget_a, c.expected_a), "b": (c.budget_b, c.expected_b)}
-    known = {arm: (b, e) for arm, (b, e) in arms.items() if b is not None and e is not None}
-    n = len(c.ratios)
-    return [arm for arm, (b, e) in known.items() if _within_chance(n * b, n * e)] if len(known) == 2 else None
-
-
-def _within_chance(count: float, expected: float) -> bool:
-    return count <= float(scipy.stats.poisson.ppf(CHANCE_QUANTILE, expected))
+    known, n = _beside_chance(c), len(c.ratios)
+    largest = {arm: scipy.stats.poisson.ppf(CHANCE_QUANTILE, n * expected) for arm, (_, expected) in known.items()}
+    return [arm for arm, (budget, _) in known.items() if n * budget <= largest[arm]] if len(known) == 2 else None

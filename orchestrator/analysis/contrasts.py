@@ -1,4 +1,4 @@
-"""Contrasts: weighted sums of the arms' losses, seed by seed, such as an arm minus its control or an interaction."""
+"""Test contrasts: weighted sums of the arms' losses, seed by seed, such as an arm minus its control."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, losses, pair_of, validation_curves
 from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, sign_flip_p, verdict
 
-CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # each metric's contrasts are a sequence of their own
-SIGNS = {"better": "negative", "worse": "positive"}  # a sum over more than two arms is neither better nor worse
+CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # the contrasts of each metric are one sequence of tests
+SIGNS = {"better": "negative", "worse": "positive"}  # verdicts on a sum over more than two arms
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One contrast of the domains' mean loss; null is not known.
+    """One contrast of the domains' mean loss; null means not known.
 
-    Two arms: the verdict is on the one of positive weight. More: negative or positive, of the weighted sum.
+    Of two arms, the verdict is on the one with positive weight; of more, it is the sign of the weighted sum.
     """
 
     contrast: str
@@ -34,17 +34,17 @@ class Contrast:
     method: str
     p: float | None  # two-sided sign-flip, exact up to 16 pairs
     p_adjusted: float | None  # for its place in the sequence
-    tested: bool  # False after the sequence has ended
-    against: float | None  # nats/token: the loss of which equivalence is a share
+    tested: bool  # false once a contrast before it was not significant
+    against: float | None  # nats/token: the loss whose share is the margin of equivalence
     verdict: str  # better · worse · negative · positive · equivalent · inconclusive · not tested · not measured
 
 
 def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contrast]:
-    """Every contrast in the order of the file: test loss, and validation loss where the cheapest of its runs ends.
+    """Test every contrast in the file's order: test loss, and validation loss where the cheapest of its runs ends.
 
-    The contrasts of a metric are a fixed sequence: none is called after the first whose p exceeds 0.05 or that could
-    not be tested. So their order must be fixed before the losses are known. Equivalence is judged for each by itself,
-    at 5 %. Raises `UserError` where runs are not comparable.
+    The contrasts of a metric are a fixed sequence: testing ends at the first whose p exceeds 0.05 or is unknown, so the
+    order must be fixed before the losses are known. Equivalence is judged for each contrast alone, at 5 %. Raises
+    `UserError` where runs are not comparable.
     """
     found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]
     judged: dict[tuple[str, str], Contrast] = {}
@@ -57,7 +57,7 @@ def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contr
 
 
 def contrast_rows(contrasts: list[Contrast]) -> list[dict[str, Any]]:
-    """One row per contrast, metric and seed; value in nats/token."""
+    """Return a row per contrast, metric and seed; value in nats/token."""
     return [
         {"contrast": one.contrast, "metric": one.metric, "seed": seed, "value": value}
         for one in contrasts
@@ -66,14 +66,15 @@ def contrast_rows(contrasts: list[Contrast]) -> list[dict[str, Any]]:
 
 
 def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> list[Contrast]:
-    """The contrast under each metric, not yet judged; at equal FLOPs only where its runs cost unequally."""
+    """Return the contrast under each metric, without verdicts; at equal FLOPs only where its runs cost unequally."""
     weights = experiment.contrasts[name]
     w = np.array(list(weights.values()), dtype=np.float64)  # [arms]
     by_seed = _complete(experiment, list(weights)) if domains else {}
     test = [[losses(cell, domains)[METRICS[0], MEAN] for cell in cells] for cells in by_seed.values()]
-    equal = [at for cells in by_seed.values() if (at := _at_equal_flops(cells, domains)) is not None]
+    runs = [[(spent(cell), validation_curves(cell, domains)[MEAN]) for cell in cells] for cells in by_seed.values()]
+    equal = [at for own in runs if (at := at_equal_flops(*own)) is not None]
     by_metric = {METRICS[0]: np.array(test)}
-    if equal or not by_seed:  # where seeds differ in whether their runs cost the same, nothing is measured
+    if equal or not by_seed:  # unmeasured where only some seeds' runs differ in cost
         by_metric[EQUAL_FLOPS] = np.array(equal if len(equal) == len(by_seed) else [])
     found = []
     for metric, per_seed in by_metric.items():
@@ -105,7 +106,7 @@ def _judged(one: Contrast) -> Contrast:
 
 
 def _complete(experiment: ExperimentResult, arms: list[str]) -> dict[int, list[CellResult]]:
-    """Seed → the arms' cells, where all are complete. Raises `UserError` where they are not comparable."""
+    """Return seed → the arms' cells, where all are complete. Raises `UserError` where they are not comparable."""
     found = {}
     for seed in experiment.seeds:
         cells = [experiment.cell(arm, seed) for arm in arms]
@@ -116,7 +117,3 @@ def _complete(experiment: ExperimentResult, arms: list[str]) -> dict[int, list[C
                 pair_of(cells[0], other, experiment.declared)
         found[seed] = cells
     return found
-
-
-def _at_equal_flops(cells: list[CellResult], domains: list[str]) -> tuple[float, ...] | None:
-    return at_equal_flops(*((spent(cell), validation_curves(cell, domains)[MEAN]) for cell in cells))

@@ -1,4 +1,4 @@
-"""The findings on an arm: one question, answer and sentence each. A new one is a function and a line in FINDINGS."""
+"""Findings on an arm: a question, an answer and a sentence each. Add one as a function and a line in `FINDINGS`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import numpy as np
 
 from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.conservation import CONSERVED, REFERENCES, Conservation
-from orchestrator.analysis.expectations import Expectation
+from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
 from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.migration import LayerShift, state
-from orchestrator.analysis.pairs import PRIMARY
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
 
-FLATTENED = 2.0  # a layer is flattened where its CV is at least so many times smaller
-LISTED = 4  # layers or lines in a sentence; the tables have all
+FLATTENED = 2.0  # ratio of the CVs from which a layer counts as flattened
+LISTED = 4  # most layers or lines in a sentence; the tables have all
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Scale:
     none: float
     band: tuple[float, float]
     level: int  # of the interval, per cent
-    sides: tuple[str, str]  # meaning of an estimate left and right of `none`
+    sides: tuple[str, str]  # meaning of an estimate below and above `none`
 
 
 @dataclass(frozen=True)
@@ -42,26 +40,23 @@ class Finding:
     arm: str
     question: str
     answer: str  # a few words
-    sure: bool  # True where the data decide it
+    sure: bool  # true where the data decide the answer
     sentence: str  # the numbers behind it
     scale: Scale | None = None
     terms: tuple[str, ...] = ()  # keys of the glossary
 
 
 def findings(c: Comparison, arm: str) -> list[Finding]:
-    """The findings on `arm`, the most important question first; those without data are left out."""
+    """Return the findings on `arm`, the most important question first, without those that lack data."""
     return [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
 
 
 def _loss(c: Comparison, arm: str) -> Finding | None:
-    r = next((r for r in c.statistics if r.arm == arm and (r.metric, r.domain) == PRIMARY[0]), None)
+    r = c.primary.get(arm)
     if r is None:
         return None
-    answers = {
-        "better": f"{arm} is better",
-        "worse": f"{c.baseline} is better",
-        "equivalent": "equivalent within 1\u00a0%",
-    }
+    answers = {"better": f"{arm} is better", "worse": f"{c.baseline} is better"}
+    answers["equivalent"] = "equivalent within 1\u00a0%"
     margin = EQUIVALENCE * abs(r.a)
     sides = (f"{arm} better", f"{c.baseline} better")
     scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r), sides=sides)
@@ -84,12 +79,12 @@ def _delta(r: PairedResult) -> str:
 
 
 def _level(r: PairedResult) -> int:
-    """Level of the interval that the verdict is based on, per cent."""
+    """Return the level, per cent, of the interval behind the verdict."""
     return 90 if r.verdict == "equivalent" else 95
 
 
 def _interval(r: PairedResult) -> tuple[float | None, float | None]:
-    """The interval of that level."""
+    """Return the interval of that level."""
     return (r.low90, r.high90) if r.verdict == "equivalent" else (r.low, r.high)
 
 
@@ -99,29 +94,29 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
         return None
     differ = len(shift.layers) - shift.across.same
     within = [1.0 - side.same / len(shift.layers) for side in (shift.within_a, shift.within_b) if side]
-    beside = f", between two seeds of one arm {len(shift.layers) * sum(within) / len(within):.3g}" if within else ""
-    sentence = f"{differ:.3g} of {len(shift.layers)} layers differ between the arms at one seed{beside}"
+    beside = f" (two seeds of one arm: in {len(shift.layers) * sum(within) / len(within):.3g})" if within else ""
+    sentence = f"At one seed the arms' roles differ in {differ:.3g} of {len(shift.layers)} layers{beside}"
     p = "" if shift.p is None else f", p = {shift.p:.2g}"
     sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
     alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
     moved = alone or [layer for layer in shift.layers if unanimous(layer)]
     if moved:
-        which = "By themselves" if alone else "In every seed" if len(shift.seeds) > 1 else "In the one seed"
+        which = f"Layers with p ≤ {ALPHA}" if alone else "Changed in every seed" if len(shift.seeds) > 1 else "Changed"
         sentence += f" {which}: {_first(list(map(_move, sorted(moved, key=lambda layer: -layer.distance))))}."
     elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
-        sentence += f" In some seed, but not in every one: {_first(some)}."
+        sentence += f" Changed in some seeds only: {_first(some)}."
     answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
     sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "role_shift")
     return Finding(arm, "Which layers changed role?", answer, shift.verdict == "roles moved", sentence, None, terms)
 
 
 def _first(words: list[str]) -> str:
-    """The first few words, and the number of the others."""
+    """Return the first words, and the number of the others."""
     return ", ".join(words[:LISTED]) + (f" and {len(words) - LISTED} more" if len(words) > LISTED else "")
 
 
 def unanimous(layer: LayerShift) -> bool:
-    """True where the layer has one state in every seed of one arm and another in every seed of the other."""
+    """Return true where the layer has one state in every seed of one arm and another in every seed of the other."""
     a, b = set(map(state, layer.roles_a)), set(map(state, layer.roles_b))
     return len(a) == len(b) == 1 and a != b
 
@@ -132,7 +127,7 @@ def _move(layer: LayerShift) -> str:
 
 
 def _concentration(c: Comparison, arm: str) -> Finding | None:
-    """Layers whose CV at least halved or doubled in every seed; None where there are none, or nothing was trained."""
+    """Name the layers whose CV at least halved or doubled in every seed; None where there are none."""
     at = common_step_of_pairs(arm, c.pairs)
     seeds = [pair.seed for pair in at.read]
     table = c.tables["flattening"]
@@ -148,19 +143,18 @@ def _concentration(c: Comparison, arm: str) -> Finding | None:
         changes.append(f"L{i} {mean[i]:.{1 if mean[i] >= 1 else 2}f} × ({number(a, 0)} → {number(b, 0)} saturated)")
     listed = {word: ", ".join(f"L{i}" for i in layers) for word, layers in (("flattened", flat), ("raised", raised))}
     answer = "; ".join(f"{layers} {word}" for word, layers in listed.items() if layers)
-    where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else "in the one seed"
+    where = f"in each of {len(seeds)} seeds" if len(seeds) > 1 else f"at seed {seeds[0]}"
     largest = max((p[i] for i in [*flat, *raised]), default=None) if p else None
-    chance = (
-        "" if largest is None else f"; p {'=' if len(changes) == 1 else '≤'} {largest:.2g}, corrected for the layers"
-    )
-    sentence = f"CV of FFN co-magnitude, {c.baseline} over {arm}, {where} at {at.text}: {', '.join(changes)}{chance}."
+    sign = "=" if len(changes) == 1 else "≤"
+    chance = "" if largest is None else f"; p {sign} {largest:.2g}, corrected for the number of layers"
+    sentence = f"CV of FFN co-magnitude, {c.baseline} / {arm}, {where} at {at.text}: {', '.join(changes)}{chance}."
     sure = largest is not None and largest <= ALPHA
     sentence, terms = f"{sentence} {at.unread_note}".rstrip(), ("cv", "flattening")
     return Finding(arm, "Which layers were flattened?", answer, sure, sentence, None, terms)
 
 
 def _budget(c: Comparison, arm: str) -> Finding | None:
-    r = next((r for r in c.conservation if r.arm == arm and r.reference == REFERENCES[0]), None)
+    r = c.budgets.get(arm)
     if r is None:
         return None
     sure = r.verdict in ("conserved", "not conserved")
@@ -178,13 +172,13 @@ def _counts(r: Conservation, when: str) -> str:
         chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
     ratio = "" if r.ratio is None else f": ratio {number(r.ratio, 2)}"
     within = "" if r.low is None else f", 90 % interval {low_to_high(r.low, r.high, 2)}"
-    beside = "" if r.chance_ratio is None else f", {number(r.chance_ratio, 2)} by chance"
+    beside = "" if r.chance_ratio is None else f", by chance {number(r.chance_ratio, 2)}"
     where = ""
     if r.centre_shift is not None:
-        moved = (
-            "" if r.centre_low is None else f", 95 % interval {low_to_high(r.centre_low, r.centre_high, 2, plus=True)}"
-        )
-        where = f" Its centre shifts by {signed(r.centre_shift, 2)} of the depth{moved}."
+        where = f" The budget's centre shifts by {signed(r.centre_shift, 2)} of the depth"
+        if r.centre_low is not None:
+            where += f", 95 % interval {low_to_high(r.centre_low, r.centre_high, 2, plus=True)}"
+        where += "."
     return (
         f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
         f"{_pairs(r.n)} at {when}.{where} {r.sentence}".rstrip()
@@ -192,7 +186,7 @@ def _counts(r: Conservation, when: str) -> str:
 
 
 def _intended(c: Comparison, arm: str) -> Finding | None:
-    """The lines of `expect` for both arms of the pair; None where there are none."""
+    """Count the delivered lines of `expect` of both arms; None where there are none."""
     lines = [e for e in c.expectations if e.arm in (c.baseline, arm)]
     if not lines:
         return None
@@ -201,18 +195,18 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
     decided = f"{delivered} of {len(lines)} delivered{missed}"
     unmeasured = all(e.verdict == "not measured" for e in lines)
     answer = decided if delivered or failed else "not measured" if unmeasured else f"none of {len(lines)} decided"
-    listed = [f"{e.wanted}: {number(e.mean, 2)} ({_seeds(e)}), {e.verdict}" for e in lines[:LISTED]]
+    when = {e.step: "" if e.step is None else f" at step {e.step}" for e in lines}
+    listed = [
+        f"{e.wanted}: {number(e.mean, 2)} ({e.holding} of {e.n} seeds{when[e.step]}), {e.verdict}"
+        for e in lines[:LISTED]
+    ]
     more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     sure = delivered + failed == len(lines)
     return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(listed)}{more}.", None, ("expect",))
 
 
-def _seeds(e: Expectation) -> str:
-    return f"{e.holding} of {e.n} seeds" + ("" if e.step is None else f" at step {e.step}")
-
-
 def _when(c: Comparison, arm: str) -> str:
-    """The step at which the layers of the pairs are compared, as text."""
+    """Return the step at which the layers of the pairs are compared, as text."""
     return common_step_of_pairs(arm, c.pairs).text
 
 

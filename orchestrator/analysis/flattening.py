@@ -1,4 +1,4 @@
-"""Flattening: the ratio of two arms' CVs of FFN co-magnitude, layer by layer (SCIENCE §4)."""
+"""Measure flattening: the ratio of two arms' CVs of FFN co-magnitude, layer by layer (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -10,56 +10,51 @@ import pandas as pd
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import sign_patterns
 
+MEASURES = ("cv", "saturated", "effective_rank.o", "attention_share")  # columns of the table, with _a and _b
+
 
 def flattening(pair: Pair) -> list[dict[str, Any]]:
-    """One row per common step and layer, the arms side by side; none between unequal depths."""
+    """Return a row per common step and layer, both arms side by side; none between unequal depths."""
     rows = []
     for step in pair.common_steps:
         a, b = pair.a.readings[step].layers, pair.b.readings[step].layers
-        if len(a) != len(b):
-            continue
-        for left, right in zip(a, b, strict=True):
-            values: dict[str, float | None] = {}
-            for name, measure in (
-                ("cv", "cv"),
-                ("saturated", "saturated"),
-                ("effective_rank_o", "effective_rank.o"),
-                ("attention_share", "attention_share"),
-            ):
-                values[f"{name}_a"], values[f"{name}_b"] = (
-                    left.measures.get(measure),
-                    right.measures.get(measure),
-                )
+        for left, right in zip(a, b, strict=True) if len(a) == len(b) else ():
+            values = {
+                f"{measure.replace('.', '_')}_{side}": layer.measures.get(measure)
+                for measure in MEASURES
+                for side, layer in (("a", left), ("b", right))
+            }
             ratio = values["cv_a"] / values["cv_b"] if values["cv_a"] is not None and values["cv_b"] else None
-            rows.append({"seed": pair.seed, "step": step, "layer": left.layer, "flattening": ratio, **values})
+            place = {"arm": pair.arm, "seed": pair.seed, "step": step, "layer": left.layer}
+            rows.append({**place, "flattening": ratio, **values})
     return rows
 
 
 def at_step(table: pd.DataFrame, arm: str, step: int | None) -> pd.DataFrame:
-    """The rows of `arm` at `step` where the flattening is known."""
+    """Return the rows of `arm` at `step` where the flattening is known."""
     own = table[table["arm"] == arm] if "arm" in table else table
     return own[(own["step"] == step) & (own["flattening"] > 0)]
 
 
 def mean_flattening(table: pd.DataFrame, arm: str, step: int | None) -> dict[int, float]:
-    """Layer → CV a / CV b at `step`, geometric mean over the pairs that have it."""
+    """Return layer → CV a / CV b at `step`, geometric mean over the pairs that have it."""
     known = at_step(table, arm, step)
     means = np.log(known["flattening"]).groupby(known["layer"]).mean()
     return dict(zip(means.index.tolist(), np.exp(means).tolist(), strict=True))
 
 
 def log_ratios(table: pd.DataFrame, arm: str, step: int | None, seeds: list[int]) -> pd.DataFrame:
-    """log(CV a / CV b), [layers, seeds]: the layers in which each of `seeds` has it."""
+    """Return log(CV a / CV b), [layers, seeds], of the layers in which each of `seeds` has it."""
     known = at_step(table, arm, step)
     wide = known.assign(log=np.log(known["flattening"])).pivot(index="layer", columns="seed", values="log")
     return wide.reindex(columns=seeds).dropna()
 
 
 def layer_p(ratios: pd.DataFrame) -> dict[int, float]:
-    """Layer → exact two-sided sign-flip p of its mean log ratio, corrected for the layers; empty under two seeds.
+    """Return layer → exact two-sided sign-flip p of its mean log ratio, corrected for the number of layers.
 
-    Each layer is set against the largest mean, under every pattern, of those layers whose own is no larger
-    (Westfall and Young's step-down max-T): were no layer flatter, any falls below p with probability p.
+    Westfall and Young's step-down max-T: a layer is compared, under every pattern, with the largest mean among the
+    layers whose own mean is no larger. Empty under two seeds.
     """
     layers, n = ratios.shape
     if n < 2 or not layers:

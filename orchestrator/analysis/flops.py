@@ -1,4 +1,4 @@
-"""FLOPs that a cell had spent by every step, its sidecar included, and losses at equal FLOPs."""
+"""Count the FLOPs of a cell by step, its sidecar included, and compare losses at equal FLOPs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult
 from orchestrator.experiments.experiment import decoder_spec, sidecar_flops, training_flops
 
-EQUAL_WITHIN = 0.005  # of each other, as close as two widths are matched (SCIENCE §7)
+EQUAL_WITHIN = 0.005  # relative, as close as two widths are matched (SCIENCE §7)
 
 
 def spent(cell: CellResult) -> dict[int, float]:
-    """Step → floating-point operations up to it: forward and backward, and the sidecar's held-out passes."""
+    """Return step → FLOPs up to it: forward and backward, and the sidecar's held-out passes."""
     config = cell.config
     spec, total = decoder_spec(config), {}
     per_step = training_flops(config, spec) / config.train.steps
@@ -24,10 +24,9 @@ def spent(cell: CellResult) -> dict[int, float]:
 
 
 def at_equal_flops(*runs: tuple[dict[int, float], list[tuple[int, float]]]) -> tuple[float, ...] | None:
-    """The losses of several runs where the cheapest ends, from (FLOPs by step, validation curve) of each.
+    """Return the losses of several runs where the cheapest ends, from (FLOPs by step, validation curve) of each.
 
-    A more expensive run's loss is interpolated between its evaluations, before its learning-rate schedule has ended.
-    None where the runs cost the same.
+    The loss of a more expensive run is interpolated between its evaluations. None where the runs cost the same.
     """
     ends = [flops[curve[-1][0]] for flops, curve in runs]
     if max(ends) - min(ends) <= EQUAL_WITHIN * min(ends):

@@ -1,4 +1,4 @@
-"""Numbers, intervals, seeds and long names as text; a dash is a number that is not known."""
+"""Format numbers, intervals, seeds and long names; a dash stands for an unknown number."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 def number(value: float | None, digits: int) -> str:
-    """Fixed-point, or a dash where it is not known."""
+    """Format as fixed-point; a dash where the value is unknown."""
     return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int) -> str:
-    """Fixed-point with its sign; what rounds to zero has none."""
+    """Format as fixed-point with its sign, which a value that rounds to zero lacks."""
     if value is None or math.isnan(value):
         return "–"
     text = f"{value:+z.{digits}f}"
@@ -20,14 +20,14 @@ def signed(value: float | None, digits: int) -> str:
 
 
 def low_to_high(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
-    """An interval as `low … high`; `plus` writes the signs of both ends."""
+    """Format an interval as `low … high`; with `plus`, both ends have signs."""
     write = signed if plus else number
     unknown = low is None or high is None or math.isnan(low) or math.isnan(high)
     return "–" if unknown else f"{write(low, digits)} … {write(high, digits)}"
 
 
 def seed_list(seeds: Iterable[int]) -> str:
-    """Seeds in their order; four or more consecutive ones as `0…7`."""
+    """List the seeds in order; four or more consecutive ones as `0…7`."""
     known = list(dict.fromkeys(seeds))
     if len(known) > 3 and known == list(range(known[0], known[0] + len(known))):
         return f"{known[0]}…{known[-1]}"
@@ -35,15 +35,12 @@ def seed_list(seeds: Iterable[int]) -> str:
 
 
 def elide(text: str, most: int) -> str:
-    """The text, with an ellipsis in place of what is beyond `most` characters."""
+    """Shorten the text to `most` characters, the last an ellipsis."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
 
 
 def grouped_notes(found: Iterable[tuple[str, str]], *, everything: int | None = None, join: str = "; ") -> list[str]:
-    """One note per sentence, from (name, sentence), which begins with the names that it holds for.
-
-    The names are left out where they are all of `everything`.
-    """
+    """Merge (name, sentence) by sentence, each after its names; without the names where they number `everything`."""
     names: dict[str, list[str]] = {}
     for name, sentence in found:
         if sentence:

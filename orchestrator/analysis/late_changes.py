@@ -1,4 +1,4 @@
-"""Seeds, contrasts and expectations changed after cells had finished: their results may have suggested the change."""
+"""Find seeds, contrasts and expectations that changed after cells had finished, perhaps because of their results."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Change:
 
 
 def late_changes(experiment: ExperimentResult) -> list[Change]:
-    """Every change since the first cell finished, oldest first."""
+    """Return every change since the first cell finished, oldest first."""
     return [
         Change(kind, name, how, now["since"][:10])
         for before, now in pairwise(experiment.history)
@@ -40,12 +40,12 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
 
 
 def late_names(experiment: ExperimentResult, kind: str) -> set[str]:
-    """The names of that kind that were added or changed after the first cell had finished."""
+    """Return the names of one kind that were added or changed after the first cell had finished."""
     return {change.name for change in late_changes(experiment) if change.kind == kind and change.how != "withdrawn"}
 
 
 def notes(experiment: ExperimentResult) -> list[str]:
-    """One sentence per kind of change and day, with the assumption that it breaks."""
+    """Return a sentence per kind of change and day, with the assumption that it breaks."""
     alike: dict[tuple[str, str, str], list[str]] = {}
     for change in late_changes(experiment):
         alike.setdefault((change.kind, change.how, change.day), []).append(change.name)
@@ -60,7 +60,7 @@ def notes(experiment: ExperimentResult) -> list[str]:
 
 
 def _named(entry: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
-    """One kind's names and values in an entry of the history."""
+    """Return the names of one kind, and their values, in an entry of the history."""
     if kind == "contrasts":
         return dict(entry[kind])
     names = entry[kind] if kind == "seeds" else intended(entry[kind], experiment.arms)
@@ -68,7 +68,7 @@ def _named(entry: dict[str, Any], kind: str, experiment: ExperimentResult) -> di
 
 
 def _compared(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
-    """(name, change) of every difference. The order counts where names have values: contrasts are tested in order."""
+    """Return (name, change) of every difference. The order counts for contrasts, which are tested in order."""
     found = [(name, "changed" if name in was else "added") for name in now if name not in was or was[name] != now[name]]
     found += [(name, "withdrawn") for name in was if name not in now]
     kept = [name for name in now if name in was]

@@ -1,4 +1,4 @@
-"""Role changes: from reading to reading within a cell, and between the cells of a pair (SCIENCE §4)."""
+"""Compare roles from reading to reading within a cell, and between the cells of a pair (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in
 
 @dataclass(frozen=True)
 class Overlap:
-    """Layers with the same state in two readings of one depth, means over the pairs of readings.
+    """Number of layers with the same state in two readings, mean over several pairs of readings.
 
-    Chance deals each reading's own states to its layers at random: it keeps how many hubs, dampers … there are,
-    not where.
+    Chance deals each reading's own states to its layers at random, so it keeps the number of hubs, dampers, ….
     """
 
     same: float  # layers
     expected: float  # layers, by chance
-    kappa: float | None  # Cohen's: 1 = all layers alike, 0 = as by chance; null where chance alone makes all alike
+    kappa: float | None  # Cohen's: 1 = all layers agree, 0 = as by chance; null where chance alone makes all agree
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """State changes of an arm's layers from each reading to the next, over all of its cells; chance as in `Overlap`.
+    """State changes of an arm's layers from each reading to the next, over its cells; chance as in `Overlap`.
 
     Matrices are [5][5] in the order of `STATES`, rows = before.
     """
@@ -55,7 +54,7 @@ class LayerShift:
     """One layer in both arms, seed by seed."""
 
     layer: int
-    roles_a: list[str]  # [n], the baseline's; ties by the names of their leaders
+    roles_a: list[str]  # [n], the baseline's; a tie is the names of its two leaders
     roles_b: list[str]
     distance: float  # total variation between the two arms' shares of seeds in each state, 0 … 1
     p: float | None  # corrected for the number of layers; exact as in `RoleShift`
@@ -63,10 +62,10 @@ class LayerShift:
 
 @dataclass(frozen=True)
 class RoleShift:
-    """Baseline (a) and arm (b) at their common step; equal states in both may still be chance.
+    """The roles of baseline (a) and arm (b) at their common step.
 
-    p exchanges the arms' labels within the seed pairs: if the arm changed nothing, each exchange was as likely.
-    Exact (all 2^n) up to 15 pairs, beyond by random exchanges. Null for one pair.
+    p is that of a permutation test which exchanges the arms' labels within the seed pairs: exact (all 2^n) up to 15
+    pairs, beyond by random exchanges, null for one pair.
     """
 
     arm: str
@@ -79,14 +78,14 @@ class RoleShift:
     within_b: Overlap | None  # between two seeds of the arm
     layers: list[LayerShift]
     distance: float  # sum over the layers
-    p: float | None  # of that sum: whether the arms differ in any layer's states
-    smallest_p: float  # that n pairs can give: exchanging all of them changes nothing
+    p: float | None  # of that sum
+    smallest_p: float  # that n pairs can give
     verdict: str  # roles moved · inconclusive · not measured
     sentence: str  # caveats, or empty
 
 
 def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
-    """State changes between successive readings; None where no layer was read twice."""
+    """Count state changes between successive readings; None where no layer was read twice."""
     sides = [
         (roles_of(before), roles_of(after))
         for cell in cells
@@ -104,7 +103,7 @@ def transitions(arm: str, cells: list[CellResult]) -> Transitions | None:
 
 
 def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
-    """The roles of `arm` against the baseline's; None where they have no common step or differ in depth."""
+    """Compare the roles of `arm` with the baseline's; None where they have no common step or differ in depth."""
     at = common_step_of_pairs(arm, pairs)
     if at.step is None:
         return None
@@ -127,27 +126,20 @@ def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
     sums = distances.sum(axis=1)  # [patterns]
     together = float((sums >= sums[0]).mean()) if several else None
     moved = "roles moved" if together is not None and together <= ALPHA else "inconclusive"
-    untrained = "These are the roles before any training." if at.untrained else ""
+    untrained = "These are the roles before training." if at.untrained else ""
     return RoleShift(
-        arm=arm,
-        seeds=[pair.seed for pair in at.read],
-        step=at.step,
-        counts=counts.tolist(),
-        expected=expected.tolist(),
+        arm, seeds=[pair.seed for pair in at.read], step=at.step, counts=counts.tolist(), expected=expected.tolist(),
         across=_overlap(list(zip(a, b, strict=True))),
         within_a=_overlap(list(combinations(a, 2))) if several else None,
         within_b=_overlap(list(combinations(b, 2))) if several else None,
-        layers=layers,
-        distance=float(sums[0]) / len(a),
-        p=together,
-        smallest_p=1.0 / len(distances),
+        layers=layers, distance=float(sums[0]) / len(a), p=together, smallest_p=1.0 / len(distances),
         verdict="not measured" if at.untrained else moved,
         sentence=" ".join(filter(None, [untrained, at.unread_note])),
-    )
+    )  # fmt: skip
 
 
 def _tables(sides: Sides) -> tuple[np.ndarray, np.ndarray]:
-    """Counts [5, 5] of states in the first (rows) and second of two readings, and their expectation by chance."""
+    """Return counts [5, 5] of states in the first (rows) and second of two readings, and those expected by chance."""
     each = [transition_counts(zip(first, second, strict=True)) for first, second in sides]
     expected = [np.outer(counts.sum(axis=1), counts.sum(axis=0)) / counts.sum() for counts in each]
     return np.sum(each, axis=0), np.sum(expected, axis=0)
@@ -161,11 +153,11 @@ def _overlap(sides: Sides) -> Overlap:
 
 
 def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
-    """n × each layer's distance between the arms, [patterns, L], as observed and under every exchange of labels.
+    """Return n × each layer's distance between the arms, [patterns, L], as observed and under every label exchange.
 
-    A layer's p compares it with the largest distance of any layer under each pattern (Westfall & Young's max-T): if
-    the arms do not differ, the probability that any layer falls below p is p. Half the patterns suffice, because
-    exchanging the other pairs instead gives the same distances. All are whole numbers, so equal ones compare equal.
+    A layer's p compares its distance with the largest of any layer under each pattern (Westfall & Young's max-T), which
+    corrects it for the number of layers. Half the patterns suffice, because exchanging the other pairs instead gives
+    the same distances. All values are whole numbers, so equal ones compare equal.
     """
     has = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
     n = len(a)
@@ -174,7 +166,7 @@ def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
 
 
 def role_migration(cell: CellResult) -> list[dict[str, Any]]:
-    """One row per layer and interval between successive readings."""
+    """Return a row per layer and interval between successive readings."""
     return [
         {
             "arm": cell.arm, "seed": cell.seed, "step_from": before.step, "step": after.step,
@@ -188,11 +180,11 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
 
 
 def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Counts of each state before (rows) and after, [5, 5] in the order of `STATES`."""
+    """Count each state before (rows) and after, [5, 5] in the order of `STATES`."""
     counted = Counter((state(before), state(after)) for before, after in moves)
     return np.array([[counted[before, after] for after in STATES] for before in STATES])
 
 
 def state(role: str) -> str:
-    """The role, or `tie` for two leaders."""
+    """Return the role, or `tie` for two leaders."""
     return role if role in ROLES else "tie"

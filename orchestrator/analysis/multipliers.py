@@ -1,4 +1,4 @@
-"""Multipliers that the sidecars of an arm applied, one per unit and decision, and where its seeds agree."""
+"""Read the multipliers that sidecars applied, and find the units on which an arm's seeds agree."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THIRDS = ("early", "middle", "late")  # of the run
 
 @dataclass(frozen=True)
 class Multipliers:
-    """One channel of one cell, decision by decision; the last decision, which no step followed, is left out."""
+    """One channel of one cell, by decision; without the last decision, which no step followed."""
 
     steps: list[int]  # [D], at which each decision took effect
     units: list[str]  # [U]
@@ -25,12 +25,12 @@ class Multipliers:
 
     @property
     def means(self) -> np.ndarray:
-        """[U], ln of every unit's geometric mean over the run."""
+        """ln of every unit's geometric mean over the run, [U]."""
         return self.logs.mean(axis=0)
 
 
 def multipliers_of(cell: CellResult) -> dict[str, Multipliers]:
-    """Channel → its multipliers; empty for a cell without a sidecar."""
+    """Return channel → its multipliers; empty for a cell without a sidecar."""
     last = cell.metrics[-1]["step"] if cell.metrics else 0
     decisions = [r["sidecar"] for r in cell.metrics if "sidecar" in r and r["step"] < last]
     found = {}
@@ -47,12 +47,15 @@ def multipliers_of(cell: CellResult) -> dict[str, Multipliers]:
 
 
 def sidecar_rows(cell: CellResult) -> list[dict[str, Any]]:
-    """One row per channel and unit: geometric mean multipliers over the run and over its thirds."""
+    """Return a row per channel and unit: geometric mean multipliers over the run and over its thirds."""
     rows = []
     for channel, m in multipliers_of(cell).items():
         thirds = [m.logs[part] for part in np.array_split(np.arange(len(m.steps)), len(THIRDS))]
         for i, unit in enumerate(m.units):
-            means = {name: _geometric(part[:, i]) for name, part in zip(THIRDS, thirds, strict=True)}
+            means = {
+                name: float(np.exp(part[:, i].mean())) if len(part) else None
+                for name, part in zip(THIRDS, thirds, strict=True)
+            }
             rows.append(
                 {"arm": cell.arm, "seed": cell.seed, "channel": channel, "layer": m.layers[i], "kind": m.kinds[i],
                  "unit": unit, "mean": float(np.exp(m.means[i])), **means}
@@ -73,20 +76,20 @@ class Agreement:
 
     @property
     def agreeing(self) -> int:
-        """Units that got more than their cell's mean in every seed, or less in every seed."""
+        """Number of units above their cell's mean in every seed, or below it in every seed."""
         return int(np.count_nonzero(self.sign))
 
     @property
     def by_chance(self) -> float:
-        """Units that would agree if every seed and unit tossed a coin; units with common evidence toss fewer."""
+        """Expected number of agreeing units if every seed and unit tossed a fair coin."""
         return len(self.units) * 2.0 ** (1 - self.seeds)
 
 
 def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
-    """Channel → where the seeds agree, over the cells that hold the same units.
+    """Return channel → the agreement of the seeds, over the cells with the same units as the first.
 
-    A unit is judged against the mean log-multiplier of its own cell: otherwise a policy that raises or lowers
-    everything would agree with itself everywhere.
+    A unit is judged against the mean log-multiplier of its own cell: otherwise the seeds of a policy that raises
+    everything would agree on all units.
     """
     stacks: dict[str, list[Multipliers]] = {}
     for cell in cells:
@@ -109,7 +112,3 @@ def _layer_and_kind(unit: str) -> tuple[int, str]:
         return 0, unit
     name = place[2].rstrip(".").removesuffix(".weight")
     return place[1], name.rpartition(".")[2].removesuffix("_proj") or "layer"
-
-
-def _geometric(logs: np.ndarray) -> float | None:
-    return float(np.exp(logs.mean())) if logs.size else None

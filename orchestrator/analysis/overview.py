@@ -1,4 +1,4 @@
-"""Many experiments as a table in the terminal, legible at 100 columns, as a page and as CSV."""
+"""Show many experiments as a table in the terminal, legible at 100 columns, as a page and as CSV."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TERMS = {
 
 
 def print_overview(arms: list[ArmSummary], skipped: list[Path], console: Console) -> None:
-    """One row per experiment and arm, problems, notes, and the paths that held no experiment."""
+    """Print a row per experiment and arm, then problems, notes, and the paths that held no experiment."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
     table.add_column("experiment", ratio=1, min_width=16, overflow="fold")
     table.add_column("arm", max_width=12, overflow="fold")
@@ -54,7 +54,7 @@ def print_overview(arms: list[ArmSummary], skipped: list[Path], console: Console
 
 
 def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
-    """How many verdicts chance would give, the arms left out of q, what the columns are, and the skipped paths."""
+    """Return notes on false verdicts, on arms without q, on the columns and on skipped paths."""
     tests = [arm for arm in arms if arm.testable]
     called = sum(arm.verdict in CALLED for arm in tests)
     kept = sum(arm.q is not None and arm.q <= ALPHA for arm in tests)
@@ -63,30 +63,30 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
     if tests:
         found.append(
             f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; if no arm differed, at most "
-            f"{ALPHA * len(tests):.3g} would be on average. Of the {kept} with q ≤ {ALPHA} at most about {ALPHA:.0%} "
-            "should be false (Benjamini-Hochberg)."
+            f"{ALPHA * len(tests):.3g} would be on average. Of the {kept} arms with q ≤ {ALPHA} at most about "
+            f"{ALPHA:.0%} are expected to be false (Benjamini-Hochberg)."
         )
     if untested:
         found.append(
-            f"{untested} arms have fewer than {FEWEST_PAIRS} seed pairs: they cannot be called, and q leaves them out."
+            f"{untested} arms have fewer than {FEWEST_PAIRS} seed pairs: too few to be called, so they have no q."
             if untested > 1
-            else f"1 arm has fewer than {FEWEST_PAIRS} seed pairs: it cannot be called, and q leaves it out."
+            else f"1 arm has fewer than {FEWEST_PAIRS} seed pairs: too few to be called, so it has no q."
         )
     found.append(
-        "Δ: nats/token to the experiment's baseline, lower is better. Budget: saturated positions over the robust "
-        "threshold; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of `expect`, delivered of "
+        "Δ: test loss minus the baseline's in nats/token, lower is better. Budget: FFN positions above the robust "
+        "threshold; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of `expect`, delivered / "
         "all."
     )
     return found + ([f"No experiments, skipped: {', '.join(map(str, skipped))}."] if skipped else [])
 
 
 def write_csv(arms: list[ArmSummary], path: Path) -> None:
-    """Every field of every arm, with every digit."""
+    """Write every field of every arm, with every digit."""
     write_whole(path, frame(arms).to_csv(index=False))
 
 
 def write_html(arms: list[ArmSummary], skipped: list[Path], path: Path) -> None:
-    """The terminal's table as a page that sorts, each experiment with a link to its report."""
+    """Write the terminal's table as a page with sortable columns and a link to each experiment's report."""
     section = Section(
         "Experiments", COLUMNS, [_page_row(arm, path.parent) for arm in arms], notes(arms, skipped), TERMS
     )
@@ -94,7 +94,7 @@ def write_html(arms: list[ArmSummary], skipped: list[Path], path: Path) -> None:
 
 
 def _page_row(arm: ArmSummary, home: Path) -> list[TableCell]:
-    """The link to the arm's report is relative to the directory `home`."""
+    """Return the arm's row of the page, whose link to the report is relative to the directory `home`."""
     report = Path(arm.directory).resolve() / "comparison/report.html"
     name = Link(arm.experiment, os.path.relpath(report, home.resolve())) if report.is_file() else arm.experiment
     if arm.problem:
@@ -108,12 +108,12 @@ def _page_row(arm: ArmSummary, home: Path) -> list[TableCell]:
 
 
 def _within(value: str, low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
-    """The value, and under it its interval in parentheses."""
+    """Write the value, and its interval in parentheses on the next line."""
     return value if low is None else f"{value}\n({low_to_high(low, high, digits, plus=plus)})"
 
 
 def _terminal_row(arm: ArmSummary, *, first: bool) -> list[Text]:
-    """Name and question are written for the experiment's first arm only."""
+    """Return the arm's row of the terminal; only the experiment's first arm has its name and question."""
     name = Text(arm.experiment if first else "", "bold")
     if first and arm.question:
         name.append(f"\n{shorten(arm.question, QUESTION, placeholder=' …')}", "not bold dim")

@@ -1,4 +1,4 @@
-"""Seed pairs: the baseline's cell and another arm's at one seed, checked to be comparable (SCIENCE §8)."""
+"""Pair the baseline's cell with another arm's at each seed, and check that they are comparable (SCIENCE §8)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.common.errors import UserError
-from orchestrator.config import keys
+from orchestrator.config.keys import OPERATIONAL, differences, is_within
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
 HELDOUT_KEYS = ("data", "train.seq_len")  # decide the held-out rows
 EQUAL_FLOPS = "validation_loss_at_equal_flops"  # where the runs of a pair cost differently
-MEAN = "mean"  # as a domain: the unweighted mean of all
-PRIMARY = ((METRICS[0], MEAN), (EQUAL_FLOPS, MEAN))  # tested in this order; everything else is secondary
+MEAN = "mean"  # the domain that stands for the unweighted mean of all
+PRIMARY = ((METRICS[0], MEAN), (EQUAL_FLOPS, MEAN))  # tested in this order; all other losses are secondary
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pair:
 
     a: CellResult
     b: CellResult
-    differing: tuple[str, ...]  # configuration keys in which they differ, all of them declared
+    differing: tuple[str, ...]  # configuration keys in which they differ, all declared
 
     @property
     def seed(self) -> int:
@@ -38,18 +38,22 @@ class Pair:
         return self.b.arm
 
     @property
+    def cells(self) -> tuple[CellResult, ...]:
+        return self.a, self.b
+
+    @property
     def common_steps(self) -> list[int]:
         """Steps at which the layers of both cells were read, ascending."""
         return [step for step in self.a.readings if step in self.b.readings]
 
     def differing_in(self, keys: tuple[str, ...]) -> list[str]:
-        """The differing keys that are one of `keys` or below it."""
-        return [key for key in self.differing if key in keys or key.startswith(tuple(f"{k}." for k in keys))]
+        """Return the differing keys that are one of `keys` or below one."""
+        return [key for key in self.differing if is_within(key, keys)]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A pair of which at least one cell cannot be compared."""
+    """A pair with at least one cell that cannot be compared."""
 
     arm: str
     seed: int
@@ -57,7 +61,7 @@ class LeftOut:
 
 
 def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
-    """Baseline × every other arm, seed by seed: the complete pairs, and those left out with their reasons.
+    """Pair the baseline with every other arm, seed by seed: the complete pairs, and those left out with their reasons.
 
     Raises `UserError` where two cells differ in an undeclared key, or in their batches without a key that explains it.
     """
@@ -66,43 +70,30 @@ def pair_up(experiment: ExperimentResult) -> tuple[list[Pair], list[LeftOut]]:
     for arm in others:
         for seed in experiment.seeds:
             a, b = experiment.cell(baseline, seed), experiment.cell(arm, seed)
-            reasons = [f"{cell.label}: {cell.missing}" for cell in (a, b) if cell.missing]
-            if reasons:
+            if reasons := [f"{cell.label}: {cell.missing}" for cell in (a, b) if cell.missing]:
                 left_out.append(LeftOut(arm, seed, "; ".join(reasons)))
-                continue
-            pairs.append(pair_of(a, b, experiment.declared))
+            else:
+                pairs.append(pair_of(a, b, experiment.declared))
     return pairs, left_out
 
 
 def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
-    """Two complete cells as a pair. Raises `UserError` as `pair_up` does."""
+    """Pair two complete cells. Raises `UserError` as `pair_up` does."""
     pair = Pair(a, b, declared_differences(a, b, declared))
-    if not pair.differing_in(BATCH_KEYS):
-        check_batches(pair)
+    digests = {record["step"]: record["digest"] for record in b.metrics}
+    differing = [x["step"] for x in a.metrics if digests.get(x["step"], x["digest"]) != x["digest"]]
+    if differing and not pair.differing_in(BATCH_KEYS):
+        raise UserError(
+            f"{a.label} and {b.label} saw different batches at step {differing[0]} or before: "
+            "train both again on the same data."
+        )
     return pair
 
 
-def check_batches(pair: Pair) -> None:
-    """Raise `UserError` at the first step at which the cells' batch digests differ."""
-    other = {record["step"]: record["digest"] for record in pair.b.metrics}
-    for record in pair.a.metrics:
-        step = record["step"]
-        if step in other and other[step] != record["digest"]:
-            raise UserError(
-                f"{pair.a.label} and {pair.b.label} saw different batches at step {step} or before: "
-                "they are not a pair; train both again on the same data."
-            )
-
-
 def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
-    """The keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
-    ignored = (*keys.OPERATIONAL, "arm")
-    differing = keys.differences(a.config, b.config, ignore=ignored)
-    undeclared = {
-        key: values
-        for key, values in differing.items()
-        if not any(key == d or key.startswith(f"{d}.") for d in declared)
-    }
+    """Return the keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
+    differing = differences(a.config, b.config, ignore=(*OPERATIONAL, "arm"))
+    undeclared = {key: values for key, values in differing.items() if not is_within(key, declared)}
     if undeclared:
         listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())
         raise UserError(
@@ -113,7 +104,7 @@ def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> t
 
 
 def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]:
-    """(metric, domain) → nats/token of a finished cell, for the domains of `shown`; empty without a domain."""
+    """Return (metric, domain) → nats/token of a finished cell, for the domains of `shown`; empty without a domain."""
     if not domains:
         return {}
     final = cell.metrics[-1]
@@ -127,21 +118,33 @@ def losses(cell: CellResult, domains: list[str]) -> dict[tuple[str, str], float]
 
 
 def pair_losses(pair: Pair, domains: list[str]) -> dict[tuple[str, str], tuple[float, float]]:
-    """(metric, domain) → (a, b), nats/token: `losses`, and those at equal FLOPs where the runs cost unequally."""
+    """Return (metric, domain) → (a, b), nats/token: `losses`, and those at equal FLOPs where the costs differ."""
     a, b = losses(pair.a, domains), losses(pair.b, domains)
     found = {key: (a[key], b[key]) for key in a}
     if not domains:
         return found
-    flops = [spent(cell) for cell in (pair.a, pair.b)]
-    curves = [validation_curves(cell, domains) for cell in (pair.a, pair.b)]
+    flops = [spent(cell) for cell in pair.cells]
+    curves = [validation_curves(cell, domains) for cell in pair.cells]
     for domain in shown(domains):
         if both := at_equal_flops((flops[0], curves[0][domain]), (flops[1], curves[1][domain])):
             found[EQUAL_FLOPS, domain] = (both[0], both[1])
     return found
 
 
+def loss_gaps(pairs: list[Pair], arm: str, domains: list[str]) -> dict[str, list[dict[int, float]]]:
+    """Return domain → per pair of `arm`, step → its validation loss minus the baseline's, nats/token."""
+    curves = [[validation_curves(cell, domains) for cell in pair.cells] for pair in pairs if pair.arm == arm]
+    return {
+        domain: [
+            {step: b[step] - a[step] for step in a if step in b}
+            for a, b in ((dict(of_a[domain]), dict(of_b[domain])) for of_a, of_b in curves)
+        ]
+        for domain in shown(domains)
+    }
+
+
 def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tuple[int, float]]]:
-    """Domain → (step, nats/token) at every evaluation; `mean` is the curve of their mean, where all were evaluated."""
+    """Return domain → (step, nats/token) at every evaluation, `mean` included where all domains were evaluated."""
     curves: dict[str, list[tuple[int, float]]] = {domain: [] for domain in (MEAN, *domains)}
     for record in cell.metrics:
         heldout: dict[str, Any] = record.get("heldout", {})
@@ -154,17 +157,17 @@ def validation_curves(cell: CellResult, domains: list[str]) -> dict[str, list[tu
 
 
 def shown(domains: list[str]) -> list[str]:
-    """The domains that losses are shown for: the mean and each, or the mean alone of a single one."""
+    """Return the domains that tables show: the mean and each, or only the mean if there is one domain."""
     return [MEAN, *domains] if len(domains) > 1 else [MEAN]
 
 
 def with_mean(by_domain: dict[str, float]) -> dict[str, float]:
-    """The losses and, first, their mean; empty without any."""
+    """Put the mean before the losses; empty without losses."""
     return {MEAN: float(np.mean(list(by_domain.values()))), **by_domain} if by_domain else {}
 
 
 def domains_of(cells: list[CellResult]) -> list[str]:
-    """The domains that every finished cell has a test and a held-out loss on, in the first one's order."""
+    """Return the domains on which every finished cell has a test and a held-out loss, in the first cell's order."""
     finals = [cell.metrics[-1] for cell in cells if cell.missing is None]
     return [
         d

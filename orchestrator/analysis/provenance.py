@@ -1,4 +1,4 @@
-"""Provenance of an experiment's cells: differences in their configuration, code and environment."""
+"""Find differences between cells in configuration, code and environment."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Difference:
 
     kind: str  # config · code · environment
     key: str
-    values: dict[str, list[Any]]  # arm → its values over seeds and attempts, each once; empty where none is known
+    values: dict[str, list[Any]]  # arm → its distinct values over seeds and attempts; empty where unknown
 
 
 def differences(experiment: ExperimentResult) -> list[Difference]:
-    """Every difference between cells, of two arms or of one: first configuration, then code, then environment."""
+    """Return every difference between cells, within arms too: configuration first, then code, then environment."""
     facts = {
         arm: [found for cell in experiment.cells if cell.arm == arm for found in environments_of(experiment, cell)]
         for arm in experiment.arms
@@ -37,9 +37,9 @@ def differences(experiment: ExperimentResult) -> list[Difference]:
 
 
 def constant(experiment: ExperimentResult) -> Facts:
-    """The facts that all attempts share: host, platform, python, device, versions.*, commit, …
+    """Return the facts that all attempts share: host, platform, python, device, versions.*, commit, …
 
-    `changes` is `clean` or a digest of what was not committed. A value is null where it could not be determined.
+    `changes` is `clean` or a digest of the uncommitted changes. A value is null where it could not be determined.
     """
     facts = [found for cell in experiment.cells for found in environments_of(experiment, cell)]
     return {
@@ -50,9 +50,9 @@ def constant(experiment: ExperimentResult) -> Facts:
 
 
 def environments_of(experiment: ExperimentResult, cell: CellResult) -> list[Facts]:
-    """Environment and code of each attempt of the cell; empty where it never began.
+    """Return environment and code of each attempt of the cell; empty where it never began.
 
-    A cell that did not record its own has those of every launch: it may have run in any of them.
+    A cell without a record gets those of every launch, as it may have run in any of them.
     """
     recorded = [
         {key: value for key, value in keys.flatten(found).items() if key not in PASSING} for found in cell.environments
@@ -61,7 +61,7 @@ def environments_of(experiment: ExperimentResult, cell: CellResult) -> list[Fact
 
 
 def launches(experiment: ExperimentResult) -> list[Facts]:
-    """Environment and code of each launch by experiment.yaml: the machine of the first, the code of all."""
+    """Return environment and code of each launch in experiment.yaml, which has the machine of the first launch only."""
     facts = []
     for code in experiment.code or [{}]:
         known = experiment.machine | {key: code[key] for key in ("commit", "versions") if key in code}
@@ -72,16 +72,15 @@ def launches(experiment: ExperimentResult) -> list[Facts]:
 
 
 def configs_of(cell: CellResult) -> list[Facts]:
-    """The cell's configuration without operational keys; empty where it was never launched."""
+    """Return the cell's configuration without operational keys; empty where it was never launched."""
     if not (cell.path / "config.yaml").is_file():
         return []
     ignored = (*keys.OPERATIONAL, "arm", "seed")
-    flat = keys.flatten(cell.config)
-    return [{k: v for k, v in flat.items() if not any(k == i or k.startswith(f"{i}.") for i in ignored)}]
+    return [{key: value for key, value in keys.flatten(cell.config).items() if not keys.is_within(key, ignored)}]
 
 
 def _differing(facts: dict[str, list[Facts]]) -> list[tuple[str, dict[str, list[Any]]]]:
-    """Keys with more than one value over all arms, each with the values of every arm."""
+    """Return the keys with several values over all arms, each with the values of every arm."""
     everything = _values(found for arm in facts.values() for found in arm)
     by_arm = {arm: _values(found) for arm, found in facts.items()}
     return [
@@ -92,7 +91,7 @@ def _differing(facts: dict[str, list[Facts]]) -> list[tuple[str, dict[str, list[
 
 
 def _values(facts: Iterable[Facts]) -> dict[str, list[Any]]:
-    """Key → its distinct values, in order of appearance."""
+    """Return key → its distinct values, in order of appearance."""
     found: dict[str, list[Any]] = {}
     for fact in facts:
         for key, value in fact.items():

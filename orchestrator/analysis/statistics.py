@@ -1,4 +1,4 @@
-"""Statistics of paired differences: the replicate is the seed pair (SCIENCE §8)."""
+"""Compute statistics of paired differences; the replicate is the seed pair (SCIENCE §8)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ALPHA = 0.05
 EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999
-EXACT_PAIRS = 16  # up to so many the sign-flip test takes all 2^n patterns; with more, 2^16 drawn at random
-BLOCK = 2**12  # patterns that are drawn at a time
-MAX_PATTERNS = 2**14  # sign patterns for several outcomes at once: all, or so many drawn
+EXACT_PAIRS = 16  # most pairs for which the sign-flip test takes all 2^n patterns; beyond, it draws 2^16 at random
+BLOCK = 2**12  # patterns drawn at a time
+MAX_PATTERNS = 2**14  # most sign patterns for several outcomes at once; beyond, they are drawn
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class PairedResult:
-    """One loss compared over the seed pairs. `delta` = b − a; lower is better; the verdict is on arm b."""
+    """One loss over the seed pairs. `delta` = b − a; lower is better; the verdict is on arm b."""
 
     metric: str
     domain: str
@@ -52,19 +52,18 @@ class PairedResult:
 
 
 def mean_of_known(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are known; null where none is."""
+    """Return the mean of the known values; null where none is known."""
     known = [float(value) for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
 
 def interval(values: ArrayLike, level: float) -> Interval:
-    """Interval of the mean, and the method's name: Student's t, from six values no narrower than the BCa bootstrap.
+    """Return the interval of the mean: Student's t; from six values each end is the outer one of t and a BCa bootstrap.
 
-    Neither holds alone. Where BCa should cover 95 % it covers 85 % of six normal values; its level is therefore
-    widened as t's is (Hesterberg 2015, The American Statistician 69:371; R's `resample` does the same), and still
-    heavy tails cost it 4 points. t misses skewed means, all on one side. The further end of the two, at 6 to 20
-    values, covers 95 % or more of symmetric samples, heavy-tailed ones too, 91 to 94 % of exponential and 86 to 92 %
-    of lognormal ones (tests/benchmarks/bench_statistics.py); for normal values it is 4 to 8 % wider than t's.
+    Neither suffices alone. A nominal 95 % BCa interval of six normal values covers 85 %, so its level is widened as
+    t's is (Hesterberg 2015, The American Statistician 69:371). t misses skewed means on one side. Simulated coverage
+    at 6 to 20 values: at least 95 % for symmetric samples, 91 to 94 % for exponential and 86 to 92 % for lognormal
+    ones (tests/benchmarks/bench_statistics.py).
     """
     x = np.asarray(values, dtype=np.float64)  # [n]
     if x.size < 2:
@@ -76,7 +75,7 @@ def interval(values: ArrayLike, level: float) -> Interval:
     low, high = x.mean() - half, x.mean() + half
     if x.size >= BOOTSTRAP_FROM:
         widened = 2.0 * scipy.stats.norm.cdf(quantile * np.sqrt(x.size / (x.size - 1))) - 1.0
-        with warnings.catch_warnings(action="ignore"):  # without a BCa it warns and gives NaN: t alone remains
+        with warnings.catch_warnings(action="ignore"):  # where BCa is undefined it warns and gives NaN: then t counts
             found = scipy.stats.bootstrap(
                 (x,), np.mean, confidence_level=widened, n_resamples=RESAMPLES, method="BCa", rng=0
             ).confidence_interval
@@ -86,9 +85,9 @@ def interval(values: ArrayLike, level: float) -> Interval:
 
 
 def sign_flip_p(differences: ArrayLike) -> float | None:
-    """Two-sided p of the mean under sign patterns: all 2^n up to 16 pairs, beyond random ones; null for n = 1.
+    """Return the two-sided sign-flip p of the mean: over all 2^n patterns up to 16 pairs, beyond random ones.
 
-    The smallest value it can take is 2/2^n where it is exact.
+    Null for one pair.
     """
     x = np.asarray(differences, dtype=np.float64)
     if x.size < 2:
@@ -96,23 +95,18 @@ def sign_flip_p(differences: ArrayLike) -> float | None:
     if x.size > EXACT_PAIRS:
         return _drawn_sign_flip_p(x)
     test = scipy.stats.permutation_test(
-        (x,),
-        lambda sample, axis: np.mean(sample, axis=axis),
-        permutation_type="samples",
-        n_resamples=2**EXACT_PAIRS,
-        vectorized=True,
-        rng=0,
+        (x,), np.mean, permutation_type="samples", n_resamples=2**EXACT_PAIRS, vectorized=True, rng=0
     )
     return float(test.pvalue)
 
 
 def _drawn_sign_flip_p(x: np.ndarray) -> float:
-    """The same with 2^16 patterns drawn at random, by scipy's rule: twice the smaller side, the data counted in both.
+    """Return the same over 2^16 random patterns, by scipy's rule: twice the smaller side, the data counted in both.
 
-    For hundreds of pairs scipy materialises every pattern's values, which takes seconds per outcome.
+    scipy itself would hold every pattern's values, which takes seconds per outcome for hundreds of pairs.
     """
     rng, drawn, (less, greater) = np.random.default_rng(0), 2**EXACT_PAIRS, (1, 1)
-    within = 1e-14 * abs(x.sum())  # what counts as equal, after rounding
+    within = 1e-14 * abs(x.sum())  # tolerance of rounding
     for _ in range(0, drawn, BLOCK):
         sums = np.where(rng.integers(0, 2, (BLOCK, x.size), dtype=np.int8), x, -x).sum(axis=1)
         less += int(np.count_nonzero(sums <= x.sum() + within))
@@ -121,12 +115,12 @@ def _drawn_sign_flip_p(x: np.ndarray) -> float:
 
 
 def smallest_p(n: int) -> float:
-    """The least p the sign-flip test can reach with n pairs."""
+    """Return the smallest p that the sign-flip test can give with n pairs."""
     return min(1.0, 2.0 / 2.0**n)
 
 
 def sign_patterns(n: int) -> np.ndarray:
-    """Signs of n differences, [patterns, n], the first all +; without the negatives, which give the same distances."""
+    """Return the signs of n differences, [patterns, n], the first all +; of a pattern and its negative only one."""
     if 2 ** (n - 1) <= MAX_PATTERNS:
         return np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])
     signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
@@ -138,7 +132,7 @@ FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # to cal
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p values, in the order given."""
+    """Return Holm's step-down adjusted p values, in the order given."""
     order = np.argsort(p, kind="stable")
     adjusted, running = [0.0] * len(p), 0.0
     for rank, index in enumerate(order):
@@ -148,10 +142,10 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def in_sequence(p: Sequence[float | None]) -> list[float | None]:
-    """p values adjusted for being tested in the order given: the largest so far, and null from an unknown one on.
+    """Adjust p values for a fixed sequence of tests: each becomes the largest so far, and null after an unknown one.
 
-    Each is tested at the full level, but only as long as all before it were significant; that keeps the error
-    of the whole sequence (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001).
+    Each is tested at the full level while all before it were significant, which controls the error of the sequence
+    (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001).
     """
     adjusted: list[float | None] = []
     largest: float | None = 0.0
@@ -162,14 +156,14 @@ def in_sequence(p: Sequence[float | None]) -> list[float | None]:
 
 
 def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Pearson's r; null under three pairs (any two points lie on a line) or where an arm does not vary."""
+    """Return Pearson's r; null under three pairs or where an arm does not vary."""
     if len(a) < 3 or np.ptp(a) == 0.0 or np.ptp(b) == 0.0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def verdict(delta: float, interval95: Interval, interval90: Interval, p: float | None, baseline: float) -> str:
-    """better, worse, equivalent or inconclusive, for a loss (lower is better)."""
+    """Return better, worse, equivalent or inconclusive for a loss (lower is better)."""
     low, high = interval95.low, interval95.high
     if p is not None and low is not None and high is not None and p <= ALPHA and not low <= 0.0 <= high:
         return "better" if delta < 0.0 else "worse"
@@ -181,13 +175,11 @@ def verdict(delta: float, interval95: Interval, interval90: Interval, p: float |
 
 
 def compare_paired(
-    arm: str,
-    samples: dict[tuple[str, str], tuple[list[float], list[float]]],
-    primary: Sequence[tuple[str, str]],
+    arm: str, samples: dict[tuple[str, str], tuple[list[float], list[float]]], primary: Sequence[tuple[str, str]]
 ) -> list[PairedResult]:
-    """One result per (metric, domain) of `samples`, which holds the values of arms a and b in seed order.
+    """Compare every (metric, domain) of `samples`, which holds the values of arms a and b in seed order.
 
-    Those of `primary` are tested as a fixed sequence in that order; the p values of all others are adjusted together.
+    Those of `primary` are tested as a fixed sequence in that order; the p values of the others share a Holm correction.
     """
     p = {key: sign_flip_p(np.subtract(b, a)) for key, (a, b) in samples.items()}
     first = [key for key in primary if key in samples]

@@ -1,4 +1,4 @@
-"""The comparison in a terminal, legible at 80 columns."""
+"""Print the comparison in a terminal, legible at 80 columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import Finding, findings
 from orchestrator.analysis.formatting import seed_list
 from orchestrator.analysis.sections import brief, many_arms, sections
-from orchestrator.analysis.sections.section import Link, Roles, Section
+from orchestrator.analysis.sections.section import Link, Roles, Section, TableCell
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES
 
@@ -34,41 +34,37 @@ VERDICTS = {
     "baseline": "dim",
 }
 WORD = 11  # columns of the longest role
-VERDICT = 13  # columns; in fewer, verdicts would break inside a word or into too many lines
+VERDICT = 13  # least columns of a verdict, so that it breaks between words
 
 
 def print_summary(c: Comparison, console: Console, *, full: bool = False) -> None:
     """Print question, pairs, findings, losses, layers and caveats; with `full` every table."""
-    with console:  # printed in one piece, as several jobs may share the terminal
-        _print_summary(c, console, full=full)
-
-
-def _print_summary(c: Comparison, console: Console, *, full: bool) -> None:
-    console.print()
-    console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
-    console.print(_header(c))
-    for arm in () if many_arms(c) else c.compared:
+    with console:  # one write, as several jobs may share the terminal
         console.print()
-        if len(c.experiment.arms) > 2:
-            console.print(Text(f"{arm} against {c.baseline}", style="bold"))
-        for finding in findings(c, arm):
-            console.print(_finding(finding))
-    for section in sections(c) if full else brief(c):
+        console.print(Text(c.experiment.question or c.experiment.name, style="bold"))
+        console.print(_header(c))
+        for arm in () if many_arms(c) else c.compared:
+            console.print()
+            if len(c.experiment.arms) > 2:
+                console.print(Text(f"{arm} against {c.baseline}", style="bold"))
+            for finding in findings(c, arm):
+                console.print(_finding(finding))
+        for section in sections(c) if full else brief(c):
+            console.print()
+            console.print(Text(section.title, style="bold"))
+            table = _table(section, words=True)
+            if console.measure(table).maximum >= console.width:
+                table = _table(section, words=False)
+            console.print(Padding(table, (0, 0, 0, 1)))
+            for note in section.notes:
+                console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
         console.print()
-        console.print(Text(section.title, style="bold"))
-        table = _table(section, words=True)
-        if console.measure(table).maximum >= console.width:
-            table = _table(section, words=False)
-        console.print(Padding(table, (0, 0, 0, 1)))
-        for note in section.notes:
-            console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
-    console.print()
-    for note in c.notes:
-        console.print(_bullet(Text(note)))
-    if not full:
-        console.print(_bullet(Text(f"All tables: python -m orchestrator.compare {c.experiment.path} --full")))
-    report = str(c.directory / "report.html")
-    console.print(_bullet(Text.assemble("Figures and definitions: ", (report, "cyan"), overflow="fold")))
+        for note in c.notes:
+            console.print(_bullet(Text(note)))
+        if not full:
+            console.print(_bullet(Text(f"All tables: python -m orchestrator.compare {c.experiment.path} --full")))
+        report = str(c.directory / "report.html")
+        console.print(_bullet(Text.assemble("Figures and definitions: ", (report, "cyan"), overflow="fold")))
 
 
 def _header(c: Comparison) -> Table:
@@ -90,7 +86,7 @@ def _header(c: Comparison) -> Table:
 
 
 def _finding(finding: Finding) -> Group:
-    """The question and its answer on one line, the figures under it."""
+    """Return the question and its answer on one line, with the sentence under it."""
     style = VERDICTS.get(finding.answer, "bold")
     line = Text.assemble("● " if finding.sure else "○ ", (f"{finding.question} ", "bold"), (finding.answer, style))
     return Group(line, Padding(Text(finding.sentence, style="dim"), (0, 0, 0, 2)))
@@ -110,16 +106,16 @@ def _table(section: Section, *, words: bool) -> Table:
             min_width=VERDICT if verdicts or long else None,
         )
     for row in section.rows:
-        table.add_row(*(_roles(cell, words) if isinstance(cell, Roles) else _text(cell) for cell in row))
+        table.add_row(*(_cell(cell, words) for cell in row))
     return table
 
 
-def _text(cell: str | Link) -> Text:
-    return Text(cell.text) if isinstance(cell, Link) else Text(cell, style=VERDICTS.get(cell, ""))
-
-
-def _roles(cell: Roles, words: bool) -> Text:
-    """One coloured word or letter per seed; a tie is the letters of its two leaders, or a dot."""
+def _cell(cell: TableCell, words: bool) -> Text:
+    """Write roles as a coloured word or letter per seed; a tie is the letters of its two leaders, or a dot."""
+    if isinstance(cell, str):
+        return Text(cell, style=VERDICTS.get(cell, ""))
+    if isinstance(cell, Link):
+        return Text(cell.text)
     text = Text()
     for role in cell.roles:
         tie = "/".join(letter(part) for part in role.split("/"))

@@ -1,4 +1,4 @@
-"""Many experiments side by side: one summary per experiment and arm; nothing else of them is kept in memory."""
+"""Summarise many experiments, one line per experiment and arm; only the summaries stay in memory."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import pandas as pd
 import scipy
 
 from orchestrator.analysis.comparison import Comparison, compute
-from orchestrator.analysis.conservation import REFERENCES, Conservation
-from orchestrator.analysis.pairs import PRIMARY
-from orchestrator.analysis.statistics import FEWEST_PAIRS, PairedResult
+from orchestrator.analysis.statistics import FEWEST_PAIRS
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import one_line
 
@@ -21,7 +19,7 @@ CALLED = ("better", "worse")
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm against its experiment's baseline; null is not known. `problem` says why there is nothing else."""
+    """One arm against its experiment's baseline; null means not known. With a `problem` all else is unknown."""
 
     directory: str
     experiment: str
@@ -49,17 +47,17 @@ class ArmSummary:
 
     @property
     def testable(self) -> bool:
-        """True where the seeds are enough to call the arm better or worse, whatever their losses."""
+        """True where there are enough seeds to call the arm better or worse."""
         return self.p is not None and self.n >= FEWEST_PAIRS
 
 
 def survey(directories: Iterable[Path]) -> list[ArmSummary]:
-    """The summaries of every experiment, in the order given; one that cannot be read has a single one, its problem."""
+    """Summarise every experiment, in the order given; one that cannot be read has a single summary, its problem."""
     return _adjusted([summary for directory in directories for summary in _read(directory)])
 
 
 def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
-    """Experiments, each once, and paths that hold none. A path that does not exist counts as an experiment."""
+    """Return the experiments, each once, and the paths that hold none. A missing path counts as an experiment."""
     once = {path.resolve(): path for path in reversed(list(paths))}
     first = list(reversed(once.values()))
     others = [path for path in first if path.exists() and not (path / "experiment.yaml").is_file()]
@@ -67,7 +65,7 @@ def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def frame(arms: list[ArmSummary]) -> pd.DataFrame:
-    """One column per field of `ArmSummary`."""
+    """Return a table with a column per field of `ArmSummary`."""
     return pd.DataFrame([vars(arm) for arm in arms], columns=[field.name for field in fields(ArmSummary)])
 
 
@@ -76,25 +74,23 @@ def _read(directory: Path) -> list[ArmSummary]:
         return _summaries(str(directory), compute(directory))
     except (UserError, OSError) as error:
         problem = str(error)
-    except Exception as error:  # a fault in one must not cost the others their summaries
+    except Exception as error:  # a fault in one experiment must not hide the others
         problem = f"{directory} cannot be compared ({type(error).__name__}: {one_line(error)}): compare it alone."
     return [ArmSummary(str(directory), directory.name, "", None, None, problem=problem)]
 
 
 def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
-    """One per arm but the baseline; a single one where there is no other arm."""
-    losses: dict[str | None, PairedResult] = {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
-    budgets: dict[str | None, Conservation] = {r.arm: r for r in c.conservation if r.reference == REFERENCES[0]}
-    others: list[str | None] = [*c.experiment.arms[1:]]
+    """Return a summary per arm but the baseline; a single one where there is no other arm."""
     found = []
+    others: list[str | None] = [*c.experiment.arms[1:]]
     for arm in others or [None]:
         summary = ArmSummary(
             directory, c.experiment.name, c.experiment.question, c.baseline, arm, expected=len(c.expectations),
             delivered=sum(one.verdict == "delivered" for one in c.expectations),
         )  # fmt: skip
-        if r := losses.get(arm):
+        if arm and (r := c.primary.get(arm)):
             summary = replace(summary, n=r.n, delta=r.delta, low=r.low, high=r.high, p=r.p, verdict=r.verdict)
-        if b := budgets.get(arm):
+        if arm and (b := c.budgets.get(arm)):
             summary = replace(
                 summary, ratio=b.ratio, ratio_low=b.low, ratio_high=b.high, budget=b.verdict,
                 centre_shift=b.centre_shift, centre_low=b.centre_low, centre_high=b.centre_high, centre_p=b.centre_p,
@@ -104,11 +100,10 @@ def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
 
 
 def _adjusted(arms: list[ArmSummary]) -> list[ArmSummary]:
-    """With q: of all arms called at q ≤ 0.05, at most 5 % are expected to be false (Benjamini & Hochberg 1995).
+    """Add q: of all arms with q ≤ 0.05, at most 5 % are expected to be false (Benjamini & Hochberg 1995).
 
-    That is proven of independent tests, and of one-sided ones that are positively dependent. The tests here are
-    two-sided, and arms that share a baseline depend on each other: it holds approximately. Arms whose seeds cannot
-    reach p ≤ 0.05 are left out: they could not have been called.
+    It holds approximately, because the tests are two-sided and arms share baselines. Arms with too few seeds to reach
+    p ≤ 0.05 are left out.
     """
     tested = [i for i, arm in enumerate(arms) if arm.testable]
     q = scipy.stats.false_discovery_control([arms[i].p for i in tested], method="bh") if tested else []

@@ -1,4 +1,4 @@
-"""Symmetry between layers: the spread of attention's share of the energy over them (SCIENCE §4)."""
+"""Measure symmetry between layers: the spread of attention's share of the energy over them (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven m
 
 @dataclass(frozen=True)
 class Symmetry:
-    """One arm beside the baseline at their common step, means over the seed pairs read there."""
+    """The spread of one arm and of the baseline at their common step, means over the seed pairs read there."""
 
     arm: str
     step: int
     n: int
     a: float  # standard deviation of attention_share over the baseline's layers
-    b: float  # and over the arm's
+    b: float  # the same over the arm's layers
     range_a: float  # largest minus smallest
     range_b: float
     delta: float  # b − a
@@ -34,13 +34,13 @@ class Symmetry:
 
 
 def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
-    """The spread of both arms' layers; None where no pair has a reading with every layer's share."""
+    """Compare the spread of both arms; None where no pair has a reading with every layer's share."""
     at = common_step_of_pairs(arm, pairs)
     if at.step is None:
         return None
     found = []  # [n, arms, std and range]
     for pair in at.read:
-        readings = [cell.readings[at.step] for cell in (pair.a, pair.b)]
+        readings = [cell.readings[at.step] for cell in pair.cells]
         shares = [profile(reading, "attention_share") for reading in readings]
         spreads = [spread(reading) for reading in readings]
         if None not in spreads:
@@ -50,7 +50,7 @@ def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
     x = np.array(found)
     difference = x[:, 1, 0] - x[:, 0, 0]
     mean, within = x.mean(axis=0), interval(difference, 0.95)
-    untrained = "These are the layers before any training." if at.untrained else ""
+    untrained = "These are the layers before training." if at.untrained else ""
     return Symmetry(
         arm, at.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
         range_b=mean[1, 1].item(), delta=difference.mean().item(), low=within.low, high=within.high,

@@ -1,6 +1,6 @@
-"""The tables of an experiment, with one name and the same columns in parquet, CSV and W&B.
+"""Build the tables of an experiment, with the same name and columns in parquet, CSV and W&B.
 
-A new one is a function, its columns in `COLUMNS` and a line in `BUILDERS`.
+Add one as a function, its columns in `COLUMNS` and a line in `BUILDERS`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INTEGER = {"seed", "step", "step_from", "layer"}
 
 
 def layer_rows(cell: CellResult) -> Rows:
-    """One row per reading and layer of a cell."""
+    """Return a row per reading and layer of a cell."""
     return [
         {
             "arm": cell.arm, "seed": cell.seed, "step": step, "layer": layer.layer, "role": layer.role,
@@ -55,49 +55,39 @@ def layer_rows(cell: CellResult) -> Rows:
     ]  # fmt: skip
 
 
-def flattening_rows(pair: Pair) -> Rows:
-    """One row per common step and layer of a pair."""
-    return [{"arm": pair.arm, **row} for row in flattening(pair)]
-
-
 def paired_eval_rows(cells: list[CellResult], pairs: list[Pair]) -> Rows:
-    """One row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
-    domains = domains_of(cells)
-    rows = []
-    for pair in pairs:
-        for (metric, domain), (x, y) in pair_losses(pair, domains).items():
-            values = {"seed": pair.seed, "a": x, "b": y, "delta": y - x}
-            rows.append({"arm": pair.arm, "metric": metric, "domain": domain, **values})
-    return rows
+    """Return a row per metric, domain and complete pair; losses in nats/token, delta = b − a."""
+    return [
+        {"arm": pair.arm, "metric": metric, "domain": domain, "seed": pair.seed, "a": x, "b": y, "delta": y - x}
+        for domains in [domains_of(cells)]
+        for pair in pairs
+        for (metric, domain), (x, y) in pair_losses(pair, domains).items()
+    ]
 
 
 def _per_cell(rows: Callable[[CellResult], Rows]) -> Build:
     return lambda cells, _: [row for cell in cells for row in rows(cell)]
 
 
-def _per_pair(rows: Callable[[Pair], Rows]) -> Build:
-    return lambda _, pairs: [row for pair in pairs for row in rows(pair)]
-
-
 BUILDERS: dict[str, Build] = {
     "layers": _per_cell(layer_rows),
     "role_migration": _per_cell(role_migration),
     "conservation": _per_cell(conservation),
-    "flattening": _per_pair(flattening_rows),
+    "flattening": lambda _, pairs: [row for pair in pairs for row in flattening(pair)],
     "paired_eval": paired_eval_rows,
     "sidecar": _per_cell(sidecar_rows),
 }
 
 
 def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast]) -> dict[str, pd.DataFrame]:
-    """Every table by name. Per-cell tables hold every cell that was read, paired tables complete pairs only."""
+    """Build every table by name. Per-cell tables hold every cell that was read, paired tables complete pairs only."""
     several = len({pair.arm for pair in pairs}) > 1
     tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
     return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
 
 
 def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
-    """Rows as a table with the columns and types of `name`, even without rows."""
+    """Return the rows as a table with the columns and types of `name`, even without rows."""
     columns = list(COLUMNS[name])
     if several and "arm" not in columns:
         columns.insert(0, "arm")
@@ -112,7 +102,7 @@ def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
 
 
 def write(tables: dict[str, pd.DataFrame], directory: Path) -> None:
-    """Each table as `<name>.parquet` and `<name>.csv`. Raises `UserError` or `OSError` where the disk refuses."""
+    """Write each table as `<name>.parquet` and `<name>.csv`. Raises `UserError` or `OSError` where the disk refuses."""
     for name, table in tables.items():
         write_whole(directory / f"{name}.csv", table.to_csv(index=False))
         partial = directory / f".{name}.parquet.partial"

@@ -1,4 +1,4 @@
-"""What an experiment's description and metrics logs must hold before anything is computed."""
+"""Check an experiment's description and metrics logs before anything is computed."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def refusing(path: Path, cure: str) -> Iterator[None]:
 
 
 def check_description(spec: dict[str, Any]) -> None:
-    """Raise `ShapeError` for the first thing in an experiment.yaml that cannot be; `expect` and `contrasts` apart."""
+    """Raise `ShapeError` for the first invalid value of an experiment.yaml, except in `expect` and `contrasts`."""
     check_shape("its content", spec, DESCRIPTION)
     seeds = spec["seeds"]
     check_all("seeds", seeds, WHOLE)
     if again := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise ShapeError(f"seeds has {again[0]} more than once, and a replicate counts once")
+        raise ShapeError(f"seeds has {again[0]} more than once, but a replicate counts once")
     check_all("code", spec["code"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
@@ -63,8 +63,8 @@ def check_description(spec: dict[str, Any]) -> None:
 
 
 def check_metrics(records: list[Record]) -> None:
-    """Raise `ShapeError` for the first record that lacks what every one has or does not follow the one before."""
-    units: dict[str, Any] | None = None  # channel → what it governs
+    """Raise `ShapeError` for the first record that lacks a key or does not follow the one before it."""
+    units: dict[str, Any] | None = None  # channel → names of its units
     for record in records:
         check_shape("a record", record, RECORD)
         for split in ("heldout", "test"):

@@ -1,4 +1,4 @@
-"""Every figure, drawn once for files, report and W&B. A new one is a function and a line in `FIGURES`."""
+"""Draw every figure, once for files, report and W&B. Add one as a function and a line in `FIGURES`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.storage.files import write_whole
 __all__ = ["FIGURES", "Drawing", "draw", "write"]
 
 PLOTLY = "plotly.min.js"
-# name → chapter of the report, function; in their order there
+# name → chapter of the report, function; in the order of the report
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Drawing | None]]] = {
     "layers": ("roles", role_maps),
     "role_migration": ("roles", transition_tables),
@@ -39,7 +39,7 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Drawing | None]]] = {
 
 
 def draw(c: Comparison) -> dict[str, Drawing]:
-    """Name → figure, without those that have nothing to show."""
+    """Return name → figure, without those that have nothing to show."""
     return {name: drawing for name, (_, build) in FIGURES.items() if (drawing := build(c)) is not None}
 
 

@@ -1,8 +1,6 @@
-"""The specialist budget: where it lies along depth, and how its size and centre move over training."""
+"""Draw the specialist budget along depth, and its size and centre over training."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from orchestrator.forensics.reading import centre, profile
 
 
 def budget_by_depth(c: Comparison) -> Drawing | None:
-    """Saturated positions of every layer at the last reading, beside what chance gives."""
+    """Draw the saturated positions of every layer at the last reading, and the count by chance."""
     readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
     shown = [measure for measure in REFERENCES if any(profiles_of(found, measure) for found in readings.values())]
     if not shown:
@@ -36,67 +34,50 @@ def budget_by_depth(c: Comparison) -> Drawing | None:
     figure = panels(1, len(shown), 300, [THRESHOLDS[measure] for measure in shown], title)
     rows: list[list[TableCell]] = []
     peaks: dict[str, float] = {}
-    by_chance = False
     for col, measure in enumerate(shown, start=1):
-        means: list[np.ndarray | None] = []
-        expected: list[np.ndarray | None] = []
+        means, expected = [], []
         for arm in arms_of(c):
             mean = profile_traces(figure, profiles_of(readings[arm.name], measure), arm, 1, col)
             chance = profiles_of(readings[arm.name], f"{measure}_expected")
+            chance_line(figure, [dict(enumerate(values)) for values in chance], arm, 1, col, "layer")
             means.append(mean)
             expected.append(mean_profile(chance))
-            if expected[-1] is not None:
-                chance_line(figure, [dict(enumerate(values)) for values in chance], arm, 1, col, "layer")
-                by_chance = True
             if col == 1 and mean is not None and mean.any():
                 peaks[arm.name] = float(np.argmax(mean))
-        depth = max((mean.size for mean in means if mean is not None), default=0)
-        for counts, chances in zip(layer_rows(means, 1, depth), layer_rows(expected, 1, depth), strict=True):
-            both = zip(counts[1:], chances[1:], strict=True)
-            rows.append([THRESHOLDS[measure], counts[0], *(f"{count} ({chance})" for count, chance in both)])
-    if by_chance:
-        chance_legend(figure)
+        for layer, *counts in layer_rows([*means, *expected], 1):
+            both = zip(counts[: len(means)], counts[len(means) :], strict=True)
+            rows.append([THRESHOLDS[measure], layer, *(f"{count} ({by_chance})" for count, by_chance in both)])
+    chance_legend(figure)
     figure.update_yaxes(rangemode="tozero")
     label_axes(figure, 1, len(shown), "layer", "saturated FFN positions")
-    text = (
-        f"Layer with the most saturated positions ({THRESHOLDS[shown[0]]} threshold, 0 = first): {per_arm(peaks, 0)}."
-    )
+    text = f"Layer with the most positions above the {THRESHOLDS[shown[0]]} threshold (0 = first): {per_arm(peaks, 0)}."
     if not peaks:
-        text = f"0 positions of any layer are above the {THRESHOLDS[shown[0]]} threshold."
+        text = f"Every layer has 0 positions above the {THRESHOLDS[shown[0]]} threshold."
     columns = ["threshold", "layer", *c.experiment.arms]
     table = Section("Mean saturated positions (by chance), last reading", columns, rows)
     terms = ("saturated_robust", "saturated_fixed", "saturated", "saturated_robust_expected")
     return Drawing(figure, title, text, table, terms)
 
 
-class _Course(NamedTuple):
-    """One cell's budget over the robust threshold: step → value, where it is known."""
-
-    total: dict[int, float]
-    chance: dict[int, float]
-    centre: dict[int, float]
-
-
 def budget_over_time(c: Comparison) -> Drawing | None:
-    """The budget of the whole stack and its centre at every reading, over the robust threshold."""
-    courses = {arm: [_course(x) for x in c.cells_of(arm) if len(x.readings) > 1] for arm in c.experiment.arms}
-    if not any(course.total for found in courses.values() for course in found):
+    """Draw the budget of the whole stack and its centre at every reading, over the robust threshold."""
+    curves = {arm: [_curves(x) for x in c.cells_of(arm) if len(x.readings) > 1] for arm in c.experiment.arms}
+    if not any(total for found in curves.values() for total, _, _ in found):
         return None
     title = "Specialist budget over training"
     figure = panels(1, 2, 280, ["budget", "centre: 0 = first layer, 1 = last"], title)
     rows: list[list[TableCell]] = []
     totals: dict[str, float] = {}
     for arm in arms_of(c):
-        total, chance, centres = ([x[i] for x in courses[arm.name] if x[i]] for i in range(3))
+        total, chance, centres = ([x[i] for x in curves[arm.name] if x[i]] for i in range(3))
         run_traces(figure, total, arm, 1, 1)
         run_traces(figure, centres, arm, 1, 2)
         chance_line(figure, chance, arm, 1, 1, "step")
         if total:
-            ends = [mean_of_known(curve[max(curve)] for curve in curves) for curves in (total, chance, centres)]
+            ends = [mean_of_known(run[max(run)] for run in runs) for runs in (total, chance, centres)]
             totals[arm.name] = ends[0] or 0.0
             rows.append([arm.name, *(number(end, digits) for end, digits in zip(ends, (1, 1, 2), strict=True))])
-    if any(course.chance for found in courses.values() for course in found):
-        chance_legend(figure)
+    chance_legend(figure)
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     figure.update_yaxes(range=[0, 1], row=1, col=2)
     label_axes(figure, 1, 2, "step", "saturated FFN positions")
@@ -106,14 +87,14 @@ def budget_over_time(c: Comparison) -> Drawing | None:
     return Drawing(figure, title, text, table, ("saturated_robust", "centre", "conservation"))
 
 
-def _course(cell: CellResult) -> _Course:
-    found = _Course({}, {}, {})
+def _curves(cell: CellResult) -> tuple[dict[int, float], dict[int, float], dict[int, float]]:
+    """Return step → budget, count by chance and centre, each where it is known."""
+    total, chance, centres = {}, {}, {}
     for step, reading in cell.readings.items():
-        budget, expected = (profile(reading, m) for m in ("saturated_robust", "saturated_robust_expected"))
-        if budget is not None:
-            found.total[step] = float(budget.sum())
+        if (budget := profile(reading, "saturated_robust")) is not None:
+            total[step] = float(budget.sum())
             if (middle := centre(budget)) is not None:
-                found.centre[step] = middle
-        if expected is not None:
-            found.chance[step] = float(expected.sum())
-    return found
+                centres[step] = middle
+        if (expected := profile(reading, "saturated_robust_expected")) is not None:
+            chance[step] = float(expected.sum())
+    return total, chance, centres

@@ -1,22 +1,22 @@
-"""Spectral norms out of proportion to their peers over training (SCIENCE §5)."""
+"""Draw spectral norms out of proportion to their peers over training (SCIENCE §5)."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, escaped, guide_line, label_axes, panels, per_arm
-from orchestrator.analysis.figures.traces import NAME, arms_of
+from orchestrator.analysis.figures.panels import Drawing, guide_line, label_axes, panels, per_arm
+from orchestrator.analysis.figures.traces import arms_of
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.pathology import CRITICAL, WARN, ratios
 
 
 def worst_ratios(c: Comparison) -> Drawing | None:
-    """Per cell and reading the largest spectral norm over the median of its kind in the other layers."""
+    """Draw, per cell and reading, the largest spectral norm over the median of its kind in the other layers."""
     curves = {cell.label: _worst(cell) for cell in c.experiment.cells}
     if not any(curves.values()):
         return None
-    title = "Largest spectral norm over its peers'"
+    title = "Largest ratio of a spectral norm to its peers' median"
     figure = panels(1, 1, 260, [""], title)
     rows: list[list[TableCell]] = []
     tops: dict[str, float] = {}
@@ -25,11 +25,11 @@ def worst_ratios(c: Comparison) -> Drawing | None:
         cells = [cell for cell in c.experiment.cells if cell.arm == arm.name and curves[cell.label]]
         for k, cell in enumerate(cells):
             curve = curves[cell.label]
-            figure.add_scatter(
-                x=list(curve), y=[ratio for ratio, _ in curve.values()], mode="lines+markers", showlegend=k == 0,
-                line={"color": paint, "dash": dash, "width": 1.5}, marker={"symbol": symbol, "size": 6},
-                customdata=[tensor for _, tensor in curve.values()], hovertext=escaped(cell.label),
-                hovertemplate=f"step %{{x}}: %{{y:.1f}} ×, %{{customdata}}{NAME}", **arm.common,
+            arm.draw(
+                figure, 1, 1, "step %{x}: %{y:.1f} ×, %{customdata}", f"/seed={cell.seed}", x=list(curve),
+                y=[ratio for ratio, _ in curve.values()], customdata=[tensor for _, tensor in curve.values()],
+                mode="lines+markers", showlegend=k == 0, line={"color": paint, "dash": dash, "width": 1.5},
+                marker={"symbol": symbol, "size": 6},
             )  # fmt: skip
         if cells:
             found = ((pair, step, x.seed) for x in cells for step, pair in curves[x.label].items())
@@ -42,13 +42,12 @@ def worst_ratios(c: Comparison) -> Drawing | None:
     figure.update_yaxes(type="log", dtick="D2")
     figure.update_layout(showlegend=True)
     label_axes(figure, 1, 1, "step", "× the peers' median")
-    message = f"Largest ratio of a spectral norm to its peers' median: {per_arm(tops, 1)}."
-    table = Section("Largest spectral norm over its peers'", ["arm", "ratio", "tensor", "seed", "step"], rows)
-    return Drawing(figure, title, message, table, ("pathology", "spectral_norm"))
+    table = Section(title, ["arm", "ratio", "tensor", "seed", "step"], rows)
+    return Drawing(figure, title, f"{title}: {per_arm(tops, 1)}.", table, ("pathology", "spectral_norm"))
 
 
 def _worst(cell: CellResult) -> dict[int, tuple[float, str]]:
-    """Step → the largest ratio and its tensor, where the norms are known."""
+    """Return step → the largest ratio and its tensor, where the norms are known."""
     found = {}
     for step, reading in cell.readings.items():
         pairs = []

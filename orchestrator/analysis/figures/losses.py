@@ -1,22 +1,21 @@
-"""Validation loss over training, per domain."""
+"""Draw validation loss over training, per domain."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, frame_around_zero, guide_line, label_axes, panels, per_arm
-from orchestrator.analysis.figures.traces import Band, DrawnArm, arms_of, band, run_traces
+from orchestrator.analysis.figures.traces import Band, arms_of, band, run_traces
 from orchestrator.analysis.formatting import low_to_high, number, signed
-from orchestrator.analysis.pairs import shown, validation_curves
+from orchestrator.analysis.pairs import loss_gaps, shown, validation_curves
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 
 TITLE = "Validation loss over training"
 ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"
-Run = dict[int, float]  # step → nats/token
 
 
 def heldout_curves(c: Comparison) -> Drawing | None:
-    """Validation loss per domain, and under it every other arm's paired difference with its pointwise interval."""
+    """Draw validation loss per domain, and under it each arm's paired difference with its pointwise interval."""
     domains = shown(c.domains)
     curves = {
         x.label: {domain: dict(curve) for domain, curve in validation_curves(x, c.domains).items()}
@@ -30,12 +29,13 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     figure = panels(rows, len(domains), 230, titles, title, gap=40)
     rows_at_end: list[list[TableCell]] = []
     last: dict[str, float] = {}
+    gaps_of = {arm: loss_gaps(c.pairs, arm, c.domains) for arm in c.experiment.arms}
     for col, domain in enumerate(domains, start=1):
         differences: list[float] = []
         ends: list[float] = []
         for arm in arms_of(c):
             runs = [curves[x.label][domain] for x in c.cells_of(arm.name) if x.label in curves]
-            gaps = _gaps(c, curves, arm, domain)
+            gaps = gaps_of[arm.name][domain]
             run_traces(figure, runs, arm, 1, col)
             run_traces(figure, gaps, arm, 2, col, interval=True)
             between = band(gaps)
@@ -55,19 +55,12 @@ def heldout_curves(c: Comparison) -> Drawing | None:
     if c.pairs:
         text += " The verdict is on the test loss."
     columns = ["domain", "arm", "validation loss", "Δ", "95 % interval"]
-    return Drawing(
-        figure, title, text, Section("Validation loss at the end", columns, rows_at_end), ("heldout", "delta", "band")
-    )
-
-
-def _gaps(c: Comparison, curves: dict[str, dict[str, Run]], arm: DrawnArm, domain: str) -> list[Run]:
-    """Per pair of the arm, its loss minus the baseline's at the steps that both have."""
-    sides = [(curves[p.a.label][domain], curves[p.b.label][domain]) for p in c.pairs if p.arm == arm.name]
-    return [{step: b[step] - a[step] for step in a if step in b} for a, b in sides]
+    table = Section("Validation loss at the end", columns, rows_at_end)
+    return Drawing(figure, title, text, table, ("heldout", "delta", "band"))
 
 
 def _difference(between: Band) -> list[str]:
-    """Δ at the end and its interval, as text."""
+    """Write Δ at the end and its interval."""
     if not between.steps:
         return ["–", "–"]
     mean = float(between.mean[-1])

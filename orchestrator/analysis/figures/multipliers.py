@@ -1,4 +1,4 @@
-"""The multipliers that the sidecars of the arms applied to every unit over training."""
+"""Draw the multipliers that the sidecars applied to every unit over training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from orchestrator.analysis.formatting import number
 from orchestrator.analysis.multipliers import Multipliers, multipliers_of
 from orchestrator.analysis.sections.section import Section, TableCell
 
-LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # on any background, faint where nothing moved
+LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # legible on any background, faint near 1
 
 
 def multiplier_maps(c: Comparison) -> Drawing | None:
-    """Multipliers layer × step, geometric mean over the seeds: a row per arm and channel, a panel per kind."""
-    stacks = _stacks(c)
+    """Draw multipliers, layer × step, geometric mean over the seeds: a row per arm and channel, a panel per kind."""
+    stacks: dict[str, list[Multipliers]] = {}  # arm, channel → the multipliers of each seed
+    for arm in c.experiment.arms:
+        for cell in c.cells_of(arm):
+            for channel, m in multipliers_of(cell).items():
+                stacks.setdefault(f"{arm}, {channel}", []).append(m)
     if not stacks:
         return None
     kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
@@ -59,13 +63,3 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     words = f"Mean multipliers over the run lie between {least[0]:.2f} ({least[1]}) and {most[0]:.2f} ({most[1]})."
     table = Section("Mean multipliers over the run", ["arm, channel", "layer", *columns], rows)
     return Drawing(figure, title, words, table, ("sidecar",))
-
-
-def _stacks(c: Comparison) -> dict[str, list[Multipliers]]:
-    """DrawnArm and channel → what each of its seeds held."""
-    stacks: dict[str, list[Multipliers]] = {}
-    for arm in c.experiment.arms:
-        for cell in c.cells_of(arm):
-            for channel, m in multipliers_of(cell).items():
-                stacks.setdefault(f"{arm}, {channel}", []).append(m)
-    return stacks

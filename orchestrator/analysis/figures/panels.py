@@ -1,4 +1,4 @@
-"""Grids of panels: size, titles, axis ranges and guide lines of every figure, and the words that go with it."""
+"""Lay out grids of panels: sizes, titles, axis ranges and guide lines of every figure, and its text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from orchestrator.analysis.formatting import elide, number
-from orchestrator.analysis.sections.section import Section, TableCell
+from orchestrator.analysis.sections.section import Section
 
-NARROWEST = 720  # pixels that a figure is given at least
+NARROWEST = 720  # least width of a figure, pixels
 CHARACTER = 7.5  # pixels
-LONGEST = 40  # characters of a name that are shown; the hover shows all
-LINE, KEY = 20, 50  # pixels of a line of the legend, and of the symbol before a name
-SHOWN_ARMS = 4  # further arms are drawn when their names are clicked, and left out of the words
+LONGEST = 40  # most characters of a name; the hover shows all
+LINE, KEY = 20, 50  # pixels: height of a line of the legend, width of the symbol before a name
+SHOWN_ARMS = 4  # arms that are drawn at once; the others when their names are clicked
 LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "size": 13},
@@ -33,7 +33,7 @@ LAYOUT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure, with its message in words and its numbers in a table for readers who cannot see it."""
+    """A figure, with a sentence and a table for readers who cannot see it."""
 
     plot: go.Figure
     title: str
@@ -43,17 +43,17 @@ class Drawing:
 
 
 def escaped(name: str) -> str:
-    """A name as plotly's text, in which tags are markup and quotes are not."""
+    """Escape a name for plotly, which reads tags but not quotes as markup."""
     return html.escape(name, quote=False)
 
 
 def short(name: str, longest: int = LONGEST) -> str:
-    """The escaped name, with an ellipsis in place of what is beyond `longest` characters."""
+    """Shorten the name to `longest` characters and escape it."""
     return escaped(elide(name, longest))
 
 
 def width_of(cols: int) -> float:
-    """Width in pixels of one of `cols` panels side by side, in the narrowest figure."""
+    """Return the width in pixels of one of `cols` panels side by side, in the narrowest figure."""
     margin = LAYOUT["margin"]
     return (NARROWEST - margin["l"] - margin["r"]) * (1 - _spacing(cols) * (cols - 1)) / cols
 
@@ -63,7 +63,7 @@ def _spacing(cols: int) -> float:
 
 
 def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str, gap: int = 64) -> go.Figure:
-    """A grid of panels with plain titles, each `height` pixels high, `gap` pixels between rows."""
+    """Make a grid of panels, each `height` pixels high, with `gap` pixels between rows."""
     inner = rows * height + (rows - 1) * gap
     longest = min(LONGEST, int(width_of(cols) / CHARACTER))
     figure = make_subplots(
@@ -80,7 +80,7 @@ def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str,
 
 
 def label_axes(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> None:
-    """Write axis titles at the outer edges only, and leave room for the legend under them."""
+    """Write axis titles at the outer edges only, and make room for the legend under them."""
     for col in range(1, cols + 1):
         figure.update_xaxes(title_text=x, row=rows, col=col)
     for row in range(1, rows + 1):
@@ -91,7 +91,7 @@ def label_axes(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> None:
 
 
 def _lines(names: Iterable[str]) -> int:
-    """Lines of a legend with these names in the narrowest figure."""
+    """Return the number of lines of a legend with these names in the narrowest figure."""
     lines, used = 1, 0.0
     for name in names:
         width = KEY + CHARACTER * len(name)
@@ -102,7 +102,7 @@ def _lines(names: Iterable[str]) -> int:
 
 
 def guide_line(figure: go.Figure, y: float, row: int, col: int, words: str = "", *, log: bool = False) -> None:
-    """Draw a thin horizontal line to read values against; `log` where the axis is logarithmic."""
+    """Draw a thin horizontal line at `y`; `log` where the axis is logarithmic."""
     line = {"color": "#888888", "width": 1, "dash": "dot" if words else "solid"}
     figure.add_hline(y=y, line=line, row=row, col=col)
     if words:
@@ -117,7 +117,7 @@ def frame_around_zero(
 ) -> None:
     """Scale the y axis to estimates around 0, at least ± `least`, with a note where ends of intervals lie beyond.
 
-    Were it scaled to the intervals of two seeds, no difference between the estimates could be seen.
+    The intervals of two seeds are so wide that they would hide differences between the estimates.
     """
     reach = 1.6 * max([least, *(abs(value) for value in values)])
     figure.update_yaxes(range=[-reach, reach], row=row, col=col)
@@ -129,14 +129,14 @@ def frame_around_zero(
 
 
 def frame_shares(figure: go.Figure, values: Iterable[float], least: float, row: int, col: int) -> None:
-    """Scale the y axis to shares between 0 and 1, at least `least` from end to end, lest rounding look large."""
+    """Scale the y axis to shares between 0 and 1, over a range of at least `least`, lest noise look large."""
     low, high = min(found := list(values)), max(found)
     middle, reach = (low + high) / 2, max(least, 1.15 * (high - low)) / 2
     figure.update_yaxes(range=[max(0.0, middle - reach), min(1.0, middle + reach)], row=row, col=col)
 
 
 def per_arm(values: Mapping[str, float], digits: int) -> str:
-    """The value of each arm as text; of more than `SHOWN_ARMS` the smallest and the largest only."""
+    """Write the value of each arm; of more than `SHOWN_ARMS` only the smallest and the largest."""
     if len(values) <= SHOWN_ARMS:
         return ", ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
     low, high = (pick(values, key=values.__getitem__) for pick in (min, max))
@@ -145,14 +145,12 @@ def per_arm(values: Mapping[str, float], digits: int) -> str:
     return f"{values[low]:.{digits}f} ({low}) to {values[high]:.{digits}f} ({high}) over {len(values)} arms"
 
 
-def layer_rows(
-    means: Sequence[np.ndarray | None], digits: int | Sequence[int], depth: int | None = None
-) -> list[list[TableCell]]:
-    """A row per layer with the value of each mean profile; as deep as the deepest, or `depth`."""
-    deepest = max((mean.size for mean in means if mean is not None), default=0)
+def layer_rows(means: Sequence[np.ndarray | None], digits: int | Sequence[int]) -> list[list[str]]:
+    """Return a row per layer: its index, and its value in each mean profile."""
+    depth = max((mean.size for mean in means if mean is not None), default=0)
     places = [digits] * len(means) if isinstance(digits, int) else digits
     return [
         [str(i), *(number(None if mean is None or i >= mean.size else float(mean[i]), own)
                    for mean, own in zip(means, places, strict=True))]
-        for i in range(deepest if depth is None else depth)
+        for i in range(depth)
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Profiles of the layers along depth at the last reading, arm against arm."""
+"""Draw profiles of the layers along depth at the last reading, arm against arm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from orchestrator.analysis.common_step import common_step_of_pairs, last_reading
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import (
     Drawing,
-    escaped,
     frame_around_zero,
     frame_shares,
     guide_line,
@@ -19,7 +18,7 @@ from orchestrator.analysis.figures.panels import (
     panels,
     per_arm,
 )
-from orchestrator.analysis.figures.traces import NAME, DrawnArm, arms_of, profile_traces, profiles_of, run_traces
+from orchestrator.analysis.figures.traces import DrawnArm, arms_of, profile_traces, profiles_of, run_traces
 from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Section, TableCell
@@ -29,16 +28,16 @@ from orchestrator.forensics.reading import profile, spread
 
 CONCENTRATION = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}
 RANKS = {"effective_rank.o": "o", "effective_rank.gate": "gate", "effective_rank.down": "down"}
-PAPER_BAND = 3.0  # the paper, §5: effective rank stayed within ±3 on every layer
-SHARES = 0.1  # of attention's share: the least that is drawn from the panel's bottom to its top
+PAPER_BAND = 3.0  # the paper, §5: effective rank differed by at most 3 in every layer
+SHARES = 0.1  # least range of the axis of attention's share
 
 
 def concentration(c: Comparison) -> Drawing | None:
-    """CV of the co-magnitude and saturated positions of every layer."""
+    """Draw the CV of co-magnitude and the saturated positions of every layer."""
     readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
     if not any(profiles_of(found, measure) for found in readings.values() for measure in CONCENTRATION):
         return None
-    title = "How unevenly each layer uses its FFN positions, last reading"
+    title = "Concentration of each layer's FFN positions, last reading"
     figure = panels(1, 2, 300, [words for words, _ in CONCENTRATION.values()], title)
     columns, means, digits = ["layer"], [], []
     cv: dict[str, float] = {}
@@ -59,7 +58,7 @@ def concentration(c: Comparison) -> Drawing | None:
 
 
 def rank_differences(c: Comparison) -> Drawing | None:
-    """Effective rank of each layer, arm minus baseline, with its interval and the paper's band of ±3."""
+    """Draw effective rank of each layer, arm minus baseline, with its interval and the paper's band of ±3."""
     arms = [DrawnArm(arm, c.experiment.arms.index(arm), compared=True) for arm in c.compared]
     found = {arm: {m: _differences(arm.name, c.pairs, m) for m in RANKS} for arm in arms}
     if not any(x is not None for of_arm in found.values() for x in of_arm.values()):
@@ -90,7 +89,7 @@ def rank_differences(c: Comparison) -> Drawing | None:
     label_axes(figure, 1, len(RANKS), "layer", "Δ effective rank (dimensions)")
     text = (
         f"{within} of {layers} mean differences (arms × layers × W_o, W_gate, W_down) lie within ±{PAPER_BAND:.0f} "
-        "dimensions, as all of the paper's did."
+        "dimensions; in the paper all do."
     )
     rows: list[list[TableCell]] = [[arm, str(layer), *row] for (arm, layer), row in cells.items()]
     columns = ["arm", "layer", *(f"Δ W_{kind}" for kind in RANKS.values())]
@@ -99,33 +98,31 @@ def rank_differences(c: Comparison) -> Drawing | None:
 
 
 def _whiskers(figure: go.Figure, mean: np.ndarray, bounds: list[Interval], arm: DrawnArm, kind: str, col: int) -> None:
-    """A point per layer for the mean over the pairs, with whiskers to the ends of its 95 % interval."""
+    """Draw a point per layer for the mean over the pairs, with whiskers to the ends of its 95 % interval."""
     paint, _, symbol = arm.line
     above = [0.0 if bound.high is None else bound.high - value for bound, value in zip(bounds, mean, strict=True)]
     below = [0.0 if bound.low is None else value - bound.low for bound, value in zip(bounds, mean, strict=True)]
-    figure.add_scatter(
-        x=list(range(mean.size)), y=mean, showlegend=col == 1, mode="markers",
-        marker={"color": paint, "size": 8, "symbol": symbol}, hovertext=f"{escaped(arm.name)}, W_{kind}",
-        error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5,
-                 "width": 3, "color": paint},
-        hovertemplate=f"layer %{{x}}: %{{y:+.2f}}{NAME}", row=1, col=col, **arm.common,
+    bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "thickness": 1.5, "width": 3}
+    arm.draw(
+        figure, 1, col, "layer %{x}: %{y:+.2f}", f", W_{kind}", x=list(range(mean.size)), y=mean, mode="markers",
+        showlegend=col == 1, marker={"color": paint, "size": 8, "symbol": symbol}, error_y={**bars, "color": paint},
     )  # fmt: skip
 
 
 def _differences(arm: str, pairs: list[Pair], measure: str) -> np.ndarray | None:
-    """[pairs, layers], arm minus baseline at the pairs' common step; None where no pair has it."""
+    """Return arm minus baseline at the pairs' common step, [pairs, layers]; None where no pair has the measure."""
     rows = []
     at = common_step_of_pairs(arm, pairs)
     for pair in at.read:
         if at.step is not None:
-            a, b = (profile(cell.readings[at.step], measure) for cell in (pair.a, pair.b))
+            a, b = (profile(cell.readings[at.step], measure) for cell in pair.cells)
             if a is not None and b is not None and a.size == b.size:
                 rows.append(b - a)
     return np.array(rows) if rows and len({row.size for row in rows}) == 1 else None
 
 
 def attention_shares(c: Comparison) -> Drawing | None:
-    """Attention's share of the energy in every layer, and its spread over the layers at every reading."""
+    """Draw attention's share of the energy in every layer, and its spread over the layers at every reading."""
     readings = {arm: last_readings(c.cells_of(arm)) for arm in c.experiment.arms}
     profiles = {arm: profiles_of(found, "attention_share") for arm, found in readings.items()}
     if not any(profiles.values()):
@@ -151,7 +148,7 @@ def attention_shares(c: Comparison) -> Drawing | None:
     figure.update_yaxes(title_text="std over layers", range=[0, 1.15 * top], row=1, col=2)
     text = f"Standard deviation of attention's share over the layers at the last reading: {per_arm(last, 3)}."
     if not last:
-        text = "A single layer has no spread over the layers: 1 is not enough."
+        text = "With 1 layer there is no spread over the layers."
     rows = layer_rows(means, 3)
     if last:
         rows.append(["std", *(number(last.get(arm), 3) for arm in c.experiment.arms)])
@@ -160,5 +157,5 @@ def attention_shares(c: Comparison) -> Drawing | None:
 
 
 def _spreads(cell: CellResult) -> dict[int, float]:
-    """Step → spread of attention's share, where it is known."""
+    """Return step → spread of attention's share, where it is known."""
     return {step: value for step, reading in cell.readings.items() if (value := spread(reading)) is not None}

@@ -1,9 +1,10 @@
-"""The role of every layer over training."""
+"""Draw the role of every layer over training."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,28 +19,25 @@ from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.forensics.reading import LayerReport, roles_of
-from orchestrator.forensics.roles.palette import mark
+from orchestrator.forensics.roles.palette import Mark, mark
 
 MOST_FREQUENT = "most frequent over the seeds"
-APART = 2  # seeds up to which every cell has a map of its own
-DIVIDED = "no most frequent role"
-SHADES = {  # → sign, full colour, palest
-    **{role: mark(role) for role in STATES},
-    DIVIDED: ("≠", "#555555", "#555555"),
-}
+APART = 2  # most seeds for which every cell has its own map
+DIVIDED = "no most frequent role"  # of several seeds, where two states are equally frequent
+SHADES = {role: mark(role) for role in STATES} | {DIVIDED: Mark("≠", "#555555", "#555555")}
 HOVER = (  # measure, its name in the hover of a layer, its format
     ("cv", "CV", ".2f"), ("saturated_robust", "saturated", ".3g"), ("saturated_robust_expected", "by chance", ".3g"),
     ("effective_rank.o", "effective rank o", ".1f"), ("attention_share", "attention share", ".2f"),
     ("momentum_alignment.down", "momentum on down", "+.3f"),
 )  # fmt: skip
 CHANGED = {"symbol": "diamond", "size": 8, "color": "#ffffff", "line": {"width": 1.5, "color": "#111111"}}
-FULL = 0.999  # of a state's part of the colour scale; 1 is the palest of the next state
-ROOM = 8.0  # pixels of a reading; with fewer there is no room for a letter, a gap or a mark
-LAYER = 18  # pixels
+FULL = 0.999  # end of a state's part of the colour scale; at 1 the next state begins
+ROOM = 8.0  # least width of a reading, pixels, for letters, gaps and marks
+LAYER = 18  # height of a layer, pixels
 
 
 class Square(NamedTuple):
-    """One layer at one reading: of one seed, or of several together."""
+    """One layer at one reading, of one seed or of several."""
 
     role: str
     share: float  # of the seeds that have it
@@ -47,7 +45,7 @@ class Square(NamedTuple):
 
 
 def role_maps(c: Comparison) -> Drawing | None:
-    """Layer × step: a map per cell or, with many seeds, one per arm that shows the most frequent role or one seed's."""
+    """Draw layer × step: a map per cell or, with many seeds, one per arm with the most frequent role or one seed's."""
     read = [cell for cell in c.experiment.cells if cell.readings]
     if not read:
         return None
@@ -64,12 +62,13 @@ def role_maps(c: Comparison) -> Drawing | None:
     roomy = width_of(cols) / len(steps) >= ROOM
     title = "Roles over training"
     figure = panels(rows, cols, LAYER * depth + 40, list(maps), title)
-    owner: list[Any] = []  # the view that each trace belongs to
+    owner: list[Any] = []  # the view of each trace
     for index, cells in enumerate(maps.values()):
         for view in views:
             first = view == MOST_FREQUENT
             own = cells if first else [cell for cell in cells if cell.seed == view]
-            grid = _grid(own, steps, depth)
+            squares = [_squares(own, step) for step in steps]
+            grid = [[of_step[i] if i < len(of_step) else None for of_step in squares] for i in range(depth)]
             traces = [_map(grid, steps, HOVER if first else HOVER[:1], roomy=roomy)]
             traces += [_changes(grid, steps)] if roomy else []
             for trace in traces:
@@ -86,51 +85,34 @@ def role_maps(c: Comparison) -> Drawing | None:
     )  # fmt: skip
     figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
     label_axes(figure, rows, cols, "step", "layer (0 = first)")
-    return Drawing(
-        figure, title, _gist(of_arm, depth), _table(of_arm, depth), ("role", "tie", "null", "cv", "saturated_robust")
-    )
+    terms = ("role", "tie", "null", "cv", "saturated_robust")
+    return Drawing(figure, title, _gist(of_arm, depth), _table(of_arm, depth), terms)
 
 
 def _gist(of_arm: dict[str, list[CellResult]], depth: int) -> str:
-    """The number of layers whose role changed over training, as a sentence."""
-    moved = {arm: mean_of_known(map(_moved, cells)) for arm, cells in of_arm.items()}
-    known = {arm: value for arm, value in moved.items() if value is not None}
+    """Write the number of layers whose last state is not their first, mean over the cells read twice."""
+    known: dict[str, float] = {}
+    for arm, cells in of_arm.items():
+        stacks = [list(map(roles_of, cell.readings.values())) for cell in cells]
+        moved = [sum(state(a) != state(b) for a, b in zip(s[0], s[-1], strict=False)) for s in stacks if len(s) > 1]
+        known |= {arm: float(np.mean(moved))} if moved else {}
     if not known:
         return f"Roles of up to {depth} layers, each read once."
-    return (
-        f"Layers (of {depth}) that ended in another role than they began in, mean over the seeds: {per_arm(known, 1)}."
-    )
-
-
-def _moved(cell: CellResult) -> float | None:
-    """Layers whose state at the last reading is not that of the first; null for a single reading."""
-    if len(cell.readings) < 2:
-        return None
-    stacks = [roles_of(reading) for reading in cell.readings.values()]
-    return float(sum(state(a) != state(b) for a, b in zip(stacks[0], stacks[-1], strict=False)))
+    return f"Layers (of {depth}) whose last role differs from their first, mean over the seeds: {per_arm(known, 1)}."
 
 
 def _table(of_arm: dict[str, list[CellResult]], depth: int) -> Section:
-    """The roles of every layer at the last reading, seed by seed."""
+    """Return the roles of every layer at the last reading, seed by seed."""
     last = {arm: [roles_of(reading) for reading in last_readings(cells)] for arm, cells in of_arm.items()}
-    rows: list[list[TableCell]] = [
-        [
-            str(i),
-            *(Roles([roles[i] for roles in found if i < len(roles)], words=len(found) == 1) for found in last.values()),
-        ]
-        for i in range(depth)
-    ]
+    rows: list[list[TableCell]] = [[str(i)] for i in range(depth)]
+    for found in last.values():
+        for i, row in enumerate(rows):
+            row.append(Roles([roles[i] for roles in found if i < len(roles)], words=len(found) == 1))
     return Section("Roles at the last reading, one for each seed", ["layer", *last], rows)
 
 
-def _grid(cells: list[CellResult], steps: list[int], depth: int) -> list[list[Square | None]]:
-    """[layer][reading], over the cells."""
-    squares = [_squares(cells, step) for step in steps]
-    return [[of_step[i] if i < len(of_step) else None for of_step in squares] for i in range(depth)]
-
-
 def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
-    """The layers of a step over the cells read there; `DIVIDED` where two states are equally frequent."""
+    """Return a square per layer at `step`, over the cells read there."""
     stacks = [cell.readings[step].layers for cell in cells if step in cell.readings]
     found: list[Square | None] = []
     for i in range(max((len(stack) for stack in stacks), default=0)):
@@ -144,12 +126,14 @@ def _squares(cells: list[CellResult], step: int) -> list[Square | None]:
 def _map(
     grid: list[list[Square | None]], steps: list[int], measures: tuple[tuple[str, str, str], ...], *, roomy: bool
 ) -> go.Heatmap:
-    """The map of one arm and view. The hover is one template and short values, since files hold thousands of cells."""
+    """Draw the map of one arm and view; the hover is a template with short values, to keep files small."""
     squares = [square for line in grid for square in line if square]
     facts = _facts(squares, measures)
     template = "".join(words.format(f"%{{customdata[{k}]}}") for k, (words, _) in enumerate(facts, start=1))
+    places = {state: index for index, state in enumerate(SHADES)}  # on the colour scale, before the share of seeds
+    codes = [[places[_shade(square)] + min(square.share, FULL) if square else None for square in line] for line in grid]
     return go.Heatmap(
-        z=np.array([[_code(square) for square in line] for line in grid], dtype=np.float32),
+        z=np.array(codes, dtype=np.float32),
         text=[[SHADES[_shade(square)][0] if square else "" for square in line] for line in grid] if roomy else None,
         texttemplate="%{text}" if roomy else None,
         customdata=[[[step, *(value(square) for _, value in facts)] if square else None
@@ -163,7 +147,7 @@ def _map(
 def _facts(
     squares: list[Square], measures: tuple[tuple[str, str, str], ...]
 ) -> list[tuple[str, Callable[[Square], str]]]:
-    """(template, value of a square) of each line of the hover; a measure that no square has is left out."""
+    """Return (template, value of a square) of each part of the hover, without measures that no square has."""
     found: list[tuple[str, Callable[[Square], str]]] = [("<b>{}</b>", lambda square: square.role)]
     if any(len(square.layers) > 1 for square in squares):
         found.append((" in {} seeds", lambda x: f"{round(x.share * len(x.layers))} of {len(x.layers)}"))
@@ -171,20 +155,17 @@ def _facts(
         found.append((", margin {}", lambda x: number(mean_of_known(layer.margin for layer in x.layers), 2)))
     for key, words, form in measures:
         if any(layer.measures.get(key) is not None for square in squares for layer in square.layers):
-            found.append((f"<br>{words} {{}}", _written(key, form)))
+            found.append((f"<br>{words} {{}}", partial(_written, key, form)))
     return found
 
 
-def _written(key: str, form: str) -> Callable[[Square], str]:
-    def write(square: Square) -> str:
-        value = mean_of_known(layer.measures.get(key) for layer in square.layers)
-        return "–" if value is None else format(value, form)
-
-    return write
+def _written(key: str, form: str, square: Square) -> str:
+    value = mean_of_known(layer.measures.get(key) for layer in square.layers)
+    return "–" if value is None else format(value, form)
 
 
 def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
-    """Marks where a layer's state is not what it was at the reading before."""
+    """Mark the readings at which a layer's state changed."""
     marks = [
         (k - 0.5, i, f"layer {i}: {before.role} until step {steps[k - 1]}, {after.role} at {steps[k]}")
         for i, line in enumerate(grid)
@@ -198,17 +179,12 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
 
 
 def _shade(square: Square) -> str:
-    """The key of `SHADES`: a role, `tie` or `DIVIDED`."""
+    """Return the square's key in `SHADES`: a role, `tie` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
 
 
-def _code(square: Square | None) -> float | None:
-    """The square's value on the colour scale: index of the state + share of the seeds."""
-    return list(SHADES).index(_shade(square)) + min(square.share, FULL) if square else None
-
-
 def _scale() -> list[tuple[float, str]]:
-    """The colour scale: every state's colours from palest to full, one after another."""
+    """Return the colour scale: each state's colours from palest to full, one state after another."""
     n = len(SHADES)
     return [
         (edge, paint)
@@ -218,7 +194,7 @@ def _scale() -> list[tuple[float, str]]:
 
 
 def _legend(figure: go.Figure, *, together: bool, marked: bool) -> list[str]:
-    """Add one entry per state and per other sign; returns their names."""
+    """Add an entry per state and other sign, and return their names."""
     entries: list[tuple[str, dict[str, Any]]] = [
         (f"{sign} {role}", {"symbol": "square", "size": 12, "color": full})
         for role, (sign, full, _) in SHADES.items()

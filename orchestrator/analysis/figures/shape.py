@@ -1,15 +1,15 @@
-"""The width of every layer of every arm."""
+"""Draw the width of every layer of every arm."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, escaped, label_axes, panels, per_arm
-from orchestrator.analysis.figures.traces import NAME, arms_of
+from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm
+from orchestrator.analysis.figures.traces import arms_of
 from orchestrator.analysis.sections.section import Section, TableCell
 
 
 def width_profiles(c: Comparison) -> Drawing | None:
-    """Residual coordinates that each layer reads and writes; None where all arms are of one shape."""
+    """Draw the residual coordinates that each layer reads and writes; None where all arms have one shape."""
     widths = {arm: model.widths for arm, model in c.experiment.models.items() if model.widths}
     if len({tuple(profile) for profile in widths.values()}) < 2:
         return None
@@ -19,10 +19,9 @@ def width_profiles(c: Comparison) -> Drawing | None:
     for arm in drawn:
         paint, dash, symbol = arm.line
         profile = widths[arm.name]
-        figure.add_scatter(
-            x=list(range(len(profile))), y=profile, mode="lines+markers", hovertext=escaped(arm.name),
+        arm.draw(
+            figure, 1, 1, "layer %{x}: %{y} wide", x=list(range(len(profile))), y=profile, mode="lines+markers",
             line={"shape": "hvh", "color": paint, "dash": dash}, marker={"symbol": symbol, "size": 7},
-            hovertemplate=f"layer %{{x}}: %{{y}} wide{NAME}", **arm.common,
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     figure.update_layout(showlegend=True)

@@ -1,4 +1,4 @@
-"""The traces that figures share: a line per arm, dots and faint lines per seed, bands, and what chance gives."""
+"""Add the traces that figures share: lines per arm, dots and faint lines per seed, bands, values by chance."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from orchestrator.analysis.figures.panels import SHOWN_ARMS, escaped, short
 from orchestrator.common.palette import Line, arm_line
 from orchestrator.forensics.reading import Reading, profile
 
-SYMBOLS = 8  # at most, along a line over the steps
+SYMBOLS = 8  # most symbols along a line over the steps
 CHANCE = "dotted: by chance"
-NAME = "<extra>%{fullData.hovertext}</extra>"  # of the trace; plotly would read a name in the template as a template
+NAME = "<extra>%{fullData.hovertext}</extra>"  # a name in the template itself would be read as a template
 
 
 @dataclass(frozen=True)
 class DrawnArm:
-    """An arm and its style in every figure, which follows from its place among the arms."""
+    """An arm and its style, which follows from its place among the arms."""
 
     name: str
     index: int
-    compared: bool = False  # drawn without its baseline, which then is none of the arms shown
+    compared: bool = False  # true in figures that leave out the baseline
 
     @property
     def line(self) -> Line:
@@ -34,14 +34,19 @@ class DrawnArm:
 
     @property
     def shown(self) -> bool:
-        """True where it is drawn before its name in the legend is clicked."""
+        """True where it is drawn without a click on its name in the legend."""
         return self.index - self.compared < SHOWN_ARMS
 
     @property
     def common(self) -> dict[str, Any]:
-        """What all of its traces share: a click on its name in the legend hides them together."""
+        """Options of all of its traces, which a click on its name in the legend hides together."""
         visible = True if self.shown else "legendonly"
         return {"name": short(self.name), "legendgroup": escaped(self.name), "visible": visible}
+
+    def draw(self, figure: go.Figure, row: int, col: int, hover: str = "", what: str = "", **options: Any) -> None:
+        """Add a trace with the template `hover`, without hover where that is empty; `what` follows the arm's name."""
+        words = {"hovertext": escaped(self.name) + what, "hovertemplate": f"{hover}{NAME}"}
+        figure.add_scatter(**(words if hover else {"hoverinfo": "skip"}), row=row, col=col, **self.common, **options)
 
 
 def arms_of(c: Comparison) -> list[DrawnArm]:
@@ -49,7 +54,7 @@ def arms_of(c: Comparison) -> list[DrawnArm]:
 
 
 class Band(NamedTuple):
-    """The mean of runs at the steps that all have, with its interval."""
+    """The mean of runs at the steps that they share, with its interval."""
 
     steps: list[int]
     mean: np.ndarray  # [steps]
@@ -61,7 +66,7 @@ class Band(NamedTuple):
 
 
 def band(runs: Sequence[Mapping[int, float]]) -> Band:
-    """The band of runs, each step → value."""
+    """Return the band of runs, each step → value."""
     steps = [step for step in (runs[0] if runs else {}) if all(step in run for run in runs)]
     values = np.array([[run[step] for step in steps] for run in runs])  # [n, steps]
     if not steps:
@@ -72,25 +77,24 @@ def band(runs: Sequence[Mapping[int, float]]) -> Band:
 
 
 def profiles_of(readings: Sequence[Reading], measure: str) -> list[np.ndarray]:
-    """The profile [L] of a measure in every reading that has it."""
+    """Return the profile [L] of a measure in every reading that has it."""
     return [values for reading in readings if (values := profile(reading, measure)) is not None]
 
 
 def mean_profile(profiles: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The mean of profiles [L] of one depth; null where there are none or depths differ."""
+    """Return the mean of profiles [L]; null where there are none or depths differ."""
     return np.mean(profiles, axis=0) if len({values.size for values in profiles}) == 1 else None
 
 
 def profile_traces(
     figure: go.Figure, profiles: list[np.ndarray], arm: DrawnArm, row: int, col: int
 ) -> np.ndarray | None:
-    """Dots for each seed's value per layer, a line for their mean, which it returns: see `mean_profile`."""
+    """Draw a dot per seed and layer and a line for their mean, and return it as `mean_profile` does."""
     paint, _, symbol = arm.line
     for values in profiles if len(profiles) > 1 else []:
-        figure.add_scatter(
-            x=list(range(values.size)), y=values, mode="markers", opacity=0.45, showlegend=False,
-            marker={"color": paint, "size": 6, "symbol": symbol}, hovertext=escaped(arm.name),
-            hovertemplate=f"layer %{{x}}: %{{y:.4g}}{NAME}", row=row, col=col, **arm.common,
+        arm.draw(
+            figure, row, col, "layer %{x}: %{y:.4g}", x=list(range(values.size)), y=values, mode="markers",
+            opacity=0.45, showlegend=False, marker={"color": paint, "size": 6, "symbol": symbol},
         )  # fmt: skip
     mean = mean_profile(profiles)
     if mean is not None:
@@ -101,22 +105,21 @@ def profile_traces(
 def run_traces(
     figure: go.Figure, runs: list[dict[int, float]], arm: DrawnArm, row: int, col: int, *, interval: bool = False
 ) -> None:
-    """A faint line per seed over the steps, a strong one for their mean at the steps they share, and its interval."""
+    """Draw a faint line per seed, a strong one for their mean at the steps that they share, and its interval."""
     for run in runs if len(runs) > 1 else []:
-        figure.add_scatter(
-            x=list(run), y=list(run.values()), mode="lines", opacity=0.35, showlegend=False,
-            line={"color": arm.line.colour, "width": 1}, hoverinfo="skip", row=row, col=col, **arm.common,
+        arm.draw(
+            figure, row, col, x=list(run), y=list(run.values()), mode="lines", opacity=0.35, showlegend=False,
+            line={"color": arm.line.colour, "width": 1},
         )  # fmt: skip
     steps, mean, half = band(runs)
     if interval and half is not None:
-        figure.add_scatter(
-            x=[*steps, *steps[::-1]], y=[*(mean + half), *(mean - half)[::-1]], fill="toself", mode="none",
-            fillcolor=arm.line.colour, opacity=0.22, showlegend=False, hoverinfo="skip", row=row, col=col,
-            **arm.common,
+        arm.draw(
+            figure, row, col, x=[*steps, *steps[::-1]], y=[*(mean + half), *(mean - half)[::-1]], fill="toself",
+            mode="none", fillcolor=arm.line.colour, opacity=0.22, showlegend=False,
         )  # fmt: skip
     if steps:
-        template = "step %{x}: %{y:.4f}"
-        _mean_line(figure, steps, mean, arm, row, col, f"mean of {len(runs)}", template, maxdisplayed=SYMBOLS)
+        words = f"mean of {len(runs)}"
+        _mean_line(figure, steps, mean, arm, row, col, words, "step %{x}: %{y:.4f}", maxdisplayed=SYMBOLS)
 
 
 def _mean_line(
@@ -124,29 +127,28 @@ def _mean_line(
     **marker: Any,
 ) -> None:  # fmt: skip
     paint, dash, symbol = arm.line
-    figure.add_scatter(
-        x=x, y=y, mode="lines+markers", showlegend=(row, col) == (1, 1),
+    arm.draw(
+        figure, row, col, hover, f", {what}", x=x, y=y, mode="lines+markers", showlegend=(row, col) == (1, 1),
         line={"color": paint, "width": 2, "dash": dash}, marker={"symbol": symbol, "size": 7, "color": paint, **marker},
-        hovertext=f"{escaped(arm.name)}, {what}", hovertemplate=f"{hover}{NAME}", row=row, col=col, **arm.common,
     )  # fmt: skip
 
 
 def chance_line(
     figure: go.Figure, curves: Sequence[Mapping[int, float]], arm: DrawnArm, row: int, col: int, at: str
 ) -> None:
-    """The mean of what chance gives, dotted in the arm's colour; `at` names the x axis: layer or step."""
+    """Draw the mean value by chance, dotted in the arm's colour; `at` names the x axis: layer or step."""
     x, mean, _ = band(curves)
     if x:
-        figure.add_scatter(
-            x=x, y=mean, mode="lines", showlegend=False, line={"color": arm.line.colour, "width": 1.5, "dash": "dot"},
-            hovertext=f"{escaped(arm.name)}, by chance", hovertemplate=f"{at} %{{x}}: %{{y:.1f}}{NAME}",
-            row=row, col=col, **arm.common,
+        arm.draw(
+            figure, row, col, f"{at} %{{x}}: %{{y:.1f}}", ", by chance", x=x, y=mean, mode="lines", showlegend=False,
+            line={"color": arm.line.colour, "width": 1.5, "dash": "dot"},
         )  # fmt: skip
 
 
 def chance_legend(figure: go.Figure) -> None:
-    """One entry of the legend for the dotted lines of all arms."""
-    figure.add_scatter(
-        x=[None], y=[None], mode="lines", name=CHANCE, showlegend=True, hoverinfo="skip",
-        line={"color": "#888888", "width": 1.5, "dash": "dot"}, row=1, col=1,
-    )  # fmt: skip
+    """Add an entry to the legend where the figure has dotted lines, which are those of `chance_line`."""
+    if any(trace.line.dash == "dot" for trace in figure.data):
+        figure.add_scatter(
+            x=[None], y=[None], mode="lines", name=CHANCE, showlegend=True, hoverinfo="skip",
+            line={"color": "#888888", "width": 1.5, "dash": "dot"}, row=1, col=1,
+        )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Counts of role changes between successive readings."""
+"""Draw counts of role changes between successive readings."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # legible on
 
 
 def transition_tables(c: Comparison) -> Drawing | None:
-    """Per arm a matrix of roles before and after, beside what chance would give."""
+    """Draw, per arm, a matrix of roles before and after, with the counts by chance."""
     if not c.transitions:
         return None
     cols = min(2, len(c.transitions))
     rows = -(-len(c.transitions) // cols)
-    title = "Role transitions between successive readings (in parentheses: if dealt at random)"
+    title = "Role transitions between successive readings (in parentheses: by chance)"
     figure = panels(rows, cols, 300, [t.arm for t in c.transitions], title, gap=96)
     cells: list[list[TableCell]] = []
     for index, t in enumerate(c.transitions):
@@ -27,7 +27,7 @@ def transition_tables(c: Comparison) -> Drawing | None:
         ]
         figure.add_heatmap(
             x=list(STATES), y=list(STATES), z=t.counts, customdata=t.expected, colorscale=SCALE, showscale=False,
-            xgap=1, ygap=1, hovertemplate="%{y} → %{x}: %{z}, dealt at random %{customdata:.1f}<extra></extra>", **at,
+            xgap=1, ygap=1, hovertemplate="%{y} → %{x}: %{z}, by chance %{customdata:.1f}<extra></extra>", **at,
         )  # fmt: skip
         figure.add_scatter(  # the heat map's own text would not follow the page's text colour
             x=list(STATES) * len(STATES), y=[before for before in STATES for _ in STATES], mode="text",
@@ -41,10 +41,10 @@ def transition_tables(c: Comparison) -> Drawing | None:
     changed = {t.arm: 100 * t.changed / t.layers for t in c.transitions if t.layers}
     chance = {t.arm: 100 * t.changed_expected / t.layers for t in c.transitions if t.layers}
     text = (
-        f"Layers × intervals that changed their role, in %: {per_arm(changed, 0)}. Roles dealt at random would have "
-        f"changed in: {per_arm(chance, 0)}."
+        f"Share of layers × intervals in which the role changed, in %: {per_arm(changed, 0)}; by chance: "
+        f"{per_arm(chance, 0)}."
     )
     columns = ["arm", "before", *(f"to {after}" for after in STATES)]
-    table = Section("Transitions (if dealt at random)", columns, cells)
+    table = Section("Transitions (by chance)", columns, cells)
     label_axes(figure, rows, cols, "role after", "role before")
     return Drawing(figure, title, text, table, ("transition", "role"))

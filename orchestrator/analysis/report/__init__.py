@@ -1,4 +1,4 @@
-"""`verdict.json` for programs and `report.html` for people."""
+"""Write `verdict.json` for programs and `report.html` for people."""
 
 from __future__ import annotations
 

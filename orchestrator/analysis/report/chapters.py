@@ -1,4 +1,4 @@
-"""The report's chapters in their order, with the tables of each. One line per chapter."""
+"""Order the report's chapters and the tables of each, a line per chapter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Chapter:
 
 
 def _per_arm(*builders: Callable[[Comparison, str], Section | list[Section]]) -> Build:
-    """The same tables for every compared arm."""
+    """Return a function that builds these tables for every compared arm."""
 
     def build(c: Comparison) -> list[Section]:
         built = [builder(c, arm) for arm in c.compared for builder in builders]
@@ -50,7 +50,7 @@ def _roles(c: Comparison) -> list[Section]:
     return [*of_arms, layers.persistence(c), layers.coincidences(c)]
 
 
-# key, title, tables; the figures name their chapter in `figures.FIGURES`
+# key, title, tables; `figures.FIGURES` names the chapter of each figure
 CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("roles", "Roles", _roles),
     ("loss", "Loss", _losses),
@@ -65,7 +65,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
 
 
 def chapters(c: Comparison, drawn: Collection[str]) -> list[Chapter]:
-    """Every chapter with those of its figures that were drawn and those of its tables that have rows; none empty."""
+    """Return every chapter that has figures or tables, with the figures that were drawn and the tables with rows."""
     found = [
         Chapter(
             key,

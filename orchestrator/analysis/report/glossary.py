@@ -1,4 +1,4 @@
-"""The definitions in the pages: one entry per term, one click away from every column that it explains."""
+"""Define the terms of the pages, each a click away from the columns that it explains."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
 from orchestrator.forensics.measures.table import MEASURES
 
-EXCHANGED = MAX_PATTERNS.bit_length()  # pairs; half of the patterns suffice, the others give the same distances
+EXCHANGED = MAX_PATTERNS.bit_length()  # most pairs for which all label exchanges are taken
 SIGN_FLIP = (
-    "Two-sided sign-flip test of the paired differences: the share of patterns of signs whose mean is as far from 0, "
-    f"exact (all 2ⁿ of them) up to {EXACT_PAIRS} pairs, with more by patterns drawn at random. With fewer than six "
-    "pairs p cannot reach 0.05."
+    "Two-sided sign-flip test of the paired differences: the share of sign patterns whose mean is at least as far "
+    f"from 0. Exact (all 2ⁿ patterns) up to {EXACT_PAIRS} pairs, beyond by random patterns. With fewer than six pairs "
+    "p cannot reach 0.05."
 )
 
 
@@ -26,175 +26,116 @@ class Term:
 
 
 OWN = {
-    "experiment": Term(
-        "arm, seed, pair",
-        "An arm is one list of settings; the first is the baseline. One arm at one seed is one training run. A pair is "
-        "the runs of two arms at one seed: they saw the same batches, started from the same streams of random numbers, "
-        "and differ in the declared keys only. The replicate of every statistic is the pair (SCIENCE §8).",
-    ),
-    "heldout": Term(
-        "test, validation and best validation loss",
-        "Mean cross-entropy in nats per token on text that was not trained on. Validation rows are read during "
-        "training, test rows once at its end; the rows that reward a sidecar are a third, disjoint split. The mean is "
-        "unweighted over the domains.",
-    ),
-    "delta": Term(
-        "Δ = b − a",
-        "Mean over the pairs of arm b's value minus the baseline's. Of a loss, negative is better.",
-    ),
-    "interval": Term(
-        "95 % and 90 % interval",
-        "Confidence interval of the mean paired difference: Student's t; from six pairs each end is the further one of "
-        "it and a BCa bootstrap whose level is widened for few values. By simulation it covers 95 % of symmetric "
-        "differences and 86 to 94 % of very skewed ones. The 90 % interval decides equivalence.",
-    ),
-    "band": Term(
-        "band around Δ",
-        "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a test: "
-        "one of twenty points lies outside by chance.",
-    ),
-    "p": Term(
-        "p",
-        f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction.",
-    ),
-    "p_alone": Term("p of a test by itself", f"{SIGN_FLIP} It is not corrected for other tests."),
-    "p_contrast": Term(
-        "p of a contrast",
-        f"{SIGN_FLIP} Contrasts are tested in order, each at 0.05, until one is not significant; p of later ones is "
-        "in parentheses.",
-    ),
-    "holm": Term(
-        "p by Holm",
-        "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, the chance that "
-        "any is called better or worse is 5 % at most.",
-    ),
-    "q": Term(
-        "q",
-        "p adjusted by Benjamini and Hochberg over all arms with enough pairs to be called: of the arms with q ≤ 0.05 "
-        "at most 5 % are expected to be false. It holds approximately, because tests are two-sided and arms share "
-        "baselines.",
-    ),
-    "expect": Term(
-        "lines of expect",
-        "Each line says what the layers of an arm should become. Delivered: the number of lines that hold, of all.",
-    ),
-    "expect_mean": Term(
-        "number of a line of expect",
-        "Mean over the seeds of the share of layers with the role, or of the quantity. It is a value of one arm, not a "
-        "difference. Beside it: its mean at step 0, and that of the baseline.",
-    ),
-    "expect_interval": Term(
-        "95 % interval of a line of expect",
-        "Confidence interval of the mean over the seeds, computed as for paired differences and cut at the number's "
-        "smallest and largest possible value.",
-    ),
-    "expect_seeds": Term(
-        "seeds of a line of expect", "Seeds whose number lies inside the wanted bounds, of those that have the number."
-    ),
-    "expect_verdict": Term(
-        "delivered, not delivered, inconclusive",
-        "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do more seeds than even odds "
-        "explain at 0.05 (exact one-sided sign test). Not delivered: both lie outside. Otherwise inconclusive.",
-    ),
-    "contrast": Term(
-        "value of a contrast",
-        "Weighted sum of the arms' losses at one seed, mean over the seeds in which all of these arms are complete.",
-    ),
-    "contrast_verdict": Term(
-        "verdict on a contrast",
-        "Of two arms: the arm of positive weight is better or worse. Of more: the sum is negative or positive. Both "
-        "need p ≤ 0.05, significance of all contrasts before it, and a 95 % interval that excludes 0. Equivalent: the "
-        "90 % interval lies within ±1 % of the loss of the arms with negative weight. Otherwise inconclusive, or not "
-        "tested.",
-    ),
-    "verdict": Term(
-        "better, worse, equivalent, inconclusive",
-        "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % of "
-        "the baseline's loss. Otherwise inconclusive.",
-    ),
+    "experiment": Term("arm, seed, pair",
+        "An arm is a list of settings; the first arm is the baseline. One arm at one seed is one training run. A "
+        "pair is the runs of two arms at one seed: they see the same batches, use the same streams of random "
+        "numbers, and differ only in the declared keys. The pair is the replicate of every statistic (SCIENCE §8)."),
+    "heldout": Term("test, validation and best validation loss",
+        "Mean cross-entropy in nats per token on held-out text. Validation rows are evaluated during training, test "
+        "rows once at its end; the rows that reward a sidecar are a third, disjoint split. The mean over the domains "
+        "is unweighted."),
+    "delta": Term("Δ = b − a",
+        "Arm b's value minus the baseline's, mean over the pairs. A negative difference of losses is better."),
+    "interval": Term("95 % and 90 % interval",
+        "Confidence interval of the mean paired difference: Student's t; from six pairs each end is the outer one of "
+        "t and a BCa bootstrap whose level is widened for few values. Its simulated coverage is 95 % for symmetric "
+        "differences and 86 to 94 % for very skewed ones. The 90 % interval decides equivalence."),
+    "band": Term("band around Δ",
+        "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a "
+        "test: by chance it misses at one point of twenty."),
+    "p": Term("p",
+        f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction."),
+    "p_alone": Term("p, not corrected", f"{SIGN_FLIP} It is not corrected for other tests."),
+    "p_contrast": Term("p of a contrast",
+        f"{SIGN_FLIP} Contrasts are tested in order at 0.05 until one is not significant; later p are in parentheses."),
+    "holm": Term("p by Holm",
+        "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, any is called "
+        "better or worse with a probability of at most 5 %."),
+    "q": Term("q",
+        "p adjusted by Benjamini and Hochberg over all arms with enough pairs to be called: of the arms with q ≤ "
+        "0.05 at most 5 % are expected to be false. This holds approximately, because arms share baselines."),
+    "expect": Term("lines of expect",
+        "Each line states what the layers of an arm should become. The column counts the delivered lines, of all."),
+    "expect_mean": Term("number of a line of expect",
+        "Mean over the seeds of the share of layers with the role, or of the quantity, in one arm (not a "
+        "difference). Two more columns give its mean at step 0 and in the baseline."),
+    "expect_interval": Term("95 % interval of a line of expect",
+        "Confidence interval of the mean over the seeds, computed as for paired differences and cut at the smallest "
+        "and largest possible values."),
+    "expect_seeds": Term("seeds of a line of expect",
+        "Seeds whose number lies inside the wanted bounds, of the seeds that have the number."),
+    "expect_verdict": Term("delivered, not delivered, inconclusive",
+        "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do significantly more than "
+        "half of the seeds (exact one-sided sign test at 0.05). Not delivered: both lie outside. Otherwise "
+        "inconclusive."),
+    "contrast": Term("value of a contrast",
+        "Weighted sum of the arms' losses at one seed, mean over the seeds at which all of these arms are complete."),
+    "contrast_verdict": Term("verdict on a contrast",
+        "Of two arms, the one with positive weight is better or worse; of more, the sum is negative or positive. "
+        "Both need p ≤ 0.05 here and in all contrasts before, and a 95 % interval that excludes 0. Equivalent: the "
+        "90 % interval lies within ±1 % of the loss of the arms with negative weight. Otherwise inconclusive or not "
+        "tested."),
+    "verdict": Term("better, worse, equivalent, inconclusive",
+        "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % "
+        "of the baseline's loss. Otherwise inconclusive."),
     "correlation": Term("r", "Pearson's correlation of the arms over the seeds; the higher, the more pairing gains."),
-    "role": Term(
-        "role and margin",
+    "role": Term("role and margin",
         "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
-        "(changes little) and specialist (few loud FFN positions): the mean of z-scored measures through a sigmoid. "
-        "The highest score gives the role if it leads by more than 0.05; the lead is the margin (SCIENCE §2).",
-    ),
-    "tie": Term("· and H/S", "No role leads by more than 0.05. Two letters name the two leaders."),
-    "null": Term(
-        "calibrated scoring",
-        "A z-score has a winner even on noise. So a measure counts only where it exceeds what the same weights give "
-        "with their entries resampled; then at most 2 % of the layers of untrained models have a role (SCIENCE §3).",
-    ),
-    "transition": Term(
-        "transitions, and what chance gives",
+        "(changes little) and specialist (few loud FFN positions): the sigmoid of a mean of z-scored measures. The "
+        "highest score gives the role if it leads by more than 0.05; the lead is the margin (SCIENCE §2)."),
+    "tie": Term("· and H/S", "A tie: no role leads by more than 0.05. The letters name the two leaders."),
+    "null": Term("calibrated scoring",
+        "z-scores give some layer the highest score even on noise. So a measure counts only where it exceeds its "
+        "value after the weights' entries are resampled; then at most 2 % of the layers of untrained models have a "
+        "role (SCIENCE §3)."),
+    "transition": Term("transitions and chance",
         "Layers × intervals between successive readings, by state before and after. By chance: the count expected if "
-        "every reading dealt its own states to its layers at random. Cohen's κ: 1 = nothing changed, 0 = as by chance.",
-    ),
-    "role_shift": Term(
-        "p of a role shift",
-        "Distance between the arms' shares of seeds in each state, summed over the layers, against exchanges of the "
-        f"arms' labels within pairs: all of them up to {EXCHANGED} pairs, with more at random. A layer's p compares it "
-        "with the largest distance of any layer (max-T), so it is corrected for their number.",
-    ),
-    "coincidence": Term(
-        "transitions and loss drops",
-        "State changes of layers in the intervals in which validation loss falls further than predicted from its "
-        "neighbours (more than 3 robust σ). By chance: the same with the transitions shifted circularly within "
-        "stretches of the run that double in length, so that the trends of the two series cannot make them coincide "
-        "(SCIENCE §4).",
-    ),
-    "p_coincidence": Term(
-        "p of a coincidence",
-        "One-sided: the share of all circular shifts, in all cells at once, under which at least as many transitions "
-        "fall into the intervals of a drop. It is not corrected for other tests.",
-    ),
-    "centre": Term(
-        "centre of the budget",
+        "each reading's states were dealt to its layers at random. Cohen's κ: 1 = nothing changed, 0 = as by chance."),
+    "role_shift": Term("p of a role shift",
+        "Permutation test of the distance between the arms' shares of seeds in each state, summed over the layers, "
+        f"by exchanging the arms' labels within pairs: all exchanges up to {EXCHANGED} pairs, beyond random ones. A "
+        "layer's p compares it with the largest distance of any layer (max-T), which corrects it for the number of "
+        "layers."),
+    "coincidence": Term("transitions and loss drops",
+        "State changes of layers in the intervals of loss drops: those in which validation loss falls more than 3 "
+        "robust σ further than predicted from the neighbouring intervals. By chance: the same with the transitions "
+        "shifted circularly within stretches of the run that double in length, which keeps the trends of both "
+        "(SCIENCE §4)."),
+    "p_coincidence": Term("p of a coincidence",
+        "One-sided: the share of all circular shifts, of all cells together, with at least as many transitions in "
+        "the intervals of a drop. It is not corrected for other tests."),
+    "centre": Term("centre of the budget",
         "Mean depth of the saturated positions, 0 = first layer, 1 = last. The distance between two budgets is "
-        "Wasserstein-1 along the same scale.",
-    ),
-    "conservation": Term(
-        "conserved",
-        "Verdict on the ratio of the arms' budgets b / a: conserved where its 90 % interval lies within 0.80 … 1.25, "
-        "not conserved where it lies outside, otherwise inconclusive. Always inconclusive: where a seed's budget is "
-        "empty or all ratios are equal; instead of conserved, where chance gives one of the budgets or most of it; "
-        "instead of not conserved, where the counts by chance differ as much. No larger than chance: both budgets are "
-        "what the layers' own entries give when resampled. Not claimed: for mean + 3 std (SCIENCE §1, §4).",
-    ),
-    "flattening": Term(
-        "CV a / b",
-        "Ratio of the two arms' CV in a layer, geometric mean over the pairs: above 1, b is flatter. Its p: "
-        "exact sign-flip of the mean log ratio, corrected for the layers by step-down max-T.",
-    ),
-    "symmetry": Term(
-        "spread",
-        "Standard deviation and range of attention's share of the energy over the layers. The paper has 0.014 for its "
-        "vanilla model and 0.13 for its reward-driven one (§7).",
-    ),
-    "sidecar": Term(
-        "multipliers",
+        "Wasserstein-1 on that scale."),
+    "conservation": Term("conserved",
+        "Verdict on the ratio of the arms' budgets b / a. Conserved: its 90 % interval lies within 0.80 … 1.25. Not "
+        "conserved: it lies outside. Otherwise inconclusive, and always so if a seed's budget is empty or all ratios "
+        "are equal. A budget that is mostly chance is not called conserved; a ratio that chance also gives is not "
+        "called not conserved. No larger than chance: both budgets are as large as those of the layers' entries when "
+        "resampled. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4)."),
+    "flattening": Term("CV a / b",
+        "Ratio of the two arms' CV in a layer, geometric mean over the pairs; above 1, b is flatter. Its p is an "
+        "exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T."),
+    "symmetry": Term("spread",
+        "Standard deviation and range of attention's share of the energy over the layers. The paper has 0.014 for "
+        "its vanilla model and 0.13 for its reward-driven one (§7)."),
+    "sidecar": Term("multipliers",
         "The sidecar's factor on one unit's weight decay, learning rate or branch gain; 1 leaves it as configured. "
-        "Geometric means; ▲ above the mean of its own run in every seed, ▼ below it (SCIENCE §6).",
-    ),
+        "Geometric means; ▲ (▼): above (below) the mean of its own run in every seed (SCIENCE §6)."),
     "width": Term("width", "Residual coordinates that a layer reads and writes; the others bypass it (SCIENCE §7)."),
-    "parameters": Term(
-        "parameters", "Trained parameters of one model; Δ: how many more than the baseline's, per cent."
-    ),
-    "flops": Term(
-        "FLOPs",
-        "Floating-point operations of one run, forward and backward, from the shapes. At equal FLOPs the more "
-        "expensive run is read where the cheaper one ends; the sidecar's held-out passes count.",
-    ),
-    "pathology": Term(
-        "× its peers",
+    "parameters": Term("parameters",
+        "Trained parameters of one model; Δ: difference from the baseline's, per cent."),
+    "flops": Term("FLOPs",
+        "Floating-point operations of one run, forward and backward, counted from the shapes, with the sidecar's "
+        "held-out passes. At equal FLOPs, the more expensive run's loss is taken where the cheaper one ends."),
+    "pathology": Term("× its peers",
         "A tensor's spectral norm over the median of the same kind in the other layers. From 10 × a warning, from "
-        "30 × critical: the paper's diverging runs had 30 to 100 × (§8).",
-    ),
+        "30 × critical: the paper's diverging runs had 30 to 100 × (§8)."),
 }  # fmt: skip
 
 
 def _of_measures() -> dict[str, Term]:
-    """Every measure, defined by the docstring of its function."""
+    """Return every measure, defined by the docstring of its function."""
     found = {}
     for name, measure in MEASURES.items():
         text = inspect.getdoc(measure.function)
@@ -206,17 +147,14 @@ def _of_measures() -> dict[str, Term]:
 PROBED = {
     "attention_write": Term("attention_write", "`total_write` of the attention branch alone (SCIENCE §1)."),
     "ffn_write": Term("ffn_write", "`total_write` of the FFN branch alone (SCIENCE §1)."),
-    "adjacent_alignment": Term(
-        "adjacent_alignment", "Mean cos(x_l, x_{l+1}) over tokens: 1 − Block Influence (ShortGPT)."
-    ),
-    "copy_density": Term(
-        "copy_density",
+    "adjacent_alignment": Term("adjacent_alignment",
+        "Mean cos(x_l, x_{l+1}) over tokens: 1 − Block Influence (ShortGPT)."),
+    "copy_density": Term("copy_density",
         "Attention on earlier positions whose token equals the current one, or follows an earlier copy of it, over "
-        "its chance level (SCIENCE §1).",
-    ),
+        "its chance level (SCIENCE §1)."),
     "sink_mass": Term("sink_mass", "Attention on the first position and on register tokens (SCIENCE §1)."),
     "co_magnitude": Term("co-magnitude", "‖gate[p,:]‖·‖up[p,:]‖ of every FFN position p of a layer (SCIENCE §1)."),
-}
+}  # fmt: skip
 GLOSSARY = OWN | _of_measures() | PROBED
 
 HEADS = {  # the first line of a table's column head → its term
@@ -233,6 +171,6 @@ HEADS = {  # the first line of a table's column head → its term
 
 
 def term_of(section: Section, name: str) -> str | None:
-    """The glossary's key for a column head (or a row's name) of the section, or null."""
+    """Return the glossary's key for a column head (or a row's name) of the section, or null."""
     first = name.split("\n")[0].strip()
     return section.terms.get(name, "role" if first.startswith("roles") else HEADS.get(first))

@@ -1,4 +1,4 @@
-"""`report.html`: the answer first, then everything behind it; one file that needs no network."""
+"""Render `report.html`: the findings, then everything behind them, in one file that needs no network."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orchestrator.analysis.report.chapters import chapters
 from orchestrator.analysis.report.render import render
 from orchestrator.analysis.sections import glance, many_arms
 
-TITLE = 44  # pixels that a figure's own title takes, which the page prints instead
-DIGITS = "%.6g"  # of the tables inside the page; the files beside it have all
+TITLE = 44  # height of a figure's title, which the page prints itself, pixels
+DIGITS = "%.6g"  # in the page's tables; the files beside it have every digit
 
 
 def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
-    """The whole report as HTML."""
+    """Return the whole report as HTML."""
     readings = [reading for cell in c.experiment.cells for reading in cell.readings.values()]
     tables = {name: frame for name, frame in c.tables.items() if len(frame)}
     return render(
@@ -41,7 +41,7 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
 
 
 def _parts(drawings: dict[str, Drawing], tables: dict[str, pd.DataFrame]) -> Iterator[tuple[str, str]]:
-    """(id, content) of plotly, every figure and every table: the content is compressed, and unpacked by figures.js."""
+    """Yield (id, compressed content) of plotly, every figure and every table; figures.js unpacks it."""
     yield "plotly", _packed(get_plotlyjs())
     for name, drawing in drawings.items():
         plot = go.Figure(drawing.plot)
@@ -49,7 +49,7 @@ def _parts(drawings: dict[str, Drawing], tables: dict[str, pd.DataFrame]) -> Ite
         plot.update_layout(title=None, height=layout.height - TITLE, margin={"t": layout.margin.t - TITLE})
         yield f"figure-{name}", _packed(plot.to_json())
     for name, frame in tables.items():
-        # column by column: pandas' own `float_format` takes ten times as long
+        # by column: pandas' own `float_format` takes ten times as long
         floats = frame.select_dtypes("float64").items()
         short = {str(key): column.map(DIGITS.__mod__, na_action="ignore") for key, column in floats}
         yield f"table-{name}", _packed(frame.assign(**short).to_csv(index=False))

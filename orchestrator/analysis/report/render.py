@@ -1,4 +1,4 @@
-"""HTML from the templates beside this module. They escape every name and value, and fail on one that is missing."""
+"""Render HTML from the templates beside this module, which escape every value and fail on a missing one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATES = PackageLoader("orchestrator.analysis.report")
 
 @dataclass(frozen=True)
 class Axis:
-    """A `Scale` in pixels from the left edge, and in words."""
+    """A `Scale` in pixels from the left edge, and as text."""
 
     WIDTH: ClassVar[int] = 260
 
@@ -28,13 +28,13 @@ class Axis:
     interval: tuple[float, float] | None
     none: float
     band: tuple[float, float]
-    beyond: list[tuple[float, str]]  # an arrow at each end of the interval that lies outside
+    beyond: list[tuple[float, str]]  # an arrow for each end of the interval that lies outside
     sides: tuple[str, str]
     words: str
 
 
 def axis_of(s: Scale) -> Axis | None:
-    """The scale, 2.5 times as wide as its band or more; None for a loss of 0, which has no band."""
+    """Return the scale, at least 2.5 times as wide as its band; None for a loss of 0, which has no band."""
     reach = 2.5 * max(s.none - s.band[0], s.band[1] - s.none, abs(s.value - s.none) / 2)
     if not reach:
         return None
@@ -43,7 +43,7 @@ def axis_of(s: Scale) -> Axis | None:
     def at(value: float) -> float:
         return round(10 + (Axis.WIDTH - 20) * (min(max(value, first), last) - first) / (last - first), 1)
 
-    none = f"no difference is {s.none:g}, {s.band[0]:.3g} to {s.band[1]:.3g} counts as none"
+    none = f"{s.none:g} is no difference, and {s.band[0]:.3g} to {s.band[1]:.3g} counts as none"
     sides = f"left: {s.sides[0]}, right: {s.sides[1]}"
     interval, beyond, within = None, [], ""
     if s.low is not None and s.high is not None:
@@ -56,12 +56,12 @@ def axis_of(s: Scale) -> Axis | None:
 
 
 def code(text: str) -> Markup:
-    """The text with what is between backticks as code."""
+    """Return the text as HTML, with code between backticks."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def asset(name: str) -> Markup:
-    """A style sheet or script of the templates' directory, as it is."""
+    """Return a style sheet or script from the templates' directory, unescaped."""
     return Markup(TEMPLATES.get_source(ENVIRONMENT, name)[0])
 
 
@@ -83,5 +83,5 @@ ENVIRONMENT.filters |= {
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template, such as `report.html.j2`."""
+    """Render a template, such as `report.html.j2`."""
     return ENVIRONMENT.get_template(template).render(**values) + "\n"

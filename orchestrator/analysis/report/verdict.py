@@ -1,4 +1,4 @@
-"""Every result of a comparison as plain JSON values."""
+"""Collect every result of a comparison as plain JSON values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.forensics.reading import roles_of
 
 
 def verdict(c: Comparison) -> dict[str, Any]:
-    """The content of `verdict.json`; null is not known."""
+    """Return the content of `verdict.json`; null means not known."""
     e = c.experiment
     return {
         "schema": 1,

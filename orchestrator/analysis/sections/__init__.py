@@ -1,4 +1,4 @@
-"""The tables of a comparison, in the order of the terminal. A new one is a function and a line in `sections`."""
+"""Build the tables of a comparison, in the order of the terminal. Add one as a function and a line in `sections`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MANY_ARMS = 4  # beyond which a terminal shows one line per arm
 
 
 def sections(c: Comparison) -> list[Section]:
-    """Every table: those across arms, then per compared arm losses, layers, budget, multipliers.
+    """Build every table: those across arms, then per compared arm losses, layers, budget, multipliers.
 
     Without a complete pair: every cell's losses and layers.
     """
@@ -25,7 +25,7 @@ def sections(c: Comparison) -> list[Section]:
 
 
 def brief(c: Comparison) -> list[Section]:
-    """What a terminal shows below the findings: losses and layers, or of many arms one line each."""
+    """Build the tables below the findings in a terminal: losses and layers, or a line per arm if there are many."""
     details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
     return _with_rows([*_across_arms(c), *details, *_without_pairs(c)])
 
@@ -48,7 +48,7 @@ def _with_rows(found: list[Section]) -> list[Section]:
 
 
 def glance(c: Comparison) -> Section:
-    """One line per compared arm: p of its loss, corrected for the number of arms, and the answer to each question."""
+    """Build a line per compared arm: Holm's p of its loss over the arms, and the answer to each question."""
     corrected = losses.corrected_over_arms(c)
     answers = {arm: {finding.question: finding.answer for finding in findings(c, arm)} for arm in c.compared}
     questions = list(dict.fromkeys(question for own in answers.values() for question in own))
@@ -61,5 +61,5 @@ def glance(c: Comparison) -> Section:
 
 
 def many_arms(c: Comparison) -> bool:
-    """True where details of every arm would bury the answer."""
+    """Return true where a terminal shows one line per arm."""
     return len(c.experiment.arms) > MANY_ARMS and bool(c.pairs)

@@ -1,4 +1,4 @@
-"""The table of `expect`: what each arm should become, beside what it became."""
+"""Build the table of `expect`: the layers as intended and as measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.analysis.statistics import ALPHA
 
 
 def verdicts(c: Comparison) -> Section:
-    """Every line of `expect` with its figures and verdict; no rows where nothing is expected."""
+    """Return every line of `expect` with its numbers and verdict; no rows where nothing is expected."""
     rows: list[list[TableCell]] = []
     late = late_names(c.experiment, "expect")
     for e in c.expectations:
@@ -20,13 +20,13 @@ def verdicts(c: Comparison) -> Section:
         beside = [number(e.untrained, digits), "" if e.arm == c.baseline else number(e.baseline, digits)]
         rows.append([e.wanted + (" (added afterwards)" if e.wanted in late else ""), *figures, *beside, e.verdict])
     notes = [
-        "Role: the share of those layers that have it. Centre (0 first layer, 1 last) and budget: of positions over "
-        f"the robust threshold. Beside them: the means at step 0 and of {c.baseline}.",
-        f"Delivered: the mean's interval lies inside the bounds, and so do more seeds than even odds explain at "
-        f"{ALPHA} in each direction (all of {least_seeds()}, 6 or 7; 7 of 8); not delivered: both lie outside.",
+        "The number of a role is the share of the line's layers that have it; centre (0 = first layer, 1 = last) and "
+        f"budget are of positions above the robust threshold. Then: the number at step 0 and in {c.baseline}.",
+        "Delivered: the interval of the mean lies inside the bounds, and so do significantly more than half of the "
+        f"seeds (one-sided sign test at {ALPHA}: all of {least_seeds()}, 6 or 7; 7 of 8). Not delivered: both outside.",
     ]
     if len(rows) > 1:
-        notes.append("Lines are judged one by one: of twenty at even odds, chance decides up to one in each direction.")
+        notes.append("Each line is tested alone: of twenty that hold in half of all seeds, chance may deliver one.")
     notes += grouped_notes(
         ((e.wanted, e.sentence) for e in c.expectations), everything=len(rows) if len(rows) > 1 else None
     )

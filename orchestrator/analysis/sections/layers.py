@@ -1,9 +1,9 @@
-"""Tables of the layers: roles, saturation, budget, symmetry, multipliers, pathologies."""
+"""Build the tables of the layers: roles, saturation, budget, symmetry, multipliers, pathologies."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.common_step import CommonStep, common_step_of_cells, common_step_of_pairs
+from orchestrator.analysis.common_step import CommonStep, common_step, common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import THRESHOLDS
 from orchestrator.analysis.flattening import mean_flattening
@@ -22,11 +22,11 @@ BUDGET_ROWS = {  # name → its key in the glossary
     "distance": "centre", "verdict": "conservation",
 }  # fmt: skip
 SIGNS = {1: "▲", 0: " ", -1: "▼"}  # multiplier above its cell's mean in every seed, neither, below it in every seed
-WORDS_UP_TO = 2  # seeds whose roles are written as words; those of more are letters
+WORDS_UP_TO = 2  # most seeds whose roles are written as words, not letters
 
 
 def by_layer(c: Comparison, arms: list[str]) -> Section:
-    """One row per layer of one arm, or of two side by side; means over the seeds."""
+    """Return a row per layer of one arm, or of two side by side; means over the seeds."""
     at, paired = _common_step(c, arms), len(arms) == 2
     stacks = _layers_read(arms, at)
     words = max((len(stack) for stack in stacks), default=0) <= WORDS_UP_TO
@@ -37,8 +37,8 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
         rows.append(
             [str(index), " → ".join(number(mean_of_known(layer.width for layer in own), 0) for own in seeds),
              *(Roles([layer.role for layer in own], words) for own in seeds),
-             *(number(_mean(own, "cv"), 2) for own in seeds), *([number(flat.get(index), 2)] if paired else []),
-             *(_saturated(own) for own in seeds)]
+             *(_written(own, "cv", 2) for own in seeds), *([number(flat.get(index), 2)] if paired else []),
+             *(f"{_written(own, 'saturated_robust')} ({_written(own, 'saturated_robust_expected')})" for own in seeds)]
         )  # fmt: skip
     names, seeds_read = ["a", "b"] if paired else [""], seed_list(one.seed for one in at.read)
     columns = [
@@ -46,8 +46,8 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if paired else []), *(f"satur.\n{n}" for n in names),
     ]  # fmt: skip
     notes = [
-        "CV: of FFN co-magnitude (a / b: geometric mean) · H/S or ·: a tie",
-        "satur.: positions over the robust threshold (by chance)",
+        "CV: of FFN co-magnitude (a / b: geometric mean); H/S or ·: a tie",
+        "satur.: FFN positions above the robust threshold (by chance)",
         *filter(None, [at.unread_note]),
     ]
     which = f"a = {arms[0]}, b = {arms[1]}" if paired else arms[0]
@@ -55,7 +55,7 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
 
 
 def role_shifts(c: Comparison, arm: str) -> Section:
-    """The layers in which the arms' roles differ, most different first."""
+    """Return the layers in which the arms' roles differ, the most different first."""
     shift = next((s for s in c.role_shifts if s.arm == arm), None)
     rows: list[list[TableCell]] = []
     notes = []
@@ -65,32 +65,32 @@ def role_shifts(c: Comparison, arm: str) -> Section:
                 a, b = (Roles(roles, words=len(roles) <= WORDS_UP_TO) for roles in (layer.roles_a, layer.roles_b))
                 rows.append([str(layer.layer), a, b, number(layer.distance, 2), number(layer.p, 2)])
         within = [overlap for overlap in (shift.within_a, shift.within_b) if overlap]
-        beside = "".join(f", between two seeds of {name} {number(overlap.same, 1)}"
+        beside = "".join(f"; two seeds of {name} on {number(overlap.same, 1)}"
                          for name, overlap in zip((c.baseline, arm), within, strict=False))  # fmt: skip
         notes = [
-            f"On average {number(shift.across.same, 1)} of {len(shift.layers)} layers have one state in both arms at "
-            f"one seed ({number(shift.across.expected, 1)} if roles were dealt at random){beside}.",
+            f"At one seed the arms agree on the state of {number(shift.across.same, 1)} of {len(shift.layers)} layers "
+            f"on average (by chance on {number(shift.across.expected, 1)}){beside}.",
             *filter(None, [shift.sentence]),
-            f"All layers together: p = {number(shift.p, 3)}; {len(shift.seeds)} pairs cannot give less than "
-            f"{number(shift.smallest_p, 3)}. p of a layer is corrected for their number.",
+            f"All layers together: p = {number(shift.p, 3)} ({len(shift.seeds)} pairs cannot give less than "
+            f"{number(shift.smallest_p, 3)}). The p of each layer is corrected for the number of layers.",
         ]
     title = f"Layers whose role differs at {_common_step(c, [c.baseline, arm]).text}: a = {c.baseline}, b = {arm}"
     return Section(title, ["layer", "roles a", "roles b", "distance", "p"], rows, notes, {"p": "role_shift"})
 
 
 def persistence(c: Comparison) -> Section:
-    """Layers that change roles from reading to reading, beside roles dealt at random."""
+    """Count role changes from reading to reading, observed and by chance."""
     rows: list[list[TableCell]] = [
         [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
     ]
     unjudged = dict.fromkeys(r.sentence for r in c.coincidences if not any(one.intervals for one in c.coincidences))
-    notes = [f"Whether layers change roles where the loss drops cannot be said: {sentence}" for sentence in unjudged]
-    columns = ["arm", "layers × intervals", "changed", "if dealt at random", "κ"]
-    return Section("How steady roles are between successive readings", columns, rows, notes)
+    notes = [f"Role changes cannot be compared with loss drops: {sentence}" for sentence in unjudged]
+    columns = ["arm", "layers × intervals", "changed", "by chance", "κ"]
+    return Section("Persistence of roles between successive readings", columns, rows, notes)
 
 
 def coincidences(c: Comparison) -> Section:
-    """Role changes in the intervals in which the loss drops, arm by arm and domain by domain."""
+    """Count role changes in the intervals of loss drops, by arm and domain."""
     found = [r for r in c.coincidences if r.intervals]
     rows: list[list[TableCell]] = []
     for r in found:
@@ -98,14 +98,14 @@ def coincidences(c: Comparison) -> Section:
         rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
     notes = grouped_notes(((f"{r.arm}, {c.name_of(r.domain)}", r.sentence) for r in found), everything=len(rows))
     if (tests := sum(r.p is not None for r in c.coincidences)) > 1:
-        notes.append(f"{tests} tests, not corrected for each other.")
+        notes.append(f"The {tests} tests are not corrected for their number.")
     columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
     terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
-    return Section("Do layers change roles where the loss drops?", columns, rows, notes, terms)
+    return Section("Coincidence of role changes with loss drops", columns, rows, notes, terms)
 
 
 def budgets(c: Comparison, arm: str) -> Section:
-    """The specialist budget and what chance gives, one column per threshold."""
+    """Return the specialist budget and the count by chance, a column per threshold."""
     found = [r for r in c.conservation if r.arm == arm]
     columns = [
         [
@@ -117,7 +117,7 @@ def budgets(c: Comparison, arm: str) -> Section:
         for r in found
     ]  # fmt: skip
     notes = [
-        "Counted over the robust threshold, the untrained model's (fixed), the layer's own mean + 3 std.",
+        "Positions above: the robust threshold; the untrained model's threshold (fixed); the layer's own mean + 3 std.",
         *grouped_notes(((THRESHOLDS[r.reference], r.sentence) for r in found), join=", "),
     ]
     at = _common_step(c, [c.baseline, arm])
@@ -128,14 +128,14 @@ def budgets(c: Comparison, arm: str) -> Section:
 
 
 def spreads(c: Comparison) -> Section:
-    """The spread of attention's share over the layers of every arm."""
+    """Return the spread of attention's share over the layers of every arm."""
     rows: list[list[TableCell]] = []
     sentences: list[tuple[str, str]] = []
     for r in c.symmetry:
         sentences.append((r.arm, r.sentence))
         if r.n != c.symmetry[0].n or r.a != c.symmetry[0].a:
-            alone = f"{r.n} pair{'s' * (r.n != 1)} alone, where {c.baseline} has {number(r.a, 3)}."
-            sentences.append((r.arm, alone))
+            own = f"compared over {r.n} pair{'s' * (r.n != 1)}, in which {c.baseline} has {number(r.a, 3)}."
+            sentences.append((r.arm, own))
         if not rows:
             rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
         delta = [signed(r.delta, 3), low_to_high(r.low, r.high, 3, plus=True)]
@@ -146,13 +146,13 @@ def spreads(c: Comparison) -> Section:
         f"Symmetry: spread of attention's share of the energy over the layers at {when}",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        [f"For comparison: {paper}.", *grouped_notes(sentences, join=", ")],
+        [f"The paper has for std: {paper}.", *grouped_notes(sentences, join=", ")],
         {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 
 
 def multipliers(c: Comparison, arm: str) -> list[Section]:
-    """Per channel of the arm's sidecar: multipliers, where the seeds agree, and CV and saturation of each layer."""
+    """Return a table per channel of the arm's sidecar: each layer's multipliers, flattening and saturation."""
     at = _common_step(c, [c.baseline, arm])
     flat, stacks = mean_flattening(c.tables["flattening"], arm, at.step), _layers_read([c.baseline, arm], at)
     found = []
@@ -164,17 +164,17 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
         }
         rows: list[list[TableCell]] = []
         for layer in sorted(set(a.layers)):
-            saturated = " → ".join(number(_mean(_layer(stack, layer), "saturated_robust"), 0) for stack in stacks)
+            saturated = " → ".join(_written(_layer(stack, layer), "saturated_robust") for stack in stacks)
             values = [written.get((layer, kind), "–") for kind in kinds]
             rows.append([str(layer), *values, number(flat.get(layer), 2), saturated])
         more, less = int((a.sign > 0).sum()), int((a.sign < 0).sum())
         notes = [
-            "Geometric means over the run and the seeds; ▲ above the cell's own mean in every seed, ▼ below it.",
-            f"Of {len(a.units)} values {a.agreeing} agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
-            f"coin tosses would agree in {a.by_chance:.1f}.",
+            "Geometric means over the run and the seeds; ▲ (▼): above (below) the cell's own mean in every seed.",
+            f"{a.agreeing} of {len(a.units)} values agree in all {a.seeds} seeds ({more} ▲, {less} ▼); "
+            f"coin tosses would give {a.by_chance:.1f}.",
         ]
         if {"q", "k"} <= set(kinds):
-            notes.append("q and k share their evidence, and so do v and o: their values are not independent coins.")
+            notes.append("q and k share their evidence, and so do v and o, so their values are not independent.")
         title = f"Sidecar of {arm}: multipliers of {channel}"
         terms = dict.fromkeys(kinds, "sidecar") | {"CV\na / b": "flattening"}
         found.append(Section(title, ["layer", *kinds, "CV\na / b", "satur.\na → b"], rows, notes, terms))
@@ -182,7 +182,7 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
 
 
 def pathologies(c: Comparison) -> Section:
-    """Tensors out of proportion to their peers, largest ratio first; of each cell and tensor the worst reading."""
+    """List the tensors out of proportion to their peers, at their worst reading, the largest ratio first."""
     worst: dict[tuple[str, str], tuple[float, int, str]] = {}
     for cell in c.experiment.cells:
         for step, reading in cell.readings.items():
@@ -197,29 +197,22 @@ def pathologies(c: Comparison) -> Section:
 
 
 def _common_step(c: Comparison, arms: list[str]) -> CommonStep[Pair] | CommonStep[CellResult]:
-    """The common step of the complete pairs of two arms, or of the cells of one."""
-    return common_step_of_pairs(arms[1], c.pairs) if len(arms) == 2 else common_step_of_cells(c.cells_of(arms[0]))
+    """Return the common step of the complete pairs of two arms, or of the cells of one."""
+    return common_step_of_pairs(arms[1], c.pairs) if len(arms) == 2 else common_step(c.cells_of(arms[0]))
 
 
 def _layers_read(arms: list[str], at: CommonStep[Pair] | CommonStep[CellResult]) -> list[list[list[LayerReport]]]:
-    """Per arm and seed, the layer reports at the common step."""
+    """Return the layer reports at the common step, per arm and seed."""
     if at.step is None:
         return [[] for _ in arms]
-    cells = [(one.a, one.b) if isinstance(one, Pair) else (one,) for one in at.read]
-    return [[own[side].readings[at.step].layers for own in cells] for side in range(len(arms))]
+    return [[one.cells[side].readings[at.step].layers for one in at.read] for side in range(len(arms))]
 
 
 def _layer(stack: list[list[LayerReport]], index: int) -> list[LayerReport]:
-    """One layer's report per seed, of the seeds that have such a layer."""
+    """Return one layer's report of every seed that has the layer."""
     return [layers[index] for layers in stack if index < len(layers)]
 
 
-def _saturated(seeds: list[LayerReport]) -> str:
-    """Mean robust count, and the count by chance in parentheses."""
-    count, chance = (_mean(seeds, measure) for measure in ("saturated_robust", "saturated_robust_expected"))
-    return f"{number(count, 0)} ({number(chance, 0)})"
-
-
-def _mean(seeds: list[LayerReport], measure: str) -> float | None:
-    """Mean of one layer's measure over the seeds that have it."""
-    return mean_of_known(layer.measures.get(measure) for layer in seeds)
+def _written(seeds: list[LayerReport], measure: str, digits: int = 0) -> str:
+    """Write the mean of one layer's measure over the seeds that have it."""
+    return number(mean_of_known(layer.measures.get(measure) for layer in seeds), digits)

@@ -1,4 +1,4 @@
-"""Tables of losses: over all arms, by contrast, and arm by arm."""
+"""Build the tables of losses: over all arms, by contrast, and arm by arm."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchestrator.analysis.statistics import ALPHA, EXACT_PAIRS, PairedResult, h
 
 
 def arm_losses(c: Comparison) -> Section:
-    """One line per arm: the primary outcome against the baseline."""
-    primary, corrected = _primary(c), corrected_over_arms(c)
+    """Return a line per arm: the primary outcome against the baseline."""
+    primary, corrected = c.primary, corrected_over_arms(c)
     own = {
         cell.seed: losses(cell, c.domains)[PRIMARY[0]]
         for cell in c.cells_of(c.baseline)
@@ -31,7 +31,7 @@ def arm_losses(c: Comparison) -> Section:
         seeds = [pair.seed for pair in c.pairs if pair.arm == arm]
         if set(seeds) != set(own):
             listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-            notes.append(f"{arm}: {listed} alone, where {c.baseline} has {number(r.a, 4)}.")
+            notes.append(f"{arm}: compared over {listed}, in which {c.baseline} has {number(r.a, 4)}.")
     return Section(
         f"Test loss of every arm, nats/token (Δ to {c.baseline}; lower is better)",
         ["arm", "loss", "Δ", "95 % interval", "n", "p", "Holm", "verdict"],
@@ -42,26 +42,22 @@ def arm_losses(c: Comparison) -> Section:
 
 
 def corrected_over_arms(c: Comparison) -> dict[str, float]:
-    """Arm → p of its primary outcome, corrected by Holm for all arms that have one."""
-    known = {arm: r.p for arm, r in _primary(c).items() if r.p is not None}
+    """Return arm → p of its primary outcome, corrected by Holm for the number of arms."""
+    known = {arm: r.p for arm, r in c.primary.items() if r.p is not None}
     return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 def multiplicity(c: Comparison) -> str:
-    """The note on the verdicts of many arms."""
+    """Return the note on multiple comparisons between arms."""
     return (
-        f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. The "
-        f"verdict takes each arm by itself at {ALPHA}: of twenty that change nothing, one would be called. A claim "
-        "across arms needs a contrast."
+        f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. "
+        f"Each verdict tests its arm alone at {ALPHA}: of twenty arms without an effect, one is called on average. A "
+        "claim across arms needs a contrast."
     )
 
 
-def _primary(c: Comparison) -> dict[str, PairedResult]:
-    return {r.arm: r for r in c.statistics if (r.metric, r.domain) == PRIMARY[0]}
-
-
 def contrasts(c: Comparison) -> Section:
-    """Every contrast in the order of the tests, at equal steps and, where its runs cost unequally, at equal FLOPs."""
+    """Return every contrast in the order of the tests, at equal steps and, where the costs differ, at equal FLOPs."""
     late = late_names(c.experiment, "contrasts")
     rows: list[list[TableCell]] = []
     for one in c.contrasts:
@@ -72,19 +68,21 @@ def contrasts(c: Comparison) -> Section:
         rows.append([name, *values, p if one.tested else f"({p})", one.verdict])
     spelt = {one.contrast: formula(one.weights) for one in c.contrasts}
     notes = [f"{name} = {text}." for name, text in spelt.items() if name.replace("-", "−") != text]
-    two = "; better or worse is the arm that is added" if any(len(one.weights) == 2 for one in c.contrasts) else ""
-    order = f", tested in this order, each at {ALPHA} while all before it were significant (in parentheses: no longer)"
+    two = (
+        "; the verdict is on the arm with positive weight" if any(len(one.weights) == 2 for one in c.contrasts) else ""
+    )
+    order = f"; tested in this order at {ALPHA} until one is not significant (later p in parentheses)"
     notes.append(f"Sums of mean test loss, nats/token{two}.")
     notes.append(f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{order if len(spelt) > 1 else ''}.")
-    notes.append("Equivalent is judged for each by itself: its 90 % interval lies within 1 % of the loss.")
+    notes.append("Equivalent: the 90 % interval lies within 1 % of the loss, judged for each contrast alone.")
     if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
-        notes.append("At equal FLOPs: validation loss where the cheapest of the runs ends; a sequence of its own.")
+        notes.append("At equal FLOPs: validation loss where the cheapest run ends, tested as a separate sequence.")
     terms = {"value": "contrast", "p": "p_contrast", "verdict": "contrast_verdict"}
     return Section("Contrasts", ["contrast", "value", "95 % interval", "n", "p", "verdict"], rows, notes, terms)
 
 
 def formula(weights: dict[str, float]) -> str:
-    """The weighted sum as text, such as `a − 0.5 b − 0.5 c`; positive weights first."""
+    """Write the weighted sum as text, such as `a − 0.5 b − 0.5 c`, positive weights first."""
     terms = ""
     for arm, weight in sorted(weights.items(), key=lambda term: term[1] < 0):
         sign = "−" if weight < 0 else "+" if terms else ""
@@ -94,13 +92,13 @@ def formula(weights: dict[str, float]) -> str:
 
 
 def paired_losses(c: Comparison, arm: str) -> Section:
-    """The primary metric of every domain, with its interval and verdict."""
+    """Return the test loss of every domain, with its interval and verdict."""
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
             rows.append([c.name_of(r.domain), *_difference(r), number(r.p_adjusted, 3), r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
-    corrected = "the first row is the primary outcome, the others share one Holm correction" + _unreachable(c, arm)
+    corrected = "the first row is the primary outcome, the others share a Holm correction" + _unreachable(c, arm)
     return Section(
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
         ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
@@ -110,7 +108,7 @@ def paired_losses(c: Comparison, arm: str) -> Section:
 
 
 def equal_cost(c: Comparison, arm: str) -> Section:
-    """Validation loss at equal steps and at equal FLOPs, where these are not the same; else no rows."""
+    """Return validation loss at equal steps and at equal FLOPs; no rows where the runs cost the same."""
     rows: list[list[TableCell]] = []
     if any(r.arm == arm and r.metric == EQUAL_FLOPS for r in c.statistics):
         for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
@@ -122,15 +120,15 @@ def equal_cost(c: Comparison, arm: str) -> Section:
         ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
         rows,
         [
-            "FLOPs: the sidecar's held-out passes count; the more expensive run is read where the cheaper one ends. "
-            "p: at equal FLOPs the second primary outcome, tested where the test loss differs; "
-            f"at equal steps by Holm{_unreachable(c, arm)}."
+            "FLOPs include the sidecar's held-out passes; the more expensive run's loss is taken where the cheaper one "
+            "ends. At equal FLOPs p is the second primary outcome's, tested only if the test loss differs; at equal "
+            f"steps it is corrected by Holm{_unreachable(c, arm)}."
         ],
     )
 
 
 def every_loss(c: Comparison, arm: str) -> Section:
-    """Every loss that was tested, with the correlation between the arms."""
+    """Return every loss that was tested, with the correlation between the arms."""
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm:
@@ -139,24 +137,24 @@ def every_loss(c: Comparison, arm: str) -> Section:
     return Section(
         f"Every loss that was tested (a = {c.baseline}, b = {arm})",
         ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "p, corrected", "r", "verdict"], rows,
-        ["r: correlation between the arms over the seeds, from three pairs on; the higher, the more pairing gains."],
+        ["r: correlation between the arms over three or more seeds; the higher it is, the more pairing gains."],
     )  # fmt: skip
 
 
 def _difference(r: PairedResult) -> list[str]:
-    """Both arms' loss, their difference and its interval."""
+    """Write both arms' loss, their difference and its interval."""
     return [number(r.a, 4), number(r.b, 4), signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True)]
 
 
 def _unreachable(c: Comparison, arm: str) -> str:
-    """A clause where, after Holm's correction, no secondary outcome can be significant; else empty."""
+    """Return a clause where Holm's correction leaves no secondary outcome a chance to be significant, else empty."""
     secondary = [r for r in c.statistics if r.arm == arm and (r.metric, r.domain) not in PRIMARY]
     least = min(1.0, len(secondary) * max((smallest_p(r.n) for r in secondary), default=0.0))
     return "" if least <= ALPHA else f" ({len(secondary)} tests: none can give p under {least:.2g})"
 
 
 def cell_losses(c: Comparison) -> Section:
-    """Final test loss of every complete cell."""
+    """Return the final test loss of every complete cell."""
     rows: list[list[TableCell]] = []
     for cell in c.experiment.cells:
         if cell.missing is None:

@@ -1,4 +1,4 @@
-"""Tables of the cells' origin: what one run of each arm costs, what differs between the cells, what they share."""
+"""Build the tables of cost and provenance: cost of one run, differences between the cells, facts they share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.analysis.sections.section import Section, TableCell
 
 
 def costs(c: Comparison) -> Section:
-    """Parameters and floating-point operations of every arm."""
+    """Return parameters and FLOPs of every arm."""
     rows: list[list[TableCell]] = []
     base = c.experiment.models.get(c.baseline)
     for arm, model in c.experiment.models.items():
@@ -24,20 +24,20 @@ def costs(c: Comparison) -> Section:
 
 
 def differing(c: Comparison) -> Section:
-    """Configuration, code and environment in which cells differ, arm by arm."""
+    """Return the configuration, code and environment in which cells differ, arm by arm."""
     arms = c.experiment.arms
     rows: list[list[TableCell]] = [
         [one.kind, one.key, *(", ".join(map(_text, one.values.get(arm, []))) or "–" for arm in arms)]
         for one in differences(c.experiment)
     ]
     declared = ", ".join(c.experiment.declared) or "nothing"
-    notes = [f"Declared: {declared}. Any other key of the configuration in which arms differ is refused."]
-    no_terms = dict.fromkeys(arms)  # an arm may be called as a term is
-    return Section("In what the arms differ", ["kind", "key", *arms], rows, notes, no_terms)
+    notes = [f"Declared: {declared}. A difference in any other key of the configuration is an error."]
+    no_terms = dict.fromkeys(arms)  # an arm may have the name of a term
+    return Section("Differences between cells", ["kind", "key", *arms], rows, notes, no_terms)
 
 
 def shared(c: Comparison) -> Section:
-    """Code and environment that all attempts of all cells have in common."""
+    """Return the code and environment that all attempts of all cells share."""
     rows: list[list[TableCell]] = [[key, _text(value)] for key, value in constant(c.experiment).items()]
     return Section("Code and environment of all cells", ["key", "value"], rows, terms={"value": None})
 

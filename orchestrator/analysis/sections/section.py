@@ -1,4 +1,4 @@
-"""A table as plain cells, which the terminal, the report and W&B each draw in their own way."""
+"""Tables as plain cells, which the terminal, the report and W&B each draw."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ class Roles:
     """The roles of one layer, one per seed."""
 
     roles: list[str]
-    words: bool  # written as words where there is room, else as letters
+    words: bool  # true: words where there is room; false: letters
 
 
 @dataclass(frozen=True)
 class Link:
-    """A name that a page links to a file, whose path is relative to the page."""
+    """A name with a link to a file; the path is relative to the page."""
 
     text: str
     path: str
@@ -33,6 +33,6 @@ class Section:
     columns: list[str]
     rows: Sequence[Sequence[TableCell]]
     notes: list[str] = field(default_factory=list)
-    # column head → its key in the glossary (null: none), where it differs from the usual one for that head;
-    # where the first column has no head, also the names of rows
+    # column head → its key in the glossary (null: none), where that is not the usual one for the head;
+    # in a table without a first head, also row name → key
     terms: Mapping[str, str | None] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 "use strict";
-// Figures and tables lie in the page compressed; each is unpacked when it is needed.
+// The page holds figures and tables compressed and unpacks each when it is needed.
 const parts = {};
 async function unpack(id) {
   const text = document.getElementById(id).textContent;
@@ -9,7 +9,7 @@ async function unpack(id) {
 }
 const once = (id) => (parts[id] ??= unpack(id));
 
-// Figures take their colours from the page, in whatever scheme it is shown.
+// Figures take their colours from the page, light or dark.
 function colours() {
   const style = getComputedStyle(document.documentElement);
   return Object.fromEntries(["ink", "grid", "line", "ground"].map((k) => [k, style.getPropertyValue(`--${k}`).trim()]));
@@ -52,7 +52,7 @@ async function drawOnce(node) {
   node.dataset.drawn = "true";
 }
 
-// What Plotly offers to the mouse alone: its menus, names of the legend that wait for a click, and the picture.
+// Form controls for what Plotly offers to the mouse only: menus, arms hidden in the legend, and the picture.
 function control(node, menus) {
   const place = document.querySelector(`.controls[data-for='${node.dataset.figure}']`);
   for (const menu of menus) {
@@ -77,7 +77,7 @@ function control(node, menus) {
   place.append(save);
 }
 const plots = [...document.querySelectorAll(".plot")];
-// What is near the window is drawn at once, the rest when there is time: it may be printed.
+// Figures near the window are drawn at once, the others when idle, so that all can be printed.
 const near = new IntersectionObserver(
   (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { near.unobserve(e.target); draw(e.target); }),
   { rootMargin: "300px" });
@@ -90,7 +90,7 @@ addEventListener("load", async () => {
   }
 });
 const print = matchMedia("print");
-const PAPER = 840;  // pixels that fit a page of A4 as browsers scale it
+const PAPER = 840;  // width of an A4 page, pixels
 function repaint() {
   const width = print.matches ? { width: PAPER } : { width: null, autosize: true };
   plots.filter((n) => n.dataset.drawn).forEach((n) => Plotly.relayout(n, { ...themed(n.layout), ...width }));

@@ -1,5 +1,5 @@
 "use strict";
-// A column sorts by the first number of its cells, or as text.
+// A column sorts by the first number in its cells, or as text.
 const number = (text) => {
   const found = text.replaceAll("−", "-").replaceAll(",", "").match(/-?\d+(\.\d+)?(e[+-]?\d+)?/i);
   return found && /^[^a-z]*$/i.test(text.slice(0, found.index)) ? Number(found[0]) : null;
@@ -12,7 +12,7 @@ function sort(head) {
   head.ariaSort = direction;
   const order = (a, b) => {
     const [x, y] = [value(a, column), value(b, column)], [m, n] = [number(x), number(y)];
-    if ((m === null) !== (n === null)) return m === null ? 1 : -1;  // what is not known stays last
+    if ((m === null) !== (n === null)) return m === null ? 1 : -1;  // unknown values stay last
     const compared = m === null ? x.localeCompare(y) : m - n;
     return direction === "ascending" ? compared : -compared;
   };
@@ -22,9 +22,9 @@ for (const button of document.querySelectorAll("table.sorts th button")) {
   button.addEventListener("click", () => sort(button.closest("th")));
 }
 
-// A definition opens where it was asked for; without this script the mark is a link to the glossary.
+// A definition opens beside its mark; without this script the mark links to the glossary.
 const box = document.getElementById("definition");
-let asked = null;  // the mark that opened it
+let asked = null;  // the mark that opened the definition
 box.addEventListener("toggle", (event) => event.newState === "closed" && asked?.focus({ preventScroll: true }));
 for (const mark of document.querySelectorAll("a.define")) {
   mark.addEventListener("click", (event) => {
@@ -43,7 +43,7 @@ for (const mark of document.querySelectorAll("a.define")) {
   });
 }
 
-// What is wider than its place can be scrolled by keyboard, too.
+// Wide tables can also be scrolled by keyboard.
 for (const place of document.querySelectorAll(".scroll")) {
   if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
 }
