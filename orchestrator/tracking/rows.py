@@ -1,6 +1,6 @@
-"""Rows of W&B: metric name → plain value. A row is logged at a step.
+"""Make W&B's rows: metric name → plain value, logged at a step.
 
-The rows that need the analysis (pandas, scipy) are in `summaries`: a tracker that is off never imports them.
+Rows that need the analysis (pandas, scipy) are in `summaries`, which a tracker that is off never imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def record_row(record: dict[str, Any]) -> Row:
-    """The row of a metrics record: `train/loss`, `heldout/<domain>`, `time/seconds`, …"""
+    """Return the row of a metrics record: `train/loss`, `heldout/<domain>`, `time/seconds`, …"""
     row: Row = {}
     for key, value in record.items():
         if isinstance(value, dict):
@@ -28,15 +28,15 @@ def record_row(record: dict[str, Any]) -> Row:
 
 
 def tags(*labels: str) -> list[str]:
-    """`labels` as W&B accepts them: unique, not empty, not too long."""
+    """Return `labels` as W&B accepts them: unique, not empty, not too long."""
     return list(dict.fromkeys(label[:LONGEST_TAG] for label in labels if label))
 
 
 def without_dots(row: Row) -> Row:
-    """The values of `row` that are not None, with `_` for every dot in a name.
+    """Return the values of `row` that are not None, with `_` for every dot in a name.
 
-    W&B reads a dot as nesting, and `group/*` would not match. Where two names become equal (arms `v1.5` and `v1_5`),
-    the later one gets one more `_`.
+    W&B reads a dot as nesting, so `group/*` would not match. Where two names become equal (arms `v1.5` and `v1_5`), the
+    later one gets one more `_`.
     """
     renamed: Row = {}
     for name, value in row.items():

@@ -1,6 +1,6 @@
-"""Sends a cell's metrics and readings, and the comparison, to W&B.
+"""Send a cell's metrics and readings, and the comparison, to W&B.
 
-W&B holds copies only, and cannot stop training: after its first failure, which is one warning, a tracker does nothing.
+W&B holds copies only and cannot stop training: after its first failure a tracker warns once and does nothing more.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 INIT_SECONDS = 30.0  # longest wait for W&B at the start
 FINISH_SECONDS = 120.0  # longest wait for uploads at the end; the rest stays on disk for `wandb sync`
-LONGEST_NAME = 128  # characters of a run's name that W&B accepts
+LONGEST_NAME = 128  # most characters of a run's name that W&B accepts
 AXES = dict.fromkeys(("train", "heldout", "test", "time", "sidecar", "delta"), STEP) | {"forensics": READING}
-MANY = ("sidecar", "forensics", "delta")  # kept out of the table of runs, which their columns would fill
+MANY = ("sidecar", "forensics", "delta")  # groups with too many metrics for the table of runs
 
 log = logging.getLogger(__name__)
 
 
 def check(config: Config) -> None:
-    """Raise `UserError`, before anything is trained, where W&B cannot be used. Uses no network."""
+    """Raise `UserError` where W&B cannot be used, before anything is trained and without a network."""
     mode = config.tracker.mode
     if mode == TrackerMode.off:
         return
@@ -50,7 +50,7 @@ def check(config: Config) -> None:
 
 
 def login_problem() -> str | None:
-    """Why a login would fail, with the cure, to follow "W&B"; None where there is a key. Uses no network."""
+    """Return why a login would fail, with the cure, as the end of a sentence on W&B; None where it would not."""
     import wandb
     from wandb.sdk.lib import wbauth
 
@@ -71,7 +71,7 @@ def login_problem() -> str | None:
 
 @contextmanager
 def _caching_nowhere() -> Iterator[None]:
-    """Keep the log of W&B's service, before there is a run directory, out of the user's home."""
+    """Keep the log of W&B's service out of the user's home while there is no run directory."""
     before = os.environ.get("WANDB_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WANDB_CACHE_DIR"] = folder
@@ -84,13 +84,13 @@ def _caching_nowhere() -> Iterator[None]:
 
 
 def run_id(config: Config, kind: str = "train") -> str:
-    """The W&B id of a cell, or of its experiment's comparison: the same for every attempt."""
+    """Return the W&B id of a cell, or of its experiment's comparison: the same for every attempt."""
     parts = [config.name, config.arm, config.seed] if kind == "train" else [config.name, kind]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 class Tracker:
-    """One cell's W&B run. No method raises an error of W&B's; with `tracker=off` none does anything."""
+    """One cell's W&B run. No method raises W&B's errors; with `tracker=off` none does anything."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -99,7 +99,7 @@ class Tracker:
         self._sent: dict[str, int] = {}  # axis → last step sent
 
     def start(self, cell_dir: Path, records: Iterable[dict[str, Any]]) -> None:
-        """Open the run and replay the metrics log's rows, so that a resumed offline run is complete by itself."""
+        """Open the run and send the metrics log's rows again, so that a resumed offline run is complete."""
         if self.config.tracker.mode == TrackerMode.off:
             return
         with self._failing_softly():
@@ -111,13 +111,19 @@ class Tracker:
             self.log(record)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Send one metrics log record."""
+        """Send one record of the metrics log."""
         self._send(STEP, record["step"], lambda: rows.record_row(record))
 
     def forensics(self, reading: Reading) -> None:
         """Send one reading of the layers, on its own step axis."""
         assert reading.step is not None, "a cell's checkpoint has a step"
-        self._send(READING, reading.step, lambda: _reading_row(reading))
+
+        def row() -> rows.Row:
+            from orchestrator.tracking.summaries import reading_row
+
+            return reading_row(reading)
+
+        self._send(READING, reading.step, row)
 
     def alert(self, title: str, text: str) -> None:
         """Send an alert to the run's followers."""
@@ -126,7 +132,7 @@ class Tracker:
                 self._run.alert(title, text)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Send the cell's tables, figures and summary, and close the run; a finished cell's exit code is 0."""
+        """Send the cell's tables, figures and summary, and close the run; exit code 0 is a finished cell."""
         if self._run is None:
             return
         with self._failing_softly():
@@ -173,7 +179,7 @@ def log_comparison(config: Config, comparison: Comparison) -> None:
 
 
 def confine(directory: Path) -> None:
-    """Have W&B write in `directory`/wandb and nowhere else, and print nothing."""
+    """Make W&B write only in `directory`/wandb, and print nothing."""
     home = directory.resolve() / "wandb"
     home.mkdir(parents=True, exist_ok=True)
     if not os.access(home, os.W_OK):
@@ -187,52 +193,30 @@ def confine(directory: Path) -> None:
     }
 
 
-def _reading_row(reading: Reading) -> dict[str, Any]:
-    from orchestrator.tracking.summaries import reading_row
-
-    return reading_row(reading)
-
-
 def _open(config: Config, directory: Path, kind: str) -> Any:
-    """Start the run of a cell (train) or of an experiment (comparison) whose directory is `directory`."""
+    """Start the run of a cell (`train`) or of an experiment (`comparison`) in `directory`."""
     confine(directory)
     import wandb
 
     settings = wandb.Settings(
-        silent=True,
-        console="off",
-        symlink=False,
-        disable_git=True,
-        disable_code=True,
-        x_disable_stats=True,
-        x_disable_meta=True,
-        x_disable_machine_info=True,
-        x_save_requirements=False,
-        init_timeout=INIT_SECONDS,
-        finish_timeout=FINISH_SECONDS,
-    )
+        silent=True, console="off", symlink=False, disable_git=True, disable_code=True, x_disable_stats=True,
+        x_disable_meta=True, x_disable_machine_info=True, x_save_requirements=False,
+        init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS,
+    )  # fmt: skip
     mode: Any = config.tracker.mode.value
     run = wandb.init(
-        project=config.tracker.project,
-        entity=config.tracker.entity,
-        id=run_id(config, kind),
-        resume="allow" if config.tracker.mode == TrackerMode.online else None,
-        group=config.name,
-        job_type=kind,
-        dir=str(directory.resolve()),
-        mode=mode,
-        reinit="create_new",
-        settings=settings,
-        **_described(config, kind),
-    )
+        project=config.tracker.project, entity=config.tracker.entity, group=config.name, job_type=kind,
+        id=run_id(config, kind), resume="allow" if config.tracker.mode == TrackerMode.online else None,
+        dir=str(directory.resolve()), mode=mode, reinit="create_new", settings=settings, **_described(config, kind),
+    )  # fmt: skip
     for group, axis in AXES.items():
         run.define_metric(f"{group}/*", step_metric=axis, summary="none" if group in MANY else None)
-    run.define_metric(READING, summary="last")  # it has its own group
+    run.define_metric(READING, summary="last")  # it is in a group of its own
     return run
 
 
 def _described(config: Config, kind: str) -> dict[str, Any]:
-    """The run's name, tags and configuration; a comparison has no arm and no seed of its own."""
+    """Return the run's name, tags and configuration; a comparison has neither arm nor seed."""
     resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     own = [config.arm, f"seed={config.seed}"] if kind == "train" else [kind]
     if kind != "train":
@@ -245,21 +229,21 @@ def _described(config: Config, kind: str) -> dict[str, Any]:
 
 
 def _last(run: Any, axis: str) -> int:
-    """The last step of an axis in a resumed run; an explicitly defined summary is one level deeper."""
+    """Return the last step of an axis in a resumed run; a summary defined explicitly is one level deeper."""
     value = run.summary.get(axis, -1)
     return int(value if isinstance(value, int | float) else value["last"])
 
 
 def _show(run: Any, comparison: Comparison, summary: dict[str, Any]) -> None:
-    """Log one row with every table that is not empty, one with every figure, and the summary.
+    """Log a row with every table that is not empty, a row with every figure, and the summary.
 
-    Tables are IMMUTABLE, so that a workspace shows all of a table rather than its last increment.
+    Tables are IMMUTABLE, so that a workspace shows the whole table rather than its last increment.
     """
     import wandb
 
     from orchestrator.analysis import figures
 
-    wandb.Table.MAX_ROWS = wandb.Table.MAX_ARTIFACT_ROWS  # else the file beside the artifact ends at 10,000 rows
+    wandb.Table.MAX_ROWS = wandb.Table.MAX_ARTIFACT_ROWS  # the default cuts the file beside the artifact at 10,000 rows
     row = {}
     for name, table in comparison.tables.items():
         if not table.empty:
@@ -280,7 +264,7 @@ def _close(run: Any, exit_code: int) -> None:
 
     run.finish(exit_code=exit_code)
     wandb.teardown()
-    with suppress(OSError):  # a file there belongs to another user
+    with suppress(OSError):  # where a file belongs to another user
         permit_as_umask(Path(os.environ["WANDB_DATA_DIR"]).parent)
 
 

@@ -1,6 +1,6 @@
-"""Readings, cells and comparisons as rows and summaries of W&B.
+"""Make W&B's rows and summaries of readings, cells and comparisons.
 
-A run ends with a summary, each entry of which is a column in W&B's table of runs.
+A run ends with a summary, whose entries are columns in W&B's table of runs.
 """
 
 from __future__ import annotations
@@ -13,14 +13,24 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.conservation import REFERENCES
 from orchestrator.analysis.flops import spent
 from orchestrator.analysis.migration import STATES, state
-from orchestrator.analysis.pairs import MEAN, METRICS, domains_of, losses, shown, validation_curves
+from orchestrator.analysis.pairs import MEAN, METRICS, domains_of, loss_gaps, losses
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.forensics.reading import Reading, centre, profile, roles_of, total
 from orchestrator.tracking.rows import PER_LAYER, STEP, Row, without_dots
 
+# entries of an arm's summary → fields of `Conservation`
+BUDGET = {
+    "a": "budget_a", "b": "budget_b", "ratio": "ratio", "low": "low", "high": "high", "distance": "distance",
+    "verdict": "verdict", "a_by_chance": "expected_a", "b_by_chance": "expected_b", "ratio_by_chance": "chance_ratio",
+}  # fmt: skip
+CENTRE = {
+    "a": "centre_a", "b": "centre_b", "delta": "centre_shift", "low": "centre_low", "high": "centre_high",
+    "p": "centre_p",
+}  # fmt: skip
+
 
 def reading_row(reading: Reading) -> Row:
-    """The row of a reading: role counts, budgets and their centres, and per layer scores, margin and headlines."""
+    """Return the row of a reading: role counts, budgets and their centres, each layer's scores and main measures."""
     row: Row = {f"roles/{role}": count for role, count in _role_counts(reading).items()}
     row |= reading.totals
     row |= {f"centre/{name}": centre(b) for name in REFERENCES if (b := profile(reading, name)) is not None}
@@ -33,7 +43,7 @@ def reading_row(reading: Reading) -> Row:
 
 
 def cell_summary(cell: CellResult) -> Row:
-    """A cell's losses (nats/token), roles and budgets at its newest reading, and its cost."""
+    """Return a cell's losses (nats/token), roles and budgets at its newest reading, and its cost."""
     row: Row = {"parameters": num_params(decoder_spec(cell.config))}
     if cell.metrics:
         last = cell.metrics[-1]
@@ -52,9 +62,9 @@ def cell_summary(cell: CellResult) -> Row:
 
 
 def comparison_summary(c: Comparison) -> Row:
-    """Every arm compared with the baseline, as `arm/<arm>/…`; the first arm also as `pair/…`.
+    """Return every arm's comparison with the baseline as `arm/<arm>/…`, the first arm's also as `pair/…`.
 
-    Names with `pair/` contain no arm, so that experiments with different arms share these columns.
+    Names in `pair/` contain no arm, so that experiments with different arms share their columns.
     """
     row: Row = {"pairs": len(c.pairs), "left_out": len(c.left_out), "baseline": c.baseline}
     for index, arm in enumerate(c.compared):
@@ -74,16 +84,10 @@ def comparison_summary(c: Comparison) -> Row:
 
 
 def delta_rows(c: Comparison) -> list[Row]:
-    """Held-out loss of every arm minus the baseline's over training, mean over the pairs: `delta/<arm>/<domain>`."""
+    """Return rows of each arm's held-out loss minus the baseline's, mean over the pairs: `delta/<arm>/<domain>`."""
     rows: dict[int, Row] = {}
     for arm in c.compared:
-        curves = [
-            tuple({d: dict(curve) for d, curve in validation_curves(x, c.domains).items()} for x in (pair.a, pair.b))
-            for pair in c.pairs
-            if pair.arm == arm
-        ]
-        for domain in shown(c.domains):
-            gaps = [{s: b[domain][s] - a[domain][s] for s in a[domain] if s in b[domain]} for a, b in curves]
+        for domain, gaps in loss_gaps(c.pairs, arm, c.domains).items():
             for step in gaps[0]:
                 if all(step in gap for gap in gaps):
                     mean = sum(gap[step] for gap in gaps) / len(gaps)
@@ -92,7 +96,7 @@ def delta_rows(c: Comparison) -> list[Row]:
 
 
 def _compared_with_baseline(c: Comparison, arm: str) -> Row:
-    """Losses, budgets, their centres, roles and the layers' spread: a (baseline), b (`arm`), Δ, interval, verdict."""
+    """Return losses, budgets, centres, roles and spread: of a (baseline), b (`arm`), Δ, interval and verdict."""
     row: Row = {"n": sum(pair.arm == arm for pair in c.pairs)}
     for r in (r for r in c.statistics if r.arm == arm):
         if r.domain == MEAN or r.metric == METRICS[0]:
@@ -100,21 +104,8 @@ def _compared_with_baseline(c: Comparison, arm: str) -> Row:
             row |= {f"{name}/{key}": getattr(r, key) for key in ("a", "b", "delta", "low", "high", "verdict")}
             row[f"{name}/p"] = r.p_adjusted
     for s in (s for s in c.conservation if s.arm == arm):
-        row |= {
-            f"budget/{s.reference}/{key}": value
-            for key, value in (
-                ("a", s.budget_a), ("b", s.budget_b), ("ratio", s.ratio), ("low", s.low), ("high", s.high),
-                ("distance", s.distance), ("verdict", s.verdict), ("a_by_chance", s.expected_a),
-                ("b_by_chance", s.expected_b), ("ratio_by_chance", s.chance_ratio),
-            )
-        }  # fmt: skip
-        row |= {
-            f"centre/{s.reference}/{key}": value
-            for key, value in (
-                ("a", s.centre_a), ("b", s.centre_b), ("delta", s.centre_shift), ("low", s.centre_low),
-                ("high", s.centre_high), ("p", s.centre_p),
-            )
-        }  # fmt: skip
+        row |= {f"budget/{s.reference}/{key}": getattr(s, name) for key, name in BUDGET.items()}
+        row |= {f"centre/{s.reference}/{key}": getattr(s, name) for key, name in CENTRE.items()}
     for shift in (shift for shift in c.role_shifts if shift.arm == arm):
         row |= {f"role_shift/{key}": getattr(shift, key) for key in ("distance", "p", "smallest_p")}
     for t in (t for t in c.symmetry if t.arm == arm):
@@ -123,6 +114,6 @@ def _compared_with_baseline(c: Comparison, arm: str) -> Row:
 
 
 def _role_counts(reading: Reading) -> dict[str, int]:
-    """Role → number of layers; a layer with no role or two counts as `tie`."""
+    """Return role → number of layers; a layer without a single role counts as `tie`."""
     counts = Counter(map(state, roles_of(reading)))
     return {role: counts[role] for role in STATES}

@@ -1,4 +1,4 @@
-"""A saved view of the experiment's runs and a report for W&B: always on disk, pushed where there is a login."""
+"""Write a W&B view and report of an experiment to disk, and push them where there is a login."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from orchestrator.tracking.workspace import charts
 from orchestrator.tracking.workspace.report import report_of
 
 VIEW, REPORT = "wandb_view.json", "wandb_report.json"
-REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # kinds of characters that a view's name cannot hold; = is one
-MANY = 6  # panels, beyond which a section begins closed
+REFUSED = ("So", "Sk", "Sm", "Sc", "Cs")  # Unicode categories, such as that of =, that a view's name cannot have
+MANY = 6  # most panels of a section that begins open
 PINNED = (
     "final/test_loss/mean", "final/budget/saturated_robust", "final/centre/saturated_robust", "final/roles/specialist",
 )  # fmt: skip
 
 
 def publish(c: Comparison) -> list[str]:
-    """Write the view and the report, push them where there is a login, and return sentences on what was done.
+    """Write the view and the report, push them where there is a login, and return sentences that report it.
 
-    The comparison's run, which they show, is logged again. Raises `UserError` where the files cannot be written, or
-    where the server rejects them: then they are on disk.
+    Logs the comparison's run, which they show, again. Raises `UserError` where the files cannot be written, or where
+    the server rejects them after they were written.
     """
     config = _config_of(c)
     run.log_comparison(config, c)
@@ -60,7 +60,7 @@ def publish(c: Comparison) -> list[str]:
 
 
 def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
-    """The view, not yet saved: every run of the experiment, grouped by arm, with a panel for all that they logged."""
+    """Return the unsaved view: every run of the experiment, grouped by arm, with panels for all that they logged."""
     name, names = str(config.name), charts.logged(c)
     series = (*charts.LOSSES, charts.DELTAS, *charts.LAYERS, *charts.DETAILS)
     found = {one.title: charts.panels(one, names) for one in series}
@@ -86,17 +86,17 @@ def view_of(c: Comparison, config: Config, entity: str = "") -> ws.Workspace:
 
 
 def _config_of(c: Comparison) -> Config:
-    """The configuration of the first cell that was launched, which holds the tracker's settings."""
+    """Return the configuration of the first launched cell, for the tracker's settings."""
     for cell in c.experiment.cells:
         if (cell.path / "config.yaml").is_file():
             return cell.config
-    raise UserError(f"{c.experiment.path} has no cell with a config.yaml: launch the experiment before you show it.")
+    raise UserError(f"{c.experiment.path} has no cell with a config.yaml: launch the experiment first.")
 
 
 def _push(c: Comparison, config: Config, view: ws.Workspace, report: wr.Report) -> list[str]:
-    """Save both at W&B, in place of earlier ones, and return their addresses.
+    """Save both at W&B in place of earlier ones, and return their addresses.
 
-    The files on disk get their ids but no entity, because building them then needs no network.
+    The files on disk get the ids but no entity, so that building them needs no network.
     """
     api = wandb.Api()
     entity, project = str(config.tracker.entity or api.default_entity), config.tracker.project
@@ -119,13 +119,13 @@ def _write(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
 
 
 def _recall(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
-    """Give both the ids under which they were saved before, which the files on disk hold."""
+    """Set the ids of both to those of their last save, from the files on disk."""
     view._internal_id, view._internal_name = _saved(c.directory / VIEW)
     report.id, _ = _saved(c.directory / REPORT)
 
 
 def _saved(path: Path) -> tuple[str, str]:
-    """Id and name from W&B's server; empty before the first push."""
+    """Read the id and the name that W&B's server gave; empty before the first push."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         content = json.loads(path.read_text())
         return str(content["id"]), str(content["name"])

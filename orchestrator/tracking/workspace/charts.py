@@ -1,4 +1,4 @@
-"""Panels in W&B for the metrics, figures and tables that an experiment's runs logged."""
+"""Make W&B panels for the metrics, figures and tables that an experiment's runs logged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PAIRS = Charts("First arm beside the baseline", r"pair/(test_loss/delta|centre/\
 
 
 def logged(c: Comparison) -> list[str]:
-    """The names of all metrics that the cells and the comparison logged, in the order of their first row."""
+    """Return the names of all metrics that the cells and the comparison logged, in order."""
     rows: list[dict[str, Any]] = []
     for cell in c.experiment.cells:
         rows += [record_row(record) for record in cell.metrics]
@@ -54,7 +54,7 @@ def logged(c: Comparison) -> list[str]:
 
 
 def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any]:
-    """The panels of `charts`, one per matching name in `names`."""
+    """Return the panels of `charts`, one per matching name in `names`."""
     found: list[Any] = []
     for name in names:
         if re.fullmatch(charts.metrics, name):
@@ -67,20 +67,20 @@ def panels(charts: Charts, names: list[str], *, by_arm: bool = True) -> list[Any
 
 
 def figure_panels(c: Comparison) -> list[Any]:
-    """One panel per figure of the comparison."""
+    """Return a panel per figure of the comparison."""
     return [wr.MediaBrowser(title=name, media_keys=[f"figures/{name}"], num_columns=1) for name in figures.draw(c)]
 
 
 def table_panels(c: Comparison) -> list[Any]:
-    """One panel per table that has rows, over all runs that logged it."""
+    """Return a panel per table with rows, over all runs that logged it."""
     return [wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name, t in c.tables.items() if not t.empty]
 
 
 def only(runs: Any, **wanted: str) -> Any:
-    """`runs` (a runset or a view's settings) with the filter run attribute = value for all of `wanted`.
+    """Filter `runs` (a runset or a view's settings) by attribute = value for all of `wanted`.
 
-    It is set as a loaded filter would be: wandb-workspaces turns a given filter into text and parses that, which turns
-    `lr=0.1` into `lr==0.1` and an apostrophe into a syntax error.
+    The filter is set as a loaded one is, because wandb-workspaces converts a given filter to text and parses that,
+    which turns `lr=0.1` into `lr==0.1` and an apostrophe into a syntax error.
     """
     equal = [
         expr.Filters(op="=", key=expr.Key(section="run", name=name), value=value) for name, value in wanted.items()

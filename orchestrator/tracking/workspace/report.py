@@ -1,4 +1,4 @@
-"""The comparison as a W&B report: question, findings and tables, beside live panels of the runs."""
+"""Write the comparison as a W&B report: question, findings and tables, with live panels of the runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.config.schema import Config
 from orchestrator.forensics.roles.palette import letter
 from orchestrator.tracking.workspace import charts
 
-LONGEST_TITLE = 128  # characters that W&B takes
+LONGEST_TITLE = 128  # most characters that W&B accepts
 
 
 def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
-    """The report, not yet saved. Without an entity its runs are those of the project that it is pushed to."""
+    """Return the unsaved report. Without an entity its runs are those of the project that it is pushed to."""
     names, group = charts.logged(c), str(config.name)
     where: dict[str, Any] = {"entity": entity, "project": config.tracker.project if entity else ""}
     cells = charts.only(wr.Runset(name="cells", groupby=["config.arm"], **where), group=group, jobType="train")
@@ -41,13 +41,9 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
         blocks += _grid(one.title, runs, charts.panels(one, names), colours if runs is cells else {})
     blocks += _grid("Figures", comparison, charts.figure_panels(c), {})
     blocks += _grid("Tables", comparison, charts.table_panels(c), {})
-    blocks += _grid("What the runs differ in", each, [wr.RunComparer(diff_only="split")], {})
-    blocks += _grid(
-        f"Beside the project's other experiments: {charts.PAIRS.title.lower()}",
-        others,
-        charts.panels(charts.PAIRS, names, by_arm=False),
-        {},
-    )
+    blocks += _grid("Differences between the runs", each, [wr.RunComparer(diff_only="split")], {})
+    title = f"The project's other experiments: {charts.PAIRS.title.lower()}"
+    blocks += _grid(title, others, charts.panels(charts.PAIRS, names, by_arm=False), {})
     return wr.Report(
         project=config.tracker.project,
         entity=entity or config.tracker.entity or "",
@@ -59,7 +55,7 @@ def report_of(c: Comparison, config: Config, entity: str = "") -> wr.Report:
 
 
 def answers(c: Comparison) -> list[str]:
-    """Every finding on every arm, a sentence each."""
+    """Return a text per finding and arm."""
     found = [
         f"{arm} against {c.baseline}: {finding.question} {finding.answer}. {finding.sentence}"
         for arm in c.compared
@@ -69,7 +65,7 @@ def answers(c: Comparison) -> list[str]:
 
 
 def markdown(section: Section) -> str:
-    """The section's table and notes as Markdown; names are escaped so that none makes a column or a tag."""
+    """Write the section's table and notes as Markdown, escaped so that no name makes a column or a tag."""
     rows = [section.columns, ["---"] * len(section.columns), *(list(map(_cell, row)) for row in section.rows)]
     table = "\n".join(f"| {' | '.join(map(_plain, row))} |" for row in rows)
     return "\n\n".join([table, *map(_plain, section.notes)])
@@ -86,5 +82,5 @@ def _plain(text: str) -> str:
 
 
 def _grid(title: str, runs: wr.Runset, panels: list[Any], colours: dict[Any, Any]) -> list[Any]:
-    """A heading and its panels, three to a row; empty without panels."""
+    """Return a heading and its panels; empty without panels."""
     return [wr.H2(title), wr.PanelGrid(runsets=[runs], panels=panels, custom_run_colors=colours)] if panels else []
