@@ -99,9 +99,9 @@ def test_scattered_ratios_are_inconclusive(experiment: Write) -> None:
     ("budget", "chance", "verdict", "words"),
     [
         ([0.0] * 4, 0.0, "no larger than chance", "0: 0, 1"),
-        ([0.0] * 4, 2.0, "no larger than chance", "97.5% Poisson"),
+        ([0.0] * 4, 2.0, "no larger than chance", "97.5 % Poisson"),
         ([3.0] * 4, 3.0, "no larger than chance", "Neither budget"),
-        ([30.0] * 4, None, "inconclusive", "expected by chance"),
+        ([30.0] * 4, None, "inconclusive", "by chance was not measured"),
         ([30.0] * 4, 1.0, "inconclusive", EQUAL),  # whole numbers agree in two seeds without saying how they scatter
         ([None] * 4, 1.0, "not measured", "No pair"),
     ],
@@ -122,8 +122,8 @@ def test_a_collapse_to_chance_is_not_hidden(experiment: Write, kept: float, verd
 
     found = conserve("variable", pairs_of(experiment(budget=budget, chance=8.0)), "saturated_robust")
     assert found.verdict == verdict
-    low, high = ("a", "b") if collapsed == "uniform" else ("b", "a")
-    assert names(found.sentence, f"budget of {low}", "97.5% Poisson", f"that of {high}")
+    low, high = ("the baseline", "variable") if collapsed == "uniform" else ("variable", "the baseline")
+    assert names(found.sentence, f"budget of {low}", "97.5 % Poisson", f"that of {high}")
     assert names(found.sentence, "0: 0, 1") == (kept == 0.0)
 
 
@@ -206,7 +206,7 @@ def test_no_claim_rests_on_the_layers_own_spread(experiment: Write) -> None:
     found = {reference: conserve("variable", pairs, reference) for reference in ("saturated_robust", "saturated")}
     assert [c.verdict for c in found.values()] == ["conserved", "not claimed"]
     assert found["saturated"].low == found["saturated_robust"].low is not None
-    assert "no claim" in found["saturated"].sentence
+    assert "No claim" in found["saturated"].sentence
 
 
 @pytest.mark.parametrize(("mean", "chance", "verdict"), [(50.0, 20.0, "conserved"), (50.0, 30.0, "inconclusive")])
@@ -214,7 +214,7 @@ def test_what_chance_gives_mostly_is_not_conserved(experiment: Write, mean: floa
     root = experiment(seeds=range(6), budget=scattered(mean, mean), chance=chance)
     found = conserve("variable", pairs_of(root), "saturated_robust")
     assert found.verdict == verdict
-    assert names(found.sentence, "half", "a and b") == (verdict == "inconclusive")
+    assert names(found.sentence, "half", "baseline", "variable") == (verdict == "inconclusive")
     assert bool(found.sentence) == (verdict == "inconclusive")
 
 
@@ -230,7 +230,7 @@ def test_one_budget_within_chance_is_never_conserved(experiment: Write) -> None:
     assert found.high is not None
     assert 0.8 < found.low < found.high < 1.25
     assert found.verdict == "inconclusive"
-    assert "budget of a" in found.sentence
+    assert "budget of the baseline" in found.sentence
 
 
 @pytest.mark.parametrize(("by_chance", "verdict"), [(2.4, "not conserved"), (2.6, "inconclusive")])
@@ -246,7 +246,7 @@ def test_arms_whose_chance_differs_do_not_lose_a_budget(experiment: Write, by_ch
 def test_layers_read_before_training_only_give_no_verdict(experiment: Write) -> None:
     found = conserve("variable", pairs_of(experiment(read_at=(0,))), "saturated_robust")
     assert (found.step, found.verdict, found.budget_a) == (0, "not measured", None)
-    assert "before any training" in found.sentence
+    assert "before training" in found.sentence
 
 
 def test_seeds_not_read_at_the_newest_step_are_left_out_and_named(experiment: Write) -> None:
@@ -256,7 +256,7 @@ def test_seeds_not_read_at_the_newest_step_are_left_out_and_named(experiment: Wr
     edit(root / "variable/seed=3/forensics/step_00000100.json", lambda m: m.update(saturated_robust=None))
     found = conserve("variable", pairs_of(root), "saturated_robust")
     assert (found.step, list(found.ratios)) == (100, [4, 5])
-    assert names(found.sentence, "without this count: 3", "step 100: 0, 1, 2")
+    assert names(found.sentence, "lack this count: 3", "step 100: 0, 1, 2")
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -126,7 +126,7 @@ def test_layers_read_before_training_only_are_not_measured(experiment: Write) ->
     root = expecting(experiment(seeds=range(6), read_at=(0,)), {"variable": {"budget": "> 5"}})
     (found,) = compute(root).expectations
     assert (found.step, found.n, found.mean, found.verdict) == (0, 0, None, "not measured")
-    assert names(found.sentence, "before any training", "step 0 of 100")
+    assert names(found.sentence, "before training", "step 0 of 100")
     (found,) = compute(expecting(experiment(seeds=range(6), steps=(0,), name="x"), {"budget": "> 5"})).expectations[1:]
     assert (found.step, found.verdict) == (0, "delivered")  # such are these runs: nothing was to be trained
 
@@ -138,7 +138,7 @@ def test_what_was_read_early_says_so(experiment: Write) -> None:
     assert all("step 50 of 100" in e.sentence for e in c.expectations)
     section = verdicts(c)
     assert section.title.endswith("at step 50")
-    assert any("each direction" in note for note in section.notes)
+    assert any("tested alone" in note for note in section.notes)
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_layers_read_before_training_only_give_no_answer(experiment: Write) -> N
     for question in ("changed role", "budget"):
         found = told(c, "variable", question)
         assert (found.answer, found.sure) == ("not measured", False)
-        assert "before any training" in found.sentence
+        assert "before training" in found.sentence
     assert [note for note in c.notes if "step 0 of 100" in note]
 
 

@@ -147,7 +147,7 @@ def test_an_unusable_configuration_is_named(experiment: Write, content: str | No
     with pytest.raises(UserError) as caught:
         compute(root)
     said = str(caught.value)
-    assert names(said, path, "not a configuration")
+    assert names(said, path, "configuration")
     assert "\n" not in said
 
 

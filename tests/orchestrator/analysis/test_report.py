@@ -131,7 +131,7 @@ def test_a_definition_is_one_click_away(experiment: Write, show: Callable[..., O
     report.page.keyboard.press("Enter")
     box = report.page.locator("#definition")
     assert box.is_visible()
-    assert names(box.inner_text(), "std/mean", "co-magnitude")
+    assert names(box.inner_text(), "deviation", "mean", "co-magnitude")
     assert box.evaluate("node => node === document.activeElement")  # a screen reader says it
     report.page.keyboard.press("Escape")
     assert not box.is_visible()

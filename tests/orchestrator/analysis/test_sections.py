@@ -49,7 +49,7 @@ def rich(experiment: Write) -> Comparison:
 def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
     c = rich
     by_title = {section.title: section for chapter in chapters(c, FIGURES) for section in chapter.sections}
-    differ = by_title["In what the arms differ"]
+    differ = by_title["Differences between cells"]
     assert [term(differ, arm) for arm in c.experiment.arms] == [None] * 3  # arms called as terms are
     assert term(layers.coincidences(c), "p") == "p_coincidence"
     assert "One-sided" in GLOSSARY["p_coincidence"].text
