@@ -204,6 +204,7 @@ HOVERED = """async at => {
     const plot = document.querySelector(".js-plotly-plot");
     await Plotly.restyle(plot, {visible: true});
     Plotly.Fx.hover(plot, [{curveNumber: at, pointNumber: 1}], [plot._fullData[at].xaxis + plot._fullData[at].yaxis]);
+    await new Promise(done => setTimeout(done, 100));  // plotly shows a new hover every 50 ms at most
 }"""
 
 

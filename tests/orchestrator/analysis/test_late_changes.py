@@ -66,7 +66,7 @@ def test_what_was_added_after_is_told_wherever_results_are(experiment: Write) ->
         assert names(note, named, "added on 2026-03-03")
     assert set(told) <= set(json.loads((root / "comparison/verdict.json").read_text())["notes"])
     shown = [row[0] for section in sections(c) if section.columns[0] in ("contrast", "wanted") for row in section.rows]
-    marked = [str(name) for name in shown if "post hoc" in str(name)]
+    marked = [str(name) for name in shown if "afterwards" in str(name)]
     assert [name.partition(" (")[0] for name in marked] == ["a - b", "uniform: centre > 0.1"]
     assert {"b - a", "variable: late hub > 0.5"} <= set(shown)
 
