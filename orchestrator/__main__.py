@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
@@ -92,8 +93,9 @@ def main() -> int:
     if any(word.startswith("--v") and "--version".startswith(word) for word in sys.argv[1:]):
         print(cli.VERSION)  # Hydra would print its own
         return 0
-    if len(sys.argv) == 1:
-        list_experiments(command.console())
+    folder = _folder_alone(sys.argv[1:])
+    if len(sys.argv) == 1 or (folder is not None and folder.is_dir()):
+        list_experiments(command.console(), folder)
         return 0
     if any(word.startswith("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
         complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")
@@ -107,6 +109,16 @@ def main() -> int:
     except (KeyboardInterrupt, Exception) as error:
         failure = error
     return _end(Multirun.current, failure)
+
+
+def _folder_alone(arguments: Sequence[str]) -> Path | None:
+    """The folder that --config-dir names where nothing else is given."""
+    match arguments:
+        case ["--config-dir" | "-cd", folder]:
+            return Path(folder)
+        case [word] if word.startswith("--config-dir="):
+            return Path(word.partition("=")[2])
+    return None
 
 
 def _end(multirun: Multirun | None, failure: BaseException | None) -> int:

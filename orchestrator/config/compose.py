@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import hydra
 import yaml
@@ -46,9 +47,11 @@ def folders() -> list[Path]:
 class OwnFolder(SearchPathPlugin):
     """Adds the user's own folder to Hydra's search path."""
 
+    named: ClassVar[Path | None] = None  # what --config-dir names, where Hydra does not see the command line
+
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folder under the provider "schema", before whose first entry Hydra puts --config-dir."""
-        for folder in folders()[1:]:
+        for folder in [*filter(None, [self.named]), *folders()[1:]]:
             search_path.append("schema", f"file://{folder}")
 
 
@@ -83,6 +86,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"A configuration file is not YAML: {' '.join(str(error).split())}."
     if isinstance(error, OverrideParseException):
         return f"'{error.override}' is not an override: write key=value, with quotes around a value of several words."
+    if "value in defaults : bool" in str(error):
+        return 'A defaults list has a bare off, which YAML reads as false: write "off" in quotes, /tracker: "off".'
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
     return sentence(error, folders())

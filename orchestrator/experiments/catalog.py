@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import hydra
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose, options
+from orchestrator.config.compose import CONF, OwnFolder, compose, options
 
 
-def list_experiments(console: Console) -> None:
-    """Print every experiment on the search path with its question, and how to start one."""
-    console.print("[bold]Experiments[/] (python -m orchestrator +experiment=NAME)\n")
+def list_experiments(console: Console, folder: Path | None = None) -> None:
+    """Print every experiment of the search path, and of `folder`, with its question, and how to start one."""
+    option = f"--config-dir {folder} " if folder else ""
+    console.print(f"[bold]Experiments[/] (python -m orchestrator {escape(option)}+experiment=NAME)\n")
     table = Table(box=None, show_header=False, padding=(0, 2))
     table.add_column(style="bold cyan", no_wrap=True)
-    with hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+    with _searched(folder), hydra.initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         for name in options("experiment"):
             try:
                 found = compose([f"+experiment={name}"])
@@ -28,3 +33,13 @@ def list_experiments(console: Console) -> None:
     console.print(table)
     console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")
     console.print("Add dry_run=true to see the plan and its cost first.")
+
+
+@contextmanager
+def _searched(folder: Path | None) -> Iterator[None]:
+    """Search `folder` too, as Hydra does where --config-dir names it."""
+    OwnFolder.named = folder and folder.absolute()
+    try:
+        yield
+    finally:
+        OwnFolder.named = None

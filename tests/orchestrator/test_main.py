@@ -43,6 +43,15 @@ MISWRITTEN = {
 }
 
 
+def test_a_bare_off_in_defaults_is_to_be_quoted(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], conf: Path
+) -> None:
+    text = f"{PACKAGE}defaults:\n  - override /tracker: off\nquestion: q\narms: {{a: []}}"
+    (conf / "experiment/mine.yaml").write_text(text)
+    assert orchestrate("+experiment=mine", "dry_run=true") == 2
+    assert names(sentence(capsys), '"off"', "quotes")
+
+
 @pytest.mark.parametrize("name", MISWRITTEN)
 def test_a_miswritten_experiment_says_what_is_wrong_with_it(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], conf: Path, name: str

@@ -29,6 +29,14 @@ def _run(*words: str | Path, line: str = "") -> subprocess.CompletedProcess[str]
     return subprocess.run(words, capture_output=True, text=True, env=os.environ | {"LINE": line})
 
 
+def test_run_without_an_override_lists_the_experiments_of_a_folder(executable: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/my_question.yaml").write_text("# @package _global_\nquestion: q\narms: {a: []}\n")
+    done = _run(executable, "run", "--config-dir", tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    assert "my_question" in done.stdout
+
+
 def test_help_names_every_command_and_loads_nothing_heavy(executable: Path) -> None:
     done = _run(sys.executable, "-X", "importtime", executable, "--help")
     assert done.returncode == 0

@@ -57,10 +57,17 @@ def test_experiments_of_the_own_folder_are_listed_and_run(
     assert names(capsys.readouterr().out, "outputs/my_question")
 
 
-def test_experiments_of_a_config_dir_run(
+def test_experiments_of_a_config_dir_are_listed_and_run(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     _write(tmp_path / "mine", cells=5)
+    for option in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]):
+        assert orchestrate(*option) == 0
+        assert names(capsys.readouterr().out, "my_question", "Is it mine?", "width_ablation", "--config-dir mine")
+    assert orchestrate() == 0
+    assert "my_question" not in capsys.readouterr().out
+    assert orchestrate("--config-dir", "nowhere") == 2
+    assert names(capsys.readouterr().err, "nowhere")
     assert orchestrate("--config-dir", "mine", "+experiment=my_question", "launcher=ours", "dry_run=true") == 0
     assert names(capsys.readouterr().out, "outputs/my_question")
 
