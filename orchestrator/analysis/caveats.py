@@ -10,7 +10,7 @@ from orchestrator.analysis.common_step import common_step, common_step_of_pairs
 from orchestrator.analysis.formatting import grouped_notes
 from orchestrator.analysis.pairs import BATCH_KEYS, HELDOUT_KEYS, Pair
 from orchestrator.analysis.statistics import ALPHA, BOOTSTRAP_FROM, smallest_p
-from orchestrator.forensics.reading import roles_of
+from orchestrator.forensics.reading import DEFINITIONS, roles_of
 from orchestrator.forensics.roles.routing import ROLES
 
 
@@ -33,7 +33,7 @@ def caveats(experiment: ExperimentResult, pairs: list[Pair], domains: list[str])
     without = [cell.label for cell in experiment.cells if not cell.readings and cell.metrics]
     if without:
         notes.append(f"The layers of {', '.join(without)} were never read: roles and budgets do not cover them.")
-    return notes + _role_notes(experiment.cells)
+    return notes + _definition_notes(experiment.cells) + _role_notes(experiment.cells)
 
 
 def _count_notes(pairs: list[Pair]) -> list[str]:
@@ -74,6 +74,17 @@ def _batch_notes(pairs: list[Pair]) -> list[str]:
     if heldout:
         notes.append(f"The arms' held-out losses are on different text or on differently cut rows ({heldout}).")
     return notes
+
+
+def _definition_notes(cells: list[CellResult]) -> list[str]:
+    """The cells with readings by other definitions than this version's."""
+    older = [cell.label for cell in cells if any(r.definitions != DEFINITIONS for r in cell.readings.values())]
+    if not older:
+        return []
+    return [
+        f"Readings of {', '.join(older)} follow other definitions than version {DEFINITIONS}: the experiment's own "
+        "command makes them again where the checkpoint is kept."
+    ]
 
 
 def _role_notes(cells: list[CellResult]) -> list[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+
+from orchestrator.forensics.reading import DEFINITIONS
 
 Write = Callable[..., Path]
 
@@ -19,6 +22,13 @@ def nothing_started(write: Write) -> Path:
     root = write()
     for file in [*root.rglob("metrics.jsonl"), *root.rglob("step_*.json")]:
         file.unlink()
+    return root
+
+
+def older_definitions(write: Write) -> Path:
+    root = write()
+    path = root / "variable/seed=1/forensics/step_00000100.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"definitions": DEFINITIONS - 1}))
     return root
 
 
@@ -40,5 +50,6 @@ HARD: dict[str, tuple[Callable[[Write], Path], list[str]]] = {
     "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "budget is 0"]),
     "unmeasured": (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
     "one layer": (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
+    "older definitions": (older_definitions, ["Readings of variable/seed=1 follow"]),
     "unequal depth": (unequal_depth, ["differ in depth"]),
 }
