@@ -107,7 +107,7 @@ class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
     mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
-    channels: list[str] = field(default_factory=lambda: ["decay"])  # decay, lr_scale, residual_gain
+    channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
     reward_rows: int | None = None  # rows that judge a decision, over all domains; null: two batches
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit

@@ -41,7 +41,7 @@ class Job:
 
     module: str
     arguments: tuple[str, ...]
-    name: str  # as the scheduler lists it
+    name: str  # as the scheduler lists it; the same for every cell of an experiment
     resources: Resources = Resources.side
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the launcher's
     on_failure: tuple[str, ...] = ()  # command that a queued job runs on an exit code other than 0, which is appended

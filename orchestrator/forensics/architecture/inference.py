@@ -154,7 +154,8 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
         found = f"in {stack.name}N only {has}, among {', '.join(sorted(stack.matrices)[:6]) or 'no matrices'}"
     raise UserError(
         f"{source} is of no family known here and none could be inferred: looked for layers with q, k, v, o, up and "
-        f"down matrices, found {found}; give a transformer's checkpoint with its config.json."
+        f"down matrices, found {found}; give a transformer's checkpoint with its config.json, or add its names to "
+        "FAMILIES (docs/recipes.md)."
     )
 
 
