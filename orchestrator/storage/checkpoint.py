@@ -190,8 +190,8 @@ def find(source: Path) -> Path:
     if reason is not None:
         raise UserError(
             f"{source} is neither a cell's directory nor a whole checkpoint of ours ({reason}): "
-            "give <experiment>/<arm>/seed=<k>, or a step_* directory under its checkpoints/; of a copy that you changed, "
-            "delete manifest.json, and orchestrator.forensics reads it as it reads anybody's."
+            "give <experiment>/<arm>/seed=<k>, or a step_* directory under its checkpoints/; of a copy that you "
+            "changed, delete manifest.json, and orchestrator.forensics reads it as it reads anybody's."
         )
     return source
 
