@@ -58,7 +58,7 @@ class Beside(InThread):
         """A job that reads the cell's checkpoints."""
         arguments = (str(self.readings.cell_dir.resolve()), *options)
         name = f"{self.readings.config.name}-readings"
-        return Job("orchestrator.jobs.readings", arguments, name, Resources.background)
+        return Job("orchestrator.jobs.read_checkpoints", arguments, name, Resources.background)
 
     def take_part(self) -> None:
         """Read in this process what is left, beside the jobs, so that all is read whatever becomes of them."""
@@ -68,7 +68,7 @@ class Beside(InThread):
                 super().add(path)
 
 
-class InProcess(Beside):
+class BesideProcess(Beside):
     """One process of this machine, which looks on disk for checkpoints to read, and ends with the cell."""
 
     def __init__(self, readings: Readings) -> None:
@@ -80,7 +80,7 @@ class InProcess(Beside):
         """Nothing to do: the process finds it on disk."""
 
 
-class InQueue(Beside):
+class BesideQueue(Beside):
     """Jobs of low priority, each of which reads the checkpoints that exist when it begins; at most one waits.
 
     A thread submits them, since the scheduler may be slow to answer and no rank should wait for it.
@@ -122,7 +122,11 @@ class InQueue(Beside):
 
 
 def reader_for(readings: Readings) -> Reader:
-    """The reader that the cell's configuration asks for (`forensics.where`), started."""
+    """Start and return the reader of a cell.
+
+    `forensics.where=inline` reads in a thread; `job` reads in jobs of the queue that `launcher.kind` names, or in a
+    process of this machine where that has no queue.
+    """
     if readings.config.forensics.where == Where.inline:
         return InThread(readings)
-    return (InQueue if chosen(readings.config).queues else InProcess)(readings)
+    return (BesideQueue if chosen(readings.config).queues else BesideProcess)(readings)

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
-from orchestrator.monitoring.reading import Newest, newest
+from orchestrator.monitoring.newest_reading import Newest, newest
 from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
 from orchestrator.schedulers import job_states, of_entry
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase

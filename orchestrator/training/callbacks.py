@@ -188,7 +188,7 @@ class ReadLayers(Callback):
     def fail(self, trainer: Trainer, reason: str) -> None:
         self._close()
 
-    def needs(self, path: Path) -> bool:
+    def keeps(self, path: Path) -> bool:
         return self.readings.is_unread(path)
 
     def _close(self) -> None:

@@ -47,7 +47,7 @@ class Callback:
     def fail(self, trainer: Trainer, reason: str) -> None:
         """Called after the loop, when an error ended it."""
 
-    def needs(self, path: Path) -> bool:
+    def keeps(self, path: Path) -> bool:
         """True where the checkpoint at `path` must not be deleted yet."""
         return False
 
@@ -169,7 +169,7 @@ class Trainer:
     def prune(self) -> None:
         """Delete all checkpoints but the newest `train.keep_checkpoints` and those that a callback still needs."""
         if (keep := self.config.train.keep_checkpoints) is not None:
-            self.files.prune(keep, spare=lambda path: any(callback.needs(path) for callback in self.callbacks))
+            self.files.prune(keep, spare=lambda path: any(callback.keeps(path) for callback in self.callbacks))
 
     def resume(self) -> list[str]:
         """Continue from the newest whole checkpoint, if there is one; return a warning for each damaged one."""

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from orchestrator.experiments.readings import Readings
-from orchestrator.jobs.readers import InQueue
+from orchestrator.jobs.readers import BesideQueue
 from tests.orchestrator.launch.cluster import Made
 from tests.orchestrator.schedulers.scripted import Scripted
 from tests.waiting import PATIENCE, wait_for
@@ -21,7 +21,7 @@ def test_training_neither_waits_for_slurm_nor_loses_its_environment(
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_NODE", "SLURM_CONF", "RANK"):
         monkeypatch.setenv(name, "1")
     cluster.says("busy", "")  # until it is gone, sbatch does not return
-    reader = InQueue(Readings(cell.directory, cell.config))
+    reader = BesideQueue(Readings(cell.directory, cell.config))
     for step in (0, 6, 12):
         reader.add(cell.directory / f"checkpoints/step_{step:08d}")
     wait_for(lambda: cluster.asked("sbatch"))
@@ -48,7 +48,7 @@ def test_a_cell_that_has_ended_waits_for_no_answer_of_slurm(
     (cell,) = made().cells
     monkeypatch.setattr("orchestrator.jobs.readers.JOIN_SECONDS", 0.05)
     cluster.says("busy", "")
-    reader = InQueue(Readings(cell.directory, cell.config))
+    reader = BesideQueue(Readings(cell.directory, cell.config))
     reader.add(cell.directory)
     wait_for(lambda: cluster.asked("sbatch"))
     reader.close()

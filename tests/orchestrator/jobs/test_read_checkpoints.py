@@ -29,8 +29,8 @@ from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.readings import Readings
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.jobs import readings, worker
-from orchestrator.jobs.readers import InProcess, InThread, reader_for
+from orchestrator.jobs import read_checkpoints, worker
+from orchestrator.jobs.readers import BesideProcess, InThread, reader_for
 from orchestrator.monitoring.alerts import alerts
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.training.callbacks import ReadLayers, callbacks_for
@@ -72,7 +72,7 @@ def names(path: Path) -> list[str]:
 
 
 def read_with(path: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchestrator.jobs.readings", str(path), *arguments]
+    command = [sys.executable, "-m", "orchestrator.jobs.read_checkpoints", str(path), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -172,7 +172,7 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
         (victim / "manifest.json").unlink()
     else:
         weights.write_bytes(content[:-1] + (b"" if harm.startswith("bytes") else bytes([content[-1] ^ 1])))
-    assert readings.main([str(cell)]) == 0
+    assert read_checkpoints.main([str(cell)]) == 0
     assert [Path(line).stem for line in capsys.readouterr().out.splitlines()] == [DUE[0], DUE[2]]
     assert re.search(rf"{DUE[1]}\b.* damaged .*{harm}", caplog.text)
     assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
@@ -184,13 +184,13 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
 def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
     before = (cell / "forensics" / f"{DUE[1]}.json").read_bytes()
     (cell / "checkpoints" / DUE[1] / "manifest.json").unlink()
-    assert readings.main([str(cell)]) == 0
+    assert read_checkpoints.main([str(cell)]) == 0
     assert (cell / "forensics" / f"{DUE[1]}.json").read_bytes() == before
     assert worker.is_finished(cell)
 
 
 def test_where_there_is_no_cell_is_a_sentence(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert readings.main([str(cell / "nowhere")]) == 2
+    assert read_checkpoints.main([str(cell / "nowhere")]) == 2
     assert f"{cell / 'nowhere' / 'config.yaml'}" in capsys.readouterr().err
 
 
@@ -303,9 +303,9 @@ def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path
     assert names(path) == [f"{name}.json" for name in DUE]
 
 
-def readings_job(callbacks: Sequence[Callback]) -> InProcess:
+def readings_job(callbacks: Sequence[Callback]) -> BesideProcess:
     (reader,) = (c.reader for c in callbacks if isinstance(c, ReadLayers))
-    assert isinstance(reader, InProcess)
+    assert isinstance(reader, BesideProcess)
     return reader
 
 

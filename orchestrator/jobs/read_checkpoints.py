@@ -1,4 +1,4 @@
-"""Read the checkpoints of a cell that are due and unread: `python -m orchestrator.jobs.readings CELL`."""
+"""Read the checkpoints of a cell that are due and unread: `python -m orchestrator.jobs.read_checkpoints CELL`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def watch(cell_dir: Path, once: bool = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 2 where something cannot be read or written, 130 when interrupted."""
-    parser = command.parser("orchestrator.jobs.readings", __doc__)
+    parser = command.parser("orchestrator.jobs.read_checkpoints", __doc__)
     parser.add_argument("cell", type=Path, help="a cell's directory, such as outputs/<name>/<arm>/seed=0")
     parser.add_argument("--watch", action="store_true", help="go on until the cell has ended and nothing is left")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit's handler would ignore it; readings are written whole
