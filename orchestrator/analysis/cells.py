@@ -17,7 +17,7 @@ from orchestrator.config import load, schema
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.forensics.reading import Reading, read_reading
-from orchestrator.storage import metrics_log
+from orchestrator.storage import metrics_log, steps
 from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 
 
@@ -154,11 +154,10 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     records = metrics_log.read(source)
     with refusing(source, f"restore it, or delete {path} and run the experiment again"):
         check_metrics(records)
-    readings = [read_reading(file) for file in (path / "forensics").glob("step_*.json")]
-    by_step = {reading.step or 0: reading for reading in sorted(readings, key=lambda r: r.step or 0)}
-    if len({len(reading.layers) for reading in readings}) > 1:
+    readings = {step: read_reading(file) for step, file in steps.readings_in(path).items()}
+    if len({len(reading.layers) for reading in readings.values()}) > 1:
         raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
-    return CellResult(arm, seed, path, records, by_step, _missing(records, entry))
+    return CellResult(arm, seed, path, records, readings, _missing(records, entry))
 
 
 def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:

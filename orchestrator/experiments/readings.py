@@ -41,7 +41,7 @@ class Readings:
 
     def path_of(self, path: Path) -> Path:
         """The file of the reading of the checkpoint at `path`."""
-        return self.cell_dir / "forensics" / f"{path.name}.json"
+        return steps.reading_of(self.cell_dir, checkpoint.step_of(path))
 
     def is_unread(self, path: Path) -> bool:
         """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread."""
@@ -60,7 +60,7 @@ class Readings:
 
     def on_disk(self) -> dict[int, Path]:
         """Step → reading, by ascending step, those of deleted checkpoints included."""
-        return steps.paths_in(self.cell_dir / "forensics", ".json")
+        return steps.readings_in(self.cell_dir)
 
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path` unless it has been read; True where this call wrote the reading.

@@ -123,7 +123,7 @@ def read_reading(path: Path) -> Reading:
     try:
         reading = Reading.from_json(document)
         if reading.step is None or step_in(path.stem) != reading.step:
-            raise ShapeError(f"its step is {reading.step}, which its name does not say")
+            raise ShapeError(f"its step is {reading.step}, but the file is named for step {step_in(path.stem)}")
     except ShapeError as error:
         raise UserError(f"{path}: {one_line(error)}: {cure}.") from error
     return reading

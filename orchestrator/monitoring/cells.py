@@ -214,7 +214,7 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
     count as silent since the one before.
     """
     broken: list[str] = []
-    read = frozenset(steps.paths_in(cell_dir / "forensics", ".json"))
+    read = frozenset(steps.readings_in(cell_dir))
     plan, records, reading = None, [], None
     try:
         plan = plan_of(cell_dir)
@@ -229,9 +229,10 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
         reading = newest(cell_dir, read)
     except FileNotFoundError:
         pass  # a resumed run has just set it aside
-    except (OSError, ValueError) as error:
-        again = f"python -m orchestrator.forensics {cell_dir} --json FILE writes it again"
-        broken.append(f"The reading of step {max(read)} cannot be read ({error}): {again}.")
+    except OSError as error:
+        broken.append(f"The reading of step {max(read)} cannot be read ({error}): make its file readable.")
+    except UserError as error:
+        broken.append(str(error))
     return CellStatus(
         cell=f"{cell_dir.parent.name}/{cell_dir.name}",
         state=state,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.measures.pathology import Finding
-from orchestrator.forensics.reading import Reading, roles_of
+from orchestrator.forensics.reading import read_reading, roles_of
 from orchestrator.forensics.roles.palette import letter
-from orchestrator.storage.steps import name_of
+from orchestrator.storage.steps import reading_of
 
 
 @dataclass(frozen=True)
@@ -29,28 +29,23 @@ class Newest:
         return "".join(map(letter, self.roles))
 
 
-def path_of(cell_dir: Path, step: int) -> Path:
-    """The file of the reading of `step`."""
-    return cell_dir / "forensics" / f"{name_of(step)}.json"
-
-
 def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
     """The last of the readings of `steps`, compared with the one before it; None without any.
 
-    Raises `OSError` where its file is gone, and `ValueError` where it is not a reading.
+    Raises `OSError` where its file is gone, and `UserError` where it is not the reading of that step.
     """
     if not steps:
         return None
     *earlier, step = sorted(steps)
-    roles, findings = _read_at(path_of(cell_dir, step))
+    roles, findings = _read_at(reading_of(cell_dir, step))
     return Newest(step, roles, _changed(cell_dir, earlier, roles), findings)
 
 
 def _changed(cell_dir: Path, earlier: list[int], roles: tuple[str, ...]) -> int | None:
     """The number of layers whose letter differs from the last of the `earlier` steps (all ties have one letter)."""
     try:
-        before, _ = _read_at(path_of(cell_dir, earlier[-1]))
-    except (IndexError, OSError, ValueError):  # the first reading, or one that has just been set aside
+        before, _ = _read_at(reading_of(cell_dir, earlier[-1]))
+    except (IndexError, OSError, UserError):  # the first reading, or one that has just been set aside
         return None
     if len(before) != len(roles):
         return None
@@ -63,6 +58,6 @@ def _read_at(path: Path) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
 
 @lru_cache(maxsize=4096)  # `--watch` asks every second, and a reading of many layers is long
 def _read(path: Path, written: int) -> tuple[tuple[str, ...], tuple[Finding, ...]]:
-    """Roles and findings of the reading that was `written` then. Raises `ValueError` where the file holds none."""
-    reading = Reading.from_json(json.loads(path.read_text()))
+    """Roles and findings of the reading that was `written` then. Raises `UserError` where the file holds none."""
+    reading = read_reading(path)
     return tuple(roles_of(reading)), tuple(reading.pathology)

@@ -30,8 +30,8 @@ class CellFiles:
     """
 
     def __init__(self, cell_dir: Path, writing: Writing = unfenced) -> None:
-        self.checkpoints, self.readings = cell_dir / "checkpoints", cell_dir / "forensics"
-        self.cell_dir, self.metrics_log, self._writing = cell_dir, cell_dir / "metrics.jsonl", writing
+        self.cell_dir, self.checkpoints = cell_dir, cell_dir / "checkpoints"
+        self.metrics_log, self._writing = cell_dir / "metrics.jsonl", writing
 
     def log(self, record: metrics_log.Record) -> None:
         """Append `record` to the metrics log."""
@@ -75,7 +75,7 @@ class CellFiles:
                     if at > step:
                         check()
                         checkpoint.set_aside(path)
-                for at, reading in steps.paths_in(self.readings, ".json").items():
+                for at, reading in steps.readings_in(self.cell_dir).items():
                     if at > step:
                         check()
                         keep_as_replaced(reading)

@@ -23,3 +23,13 @@ def paths_in(directory: Path, suffix: str = "") -> dict[int, Path]:
     """Step → path of everything in `directory` that is named `step_<step><suffix>`, by ascending step."""
     found = {step_in(path.name.removesuffix(suffix)): path for path in directory.glob(f"step_*{suffix}")}
     return {step: found[step] for step in sorted(step for step in found if step is not None)}
+
+
+def reading_of(cell_dir: Path, step: int) -> Path:
+    """The file of the reading of a cell's checkpoint of `step`."""
+    return cell_dir / "forensics" / f"{name_of(step)}.json"
+
+
+def readings_in(cell_dir: Path) -> dict[int, Path]:
+    """Step → file of the readings of a cell, by ascending step; any other name is ignored."""
+    return paths_in(cell_dir / "forensics", ".json")

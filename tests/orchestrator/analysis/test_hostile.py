@@ -147,7 +147,7 @@ HOSTILE: dict[str, tuple[Harm, str]] = {
     "step another": (top(step=77), "its step is 77"),
     "reading nested": (written(READING, "[" * 100_000), "is not JSON"),
     "reading of many digits": (written(READING, '{"step": ' + "9" * 5000 + "}"), "is not JSON"),
-    "reading no number": (written("variable/seed=0/forensics/step_x.json", "{}"), "its content has no"),
+    "reading empty": (written(READING, "{}"), "its content has no"),
     **{
         f"{split} {value!r:.9}": (last(**{split: value}), f"{split} ")
         for split in ("heldout", "test")

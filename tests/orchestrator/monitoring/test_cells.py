@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.analysis.cells import read_cell
 from orchestrator.common.errors import UserError
 from orchestrator.monitoring import read_status
 from orchestrator.monitoring.cells import FURTHEST, RECENT, recent_records
@@ -78,7 +79,30 @@ def test_a_broken_reading_is_a_sentence_and_hides_nothing_else(cell: Write, cont
     assert found.reading is None
     assert found.loss == 2.0
     (sentence,) = found.broken
-    assert names(sentence, "step 20", "python -m orchestrator.forensics")
+    assert names(sentence, "forensics/step_00000020.json", "python -m orchestrator.forensics")
+
+
+def test_a_reading_of_another_step_than_its_name_is_a_sentence_as_in_a_comparison(cell: Write) -> None:
+    path = cell(readings=("HH", "HH"))
+    (path / "forensics/step_00000030.json").write_bytes((path / "forensics/step_00000020.json").read_bytes())
+    (found,) = read_status(path.parents[1])
+    assert found.reading is None
+    (sentence,) = found.broken
+    assert names(sentence, "forensics/step_00000030.json", "step is 20", "step 30")
+    (path / "metrics.jsonl").unlink()  # which a comparison checks first
+    with pytest.raises(UserError) as error:
+        read_cell(path, "uniform", 0)
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("name", ["step_7.json", "step_x.json", "step_.json"])
+def test_a_file_that_is_not_named_like_a_reading_is_ignored_everywhere(cell: Write, name: str) -> None:
+    path = cell(readings=("HH", "HH"))
+    (path / "forensics" / name).write_text("{}")
+    (found,) = read_status(path.parents[1])
+    assert (found.read, found.broken) == ({0, 20}, ())
+    (path / "metrics.jsonl").unlink()  # which a comparison checks first
+    assert list(read_cell(path, "uniform", 0).readings) == [0, 20]
 
 
 def test_partial_files_beside_readings_and_checkpoints_are_neither(cell: Write) -> None:
