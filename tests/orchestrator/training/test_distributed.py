@@ -45,7 +45,10 @@ PRESSED = (
     "sidecar=all", "sidecar.interval=5", "sidecar.warmup=1", "width=ramp", "train.micro_batch_size=2",
     "sidecar.features=[unit,log_norm,momentum_alignment,row_cv,progress]", "data.heldout_tokens=561",
 )  # fmt: skip
-CURVE = 1e-5  # nats per token
+# Nats per token. A step in two micro-batches differs from a whole one by up to 2.4e-5: rounding, which the first steps
+# of Adam amplify. A wrong weight of one row differs by 1e-3 and more.
+CURVE = 1e-4
+APART = 2e-3  # relative norm of a tensor's difference after 50 steps; two micro-batches come to 5e-4
 
 
 class SignalAt(Callback):
@@ -118,7 +121,8 @@ def assert_same_files(one: Path, two: Path) -> None:
         a, b = load_file(stem), load_file(two / end.parent / stem.name)
         assert {n: t.shape for n, t in a.items()} == {n: t.shape for n, t in b.items()}
         for name, tensor in a.items():
-            torch.testing.assert_close(b[name], tensor, rtol=1e-3, atol=1e-5, msg=f"{stem.name} {name}")
+            apart = (b[name].double() - tensor.double()).norm() / tensor.double().norm().clamp_min(1e-30)
+            assert apart < APART, f"{stem.name} {name}"
 
 
 def assert_same_readings(one: Path, two: Path) -> None:
