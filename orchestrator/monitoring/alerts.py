@@ -41,9 +41,12 @@ def ended_badly(s: CellStatus) -> Found:
         cure = "; --resume starts it again" if s.deaths else ""  # any other reason names its own
         yield "critical", f"failed: {s.reason or 'no reason was recorded'}{cure}{log}"
     elif s.state == "lost":
-        yield "critical", f"lost: {s.reason}: the same command resumes it, and so does --resume.{log}"
+        yield (
+            "critical",
+            f"lost: {s.reason}. To resume it, repeat the experiment's command, or status --resume.{log}",
+        )
     elif s.state == "missing":
-        yield "critical", "its directory is gone: the same command trains it again."
+        yield "critical", "its directory is gone: the experiment's command trains it again."
     elif s.state == "zombie":
         what = f"its process (attempt {s.attempt}, job {s.job}) should be gone, or its heartbeat is overdue"
         yield "critical", f"a zombie: {what}; --resume all cancels it and resumes from its newest checkpoint."
@@ -99,7 +102,7 @@ def unread(s: CellStatus) -> Found:
     due = sorted(t for t in s.saved - s.read if t % s.plan.read_every == 0 or t == s.steps)
     if len(due) >= BEHIND or (due and s.state not in ("running", "queued", "preempted")):
         steps = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
-        cure = "" if s.state == "running" else "; the same command reads what is left"
+        cure = "" if s.state == "running" else "; the experiment's command reads what is left"
         yield "warn", f"{counted(len(due), 'checkpoint')} not read yet ({steps}){cure}."
 
 

@@ -18,16 +18,15 @@ import yaml
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.monitoring.newest_reading import Newest, newest
 from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
-from orchestrator.schedulers import job_states, of_entry
+from orchestrator.schedulers import is_own_line, job_states, log_of, of_entry
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import lease, locks, metrics_log, steps
 from orchestrator.storage.event_log import Entry, EventLog, refuse_older
 
 RECENT, FURTHEST = 8, 200  # newest records that show the trend of the loss, and the most that are read
 PATIENCE = 5.0  # seconds between two queries of a queue
-COMPARES = "the same command compares, and so does --resume"
+COMPARES = "to compare, repeat the experiment's command, or status --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log, at most, that are shown
-_SCHEDULER_LINE = re.compile(r"submitit (INFO|WARNING|ERROR) |srun: |slurmstepd|slurm_script: ")  # not by the cell
 _SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
@@ -178,7 +177,7 @@ def read_comparison(experiment_dir: Path) -> str:
     if job is None:
         return f"lost: {of_entry(entry, experiment_dir).title} does not know job {entry.job} any more; {COMPARES}"
     if job.has_ended:
-        log = of_entry(entry, experiment_dir).log_of(entry.job).relative_to(experiment_dir)
+        log = log_of(entry, experiment_dir).relative_to(experiment_dir)
         return f"lost: job {entry.job} ended as {job.word} ({log}); {COMPARES}"
     states = {Phase.suspended: "suspended", Phase.waiting: "queued"}
     return f"{states.get(job.phase, 'running')} (job {entry.job})"
@@ -238,7 +237,7 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
         state=state,
         attempt=entry.attempt if entry else 0,
         job=entry.job if entry else "",
-        log=_log_of(cell_dir.parents[1] / "jobs", entry.job) if entry and state in ("failed", "lost") else (),
+        log=_log_lines(cell_dir.parents[1], entry) if entry and state in ("failed", "lost") else (),
         reason=entry.reason if entry else "",
         plan=plan,
         records=records,
@@ -268,16 +267,18 @@ def recent_records(path: Path) -> list[metrics_log.Record]:
     return records[::-1]
 
 
-def _log_of(folder: Path, job: str) -> tuple[str, ...]:
-    """The last lines of a job's log, after its name; empty where there is no such file."""
+def _log_lines(experiment_dir: Path, entry: Entry) -> tuple[str, ...]:
+    """The last lines of the log of an event's job, after its name; empty where there is no such file."""
+    path = log_of(entry, experiment_dir)
     try:
-        with (folder / f"{job}_0_log.err").open("rb") as file:
+        with path.open("rb") as file:
             file.seek(-min(file.seek(0, os.SEEK_END), LOG_BYTES), os.SEEK_END)
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ()
-    telling = [line.rstrip() for line in lines if line.strip() and not _SCHEDULER_LINE.match(line)][-LOG_LINES:]
-    return (f"jobs/{job}_0_log.err {'ends:' if telling else 'has no line of it'}", *telling)
+    telling = [line.rstrip() for line in lines if line.strip() and not is_own_line(line)][-LOG_LINES:]
+    name = path.relative_to(experiment_dir)
+    return (f"{name} ends:" if telling else f"{name} holds nothing that the cell wrote", *telling)
 
 
 def _cell_dirs(experiment_dir: Path) -> dict[str, Path]:

@@ -43,6 +43,16 @@ def of_entry(entry: Entry, experiment_dir: Path) -> Scheduler:
         ) from None
 
 
+def log_of(entry: Entry, experiment_dir: Path) -> Path:
+    """The file of the stderr of the job in an entry, which a queue or a launcher of this machine started."""
+    return SCHEDULERS.get(entry.scheduler, Local)(experiment_dir).log_of(entry.job)
+
+
+def is_own_line(line: str) -> bool:
+    """True for a line of a job's log that a scheduler wrote, and not the job."""
+    return any(kind.own_lines.match(line) for kind in SCHEDULERS.values())
+
+
 def job_states(entries: Collection[Entry], experiment_dir: Path) -> dict[tuple[str, str], JobState]:
     """`Entry.queued_as` → state, of the jobs in the entries that a queue still knows. Raises `NoAnswer`."""
     found: dict[tuple[str, str], JobState] = {}

@@ -6,6 +6,7 @@ A new scheduler is a subclass in a file of its own, a line in `SCHEDULERS`, and 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -124,6 +125,7 @@ class Scheduler(ABC):
     queues: ClassVar[bool] = False  # it runs jobs without the launcher, which else stays until the last has ended
     ranks: ClassVar[bool] = False  # it can start several processes for one cell
     blocks: ClassVar[bool] = False  # a job runs in the launcher's process, and blocks it
+    own_lines: ClassVar[re.Pattern[str]] = re.compile(r"submitit (INFO|WARNING|ERROR) ")  # in a job's log: their start
 
     def __init__(self, experiment_dir: Path) -> None:
         self.directory, self.folder = experiment_dir, experiment_dir / "jobs"

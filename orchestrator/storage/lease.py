@@ -27,7 +27,7 @@ from orchestrator.storage import locks
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 90.0  # without a heartbeat; file systems of clusters show a change up to a minute late
 POLL_SECONDS = 0.2
-CLOCK_SECONDS = 60.0  # between two readings of a file server's clock
+CLOCK_SECONDS = 60.0  # after so long, a file server is asked for its time again
 RELEASED = 0.0  # the heartbeat of an attempt that released the cell, seconds since the epoch
 
 
@@ -220,7 +220,7 @@ def _start(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _write_lock_of(cell_dir).open("a") as write_lock:
-            locks.acquire(write_lock.fileno(), LEASE_SECONDS)  # a longer holder is frozen or its machine is gone
+            locks.acquire(write_lock.fileno(), LEASE_SECONDS)  # a process that holds it for longer is frozen, or gone
             try:
                 file = path.open("x")
             except FileExistsError:

@@ -14,7 +14,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage import locks
 
 Record = dict[str, Any]
-PATIENCE_SECONDS = 90.0  # longest wait for another process that writes; a longer writer is frozen
+PATIENCE_SECONDS = 90.0  # longest wait for another process that writes; one that writes for longer is frozen
 LOOKED_BACK = 8  # records before one that show whether it is superseded
 
 

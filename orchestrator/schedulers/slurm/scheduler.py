@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -35,6 +36,7 @@ class Slurm(Scheduler):
     """Jobs that Slurm queues, preempts and starts again. The id of an array's task is `<array>_<task>`."""
 
     name, title, queues, ranks = "slurm", "Slurm", True, True
+    own_lines = re.compile(r"srun: |slurmstepd|slurm_script: ")
 
     def check(self, config: Config) -> None:
         super().check(config)

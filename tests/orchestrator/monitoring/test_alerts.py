@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.monitoring import read_status
 from orchestrator.monitoring.alerts import alerts
+from orchestrator.schedulers.slurm.scheduler import Slurm
 from orchestrator.storage import lease
 from orchestrator.storage.event_log import EventLog
 from tests.naming import names
@@ -49,9 +50,10 @@ def test_failed_lost_and_resumed_cells(cell: Write) -> None:
     ]  # fmt: skip
     assert found[0].text.startswith("failed: The loss became nan.")
     assert found[1].text.startswith("lost: ")
+    assert names(found[1].text, "the experiment's command", "status --resume")
 
 
-@pytest.mark.parametrize("log", ["", "srun: error\nOut of memory.\n"])
+@pytest.mark.parametrize("log", ["", "srun: error\nsubmitit ERROR (now) - died\nOut of memory.\n"])
 def test_a_failed_cells_log_is_named(cell: Write, log: str) -> None:
     path = cell(state="failed", reason="died 3 times", job="7_1")
     EventLog(path.parents[1]).append("uniform/seed=0", "crashed", attempt=1)
@@ -62,6 +64,20 @@ def test_a_failed_cells_log_is_named(cell: Write, log: str) -> None:
     assert severity == "critical"
     assert names(text, "jobs/7_1_0_log.err")
     assert text.endswith("\n  Out of memory.") == bool(log)
+
+
+def test_a_scheduler_alone_knows_where_its_logs_are(cell: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cell that a queue has, and of one that a launcher of this machine ran."""
+    monkeypatch.setattr(Slurm, "log_of", lambda self, id: self.folder / f"slurm-{id}.txt")
+    queued, here = cell(seed=0), cell(seed=1)
+    events = EventLog(queued.parents[1])
+    (folder := queued.parents[1] / "jobs").mkdir()
+    for path, scheduler, log in ((queued, "slurm", "slurm-7.txt"), (here, "", "7_0_log.err")):
+        (folder / log).write_text("Out of memory.\n")
+        for state in ("crashed", "failed"):
+            events.append(f"uniform/{path.name}", state, attempt=1, job="7", reason="died", scheduler=scheduler)
+    logs = [status.log for status in read_status(queued.parents[1])]
+    assert logs == [("jobs/slurm-7.txt ends:", "Out of memory."), ("jobs/7_0_log.err ends:", "Out of memory.")]
 
 
 def test_of_a_failure_that_explains_itself_an_empty_log_says_nothing_more(cell: Write) -> None:
