@@ -22,7 +22,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LANGUAGES = ("sh", "python", "yaml", "diff", "text")  # text is what a program prints, and is not run
 MARK = re.compile(r"<!-- (?:needs: (?P<needs>.+)|(?P<slow>slow)) -->")
 FILE = re.compile(r"(?:# @package _global_\n)?# ([\w./-]+/[\w./-]+\.(?:yaml|py))(?=[\s:])")  # the file that a block is
-CODE = ("orchestrator", "models", "sidecar", "conf", "tests")
+CODE = ("orchestrator", "models", "sidecar", "conf", "tests", "docs")
 BESIDE = ("tracker=off", "launcher=debug", "sidecar.interval=4", "sidecar.warmup=0")  # unless a command says otherwise
 OURS = re.compile(r"(?:python -m orchestrator|layer-roles)\b")
 SWEPT = re.compile(r"^([\w./+-]+=[^\[\],]+),.*")
@@ -152,9 +152,7 @@ class Section:
         if any("outputs/" in block.text for block in self.blocks):
             shutil.copytree(trained / "outputs", self.directory / "outputs")
         if self.patched:
-            for name in CODE:
-                shutil.copytree(ROOT / name, self.directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-            shutil.copy(ROOT / "pyproject.toml", self.directory)
+            copy_code(self.directory)
         (self.directory / ".venv").symlink_to(sys.prefix)
 
     def run(self, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,12 +167,8 @@ class Section:
                 self._run(one, monkeypatch)
 
     def _run(self, block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
-        if block.language == "diff":
-            change(self.directory, block)
-        elif block.file:
-            path = self.directory / block.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text, encoding="utf-8")
+        if block.file:
+            apply(block, self.directory)
         elif block.language == "python":
             exec(compile(block.text, block.name, "exec"), self.names)
         elif block.language == "sh":
@@ -195,6 +189,23 @@ class Section:
         assert done.returncode == 0, (
             f"exit code {done.returncode}: {command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         )
+
+
+def copy_code(directory: Path) -> None:
+    """Copy what a recipe may change, and the settings of the linters."""
+    for name in CODE:
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", directory)
+
+
+def apply(block: Block, directory: Path) -> None:
+    """Write the file that the block is, or change the file that its diff names."""
+    if block.language == "diff":
+        change(directory, block)
+    elif block.file:
+        path = directory / block.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text, encoding="utf-8")
 
 
 def change(directory: Path, block: Block) -> None:

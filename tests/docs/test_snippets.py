@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
+import subprocess
+import sys
 from itertools import groupby
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.docs.pages import LANGUAGES, PAGES, ROOT, Block, Section, blocks_of, call, check, reduced
+from tests.docs.pages import (
+    LANGUAGES,
+    PAGES,
+    ROOT,
+    Block,
+    Section,
+    apply,
+    blocks_of,
+    call,
+    check,
+    copy_code,
+    reduced,
+)
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SECTIONS = [list(group) for _, group in groupby(BLOCKS, key=lambda block: (block.page, block.section))]
@@ -72,6 +87,38 @@ def test_a_block_that_cannot_run_here_parses(
         if above.file and not above.needs:
             section.run(above, monkeypatch)
     check(block, section.directory, monkeypatch)
+
+
+LINTS = ("python docs/generate_keys.py", "ruff check .", "ruff format --check .", "mypy", "lint-imports")
+NEIGHBOURS = (  # tests of the tables that the recipes extend
+    "docs/test_keys.py",
+    "orchestrator/analysis/test_figures.py",
+    "orchestrator/forensics/architecture/test_families.py",
+    "orchestrator/forensics/measures",
+    "orchestrator/forensics/null",
+    "orchestrator/forensics/roles",
+    "orchestrator/schedulers/test_shell.py",
+    "orchestrator/storage/test_format.py",
+    "sidecar/test_channels.py",
+    "sidecar/test_refusals.py",
+    "sidecar/test_sidecar.py",
+    "sidecar/test_sparsity.py",
+)
+
+
+@pytest.mark.slow
+def test_all_recipes_together_pass_the_linters_and_the_tests_of_their_tables(tmp_path: Path) -> None:
+    copy_code(tmp_path)
+    for block in BLOCKS:
+        if block.page == "recipes.md" and block.file:
+            apply(block, tmp_path)
+    tests = " ".join(f"tests/{name}" for name in NEIGHBOURS)
+    tier = "not (statistical or gpu or real or cluster or slow or browser)"
+    quick = f"python -m pytest -q -p no:cacheprovider -m '{tier}' {tests}"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    for command in (*LINTS, quick):
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout[-8000:]}{done.stderr[-2000:]}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
