@@ -8,12 +8,13 @@ from typing import Any
 
 from orchestrator.config.schema import Config, DomainConfig
 
-# Keys of how a cell is run, not of what it computes: they may change between two launches of an experiment.
-OPERATIONAL = (
-    "launcher", "tracker", "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts",
-    "expect", "name", "data.cache_dir", "train.keep_checkpoints", "forensics.where",
-    "plan",
+# Keys of how a cell is run, which take the values of its newest launch.
+OF_A_LAUNCH = ("launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "forensics.where")
+# Keys of the experiment that a cell is a part of; a cell keeps those of its first launch.
+OF_AN_EXPERIMENT = (
+    "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts", "expect", "name", "plan",
 )  # fmt: skip
+OPERATIONAL = (*OF_A_LAUNCH, *OF_AN_EXPERIMENT)  # no cell computes anything else where one of these changes
 
 
 def flatten(config: Config | dict[str, Any]) -> dict[str, Any]:

@@ -71,15 +71,16 @@ def record_launcher(experiment: Experiment) -> None:
 
 
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
-    """The recorded configuration with the operational keys of this launch."""
-    return replace(
-        known,
-        launcher=now.launcher,
-        tracker=now.tracker,
-        data=replace(known.data, cache_dir=now.data.cache_dir),
-        train=replace(known.train, keep_checkpoints=now.train.keep_checkpoints),
-        forensics=replace(known.forensics, where=now.forensics.where),
-    )
+    """The recorded configuration with the values of this launch for `keys.OF_A_LAUNCH`."""
+    merged = known
+    for key in keys.OF_A_LAUNCH:
+        branch, _, leaf = key.rpartition(".")
+        if branch:
+            changed = replace(getattr(merged, branch), **{leaf: getattr(getattr(now, branch), leaf)})
+            merged = replace(merged, **{branch: changed})
+        else:
+            merged = replace(merged, **{leaf: getattr(now, leaf)})
+    return merged
 
 
 def reopen(path: Path) -> Experiment:

@@ -11,7 +11,7 @@ import yaml
 from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
-from orchestrator.config import load
+from orchestrator.config import keys, load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
@@ -132,6 +132,31 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
     assert {"code", "machine", "question", "declared", "models"} <= description.keys()
     assert "torch" in description["code"][0]["versions"]
     assert len(description["code"]) == 1, "the same code is recorded once"
+
+
+ANOTHER = {  # key of a launch → an override below it
+    "launcher": "launcher.timeout_hours=3", "tracker": "tracker.project=other", "data.cache_dir": "data.cache_dir=here",
+    "train.keep_checkpoints": "train.keep_checkpoints=7", "forensics.where": "forensics.where=job",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", keys.OF_A_LAUNCH)
+def test_a_cell_takes_the_values_of_its_newest_launch(tmp_path: Path, key: str) -> None:
+    first, second = build(*ABLATION, f"root={tmp_path}"), build(*ABLATION, f"root={tmp_path}", ANOTHER[key])
+    open_directory(first)
+    open_directory(second)
+    for before, now in zip(first.cells, second.cells, strict=True):
+        written = load.from_file(now.directory / "config.yaml")
+        (changed,) = keys.differences(before.config, written)
+        assert keys.is_within(changed, [key])
+        assert written == now.config
+
+
+def test_a_cell_keeps_what_its_experiment_said_first(tmp_path: Path) -> None:
+    open_directory(first := build(*ABLATION, f"root={tmp_path}"))
+    open_directory(build(*ABLATION, f"root={tmp_path}", "question=Another?", "seeds=[0,1,2,3,4,5,6]"))
+    for cell in first.cells:
+        assert load.from_file(cell.directory / "config.yaml") == cell.config
 
 
 def test_arms_and_declared_keys_are_part_of_what_a_name_stands_for(tmp_path: Path) -> None:
