@@ -23,12 +23,12 @@ def generator_of(*names: object) -> torch.Generator:
 
 
 def linear(theta: Tensor, features: Tensor) -> Tensor:
-    """[units]: Φθ."""
+    """The linear mean Φθ of every unit, [units]."""
     return features @ theta
 
 
 def mlp(theta: Tensor, features: Tensor) -> Tensor:
-    """[units]: one hidden layer of tanh units; `theta` holds its weights as one flat vector."""
+    """The mean of every unit, [units], from one hidden layer of tanh; `theta` holds the weights as one flat vector."""
     width = features.shape[1]
     first, last = theta[: width * HIDDEN].view(width, HIDDEN), theta[width * HIDDEN :]
     return (features @ first).tanh() @ last
@@ -93,7 +93,7 @@ class GaussianPolicy:
         self.log_sigma = min(max(log_sigma, math.log(SIGMA_RANGE[0])), math.log(SIGMA_RANGE[1]))
 
     def _step(self, features: Tensor, mean: Tensor, move: Tensor) -> Tensor:
-        """[θ]: the step that moves the means by `move`, as far as the features can express it.
+        """The change of θ that moves the means by `move`, as far as the features can express it.
 
         It leaves out directions that hardly move the means. Because a curved map's Jacobian is valid only nearby, the
         step is halved while it moves the means much further than `move`.

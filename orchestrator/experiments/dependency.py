@@ -48,6 +48,8 @@ def check(config: Config, arms: dict[str, Config]) -> None:
     while (following := arms[chain[-1]].needs) is not None and "/" not in following:
         chain.append(arm_of(following))
         if chain[-1] in chain[:-1]:
-            raise UserError(f"needs={needs} is a circle ({' needs '.join(chain)}): let one of these arms need none.")
+            raise UserError(
+                f"needs={needs} makes a circle ({' needs '.join(chain)}): drop the needs of one of these arms."
+            )
         if chain[-1] not in arms:  # which that arm's own check reports
             return

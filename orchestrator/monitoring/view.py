@@ -171,7 +171,7 @@ def _table(drawn: Drawn, room: int) -> Table:
 
 
 def _folded(width: int, room: int) -> int:
-    """The width of a strip in lines of equally many groups, the fewest lines that `room` allows."""
+    """The width at which a strip folds into the fewest lines that fit `room`, each with the same number of groups."""
     groups, most = math.ceil((width + 1) / (GROUP + 1)), (room + 1) // (GROUP + 1)
     lines = math.ceil(groups / most)
     return math.ceil(groups / lines) * (GROUP + 1) - 1

@@ -33,9 +33,10 @@ def fingerprints(v: Tensor, o: Tensor, heads: Heads) -> np.ndarray:
 
 
 def leading_pair(g: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """z and y [heads, n] with o z and vᵀy along the leading singular vectors of o v, from G = oᵀo and K = vvᵀ.
+    """z and y [heads, n], such that o z and vᵀy are the leading left and right singular vectors of o v, up to scale.
 
-    σ²z = K·G·z, and vᵀoᵀ(o z) = vᵀ(G z): the leading eigenvector by repeated squaring of K·G.
+    G = oᵀo and K = vvᵀ suffice: σ²z = K·G·z, so z is the leading eigenvector of K·G, found by repeated squaring,
+    and vᵀoᵀ(o z) = vᵀ(G z), so y is along G z.
     """
     power = k @ g
     for _ in range(SQUARINGS):

@@ -71,7 +71,7 @@ def _named_moments(keys: Iterable[Key], parameters: Mapping[Hashable, str]) -> d
 
 
 def _parameter_and_moment(key: Key) -> tuple[Hashable, str] | None:
-    """Read from (…, "state", parameter, moment), or from "state.<parameter>.<moment>"; None for other keys."""
+    """Parameter and moment of the key (…, "state", parameter, moment) or "state.<parameter>.<moment>"; else None."""
     *outer, last = key
     if outer and last in MOMENTS:
         return outer[-1], str(last)
