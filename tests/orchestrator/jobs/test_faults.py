@@ -6,6 +6,7 @@ Whatever happened, the cell must end with the bytes of one to which nothing did.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -34,13 +35,13 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs import worker
 from orchestrator.schedulers.scheduler import STARTED_BY
 from orchestrator.schedulers.slurm import scheduler
-from orchestrator.storage import metrics_log
+from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import EventLog
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 
 TOUCHES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.utime", "shutil.rmtree"}
-WAITS_SECONDS = 4.0  # longer than an attempt takes
 TOUCHED = 400  # more of these than an attempt makes: a fault that is due later does not happen
 
 
@@ -119,6 +120,7 @@ def attempt(cell: Path, fault: Fault | None = None, restart: int = 0) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         torch.set_num_threads(1)
         scheduler.REQUEUE_PAUSES = (0.0,)  # no Slurm is there
+        locks._try = noting_the_lock_it_waits_for(cell)
         sys.stderr = sys.stdout = (cell.parents[2] / "log").open("a")
         if fault is not None and fault.kind in INSIDE:
             sys.addaudithook(struck(cell, fault))
@@ -161,16 +163,34 @@ def ended(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status)
 
 
-def ended_or_waits(child: int, frozen: list[int]) -> int | None:
-    """The same, where it may wait for one that froze while it wrote: those wake up then."""
-    deadline, how = time.monotonic() + WAITS_SECONDS, os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
-    while os.waitid(os.P_PID, child, how) is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+def ended_or_waits(child: int, frozen: list[int], cell: Path) -> int | None:
+    """The same, where it may wait for a lock of one that froze while it wrote: all of those wake up then."""
+    note, how = cell.parents[2] / f"waits.{child}", os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+    wait_for(lambda: os.waitid(os.P_PID, child, how) is not None or waits_for_one_of(frozen, note))
     if os.waitid(os.P_PID, child, how) is None:
         for other in frozen:
             with suppress(ProcessLookupError):
                 os.kill(other, signal.SIGCONT)
     return ended(child)
+
+
+def noting_the_lock_it_waits_for(cell: Path) -> Callable[[int, int], bool | None]:
+    """`locks._try`, which also writes the inode of a file that another process has locked."""
+    real, note = locks._try, cell.parents[2] / f"waits.{os.getpid()}"
+
+    def attempted(descriptor: int, kind: int) -> bool | None:
+        if (got := real(descriptor, kind)) is False and kind == fcntl.LOCK_EX:
+            note.write_text(str(os.fstat(descriptor).st_ino))
+        return got
+
+    return attempted
+
+
+def waits_for_one_of(frozen: list[int], note: Path) -> bool:
+    """True where one of the frozen processes holds the lock that the note names."""
+    inode = note.read_text() if note.exists() else ""
+    held = (line.split() for line in Path("/proc/locks").read_text().splitlines() if " FLOCK " in line)
+    return bool(inode) and any(int(fields[4]) in frozen and fields[5].endswith(f":{inode}") for fields in held)
 
 
 def spoil(cell: Path, fault: Fault) -> set[str]:
@@ -218,7 +238,7 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
         try:
             for restart, fault in enumerate(faults):
                 child = attempt(cell, fault, restart)
-                if ended_or_waits(child, frozen) is None:
+                if ended_or_waits(child, frozen, cell) is None:
                     frozen.append(child)
                 if fault.kind in AFTER:
                     spoilt |= spoil(cell, fault)
@@ -271,7 +291,7 @@ def test_who_wakes_up_when_its_successor_has_ended_changes_nothing(
     assert ended(frozen) is None, f"it does not touch {of} as often"
     last = attempt(cell, restart=2)
     try:
-        assert ended_or_waits(last, [frozen]) == 0, (cell.parents[2] / "log").read_text()
+        assert ended_or_waits(last, [frozen], cell) == 0, (cell.parents[2] / "log").read_text()
         os.kill(frozen, signal.SIGCONT)
         ended(frozen)
         assert result_of(cell) == lab.whole, (cell.parents[2] / "log").read_text()

@@ -20,7 +20,7 @@ import pytest
 from orchestrator.common.errors import UserError
 from orchestrator.storage import lease, locks
 from tests.naming import naming
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE, wait_for
 
 FORK = multiprocessing.get_context("fork")
 
@@ -39,12 +39,12 @@ def _hold(cell: Path, job: str, restart: int, told: Connection, seconds: float) 
 
 
 @contextmanager
-def holder(cell: Path, job: str = "", restart: int = 0, seconds: float = 60) -> Iterator[ForkProcess]:
+def holder(cell: Path, job: str = "", restart: int = 0, seconds: float = PATIENCE) -> Iterator[ForkProcess]:
     """A process that holds the cell, until it is killed or the block ends."""
     here, there = FORK.Pipe()
     process = FORK.Process(target=_hold, args=(cell, job, restart, there, seconds))
     process.start()
-    assert here.poll(10)
+    assert here.poll(PATIENCE)
     here.recv()
     try:
         yield process
