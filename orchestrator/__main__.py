@@ -127,8 +127,7 @@ def _end(multirun: Multirun | None, failure: BaseException | None) -> int:
     if failure is None:
         return code
     if isinstance(failure, KeyboardInterrupt) or (multirun and multirun.interrupted):
-        in_slurm = "The jobs in Slurm wait or run on: see squeue, and end them with scancel. "
-        complain(in_slurm + STOPPED if multirun and multirun.launcher.in_slurm else STOPPED)
+        complain((multirun.launcher.left if multirun else "") + STOPPED)
         return INTERRUPTED
     sentence = multirun.explain(failure) if multirun else None
     if sentence is None and isinstance(failure, COMPOSING):

@@ -23,10 +23,10 @@ SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # untracked fi
 LARGEST_SOURCE = 2**20  # bytes; a larger file is data
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, cores: int | None = None) -> dict[str, Any]:
     """Host, device, commit and versions of a process that trains on `device`; null where unknown.
 
-    `device_count`: the GPUs, or the CPU cores, that this process may use.
+    `device_count`: the GPUs that this process may use, or the CPU cores: `cores`, or all that the system allows.
     """
     gpu = device.type == "cuda"
     state = code()
@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "device": torch.cuda.get_device_name(device) if gpu else cpu_name(),
-        "device_count": torch.cuda.device_count() if gpu else usable_cores(),
+        "device_count": torch.cuda.device_count() if gpu else cores or usable_cores(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda if gpu else None,
         "commit": state.get("commit"),
@@ -113,7 +113,5 @@ def cpu_name() -> str | None:
 
 
 def usable_cores() -> int:
-    """The CPU cores that this process may use; in a Slurm job at most those of its allocation, enforced or not."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "") if "SLURM_JOB_ID" in os.environ else ""
-    return min(usable, int(allotted)) if allotted.isdigit() else usable
+    """The CPU cores that this process may use, as far as the operating system says."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

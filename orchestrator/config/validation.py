@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from orchestrator.common.errors import UserError
@@ -18,13 +17,10 @@ POSITIVE = (
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
     "launcher.timeout_hours", "launcher.backoff_seconds",
-    "launcher.slurm.nodes", "launcher.slurm.cpus", "launcher.slurm.memory_gb",
-    "launcher.slurm.side_memory_gb", "launcher.slurm.warning_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
-    "launcher.slurm.gpus", "launcher.slurm.side_nice",
 )  # fmt: skip
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 RESERVED = ("comparison", "jobs")  # other directories in the run directory
@@ -32,15 +28,20 @@ RESERVED = ("comparison", "jobs")  # other directories in the run directory
 
 def validate(config: Config) -> None:
     """Raise `UserError` for the first value that cannot work."""
+    check_ranges(config, RANGES)
+    for rule in RULES:
+        for sentence in rule(config):
+            raise UserError(sentence)
+
+
+def check_ranges(config: Config, ranges: Iterable[Range]) -> None:
+    """Raise `UserError` for the first value outside its range."""
     values = flatten(config)
-    for keys, holds, reason in RANGES:
+    for keys, holds, reason in ranges:
         for key in keys:
             value = values[key]
             if value is not None and not (math.isfinite(value) and holds(value)):
                 raise UserError(f"{key}={value} {reason.format(key=key)}")
-    for rule in RULES:
-        for sentence in rule(config):
-            raise UserError(sentence)
 
 
 class Range(NamedTuple):
@@ -51,9 +52,17 @@ class Range(NamedTuple):
     reason: str  # follows `key=value`
 
 
+def positive(*keys: str) -> Range:
+    return Range(keys, lambda v: v > 0, "must be a positive finite number: set {key} above 0.")
+
+
+def not_negative(*keys: str) -> Range:
+    return Range(keys, lambda v: v >= 0, "must not be negative: set {key} to 0 or more.")
+
+
 RANGES = (
-    Range(POSITIVE, lambda v: v > 0, "must be a positive finite number: set {key} above 0."),
-    Range(NOT_NEGATIVE, lambda v: v >= 0, "must not be negative: set {key} to 0 or more."),
+    positive(*POSITIVE),
+    not_negative(*NOT_NEGATIVE),
     Range(AVERAGES, lambda v: 0 <= v < 1, "is outside [0, 1): it is the share of the old average that is kept."),
     Range(("plan.mfu",), lambda v: 0 < v <= 1, "is outside (0, 1]: it is the share of a GPU's peak FLOP/s."),
     Range(("optim.min_lr_ratio",), lambda v: 0 <= v <= 1, "is outside [0, 1]: it is a share of optim.lr."),
@@ -92,21 +101,6 @@ def _data(config: Config) -> Iterator[str]:
             yield f"{key}.streaming=true needs data.train_tokens: a stream has no end to wait for."
 
 
-def _launcher(config: Config) -> Iterator[str]:
-    launcher, slurm = config.launcher, config.launcher.slurm
-    if launcher.ranks % slurm.nodes:
-        yield (
-            f"launcher.ranks={launcher.ranks} cannot be spread over launcher.slurm.nodes={slurm.nodes}: "
-            "make it a multiple, one process for each GPU."
-        )
-    for key, value in flatten(vars(slurm)).items():
-        if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
-            yield f"launcher.slurm.{key}={value!r} holds a character that cannot be printed: write it on one line."
-    for option in slurm.options:
-        if not re.fullmatch(r"[a-zA-Z][\w-]*", option):
-            yield f"launcher.slurm.options.{option} is not an option of sbatch: write {{mail-type: END}}."
-
-
 def _names(config: Config) -> Iterator[str]:
     names = [config.arm, *config.arms] if config.name is None else [config.name, config.arm, *config.arms]
     for name in names:
@@ -116,7 +110,7 @@ def _names(config: Config) -> Iterator[str]:
                 "that cannot be printed."
             )
     for key, value in (("root", config.root), ("name", config.name or "")):
-        if "%" in value or not value.isprintable():  # submitit and Slurm expand %
+        if "%" in value or not value.isprintable():  # submitit and batch scripts expand %
             yield f"{key}={value!r} holds a percent sign or a character that cannot be printed: choose another."
     for arm in config.arms:
         if arm in RESERVED:
@@ -125,4 +119,4 @@ def _names(config: Config) -> Iterator[str]:
         yield f"seeds={config.seeds} repeats a seed: name each once."
 
 
-RULES = (_training, _data, _launcher, _names)  # each yields a sentence for every value that cannot work
+RULES = (_training, _data, _names)  # each yields a sentence for every value that cannot work

@@ -21,7 +21,7 @@ from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
 from orchestrator.jobs.readers import reader_for
 from orchestrator.schedulers import of_this_process
-from orchestrator.schedulers.scheduler import Ending, NoAnswer, ThisJob
+from orchestrator.schedulers.scheduler import Ending, NoAnswer, ThisJob, usable_cores
 from orchestrator.storage import checkpoint, lease, metrics_log
 from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
@@ -116,7 +116,7 @@ class Worker:
         def started(trainer: Trainer, warnings: list[str]) -> None:
             reason = " ".join([*warnings, f"resumed at step {trainer.step}" if trainer.step else ""]).strip()
             several = {"ranks": self.world.size} if self.world.size > 1 else {}
-            record("running", reason, environment=environment(trainer.compute.device) | several)
+            record("running", reason, environment=environment(trainer.compute.device, usable_cores()) | several)
             if self.scheduler.queues:
                 self.stop.on_saved = partial(self._leave, held, record, trainer, trainer.step)
 

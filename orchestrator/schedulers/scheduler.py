@@ -20,7 +20,6 @@ from submitit.core.utils import DelayedSubmission
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device
-from orchestrator.schedulers.environment import outside_environment
 
 STARTED_BY = "ORCHESTRATOR_SCHEDULER"  # environment variable of a job: the scheduler that started it
 
@@ -170,8 +169,6 @@ class Scheduler(ABC):
         """
         import torch  # takes a second, which the command `status` does without
 
-        from orchestrator.common.environment import usable_cores
-
         each = config.launcher.ranks
         if config.train.device == Device.cpu or not torch.cuda.is_available():
             return [None] * (config.launcher.parallel or max(1, usable_cores() // (config.train.threads * each)))
@@ -198,6 +195,23 @@ class Scheduler(ABC):
         """The variables of a process that runs the job."""
         return {**outside_environment(), **job.environment, STARTED_BY: self.name}
 
+    # Asked of all schedulers, by `inherited` and `usable_cores` below: this process may be a part of anybody's job.
+
+    @classmethod
+    def allocation(cls) -> ThisJob | None:
+        """The job of this scheduler that this process is a part of, whoever submitted it; None outside of one."""
+        return None
+
+    @classmethod
+    def job_variables(cls) -> list[str]:
+        """The names of the variables that the `allocation` gave this process."""
+        return []
+
+    @classmethod
+    def allotted_cores(cls) -> int | None:
+        """The CPU cores of the `allocation` on this machine; None where that is unknown."""
+        return None
+
     # Called by a job, of the scheduler that started it.
 
     def this_job(self) -> ThisJob | None:
@@ -215,3 +229,25 @@ class Scheduler(ABC):
     def is_time_up(self, config: Config, id: str) -> bool:
         """True where a job's time limit is so near that a warning must mean it."""
         return False
+
+
+def inherited() -> list[str]:
+    """The names of the variables of the jobs that this process is a part of."""
+    return list(dict.fromkeys(name for kind in Scheduler.__subclasses__() for name in kind.job_variables()))
+
+
+def outside_environment() -> dict[str, str]:
+    """The environment of this process without the `inherited` variables.
+
+    A child process that inherited them would take itself for a part of that job.
+    """
+    hidden = set(inherited())
+    return {name: value for name, value in os.environ.items() if name not in hidden}
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use; in a job at most those of its allocation, enforced or not."""
+    from orchestrator.common import environment  # imports torch
+
+    allotted = [cores for kind in Scheduler.__subclasses__() if (cores := kind.allotted_cores())]
+    return min([environment.usable_cores(), *allotted])

@@ -18,9 +18,8 @@ from rich.console import Console
 from orchestrator.common import command, errors
 from orchestrator.config.schema import Config
 from orchestrator.jobs.worker import REQUEUED, leave_at_once
-from orchestrator.schedulers import chosen
+from orchestrator.schedulers import SCHEDULERS, chosen
 from orchestrator.schedulers.scheduler import Scheduler
-from orchestrator.schedulers.slurm.scheduler import Slurm, allocation
 from orchestrator.storage import locks
 from orchestrator.sweep.multirun import Multirun
 from orchestrator.sweep.prefixed_stream import PrefixedStream
@@ -28,7 +27,7 @@ from orchestrator.sweep.records import JobRecord, read_records
 
 POLL_SECONDS = 0.2
 GPUS = "CUDA_VISIBLE_DEVICES"
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: Slurm's warning of a preemption or a time limit
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: a queue's warning of a preemption or a time limit
 
 
 class Job:
@@ -40,7 +39,7 @@ class Job:
         self.record = JobRecord(number, " ".join(self.swept))
 
     def run(self, experiment: Callable[[], int]) -> None:
-        """Call `experiment` and record its exit code; give the job back to Slurm where Slurm interrupts it.
+        """Call `experiment` and record its exit code; give the job back to its queue where that interrupts it.
 
         Calls nothing once a job on this machine has been stopped, since that stops all of them.
         """
@@ -48,11 +47,11 @@ class Job:
             if self.launcher.log_files:
                 self.record.log = str(submitit.JobEnvironment().paths.stdout)
             self.record.write(self.multirun.directory)
-            others = [] if self.launcher.in_slurm else read_records(self.multirun.directory)
+            others = [] if self.launcher.queue else read_records(self.multirun.directory)
             stopped = any(other.exit_code == errors.INTERRUPTED for other in others)
             self.record.exit_code = errors.INTERRUPTED if stopped else experiment()
             if self.record.exit_code == errors.INTERRUPTED:
-                return_to_slurm(received())
+                return_to_queue(received())
             self.record.write(self.multirun.directory)
 
     def record_directory(self, experiment_dir: Path) -> None:
@@ -122,17 +121,18 @@ def interruptible() -> Iterator[Callable[[], set[int]]]:
             signal.signal(number, handler)
 
 
-def return_to_slurm(received: set[int]) -> None:
-    """Requeue this job and end the process; return where no signal of Slurm's has interrupted it.
+def return_to_queue(received: set[int]) -> None:
+    """Requeue this job and end the process; return where no signal of its queue's has interrupted it.
 
-    Requeues nothing where Slurm is already ending the job.
+    Requeues nothing where the queue is already ending the job.
     """
-    job, slurm = allocation(), Slurm(Path())
-    by_slurm = os.environ.get("SUBMITIT_EXECUTOR") == slurm.name and received & {signal.SIGTERM, signal.SIGUSR2}
-    if job is None or not by_slurm:
+    kind = SCHEDULERS.get(os.environ.get("SUBMITIT_EXECUTOR", ""))  # submitit has the same names
+    job = kind.allocation() if kind else None
+    if kind is None or job is None or not received & {signal.SIGTERM, signal.SIGUSR2}:
         return
+    scheduler = kind(Path())
     for number in STOPS:
         signal.signal(number, signal.SIG_IGN)  # also for scontrol, which inherits it
-    if slurm.ending(job) is None and not slurm.requeue(job.id):
-        print("Slurm did not requeue this job.")
+    if scheduler.ending(job) is None and not scheduler.requeue(job.id):
+        print(f"{scheduler.title} did not requeue this job.")
     leave_at_once(REQUEUED)

@@ -30,17 +30,26 @@ class Launcher:
 
     side_by_side: bool = False  # jobs run at the same time on this machine, each in a process of its own
     log_files: bool = False  # jobs write their output to files, not to the terminal
-    in_slurm: bool = False  # each job has its own allocation, and outlives the command
+    queue: str = ""  # that gives each job its own allocation; the jobs outlive the command
+    command: str = ""  # of the queue, which submitit looks for
+    left: str = ""  # sentence on the jobs that the command leaves there
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of `hydra.launcher`, below what the user sets
 
 
 # submitit's default folder contains the job's id, so the logs could not be named before the job starts.
 LOGS = {"submitit_folder": "${hydra.sweep.dir}/logs"}
-LAUNCHERS = {  # by class name
+# By class name. The last is Hydra's own launcher `submitit_slurm`: the one place of this package that names Slurm.
+LAUNCHERS = {
     "BasicLauncher": Launcher(),
     "JoblibLauncher": Launcher(side_by_side=True),
     "LocalLauncher": Launcher(side_by_side=True, log_files=True, defaults={**LOGS, "timeout_min": 60 * 24 * 30}),
-    "SlurmLauncher": Launcher(in_slurm=True, log_files=True, defaults={**LOGS, "additional_parameters.requeue": True}),
+    "SlurmLauncher": Launcher(
+        queue="Slurm",
+        command="srun",
+        left="The jobs in Slurm wait or run on: see squeue, and end them with scancel. ",
+        log_files=True,
+        defaults={**LOGS, "additional_parameters.requeue": True},
+    ),
 }
 
 
@@ -126,10 +135,12 @@ class Multirun(Callback):
         if isinstance(error, OSError):
             return f"{self.directory.parent} cannot be written ({error}): choose a writable place with root=..."
         if isinstance(error.__cause__, CalledProcessError):  # submitit has printed the answer of sbatch
-            return f"Slurm refused jobs of this multirun, as it says above: {cure}."
+            return f"{self.launcher.queue or 'The launcher'} refused jobs of this multirun, as it says above: {cure}."
         if type(error).__module__.startswith(("submitit.", "joblib.")):
             return f"A job died without reporting why ({reason:.200}): the same command resumes what is unfinished."
-        return f"Slurm is not available ({reason:.300}): {cure}." if "srun" in reason else None
+        if self.launcher.queue and self.launcher.command in reason:
+            return f"{self.launcher.queue} is not available ({reason:.300}): {cure}."
+        return None
 
 
 def _refuse_what_sbatch_misreads(launcher: DictConfig) -> None:

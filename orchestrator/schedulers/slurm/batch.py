@@ -14,8 +14,8 @@ from submitit.core.utils import FailedJobError
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.schedulers.environment import changed, inherited, outside_environment
-from orchestrator.schedulers.scheduler import STARTED_BY, Job, Resources
+from orchestrator.schedulers.environment import changed
+from orchestrator.schedulers.scheduler import STARTED_BY, Job, Resources, inherited, outside_environment
 from orchestrator.schedulers.slurm.commands import is_no_answer
 
 ALWAYS = 10**6  # limit of submitit's restarts after a time limit: the worker counts them itself

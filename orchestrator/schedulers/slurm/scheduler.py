@@ -12,14 +12,22 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 
 from orchestrator.common.errors import UserError
+from orchestrator.config.keys import flatten
 from orchestrator.config.schema import Config
+from orchestrator.config.validation import check_ranges, not_negative, positive
 from orchestrator.schedulers.scheduler import Ending, Job, JobState, NoAnswer, Phase, Resources, Scheduler, ThisJob
 from orchestrator.schedulers.slurm import batch
 from orchestrator.schedulers.slurm.commands import ask, refusal
 from orchestrator.storage.event_log import EventLog
 
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")  # prefixes of a job's variables
+OF_A_TASK = {"MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 REQUEUE_PAUSES = (1.0, 2.0, 4.0, 8.0)  # seconds
 SLACK_SECONDS = 60.0  # tolerance of the time at which Slurm warns of a time limit
+RANGES = (
+    positive(*(f"launcher.slurm.{key}" for key in ("nodes", "cpus", "memory_gb", "side_memory_gb", "warning_seconds"))),
+    not_negative("launcher.slurm.gpus", "launcher.slurm.side_nice"),
+)
 PHASES = {  # Slurm's state → phase; any other state is that of an ended job
     **dict.fromkeys(
         ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
@@ -40,7 +48,23 @@ class Slurm(Scheduler):
 
     def check(self, config: Config) -> None:
         super().check(config)
+        check_ranges(config, RANGES)
         launcher, slurm = config.launcher, config.launcher.slurm
+        if launcher.ranks % slurm.nodes:
+            raise UserError(
+                f"launcher.ranks={launcher.ranks} cannot be spread over launcher.slurm.nodes={slurm.nodes}: "
+                "make it a multiple, one process for each GPU."
+            )
+        for key, value in flatten(vars(slurm)).items():
+            if not all(map(str.isprintable, [key, *(value if isinstance(value, list) else [str(value)])])):
+                raise UserError(
+                    f"launcher.slurm.{key}={value!r} holds a character that cannot be printed: write it on one line."
+                )
+        for option in slurm.options:
+            if not re.fullmatch(r"[a-zA-Z][\w-]*", option):
+                raise UserError(
+                    f"launcher.slurm.options.{option} is not an option of sbatch: write {{mail-type: END}}."
+                )
         if launcher.parallel and not slurm.array:
             raise UserError(
                 f"launcher.parallel={launcher.parallel} has no effect with launcher.slurm.array=false: "
@@ -114,8 +138,28 @@ class Slurm(Scheduler):
     def names(self, ids: Iterable[str]) -> list[str]:
         return batch.arrays(ids)
 
+    @classmethod
+    def allocation(cls) -> ThisJob | None:
+        if "SLURM_JOB_ID" not in os.environ:
+            return None
+        array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+        id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+        return ThisJob(id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+    @classmethod
+    def job_variables(cls) -> list[str]:
+        if "SLURM_JOB_ID" not in os.environ:
+            return []
+        theirs = (name for name in os.environ if name.startswith(OF_A_JOB) or name in OF_A_TASK)
+        return [name for name in theirs if name != "SLURM_CONF"]
+
+    @classmethod
+    def allotted_cores(cls) -> int | None:
+        allotted = os.environ.get("SLURM_CPUS_ON_NODE", "") if "SLURM_JOB_ID" in os.environ else ""
+        return int(allotted) if allotted.isdigit() else None
+
     def this_job(self) -> ThisJob | None:
-        return allocation() if super().this_job() else None
+        return self.allocation() if super().this_job() else None
 
     def ending(self, job: ThisJob) -> Ending | None:
         """The outcome of this run where Slurm is ending it, None elsewhere; a time limit, too, ends a job for good."""
@@ -150,15 +194,6 @@ class Slurm(Scheduler):
             return 86400 * int(days or 0) + sum(60**place * part for place, part in enumerate(reversed(parts)))
         except ValueError:  # UNLIMITED, NOT_SET, INVALID
             return math.inf
-
-
-def allocation() -> ThisJob | None:
-    """The Slurm job that this process runs in, whoever submitted it; None outside of one."""
-    if "SLURM_JOB_ID" not in os.environ:
-        return None
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    id = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-    return ThisJob(id, int(os.environ.get("SLURM_RESTART_COUNT") or 0))
 
 
 def job_state(word: str, reason: str = "") -> JobState:

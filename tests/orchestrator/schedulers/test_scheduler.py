@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -12,7 +13,8 @@ import pytest
 from orchestrator import schedulers
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.schedulers.scheduler import STARTED_BY, Job, JobState, Phase, Scheduler
+from orchestrator.schedulers.local import Local
+from orchestrator.schedulers.scheduler import STARTED_BY, Job, JobState, Phase, Scheduler, usable_cores
 from orchestrator.storage.event_log import EventLog
 
 
@@ -93,3 +95,18 @@ def test_an_event_of_an_unknown_scheduler_is_a_sentence(tmp_path: Path) -> None:
     events.append("a/seed=0", "submitted", attempt=1, job="7", scheduler="pbs")
     with pytest.raises(UserError, match="'pbs'"):
         schedulers.job_states(events.open().values(), tmp_path)
+
+
+def test_what_a_new_scheduler_tells_of_its_jobs_is_heeded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its variables are hidden from other jobs, its allotment bounds the cores, and its lines are none of a cell's."""
+    monkeypatch.setattr(Bash, "job_variables", classmethod(lambda cls: ["BASH_JOB"]))
+    monkeypatch.setattr(Bash, "allotted_cores", classmethod(lambda cls: 1))
+    monkeypatch.setattr(Bash, "own_lines", re.compile("bash: "))
+    monkeypatch.setitem(schedulers.SCHEDULERS, Bash.name, Bash)
+    monkeypatch.setenv("BASH_JOB", "1")
+    assert "BASH_JOB" not in Local(tmp_path).environment(Job("m", (), "x"))
+    assert usable_cores() == 1
+    assert len(Scheduler.slots(Config())) == 1
+    assert schedulers.is_own_line("bash: fork: retry")
+    assert schedulers.is_own_line("submitit WARNING (now) - bypassing signal")
+    assert not schedulers.is_own_line("Out of memory.")

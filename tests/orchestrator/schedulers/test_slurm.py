@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from orchestrator.schedulers import Slurm
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import Config
+from orchestrator.schedulers import Local, Slurm
+from orchestrator.schedulers.scheduler import ThisJob, outside_environment
 from orchestrator.schedulers.slurm import commands
 from orchestrator.schedulers.slurm import scheduler as slurm
 from orchestrator.schedulers.slurm.scheduler import job_state as job
+from tests.naming import naming
 from tests.orchestrator.schedulers.scripted import Scripted
 
 
@@ -97,3 +102,45 @@ def test_where_nobody_says_how_long_slurm_waits_it_is_not_hurried(cluster: Scrip
 )
 def test_no_answer_is_told_from_a_refusal(said: str, expected: bool) -> None:
     assert commands.is_no_answer(said) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("nodes", 0, ["launcher.slurm.nodes=0"]),
+        ("nodes", 2, ["launcher.ranks=1", "launcher.slurm.nodes=2"]),
+        ("memory_gb", float("nan"), ["launcher.slurm.memory_gb=nan"]),
+        ("warning_seconds", 0, ["launcher.slurm.warning_seconds=0"]),
+        ("gpus", -1, ["launcher.slurm.gpus=-1"]),
+        ("side_nice", -1, ["launcher.slurm.side_nice=-1"]),
+        ("setup", ["module load x", "a\nb"], ["launcher.slurm.setup"]),
+        ("partition", "gpu\n#SBATCH --uid=0", ["launcher.slurm.partition"]),
+        ("options", {"mail type": "END"}, ["launcher.slurm.options.mail type"]),
+    ],
+)
+def test_its_settings_are_checked_where_it_is_chosen(tmp_path: Path, key: str, value: Any, named: list[str]) -> None:
+    config = Config()
+    Slurm(tmp_path).check(config)
+    setattr(config.launcher.slurm, key, value)
+    with pytest.raises(UserError, match=naming(*named)):
+        Slurm(tmp_path).check(config)
+    Local(tmp_path).check(config)
+
+
+def test_the_environment_of_a_job_is_hidden_from_others_but_not_where_slurm_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CONF", "SLURM_CPUS_ON_NODE", "SUBMITIT_EXECUTOR", "RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert Slurm.allocation() is None
+    assert "RANK" in outside_environment(), "left in the environment of a shell: no job"
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert Slurm.allocation() == ThisJob("7_2", 3)
+    assert Slurm(tmp_path).this_job() is None, "somebody else submitted it"
+    left = outside_environment()
+    assert "SLURM_CONF" in left
+    assert not {"SLURM_JOB_ID", "SLURM_CPUS_ON_NODE", "SUBMITIT_EXECUTOR", "RANK"} & left.keys()

@@ -146,7 +146,7 @@ def test_jobs_on_one_machine_share_its_cores(
 
 
 def test_a_slurm_job_uses_the_cores_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.common.environment import usable_cores
+    from orchestrator.schedulers.scheduler import usable_cores
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)})
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
