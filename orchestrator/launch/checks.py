@@ -23,8 +23,8 @@ def check(experiment: Experiment) -> None:
         scheduler = chosen(config)(experiment.directory)
         if not scheduler.queues and config.train.device == Device.cuda and not torch.cuda.is_available():
             raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
-        distributed.check(config, config.launcher.ranks)
         scheduler.check(config)
+        distributed.check(config, config.launcher.ranks)
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)
