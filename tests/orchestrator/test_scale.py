@@ -21,7 +21,7 @@ from rich.console import Console
 from orchestrator import monitoring
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.launch.launcher import launch
-from orchestrator.monitoring import cells, reading
+from orchestrator.monitoring import cells, newest_reading
 from orchestrator.storage import event_log, locks, metrics_log
 from tests.conftest import SMALL
 from tests.orchestrator.stub import EVERY, final_loss, leave_behind
@@ -83,7 +83,7 @@ def bytes_read(directory: Path) -> int:
     def so_far() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])  # rchar
 
-    for kept in (cells.plan_of, cells._plan_in, reading._read):
+    for kept in (cells.plan_of, cells._plan_in, newest_reading._read):
         kept.cache_clear()
     before = so_far()
     monitoring.read_status(directory)
