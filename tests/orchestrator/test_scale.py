@@ -124,7 +124,7 @@ def test_a_look_parses_the_event_log_equally_often_however_many_cells(
 def test_a_launcher_that_looks_again_holds_no_more(made: Experiment, terminal: bool) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=40)
     held = []
-    with locks.hold(monitoring.experiment_lock(made.directory)), monitoring.Screen(made.directory, console) as screen:
+    with locks.hold(locks.of_launcher(made.directory)), monitoring.Screen(made.directory, console) as screen:
         tracemalloc.start()
         try:
             for look in range(1, 13):
