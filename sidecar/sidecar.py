@@ -175,7 +175,7 @@ class Sidecar:
         if set(tensors) != set(self.tensors()):
             raise ValueError(
                 f"the saved sidecar's {len(tensors)} tensors are not the {len(self.tensors())} that this one needs: "
-                "save what `tensors` returns beside `state_dict`."
+                "save what `tensors` returns beside `state_dict`; a channel's `memory` has its names from the start."
             )
         saved = state["decision"].get("values", {})
         for name, values in saved.items():

@@ -65,7 +65,10 @@ class Channel(ABC):
         """Start to accumulate what `slope` needs to know of the steps since the last `set`."""
 
     def memory(self) -> dict[str, Tensor]:
-        """Everything accumulated since the last `set`, name → tensor: a restart continues from it bit for bit."""
+        """Whatever the channel carries from step to step, name → tensor: a restart continues from it bit for bit.
+
+        The names are the same from construction on, after `follow`; values may change.
+        """
         return {}
 
     def remember(self, memory: Mapping[str, Tensor]) -> None:

@@ -27,7 +27,12 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    "settings", [*SETTINGS, *({"channels": [name]} for name in CHANNELS), {"channels": list(CHANNELS)}]
+    "settings",
+    [
+        *SETTINGS,
+        *(pytest.param({"channels": [name]}, id=name) for name in CHANNELS),
+        pytest.param({"channels": list(CHANNELS)}, id="all-channels"),
+    ],
 )
 @pytest.mark.parametrize("cut", [0, 1, 5, 9, 10, 14])
 def test_resume_is_bitwise(settings: dict[str, Any], cut: int) -> None:

@@ -62,6 +62,8 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("health", "Health", lambda c: [layers.pathologies(c)]),
     ("differences", "What differs", lambda c: [provenance.differing(c), provenance.shared(c)]),
 )
+if strays := {chapter for chapter, _ in FIGURES.values()} - {key for key, _, _ in CHAPTERS}:
+    raise ValueError(f"FIGURES has figures in {', '.join(sorted(strays))}, which is not a chapter: add it to CHAPTERS.")
 
 
 def chapters(c: Comparison, drawn: Collection[str]) -> list[Chapter]:

@@ -54,9 +54,9 @@ def _run(cell: Path, commands: Path, number: int) -> None:
     os.environ.update(PATH=f"{commands}:/usr/bin:/bin", SLURM_JOB_ID="7", **{STARTED_BY: "slurm"})
     started = worker.environment
 
-    def signalled(device: object) -> object:  # as it says that it begins
+    def signalled(*about: object) -> object:  # as it says that it begins
         os.kill(os.getpid(), number)
-        return started(device)  # type: ignore[arg-type]
+        return started(*about)  # type: ignore[arg-type]
 
     worker.environment = signalled  # type: ignore[assignment]
     worker.run_job(cell)
