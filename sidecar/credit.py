@@ -35,7 +35,7 @@ class Credit(ABC):
         """The step for `noise` z and `slopes` ∂reward/∂x_i of the held-out gradient (zeros without one), [units]."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs, JSON-able."""
+        """The state from which a restart continues, JSON-able."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ THIRDS = ("early", "middle", "late")  # of the run
 
 @dataclass(frozen=True)
 class Multipliers:
-    """One channel of one cell, by decision; without the last decision, which no step followed."""
+    """The decisions of one channel of one cell. The last is left out, since no step followed it."""
 
     steps: list[int]  # [D], at which each decision took effect
     units: list[str]  # [U]
