@@ -8,7 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def job(directory: Path) -> str:
     return EventLog(directory).last()[CELL].job
 
 
+@contextmanager
+def frozen(directory: Path) -> Iterator[None]:
+    """Stop the cell's process for the length of the block: it cannot end while a command starts, however slowly."""
+    claim = lease.newest(directory / CELL)
+    assert claim
+    os.kill(claim.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # Slurm's own SIGCONT has let it end
+            os.kill(claim.pid, signal.SIGCONT)
+
+
 def ends_as(whole: Path, directory: Path) -> None:
     """The cell is done, compared, and has the weights, records and readings of one that was left alone."""
     events = EventLog(directory)
@@ -110,14 +124,16 @@ def test_preempted_by_a_higher_partition(cluster: Cluster, start: Start, run: Ru
 
 def test_requeued_by_an_operator(cluster: Cluster, start: Start, whole: Path) -> None:
     directory = start()
-    cluster.run("scontrol", "requeue", job(directory))
+    with frozen(directory):
+        cluster.run("scontrol", "requeue", job(directory))
     ends_as(whole, directory)
     assert states(directory) == ["submitted", "running", "preempted", "running", "done"]
 
 
 def test_signalled(cluster: Cluster, start: Start, whole: Path) -> None:
     directory = start()
-    cluster.run("scancel", "--signal=USR2", job(directory))
+    with frozen(directory):
+        cluster.run("scancel", "--signal=USR2", job(directory))
     ends_as(whole, directory)
     assert states(directory) == ["submitted", "running", "preempted", "running", "done"]
 
@@ -125,7 +141,8 @@ def test_signalled(cluster: Cluster, start: Start, whole: Path) -> None:
 def test_cancelled_and_resumed(cluster: Cluster, start: Start, run: Run, whole: Path) -> None:
     directory = start()
     first = job(directory)
-    done = run("orchestrator.status", str(directory), "--cancel")
+    with frozen(directory):
+        done = run("orchestrator.status", str(directory), "--cancel")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: cluster.state(first) == "CANCELLED")
     told = run("orchestrator.status", str(directory)).stdout
@@ -154,7 +171,8 @@ def test_killed_cells_are_tried_again(start: Start, whole: Path) -> None:
 def test_cancelled_by_hand_and_forgotten_by_slurm(cluster: Cluster, start: Start, run: Run) -> None:
     """It is stopped for good: nobody who asks Slurm later, and is told of no such job, starts it again."""
     directory = start()
-    cluster.run("scancel", job(directory))
+    with frozen(directory):
+        cluster.run("scancel", job(directory))
     events = EventLog(directory)
     wait_for(lambda: (last := events.comparison()) and last.state in ("done", "failed"))
     assert states(directory) == ["submitted", "running", "stopped"]
