@@ -1,4 +1,4 @@
-"""What a message must name: files, keys, values and cures, whatever the words between."""
+"""Checks that a message names files, keys, values and cures, whatever the words between."""
 
 from __future__ import annotations
 

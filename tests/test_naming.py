@@ -1,4 +1,4 @@
-"""What `names` takes for a named word, and what not."""
+"""`names` finds whole words in any order, and nothing else."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ sys.addaudithook(refuse)
 
 
 def _do(*words: str | Path, cwd: Path) -> str:
-    """What a command prints, under an environment in which nothing leads Python to the checkout."""
+    """The output of a command in an environment that does not lead Python to the checkout."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     done = subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"

@@ -108,8 +108,7 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
     content = source.read_bytes()
     try:
-        # libyaml, where installed, is faster: the recorded git diff is one long scalar
-        spec = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        spec = load.plain_yaml(content)  # its recorded git diff is one long scalar
         json.dumps(spec, default=str, allow_nan=False)  # refuses NaN, infinity and cycles, which JSON cannot hold
     except Exception as error:  # whatever the constructors of PyYAML raise, from KeyError to OverflowError
         raise UserError(f"{source} is not YAML ({one_line(error)}): restore it or run the experiment again.") from error

@@ -51,6 +51,11 @@ def _parsed(text: str) -> Config | None:
     return from_dictconfig(cfg) if isinstance(cfg, DictConfig) else None
 
 
+def plain_yaml(text: str | bytes) -> Any:
+    """The plain values of a YAML text. Raises `yaml.YAMLError`, and other errors for values of a wrong form."""
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml, where installed, is faster
+
+
 def launcher_from(recorded: dict[str, Any]) -> LauncherConfig:
     """The launcher that `to_plain` recorded. Raises `UserError` where it is not of this schema."""
     return _typed(LauncherConfig, recorded)

@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        recorded = yaml.safe_load(path.read_text())
+        recorded = load.plain_yaml(path.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path} cannot be read ({error}): restore it, or choose another name.") from error
     if not isinstance(recorded, dict) or not {"arms", "declared", "seeds", "code"} <= recorded.keys():

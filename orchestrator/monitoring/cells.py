@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import statistics
 import time
 from contextlib import suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
+from orchestrator.config.load import SEED, plain_yaml
 from orchestrator.monitoring.newest_reading import Newest, newest
 from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
 from orchestrator.schedulers import is_own_line, job_states, log_of, of_entry
@@ -27,7 +27,6 @@ RECENT, FURTHEST = 8, 200  # newest records that show the trend of the loss, and
 PATIENCE = 5.0  # seconds between two queries of a queue
 COMPARES = "to compare, repeat the experiment's command, or status --resume"
 LOG_LINES, LOG_BYTES = 6, 8192  # of a log, at most, that are shown
-_SEED = re.compile(r"^seed: \d+$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -108,14 +107,14 @@ class CellStatus:
 def plan_of(cell_dir: Path) -> Plan:
     """The plan of a cell, whose configuration does not change. Raises `ValueError` where it cannot be read."""
     try:
-        return _plan_in(_SEED.sub("", (cell_dir / "config.yaml").read_text()))
+        return _plan_in(SEED.sub("", (cell_dir / "config.yaml").read_text()))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow
 def _plan_in(text: str) -> Plan:
-    content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # libyaml where it is there
+    content = plain_yaml(text)
     return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), tuple(map(str, content["arms"])))
 
 

@@ -87,7 +87,7 @@ def write(root: Path) -> None:
 
 
 def timed(stage: str, work: Callable[[], Any]) -> Any:
-    """What `work` returns, with its time and the highest memory so far in print."""
+    """Return the result of `work`; print its time and the highest memory so far."""
     started = time.perf_counter()
     result = work()
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,4 +1,4 @@
-"""What a reading costs the training beside it, as a share of the cell's wall time: `make bench`. Asserts nothing."""
+"""The cost of a reading as a share of its cell's wall time: `make bench`. Asserts nothing."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def resident() -> float:
 
 
 def look(directory: Path, *, terminal: bool) -> None:
-    """What a launcher's loop does to its memory: it looks, and shows what it saw, again and again."""
+    """The memory of a launcher that reads and shows the status again and again."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100, height=50)
     held, taken = {}, []
     with monitoring.Screen(directory, console) as screen:

@@ -1,4 +1,4 @@
-"""How often the comparison's statistics are wrong where the truth is known, by simulation: `make bench`.
+"""Error rates of the comparison's statistics where the truth is known, by simulation: `make bench`.
 
 tests/orchestrator/analysis/test_calibration.py asserts the same rates on fewer draws.
 """
@@ -37,7 +37,7 @@ SECONDARY = [(metric, domain) for metric in ("validation", "best") for domain in
 
 
 def share(events: Iterable[bool]) -> float:
-    """How often something happened."""
+    """The share of `events` that are true."""
     return float(np.mean(list(events)))
 
 
@@ -85,7 +85,7 @@ def equivalent(law: Law, n: int, spread: float, repeats: int) -> float:
 
 
 def budget_verdict(budgets: np.ndarray) -> str:
-    """What conservation says of pairs with these budgets, [n, 2], where chance gives CHANCE positions."""
+    """The conservation of pairs with these budgets, [n, 2], where chance gives CHANCE positions."""
     chance = {f"{REFERENCES[0]}_expected": CHANCE}
     cells = [[_cell({REFERENCES[0]: count} | chance, "hub") for count in pair] for pair in budgets.tolist()]
     return conserve("b", [Pair(a, b, ()) for a, b in cells], REFERENCES[0]).verdict

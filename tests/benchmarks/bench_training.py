@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def sidecars() -> None:
-    """What a sidecar costs: whole training steps with it over those without, both in this run."""
+    """The cost of a sidecar: whole training steps with it over those without, both in this run."""
     config = Config()
     spec = build_spec(layers=11, width=64, head_dim=8, vocab_size=264, seq_len=128)
     interval, rows = config.sidecar.interval, torch.randint(264, (4, 129))

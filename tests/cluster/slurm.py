@@ -90,7 +90,7 @@ class Cluster:
         self.daemons.pop(node).kill()
 
     def run(self, *command: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
-        """What a command of the cluster prints."""
+        """Run a command of the cluster and return its output."""
         done = subprocess.run(command, env=env or self.env, capture_output=True, text=True, timeout=PATIENCE)
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout

@@ -112,7 +112,7 @@ def test_an_array_larger_than_the_cluster_takes_is_refused(
 def test_only_jobs_of_the_experiment_are_believed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What squeue says of a script is what `scheduler.jobs` reads from it."""
+    """`Slurm.states` reads squeue's own output for a script."""
     monkeypatch.setenv("SLURM_CONF", cluster.env["SLURM_CONF"])
     monkeypatch.setenv("SQUEUE_STATES", "RUNNING")  # of a user who never looks at what waits
     script = tmp_path / "it's | x/jobs/.submission_file_1.sh"

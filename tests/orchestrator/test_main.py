@@ -1,4 +1,4 @@
-"""What a user types, and what a user mistypes."""
+"""Commands as users type and mistype them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Orchestrate = Callable[..., int]
 
 
 def sentence(capsys: pytest.CaptureFixture[str]) -> str:
-    """What was said on stderr: one line, no traceback."""
+    """The one line on stderr, which is not a traceback."""
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1, error
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""What a file, a name or a key could do to whoever runs experiments, tried on real runs as processes of their own."""
+"""Attacks by a file, a name or a key on whoever runs experiments, tried on real runs in processes of their own."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_submitit_quotes_what_a_name_may_hold(tmp_path: Path) -> None:
 
 @dataclass
 class Ran:
-    """What a run left: where, the exit code and everything that it printed."""
+    """The directory, exit code and whole output of a run."""
 
     base: Path
     code: int

@@ -195,7 +195,7 @@ class Ridge(Descent):
 
 
 def means(sidecar: Sidecar, channel: str) -> list[float]:
-    """What the policy holds best: its mean log-multipliers, within their limits."""
+    """The policy's mean log-multipliers, within their limits."""
     learner = sidecar.learners[channel]
     mean = learner.policy.mean(learner.policy.theta, learner.drawn["features"])
     return mean.clamp(*learner.limits).tolist()

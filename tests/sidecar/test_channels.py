@@ -1,4 +1,4 @@
-"""What each channel presses on, how, and what its bounds are checked against."""
+"""Each channel acts on its parameters as defined, and checks its bounds."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ TENSORS = [f"model.layers.{i}.{kind}.weight" for i in range(4) for kind in ("sel
 
 
 def decision(step: int, number: int, values: dict[str, float]) -> dict[str, Any]:
-    """What `Sidecar.record` says of the decay channel."""
+    """The decay channel's part of `Sidecar.record`."""
     return {
         "step": step, "reward": 0.1, "baseline": 0.1, "deviation": 0.0, "advantage": 0.0, "evaluations": 2 * number,
         "backwards": number, "sigma": {"decay": 0.3}, "entropy": {"decay": 0.2}, "summary": {},

@@ -58,7 +58,7 @@ def test_role_strips_carry_letters_and_colours_of_every_layer(experiment: Write)
 
 
 def hover(heatmap: go.Heatmap, layer: int, reading: int) -> str:
-    """What a square says, its places filled as plotly does."""
+    """The hover text of a square, with its placeholders filled as plotly does."""
     told = heatmap.hovertemplate.replace("%{y}", str(layer)).removesuffix("<extra></extra>")
     for k, value in enumerate(heatmap.customdata[layer][reading]):
         told = told.replace(f"%{{customdata[{k}]}}", str(value))
@@ -219,7 +219,7 @@ def tab() -> Iterator[Page]:
 
 
 def test_names_are_read_as_they_were_written(experiment: Write, tmp_path: Path, tab: Page) -> None:
-    """What a browser shows of hostile names in legend, titles and hover."""
+    """A browser shows hostile names literally in legend, titles and hover."""
     figures = draw(compute(experiment(arms=NAMES, seeds=(0, 1))))
     write(figures, tmp_path)
     shown = [*NAMES[:-1], "an arm whose name goes on and on and on…"]

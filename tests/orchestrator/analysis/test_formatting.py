@@ -1,4 +1,4 @@
-"""How numbers are written where they round to nothing or are not known."""
+"""Numbers that round to nothing or are not known are written as such."""
 
 from __future__ import annotations
 

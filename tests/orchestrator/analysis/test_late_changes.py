@@ -1,4 +1,4 @@
-"""What was added only after cells had finished is reported, and nothing else is."""
+"""Additions to an experiment are reported if its cells had finished before, and only then."""
 
 from __future__ import annotations
 

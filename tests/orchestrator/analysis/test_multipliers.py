@@ -1,4 +1,4 @@
-"""What the sidecars did, as tables, sections and figures tell it."""
+"""Tables, sections and figures of the sidecars' multipliers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes two cells a pair, and what keeps them from being one."""
+"""Two cells are a pair, or are refused as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of where cells came from."""
+"""The provenance of cells: keys, code and versions."""
 
 from __future__ import annotations
 

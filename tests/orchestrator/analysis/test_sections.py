@@ -26,7 +26,7 @@ Edit = Callable[[Path, Callable[[list[dict]], object]], None]
 
 
 def term(section: Section, head: str) -> str | None:
-    """What the head of a column opens, as the page has it."""
+    """The definition that the head of a column opens in the page."""
     names = [name.split("\n")[0] for name in section.columns]
     cell = re.findall(r'<th scope="col">.*?</th>', table(section), re.DOTALL)[names.index(head)]
     found = re.search(r"#define-(\w+)", cell)

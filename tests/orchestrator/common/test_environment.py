@@ -1,4 +1,4 @@
-"""What is recorded of a process, against what the system's own tools say."""
+"""The record of a process agrees with the system's own tools."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def test_letters_tell_roles_apart_without_colour() -> None:
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
 def test_shades_of_roles_stay_apart(deficiency: str | None) -> None:
     def shades(role: str) -> list[np.ndarray]:
-        """Those of 0 %, 25 % … of the seeds, as a linear colour scale gives them."""
+        """The colours of 0 %, 25 % … of the seeds on a linear colour scale."""
         pale, full = rgb(mark(role).palest), rgb(colour(role))
         mixed = [(1 - share) * pale + share * full for share in np.linspace(0, 1, 5)]
         return [seen("#" + "".join(f"{round(255 * c):02x}" for c in paint), deficiency) for paint in mixed]

@@ -1,4 +1,4 @@
-"""Which row comes n-th: pure, exact, in the asked proportions."""
+"""The n-th row is a pure function, exact and in the proportions asked for."""
 
 from __future__ import annotations
 

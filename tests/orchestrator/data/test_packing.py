@@ -68,7 +68,7 @@ def test_many_rows_are_written_in_pieces(tmp_path: Path) -> None:
 
 
 def test_a_group_is_in_one_split(tmp_path: Path) -> None:
-    """What a split leaves of its last group is dropped, even where one group takes many batches to encode."""
+    """The rest of a split's last group is dropped, even where one group takes many batches to encode."""
     groups = [[letter * 9] * 700 for letter in "abcdef"]
     write_domain("t", groups, ByteTokenizer(), DataConfig(heldout_tokens=21), 4, tmp_path / "r")
     seen = {split: {t for row in read(tmp_path / f"r/{split}.parquet") for t in row} for split in (*HELDOUT, "train")}

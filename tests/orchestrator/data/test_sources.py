@@ -249,7 +249,7 @@ def test_hub_failures_are_one_sentence(
 
 
 def test_a_stream_is_read_no_further_than_asked(tmp_path: Path) -> None:
-    """What lies behind the documents taken may even be broken."""
+    """A source may be broken behind the documents that are taken."""
     write_jsonl(tmp_path / "corpus/train-1.jsonl", TEXTS)
     (tmp_path / "corpus/train-2.jsonl").write_text("{broken\n")
     config = DomainConfig(source=Source.hub, path=str(tmp_path / "corpus"), streaming=True)

@@ -1,4 +1,4 @@
-"""Which cell `needs` names, the order it gives to the cells, and what is refused before anything is trained."""
+"""`needs` names a cell and orders the cells; mistakes are refused before anything is trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `expect` may say, what a line reads in a reading written by hand, and what is refused."""
+"""Lines of `expect` are parsed or refused, and measured on readings written by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader sees: a page as lines of text, and results whose roles the test decides."""
+"""A page as lines of text, and readings whose roles the test decides."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def printed(page: RenderableType, width: int = 100) -> list[str]:
 
 
 def entry(lines: Sequence[str], label: str) -> str:
-    """What stands behind a label of the summary, on one line."""
+    """The entry behind a label of the summary, on one line."""
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{label} "))
     end = next((i for i in range(start + 1, len(lines)) if not lines[i].startswith(" ")), len(lines))
     return " ".join(" ".join([lines[start].removeprefix(label), *lines[start + 1 : end]]).split())

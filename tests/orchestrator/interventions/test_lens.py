@@ -1,4 +1,4 @@
-"""What each layer does to a text, against a forward pass written out in float64."""
+"""The effect of each layer on a text agrees with a forward pass written out in float64."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ TOUCHED = 400  # more of these than an attempt makes: a fault that is due later 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to an attempt as it touches the disk for the nth time, or to the disk after the attempt."""
+    """A fault that meets an attempt as it touches the disk for the nth time, or the disk after the attempt."""
 
     kind: str
     touch: int = 0
@@ -194,7 +194,7 @@ def waits_for_one_of(frozen: list[int], note: Path) -> bool:
 
 
 def spoil(cell: Path, fault: Fault) -> set[str]:
-    """What may have become of the files of a cell that nobody runs; the checkpoints that were damaged."""
+    """Damage files of a cell that nobody runs; return the checkpoints that were damaged."""
     dice = random.Random(fault.seed)
     saved = sorted((cell / "checkpoints").glob("step_????????"))
     files = [cell / "metrics.jsonl"] if fault.kind == "cut metrics log" else [cell.parents[1] / "events.jsonl"]

@@ -1,4 +1,4 @@
-"""How a cell's process leaves its job, by what Slurm says of it: real cells, and a Slurm that only answers."""
+"""A cell's process leaves its job according to Slurm's answer: real cells, and a Slurm that only answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests of launching on a scripted cluster share."""
+"""Helpers for tests that launch on a scripted cluster."""
 
 from __future__ import annotations
 

@@ -246,7 +246,7 @@ def test_status_of_no_experiment_is_a_sentence(tmp_path: Path, capsys: pytest.Ca
 def test_a_cell_can_be_run_by_itself(
     orchestrate: Callable[..., int], small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What a job does, for a job script written by hand."""
+    """The command that a job runs also works in a job script written by hand."""
     assert orchestrate(*small, "launcher=debug", "name=x", "train.steps=4", "forensics.every=4") == 0
     cell = tmp_path / "outputs/x/main/seed=0"
     (tmp_path / "outputs/x/events.jsonl").unlink()

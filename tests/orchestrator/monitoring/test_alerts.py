@@ -1,4 +1,4 @@
-"""What is said of a cell, and when nothing is."""
+"""Alerts of a cell, and cells without any."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_failed_cells_log_is_named(cell: Write, log: str) -> None:
 
 
 def test_a_scheduler_alone_knows_where_its_logs_are(cell: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a cell that a queue has, and of one that a launcher of this machine ran."""
+    """The reason of a loss, for a cell of a queue and for one that a launcher of this machine ran."""
     monkeypatch.setattr(Slurm, "log_of", lambda self, id: self.folder / f"slurm-{id}.txt")
     queued, here = cell(seed=0), cell(seed=1)
     events = EventLog(queued.parents[1])

@@ -1,4 +1,4 @@
-"""What is read of cells, whole, half written, broken or not there."""
+"""The status of cells whose files are whole, half written, broken or missing."""
 
 from __future__ import annotations
 

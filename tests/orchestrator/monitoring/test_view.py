@@ -1,4 +1,4 @@
-"""What a terminal shows, at every width."""
+"""The status fits terminals of every width."""
 
 from __future__ import annotations
 

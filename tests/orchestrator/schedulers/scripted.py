@@ -56,7 +56,7 @@ class Scripted:
             (self.bin / name).chmod(0o755)
 
     def says(self, name: str, text: str) -> None:
-        """What is in the file `name` from now on."""
+        """Set the content of the file `name`."""
         (self.root / name).write_text(text)
 
     def asked(self, command: str) -> list[str]:

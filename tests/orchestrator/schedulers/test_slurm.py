@@ -1,4 +1,4 @@
-"""What is made of Slurm's answers."""
+"""Slurm's answers become states of jobs."""
 
 from __future__ import annotations
 

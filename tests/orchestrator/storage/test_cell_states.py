@@ -1,4 +1,4 @@
-"""Which states of a cell may follow which, and that an impossible one costs no event."""
+"""States of a cell follow each other as the table says, and an impossible one costs no event."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def new_clock() -> None:
-    """What a test did to the clock is not remembered by the next."""
+    """Forget the clock that a test has set before the next test."""
     lease._clock_ahead.cache_clear()
 
 

@@ -25,7 +25,7 @@ def inspect(run: Path) -> list[dict[str, Any]]:
 
 
 def summary_of(run: Path) -> dict[str, Any]:
-    """What W&B's table of runs would show of it."""
+    """The summary that W&B's table of runs would show."""
     command = [WANDB, "leet", "inspect", "--summary", "--json", run]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["summary"]
 

@@ -1,4 +1,4 @@
-"""What the tracker needs is there before anything is trained, or the command is refused."""
+"""A command whose tracker cannot work is refused before anything is trained."""
 
 from __future__ import annotations
 

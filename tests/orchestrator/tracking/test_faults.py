@@ -33,7 +33,7 @@ def services() -> list[int]:
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the tracker said; W&B's own log goes to its own file."""
+    """The warnings of the tracker; W&B's own log goes to its own file."""
     return [r.message for r in caplog.records if r.name == "orchestrator.tracking.run"]
 
 

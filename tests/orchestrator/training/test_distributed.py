@@ -287,7 +287,7 @@ def test_a_slot_has_a_gpu_for_every_rank(monkeypatch: pytest.MonkeyPatch, small:
 
 
 def test_a_shell_in_an_allocation_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a process that Slurm gave four tasks to, but that is not a task itself."""
+    """The variables of a process in a Slurm job of four tasks that is not a task itself."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     assert rendezvous.this_rank() is None

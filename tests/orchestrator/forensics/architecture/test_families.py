@@ -118,7 +118,7 @@ def silence(model: nn.Module) -> None:
 
 
 class Flow:
-    """What went in and out of the leaf modules of one block, for a single token: there position does nothing."""
+    """Inputs and outputs of one block's leaf modules for a single token, where position does nothing."""
 
     def __init__(self, model: PreTrainedModel, index: int) -> None:
         stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS]
@@ -217,7 +217,7 @@ def _scale(norm: nn.Module) -> Tensor:
 
 
 def _places(flow: Flow, attention: tuple[Tensor, Tensor], ffn: tuple[Tensor, Tensor]) -> dict[str, nn.Module]:
-    """Which norm does what, from what it reads and writes."""
+    """Kind → the norm of that kind, found by its input and output."""
     found: dict[str, nn.Module] = {}
     norms = [(m, r, w) for m, r, w in flow.norms if getattr(m, "weight", None) is not None and r.shape[1] == WIDTH]
     closed = any(_same(written, flow.left) for _, _, written in norms)  # BERT normalises the stream itself

@@ -1,4 +1,4 @@
-"""What is inferred from names and shapes agrees with what the table knows, and what is assumed is said."""
+"""Layouts inferred from names and shapes agree with the table, and every assumption is stated."""
 
 from __future__ import annotations
 

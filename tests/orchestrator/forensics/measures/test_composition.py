@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def _sides(ours: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What the embedding and each layer write [d, ·], and what each layer reads [·, d]."""
+    """The matrices with which the embedding and each layer write [d, ·] and each layer reads [·, d]."""
     layers = range(len(ours.spec["layers"]))
     writes = [ours.tensors["model.embed_tokens.weight"].astype(np.float64).T]
     writes += [np.concatenate([ours.weight(i, kind) for kind in ("o", "down")], axis=1) for i in layers]

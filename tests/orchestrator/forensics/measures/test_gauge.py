@@ -1,4 +1,4 @@
-"""What a measure must not see: the order of positions, heads and coordinates, and how gate and up share a scale."""
+"""Measures ignore the order of positions, heads and coordinates, and how gate and up share a scale."""
 
 from __future__ import annotations
 

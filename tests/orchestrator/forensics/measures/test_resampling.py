@@ -77,7 +77,7 @@ def test_weights_of_zero_leave_nothing() -> None:
 
 
 def test_the_largest_of_many_sums_is_as_large_as_it_should_be() -> None:
-    """What decides about outliers: the tail of a heavy-tailed layer's column sums."""
+    """The tail of a heavy-tailed layer's column sums, which decides about outliers."""
     rng = np.random.default_rng(2)
     w = rng.standard_t(4, size=(512, 64)).astype(np.float32)
     entries = entries_of(torch.from_numpy(w))

@@ -1,4 +1,4 @@
-"""What the probe runs: models and tokens from directories as they are found."""
+"""The probe runs models and tokens from directories as users have them."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _reference(ours: Any, layer: int, medians: dict[str, tuple[float, float]], g
 
 
 def _across(ours: Any) -> list[dict[str, float | None]]:
-    """What a layer is only in relation to the others: heads, composition, super weights."""
+    """Measures of a layer among the others: heads, composition, super weights."""
     layers = range(len(ours.spec["layers"]))
     prints, writes, reads, written = [], [ours.tensors["model.embed_tokens.weight"].astype(np.float64).T], [], []
     for i in layers:

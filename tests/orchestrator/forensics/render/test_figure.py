@@ -42,7 +42,7 @@ def _no_warnings() -> Iterator[None]:
 
 @pytest.fixture
 def result(checkpoint: Callable[..., Any]) -> Callable[..., Reading]:
-    """Of a model as deep as is asked for, with every role and a tie in it."""
+    """A reading of a model of the given depth, with every role and a tie in it."""
 
     def build(depth: int, norm: str = "sandwich", **changes: Any) -> Reading:
         small = {"widths": (8,) * depth, "heads": 2, "kv_heads": 2, "head_dim": 4, "ffn": 12, "norm": norm}

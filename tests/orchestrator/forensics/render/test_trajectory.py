@@ -49,7 +49,7 @@ def growing(checkpoint: Callable[..., Any]) -> Callable[..., list[Reading]]:
 
 
 def ratio_of(ours: Any) -> float:
-    """Of layer 2's gate, by numpy."""
+    """The spectral norm of layer 2's gate over its peers', by numpy."""
     norms = [np.linalg.norm(ours.weight(layer, "gate"), 2) for layer in range(4)]
     return float(norms[2] / np.median(np.delete(norms, 2)))
 

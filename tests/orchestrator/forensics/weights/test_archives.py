@@ -1,4 +1,4 @@
-"""What torch.save wrote is read through every usual nesting; what could run code is not, and says so."""
+"""Files of torch.save are read through every usual nesting; one that could run code is refused."""
 
 from __future__ import annotations
 

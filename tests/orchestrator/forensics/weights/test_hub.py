@@ -28,7 +28,7 @@ for source in sys.argv[1:]:
 
 
 def _local(sources: list[str], home: Path, **environment: str) -> list[str]:
-    """What a fresh process prints, a line each: the hub's settings are read when it is imported."""
+    """The lines that a fresh process prints; the hub's settings are read when it is imported."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGINGFACE"))}
     done = subprocess.run(
         [sys.executable, "-c", CALL, *sources],

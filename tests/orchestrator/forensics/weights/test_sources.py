@@ -1,4 +1,4 @@
-"""What a path stands for: one checkpoint, a cell, or a run's checkpoints in order."""
+"""A path names one checkpoint, a cell, or a run's checkpoints in order."""
 
 from __future__ import annotations
 
