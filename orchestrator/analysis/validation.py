@@ -50,8 +50,8 @@ def check_description(spec: dict[str, Any]) -> None:
     check_shape("its content", spec, DESCRIPTION)
     seeds = spec["seeds"]
     check_all("seeds", seeds, WHOLE)
-    if again := [seed for seed in seeds if seeds.count(seed) > 1]:
-        raise ShapeError(f"seeds has {again[0]} more than once, but a replicate counts once")
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ShapeError(f"seeds has {repeated[0]} more than once, but a replicate counts once")
     check_all("code", spec["code"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)

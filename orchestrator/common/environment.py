@@ -69,10 +69,10 @@ def code() -> dict[str, str]:
     An installed package is not tracked, even where its environment lies inside somebody's repository.
     The diff begins with the untracked source files, each with the sha256 of its content.
     """
-    here = Path(__file__).resolve()
-    root = here.parents[2]  # which holds all packages
+    source = Path(__file__).resolve()
+    root = source.parents[2]  # which holds all packages
     commands = (
-        ["ls-files", "--error-unmatch", "--", str(here)],
+        ["ls-files", "--error-unmatch", "--", str(source)],
         ["rev-parse", "HEAD"],
         ["diff", "--no-ext-diff", "--no-color", "HEAD"],
         ["ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES],

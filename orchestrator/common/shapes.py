@@ -114,18 +114,18 @@ def _value(of: Any, value: Any, where: str, key: str) -> Any:
     arguments = get_args(of)
     if NoneType in arguments:
         return None if value is None else _value(arguments[0], value, where, key)
-    here = f"{where}.{key}" if where else key
+    at = f"{where}.{key}" if where else key
     if is_dataclass(of):
-        return from_json(of, value, here)  # type: ignore[arg-type]
+        return from_json(of, value, at)  # type: ignore[arg-type]
     is_list = get_origin(of) is list
     check(where or "its content", key, value, LIST if is_list else MAPPING)
     inner = arguments[-1]
     if kind := _kind_of(inner):
-        check_all(here, value, kind)
+        check_all(at, value, kind)
         return value
     if is_list:
-        return [_value(inner, entry, here, str(index)) for index, entry in enumerate(value)]
-    return {name: _value(inner, entry, here, name) for name, entry in value.items()}
+        return [_value(inner, entry, at, str(index)) for index, entry in enumerate(value)]
+    return {name: _value(inner, entry, at, name) for name, entry in value.items()}
 
 
 @cache

@@ -55,31 +55,31 @@ def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) 
     return None
 
 
-def after(events: EventLog, scheduler: Scheduler, here: ThisJob, code: int, retries: int, backoff: float) -> None:
+def after(events: EventLog, scheduler: Scheduler, job: ThisJob, code: int, retries: int, backoff: float) -> None:
     """Requeue this job, whose cell's process ended with exit code `code`, or record the reason against it.
 
     Does nothing where the scheduler is ending the job by itself, or another run has the cell.
     """
-    cell = None if scheduler.ending(here) else events.cell_of(here.id)
+    cell = None if scheduler.ending(job) else events.cell_of(job.id)
     if cell is None:
         return
     entry = events.last()[cell]
-    if entry.job != here.id or entry.restart > here.restart:
+    if entry.job != job.id or entry.restart > job.restart:
         return
-    which: dict[str, Any] = {"attempt": entry.attempt, "job": here.id, "scheduler": scheduler.name}
-    if entry.restart == here.restart and entry.state not in ("submitted", "running"):
+    which: dict[str, Any] = {"attempt": entry.attempt, "job": job.id, "scheduler": scheduler.name}
+    if entry.restart == job.restart and entry.state not in ("submitted", "running"):
         if entry.state != "crashed":
             return  # the process has recorded how it ended
     elif code - 128 in (signal.SIGUSR2, signal.SIGTERM):  # as it started, before it could record that
         reason = f"by {_exit_reason(code)}, as it started"
-        events.append(cell, "preempted", reason=reason, restart=here.restart, **which)
-        scheduler.requeue(here.id)
+        events.append(cell, "preempted", reason=reason, restart=job.restart, **which)
+        scheduler.requeue(job.id)
         return
     else:
         reason = f"its process ended unexpectedly ({_exit_reason(code)})"
-        record_crash(events, cell, reason, restart=here.restart, **which)
+        record_crash(events, cell, reason, restart=job.restart, **which)
     pause = pause_or_give_up(events, cell, retries, backoff)
-    if pause is not None and not scheduler.requeue(here.id, pause):
+    if pause is not None and not scheduler.requeue(job.id, pause):
         events.append(cell, "failed", reason=f"{scheduler.title} did not start it again", **which)
 
 
@@ -106,10 +106,10 @@ def _retry(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR2):  # the scheduler sends them as it requeues this process's job
         signal.signal(number, signal.SIG_IGN)
     scheduler = of_this_process(options.directory)
-    here = scheduler.this_job()
-    if here is None or not scheduler.queues:
+    job = scheduler.this_job()
+    if job is None or not scheduler.queues:
         raise UserError("This process is not a job of a queue: run `status --resume` to start a cell again.")
-    after(EventLog(options.directory), scheduler, here, options.code, options.retries, options.backoff)
+    after(EventLog(options.directory), scheduler, job, options.code, options.retries, options.backoff)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,10 @@ def run_job(path: Path) -> str:
     Waits for a process that still runs the cell, such as one that outlived its launcher, then resumes from where that
     one left it. Raises nothing: a failed cell is a recorded state.
     """
-    here = of_this_process(path.parents[1]).this_job() or ThisJob(str(os.getpid()))
+    job = of_this_process(path.parents[1]).this_job() or ThisJob(str(os.getpid()))
     try:
-        with StopSignal() as stop, rendezvous.join(here.restart) as world:
-            return Worker(path, here, stop, world).run() if world.is_rank_0 else _follow(path, stop, world)
+        with StopSignal() as stop, rendezvous.join(job.restart) as world:
+            return Worker(path, job, stop, world).run() if world.is_rank_0 else _follow(path, stop, world)
     except lease.Superseded as end:
         print(end, file=sys.stderr)
         return "superseded"
@@ -74,35 +74,35 @@ def _follow(path: Path, stop: StopSignal, world: World) -> str:
 class Worker:
     """Rank 0 of a cell: takes the cell's lease, trains the cell and records its states in the event log."""
 
-    def __init__(self, path: Path, here: ThisJob, stop: StopSignal, world: World) -> None:
-        self.path, self.here, self.stop, self.world = path, here, stop, world
+    def __init__(self, path: Path, job: ThisJob, stop: StopSignal, world: World) -> None:
+        self.path, self.job, self.stop, self.world = path, job, stop, world
         self.cell, self.events = f"{path.parent.name}/{path.name}", EventLog(path.parents[1])
         self.scheduler = of_this_process(path.parents[1])
         self.asked: dict[int, float] = {}  # attempt → the `time.monotonic` at which to ask the queue again
 
     def run(self) -> str:
         """Run the cell when no other process does, broadcast the state to the other ranks, and return it."""
-        here, world = self.here, self.world
+        job, world = self.job, self.world
 
         def give_up() -> bool:
             world.broadcast("wait")
             return self.stop.received is not None
 
         above, is_gone = self._attempts_before(), self._is_gone
-        with lease.hold(self.path, here.id, here.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
+        with lease.hold(self.path, job.id, job.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
             # without the lease, the cell is left to the process that holds it
             state = "stopped" if held is None else "done" if is_finished(self.path) else "running"
             world.broadcast(state)
             if state == "done":
                 print(f"{self.path} is done already: nothing is left to do.")
-            if held is None and not self.scheduler.ending(here) and self.scheduler.requeue(here.id):
+            if held is None and not self.scheduler.ending(job) and self.scheduler.requeue(job.id):
                 leave_at_once(REQUEUED)
             return state if held is None or state == "done" else self._train(held)
 
     def _train(self, held: lease.Lease) -> str:
-        whose: dict[str, Any] = {"attempt": held.number, "job": self.here.id}
+        whose: dict[str, Any] = {"attempt": held.number, "job": self.job.id}
         if self.scheduler.queues:
-            whose |= {"scheduler": self.scheduler.name, "restart": self.here.restart}
+            whose |= {"scheduler": self.scheduler.name, "restart": self.job.restart}
         with held.writing():
             self._record_unrecorded_crash(held.number)
             if self._is_given_up():
@@ -134,16 +134,16 @@ class Worker:
 
     def _leave(self, held: lease.Lease, record: Callable[..., str], trainer: Trainer, since: int) -> None:
         """Requeue the job unless its scheduler is ending it by itself; record the state and end the process."""
-        scheduler, here, warned = self.scheduler, self.here, self.stop.received == signal.SIGUSR2.name
-        ending, left = scheduler.ending(here), f"saved and left at {self.stop.received}"
+        scheduler, job, warned = self.scheduler, self.job, self.stop.received == signal.SIGUSR2.name
+        ending, left = scheduler.ending(job), f"saved and left at {self.stop.received}"
         if ending == Ending.cancelled and not warned:  # a warning is of a time limit or a preemption
             record("stopped", f"cancelled: {left}")
-        elif warned and ending is None and trainer.step == since and scheduler.is_time_up(trainer.config, here.id):
+        elif warned and ending is None and trainer.step == since and scheduler.is_time_up(trainer.config, job.id):
             reason = "its time was up before its first step: raise launcher.timeout_hours"
             record("crashed", reason, saved=retry.newest_checkpoint(self.path))  # and not retried for ever
         else:
             record("preempted", left)
-            if ending is None and not scheduler.requeue(here.id):
+            if ending is None and not scheduler.requeue(job.id):
                 record("stopped", f"{scheduler.title} did not take it back")
         held.release()
         leave_at_once(REQUEUED)
@@ -151,7 +151,7 @@ class Worker:
     def _is_given_up(self) -> bool:
         """True, and recorded, for a cell that died too often and whose job the queue starts again by itself."""
         entry, limits = self.events.last().get(self.cell), _config_of(self.path).launcher
-        if entry is None or entry.state != "crashed" or entry.job != self.here.id or entry.restart >= self.here.restart:
+        if entry is None or entry.state != "crashed" or entry.job != self.job.id or entry.restart >= self.job.restart:
             return False
         return retry.pause_or_give_up(self.events, self.cell, limits.retries, limits.backoff_seconds) is None
 

@@ -85,18 +85,18 @@ def run_as_job(path: Path) -> None:
     """Compare the trained cells; or, where cells died with their whole job, submit these and another finalize."""
     experiment, events, scheduler = run_directory.reopen(path), EventLog(path), of_this_process(path)
     with locks.hold(locks.of_launcher(path)):
-        again, delay = _to_try_again(experiment, events)
+        retried, delay = _to_try_again(experiment, events)
         states = _states(events)
         entries = _queued(events).items()
         queue = {c: e.job for c, e in entries if e.queued_as in states and not states[e.queued_as].has_ended}
-        if again:
-            queued.submit(experiment, again, beside=queue, delay=delay)
+        if retried:
+            queued.submit(experiment, retried, beside=queue, delay=delay)
             return
         if queue:  # submitted by a user meanwhile
             queued.submit_finalize(experiment, queue.values())
             return
-        here, name = scheduler.this_job(), scheduler.name if scheduler.queues else ""
-        which: dict[str, Any] = {"attempt": 1, "job": here.id if here else "", "scheduler": name}
+        this_job, name = scheduler.this_job(), scheduler.name if scheduler.queues else ""
+        which: dict[str, Any] = {"attempt": 1, "job": this_job.id if this_job else "", "scheduler": name}
         # recorded before the lock is released: from now on no launcher leaves new cells to this job
         events.append(COMPARISON, "running", **which)
     if compared := _compare_trained(experiment):
@@ -128,7 +128,7 @@ def _read(cell: Cell) -> None:
 def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell], float]:
     """The cells that died together with their job, and the seconds to wait before they are tried again."""
     limits, entries, states = experiment.config.launcher, _queued(events), _states(events)
-    again, longest = [], 0.0
+    retried, longest = [], 0.0
     for cell in experiment.cells:
         entry = entries.get(cell.id)
         state = states.get(entry.queued_as) if entry else None
@@ -143,12 +143,12 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
             retry.record_crash(events, cell.id, f"its job ended unexpectedly ({how})", **which)
         pause = retry.pause_or_give_up(events, cell.id, limits.retries, limits.backoff_seconds)
         if pause is not None:
-            again.append(cell)
+            retried.append(cell)
             longest = max(longest, pause)
     # and those that failed because they need a result of these
-    last, sources = events.last(), {cell.directory for cell in again}
+    last, sources = events.last(), {cell.directory for cell in retried}
     failed = [cell for cell in experiment.cells if cell.id in last and last[cell.id].state == "failed"]
-    return [*again, *(cell for cell in failed if needed_cell(cell.config, experiment.directory) in sources)], longest
+    return [*retried, *(cell for cell in failed if needed_cell(cell.config, experiment.directory) in sources)], longest
 
 
 def _queued(events: EventLog) -> dict[str, Entry]:

@@ -99,9 +99,9 @@ def submit_finalize(experiment: Experiment, after: Iterable[str] = ()) -> bool:
     waits for one that is comparing or ending. The job of this process does not count.
     """
     scheduler = chosen(experiment.config)(experiment.directory)
-    events, here = EventLog(experiment.directory), scheduler.this_job()
+    events, this_job = EventLog(experiment.directory), scheduler.this_job()
     last, jobs = events.comparison(), list(after)
-    if last is not None and not (here and here.id == last.job):
+    if last is not None and not (this_job and this_job.id == last.job):
         with suppress(NoAnswer):
             state = job_states([last], experiment.directory).get(last.queued_as)
             if state and state.phase == Phase.waiting:

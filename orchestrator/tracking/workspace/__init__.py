@@ -40,20 +40,20 @@ def publish(c: Comparison) -> list[str]:
     _recall(c, view, report)
     _write(c, view, report)
     where = f"W&B's view and report are {VIEW} and {REPORT} in {c.directory}"
-    again = f"python -m orchestrator.compare {c.experiment.path} --workspace"
+    command = f"python -m orchestrator.compare {c.experiment.path} --workspace"
     if config.tracker.mode == TrackerMode.off:
         return [f"{where}, not pushed: with tracker=off there are no runs to show."]
     try:
         run.confine(c.directory)
         if problem := run.login_problem():
-            return [f"{where}, not pushed: W&B {problem}, then {again}."]
+            return [f"{where}, not pushed: W&B {problem}, then {command}."]
         return _push(c, config, view, report)
     except UserError:
         raise
     except Exception as error:  # whatever W&B raises
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(
-            f"{where}, but W&B rejected them ({reason}): see that it can be reached, then {again}."
+            f"{where}, but W&B rejected them ({reason}): see that it can be reached, then {command}."
         ) from error
     finally:
         wandb.teardown()
