@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, read_reading
 from orchestrator.storage import checkpoint, locks, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import tokens_of
 from orchestrator.forensics.reading import Reading

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder
 from orchestrator.common.formatting import page, plain_table
 from orchestrator.data import prepare
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.storage import checkpoint
 
 BRANCHES = {"layer": ("self_attn", "mlp"), "attention": ("self_attn",), "ffn": ("mlp",)}  # deletion → modules

@@ -12,7 +12,7 @@ import torch
 from models.spec import DecoderSpec, LayerShape, matmul_params
 from models.transformer import Decoder, init_weights
 from orchestrator.config.schema import Config
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.storage import checkpoint
 

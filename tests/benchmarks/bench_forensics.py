@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 from weightwatcher.RMT_Util import svd_vals
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.spectrum import perplexity, spectra
 
@@ -38,7 +38,7 @@ PEAK = """
 import sys, torch
 torch.set_num_threads(2)
 from pathlib import Path
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 analyze(sys.argv[1])
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))

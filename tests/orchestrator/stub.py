@@ -25,7 +25,7 @@ from orchestrator.config.schema import Config
 from orchestrator.experiments import readings
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.storage import checkpoint

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from orchestrator.forensics.__main__ import main
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.storage.checkpoint import save
 from tests.naming import names
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.transformer import PreNormBlock
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 pytestmark = pytest.mark.statistical

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import ShapeError
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import Key, Reading, read_reading
 from tests.orchestrator.reading import layer_json, reading_json
 

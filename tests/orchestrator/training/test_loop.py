@@ -21,7 +21,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training.callbacks import callbacks_for

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 
 DRAWN = ("saturated_expected", "saturated_robust_expected", "saturated_excess")  # from entries in their stored order
 OF_UNEQUAL_SCALES = (  # by definition: they weigh gate and up by their energies

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.spectrum import spectra
 
 pytestmark = [

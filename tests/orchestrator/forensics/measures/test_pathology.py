@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.transformer import Decoder
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.kinds import KINDS
 from tests.orchestrator.forensics.untrained import model, spec, write
 

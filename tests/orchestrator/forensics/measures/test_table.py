@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.table import MEASURES

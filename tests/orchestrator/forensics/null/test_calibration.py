@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from models.transformer import Decoder
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 pytestmark = pytest.mark.statistical

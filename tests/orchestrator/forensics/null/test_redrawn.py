@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.analyze import read_stack
+from orchestrator.forensics.analyzer import read_stack
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.null.redrawn import OTHERWISE, draws

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.forensics.analyze import read_stack
+from orchestrator.forensics.analyzer import read_stack
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
@@ -69,7 +69,7 @@ def test_importing_the_roles_with_such_a_route_fails() -> None:
     program = (
         "from orchestrator.forensics.roles import routing\n"
         "routing.ROUTING['hub']['effective_rank.q_fraction'] = +1\n"
-        "import orchestrator.forensics.analyze\n"
+        "import orchestrator.forensics.analyzer\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.common.command import output, write_json
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.render.export import (
     PICTURES,
     refuse_foreign,

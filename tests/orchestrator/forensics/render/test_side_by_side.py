@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.side_by_side import SideBySide, report, rows
 from tests.naming import names

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.pathology import Finding
 from orchestrator.forensics.measures.table import NEEDS
 from orchestrator.forensics.reading import Reading

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.analyze import analyze
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.trajectory import Change, changes, growths, report, rows, spaced, trajectory, worst
 from orchestrator.forensics.roles.routing import ROLES

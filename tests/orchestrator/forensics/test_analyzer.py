@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.analyze import analyze, by_null, read_stack
+from orchestrator.forensics.analyzer import analyze, by_null, read_stack
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, SuperWeight
 from tests.naming import naming
