@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from orchestrator.common.errors import UserError, nearest
+from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions, add_embedding
 from orchestrator.forensics.measures.momentum import medians
@@ -31,14 +34,16 @@ from orchestrator.forensics.weights.files import USUAL
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.storage.steps import name_of, step_in
 
+Source = str | Path | Mapping[str, torch.Tensor] | nn.Module
 CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
 CLUSTERED = 4  # resamples whose positions are clustered: few, since their variance is pooled over the layers
 BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
 
 
 def analyze(
-    source: str | Path,
+    source: Source,
     *,
+    config: Any = None,
     reference: str | Path | None = None,
     optimizer: str | Path | None = None,
     scoring: str = "calibrated",
@@ -47,8 +52,11 @@ def analyze(
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
 ) -> Reading:
-    """The reading of a checkpoint; no value is NaN.
+    """The reading of a checkpoint, a state dict or a live module; no value is NaN.
 
+    `source`: a path; or tensors by name, on any device, which are copied one at a time; or a module: a transformers
+    model, ours, or a wrapper around one. `config`: the description of a model in memory, by default the module's own: a
+    configuration of transformers, or a dict with the keys of a config.json. Without it the family is inferred.
     `reference`: the checkpoint whose thresholds `saturated_fixed` uses; by default the step 0 beside one of
     our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
     `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
@@ -60,11 +68,10 @@ def analyze(
         raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
-    model = CheckpointModel(Path(source), None if optimizer is None else Path(optimizer))
+    named = _named(source, config)
+    model = CheckpointModel(named, None if optimizer is None else Path(optimizer))
     reference, thresholds = _reference(model, None if reference is None else Path(reference))
-    if tokens is not None:
-        _refuse_another_model(Path(source))
-    seen, by_chance = ([], []) if tokens is None else probe_null(model, torch.as_tensor(tokens), resamples, seed)
+    seen, by_chance = ([], []) if tokens is None else probe_null(named, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(model, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
@@ -78,7 +85,7 @@ def analyze(
     return Reading(
         schema=SCHEMA,
         definitions=DEFINITIONS,
-        source=str(source),
+        source=named.name if isinstance(named, Live) else str(source),
         family=model.family_name,
         assumed=model.assumed,
         step=model.description.step,
@@ -108,6 +115,20 @@ def analyze(
         totals={key: _total([row[key] for row in rows]) for key in TOTALS},
         pathology=findings(rows, [layer.names for layer in stack.layers]),
     )
+
+
+def _named(source: Source, config: Any) -> Path | Live:
+    """The path, or the model in memory. Raises `UserError` for anything else."""
+    if isinstance(source, nn.Module | Mapping):
+        return live(source, config)
+    if not isinstance(source, str | Path):
+        raise UserError(f"A {type(source).__name__} cannot be read: give a path, a state dict or a module.")
+    if config is not None:
+        raise UserError(
+            f"config={type(config).__name__} describes a model in memory, and {source} is a path: "
+            "put its config.json beside the weights."
+        )
+    return Path(source)
 
 
 def read_stack(model: CheckpointModel, device: torch.device) -> tuple[Stack, Compositions]:
@@ -216,14 +237,19 @@ def _refuse_another_model(source: Path) -> None:
 
 
 def probe_null(
-    model: CheckpointModel, tokens: torch.Tensor, resamples: int, seed: int
+    source: Path | Live, tokens: torch.Tensor, resamples: int, seed: int
 ) -> tuple[list[dict[str, Value]], list[list[dict[str, Value]]]]:
     """The probe's measures of every layer of the model, and of each of `resamples` models with redrawn weights."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
-    from orchestrator.forensics.measures.runner import runnable, special_tokens
+    from orchestrator.forensics.measures.runner import runnable, runnable_copy, special_tokens
 
-    special = special_tokens(model.directory)
-    network = runnable(model.directory)
+    special: frozenset[int] = frozenset()
+    if isinstance(source, Live):
+        network = runnable_copy(source.module, source.name)
+    else:
+        _refuse_another_model(source)
+        directory = source if source.is_dir() else source.parent
+        network, special = runnable(directory), special_tokens(directory)
     seen, by_chance = probe(network, tokens, special), []
     for resample in range(resamples):
         with redrawn(network, seed + resample) as null:

@@ -16,9 +16,8 @@ from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import tokens_of
-from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.reading import Reading, rows_of
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
-from orchestrator.forensics.render.export import rows_of
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.weights.hub import local
 from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from orchestrator.common.shapes import AMOUNT, COUNT, NUMBER, ShapeError, check_
 from orchestrator.forensics.measures.pathology import Finding
 from orchestrator.forensics.roles.routing import ROLES, Role, RoleName
 from orchestrator.storage.steps import step_in
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 DEFINITIONS = 1  # version of SCIENCE's definitions
@@ -92,6 +95,14 @@ class Reading:
             del document["key"]
         return document
 
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per layer, as `rows_of` has them; an absent score or measure is NaN."""
+        import pandas as pd
+
+        table = pd.DataFrame(rows_of(self))
+        others = ("layer", "width", "role", "role_paper", "evidence")
+        return table.astype({key: float for key in table.columns if key not in others})
+
     @classmethod
     def from_json(cls, document: Any) -> Reading:
         """The reading that `to_json` gave. Raises `ShapeError`, naming the key, for the first value that cannot be."""
@@ -127,6 +138,24 @@ def read_reading(path: Path) -> Reading:
     except ShapeError as error:
         raise UserError(f"{path}: {one_line(error)}: {cure}.") from error
     return reading
+
+
+def rows_of(reading: Reading) -> list[dict[str, Any]]:
+    """One row per layer: layer, role, margin, each score, the paper's role, evidence, each measure."""
+    return [
+        {
+            "layer": layer.layer,
+            "role": layer.role,
+            "margin": layer.margin,
+            **{f"score_{role}": score for role, score in layer.scores.items()},
+            "role_paper": layer.role_paper,
+            "evidence": " ".join(layer.evidence),
+            "coverage": layer.coverage,
+            "width": layer.width,
+            **layer.measures,
+        }
+        for layer in reading.layers
+    ]
 
 
 def profile(reading: Reading, measure: str) -> np.ndarray | None:

@@ -43,7 +43,7 @@ def describe(directory: Path) -> Description:
 
     Raises `UserError` for a file that describes no model.
     """
-    for name, read in {"state.json": _from_state, "config.json": _from_config}.items():
+    for name, read in {"state.json": _from_state, "config.json": describe_config}.items():
         path = directory / name
         if path.is_file():
             try:
@@ -63,7 +63,8 @@ def _from_state(state: dict[str, Any]) -> Description:
     return _from_spec(state["spec"], step=int(state["step"]), trace=trace)
 
 
-def _from_config(config: dict[str, Any]) -> Description:
+def describe_config(config: dict[str, Any]) -> Description:
+    """The description in the keys of a `config.json`. Raises any exception for values that describe no model."""
     if isinstance(config.get("spec"), dict):  # our decoder, saved as a transformers model
         return _from_spec(config["spec"])
     text = config.get("text_config")
@@ -75,7 +76,8 @@ def _from_config(config: dict[str, Any]) -> Description:
     count = _value(config, "layers", 0)
     if count is not None and count > MOST_LAYERS:
         raise ValueError(f"{count} layers")
-    layers = None if count is None else [_heads(config, index) for index in range(count)]
+    each = [_heads(config, index) for index in range(1 if count is None else count)]  # fails here on broken numbers
+    layers = None if count is None else each
     return Description(declared, layers, config=config)
 
 

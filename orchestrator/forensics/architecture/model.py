@@ -16,6 +16,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import describe
 from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, find
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
+from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
@@ -77,16 +78,22 @@ class Layer:
 
 
 class CheckpointModel:
-    """A checkpoint's model. Tensors are read from disk on demand."""
+    """A checkpoint's model, or one in memory. Tensors are read on demand."""
 
-    def __init__(self, source: Path, optimizer: Path | None = None) -> None:
+    def __init__(self, source: Path | Live, optimizer: Path | None = None) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
         Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
-        self.tensors = open_tensors(source)
-        self.directory = source if source.is_dir() else source.parent
-        description = describe(self.directory)
+        beside = None  # of Adam's moments
+        if isinstance(source, Live):
+            self.tensors, description = source.tensors, source.description
+            source = self.directory = Path(source.name)  # for messages
+        else:
+            self.tensors = open_tensors(source)
+            self.directory = source if source.is_dir() else source.parent
+            description = describe(self.directory)
+            beside = self.directory / "optimizer.safetensors"
         refuse_unsupported(source, self.tensors.names, description.config)
         self.assumed: list[str] = []  # what was inferred, one sentence each
         if known := find(description.declared, description.config):
@@ -107,8 +114,7 @@ class CheckpointModel:
         for index in range(count):
             _check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
-        beside = self.directory / "optimizer.safetensors"
-        moments = beside if optimizer is None and beside.is_file() else optimizer
+        moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
         self.optimizer = None if moments is None else open_moments(moments)
         if self.optimizer is not None and optimizer is not None:
             _check_moments(self, optimizer, self.optimizer.names)

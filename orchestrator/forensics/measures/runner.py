@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
 from orchestrator.storage import checkpoint
@@ -63,6 +65,32 @@ def runnable(source: Path) -> nn.Module:
             f"another shape, {wrong[0]} for one; save it whole with save_pretrained, or read it without a probe."
         )
     return model.eval()
+
+
+def runnable_copy(module: nn.Module | None, name: str) -> nn.Module:
+    """A copy of a live module, ready to run as `runnable` gives it. Raises `UserError` where there is none to run."""
+    if module is None:
+        raise UserError(f"A {name} holds weights and no code, so tokens cannot be run: give the module.")
+    if not (isinstance(module, Decoder) or hasattr(module, "set_attn_implementation")):
+        raise UserError(
+            f"{name} is neither a model of transformers nor a Decoder of ours, whose layers a probe can follow: "
+            "read its weights without tokens."
+        )
+    tensors = [*module.parameters(), *module.buffers()]
+    on_cpu = {id(tensor): _copied(tensor) for tensor in tensors}  # an accelerator may have no room for a second model
+    model: Any = deepcopy(module, on_cpu).eval()
+    if isinstance(model, Decoder):
+        return model
+    from models.hf import LayeredDecoderConfig
+
+    model.set_attn_implementation("eager")
+    return model if isinstance(model.config, LayeredDecoderConfig) else model.base_model
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, in fp32 where it is no integer; a parameter stays one."""
+    copy = tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
+    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
 
 
 def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> Tensor:

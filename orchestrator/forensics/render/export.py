@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.command import writing
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.reading import Reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,21 +43,3 @@ def write_figure(figure: Figure, path: Path) -> None:
     """Write the picture in the format that the name ends in. Raises `UserError` where the disk refuses."""
     with writing(path):
         figure.savefig(path)
-
-
-def rows_of(reading: Reading) -> list[dict[str, Any]]:
-    """One row per layer: layer, role, margin, each score, the paper's role, evidence, each measure."""
-    return [
-        {
-            "layer": layer.layer,
-            "role": layer.role,
-            "margin": layer.margin,
-            **{f"score_{role}": score for role, score in layer.scores.items()},
-            "role_paper": layer.role_paper,
-            "evidence": " ".join(layer.evidence),
-            "coverage": layer.coverage,
-            "width": layer.width,
-            **layer.measures,
-        }
-        for layer in reading.layers
-    ]

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges
-from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading
+from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.export import rows_of
 from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, missing, pathology, settled, totals
 
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index

@@ -17,9 +17,8 @@ from orchestrator.common.formatting import bar, beside, counted, dash, labelled,
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
-from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading
+from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.export import rows_of
 from orchestrator.forensics.render.terminal import leads, letters, named_role, settled
 from orchestrator.forensics.roles.palette import letter
 from orchestrator.forensics.roles.routing import ROLES

@@ -114,6 +114,15 @@ def open_tensors(source: Path) -> Tensors:
     if source.is_dir() and not is_distributed:
         source = _find(source)
     stores = _open_index(source) if source.name.endswith(INDEX) else everything(open_store(source))
+    return _model(source, stores)
+
+
+def named_weights(store: Store) -> Tensors:
+    """The model's weights in a store. Raises `UserError` where it has none."""
+    return _model(store.path, everything(store))
+
+
+def _model(source: Path, stores: Mapping[Key, Store]) -> Tensors:
     found = Tensors(stores, weights(stores))
     if not found.names:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")

@@ -136,6 +136,13 @@ def test_misshapen_tensors_are_named(tmp_path: Path, name: str, shape: tuple[int
         CheckpointModel(tmp_path)
 
 
+def test_heads_that_are_no_number_where_layers_are_not_declared(tmp_path: Path) -> None:
+    _llama().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": "many"}))
+    with pytest.raises(UserError, match=naming("config.json", "many")):
+        CheckpointModel(tmp_path)
+
+
 def test_a_fused_tensor_that_holds_no_such_heads(tmp_path: Path) -> None:
     _gpt2().save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", n_head=4, num_key_value_heads=2)

@@ -14,13 +14,8 @@ from matplotlib.figure import Figure
 from orchestrator.common.command import output, write_json
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.render.export import (
-    PICTURES,
-    refuse_foreign,
-    rows_of,
-    write_csv,
-    write_figure,
-)
+from orchestrator.forensics.reading import rows_of
+from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 from tests.naming import naming
 
 FIRST = ["layer", "role", "margin", "score_hub", "score_damper", "score_passthrough", "score_specialist", "role_paper"]

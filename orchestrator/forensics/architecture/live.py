@@ -1,0 +1,102 @@
+"""A model in memory: a state dict or a module, with the configuration that describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture.description import KEYS, Description, describe_config
+from orchestrator.forensics.weights.state_dict import StateDict
+from orchestrator.forensics.weights.tensors import Tensors, named_weights
+
+STATE_DICT = "state dict"  # the name of a model without a class
+
+
+@dataclass(frozen=True)
+class Live:
+    """A model in memory."""
+
+    name: str  # the module's class, or `STATE_DICT`
+    tensors: Tensors
+    description: Description
+    module: nn.Module | None  # None for a state dict
+
+
+def live(source: Mapping[str, Tensor] | nn.Module, config: Any = None) -> Live:
+    """The model in a state dict or a module; no tensor is copied.
+
+    `config`: see `described`; by default the module's own. Wrappers around the one described module are passed by.
+    Raises `UserError` where there are no whole tensors.
+    """
+    description = None if config is None else described(config)
+    if isinstance(source, nn.Module):
+        module, own = _described_module(source)
+        name, state = type(module).__name__, module.state_dict()
+        return Live(name, named_weights(StateDict(state, name)), description or own, module)
+    return Live(STATE_DICT, named_weights(StateDict(source, STATE_DICT)), description or Description(), None)
+
+
+def described(config: Any) -> Description:
+    """The description in a configuration of transformers, a `DecoderSpec`, a dataclass or a mapping with the same keys.
+
+    Raises `UserError` where it describes no model.
+    """
+    keys = _keys(config)
+    if keys is None:
+        raise UserError(
+            f"config={type(config).__name__} describes no model: give a configuration of transformers, or a dict with "
+            f"the keys of a config.json, such as model_type, {KEYS['layers'][0]} and {KEYS['heads'][0]}."
+        )
+    try:
+        return describe_config(keys)
+    except Exception as error:  # a broken description fails in any way there is
+        raise UserError(f"config={type(config).__name__} does not describe a model ({error!r}): correct it.") from error
+
+
+def _keys(config: Any) -> dict[str, Any] | None:
+    """The keys of a configuration, as a `config.json` has them; None where nothing in it describes a model."""
+    plain: Any = config
+    if not isinstance(config, Mapping):
+        to_dict = getattr(config, "to_dict", None)
+        if callable(to_dict):
+            plain = to_dict()
+        elif is_dataclass(config) and not isinstance(config, type):
+            plain = asdict(config)
+    if not isinstance(plain, Mapping):
+        return None
+    keys = dict(plain)
+    if isinstance(keys.get("layers"), list) and "norm" in keys:  # a DecoderSpec
+        keys = {"spec": keys}
+    describing = ("model_type", "spec", "text_config", *KEYS["heads"])
+    return keys if any(keys.get(key) is not None for key in describing) else None
+
+
+def _described_module(module: nn.Module) -> tuple[nn.Module, Description]:
+    """The outermost module that describes itself, and its description; `module` and nothing where none does.
+
+    One that holds less than half of the parameters is a part of `module`, not what it wraps.
+    """
+    found = [(inner, keys) for inner, keys in _describing(module) if 2 * _size(inner) > _size(module)]
+    if not found:
+        return module, Description()
+    inner, keys = found[0]
+    return inner, described(keys)
+
+
+def _describing(module: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    """The outermost modules with a configuration or a spec, and its keys."""
+    for attribute in ("config", "spec"):
+        keys = _keys(module.__dict__.get(attribute))
+        if keys is not None:
+            yield module, keys
+            return
+    for child in module.children():
+        yield from _describing(child)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
