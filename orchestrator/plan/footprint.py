@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.schema import TrackerMode
+from orchestrator.forensics.render.row import reading_row
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import Benchmark
 from orchestrator.tracking.rows import record_row
 from orchestrator.tracking.run import MANY
-from orchestrator.tracking.summaries import reading_row
 
 # A W&B row is protobuf: per item its name, its value as JSON and about 8 bytes; three items that W&B adds; and a
 # summary record that repeats every item outside `MANY`.

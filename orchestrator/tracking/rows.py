@@ -10,7 +10,6 @@ from typing import Any
 
 STEP, READING = "step", "forensics/step"  # the axes of metrics and of readings
 TIMING = ("seconds", "tokens_per_second", "attempt")
-PER_LAYER = ("cv", "saturated_robust", "effective_rank.o", "attention_share", "momentum_alignment.down")
 LONGEST_TAG = 64  # characters that W&B accepts
 
 Row = dict[str, Any]

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, TrackerMode
 from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.render.row import reading_row
 from orchestrator.storage.files import permit_as_umask
 from orchestrator.tracking import rows
 from orchestrator.tracking.rows import READING, STEP
@@ -117,13 +118,7 @@ class Tracker:
     def forensics(self, reading: Reading) -> None:
         """Send one reading of the layers, on its own step axis."""
         assert reading.step is not None, "a cell's checkpoint has a step"
-
-        def row() -> rows.Row:
-            from orchestrator.tracking.summaries import reading_row
-
-            return reading_row(reading)
-
-        self._send(READING, reading.step, row)
+        self._send(READING, reading.step, lambda: reading_row(reading))
 
     def alert(self, title: str, text: str) -> None:
         """Send an alert to the run's followers."""

@@ -1,4 +1,4 @@
-"""Make W&B's rows and summaries of readings, cells and comparisons.
+"""Make W&B's rows and summaries of cells and comparisons.
 
 A run ends with a summary, whose entries are columns in W&B's table of runs.
 """
@@ -12,11 +12,11 @@ from orchestrator.analysis import Comparison
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.conservation import REFERENCES
 from orchestrator.analysis.flops import spent
-from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.pairs import MEAN, METRICS, domains_of, loss_gaps, losses
 from orchestrator.experiments.experiment import decoder_spec
-from orchestrator.forensics.reading import Reading, centre, profile, roles_of, total
-from orchestrator.tracking.rows import PER_LAYER, STEP, Row, without_dots
+from orchestrator.forensics.reading import centre, profile, total
+from orchestrator.forensics.render.row import role_counts
+from orchestrator.tracking.rows import STEP, Row, without_dots
 
 # entries of an arm's summary → fields of `Conservation`
 BUDGET = {
@@ -29,19 +29,6 @@ CENTRE = {
 }  # fmt: skip
 
 
-def reading_row(reading: Reading) -> Row:
-    """Return the row of a reading: role counts, budgets and their centres, each layer's scores and main measures."""
-    row: Row = {f"roles/{role}": count for role, count in _role_counts(reading).items()}
-    row |= reading.totals
-    row |= {f"centre/{name}": centre(b) for name in REFERENCES if (b := profile(reading, name)) is not None}
-    row["pathology"] = len(reading.pathology)
-    for layer in reading.layers:
-        values = {f"score_{role}": score for role, score in layer.scores.items()} | {"margin": layer.margin}
-        values |= {name: layer.measures.get(name) for name in PER_LAYER}
-        row |= {f"{name}/layer_{layer.layer:02d}": value for name, value in values.items()}
-    return without_dots({f"forensics/{name}": value for name, value in row.items()})
-
-
 def cell_summary(cell: CellResult) -> Row:
     """Return a cell's losses (nats/token), roles and budgets at its newest reading, and its cost."""
     row: Row = {"parameters": num_params(decoder_spec(cell.config))}
@@ -51,7 +38,7 @@ def cell_summary(cell: CellResult) -> Row:
     if cell.missing is None:
         row |= {f"{metric}/{domain}": x for (metric, domain), x in losses(cell, domains_of([cell])).items()}
     if (reading := cell.last_reading) is not None:
-        row |= {f"roles/{role}": count for role, count in _role_counts(reading).items()}
+        row |= {f"roles/{role}": count for role, count in role_counts(reading).items()}
         row["pathology"] = len(reading.pathology)
         for reference in REFERENCES:
             if (budget := profile(reading, reference)) is not None:
@@ -111,9 +98,3 @@ def _compared_with_baseline(c: Comparison, arm: str) -> Row:
     for t in (t for t in c.symmetry if t.arm == arm):
         row |= {f"attention_spread/{key}": getattr(t, key) for key in ("a", "b", "delta", "low", "high", "p")}
     return row
-
-
-def _role_counts(reading: Reading) -> dict[str, int]:
-    """Return role → number of layers; a layer without a single role counts as `tie`."""
-    counts = Counter(map(state, roles_of(reading)))
-    return {role: counts[role] for role in STATES}

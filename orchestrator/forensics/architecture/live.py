@@ -21,40 +21,41 @@ class Live:
     """A model in memory."""
 
     name: str  # the module's class, or `STATE_DICT`
-    tensors: Tensors
-    description: Description
+    state: Mapping[str, Any]  # its tensors by name, not copied
+    config: Mapping[str, Any]  # the keys of a `config.json`; empty where nothing describes the model
     module: nn.Module | None  # None for a state dict
+
+    @property
+    def tensors(self) -> Tensors:
+        """The weights. Raises `UserError` where there are none, or they are not whole."""
+        return named_weights(StateDict(self.state, self.name))
+
+    @property
+    def description(self) -> Description:
+        """The description of the model. Raises `UserError` where `config` describes none."""
+        try:
+            return describe_config(dict(self.config)) if self.config else Description()
+        except Exception as error:  # a broken description fails in any way there is
+            raise UserError(f"The config of {self.name} does not describe a model ({error!r}): correct it.") from error
 
 
 def live(source: Mapping[str, Tensor] | nn.Module, config: Any = None) -> Live:
     """The model in a state dict or a module; no tensor is copied.
 
-    `config`: see `described`; by default the module's own. Wrappers around the one described module are passed by.
-    Raises `UserError` where there are no whole tensors.
+    `config`: a configuration of transformers, a `DecoderSpec`, or a dataclass or mapping with the keys of either; by
+    default the module's own. Wrappers around the one described module are passed by. Raises `UserError` for a `config`
+    that describes no model.
     """
-    description = None if config is None else described(config)
-    if isinstance(source, nn.Module):
-        module, own = _described_module(source)
-        name, state = type(module).__name__, module.state_dict()
-        return Live(name, named_weights(StateDict(state, name)), description or own, module)
-    return Live(STATE_DICT, named_weights(StateDict(source, STATE_DICT)), description or Description(), None)
-
-
-def described(config: Any) -> Description:
-    """The description in a configuration of transformers, a `DecoderSpec`, a dataclass or a mapping with the same keys.
-
-    Raises `UserError` where it describes no model.
-    """
-    keys = _keys(config)
-    if keys is None:
+    keys = None if config is None else _keys(config)
+    if config is not None and keys is None:
         raise UserError(
             f"config={type(config).__name__} describes no model: give a configuration of transformers, or a dict with "
             f"the keys of a config.json, such as model_type, {KEYS['layers'][0]} and {KEYS['heads'][0]}."
         )
-    try:
-        return describe_config(keys)
-    except Exception as error:  # a broken description fails in any way there is
-        raise UserError(f"config={type(config).__name__} does not describe a model ({error!r}): correct it.") from error
+    if isinstance(source, nn.Module):
+        module, own = _described_module(source)
+        return Live(type(module).__name__, module.state_dict(), keys or own, module)
+    return Live(STATE_DICT, source, keys or {}, None)
 
 
 def _keys(config: Any) -> dict[str, Any] | None:
@@ -75,16 +76,13 @@ def _keys(config: Any) -> dict[str, Any] | None:
     return keys if any(keys.get(key) is not None for key in describing) else None
 
 
-def _described_module(module: nn.Module) -> tuple[nn.Module, Description]:
-    """The outermost module that describes itself, and its description; `module` and nothing where none does.
+def _described_module(module: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
+    """The outermost module that describes itself, and its configuration; `module` and nothing where none does.
 
     One that holds less than half of the parameters is a part of `module`, not what it wraps.
     """
-    found = [(inner, keys) for inner, keys in _describing(module) if 2 * _size(inner) > _size(module)]
-    if not found:
-        return module, Description()
-    inner, keys = found[0]
-    return inner, described(keys)
+    found = (pair for pair in _describing(module) if 2 * _size(pair[0]) > _size(module))
+    return next(found, (module, {}))
 
 
 def _describing(module: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any]]]:

@@ -11,8 +11,9 @@ from wandb_workspaces import expr
 
 from orchestrator.analysis import figures
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.forensics.render.row import reading_row
 from orchestrator.tracking.rows import READING, STEP, record_row
-from orchestrator.tracking.summaries import cell_summary, comparison_summary, delta_rows, reading_row
+from orchestrator.tracking.summaries import cell_summary, comparison_summary, delta_rows
 
 
 @dataclass(frozen=True)
