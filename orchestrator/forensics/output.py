@@ -15,7 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.runner import tokens_of
+from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
 from orchestrator.forensics.reading import Reading, rows_of
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
@@ -65,6 +65,8 @@ def read(
 
     def read_one(path: Path, moments: Path | None = None, reference: Path | None = None) -> Reading:
         progress(f"Reading {path}")
+        if text is not None:
+            refuse_another_model(path)
         tokens = None if text is None else tokens_of(path if path.is_dir() else path.parent, text)
         return analyze(path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture import gguf
 from orchestrator.forensics.architecture.families import Heads
 
 # Number → its names in different families, the commonest first.
@@ -38,11 +40,18 @@ class Description:
         return self.layers[index] if self.layers is not None else _heads(self.config, index)
 
 
-def describe(directory: Path) -> Description:
+def describe(directory: Path, metadata: Mapping[str, Any] | None = None) -> Description:
     """The description in `state.json` (ours) or `config.json` (Hugging Face's); empty without either.
 
-    Raises `UserError` for a file that describes no model.
+    `metadata`: of a GGUF file, which describes itself. Raises `UserError` for a file that describes no model.
     """
+    if metadata:
+        try:
+            return describe_config(gguf.config(metadata))
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(
+                f"The GGUF file in {directory} does not describe a decoder ({error!r}): copy it again."
+            ) from error
     for name, read in {"state.json": _from_state, "config.json": describe_config}.items():
         path = directory / name
         if path.is_file():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture import gguf
 from orchestrator.forensics.architecture.description import describe
 from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, find
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
@@ -92,11 +93,14 @@ class CheckpointModel:
         else:
             self.tensors = open_tensors(source)
             self.directory = source if source.is_dir() else source.parent
-            description = describe(self.directory)
+            description = describe(self.directory, self.tensors.metadata)
             beside = self.directory / "optimizer.safetensors"
         refuse_unsupported(source, self.tensors.names, description.config)
         self.assumed: list[str] = []  # what was inferred, one sentence each
-        if known := find(description.declared, description.config):
+        if self.tensors.metadata:
+            self.family_name, self.stem = description.declared, ""
+            self.family = gguf.layout(description.declared, self.tensors)
+        elif known := find(description.declared, description.config):
             self.family_name, family = known
             self.stem = _stem(family, self.tensors)
             self.family = _respelled(family, self.tensors)

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.common.errors import UserError
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-EXPERTS = re.compile(r"(^|[._])experts?[._]|block_sparse_moe\.|(^|\.)moe\.")
+EXPERTS = re.compile(r"(^|[._])(experts?|exps)[._]|block_sparse_moe\.|(^|\.)moe\.")
 OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # encoders of other modalities, which are not read
 
 QUANTISED = re.compile(
@@ -23,7 +23,7 @@ MIXERS = {
     "linear attention": re.compile(r"linear_attn|linear_attention|delta_net"),
     "a recurrent layer": re.compile(r"rg_lru|recurrent_block|time_mix|receptance|m?slstm|mlstm"),
     "a convolution": re.compile(r"\.\d+\.(short_)?conv\."),
-    "latent attention": re.compile(r"\.(kv_a_proj\w*|kv_b_proj|q_a_proj)\."),
+    "latent attention": re.compile(r"\.(kv_a_proj\w*|kv_b_proj|q_a_proj|attn_kv_a_mqa|attn_q_a)\."),
     "cross-attention": re.compile(r"cross_?att|encdecattention|encoder_attn", re.IGNORECASE),
 }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
+from orchestrator.forensics.weights.files import GGUF, USUAL
 from orchestrator.storage import checkpoint
 
 if TYPE_CHECKING:
@@ -29,6 +30,23 @@ UNUSED = "pooler."  # parameters after an encoder's last layer, which are often 
 def is_ours(source: Path) -> bool:
     """True for one of our own checkpoints."""
     return (source / "state.json").is_file()
+
+
+def refuse_another_model(source: Path) -> None:
+    """Raise `UserError` for weights other than those that a probe runs: two models would make one reading."""
+    directory = source if source.is_dir() else source.parent
+    runs = next((name for name in USUAL if (directory / name).is_file()), None)
+    packed = next(directory.glob(f"*{GGUF}"), None) if source.is_dir() and runs is None else source
+    if packed is not None and packed.suffix == GGUF:
+        raise UserError(
+            f"{packed} cannot be probed, since a probe runs what save_pretrained writes: give the directory of the "
+            "model that it was converted from, or read it without a probe."
+        )
+    if source.is_file() and source.name != runs:
+        raise UserError(
+            f"{source} cannot be probed, since a probe runs {runs or 'what save_pretrained writes'} in its directory: "
+            "put it there under that name, or read it without a probe."
+        )
 
 
 def runnable(source: Path) -> nn.Module:

@@ -1,7 +1,10 @@
 """Names of files of weights."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+GGUF = ".gguf"
 INDEX = ".index.json"
 METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
 USUAL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-OTHERS = ("optimizer.*", "scheduler.*", "rng_state*", "training_args.*", "adapter_*")  # no weights of a model
+OTHERS = (  # no weights of a model
+    "optimizer.*", "scheduler.*", "rng_state*", "training_args.*", "adapter_*", "mmproj*", "imatrix*",
+)  # fmt: skip

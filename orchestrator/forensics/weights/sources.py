@@ -8,12 +8,12 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.files import METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.files import GGUF, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; no damaged one
 COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)
-WEIGHTS = (".safetensors", *PICKLES)
+WEIGHTS = (".safetensors", *PICKLES, GGUF)
 
 
 def checkpoints(path: Path) -> list[tuple[int, Path]]:

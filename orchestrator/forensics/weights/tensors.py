@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
-from orchestrator.forensics.weights.files import INDEX, METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.files import GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 
 Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
 
@@ -48,8 +48,11 @@ class Store(Protocol):
 class Tensors:
     """Names, shapes and lazily read values of the tensors of one checkpoint."""
 
-    def __init__(self, stores: Mapping[Key, Store], names: Mapping[str, Key]) -> None:
-        """`stores`: key → the store that holds it; `names`: name → key."""
+    def __init__(
+        self, stores: Mapping[Key, Store], names: Mapping[str, Key], metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """`stores`: key → the store that holds it; `names`: name → key; `metadata`: what a GGUF file says of itself."""
+        self.metadata = dict(metadata or {})
         self.names = frozenset(names)
         self._places = {name: (stores[key], key) for name, key in names.items()}
 
@@ -104,7 +107,7 @@ class SafeFile:
 
 
 def open_tensors(source: Path) -> Tensors:
-    """The weights in a directory, a safetensors file, an index of shards, a torch.save'd file or a DCP directory.
+    """The weights in a directory, an index of shards, a file (safetensors, torch.save'd, GGUF) or a DCP directory.
 
     Raises `UserError` for none, for several candidates, and for broken files.
     """
@@ -123,7 +126,8 @@ def named_weights(store: Store) -> Tensors:
 
 
 def _model(source: Path, stores: Mapping[Key, Store]) -> Tensors:
-    found = Tensors(stores, weights(stores))
+    metadata = next((getattr(store, "metadata", None) for store in stores.values()), None)
+    found = Tensors(stores, weights(stores), metadata)
     if not found.names:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
     if odd := next((name for name in sorted(found.names) if not name.isprintable()), None):
@@ -135,9 +139,13 @@ def _model(source: Path, stores: Mapping[Key, Store]) -> Tensors:
 
 def open_store(path: Path) -> Store:
     """A file of tensors, or a DCP directory. Raises `UserError` where it is broken."""
-    if not path.is_dir():
+    if not path.is_dir() and path.suffix != GGUF:
         return Archive(path) if path.suffix in PICKLES else SafeFile(path)
-    from orchestrator.forensics.weights.distributed import Distributed  # here: it costs 50 MB that few readings need
+    if path.suffix == GGUF:
+        from orchestrator.forensics.weights import gguf  # here: few readings need either
+
+        return gguf.GGUF(path)
+    from orchestrator.forensics.weights.distributed import Distributed  # here: it costs 50 MB
 
     return Distributed(path)
 
@@ -210,7 +218,7 @@ def _find(directory: Path) -> Path:
             return directory / name
     names = sorted(path.name for path in directory.iterdir())
     usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS)]
-    for suffixes in ((".safetensors",), PICKLES):
+    for suffixes in ((".safetensors",), PICKLES, (GGUF,)):
         found = [name for name in usable if name.endswith(suffixes)]
         if len(found) > 1:
             raise UserError(f"{directory} holds several files of weights ({_some(found)}): give the path of one.")
@@ -249,7 +257,7 @@ def _open(path: Path) -> Any:
     except (SafetensorError, OSError) as error:
         if path.suffix != ".safetensors":  # a safetensors file of another name is read, as in the hub's cache
             raise UserError(
-                f"{path} is not a file of tensors that can be read here: give one that ends in .safetensors, "
+                f"{path} is not a file of tensors that can be read here: give one that ends in .safetensors, {GGUF}, "
                 f"{', '.join(PICKLES)}, or a checkpoint's directory."
             ) from error
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or save it again.") from error

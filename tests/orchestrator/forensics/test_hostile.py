@@ -253,6 +253,13 @@ def test_a_probe_of_what_cannot_be_run(llama: Path, tmp_path: Path, refused: Sai
     assert names(refused(llama, "--probe", "a b c a b c"), llama, "no tokenizer")
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_probe_of_a_gguf_file(tmp_path: Path, refused: Said, whole: bool) -> None:
+    path = tmp_path / "m.gguf"
+    path.touch()
+    assert names(refused(tmp_path if whole else path, "--probe", "a b"), path, "save_pretrained")
+
+
 def test_an_optimizer_of_another_model(llama: Path, refused: Said) -> None:
     for width in (16, 24):
         model = LlamaForCausalLM(LlamaConfig(**SIZES | {"hidden_size": width}))

