@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from orchestrator.common import command
+from orchestrator.common.formatting import printable
 from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 
 EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
@@ -35,6 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     add("--against", metavar="OTHER", help="put a second model beside it")
     add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
     add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
+    add(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="which of several models in SOURCE, such as ema or teacher; a second one is for OTHER",
+    )
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
     return command.run(parser, _forensics, arguments)
 
@@ -60,6 +68,7 @@ def _forensics(options: argparse.Namespace) -> int:
             probe=options.probe,
             scoring=options.scoring,
             device=options.device,
+            weights=options.weights,
             clock=lambda: time.perf_counter() - start,
             progress=lambda line: status.update(Text(line)),
         )
@@ -69,6 +78,8 @@ def _forensics(options: argparse.Namespace) -> int:
     if options.figure is not None:
         write_figure(output.draw(), options.figure)
     command.console().print(output.report)
+    for path in filter(None, (options.json, options.csv, options.figure)):
+        print(printable(f"Written: {path}"), file=sys.stderr)
     return int(output.critical)
 
 

@@ -50,6 +50,7 @@ def analyze(
     seed: int = 0,
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
+    weights: str | None = None,
 ) -> Reading:
     """The reading of a checkpoint, a state dict or a live module; no value is NaN.
 
@@ -60,6 +61,7 @@ def analyze(
     our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
     `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
     without them the measures that need activations are absent. `device`: where weights are reduced.
+    `weights`: which of several models `source` holds, by a part of its tensors' names, such as `ema` or `teacher`.
     Raises `UserError` for a source that cannot be read or an option that cannot work.
     """
     if scoring not in SCORINGS:
@@ -67,9 +69,13 @@ def analyze(
         raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
+    if weights is not None and tokens is not None:
+        raise UserError(
+            f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
+        )
     named = _named(source, config)
-    model = CheckpointModel(named, None if optimizer is None else Path(optimizer))
-    reference, thresholds = _reference(model, None if reference is None else Path(reference))
+    model = CheckpointModel(named, None if optimizer is None else Path(optimizer), weights)
+    reference, thresholds = _reference(model, None if reference is None else Path(reference), weights)
     seen, by_chance = ([], []) if tokens is None else probe_null(named, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(model, torch.device(device))
     for layer in stack.layers:
@@ -94,6 +100,7 @@ def analyze(
             optimizer=None if optimizer is None else str(optimizer),
             resamples=resamples,
             seed=seed,
+            weights=weights,
             probed=tokens is not None,
             tokens=None if tokens is None else torch.as_tensor(tokens).numel(),
         ),
@@ -186,13 +193,15 @@ def first_step(model: CheckpointModel) -> Path | None:
     return reference if reference.is_dir() else None
 
 
-def _reference(model: CheckpointModel, named: Path | None) -> tuple[Path | None, list[float] | None]:
+def _reference(
+    model: CheckpointModel, named: Path | None, weights: str | None
+) -> tuple[Path | None, list[float] | None]:
     """The reference and its threshold of `saturated_fixed` for every layer; none where the implied step 0 is broken."""
     path = first_step(model) if named is None else named
     if path is None:
         return None, None
     try:
-        reference = CheckpointModel(path)
+        reference = CheckpointModel(path, weights=weights)
         if len(reference) != len(model):
             raise UserError(
                 f"{reference.directory} has {len(reference)} layers, {model.directory} has {len(model)}: "

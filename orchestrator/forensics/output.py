@@ -52,34 +52,47 @@ def read(
     probe: str | None = None,
     scoring: str = "calibrated",
     device: str = "auto",
+    weights: Sequence[str] = (),
     clock: Callable[[], float],
     progress: Callable[[str], None],
 ) -> Output:
     """Read one checkpoint, two side by side, or a run's checkpoints, whichever the arguments ask for.
 
     `probe`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a line for
-    each checkpoint. Raises `UserError` for what cannot be read or does not go together.
+    each checkpoint. `weights`: which of several models in `source`, and in `against`. Raises `UserError` for what
+    cannot be read or does not go together.
     """
     text = None if probe is None else _text(probe)
     where = _device(device)
 
-    def read_one(path: Path, moments: Path | None = None, reference: Path | None = None) -> Reading:
+    chosen, of_other, *more = (*weights, None, None)
+    if any(more) or (of_other and against is None):
+        raise UserError(
+            f"--weights {' --weights '.join(weights)} names more models than there are sources: leave one out."
+        )
+
+    def read_one(
+        path: Path, moments: Path | None = None, reference: Path | None = None, part: str | None = chosen
+    ) -> Reading:
         progress(f"Reading {path}")
         if text is not None:
             refuse_another_model(path)
         tokens = None if text is None else tokens_of(path if path.is_dir() else path.parent, text)
-        return analyze(path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where)
+        return analyze(
+            path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where, weights=part
+        )
 
     path = local(source)
     if against is not None:
         a, b = single(path), single(local(against))
-        both = SideBySide(read_one(a, optimizer), read_one(b))
+        both = SideBySide(read_one(a, optimizer), read_one(b, part=of_other))
         rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
         return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
     found = checkpoints(path)
     if len(found) < 2:
         path = found[0][1] if found else whole(path)
-        reading, parameters = read_one(path, optimizer), sum(layer.parameters for layer in CheckpointModel(path))
+        reading = read_one(path, optimizer)
+        parameters = sum(layer.parameters for layer in CheckpointModel(path, weights=chosen))
         report = terminal.report(reading, clock(), parameters)
         return Output([reading], reading.to_json(), rows_of(reading), lambda: figure.single(reading), report)
     if optimizer is not None:

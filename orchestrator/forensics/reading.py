@@ -59,6 +59,7 @@ class Options:
     seed: int
     probed: bool
     tokens: int | None  # run through the model
+    weights: str | None = None  # which of several models in the source
 
 
 @dataclass(frozen=True)

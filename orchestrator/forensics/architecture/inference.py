@@ -15,6 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
 from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, Part, grouped, halves, stacked, whole
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES
+from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")
@@ -146,7 +147,7 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
         return whole_ones[0]
     if whole_ones:
         names = " and ".join(f"{stack.name}N" for stack, _ in whole_ones)
-        raise UserError(f"{source} holds several stacks of layers, {names}: give a checkpoint with one of them.")
+        raise UserError(f"{source} holds several stacks of layers, {names}: {CHOOSE}.")
     found = "no repeated layers"
     if read:
         stack, parts = max(read, key=lambda pair: len(pair[1]))

@@ -25,10 +25,12 @@ class Live:
     config: Mapping[str, Any]  # the keys of a `config.json`; empty where nothing describes the model
     module: nn.Module | None  # None for a state dict
 
-    @property
-    def tensors(self) -> Tensors:
-        """The weights. Raises `UserError` where there are none, or they are not whole."""
-        return named_weights(StateDict(self.state, self.name))
+    def tensors(self, chosen: str | None = None) -> Tensors:
+        """The weights. Raises `UserError` where there are none, or they are not whole.
+
+        `chosen`: which of several models (`weights.selection`).
+        """
+        return named_weights(StateDict(self.state, self.name), chosen)
 
     @property
     def description(self) -> Description:

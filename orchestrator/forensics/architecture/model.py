@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
@@ -20,7 +19,13 @@ from orchestrator.forensics.architecture.inference import heads_by_shape, infer
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.optimizer import open_moments
+from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
+
+TEXT = re.compile(r"language_model|text_model")
+BESIDE_TEXT = re.compile(
+    r"vision|visual|audio|speech|(^|\.)(mtp|nextn)\."
+)  # other modalities, and heads for later tokens
 
 
 class Layer:
@@ -81,17 +86,18 @@ class Layer:
 class CheckpointModel:
     """A checkpoint's model, or one in memory. Tensors are read on demand."""
 
-    def __init__(self, source: Path | Live, optimizer: Path | None = None) -> None:
+    def __init__(self, source: Path | Live, optimizer: Path | None = None, weights: str | None = None) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
+        `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`).
         Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
         beside = None  # of Adam's moments
         if isinstance(source, Live):
-            self.tensors, description = source.tensors, source.description
+            self.tensors, description = source.tensors(weights), source.description
             source = self.directory = Path(source.name)  # for messages
         else:
-            self.tensors = open_tensors(source)
+            self.tensors = open_tensors(source, weights)
             self.directory = source if source.is_dir() else source.parent
             description = describe(self.directory, self.tensors.metadata)
             beside = self.directory / "optimizer.safetensors"
@@ -102,7 +108,7 @@ class CheckpointModel:
             self.family = gguf.layout(description.declared, self.tensors)
         elif known := find(description.declared, description.config):
             self.family_name, family = known
-            self.stem = _stem(family, self.tensors)
+            self.stem = _stem(source, family, self.tensors)
             self.family = _respelled(family, self.tensors)
         else:
             self.family_name, self.stem = "inferred", ""
@@ -165,13 +171,22 @@ class CheckpointModel:
         return shapes
 
 
-def _stem(family: Family, tensors: Tensors) -> str:
-    """The prefix of the family's names in this file; of several models, the text model's."""
+def _stem(source: Path, family: Family, tensors: Tensors) -> str:
+    """The prefix of the family's names in this file; of several models, the text model's.
+
+    Raises `UserError` where several could be meant, such as a student and its teacher.
+    """
     inner = "|".join(re.escape(part.tensor) for part in family.parts)
     layer = re.escape(family.layer).replace(r"\{\}", r"\d+")
     pattern = re.compile(rf"((?:.*\.)?){layer}(?:{inner})")
-    stems = Counter(match[1] for name in tensors.names if (match := pattern.fullmatch(name)))
-    return max(stems, key=lambda stem: ("language_model" in stem, stems[stem]), default="")
+    stems = sorted({match[1] for name in tensors.names if (match := pattern.fullmatch(name))})
+    stems = [stem for stem in stems if TEXT.search(stem)] or [s for s in stems if not BESIDE_TEXT.search(s)] or stems
+    if len(stems) > 1:
+        raise UserError(
+            f"{source} holds several stacks of layers, {' and '.join(f'{stem}{family.layer}' for stem in stems[:2])} "
+            f"for two: {CHOOSE}."
+        )
+    return stems[0] if stems else ""
 
 
 def _respelled(family: Family, tensors: Tensors) -> Family:

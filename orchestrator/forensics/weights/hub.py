@@ -64,7 +64,7 @@ def local(source: str) -> Path:
     with suppress(RuntimeError):  # ~user with an unknown user
         path = path.expanduser()
     if path.exists():
-        return path
+        return _snapshot(path)
     bare = source.partition("@")[0]
     named = _NAME.fullmatch(f"{_ORGANISATIONS[bare]}/{source}" if bare in _ORGANISATIONS else source)
     if named is None or named["name"].endswith((*_FILES, GGUF)):
@@ -78,6 +78,19 @@ def local(source: str) -> Path:
         otherwise = f"could not be fetched from the hub ({reason}): fetch it with `hf download` and give the path."
         why = next((why for kind, why in _REFUSALS if isinstance(error, kind)), otherwise)
         raise UserError(f"{source} {why}") from error
+
+
+def _snapshot(path: Path) -> Path:
+    """`path`, or the one snapshot in it where it is a repository in the hub's cache; of several, the one of `main`."""
+    snapshots = path / "snapshots"
+    if not (path.name.startswith("models--") and snapshots.is_dir()):
+        return path
+    held = sorted(snapshots.iterdir())
+    main = path / "refs" / "main"
+    current = snapshots / main.read_text().strip() if main.is_file() else path
+    if current in held or len(held) == 1:
+        return current if current in held else held[0]
+    raise UserError(f"{path} holds {len(held)} snapshots and no main one: give one of those in {snapshots}.")
 
 
 def _fetch(name: str, revision: str | None, file: str | None) -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import METADATA, PICKLES
-from orchestrator.forensics.weights.tensors import Key, Tensors, everything, open_file, open_store, unwrapped
+from orchestrator.forensics.weights.selection import Key, unwrapped
+from orchestrator.forensics.weights.tensors import Tensors, everything, open_file, open_store
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.files import GGUF, METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.parts import refuse_ranks
 from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; no damaged one
@@ -33,6 +34,7 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
         if match := NUMBERED.fullmatch(entry.stem if files else entry.name):
             found.append((int(match[2]), entry))
             names.add(re.sub(r"\d+", "0", match[1]))  # epoch=1-step=500, as Lightning names them
+    refuse_ranks(path, (entry.name for _, entry in found))
     if len(names) > 1 or len(dict(found)) < len(found):
         held = ", ".join(sorted(entry.name for _, entry in found)[:4])
         raise UserError(
@@ -67,8 +69,13 @@ def holds_weights(directory: Path) -> bool:
 def whole(path: Path) -> Path:
     """`path`, or the newest undamaged checkpoint where it is a cell's directory.
 
-    Raises `UserError` where its manifest shows that a byte has changed.
+    Raises `UserError` where its manifest shows that a byte has changed, and for an experiment, naming its cells.
     """
+    if (path / "experiment.yaml").is_file():
+        cells = [str(of.parent) for of in sorted(path.glob("*/*/checkpoints"))]
+        raise UserError(
+            f"{path} is an experiment: give one of its cells, such as {', '.join(cells[:3]) or '(none yet)'}."
+        )
     if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
         return checkpoint.find(path)
     if path.is_file() and (path.parent / "manifest.json").is_file():

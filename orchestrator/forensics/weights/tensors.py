@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,16 +16,13 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
-
-Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or ("model", "layers.0.w") where nested
+from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks
+from orchestrator.forensics.weights.selection import Key, select
 
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # other types need scales
 
-WRAPPERS = {"model", "state_dict", "module", "model_state_dict"}  # usual keys of the weights in a larger file
-OPTIMIZERS = {"optimizer", "optimizers", "optim", "optimizer_state_dict", "optim_state_dict"}
-# Added to names by torch.compile, FSDP and activation checkpointing.
-SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins that stands for a file
 
 
 class Store(Protocol):
@@ -106,28 +102,37 @@ class SafeFile:
         """Nothing is held between reads."""
 
 
-def open_tensors(source: Path) -> Tensors:
+def open_tensors(source: Path, chosen: str | None = None) -> Tensors:
     """The weights in a directory, an index of shards, a file (safetensors, torch.save'd, GGUF) or a DCP directory.
 
-    Raises `UserError` for none, for several candidates, and for broken files.
+    `chosen`: which of several models there (`selection.select`). Raises `UserError` for none, for several candidates,
+    for a part of a model, and for broken files.
     """
     if not source.exists():
         raise UserError(f"{source} does not exist: give a checkpoint directory or a file of weights.")
     is_distributed = (source / METADATA).is_file() and not any((source / name).is_file() for name in USUAL)
-    if source.is_dir() and not is_distributed:
-        source = _find(source)
-    stores = _open_index(source) if source.name.endswith(INDEX) else everything(open_store(source))
-    return _model(source, stores)
+    files = _find(source) if source.is_dir() and not is_distributed else [source]
+    if len(files) > 1:
+        return _model(source, _joined(files), chosen)
+    refuse_part(files[0])
+    if files[0].name.endswith(INDEX):
+        return _model(files[0], _open_index(files[0]), chosen)
+    found = named_weights(open_store(files[0]), chosen)
+    refuse_narrow(files[0], {name: found.shape(name) for name in found.names})
+    return found
 
 
-def named_weights(store: Store) -> Tensors:
-    """The model's weights in a store. Raises `UserError` where it has none."""
-    return _model(store.path, everything(store))
+def named_weights(store: Store, chosen: str | None = None) -> Tensors:
+    """The model's weights in a store. Raises `UserError` where it has none, or several models of which none is named.
+
+    `chosen`: see `selection.select`.
+    """
+    return _model(store.path, everything(store), chosen)
 
 
-def _model(source: Path, stores: Mapping[Key, Store]) -> Tensors:
+def _model(source: Path, stores: Mapping[Key, Store], chosen: str | None) -> Tensors:
     metadata = next((getattr(store, "metadata", None) for store in stores.values()), None)
-    found = Tensors(stores, weights(stores), metadata)
+    found = Tensors(stores, select(source, stores, chosen), metadata)
     if not found.names:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
     if odd := next((name for name in sorted(found.names) if not name.isprintable()), None):
@@ -138,7 +143,11 @@ def _model(source: Path, stores: Mapping[Key, Store]) -> Tensors:
 
 
 def open_store(path: Path) -> Store:
-    """A file of tensors, or a DCP directory. Raises `UserError` where it is broken."""
+    """A file of tensors, or a DCP directory. Raises `UserError` where it is broken, or stands for a file elsewhere."""
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(len(LFS)) == LFS:
+                raise UserError(f"{path} is a pointer of Git LFS, not the file itself: run `git lfs pull` there.")
     if not path.is_dir() and path.suffix != GGUF:
         return Archive(path) if path.suffix in PICKLES else SafeFile(path)
     if path.suffix == GGUF:
@@ -161,39 +170,6 @@ def everything(store: Store) -> dict[Key, Store]:
     return dict.fromkeys(store.shapes, store)
 
 
-def weights(keys: Iterable[Key]) -> dict[str, Key]:
-    """The model's weights among everything saved with them: name without wrappers → key.
-
-    Of nested dicts, the one with the most tensors is the model; of equals, the one with a usual name.
-    """
-    groups: dict[Key, list[Key]] = defaultdict(list)
-    for key in keys:
-        if str(key[0]).partition(".")[0] not in OPTIMIZERS:
-            groups[key[:-1]].append(key)
-    largest = max(groups, key=lambda parent: (len(groups[parent]), bool(WRAPPERS & set(parent))), default=())
-    found = groups.get(largest, [])
-    return dict(zip(unwrapped([str(key[-1]) for key in found]), found, strict=True))
-
-
-def unwrapped(names: list[str]) -> list[str]:
-    """Names without the segments that DDP, FSDP, `torch.compile` or a surrounding module add."""
-    bare = list(names)
-    for segment in SEGMENTS:
-        bare = [name.replace(segment, "") for name in bare]
-    while bare and (prefix := _prefix(bare)):
-        bare = [name.removeprefix(prefix) for name in bare]
-    return bare if len(set(bare)) == len(names) else names
-
-
-def _prefix(names: list[str]) -> str:
-    """A redundant prefix that all names share; "model." only where a second follows it."""
-    doubled = any(name.startswith("model.model.") for name in names)
-    for prefix in ("module.", "model.") if doubled else ("module.",):
-        if all(name.startswith(prefix) for name in names):
-            return prefix
-    return ""
-
-
 def _plain(values: Tensor, name: str, path: Path) -> Tensor:
     if values.dtype not in FLOATS or values.layout != torch.strided:
         kind = str(values.dtype).removeprefix("torch.")
@@ -211,19 +187,22 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
     return values
 
 
-def _find(directory: Path) -> Path:
-    """The file of weights in a directory: by its usual name, or the only one of its kind."""
+def _find(directory: Path) -> list[Path]:
+    """The file of weights in a directory, by its usual name or the only one of its kind, or all parts of one model."""
     for name in USUAL:
         if (directory / name).is_file():
-            return directory / name
+            return [directory / name]
     names = sorted(path.name for path in directory.iterdir())
     usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS)]
     for suffixes in ((".safetensors",), PICKLES, (GGUF,)):
         found = [name for name in usable if name.endswith(suffixes)]
+        refuse_ranks(directory, found)
+        if parts := complete(directory, found):
+            return parts
         if len(found) > 1:
             raise UserError(f"{directory} holds several files of weights ({_some(found)}): give the path of one.")
         if found:
-            return directory / found[0]
+            return [directory / found[0]]
     if any(fnmatch(name, "adapter_model.*") for name in names):
         raise UserError(f"{directory} holds only adapters: merge them into their model (merge_and_unload) and save it.")
     raise UserError(f"{directory} holds no weights: looked for {USUAL[0]} or {USUAL[1]}, found {_some(names)}.")
@@ -231,6 +210,20 @@ def _find(directory: Path) -> Path:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
+
+
+def _joined(files: Sequence[Path]) -> dict[Key, Store]:
+    """Every tensor of the parts of one model → the part that holds it."""
+    joined: dict[Key, Store] = {}
+    for path in files:
+        found = everything(open_store(path))
+        if twice := next(filter(joined.__contains__, found), None):
+            raise UserError(
+                f"{path} and {joined[twice].path} both hold {'.'.join(map(str, twice))}: they are slices of a "
+                "tensor-parallel model; join them with the tools that wrote them, and give the whole model."
+            )
+        joined |= found
+    return joined
 
 
 def _open_index(index: Path) -> dict[Key, Store]:

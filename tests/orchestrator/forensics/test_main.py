@@ -117,8 +117,8 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out_of_its_run(
     assert main([str(tmp_path / "run"), "--json", str(target)]) == 0
     out, err = capsys.readouterr()
     assert "2 checkpoints · steps 0 to 9" in out
-    assert names(err, paths[1], "state.json")
-    assert err.count("\n") == 1
+    assert names(err, paths[1], "state.json", target)
+    assert err.count("\n") == 2  # the second says what was written
     last = json.loads(target.read_text())["checkpoints"][-1]
     assert last["options"]["reference"] == str(paths[0]), "step 0 of any run gives its thresholds"
     assert last["totals"]["saturated_fixed"] is not None
@@ -182,6 +182,30 @@ def test_exit_code_of_a_pathology(
     assert f"{severity}: " in out
     assert ("model.layers.2.mlp.gate_proj.weight" in out) == (factor > 1)
     assert main([str(path), "--against", str(path)]) == code
+
+
+def test_one_of_two_models_in_a_file(
+    checkpoint: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = {name: torch.from_numpy(value) for name, value in checkpoint(widths=(16,) * 3).tensors.items()}
+    averaged = {name: 2 * value for name, value in plain.items()}
+    torch.save({"model": plain, "ema": averaged}, tmp_path / "m.pt")
+    assert main([str(tmp_path / "m.pt")]) == 2
+    assert names(capsys.readouterr().err, tmp_path / "m.pt", "model", "ema", "--weights")
+    read = {}
+    for chosen in ("model", "ema"):
+        assert main([str(tmp_path / "m.pt"), "--weights", chosen, "--json", str(tmp_path / "f.json")]) == 0
+        read[chosen] = json.loads((tmp_path / "f.json").read_text())
+        assert read[chosen]["options"]["weights"] == chosen
+        assert names(capsys.readouterr().err, tmp_path / "f.json")
+    norms = [read[chosen]["layers"][1]["measures"]["spectral_norm.q"] for chosen in ("model", "ema")]
+    assert norms[1] == pytest.approx(2 * norms[0])
+    both = [str(tmp_path / "m.pt"), "--against", str(tmp_path / "m.pt"), "--weights", "model", "--weights", "ema"]
+    assert main([*both, "--json", str(tmp_path / "f.json")]) == 0
+    assert main([str(tmp_path / "m.pt"), "--weights", "model", "--weights", "ema"]) == 2
+    assert names(capsys.readouterr().err, "--weights model --weights ema")
+    assert main([str(tmp_path / "m.pt"), "--weights", "emma"]) == 2
+    assert names(capsys.readouterr().err, "emma", "did you mean 'ema'?")
 
 
 def test_a_critical_pathology_of_the_past_still_sets_the_exit_code(

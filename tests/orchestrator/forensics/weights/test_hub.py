@@ -76,6 +76,20 @@ def test_what_looks_like_a_path_never_reaches_the_hub(source: str) -> None:
         local(source)
 
 
+def test_a_repository_in_the_cache_is_its_snapshot(tmp_path: Path) -> None:
+    snapshot = _cache(tmp_path, "tiny", "model.safetensors")
+    repository = snapshot.parents[1]
+    assert local(str(repository)) == snapshot
+    other = snapshot.with_name("f" * 40)
+    other.mkdir()
+    assert local(str(repository)) == snapshot
+    (repository / "refs" / "main").unlink()
+    with pytest.raises(UserError, match=naming(repository, "2 snapshots", repository / "snapshots")):
+        local(str(repository))
+    other.rmdir()
+    assert local(str(repository)) == snapshot
+
+
 def test_offline(tmp_path: Path) -> None:
     tiny = str(_cache(tmp_path, "tiny", "model.safetensors"))
     old = str(_cache(tmp_path, "old", "pytorch_model.bin"))

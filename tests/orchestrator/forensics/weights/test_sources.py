@@ -131,3 +131,12 @@ def test_damaged_ones_of_ours_are_left_out_and_a_cell_gives_its_newest(
     assert whole(root / "step_00000005/model.safetensors") == root / "step_00000005/model.safetensors"
     with pytest.raises(UserError, match=r"model\.safetensors"):
         whole(weights)
+
+
+def test_an_experiment_names_its_cells(tmp_path: Path) -> None:
+    (tmp_path / "experiment.yaml").touch()
+    cell = tmp_path / "uniform/seed=0"
+    (cell / "checkpoints").mkdir(parents=True)
+    assert checkpoints(tmp_path) == []
+    with pytest.raises(UserError, match=naming(tmp_path, "experiment", cell)):
+        whole(tmp_path)
