@@ -16,7 +16,9 @@ from orchestrator.common import command
 from orchestrator.common.formatting import printable
 from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 
-EPILOG = "Exit code: 0; 1 where a spectral norm is 30 times its peers'; 2 where something cannot be read."
+EPILOG = (
+    "Exit code: 0; 1 where a spectral norm is 30 times its peers', or a tensor holds NaN; 2 where nothing can be read."
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

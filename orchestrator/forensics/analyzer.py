@@ -15,7 +15,7 @@ from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions, add_embedding
 from orchestrator.forensics.measures.momentum import medians
-from orchestrator.forensics.measures.pathology import findings
+from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.table import Value, ffn_cluster_entropy, measure, unique_roles
 from orchestrator.forensics.null.redrawn import draws, redrawn
@@ -119,7 +119,10 @@ def analyze(
             for layer, row in zip(stack.layers, rows, strict=True)
         ],
         totals={key: _total([row[key] for row in rows]) for key in TOTALS},
-        pathology=findings(rows, [layer.names for layer in stack.layers]),
+        pathology=[
+            *unread(model),
+            *findings(rows, [layer.names for layer in stack.layers], [layer.uniform for layer in stack.layers]),
+        ],
     )
 
 

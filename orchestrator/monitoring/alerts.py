@@ -71,12 +71,12 @@ def waiting(s: CellStatus) -> Found:
 
 
 def pathology(s: CellStatus) -> Found:
-    """Tensors whose spectral norm is far above their peers' in the newest reading (SCIENCE §5)."""
+    """Tensors that are out of proportion, or hold nothing of use, in the newest reading (SCIENCE §5)."""
     if s.reading and s.reading.findings:
         worst, *others = s.reading.findings
         more = f", and {counted(len(others), 'tensor')} more" if others else ""
         severity = "critical" if worst.severity == "critical" else "warn"
-        text = f"{worst.tensor} has {worst.ratio:.1f}× its peers' spectral norm at step {s.reading.step}{more}."
+        text = f"{worst.text} at step {s.reading.step}{more}."
         yield severity, text
 
 

@@ -183,15 +183,15 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
 
 def pathologies(c: Comparison) -> Section:
     """List the tensors out of proportion to their peers, at their worst reading, the largest ratio first."""
-    worst: dict[tuple[str, str], tuple[float, int, str]] = {}
+    worst: dict[tuple[str, str], tuple[float, int, str, str]] = {}
     for cell in c.experiment.cells:
         for step, reading in cell.readings.items():
             for found in reading.pathology:
-                key, now = (cell.label, found.tensor), (found.ratio, step, found.severity)
+                key, now = (cell.label, found.tensor), (found.ratio, step, found.severity, found.blemish)
                 worst[key] = max(worst.get(key, now), now)
     rows: list[list[TableCell]] = [
-        [label, tensor, f"{ratio:.1f}", str(step), severity]
-        for (label, tensor), (ratio, step, severity) in sorted(worst.items(), key=lambda item: -item[1][0])
+        [label, tensor, blemish or f"{ratio:.1f}", str(step), severity]
+        for (label, tensor), (ratio, step, severity, blemish) in sorted(worst.items(), key=lambda item: -item[1][0])
     ]
     return Section("Tensors out of proportion", ["cell", "tensor", "× its peers", "step", "severity"], rows)
 

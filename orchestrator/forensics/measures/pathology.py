@@ -1,32 +1,50 @@
-"""Tensors whose spectral norm is far above their peers' (SCIENCE §5; the paper, §8)."""
+"""Tensors that are out of proportion to their peers, or that hold nothing of use (SCIENCE §5; the paper, §8)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.weights.tensors import NotFinite
 
 WARN = 10.0
 CRITICAL = 30.0
+WITHIN = re.compile(r"(^|\.)\d+\.")  # a name within a layer
+OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # encoders of other modalities, which are not read
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One tensor whose spectral norm is far above its peers'."""
+    """One tensor that is not as it should be."""
 
     tensor: str
-    ratio: float  # spectral norm over the median of the same kind in the other layers
+    ratio: float  # spectral norm over the median of the same kind in the other layers; 0 where `blemish` says more
     severity: str  # "warn" or "critical"
+    blemish: str = ""  # what is wrong other than the spectral norm
+
+    @property
+    def text(self) -> str:
+        """The tensor and what is wrong with it."""
+        return f"{self.tensor} " + (self.blemish or f"has {self.ratio:.1f}× its peers' spectral norm")
 
 
-def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping[str, str]]) -> list[Finding]:
-    """Every tensor at or above `WARN` times its peers, worst first.
+def findings(
+    rows: Sequence[Mapping[str, float | None]],
+    names: Sequence[Mapping[str, str]],
+    uniform: Sequence[Mapping[str, float]] = (),
+) -> list[Finding]:
+    """Every matrix at or above `WARN` times its peers, worst first, then those whose entries are all equal.
 
-    `rows`: per layer, its measures; `names`: per layer, kind → tensor name. None for a model of one layer, or for
-    peers whose median is zero.
+    `rows`: per layer, its measures; `names`: per layer, kind → tensor name; `uniform`: per layer, kind → the value of
+    such a matrix. No norm is found for a model of one layer, or for peers whose median is zero. Where a kind is uniform
+    in every layer, as initialisations with zeros leave it, one finding stands for all.
     """
     found = [
         Finding(names[layer][kind], ratio, "critical" if ratio >= CRITICAL else "warn")
@@ -34,7 +52,54 @@ def findings(rows: Sequence[Mapping[str, float | None]], names: Sequence[Mapping
         for layer, ratio in enumerate(ratios([row[f"spectral_norm.{kind}"] for row in rows]))
         if ratio is not None and ratio >= WARN
     ]
-    return sorted(found, key=lambda finding: -finding.ratio)
+    return [*sorted(found, key=lambda finding: -finding.ratio), *_uniform(names, uniform)]
+
+
+def unread(model: CheckpointModel) -> list[Finding]:
+    """What is wrong with tensors that no measure reads: NaN or infinite values, or a head whose entries are all equal.
+
+    They are those outside the layers (final norm, head, positions), and the vectors within (biases).
+    """
+    found = []
+    vocabulary = None if model.embedding_shape is None else model.embedding_shape[0]
+    for name in sorted(model.tensors.names):
+        shape = model.tensors.shape(name)
+        if not shape or 0 in shape or OTHER_SENSES.search(name) or (len(shape) > 1 and WITHIN.search(name)):
+            continue
+        try:
+            value = uniform_value(model.tensors.rows(name, 8192))
+        except NotFinite:
+            found.append(Finding(name, 0.0, "critical", "holds NaN or infinite values"))
+        except UserError:  # integers, such as the numbers of positions
+            continue
+        else:
+            if value is not None and len(shape) == 2 and shape[0] == vocabulary:
+                found.append(Finding(name, 0.0, "warn", _holds(value)))
+    return found
+
+
+def uniform_value(blocks: Iterator[Tensor]) -> float | None:
+    """The value of a tensor whose entries are all equal, given in blocks; None for any other. Reads all blocks."""
+    low, high = np.inf, -np.inf
+    for block in blocks:
+        if block.numel():
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+    return low if low == high else None
+
+
+def _uniform(names: Sequence[Mapping[str, str]], uniform: Sequence[Mapping[str, float]]) -> list[Finding]:
+    found = []
+    for kind in KINDS:
+        layers = [layer for layer, values in enumerate(uniform) if kind in values]
+        everywhere = len(layers) > 1 and len(layers) == len(names)
+        for layer in layers[:1] if everywhere else layers:
+            others = ", as in every other layer" if everywhere else ""
+            found.append(Finding(names[layer][kind], 0.0, "warn", _holds(uniform[layer][kind]) + others))
+    return found
+
+
+def _holds(value: float) -> str:
+    return "is all zeros" if value == 0 else f"holds the value {value:.3g} throughout"
 
 
 def ratios(norms: Sequence[float | None]) -> list[float | None]:

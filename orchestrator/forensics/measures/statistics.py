@@ -17,6 +17,7 @@ from orchestrator.forensics.measures.clusters import cluster_masses
 from orchestrator.forensics.measures.composition import Compositions, Side
 from orchestrator.forensics.measures.heads import couplings, fingerprints
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
+from orchestrator.forensics.measures.pathology import uniform_value
 from orchestrator.forensics.measures.resampling import BLOCK, Entries, entries_of
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.weights.memory import trim
@@ -50,6 +51,7 @@ class LayerStatistics:
     stuck: float | None = None  # share of entries whose moments have vanished
     activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
+    uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
 
     # A strong reference would keep every redrawn stack alive.
@@ -158,6 +160,7 @@ def reduce_layer(
         gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
         alignment={kind: cos for kind, w in weights.items() if (cos := alignment(layer, kind, w)) is not None},
         stuck=None if typical is None else stuck_fraction(layer, typical),
+        uniform={k: value for k in layer.kinds if (value := uniform_value(iter([layer.weight(k)]))) is not None},
     )
 
 

@@ -47,7 +47,7 @@ RESAMPLED = frozenset((
 # Statistics that a redrawn layer shares with the real one: its shape, names and places, what is set from outside, and
 # the count alone of `entries`. `_drawn` redraws every other.
 KEPT = frozenset((
-    "index", "width", "heads", "names", "shapes", "entries", "loudest", "activations", "threshold", "chance",
+    "index", "width", "heads", "names", "shapes", "entries", "loudest", "activations", "threshold", "uniform", "chance",
 ))  # fmt: skip
 # Measures with a null of another kind → a description of it.
 OPTIMIZER = "the optimizer state is not redrawn: the null is the law of the measure between independent directions"

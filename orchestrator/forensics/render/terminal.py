@@ -167,10 +167,7 @@ def pathology(reading: Reading) -> list[Text]:
     """One line per tensor out of proportion, worst first."""
     if not reading.pathology:
         return [Text("none: no tensor has ten times its peers' spectral norm", "green")]
-    lines = [
-        Text(f"{f.severity}: {f.tensor} has {f.ratio:.1f}× its peers' spectral norm", SEVERITIES[f.severity])
-        for f in reading.pathology[:SHOWN]
-    ]
+    lines = [Text(f"{f.severity}: {f.text}", SEVERITIES[f.severity]) for f in reading.pathology[:SHOWN]]
     left = len(reading.pathology) - SHOWN
     return [*lines, Text(f"and {left} more", "dim")] if left > 0 else lines
 
@@ -186,6 +183,8 @@ def missing(reading: Reading) -> list[Text]:
     if reading.options.probed:
         seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
         needs |= dict.fromkeys(seen, "a model whose branches the probe can follow")
+    if any(finding.blemish for finding in reading.pathology):  # then the number of heads may well be known
+        needs |= {key: "heads that read and write" for key, measure in MEASURES.items() if measure.needs == "H"}
     if len(reading.layers) == 1:
         needs |= dict.fromkeys(COMPARING, "a second layer")
     reasons: dict[str, list[str]] = {}

@@ -25,6 +25,10 @@ FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # other 
 LFS = b"version https://git-lfs.github.com/spec/"  # how a pointer begins that stands for a file
 
 
+class NotFinite(UserError):
+    """A tensor holds NaN or infinite values."""
+
+
 class Store(Protocol):
     """One file, or one directory of chunks: its tensors as they are stored."""
 
@@ -178,7 +182,7 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
     # NaN and infinity show in the extremes, which need no mask as large as the tensor
     extremes = [abs(float(extreme)) for extreme in torch.aminmax(values)] if values.numel() else []
     if not all(map(math.isfinite, extremes)):
-        raise UserError(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
+        raise NotFinite(f"{name} in {path} holds NaN or infinite values: use a checkpoint from before they arose.")
     if any(extreme > LARGEST for extreme in extremes):
         raise UserError(
             f"{name} in {path} holds values up to {max(extremes):.0e}, whose squares fp32 cannot sum: "

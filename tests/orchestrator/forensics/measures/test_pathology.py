@@ -70,4 +70,46 @@ def test_peers_that_are_zero_give_no_scale(checkpoint: Callable[..., Any]) -> No
     ours = checkpoint(widths=(16, 16, 16))
     for layer in (0, 1):
         ours.tensors[ours.name(layer, "up")][:] = 0
-    assert analyze(ours.write()).pathology == []
+    found = analyze(ours.write()).pathology
+    assert [f.tensor for f in found] == [ours.name(layer, "up") for layer in (0, 1)]
+    assert all(f.severity == "warn" and f.ratio == 0 and "zeros" in f.text for f in found)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_matrix_of_one_value(checkpoint: Callable[..., Any], kind: str, value: float) -> None:
+    ours = checkpoint(widths=(16,) * 3)
+    ours.tensors[ours.name(1, kind)][:] = value
+    (found,) = [f for f in analyze(ours.write()).pathology if f.blemish]
+    assert (found.tensor, found.severity) == (ours.name(1, kind), "warn")
+    assert ("zeros" if value == 0 else str(value)) in found.text
+
+
+def test_a_kind_that_is_zero_in_every_layer_is_said_once(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint(widths=(16,) * 3)
+    for layer in range(3):
+        ours.tensors[ours.name(layer, "o")][:] = 0
+    (found,) = analyze(ours.write()).pathology
+    assert found.tensor == ours.name(0, "o")
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["model.norm.weight", "lm_head.weight", "model.layers.1.self_attn.q_proj.bias"])
+def test_tensors_that_no_measure_reads(checkpoint: Callable[..., Any], name: str, poison: float) -> None:
+    ours = checkpoint(widths=(16,) * 3)
+    shape = (48, 16) if "head" in name else (16,)
+    ours.tensors[name] = np.ones(shape, np.float32)
+    ours.tensors[name].flat[-1] = poison
+    (found,) = analyze(ours.write()).pathology
+    assert (found.tensor, found.severity) == (name, "critical")
+    assert "NaN" in found.text
+
+
+def test_a_head_of_zeros_and_numbers_that_are_no_weights(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint(widths=(16,) * 3)
+    vocabulary = len(ours.tensors["model.embed_tokens.weight"])
+    ours.tensors["lm_head.weight"] = np.zeros((vocabulary, 16), np.float32)
+    ours.tensors["position_ids"] = np.arange(9)
+    ours.tensors["model.norm.weight"] = np.zeros(16, np.float32)  # a scale stored less 1
+    (found,) = analyze(ours.write()).pathology
+    assert (found.tensor, found.severity) == ("lm_head.weight", "warn")
