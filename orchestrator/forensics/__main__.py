@@ -45,6 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="which of several models in SOURCE, such as ema or teacher; a second one is for OTHER",
     )
+    add("--base", metavar="MODEL", help="the model that SOURCE, a LoRA adapter, was trained on: read their sum")
+    add("--delta", action="store_true", help="with --base, read what the adapter adds and not the sum")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
     return command.run(parser, _forensics, arguments)
 
@@ -71,6 +73,8 @@ def _forensics(options: argparse.Namespace) -> int:
             scoring=options.scoring,
             device=options.device,
             weights=options.weights,
+            base=options.base,
+            delta=options.delta,
             clock=lambda: time.perf_counter() - start,
             progress=lambda line: status.update(Text(line)),
         )

@@ -30,6 +30,7 @@ from orchestrator.forensics.reading import (
     SuperWeight,
 )
 from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
+from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.storage.steps import name_of, step_in
 
@@ -51,6 +52,8 @@ def analyze(
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
     weights: str | None = None,
+    base: str | Path | None = None,
+    delta: bool = False,
 ) -> Reading:
     """The reading of a checkpoint, a state dict or a live module; no value is NaN.
 
@@ -62,6 +65,7 @@ def analyze(
     `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
     without them the measures that need activations are absent. `device`: where weights are reduced.
     `weights`: which of several models `source` holds, by a part of its tensors' names, such as `ema` or `teacher`.
+    `base`: the model that a LoRA adapter, `source`, is added to; with `delta`, what it adds is read by itself.
     Raises `UserError` for a source that cannot be read or an option that cannot work.
     """
     if scoring not in SCORINGS:
@@ -74,8 +78,13 @@ def analyze(
             f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
         )
     named = _named(source, config)
-    model = CheckpointModel(named, None if optimizer is None else Path(optimizer), weights)
-    reference, thresholds = _reference(model, None if reference is None else Path(reference), weights)
+    if base is not None and not (isinstance(named, Path) and is_adapter(named)):
+        raise UserError(f"base={base} is for LoRA adapters on disk, and the source is none: leave it out.")
+    if delta and base is None:
+        raise UserError("delta=True needs the adapter's base, whose shapes it is read in: name it (--base).")
+    choice: dict[str, Any] = {"weights": weights, "base": None if base is None else Path(base), "delta": delta}
+    model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
+    reference, thresholds = _reference(model, None if reference is None else Path(reference), choice)
     seen, by_chance = ([], []) if tokens is None else probe_null(named, torch.as_tensor(tokens), resamples, seed)
     stack, compositions = read_stack(model, torch.device(device))
     for layer in stack.layers:
@@ -101,6 +110,8 @@ def analyze(
             resamples=resamples,
             seed=seed,
             weights=weights,
+            base=None if base is None else str(base),
+            delta=delta,
             probed=tokens is not None,
             tokens=None if tokens is None else torch.as_tensor(tokens).numel(),
         ),
@@ -197,14 +208,14 @@ def first_step(model: CheckpointModel) -> Path | None:
 
 
 def _reference(
-    model: CheckpointModel, named: Path | None, weights: str | None
+    model: CheckpointModel, named: Path | None, choice: dict[str, Any]
 ) -> tuple[Path | None, list[float] | None]:
     """The reference and its threshold of `saturated_fixed` for every layer; none where the implied step 0 is broken."""
     path = first_step(model) if named is None else named
     if path is None:
         return None, None
     try:
-        reference = CheckpointModel(path, weights=weights)
+        reference = CheckpointModel(path, **choice)
         if len(reference) != len(model):
             raise UserError(
                 f"{reference.directory} has {len(reference)} layers, {model.directory} has {len(model)}: "

@@ -19,6 +19,7 @@ from orchestrator.forensics.measures.runner import refuse_another_model, tokens_
 from orchestrator.forensics.reading import Reading, rows_of
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
+from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.hub import local
 from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
 
@@ -53,14 +54,17 @@ def read(
     scoring: str = "calibrated",
     device: str = "auto",
     weights: Sequence[str] = (),
+    base: str | None = None,
+    delta: bool = False,
     clock: Callable[[], float],
     progress: Callable[[str], None],
 ) -> Output:
     """Read one checkpoint, two side by side, or a run's checkpoints, whichever the arguments ask for.
 
     `probe`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a line for
-    each checkpoint. `weights`: which of several models in `source`, and in `against`. Raises `UserError` for what
-    cannot be read or does not go together.
+    each checkpoint. `weights`: which of several models in `source`, and in `against`. `base`, `delta`: see
+    `analyze`; they concern the sources that are adapters. Raises `UserError` for what cannot be read or does not go
+    together.
     """
     text = None if probe is None else _text(probe)
     where = _device(device)
@@ -71,6 +75,8 @@ def read(
             f"--weights {' --weights '.join(weights)} names more models than there are sources: leave one out."
         )
 
+    under = None if base is None else whole(local(base))
+
     def read_one(
         path: Path, moments: Path | None = None, reference: Path | None = None, part: str | None = chosen
     ) -> Reading:
@@ -78,29 +84,48 @@ def read(
         if text is not None:
             refuse_another_model(path)
         tokens = None if text is None else tokens_of(path if path.is_dir() else path.parent, text)
+        on: dict[str, Any] = {"base": under, "delta": delta} if is_adapter(path) else {}
         return analyze(
-            path, reference=reference, optimizer=moments, scoring=scoring, tokens=tokens, device=where, weights=part
+            path,
+            reference=reference,
+            optimizer=moments,
+            scoring=scoring,
+            tokens=tokens,
+            device=where,
+            weights=part,
+            **on,
         )
 
     path = local(source)
     if against is not None:
         a, b = single(path), single(local(against))
+        _refuse_needless(base, delta, (a, b))
         both = SideBySide(read_one(a, optimizer), read_one(b, part=of_other))
         rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
         return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
     found = checkpoints(path)
     if len(found) < 2:
         path = found[0][1] if found else whole(path)
+        _refuse_needless(base, delta, (path,))
         reading = read_one(path, optimizer)
-        parameters = sum(layer.parameters for layer in CheckpointModel(path, weights=chosen))
+        parameters = sum(layer.parameters for layer in CheckpointModel(path, weights=chosen, base=under, delta=delta))
         report = terminal.report(reading, clock(), parameters)
         return Output([reading], reading.to_json(), rows_of(reading), lambda: figure.single(reading), report)
     if optimizer is not None:
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
+    _refuse_needless(base, delta, [entry for _, entry in found])
     counted = unit(found[-1][1])
     run = trajectory.trajectory(str(path), _read_all(path, found, counted, read_one), counted)
     rows, report = trajectory.rows(run), trajectory.report(run, clock())
     return Output(run.checkpoints, run.to_json(), rows, lambda: figure.trajectory(run), report)
+
+
+def _refuse_needless(base: str | None, delta: bool, sources: Sequence[Path]) -> None:
+    """Raise `UserError` where a base is named and no source is an adapter, or the change is wanted without a base."""
+    if base is not None and not any(map(is_adapter, sources)):
+        raise UserError(f"--base {base} is for LoRA adapters, and {sources[0]} is none: leave it out.")
+    if delta and base is None:
+        raise UserError("--delta needs the model that the adapter was trained on: name it with --base.")
 
 
 def _read_all(

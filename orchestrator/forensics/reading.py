@@ -60,6 +60,8 @@ class Options:
     probed: bool
     tokens: int | None  # run through the model
     weights: str | None = None  # which of several models in the source
+    base: str | None = None  # the model that an adapter was added to
+    delta: bool = False  # read what the adapter adds, and not the sum
 
 
 @dataclass(frozen=True)

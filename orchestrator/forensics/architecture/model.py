@@ -18,6 +18,7 @@ from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads,
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
+from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
@@ -86,16 +87,29 @@ class Layer:
 class CheckpointModel:
     """A checkpoint's model, or one in memory. Tensors are read on demand."""
 
-    def __init__(self, source: Path | Live, optimizer: Path | None = None, weights: str | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | Live,
+        optimizer: Path | None = None,
+        weights: str | None = None,
+        base: Path | None = None,
+        delta: bool = False,
+    ) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
-        `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`).
+        `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`). `base`:
+        the model that `source`, an adapter, is added to; with `delta`, what it adds is read in that model's shapes.
         Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
         beside = None  # of Adam's moments
         if isinstance(source, Live):
             self.tensors, description = source.tensors(weights), source.description
             source = self.directory = Path(source.name)  # for messages
+        elif is_adapter(source):
+            self.tensors = open_adapter(source, weights, base, delta)
+            described = source if base is None else base
+            self.directory = described if described.is_dir() else described.parent
+            description = describe(self.directory)
         else:
             self.tensors = open_tensors(source, weights)
             self.directory = source if source.is_dir() else source.parent
@@ -112,7 +126,16 @@ class CheckpointModel:
             self.family = _respelled(family, self.tensors)
         else:
             self.family_name, self.stem = "inferred", ""
-            self.family, self.assumed = infer(source, self.tensors, description)
+            try:
+                self.family, self.assumed = infer(source, self.tensors, description)
+            except UserError as error:
+                if base is not None or not is_adapter(source):
+                    raise
+                changed = ", ".join(sorted(self.tensors.names)[:3])
+                raise UserError(
+                    f"{source} does not change every matrix of a layer ({changed} …): "
+                    "name the model that it was trained on with --base, and add --delta to read the change by itself."
+                ) from error
         matches = map(_layer_pattern(self).match, self.tensors.names)
         numbered = max((int(match[1]) for match in matches if match), default=-1) + 1
         count = numbered if description.layers is None else len(description.layers)

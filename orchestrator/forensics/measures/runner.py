@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
+from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.files import GGUF, USUAL
 from orchestrator.storage import checkpoint
 
@@ -34,6 +35,10 @@ def is_ours(source: Path) -> bool:
 
 def refuse_another_model(source: Path) -> None:
     """Raise `UserError` for weights other than those that a probe runs: two models would make one reading."""
+    if is_adapter(source):
+        raise UserError(
+            f"{source} is an adapter, and a probe runs a model: merge it (merge_and_unload), or leave it out."
+        )
     directory = source if source.is_dir() else source.parent
     runs = next((name for name in USUAL if (directory / name).is_file()), None)
     packed = next(directory.glob(f"*{GGUF}"), None) if source.is_dir() and runs is None else source

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.files import GGUF, METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import refuse_ranks
 from orchestrator.storage import checkpoint
 
@@ -60,10 +60,12 @@ def _counted_files(directory: Path) -> list[Path]:
 
 
 def holds_weights(directory: Path) -> bool:
-    """True where a file directly in the directory looks like a model's weights."""
+    """True where a file directly in the directory looks like a model's weights, or an adapter's."""
     names = [file.name for file in directory.iterdir()]
     usable = (name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS))
-    return METADATA in names or any(name.endswith(WEIGHTS) for name in usable)
+    return (
+        METADATA in names or any(name in ADAPTERS for name in names) or any(name.endswith(WEIGHTS) for name in usable)
+    )
 
 
 def whole(path: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
-from orchestrator.forensics.weights.files import GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks
 from orchestrator.forensics.weights.selection import Key, select
 
@@ -64,16 +64,15 @@ class Tensors:
         store, key = self._places[name]
         return store.shapes[key]
 
-    def read(self, name: str) -> Tensor:
-        """The tensor in float32. Raises `UserError` where it is quantised or holds NaN or infinite values."""
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor, or some of its rows, in fp32. Raises `UserError` where it is quantised or not finite."""
         store, key = self._places[name]
-        return _plain(store.load(key), name, store.path)
+        return _plain(store.load(key, rows), name, store.path)
 
     def rows(self, name: str, block: int) -> Iterator[Tensor]:
         """Consecutive blocks [≤ block, n] of a matrix [m, n], each as `read` would give it."""
-        store, key = self._places[name]
-        for start in range(0, store.shapes[key][0], block):
-            yield _plain(store.load(key, slice(start, start + block)), name, store.path)
+        for start in range(0, self.shape(name)[0], block):
+            yield self.read(name, slice(start, start + block))
 
     def release(self) -> None:
         """Drop mapped and cached data; tensors can still be read."""
@@ -139,6 +138,11 @@ def _model(source: Path, stores: Mapping[Key, Store], chosen: str | None) -> Ten
     found = Tensors(stores, select(source, stores, chosen), metadata)
     if not found.names:
         raise UserError(f"{source} holds no tensors of a model: give the file with its state_dict.")
+    if factor := next((name for name in sorted(found.names) if ".lora_A." in name), None):
+        raise UserError(
+            f"{source} holds LoRA factors among its weights ({factor}): merge them (merge_and_unload), or give the "
+            "directory that PEFT's save_pretrained writes."
+        )
     if odd := next((name for name in sorted(found.names) if not name.isprintable()), None):
         raise UserError(
             f"{source} holds a tensor named {odd!r}, which would send commands to a terminal: do not use it."
@@ -207,8 +211,8 @@ def _find(directory: Path) -> list[Path]:
             raise UserError(f"{directory} holds several files of weights ({_some(found)}): give the path of one.")
         if found:
             return [directory / found[0]]
-    if any(fnmatch(name, "adapter_model.*") for name in names):
-        raise UserError(f"{directory} holds only adapters: merge them into their model (merge_and_unload) and save it.")
+    if any(name in ADAPTERS for name in names):
+        raise UserError(f"{directory} holds an adapter, and a model is wanted here: give the one it was trained on.")
     raise UserError(f"{directory} holds no weights: looked for {USUAL[0]} or {USUAL[1]}, found {_some(names)}.")
 
 

@@ -31,14 +31,9 @@ def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any])
     assert (result["schema"], result["definitions"]) == (SCHEMA, DEFINITIONS)
     assert (result["step"], result["scoring"]) == (7, "calibrated")
     options = {
-        "reference": None,
-        "optimizer": None,
-        "resamples": 10,
-        "seed": 0,
-        "probed": False,
-        "tokens": None,
-        "weights": None,
-    }
+        "reference": None, "optimizer": None, "resamples": 10, "seed": 0, "probed": False, "tokens": None,
+        "weights": None, "base": None, "delta": False,
+    }  # fmt: skip
     assert result["options"] == options
     assert [(layer["layer"], layer["width"]) for layer in result["layers"]] == [(0, 16), (1, 16), (2, 24)]
     for layer in result["layers"]:

@@ -141,7 +141,7 @@ def test_several_candidates_are_named(tmp_path: Path) -> None:
 
 def test_adapters_alone(tmp_path: Path) -> None:
     save_file({"lora_A.weight": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=naming(tmp_path, "adapters", "merge_and_unload")):
+    with pytest.raises(UserError, match=naming(tmp_path, "adapter", "trained on")):
         open_tensors(tmp_path)
 
 
