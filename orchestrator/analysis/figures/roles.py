@@ -19,7 +19,7 @@ from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.forensics.reading import LayerReport, roles_of
-from orchestrator.forensics.roles.palette import Mark, mark
+from orchestrator.forensics.roles.palette import Mark, letter, mark
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # most seeds for which every cell has its own map
@@ -134,7 +134,7 @@ def _map(
     codes = [[places[_shade(square)] + min(square.share, FULL) if square else None for square in line] for line in grid]
     return go.Heatmap(
         z=np.array(codes, dtype=np.float32),
-        text=[[SHADES[_shade(square)][0] if square else "" for square in line] for line in grid] if roomy else None,
+        text=[[_letter(square) if square else "" for square in line] for line in grid] if roomy else None,
         texttemplate="%{text}" if roomy else None,
         customdata=[[[step, *(value(square) for _, value in facts)] if square else None
                      for square, step in zip(line, steps, strict=True)] for line in grid],
@@ -181,6 +181,11 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
 def _shade(square: Square) -> str:
     """Return the square's key in `SHADES`: a role, `tie` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
+
+
+def _letter(square: Square) -> str:
+    """Return the letter of a role; a dot for a tie, a dash for no role."""
+    return SHADES[DIVIDED].letter if square.role == DIVIDED else letter(square.role)
 
 
 def _scale() -> list[tuple[float, str]]:

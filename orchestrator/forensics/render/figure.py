@@ -13,7 +13,7 @@ from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
-from orchestrator.forensics.render.terminal import RIVALS, leads, nothing
+from orchestrator.forensics.render.terminal import RIVALS, leads, nothing, shown
 from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.forensics.roles.routing import ROLES
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PALEST = 0.15  # strength of a score in a layer without a role: a dark cell would look like one
 LONGEST = 84  # characters of a source in the title
 
 CV = "Spread (CV) of FFN co-magnitude"
@@ -30,17 +31,18 @@ NORMS = "Largest spectral norm over its peers'"
 RANK = "Effective rank of o over full rank"
 ATTENTION = "Attention's share of energy"
 RULES = {"calibrated": "roles above chance", "paper": "roles by the paper's rule"}
-DASH = "a letter: that role leads · –: none does"
+LETTERS = "a letter: that role leads · two letters: a tie · –: no role"
+STRIPES = "a letter: that role leads · striped: a tie of two"
 
 
 @styled
 def single(reading: Reading) -> Figure:
     """Role scores of one checkpoint over depth, and six measures."""
     layers = reading.layers
-    subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {DASH}"
+    subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {STRIPES}"
     figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=2)
     _scores(strip, reading)
-    shades = [colour(layer.role) for layer in layers]
+    shades = [colour(shown(layer)) for layer in layers]
     cv, saturated, norms, rank, attention, composition = below
     panels.bars(cv, _values(layers, "cv"), shades)
     panels.bars(saturated, _values(layers, "saturated_robust"), shades, _values(layers, "saturated_robust_expected"))
@@ -59,10 +61,10 @@ def side_by_side(both: SideBySide) -> Figure:
     """Roles and measures of two models over depth."""
     arms = {"A": both.a, "B": both.b}
     title = "\n".join(f"{arm}   {_named(reading)}" for arm, reading in arms.items())
-    subtitle = f"Side by side: {RULES[both.a.scoring]} · {DASH}"
+    subtitle = f"Side by side: {RULES[both.a.scoring]} · {LETTERS}"
     figure, (strip,), below = panels.page(title, subtitle, 1.3, rows=2)
     depth = max(len(reading.layers) for reading in arms.values())
-    roles = [[layer.role for layer in reading.layers] for reading in arms.values()]
+    roles = [[shown(layer) for layer in reading.layers] for reading in arms.values()]
     panels.cells(strip, roles, list(arms), depth)
     lines = {  # title → the measure in full, and the dotted one
         CV: ("cv",),
@@ -88,10 +90,10 @@ def trajectory(run: Trajectory) -> Figure:
     readings = run.checkpoints
     steps = [step_of(reading) for reading in readings]
     depth = len(readings[0].layers)
-    subtitle = f"Over training: {RULES[readings[0].scoring]} · {DASH}"
+    subtitle = f"Over training: {RULES[readings[0].scoring]} · {LETTERS}"
     tall = max(2.4, 0.24 * depth)
     figure, strip, below = panels.page(_short(run.source), subtitle, tall, rows=1, strips=2)
-    roles = [[reading.layers[layer].role for reading in readings] for layer in range(depth)]
+    roles = [[shown(reading.layers[layer]) for reading in readings] for layer in range(depth)]
     panels.cells(strip[0], roles, range(depth))
     strip[0].set_title("Roles")
     strip[0].set_ylabel("layer")
@@ -111,18 +113,25 @@ def trajectory(run: Trajectory) -> Figure:
 
 
 def _scores(axes: Axes, reading: Reading) -> None:
-    """Draw the scores, roles down and layers across: the higher above ½, the fuller the colour; then the other rule."""
+    """Draw the scores, roles down and layers across: the higher above ½, the fuller the colour; then the other rule.
+
+    The cells of a tie are striped, each with its letter.
+    """
     layers = reading.layers
-    rivals = [layer.scorings[RIVALS[reading.scoring]].role for layer in layers]
+    rivals = [shown(layer.scorings[RIVALS[reading.scoring]]) for layer in layers]
     strength = _strengths(layers)
     shades = [[panels.tint(colour(role), s) for s in row] for role, row in zip(ROLES, strength, strict=True)]
     panels.image(axes, [*shades, [panels.tint(colour(role), 0.3) for role in rivals]])
-    if len(layers) <= MANY:
-        for x, (layer, rival) in enumerate(zip(layers, rivals, strict=True)):
-            if leads(layer.role):
-                y = ROLES.index(layer.role)
-                panels.mark(axes, x, y, layer.role, "white" if strength[y, x] > 0.6 else INK, fontweight="bold")
-            panels.mark(axes, x, len(ROLES), rival, QUIET)
+    for x, (layer, rival) in enumerate(zip(layers, rivals, strict=True)):
+        leaders = shown(layer).split("/") if shown(layer) else []
+        for role in leaders:
+            y = ROLES.index(role)
+            if len(leaders) > 1:
+                panels.hatch(axes, x, y)
+            if len(layers) <= MANY:
+                shade = "white" if strength[y, x] > 0.6 and len(leaders) == 1 else INK
+                panels.mark(axes, x, y, role, shade, fontweight="bold")
+        panels.mark(axes, x, len(ROLES), rival, QUIET, write=len(layers) <= MANY)
     axes.axhline(len(ROLES) - 0.5, color="white", linewidth=6)
     others = {"calibrated": "paper's rule", "paper": "above chance"}[reading.scoring]
     axes.set_yticks(range(len(ROLES) + 1), [*ROLES, others])
@@ -136,13 +145,13 @@ def _scores(axes: Axes, reading: Reading) -> None:
 
 
 def _strengths(layers: Sequence[LayerReport]) -> np.ndarray:
-    """Each score's excess over ½, relative to the largest, [4, L] in 0…1."""
+    """Each score's excess over ½, relative to the largest, [4, L] in 0…1; pale where the layer has no role."""
     scores = np.array([[layer.scores[role] for layer in layers] for role in ROLES], dtype=float)
     excess = np.clip(np.nan_to_num(scores, nan=0.5) - 0.5, 0, None)
     strength = excess / max(0.1, excess.max())
-    leading = np.array([[layer.role == role for layer in layers] for role in ROLES])
+    leading = np.array([[role in shown(layer).split("/") for layer in layers] for role in ROLES])
     strength[leading] = np.maximum(strength[leading], 0.35)  # a role may lead because the others are lower
-    return np.asarray(strength)
+    return np.asarray(np.where(leading.any(axis=0), strength, np.minimum(strength, PALEST)))
 
 
 def _worst_by_layer(layers: Sequence[LayerReport]) -> list[float]:

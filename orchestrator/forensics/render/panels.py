@@ -22,7 +22,7 @@ PANEL = 2.6  # inches of a row of panels
 HEADING = 1.0  # inches
 MANY = 48  # cells in a row from which letters would touch
 FLAT = 0.2  # a heat map spans at least this share of its largest value, so that noise stays grey
-NONE = "–"  # in a cell: no role leads
+TIED = 0.55  # strength of the colours of a tie
 INK, QUIET, PALE = "#222222", "#777777", "#F3F3F3"
 LEVELS = {WARN: "#E69F00", CRITICAL: "#D55E00"}
 STYLE = {
@@ -87,23 +87,55 @@ def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> 
 
 
 def cells(axes: Axes, roles: Sequence[Sequence[str]], labels: Sequence[Any], across: int | None = None) -> None:
-    """Draw one coloured cell, with its letter, for each role; shorter rows end early."""
+    """Draw one cell for each role: coloured with its letter; of a tie, half and half; empty without one.
+
+    Shorter rows end early.
+    """
     width = across or len(roles[0])
-    shades = [[tint(colour(role), 1 if leads(role) else 0.25) for role in row] for row in roles]
-    image(axes, [row + [(1.0, 1.0, 1.0)] * (width - len(row)) for row in shades])
-    if width <= MANY:
-        for y, row in enumerate(roles):
-            for x, role in enumerate(row):
-                mark(axes, x, y, role, "white", fontweight="bold")
+    empty, beyond = tint(PALE, 1), (1.0, 1.0, 1.0)
+    shades = [[tint(colour(role), 1) if leads(role) else empty for role in row] for row in roles]
+    image(axes, [row + [beyond] * (width - len(row)) for row in shades])
+    for y, row in enumerate(roles):
+        for x, role in enumerate(row):
+            mark(axes, x, y, role, "white", write=width <= MANY, fontweight="bold")
     step = 1 + len(labels) // 30
     axes.set_yticks(range(0, len(labels), step), [str(label) for label in labels][::step])
     whole_numbers(axes)
 
 
-def mark(axes: Axes, x: float, y: float, role: str, shade: str, **font: Any) -> None:
-    """Write a role's letter into a cell, or a pale dash for a tie."""
-    text, shade = (letter(role), shade) if leads(role) else (NONE, "#AAAAAA")
-    axes.text(x, y, text, ha="center", va="center_baseline", color=shade, fontsize=9, **font)
+def mark(axes: Axes, x: float, y: float, role: str, shade: str, write: bool = True, **font: Any) -> None:
+    """Mark a cell: with a role's letter; with the halves and both letters of a tie; with a pale dash for no role.
+
+    `write`: letters, where there is room for them.
+    """
+    centred: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+    if "/" in role:
+        parts = role.split("/")
+        halves(axes, x, y, [tint(colour(part), TIED) for part in parts])
+        if write:
+            axes.text(x, y, "/".join(map(letter, parts)), color=INK, fontsize=7.5, **centred)
+    elif write:
+        text, shade = (letter(role), shade) if leads(role) else (letter(""), "#AAAAAA")
+        axes.text(x, y, text, color=shade, fontsize=9, **centred, **font)
+
+
+def halves(axes: Axes, x: float, y: float, shades: Sequence[tuple[float, ...]]) -> None:
+    """Fill a cell with two triangles, the first one below the diagonal."""
+    from matplotlib.patches import Polygon
+
+    low, high = -0.5, 0.5
+    lower_left, upper_right = (low, high), (high, low)  # rows are counted downwards
+    for corner, shade in zip(((low, low), (high, high)), shades, strict=True):
+        points = [(x + dx, y + dy) for dx, dy in (lower_left, corner, upper_right)]
+        axes.add_patch(Polygon(points, facecolor=shade, edgecolor="none", zorder=0.9))
+
+
+def hatch(axes: Axes, x: float, y: float) -> None:
+    """Draw white stripes over a cell: its role shares the lead."""
+    from matplotlib.patches import Rectangle
+
+    stripes: dict[str, Any] = {"facecolor": "none", "edgecolor": "white", "hatch": "////", "linewidth": 0}
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **stripes, zorder=0.9))
 
 
 def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:

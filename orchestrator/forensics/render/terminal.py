@@ -24,7 +24,7 @@ from orchestrator.common.formatting import (
 from orchestrator.forensics.measures.table import MEASURES, NEEDS
 from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.roles.palette import colour, letter
-from orchestrator.forensics.roles.routing import ROLES
+from orchestrator.forensics.roles.routing import ROLES, Role
 
 SHOWN = 4  # findings and super weights listed; the others are counted
 SEVERITIES = {"warn": "yellow", "critical": "bold red"}
@@ -195,23 +195,28 @@ def missing(reading: Reading) -> list[Text]:
 
 
 def leads(role: str) -> bool:
-    """True for one role, False for a tie such as `hub/specialist`."""
-    return "/" not in role
+    """True for one role, False for a tie such as `hub/specialist` and for none."""
+    return role in ROLES
 
 
 def settled(role: str) -> str:
-    """The role; empty for a tie."""
+    """The role; empty for a tie and for none."""
     return role if leads(role) else ""
 
 
 def role_text(layer: LayerReport) -> Text:
-    """The role in its colour; the two letters of a tie with evidence; a dash for one without."""
+    """The role in its colour; the two letters of a tie with evidence; a dash for anything else."""
     return named_role(layer.role) if is_notable(layer) else dash()
 
 
-def is_notable(layer: LayerReport) -> bool:
+def is_notable(layer: LayerReport | Role) -> bool:
     """True for a role, and for a tie with evidence."""
-    return leads(layer.role) or bool(layer.evidence)
+    return leads(layer.role) or ("/" in layer.role and bool(layer.evidence))
+
+
+def shown(layer: LayerReport | Role) -> str:
+    """The role, or the tie, that is drawn; empty where there is none, or a tie without evidence."""
+    return layer.role if is_notable(layer) else ""
 
 
 def named_role(role: str) -> Text:

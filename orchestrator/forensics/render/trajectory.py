@@ -19,7 +19,7 @@ from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.terminal import leads, letters, named_role, settled
+from orchestrator.forensics.render.terminal import leads, letters, named_role, settled, shown
 from orchestrator.forensics.roles.palette import letter
 from orchestrator.forensics.roles.routing import ROLES
 
@@ -134,8 +134,8 @@ class Strip:
         table = plain_table([self.unit, *(f"{reading.step:,}" for reading in readings)])
         table.columns[0].style = "dim"
         for layer in range(len(readings[0].layers)):
-            roles = [reading.layers[layer].role for reading in readings]
-            table.add_row(str(layer), *(letters(role, "bold") if leads(role) else dash() for role in roles))
+            roles = [shown(reading.layers[layer]) for reading in readings]
+            table.add_row(str(layer), *(letters(role, "bold") if role else dash() for role in roles))
         yield table
         if len(readings) < len(self.readings):
             yield Text(f"{len(readings)} of {len(self.readings)} checkpoints shown", "dim")
@@ -205,8 +205,9 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) ->
     if len(moved) > SHOWN:
         listed.append(Text(f"and {len(moved) - SHOWN} more", "dim"))
     legend = (
-        f"strip: {' · '.join(f'{letter(role)} {role}' for role in ROLES)} · – none leads · saturated: above median + "
-        "3 robust std / by chance · norm / peers: the largest spectral norm over its peers' median"
+        f"strip: {' · '.join(f'{letter(role)} {role}' for role in ROLES)} · two letters: a tie · – no role · "
+        "saturated: above median + 3 robust std / by chance · "
+        "norm / peers: the largest spectral norm over its peers' median"
     )
     return labelled(
         {

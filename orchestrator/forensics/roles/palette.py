@@ -23,15 +23,16 @@ MARKS = {  # a mark for each of `routing.ROLES`
     "specialist": Mark("S", "#CC79A7", "#D6ACCD"),
 }
 TIE = Mark("·", "#CCCCCC", "#EFEFEF")  # of a tie such as hub/specialist
+NONE = Mark("–", "#BBBBBB", "#F3F3F3")  # of a layer without a role
 
 
 def mark(role: str) -> Mark:
-    """The role's mark; `TIE` for anything else."""
-    return MARKS.get(role, TIE)
+    """The role's mark; `TIE` for a tie, `NONE` for anything else."""
+    return MARKS.get(role, TIE if "/" in role or role == "tie" else NONE)
 
 
 def letter(role: str) -> str:
-    """H, D, P or S; a dot for a tie."""
+    """H, D, P or S; a dot for a tie, a dash for no role."""
     return mark(role).letter
 
 

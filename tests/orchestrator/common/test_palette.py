@@ -71,7 +71,7 @@ def test_every_role_has_a_mark() -> None:
 
 
 def test_letters_tell_roles_apart_without_colour() -> None:
-    assert [letter(role) for role in (*STATES, "damper/hub")] == ["H", "D", "P", "S", "·", "·"]
+    assert [letter(role) for role in (*ROLES, "tie", "damper/hub", "none", "")] == [*"HDPS··––"]
     assert len({colour(role) for role in STATES}) == len(STATES)
 
 

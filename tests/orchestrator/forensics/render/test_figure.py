@@ -114,6 +114,41 @@ def test_one_checkpoint_without_roles_says_so(result: Callable[..., Reading]) ->
     assert [text for text in drawn.get_axes()[0].texts if names(text.get_text(), "no layer", "chance")]
 
 
+def test_a_tie_is_striped_with_both_letters_and_no_role_is_pale(result: Callable[..., Reading]) -> None:
+    roles = ["hub", "damper/specialist", "none", TIE]
+    one = with_roles(result(4), roles, ["hub/specialist", "none", "damper", "none"])
+    high = [replace(layer, scores=dict.fromkeys(ROLES, 0.9)) for layer in one.layers]
+    drawn = figure.single(replace(one, layers=high))
+    check(drawn, 860, 7)
+    strip = drawn.get_axes()[0]
+    marks = {(*map(round, text.get_position()), text.get_text()) for text in strip.texts}
+    assert marks == {(0, 0, "H"), (1, 1, "D"), (1, 3, "S"), (0, 4, "H/S"), (1, 4, "–"), (2, 4, "D"), (3, 4, "–")}
+    striped = {tuple(np.round(patch.get_center())) for patch in strip.patches if patch.get_hatch()}  # type: ignore[attr-defined]
+    assert striped == {(1, 1), (1, 3)}
+    cells = np.asarray(strip.images[0].get_array())
+    assert float(np.ptp(cells[:4, 2:], axis=-1).max()) < 0.2, "layers without a role have no dark cell"
+    assert float(np.ptp(cells[:4, :2], axis=-1).min()) > 0.2
+
+
+def test_cells_of_a_tie_have_both_colours_and_those_without_a_role_none(result: Callable[..., Reading]) -> None:
+    a, b = (
+        with_roles(result(3), roles) for roles in (["hub", "damper/hub", "none"], ["none", "hub", "hub/specialist"])
+    )
+    drawn = figure.side_by_side(SideBySide(a, b))
+    check(drawn, 750, 7)
+    strip = drawn.get_axes()[0]
+    assert [text.get_text() for text in strip.texts] == ["H", "–", "–", "–", "H", "H/S"]
+    halves = [np.array(patch.get_facecolor()[:3]) for patch in strip.patches]
+    assert len(halves) == 2
+    for half, role in zip(halves, ("hub", "specialist"), strict=True):
+        full = np.array(to_rgb(colour(role)))
+        assert np.dot(1 - half, 1 - full) > 0.95 * np.linalg.norm(1 - half) * np.linalg.norm(1 - full), "its hue, paler"
+    cells = np.asarray(strip.images[0].get_array())
+    assert bool((np.ptp(cells, axis=-1) < 0.01)[[0, 0, 1, 1], [1, 2, 0, 2]].all()), (
+        "grey under a tie and without a role"
+    )
+
+
 def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Reading]) -> None:
     one = result(3, norm="pre")
     for layer in one.layers:

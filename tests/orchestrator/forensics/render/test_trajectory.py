@@ -94,7 +94,7 @@ def test_changes_between_checkpoints_count_all_ties_as_one(result: Reading) -> N
     assert names(lines[3], "3 of 4 layers", "L0, L2–3")
     assert [line.split() for line in lines[5:10]] == [
         ["step", "0", "10", "20"],
-        ["0", "–", "–", "P"],
+        ["0", "–", "H/S", "P"],
         ["1", "H", "H", "H"],
         ["2", "H", "D", "–"],
         ["3", "–", "S", "S"],
