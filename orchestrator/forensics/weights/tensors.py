@@ -17,6 +17,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks
+from orchestrator.forensics.weights.quantised import dequantised
 from orchestrator.forensics.weights.selection import Key, select
 
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
@@ -134,6 +135,7 @@ def named_weights(store: Store, chosen: str | None = None) -> Tensors:
 
 
 def _model(source: Path, stores: Mapping[Key, Store], chosen: str | None) -> Tensors:
+    stores = dequantised(source, stores)
     metadata = next((getattr(store, "metadata", None) for store in stores.values()), None)
     found = Tensors(stores, select(source, stores, chosen), metadata)
     if not found.names:
