@@ -198,10 +198,15 @@ def _changes(store: Store, config: Mapping[str, Any], chosen: str | None) -> tup
 
 
 def _of_pattern(patterns: Any, module: str, default: Any) -> Any:
-    """The value of the first pattern that the end of the module's name fits."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
+    """The value of the first pattern that the end of the module's name fits. Raises `UserError` for what is none."""
+    for pattern, value in dict(patterns or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        except re.error as error:
+            raise UserError(
+                f"alpha_pattern in {CONFIG} holds {pattern!r}, which is no pattern ({error}): correct it."
+            ) from error
     return default
 
 

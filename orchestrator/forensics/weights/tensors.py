@@ -225,8 +225,13 @@ def _some(names: list[str]) -> str:
 def _joined(files: Sequence[Path]) -> dict[Key, Store]:
     """Every tensor of the parts of one model → the part that holds it."""
     joined: dict[Key, Store] = {}
+    metadata: dict[str, Any] = {}  # of GGUF, whose first part describes the whole
     for path in files:
-        found = everything(open_store(path))
+        store = open_store(path)
+        if isinstance(own := getattr(store, "metadata", None), dict):
+            metadata |= {name: value for name, value in own.items() if name not in metadata}
+            own |= metadata
+        found = everything(store)
         if twice := next(filter(joined.__contains__, found), None):
             raise UserError(
                 f"{path} and {joined[twice].path} both hold {'.'.join(map(str, twice))}: they are slices of a "

@@ -152,6 +152,12 @@ def test_a_description_that_is_none(tmp_path: Path, text: str) -> None:
         open_adapter(tmp_path / "lora", None, None, False)
 
 
+def test_a_pattern_that_is_none(tmp_path: Path) -> None:
+    write(tmp_path / "lora", PLAIN | {"alpha_pattern": {"q_(": 3}}, {Q: (16, 16)})
+    with pytest.raises(UserError, match=naming("alpha_pattern", "q_(")):
+        open_adapter(tmp_path / "lora", None, None, False)
+
+
 def test_a_base_that_does_not_fit(tmp_path: Path, base: Path) -> None:
     write(tmp_path / "a", PLAIN, {"model.layers.7.self_attn.q_proj": (16, 16)})
     with pytest.raises(UserError, match=naming(tmp_path / "a", "model.layers.7.self_attn.q_proj.weight")):

@@ -136,6 +136,28 @@ def test_other_versions_and_byte_orders(tmp_path: Path) -> None:
         GGUF(path)
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_file_that_is_split(tmp_path: Path, bare: bool) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=2, small_first_shard=bare)
+    writer.add_block_count(7)
+    for value in range(3):
+        writer.add_tensor(f"w{value}", np.full((4, 4), value, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("m-*-of-*.gguf"))
+    assert len(parts) == (3 if bare else 2)
+    tensors = open_tensors(tmp_path)
+    assert [float(tensors.read(f"w{value}").mean()) for value in range(3)] == [0, 1, 2]
+    assert tensors.metadata["llama.block_count"] == 7
+    with pytest.raises(UserError, match=naming(parts[0], f"{len(parts)} parts")):
+        open_tensors(parts[0])
+    parts[1].unlink()
+    with pytest.raises(UserError, match=naming(tmp_path, parts[1].name)):
+        open_tensors(tmp_path)
+
+
 def test_several_files_are_named(tmp_path: Path) -> None:
     for name in ("m.Q4_0.gguf", "m.Q8_0.gguf"):
         write(tmp_path / name, {"w": (np.ones((4, 4), np.float32), None)})
