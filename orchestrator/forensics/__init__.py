@@ -2,7 +2,7 @@
 
 `analyze` takes a checkpoint, a state dict or a live module, and returns a `Reading`.
 
-Imports go one way: output → render → analyzer → reading → roles → null → measures → architecture → weights.
+Imports go one way: output, callbacks → render → analyzer → reading → roles → null → measures → architecture → weights.
 docs/recipes.md says how to add a measure, a routed feature or a family of checkpoints.
 """
 

@@ -46,7 +46,7 @@ def live(source: Mapping[str, Tensor] | nn.Module, config: Any = None) -> Live:
 
     `config`: a configuration of transformers, a `DecoderSpec`, or a dataclass or mapping with the keys of either; by
     default the module's own. Wrappers around the one described module are passed by. Raises `UserError` for a `config`
-    that describes no model.
+    that describes no model, and for a module that holds several.
     """
     keys = None if config is None else _keys(config)
     if config is not None and keys is None:
@@ -81,21 +81,28 @@ def _keys(config: Any) -> dict[str, Any] | None:
 def _described_module(module: nn.Module) -> tuple[nn.Module, dict[str, Any]]:
     """The outermost module that describes itself, and its configuration; `module` and nothing where none does.
 
-    One that holds less than half of the parameters is a part of `module`, not what it wraps.
+    One that holds less than half of the parameters is a part of `module`, not what it wraps. Raises `UserError` where
+    there are several, as in distillation.
     """
-    found = (pair for pair in _describing(module) if 2 * _size(pair[0]) > _size(module))
-    return next(found, (module, {}))
+    found = list(_describing(module, ""))
+    if len(found) > 1:
+        both = " and ".join(f"{path} ({type(inner).__name__})" for path, inner, _ in found[:2])
+        raise UserError(f"{type(module).__name__} holds several models, {both}: give the one that is to be read.")
+    for _, inner, config in found:
+        if 2 * _size(inner) > _size(module):
+            return inner, config
+    return module, {}
 
 
-def _describing(module: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-    """The outermost modules with a configuration or a spec, and its keys."""
+def _describing(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, dict[str, Any]]]:
+    """The path of every outermost module with a configuration or a spec, the module, and its keys."""
     for attribute in ("config", "spec"):
         keys = _keys(module.__dict__.get(attribute))
         if keys is not None:
-            yield module, keys
+            yield path, module, keys
             return
-    for child in module.children():
-        yield from _describing(child)
+    for name, child in module.named_children():  # a shared module once
+        yield from _describing(child, f"{path}.{name}".removeprefix("."))
 
 
 def _size(module: nn.Module) -> int:

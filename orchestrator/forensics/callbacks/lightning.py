@@ -31,18 +31,26 @@ class ForensicsCallback(Callback):
         *,
         scoring: str = "calibrated",
         when_busy: str = "skip",
+        submodule: str = "",
     ) -> None:
-        """`directory`: by default `forensics` in the trainer's log directory. `UserError` for an unknown option."""
+        """`directory`: by default `forensics` in the trainer's log directory.
+
+        `submodule`: the name of the model within the one that is trained, where that holds several, such as `student`.
+        Raises `UserError` for an option that cannot work.
+        """
         super().__init__()
         check(every, scoring, when_busy)
-        self.every, self.directory, self.scoring, self.when_busy = every, directory, scoring, when_busy
+        self.every, self.directory, self.scoring = every, directory, scoring
+        self.when_busy, self.submodule = when_busy, submodule
         self._readings: Readings | None = None  # only while the first process trains
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         logged = trainer.log_dir or trainer.default_root_dir  # every process asks: its answer is broadcast
         if trainer.is_global_zero:
             directory = Path(self.directory or Path(logged) / "forensics")
-            self._readings = Readings(self.every, directory, _loggers(trainer), self.scoring, self.when_busy)
+            self._readings = Readings(
+                self.every, directory, _loggers(trainer), self.scoring, self.when_busy, self.submodule
+            )
             self._readings.after_step(trainer.global_step, pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *unused: Any) -> None:

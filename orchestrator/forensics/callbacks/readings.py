@@ -36,11 +36,17 @@ class Readings:
     """
 
     def __init__(
-        self, every: int, directory: Path, loggers: Sequence[Log], scoring: str = "calibrated", when_busy: str = "skip"
+        self,
+        every: int,
+        directory: Path,
+        loggers: Sequence[Log],
+        scoring: str = "calibrated",
+        when_busy: str = "skip",
+        submodule: str = "",
     ) -> None:
-        """Raises `UserError` as `check` does."""
+        """`submodule`: the name of the model within the module that is trained. Raises `UserError` as `check` does."""
         check(every, scoring, when_busy)
-        self.every, self.directory, self.when_busy = every, directory, when_busy
+        self.every, self.directory, self.when_busy, self.submodule = every, directory, when_busy, submodule
         self._loggers = list(loggers)
         self._background = Background(directory, scoring)
         self._newest = -1  # step of the reading that began last
@@ -74,7 +80,7 @@ class Readings:
         self._background.wait()
         self._newest = step
         try:
-            self._background.start(step, module)
+            self._background.start(step, module.get_submodule(self.submodule))
         except Exception as error:  # a model that cannot be read, or no memory for its copy: training goes on
             self._fail(step, str(error) or type(error).__name__)
 

@@ -28,15 +28,17 @@ class ForensicsCallback(TrainerCallback):
         *,
         scoring: str = "calibrated",
         when_busy: str = "skip",
+        submodule: str = "",
         writer: Writer | None = None,
     ) -> None:
         """`directory`: by default `forensics` in the trainer's output directory. `writer`: a `SummaryWriter`.
 
+        `submodule`: the name of the model within the one that is trained, where that holds several, such as `student`.
         Raises `UserError` for an option that cannot work.
         """
         check(every, scoring, when_busy)
         self.every, self.directory, self.writer = every, directory, writer
-        self.scoring, self.when_busy = scoring, when_busy
+        self.scoring, self.when_busy, self.submodule = scoring, when_busy, submodule
         self._readings: Readings | None = None  # only while the first process trains
         self._own: Any = None  # a `SummaryWriter` that this callback opened
 
@@ -51,7 +53,7 @@ class ForensicsCallback(TrainerCallback):
             self._own = _writer(Path(str(args.output_dir)))
         if writer := self.writer or self._own:
             loggers.append(to_writer(writer))
-        self._readings = Readings(self.every, directory, loggers, self.scoring, self.when_busy)
+        self._readings = Readings(self.every, directory, loggers, self.scoring, self.when_busy, self.submodule)
         self._readings.after_step(state.global_step, _model(kwargs))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

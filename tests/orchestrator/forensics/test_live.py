@@ -99,6 +99,13 @@ def test_wrappers_are_passed_by() -> None:
         assert found == plain, type(wrapper).__name__
 
 
+def test_of_several_models_one_has_to_be_given() -> None:
+    both = nn.ModuleDict({"student": llama(), "teacher": llama()})
+    with pytest.raises(UserError, match=naming("student", "teacher", "LlamaForCausalLM")):
+        analyze(both)  # type: ignore[arg-type]
+    assert analyze(both["student"], resamples=2).family == "llama"
+
+
 def test_a_described_part_is_not_the_model() -> None:
     small = MistralForCausalLM(MistralConfig(**{**SIZES, "num_hidden_layers": 1, "hidden_size": 16}))
     outer = Wrapped(nn.ModuleDict({"blocks": llama().model.layers, "helper": small}))

@@ -18,6 +18,7 @@ lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
 
 from orchestrator.forensics.callbacks.lightning import ForensicsCallback  # noqa: E402
+from tests.naming import names  # noqa: E402
 from tests.orchestrator.forensics.callbacks.events import scalars  # noqa: E402
 
 Lines = Callable[[Path], list[dict[str, Any]]]
@@ -26,9 +27,9 @@ Lines = Callable[[Path], list[dict[str, Any]]]
 class Training(lightning.LightningModule):  # type: ignore[misc, name-defined]
     """Next-token training; a module around the model, as Lightning has it."""
 
-    def __init__(self, model: LlamaForCausalLM, fails_at: int = -1) -> None:
+    def __init__(self, model: LlamaForCausalLM, fails_at: int = -1, teacher: LlamaForCausalLM | None = None) -> None:
         super().__init__()
-        self.model, self.fails_at = model, fails_at
+        self.model, self.fails_at, self.teacher = model, fails_at, teacher
 
     def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
         if index == self.fails_at:
@@ -85,3 +86,21 @@ def test_a_training_that_fails_ends_the_reading_and_leaves_no_weights(
     with pytest.raises(RuntimeError, match="the batch is broken"):
         train(Training(model, fails_at=3), rows, tmp_path, callback)
     assert [path.name for path in (tmp_path / "forensics").iterdir()] == ["forensics.jsonl"]
+
+
+@pytest.mark.slow
+def test_of_several_models_the_named_one_is_read(
+    model: LlamaForCausalLM, rows: Any, tmp_path: Path, lines: Lines, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = LlamaForCausalLM(model.config)
+    first = analyze(model)
+    train(Training(model, teacher=teacher), rows, tmp_path / "unnamed", ForensicsCallback(every=20))
+    failed = lines(tmp_path / "unnamed/forensics/forensics.jsonl")
+    assert [record["step"] for record in failed] == [0, 20]
+    assert all(names(record["failed"], "model", "teacher") for record in failed)
+    assert sum(names(message, "model", "teacher") for message in caplog.messages) == 1
+    last = analyze(model)
+    train(Training(model, teacher=teacher), rows, tmp_path, ForensicsCallback(every=20, submodule="model"))
+    found = Reading.from_json(json.loads((tmp_path / "forensics/step_00000000.json").read_text()))
+    assert found.layers == last.layers
+    assert found.layers != first.layers

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics import Reading, analyze
@@ -151,6 +151,14 @@ def test_a_directory_that_cannot_be_written_ends_nothing(
     (tmp_path / "taken").write_text("a file")
     train(model, rows, tmp_path, ForensicsCallback(every=10, directory=tmp_path / "taken"), max_steps=2)
     assert any("taken" in message for message in caplog.messages)
+
+
+def test_only_the_first_process_reads(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    callback, control = ForensicsCallback(every=1), TrainerControl()
+    arguments, state = TrainingArguments(str(tmp_path), use_cpu=True), TrainerState(is_world_process_zero=False)
+    for hook in (callback.on_train_begin, callback.on_step_end, callback.on_train_end):
+        hook(arguments, state, control, model=model)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
