@@ -40,8 +40,11 @@ NORMS: dict[str, tuple[str, ...]] = {
 
 
 def config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a config.json, from the file's metadata; a list holds one entry per layer."""
-    name = str(metadata.get("general.architecture") or "")
+    """The keys of a config.json, from the file's metadata; a list holds one entry per layer.
+
+    Raises `LookupError` for a file that names no architecture.
+    """
+    name = str(metadata["general.architecture"])
     found = {key: metadata.get(f"{name}.{of}") for key, of in CONFIG.items()}
     return {"model_type": name} | {key: value for key, value in found.items() if value is not None}
 

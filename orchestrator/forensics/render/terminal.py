@@ -60,9 +60,14 @@ def report(reading: Reading, seconds: float, parameters: int) -> Group:
 
 
 def about(reading: Reading) -> str:
-    """Family, step and depth: `llama · step 1,000 · 11 layers`."""
-    step = "" if reading.step is None else f" · step {reading.step:,}"
-    return f"{reading.family}{step} · {counted(len(reading.layers), 'layer')}"
+    """Family, what was chosen, step and depth: `llama · ema · step 1,000 · 11 layers`."""
+    options = reading.options
+    parts = [reading.family, *filter(None, [options.weights])]
+    if options.base is not None:
+        parts.append(f"{'change' if options.delta else 'adapter'} on {options.base}")
+    if reading.step is not None:
+        parts.append(f"step {reading.step:,}")
+    return " · ".join([*parts, counted(len(reading.layers), "layer")])
 
 
 def headline(reading: Reading) -> Text:

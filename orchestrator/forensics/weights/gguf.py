@@ -90,7 +90,7 @@ class GGUF:
                 f"{key[0]} in {self.path} is stored as {of.type.name}, which the gguf package does not de-quantise: "
                 "give a file in another type, such as Q8_0."
             ) from error
-        return values.reshape(-1, *of.shape[1:]) if len(of.shape) > 1 else values.reshape(of.shape)
+        return values.reshape(len(raw), *of.shape[1:]) if len(of.shape) > 1 else values.reshape(of.shape)
 
     def release(self) -> None:
         """Nothing is held between reads."""

@@ -8,23 +8,26 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 
-COUNTED = re.compile(r"(\d+)([-_]of[-_])(\d+)")  # model-00001-of-00002.safetensors: whole tensors, some in each
+# model-00001-of-00002.safetensors: whole tensors, some in each; not epoch-3-of-10.
+COUNTED = re.compile(r"(\d{4,}|(?<=(?:part|hard|odel)[-_])\d+)([-_]of[-_])(\d+)")
 WORLD = re.compile(r"world_size_(\d+)")
 ZERO = re.compile(r"(^|_)zero_pp_rank_\d+")
 CHUNKS = ".distcp"
 _JOIN = "join the parts with the tools that wrote them, and give the whole model"
 
-# What one rank writes of a model that was split → where that is the custom.
-RANKED: dict[str, re.Pattern[str]] = {
-    "a tensor-parallel model in Meta's layout": re.compile(r"consolidated\.(\d+)"),
-    "a DeepSpeed pipeline": re.compile(r"layer_\d+-model_(\d+)-model_states"),
+# What ranks write of a model that was split → its name, with the number of the rank. Of directories, and of files.
+DIRECTORIES: dict[str, re.Pattern[str]] = {
     "a Megatron or DeepSpeed model": re.compile(r"mp_rank_(\d+)"),
     "a NeMo model": re.compile(r"tp_rank_(\d+)"),
+}
+FILES: dict[str, re.Pattern[str]] = DIRECTORIES | {
+    "a tensor-parallel model in Meta's layout": re.compile(r"consolidated\.(\d+)"),
+    "a DeepSpeed pipeline": re.compile(r"layer_\d+-model_(\d+)-model_states"),
     "a PaddleNLP model": re.compile(r"\.tp(\d+)(?=\.)"),
     "a fairseq model": re.compile(r"(?:model_part-|-shard)(\d+)"),
     "a vLLM model": re.compile(r"model-rank-(\d+)-part-\d+"),
-    "a model that was split over ranks": re.compile(r"(?:^|world_size_\d+_)rank[-_]?(\d+)"),
 }
+RANK = re.compile(r"^rank[-_]?(\d+)")  # where there is a rank 0: it may be the rank of an adapter
 
 # The matrix out of attention [d, a]: with tensor parallelism each rank holds some of its columns.
 OUTWARD = re.compile(r"(attention\.wo|attention\.dense|attn\.dense|linear_proj|self_attn\.o_proj)\.weight$")
@@ -42,20 +45,22 @@ def refuse_part(path: Path) -> None:
         return
     if (match := WORLD.search(path.name)) and int(match[1]) > 1:
         raise UserError(f"{path} is what one of {int(match[1])} ranks wrote of a model: {_JOIN}.")
-    for name in (path.name, path.parent.name):  # Megatron writes mp_rank_00/model_optim_rng.pt
-        for what, pattern in RANKED.items():
+    for name, directory, patterns in _places(path):
+        for what, pattern in patterns.items():
             if match := pattern.search(name):
-                directory = path.parent if name == path.name else path.parent.parent
-                _refuse_rank(path, directory, what, name, match)
-                return
+                _refuse_rank(path, _alike(directory, name, match), what, int(match[1]))
+    if match := RANK.search(path.name):
+        others = _alike(path.parent, path.name, match)
+        if any(int(found[1]) == 0 for of in others if (found := RANK.search(of))):
+            _refuse_rank(path, others, "a model that was split over ranks", int(match[1]))
 
 
-def refuse_ranks(directory: Path, names: Iterable[str]) -> None:
+def refuse_ranks(directory: Path, names: Iterable[str], patterns: Mapping[str, re.Pattern[str]] = FILES) -> None:
     """Raise `UserError` where several of the names, in `directory`, are what ranks wrote."""
     names = sorted(names)
     if any(map(ZERO.search, names)):
         raise zero(directory)
-    for what, pattern in RANKED.items():
+    for what, pattern in patterns.items():
         ranks = [name for name in names if pattern.search(name)]
         if len(ranks) > 1:
             raise UserError(f"{directory} holds {what} in {len(ranks)} parts ({_some(ranks)}): {_JOIN}.")
@@ -83,7 +88,8 @@ def complete(directory: Path, names: Sequence[str]) -> list[Path]:
 
 def refuse_narrow(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `UserError` where a first rank that is alone holds some columns of the matrices out of attention."""
-    if not any(pattern.search(name) for pattern in RANKED.values() for name in (path.name, path.parent.name)):
+    is_ranked = any(of.search(name) for name, _, patterns in _places(path) for of in patterns.values())
+    if not (is_ranked or RANK.search(path.name)):
         return
     for name, shape in shapes.items():
         if OUTWARD.search(name) and len(shape) == 2 and shape[1] < shape[0]:
@@ -100,13 +106,22 @@ def zero(directory: Path) -> UserError:
     )
 
 
-def _refuse_rank(path: Path, directory: Path, what: str, name: str, match: re.Match[str]) -> None:
+def _places(path: Path) -> tuple[tuple[str, Path, Mapping[str, re.Pattern[str]]], ...]:
+    """Names that can say that a file is what a rank wrote, and where each lies: Megatron has one directory per rank."""
+    return (path.name, path.parent, FILES), (path.parent.name, path.parent.parent, DIRECTORIES)
+
+
+def _alike(directory: Path, name: str, match: re.Match[str]) -> list[str]:
+    """The names in a directory that differ from this one in the number of the rank at most."""
     alike = re.compile(rf"{re.escape(name[: match.start(1)])}\d+{re.escape(name[match.end(1) :])}")
-    others = sorted(entry.name for entry in directory.iterdir() if alike.fullmatch(entry.name))
-    if len(others) > 1:
-        raise UserError(f"{path} is one of the {len(others)} parts of {what} ({_some(others)}): {_JOIN}.")
-    if int(match[1]):
-        raise UserError(f"{path} is part {int(match[1])} of {what}, and those before it are missing: {_JOIN}.")
+    return sorted(entry.name for entry in directory.iterdir() if alike.fullmatch(entry.name))
+
+
+def _refuse_rank(path: Path, names: list[str], what: str, rank: int) -> None:
+    if len(names) > 1:
+        raise UserError(f"{path} is one of the {len(names)} parts of {what} ({_some(names)}): {_JOIN}.")
+    if rank:
+        raise UserError(f"{path} is part {rank} of {what}, and those before it are missing: {_JOIN}.")
 
 
 def _some(names: list[str]) -> str:

@@ -89,8 +89,7 @@ def gptq(parts: Parts, config: Config) -> Tensor:
     levels = _unpacked(parts["qweight"].T, bits).T  # [in, out]
     zeros = _unpacked(parts["qzeros"], bits) + (config.get("checkpoint_format", "gptq") == "gptq")
     inputs = torch.arange(len(levels)) // (len(levels) // len(scales))
-    group = parts.get("g_idx", inputs).long()
-    return (scales[group] * (levels - zeros[group])).T.contiguous()
+    return _levels_of_groups(levels, zeros, scales, parts.get("g_idx", inputs).long())
 
 
 def awq(parts: Parts, config: Config) -> Tensor:
@@ -102,8 +101,16 @@ def awq(parts: Parts, config: Config) -> Tensor:
         _unpacked(parts[of], 4).unflatten(1, (-1, 8))[..., order].flatten(1) for of in ("qweight", "qzeros")
     )
     scales = parts["scales"].float()
-    group = torch.arange(len(levels)) // (len(levels) // len(scales))
-    return (scales[group] * (levels - zeros[group])).T.contiguous()
+    return _levels_of_groups(levels, zeros, scales, torch.arange(len(levels)) // (len(levels) // len(scales)))
+
+
+def _levels_of_groups(levels: Tensor, zeros: Tensor, scales: Tensor, group: Tensor) -> Tensor:
+    """scale · (level − zero) [out, in], of levels [in, out]; zeros and scales [groups, out], `group` [in]."""
+    matrix = torch.empty(levels.shape[::-1])
+    for block in torch.arange(len(levels)).split(256):  # rows at a time: fp32 copies of all would be several matrices
+        of = group[block]
+        matrix[:, block] = (scales[of] * (levels[block] - zeros[of])).T
+    return matrix
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHERS, PICKLES, USUAL
-from orchestrator.forensics.weights.parts import refuse_ranks
+from orchestrator.forensics.weights.parts import DIRECTORIES, refuse_ranks
 from orchestrator.storage import checkpoint
 
 NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; no damaged one
@@ -34,7 +34,7 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
         if match := NUMBERED.fullmatch(entry.stem if files else entry.name):
             found.append((int(match[2]), entry))
             names.add(re.sub(r"\d+", "0", match[1]))  # epoch=1-step=500, as Lightning names them
-    refuse_ranks(path, (entry.name for _, entry in found))
+    refuse_ranks(path, (entry.name for _, entry in found), DIRECTORIES)
     if len(names) > 1 or len(dict(found)) < len(found):
         held = ", ".join(sorted(entry.name for _, entry in found)[:4])
         raise UserError(

@@ -197,7 +197,9 @@ def test_one_of_two_models_in_a_file(
         assert main([str(tmp_path / "m.pt"), "--weights", chosen, "--json", str(tmp_path / "f.json")]) == 0
         read[chosen] = json.loads((tmp_path / "f.json").read_text())
         assert read[chosen]["options"]["weights"] == chosen
-        assert names(capsys.readouterr().err, tmp_path / "f.json")
+        out, err = capsys.readouterr()
+        assert names(err, tmp_path / "f.json")
+        assert names(out, chosen, "3 layers")
     norms = [read[chosen]["layers"][1]["measures"]["spectral_norm.q"] for chosen in ("model", "ema")]
     assert norms[1] == pytest.approx(2 * norms[0])
     both = [str(tmp_path / "m.pt"), "--against", str(tmp_path / "m.pt"), "--weights", "model", "--weights", "ema"]

@@ -150,7 +150,14 @@ def test_a_mixture_of_experts_is_named(tmp_path: Path) -> None:
         CheckpointModel(path)
 
 
-def test_an_adapter_and_a_file_without_layers_are_refused(tmp_path: Path) -> None:
+def test_a_file_that_names_no_architecture(tmp_path: Path) -> None:
+    path = converted(hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED)), "llama", interleaved, tmp_path / "m.gguf")
+    path.write_bytes(path.read_bytes().replace(b"general.architecture", b"general.architectur_"))
+    with pytest.raises(UserError, match=naming(tmp_path, "general.architecture")):
+        CheckpointModel(path)
+
+
+def test_a_file_without_layers_is_refused(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "clip")
     writer.add_block_count(2)
     writer.add_tensor("v.blk.0.attn_q.weight", np.ones((4, 4), np.float32))

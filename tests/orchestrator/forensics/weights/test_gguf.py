@@ -95,6 +95,11 @@ def test_alignment_and_axes(tmp_path: Path) -> None:
     assert np.array_equal(torch.cat(list(tensors.rows("three", 1))).numpy(), values["three"])
 
 
+def test_a_matrix_of_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "m.gguf", {"w": (np.ones((0, 4), np.float32), None)})
+    assert open_tensors(tmp_path).read("w").shape == (0, 4)
+
+
 def test_a_type_without_a_reader_is_named(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", {"w": (np.ones((2, 32), np.int8), Type.I8), "fine": (np.ones(3, np.float32), None)})
     tensors = open_tensors(tmp_path)

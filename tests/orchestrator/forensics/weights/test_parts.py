@@ -54,7 +54,7 @@ def test_one_of_one_is_whole(tmp_path: Path) -> None:
 
 
 RANKED = (
-    "consolidated.{:02}.pth", "mp_rank_{:02}_model_states.pt", "mp_rank_{:02}/model_optim_rng.pt", "rank{}.safetensors",
+    "consolidated.{:02}.pth", "mp_rank_{:02}_model_states.pt", "mp_rank_{:02}/model_optim_rng.pt",
     "tp_rank_{:02}/model.pt", "model_part-{}.pt", "checkpoint-shard{}.pt", "model-rank-{}-part-0.safetensors",
     "layer_03-model_{:02}-model_states.pt", "model_state.tp{:02}.pt",
 )  # fmt: skip
@@ -84,6 +84,26 @@ def test_a_first_rank_that_is_alone_is_read_unless_it_is_narrow(tmp_path: Path, 
     put(path, **{f"layers__0__attention__{kind}__weight": torch.ones(8, 4)})
     with pytest.raises(UserError, match=naming(path, f"layers.0.attention.{kind}.weight", "(8, 4)")):
         open_tensors(path)
+
+
+def test_ranks_and_the_ranks_of_adapters(tmp_path: Path) -> None:
+    merged = [put(tmp_path / f"rank{rank}.safetensors") for rank in (4, 8)]
+    assert all(open_tensors(path).names for path in merged)
+    assert open_tensors(put(tmp_path / "rank8/model.safetensors")).names
+    put(tmp_path / "rank0.safetensors")
+    with pytest.raises(UserError, match=naming(merged[0], "3 parts", "rank0.safetensors")):
+        open_tensors(merged[0])
+
+
+@pytest.mark.parametrize("name", ["epoch-3-of-10.pt", "step_3_of_10.safetensors", "best-of-3.pt"])
+def test_a_count_of_epochs_is_no_part(tmp_path: Path, name: str) -> None:
+    assert open_tensors(put(tmp_path / name)).names == {"layers.0.w"}
+
+
+@pytest.mark.parametrize("name", ["model-1-of-2.safetensors", "shard_1_of_2.pt", "part-1-of-2.bin"])
+def test_short_counts_of_parts(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=naming(tmp_path / name, "2 parts")):
+        open_tensors(put(tmp_path / name))
 
 
 def test_a_rank_whose_name_counts_the_others(tmp_path: Path) -> None:

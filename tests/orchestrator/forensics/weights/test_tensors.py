@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -258,7 +259,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     stored = {f"layers.{i}.w": torch.full((1024, 1024), 0.5).to((torch.half, torch.float)[i % 2]) for i in range(80)}
     save_file(stored, tmp_path / "model.safetensors")  # 80 tensors of 2 or 4 MB
     torch.save(stored, tmp_path / "model.pt")
-    sources = [str(tmp_path / "model.safetensors"), str(tmp_path / "model.pt")]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    for name, value in stored.items():
+        writer.add_tensor(name, value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    sources = [str(tmp_path / f"model.{suffix}") for suffix in ("safetensors", "pt", "gguf")]
     done = subprocess.run([sys.executable, "-c", READ_ALL, *sources], capture_output=True, text=True, check=True)
     for source in sources:
         Path(source).unlink()
