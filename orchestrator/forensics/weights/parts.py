@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.common.errors import UserError
 
@@ -96,6 +97,13 @@ def refuse_narrow(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
             raise UserError(
                 f"{path} is by its name what one rank wrote, and {name} {shape} is narrower than the model: {_JOIN}."
             )
+
+
+def refuse_world(path: Path, contents: Any) -> None:
+    """Raise `UserError` where a file of DeepSpeed says that the model was split over several ranks."""
+    size = contents.get("mp_world_size") if isinstance(contents, Mapping) else None
+    if isinstance(size, int) and size > 1:
+        raise UserError(f"{path} is what one of {size} ranks wrote of a model (its mp_world_size): {_JOIN}.")
 
 
 def zero(directory: Path) -> UserError:

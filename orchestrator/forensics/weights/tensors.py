@@ -16,7 +16,7 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
-from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks
+from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks, refuse_world
 from orchestrator.forensics.weights.quantised import dequantised
 from orchestrator.forensics.weights.selection import Key, select
 
@@ -121,7 +121,11 @@ def open_tensors(source: Path, chosen: str | None = None) -> Tensors:
     refuse_part(files[0])
     if files[0].name.endswith(INDEX):
         return _model(files[0], _open_index(files[0]), chosen)
-    found = named_weights(open_store(files[0]), chosen)
+    store = open_store(files[0])
+    if isinstance(store, Archive):
+        refuse_world(files[0], store.contents())
+        store.release()
+    found = named_weights(store, chosen)
     refuse_narrow(files[0], {name: found.shape(name) for name in found.names})
     return found
 

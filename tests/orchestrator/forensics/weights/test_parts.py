@@ -112,6 +112,17 @@ def test_a_rank_whose_name_counts_the_others(tmp_path: Path) -> None:
         open_tensors(path)
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_deepspeed_says_over_how_many_ranks_it_was_split(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "mp_rank_00_model_states.pt"
+    torch.save({"module": {"layers.0.w": torch.ones(2)}, "mp_world_size": size, "dp_world_size": 4}, path)
+    if size == 1:
+        assert open_tensors(path).names == {"layers.0.w"}
+        return
+    with pytest.raises(UserError, match=naming(path, "2 ranks")):
+        open_tensors(path)
+
+
 @pytest.mark.parametrize(
     "name", ["zero_pp_rank_0_mp_rank_00_optim_states.pt", "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"]
 )
