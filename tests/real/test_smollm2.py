@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.architecture.families import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.reading import Reading
 from tests.real.packages import shipped

@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture import gguf
-from orchestrator.forensics.architecture.families import Heads
+from orchestrator.forensics.architecture.layout import Heads
 
 # Number → its names in different families, the commonest first.
 KEYS = {
@@ -98,6 +98,8 @@ def _value(config: dict[str, Any], what: str, index: int) -> int | None:
 
 
 def _heads(config: dict[str, Any], index: int) -> Heads | None:
+    if isinstance(differing := config.get("per_layer_config"), dict):  # Gemma 4's full attention is wider
+        config = config | dict(differing.get(str(index)) or {})
     heads, width = _value(config, "heads", index), _value(config, "width", index)
     head_dim = _value(config, "head_dim", index)
     if head_dim is None and heads is not None and width is not None:

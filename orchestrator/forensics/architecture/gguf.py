@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from orchestrator.forensics.architecture.families import Family, Heads, Part, halves, stacked, whole
 from orchestrator.forensics.architecture.kinds import PLACES
+from orchestrator.forensics.architecture.layout import Family, Heads, Part, halves, stacked, whole
 from orchestrator.forensics.weights.tensors import Tensors
 
 # Key of a config.json → GGUF's, less the architecture before it.

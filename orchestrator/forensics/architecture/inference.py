@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-import torch
-
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
-from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, Part, grouped, halves, stacked, whole
+from orchestrator.forensics.architecture.families import FAMILIES
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES
+from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads, Part, halves, whole
+from orchestrator.forensics.architecture.scales import MANY, share_below_0
+from orchestrator.forensics.architecture.unsupported import OTHER_SENSES
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors
 
@@ -40,18 +41,28 @@ MATRICES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("down",), r"_output_"),
 )
 
-# Position → a pattern of a norm's name. `after_attention` is resolved by the other norms.
+# Position → a pattern of a norm's name that says where it is. `after_attention` is resolved by the other norms.
 NORMS: tuple[tuple[str, str], ...] = (
-    ("post_attention", r"post_self_attn|attention_output_layer_?norm|sa_layer_norm"),
+    ("post_attention", r"post_self_attn|attention_output_layer_?norm|sa_layer_norm|_post_(layer_?)?norm_?1_"),
     ("pre_ffn", r"_pre_(feed_?forward|ffn?|mlp)"),
-    ("post_ffn", r"_post_(feed_?forward|ffn?|mlp)|_output_layer_?norm"),
+    ("post_ffn", r"_post_(feed_?forward|ffn?|mlp)|_post_(layer_?)?norm_?2_|^_output_layer_?norm"),
     ("after_attention", r"_post_att(n|ention)"),
-    ("pre_attention", r"_input_|_(pre_)?(self_)?att(n|ention)_(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(1|attn)_"),
+    ("pre_attention", r"_input_|_pre_(self_)?att(n|ention)|_operator_norm"),
+)
+# Names that a norm before a branch and one after it both have: BERT's and GPT-1's follow, GPT-2's precede.
+SILENT: tuple[tuple[str, str], ...] = (
+    ("attention", r"_(self_)?att(n|ention)_(self_attn_)?(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(1|attn)_"),
     (
-        "pre_ffn",
-        r"_(mlp|ffn?|feed_?forward)_(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(2|mlp|ffn)_|_final_layer_norm",
+        "ffn",
+        r"_(mlp|ffn?|feed_?forward|intermediate)_(layer_?)?(norm|ln)|_(ln|norm|layer_?norm)_?(2|mlp|ffn)_"
+        r"|_final_layer_norm|^_(layer_?norm|ln|norm)_$",
     ),
 )
+# A norm after the last layer, which stacks have whose norms precede their branches.
+FINAL = re.compile(r"(final|after|out(put)?|last|ln_f|(^|\.)(norm|ln|layer_?norm))[^.]*\.(weight|gamma|scale)$", re.I)
+ELSEWHERE = re.compile(
+    r"embeddings?\.|emb_(ln|norm)|head|cls|predictions|pooler|\d"
+)  # norms of the embedding or a head
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Fam
     stack, parts = _choose(source, _stacks(tensors))
     width = _width(source, stack, parts, tensors)
     parts, is_transposed = _orient(stack, parts, width)
-    norms = _norms(stack, width)
+    norms, unplaced = _norms(stack, width, tensors)
     declared = description.declared
     why = f"The declared family, {declared}, is not in the table" if declared else "No family is declared"
     read_as = ", ".join(f"{'+'.join(part.kinds)}: {part.tensor}" for part in parts)
@@ -77,12 +88,14 @@ def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Fam
         f"Layers are {stack.name}N, read as {read_as}.",
         f"Norms read as {', '.join(f'{place}: {name}' for place, name in norms.items()) or 'absent'}.",
     ]
+    if unplaced:
+        assumed.append(
+            f"The names {', '.join(unplaced)} do not say whether these norms precede a branch or follow it: left aside."
+        )
     if is_transposed:
         assumed.append("Matrices are stored as [in, out], judging by the shape of the FFN.")
-    fused = next((part for part in parts if part.kinds == QKV), None)
-    if fused is not None:
-        order = "key/value group by group" if fused.split is grouped else "as all of q, all of k, all of v"
-        assumed.append(f"The rows of {fused.tensor} are taken {order}.")
+    parts, orders = _in_known_order(source, parts)
+    assumed += orders
     scales = {name for name in stack.vectors if not QK_NORM.search(name)}
     left = sorted({*stack.matrices, *scales} - {part.tensor for part in parts} - set(norms.values()))
     if left:
@@ -126,9 +139,7 @@ def _parts(source: Path, stack: Stack) -> list[Part]:
                 f"{source} has two candidates for {'+'.join(kinds)} in a layer, {twin.tensor} and {name}, so its "
                 "family cannot be inferred: give a checkpoint whose layers hold one attention and one FFN."
             )
-        if kinds == QKV:  # Megatron's descendants name interleaved heads query_key_value
-            parts.append(Part(name, kinds, grouped if "query_key_value" in name else stacked))
-        elif kinds:
+        if kinds:
             parts.append(Part(name, kinds, whole if len(kinds) == 1 else halves))
     held = {kind for part in parts for kind in part.kinds}
     if "gate" in held and "up" not in held:  # w1 and w2 alone, or a lone input matrix that is called a gate
@@ -142,7 +153,8 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
     read = [(stack, _parts(source, stack)) for stack in stacks]
     whole_ones = [(s, p) for s, p in read if set(KINDS) - {"gate"} <= {kind for part in p for kind in part.kinds}]
     if len(whole_ones) > 1:
-        whole_ones = [(s, p) for s, p in whole_ones if TEXT.search(s.name)] or whole_ones
+        seeing = [(s, p) for s, p in whole_ones if not OTHER_SENSES.search(s.name)] or whole_ones
+        whole_ones = [(s, p) for s, p in seeing if TEXT.search(s.name)] or seeing
     if len(whole_ones) == 1:
         return whole_ones[0]
     if whole_ones:
@@ -193,27 +205,66 @@ def _orient(stack: Stack, parts: list[Part], width: int) -> tuple[list[Part], bo
     return [replace(part, transposed=is_transposed) for part in parts], is_transposed
 
 
-def _norms(stack: Stack, width: int) -> dict[str, str]:
+def _in_known_order(source: Path, parts: list[Part]) -> tuple[list[Part], list[str]]:
+    """The parts, q, k and v split as the families of the table that have a tensor of this very name do."""
+    fused = next((part for part in parts if part.kinds == QKV), None)
+    if fused is None:
+        return parts, []
+    ways: dict[Part, list[str]] = defaultdict(list)
+    for name, family in FAMILIES.items():
+        for part in family.parts:
+            if part.tensor == fused.tensor and part.transposed == fused.transposed:
+                ways[part].append(name)
+    if len(ways) == 1:
+        known, names = next(iter(ways.items()))
+        return [known if part is fused else part for part in parts], [
+            f"The rows of {fused.tensor} are taken in the order of {names[0]}."
+        ]
+    among = " and ".join(f"that of {names[0]}" for names in ways.values()) or "none known here"
+    raise UserError(
+        f"{source} keeps q, k and v in one matrix, {fused.tensor}, and the order of its rows cannot be told ({among}): "
+        "put the config.json of this model beside the weights, or one with the model_type of a family of its layout."
+    )
+
+
+def _norms(stack: Stack, width: int, tensors: Tensors) -> tuple[dict[str, str], list[str]]:
+    """Position → name of its norm, and the names of those whose position nothing tells."""
     places: dict[str, str] = {}
+    silent: dict[str, list[str]] = {}  # branch → names that do not say on which side of it they are
+    left = []
     for name, shape in stack.vectors.items():
         if shape == (width,) and not QK_NORM.search(name):
             place = next((place for place, pattern in NORMS if re.search(pattern, _words(name))), None)
-            places |= {place: name} if place else {}
+            branch = next((branch for branch, pattern in SILENT if re.search(pattern, _words(name))), None)
+            if place:
+                places[place] = name
+            elif branch:
+                silent.setdefault(branch, []).append(name)
+            else:
+                left.append(name)
+    is_pre = any(FINAL.search(n) and not ELSEWHERE.search(n) and tensors.shape(n) == (width,) for n in tensors.names)
+    for branch, names in silent.items():
+        if is_pre and len(names) == 1 and f"pre_{branch}" not in places:
+            places[f"pre_{branch}"] = names[0]
+        else:
+            left += names
     after = places.pop("after_attention", None)
     if after is not None:  # in Llama it precedes the FFN, in Gemma 2 and OLMo-2 it follows attention
         place = "pre_ffn" if "pre_attention" in places and "pre_ffn" not in places else "post_attention"
-        places[place] = after
-    if set(places) == {"pre_attention"}:  # one norm alone serves both branches of a parallel block
+        if place in places:
+            left.append(after)
+        places.setdefault(place, after)
+    if set(places) == {"pre_attention"} and not left:  # one norm alone serves both branches of a parallel block
         places["pre_ffn"] = places["pre_attention"]
-    return {place: places[place] for place in PLACES if place in places}
+    return {place: places[place] for place in PLACES if place in places}, left
 
 
 def _is_shifted(family: Family, tensors: Tensors) -> bool:
     """True where norm scales are stored minus 1: many are around 0, which would silence the layer."""
     before, after = (re.escape(half) for half in family.layer.split("{}"))
     wanted = re.compile(rf"{before}\d+{after}({'|'.join(map(re.escape, family.norms.values()))})")
-    scales = [tensors.read(name) for name in tensors.names if family.norms and wanted.fullmatch(name)]
-    return bool(scales) and bool((torch.cat(scales) <= 0).float().mean() > 0.25)
+    share = share_below_0(tensors, filter(wanted.fullmatch, sorted(tensors.names))) if family.norms else None
+    return share is not None and share > MANY
 
 
 def _embedding(tensors: Tensors, width: int) -> str:
@@ -224,7 +275,7 @@ def _embedding(tensors: Tensors, width: int) -> str:
 
 
 def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:
-    """The heads of the layer under `prefix`, from its shapes, and the sentence that states the assumption."""
+    """The heads of the layer under `prefix`, from the size of the norm of q or k; and the sentence that says so."""
     shape = {kind: tensors.shape(prefix + family.part(kind).tensor) for kind in ATTENTION}
     if any(len(size) != 2 or 0 in size for size in shape.values()):
         return None, "The heads are not declared, and a layer has no matrices to tell them from."
@@ -232,9 +283,10 @@ def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads
     rows = prod(shape["k"]) // (prod(shape["o"]) // a)  # of k, or of q, k and v together
     kv = (rows - a) // 2 if family.part("k").kinds == QKV else rows
     sizes = {tensors.shape(n) for n in tensors.names if n.startswith(prefix) and QK_NORM.search(n) and "bias" not in n}
-    normed = next(iter(sizes))[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else a
-    head_dim, why = (normed, "the size of their norm") if normed < a else (128 if a >= 4096 else 64, "an assumption")
-    if a % head_dim or kv % head_dim or not kv:
-        odd = f"{a} rows of q and {kv} of k are not both multiples of {head_dim}"
-        return None, f"The heads are not declared, and {odd}: heads are unknown."
-    return Heads(a // head_dim, kv // head_dim, head_dim), f"The heads are not declared: of {head_dim} each, {why}."
+    size = next(iter(sizes))[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else a
+    if size < a and not (a % size or kv % size) and kv:
+        return Heads(a // size, kv // size, size), f"The heads are not declared: of {size} each, as the norm of k is."
+    return None, (
+        "The number of heads is not declared, and what needs it is absent: put a config.json with num_attention_heads "
+        "(and num_key_value_heads, where it is smaller) beside the weights."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -13,9 +13,18 @@ from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture import gguf
+from orchestrator.forensics.architecture.checks import (
+    check_moments,
+    check_names,
+    check_scales,
+    check_shapes,
+    heads_and_cure,
+    layer_pattern,
+)
 from orchestrator.forensics.architecture.description import describe
-from orchestrator.forensics.architecture.families import QK_NORM, Family, Heads, find
+from orchestrator.forensics.architecture.families import find
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
+from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
@@ -136,21 +145,25 @@ class CheckpointModel:
                     f"{source} does not change every matrix of a layer ({changed} …): "
                     "name the model that it was trained on with --base, and add --delta to read the change by itself."
                 ) from error
-        matches = map(_layer_pattern(self).match, self.tensors.names)
+        matches = map(layer_pattern(self).match, self.tensors.names)
         numbered = max((int(match[1]) for match in matches if match), default=-1) + 1
         count = numbered if description.layers is None else len(description.layers)
-        self.heads = [description.heads(index) for index in range(count)]
+        if stored := description.config.get(self.family.stored):
+            count = int(stored)
+        self.heads: list[Heads | None] = [description.heads(index) for index in range(count)]
         self.description = replace(description, layers=self.heads)
-        _check_names(self)
+        check_names(self)
         _settle_heads(self)
+        if not delta:
+            check_scales(self)
         self._shapes = [self._matrix_shapes(index) for index in range(count)]
         for index in range(count):
-            _check_shapes(self, index)
+            check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
         self.optimizer = None if moments is None else open_moments(moments)
         if self.optimizer is not None and optimizer is not None:
-            _check_moments(self, optimizer, self.optimizer.names)
+            check_moments(self, optimizer, self.optimizer.names)
 
     def __len__(self) -> int:
         return len(self.heads)
@@ -189,7 +202,7 @@ class CheckpointModel:
             except (RuntimeError, ValueError, IndexError) as error:
                 raise UserError(
                     f"{self.prefix(index)}{part.tensor} has shape {stored}, which does not hold {', '.join(part.kinds)}"
-                    f" of {_heads_and_cure(self.heads[index])}."
+                    f" of {heads_and_cure(self.heads[index])}."
                 ) from error
         return shapes
 
@@ -219,43 +232,6 @@ def _respelled(family: Family, tensors: Tensors) -> Family:
     return replace(family, norms={p: f"{n.removesuffix('weight')}gamma" for p, n in family.norms.items()})
 
 
-def _layer_pattern(model: CheckpointModel) -> re.Pattern[str]:
-    """A pattern of the names within layers: group 1 is the index, group 2 the name within the layer."""
-    before, after = (re.escape(half) for half in (model.stem + model.family.layer).split("{}"))
-    return re.compile(rf"{before}(\d+){after}(.*)")
-
-
-def _check_names(model: CheckpointModel) -> None:
-    count, family, tensors = len(model), model.family, model.tensors
-    if not count:
-        raise UserError(f"{model.directory} describes a model of 0 layers: there is nothing to read.")
-    optional = {family.norms[place] for place in family.optional}
-    within = [part.tensor for part in family.parts] + [n for n in family.norms.values() if n not in optional]
-    wanted = [model.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
-    absent = [name for name in wanted if name not in tensors]
-    if absent:
-        found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
-        quantised = "quantization_config" in model.description.config
-        cause = ", and it declares itself quantised: save it in fp32, fp16 or bf16 first" if quantised else ""
-        raise UserError(
-            f"{model.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
-            f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
-        )
-    pattern, held = _layer_pattern(model), {*within, *optional}
-    for match in filter(None, map(pattern.match, sorted(tensors.names))):
-        if int(match[1]) >= count:
-            raise UserError(
-                f"{model.directory} holds {match[0]}, but its description has {count} layers: "
-                "the files do not belong together."
-            )
-        if not model.assumed and match[2].endswith(".weight") and not (match[2] in held or QK_NORM.search(match[2])):
-            raise UserError(
-                f"{model.directory} holds {match[0]}, which the family {model.family_name} does not have: correct "
-                f"the declared {model.description.declared}, or move the description away to have the family inferred "
-                "from names and shapes."
-            )
-
-
 def _settle_heads(model: CheckpointModel) -> None:
     """Check the declared heads and infer the others, noting each assumption once."""
     for index, h in enumerate(model.heads):
@@ -267,45 +243,6 @@ def _settle_heads(model: CheckpointModel) -> None:
                 f"{model.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
                 f"{index}: the second must divide the first."
             )
-
-
-def _heads_and_cure(h: Heads | None) -> str:
-    """The end of a sentence about a shape that does not fit the heads."""
-    if h is None:
-        return "an unknown number of heads: put its config.json beside the weights"
-    return (
-        f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}: "
-        "the weights and their description do not belong together"
-    )
-
-
-def _check_shapes(model: CheckpointModel, index: int) -> None:
-    h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.family.kinds}
-    a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
-    if h is not None:
-        a, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
-    expected = {
-        "q": (a, width), "k": (kv, width), "v": (kv, width), "o": (width, a),
-        "gate": (ffn, width), "up": (ffn, width), "down": (width, ffn),
-    }  # fmt: skip
-    stored: dict[str, tuple[tuple[int, ...], ...]] = {
-        Layer(model, index).name(kind): (shape, expected[kind]) for kind, shape in shapes.items()
-    }
-    for name in (model.prefix(index) + norm for norm in model.family.norms.values()):
-        stored |= {name: (model.tensors.shape(name), (width,))} if name in model.tensors else {}
-    for name, (shape, fitting) in stored.items():
-        if shape != fitting:
-            raise UserError(f"{name} has shape {shape}, not {fitting}, with {_heads_and_cure(h)}.")
-
-
-def _check_moments(model: CheckpointModel, source: Path, held: Iterable[str]) -> None:
-    """Raise `UserError` where the optimizer file that a user names holds moments of none of the model's matrices."""
-    parts = [model.prefix(i) + part.tensor for i in range(len(model)) for part in model.family.parts]
-    if not any(f"{name}.exp_avg" in held for name in parts):
-        raise UserError(
-            f"{source} holds moments of none of the matrices in {model.directory} (looked for {parts[0]}.exp_avg, "
-            f"found {', '.join(sorted(held)[:2])}): give the optimizer of this very model."
-        )
 
 
 def _embedding_shape(model: CheckpointModel) -> tuple[int, int] | None:

@@ -28,9 +28,33 @@ MIXERS = {
 }
 
 
+# model_type → why its layers are no attention over heads with an FFN after it.
+OTHERWISE = {
+    "convbert": "mixes attention with a convolution in every layer",
+    "diffllama": "subtracts one attention from another, with values shared between pairs of heads",
+    "flaubert": "keeps attention and FFN of a layer in separate lists",
+    "fnet": "mixes tokens by a Fourier transform and has no attention",
+    "funnel": "shortens the sequence between its blocks",
+    "gemma3n": "keeps four streams, of which every layer predicts three",
+    "gemma3n_text": "keeps four streams, of which every layer predicts three",
+    "hrm_text": "runs two stacks of layers in turn, many times",
+    "mobilebert": "narrows the stream before every layer and has several FFNs in each",
+    "neomme": "takes from every value what its own token writes, and mixes values of the embedding in",
+    "reformer": "uses one matrix for queries and keys",
+    "squeezebert": "projects by grouped convolutions, not by matrices of the stream's width",
+    "xlm": "keeps attention and FFN of a layer in separate lists",
+    "xlnet": "keeps projections as three-dimensional tensors, for two streams",
+}
+
+
 def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
     """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed."""
     names = [name for name in sorted(names) if not OTHER_SENSES.search(name)]
+    if reason := OTHERWISE.get(str(config.get("model_type"))):
+        raise UserError(
+            f"{source} declares the family {config['model_type']}, which {reason}: roles are defined for layers of one "
+            "full self-attention and one FFN, so give a model whose layers are all of this kind."
+        )
     _refuse_experts(source, names, config)
     for what, pattern in MIXERS.items():
         if found := next(filter(pattern.search, names), None):
@@ -47,13 +71,12 @@ def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, 
 
 def _refuse_experts(source: Path, names: list[str], config: Mapping[str, Any]) -> None:
     held = [name for name in names if EXPERTS.search(name)]
-    declared = max((config[key] for key in EXPERT_COUNTS if isinstance(config.get(key), int)), default=0)
-    if not held and declared < 2:
+    if not held:  # Nemotron-H, Doge and others declare a number of experts that dense models leave unused
         return
+    declared = max((config[key] for key in EXPERT_COUNTS if isinstance(config.get(key), int)), default=0)
     numbers = [int(match[1]) for name in held if (match := re.search(r"experts\.(\d+)\.", name))]
     count = declared or max(numbers, default=-1) + 1 or "an unknown number of"
-    example = f" ({held[0]})" if held else ""
     raise UserError(
-        f"{source} is a mixture of experts, {count} experts a layer{example}, and roles are defined for one FFN per "
+        f"{source} is a mixture of experts, {count} experts a layer ({held[0]}), and roles are defined for one FFN per "
         "layer: give a dense model, or write each layer with a single expert's FFN into a checkpoint of its own."
     )

@@ -14,9 +14,9 @@ import transformers as hf
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.families import Heads
 from orchestrator.forensics.architecture.gguf import pairs_apart
 from orchestrator.forensics.architecture.kinds import PLACES
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.architecture.model import CheckpointModel
 from tests.naming import naming
 
@@ -114,7 +114,7 @@ def test_the_matrices_and_norms_of_the_original(tmp_path: Path, architecture: st
     model = build(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter))  # norms and biases too
+            parameter.copy_(torch.randn_like(parameter) * 0.3 + (parameter.dim() == 1) * 0.5)  # norms and biases too
     model.save_pretrained(tmp_path / "hf")
     original = CheckpointModel(tmp_path / "hf")
     found = CheckpointModel(converted(model, architecture, change, tmp_path / "m.gguf"))

@@ -1,0 +1,113 @@
+"""Refuses checkpoints whose tensors and description do not belong together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture.layout import QK_NORM, Heads
+from orchestrator.forensics.architecture.scales import MANY, share_below_0
+
+if TYPE_CHECKING:
+    from orchestrator.forensics.architecture.model import CheckpointModel
+
+
+def check_names(model: CheckpointModel) -> None:
+    """Raise `UserError` for absent layers and tensors, and for weights that the family does not have."""
+    count, family, tensors = len(model), model.family, model.tensors
+    if not count:
+        raise UserError(f"{model.directory} describes a model of 0 layers: there is nothing to read.")
+    optional = {family.norms[place] for place in family.optional}
+    within = [part.tensor for part in family.parts] + [n for n in family.norms.values() if n not in optional]
+    wanted = [model.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
+    absent = [name for name in wanted if name not in tensors]
+    if absent:
+        found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
+        quantised = "quantization_config" in model.description.config
+        cause = ", and it declares itself quantised: save it in fp32, fp16 or bf16 first" if quantised else ""
+        raise UserError(
+            f"{model.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
+            f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
+        )
+    pattern, held = layer_pattern(model), {*within, *optional}
+    for match in filter(None, map(pattern.match, sorted(tensors.names))):
+        if int(match[1]) >= count:
+            raise UserError(
+                f"{model.directory} holds {match[0]}, but its description has {count} layers: "
+                "the files do not belong together."
+            )
+        is_known = match[2] in held or QK_NORM.search(match[2]) or (family.aside and re.search(family.aside, match[2]))
+        if not model.assumed and match[2].endswith(".weight") and not is_known:
+            raise UserError(
+                f"{model.directory} holds {match[0]}, which the family {model.family_name} does not have: correct "
+                f"the declared {model.description.declared}, or move the description away to have the family inferred "
+                "from names and shapes."
+            )
+
+
+def check_shapes(model: CheckpointModel, index: int) -> None:
+    """Raise `UserError` where a tensor of this layer does not fit its heads and width."""
+    h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.family.kinds}
+    a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
+    if h is not None:
+        a, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
+    expected = {
+        "q": (a, width), "k": (kv, width), "v": (kv, width), "o": (width, a),
+        "gate": (ffn, width), "up": (ffn, width), "down": (width, ffn),
+    }  # fmt: skip
+    stored: dict[str, tuple[tuple[int, ...], ...]] = {
+        model.layer(index).name(kind): (shape, expected[kind]) for kind, shape in shapes.items()
+    }
+    for name in (model.prefix(index) + norm for norm in model.family.norms.values()):
+        stored |= {name: (model.tensors.shape(name), (width,))} if name in model.tensors else {}
+    for name, (shape, fitting) in stored.items():
+        if shape != fitting:
+            raise UserError(f"{name} has shape {shape}, not {fitting}, with {heads_and_cure(h)}.")
+
+
+def check_scales(model: CheckpointModel) -> None:
+    """Raise `UserError` where the stored norm scales contradict the declared family's way to store them."""
+    family = model.family
+    names = [model.prefix(i) + norm for i in range(len(model)) for norm in dict.fromkeys(family.norms.values())]
+    share = share_below_0(model.tensors, names)
+    if share is None or model.assumed:
+        return
+    if family.offset == 0 and share > MANY:
+        stored, other = f"{share:.0%} of its norm scales are not positive", "less 1, as Gemma's are"
+    elif family.offset == 1 and family.starts_at_0 and share == 0:
+        stored, other = "none of its norm scales is below 1 with the 1 that this family adds", "as they multiply"
+    else:
+        return
+    raise UserError(
+        f"{model.directory} declares the family {model.family_name}, but {stored} (such as {names[0]}), so they seem "
+        f"to be stored {other}: put the config.json of this very model beside the weights."
+    )
+
+
+def check_moments(model: CheckpointModel, source: Path, held: Iterable[str]) -> None:
+    """Raise `UserError` where the optimizer file that a user names holds moments of none of the model's matrices."""
+    parts = [model.prefix(i) + part.tensor for i in range(len(model)) for part in model.family.parts]
+    if not any(f"{name}.exp_avg" in held for name in parts):
+        raise UserError(
+            f"{source} holds moments of none of the matrices in {model.directory} (looked for {parts[0]}.exp_avg, "
+            f"found {', '.join(sorted(held)[:2])}): give the optimizer of this very model."
+        )
+
+
+def layer_pattern(model: CheckpointModel) -> re.Pattern[str]:
+    """A pattern of the names within layers: group 1 is the index, group 2 the name within the layer."""
+    before, after = (re.escape(half) for half in (model.stem + model.family.layer).split("{}"))
+    return re.compile(rf"{before}(\d+){after}(.*)")
+
+
+def heads_and_cure(h: Heads | None) -> str:
+    """The end of a sentence about a shape that does not fit the heads."""
+    if h is None:
+        return "an unknown number of heads: put its config.json beside the weights"
+    return (
+        f"{h.heads} heads ({h.kv_heads} for keys and values) of {h.head_dim}: "
+        "the weights and their description do not belong together"
+    )
