@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.forensics.architecture.families import FAMILIES, find
 from tests.orchestrator.forensics.architecture.zoo.outcome import outcome, reason, written
-from tests.orchestrator.forensics.architecture.zoo.tiny import FFN, marks
+from tests.orchestrator.forensics.architecture.zoo.tiny import FFN, SEEING, marks
 
 # Layouts that hang on a key: family of the table → model_type and keys.
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -37,7 +37,7 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.parametrize("mark", marks())
+@pytest.mark.parametrize("mark", [pytest.param(m, marks=pytest.mark.slow if m in SEEING else ()) for m in marks()])
 def test_family(tmp_path: Path, mark: str) -> None:
     kind, said = outcome(mark, tmp_path)
     assert written().get(mark) == ("checked" if kind == "checked" else reason(said)), (

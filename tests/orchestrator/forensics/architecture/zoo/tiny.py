@@ -18,6 +18,7 @@ VOCABULARY, WIDTH, FFN, LAYERS, HEADS, HEAD_DIM = 48, 32, 40, 3, 4, 8  # FFN: un
 
 LARGEST = 8_000_000  # parameters
 
+SEEING = {config.model_type for config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING}  # beside a vision tower
 LAYER_TYPES = {"linear_attention", "conv", "mamba", "recurrent", "chunked_attention"}  # of hybrids
 
 # Size → the names that configurations have for it.
