@@ -5,17 +5,37 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.layout import QK_NORM, Heads
+from orchestrator.forensics.architecture.description import Description
+from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads
 from orchestrator.forensics.architecture.scales import MANY, share_below_0
-
-if TYPE_CHECKING:
-    from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.weights.tensors import Tensors
 
 
-def check_names(model: CheckpointModel) -> None:
+class Model(Protocol):
+    """What is checked of a `CheckpointModel`."""
+
+    tensors: Tensors
+    directory: Path
+    description: Description
+    family: Family
+    family_name: str
+    stem: str
+    heads: list[Heads | None]
+    assumed: list[str]
+
+    def __len__(self) -> int: ...
+
+    def layer(self, index: int) -> Any: ...
+
+    def prefix(self, index: int) -> str: ...
+
+    def shape(self, index: int, kind: str) -> tuple[int, int]: ...
+
+
+def check_names(model: Model) -> None:
     """Raise `UserError` for absent layers and tensors, and for weights that the family does not have."""
     count, family, tensors = len(model), model.family, model.tensors
     if not count:
@@ -48,7 +68,7 @@ def check_names(model: CheckpointModel) -> None:
             )
 
 
-def check_shapes(model: CheckpointModel, index: int) -> None:
+def check_shapes(model: Model, index: int) -> None:
     """Raise `UserError` where a tensor of this layer does not fit its heads and width."""
     h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.family.kinds}
     a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
@@ -68,16 +88,17 @@ def check_shapes(model: CheckpointModel, index: int) -> None:
             raise UserError(f"{name} has shape {shape}, not {fitting}, with {heads_and_cure(h)}.")
 
 
-def check_scales(model: CheckpointModel) -> None:
+def check_scales(model: Model) -> None:
     """Raise `UserError` where the stored norm scales contradict the declared family's way to store them."""
     family = model.family
     names = [model.prefix(i) + norm for i in range(len(model)) for norm in dict.fromkeys(family.norms.values())]
     share = share_below_0(model.tensors, names)
     if share is None or model.assumed:
         return
-    if family.offset == 0 and share > MANY:
-        stored, other = f"{share:.0%} of its norm scales are not positive", "less 1, as Gemma's are"
-    elif family.offset == 1 and family.starts_at_0 and share == 0:
+    below, at = share
+    if family.offset == 0 and below > MANY:
+        stored, other = f"{below:.0%} of its norm scales are negative", "less 1, as Gemma's are"
+    elif family.offset == 1 and family.starts_at_0 and below + at == 0:
         stored, other = "none of its norm scales is below 1 with the 1 that this family adds", "as they multiply"
     else:
         return
@@ -87,7 +108,7 @@ def check_scales(model: CheckpointModel) -> None:
     )
 
 
-def check_moments(model: CheckpointModel, source: Path, held: Iterable[str]) -> None:
+def check_moments(model: Model, source: Path, held: Iterable[str]) -> None:
     """Raise `UserError` where the optimizer file that a user names holds moments of none of the model's matrices."""
     parts = [model.prefix(i) + part.tensor for i in range(len(model)) for part in model.family.parts]
     if not any(f"{name}.exp_avg" in held for name in parts):
@@ -97,7 +118,7 @@ def check_moments(model: CheckpointModel, source: Path, held: Iterable[str]) -> 
         )
 
 
-def layer_pattern(model: CheckpointModel) -> re.Pattern[str]:
+def layer_pattern(model: Model) -> re.Pattern[str]:
     """A pattern of the names within layers: group 1 is the index, group 2 the name within the layer."""
     before, after = (re.escape(half) for half in (model.stem + model.family.layer).split("{}"))
     return re.compile(rf"{before}(\d+){after}(.*)")

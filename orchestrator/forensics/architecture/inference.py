@@ -264,7 +264,7 @@ def _is_shifted(family: Family, tensors: Tensors) -> bool:
     before, after = (re.escape(half) for half in family.layer.split("{}"))
     wanted = re.compile(rf"{before}\d+{after}({'|'.join(map(re.escape, family.norms.values()))})")
     share = share_below_0(tensors, filter(wanted.fullmatch, sorted(tensors.names))) if family.norms else None
-    return share is not None and share > MANY
+    return share is not None and sum(share) > MANY
 
 
 def _embedding(tensors: Tensors, width: int) -> str:

@@ -164,3 +164,29 @@ def test_a_trace_that_is_none(checkpoint: Callable[..., Any], trace: Any) -> Non
     ours.trace = trace
     with pytest.raises(UserError, match=naming("state.json", "decoder")):
         CheckpointModel(ours.write())
+
+
+@pytest.mark.parametrize(("stored", "declared"), [("llama", "gemma"), ("gemma", "llama")])
+def test_norm_scales_that_contradict_the_declared_family(tmp_path: Path, stored: str, declared: str) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(stored, **SIZES))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    CheckpointModel(tmp_path)
+    _rewrite(tmp_path / "config.json", model_type=declared)
+    with pytest.raises(UserError, match=naming(tmp_path, declared, "norm scales", "input_layernorm", "config.json")):
+        CheckpointModel(tmp_path)
+
+
+def test_untrained_scales_contradict_nothing(tmp_path: Path) -> None:
+    for mark in ("gemma", "gemma2", "nemotron", "llama"):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(mark, **SIZES)).save_pretrained(tmp_path / mark)
+        CheckpointModel(tmp_path / mark)
+
+
+def test_experts_that_are_declared_but_not_there(tmp_path: Path) -> None:
+    _llama().save_pretrained(tmp_path)
+    _rewrite(tmp_path / "config.json", n_routed_experts=8, num_experts=8)
+    assert len(CheckpointModel(tmp_path)) == 3
