@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture import gguf
+from orchestrator.forensics.architecture import gguf, projects
 from orchestrator.forensics.architecture.layout import Heads
 
 # Number → its names in different families, the commonest first.
 KEYS = {
-    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
-    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads"),
-    "kv_heads": ("num_key_value_heads", "num_kv_heads", "n_kv_heads"),
-    "head_dim": ("head_dim",),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers"),
+    "heads": (
+        "num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "encoder_attention_heads",
+    ),
+    "kv_heads": (
+        "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "n_query_groups", "num_query_groups",
+        "multi_query_group_num",
+    ),
+    "head_dim": ("head_dim", "head_size", "kv_channels", "d_kv"),
     "width": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
-}
+}  # fmt: skip
 
 MOST_LAYERS = 10_000  # a larger number means a broken file
 MOST_HEADS = 1_000_000  # or the dimension of one
@@ -40,12 +45,14 @@ class Description:
         return self.layers[index] if self.layers is not None else _heads(self.config, index)
 
 
-def describe(directory: Path, metadata: Mapping[str, Any] | None = None) -> Description:
-    """The description in `state.json` (ours) or `config.json` (Hugging Face's); empty without either.
+def describe(directory: Path, metadata: Mapping[str, Any] | None = None, source: Path | None = None) -> Description:
+    """The description in `state.json` (ours), `config.json` (Hugging Face's) or what other projects write.
 
-    `metadata`: of a GGUF file, which describes itself. Raises `UserError` for a file that describes no model.
+    `metadata`: what the file of weights says of itself; `source`: that file, where it is not the directory. Empty
+    without any. Raises `UserError` for a file that describes no model.
     """
-    if metadata:
+    metadata = metadata or {}
+    if gguf.is_gguf(metadata):
         try:
             return describe_config(gguf.config(metadata))
         except (ValueError, TypeError, LookupError) as error:
@@ -53,13 +60,18 @@ def describe(directory: Path, metadata: Mapping[str, Any] | None = None) -> Desc
                 f"The GGUF file in {directory} does not describe a decoder ({error!r}): copy it again."
             ) from error
     for name, read in {"state.json": _from_state, "config.json": describe_config}.items():
-        path = directory / name
-        if path.is_file():
-            try:
-                return read(json.loads(path.read_text()))
-            except Exception as error:  # a broken description fails in any way there is
-                raise UserError(f"{path} does not describe a decoder ({error!r}): copy it again.") from error
-    return Description()
+        if (path := directory / name).is_file():
+            return _read(path, json.loads, read)
+    if found := projects.beside(source or directory):
+        return _read(*found, describe_config)
+    return describe_config(projects.within(metadata))
+
+
+def _read(path: Path, parse: Callable[[str], Any], describe: Callable[[dict[str, Any]], Description]) -> Description:
+    try:
+        return describe(parse(path.read_text()))
+    except Exception as error:  # a broken description fails in any way there is
+        raise UserError(f"{path} does not describe a decoder ({error!r}): copy it again.") from error
 
 
 def _from_spec(spec: dict[str, Any], **others: Any) -> Description:

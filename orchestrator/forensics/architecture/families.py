@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,14 @@ _LN = norms("ln_1", None, "ln_2")
 _GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
 _BLOOM: dict[str, Any] = _GPT | {"parts": _megatron("self_attention"), "embed": "word_embeddings.weight"}
 _OPT: dict[str, Any] = {"parts": _QKV + plain(o="self_attn.out_proj", up="fc1", down="fc2")}
+_T5 = plain(
+    q="layer.0.SelfAttention.q", k="layer.0.SelfAttention.k", v="layer.0.SelfAttention.v",
+    o="layer.0.SelfAttention.o", down="layer.1.DenseReluDense.wo",
+)  # fmt: skip
+_T5_REST: dict[str, Any] = {
+    "norms": norms("layer.0.layer_norm", None, "layer.1.layer_norm"), "layer": "block.{}.",
+    "aside": "relative_attention_bias",
+}  # fmt: skip
 _BERT: dict[str, Any] = {
     "parts": plain(
         q="attention.self.query", k="attention.self.key", v="attention.self.value", o="attention.output.dense",
@@ -56,7 +64,7 @@ _BERT: dict[str, Any] = {
     "embed": "embeddings.word_embeddings.weight",
 }  # fmt: skip
 
-# The first entry whose `declared` and `when` both match is taken: special families come before general ones.
+# The first entry whose `declared`, `when` and tensors match is taken: special families come before general ones.
 FAMILIES = {
     "llama": Family(
         _LLAMA, _PRE,
@@ -162,6 +170,37 @@ FAMILIES = {
     "opt": Family(
         declared=("opt", "xglm", "biogpt"), norms=norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT
     ),
+    "internlm2": Family(
+        fused("attention.wqkv", grouped)
+        + plain(o="attention.wo", gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
+        norms("attention_norm", None, "ffn_norm"), embed="tok_embeddings.weight",
+    ),
+    "baichuan": Family(
+        fused("self_attn.W_pack", stacked) + plain(o="self_attn.o_proj", gate="mlp.gate_proj") + _UP_DOWN, _PRE
+    ),
+    "qwen": Family(
+        fused("attn.c_attn", stacked) + plain(o="attn.c_proj", up="mlp.w1", gate="mlp.w2", down="mlp.c_proj"),
+        _LN, **_GPT,
+    ),
+    "chatglm2": Family(
+        fused("self_attention.query_key_value", stacked) + plain(o="self_attention.dense", down="mlp.dense_4h_to_h")
+        + fused("mlp.dense_h_to_4h", halves, ("gate", "up")),
+        _PRE, declared=("chatglm",), when={"multi_query_attention": True}, layer="encoder.layers.{}.",
+        embed="embedding.word_embeddings.weight",
+    ),
+    "bart": Family(
+        norms=norms(None, "self_attn_layer_norm", None, "final_layer_norm"),
+        declared=("bart", "blenderbot-small", "marian", "mvp", "plbart"), **_OPT,
+    ),
+    "mbart": Family(
+        norms=norms("self_attn_layer_norm", None, "final_layer_norm"),
+        declared=("mbart", "blenderbot", "pegasus", "m2m_100", "whisper"), **_OPT,
+    ),
+    "t5_gated": Family(
+        _T5 + plain(gate="layer.1.DenseReluDense.wi_0", up="layer.1.DenseReluDense.wi_1"),
+        declared=("t5", "mt5", "umt5"), **_T5_REST,
+    ),
+    "t5": Family(_T5 + plain(up="layer.1.DenseReluDense.wi"), declared=("t5", "mt5"), **_T5_REST),
     "bert": Family(**_BERT),
     "roberta": Family(
         declared=("roberta", "xlm-roberta", "camembert", "electra", "bert-generation", "big_bird", "data2vec-text",
@@ -236,9 +275,18 @@ FAMILIES = {
 FAMILIES = {name: replace(family, declared=family.declared or (name,)) for name, family in FAMILIES.items()}
 
 
-def find(declared: str, config: Mapping[str, Any]) -> tuple[str, Family] | None:
-    """Name and layout of the family that a checkpoint declares; None for one that is not in the table."""
-    for name, family in FAMILIES.items():
-        if declared in family.declared and all(config.get(key) == value for key, value in family.when.items()):
+def find(declared: str, config: Mapping[str, Any], names: Iterable[str] = ()) -> tuple[str, Family] | None:
+    """Name and layout of the family that a checkpoint declares; None for one that is not in the table.
+
+    `names`: of its tensors, for families that have two layouts under one declaration.
+    """
+    found = [
+        (name, family)
+        for name, family in FAMILIES.items()
+        if declared in family.declared and all(config.get(key) == value for key, value in family.when.items())
+    ]
+    ends = tuple(names)
+    for name, family in found:
+        if all(any(held.endswith(part.tensor) for held in ends) for part in family.parts):
             return name, family
-    return None
+    return found[0] if found else None

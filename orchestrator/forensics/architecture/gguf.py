@@ -39,6 +39,11 @@ NORMS: dict[str, tuple[str, ...]] = {
 }
 
 
+def is_gguf(metadata: Mapping[str, Any]) -> bool:
+    """True for the metadata of a GGUF file, whose values are plain; another file's are the dicts it holds."""
+    return any(not isinstance(value, Mapping) for value in metadata.values())
+
+
 def config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a config.json, from the file's metadata; a list holds one entry per layer.
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from orchestrator.forensics.architecture.kinds import KINDS, PLACES
 
-QK_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(layer_?)?norm")  # a norm within attention, not in the residual stream
+# A norm within attention, not in the residual stream.
+QK_NORM = re.compile(r"(^|[._])((q|k|query|key)_?(layer_?)?norm|norm_[qk]\b)")
 
 
 @dataclass(frozen=True)

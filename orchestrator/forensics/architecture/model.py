@@ -25,6 +25,7 @@ from orchestrator.forensics.architecture.description import describe
 from orchestrator.forensics.architecture.families import find
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
 from orchestrator.forensics.architecture.layout import Family, Heads
+from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
@@ -122,17 +123,19 @@ class CheckpointModel:
         else:
             self.tensors = open_tensors(source, weights)
             self.directory = source if source.is_dir() else source.parent
-            description = describe(self.directory, self.tensors.metadata)
+            description = describe(self.directory, self.tensors.metadata, source)
             beside = self.directory / "optimizer.safetensors"
         refuse_unsupported(source, self.tensors.names, description.config)
         self.assumed: list[str] = []  # what was inferred, one sentence each
-        if self.tensors.metadata:
+        if gguf.is_gguf(self.tensors.metadata):
             self.family_name, self.stem = description.declared, ""
             self.family = gguf.layout(description.declared, self.tensors)
-        elif known := find(description.declared, description.config):
+        elif known := find(description.declared, description.config, self.tensors.names):
             self.family_name, family = known
             self.stem = _stem(source, family, self.tensors)
             self.family = _respelled(family, self.tensors)
+        elif recognised := recognise(source, self.tensors, description.config):
+            self.family_name, self.family, self.stem = recognised
         else:
             self.family_name, self.stem = "inferred", ""
             try:

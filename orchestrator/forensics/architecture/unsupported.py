@@ -47,6 +47,9 @@ OTHERWISE = {
 }
 
 
+CURES = {"cross-attention": ", or read the encoder beside it with --weights encoder"}
+
+
 def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
     """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed."""
     names = [name for name in sorted(names) if not OTHER_SENSES.search(name)]
@@ -60,7 +63,7 @@ def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, 
         if found := next(filter(pattern.search, names), None):
             raise UserError(
                 f"{source} has {what} ({found}), and roles are defined for layers of one full self-attention and one "
-                "FFN: give a model whose layers are all of this kind."
+                f"FFN: give a model whose layers are all of this kind{CURES.get(what, '')}."
             )
     if found := next(filter(QUANTISED.search, names), None):
         raise UserError(

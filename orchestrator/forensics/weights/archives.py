@@ -32,6 +32,8 @@ class Archive:
         self._tensors: dict[tuple[Hashable, ...], Tensor] = {}
         self._map()
         self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
+        contents: Mapping[Any, Any] = self._contents if isinstance(self._contents, Mapping) else {}
+        self.metadata = {name: value for name, value in contents.items() if _is_plain(value)}
         self.release()
 
     def load(self, key: tuple[Hashable, ...], rows: slice | None = None) -> Tensor:
@@ -86,6 +88,13 @@ def _refusal(path: Path, reason: str) -> UserError:
     return UserError(
         f"{path} is not a whole file of tensors as torch.save writes it, and no other pickle is loaded: "
         "copy it again, or save the model's state_dict() anew, best as safetensors."
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """True for a dict of numbers and strings, such as the description of a model."""
+    return (
+        isinstance(value, Mapping) and bool(value) and not any(isinstance(v, (Tensor, Mapping)) for v in value.values())
     )
 
 

@@ -176,7 +176,10 @@ def test_norm_scales_that_contradict_the_declared_family(tmp_path: Path, stored:
     model.save_pretrained(tmp_path)
     CheckpointModel(tmp_path)
     _rewrite(tmp_path / "config.json", model_type=declared)
-    with pytest.raises(UserError, match=naming(tmp_path, declared, "norm scales", "model.layers.0.input_layernorm.weight", "config.json")):
+    with pytest.raises(
+        UserError,
+        match=naming(tmp_path, declared, "norm scales", "model.layers.0.input_layernorm.weight", "config.json"),
+    ):
         CheckpointModel(tmp_path)
 
 

@@ -33,7 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "bert": COMMON, "roberta": COMMON, "modernbert": COMMON,
     "distilbert": COMMON | {"dim": 128, "hidden_dim": 96, "n_layers": 3, "n_heads": 2},
 }  # fmt: skip
-BY_HEADS = {"gpt_neox", "bloom", "falcon", "phi3"}  # fused matrices whose rows cannot be told apart without the heads
+AMBIGUOUS = {"bloom", "falcon"}  # ChatGLM's fused matrix has the same name, and another order
+BY_HEADS = {"gpt_neox", "phi3"}  # fused matrices whose rows cannot be told apart without the heads
 NORMED = {"qwen3", "gemma3_text", "apertus"}  # a norm of each head tells its size
 ENCODERS = {"bert", "roberta", "distilbert", "modernbert"}
 
@@ -69,6 +70,12 @@ def test_without_the_table(tmp_path: Path, mark: str) -> None:
     known = CheckpointModel(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mystery"}))
+    if mark in AMBIGUOUS:
+        with pytest.raises(
+            UserError, match=naming("self_attention.query_key_value.weight", "order", "bloom", "chatglm2")
+        ):
+            CheckpointModel(tmp_path)
+        return
     declared = CheckpointModel(tmp_path)
     assert names(declared.assumed[0], "family", "mystery")
     assert not [said for said in declared.assumed if "heads" in said]
@@ -121,7 +128,7 @@ def _rename(path: Path, words: dict[str, str], change: Callable[[str, Any], Any]
     save_file(renamed, path / "model.safetensors")
 
 
-@pytest.mark.parametrize("words", [META, PLAIN, TWISTED])
+@pytest.mark.parametrize("words", [PLAIN, TWISTED])
 def test_renamed_tensors(tmp_path: Path, words: dict[str, str]) -> None:
     _save("llama", tmp_path / "known")
     _save("llama", tmp_path / "renamed")
@@ -231,9 +238,9 @@ def test_matrices_without_a_common_width_are_refused(tmp_path: Path) -> None:
 
 def test_a_fused_matrix_of_unknown_row_order_is_refused(tmp_path: Path) -> None:
     _save("gpt_neox", tmp_path)
-    _rename(tmp_path, {"query_key_value": "wqkv"})
+    _rename(tmp_path, {"query_key_value": "my_qkv"})
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2, "hidden_size": 128}')
-    with pytest.raises(UserError, match=naming("attention.wqkv.weight", "order", "model_type")):
+    with pytest.raises(UserError, match=naming("attention.my_qkv.weight", "order", "model_type")):
         CheckpointModel(tmp_path)
 
 
