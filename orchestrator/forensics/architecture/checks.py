@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
+from orchestrator.forensics.architecture.kinds import ATTENTION, FFN
 from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads
 from orchestrator.forensics.architecture.scales import MANY, share_below_0
 from orchestrator.forensics.weights.tensors import Tensors
@@ -30,9 +31,27 @@ class Model(Protocol):
 
     def layer(self, index: int) -> Any: ...
 
+    def kinds(self, index: int) -> tuple[str, ...]: ...
+
+    def width(self, index: int) -> int: ...
+
     def prefix(self, index: int) -> str: ...
 
     def shape(self, index: int, kind: str) -> tuple[int, int]: ...
+
+
+def held_kinds(model: Model, index: int, partial: bool) -> tuple[str, ...]:
+    """The kinds of matrices that a layer must have: those of the family, less a branch that `partial` allows to lack.
+
+    A branch lacks where the layer has none of its tensors, or not its way out (a mixture's experts may share a name).
+    """
+    held = model.family.kinds
+    for branch, out in ((ATTENTION, "o"), (FFN, "down")):
+        if partial and out in held:
+            parts = {model.family.part(kind).tensor for kind in branch if kind in held}
+            if any(model.prefix(index) + name not in model.tensors for name in parts):
+                held = tuple(kind for kind in held if kind not in branch)
+    return held
 
 
 def check_names(model: Model) -> None:
@@ -42,8 +61,20 @@ def check_names(model: Model) -> None:
         raise UserError(f"{model.directory} describes a model of 0 layers: there is nothing to read.")
     optional = {family.norms[place] for place in family.optional}
     within = [part.tensor for part in family.parts] + [n for n in family.norms.values() if n not in optional]
-    wanted = [model.prefix(index) + name for index in range(count) for name in dict.fromkeys(within)]
+    wanted = []
+    for index in range(count):
+        kinds = model.kinds(index)
+        parts = [part.tensor for part in family.parts if set(part.kinds) <= set(kinds)]
+        branches = [branch for branch, out in (("attention", "o"), ("ffn", "down")) if out in kinds]
+        places = [place for place in family.norms if place.partition("_")[2] in branches]
+        needed = [family.norms[place] for place in places if place not in family.optional]
+        wanted += [model.prefix(index) + name for name in dict.fromkeys([*parts, *needed])]
     absent = [name for name in wanted if name not in tensors]
+    if not wanted:
+        raise UserError(
+            f"{model.directory} has no layer with an attention or an FFN that can be read (the family "
+            f"{model.family_name}): give a model some of whose layers have one."
+        )
     if absent:
         found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
         quantised = "quantization_config" in model.description.config
@@ -59,7 +90,7 @@ def check_names(model: Model) -> None:
                 f"{model.directory} holds {match[0]}, but its description has {count} layers: "
                 "the files do not belong together."
             )
-        is_known = match[2] in held or QK_NORM.search(match[2]) or (family.aside and re.search(family.aside, match[2]))
+        is_known = match[2] in held or QK_NORM.search(match[2]) or family.leaves(match[2])
         if not model.assumed and match[2].endswith(".weight") and not is_known:
             raise UserError(
                 f"{model.directory} holds {match[0]}, which the family {model.family_name} does not have: correct "
@@ -70,8 +101,9 @@ def check_names(model: Model) -> None:
 
 def check_shapes(model: Model, index: int) -> None:
     """Raise `UserError` where a tensor of this layer does not fit its heads and width."""
-    h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.family.kinds}
-    a, kv, width, ffn = shapes["q"][0], shapes["k"][0], shapes["q"][1], shapes["up"][0]
+    h, shapes = model.heads[index], {kind: model.shape(index, kind) for kind in model.kinds(index)}
+    a, kv, ffn = (shapes[kind][0] if kind in shapes else 0 for kind in ("q", "k", "up"))
+    width = model.width(index)
     if h is not None:
         a, kv = h.heads * h.head_dim, h.kv_heads * h.head_dim
     expected = {

@@ -16,6 +16,7 @@ from orchestrator.forensics.architecture.layout import (
     plain,
     quarters,
     stacked,
+    with_gates,
 )
 
 
@@ -29,12 +30,19 @@ _QKV = plain(q="self_attn.q_proj", k="self_attn.k_proj", v="self_attn.v_proj")
 _ATTENTION = _QKV + plain(o="self_attn.o_proj")
 _UP_DOWN = plain(up="mlp.up_proj", down="mlp.down_proj")
 _LLAMA = _ATTENTION + plain(gate="mlp.gate_proj") + _UP_DOWN
+_GATED_Q = tuple(replace(part, split=with_gates) if part.kinds == ("q",) else part for part in _LLAMA)
 _FC = plain(up="mlp.fc1", down="mlp.fc2")
 _GATE_UP_DOWN = fused("mlp.gate_up_proj", halves, ("gate", "up")) + plain(down="mlp.down_proj")
 _CONV1D = tuple(
     replace(part, transposed=True)
     for part in (*fused("attn.c_attn", stacked), *plain(o="attn.c_proj", up="mlp.c_fc", down="mlp.c_proj"))
 )
+
+# Within the layers of mixtures and hybrids: what is neither their attention nor a dense FFN.
+_MIXTURE = "|".join(
+    ("expert", "router", "mlp[.]gate[.]", "feed_forward[.]gate[.]", "_moe[.]", "shared_mlp", "linear_attn", "mamba",
+     "conv[.]", "self_attn[.]g_proj")
+)  # fmt: skip
 
 _PRE = norms("input_layernorm", None, "post_attention_layernorm")
 _POST = norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm")
@@ -73,6 +81,42 @@ FAMILIES = {
                   "iquestcoder", "eurobert", "esmc", "ultrabert", "qwen2_vl", "qwen2_vl_text", "qwen2_5_vl",
                   "qwen2_5_vl_text", "qwen2_5_omni_text", "qwen3_vl_text", "hunyuan_vl_text", "paddleocr_vl_text"),
     ),
+    # Mixtures of experts and hybrids: attention and FFN are read where a layer has them.
+    "llama_moe": Family(
+        _LLAMA, _PRE, aside=_MIXTURE,
+        declared=("aria_text", "dots1", "ernie4_5_moe", "exaone_moe", "flint", "glm4_moe", "gpt_oss", "granitemoe",
+                  "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "laguna",
+                  "mellum", "mimo_v2_flash", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe",
+                  "qwen3_vl_moe_text", "solar_open"),
+    ),
+    "qwen3_next": Family(
+        _GATED_Q, _PRE, aside=_MIXTURE, offset=1.0,
+        declared=("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+    ),
+    "cohere2_moe": Family(_LLAMA, _PARALLEL, aside=_MIXTURE),
+    "flex_olmo": Family(_LLAMA, _POST, aside=_MIXTURE),
+    "afmoe": Family(
+        _LLAMA, norms("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
+        aside=_MIXTURE + "|self_attn[.]gate_proj",
+    ),
+    "kolibri1": Family(
+        _LLAMA, norms("input_layernorm", "post_attn_norm", "post_attention_layernorm", "post_ffn_norm"), aside=_MIXTURE
+    ),
+    "jamba": Family(
+        _ATTENTION + plain(gate="feed_forward.gate_proj", up="feed_forward.up_proj", down="feed_forward.down_proj"),
+        norms("input_layernorm", None, "pre_ff_layernorm"), declared=("jamba", "bamba"), aside=_MIXTURE,
+    ),
+    "deepseek": Family(
+        plain(gate="mlp.gate_proj") + _UP_DOWN, norms(None, None, "post_attention_layernorm"),
+        declared=("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2", "minicpm3",
+                  "youtu"),
+        aside=_MIXTURE + "|self_attn|input_layernorm",
+    ),
+    "nemotron_h": Family(
+        plain(q="mixer.q_proj", k="mixer.k_proj", v="mixer.v_proj", o="mixer.o_proj", up="mixer.up_proj",
+              down="mixer.down_proj"),
+        norms("norm", None, "norm"), aside="mixer",
+    ),
     "doge": Family(_LLAMA, _PRE, aside="dt_proj"),
     "beam": Family(_LLAMA, _SANDWICH, aside="self_attn[.]gate_proj"),
     "bitnet": Family(_LLAMA, _PRE, aside=r"(attn|ffn)_sub_norm"),
@@ -83,7 +127,12 @@ FAMILIES = {
     "gemma4": Family(_LLAMA, _SANDWICH, declared=("gemma4_text", "gemma4_unified_text"), aside="per_layer_"),
     "lfm2": Family(
         _QKV + plain(o="self_attn.out_proj", gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
-        norms("operator_norm", None, "ffn_norm"),
+        norms("operator_norm", None, "ffn_norm"), declared=("lfm2", "lfm2_moe"), aside=_MIXTURE,
+    ),
+    "lfm3": Family(
+        _ATTENTION + plain(gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
+        norms("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"), declared=("lfm3", "lfm3_text"),
+        aside=_MIXTURE + "|self_attn[.]gate_proj",
     ),
     "llama_sandwich": Family(_LLAMA, _SANDWICH, declared=("norm=sandwich",)),
     "gemma": Family(_LLAMA, _PRE, offset=1.0),

@@ -59,6 +59,13 @@ def grouped(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     return [part.flatten(0, 2) for part in (groups[:, :-2], groups[:, -2:-1], groups[:, -1:])]
 
 
+def with_gates(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
+    """q of each head, stored above the matrix of the head's output gate, which is left aside. Copies the tensor."""
+    if heads is None:
+        raise ValueError("the number of heads is unknown")
+    return [raw.view(heads.heads, 2, heads.head_dim, raw.shape[1])[:, 0].flatten(0, 1)]
+
+
 def quarters(raw: Tensor, heads: Heads | None) -> Sequence[Tensor]:
     """q, v and k, in this order, in each of four stacked groups of heads (CodeGen, for four devices)."""
     q, v, k = raw.unflatten(0, (4, 3, -1)).unbind(1)

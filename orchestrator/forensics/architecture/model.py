@@ -19,6 +19,7 @@ from orchestrator.forensics.architecture.checks import (
     check_scales,
     check_shapes,
     heads_and_cure,
+    held_kinds,
     layer_pattern,
 )
 from orchestrator.forensics.architecture.description import describe
@@ -46,8 +47,8 @@ class Layer:
         self.model = model
         self.index = index
         self.heads = model.heads[index]
-        self.kinds = model.family.kinds  # of KINDS: an FFN without a gate has only up and down
-        self.width = self.shape("q")[1]  # residual coordinates that the layer reads and writes
+        self.kinds = model.kinds(index)  # of KINDS: an FFN without a gate has only up and down
+        self.width = model.width(index)  # residual coordinates that the layer reads and writes
         self._weights: dict[str, Tensor] = {}
 
     @property
@@ -104,12 +105,15 @@ class CheckpointModel:
         weights: str | None = None,
         base: Path | None = None,
         delta: bool = False,
+        partial: bool = False,
     ) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
         `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`). `base`:
         the model that `source`, an adapter, is added to; with `delta`, what it adds is read in that model's shapes.
-        Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
+        `partial`: read also the layers that lack attention or the one FFN, as those of hybrids and of mixtures of
+        experts do; their `kinds` say what they have. Raises `UserError` for an unsupported model, and for absent or
+        misshapen tensors.
         """
         beside = None  # of Adam's moments
         if isinstance(source, Live):
@@ -125,12 +129,14 @@ class CheckpointModel:
             self.directory = source if source.is_dir() else source.parent
             description = describe(self.directory, self.tensors.metadata, source)
             beside = self.directory / "optimizer.safetensors"
-        refuse_unsupported(source, self.tensors.names, description.config)
+        known = find(description.declared, description.config, self.tensors.names)
+        partial = partial and known is not None  # what lacks in a family that is inferred cannot be told
+        refuse_unsupported(source, self.tensors.names, description.config, partial)
         self.assumed: list[str] = []  # what was inferred, one sentence each
         if gguf.is_gguf(self.tensors.metadata):
             self.family_name, self.stem = description.declared, ""
             self.family = gguf.layout(description.declared, self.tensors)
-        elif known := find(description.declared, description.config, self.tensors.names):
+        elif known is not None:
             self.family_name, family = known
             self.stem = _stem(source, family, self.tensors)
             self.family = _respelled(family, self.tensors)
@@ -155,6 +161,7 @@ class CheckpointModel:
             count = int(stored)
         self.heads: list[Heads | None] = [description.heads(index) for index in range(count)]
         self.description = replace(description, layers=self.heads)
+        self._kinds = [held_kinds(self, index, partial) for index in range(count)]
         check_names(self)
         _settle_heads(self)
         if not delta:
@@ -185,6 +192,15 @@ class CheckpointModel:
         """Prefix of the tensor names of layer `index`."""
         return self.stem + self.family.layer.format(index)
 
+    def kinds(self, index: int) -> tuple[str, ...]:
+        """Kinds of the matrices that a layer has, in the order of `KINDS`."""
+        return self._kinds[index]
+
+    def width(self, index: int) -> int:
+        """Residual coordinates that a layer reads and writes; those of the nearest layer where it has no matrices."""
+        nearest = sorted(range(len(self)), key=lambda other: abs(other - index))
+        return next(shape[1] for other in nearest for kind, shape in self._shapes[other].items() if kind in ("q", "up"))
+
     def shape(self, index: int, kind: str) -> tuple[int, int]:
         """Shape [out, in] of a matrix."""
         return self._shapes[index][kind]
@@ -197,6 +213,8 @@ class CheckpointModel:
         """Every matrix's shape, by splitting tensors without values."""
         shapes: dict[str, tuple[int, int]] = {}
         for part in self.family.parts:
+            if not set(part.kinds) <= set(self.kinds(index)):
+                continue
             stored = self.tensors.shape(self.prefix(index) + part.tensor)
             try:
                 for kind, matrix in part.matrices(torch.empty(stored, device="meta"), self.heads[index]).items():
@@ -238,7 +256,9 @@ def _respelled(family: Family, tensors: Tensors) -> Family:
 def _settle_heads(model: CheckpointModel) -> None:
     """Check the declared heads and infer the others, noting each assumption once."""
     for index, h in enumerate(model.heads):
-        if h is None:
+        if "q" not in model.kinds(index):
+            model.heads[index] = None
+        elif h is None:
             model.heads[index], assumption = heads_by_shape(model.tensors, model.prefix(index), model.family)
             model.assumed += [assumption] if assumption not in model.assumed else []
         elif h.kv_heads < 1 or h.heads % h.kv_heads:
@@ -252,5 +272,5 @@ def _embedding_shape(model: CheckpointModel) -> tuple[int, int] | None:
     """Shape [V, d] of the embedding; None without one as wide as the stream (ELECTRA and small OPTs project theirs)."""
     name = model.stem + model.family.embed
     shape = model.tensors.shape(name) if name in model.tensors else ()
-    widths = [model.shape(index, "q")[1] for index in range(len(model))]
+    widths = [model.width(index) for index in range(len(model))]
     return (shape[0], shape[1]) if len(shape) == 2 and widths[0] <= shape[1] <= max(widths) else None

@@ -50,16 +50,22 @@ OTHERWISE = {
 CURES = {"cross-attention": ", or read the encoder beside it with --weights encoder"}
 
 
-def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, Any]) -> None:
-    """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed."""
+def refuse_unsupported(source: Path, names: Iterable[str], config: Mapping[str, Any], partial: bool = False) -> None:
+    """Raise `UserError` for mixtures of experts, hybrids, and checkpoints whose weights are packed.
+
+    `partial`: allow layers without attention, and mixtures of experts.
+    """
     names = [name for name in sorted(names) if not OTHER_SENSES.search(name)]
     if reason := OTHERWISE.get(str(config.get("model_type"))):
         raise UserError(
             f"{source} declares the family {config['model_type']}, which {reason}: roles are defined for layers of one "
             "full self-attention and one FFN, so give a model whose layers are all of this kind."
         )
-    _refuse_experts(source, names, config)
+    if not partial:
+        _refuse_experts(source, names, config)
     for what, pattern in MIXERS.items():
+        if partial and what not in CURES:
+            continue
         if found := next(filter(pattern.search, names), None):
             raise UserError(
                 f"{source} has {what} ({found}), and roles are defined for layers of one full self-attention and one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.families import FAMILIES, find
+from orchestrator.forensics.architecture.model import CheckpointModel
+from tests.naming import naming
 from tests.orchestrator.forensics.architecture.zoo.outcome import outcome, reason, written
-from tests.orchestrator.forensics.architecture.zoo.tiny import FFN, SEEING, marks
+from tests.orchestrator.forensics.architecture.zoo.tiny import FFN, SEEING, WIDTH, marks
 
 # Layouts that hang on a key: family of the table → model_type and keys.
 VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
@@ -48,6 +52,36 @@ def test_family(tmp_path: Path, mark: str) -> None:
 @pytest.mark.parametrize(("family", "mark", "keys"), VARIANTS, ids=[f"{f}-{i}" for i, (f, *_) in enumerate(VARIANTS)])
 def test_variant(tmp_path: Path, family: str, mark: str, keys: dict[str, Any]) -> None:
     assert outcome(mark, tmp_path, **keys) == ("checked", family)
+
+
+# Mixtures of experts and hybrids: number of matrices in each layer that `partial` reads.
+PARTIAL = {
+    "mixtral": [4, 4, 4], "qwen2_moe": [4, 4, 4], "qwen3_moe": [4, 4, 4], "olmoe": [4, 4, 4], "gpt_oss": [4, 4, 4],
+    "phimoe": [4, 4, 4], "granitemoe": [4, 4, 4], "flex_olmo": [4, 4, 4], "cohere2_moe": [4, 4, 4],
+    "kolibri1": [4, 4, 4], "afmoe": [7, 4, 4], "glm4_moe": [7, 4, 4], "ernie4_5_moe": [7, 4, 4], "hy_v3": [7, 4, 4],
+    "exaone_moe": [7, 4, 4], "flint": [7, 7, 4], "deepseek_v3": [3, 3, 3], "glm4_moe_lite": [3, 0, 0],
+    "minicpm3": [3, 3, 3], "jamba": [3, 0, 3], "bamba": [3, 3, 3], "lfm2_moe": [3, 7, 0], "lfm3": [3, 7, 7],
+    "qwen3_next": [0, 4, 0], "qwen3_5_text": [3, 7, 3], "llama": [7, 7, 7],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mark", PARTIAL)
+def test_attention_and_dense_ffns_of_mixtures_and_hybrids(tmp_path: Path, mark: str) -> None:
+    kind, said = outcome(mark, tmp_path, partial=True)
+    assert kind == "checked", said
+    opened = CheckpointModel(tmp_path, partial=True)
+    assert [len(layer.kinds) for layer in opened] == PARTIAL[mark]
+    assert {layer.width for layer in opened} == {WIDTH}
+    assert all((layer.heads is None) == ("q" not in layer.kinds) for layer in opened)
+
+
+def test_what_lacks_in_a_family_that_is_inferred_is_refused(tmp_path: Path) -> None:
+    outcome("qwen3_moe", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mystery"}))
+    with pytest.raises(UserError, match=naming("mixture of experts")):
+        CheckpointModel(tmp_path, partial=True)
 
 
 def test_the_page_lists_every_family_that_is_tried() -> None:

@@ -65,7 +65,7 @@ class Recorder(TorchFunctionMode):
             return self._product(args[0] if args else kwargs["input"], out, weight)
         if name == "addmm":
             return self._product(args[1], out, args[2])
-        if name == "conv1d" and args[1].shape[-1] == 1:
+        if name == "conv1d" and len(args) > 1 and args[1].shape[1:] == (args[0].shape[1], 1):  # a Linear by its shape
             return self._product(args[0].transpose(1, 2), out.transpose(1, 2), args[1]).transpose(1, 2)
         if name in PRODUCTS and isinstance(out, Tensor):
             given = [*args, *(kwargs[k] for k in ("batch1", "batch2") if k in kwargs)]

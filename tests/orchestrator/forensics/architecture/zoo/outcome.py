@@ -31,12 +31,12 @@ REFUSALS = {  # pattern of the sentence → the reason in short
 }
 
 
-def outcome(mark: str, directory: Path, **others: Any) -> tuple[str, str]:
+def outcome(mark: str, directory: Path, partial: bool = False, **others: Any) -> tuple[str, str]:
     """("checked", the family's name here) or ("refused", the sentence). Raises `Wrong`."""
     model = build(mark, **others)
     model.save_pretrained(directory, max_shard_size="30KB" if len(mark) % 2 else "1GB")
     try:
-        opened = CheckpointModel(directory)
+        opened = CheckpointModel(directory, partial=partial)
     except UserError as error:
         return "refused", str(error)
     embedding = _embedding(model)

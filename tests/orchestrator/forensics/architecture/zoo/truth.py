@@ -222,9 +222,10 @@ def check(opened: CheckpointModel, model: nn.Module, embedding: Tensor | None, a
     absent: set[str] = set()
     for layer in opened:
         checked = Checked(model, flow, layer)
-        if attends:
+        if attends and "o" in layer.kinds:
             checked.attention()
-        checked.ffn()
+        if "down" in layer.kinds:
+            checked.ffn()
         absent |= set(checked.norms())
     if opened.embedding_shape is not None:
         table = torch.cat(list(opened.embedding(block=7)))
