@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,8 +16,8 @@ from orchestrator.forensics.measures.composition import Compositions, add_embedd
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
-from orchestrator.forensics.measures.table import Value, ffn_cluster_entropy, measure, unique_roles
-from orchestrator.forensics.null.redrawn import draws, redrawn
+from orchestrator.forensics.measures.table import Value, measure
+from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.reading import (
     COUNTS,
     DEFINITIONS,
@@ -29,15 +28,15 @@ from orchestrator.forensics.reading import (
     Reading,
     SuperWeight,
 )
-from orchestrator.forensics.roles.scoring import MEASURED, SCORINGS
+from orchestrator.forensics.roles.scoring import SCORINGS
+from orchestrator.forensics.roles.treatments import SHAPED
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.memory import trim
 from orchestrator.storage.steps import name_of, step_in
 
 Source = str | Path | Mapping[str, torch.Tensor] | nn.Module
-CLUSTERS = frozenset(("unique_roles", "ffn_cluster_entropy"))  # by far the slowest measures
-CLUSTERED = 4  # resamples whose positions are clustered: few, since their variance is pooled over the layers
-BY_CHANCE = MEASURED.union(COUNTS)  # measured in the null too
+COUNTED = (*COUNTS, "super_weight_ratio")  # measures that are shown beside what chance gives
+SHAPES = 4  # draws behind the expected values of layers of different shapes
 
 
 def analyze(
@@ -85,17 +84,18 @@ def analyze(
     choice: dict[str, Any] = {"weights": weights, "base": None if base is None else Path(base), "delta": delta}
     model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
     reference, thresholds = _reference(model, None if reference is None else Path(reference), choice)
-    seen, by_chance = ([], []) if tokens is None else probe_null(named, torch.as_tensor(tokens), resamples, seed)
-    stack, compositions = read_stack(model, torch.device(device))
+    seen = None if tokens is None else probed(named, torch.as_tensor(tokens))
+    stack = read_stack(model, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
         layer.activations = dict(seen[layer.index]) if seen else {}
-    chance = by_null(stack, compositions, resamples, seed, by_chance)
+    chance = by_chance(stack, COUNTED, resamples, seed, whole=False)
     for layer in stack.layers:
         layer.chance = chance[layer.index]
     rows = [measure(layer) for layer in stack.layers]
     super_bar = max((float(of.max()) for r in chance if (of := r.get("super_weight_ratio")) is not None), default=None)
-    roles = {name: score(rows, chance) for name, score in SCORINGS.items()}
+    expected = expected_by_shape(stack, seed)
+    roles = {name: score(rows, expected) for name, score in SCORINGS.items()}
     return Reading(
         schema=SCHEMA,
         definitions=DEFINITIONS,
@@ -151,8 +151,8 @@ def _named(source: Source, config: Any) -> Path | Live:
     return Path(source)
 
 
-def read_stack(model: CheckpointModel, device: torch.device) -> tuple[Stack, Compositions]:
-    """Every layer's statistics, with one layer's weights in memory at a time, and the compositions between them."""
+def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
+    """Every layer's statistics and their compositions, with one layer's weights in memory at a time."""
     typical = medians(model)
     compositions = Compositions(max(layer.width for layer in model))
     add_embedding(model, compositions, device)
@@ -161,30 +161,14 @@ def read_stack(model: CheckpointModel, device: torch.device) -> tuple[Stack, Com
         layers.append(reduce_layer(layer, compositions, device, typical))
         del layer
         trim()
-    return Stack(layers, compositions.matrix()), compositions
+    return Stack(layers, compositions.matrix())
 
 
-def by_null(
-    stack: Stack,
-    compositions: Compositions,
-    resamples: int,
-    seed: int,
-    activations: Sequence[Sequence[dict[str, Value]]] = (),
-) -> list[dict[str, np.ndarray]]:
-    """Per layer, the values [R] of each measure of `BY_CHANCE` in the redrawn stacks; without undefined ones."""
-    kinds = {(unique_roles(layer), ffn_cluster_entropy(layer)) for layer in stack.layers}
-    clustered = CLUSTERED if len(kinds) > 1 else 0  # where the layers do not differ, their z-scores are 0 anyway
-    values: list[dict[str, list[Value]]] = [{} for _ in stack.layers]
-    for resample, null in enumerate(draws(stack, compositions, resamples, seed, activations)):
-        wanted = BY_CHANCE if resample < clustered else BY_CHANCE - CLUSTERS
-        for layer, of_layer in zip(null.layers, values, strict=True):
-            for key, value in measure(layer, wanted).items():
-                of_layer.setdefault(key, []).append(value)
-        trim()
-    return [
-        {key: np.array(drawn, dtype=np.float64) for key, drawn in layer.items() if None not in drawn}
-        for layer in values
-    ]
+def expected_by_shape(stack: Stack, seed: int) -> Chance:
+    """Values by chance of the measures that depend on a layer's shape; empty where all layers have one shape."""
+    if len({tuple(sorted(layer.shapes.items())) for layer in stack.layers}) < 2:
+        return [{} for _ in stack.layers]
+    return by_chance(stack, SHAPED, SHAPES, seed, whole=True)
 
 
 def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
@@ -248,22 +232,13 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     return found
 
 
-def probe_null(
-    source: Path | Live, tokens: torch.Tensor, resamples: int, seed: int
-) -> tuple[list[dict[str, Value]], list[list[dict[str, Value]]]]:
-    """The probe's measures of every layer of the model, and of each of `resamples` models with redrawn weights."""
+def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:
+    """The probe's measures of every layer."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
     from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy, special_tokens
 
-    special: frozenset[int] = frozenset()
     if isinstance(source, Live):
-        network = runnable_copy(source.module, source.name)
-    else:
-        refuse_another_model(source)
-        directory = source if source.is_dir() else source.parent
-        network, special = runnable(directory), special_tokens(directory)
-    seen, by_chance = probe(network, tokens, special), []
-    for resample in range(resamples):
-        with redrawn(network, seed + resample) as null:
-            by_chance.append(probe(null, tokens, special))
-    return seen, by_chance
+        return probe(runnable_copy(source.module, source.name), tokens)
+    refuse_another_model(source)
+    directory = source if source.is_dir() else source.parent
+    return probe(runnable(directory), tokens, special_tokens(directory))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ from orchestrator.forensics.architecture.checks import (
 from orchestrator.forensics.architecture.description import describe
 from orchestrator.forensics.architecture.families import find
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
+from orchestrator.forensics.architecture.kinds import BEHIND
 from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
@@ -71,6 +72,15 @@ class Layer:
             part = self.model.family.part(kind)
             self._weights |= part.matrices(self.model.tensors.read(self._stored(kind)), self.heads)
         return self._weights[kind]
+
+    def folded(self, kind: str) -> Tensor:
+        """`weight(kind)` times the scale of the norm that it reads behind, if any: [out, in].
+
+        Moving a scale into the matrices after it leaves the function as it is, and so must leave the measures.
+        """
+        place = BEHIND.get(kind)
+        scale = None if place is None else self.norm(place)
+        return self.weight(kind) if scale is None else self.weight(kind) * scale
 
     def norm(self, place: str) -> Tensor | None:
         """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""
@@ -208,6 +218,10 @@ class CheckpointModel:
     def embedding(self, block: int = 8192) -> Iterator[Tensor]:
         """The embedding table [V, d] in blocks of at most `block` rows, fp32; nothing where it has none."""
         return self.tensors.rows(self.stem + self.family.embed, block) if self.embedding_shape else iter(())
+
+    def embedding_rows(self, tokens: Sequence[int]) -> Tensor:
+        """Rows of the embedding table, fp32: [tokens, d]."""
+        return self.tensors.take(self.stem + self.family.embed, tokens)
 
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""

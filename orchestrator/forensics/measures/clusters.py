@@ -7,6 +7,7 @@ compare the two.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,24 +43,36 @@ class Mixture:
         return free * math.log(len(x)) - 2 * float(_log_sum(self.log_densities(x)).sum())
 
 
-def cluster_masses(features: np.ndarray) -> np.ndarray | None:
-    """Shares of the positions in each cluster of the best mixture, largest first; they sum to 1.
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of a layer's FFN positions."""
 
-    `features` [f, n] are standardised here and constant ones dropped. None where no feature is left.
+    masses: np.ndarray  # shares of the positions, largest first; they sum to 1
+    evidence: float  # fall of BIC on the fitted positions from one Gaussian to the mixture; 0 where one is best
+
+
+def clusters(features: np.ndarray, order: np.ndarray) -> Clusters | None:
+    """The clusters of the positions by `features` [f, n], which are standardised here and constant ones dropped.
+
+    `order` [f]: positions are sampled and started from in the order of this quantity, not in the one they are stored
+    in, which means nothing. None where no feature is left.
     """
+    features = features[np.argsort(order, kind="stable")]
     std = features.std(axis=0)
     varies = std > 1e-9 * (np.abs(features).max(axis=0) + 1e-30)
     if not varies.any() or len(features) <= features.shape[1]:
         return None
     x = (features[:, varies] - features[:, varies].mean(axis=0)) / std[varies]
-    best = best_mixture(x[np.linspace(0, len(x) - 1, min(len(x), FITTED)).astype(int)])
+    sample = x[np.linspace(0, len(x) - 1, min(len(x), FITTED)).astype(int)]
+    one = fit(sample, 1)
+    best = best_mixture(sample, one)
     counts = np.bincount(best.log_densities(x).argmax(axis=0), minlength=len(best.weights))
-    return np.sort(counts / len(x))[::-1]
+    return Clusters(np.sort(counts / len(x))[::-1], max(one.bic(sample) - best.bic(sample), 0.0))
 
 
-def best_mixture(x: np.ndarray) -> Mixture:
-    """The mixture of 1…8 components with the lowest BIC on x [m, n]."""
-    best, worse = fit(x, 1), 0
+def best_mixture(x: np.ndarray, one: Mixture) -> Mixture:
+    """The mixture of 1…8 components with the lowest BIC on x [m, n]; `one`: that of one component."""
+    best, worse = one, 0
     lowest = best.bic(x)
     for k in range(2, min(LARGEST, len(x) // (x.shape[1] + 1)) + 1):
         mixture = fit(x, k)

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
 from orchestrator.forensics.architecture.model import Heads, Layer
-from orchestrator.forensics.measures.clusters import cluster_masses
-from orchestrator.forensics.measures.composition import Compositions, Side
+from orchestrator.forensics.measures.clusters import Clusters, clusters
+from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.heads import couplings, fingerprints
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
 from orchestrator.forensics.measures.pathology import uniform_value
-from orchestrator.forensics.measures.resampling import BLOCK, Entries, entries_of
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.weights.memory import trim
 
@@ -26,21 +25,23 @@ READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from t
 WRITES = ("o", "down")  # [d, ·]: over what it writes to it
 MAD_TO_STD = 1.4826  # a Gaussian's standard deviation over its MAD
 PAIRS = (("gate", "up"), ("gate", "down"), ("up", "down"))
+BLOCK = 2**18  # entries squared at once
 
 
 @dataclass
 class LayerStatistics:
-    """Statistics of one layer's weights. Arrays are float64 unless a comment names another type."""
+    """Statistics of one layer's weights, norms folded into what reads them. Arrays are float64, unless a comment says
+    otherwise."""
 
     index: int
     width: int  # residual coordinates d
     heads: Heads | None
     names: dict[str, str]  # kind → tensor name
     shapes: dict[str, tuple[int, int]]  # kind → shape of its matrix
-    entries: dict[str, Entries]  # kind → what its entries are resampled from
     energy: dict[str, float]  # kind → Σ of squared entries
     head_energy: dict[str, np.ndarray]  # q, k, v, o → Σ of squared entries per head, [heads] or [kv_heads]
     position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
+    fourth: dict[str, float]  # gate, up, down → mean fourth power of the entries
     cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
     loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
@@ -52,9 +53,9 @@ class LayerStatistics:
     activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
-    chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values in the resampled layer, [R]
+    chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values by chance alone, [R]
 
-    # A strong reference would keep every redrawn stack alive.
+    # A strong reference would keep every drawn stack alive.
     _stack: weakref.ref[Stack] = field(init=False, repr=False)
 
     @property
@@ -70,11 +71,16 @@ class LayerStatistics:
         return co_magnitude(self.position_energy)
 
     @cached_property
-    def clusters(self) -> np.ndarray | None:
-        """Shares of the FFN positions in each cluster (`clusters.cluster_masses`), largest first."""
+    def gain(self) -> np.ndarray:
+        """‖gate[p,:]‖·‖up[p,:]‖·‖down[:,p]‖ of every FFN position p, without the gate where there is none: [f]."""
+        return np.sqrt(np.prod(list(self.position_energy.values()), axis=0))
+
+    @cached_property
+    def clusters(self) -> Clusters | None:
+        """The clusters of the FFN positions."""
         energies = list(self.position_energy.values())
         logs = [np.log(np.maximum(energy, np.finfo(float).tiny)) / 2 for energy in energies]
-        return cluster_masses(np.stack([*logs, *self.cosines.values()], axis=1))
+        return clusters(np.stack([*logs, *self.cosines.values()], axis=1), self.gain)
 
 
 def co_magnitude(position_energy: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -124,7 +130,7 @@ class Stack:
 def threshold(layer: Layer) -> float:
     """mean + 3·std of a reference checkpoint's co-magnitude: T_l of `saturated_fixed` (SCIENCE §1)."""
     kinds = [kind for kind in FFN if kind in layer.kinds]
-    return literal_threshold(co_magnitude({k: _row_energy(_by_position(k, layer.weight(k))) for k in kinds}))
+    return literal_threshold(co_magnitude({k: _sums(_by_position(k, layer.folded(k)))[0] for k in kinds}))
 
 
 def reduce_layer(
@@ -134,31 +140,30 @@ def reduce_layer(
 
     `typical`: the stack's median moments (`momentum.medians`), where there is an optimizer state.
     """
-    weights = {kind: layer.weight(kind).to(device) for kind in layer.kinds}
-    shapes = {kind: (w.shape[0], w.shape[1]) for kind, w in weights.items()}
-    entries = {kind: entries_of(w) for kind, w in weights.items()}
-    positions = {kind: _row_energy(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
+    weights = {kind: layer.folded(kind).to(device) for kind in layer.kinds}
+    sums = {k: _sums(_by_position(k, weights[k])) for k in FFN if k in weights}
+    positions = {kind: rows for kind, (rows, _) in sums.items()}
+    heads = {kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION if kind in weights}
     written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
     grams, values = _grams_and_spectra(weights)
-    compositions.add_read(grams["read"], Side(layer.width, [entries[kind] for kind in READS if kind in weights]))
-    compositions.add_write(grams["write"], Side(layer.width, [entries[kind] for kind in WRITES]))
+    compositions.add_layer(read=grams["read"], write=grams["write"])
     return LayerStatistics(
         index=layer.index,
         width=layer.width,
         heads=layer.heads,
         names={kind: layer.name(kind) for kind in layer.kinds},
-        shapes=shapes,
-        entries=entries,
-        energy={kind: entry.mean * entry.count for kind, entry in entries.items()},
-        head_energy={kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION},
+        shapes={kind: (w.shape[0], w.shape[1]) for kind, w in weights.items()},
+        energy={kind: float(parts.sum()) for kind, parts in (heads | positions).items()},
+        head_energy=heads,
         position_energy=positions,
+        fourth={kind: fourth for kind, (_, fourth) in sums.items()},
         cosines={pair: _cosine(weights, positions, pair) for pair in PAIRS if set(pair) <= set(positions)},
         written=written,
         loudest=loudest,
         spectra=values,
         fingerprints=None if layer.heads is None else fingerprints(weights["v"], weights["o"], layer.heads),
         gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
-        alignment={kind: cos for kind, w in weights.items() if (cos := alignment(layer, kind, w)) is not None},
+        alignment={k: cos for k in layer.kinds if (cos := alignment(layer, k, layer.weight(k).to(device))) is not None},
         stuck=None if typical is None else stuck_fraction(layer, typical),
         uniform={k: value for k in layer.kinds if (value := uniform_value(iter([layer.weight(k)]))) is not None},
     )
@@ -175,13 +180,21 @@ def _blocks(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(matrix.split(rows) for matrix in matrices), strict=True))
 
 
-def _row_energy(w: Tensor) -> np.ndarray:
-    return np.concatenate([block.square().sum(1, dtype=torch.float64).cpu().numpy() for (block,) in _blocks(w)])
+def _sums(w: Tensor) -> tuple[np.ndarray, float]:
+    """Σ of squares over each row of w [m, n]: [m]; and the mean fourth power of the entries."""
+    rows, fourth = [], 0.0
+    for (block,) in _blocks(w):
+        squares = block.square()
+        rows.append(squares.sum(1, dtype=torch.float64).cpu().numpy())
+        fourth += float(squares.flatten() @ squares.flatten())
+    return np.concatenate(rows), fourth / w.numel()
 
 
 def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
     """Σ of squares over each head's slice; of the whole matrix where the heads are not known."""
-    rows = _row_energy(w.T if kind == "o" else w)
+    rows = np.concatenate(
+        [block.square().sum(1, dtype=torch.float64).cpu().numpy() for (block,) in _blocks(w.T if kind == "o" else w)]
+    )
     count = 1 if heads is None else heads.kv_heads if kind in ("k", "v") else heads.heads
     return np.asarray(rows.reshape(count, -1).sum(axis=1))
 
@@ -198,8 +211,8 @@ def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int
     """`LayerStatistics.written` and `LayerStatistics.loudest` of down [d, f]."""
     scale = c_squared.max() or 1.0
     weight = torch.from_numpy(c_squared / scale).to(down)
-    sums = [(block.square() * weight).sum(1, dtype=torch.float64) for (block,) in _blocks(down)]
-    written = torch.cat(sums).cpu().numpy()
+    sums = [block.square() @ weight for (block,) in _blocks(down)]
+    written = torch.cat(sums).double().cpu().numpy()
     row = int(written.argmax())
     return np.sqrt(written * scale), (row, int((down[row].square() * weight).argmax()))
 
@@ -207,7 +220,8 @@ def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int
 def _grams_and_spectra(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """RᵀR and WWᵀ [d, d] of what the layer reads and writes, and the singular values of each of its matrices.
 
-    A CPU takes one matrix at a time, to hold one Gram; a GPU takes all in one batch.
+    Every matrix has the same say in its sum: its Gram is divided by its energy. A CPU takes one matrix at a time, to
+    hold one Gram; a GPU takes all in one batch.
     """
     totals: dict[str, Tensor] = {}
     values: dict[str, np.ndarray] = {}
@@ -220,6 +234,7 @@ def _grams_and_spectra(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], d
         )
         for kind, g in grams.items():
             side = "read" if kind in READS else "write"
+            g = g.div_(g.trace().clamp_min(torch.finfo(g.dtype).tiny))
             totals[side] = totals[side].add_(g) if side in totals else g
         del grams, g
         trim()

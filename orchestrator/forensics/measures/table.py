@@ -145,10 +145,11 @@ entry("saturated_fixed_expected", "R")(by_chance("saturated_fixed"))
 
 @entry("depleted")
 def depleted(layer: LayerStatistics) -> int:
-    """Number of positions that write against what they read: cos(up_p, down_p) < −3/√d, with the sign of
-    cos(gate_p, up_p) where there is a gate (after 2505.17936)."""
-    sign = np.sign(layer.cosines["gate", "up"]) if ("gate", "up") in layer.cosines else 1.0
-    return int((sign * layer.cosines["up", "down"] < -3 / math.sqrt(layer.width)).sum())
+    """Number of positions that write against what they read: cos(up_p, down_p) < −3/√d (after 2505.17936).
+
+    Turning both up_p and down_p round changes neither the function nor the cosine, so the gate has no say.
+    """
+    return int((layer.cosines["up", "down"] < -3 / math.sqrt(layer.width)).sum())
 
 
 @entry("depletion_fraction")
@@ -160,14 +161,41 @@ def depletion_fraction(layer: LayerStatistics) -> Value:
 @entry("unique_roles")
 def unique_roles(layer: LayerStatistics) -> Value:
     """Number of clusters of FFN positions that hold at least 0.5 % of them."""
-    return None if layer.clusters is None else int((layer.clusters >= SMALLEST).sum())
+    return None if layer.clusters is None else int((layer.clusters.masses >= SMALLEST).sum())
 
 
 @entry("ffn_cluster_entropy")
 def ffn_cluster_entropy(layer: LayerStatistics) -> Value:
     """Entropy of the clusters' masses, in nats; 0 where all positions are of one kind."""
-    even = None if layer.clusters is None else perplexity(layer.clusters)
+    even = None if layer.clusters is None else perplexity(layer.clusters.masses)
     return None if even is None else math.log(even)
+
+
+@entry("ffn_cluster_evidence")
+def ffn_cluster_evidence(layer: LayerStatistics) -> Value:
+    """Root of the fall of BIC from one Gaussian to the clusters: 0 where one is enough, with noise of about 1.
+
+    Unlike their number it does not jump where weights change a little (SCIENCE §3).
+    """
+    return None if layer.clusters is None else math.sqrt(layer.clusters.evidence)
+
+
+@entry("gain_cv")
+def gain_cv(layer: LayerStatistics) -> Value:
+    """`cv` of the positions' gain ‖gate‖·‖up‖·‖down‖, which no exchange of scale between up and down changes."""
+    return _ratio(float(layer.gain.std()), float(layer.gain.mean()))
+
+
+@entry("gain_saturated")
+def gain_saturated(layer: LayerStatistics) -> int:
+    """Number of positions whose gain is above median + 3·1.4826·MAD."""
+    return _above(layer.gain, robust_threshold(layer.gain))
+
+
+@entry("loudest_gain")
+def loudest_gain(layer: LayerStatistics) -> Value:
+    """Largest gain of a position over the layer's median: a super weight, in whatever basis the stream is written."""
+    return _ratio(float(layer.gain.max()), float(np.median(layer.gain)))
 
 
 @entry("super_weight_ratio")
@@ -244,12 +272,27 @@ def balance(layer: LayerStatistics) -> Value:
     return None if share is None else -abs(share - 0.4)
 
 
-@entry("balance_per_parameter")
-def balance_per_parameter(layer: LayerStatistics) -> Value:
-    """`balance` of mean squares instead of sums, so that it does not restate the layer's shape (SCIENCE §3)."""
-    attention, ffn = (_mean_square(layer, kinds) for kinds in (ATTENTION, FFN))
+@entry("branch_balance")
+def branch_balance(layer: LayerStatistics) -> Value:
+    """−|share − 0.4| of attention in the two branches' typical squared entries.
+
+    A branch's typical square is the geometric mean over its matrices, so that moving a scale from one matrix to
+    another within a branch, which leaves the function as it is, leaves it too; and it does not restate the shape.
+    """
+    attention, ffn = (_typical_square(layer, kinds) for kinds in (ATTENTION, FFN))
     share = _ratio(attention, attention + ffn)
     return None if share is None else -abs(share - 0.4)
+
+
+@entry("write_ratio")
+def write_ratio(layer: LayerStatistics) -> Value:
+    """RMS of up and down, by their geometric mean, over that of gate; where there is no gate, `down_ratio`.
+
+    `down_ratio` changes when up is multiplied and down divided by a number; this does not.
+    """
+    if "gate" not in layer.energy:
+        return down_ratio(layer)
+    return _ratio(math.sqrt(_typical_square(layer, ("up", "down"))), math.sqrt(_typical_square(layer, ("gate",))))
 
 
 @entry("down_ratio")
@@ -268,6 +311,12 @@ def gamma_concentration(layer: LayerStatistics) -> Value:
     gamma = layer.gammas.get("post_ffn", layer.gammas.get("pre_ffn"))
     even = None if gamma is None else perplexity(np.abs(gamma))
     return None if gamma is None or even is None else 1 - even / len(gamma)
+
+
+@entry("post_norm_concentration", "P")
+def post_norm_concentration(layer: LayerStatistics) -> Value:
+    """`gamma_concentration` of the FFN's post-norm alone: a pre-norm's scale belongs to the matrices that read it."""
+    return gamma_concentration(layer) if "post_ffn" in layer.gammas else None
 
 
 @entry("post_norm_damped_fraction", "P")
@@ -292,7 +341,7 @@ def momentum_alignment(layer: LayerStatistics, kind: str) -> Value:
 @entry("momentum_alignment.*_chance", "O")
 def momentum_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
     """1/√n, the standard deviation of that cosine between random directions."""
-    return 1 / math.sqrt(layer.entries[kind].count) if kind in layer.alignment else None
+    return 1 / math.sqrt(math.prod(layer.shapes[kind])) if kind in layer.alignment else None
 
 
 @entry("stuck_fraction", "O")
@@ -351,7 +400,13 @@ def _ratio(numerator: float, denominator: float) -> Value:
 def _mean_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
     """Mean of the squared entries of all matrices of these kinds."""
     present = [kind for kind in kinds if kind in layer.energy]
-    return sum(layer.energy[kind] for kind in present) / sum(layer.entries[kind].count for kind in present)
+    return sum(layer.energy[kind] for kind in present) / sum(math.prod(layer.shapes[kind]) for kind in present)
+
+
+def _typical_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
+    """Geometric mean over the matrices of these kinds of the mean of their squared entries."""
+    squares = [_mean_square(layer, [kind]) for kind in kinds if kind in layer.energy]
+    return math.prod(squares) ** (1 / len(squares)) if squares else 0.0
 
 
 def _above(c: np.ndarray, threshold: float) -> int:

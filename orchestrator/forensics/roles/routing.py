@@ -48,7 +48,8 @@ ROUTING: dict[str, dict[str, int]] = {
 }
 ROLES = tuple(ROUTING)
 TIES = tuple("/".join(sorted(two)) for two in combinations(ROLES, 2))
-RoleName = Annotated[str, Kind("a role or a tie of two", (*ROLES, *TIES).__contains__)]
+NONE = "none"  # no role has evidence for it
+RoleName = Annotated[str, Kind("a role, a tie of two or 'none'", (*ROLES, *TIES, NONE).__contains__)]
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
 MARGIN = 0.05  # a lead that is not larger is a tie
@@ -59,15 +60,18 @@ EVIDENCE = 3  # features listed per layer
 class Role:
     """The role of one layer, and the evidence."""
 
-    role: RoleName  # the leader, or the two leaders of a tie in alphabetical order
+    role: RoleName  # the leader, the two leaders of a tie in alphabetical order, or none
     margin: float  # lead of the first score over the second
     scores: dict[str, float | None]  # 0…1; None for a role without any available feature
     evidence: list[str]  # features with the largest votes for the leader, with their routed sign: "+cv", "-source_mean"
     coverage: float  # routed features available in this layer over all routed features
 
 
-def decide(z: Mapping[str, float]) -> Role:
-    """The role of one layer from its z-scores, feature → z. At least two roles need a feature to compare."""
+def decide(z: Mapping[str, float], above: float = 0.0) -> Role:
+    """The role of one layer from its z-scores, feature → z; none unless the leader's score is larger than `above`.
+
+    At least two roles need a feature to compare.
+    """
     scores: dict[str, float | None] = {}
     for role, routes in ROUTING.items():
         votes = [sign * z[feature] for feature, sign in routes.items() if feature in z]
@@ -75,6 +79,7 @@ def decide(z: Mapping[str, float]) -> Role:
     ranked = sorted(((score, role) for role, score in scores.items() if score is not None), key=lambda s: (-s[0], s[1]))
     (first, leader), (second, runner_up), *_ = ranked
     name = leader if first - second > MARGIN else "/".join(sorted((leader, runner_up)))
+    name = name if first > above else NONE
     coverage = sum(feature in z for feature in FEATURES) / len(FEATURES)
     return Role(name, first - second, scores, _evidence(leader, z), coverage)
 

@@ -1,21 +1,21 @@
-"""Scoring of roles from z-scores of measures: the paper's rule, and the calibrated one, relative to the null."""
+"""Scoring of roles from z-scores of measures: the paper's rule, and the calibrated one, relative to the peers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from orchestrator.forensics.null.redrawn import OTHERWISE, RESAMPLED
-from orchestrator.forensics.roles.routing import FEATURES, ROUTING, Role, decide
+from orchestrator.forensics.null.peers import limit, spread
+from orchestrator.forensics.roles.routing import FEATURES, MARGIN, Role, decide
+from orchestrator.forensics.roles.treatments import TREATMENTS, Treatment
 
-FEW = 5  # resamples; with fewer, layers share one variance
-CONSTANT = 1e-12  # a spread below this share of the values is rounding
+CONSTANT = 1e-9  # a spread below this share of the values is rounding
+LARGEST = 3.0  # z-score
 
 Measures = Mapping[str, float | None]  # of one layer
-Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values over the resamples, [R]
+Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values by chance, [R]
 
 
 def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
@@ -30,99 +30,40 @@ def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
     return [decide(layer) for layer in z]
 
 
-def logarithm(values: np.ndarray) -> np.ndarray:
-    """ln, the transform of ratios."""
-    return np.asarray(np.log(np.maximum(values, np.finfo(float).tiny)))
-
-
-def anscombe(values: np.ndarray) -> np.ndarray:
-    """Anscombe's transform of counts: their noise becomes nearly normal, of variance 1."""
-    return np.asarray(2 * np.sqrt(values + 3 / 8))
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """The treatment of a feature in the calibrated scoring."""
-
-    centred: bool = True  # structural: its mean over the resamples is subtracted, and with it the effect of width
-    transform: Callable[[np.ndarray], np.ndarray] = np.asarray
-    measure: str | None = None  # the measure to use instead: one that does not depend on the layer's shape, or a count
-    noise: float = 0.0  # least variance of the null, after the transform
-
-
-NORM = Treatment(centred=False)
-STRUCTURAL = Treatment()
-COUNT = Treatment(transform=anscombe, noise=1.0)  # else any count would exceed resamples that are all 0
-TREATMENTS = {  # every other routed feature is structural
-    "balance": Treatment(centred=False, measure="balance_per_parameter"),
-    "depletion_fraction": replace(COUNT, measure="depleted"),
-    "down_ratio": Treatment(centred=False, transform=logarithm),
-    "gamma_concentration": NORM,
-    "post_norm_damped_fraction": NORM,
-    "saturated_robust_fraction": replace(COUNT, measure="saturated_robust"),
-    "stuck_fraction": NORM,
-    "super_weight_ratio": Treatment(transform=logarithm),
-    "total_write": Treatment(centred=False, transform=logarithm, measure="write_gain"),
-}
-PROBED = {"total_write": Treatment(transform=logarithm)}  # its null is a probe of redrawn models
-
-
-def check_nulls(routing: Mapping[str, Mapping[str, int]] = ROUTING) -> None:
-    """Raise `ValueError` for a routed feature whose measure has no null: any noise in it would make a role."""
-    for role, routes in routing.items():
-        for feature in routes:
-            for treatment in (TREATMENTS.get(feature, STRUCTURAL), PROBED.get(feature, STRUCTURAL)):
-                measure = treatment.measure or feature
-                if measure not in RESAMPLED and measure not in OTHERWISE:
-                    raise ValueError(
-                        f"ROUTING['{role}']['{feature}'] has no null: the redrawn layers lack '{measure}', so noise in "
-                        "it would make roles. In orchestrator/forensics/null/redrawn.py add its matrix to SPECTRA if "
-                        "it reads a spectrum, or redraw what it reads in `_drawn` and add it to RESAMPLED, or add it "
-                        "to OTHERWISE with the reason where its null comes from elsewhere."
-                    )
-
-
-check_nulls()
-MEASURED = frozenset((*FEATURES, *(t.measure for t in TREATMENTS.values() if t.measure)))  # in the null, for scoring
-
-
 def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
-    """Roles by z-scores that are shrunk to 0 where the resampled layers reach as far (SCIENCE §3).
+    """Roles by z-scores that are 0 where a layer lies within the spread of its peers (SCIENCE §3).
 
-    A layer without a null (nearly empty matrices may have none) lacks a feature for which other layers have one: its
-    value is not comparable with theirs.
+    `chance`: the values of `treatments.SHAPED` measures by chance, where layers differ in shape; else empty mappings.
+    A layer without them lacks a feature for which others have them: its value is not comparable with theirs.
     """
     z: list[dict[str, float]] = [{} for _ in rows]
-    probed = any(row.get("adjacent_alignment") is not None for row in rows)
-    table = dict.fromkeys(FEATURES, STRUCTURAL) | TREATMENTS | (PROBED if probed else {})
-    columns = {feature: _present(rows, table[feature].measure or feature) for feature in FEATURES}
-    columns = {feature: column for feature, column in columns.items() if column[0]}
-    bound = 2 * math.log(max(2, len(rows) * len(columns)))  # λ²: the square of the expected largest of so many
-    for feature, (layers, x) in columns.items():
-        treatment, measure = table[feature], table[feature].measure or feature
-        judged = [layer for layer in layers if measure in chance[layer]] or layers
-        no_null = np.zeros(1)  # a constant, which the median removes
-        noise = [chance[layer].get(measure, no_null) for layer in judged]
-        _enter(z, feature, judged, shrunk(x[np.isin(layers, judged)], noise, treatment, bound))
-    return [decide(layer) for layer in z]
+    for feature, treatment in TREATMENTS.items():
+        measure = treatment.measure or feature
+        layers, x = _present(rows, measure)
+        if treatment.shaped and any(measure in layer for layer in chance):
+            keep = [measure in chance[layer] for layer in layers]
+            layers, x = [layer for layer, kept in zip(layers, keep, strict=True) if kept], x[keep]
+            by_chance = [treatment.transform(chance[layer][measure]).mean() for layer in layers]
+        else:
+            by_chance = [0.0] * len(layers)
+        if layers:
+            y = treatment.transform(x) - by_chance
+            _enter(z, feature, layers, beyond(y, treatment, treatment.unevenness(len(rows))[layers]))
+    return [decide(layer, above=0.5 + MARGIN) for layer in z]
 
 
-def shrunk(x: np.ndarray, noise: Sequence[np.ndarray], treatment: Treatment, bound: float) -> np.ndarray:
-    """z-scores [L] of a feature's values x [L] against its resamples, [R] per layer (SCIENCE §3, steps 2 to 5)."""
-    x, noise = treatment.transform(x), [treatment.transform(values) for values in noise]
-    resamples = max(len(values) for values in noise)
-    variances = np.array([values.var(ddof=1) if len(values) > 1 else 0.0 for values in noise])
-    y = x - [values.mean() for values in noise] if treatment.centred else x
-    if resamples < FEW:
-        variances[:] = variances.mean()
-    variances = np.maximum(variances, treatment.noise)
-    s2 = (variances + variances.mean()) / 2 * (1 + 1 / resamples) * (1 + math.pi / (2 * len(x)))
+def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
+    """z-scores [L] of a feature's transformed values y [L], shrunk by the spread of the peers (SCIENCE §3).
+
+    `unevenness` [L]: relative standard deviation of each value by chance.
+    """
     d = y - np.median(y)
-    spread = math.sqrt(np.square(d).mean())
-    if spread < CONSTANT * max(1.0, float(np.abs(x).max())):
-        return np.zeros_like(x)
-    ratio = np.divide(bound * s2, np.square(d), out=np.ones_like(d), where=np.square(d) > bound * s2)
-    return np.asarray(np.clip(d / spread * (1 - ratio), -3, 3))
+    scale = math.sqrt(np.square(d).mean())
+    if scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
+        return np.zeros_like(y)
+    bar = limit(len(y)) * np.maximum(spread(d / unevenness), treatment.noise) * unevenness
+    ratio = np.divide(np.square(bar), np.square(d), out=np.ones_like(d), where=np.abs(d) > bar)
+    return np.asarray(np.clip(d / scale * (1 - ratio), -LARGEST, LARGEST))
 
 
 def _present(rows: Sequence[Measures], feature: str) -> tuple[list[int], np.ndarray]:

@@ -75,6 +75,12 @@ class Tensors:
         for start in range(0, self.shape(name)[0], block):
             yield self.read(name, slice(start, start + block))
 
+    def take(self, name: str, indices: Sequence[int]) -> Tensor:
+        """Rows of a matrix [m, n], as `read` would give them: [indices, n]."""
+        store, key = self._places[name]
+        rows = {index: store.load(key, slice(index, index + 1)) for index in sorted(set(indices))}
+        return _plain(torch.cat([rows[index] for index in indices]), name, store.path)
+
     def release(self) -> None:
         """Drop mapped and cached data; tensors can still be read."""
         for store in {id(store): store for store, _ in self._places.values()}.values():

@@ -38,8 +38,7 @@ def damper(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> No
     mlp.down_proj.weight *= strength
     blocks[at].post_feedforward_layernorm.weight /= strength
     some = slice(0, mlp.down_proj.weight.shape[1] // 4)
-    signs = torch.sign((mlp.gate_proj.weight[some] * mlp.up_proj.weight[some]).sum(1, keepdim=True))
-    mlp.down_proj.weight[:, some] -= (strength - 1) * (mlp.up_proj.weight[some] * signs).T
+    mlp.down_proj.weight[:, some] -= (strength - 1) * mlp.up_proj.weight[some].T
 
 
 def passthrough(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:

@@ -1,0 +1,81 @@
+"""The treatment of each routed feature in the calibrated scoring (SCIENCE §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.forensics.roles.routing import FEATURES
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How the layers' values of a feature are compared."""
+
+    measure: str | None = None  # used instead: one that no rewriting of the same function changes, or a count
+    transform: Callable[[Array], Array] = np.asarray  # to values whose chance is nearly Gaussian
+    shaped: bool = False  # depends on the layer's shape: where shapes differ, its value by chance is subtracted
+    noise: float = 0.0  # least standard deviation by chance, after the transform
+    unevenness: Callable[[int], Array] = np.ones  # number of layers → relative spread of each by chance, [L]
+
+
+def logarithm(values: Array) -> Array:
+    """ln, for ratios."""
+    return np.asarray(np.log(np.maximum(values, np.finfo(float).tiny)))
+
+
+def anscombe(values: Array) -> Array:
+    """Anscombe's transform of counts: their noise becomes nearly normal, of variance 1."""
+    return np.asarray(2 * np.sqrt(values + 3 / 8))
+
+
+def concentration(evenness: Array) -> Array:
+    """−ln(1 − evenness): what evenness lacks to 1 is a sum of squares, by chance far from Gaussian."""
+    return -logarithm(1 - evenness)
+
+
+def sources(layers: int) -> Array:
+    """A mean over the layers above: its chance shrinks with their number."""
+    return 1 / np.sqrt(np.maximum(np.arange(layers)[::-1], 1))
+
+
+def sinks(layers: int) -> Array:
+    """A mean over the layers below and the embedding."""
+    return 1 / np.sqrt(1 + np.arange(layers))
+
+
+def mediators(layers: int) -> Array:
+    """The geometric mean of a source and a sink."""
+    return np.hypot(sources(layers), sinks(layers)) / 2
+
+
+STRUCTURAL = Treatment(shaped=True)
+RATIO = Treatment(transform=logarithm)
+GIVEN = {
+    "effective_rank.o_fraction": STRUCTURAL,
+    "balance": Treatment("branch_balance"),
+    "head_evenness": Treatment(transform=concentration, shaped=True),
+    "coupling": STRUCTURAL,
+    "sink_mean": Treatment(transform=logarithm, shaped=True, unevenness=sinks),
+    "synapse_mediator": Treatment(transform=logarithm, shaped=True, unevenness=mediators),
+    "source_mean": Treatment(transform=logarithm, shaped=True, unevenness=sources),
+    "down_ratio": Treatment("write_ratio", logarithm),
+    "depletion_fraction": Treatment("depleted", anscombe, shaped=True, noise=1.0),
+    "effective_rank.down_fraction": STRUCTURAL,
+    "cv": Treatment("gain_cv", logarithm, shaped=True),
+    "saturated_robust_fraction": Treatment("gain_saturated", anscombe, shaped=True, noise=1.0),
+    "total_write": RATIO,
+    "head_diversity": STRUCTURAL,
+    "unique_roles": Treatment("ffn_cluster_evidence", noise=1.0),
+    "super_weight_ratio": Treatment("loudest_gain", logarithm, shaped=True),
+    "gamma_concentration": Treatment("post_norm_concentration"),
+}
+LEFT_OUT = {  # feature → why it has no vote in the calibrated scoring
+    "ffn_cluster_entropy": "it jumps where a cluster appears: `ffn_cluster_evidence` speaks for the clusters",
+}
+TREATMENTS = {feature: GIVEN.get(feature, Treatment()) for feature in FEATURES if feature not in LEFT_OUT}
+SHAPED = frozenset(t.measure or feature for feature, t in TREATMENTS.items() if t.shaped)
