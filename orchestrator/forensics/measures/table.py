@@ -276,23 +276,28 @@ def balance(layer: LayerStatistics) -> Value:
 def branch_balance(layer: LayerStatistics) -> Value:
     """−|share − 0.4| of attention in the two branches' typical squared entries.
 
-    A branch's typical square is the geometric mean over its matrices, so that moving a scale from one matrix to
-    another within a branch, which leaves the function as it is, leaves it too; and it does not restate the shape.
+    Typical is the geometric mean over a branch's matrices, and for the FFN the median of it over the positions: then
+    an exchange of scale between a branch's matrices, which leaves the function as it is, leaves this too, and it does
+    not restate the shape.
     """
-    attention, ffn = (_typical_square(layer, kinds) for kinds in (ATTENTION, FFN))
+    squares = [_mean_square(layer, [kind]) for kind in ATTENTION if kind in layer.energy]
+    attention = math.prod(squares) ** (1 / len(squares)) if squares else 0.0
+    ffn = float(np.median(np.square(layer.gain) ** (1 / len(layer.position_energy)))) / layer.width
     share = _ratio(attention, attention + ffn)
     return None if share is None else -abs(share - 0.4)
 
 
 @entry("write_ratio")
 def write_ratio(layer: LayerStatistics) -> Value:
-    """RMS of up and down, by their geometric mean, over that of gate; where there is no gate, `down_ratio`.
+    """Median over the positions of √(‖up‖·‖down‖)/‖gate‖; where there is no gate, `down_ratio`.
 
     `down_ratio` changes when up is multiplied and down divided by a number; this does not.
     """
-    if "gate" not in layer.energy:
+    energy = layer.position_energy
+    if "gate" not in energy:
         return down_ratio(layer)
-    return _ratio(math.sqrt(_typical_square(layer, ("up", "down"))), math.sqrt(_typical_square(layer, ("gate",))))
+    ratios = np.sqrt(energy["up"] * energy["down"])[energy["gate"] > 0] / energy["gate"][energy["gate"] > 0]
+    return float(np.sqrt(np.median(ratios))) if len(ratios) else None
 
 
 @entry("down_ratio")
@@ -401,12 +406,6 @@ def _mean_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
     """Mean of the squared entries of all matrices of these kinds."""
     present = [kind for kind in kinds if kind in layer.energy]
     return sum(layer.energy[kind] for kind in present) / sum(math.prod(layer.shapes[kind]) for kind in present)
-
-
-def _typical_square(layer: LayerStatistics, kinds: Collection[str]) -> float:
-    """Geometric mean over the matrices of these kinds of the mean of their squared entries."""
-    squares = [_mean_square(layer, [kind]) for kind in kinds if kind in layer.energy]
-    return math.prod(squares) ** (1 / len(squares)) if squares else 0.0
 
 
 def _above(c: np.ndarray, threshold: float) -> int:
