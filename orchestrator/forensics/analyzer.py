@@ -16,6 +16,7 @@ from orchestrator.forensics.measures.composition import Compositions, add_embedd
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
+from orchestrator.forensics.measures.stream import random_stream
 from orchestrator.forensics.measures.table import Value, measure
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.reading import (
@@ -156,9 +157,10 @@ def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
     typical = medians(model)
     compositions = Compositions(max(layer.width for layer in model))
     add_embedding(model, compositions, device)
+    stream = random_stream(model, device)
     layers: list[LayerStatistics] = []
     for layer in model:
-        layers.append(reduce_layer(layer, compositions, device, typical))
+        layers.append(reduce_layer(layer, compositions, device, stream, typical))
         del layer
         trim()
     return Stack(layers, compositions.matrix())
@@ -227,8 +229,8 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     if "gate" not in first.shapes:
         found["co_magnitude"] = "‖up‖·‖down‖ of each position: there is no gate"
         found["down_ratio"] = "down over up: there is no gate"
-    if not first.activations:
-        found["total_write"] = "the weights' norms, a proxy: there is no activation probe"
+    if first.streamed and not first.activations:
+        found |= dict.fromkeys(first.streamed, "a stream of random tokens: there is no activation probe")
     return found
 
 

@@ -38,7 +38,7 @@ class Description:
     layers: list[Heads | None] | None = None
     step: int | None = None
     trace: dict[str, list[float]] = field(default_factory=dict)  # parameter → cos(−exp_avg, w) of the last steps
-    config: dict[str, Any] = field(default_factory=dict)  # a config.json's keys, of its text model where it has several
+    config: dict[str, Any] = field(default_factory=dict)  # keys of a config.json (of its text model) or of our spec
 
     def heads(self, index: int) -> Heads | None:
         """The declared heads of a layer; None where they are not declared."""
@@ -76,7 +76,7 @@ def _read(path: Path, parse: Callable[[str], Any], describe: Callable[[dict[str,
 
 def _from_spec(spec: dict[str, Any], **others: Any) -> Description:
     layers = [Heads(int(layer["heads"]), int(layer["kv_heads"]), int(layer["head_dim"])) for layer in spec["layers"]]
-    return Description(f"norm={spec['norm']}", list(layers), **others)
+    return Description(f"norm={spec['norm']}", list(layers), config=spec, **others)
 
 
 def _from_state(state: dict[str, Any]) -> Description:

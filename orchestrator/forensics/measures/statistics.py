@@ -19,6 +19,7 @@ from orchestrator.forensics.measures.heads import couplings, fingerprints
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
 from orchestrator.forensics.measures.pathology import uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
+from orchestrator.forensics.measures.stream import Stream
 from orchestrator.forensics.weights.memory import trim
 
 READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
@@ -50,6 +51,7 @@ class LayerStatistics:
     gammas: dict[str, np.ndarray]  # position of a norm → its scale [d]
     alignment: dict[str, float] = field(default_factory=dict)  # kind → cos(−exp_avg, w)
     stuck: float | None = None  # share of entries whose moments have vanished
+    streamed: dict[str, float] = field(default_factory=dict)  # measures of the stream of random tokens
     activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
@@ -134,9 +136,13 @@ def threshold(layer: Layer) -> float:
 
 
 def reduce_layer(
-    layer: Layer, compositions: Compositions, device: torch.device, typical: Medians | None = None
+    layer: Layer,
+    compositions: Compositions,
+    device: torch.device,
+    stream: Stream | None = None,
+    typical: Medians | None = None,
 ) -> LayerStatistics:
-    """The statistics of one layer's weights; its Grams go to `compositions`.
+    """The statistics of one layer's weights; its Grams go to `compositions`, and the stream through it.
 
     `typical`: the stack's median moments (`momentum.medians`), where there is an optimizer state.
     """
@@ -163,6 +169,7 @@ def reduce_layer(
         spectra=values,
         fingerprints=None if layer.heads is None else fingerprints(weights["v"], weights["o"], layer.heads),
         gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
+        streamed={} if stream is None else stream.advance(layer, weights),
         alignment={k: cos for k in layer.kinds if (cos := alignment(layer, k, layer.weight(k).to(device))) is not None},
         stuck=None if typical is None else stuck_fraction(layer, typical),
         uniform={k: value for k in layer.kinds if (value := uniform_value(iter([layer.weight(k)]))) is not None},

@@ -19,7 +19,9 @@ from orchestrator.forensics.measures.probe import relative_write
 
 ROWS, LENGTH = 2, 32  # random tokens
 SEED = 0  # a part of the definition: the same tokens for every reading of a model
-LAYOUTS = frozenset(("norm=pre", "norm=sandwich", "llama", "mistral"))  # RMSNorm before each branch, RoPE, SiLU, no bias
+LAYOUTS = frozenset(
+    ("norm=pre", "norm=sandwich", "llama", "mistral")
+)  # RMSNorm before each branch, RoPE, SiLU, no bias
 FAR = frozenset(("default", "llama3"))  # types of RoPE that are the plain one over so few positions
 
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS
+from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.heads import diversity
@@ -355,38 +355,23 @@ def stuck_fraction(layer: LayerStatistics) -> Value:
     return layer.stuck
 
 
-# Activation probe
-
-
-@entry("total_write")
-def total_write(layer: LayerStatistics) -> Value:
-    """Mean over tokens of ‖x_{l+1} − x_l‖/‖x_l‖; without a probe ‖o‖‖v‖/a + ‖down‖·rms(c)/√f."""
-    if layer.activations:
-        return layer.activations.get("total_write")
-    inner, ffn = layer.shapes["o"][1], layer.shapes["down"][1]
-    attention = math.sqrt(layer.energy["o"] * layer.energy["v"]) / inner
-    return attention + math.sqrt(layer.energy["down"] * float(np.square(layer.co_magnitude).mean()) / ffn)
-
-
-@entry("write_gain")
-def write_gain(layer: LayerStatistics) -> Value:
-    """RMS of the layer's write for an input of RMS 1, if its entries were independent.
-
-    The proxy of `total_write` with fan-ins for its constants: at an initialisation of 1/√fan-in it is the same for
-    layers of any shape, and so does not restate the shape (SCIENCE §3).
-    """
-    attention = math.sqrt(layer.energy["o"] * layer.energy["v"] / layer.shapes["v"][0])
-    ffn = math.sqrt(layer.energy["down"] * float(np.square(layer.co_magnitude).mean()))
-    return (attention + ffn) / math.sqrt(layer.width)
+# Activation probe; for the writes and the alignment, else the stream of random tokens
 
 
 def activation(name: str) -> Function:
-    """The measure that the probe takes of the running model."""
-    return lambda layer: layer.activations.get(name)
+    """The measure that the probe takes of the running model; without a probe, of the stream of random tokens."""
+    return lambda layer: layer.activations.get(name, layer.streamed.get(name))
 
 
-for _name in ("attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass"):
+for _name in ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass"):
     entry(_name, "A")(activation(_name))
+
+
+@entry("write_share", "A")
+def write_share(layer: LayerStatistics) -> Value:
+    """Attention's share of what the two branches write, by their relative writes."""
+    attention, ffn = (activation(name)(layer) for name in ("attention_write", "ffn_write"))
+    return None if attention is None or ffn is None else _ratio(attention, attention + ffn)
 
 
 def measure(layer: LayerStatistics, only: Collection[str] | None = None) -> dict[str, Value]:

@@ -47,6 +47,15 @@ ROUTING: dict[str, dict[str, int]] = {
     },
 }
 ROLES = tuple(ROUTING)
+# Role → features that have no vote for it in the calibrated scoring.
+UNHEARD = {
+    "passthrough": ("cv", "saturated_robust_fraction"),  # stand-ins for what the stream shows: of no use beside it
+    "specialist": ("ffn_cluster_entropy",),  # it jumps where a cluster appears; `unique_roles` speaks for the clusters
+}
+CALIBRATED = {
+    role: {feature: sign for feature, sign in routes.items() if feature not in UNHEARD.get(role, ())}
+    for role, routes in ROUTING.items()
+}
 TIES = tuple("/".join(sorted(two)) for two in combinations(ROLES, 2))
 NONE = "none"  # no role has evidence for it
 RoleName = Annotated[str, Kind("a role, a tie of two or 'none'", (*ROLES, *TIES, NONE).__contains__)]
@@ -67,25 +76,24 @@ class Role:
     coverage: float  # routed features available in this layer over all routed features
 
 
-def decide(z: Mapping[str, float], above: float = 0.0) -> Role:
+def decide(z: Mapping[str, float], routing: Mapping[str, Mapping[str, int]] = ROUTING, above: float = 0.0) -> Role:
     """The role of one layer from its z-scores, feature → z; none unless the leader's score is larger than `above`.
 
     At least two roles need a feature to compare.
     """
     scores: dict[str, float | None] = {}
-    for role, routes in ROUTING.items():
+    for role, routes in routing.items():
         votes = [sign * z[feature] for feature, sign in routes.items() if feature in z]
         scores[role] = 1 / (1 + math.exp(-sum(votes) / len(votes))) if votes else None
     ranked = sorted(((score, role) for role, score in scores.items() if score is not None), key=lambda s: (-s[0], s[1]))
     (first, leader), (second, runner_up), *_ = ranked
     name = leader if first - second > MARGIN else "/".join(sorted((leader, runner_up)))
     name = name if first > above else NONE
-    coverage = sum(feature in z for feature in FEATURES) / len(FEATURES)
-    return Role(name, first - second, scores, _evidence(leader, z), coverage)
+    routed = {feature for routes in routing.values() for feature in routes}
+    return Role(name, first - second, scores, _evidence(routing[leader], z), sum(f in z for f in routed) / len(routed))
 
 
-def _evidence(role: str, z: Mapping[str, float]) -> list[str]:
-    """The features with the largest positive contributions to `role`, strongest first."""
-    routes = ROUTING[role]
+def _evidence(routes: Mapping[str, int], z: Mapping[str, float]) -> list[str]:
+    """The features with the largest positive contributions to a role of these `routes`, strongest first."""
     votes = sorted(((sign * z[feature], feature) for feature, sign in routes.items() if feature in z), reverse=True)
     return [("+" if routes[feature] > 0 else "-") + feature for vote, feature in votes[:EVIDENCE] if vote > 0]

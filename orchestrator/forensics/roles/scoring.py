@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from orchestrator.forensics.null.peers import limit, spread
-from orchestrator.forensics.roles.routing import FEATURES, MARGIN, Role, decide
+from orchestrator.forensics.roles.routing import CALIBRATED, FEATURES, MARGIN, Role, decide
 from orchestrator.forensics.roles.treatments import TREATMENTS, Treatment
 
 CONSTANT = 1e-9  # a spread below this share of the values is rounding
@@ -49,7 +49,7 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
         if layers:
             y = treatment.transform(x) - by_chance
             _enter(z, feature, layers, beyond(y, treatment, treatment.unevenness(len(rows))[layers]))
-    return [decide(layer, above=0.5 + MARGIN) for layer in z]
+    return [decide(layer, CALIBRATED, above=0.5 + MARGIN) for layer in z]
 
 
 def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:

@@ -38,6 +38,11 @@ def concentration(evenness: Array) -> Array:
     return -logarithm(1 - evenness)
 
 
+def turning(alignment: Array) -> Array:
+    """−ln(1 − cos): the stream's turn is a squared distance."""
+    return -logarithm(1 - alignment)
+
+
 def sources(layers: int) -> Array:
     """A mean over the layers above: its chance shrinks with their number."""
     return 1 / np.sqrt(np.maximum(np.arange(layers)[::-1], 1))
@@ -69,13 +74,11 @@ GIVEN = {
     "cv": Treatment("gain_cv", logarithm, shaped=True),
     "saturated_robust_fraction": Treatment("gain_saturated", anscombe, shaped=True, noise=1.0),
     "total_write": RATIO,
+    "adjacent_alignment": Treatment(transform=turning),
     "head_diversity": STRUCTURAL,
     "unique_roles": Treatment("ffn_cluster_evidence", noise=1.0),
     "super_weight_ratio": Treatment("loudest_gain", logarithm, shaped=True),
     "gamma_concentration": Treatment("post_norm_concentration"),
 }
-LEFT_OUT = {  # feature → why it has no vote in the calibrated scoring
-    "ffn_cluster_entropy": "it jumps where a cluster appears: `ffn_cluster_evidence` speaks for the clusters",
-}
-TREATMENTS = {feature: GIVEN.get(feature, Treatment()) for feature in FEATURES if feature not in LEFT_OUT}
+TREATMENTS = {feature: GIVEN.get(feature, Treatment()) for feature in FEATURES}
 SHAPED = frozenset(t.measure or feature for feature, t in TREATMENTS.items() if t.shaped)
