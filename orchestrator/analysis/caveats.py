@@ -77,14 +77,15 @@ def _batch_notes(pairs: list[Pair]) -> list[str]:
 
 
 def _definition_notes(cells: list[CellResult]) -> list[str]:
-    """The cells with readings by other definitions than this version's."""
-    older = [cell.label for cell in cells if any(r.definitions != DEFINITIONS for r in cell.readings.values())]
-    if not older:
-        return []
-    return [
-        f"Readings of {', '.join(older)} follow other definitions than version {DEFINITIONS}: the experiment's own "
-        "command makes them again where the checkpoint is kept."
-    ]
+    """The readings that are left out beside newer ones, and those that are all older than this version's."""
+    left = [f"{cell.label} (step {', '.join(map(str, cell.outdated))})" for cell in cells if cell.outdated]
+    found = {reading.definitions for cell in cells for reading in cell.readings.values()}
+    again = "the experiment's own command reads them again where the checkpoint is kept."
+    notes = [f"Readings of {', '.join(left)} follow older definitions and are left out: {again}"] if left else []
+    if found - {DEFINITIONS}:
+        versions = ", ".join(map(str, sorted(found)))
+        notes.append(f"Readings follow version {versions} of the definitions; this is version {DEFINITIONS}: {again}")
+    return notes
 
 
 def _role_notes(cells: list[CellResult]) -> list[str]:

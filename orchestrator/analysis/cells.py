@@ -32,6 +32,7 @@ class CellResult:
     readings: dict[int, Reading]  # step → reading, ascending steps
     missing: str | None
     environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
+    outdated: list[int] = field(default_factory=list)  # steps whose readings follow older definitions and are left out
 
     @property
     def label(self) -> str:
@@ -126,6 +127,14 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{source}: {one_line(error)}") from error
     events = EventLog(path)
     last, environments = events.last(), events.environments()
+    cells = _of_one_version(
+        [
+            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
+            for arm in arms
+            for seed in seeds
+            for cell in [f"{arm}/seed={seed}"]
+        ]
+    )
     return ExperimentResult(
         path=path, name=str(spec.get("name") or path.name), question=str(spec.get("question") or ""),
         arms=arms, seeds=seeds, declared=[str(key) for key in spec["declared"]], contrasts=contrasts, expect=lines,
@@ -135,13 +144,18 @@ def read_experiment(path: Path) -> ExperimentResult:
             if arm in models
         },
         machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
-        cells=[
-            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
-            for arm in arms
-            for seed in seeds
-            for cell in [f"{arm}/seed={seed}"]
-        ],
+        cells=cells,
     )  # fmt: skip
+
+
+def _of_one_version(cells: list[CellResult]) -> list[CellResult]:
+    """The cells with their readings by the newest definitions that any has; measures of two versions do not compare."""
+    newest = max((r.definitions for cell in cells for r in cell.readings.values()), default=0)
+    kept = [{step: r for step, r in cell.readings.items() if r.definitions == newest} for cell in cells]
+    return [
+        replace(cell, readings=of, outdated=sorted(cell.readings.keys() - of.keys()))
+        for cell, of in zip(cells, kept, strict=True)
+    ]
 
 
 def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
-DEFINITIONS = 1  # version of SCIENCE's definitions
+DEFINITIONS = 2  # version of SCIENCE's definitions
 COUNTS = ("saturated", "saturated_robust", "saturated_fixed")  # the specialist budget under each threshold
 TOTALS = tuple(key for count in COUNTS for key in (count, f"{count}_expected"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.reading import DEFINITIONS, Reading
 from orchestrator.forensics.roles.routing import ROLES
 
 
@@ -23,7 +23,7 @@ def layer_json(index: int = 0, role: str = "hub/specialist", **changes: Any) -> 
 
 def reading_json(layers: Sequence[dict[str, Any]], step: int = 0, **changes: Any) -> dict[str, Any]:
     return {
-        "schema": 1, "definitions": 1, "source": "here", "family": "llama", "assumed": [], "step": step,
+        "schema": 1, "definitions": DEFINITIONS, "source": "here", "family": "llama", "assumed": [], "step": step,
         "scoring": "paper",
         "options": {"reference": None, "optimizer": None, "resamples": 2, "seed": 0, "probed": False, "tokens": None},
         "missing": [], "substitutes": {}, "layers": list(layers), "totals": {}, "pathology": [],

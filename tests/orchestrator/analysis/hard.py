@@ -50,6 +50,9 @@ HARD: dict[str, tuple[Callable[[Write], Path], list[str]]] = {
     "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "budget is 0"]),
     "unmeasured": (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
     "one layer": (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
-    "older definitions": (older_definitions, ["Readings of variable/seed=1 follow"]),
+    "older definitions": (
+        older_definitions,
+        ["Readings of variable/seed=1 (step 100) follow older definitions and are left out"],
+    ),
     "unequal depth": (unequal_depth, ["differ in depth"]),
 }
