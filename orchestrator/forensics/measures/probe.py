@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from models.transformer import Attention, Decoder, PreNormBlock, Rope, rotate, write_prefix
 from orchestrator.common.errors import UserError
 
-MEASURES = ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass")
+MEASURES = (
+    "stream_norm", "total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass",
+)  # fmt: skip
 GROUP = 512  # tokens that are run at once
 
 Sums = dict[str, tuple[float, float]]  # measure → numerator and denominator, which add up over groups of rows
@@ -138,6 +140,7 @@ def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
     with a zero stream are left out.
     """
     measures = {  # each [N], and the stream that it is relative to
+        "stream_norm": (before.double().norm(dim=-1) / before.shape[-1] ** 0.5, before),
         "total_write": (relative_write(after.double() - before.double(), before), before),
         "adjacent_alignment": (F.cosine_similarity(before.double(), after.double(), dim=-1), before),
     }

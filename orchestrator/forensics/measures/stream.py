@@ -34,10 +34,10 @@ class Stream:
 
     @torch.no_grad()
     def advance(self, layer: Layer, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """Take the stream through the layer, whose matrices have their pre-norms folded in; the layer's writes on it.
+        """Take the stream through the layer, whose matrices have their pre-norms folded in; the layer's measures on it.
 
-        Means over the tokens whose stream is not zero: `total_write`, `attention_write`, `ffn_write` and
-        `adjacent_alignment`, as the probe defines them.
+        Means over the tokens whose stream is not zero: `stream_norm`, `total_write`, `attention_write`, `ffn_write`
+        and `adjacent_alignment`, as the probe defines them.
         """
         x = read_prefix(self.x, layer.width)
         attention = self._scaled(layer, "post_attention", self._attention(self._normed(x), layer, weights))
@@ -48,6 +48,7 @@ class Stream:
         self.x = after = write_prefix(self.x, x + attention + ffn)
         live = before.any(dim=-1)  # an unused token's embedding may be zero
         values = {
+            "stream_norm": before.norm(dim=-1) / before.shape[-1] ** 0.5,
             "total_write": relative_write(after - before, before),
             "attention_write": relative_write(attention, before),
             "ffn_write": relative_write(ffn, middle),

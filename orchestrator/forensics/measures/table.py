@@ -17,6 +17,7 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.heads import diversity
+from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.spectrum import perplexity
 from orchestrator.forensics.measures.statistics import LayerStatistics, literal_threshold, robust_threshold
 
@@ -363,7 +364,7 @@ def activation(name: str) -> Function:
     return lambda layer: layer.activations.get(name, layer.streamed.get(name))
 
 
-for _name in ("total_write", "attention_write", "ffn_write", "adjacent_alignment", "copy_density", "sink_mass"):
+for _name in PROBED:
     entry(_name, "A")(activation(_name))
 
 

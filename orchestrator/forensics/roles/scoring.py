@@ -48,22 +48,30 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             by_chance = [0.0] * len(layers)
         if layers:
             y = treatment.transform(x) - by_chance
-            _enter(z, feature, layers, beyond(y, treatment, treatment.unevenness(len(rows))[layers]))
+            grown = treatment.growth * _log_norms(rows)[layers] if treatment.growth else 0.0
+            _enter(z, feature, layers, beyond(y, y - grown, treatment, treatment.unevenness(len(rows))[layers]))
     return [decide(layer, CALIBRATED, above=0.5 + MARGIN) for layer in z]
 
 
-def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
-    """z-scores [L] of a feature's transformed values y [L], shrunk by the spread of the peers (SCIENCE §3).
+def beyond(y: np.ndarray, excess: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
+    """z-scores [L] of a feature's transformed values y [L], 0 within the spread of the peers (SCIENCE §3).
 
-    `unevenness` [L]: relative standard deviation of each value by chance.
+    `excess` [L]: y less what layers that are all alike would give at each depth; it decides whether a layer lies
+    beyond its peers, and must agree with y in sign. `unevenness` [L]: relative standard deviation of each by chance.
     """
-    d = y - np.median(y)
+    d, e = y - np.median(y), excess - np.median(excess)
     scale = math.sqrt(np.square(d).mean())
     if scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
         return np.zeros_like(y)
-    bar = limit(len(y)) * np.maximum(spread(d / unevenness), treatment.noise) * unevenness
-    ratio = np.divide(np.square(bar), np.square(d), out=np.ones_like(d), where=np.abs(d) > bar)
+    bar = limit(len(y)) * np.maximum(spread(e / unevenness), treatment.noise) * unevenness
+    ratio = np.divide(np.square(bar), np.square(e), out=np.ones_like(e), where=(np.abs(e) > bar) & (d * e > 0))
     return np.asarray(np.clip(d / scale * (1 - ratio), -LARGEST, LARGEST))
+
+
+def _log_norms(rows: Sequence[Measures]) -> np.ndarray:
+    """ln of the stream's norm before each layer: [L]; 0 where it is not known."""
+    norms = [row.get("stream_norm") for row in rows]
+    return np.array([math.log(norm) if norm else 0.0 for norm in norms])
 
 
 def _present(rows: Sequence[Measures], feature: str) -> tuple[list[int], np.ndarray]:

@@ -20,6 +20,7 @@ class Treatment:
     transform: Callable[[Array], Array] = np.asarray  # to values whose chance is nearly Gaussian
     shaped: bool = False  # depends on the layer's shape: where shapes differ, its value by chance is subtracted
     noise: float = 0.0  # least standard deviation by chance, after the transform
+    growth: float = 0.0  # power of the stream's norm with which it grows from layer to layer where all are alike
     unevenness: Callable[[int], Array] = np.ones  # number of layers → relative spread of each by chance, [L]
 
 
@@ -38,7 +39,7 @@ def concentration(evenness: Array) -> Array:
     return -logarithm(1 - evenness)
 
 
-def turning(alignment: Array) -> Array:
+def steadiness(alignment: Array) -> Array:
     """−ln(1 − cos): the stream's turn is a squared distance."""
     return -logarithm(1 - alignment)
 
@@ -59,7 +60,6 @@ def mediators(layers: int) -> Array:
 
 
 STRUCTURAL = Treatment(shaped=True)
-RATIO = Treatment(transform=logarithm)
 GIVEN = {
     "effective_rank.o_fraction": STRUCTURAL,
     "balance": Treatment("branch_balance"),
@@ -73,8 +73,8 @@ GIVEN = {
     "effective_rank.down_fraction": STRUCTURAL,
     "cv": Treatment("gain_cv", logarithm, shaped=True),
     "saturated_robust_fraction": Treatment("gain_saturated", anscombe, shaped=True, noise=1.0),
-    "total_write": RATIO,
-    "adjacent_alignment": Treatment(transform=turning),
+    "total_write": Treatment(transform=logarithm, growth=-1.0),  # relative to a stream that grows as layers write
+    "adjacent_alignment": Treatment(transform=steadiness, growth=2.0),
     "head_diversity": STRUCTURAL,
     "unique_roles": Treatment("ffn_cluster_evidence", noise=1.0),
     "super_weight_ratio": Treatment("loudest_gain", logarithm, shaped=True),
