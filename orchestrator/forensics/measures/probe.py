@@ -140,7 +140,7 @@ def stream_sums(before: Tensor, after: Tensor, calls: Sequence[Call]) -> Sums:
     with a zero stream are left out.
     """
     measures = {  # each [N], and the stream that it is relative to
-        "stream_norm": (before.double().norm(dim=-1) / before.shape[-1] ** 0.5, before),
+        "stream_norm": (before.double().norm(dim=-1), before),
         "total_write": (relative_write(after.double() - before.double(), before), before),
         "adjacent_alignment": (F.cosine_similarity(before.double(), after.double(), dim=-1), before),
     }

@@ -48,7 +48,7 @@ class Stream:
         self.x = after = write_prefix(self.x, x + attention + ffn)
         live = before.any(dim=-1)  # an unused token's embedding may be zero
         values = {
-            "stream_norm": before.norm(dim=-1) / before.shape[-1] ** 0.5,
+            "stream_norm": before.norm(dim=-1),
             "total_write": relative_write(after - before, before),
             "attention_write": relative_write(attention, before),
             "ffn_write": relative_write(ffn, middle),

@@ -365,7 +365,15 @@ def activation(name: str) -> Function:
 
 
 for _name in PROBED:
-    entry(_name, "A")(activation(_name))
+    if _name != "stream_norm":  # `stream_rms` is shown
+        entry(_name, "A")(activation(_name))
+
+
+@entry("stream_rms", "A")
+def stream_rms(layer: LayerStatistics) -> Value:
+    """Mean norm of the stream before the layer, over the root of the coordinates that the layer reads and writes."""
+    norm = activation("stream_norm")(layer)
+    return None if norm is None else norm / math.sqrt(layer.width)
 
 
 @entry("write_share", "A")

@@ -48,30 +48,30 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             by_chance = [0.0] * len(layers)
         if layers:
             y = treatment.transform(x) - by_chance
-            grown = treatment.growth * _log_norms(rows)[layers] if treatment.growth else 0.0
+            grown = treatment.growth * _log_rms(rows)[layers] if treatment.growth else 0.0
             _enter(z, feature, layers, beyond(y, y - grown, treatment, treatment.unevenness(len(rows))[layers]))
     return [decide(layer, CALIBRATED, above=0.5 + MARGIN) for layer in z]
 
 
 def beyond(y: np.ndarray, excess: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
-    """z-scores [L] of a feature's transformed values y [L], 0 within the spread of the peers (SCIENCE §3).
+    """z-scores [L] of a feature, 0 within the spread of the peers (SCIENCE §3).
 
-    `excess` [L]: y less what layers that are all alike would give at each depth; it decides whether a layer lies
-    beyond its peers, and must agree with y in sign. `unevenness` [L]: relative standard deviation of each by chance.
+    y [L]: its transformed values; `excess` [L]: y less what layers that are all alike would give at each depth. A
+    layer must lie beyond its peers by its excess, and on the same side by y. `unevenness` [L]: relative standard
+    deviation of each by chance.
     """
     d, e = y - np.median(y), excess - np.median(excess)
-    scale = math.sqrt(np.square(d).mean())
+    scale = math.sqrt(np.square(e).mean())
     if scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
         return np.zeros_like(y)
     bar = limit(len(y)) * np.maximum(spread(e / unevenness), treatment.noise) * unevenness
     ratio = np.divide(np.square(bar), np.square(e), out=np.ones_like(e), where=(np.abs(e) > bar) & (d * e > 0))
-    return np.asarray(np.clip(d / scale * (1 - ratio), -LARGEST, LARGEST))
+    return np.asarray(np.clip(e / scale * (1 - ratio), -LARGEST, LARGEST))
 
 
-def _log_norms(rows: Sequence[Measures]) -> np.ndarray:
-    """ln of the stream's norm before each layer: [L]; 0 where it is not known."""
-    norms = [row.get("stream_norm") for row in rows]
-    return np.array([math.log(norm) if norm else 0.0 for norm in norms])
+def _log_rms(rows: Sequence[Measures]) -> np.ndarray:
+    """ln of the stream's RMS before each layer: [L]; 0 where it is not known."""
+    return np.array([math.log(rms) if (rms := row.get("stream_rms")) else 0.0 for row in rows])
 
 
 def _present(rows: Sequence[Measures], feature: str) -> tuple[list[int], np.ndarray]:

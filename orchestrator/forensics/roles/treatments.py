@@ -20,7 +20,7 @@ class Treatment:
     transform: Callable[[Array], Array] = np.asarray  # to values whose chance is nearly Gaussian
     shaped: bool = False  # depends on the layer's shape: where shapes differ, its value by chance is subtracted
     noise: float = 0.0  # least standard deviation by chance, after the transform
-    growth: float = 0.0  # power of the stream's norm with which it grows from layer to layer where all are alike
+    growth: float = 0.0  # power of the stream's RMS with which it grows from layer to layer where all are alike
     unevenness: Callable[[int], Array] = np.ones  # number of layers → relative spread of each by chance, [L]
 
 
