@@ -44,6 +44,12 @@ WORDS = {  # evidence as it is printed, where the measure's own name is long
     "post_norm_damped_fraction": "damped γ",
     "gamma_concentration": "γ concentration",
     "depletion_fraction": "depletion",
+    "depleted": "depletion",
+    "gain_cv": "gain cv",
+    "gain_saturated": "loud positions",
+    "loudest_gain": "loudest position",
+    "ffn_cluster_evidence": "FFN kinds",
+    "post_norm_concentration": "γ concentration",
     "super_weight_ratio": "super weight",
     "ffn_cluster_entropy": "FFN clusters",
     "unique_roles": "FFN kinds",
@@ -125,7 +131,9 @@ def columns(reading: Reading) -> list[Column]:
     ]
     has = {
         "in → out": "sink_mean" in known,
-        **dict.fromkeys(("write", "copy", "sink"), "adjacent_alignment" in known),
+        "write": "total_write" in known,
+        "copy": "copy_density" in known,
+        "sink": "sink_mass" in known,
         "m·w": MOMENTUM in known,
         "other": any(differs(layer, reading.scoring) for layer in layers),
         "evidence": bool(notable),
@@ -136,7 +144,7 @@ def columns(reading: Reading) -> list[Column]:
 def summary(reading: Reading) -> Table:
     """Totals, and the conditions of the reading."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
-    tokens, read_from = reading.options.tokens, reading.substitutes.items()
+    tokens = reading.options.tokens
     low, high = (f"{extreme(layer.coverage for layer in reading.layers):.0%}" for extreme in (min, max))
     coverage = low if low == high else f"{low} to {high}"
     return labelled(
@@ -148,7 +156,7 @@ def summary(reading: Reading) -> Table:
             "assumed": assumed(reading),
             "probe": [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")],
             "missing": missing(reading),
-            "read from": [Text(f"{name.replace('_', ' ')}: {what}", "dim") for name, what in read_from],
+            "read from": by_reason(reading.substitutes, ": "),
             "coverage": [Text(f"roles rest on {coverage} of the routed features", "dim")],
         }
     )
@@ -192,11 +200,16 @@ def missing(reading: Reading) -> list[Text]:
         needs |= {key: "heads that read and write" for key, measure in MEASURES.items() if measure.needs == "H"}
     if len(reading.layers) == 1:
         needs |= dict.fromkeys(COMPARING, "a second layer")
-    reasons: dict[str, list[str]] = {}
-    for name in reading.missing:
-        if not name.endswith("_expected"):  # goes with its count
-            reasons.setdefault(needs[name], []).append(name.replace("_", " "))
-    return [Text(f"{', '.join(names)}: needs {why}", "dim") for why, names in reasons.items()]
+    # an expected count goes with its count
+    return by_reason({name: needs[name] for name in reading.missing if not name.endswith("_expected")}, ": needs ")
+
+
+def by_reason(reasons: Mapping[str, str], between: str) -> list[Text]:
+    """A line per reason: the measures that share it, and the reason."""
+    measures: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        measures.setdefault(reason, []).append(name.replace("_", " "))
+    return [Text(f"{', '.join(names)}{between}{reason}", "dim") for reason, names in measures.items()]
 
 
 def leads(role: str) -> bool:

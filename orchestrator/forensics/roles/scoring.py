@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,7 +51,12 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             y = treatment.transform(x) - by_chance
             grown = treatment.growth * _log_rms(rows)[layers] if treatment.growth else 0.0
             _enter(z, feature, layers, beyond(y, y - grown, treatment, treatment.unevenness(len(rows))[layers]))
-    return [decide(layer, CALIBRATED, above=0.5 + MARGIN) for layer in z]
+    return [_by_measures(decide(layer, CALIBRATED, above=0.5 + MARGIN)) for layer in z]
+
+
+def _by_measures(role: Role) -> Role:
+    """The role with its evidence named by the measures that were compared."""
+    return replace(role, evidence=[of[0] + (TREATMENTS[of[1:]].measure or of[1:]) for of in role.evidence])
 
 
 def beyond(y: np.ndarray, excess: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
