@@ -16,7 +16,7 @@ from orchestrator.forensics.measures.composition import Compositions, add_embedd
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
-from orchestrator.forensics.measures.stream import random_stream
+from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import Value, measure
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.reading import (
@@ -230,7 +230,7 @@ def _substitutes(stack: Stack) -> dict[str, str]:
         found["co_magnitude"] = "‖up‖·‖down‖ of each position: there is no gate"
         found["down_ratio"] = "down over up: there is no gate"
     if first.streamed and not first.activations:
-        found |= dict.fromkeys(first.streamed, "a stream of random tokens: there is no activation probe")
+        found |= dict.fromkeys(STREAMED, "a stream of random tokens: there is no activation probe")
     return found
 
 
