@@ -17,7 +17,8 @@ from models.transformer import read_prefix, rope_tables, rotate, write_prefix
 from orchestrator.forensics.architecture.model import CheckpointModel, Layer
 from orchestrator.forensics.measures.probe import relative_write
 
-STREAMED = ("stream_rms", "total_write", "attention_write", "ffn_write", "write_share", "adjacent_alignment")  # measures
+# The measures that it gives.
+STREAMED = ("stream_rms", "total_write", "attention_write", "ffn_write", "write_share", "adjacent_alignment")
 ROWS, LENGTH = 2, 32  # random tokens
 SEED = 0  # a part of the definition: the same tokens for every reading of a model
 LAYOUTS = frozenset(
