@@ -10,10 +10,10 @@ import numpy as np
 import scipy
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.migration import state
 from orchestrator.analysis.pairs import validation_curves
 from orchestrator.analysis.statistics import ALPHA
 from orchestrator.forensics.reading import roles_of
+from orchestrator.forensics.roles.routing import state
 
 FEWEST = 10  # intervals of a cell; with fewer, an outlier cannot be told from a trend
 OUTLIER = 3.0  # robust σ

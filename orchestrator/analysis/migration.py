@@ -15,9 +15,8 @@ from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import ALPHA, sign_patterns
 from orchestrator.forensics.reading import roles_of
-from orchestrator.forensics.roles.routing import ROLES
+from orchestrator.forensics.roles.routing import STATES, state
 
-STATES = (*ROLES, "tie")
 Sides = Sequence[tuple[list[str], list[str]]]  # the roles of the same layers in two readings, several times
 
 
@@ -172,7 +171,7 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
             "arm": cell.arm, "seed": cell.seed, "step_from": before.step, "step": after.step,
             "layer": new.layer, "role_from": old.role, "role_to": new.role,
             "margin_from": old.margin, "margin_to": new.margin,
-            "changed": state(old.role) != state(new.role),  # from one tie to another is not a change
+            "changed": state(old.role) != state(new.role),  # from a tie to another or to none is not a change
         }
         for before, after in pairwise(cell.readings.values())
         for old, new in zip(before.layers, after.layers, strict=True)
@@ -183,8 +182,3 @@ def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
     """Count each state before (rows) and after, [5, 5] in the order of `STATES`."""
     counted = Counter((state(before), state(after)) for before, after in moves)
     return np.array([[counted[before, after] for after in STATES] for before in STATES])
-
-
-def state(role: str) -> str:
-    """Return the role, or `tie` for two leaders."""
-    return role if role in ROLES else "tie"

@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, counted, dash, number, printable
-from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter
+from orchestrator.forensics.roles.palette import MARKS, NO_ROLE, colour, letter
+from orchestrator.forensics.roles.routing import NONE
 from orchestrator.monitoring.alerts import SEVERITIES, Alert, alerts
 from orchestrator.monitoring.cells import CellStatus
 from orchestrator.monitoring.states import SHOWN
@@ -185,7 +186,7 @@ def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
 
 
 def _legend() -> Text:
-    marks = {**MARKS, "tie": TIE}.items()
+    marks = {**MARKS, NONE: NO_ROLE}.items()
     return Text("   ").join(Text.assemble((mark.letter, mark.colour), (f" {role}", "dim")) for role, mark in marks)
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.coincidence import coincide
 from orchestrator.analysis.conservation import REFERENCES, conserve
-from orchestrator.analysis.migration import STATES, RoleShift, role_shift
+from orchestrator.analysis.migration import RoleShift, role_shift
 from orchestrator.analysis.pairs import MEAN, PRIMARY, Pair
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, PairedResult, compare_paired, interval
-from orchestrator.forensics.roles.routing import ROLES
+from orchestrator.forensics.roles.routing import ROLES, STATES
 from tests.orchestrator.reading import reading_of
 
 REPEATS = 1000

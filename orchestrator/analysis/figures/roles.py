@@ -15,11 +15,11 @@ from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm, width_of
 from orchestrator.analysis.formatting import number
-from orchestrator.analysis.migration import STATES, state
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.forensics.reading import LayerReport, roles_of
 from orchestrator.forensics.roles.palette import Mark, letter, mark
+from orchestrator.forensics.roles.routing import STATES, state
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # most seeds for which every cell has its own map
@@ -179,7 +179,7 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
 
 
 def _shade(square: Square) -> str:
-    """Return the square's key in `SHADES`: a role, `tie` or `DIVIDED`."""
+    """Return the square's key in `SHADES`: a role, `none` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm
-from orchestrator.analysis.migration import STATES
 from orchestrator.analysis.sections.section import Section, TableCell
+from orchestrator.forensics.roles.routing import STATES
 
 SCALE = [(0.0, "rgba(0,114,178,0)"), (1.0, "rgba(0,114,178,0.6)")]  # legible on light and dark backgrounds
 

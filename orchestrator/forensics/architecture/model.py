@@ -33,7 +33,7 @@ from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
-from orchestrator.forensics.weights.tensors import Tensors, open_tensors
+from orchestrator.forensics.weights.tensors import LARGEST, Tensors, open_tensors
 
 TEXT = re.compile(r"language_model|text_model")
 BESIDE_TEXT = re.compile(
@@ -77,10 +77,20 @@ class Layer:
         """`weight(kind)` times the scale of the norm that it reads behind, if any: [out, in].
 
         Moving a scale into the matrices after it leaves the function as it is, and so must leave the measures.
+        Raises `UserError` where the product is too large for fp32 to square.
         """
         place = BEHIND.get(kind)
         scale = None if place is None else self.norm(place)
-        return self.weight(kind) if scale is None else self.weight(kind) * scale
+        if scale is None:
+            return self.weight(kind)
+        folded = self.weight(kind) * scale
+        largest = max(abs(float(extreme)) for extreme in torch.aminmax(folded))
+        if largest > LARGEST:
+            raise UserError(
+                f"{self.name(kind)} times the scale of the norm before it holds values up to {largest:.0e}, whose "
+                "squares fp32 cannot sum: use a checkpoint from before they grew."
+            )
+        return folded
 
     def norm(self, place: str) -> Tensor | None:
         """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""

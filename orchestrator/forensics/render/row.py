@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from orchestrator.forensics.reading import COUNTS, Reading, centre, profile, roles_of
-from orchestrator.forensics.roles.routing import ROLES
+from orchestrator.forensics.roles.routing import STATES, state
 
 PER_LAYER = ("cv", "saturated_robust", "effective_rank.o", "attention_share", "momentum_alignment.down")
 STEP = "forensics/step"  # the axis of readings
@@ -28,6 +28,6 @@ def reading_row(reading: Reading) -> dict[str, float]:
 
 
 def role_counts(reading: Reading) -> dict[str, int]:
-    """Role → number of layers, of every role; layers whose role is a tie of two count as `tie`."""
-    counts = Counter("tie" if "/" in role else role for role in roles_of(reading))
-    return dict.fromkeys((*ROLES, "tie"), 0) | counts
+    """Role → number of layers, of every role; layers without a single one count as `none`."""
+    counts = Counter(map(state, roles_of(reading)))
+    return {name: counts[name] for name in STATES}

@@ -58,11 +58,17 @@ CALIBRATED = {
 }
 TIES = tuple("/".join(sorted(two)) for two in combinations(ROLES, 2))
 NONE = "none"  # no role has evidence for it
+STATES = (*ROLES, NONE)
 RoleName = Annotated[str, Kind("a role, a tie of two or 'none'", (*ROLES, *TIES, NONE).__contains__)]
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
 MARGIN = 0.05  # a lead that is not larger is a tie
 EVIDENCE = 3  # features listed per layer
+
+
+def state(role: RoleName) -> str:
+    """One of `STATES`: the role, or none for a tie too, where no single role leads."""
+    return role if role in ROLES else NONE
 
 
 @dataclass(frozen=True)

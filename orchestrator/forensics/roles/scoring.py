@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.forensics.null.peers import limit, spread
+from orchestrator.forensics.null.peers import FEWEST, limit, spread
 from orchestrator.forensics.roles.routing import CALIBRATED, FEATURES, MARGIN, Role, decide
 from orchestrator.forensics.roles.treatments import TREATMENTS, Treatment
 
@@ -68,7 +68,7 @@ def beyond(y: np.ndarray, excess: np.ndarray, treatment: Treatment, unevenness: 
     """
     d, e = y - np.median(y), excess - np.median(excess)
     scale = math.sqrt(np.square(e).mean())
-    if scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
+    if len(y) < FEWEST or scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
         return np.zeros_like(y)
     bar = limit(len(y)) * np.maximum(spread(e / unevenness), treatment.noise) * unevenness
     ratio = np.divide(np.square(bar), np.square(e), out=np.ones_like(e), where=(np.abs(e) > bar) & (d * e > 0))

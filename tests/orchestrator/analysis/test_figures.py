@@ -18,9 +18,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import FIGURES, draw, write
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
-from orchestrator.analysis.migration import STATES
 from orchestrator.analysis.report.glossary import GLOSSARY
 from orchestrator.forensics.roles.palette import colour
+from orchestrator.forensics.roles.routing import STATES
 from tests.naming import names
 
 Write = Callable[..., Path]

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from orchestrator.analysis.cells import CellResult, read_experiment
-from orchestrator.analysis.migration import STATES, role_migration, role_shift, state, transition_counts, transitions
+from orchestrator.analysis.migration import role_migration, role_shift, transition_counts, transitions
 from orchestrator.analysis.pairs import Pair, pair_up
+from orchestrator.forensics.roles.routing import STATES, state
 from tests.naming import names
 from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
 Roles = Sequence[str]  # of one reading
-ROLES = ("hub", "damper", "passthrough", "specialist", "damper/hub", "hub/specialist")
+ROLES = ("hub", "damper", "passthrough", "specialist", "damper/hub", "hub/specialist", "none")
 
 
 def cell_of(arm: str, seed: int, readings: dict[int, Roles]) -> CellResult:
@@ -68,7 +69,7 @@ def test_transition_counts_put_every_tie_in_one_state() -> None:
     assert counts.sum() == 4
     at = {name: i for i, name in enumerate(STATES)}
     assert counts[at["hub"], at["hub"]] == counts[at["hub"], at["damper"]] == 1
-    assert counts[at["tie"], at["specialist"]] == counts[at["damper"], at["tie"]] == 1
+    assert counts[at["none"], at["specialist"]] == counts[at["damper"], at["none"]] == 1
 
 
 def test_transitions_against_cohens_kappa_and_random_dealing() -> None:

@@ -41,6 +41,14 @@ class Checkpoint:
         """The stored fp32 matrix in float64."""
         return self.tensors[self.name(layer, kind)].astype(np.float64)
 
+    def folded(self, layer: int, kind: str) -> np.ndarray:
+        """`weight` times the scale of the norm in front of it, if any."""
+        if kind in ("o", "down"):
+            return self.weight(layer, kind)
+        ffn = "pre_feedforward_layernorm" if self.spec["norm"] == "sandwich" else "post_attention_layernorm"
+        place = "input_layernorm" if kind in ("q", "k", "v") else ffn
+        return self.weight(layer, kind) * self.tensors[f"model.layers.{layer}.{place}.weight"].astype(np.float64)
+
     def write(self, optimizer: bool = True) -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
         save_file(self.tensors, self.path / "model.safetensors")

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from models.transformer import PreNormBlock
 from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.roles.routing import ROLES
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 pytestmark = pytest.mark.statistical
 
-SEEDS = 4
+SEEDS = 8  # for every strength others
 NEVER = 0.02  # of the layers in which nothing was planted
 SHARED = 4  # directions of the residual stream through which a hub meets the other layers
 Blocks = list[PreNormBlock]
@@ -37,8 +38,10 @@ def damper(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> No
     mlp = blocks[at].mlp
     mlp.down_proj.weight *= strength
     blocks[at].post_feedforward_layernorm.weight /= strength
-    some = slice(0, mlp.down_proj.weight.shape[1] // 4)
-    mlp.down_proj.weight[:, some] -= (strength - 1) * mlp.up_proj.weight[some].T
+    some = mlp.down_proj.weight[:, : mlp.down_proj.weight.shape[1] // 4]
+    norms = some.norm(dim=0)
+    some -= (strength - 1) * mlp.up_proj.weight[: some.shape[1]].T
+    some *= norms / some.norm(dim=0)  # loud positions would be a specialist's
 
 
 def passthrough(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
@@ -64,7 +67,8 @@ def even_hub(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> 
         o = attention.o_proj.weight
         u, s, vt = torch.linalg.svd(o, full_matrices=False)
         even = s.norm() / len(s) ** 0.5
-        o.copy_((u * (s + min(1.0, strength - 1) * (even - s))) @ vt)
+        evened = (u * (s + min(1.0, strength - 1) * (even - s))) @ vt
+        o.copy_(evened * (o.norm() / evened.norm()))  # a quieter one would be a passthrough's
 
 
 def meeting_hub(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
@@ -108,17 +112,17 @@ class Planting:
     role: str
     recipe: Recipe
     found_from: float
-    strengths: tuple[float, ...] = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+    strengths: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
 
 
 # The meeting hub may be missed below 2.5: at 2, four directions hold 6 % of a matrix's energy, and what that adds to
 # sink_mean and synapse_mediator chance gives too; its other features (rank, balance, evenness, coupling) stay put.
 PLANTINGS = [
-    Planting("specialist", specialist, 1.25),
-    Planting("damper", damper, 1.25),
-    Planting("passthrough", passthrough, 1.25),
-    Planting("hub", even_hub, 1.25),
-    Planting("hub", meeting_hub, 2.5, (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)),
+    Planting("specialist", specialist, 1.5),
+    Planting("damper", damper, 1.5),
+    Planting("passthrough", passthrough, 1.5),
+    Planting("hub", even_hub, 1.5),
+    Planting("hub", meeting_hub, 2.5, (1.0, 2.0, 2.5, 3.0)),
 ]
 
 
@@ -126,17 +130,17 @@ PLANTINGS = [
 @pytest.mark.parametrize("planting", PLANTINGS, ids=lambda planting: planting.recipe.__name__)
 def test_what_is_planted_is_found(planting: Planting, profile: str, tmp_path: Path) -> None:
     name, recall, elsewhere, rows = planting.recipe.__name__, {}, 0, []
-    for strength in planting.strengths:
+    for number, strength in enumerate(planting.strengths):
         called, by_paper, evidence = [], [], Counter[str]()
-        for seed in range(SEEDS):
+        for seed in range(number * SEEDS, (number + 1) * SEEDS):
             decoder, at = model(spec(profile=profile), seed), 3 + seed % 6
             with torch.no_grad():
                 planting.recipe(list(decoder.model.layers), at, strength, torch.Generator().manual_seed(seed))
-            layers = analyze(write(decoder, tmp_path), seed=seed).layers
+            layers = analyze(write(decoder, tmp_path), resamples=2).layers
             called.append(layers[at].role)
             by_paper.append(layers[at].role_paper)
             evidence.update(layers[at].evidence)
-            elsewhere += sum("/" not in layer.role for layer in layers if layer.layer != at)
+            elsewhere += sum(layer.role in ROLES for layer in layers if layer.layer != at)
         recall[strength] = called.count(planting.role) / SEEDS
         why = ", ".join(f"{feature} {count}/{SEEDS}" for feature, count in evidence.most_common()) or "nothing"
         paper = by_paper.count(planting.role) / SEEDS

@@ -16,6 +16,7 @@ from orchestrator.config import load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
+from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import lease, metrics_log
 from orchestrator.storage.files import write_whole
@@ -102,7 +103,7 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     named = [layer["role"] for layer in last["layers"]]
     for role in ("hub", "damper", "passthrough", "specialist"):
         assert summary[f"final/roles/{role}"] == named.count(role)
-    assert summary["final/roles/tie"] == sum("/" in role for role in named)
+    assert summary["final/roles/none"] == sum(role not in ROLES for role in named)
     described = yaml.safe_load((experiment.directory / "experiment.yaml").read_text())["models"]["main"]
     assert summary["final/parameters"] == described["params"]
     assert summary["final/flops"] > described["training_flops"]  # the sidecar's passes are counted

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.measures.clusters import cluster_masses
+from orchestrator.forensics.measures.clusters import clusters
 
 WIDTH, FFN, LAYERS = 12, 60, 3
 
@@ -29,18 +29,20 @@ def gpt2(tmp_path: Path) -> tuple[Path, GPT2LMHeadModel]:
             parameter.normal_()
         for block in model.transformer.h:
             block.mlp.c_fc.weight[:, :9] *= 6  # Conv1D: [in, out]
-            block.mlp.c_proj.weight[9:15] = -block.mlp.c_fc.weight[:, 9:15].T
+            block.mlp.c_proj.weight[9:15] = -(block.mlp.c_fc.weight * block.ln_2.weight[:, None])[:, 9:15].T
     model.save_pretrained(tmp_path)
     return tmp_path, model
 
 
 def _matrices(model: GPT2LMHeadModel, layer: int) -> dict[str, np.ndarray]:
+    """Their norms folded in."""
     block = model.transformer.h[layer]
-    q, k, v = np.split(block.attn.c_attn.weight.detach().double().numpy().T, 3)
+    before_attention, before_ffn = (norm.weight.detach().double().numpy() for norm in (block.ln_1, block.ln_2))
+    q, k, v = np.split(block.attn.c_attn.weight.detach().double().numpy().T * before_attention, 3)
     o, up, down = (
         module.weight.detach().double().numpy().T for module in (block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
     )
-    return {"q": q, "k": k, "v": v, "o": o, "up": up, "down": down}
+    return {"q": q, "k": k, "v": v, "o": o, "up": up * before_ffn, "down": down}
 
 
 def _expected(w: dict[str, np.ndarray], gamma: np.ndarray) -> dict[str, Any]:
@@ -49,11 +51,12 @@ def _expected(w: dict[str, np.ndarray], gamma: np.ndarray) -> dict[str, Any]:
     robust = np.median(c) + 3 * 1.4826 * np.median(np.abs(c - np.median(c)))
     energy = {kind: (matrix**2).sum() for kind, matrix in w.items()}
     share = sum(energy[kind] for kind in "qkvo") / sum(energy.values())
-    mean_square = [np.concatenate([w[kind].ravel() for kind in kinds]) for kinds in ("qkvo", ("up", "down"))]
-    per_parameter = np.array([(x**2).mean() for x in mean_square])
+    squares = {kind: (matrix**2).mean() for kind, matrix in w.items()}
+    typical = [np.prod([squares[kind] for kind in "qkvo"]) ** 0.25, np.sqrt(squares["up"] * squares["down"])]
     cosines = (up * down).sum(1) / norm(up, axis=1) / norm(down, axis=1)
-    masses = cluster_masses(np.stack([np.log(norm(up, axis=1)), np.log(norm(down, axis=1)), cosines], axis=1))
-    assert masses is not None
+    found = clusters(np.stack([np.log(norm(up, axis=1)), np.log(norm(down, axis=1)), cosines], axis=1), c)
+    assert found is not None
+    masses = found.masses
     p = np.abs(gamma) / np.abs(gamma).sum()
     write = norm(w["down"]) * np.sqrt((c**2).mean())
     return {
@@ -61,13 +64,18 @@ def _expected(w: dict[str, np.ndarray], gamma: np.ndarray) -> dict[str, Any]:
         "saturated": (c > c.mean() + 3 * c.std()).sum(),
         "saturated_robust": (c > robust).sum(),
         "depleted": (cosines < -3 / np.sqrt(WIDTH)).sum(),
-        "down_ratio": np.sqrt((down**2).mean() / (up**2).mean()),
+        "gain_cv": c.std() / c.mean(),  # the gain of a position without a gate is its co-magnitude
+        "gain_saturated": (c > robust).sum(),
+        "loudest_gain": c.max() / np.median(c),
+        "write_ratio": np.sqrt(squares["down"] / squares["up"]),
+        "down_ratio": np.sqrt(squares["down"] / squares["up"]),
         "attention_share": share,
         "balance": -abs(share - 0.4),
-        "balance_per_parameter": -abs(per_parameter[0] / per_parameter.sum() - 0.4),
+        "branch_balance": -abs(typical[0] / sum(typical) - 0.4),
         "total_write": norm(w["o"]) * norm(w["v"]) / WIDTH + write / np.sqrt(FFN),
         "write_gain": (norm(w["o"]) * norm(w["v"]) / np.sqrt(WIDTH) + write) / np.sqrt(WIDTH),
         "unique_roles": (masses >= 0.005).sum(),
+        "ffn_cluster_evidence": np.sqrt(found.evidence),
         "ffn_cluster_entropy": -(masses[masses > 0] * np.log(masses[masses > 0])).sum(),
         "gamma_concentration": 1 - np.exp(-(p * np.log(p)).sum()) / WIDTH,
     }
@@ -95,8 +103,9 @@ def test_against_the_reference(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
 def test_composition_reads_what_there_is(gpt2: tuple[Path, GPT2LMHeadModel]) -> None:
     path, model = gpt2
     layers = [_matrices(model, layer) for layer in range(LAYERS)]
-    reads = [np.concatenate([w[kind] for kind in ("q", "k", "v", "up")]) for w in layers]
-    writes = [np.concatenate([w["o"], w["down"]], axis=1) for w in layers]
+    units = [{kind: matrix / np.linalg.norm(matrix) for kind, matrix in w.items()} for w in layers]
+    reads = [np.concatenate([w[kind] for kind in ("q", "k", "v", "up")]) for w in units]
+    writes = [np.concatenate([w["o"], w["down"]], axis=1) for w in units]
     for layer, row in enumerate(analyze(path, resamples=2).layers):
         above = [
             np.linalg.norm(read @ writes[layer]) / np.linalg.norm(read) / np.linalg.norm(writes[layer])

@@ -1,4 +1,4 @@
-"""The bar of SCIENCE §3: at most 2 % of the layers of untrained models carry a role, 50 seeds a model."""
+"""The bars of SCIENCE §3: layers that chance alone tells apart have no role, whatever law they are drawn from."""
 
 from __future__ import annotations
 
@@ -9,58 +9,67 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from models.transformer import Decoder
 from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.reading import LayerReport
+from orchestrator.forensics.roles.routing import ROLES
+from tests.orchestrator.forensics.laws import LAWS, explode, under
 from tests.orchestrator.forensics.untrained import model, spec, write
 
 pytestmark = pytest.mark.statistical
 
-BAR = 0.02
+UNTRAINED, EXCHANGEABLE = 0.02, 0.03  # shares of layers with a role
+SEEDS = 50
+THOUSAND = 92  # seeds of 11 layers
+
+Checkpoints = Callable[[int], Path]  # seed → checkpoint
 
 
-def _rates(checkpoints: Callable[[int], Path], seeds: int) -> tuple[float, float]:
-    """Shares of layers with a role under calibrated scoring and under the paper's rule; none is pathological."""
-    calibrated, paper = [], []
-    for seed in range(seeds):
-        result = analyze(checkpoints(seed), seed=seed)
-        assert result.pathology == []
-        calibrated += ["/" not in layer.role for layer in result.layers]
-        paper += ["/" not in layer.role_paper for layer in result.layers]
-    return sum(calibrated) / len(calibrated), sum(paper) / len(paper)
+def layers_of(checkpoints: Checkpoints, seeds: int) -> list[LayerReport]:
+    """The layer reports of a checkpoint for each seed."""
+    return [layer for seed in range(seeds) for layer in analyze(checkpoints(seed), resamples=2).layers]
 
 
-def _told(name: str, rates: tuple[float, float]) -> str:
-    told = f"{name}: {rates[0]:.4f} of the layers have a role under calibrated scoring, {rates[1]:.3f} by the paper's"
+def judge(name: str, layers: list[LayerReport], bar: float) -> float:
+    """Fails where more than `bar` of the layers have a role; returns the share by the paper's rule."""
+    calibrated, paper = (
+        sum(role in ROLES for role in roles) / len(layers)
+        for roles in ([layer.role for layer in layers], [layer.role_paper for layer in layers])
+    )
+    told = f"{name}: {calibrated:.4f} of {len(layers)} layers have a role, {paper:.3f} by the paper's rule"
     print(told)
-    return told
+    assert calibrated <= bar, told
+    return paper
 
 
 @pytest.mark.parametrize(
     ("name", "layers", "profile"), [("uniform", 11, "uniform"), ("ramp", 11, "ramp"), ("24 layers", 24, "uniform")]
 )
-def test_the_bar(name: str, layers: int, profile: str, tmp_path: Path) -> None:
-    rates = _rates(lambda seed: write(model(spec(layers, profile), seed), tmp_path), 50)
-    told = _told(name, rates)
-    assert rates[0] <= BAR, told
-    assert rates[1] > 0.4, told  # what the calibration is for
+def test_untrained(name: str, layers: int, profile: str, tmp_path: Path) -> None:
+    paper = judge(name, layers_of(lambda seed: write(model(spec(layers, profile), seed), tmp_path), SEEDS), UNTRAINED)
+    assert paper > 0.4  # what the calibration is for
 
 
-def _heavy(decoder: Decoder, seed: int) -> Decoder:
-    """The same model with entries of Student's t, 4 degrees of freedom, of the same variance."""
-    torch.manual_seed(seed)
-    law = torch.distributions.StudentT(4.0)
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            if weight.ndim == 2:
-                weight.copy_(law.sample(weight.shape) / 2**0.5 * weight.std())
-    return decoder
+@pytest.mark.parametrize("law", LAWS)
+def test_layers_of_one_law(law: str, tmp_path: Path) -> None:
+    found = layers_of(lambda seed: write(under(LAWS[law], model(spec(), seed), seed), tmp_path), THOUSAND)
+    judge(law, found, EXCHANGEABLE)
 
 
-@pytest.mark.parametrize("profile", ["uniform", "ramp"])
-def test_heavy_tailed_entries(profile: str, tmp_path: Path) -> None:
-    rates = _rates(lambda seed: write(_heavy(model(spec(profile=profile), seed), seed), tmp_path), 20)
-    told = _told(f"t(4), {profile}", rates)
-    assert rates[0] <= BAR, told
+def test_heavy_tails_in_layers_of_unequal_width(tmp_path: Path) -> None:
+    """What a shape gives by chance is that of Gaussian entries."""
+    of = spec(profile="ramp")
+    found = layers_of(lambda seed: write(under(LAWS["t(4)"], model(of, seed), seed), tmp_path), SEEDS)
+    judge("t(4), ramp", found, EXCHANGEABLE)
+
+
+def test_one_layer_that_explodes_gives_the_others_no_role(tmp_path: Path) -> None:
+    def exploded(seed: int) -> Path:
+        decoder = model(spec(), seed)
+        explode(decoder.model.layers[5].mlp.gate_proj.weight, 15, seed)
+        return write(decoder, tmp_path)
+
+    others = [layer for layer in layers_of(exploded, SEEDS) if layer.layer != 5]
+    judge("beside an explosion", others, UNTRAINED)
 
 
 def test_grouped_heads(tmp_path: Path) -> None:
@@ -73,9 +82,7 @@ def test_grouped_heads(tmp_path: Path) -> None:
         LlamaForCausalLM(config).save_pretrained(tmp_path)
         return tmp_path
 
-    rates = _rates(llama, 24)
-    told = _told("Llama, grouped heads", rates)
-    assert rates[0] <= BAR, told
+    judge("Llama, grouped heads", layers_of(llama, 24), UNTRAINED)
 
 
 def test_no_gate_and_biases(tmp_path: Path) -> None:
@@ -87,6 +94,4 @@ def test_no_gate_and_biases(tmp_path: Path) -> None:
         GPT2LMHeadModel(config).save_pretrained(tmp_path)
         return tmp_path
 
-    rates = _rates(gpt2, 24)
-    told = _told("GPT-2", rates)
-    assert rates[0] <= BAR, told
+    judge("GPT-2", layers_of(gpt2, 24), UNTRAINED)

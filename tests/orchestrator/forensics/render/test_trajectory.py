@@ -50,7 +50,7 @@ def growing(checkpoint: Callable[..., Any]) -> Callable[..., list[Reading]]:
 
 def ratio_of(ours: Any) -> float:
     """The spectral norm of layer 2's gate over its peers', by numpy."""
-    norms = [np.linalg.norm(ours.weight(layer, "gate"), 2) for layer in range(4)]
+    norms = [np.linalg.norm(ours.folded(layer, "gate"), 2) for layer in range(4)]
     return float(norms[2] / np.median(np.delete(norms, 2)))
 
 
