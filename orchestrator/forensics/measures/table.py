@@ -298,7 +298,7 @@ def write_ratio(layer: LayerStatistics) -> Value:
     if "gate" not in energy:
         return down_ratio(layer)
     ratios = np.sqrt(energy["up"] * energy["down"])[energy["gate"] > 0] / energy["gate"][energy["gate"] > 0]
-    return float(np.sqrt(np.median(ratios))) if len(ratios) else None
+    return float(np.median(np.sqrt(ratios))) if len(ratios) else None
 
 
 @entry("down_ratio")

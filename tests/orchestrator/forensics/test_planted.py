@@ -45,13 +45,9 @@ def damper(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> No
 
 
 def passthrough(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
-    """Writes `strength` times less, and its FFN positions stand out less, from 2 on not at all."""
-    block = blocks[at]
-    for weight in (block.mlp.down_proj.weight, block.self_attn.o_proj.weight):
-        weight /= strength
-    for weight in (block.mlp.gate_proj.weight, block.mlp.up_proj.weight):
-        norms = weight.norm(dim=1, keepdim=True)
-        weight *= (norms.mean() / norms) ** min(1.0, strength - 1)
+    """Writes `strength` times less: behind a post-norm, the scale of the matrices themselves would mean nothing."""
+    for norm in (blocks[at].post_attention_layernorm, blocks[at].post_feedforward_layernorm):
+        norm.weight /= strength
 
 
 def even_hub(blocks: Blocks, at: int, strength: float, rng: torch.Generator) -> None:
