@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -9,161 +11,205 @@ import pytest
 from scipy.special import expit
 
 from orchestrator.forensics.roles.routing import FEATURES, ROUTING
-from orchestrator.forensics.roles.scoring import TREATMENTS, anscombe, calibrated, logarithm, shrunk
+from orchestrator.forensics.roles.scoring import beyond, calibrated
+from orchestrator.forensics.roles.treatments import SHAPED, TREATMENTS, Treatment, anscombe, logarithm
 
-LAYERS, RESAMPLES = 9, 10
+LAYERS = 9
+BARS = {8: 3.96, 9: 5.29}  # layers → Qn from the median beyond which one in a thousand lies
+ABOVE = np.arange(LAYERS)[::-1].clip(1)  # layers above, which a source is a mean over
+BELOW = np.arange(LAYERS) + 1.0  # layers below and the embedding, which a sink is a mean over
 
-# How a feature enters: what it is read from, its transform, and whether its resampled mean is taken off.
-RULES = {
-    "balance": ("balance_per_parameter", None, False),
-    "down_ratio": ("down_ratio", np.log, False),
-    "total_write": ("write_gain", np.log, False),
-    "gamma_concentration": ("gamma_concentration", None, False),
-    "post_norm_damped_fraction": ("post_norm_damped_fraction", None, False),
-    "stuck_fraction": ("stuck_fraction", None, False),
-    "super_weight_ratio": ("super_weight_ratio", np.log, True),
-    "depletion_fraction": ("depleted", lambda x: 2 * np.sqrt(x + 0.375), True),
-    "saturated_robust_fraction": ("saturated_robust", lambda x: 2 * np.sqrt(x + 0.375), True),
+
+def count(x: Any) -> Any:
+    return 2 * np.sqrt(x + 0.375)
+
+
+def lack(x: Any) -> Any:
+    return -np.log(1 - x)
+
+
+# Feature → what it is read from, its transform, whether shapes matter, its least noise and its relative spread.
+RULES: dict[str, tuple[str, Callable[[Any], Any] | None, bool, float, np.ndarray | None]] = {
+    "effective_rank.o_fraction": ("effective_rank.o_fraction", None, True, 0, None),
+    "effective_rank.down_fraction": ("effective_rank.down_fraction", None, True, 0, None),
+    "balance": ("branch_balance", None, False, 0, None),
+    "head_evenness": ("head_evenness", lack, True, 0, None),
+    "head_diversity": ("head_diversity", None, True, 0, None),
+    "coupling": ("coupling", None, True, 0, None),
+    "sink_mean": ("sink_mean", np.log, True, 0, BELOW**-0.5),
+    "source_mean": ("source_mean", np.log, True, 0, ABOVE**-0.5),
+    "synapse_mediator": ("synapse_mediator", np.log, True, 0, np.sqrt(1 / ABOVE + 1 / BELOW) / 2),
+    "down_ratio": ("write_ratio", np.log, False, 0, None),
+    "depletion_fraction": ("depleted", count, True, 1, None),
+    "cv": ("gain_cv", np.log, True, 0, None),
+    "saturated_robust_fraction": ("gain_saturated", count, True, 1, None),
+    "total_write": ("total_write", np.log, False, 0, None),
+    "adjacent_alignment": ("adjacent_alignment", lack, False, 0, None),
+    "unique_roles": ("ffn_cluster_evidence", None, False, 1, None),
+    "super_weight_ratio": ("loudest_gain", np.log, True, 0, None),
+    "gamma_concentration": ("post_norm_concentration", None, False, 0, None),
+}
+UNHEARD = {
+    "passthrough": {"cv", "saturated_robust_fraction"},
+    "specialist": {"ffn_cluster_entropy"},
 }
 
 
-def _rule(feature: str, probed: bool) -> tuple[str, Any, bool]:
-    if probed and feature == "total_write":  # the redrawn models were probed too
-        return "total_write", np.log, True
-    return RULES.get(feature, (feature, None, True))
+def _rule(feature: str) -> tuple[str, Callable[[Any], Any], bool, float, np.ndarray]:
+    name, transform, shaped, noise, spread = RULES.get(feature, (feature, None, False, 0, None))
+    return name, transform or (lambda x: x), shaped, noise, np.ones(LAYERS) if spread is None else spread
 
 
 def _random(
-    seed: int, signal: float, probed: bool
+    seed: int, signal: float, shaped: bool
 ) -> tuple[list[dict[str, float | None]], list[dict[str, np.ndarray]]]:
+    """Values in (0, 1), some layers far from the others, and values by chance that differ by layer."""
     rng = np.random.default_rng(seed)
-    names = sorted({_rule(feature, probed)[0] for feature in FEATURES})
+    names = sorted({_rule(feature)[0] for feature in FEATURES})
     rows: list[dict[str, float | None]] = []
-    chance: list[dict[str, np.ndarray]] = []
     for _ in range(LAYERS):
-        centre = {name: rng.uniform(5, 6) for name in names}
-        chance.append({name: centre[name] + rng.normal(size=RESAMPLES) * 0.3 for name in names})
-        rows.append({name: centre[name] + 0.3 * rng.normal() + signal * rng.normal() ** 3 for name in names})
-    rows = [{name: max(0.1, value or 0.0) for name, value in row.items()} for row in rows]
+        values = {name: 0.5 + 0.02 * rng.normal() + 0.02 * signal * rng.normal() ** 3 for name in names}
+        rows.append({name: float(np.clip(value, 0.01, 0.99)) for name, value in values.items()})
     rows[-1]["source_mean"] = rows[-1]["synapse_mediator"] = None  # as in every last layer
-    rows[rng.integers(LAYERS)]["cv"] = rows[rng.integers(LAYERS)]["down_ratio"] = None
+    rows[rng.integers(LAYERS)]["gain_cv"] = rows[rng.integers(LAYERS)]["write_ratio"] = None
     for row in rows:
         row["coupling"] = None
-        if not probed:
-            row["adjacent_alignment"] = row["copy_density"] = None
+    if not shaped:
+        return rows, [{} for _ in rows]
+    chance = [{name: rng.uniform(0.2, 0.3, 4) for name in SHAPED if row[name] is not None} for row in rows]
     return rows, chance
 
 
-def _expected(
-    rows: list[dict[str, float | None]], chance: list[dict[str, np.ndarray]], probed: bool
-) -> dict[str, np.ndarray]:
+def _spread(values: np.ndarray) -> float:
+    """Qn by its words: sort all differences of two values, take the one whose number is (h over 2)."""
+    half = len(values) // 2 + 1
+    return 2.2219 * sorted(abs(a - b) for a, b in combinations(values, 2))[half * (half - 1) // 2 - 1]
+
+
+def _expected(rows: list[dict[str, float | None]], chance: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Role → scores [L]."""
-    present = [f for f in FEATURES if any(r.get(_rule(f, probed)[0]) is not None for r in rows)]
     z = {}
-    for feature in present:
-        name, transform, centred = _rule(feature, probed)
-        transform = transform or (lambda x: x)
+    for feature in FEATURES:
+        name, transform, shaped, noise, spread = _rule(feature)
         layers = [i for i, row in enumerate(rows) if row.get(name) is not None]
-        x = transform(np.array([rows[i][name] for i in layers]))
-        null = transform(np.array([chance[i][name] for i in layers]))  # [L, R]
-        y = x - null.mean(axis=1) if centred else x
-        v = np.maximum(null.var(axis=1, ddof=1), 1.0 if name in ("depleted", "saturated_robust") else 0.0)
-        s2 = 0.5 * (v + v.mean()) * (1 + 1 / RESAMPLES) * (1 + np.pi / (2 * len(layers)))
-        d = y - np.median(y)
-        scale = np.sqrt(np.mean(d**2))
-        threshold = 2 * np.log(len(rows) * len(present))
-        keep = np.maximum(0, 1 - threshold * s2 / d**2) if scale else np.zeros_like(d)
-        column = np.full(len(rows), np.nan)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            column[layers] = np.clip(np.nan_to_num(d / scale * keep), -3, 3)
+        if not layers:
+            continue
+        y = transform(np.array([rows[i][name] for i in layers], dtype=float))
+        if shaped and chance[0]:
+            y = y - [np.mean(transform(chance[i][name])) for i in layers]
+        d, column = y - np.median(y), np.full(len(rows), np.nan)
+        bars = BARS[len(layers)] * max(_spread(d / spread[layers]), noise) * spread[layers]
+        kept = [1 - (bar / x) ** 2 if abs(x) > bar else 0.0 for x, bar in zip(d, bars, strict=True)]
+        column[layers] = np.clip(d / np.sqrt(np.mean(d**2)) * kept, -3, 3)
         z[feature] = column
-    return {
-        role: expit(np.nanmean([sign * z[f] for f, sign in routes.items() if f in z], axis=0))
+    votes = {
+        role: [sign * z[f] for f, sign in routes.items() if f in z and f not in UNHEARD.get(role, ())]
         for role, routes in ROUTING.items()
     }
+    return {role: expit(np.nanmean(of, axis=0)) for role, of in votes.items()}
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero")
-@pytest.mark.parametrize("signal", [0.0, 0.5, 3.0])
-@pytest.mark.parametrize("probed", [False, True])
+@pytest.mark.parametrize("signal", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("shaped", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_scores_are_those_of_the_definition(seed: int, probed: bool, signal: float) -> None:
-    rows, chance = _random(seed, signal, probed)
-    expected = _expected(rows, chance, probed)
+def test_scores_are_those_of_the_definition(seed: int, shaped: bool, signal: float) -> None:
+    rows, chance = _random(seed, signal, shaped)
+    expected = _expected(rows, chance)
+    heard = {f for role, routes in ROUTING.items() for f in routes if f not in UNHEARD.get(role, ())}
     for layer, role in enumerate(calibrated(rows, chance)):
         scores = {name: float(values[layer]) for name, values in expected.items()}
         assert role.scores == pytest.approx(scores, abs=1e-9)
-        (second, _), (first, leader) = sorted((score, name) for name, score in scores.items())[-2:]
+        (second, runner_up), (first, leader) = sorted((score, name) for name, score in scores.items())[-2:]
         assert role.margin == pytest.approx(first - second, abs=1e-9)
-        assert role.role == leader if first - second > 0.05 else "/" in role.role
-        known = sum(rows[layer].get(_rule(feature, probed)[0]) is not None for feature in FEATURES)
-        assert role.coverage == known / len(FEATURES)
+        tie = "/".join(sorted((leader, runner_up)))
+        assert role.role == ("none" if first <= 0.55 else leader if first - second > 0.05 else tie)
+        assert role.coverage == sum(rows[layer].get(_rule(f)[0]) is not None for f in heard) / len(heard)
+
+
+def test_the_seeds_above_have_roles_ties_and_none() -> None:
+    given = {role.role for seed in range(4) for role in calibrated(*_random(seed, 5.0, False))}
+    assert "none" in given
+    assert given & set(ROUTING)
 
 
 def test_the_table_of_treatments_is_the_one_typed_here() -> None:
     for feature, treatment in TREATMENTS.items():
-        name, transform, centred = RULES[feature]
-        assert (treatment.measure or feature, treatment.centred) == (name, centred)
-        if transform is not None:
-            assert treatment.transform(np.array([2.5])) == pytest.approx(transform(np.array([2.5])))
-    assert set(TREATMENTS) == set(RULES)
+        name, transform, shaped, noise, spread = _rule(feature)
+        assert (treatment.measure or feature, treatment.shaped, treatment.noise) == (name, shaped, noise)
+        assert treatment.transform(np.array([0.3])) == pytest.approx(transform(np.array([0.3])))
+        np.testing.assert_allclose(treatment.unevenness(LAYERS), spread)
 
 
-def test_what_the_null_reaches_is_nothing_and_what_exceeds_it_is_kept() -> None:
-    noise = [np.array([-1.0, 1.0] * 5)] * 11
-    x = np.zeros(11)
-    x[4], x[7] = 2.0, 60.0
-    z = shrunk(x, noise, TREATMENTS["stuck_fraction"], bound=2 * np.log(100))
+def test_a_layer_within_the_spread_of_its_peers_is_nothing_and_one_beyond_is_kept() -> None:
+    x = np.arange(11) / 10
+    x[4], x[7] = 2.0, 60.0  # Qn is 0.67, the limit 4.5 of it
+    z = beyond(x, Treatment(), np.ones(11))
     assert z[4] == 0
     assert z[7] == pytest.approx(3.0)  # cut
     assert np.count_nonzero(z) == 1
 
 
-def test_a_count_that_no_resample_reached_is_not_remarkable_by_that() -> None:
+def test_the_shrinkage_by_hand() -> None:
+    x = np.array([-2.0, -1, 0, 1, 2, 10])  # median 0.5; the 6th smallest of 15 differences is 2
+    d = x - 0.5
+    bar = 5.01 * 2.2219 * 2
+    assert bar > 9.5
+    assert not beyond(x, Treatment(), np.ones(6)).any()
+    x[5] = d[5] = 60
+    d[:5] = x[:5] - 0.5
+    d[5] -= 0.5
+    z = beyond(x, Treatment(), np.ones(6))
+    assert z[:5].tolist() == [0] * 5
+    assert z[5] == pytest.approx(d[5] / np.sqrt(np.mean(d**2)) * (1 - bar**2 / d[5] ** 2))
+
+
+def test_a_count_that_no_peer_reached_is_not_remarkable_by_that() -> None:
     counts = np.array([0.0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0])
-    z = shrunk(counts, [np.zeros(10)] * 11, TREATMENTS["depletion_fraction"], bound=2 * np.log(11 * 17))
-    assert not z.any()
+    depletion = TREATMENTS["depletion_fraction"]
+    assert not beyond(depletion.transform(counts), depletion, np.ones(11)).any()
     counts[2] = 40
-    assert shrunk(counts, [np.zeros(10)] * 11, TREATMENTS["depletion_fraction"], bound=2 * np.log(11 * 17))[2] > 2
+    assert beyond(depletion.transform(counts), depletion, np.ones(11))[2] > 2
 
 
-def test_few_resamples_are_pooled_over_the_layers() -> None:
-    noise = [np.array([-1.0, 1.0])] + [np.zeros(2)] * 10
+def test_a_mean_over_few_layers_may_be_further_off() -> None:
     x = np.zeros(11)
-    x[5] = 1.5  # its own resamples are equal, its peers' are not
-    assert not shrunk(x, noise, TREATMENTS["stuck_fraction"], bound=10.0).any()
+    x[:] = np.arange(11) % 3 / 10
+    x[0] = x[10] = 2.0
+    uneven = np.ones(11)
+    uneven[0] = 5
+    z = beyond(x, Treatment(), uneven)
+    assert z[0] == 0
+    assert z[10] > 0
 
 
-def test_a_feature_without_null_is_judged_by_its_spread_alone() -> None:
-    x = np.array([0.0, 0, 0, 0, 1, 0, 0])
-    (z,) = [shrunk(x, [np.zeros(1)] * 7, TREATMENTS["stuck_fraction"], bound=9.0)]
-    assert z[4] == pytest.approx(np.sqrt(7))
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_too_few_layers_have_no_peers(layers: int) -> None:
+    assert not beyond(np.array([0.0, 0.0, 100.0])[:layers], Treatment(), np.ones(layers)).any()
 
 
-def test_a_layer_without_a_null_lacks_what_other_layers_have_one_for() -> None:
+def test_a_layer_without_a_value_by_chance_lacks_what_other_layers_have_one_for() -> None:
     rng = np.random.default_rng(0)
-    names = ("coupling", "cv", "down_ratio")
+    names = ("coupling", "gain_cv", "write_ratio")
     rows: list[dict[str, float | None]] = [{name: 5 + 0.1 * rng.normal() for name in names} for _ in range(LAYERS)]
-    chance = [{name: 5 + 0.1 * rng.normal(size=RESAMPLES) for name in names} for _ in range(LAYERS)]
+    chance = [{name: 5 + 0.1 * rng.normal(size=4) for name in names} for _ in range(LAYERS)]
     del chance[4]["coupling"]  # 5 exceeds nothing: what is left of the others' 5 is beside 0
     roles = calibrated(rows, chance)
-    assert [role.evidence for role in roles] == [[]] * LAYERS
+    assert [role.role for role in roles] == ["none"] * LAYERS
     assert [role.scores["hub"] for role in roles] == [0.5] * 4 + [None] + [0.5] * (LAYERS - 5)
     rows[2]["coupling"] = 9.0
     assert calibrated(rows, chance)[2].role == "hub"
 
 
 def test_constant_features_are_available_and_say_nothing() -> None:
-    rows: list[dict[str, float | None]] = [{"cv": 0.3, "down_ratio": 0.7} for _ in range(6)]
-    chance = [{"cv": np.full(10, 0.3), "down_ratio": np.full(10, 0.7)}] * 6
-    for role in calibrated(rows, chance):
-        assert role.margin == 0
-        assert role.evidence == []
-        assert role.coverage == pytest.approx(2 / len(FEATURES))
+    rows: list[dict[str, float | None]] = [{"gain_cv": 0.3, "write_ratio": 0.7} for _ in range(6)]
+    for role in calibrated(rows, [{}] * 6):
+        assert (role.role, role.margin, role.evidence) == ("none", 0, [])
+        assert role.coverage > 0
 
 
 def test_transforms_take_zero() -> None:
     assert np.isfinite(logarithm(np.array([0.0, 1.0]))).all()
+    assert np.isfinite(TREATMENTS["head_evenness"].transform(np.array([1.0]))).all()
     assert anscombe(np.array([0.0]))[0] == pytest.approx(2 * np.sqrt(3 / 8))
     counts = np.random.default_rng(0).poisson(8, 100_000).astype(float)
     assert anscombe(counts).var() == pytest.approx(1, abs=0.05)
