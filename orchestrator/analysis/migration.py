@@ -36,7 +36,7 @@ class Overlap:
 class Transitions:
     """State changes of an arm's layers from each reading to the next, over its cells; chance as in `Overlap`.
 
-    Matrices are [5][5] in the order of `STATES`, rows = before.
+    Matrices are [6][6] in the order of `STATES`, rows = before.
     """
 
     arm: str
@@ -70,7 +70,7 @@ class RoleShift:
     arm: str
     seeds: list[int]  # [n], read there
     step: int
-    counts: list[list[int]]  # [5][5] in the order of `STATES`, rows = the baseline's; layers × pairs
+    counts: list[list[int]]  # [6][6] in the order of `STATES`, rows = the baseline's; layers × pairs
     expected: list[list[float]]  # by chance, as in `Overlap`
     across: Overlap  # between the arms at one seed
     within_a: Overlap | None  # between two seeds of the baseline; null for one pair
@@ -160,7 +160,7 @@ def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
     """
     has = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
     n = len(a)
-    difference = has[:n] - has[n:]  # [n, L, 5]
+    difference = has[:n] - has[n:]  # [n, L, 6]
     return np.abs(np.tensordot(sign_patterns(n), difference, axes=1)).sum(axis=2) / 2.0
 
 
@@ -171,7 +171,7 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
             "arm": cell.arm, "seed": cell.seed, "step_from": before.step, "step": after.step,
             "layer": new.layer, "role_from": old.role, "role_to": new.role,
             "margin_from": old.margin, "margin_to": new.margin,
-            "changed": state(old.role) != state(new.role),  # from a tie to another or to none is not a change
+            "changed": state(old.role) != state(new.role),  # from one tie to another is not a change
         }
         for before, after in pairwise(cell.readings.values())
         for old, new in zip(before.layers, after.layers, strict=True)
@@ -179,6 +179,6 @@ def role_migration(cell: CellResult) -> list[dict[str, Any]]:
 
 
 def transition_counts(moves: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Count each state before (rows) and after, [5, 5] in the order of `STATES`."""
+    """Count each state before (rows) and after, [6, 6] in the order of `STATES`."""
     counted = Counter((state(before), state(after)) for before, after in moves)
     return np.array([[counted[before, after] for after in STATES] for before in STATES])

@@ -111,7 +111,7 @@ def _table(section: Section, *, words: bool) -> Table:
 
 
 def _cell(cell: TableCell, words: bool) -> Text:
-    """Write roles as a coloured word or letter per seed; a tie is the letters of its two leaders, none a dot."""
+    """Write roles as a coloured word or letter per seed; a tie is the letters of its two leaders, or a dot."""
     if isinstance(cell, str):
         return Text(cell, style=VERDICTS.get(cell, ""))
     if isinstance(cell, Link):

@@ -25,7 +25,7 @@ class Newest:
 
     @property
     def letters(self) -> str:
-        """One letter per layer; a dot where no single role leads."""
+        """One letter per layer; a dot is a tie, a dash no role."""
         return "".join(map(letter, self.roles))
 
 
@@ -42,7 +42,7 @@ def newest(cell_dir: Path, steps: Collection[int]) -> Newest | None:
 
 
 def _changed(cell_dir: Path, earlier: list[int], roles: tuple[str, ...]) -> int | None:
-    """The number of layers whose letter differs from the last of the `earlier` steps (a tie and none have the same)."""
+    """The number of layers whose letter differs from the last of the `earlier` steps (all ties have one letter)."""
     try:
         before, _ = _read_at(reading_of(cell_dir, earlier[-1]))
     except (IndexError, OSError, UserError):  # the first reading, or one that has just been set aside

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, counted, dash, number, printable
-from orchestrator.forensics.roles.palette import MARKS, NO_ROLE, colour, letter
-from orchestrator.forensics.roles.routing import NONE
+from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.routing import STATES
 from orchestrator.monitoring.alerts import SEVERITIES, Alert, alerts
 from orchestrator.monitoring.cells import CellStatus
 from orchestrator.monitoring.states import SHOWN
@@ -186,8 +186,7 @@ def _foremost(cells: Sequence[CellStatus], room: int) -> list[CellStatus]:
 
 
 def _legend() -> Text:
-    marks = {**MARKS, NONE: NO_ROLE}.items()
-    return Text("   ").join(Text.assemble((mark.letter, mark.colour), (f" {role}", "dim")) for role, mark in marks)
+    return Text("   ").join(Text.assemble((letter(state), colour(state)), (f" {state}", "dim")) for state in STATES)
 
 
 def _together(found: Sequence[Alert]) -> list[Alert]:

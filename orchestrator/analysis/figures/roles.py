@@ -179,7 +179,7 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
 
 
 def _shade(square: Square) -> str:
-    """Return the square's key in `SHADES`: a role, `none` or `DIVIDED`."""
+    """Return the square's key in `SHADES`: one of `STATES` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
 
 

@@ -83,9 +83,9 @@ OWN = {
         "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
         "(changes little) and specialist (few loud FFN positions): the sigmoid of a mean of z-scored measures. The "
         "highest score gives the role if it leads by more than 0.05; the lead is the margin (SCIENCE §2)."),
-    "tie": Term("· and H/S",
-        "No single role: · where no role has evidence for it, H/S where hub and specialist lead and lie within 0.05 of "
-        "each other. Where there is room for one letter only, · is both."),
+    "tie": Term("H/S, · and –",
+        "A tie: no role leads by more than 0.05. The letters name the two leaders; where there is room for one sign, "
+        "it is a dot. A dash: no role has evidence for it."),
     "null": Term("calibrated scoring",
         "z-scores give some layer the highest score even on noise. So a measure counts only where a layer lies "
         "beyond the spread of its peers, which one layer in a thousand does by chance; and a role needs evidence for "

@@ -46,7 +46,7 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
         *(f"CV\n{n}" for n in names), *(["CV\na / b"] if paired else []), *(f"satur.\n{n}" for n in names),
     ]  # fmt: skip
     notes = [
-        "CV: of FFN co-magnitude (a / b: geometric mean); H/S: a tie; ·: no role",
+        "CV: of FFN co-magnitude (a / b: geometric mean); H/S or ·: a tie; –: no role",
         "satur.: FFN positions above the robust threshold (by chance)",
         *filter(None, [at.unread_note]),
     ]

@@ -28,6 +28,6 @@ def reading_row(reading: Reading) -> dict[str, float]:
 
 
 def role_counts(reading: Reading) -> dict[str, int]:
-    """Role → number of layers, of every role; layers without a single one count as `none`."""
+    """Role → number of layers, of every role; ties count as `tie`, layers without a role as `none`."""
     counts = Counter(map(state, roles_of(reading)))
     return {name: counts[name] for name in STATES}

@@ -83,7 +83,7 @@ def step_of(reading: Reading) -> int:
 
 
 def changes(readings: Sequence[Reading]) -> list[Change]:
-    """Every change of role from one checkpoint to the next, in order of step; a tie is no role."""
+    """Every change of role from one checkpoint to the next, in order of step; a tie is not a role."""
     found = []
     for before, after in pairwise(readings):
         for old, new in zip(before.layers, after.layers, strict=True):

@@ -58,7 +58,8 @@ CALIBRATED = {
 }
 TIES = tuple("/".join(sorted(two)) for two in combinations(ROLES, 2))
 NONE = "none"  # no role has evidence for it
-STATES = (*ROLES, NONE)
+TIE = "tie"  # of any two
+STATES = (*ROLES, TIE, NONE)
 RoleName = Annotated[str, Kind("a role, a tie of two or 'none'", (*ROLES, *TIES, NONE).__contains__)]
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
@@ -67,8 +68,8 @@ EVIDENCE = 3  # features listed per layer
 
 
 def state(role: RoleName) -> str:
-    """One of `STATES`: the role, or none for a tie too, where no single role leads."""
-    return role if role in ROLES else NONE
+    """The one of `STATES` that a role is: all ties are one."""
+    return TIE if "/" in role else role
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,13 @@ def test_from_one_tie_to_another_is_no_change(experiment: Callable[..., Path]) -
 
 def test_transition_counts_put_every_tie_in_one_state() -> None:
     moves = [("hub", "hub"), ("hub", "damper"), ("damper/hub", "specialist"), ("damper", "hub/specialist")]
-    counts = transition_counts(moves)
-    assert counts.shape == (5, 5)
-    assert counts.sum() == 4
+    counts = transition_counts([*moves, ("damper/hub", "none")])
+    assert counts.shape == (6, 6)
+    assert counts.sum() == 5
     at = {name: i for i, name in enumerate(STATES)}
     assert counts[at["hub"], at["hub"]] == counts[at["hub"], at["damper"]] == 1
-    assert counts[at["none"], at["specialist"]] == counts[at["damper"], at["none"]] == 1
+    assert counts[at["tie"], at["specialist"]] == counts[at["damper"], at["tie"]] == 1
+    assert counts[at["tie"], at["none"]] == 1
 
 
 def test_transitions_against_cohens_kappa_and_random_dealing() -> None:

@@ -10,7 +10,7 @@ from colorspacious import cspace_convert, deltaE
 
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
 from orchestrator.common.palette import COLOURS, arm_line
-from orchestrator.forensics.roles.palette import MARKS, NO_ROLE, colour, letter, mark
+from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter, mark
 from orchestrator.forensics.roles.routing import ROLES, STATES
 
 JUST_NOTICEABLE = 2.3  # of CAM02-UCS, roughly; patches that are to be told apart at a glance need several times that
@@ -36,7 +36,7 @@ def contrast(paint: str, ground: str) -> float:
 
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
 def test_roles_stay_apart(deficiency: str | None) -> None:
-    paints = [mark.colour for mark in (*MARKS.values(), NO_ROLE)]
+    paints = [mark.colour for mark in (*MARKS.values(), TIE)]
     for a, b in combinations(paints, 2):
         assert deltaE(seen(a, deficiency), seen(b, deficiency), input_space="sRGB1") > 4 * JUST_NOTICEABLE
 

@@ -60,8 +60,10 @@ def test_a_cell_is_one_complete_run(cell: Path, tmp_path: Path) -> None:
     assert [row["forensics/step"] for row in layers] == [0, 10, 20]
     assert not any("step" in row for row in layers)
     last = layers[-1]
-    counts = {role: last[f"forensics/roles/{role}"] for role in ("hub", "damper", "passthrough", "specialist", "none")}
-    assert counts == {"hub": 1, "damper": 0, "passthrough": 0, "specialist": 1, "none": 1}
+    counts = {
+        role: last[f"forensics/roles/{role}"] for role in ("hub", "damper", "passthrough", "specialist", "tie", "none")
+    }
+    assert counts == {"hub": 1, "damper": 0, "passthrough": 0, "specialist": 1, "tie": 1, "none": 0}
     assert last["forensics/score_specialist/layer_01"] == 0.5
     assert last["forensics/cv/layer_02"] == 20.5
     assert last["forensics/centre/saturated_robust"] == pytest.approx((1 * 0.5 + 2 * 1.0) / 3)
