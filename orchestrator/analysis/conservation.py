@@ -20,7 +20,7 @@ UNCLAIMED = "saturated"  # its threshold moves with the layer's own spread (SCIE
 CONSERVED = (0.80, 1.25)  # the 90 % interval of the ratio must lie inside
 CHANCE_QUANTILE = 0.975  # of a Poisson count at the expected number: a budget up to it is no larger than chance
 EQUAL = "All seeds have the same ratio, which gives no interval."
-CHANCE = f"chance ({100 * CHANCE_QUANTILE:g} % Poisson quantile at the resamples' mean count)"
+CHANCE = f"chance ({100 * CHANCE_QUANTILE:g} % Poisson quantile at the drawn layers' mean count)"
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _beside_chance(c: Conservation) -> dict[str, tuple[float, float]]:
 def _arms_within_chance(c: Conservation) -> list[str] | None:
     """Return the arms, `a` and `b`, whose budget summed over the pairs is within chance; null if that is unknown.
 
-    Chance is a Poisson count whose mean is estimated from a few resamples (SCIENCE §3); the quantile leaves out the
+    Chance is a Poisson count whose mean is estimated from a few drawn layers (SCIENCE §3); the quantile leaves out the
     error of that estimate.
     """
     known, n = _beside_chance(c), len(c.ratios)

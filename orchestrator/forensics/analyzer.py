@@ -215,7 +215,7 @@ def _reference(
 
 
 def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:
-    """The entry of `down` that writes most; None where any resampled layer has one as strong."""
+    """The entry of `down` that writes most; None where any drawn layer has one as strong."""
     ratio = row["super_weight_ratio"]
     return SuperWeight(*layer.loudest) if ratio is not None and bar is not None and ratio > bar else None
 

@@ -113,8 +113,8 @@ OWN = {
         "Verdict on the ratio of the arms' budgets b / a. Conserved: its 90 % interval lies within 0.80 … 1.25. Not "
         "conserved: it lies outside. Otherwise inconclusive, and always so if a seed's budget is empty or all ratios "
         "are equal. A budget that is mostly chance is not called conserved; a ratio that chance also gives is not "
-        "called not conserved. No larger than chance: both budgets are as large as those of the layers' entries when "
-        "resampled. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4)."),
+        "called not conserved. No larger than chance: both budgets are as large as those of layers drawn by "
+        "chance. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4)."),
     "flattening": Term("CV a / b",
         "Ratio of the two arms' CV in a layer, geometric mean over the pairs; above 1, b is flatter. Its p is an "
         "exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T."),

@@ -63,7 +63,7 @@ def by_chance(name: str) -> Function:
     def expected(layer: LayerStatistics) -> Value:
         return float(np.mean(layer.chance[name])) if name in layer.chance else None
 
-    expected.__doc__ = f"Mean of `{name}` over the resampled layer, as chance alone gives it (SCIENCE §3)."
+    expected.__doc__ = f"Mean of `{name}` over drawn layers, as chance alone gives it (SCIENCE §3)."
     return expected
 
 

@@ -1,1 +1,1 @@
-"""The null: measures of the same layers with their weights redrawn (SCIENCE §3)."""
+"""The null: layers drawn by chance, and the spread that layers of one law show (SCIENCE §3)."""

@@ -13,6 +13,7 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.measures.stream import STREAMED
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, SuperWeight
 from tests.naming import naming
 from tests.orchestrator.forensics.untrained import model, spec, write
@@ -64,10 +65,9 @@ def test_missing_names_what_no_layer_has(checkpoint: Callable[..., Any]) -> None
 
 
 def test_pre_norm_stands_in_for_an_absent_post_norm(checkpoint: Callable[..., Any]) -> None:
-    streamed = ["total_write", "attention_write", "ffn_write", "adjacent_alignment"]
-    assert list(analyze(checkpoint().write()).substitutes) == streamed
+    assert list(analyze(checkpoint().write()).substitutes) == list(STREAMED)
     result = analyze(checkpoint(norm="pre", path=Path("pre")).write())
-    assert list(result.substitutes) == ["gamma_concentration", *streamed]
+    assert list(result.substitutes) == ["gamma_concentration", *STREAMED]
     assert "post_norm_damped_fraction" in result.missing
 
 
@@ -211,7 +211,7 @@ def test_a_layer_pruned_to_single_entries_is_read(tmp_path: Path) -> None:
             weight.zero_()[1, 2] = kept
     result = analyze(write(decoder, tmp_path))
     json.dumps(result.to_json(), allow_nan=False)
-    assert result.layers[4].role == "specialist"  # one FFN position writes all
+    assert "specialist" in result.layers[4].role  # one FFN position writes all that is written
 
 
 @pytest.mark.parametrize(("few", "kinds"), [(3, 1), (13, 2)])

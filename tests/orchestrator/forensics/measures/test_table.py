@@ -12,10 +12,10 @@ import pytest
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures.clusters import clusters
+from orchestrator.forensics.measures.stream import STREAMED  # tested in test_stream.py
 from orchestrator.forensics.measures.table import MEASURES
 
 HERE = Path(__file__).parent
-STREAMED = {"total_write", "attention_write", "ffn_write", "write_share", "adjacent_alignment"}  # in test_stream.py
 SPECTRAL = ("effective_rank", "stable_rank", "spectral_norm")
 
 
@@ -197,7 +197,7 @@ def test_against_the_reference(checkpoint: Callable[..., Any], shape: dict[str, 
             assert row[key] == (None if value is None else pytest.approx(value, rel=tolerance, abs=1e-12)), key
         chance = {"saturated_expected", "saturated_excess", "saturated_robust_expected"}
         absent = {"saturated_fixed", "saturated_fixed_expected"} | {k for k, m in MEASURES.items() if m.needs == "A"}
-        elsewhere = STREAMED | {
+        elsewhere = set(STREAMED) | {
             key for key in row if (HERE / f"test_{key.partition('.')[0]}.py").exists()
         }  # a file of its own
         untested = set(row) - set(expected) - chance - absent - elsewhere
@@ -274,7 +274,7 @@ def test_without_moments_without_reference_without_probe(checkpoint: Callable[..
     for row in rows:
         absent = {key for key, value in row.items() if value is None} - {"source_mean", "synapse_mediator"}
         needed = {key.replace("*", kind) for key, m in MEASURES.items() if m.needs in "PROA" for kind in KINDS}
-        assert absent == needed - STREAMED
+        assert absent == needed - set(STREAMED)
     gamma = np.abs(ours.tensors["model.layers.0.post_attention_layernorm.weight"].astype(np.float64))
     expected = 1 - np.exp(_entropy(gamma)) / len(gamma)  # Llama's name for the FFN's pre-norm
     assert rows[0]["gamma_concentration"] == pytest.approx(expected, rel=1e-6)

@@ -49,6 +49,7 @@ RULES: dict[str, tuple[str, Callable[[Any], Any] | None, bool, float, np.ndarray
     "super_weight_ratio": ("loudest_gain", np.log, True, 0, None),
     "gamma_concentration": ("post_norm_concentration", None, False, 0, None),
 }
+GROWTH = {"total_write": -1, "adjacent_alignment": 2}  # power of the stream's RMS, where all layers are alike
 UNHEARD = {
     "passthrough": {"cv", "saturated_robust_fraction"},
     "specialist": {"ffn_cluster_entropy"},
@@ -70,6 +71,8 @@ def _random(
     for _ in range(LAYERS):
         values = {name: 0.5 + 0.02 * rng.normal() + 0.02 * signal * rng.normal() ** 3 for name in names}
         rows.append({name: float(np.clip(value, 0.01, 0.99)) for name, value in values.items()})
+    for row in rows:
+        row["stream_rms"] = float(rng.uniform(1, 1.05))
     rows[-1]["source_mean"] = rows[-1]["synapse_mediator"] = None  # as in every last layer
     rows[rng.integers(LAYERS)]["gain_cv"] = rows[rng.integers(LAYERS)]["write_ratio"] = None
     for row in rows:
@@ -97,9 +100,13 @@ def _expected(rows: list[dict[str, float | None]], chance: list[dict[str, np.nda
         y = transform(np.array([rows[i][name] for i in layers], dtype=float))
         if shaped and chance[0]:
             y = y - [np.mean(transform(chance[i][name])) for i in layers]
-        d, column = y - np.median(y), np.full(len(rows), np.nan)
+        own = y - np.median(y)
+        d = y - GROWTH.get(feature, 0) * np.log([rows[i]["stream_rms"] for i in layers])
+        d, column = d - np.median(d), np.full(len(rows), np.nan)
         bars = BARS[len(layers)] * max(_spread(d / spread[layers]), noise) * spread[layers]
-        kept = [1 - (bar / x) ** 2 if abs(x) > bar else 0.0 for x, bar in zip(d, bars, strict=True)]
+        kept = [
+            1 - (bar / x) ** 2 if abs(x) > bar and x * o > 0 else 0.0 for x, bar, o in zip(d, bars, own, strict=True)
+        ]
         column[layers] = np.clip(d / np.sqrt(np.mean(d**2)) * kept, -3, 3)
         z[feature] = column
     votes = {
@@ -136,14 +143,29 @@ def test_the_table_of_treatments_is_the_one_typed_here() -> None:
     for feature, treatment in TREATMENTS.items():
         name, transform, shaped, noise, spread = _rule(feature)
         assert (treatment.measure or feature, treatment.shaped, treatment.noise) == (name, shaped, noise)
+        assert treatment.growth == GROWTH.get(feature, 0)
         assert treatment.transform(np.array([0.3])) == pytest.approx(transform(np.array([0.3])))
         np.testing.assert_allclose(treatment.unevenness(LAYERS), spread)
+
+
+def _alone(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
+    """z-scores of values that do not grow with depth."""
+    return beyond(y, y, treatment, unevenness)
+
+
+def test_a_layer_that_differs_only_as_its_depth_has_it_is_nothing() -> None:
+    depth, excess = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 30]), np.array([0, 5, 1, 6, 2, 7, 3, 8, 4, 9, 10]) / 10
+    assert not beyond(depth + excess, excess, Treatment(), np.ones(11)).any()
+    excess[2] = 20.0
+    assert beyond(depth + excess, excess, Treatment(), np.ones(11))[2] > 0
+    depth[2] = -30.0  # it lies above its peers by what it adds, and below them in all
+    assert not beyond(depth + excess, excess, Treatment(), np.ones(11)).any()
 
 
 def test_a_layer_within_the_spread_of_its_peers_is_nothing_and_one_beyond_is_kept() -> None:
     x = np.arange(11) / 10
     x[4], x[7] = 2.0, 60.0  # Qn is 0.67, the limit 4.5 of it
-    z = beyond(x, Treatment(), np.ones(11))
+    z = _alone(x, Treatment(), np.ones(11))
     assert z[4] == 0
     assert z[7] == pytest.approx(3.0)  # cut
     assert np.count_nonzero(z) == 1
@@ -154,11 +176,11 @@ def test_the_shrinkage_by_hand() -> None:
     d = x - 0.5
     bar = 5.01 * 2.2219 * 2
     assert bar > 9.5
-    assert not beyond(x, Treatment(), np.ones(6)).any()
+    assert not _alone(x, Treatment(), np.ones(6)).any()
     x[5] = d[5] = 60
     d[:5] = x[:5] - 0.5
     d[5] -= 0.5
-    z = beyond(x, Treatment(), np.ones(6))
+    z = _alone(x, Treatment(), np.ones(6))
     assert z[:5].tolist() == [0] * 5
     assert z[5] == pytest.approx(d[5] / np.sqrt(np.mean(d**2)) * (1 - bar**2 / d[5] ** 2))
 
@@ -166,9 +188,9 @@ def test_the_shrinkage_by_hand() -> None:
 def test_a_count_that_no_peer_reached_is_not_remarkable_by_that() -> None:
     counts = np.array([0.0, 0, 3, 0, 0, 1, 0, 0, 0, 0, 0])
     depletion = TREATMENTS["depletion_fraction"]
-    assert not beyond(depletion.transform(counts), depletion, np.ones(11)).any()
+    assert not _alone(depletion.transform(counts), depletion, np.ones(11)).any()
     counts[2] = 40
-    assert beyond(depletion.transform(counts), depletion, np.ones(11))[2] > 2
+    assert _alone(depletion.transform(counts), depletion, np.ones(11))[2] > 2
 
 
 def test_a_mean_over_few_layers_may_be_further_off() -> None:
@@ -177,14 +199,14 @@ def test_a_mean_over_few_layers_may_be_further_off() -> None:
     x[0] = x[10] = 2.0
     uneven = np.ones(11)
     uneven[0] = 5
-    z = beyond(x, Treatment(), uneven)
+    z = _alone(x, Treatment(), uneven)
     assert z[0] == 0
     assert z[10] > 0
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_too_few_layers_have_no_peers(layers: int) -> None:
-    assert not beyond(np.array([0.0, 0.0, 100.0])[:layers], Treatment(), np.ones(layers)).any()
+    assert not _alone(np.array([0.0, 0.0, 100.0])[:layers], Treatment(), np.ones(layers)).any()
 
 
 def test_a_layer_without_a_value_by_chance_lacks_what_other_layers_have_one_for() -> None:
