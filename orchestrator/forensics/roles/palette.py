@@ -23,7 +23,7 @@ MARKS = {  # a mark for each of `routing.ROLES`
     "specialist": Mark("S", "#CC79A7", "#D6ACCD"),
 }
 TIE = Mark("·", "#CCCCCC", "#EFEFEF")  # of a tie such as hub/specialist
-NONE = Mark("–", "#BBBBBB", "#F3F3F3")  # of a layer without a role
+NONE = Mark("–", TIE.colour, TIE.palest)  # of a layer without a role: a third grey could not be told from both
 
 
 def mark(role: str) -> Mark:

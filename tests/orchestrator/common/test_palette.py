@@ -11,8 +11,9 @@ from colorspacious import cspace_convert, deltaE
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
 from orchestrator.common.palette import COLOURS, arm_line
 from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter, mark
-from orchestrator.forensics.roles.routing import ROLES, STATES
+from orchestrator.forensics.roles.routing import ROLES
 
+SHADED = (*ROLES, "tie")  # none is as grey as a tie, with another letter
 JUST_NOTICEABLE = 2.3  # of CAM02-UCS, roughly; patches that are to be told apart at a glance need several times that
 
 
@@ -71,7 +72,7 @@ def test_every_role_has_a_mark() -> None:
 
 def test_letters_tell_roles_apart_without_colour() -> None:
     assert [letter(role) for role in (*ROLES, "tie", "damper/hub", "none", "")] == [*"HDPS··––"]
-    assert len({colour(role) for role in STATES}) == len(STATES)
+    assert len({colour(role) for role in SHADED}) == len(SHADED)
 
 
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
@@ -82,9 +83,9 @@ def test_shades_of_roles_stay_apart(deficiency: str | None) -> None:
         mixed = [(1 - share) * pale + share * full for share in np.linspace(0, 1, 5)]
         return [seen("#" + "".join(f"{round(255 * c):02x}" for c in paint), deficiency) for paint in mixed]
 
-    for a, b in combinations(map(shades, STATES), 2):
+    for a, b in combinations(map(shades, SHADED), 2):
         for one, other in product(a, b):
             assert deltaE(one, other, input_space="sRGB1") > 4 * JUST_NOTICEABLE
-    for role in STATES:
+    for role in SHADED:
         pale, full = seen(mark(role).palest, deficiency), seen(colour(role), deficiency)
         assert deltaE(pale, full, input_space="sRGB1") > 4 * JUST_NOTICEABLE
