@@ -49,8 +49,8 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             by_chance = [0.0] * len(layers)
         if layers:
             y = treatment.transform(x) - by_chance
-            grown = treatment.growth * _log_rms(rows)[layers] if treatment.growth else 0.0
-            _enter(z, feature, layers, beyond(y, y - grown, treatment, treatment.unevenness(len(rows))[layers]))
+            excess = y - treatment.growth * _log_rms(rows)[layers] if treatment.growth else y
+            _enter(z, feature, layers, beyond(y, treatment, treatment.unevenness(len(rows))[layers], excess))
     return [_by_measures(decide(layer, CALIBRATED, above=0.5 + MARGIN)) for layer in z]
 
 
@@ -59,13 +59,16 @@ def _by_measures(role: Role) -> Role:
     return replace(role, evidence=[of[0] + (TREATMENTS[of[1:]].measure or of[1:]) for of in role.evidence])
 
 
-def beyond(y: np.ndarray, excess: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
+def beyond(
+    y: np.ndarray, treatment: Treatment, unevenness: np.ndarray, excess: np.ndarray | None = None
+) -> np.ndarray:
     """z-scores [L] of a feature, 0 within the spread of the peers (SCIENCE §3).
 
-    y [L]: its transformed values; `excess` [L]: y less what layers that are all alike would give at each depth. A
-    layer must lie beyond its peers by its excess, and on the same side by y. `unevenness` [L]: relative standard
-    deviation of each by chance.
+    y [L]: its transformed values; `unevenness` [L]: the relative standard deviation of each by chance. `excess` [L]: y
+    less what layers that are all alike would give at each depth, where that differs: a layer must lie beyond its peers
+    by its excess, and on the same side by y.
     """
+    excess = y if excess is None else excess
     d, e = y - np.median(y), excess - np.median(excess)
     scale = math.sqrt(np.square(e).mean())
     if len(y) < FEWEST or scale <= CONSTANT * max(1.0, float(np.abs(y).max())):

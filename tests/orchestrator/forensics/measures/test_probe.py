@@ -138,6 +138,7 @@ def test_against_what_transformers_reports(name: str) -> None:
         cosine = (before * after).sum(-1) / np.linalg.norm(before, axis=-1) / np.linalg.norm(after, axis=-1)
         density, sink = looped(attentions[layer], TOKENS.numpy(), family.windows[layer], family.encoder, (7,))
         expected = {
+            "stream_norm": float(np.linalg.norm(before, axis=-1).mean()),
             "total_write": ratio(after - before, before),
             "adjacent_alignment": float(cosine.mean()),
             "copy_density": density,

@@ -150,16 +150,16 @@ def test_the_table_of_treatments_is_the_one_typed_here() -> None:
 
 def _alone(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
     """z-scores of values that do not grow with depth."""
-    return beyond(y, y, treatment, unevenness)
+    return beyond(y, treatment, unevenness)
 
 
 def test_a_layer_that_differs_only_as_its_depth_has_it_is_nothing() -> None:
     depth, excess = np.array([0.0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 30]), np.array([0, 5, 1, 6, 2, 7, 3, 8, 4, 9, 10]) / 10
-    assert not beyond(depth + excess, excess, Treatment(), np.ones(11)).any()
+    assert not beyond(depth + excess, Treatment(), np.ones(11), excess).any()
     excess[2] = 20.0
-    assert beyond(depth + excess, excess, Treatment(), np.ones(11))[2] > 0
+    assert beyond(depth + excess, Treatment(), np.ones(11), excess)[2] > 0
     depth[2] = -30.0  # it lies above its peers by what it adds, and below them in all
-    assert not beyond(depth + excess, excess, Treatment(), np.ones(11)).any()
+    assert not beyond(depth + excess, Treatment(), np.ones(11), excess).any()
 
 
 def test_a_layer_within_the_spread_of_its_peers_is_nothing_and_one_beyond_is_kept() -> None:
