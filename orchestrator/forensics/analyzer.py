@@ -18,6 +18,7 @@ from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import Value, measure
+from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.reading import (
     COUNTS,
@@ -156,14 +157,16 @@ def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
     """Every layer's statistics and their compositions, with one layer's weights in memory at a time."""
     typical = medians(model)
     compositions = Compositions(max(layer.width for layer in model))
-    add_embedding(model, compositions, device)
-    stream = random_stream(model, device)
     layers: list[LayerStatistics] = []
-    for layer in model:
-        layers.append(reduce_layer(layer, compositions, device, stream, typical))
-        del layer
-        trim()
-    return Stack(layers, compositions.matrix())
+    with workers() as pool:
+        add_embedding(model, compositions, device)
+        stream = random_stream(model, device)
+        for layer in model:
+            layers.append(reduce_layer(layer, compositions, device, pool, stream, typical))
+            pool.submit(getattr, layers[-1], "clusters")  # needs no weights: beside the next layer's reading
+            del layer
+            trim()
+        return Stack(layers, compositions.matrix())
 
 
 def expected_by_shape(stack: Stack, seed: int) -> Chance:

@@ -76,14 +76,17 @@ class Layer:
     def folded(self, kind: str) -> Tensor:
         """`weight(kind)` times the scale of the norm that it reads behind, if any: [out, in].
 
-        Moving a scale into the matrices after it leaves the function as it is, and so must leave the measures.
+        Moving a scale into the matrices after it leaves the function as it is, and so must leave the measures. The
+        weight itself is not kept: with both, a layer would be in memory twice.
         Raises `UserError` where the product is too large for fp32 to square.
         """
         place = BEHIND.get(kind)
         scale = None if place is None else self.norm(place)
+        weight = self.weight(kind)
+        del self._weights[kind]
         if scale is None:
-            return self.weight(kind)
-        folded = self.weight(kind) * scale
+            return weight
+        folded = weight * scale
         largest = max(abs(float(extreme)) for extreme in torch.aminmax(folded))
         if largest > LARGEST:
             raise UserError(

@@ -7,7 +7,7 @@ from collections import defaultdict
 from itertools import product
 
 import numpy as np
-from torch import Tensor
+import torch
 
 from orchestrator.forensics.architecture.model import CheckpointModel, Layer
 
@@ -42,14 +42,14 @@ def medians(model: CheckpointModel) -> Medians | None:
     }
 
 
-def alignment(layer: Layer, kind: str, weight: Tensor) -> float | None:
+def alignment(layer: Layer, kind: str, device: torch.device) -> float | None:
     """cos(−exp_avg, w): the mean over the trace's steps; without a trace, of the checkpoint's own step."""
     if trace := layer.trace(kind):
         return float(np.mean(trace))
     momentum = layer.moment(kind, "exp_avg")
     if momentum is None:
         return None
-    m, w = momentum.flatten().to(weight.device).double(), weight.flatten().double()
+    m, w = (x.flatten().to(device).double() for x in (momentum, layer.weight(kind)))
     scale = float(m.norm() * w.norm())
     return -float(m @ w) / scale if scale else None
 

@@ -7,13 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import scipy.linalg
-import scipy.linalg.blas
 import torch
 from torch import Tensor
 
-ROUNDING = 4.0  # eigenvalues of a Gram below this many epsilons of the largest are rounding, not signal
+ROUNDING = 0.25  # error of a Gram's small eigenvalues, in epsilons of the largest (of matrices with few small ones)
 TOLERANCE = 1e-4  # of ln(effective rank): error from rounding above which precision is raised
-MIRRORED = 256  # rows of a triangle that are mirrored at once
 ROWS = 4096  # rows of a tall matrix that are converted to float64 at once
 
 
@@ -21,28 +19,13 @@ def gram(w: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """wᵀw [n, n] of w [m, n]: in float32 on a CPU, in float64 on a GPU (which may round float32 to TF32)."""
     dtype = dtype or (torch.float64 if w.is_cuda else torch.float32)
     if dtype == w.dtype == torch.float32:
-        return _half_the_work(w.numpy())
+        x = w.numpy()
+        return torch.from_numpy(x.T @ x)  # numpy sees the symmetry, which halves the work; torch does not
     total = torch.zeros(w.shape[1], w.shape[1], dtype=dtype, device=w.device)
     for block in w.split(ROWS):
         converted = block.to(dtype)
         total.addmm_(converted.T, converted)
     return total
-
-
-def _half_the_work(w: np.ndarray) -> Tensor:
-    """wᵀw of a float32 w [m, n], of which only one triangle is computed.
-
-    By scipy's BLAS, because its LAPACK finds the eigenvalues: alternating between two libraries makes their waiting
-    threads compete.
-    """
-    upper = scipy.linalg.blas.ssyrk(1.0, w, trans=1) if w.flags.f_contiguous else scipy.linalg.blas.ssyrk(1.0, w.T)
-    full = torch.from_numpy(upper.T)  # its lower triangle; the upper one is mirrored block by block
-    for start in range(0, len(full), MIRRORED):
-        rows, after = slice(start, start + MIRRORED), slice(start + MIRRORED, None)
-        full[rows, after] = full[after, rows].T
-        corner = full[rows, rows]
-        corner += corner.tril(-1).T
-    return full
 
 
 def spectra(matrices: Mapping[str, Tensor], grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -58,15 +41,15 @@ def spectra(matrices: Mapping[str, Tensor], grams: Mapping[str, Tensor]) -> dict
 
 
 def _eigenvalues(grams: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Eigenvalues [n] of each symmetric matrix, ascending; on a GPU those of one size in one batch."""
+    """Eigenvalues [n] of each symmetric matrix, ascending; those of one size in one batch.
+
+    By torch, whose LAPACK lets other threads run.
+    """
     result: dict[str, np.ndarray] = {}
     for size in {len(g) for g in grams.values()}:
         names = [name for name, g in grams.items() if len(g) == size]
-        if grams[names[0]].is_cuda:
-            batch = torch.linalg.eigvalsh(torch.stack([grams[name] for name in names])).cpu().numpy()
-            result |= dict(zip(names, batch, strict=True))
-        else:
-            result |= {name: scipy.linalg.eigvalsh(grams[name].numpy().T, check_finite=False) for name in names}
+        batch = torch.stack([grams[name] for name in names]) if len(names) > 1 else grams[names[0]][None]
+        result |= dict(zip(names, torch.linalg.eigvalsh(batch).cpu().numpy(), strict=True))
     return result
 
 
@@ -80,14 +63,19 @@ def _finished(w: Tensor, eigenvalues: np.ndarray) -> np.ndarray:
 
 
 def is_rounded(eigenvalues: np.ndarray) -> bool:
-    """True where eigenvalues [n] lost to rounding could change ln(effective rank) by more than `TOLERANCE`."""
+    """True where rounding of the eigenvalues [n] may change ln(effective rank) by more than `TOLERANCE`.
+
+    An error δ of an eigenvalue changes its root σ by up to √δ where it is below δ, and by δ/2σ of either sign above;
+    and ln(effective rank) by that share of Σσ times the logarithm of √δ's.
+    """
     largest = float(eigenvalues[-1])
     if largest <= 0:
         return False  # the zero matrix
-    floor = ROUNDING * float(np.finfo(eigenvalues.dtype).eps) * largest
-    drowned = int((eigenvalues < floor).sum())
-    share = math.sqrt(floor) / float(np.sqrt(np.maximum(eigenvalues.astype(np.float64), 0)).sum())
-    return -drowned * share * math.log(share) > TOLERANCE
+    error = ROUNDING * float(np.finfo(eigenvalues.dtype).eps) * largest
+    sigma = np.sqrt(np.maximum(eigenvalues.astype(np.float64), 0))
+    above = sigma[eigenvalues > error]
+    change = (len(sigma) - len(above)) * math.sqrt(error) + float(np.linalg.norm(error / (2 * above)))
+    return -change / sigma.sum() * math.log(math.sqrt(error) / sigma.sum()) > TOLERANCE
 
 
 def gaussian_singular_values(m: int, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +21,6 @@ from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_f
 from orchestrator.forensics.measures.pathology import uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.measures.stream import Stream
-from orchestrator.forensics.weights.memory import trim
 
 READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
 WRITES = ("o", "down")  # [d, ·]: over what it writes to it
@@ -46,9 +46,9 @@ class LayerStatistics:
     cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
     loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
-    spectra: dict[str, np.ndarray]  # kind → singular values, ascending
     fingerprints: np.ndarray | None  # float32 [heads, 2·d]
     gammas: dict[str, np.ndarray]  # position of a norm → its scale [d]
+    spectra: dict[str, np.ndarray] = field(default_factory=dict)  # kind → singular values, ascending
     alignment: dict[str, float] = field(default_factory=dict)  # kind → cos(−exp_avg, w)
     stuck: float | None = None  # share of entries whose moments have vanished
     streamed: dict[str, float] = field(default_factory=dict)  # measures of the stream of random tokens
@@ -139,20 +139,41 @@ def reduce_layer(
     layer: Layer,
     compositions: Compositions,
     device: torch.device,
+    pool: Executor,
     stream: Stream | None = None,
     typical: Medians | None = None,
 ) -> LayerStatistics:
     """The statistics of one layer's weights; its Grams go to `compositions`, and the stream through it.
 
-    `typical`: the stack's median moments (`momentum.medians`), where there is an optimizer state.
+    `pool`: threads among which the matrices are divided. `typical`: the stack's median moments (`momentum.medians`),
+    where there is an optimizer state.
     """
-    weights = {kind: layer.folded(kind).to(device) for kind in layer.kinds}
+    weights: dict[str, Tensor] = {}
+    aligned: dict[str, float] = {}
+    uniform: dict[str, float] = {}
+    for kind in layer.kinds:  # one at a time: with its norm folded in, a matrix is in memory twice
+        if (cos := alignment(layer, kind, device)) is not None:
+            aligned[kind] = cos
+        if (value := _uniform_value(layer.weight(kind))) is not None:
+            uniform[kind] = value
+        weights[kind] = layer.folded(kind).to(device)
+    rest = pool.submit(_without_spectra, layer, weights, stream)
+    grams, spectra = _grams_and_spectra(weights, pool)
+    compositions.add_layer(read=grams["read"], write=grams["write"])
+    return replace(
+        rest.result(),
+        spectra=spectra,
+        alignment=aligned,
+        stuck=None if typical is None else stuck_fraction(layer, typical),
+        uniform=uniform,
+    )
+
+
+def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | None) -> LayerStatistics:
     sums = {k: _sums(_by_position(k, weights[k])) for k in FFN if k in weights}
     positions = {kind: rows for kind, (rows, _) in sums.items()}
     heads = {kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION if kind in weights}
     written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
-    grams, values = _grams_and_spectra(weights)
-    compositions.add_layer(read=grams["read"], write=grams["write"])
     return LayerStatistics(
         index=layer.index,
         width=layer.width,
@@ -166,14 +187,15 @@ def reduce_layer(
         cosines={pair: _cosine(weights, positions, pair) for pair in PAIRS if set(pair) <= set(positions)},
         written=written,
         loudest=loudest,
-        spectra=values,
         fingerprints=None if layer.heads is None else fingerprints(weights["v"], weights["o"], layer.heads),
         gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
         streamed={} if stream is None else stream.advance(layer, weights),
-        alignment={k: cos for k in layer.kinds if (cos := alignment(layer, k, layer.weight(k).to(device))) is not None},
-        stuck=None if typical is None else stuck_fraction(layer, typical),
-        uniform={k: value for k in layer.kinds if (value := uniform_value(iter([layer.weight(k)]))) is not None},
     )
+
+
+def _uniform_value(w: Tensor) -> float | None:
+    """The value of a matrix whose entries are all equal; None for any other, as the first row mostly tells."""
+    return None if uniform_value(iter([w[:1]])) is None else uniform_value(iter([w]))
 
 
 def _by_position(kind: str, w: Tensor) -> Tensor:
@@ -224,25 +246,28 @@ def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int
     return np.sqrt(written * scale), (row, int((down[row].square() * weight).argmax()))
 
 
-def _grams_and_spectra(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+def _grams_and_spectra(
+    weights: dict[str, Tensor], pool: Executor
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """RᵀR and WWᵀ [d, d] of what the layer reads and writes, and the singular values of each of its matrices.
 
-    Every matrix has the same say in its sum: its Gram is divided by its energy. A CPU takes one matrix at a time, to
-    hold one Gram; a GPU takes all in one batch.
+    Every matrix has the same say in its sum: its Gram is divided by its energy. A thread takes one matrix at a time, to
+    hold one Gram; a GPU takes all in one batch. Grams are added in the order of the kinds, whichever is ready first.
     """
+    kinds = list(weights)
     totals: dict[str, Tensor] = {}
     values: dict[str, np.ndarray] = {}
-    kinds = list(weights)
-    for batch in [kinds] if weights["o"].is_cuda else [[kind] for kind in kinds]:
-        grams = {kind: gram(weights[kind] if kind in READS else weights[kind].T) for kind in batch}
-        values |= spectra(
-            {kind: weights[kind] for kind in batch},
-            {kind: g for kind, g in grams.items() if len(g) == min(weights[kind].shape)},
-        )
+    batches = [kinds] if weights["o"].is_cuda else [[kind] for kind in kinds]
+    for grams, found in pool.map(lambda batch: _reduced({kind: weights[kind] for kind in batch}), batches):
+        values |= found
         for kind, g in grams.items():
             side = "read" if kind in READS else "write"
-            g = g.div_(g.trace().clamp_min(torch.finfo(g.dtype).tiny))
             totals[side] = totals[side].add_(g) if side in totals else g
-        del grams, g
-        trim()
     return totals, values
+
+
+def _reduced(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """The Gram of each matrix on the side of the residual stream, over its trace, and its singular values."""
+    grams = {kind: gram(w if kind in READS else w.T) for kind, w in weights.items()}
+    values = spectra(weights, {kind: g for kind, g in grams.items() if len(g) == min(weights[kind].shape)})
+    return {kind: g.div_(g.trace().clamp_min(torch.finfo(g.dtype).tiny)) for kind, g in grams.items()}, values
