@@ -51,6 +51,7 @@ class Layer:
         self.kinds = model.kinds(index)  # of KINDS: an FFN without a gate has only up and down
         self.width = model.width(index)  # residual coordinates that the layer reads and writes
         self._weights: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor | None] = {}
 
     @property
     def parameters(self) -> int:
@@ -97,9 +98,12 @@ class Layer:
 
     def norm(self, place: str) -> Tensor | None:
         """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""
-        family = self.model.family
-        name = self.model.prefix(self.index) + family.norms.get(place, "")
-        return self.model.tensors.read(name) + family.offset if name in self.model.tensors else None
+        if place not in self._norms:
+            family = self.model.family
+            name = self.model.prefix(self.index) + family.norms.get(place, "")
+            held = name in self.model.tensors
+            self._norms[place] = self.model.tensors.read(name) + family.offset if held else None
+        return self._norms[place]
 
     def moment(self, kind: str, which: str) -> Tensor | None:
         """Adam's `exp_avg` or `exp_avg_sq`, cut like the weight; None without an optimizer state."""

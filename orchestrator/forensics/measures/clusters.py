@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -19,8 +18,7 @@ FITTED = 2048  # positions that mixtures are fitted to, evenly spread; masses ar
 SMALLEST = 0.005  # share of the positions that makes a cluster one
 RIDGE = 1e-4  # added to every variance: no component collapses onto a point
 STEPS = 100  # of expectation maximisation
-TRIAL = 2  # steps after which the splits are compared
-TRIED = 3  # components that are split, those least like a Gaussian first
+TRIAL = 3  # steps after which splits are compared
 GAIN = 1e-3  # of the mean log-likelihood; a step that gains less is the last
 
 
@@ -36,48 +34,54 @@ class Points:
         self.powers = np.ascontiguousarray(np.concatenate([np.ones((len(x), 1)), x, products], axis=1).T)
 
     def moments(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Σ of the weights [k, m], and the weighted mean and covariance of the points: [k], [k, n], [k, n, n]."""
+        """Σ of the weights [..., m], and the weighted mean and covariance of the points: [...], [..., n], [..., n, n]."""
+        n = self.dimensions
         sums = weights @ self.powers.T
-        total = sums[:, 0] + 1e-10
-        means, products = np.split(sums[:, 1:] / total[:, None], [self.dimensions], axis=1)
-        covariances = np.empty((len(total), self.dimensions, self.dimensions))
-        spread = products - means[:, self.first] * means[:, self.second]
-        covariances[:, self.first, self.second] = covariances[:, self.second, self.first] = spread
+        total = sums[..., 0] + 1e-10
+        sums /= total[..., None]
+        means = sums[..., 1 : n + 1]
+        covariances = np.empty((*total.shape, n, n))
+        covariances[..., self.first, self.second] = covariances[..., self.second, self.first] = (
+            sums[..., n + 1 :] - means[..., self.first] * means[..., self.second]
+        )
         return total, means, covariances
 
 
-@dataclass(frozen=True)
 class Mixture:
-    """A mixture of k Gaussians with full covariances in n dimensions."""
+    """A mixture of k Gaussians with full covariances in n dimensions; or, with further axes before, several."""
 
-    weights: np.ndarray  # [k], summing to 1
-    means: np.ndarray  # [k, n]
-    covariances: np.ndarray  # [k, n, n]
-
-    @cached_property
-    def precisions(self) -> np.ndarray:
-        """Inverse covariances [k, n, n]."""
-        return np.linalg.inv(self.covariances)
-
-    @cached_property
-    def heights(self) -> np.ndarray:
-        """ln of each component's weight and density at its mean: [k]."""
-        volume = np.linalg.slogdet(self.covariances)[1] / 2 + self.means.shape[1] / 2 * math.log(2 * math.pi)
-        return np.asarray(np.log(self.weights) - volume)
+    def __init__(self, weights: np.ndarray, means: np.ndarray, covariances: np.ndarray) -> None:
+        """weights [k], means [k, n], covariances [k, n, n]."""
+        self.weights, self.means = weights, means
+        self.whiten = np.linalg.inv(np.linalg.cholesky(covariances))  # [k, n, n], inverse Cholesky factors
+        volume = np.log(np.diagonal(self.whiten, axis1=-2, axis2=-1)).sum(axis=-1)  # ln of 1/√det
+        self.heights = np.log(weights) + volume - means.shape[-1] / 2 * math.log(2 * math.pi)  # ln density at the mean
 
     def log_densities(self, points: Points) -> np.ndarray:
         """ln of each component's weight and density at the points: [k, m]."""
-        linear = (self.precisions @ self.means[:, :, None])[:, :, 0]
-        constant = self.heights - (linear * self.means).sum(axis=1) / 2
-        products = -self.precisions[:, points.first, points.second]
-        products[:, points.first == points.second] /= 2
-        return np.asarray(np.concatenate([constant[:, None], linear, products], axis=1) @ points.powers)
+        precisions = self.whiten.swapaxes(-1, -2) @ self.whiten
+        linear = (precisions @ self.means[..., None])[..., 0]
+        constant = self.heights - (linear * self.means).sum(axis=-1) / 2
+        products = -precisions[..., points.first, points.second]
+        products[..., points.first == points.second] /= 2
+        return np.asarray(np.concatenate([constant[..., None], linear, products], axis=-1) @ points.powers)
 
-    def bic(self, points: Points) -> float:
+
+@dataclass(frozen=True)
+class Fit:
+    """A mixture fitted to points."""
+
+    mixture: Mixture
+    densities: np.ndarray  # ln of each component's weight and density at the points: [k, m]
+    shares: np.ndarray  # each component's share of each point: [k, m]
+    likelihood: float  # ln, of all points
+
+    @property
+    def bic(self) -> float:
         """Bayesian information criterion: lower is better."""
-        k, n = self.means.shape
+        k, n = self.mixture.means.shape
         free = k - 1 + k * n + k * n * (n + 1) / 2
-        return free * math.log(points.count) - 2 * points.count * _shares(self.log_densities(points))[1]
+        return free * math.log(self.densities.shape[1]) - 2 * self.likelihood
 
 
 @dataclass(frozen=True)
@@ -102,85 +106,92 @@ def clusters(features: np.ndarray, order: np.ndarray) -> Clusters | None:
     x = (features[:, varies] - features[:, varies].mean(axis=0)) / std[varies]
     every = Points(x)
     sample = every if len(x) <= FITTED else Points(x[np.linspace(0, len(x) - 1, FITTED).astype(int)])
-    one = next(mixtures(sample))
-    best = best_mixture(sample)
-    counts = np.bincount(best.log_densities(every).argmax(axis=0), minlength=len(best.weights))
-    return Clusters(np.sort(counts / len(x))[::-1], max(one.bic(sample) - best.bic(sample), 0.0))
+    one, best = best_fit(sample)
+    counts = np.bincount(best.mixture.log_densities(every).argmax(axis=0), minlength=len(best.mixture.weights))
+    return Clusters(np.sort(counts / len(x))[::-1], one.bic - best.bic)
 
 
-def best_mixture(points: Points) -> Mixture:
-    """The mixture of 1…8 components with the lowest BIC."""
-    lowest, worse = math.inf, 0
-    for mixture in mixtures(points):
-        bic = mixture.bic(points)
-        if bic < lowest:
-            best, lowest, worse = mixture, bic, 0
+def best_fit(points: Points) -> tuple[Fit, Fit]:
+    """One Gaussian, and the mixture of 1…8 with the lowest BIC."""
+    fits = mixtures(points)
+    one = best = next(fits)
+    worse = 0
+    for fit in fits:
+        if fit.bic < best.bic:
+            best, worse = fit, 0
         elif (worse := worse + 1) == PATIENCE:
             break
-    return best
+    return one, best
 
 
-def mixtures(points: Points) -> Iterator[Mixture]:
-    """Fitted mixtures of 1, 2, … `LARGEST` components, as far as there are points and a component can be split.
+def mixtures(points: Points) -> Iterator[Fit]:
+    """Mixtures of 1, 2, … `LARGEST` components, as far as there are points and a component can be split.
 
-    Each is the last one with one component split in two, fitted again. Of several splits, those are compared by their
-    likelihood after a few steps of expectation maximisation.
+    Each is the last one with one component split in two, fitted again. Of several splits, that is taken whose two
+    halves, fitted to the component's points for a few steps, explain these best.
     """
-    _, shares, mixture = _climbed(points, np.ones((1, points.count)))
-    yield mixture
+    fit = _climbed(points, np.ones((1, points.count)))
+    yield fit
     for _ in range(2, min(LARGEST, points.count // (points.dimensions + 1)) + 1):
-        trials = [_climbed(points, start, TRIAL) for start in _splits(points, mixture, shares)]
-        if not trials:
+        split, halves = _splits(points, fit)
+        if not len(split):
             return
-        _, shares, mixture = _climbed(points, max(trials, key=lambda trial: trial[0])[1])
-        yield mixture
+        whole = fit.shares[split]
+        for _ in range(TRIAL):
+            portions, total = _shares(_maximised(points, halves).log_densities(points))
+            halves = portions * whole[:, None]
+        best = int((whole * (total - fit.densities[split])).sum(axis=1).argmax())
+        fit = _climbed(points, np.concatenate([np.delete(fit.shares, split[best], axis=0), halves[best]]))
+        yield fit
 
 
-def _climbed(points: Points, shares: np.ndarray, steps: int = STEPS) -> tuple[float, np.ndarray, Mixture]:
-    """Expectation maximisation from the components' shares of each point [k, m]: (log-likelihood, shares, mixture)."""
+def _climbed(points: Points, shares: np.ndarray) -> Fit:
+    """Expectation maximisation from the components' shares of each point [k, m]."""
     before = -math.inf
-    for _ in range(steps):
-        counts, means, covariances = points.moments(shares)
-        mixture = Mixture(counts / counts.sum(), means, covariances + RIDGE * np.eye(points.dimensions))
-        shares, likelihood = _shares(mixture.log_densities(points))
-        if likelihood - before < GAIN:
+    for _ in range(STEPS):
+        mixture = _maximised(points, shares)
+        densities = mixture.log_densities(points)
+        shares, total = _shares(densities)
+        likelihood = float(total.sum())
+        if likelihood - before < GAIN * points.count:
             break
         before = likelihood
-    return likelihood, shares, mixture
+    return Fit(mixture, densities, shares, likelihood)
 
 
-def _shares(densities: np.ndarray) -> tuple[np.ndarray, float]:
-    """Each component's share of each point [k, m], from ln densities, which it overwrites; and the mean ln density."""
-    largest = densities.max(axis=0)
-    densities -= largest
-    np.exp(densities, out=densities)
-    total = densities.sum(axis=0)
-    densities /= total
-    return densities, float((largest + np.log(total)).mean())
+def _maximised(points: Points, shares: np.ndarray) -> Mixture:
+    """The mixture whose components have the moments of their shares of each point [..., k, m]."""
+    counts, means, covariances = points.moments(shares)
+    diagonal = np.arange(points.dimensions)
+    covariances[..., diagonal, diagonal] += RIDGE
+    return Mixture(counts / points.count, means, covariances)
 
 
-def _splits(points: Points, mixture: Mixture, shares: np.ndarray) -> Iterator[np.ndarray]:
-    """Shares [k + 1, m] with one component split in two.
+def _shares(densities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of ln densities [..., k, m], each component's share of each point, and ln of their sum: [..., k, m], [..., m]."""
+    largest = densities.max(axis=-2)
+    shares = np.exp(densities - largest[..., None, :])
+    total = shares.sum(axis=-2)
+    shares /= total[..., None, :]
+    return shares, largest + np.log(total)
 
-    In the component's own metric E[|y|²·yyᵀ] is (n + 2)·1 for a Gaussian. An axis where it is smaller has two lumps,
-    and is cut through the mean; one where it is larger has tails, and is cut into inside and outside of the standard
-    deviation; so is the distance from the mean, for components that differ in size.
+
+def _splits(points: Points, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+    """Components that could be split [s], and the two halves' shares of each point [s, 2, m].
+
+    In a component's own metric E[|y|²·yyᵀ] is (n + 2)·1 for a Gaussian. The axis where it is smallest is the likeliest
+    to have two lumps, and is cut through the mean; the one where it is largest, to have tails, and is cut into inside
+    and outside of the standard deviation; so is the distance from the mean, for components that differ in size.
     """
-    n = points.dimensions
-    distance = 2 * (mixture.heights[:, None] - mixture.log_densities(points))  # squared, in the component's metric
-    counts = shares.sum(axis=1)
-    weights, means, around = points.moments(shares * distance)
+    n, mixture = points.dimensions, fit.mixture
+    distance = 2 * (mixture.heights[:, None] - fit.densities)  # squared, in the component's metric: [k, m]
+    weights, means, around = points.moments(fit.shares * distance)
     offset = means - mixture.means
-    fourth = (weights / (counts + 1e-10))[:, None, None] * (around + offset[:, :, None] * offset[:, None, :])
-    whiten = np.linalg.inv(np.linalg.cholesky(mixture.covariances))
-    values, axes = np.linalg.eigh(whiten @ fourth @ whiten.transpose(0, 2, 1))
-    strangest = np.argsort(-counts * np.abs(values - (n + 2)).max(axis=1), kind="stable")[:TRIED]
-    coordinates = points.powers[1 : n + 1]
-    for component in strangest:
-        along = axes[component].T[[0, -1]] @ whiten[component]
-        lumps, tails = along @ coordinates - (along @ mixture.means[component])[:, None]
-        for outside in (lumps > 0, np.abs(tails) > 1, distance[component] > n):
-            both = np.concatenate([shares, (shares[component] * outside)[None]])
-            both[component] -= both[-1]
-            if min(both[component].sum(), both[-1].sum()) > n + 1:
-                yield both
+    fourth = weights[:, None, None] * (around + offset[:, :, None] * offset[:, None, :])  # up to scale
+    _, axes = np.linalg.eigh(mixture.whiten @ fourth @ mixture.whiten.transpose(0, 2, 1))
+    along = axes[:, :, [0, -1]].transpose(0, 2, 1) @ mixture.whiten  # [k, 2, n]
+    y = along @ points.powers[1 : n + 1] - along @ mixture.means[:, :, None]  # [k, 2, m]
+    outside = np.stack([y[:, 0] > 0, np.abs(y[:, 1]) > 1, distance > n], axis=1)  # [k, 3, m]
+    halves = fit.shares[:, None, None] * np.stack([outside, ~outside], axis=2)  # [k, 3, 2, m]
+    possible = halves.sum(axis=3).min(axis=2) > n + 1
+    return possible.nonzero()[0], halves[possible]

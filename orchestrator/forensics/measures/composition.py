@@ -45,8 +45,7 @@ class Compositions:
         self._sides.append((side, energy > 0))
         beside = self.width - len(gram)
         scaled = gram.div_(energy or 1.0).float().cpu().numpy()  # keeps products within fp32
-        for row in np.pad(scaled, (0, beside)) if beside else scaled:
-            self._file.write(np.ascontiguousarray(row).data)
+        self._file.write(np.ascontiguousarray(np.pad(scaled, (0, beside)) if beside else scaled).data)
 
     def matrix(self) -> np.ndarray:
         """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. Call it once, at the end."""

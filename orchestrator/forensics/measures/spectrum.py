@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -84,6 +83,8 @@ def gaussian_singular_values(m: int, n: int, rng: np.random.Generator) -> np.nda
     Drawn from their exact law: the Gram of such a matrix has the eigenvalues of a tridiagonal matrix of χ variables
     (Dumitriu & Edelman 2002, "Matrix models for beta ensembles").
     """
+    import scipy.linalg  # here: it takes a quarter of a second, and only layers of different shapes need it
+
     short, long = min(m, n), max(m, n)
     diagonal = rng.chisquare(np.arange(long, long - short, -1))
     below = rng.chisquare(np.arange(short - 1, 0, -1)) if short > 1 else np.empty(0)

@@ -209,21 +209,24 @@ def _blocks(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
     return list(zip(*(matrix.split(rows) for matrix in matrices), strict=True))
 
 
+def _row_sums(block: Tensor) -> np.ndarray:
+    """Σ over each row of a float32 block, float64. Torch adds in float32 by halves, to about 1e-7 of Σ|entries|."""
+    return block.sum(1).double().cpu().numpy()
+
+
 def _sums(w: Tensor) -> tuple[np.ndarray, float]:
     """Σ of squares over each row of w [m, n]: [m]; and the mean fourth power of the entries."""
     rows, fourth = [], 0.0
     for (block,) in _blocks(w):
         squares = block.square()
-        rows.append(squares.sum(1, dtype=torch.float64).cpu().numpy())
+        rows.append(_row_sums(squares))
         fourth += float(squares.flatten() @ squares.flatten())
     return np.concatenate(rows), fourth / w.numel()
 
 
 def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
     """Σ of squares over each head's slice; of the whole matrix where the heads are not known."""
-    rows = np.concatenate(
-        [block.square().sum(1, dtype=torch.float64).cpu().numpy() for (block,) in _blocks(w.T if kind == "o" else w)]
-    )
+    rows = np.concatenate([_row_sums(block.square()) for (block,) in _blocks(w.T if kind == "o" else w)])
     count = 1 if heads is None else heads.kv_heads if kind in ("k", "v") else heads.heads
     return np.asarray(rows.reshape(count, -1).sum(axis=1))
 
@@ -231,7 +234,7 @@ def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
 def _cosine(weights: dict[str, Tensor], energy: dict[str, np.ndarray], pair: tuple[str, str]) -> np.ndarray:
     """cos of the two vectors of every position: [f]; 0 where one of them is 0."""
     a, b = (_by_position(kind, weights[kind]) for kind in pair)
-    dots = np.concatenate([(x * y).sum(1, dtype=torch.float64).cpu().numpy() for x, y in _blocks(a, b)])
+    dots = np.concatenate([_row_sums(x * y) for x, y in _blocks(a, b)])
     norms = np.sqrt(energy[pair[0]] * energy[pair[1]])
     return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0).astype(np.float32)
 

@@ -27,6 +27,11 @@ def _graded(rng: np.random.Generator, n: int, smallest: float) -> np.ndarray:
     return left * np.geomspace(1, smallest, n) @ right
 
 
+def _powers(rng: np.random.Generator, n: int, exponent: float) -> np.ndarray:
+    left, right = (np.linalg.qr(rng.normal(size=(n, n)))[0] for _ in range(2))
+    return left * np.arange(1, n + 1) ** exponent @ right
+
+
 def _matrices() -> dict[str, torch.Tensor]:
     rng = np.random.default_rng(0)
     matrices = {
@@ -40,6 +45,13 @@ def _matrices() -> dict[str, torch.Tensor]:
         "half rank": _low_rank(rng, 60, 200, 30),
         "graded to 1e-4": _graded(rng, 80, 1e-4),
         "graded to 1e-12": _graded(rng, 80, 1e-12),
+        "power law": _powers(rng, 192, -2.0),
+        "steep power law": _powers(rng, 192, -3.0),
+        "low rank in noise": _low_rank(rng, 192, 192, 24) + 1e-2 * rng.normal(size=(192, 192)),
+        "one loud direction": rng.normal(size=(192, 192)) + 100 * _low_rank(rng, 192, 192, 1),
+        "loud columns": rng.normal(size=(96, 288)) * np.where(np.arange(288) < 2, 1e3, 1.0),
+        "rows of all scales": rng.normal(size=(192, 192)) * np.exp(2 * rng.normal(size=(192, 1))),
+        "almost constant": rng.normal(size=(192, 192)) * 0.1 + 1,
         "one row": rng.normal(size=(1, 7)),
         "one entry": rng.normal(size=(1, 1)),
         "zero": np.zeros((4, 6)),
