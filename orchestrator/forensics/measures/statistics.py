@@ -21,6 +21,7 @@ from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_f
 from orchestrator.forensics.measures.pathology import uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.measures.stream import Stream
+from orchestrator.forensics.weights.memory import trim
 
 READS = ("q", "k", "v", "gate", "up")  # [·, d]: over what a layer reads from the residual stream
 WRITES = ("o", "down")  # [d, ·]: over what it writes to it
@@ -266,6 +267,7 @@ def _grams_and_spectra(
         for kind, g in grams.items():
             side = "read" if kind in READS else "write"
             totals[side] = totals[side].add_(g) if side in totals else g
+        del grams, g
     return totals, values
 
 
@@ -273,4 +275,5 @@ def _reduced(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, n
     """The Gram of each matrix on the side of the residual stream, over its trace, and its singular values."""
     grams = {kind: gram(w if kind in READS else w.T) for kind, w in weights.items()}
     values = spectra(weights, {kind: g for kind, g in grams.items() if len(g) == min(weights[kind].shape)})
+    trim()
     return {kind: g.div_(g.trace().clamp_min(torch.finfo(g.dtype).tiny)) for kind, g in grams.items()}, values
