@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from functools import partial
@@ -60,7 +59,6 @@ def _result(text: str) -> Path:
 
 def _forensics(options: argparse.Namespace) -> int:
     """Read, write and print; where stderr is a terminal, a status line names the checkpoint that is being read."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's idle threads leave the cores to LAPACK's
     from orchestrator.forensics.output import read  # with torch: seconds that --help need not wait for
 
     start = time.perf_counter()

@@ -89,7 +89,8 @@ def against_weightwatcher(directory: Path) -> None:
         ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
         told = f"WeightWatcher {statistics.median(theirs):.1f} s, ours {statistics.median(ours):.1f} s"
         beside = f"beside {others} busy processes" if others else "alone"
-        print(f"  process, {beside:24s} {statistics.median(ratios):5.1f}x  ({ratios[0]:.1f} ... {ratios[-1]:.1f}; {told})")
+        middle, spread = statistics.median(ratios), f"{ratios[0]:.1f} ... {ratios[-1]:.1f}"
+        print(f"  process, {beside:24s} {middle:5.1f}x  ({spread}; {told})")
 
 
 def against_eigenvalues(directory: Path) -> None:
@@ -118,7 +119,8 @@ def rank_errors(directory: Path) -> None:
     for layer in CheckpointModel(directory):
         for kind in layer.kinds:
             w = layer.weight(kind)
-            ours, exact = (perplexity(v) or 0.0 for v in (spectra({"": w}, {})[""], torch.linalg.svdvals(w.double()).numpy()))
+            values = spectra({"": w}, {})[""], torch.linalg.svdvals(w.double()).numpy()
+            ours, exact = (perplexity(v) or 0.0 for v in values)
             worst = max(worst, abs(ours / exact - 1))
     print(f"  largest error of an effective rank: {worst:.1e}")
 

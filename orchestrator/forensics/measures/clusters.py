@@ -34,7 +34,7 @@ class Points:
         self.powers = np.ascontiguousarray(np.concatenate([np.ones((len(x), 1)), x, products], axis=1).T)
 
     def moments(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Σ of the weights [..., m], and the weighted mean and covariance of the points: [...], [..., n], [..., n, n]."""
+        """Σ of weights [..., m], weighted mean and covariance of the points: [...], [..., n], [..., n, n]."""
         n = self.dimensions
         sums = weights @ self.powers.T
         total = sums[..., 0] + 1e-10

@@ -250,9 +250,7 @@ def _written(down: Tensor, c_squared: np.ndarray) -> tuple[np.ndarray, tuple[int
     return np.sqrt(written * scale), (row, int((down[row].square() * weight).argmax()))
 
 
-def _grams_and_spectra(
-    weights: dict[str, Tensor], pool: Executor
-) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+def _grams_and_spectra(weights: dict[str, Tensor], pool: Executor) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
     """RᵀR and WWᵀ [d, d] of what the layer reads and writes, and the singular values of each of its matrices.
 
     Every matrix has the same say in its sum: its Gram is divided by its energy. A thread takes one matrix at a time, to

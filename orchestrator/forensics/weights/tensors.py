@@ -78,7 +78,8 @@ class Tensors:
     def take(self, name: str, indices: Sequence[int]) -> Tensor:
         """Rows of a matrix [m, n], as `read` would give them: [indices, n]."""
         store, key = self._places[name]
-        rows = {index: store.load(key, slice(index, index + 1)) for index in sorted(set(indices))}
+        # Copied: a row of a mapped file keeps the pages around it in memory, which may be 2 MB.
+        rows = {index: store.load(key, slice(index, index + 1)).clone() for index in sorted(set(indices))}
         return _plain(torch.cat([rows[index] for index in indices]), name, store.path)
 
     def release(self) -> None:

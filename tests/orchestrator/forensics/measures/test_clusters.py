@@ -63,8 +63,9 @@ KINDS = {  # laws of points that one Gaussian does not fit
     "one centre, three scales": lambda rng: rng.normal(size=(500, 3)) * rng.choice([0.1, 1, 6], 500)[:, None],
     "heavy tails": lambda rng: rng.standard_t(3, size=(500, 4)),
     "correlated logs": lambda rng: np.log(rng.gamma(2, size=(500, 3))) @ rng.normal(size=(3, 3)),
-    "a curve": lambda rng: (lambda t: np.stack([t, t**2, np.sin(3 * t)], axis=1))(rng.normal(size=500))
-    + 0.1 * rng.normal(size=(500, 3)),
+    "a curve": lambda rng: (
+        (lambda t: np.stack([t, t**2, np.sin(3 * t)], axis=1))(rng.normal(size=500)) + 0.1 * rng.normal(size=(500, 3))
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -47,8 +47,8 @@ def test_the_settings_return_after_an_error(threads: int) -> None:
     assert _blas() == outside
 
 
-def test_a_reading_is_the_same_whatever_the_number_of_threads(ours: Checkpoint) -> None:
-    path, before = ours.write(), torch.get_num_threads()
+def test_a_reading_is_the_same_whatever_the_number_of_threads(checkpoint: Callable[..., Checkpoint]) -> None:
+    path, before = checkpoint().write(), torch.get_num_threads()
     readings = []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
