@@ -187,8 +187,15 @@ def _splits(points: Points, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     distance = 2 * (mixture.heights[:, None] - fit.densities)  # squared, in the component's metric: [k, m]
     weights, means, around = points.moments(fit.shares * distance)
     offset = means - mixture.means
-    fourth = weights[:, None, None] * (around + offset[:, :, None] * offset[:, None, :])  # up to scale
-    _, axes = np.linalg.eigh(mixture.whiten @ fourth @ mixture.whiten.transpose(0, 2, 1))
+    fourth = (weights / (mixture.weights * points.count))[:, None, None] * (
+        around + offset[:, :, None] * offset[:, None, :]
+    )
+    turned = mixture.whiten.transpose(0, 2, 1)
+    # As if the ridge were noise of the points: an axis with no other variance is Gaussian, not two lumps of rounding.
+    ridge = RIDGE * mixture.whiten @ turned
+    share = np.trace(ridge, axis1=1, axis2=2)[:, None, None]
+    smeared = (n - share + 4) * ridge + share * np.eye(n) - 2 * ridge @ ridge
+    _, axes = np.linalg.eigh(mixture.whiten @ fourth @ turned + smeared)
     along = axes[:, :, [0, -1]].transpose(0, 2, 1) @ mixture.whiten  # [k, 2, n]
     y = along @ points.powers[1 : n + 1] - along @ mixture.means[:, :, None]  # [k, 2, m]
     outside = np.stack([y[:, 0] > 0, np.abs(y[:, 1]) > 1, distance > n], axis=1)  # [k, 3, m]

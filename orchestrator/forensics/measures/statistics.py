@@ -219,7 +219,7 @@ def _sums(w: Tensor) -> tuple[np.ndarray, float]:
     """Σ of squares over each row of w [m, n]: [m]; and the mean fourth power of the entries."""
     rows, fourth = [], 0.0
     for (block,) in _blocks(w):
-        squares = block.square()
+        squares = block.contiguous().square()  # rows in a row: else the sum of one depends a little on its place
         rows.append(_row_sums(squares))
         fourth += float(squares.flatten() @ squares.flatten())
     return np.concatenate(rows), fourth / w.numel()
@@ -227,7 +227,7 @@ def _sums(w: Tensor) -> tuple[np.ndarray, float]:
 
 def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
     """Σ of squares over each head's slice; of the whole matrix where the heads are not known."""
-    rows = np.concatenate([_row_sums(block.square()) for (block,) in _blocks(w.T if kind == "o" else w)])
+    rows = np.concatenate([_row_sums(block.contiguous().square()) for (block,) in _blocks(w.T if kind == "o" else w)])
     count = 1 if heads is None else heads.kv_heads if kind in ("k", "v") else heads.heads
     return np.asarray(rows.reshape(count, -1).sum(axis=1))
 
@@ -235,7 +235,7 @@ def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
 def _cosine(weights: dict[str, Tensor], energy: dict[str, np.ndarray], pair: tuple[str, str]) -> np.ndarray:
     """cos of the two vectors of every position: [f]; 0 where one of them is 0."""
     a, b = (_by_position(kind, weights[kind]) for kind in pair)
-    dots = np.concatenate([_row_sums(x * y) for x, y in _blocks(a, b)])
+    dots = np.concatenate([_row_sums(x.contiguous() * y.contiguous()) for x, y in _blocks(a, b)])
     norms = np.sqrt(energy[pair[0]] * energy[pair[1]])
     return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0).astype(np.float32)
 
