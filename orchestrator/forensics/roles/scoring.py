@@ -59,9 +59,7 @@ def _by_measures(role: Role) -> Role:
     return replace(role, evidence=[of[0] + (TREATMENTS[of[1:]].measure or of[1:]) for of in role.evidence])
 
 
-def beyond(
-    y: np.ndarray, treatment: Treatment, unevenness: np.ndarray, excess: np.ndarray | None = None
-) -> np.ndarray:
+def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray, excess: np.ndarray | None = None) -> np.ndarray:
     """z-scores [L] of a feature, 0 within the spread of the peers (SCIENCE §3).
 
     y [L]: its transformed values; `unevenness` [L]: the relative standard deviation of each by chance. `excess` [L]: y

@@ -131,7 +131,8 @@ def test_without_a_family_the_layout_is_inferred_and_heads_are_as_described(read
     assert found.assumed
     assert not any("heads" in sentence for sentence in found.assumed)
     bare = analyze(made.state_dict(), resamples=2)
-    assert any("heads are not declared" in sentence for sentence in bare.assumed)
+    assert any("heads is not declared" in sentence for sentence in bare.assumed)
+    assert "head_evenness" in bare.missing
     declared = analyze(llama(), resamples=2)
     assert [layer.measures["head_evenness"] for layer in found.layers] == [
         layer.measures["head_evenness"] for layer in declared.layers

@@ -143,7 +143,6 @@ def test_against_what_transformers_reports(name: str) -> None:
             "adjacent_alignment": float(cosine.mean()),
             "copy_density": density,
             "sink_mass": sink,
-            "stream_norm": float(np.linalg.norm(before, axis=-1).mean()),
         }
         if family.branches:
             attention, ffn = wrote[layer]

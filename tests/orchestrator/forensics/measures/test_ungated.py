@@ -25,8 +25,10 @@ def gpt2(tmp_path: Path) -> tuple[Path, GPT2LMHeadModel]:
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.normal_()
+            if "ln_" in name:  # a scale that is mostly negative would be taken for one stored less 1
+                parameter.abs_()
         for block in model.transformer.h:
             block.mlp.c_fc.weight[:, :9] *= 6  # Conv1D: [in, out]
             block.mlp.c_proj.weight[9:15] = -(block.mlp.c_fc.weight * block.ln_2.weight[:, None])[:, 9:15].T
