@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
@@ -14,6 +15,7 @@ from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.weights.tensors import NotFinite
 
+ROWS = 1024  # of a tensor outside the layers, in memory at once
 WARN = 10.0
 CRITICAL = 30.0
 WITHIN = re.compile(r"(^|\.)\d+\.")  # a name within a layer
@@ -67,7 +69,7 @@ def unread(model: CheckpointModel) -> list[Finding]:
         if not shape or 0 in shape or OTHER_SENSES.search(name) or (len(shape) > 1 and WITHIN.search(name)):
             continue
         try:
-            value = uniform_value(model.tensors.rows(name, 8192))
+            value = uniform_value(model.tensors.rows(name, ROWS))
         except NotFinite:
             found.append(Finding(name, 0.0, "critical", "holds NaN or infinite values"))
         except UserError:  # integers, such as the numbers of positions
@@ -83,7 +85,8 @@ def uniform_value(blocks: Iterator[Tensor]) -> float | None:
     low, high = np.inf, -np.inf
     for block in blocks:
         if block.numel():
-            low, high = min(low, float(block.min())), max(high, float(block.max()))
+            least, most = torch.aminmax(block)
+            low, high = min(low, float(least)), max(high, float(most))
     return low if low == high else None
 
 
