@@ -74,7 +74,7 @@ def _sums(layer: LayerStatistics, kind: str, weights: np.ndarray, count: int, rn
     """Σ_p weights[p]·s_p for `count` independent draws of squared entries s of a matrix: [count]."""
     mean = layer.energy[kind] / math.prod(layer.shapes[kind])
     total, of_one = mean * float(weights.sum()), layer.fourth[kind] - mean**2  # variance of one square
-    if of_one <= 1e-6 * mean**2:  # entries that are all equal, up to rounding
+    if of_one <= 1e-6 * mean**2 or not total:  # entries that are all equal, up to rounding
         return np.full(count, total)
     variance = of_one * float(np.square(weights).sum())
     return rng.gamma(total**2 / variance, variance / total, count)
