@@ -33,7 +33,8 @@ class Comparison:
     contrasts: list[Contrast]
     expectations: list[Expectation]
     conservation: list[Conservation]
-    symmetry: list[Symmetry]
+    symmetry: list[Symmetry]  # of attention's share of the energy
+    write_symmetry: list[Symmetry]  # of its share of what both branches write
     transitions: list[Transitions]  # one per arm that was read twice
     role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
     coincidences: list[Coincidence]  # per arm that was read twice: the domains' mean, then each domain
@@ -120,6 +121,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         tables=tables.build(experiment.cells, pairs, contrasts),
         statistics=[result for arm in arms for result in compare_paired(arm, _losses(arm, pairs, domains), PRIMARY)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
+        write_symmetry=[found for arm in arms if (found := symmetry(arm, pairs, "write_share"))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
         transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
         role_shifts=[shift for arm in arms if (shift := role_shift(arm, pairs))],

@@ -10,7 +10,7 @@ import pandas as pd
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.statistics import sign_patterns
 
-MEASURES = ("cv", "saturated", "effective_rank.o", "attention_share")  # columns of the table, with _a and _b
+MEASURES = ("cv", "saturated", "max_abs", "effective_rank.o", "attention_share")  # columns of the table, with _a and _b
 
 
 def flattening(pair: Pair) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Measure symmetry between layers: the spread of attention's share of the energy over them (SCIENCE §4)."""
+"""Measure symmetry between layers: the spread of attention's share over them, of energy and of writes (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven m
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The spread of one arm and of the baseline at their common step, means over the seed pairs read there."""
+    """The spread of a share in one arm and of the baseline at their common step, means over the seed pairs read there."""
 
     arm: str
     step: int
     n: int
-    a: float  # standard deviation of attention_share over the baseline's layers
+    a: float  # standard deviation of the share over the baseline's layers
     b: float  # the same over the arm's layers
     range_a: float  # largest minus smallest
     range_b: float
@@ -33,16 +33,16 @@ class Symmetry:
     sentence: str  # caveats, or empty
 
 
-def symmetry(arm: str, pairs: list[Pair]) -> Symmetry | None:
-    """Compare the spread of both arms; None where no pair has a reading with every layer's share."""
+def symmetry(arm: str, pairs: list[Pair], measure: str = "attention_share") -> Symmetry | None:
+    """Compare the spread of `measure` in both arms; None where no pair has a reading with it of every layer."""
     at = common_step_of_pairs(arm, pairs)
     if at.step is None:
         return None
     found = []  # [n, arms, std and range]
     for pair in at.read:
         readings = [cell.readings[at.step] for cell in pair.cells]
-        shares = [profile(reading, "attention_share") for reading in readings]
-        spreads = [spread(reading) for reading in readings]
+        shares = [profile(reading, measure) for reading in readings]
+        spreads = [spread(reading, measure) for reading in readings]
         if None not in spreads:
             found.append([(std, float(np.ptp(x))) for std, x in zip(spreads, shares, strict=True) if x is not None])
     if not found:

@@ -173,9 +173,9 @@ def total(reading: Reading, measure: str) -> float | None:
     return None if values is None else float(values.sum())
 
 
-def spread(reading: Reading) -> float | None:
-    """Standard deviation of attention's share of the energy over the layers; null for a single layer."""
-    shares = profile(reading, "attention_share")
+def spread(reading: Reading, measure: str = "attention_share") -> float | None:
+    """Standard deviation of a measure, by default attention's share of the energy, over the layers; null for one."""
+    shares = profile(reading, measure)
     return None if shares is None or shares.size < 2 else float(np.std(shares))
 
 

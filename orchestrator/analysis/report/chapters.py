@@ -55,7 +55,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("roles", "Roles", _roles),
     ("loss", "Loss", _losses),
     ("budget", "Specialist budget", _per_arm(layers.budgets)),
-    ("layers", "Inside the layers", lambda c: [layers.spreads(c)]),
+    ("layers", "Inside the layers", lambda c: [layers.spreads(c), layers.write_spreads(c), *_per_arm(layers.flattening)(c)]),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
     ("shape", "Shape and cost", lambda c: [provenance.costs(c)]),

@@ -119,8 +119,8 @@ OWN = {
         "Ratio of the two arms' CV in a layer, geometric mean over the pairs; above 1, b is flatter. Its p is an "
         "exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T."),
     "symmetry": Term("spread",
-        "Standard deviation and range of attention's share of the energy over the layers. The paper has 0.014 for "
-        "its vanilla model and 0.13 for its reward-driven one (§7)."),
+        "Standard deviation and range over the layers of attention's share: of the energy, or of what both branches "
+        "write. For the energy the paper has 0.014 for its vanilla model and 0.13 for its reward-driven one (§7)."),
     "sidecar": Term("multipliers",
         "The sidecar's factor on one unit's weight decay, learning rate or branch gain; 1 leaves it as configured. "
         "Geometric means; ▲ (▼): above (below) the mean of its own run in every seed (SCIENCE §6)."),
@@ -163,7 +163,7 @@ HEADS = {  # the first line of a table's column head → its term
     "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
     "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
-    "width": "width", "parameters": "parameters", "CV": "cv", "satur.": "saturated_robust",
+    "width": "width", "parameters": "parameters", "CV": "cv", "max |w|": "max_abs", "satur.": "saturated_robust",
     "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated",
     "std": "symmetry", "range": "symmetry", "distance": "role_shift", "changed": "transition",
     "κ": "transition", "drops": "coincidence",

@@ -36,6 +36,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
             for arm in e.arms
         },
         "symmetry": [asdict(result) for result in c.symmetry],
+        "write_symmetry": [asdict(result) for result in c.write_symmetry],
         "conservation": [asdict(result) for result in c.conservation],
         "transitions": [asdict(result) for result in c.transitions],
         "role_shifts": [asdict(result) for result in c.role_shifts],

@@ -18,9 +18,9 @@ def sections(c: Comparison) -> list[Section]:
     """
     found = _across_arms(c)
     for arm in c.compared:
-        found += [*_of_arm(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
+        found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
     if not many_arms(c):
-        found.append(layers.spreads(c))
+        found += [layers.spreads(c), layers.write_spreads(c)]
     return _with_rows([*found, *_without_pairs(c)])
 
 
@@ -32,7 +32,7 @@ def brief(c: Comparison) -> list[Section]:
 
 def _across_arms(c: Comparison) -> list[Section]:
     found = [losses.contrasts(c), expectations.verdicts(c)]
-    return [losses.arm_losses(c), *found, layers.spreads(c)] if many_arms(c) else found
+    return [losses.arm_losses(c), *found, layers.spreads(c), layers.write_spreads(c)] if many_arms(c) else found
 
 
 def _of_arm(c: Comparison, arm: str) -> list[Section]:

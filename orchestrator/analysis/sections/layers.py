@@ -12,7 +12,7 @@ from orchestrator.analysis.multipliers import agreement
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
-from orchestrator.analysis.symmetry import PAPER_SPREAD
+from orchestrator.analysis.symmetry import PAPER_SPREAD, Symmetry
 from orchestrator.forensics.reading import LayerReport
 
 BUDGET_ROWS = {  # name → its key in the glossary
@@ -52,6 +52,22 @@ def by_layer(c: Comparison, arms: list[str]) -> Section:
     ]
     which = f"a = {arms[0]}, b = {arms[1]}" if paired else arms[0]
     return Section(f"Layers at {at.text} ({which})", columns, rows, notes, {"CV\na / b": "flattening"})
+
+
+def flattening(c: Comparison, arm: str) -> Section:
+    """Return each layer's CV and largest entry in both arms; means over the seeds."""
+    at = _common_step(c, [c.baseline, arm])
+    flat, stacks = mean_flattening(c.tables["flattening"], arm, at.step), _layers_read([c.baseline, arm], at)
+    rows: list[list[TableCell]] = [
+        [str(layer), *(_written(own, "cv", 3) for own in seeds), number(ratio, 2),
+         *(_written(own, "max_abs", 3) for own in seeds)]
+        for layer, ratio in flat.items()
+        for seeds in [[_layer(stack, layer) for stack in stacks]]
+    ]  # fmt: skip
+    columns = ["layer", "CV\na", "CV\nb", "CV\na / b", "max |w|\na", "max |w|\nb"]
+    notes = ["max |w|: the largest absolute entry of the layer's matrices", *filter(None, [at.unread_note])]
+    title = f"Flattening at {at.text}: a = {c.baseline}, b = {arm}"
+    return Section(title, columns, rows, notes, {"CV\na / b": "flattening"})
 
 
 def role_shifts(c: Comparison, arm: str) -> Section:
@@ -128,25 +144,35 @@ def budgets(c: Comparison, arm: str) -> Section:
 
 
 def spreads(c: Comparison) -> Section:
-    """Return the spread of attention's share over the layers of every arm."""
+    """Return the spread of attention's share of the energy over the layers of every arm."""
+    paper = ", ".join(f"{name} {std:g}" for name, std in PAPER_SPREAD.items())
+    return _spreads(c, c.symmetry, "of the energy", f"The paper has for std: {paper}.")
+
+
+def write_spreads(c: Comparison) -> Section:
+    """Return the spread of attention's share of what both branches write over the layers of every arm."""
+    note = "Energy also differs where weights were only scaled or decayed; what is written does not."
+    return _spreads(c, c.write_symmetry, "of what both branches write", note)
+
+
+def _spreads(c: Comparison, symmetry: list[Symmetry], share: str, note: str) -> Section:
     rows: list[list[TableCell]] = []
     sentences: list[tuple[str, str]] = []
-    for r in c.symmetry:
+    for r in symmetry:
         sentences.append((r.arm, r.sentence))
-        if r.n != c.symmetry[0].n or r.a != c.symmetry[0].a:
+        if r.n != symmetry[0].n or r.a != symmetry[0].a:
             own = f"compared over {r.n} pair{'s' * (r.n != 1)}, in which {c.baseline} has {number(r.a, 3)}."
             sentences.append((r.arm, own))
         if not rows:
             rows.append([c.baseline, number(r.a, 3), number(r.range_a, 2), "", "", str(r.n), ""])
         delta = [signed(r.delta, 3), low_to_high(r.low, r.high, 3, plus=True)]
         rows.append([r.arm, number(r.b, 3), number(r.range_b, 2), *delta, str(r.n), number(r.p, 3)])
-    when = ", ".join(dict.fromkeys(_common_step(c, [c.baseline, r.arm]).text for r in c.symmetry))
-    paper = ", ".join(f"{name} {std:g}" for name, std in PAPER_SPREAD.items())
+    when = ", ".join(dict.fromkeys(_common_step(c, [c.baseline, r.arm]).text for r in symmetry))
     return Section(
-        f"Symmetry: spread of attention's share of the energy over the layers at {when}",
+        f"Symmetry: spread of attention's share {share} over the layers at {when}",
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
-        [f"The paper has for std: {paper}.", *grouped_notes(sentences, join=", ")],
+        [note, *grouped_notes(sentences, join=", ")],
         {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
     )
 

@@ -27,8 +27,8 @@ Write = Callable[..., Path]
 COLUMNS = {  # DESIGN, "Table columns"
     "role_migration": "arm seed step_from step layer role_from role_to margin_from margin_to changed",
     "conservation": "arm seed step reference budget expected excess early middle late centre",
-    "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b effective_rank_o_a effective_rank_o_b "
-    "attention_share_a attention_share_b",
+    "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b max_abs_a max_abs_b effective_rank_o_a "
+    "effective_rank_o_b attention_share_a attention_share_b",
     "paired_eval": "metric domain seed a b delta",
     "sidecar": "arm seed channel layer kind unit mean early middle late",
     "contrasts": "contrast metric seed value",

@@ -1,4 +1,4 @@
-"""The spread of attention's share over the layers, against numpy by hand."""
+"""The spreads of attention's shares over the layers, against numpy by hand."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from orchestrator.analysis.sections import sections
 Write = Callable[..., Path]
 
 
-def rewrite(root: Path, share: Callable[[str, int, int], float | None]) -> None:
+def rewrite(root: Path, share: Callable[[str, int, int], float | None], name: str = "attention_share") -> None:
     for path in root.glob("*/seed=*/forensics/*.json"):
         reading = json.loads(path.read_text())
         arm, seed = path.parts[-4], int(path.parts[-3].removeprefix("seed="))
         for layer in reading["layers"]:
-            layer["measures"]["attention_share"] = share(arm, seed, layer["layer"])
+            layer["measures"][name] = share(arm, seed, layer["layer"])
         path.write_text(json.dumps(reading))
 
 
@@ -50,3 +50,20 @@ def test_without_every_layers_share_nothing_is_said(experiment: Write) -> None:
     c = compute(root)
     assert c.symmetry == []
     assert not [s for s in sections(c) if s.title.startswith("Symmetry")]
+
+
+def test_writes_have_a_spread_of_their_own(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1))
+    rewrite(root, lambda arm, seed, layer: 0.4 + 0.1 * layer * (arm == "variable"), "write_share")
+    c = compute(root)
+    assert [(r.a, r.b) for r in c.symmetry] == [(0, 0)]
+    (found,) = c.write_symmetry
+    assert [found.a, found.b, found.range_b] == pytest.approx([0, 0.1 * np.std(range(4)), 0.3])
+    assert len([s for s in sections(c) if s.title.startswith("Symmetry")]) == 2
+
+
+def test_largest_entries_stand_beside_the_flattening(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1))
+    rewrite(root, lambda arm, seed, layer: {"uniform": 0.55, "variable": 0.06}[arm] + layer, "max_abs")
+    (section,) = (s for s in sections(compute(root)) if s.title.startswith("Flattening"))
+    assert [row[-2:] for row in section.rows] == [[f"{layer}.550", f"{layer}.060"] for layer in range(4)]
