@@ -12,7 +12,7 @@ from torch import nn
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.composition import Compositions, add_embedding
+from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
@@ -159,7 +159,7 @@ def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
     compositions = Compositions(max(layer.width for layer in model))
     layers: list[LayerStatistics] = []
     with workers() as pool:
-        add_embedding(model, compositions, device)
+        add_head(model, compositions, device, add_embedding(model, compositions, device))
         stream = random_stream(model, device)
         for layer in model:
             layers.append(reduce_layer(layer, compositions, device, pool, stream, typical))

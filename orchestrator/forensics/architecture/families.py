@@ -51,7 +51,8 @@ _SANDWICH = norms(
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
 )
 _LN = norms("ln_1", None, "ln_2")
-_GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
+_GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight", "final": "ln_f.weight"}
+_ENCODER: dict[str, Any] = {"final": "", "head": ""}  # whose head, if any, reads a further transform
 _BLOOM: dict[str, Any] = _GPT | {"parts": _megatron("self_attention"), "embed": "word_embeddings.weight"}
 _OPT: dict[str, Any] = {"parts": _QKV + plain(o="self_attn.out_proj", up="fc1", down="fc2")}
 _T5 = plain(
@@ -60,7 +61,7 @@ _T5 = plain(
 )  # fmt: skip
 _T5_REST: dict[str, Any] = {
     "norms": norms("layer.0.layer_norm", None, "layer.1.layer_norm"), "layer": "block.{}.",
-    "aside": "relative_attention_bias",
+    "aside": "relative_attention_bias", **_ENCODER,
 }  # fmt: skip
 _BERT: dict[str, Any] = {
     "parts": plain(
@@ -70,6 +71,7 @@ _BERT: dict[str, Any] = {
     "norms": norms(None, "attention.output.LayerNorm", None, "output.LayerNorm"),
     "layer": "encoder.layer.{}.",
     "embed": "embeddings.word_embeddings.weight",
+    **_ENCODER,
 }  # fmt: skip
 
 # The first entry whose `declared`, `when` and tensors match is taken: special families come before general ones.
@@ -97,7 +99,7 @@ FAMILIES = {
     "flex_olmo": Family(_LLAMA, _POST, aside=_MIXTURE),
     "afmoe": Family(
         _LLAMA, norms("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
-        aside=_MIXTURE + "|self_attn[.]gate_proj",
+        aside=_MIXTURE + "|self_attn[.]gate_proj", final="embedding_norm.weight",
     ),
     "kolibri1": Family(
         _LLAMA, norms("input_layernorm", "post_attn_norm", "post_attention_layernorm", "post_ffn_norm"), aside=_MIXTURE
@@ -128,11 +130,12 @@ FAMILIES = {
     "lfm2": Family(
         _QKV + plain(o="self_attn.out_proj", gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
         norms("operator_norm", None, "ffn_norm"), declared=("lfm2", "lfm2_moe"), aside=_MIXTURE,
+        final="embedding_norm.weight",
     ),
     "lfm3": Family(
         _ATTENTION + plain(gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
         norms("operator_norm", "post_operator_norm", "ffn_norm", "post_ffn_norm"), declared=("lfm3", "lfm3_text"),
-        aside=_MIXTURE + "|self_attn[.]gate_proj",
+        aside=_MIXTURE + "|self_attn[.]gate_proj", final="embedding_norm.weight",
     ),
     "llama_sandwich": Family(_LLAMA, _SANDWICH, declared=("norm=sandwich",)),
     "gemma": Family(_LLAMA, _PRE, offset=1.0),
@@ -149,7 +152,7 @@ FAMILIES = {
     "nanochat": Family(_ATTENTION + _FC, {}),
     "apertus": Family(_ATTENTION + _UP_DOWN, norms("attention_layernorm", None, "feedforward_layernorm")),
     "starcoder2": Family(_ATTENTION + plain(up="mlp.c_fc", down="mlp.c_proj"), _PRE),
-    "phi": Family(_QKV + plain(o="self_attn.dense") + _FC, _PARALLEL),
+    "phi": Family(_QKV + plain(o="self_attn.dense") + _FC, _PARALLEL, final="final_layernorm.weight"),
     "moshi": Family(
         plain(q="self_attn.q_proj.linear", k="self_attn.k_proj.linear", v="self_attn.v_proj.linear",
               o="self_attn.o_proj.linear", down="mlp.fc2") + fused("mlp.fc1", halves, ("gate", "up")),
@@ -161,13 +164,14 @@ FAMILIES = {
         _ATTENTION + _GATE_UP_DOWN,
         norms("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"),
     ),
-    "persimmon": Family(_megatron("self_attn"), _PRE),
+    "persimmon": Family(_megatron("self_attn"), _PRE, final="final_layernorm.weight"),
     "gpt_neox": Family(
-        _megatron("attention"), _PRE, declared=("gpt_neox", "gpt_neox_japanese"), embed="embed_in.weight"
+        _megatron("attention"), _PRE, declared=("gpt_neox", "gpt_neox_japanese"), embed="embed_in.weight",
+        final="final_layer_norm.weight", head="embed_out.weight",
     ),
     "gpt1": Family(
         _CONV1D, norms(None, "ln_1", None, "ln_2"), declared=("openai-gpt",), layer="h.{}.",
-        embed="tokens_embed.weight",
+        embed="tokens_embed.weight", final="",
     ),
     "gpt2": Family(_CONV1D, _LN, **_GPT),
     "gpt_bigcode": Family(
@@ -184,14 +188,14 @@ FAMILIES = {
     "ctrl": Family(
         plain(q="multi_head_attention.Wq", k="multi_head_attention.Wk", v="multi_head_attention.Wv",
               o="multi_head_attention.dense", up="ffn.0", down="ffn.2"),
-        norms("layernorm1", None, "layernorm2"), layer="h.{}.", embed="w.weight",
+        norms("layernorm1", None, "layernorm2"), layer="h.{}.", embed="w.weight", final="layernorm.weight",
     ),
     "cpmant": Family(
         plain(q="self_att.self_attention.project_q", k="self_att.self_attention.project_k",
               v="self_att.self_attention.project_v", o="self_att.self_attention.attention_out",
               gate="ffn.ffn.w_in.w_0", up="ffn.ffn.w_in.w_1", down="ffn.ffn.w_out"),
         norms("self_att.layernorm_before_attention", None, "ffn.layernorm_before_ffn"), layer="encoder.layers.{}.",
-        embed="input_embedding.weight",
+        embed="input_embedding.weight", final="encoder.output_layernorm.weight",
     ),
     "gpt_neo": Family(
         plain(q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
@@ -200,7 +204,7 @@ FAMILIES = {
     ),
     "mpt": Family(
         fused("attn.Wqkv", stacked) + plain(o="attn.out_proj", up="ffn.up_proj", down="ffn.down_proj"),
-        norms("norm_1", None, "norm_2"), layer="blocks.{}.", embed="wte.weight",
+        norms("norm_1", None, "norm_2"), layer="blocks.{}.", embed="wte.weight", final="norm_f.weight",
     ),
     "bloom": Family(norms=_PRE, **_BLOOM),
     "falcon_one_norm": Family(
@@ -214,15 +218,19 @@ FAMILIES = {
     "falcon": Family(norms=_PARALLEL, **_BLOOM),
     "opt_post": Family(
         declared=("opt",), norms=norms(None, "self_attn_layer_norm", None, "final_layer_norm"),
-        when={"do_layer_norm_before": False}, **_OPT,
+        when={"do_layer_norm_before": False}, final="", **_OPT,
     ),
     "opt": Family(
-        declared=("opt", "xglm", "biogpt"), norms=norms("self_attn_layer_norm", None, "final_layer_norm"), **_OPT
+        norms=norms("self_attn_layer_norm", None, "final_layer_norm"), final="final_layer_norm.weight", **_OPT
+    ),
+    "xglm": Family(
+        declared=("xglm", "biogpt"), norms=norms("self_attn_layer_norm", None, "final_layer_norm"),
+        final="layer_norm.weight", **_OPT,
     ),
     "internlm2": Family(
         fused("attention.wqkv", grouped)
         + plain(o="attention.wo", gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
-        norms("attention_norm", None, "ffn_norm"), embed="tok_embeddings.weight",
+        norms("attention_norm", None, "ffn_norm"), embed="tok_embeddings.weight", head="output.weight",
     ),
     "baichuan": Family(
         fused("self_attn.W_pack", stacked) + plain(o="self_attn.o_proj", gate="mlp.gate_proj") + _UP_DOWN, _PRE
@@ -235,15 +243,15 @@ FAMILIES = {
         fused("self_attention.query_key_value", stacked) + plain(o="self_attention.dense", down="mlp.dense_4h_to_h")
         + fused("mlp.dense_h_to_4h", halves, ("gate", "up")),
         _PRE, declared=("chatglm",), when={"multi_query_attention": True}, layer="encoder.layers.{}.",
-        embed="embedding.word_embeddings.weight",
+        embed="embedding.word_embeddings.weight", final="encoder.final_layernorm.weight", head="output_layer.weight",
     ),
     "bart": Family(
         norms=norms(None, "self_attn_layer_norm", None, "final_layer_norm"),
-        declared=("bart", "blenderbot-small", "marian", "mvp", "plbart"), **_OPT,
+        declared=("bart", "blenderbot-small", "marian", "mvp", "plbart"), **_OPT, **_ENCODER,
     ),
     "mbart": Family(
         norms=norms("self_attn_layer_norm", None, "final_layer_norm"),
-        declared=("mbart", "blenderbot", "pegasus", "m2m_100", "whisper"), **_OPT,
+        declared=("mbart", "blenderbot", "pegasus", "m2m_100", "whisper"), **_OPT, **_ENCODER,
     ),
     "t5_gated": Family(
         _T5 + plain(gate="layer.1.DenseReluDense.wi_0", up="layer.1.DenseReluDense.wi_1"),
@@ -279,20 +287,20 @@ FAMILIES = {
               down="ffn_output"),
         norms(None, "attention.LayerNorm", None, "full_layer_layer_norm"),
         layer="encoder.albert_layer_groups.{}.albert_layers.0.", embed="embeddings.word_embeddings.weight",
-        stored="num_hidden_groups",
+        stored="num_hidden_groups", **_ENCODER,
     ),
     "nomic_bert": Family(
         fused("attn.Wqkv", stacked) + plain(o="attn.out_proj", up="mlp.fc11", gate="mlp.fc12", down="mlp.fc2"),
-        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight",
+        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "jina_embeddings_v3": Family(
         fused("mixer.Wqkv", stacked) + plain(o="mixer.out_proj") + _FC,
-        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight",
+        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "gte": Family(
         fused("attention.qkv_proj", stacked) + plain(o="attention.o_proj", down="mlp.down_proj")
         + fused("mlp.up_gate_proj", halves, ("up", "gate")),
-        norms(None, "attn_ln", None, "mlp_ln"), layer="encoder.layer.{}.", embed="embeddings.word_embeddings.weight",
+        norms(None, "attn_ln", None, "mlp_ln"), layer="encoder.layer.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "mpnet": Family(**_BERT | {
         "parts": plain(q="attention.attn.q", k="attention.attn.k", v="attention.attn.v", o="attention.attn.o",
@@ -307,18 +315,18 @@ FAMILIES = {
         plain(q="attention.q_lin", k="attention.k_lin", v="attention.v_lin", o="attention.out_lin",
                up="ffn.lin1", down="ffn.lin2"),
         norms(None, "sa_layer_norm", None, "output_layer_norm"),
-        layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight",
+        layer="transformer.layer.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "modernbert": Family(
         fused("attn.Wqkv", stacked) + fused("mlp.Wi", halves, ("gate", "up")) + plain(o="attn.Wo", down="mlp.Wo"),
         norms("attn_norm", None, "mlp_norm"), optional=("pre_attention",),
-        embed="embeddings.tok_embeddings.weight",
+        embed="embeddings.tok_embeddings.weight", **_ENCODER,
     ),
     "modernbert_decoder": Family(
         plain(q="attn.q_proj", k="attn.k_proj", v="attn.v_proj", o="attn.Wo", down="mlp.Wo")
         + fused("mlp.Wi", halves, ("gate", "up")),
         norms("attn_norm", None, "mlp_norm"), declared=("modernbert-decoder",), optional=("pre_attention",),
-        embed="embeddings.tok_embeddings.weight",
+        embed="embeddings.tok_embeddings.weight", **_ENCODER,
     ),
 }  # fmt: skip
 FAMILIES = {name: replace(family, declared=family.declared or (name,)) for name, family in FAMILIES.items()}

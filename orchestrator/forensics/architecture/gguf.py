@@ -77,6 +77,7 @@ def layout(architecture: str, tensors: Tensors) -> Family:
     return Family(
         (*parts, *others), {place: f"{name}.weight" for place, name in norms.items() if name},
         layer="blk.{}.", embed="token_embd.weight",
+        final="output_norm.weight", head="output.weight",
     )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ from orchestrator.forensics.weights.tensors import Tensors
 QKV = ("q", "k", "v")
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are not a norm's scale
+HEAD = re.compile(r"(^|\.)(lm_head|head|output|unembed|embed_out)\.weight$")
+FINAL = re.compile(r"(norm|ln|layernorm)[^.]*\.(weight|scale|gamma)$")
 EMBEDDING = re.compile(r"(?!.*(pos|type|segment|wpe|embed_out|unembed|head)).*(emb|wte|tok)")
 TEXT = re.compile(r"language|text|decoder")
 
@@ -104,7 +106,11 @@ def infer(source: Path, tensors: Tensors, description: Description) -> tuple[Fam
     if _is_shifted(family, tensors):
         family = replace(family, offset=1.0)
         assumed.append("Norm scales are taken as stored less 1, since many of them are not positive.")
-    return replace(family, embed=_embedding(tensors, width)), assumed
+    embed = _embedding(tensors, width)
+    final, head = _unembedding(tensors, width, embed)
+    if head:
+        assumed.append(f"The head is read as {head}, behind {final or 'no norm'}.")
+    return replace(family, embed=embed, final=final, head=head), assumed
 
 
 def _stacks(tensors: Tensors) -> list[Stack]:
@@ -272,6 +278,14 @@ def _embedding(tensors: Tensors, width: int) -> str:
     outside = [name for name in sorted(tensors.names) if EMBEDDING.match(name) and not WITHIN.fullmatch(name)]
     tables = [name for name in outside if len(shape := tensors.shape(name)) == 2 and shape[1] >= width]
     return max(tables, key=lambda name: tensors.shape(name)[0], default="")
+
+
+def _unembedding(tensors: Tensors, width: int, embed: str) -> tuple[str, str]:
+    """Names of the final norm and of the head; both empty where either could be meant by several names."""
+    outside = [name for name in sorted(tensors.names) if not WITHIN.fullmatch(name) and name != embed]
+    norms = [name for name in outside if tensors.shape(name) == (width,) and FINAL.search(name)]
+    heads = [name for name in outside if HEAD.search(name) and tensors.shape(name)[1:] == (width,)]
+    return (*norms, heads[0]) if (len(norms), len(heads)) == (1, 1) else ("", "")
 
 
 def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:

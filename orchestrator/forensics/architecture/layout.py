@@ -101,6 +101,8 @@ class Family:
     stored: str = ""  # config key of the number of layers in the file, where layers share their weights
     layer: str = "layers.{}."
     embed: str = "embed_tokens.weight"
+    final: str = "norm.weight"  # the norm after the last layer; empty where there is none
+    head: str = "lm_head.weight"  # under the stem or a module around it; empty where none reads the stream directly
 
     @property
     def kinds(self) -> tuple[str, ...]:

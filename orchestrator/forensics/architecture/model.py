@@ -29,6 +29,7 @@ from orchestrator.forensics.architecture.kinds import BEHIND
 from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
+from orchestrator.forensics.architecture.unembedding import final_scale, head_name
 from orchestrator.forensics.architecture.unsupported import refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import open_moments
@@ -197,6 +198,7 @@ class CheckpointModel:
         for index in range(count):
             check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
+        self.head_name = head_name(self)  # None where there is no head, or it is not known
         moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
         self.optimizer = None if moments is None else open_moments(moments)
         if self.optimizer is not None and optimizer is not None:
@@ -239,6 +241,14 @@ class CheckpointModel:
     def embedding_rows(self, tokens: Sequence[int]) -> Tensor:
         """Rows of the embedding table, fp32: [tokens, d]."""
         return self.tensors.take(self.stem + self.family.embed, tokens)
+
+    def head(self, block: int = 8192) -> Iterator[Tensor]:
+        """The table [V, d] that turns the stream into logits, in blocks of at most `block` rows, fp32; or nothing."""
+        return iter(()) if self.head_name is None else self.tensors.rows(self.head_name, block)
+
+    def final_scale(self) -> Tensor | None:
+        """The scale γ [d] of the norm before the head; None where there is none."""
+        return final_scale(self)
 
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""

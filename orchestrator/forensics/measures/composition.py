@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.spectrum import gram
 from orchestrator.forensics.weights.memory import trim
+from orchestrator.forensics.weights.tensors import NotFinite
 
 IN_MEMORY = 2**24  # bytes of Grams held before they go to a temporary file
 CHUNK = 2**23  # bytes of Grams compared at once
@@ -40,6 +42,10 @@ class Compositions:
         self._add("read", read)
         self._add("write", write)
 
+    def add_head(self, gram: Tensor) -> None:
+        """UᵀU of what the unembedding reads, the reader after the last layer; of any scale. Scaled in place."""
+        self._add("head", gram)
+
     def _add(self, side: str, gram: Tensor) -> None:
         energy = float(gram.trace())
         self._sides.append((side, energy > 0))
@@ -48,9 +54,12 @@ class Compositions:
         self._file.write(np.ascontiguousarray(np.pad(scaled, (0, beside)) if beside else scaled).data)
 
     def matrix(self) -> np.ndarray:
-        """C [writers, readers]; writer 0 is the embedding. NaN where a side is zero. Call it once, at the end."""
+        """C [writers, readers]; writer 0 is the embedding, and the last reader the head, where there is one.
+
+        NaN where a side is zero. Call it once, at the end.
+        """
         writers = [i for i, (side, _) in enumerate(self._sides) if side == "write"]
-        readers = [i for i, (side, _) in enumerate(self._sides) if side == "read"]
+        readers = [i for of in ("read", "head") for i, (side, _) in enumerate(self._sides) if side == of]
         products = np.zeros((len(writers), len(readers)))
         row_bytes = 4 * self.width
         rows = max(1, CHUNK // (row_bytes * len(self._sides)))
@@ -69,15 +78,47 @@ class Compositions:
         return np.frombuffer(self._file.read(size), np.float32)
 
 
-def add_embedding(model: CheckpointModel, compositions: Compositions, device: torch.device) -> None:
-    """Add EᵀE of the columns of the embedding table E [V, d] that the first layer reads; zero where there is none."""
-    width = model.shape(0, "q")[1]
+def add_embedding(model: CheckpointModel, compositions: Compositions, device: torch.device) -> Tensor:
+    """Add EᵀE of the columns of the embedding table E [V, d] that the first layer reads; zero where there is none.
+
+    Returns it over the columns that the first or the last layer reads, as a tied head needs it.
+    """
+    first, last = (model.shape(index, "q")[1] for index in (0, len(model) - 1))
+    total = _table_gram(model, model.embedding(ROWS), max(first, last), device)
+    compositions.add_embedding(total[:first, :first].clone())
+    return total
+
+
+def add_head(model: CheckpointModel, compositions: Compositions, device: torch.device, embedding: Tensor) -> None:
+    """Add UᵀU of the head U [V, d], its columns times the final norm's scale.
+
+    Nothing where the head is not known, or not finite (a finding of `pathology.unread`). `embedding`: what `add_embedding` returned.
+    """
+    if model.head_name is None:
+        return
+    width = model.shape(len(model) - 1, "q")[1]
+    try:
+        scale = model.final_scale()
+        if model.head_name == model.stem + model.family.embed:
+            total = embedding[:width, :width].clone()
+        else:
+            total = _table_gram(model, model.head(ROWS), width, device)
+    except NotFinite:
+        return
+    if scale is not None:
+        total *= (scale[:, None] * scale).to(total)
+    compositions.add_head(total)
+
+
+def _table_gram(model: CheckpointModel, blocks: Iterator[Tensor], width: int, device: torch.device) -> Tensor:
+    """TᵀT of the first `width` columns of a table T, given in blocks of rows; zero beyond its own columns."""
     total = torch.zeros(width, width, device=device)
-    for block in model.embedding(ROWS):
-        total += gram(block[:, :width].to(device))
+    for block in blocks:
+        own = gram(block[:, :width].to(device))
+        total[: len(own), : len(own)] += own
         trim()
     model.tensors.release()
-    compositions.add_embedding(total)
+    return total
 
 
 def expected(writer: int, reader: int) -> float:
@@ -86,7 +127,7 @@ def expected(writer: int, reader: int) -> float:
 
 
 def source(matrix: np.ndarray, layer: int) -> float | None:
-    """Mean composition of the layer's writes into the layers above; None for the last."""
+    """Mean composition of the layer's writes into the layers above and the head; None where nothing reads them."""
     return _mean(matrix[layer + 1, layer + 1 :])
 
 

@@ -16,9 +16,10 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
 from orchestrator.forensics.architecture.model import Heads, Layer
 from orchestrator.forensics.measures.clusters import Clusters, clusters
 from orchestrator.forensics.measures.composition import Compositions
+from orchestrator.forensics.measures.extremes import largest_and_rms
 from orchestrator.forensics.measures.heads import couplings, fingerprints
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
-from orchestrator.forensics.measures.pathology import uniform_value
+from orchestrator.forensics.measures.pathology import ratios, uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
 from orchestrator.forensics.measures.stream import Stream
 from orchestrator.forensics.weights.memory import trim
@@ -56,6 +57,7 @@ class LayerStatistics:
     activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
+    extremes: dict[str, tuple[float, float]] = field(default_factory=dict)  # kind → max |w| and RMS, as it is stored
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values by chance alone, [R]
 
     # A strong reference would keep every drawn stack alive.
@@ -107,7 +109,7 @@ class Stack:
     """All layers of a checkpoint, and the statistics that compare them."""
 
     def __init__(self, layers: Sequence[LayerStatistics], compositions: np.ndarray) -> None:
-        """`compositions` [L+1, L]: C(l→m), writers (the embedding first) by readers (`composition`)."""
+        """`compositions` [L+1, L or L+1]: C(l→m), writers (the embedding first) by readers (the head, if known, last)."""
         self.layers = list(layers)
         self.compositions = compositions
         for layer in layers:
@@ -123,6 +125,12 @@ class Stack:
     def median_written(self) -> float:
         """Median of `LayerStatistics.written` over all coordinates of all layers."""
         return float(np.median(np.concatenate([layer.written for layer in self.layers])))
+
+    @cached_property
+    def max_abs_ratios(self) -> dict[str, list[float | None]]:
+        """Kind → each layer's max |w| over the median of the others', [L]; None where that is 0 or there are none."""
+        kinds = self.layers[0].extremes
+        return {kind: ratios([layer.extremes[kind][0] for layer in self.layers]) for kind in kinds}
 
     @cached_property
     def couplings(self) -> np.ndarray:
@@ -152,11 +160,13 @@ def reduce_layer(
     weights: dict[str, Tensor] = {}
     aligned: dict[str, float] = {}
     uniform: dict[str, float] = {}
+    extremes: dict[str, tuple[float, float]] = {}
     for kind in layer.kinds:  # one at a time: with its norm folded in, a matrix is in memory twice
         if (cos := alignment(layer, kind, device)) is not None:
             aligned[kind] = cos
         if (value := _uniform_value(layer.weight(kind))) is not None:
             uniform[kind] = value
+        extremes[kind] = largest_and_rms(layer.weight(kind))
         weights[kind] = layer.folded(kind).to(device)
     rest = pool.submit(_without_spectra, layer, weights, stream)
     grams, spectra = _grams_and_spectra(weights, pool)
@@ -167,6 +177,7 @@ def reduce_layer(
         alignment=aligned,
         stuck=None if typical is None else stuck_fraction(layer, typical),
         uniform=uniform,
+        extremes=extremes,
     )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
+from orchestrator.forensics.measures.extremes import expected_largest
 from orchestrator.forensics.measures.heads import diversity
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.spectrum import perplexity
@@ -93,6 +94,35 @@ def stable_rank(layer: LayerStatistics, kind: str) -> Value:
 def spectral_norm(layer: LayerStatistics, kind: str) -> Value:
     """Largest singular value."""
     return float(layer.spectra[kind][-1]) if kind in layer.spectra else None
+
+
+# Largest entries, of the matrices as they are stored
+
+
+@entry("max_abs")
+def max_abs(layer: LayerStatistics) -> float:
+    """Largest absolute entry of all the layer's matrices."""
+    return max(largest for largest, _ in layer.extremes.values())
+
+
+@entry("max_abs.*")
+def max_abs_of(layer: LayerStatistics, kind: str) -> Value:
+    """Largest absolute entry."""
+    return layer.extremes[kind][0] if kind in layer.extremes else None
+
+
+@entry("max_abs.*_ratio")
+def max_abs_ratio(layer: LayerStatistics, kind: str) -> Value:
+    """`max_abs` over the median of the same kind's in the other layers."""
+    return layer.stack.max_abs_ratios[kind][layer.index] if kind in layer.extremes else None
+
+
+@entry("max_abs.*_expected")
+def max_abs_expected(layer: LayerStatistics, kind: str) -> Value:
+    """Expected largest of as many Gaussian entries of the matrix's RMS."""
+    if kind not in layer.extremes:
+        return None
+    return layer.extremes[kind][1] * expected_largest(math.prod(layer.shapes[kind]))
 
 
 # FFN positions
@@ -239,7 +269,7 @@ def coupling(layer: LayerStatistics) -> Value:
 
 @entry("source_mean")
 def source_mean(layer: LayerStatistics) -> Value:
-    """Mean composition C(l→m) into the layers above; absent in the last."""
+    """Mean composition C(l→m) into the layers above and the head; absent in the last where no head is known."""
     return source(layer.stack.compositions, layer.index)
 
 
@@ -251,7 +281,7 @@ def sink_mean(layer: LayerStatistics) -> Value:
 
 @entry("synapse_mediator")
 def synapse_mediator(layer: LayerStatistics) -> Value:
-    """Geometric mean of `source_mean` and `sink_mean`; absent in the last layer."""
+    """Geometric mean of `source_mean` and `sink_mean`; absent where either is."""
     out, into = source_mean(layer), sink_mean(layer)
     return None if out is None or into is None else math.sqrt(out * into)
 

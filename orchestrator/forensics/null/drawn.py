@@ -40,7 +40,8 @@ def by_chance(stack: Stack, measures: Collection[str], draws: int, seed: int, wh
 def drawn(stack: Stack, draws: int, seed: int, whole: bool) -> Iterator[Stack]:
     """`draws` stacks by chance. Of one layer's, the stream depends on `seed`, the draw and the layer alone."""
     widths = [layer.width for layer in stack.layers]
-    between = np.array([[expected(writer, reader) for reader in widths] for writer in (widths[0], *widths)])
+    head = widths[-1:] * (stack.compositions.shape[1] - len(widths))
+    between = np.array([[expected(writer, reader) for reader in widths + head] for writer in (widths[0], *widths)])
     for draw in range(draws):
         streams = (np.random.default_rng((seed, draw, layer.index)) for layer in stack.layers)
         layers = [_layer(layer, rng, whole) for layer, rng in zip(stack.layers, streams, strict=True)]

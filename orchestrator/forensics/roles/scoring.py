@@ -38,6 +38,7 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
     A layer without them lacks a feature for which others have them: its value is not comparable with theirs.
     """
     z: list[dict[str, float]] = [{} for _ in rows]
+    head = bool(rows) and rows[-1].get("source_mean") is not None  # only the head reads the last layer
     for feature, treatment in TREATMENTS.items():
         measure = treatment.measure or feature
         layers, x = _present(rows, measure)
@@ -50,7 +51,8 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
         if layers:
             y = treatment.transform(x) - by_chance
             excess = y - treatment.growth * _log_rms(rows)[layers] if treatment.growth else y
-            _enter(z, feature, layers, beyond(y, treatment, treatment.unevenness(len(rows))[layers], excess))
+            uneven = treatment.unevenness(len(rows), head)[layers]
+            _enter(z, feature, layers, beyond(y, treatment, uneven, excess))
     return [_by_measures(decide(layer, CALIBRATED, above=0.5 + MARGIN)) for layer in z]
 
 

@@ -21,7 +21,8 @@ class Treatment:
     shaped: bool = False  # depends on the layer's shape: where shapes differ, its value by chance is subtracted
     noise: float = 0.0  # least standard deviation by chance, after the transform
     growth: float = 0.0  # power of the stream's RMS with which it grows from layer to layer where all are alike
-    unevenness: Callable[[int], Array] = np.ones  # number of layers → relative spread of each by chance, [L]
+    # Number of layers, and whether the head reads the last → relative spread of each layer by chance, [L].
+    unevenness: Callable[[int, bool], Array] = lambda layers, head: np.ones(layers)
 
 
 def logarithm(values: Array) -> Array:
@@ -44,19 +45,19 @@ def steadiness(alignment: Array) -> Array:
     return -logarithm(1 - alignment)
 
 
-def sources(layers: int) -> Array:
-    """A mean over the layers above: its chance shrinks with their number."""
-    return 1 / np.sqrt(np.maximum(np.arange(layers)[::-1], 1))
+def sources(layers: int, head: bool) -> Array:
+    """A mean over the layers above, and the head where it is known: its chance shrinks with their number."""
+    return 1 / np.sqrt(np.maximum(np.arange(layers)[::-1] + head, 1))
 
 
-def sinks(layers: int) -> Array:
+def sinks(layers: int, head: bool) -> Array:
     """A mean over the layers below and the embedding."""
     return 1 / np.sqrt(1 + np.arange(layers))
 
 
-def mediators(layers: int) -> Array:
+def mediators(layers: int, head: bool) -> Array:
     """The geometric mean of a source and a sink."""
-    return np.hypot(sources(layers), sinks(layers)) / 2
+    return np.hypot(sources(layers, head), sinks(layers, head)) / 2
 
 
 STRUCTURAL = Treatment(shaped=True)
