@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head
+from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head, written_before
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
@@ -20,12 +21,14 @@ from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import Value, measure
 from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.null.drawn import Chance, by_chance
+from orchestrator.forensics.null.partners import partners
 from orchestrator.forensics.reading import (
     COUNTS,
     DEFINITIONS,
     SCHEMA,
     TOTALS,
     LayerReport,
+    Matrices,
     Options,
     Reading,
     SuperWeight,
@@ -92,8 +95,9 @@ def analyze(
         layer.threshold = None if thresholds is None else thresholds[layer.index]
         layer.activations = dict(seen[layer.index]) if seen else {}
     chance = by_chance(stack, COUNTED, resamples, seed, whole=False)
+    found = partners(stack)
     for layer in stack.layers:
-        layer.chance = chance[layer.index]
+        layer.chance, layer.partners = chance[layer.index], found[layer.index]
     rows = [measure(layer) for layer in stack.layers]
     super_bar = max((float(of.max()) for r in chance if (of := r.get("super_weight_ratio")) is not None), default=None)
     expected = expected_by_shape(stack, seed)
@@ -132,6 +136,7 @@ def analyze(
             for layer, row in zip(stack.layers, rows, strict=True)
         ],
         totals={key: _total([row[key] for row in rows]) for key in TOTALS},
+        matrices=Matrices(_digits(written_before(stack.compositions)), _digits(stack.matches)),
         pathology=[
             *unread(model),
             *findings(rows, [layer.names for layer in stack.layers], [layer.uniform for layer in stack.layers]),
@@ -185,6 +190,11 @@ def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
 def _total(values: Sequence[Value]) -> Value:
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
+
+
+def _digits(matrix: np.ndarray) -> list[list[Value]]:
+    """Rows of the matrix, to four digits; None for NaN."""
+    return [[float(f"{value:.4g}") if np.isfinite(value) else None for value in row] for row in matrix.tolist()]
 
 
 def first_step(model: CheckpointModel) -> Path | None:

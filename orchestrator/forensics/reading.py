@@ -50,6 +50,14 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Matrices:
+    """Values of pairs of layers, to four digits; null where absent."""
+
+    composition: list[list[float | None]]  # C(l→m), [L+1][L or L+1]: writers, embedding first; readers, any head last
+    coupling: list[list[float | None]]  # best match of a head in one layer with a head in the other, [L][L]
+
+
+@dataclass(frozen=True)
 class Options:
     """The options of a reading."""
 
@@ -89,6 +97,7 @@ class Reading:
     layers: list[LayerReport]
     totals: dict[str, float | None]  # `TOTALS`, over the layers
     pathology: list[Finding]  # worst first
+    matrices: Matrices | None = None  # absent from readings of older definitions
     key: Key | None = None  # of a cell's reading; absent from other files
 
     def to_json(self) -> dict[str, Any]:

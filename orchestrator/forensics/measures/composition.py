@@ -136,6 +136,11 @@ def sink(matrix: np.ndarray, layer: int) -> float | None:
     return _mean(matrix[: layer + 1, layer])
 
 
+def written_before(matrix: np.ndarray) -> np.ndarray:
+    """The matrix with NaN where the writer does not come before the reader."""
+    return np.where(np.triu(np.ones(matrix.shape, bool)), matrix, np.nan)
+
+
 def _mean(values: np.ndarray) -> float | None:
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.measures.extremes import expected_largest
 
 TINY = torch.finfo(torch.float32).tiny  # a smaller norm is 0
 SQUARINGS = 14  # of a head's matrix: 2^14 power steps isolate its leading direction
@@ -106,11 +108,8 @@ def diversity(prints: np.ndarray) -> float | None:
     return 1 - float(known.mean()) if len(known) else None
 
 
-def couplings(prints: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Per layer, the mean over the other layers of max |cos| between a head here and a head there: [L].
-
-    NaN where a layer's heads are not known, or it is the only one.
-    """
+def matches_of(prints: Sequence[np.ndarray | None]) -> np.ndarray:
+    """max |cos| between a head of one layer and a head of another: [L, L], NaN on the diagonal and where not known."""
     matches = np.full((len(prints), len(prints)), np.nan)
     for i, a in enumerate(prints):
         for j, b in enumerate(prints[:i]):
@@ -118,5 +117,18 @@ def couplings(prints: Sequence[np.ndarray | None]) -> np.ndarray:
                 known = cosines(a, b)
                 known = known[np.isfinite(known)]
                 matches[i, j] = matches[j, i] = known.max() if len(known) else np.nan
+    return matches
+
+
+def expected_match(first: int, second: int, width: int) -> float:
+    """The best match by chance of two layers with these numbers of heads, on `width` coordinates.
+
+    The cosine of two fingerprints is nearly Gaussian, of variance 1/(2·width).
+    """
+    return expected_largest(first * second) / math.sqrt(2 * width)
+
+
+def couplings(matches: np.ndarray) -> np.ndarray:
+    """Per layer, the mean of its matches [L, L] with the other layers: [L], NaN where there are none."""
     counts = np.isfinite(matches).sum(axis=1)
-    return np.divide(np.nansum(matches, axis=1), counts, out=np.full(len(prints), np.nan), where=counts > 0)
+    return np.divide(np.nansum(matches, axis=1), counts, out=np.full(len(matches), np.nan), where=counts > 0)

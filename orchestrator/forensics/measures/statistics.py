@@ -17,7 +17,7 @@ from orchestrator.forensics.architecture.model import Heads, Layer
 from orchestrator.forensics.measures.clusters import Clusters, clusters
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.extremes import largest_and_rms
-from orchestrator.forensics.measures.heads import couplings, fingerprints
+from orchestrator.forensics.measures.heads import couplings, fingerprints, matches_of
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
 from orchestrator.forensics.measures.pathology import ratios, uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
@@ -49,6 +49,7 @@ class LayerStatistics:
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
     loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
     fingerprints: np.ndarray | None  # float32 [heads, 2·d]
+    readers: np.ndarray | None  # what each head's query and key read, of q_hᵀk_h as fingerprints; float32 [heads, 2·d]
     gammas: dict[str, np.ndarray]  # position of a norm → its scale [d]
     spectra: dict[str, np.ndarray] = field(default_factory=dict)  # kind → singular values, ascending
     alignment: dict[str, float] = field(default_factory=dict)  # kind → cos(−exp_avg, w)
@@ -58,6 +59,7 @@ class LayerStatistics:
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
     extremes: dict[str, tuple[float, float]] = field(default_factory=dict)  # kind → max |w| and RMS, as it is stored
+    partners: dict[str, int] = field(default_factory=dict)  # "composition", "coupling" → number of partner layers
     chance: dict[str, np.ndarray] = field(default_factory=dict)  # measure → its values by chance alone, [R]
 
     # A strong reference would keep every drawn stack alive.
@@ -133,9 +135,29 @@ class Stack:
         return {kind: ratios([layer.extremes[kind][0] for layer in self.layers]) for kind in kinds}
 
     @cached_property
+    def matches(self) -> np.ndarray:
+        """The best match of a head in one layer with a head in another (`heads.matches_of`): [L, L], NaN if absent."""
+        return matches_of([layer.fingerprints for layer in self.layers])
+
+    @cached_property
+    def head_writes(self) -> list[np.ndarray | None]:
+        """Per layer, the direction that each head writes: [heads, d]."""
+        return [None if x is None else x[:, : x.shape[1] // 2] for x in (layer.fingerprints for layer in self.layers)]
+
+    @cached_property
+    def head_reads(self) -> list[np.ndarray | None]:
+        """Per layer, the directions that each head's query, key and value read: [3·heads, d]."""
+        return [
+            None
+            if layer.fingerprints is None or layer.readers is None
+            else np.concatenate([*np.split(layer.readers, 2, axis=1), np.split(layer.fingerprints, 2, axis=1)[1]])
+            for layer in self.layers
+        ]
+
+    @cached_property
     def couplings(self) -> np.ndarray:
-        """Per layer, the mean over the others of their best head match (`heads.coupling`): [L], NaN where absent."""
-        return couplings([layer.fingerprints for layer in self.layers])
+        """Per layer, the mean over the others of their best head match (`heads.couplings`): [L], NaN where absent."""
+        return couplings(self.matches)
 
 
 def threshold(layer: Layer) -> float:
@@ -200,6 +222,7 @@ def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | 
         written=written,
         loudest=loudest,
         fingerprints=None if layer.heads is None else fingerprints(weights["v"], weights["o"], layer.heads),
+        readers=None if layer.heads is None else fingerprints(weights["k"], weights["q"].T, layer.heads),
         gammas={place: gamma.double().numpy() for place in PLACES if (gamma := layer.norm(place)) is not None},
         streamed={} if stream is None else stream.advance(layer, weights),
     )

@@ -17,6 +17,7 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.extremes import expected_largest
+from orchestrator.forensics.measures.head_pairs import clusters, top_share
 from orchestrator.forensics.measures.heads import diversity
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.spectrum import perplexity
@@ -264,6 +265,27 @@ def coupling(layer: LayerStatistics) -> Value:
     return float(layer.stack.couplings[layer.index])
 
 
+@entry("coupling_partners", "H")
+def coupling_partners(layer: LayerStatistics) -> Value:
+    """Number of layers whose heads match this layer's more than the spread of all pairs of layers."""
+    return layer.partners.get("coupling")
+
+
+@entry("head_clusters", "H")
+def head_clusters(layer: LayerStatistics) -> Value:
+    """Number of groups of heads that are linked by fingerprints more alike than chance gives: 1…heads."""
+    return None if layer.fingerprints is None or layer.heads is None else clusters(layer.fingerprints, layer.heads)
+
+
+@entry("head_composition_top", "H")
+def head_composition_top(layer: LayerStatistics) -> Value:
+    """Share of the squared cosines between what heads write and later heads read that the top 1 % of pairs hold.
+
+    Of the pairs with a head of this layer. Chance gives 0.084, the share of the top 1 % of χ² variables.
+    """
+    return top_share(layer.index, layer.stack.head_writes, layer.stack.head_reads)
+
+
 # Composition with other layers
 
 
@@ -284,6 +306,12 @@ def synapse_mediator(layer: LayerStatistics) -> Value:
     """Geometric mean of `source_mean` and `sink_mean`; absent where either is."""
     out, into = source_mean(layer), sink_mean(layer)
     return None if out is None or into is None else math.sqrt(out * into)
+
+
+@entry("composition_partners")
+def composition_partners(layer: LayerStatistics) -> Value:
+    """Number of layers that this layer reads, or that read it, more than the spread of all pairs of layers."""
+    return layer.partners.get("composition")
 
 
 # Shares of energy

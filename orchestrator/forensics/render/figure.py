@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.common.palette import arm_line
 from orchestrator.forensics.architecture.kinds import KINDS
-from orchestrator.forensics.reading import LayerReport, Reading
+from orchestrator.forensics.reading import LayerReport, Matrices, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
@@ -37,23 +37,38 @@ STRIPES = "a letter: that role leads · striped: a tie of two"
 
 @styled
 def single(reading: Reading) -> Figure:
-    """Role scores of one checkpoint over depth, and six measures."""
+    """Role scores of one checkpoint over depth, six measures, and where it has them the values of pairs of layers."""
     layers = reading.layers
+    matrices = reading.matrices if len(layers) > 1 else None
     subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {STRIPES}"
-    figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=2)
+    figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=3 if matrices else 2)
     _scores(strip, reading)
     shades = [colour(shown(layer)) for layer in layers]
-    cv, saturated, norms, rank, attention, composition = below
+    cv, saturated, norms, rank, attention, composition = below[:6]
     panels.bars(cv, _values(layers, "cv"), shades)
     panels.bars(saturated, _values(layers, "saturated_robust"), shades, _values(layers, "saturated_robust_expected"))
     panels.norms(norms, {INK: _worst_by_layer(layers)})
     panels.line(rank, _values(layers, "effective_rank.o_fraction"), INK)
     panels.line(attention, _values(layers, "attention_share"), INK)
-    panels.line(composition, _values(layers, "sink_mean"), arm_line(0).colour, "reads from below")
+    panels.line(composition, _values(layers, "sink_mean"), arm_line(0).colour, "reads below")
     panels.line(composition, _values(layers, "source_mean"), arm_line(1).colour, "is read above")
     titles = (CV, f"{SATURATED} (black: by chance)", NORMS, RANK, ATTENTION, "Composition")
-    panels.over_depth(below, titles, len(layers))
+    panels.over_depth(below[:6], titles, len(layers))
+    if matrices:
+        _pairs(below[6:], layers, matrices)
     return figure
+
+
+def _pairs(below: Sequence[Axes], layers: Sequence[LayerReport], matrices: Matrices) -> None:
+    """Draw composition and coupling of all pairs of layers, and the number of each layer's partners."""
+    composed, coupled = (np.array(of, dtype=float) for of in (matrices.composition, matrices.coupling))
+    names = [str(layer.layer) for layer in layers]
+    readers = [*names, "head"][: composed.shape[1]]
+    panels.pairs(below[0], composed, "Composition: down, who writes; across, who reads", ["embed", *names], readers)
+    panels.pairs(below[1], coupled, "Coupling: best match of two heads", names, names)
+    panels.line(below[2], _values(layers, "composition_partners"), arm_line(0).colour, "composition")
+    panels.line(below[2], _values(layers, "coupling_partners"), arm_line(1).colour, "coupling")
+    panels.over_depth(below[2:], ["Partners"], len(layers))
 
 
 @styled

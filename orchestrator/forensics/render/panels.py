@@ -163,6 +163,14 @@ def heat(axes: Axes, values: np.ndarray, title: str) -> None:
     axes.set_title(title)
 
 
+def pairs(axes: Axes, values: np.ndarray, title: str, down: Sequence[str], across: Sequence[str]) -> None:
+    """Draw values of pairs of layers [down, across] in greys; `down`, `across`: the names of rows and columns."""
+    heat(axes, values, title)
+    for names, place in ((down, axes.set_yticks), (across, axes.set_xticks)):
+        shown = range(0, len(names), 1 + len(names) // 12)
+        place(shown, [names[at] for at in shown])
+
+
 def bars(axes: Axes, values: np.ndarray, shades: Sequence[str], chance: np.ndarray | None = None) -> None:
     """Draw a bar per layer in its role's colour, and a dash at the value by chance."""
     at = np.arange(len(values))

@@ -8,7 +8,15 @@ import torch
 from scipy import stats
 
 from orchestrator.forensics.architecture.model import Heads
-from orchestrator.forensics.measures.heads import cosines, couplings, diversity, drawn_fingerprints, fingerprints
+from orchestrator.forensics.measures.heads import (
+    cosines,
+    couplings,
+    diversity,
+    drawn_fingerprints,
+    expected_match,
+    fingerprints,
+    matches_of,
+)
 
 WIDTH = 40
 LAYOUTS = {"one per head": Heads(6, 6, 5), "grouped": Heads(6, 2, 5), "one for all": Heads(4, 1, 8)}
@@ -81,7 +89,7 @@ def test_drawn_fingerprints_of_a_narrow_layer(heads: Heads) -> None:
     real = [fingerprints(*_weights(heads, seed, width), heads) for seed in range(400)]
     drawn = [drawn_fingerprints(heads, width, rng) for _ in range(400)]
     assert stats.ks_2samp([diversity(x) for x in real], [diversity(x) for x in drawn]).pvalue > 1e-3
-    matches = [[couplings(prints[i : i + 2])[0] for i in range(0, 400, 2)] for prints in (real, drawn)]
+    matches = [[matches_of(prints[i : i + 2])[0, 1] for i in range(0, 400, 2)] for prints in (real, drawn)]
     assert stats.ks_2samp(*matches).pvalue > 1e-3
 
 
@@ -97,8 +105,8 @@ def test_cosines_and_couplings_by_loops() -> None:
     np.testing.assert_allclose(cosines(prints[0], prints[1]), [[cosine(a, b) for b in prints[1]] for a in prints[0]])
     best = {(i, j): max(cosine(a, b) for a in prints[i] for b in prints[j]) for i in range(3) for j in range(3)}
     expected = [np.mean([best[i, j] for j in range(3) if j != i]) for i in range(3)]
-    np.testing.assert_allclose(couplings(prints), expected)
+    np.testing.assert_allclose(couplings(matches_of(prints)), expected)
     expected_diversity = 1 - np.mean([cosine(a, b) for i, a in enumerate(prints[2]) for b in prints[2][i + 1 :]])
     assert diversity(prints[2]) == pytest.approx(expected_diversity)
-    assert np.isnan(couplings(prints[:1])).all()
-    assert np.isnan(couplings([prints[0], None])).all()
+    assert np.isnan(couplings(matches_of(prints[:1]))).all()
+    assert np.isnan(couplings(matches_of([prints[0], None]))).all()

@@ -103,14 +103,14 @@ def has_colour(image: np.ndarray, shade: str) -> bool:
     ("depth", "scoring"), [(1, "calibrated"), (2, "paper"), (11, "calibrated"), (11, "paper"), (50, "calibrated")]
 )
 def test_one_checkpoint(result: Callable[..., Reading], depth: int, scoring: str) -> None:
-    image = check(figure.single(result(depth, scoring=scoring)), 860, 7)
+    image = check(figure.single(result(depth, scoring=scoring)), 860 + 260 * (depth > 1), 7)
     for role in ROLES[: min(depth, 4)]:
         assert has_colour(image, colour(role)), role
 
 
 def test_one_checkpoint_without_roles_says_so(result: Callable[..., Reading]) -> None:
     drawn = figure.single(with_roles(result(5), [TIE] * 5))
-    check(drawn, 860, 7)
+    check(drawn, 1120, 10)
     assert [text for text in drawn.get_axes()[0].texts if names(text.get_text(), "no layer", "chance")]
 
 
@@ -119,7 +119,7 @@ def test_a_tie_is_striped_with_both_letters_and_no_role_is_pale(result: Callable
     one = with_roles(result(4), roles, ["hub/specialist", "none", "damper", "none"])
     high = [replace(layer, scores=dict.fromkeys(ROLES, 0.9)) for layer in one.layers]
     drawn = figure.single(replace(one, layers=high))
-    check(drawn, 860, 7)
+    check(drawn, 1120, 10)
     strip = drawn.get_axes()[0]
     marks = {(*map(round, text.get_position()), text.get_text()) for text in strip.texts}
     assert marks == {(0, 0, "H"), (1, 1, "D"), (1, 3, "S"), (0, 4, "H/S"), (1, 4, "–"), (2, 4, "D"), (3, 4, "–")}
@@ -154,7 +154,7 @@ def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Read
     for layer in one.layers:
         layer.measures.update(dict.fromkeys(("cv", "saturated_robust_expected", "attention_share", "sink_mean")))
         layer.measures.update({key: None for key in layer.measures if key.startswith("spectral_norm")})
-    assert pixels(figure.single(one)).shape == (860, 1400, 3)
+    assert pixels(figure.single(one)).shape == (1120, 1400, 3)
     assert pixels(figure.side_by_side(SideBySide(one, one))).shape[1] == 1400
     assert pixels(figure.trajectory(trajectory("run", [replace(one, step=0), replace(one, step=1)]))).shape[1] == 1400
 
@@ -198,7 +198,7 @@ def test_a_pathology_stands_above_its_line_and_extremes_are_drawn(result: Callab
             if key.startswith("spectral_norm"):
                 one.layers[0].measures[key] *= factor
         drawn = figure.single(one)
-        check(drawn, 860, 7)
+        check(drawn, 1120, 10)
         axes = drawn.get_axes()[3]
         line = np.asarray(axes.lines[0].get_ydata(), dtype=float)
         assert line[0] > 30
