@@ -16,7 +16,7 @@ PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven m
 
 @dataclass(frozen=True)
 class Symmetry:
-    """The spread of a share in one arm and of the baseline at their common step, means over the seed pairs read there."""
+    """The spread of a share in one arm and in the baseline at their common step, means over the pairs read there."""
 
     arm: str
     step: int

@@ -15,6 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.measures.change import changes
 from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
 from orchestrator.forensics.reading import Reading, rows_of
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
@@ -100,7 +101,13 @@ def read(
     if against is not None:
         a, b = single(path), single(local(against))
         _refuse_needless(base, delta, (a, b))
-        both = SideBySide(read_one(a, optimizer), read_one(b, part=of_other))
+        readings = read_one(a, optimizer), read_one(b, part=of_other)
+        progress("Comparing tensors")
+        models = [
+            CheckpointModel(of, weights=part, **({"base": under, "delta": delta} if is_adapter(of) else {}))
+            for of, part in ((a, chosen), (b, of_other))
+        ]
+        both = SideBySide(*readings, changes(*models))
         rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
         return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
     found = checkpoints(path)

@@ -50,12 +50,16 @@ def _roles(c: Comparison) -> list[Section]:
     return [*of_arms, layers.persistence(c), layers.coincidences(c)]
 
 
+def _layers(c: Comparison) -> list[Section]:
+    return [layers.spreads(c), layers.write_spreads(c), *_per_arm(layers.flattening)(c)]
+
+
 # key, title, tables; `figures.FIGURES` names the chapter of each figure
 CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("roles", "Roles", _roles),
     ("loss", "Loss", _losses),
     ("budget", "Specialist budget", _per_arm(layers.budgets)),
-    ("layers", "Inside the layers", lambda c: [layers.spreads(c), layers.write_spreads(c), *_per_arm(layers.flattening)(c)]),
+    ("layers", "Inside the layers", _layers),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
     ("shape", "Shape and cost", lambda c: [provenance.costs(c)]),

@@ -92,7 +92,8 @@ def add_embedding(model: CheckpointModel, compositions: Compositions, device: to
 def add_head(model: CheckpointModel, compositions: Compositions, device: torch.device, embedding: Tensor) -> None:
     """Add UᵀU of the head U [V, d], its columns times the final norm's scale.
 
-    Nothing where the head is not known, or not finite (a finding of `pathology.unread`). `embedding`: what `add_embedding` returned.
+    Nothing where the head is not known, or not finite (a finding of `pathology.unread`). `embedding`: what
+    `add_embedding` returned.
     """
     if model.head_name is None:
         return

@@ -111,7 +111,7 @@ class Stack:
     """All layers of a checkpoint, and the statistics that compare them."""
 
     def __init__(self, layers: Sequence[LayerStatistics], compositions: np.ndarray) -> None:
-        """`compositions` [L+1, L or L+1]: C(l→m), writers (the embedding first) by readers (the head, if known, last)."""
+        """`compositions` [L+1, L or L+1]: C(l→m), writers (embedding first) by readers (any head last)."""
         self.layers = list(layers)
         self.compositions = compositions
         for layer in layers:

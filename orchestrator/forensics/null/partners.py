@@ -1,5 +1,4 @@
-"""Partners of a layer: the layers with which it composes, or shares heads, more than the model's pairs do (SCIENCE §1).
-"""
+"""Partners of a layer: those with which it composes, or shares heads, more than pairs of layers do (SCIENCE §1)."""
 
 from __future__ import annotations
 

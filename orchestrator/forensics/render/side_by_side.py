@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges
+from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, printable, ranges
+from orchestrator.forensics.measures.change import Change, Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, missing, pathology, settled, totals
 
+LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
 
 
@@ -24,6 +27,7 @@ class SideBySide:
 
     a: Reading
     b: Reading
+    change: Changes | None = None  # of the tensors that both have, from A to B
 
     @property
     def pairs(self) -> list[Pair]:
@@ -31,9 +35,10 @@ class SideBySide:
         return list(zip(self.a.layers, self.b.layers, strict=False))
 
     def to_json(self) -> dict[str, Any]:
-        """Both readings, and for each common index how the two layers differ."""
+        """Both readings, for each common index how the two layers differ, and the change of each common tensor."""
         layers = [compared(*pair) for pair in self.pairs]
-        return {"schema": SCHEMA, "a": self.a.to_json(), "b": self.b.to_json(), "layers": layers}
+        change = None if self.change is None else asdict(self.change)
+        return {"schema": SCHEMA, "a": self.a.to_json(), "b": self.b.to_json(), "layers": layers, "change": change}
 
 
 def compared(a: LayerReport, b: LayerReport) -> dict[str, Any]:
@@ -43,7 +48,7 @@ def compared(a: LayerReport, b: LayerReport) -> dict[str, Any]:
     x_cv, y_cv, x_rank, y_rank = x["cv"], y["cv"], x["effective_rank.o"], y["effective_rank.o"]
     row["flattening"] = x_cv / y_cv if x_cv is not None and y_cv else None
     row["effective_rank_o_delta"] = None if x_rank is None or y_rank is None else y_rank - x_rank
-    for key in ("cv", "saturated", "saturated_robust", "effective_rank.o", "attention_share"):
+    for key in ("cv", "saturated", "saturated_robust", "max_abs", "effective_rank.o", "attention_share"):
         row |= {f"{key.replace('.', '_')}_a": x[key], f"{key.replace('.', '_')}_b": y[key]}
     return row
 
@@ -65,7 +70,7 @@ def report(both: SideBySide, seconds: float) -> Group:
     for name, reading in (("A", both.a), ("B", both.b)):
         about_it = (f"  {about(reading)}", "dim")
         heading.add_row(Text(name, "bold"), Text.assemble((reading.source, "bold"), about_it, overflow="fold"))
-    return page(heading, _headline(both), FittedTable(both.pairs, COLUMNS), _summary(both.a, both.b, seconds))
+    return page(heading, _headline(both), FittedTable(both.pairs, COLUMNS), _summary(both, seconds))
 
 
 def _headline(both: SideBySide) -> Text:
@@ -105,20 +110,42 @@ COLUMNS = [  # of a table of `Pair`s
     Column("A/B", _flattening, 96, True, "cv A over cv B, above 1 where B is flatter"),
     Column("saturated", _both("saturated_robust", ",d"), 95, True, terminal.SATURATED.partition(" /")[0]),
     Column("Δ rank o", _rank, 94, True, "effective rank, B − A"),
+    Column("max |w|", _both("max_abs", ".2f"), 92, True, "largest absolute entry of the layer's matrices"),
     Column("att.", _both("attention_share", ".2f"), 93, True, terminal.ATTENTION),
 ]
 
 
-def _summary(a: Reading, b: Reading, seconds: float) -> Table:
+def _summary(both: SideBySide, seconds: float) -> Table:
+    a, b = both.a, both.b
     lines = {
         "roles": _per_model(a, b, lambda reading: [counts(reading, reading.scoring)]),
         "saturated": _per_model(a, b, lambda reading: [totals(reading.totals)]),
         "pathology": _per_model(a, b, pathology),
+        "change": _change(both.change),
         "assumed": _per_model(a, b, assumed),
         "missing": _per_model(a, b, missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)
+
+
+def _change(change: Changes | None) -> list[Text]:
+    """The tensors that change most from A to B, and the median; nothing where no tensor is in both."""
+    if change is None:
+        return []
+    known = [of.relative for of in change.tensors if of.relative is not None]
+    lines = [_changed(of) for of in change.tensors[:LARGEST]]
+    if known:
+        lines.append(Text(f"median {np.median(known):.3g} over {counted(len(known), 'tensor')}", "dim"))
+    return lines
+
+
+def _changed(of: Change) -> Text:
+    relative = "from zero" if of.relative is None else f"{of.relative:.3g}"
+    drift = f"  RMS drift {of.rms:.2g}"
+    if of.of_consistent is not None:
+        drift += f", {of.of_consistent:.2g} of what the learning rates allow"
+    return Text.assemble((f"{relative}  ", "bold"), printable(of.tensor), (drift, "dim"), overflow="fold")
 
 
 def _per_model(a: Reading, b: Reading, lines: Callable[[Reading], list[Text]]) -> list[Text]:

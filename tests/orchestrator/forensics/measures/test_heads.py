@@ -13,7 +13,6 @@ from orchestrator.forensics.measures.heads import (
     couplings,
     diversity,
     drawn_fingerprints,
-    expected_match,
     fingerprints,
     matches_of,
 )

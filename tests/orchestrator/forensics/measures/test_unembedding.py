@@ -22,8 +22,8 @@ MODELS = {  # model_type → further keys of a tiny config
     "phi": {}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16}, "bloom": {}, "mpt": {}, "persimmon": {}, "gptj": {},
 }  # fmt: skip
 SIZES = {
-    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 40, "max_position_embeddings": 32,
-    "intermediate_size": 48, "rotary_dim": 4,
+    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 40,
+    "max_position_embeddings": 32, "intermediate_size": 48, "rotary_dim": 4,
 }  # fmt: skip
 
 

@@ -53,7 +53,8 @@ def test_a_planted_spine(checkpoint: Callable[..., Any]) -> None:
     for measure in ("composition_partners", "coupling_partners"):
         assert [layer.measures[measure] for layer in reading.layers] == [0, 2, 0, 2, 0, 2, 0, 0], measure
     assert reading.matrices is not None
-    composition, coupling = (np.array(x, dtype=float) for x in (reading.matrices.composition, reading.matrices.coupling))
+    composition = np.array(reading.matrices.composition, dtype=float)
+    coupling = np.array(reading.matrices.coupling, dtype=float)
     assert composition.shape == (9, 9)
     assert coupling.shape == (8, 8)
     assert (coupling[1, 3], coupling[3, 5]) == pytest.approx((1, 1))
