@@ -32,6 +32,7 @@ NEEDS = {
     "P": "a norm after the branch",
     "G": "a gate",
     "H": "the number of heads",
+    "L": "4 layers or more, whose matrices and heads are known",
     "R": "a reference checkpoint (step 0 of the same run)",
     "O": "the optimizer state",
     "A": "an activation probe (tokens to run)",
@@ -265,7 +266,7 @@ def coupling(layer: LayerStatistics) -> Value:
     return float(layer.stack.couplings[layer.index])
 
 
-@entry("coupling_partners", "H")
+@entry("coupling_partners", "L")
 def coupling_partners(layer: LayerStatistics) -> Value:
     """Number of layers whose heads match this layer's more than the spread of all pairs of layers."""
     return layer.partners.get("coupling")
@@ -308,7 +309,7 @@ def synapse_mediator(layer: LayerStatistics) -> Value:
     return None if out is None or into is None else math.sqrt(out * into)
 
 
-@entry("composition_partners")
+@entry("composition_partners", "L")
 def composition_partners(layer: LayerStatistics) -> Value:
     """Number of layers that this layer reads, or that read it, more than the spread of all pairs of layers."""
     return layer.partners.get("composition")

@@ -16,6 +16,7 @@ from orchestrator.forensics.measures.stream import STREAMED  # tested in test_st
 from orchestrator.forensics.measures.table import MEASURES
 
 HERE = Path(__file__).parent
+OF_PAIRS = ("coupling_partners", "composition_partners", "head_clusters", "head_composition_top")  # files of their own
 SPECTRAL = ("effective_rank", "stable_rank", "spectral_norm")
 
 
@@ -129,6 +130,8 @@ def _across(ours: Any) -> list[dict[str, float | None]]:
         reads.append(np.concatenate([unit[kind] for kind in ("q", "k", "v", "gate", "up")]))
         written.append(np.sqrt(w["down"] ** 2 @ _co_magnitude(ours, i) ** 2))
 
+    reads.append(ours.tensors["model.embed_tokens.weight"].astype(np.float64)[:, : w["down"].shape[0]])  # the tied head
+
     def match(a: Any, b: Any) -> float:
         d = min(len(a[0]), len(b[0]))
         a, b = (np.concatenate([half[:d] for half in x]) for x in (a, b))
@@ -143,15 +146,15 @@ def _across(ours: Any) -> list[dict[str, float | None]]:
     for i in layers:
         pairs = [match(a, b) for x, a in enumerate(prints[i]) for y, b in enumerate(prints[i]) if x != y]
         best = [max(match(a, b) for a in prints[i] for b in prints[j]) for j in layers if j != i]
-        above = [composed(i + 1, m) for m in layers if m > i]
-        source, sink = np.mean(above) if above else None, np.mean([composed(m, i) for m in range(i + 1)])
+        above = [composed(i + 1, m) for m in range(i + 1, len(reads))]
+        source, sink = np.mean(above), np.mean([composed(m, i) for m in range(i + 1)])
         found.append(
             {
                 "head_diversity": 1 - np.mean(pairs),
                 "coupling": np.mean(best),
                 "source_mean": source,
                 "sink_mean": sink,
-                "synapse_mediator": None if source is None else np.sqrt(source * sink),
+                "synapse_mediator": np.sqrt(source * sink),
                 "super_weight_ratio": written[i].max() / np.median(np.concatenate(written)),
             }
         )
@@ -197,7 +200,7 @@ def test_against_the_reference(checkpoint: Callable[..., Any], shape: dict[str, 
             assert row[key] == (None if value is None else pytest.approx(value, rel=tolerance, abs=1e-12)), key
         chance = {"saturated_expected", "saturated_excess", "saturated_robust_expected"}
         absent = {"saturated_fixed", "saturated_fixed_expected"} | {k for k, m in MEASURES.items() if m.needs == "A"}
-        elsewhere = set(STREAMED) | {
+        elsewhere = {*STREAMED, *OF_PAIRS} | {
             key for key in row if (HERE / f"test_{key.partition('.')[0]}.py").exists()
         }  # a file of its own
         untested = set(row) - set(expected) - chance - absent - elsewhere
@@ -273,7 +276,7 @@ def test_without_moments_without_reference_without_probe(checkpoint: Callable[..
     rows = _rows(ours.write(optimizer=False))
     for row in rows:
         absent = {key for key, value in row.items() if value is None} - {"source_mean", "synapse_mediator"}
-        needed = {key.replace("*", kind) for key, m in MEASURES.items() if m.needs in "PROA" for kind in KINDS}
+        needed = {key.replace("*", kind) for key, m in MEASURES.items() if m.needs in "PROAL" for kind in KINDS}
         assert absent == needed - set(STREAMED)
     gamma = np.abs(ours.tensors["model.layers.0.post_attention_layernorm.weight"].astype(np.float64))
     expected = 1 - np.exp(_entropy(gamma)) / len(gamma)  # Llama's name for the FFN's pre-norm

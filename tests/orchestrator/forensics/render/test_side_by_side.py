@@ -18,7 +18,7 @@ from tests.orchestrator.forensics.pages import entry, printed, with_roles
 
 TIE = "damper/hub"
 FLATTENING = {  # DESIGN's table, but for the seed and the step, which two checkpoints need not share
-    "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
+    "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b", "max_abs_a", "max_abs_b",
     "effective_rank_o_a", "effective_rank_o_b", "attention_share_a", "attention_share_b",
 }  # fmt: skip
 

@@ -140,7 +140,7 @@ def test_a_single_layer_misses_its_peers_and_not_weights(checkpoint: Callable[..
     lines = page(analyze(checkpoint(widths=(16,)).write(), resamples=2))
     assert lines[1].startswith("llama_sandwich · step 7 · 1 layer · ")
     assert "no peers" in lines[3]
-    assert names(entry(lines, "missing"), "coupling, source mean, synapse mediator", "second layer")
+    assert names(entry(lines, "missing"), "coupling, head composition top", "second layer")
     assert "needs weights" not in " ".join(lines)
 
 
