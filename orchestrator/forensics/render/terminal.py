@@ -35,7 +35,8 @@ ATTENTION = "attention's share of energy"
 MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
 CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # the option that supplies a need
-COMPARING = (
+# Measures that need other layers.
+COMPARING = ("coupling", "head_composition_top", "source_mean", "sink_mean", "synapse_mediator")
     "coupling",
     "head_composition_top",
     "source_mean",
