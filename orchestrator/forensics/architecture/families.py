@@ -291,16 +291,19 @@ FAMILIES = {
     ),
     "nomic_bert": Family(
         fused("attn.Wqkv", stacked) + plain(o="attn.out_proj", up="mlp.fc11", gate="mlp.fc12", down="mlp.fc2"),
-        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
+        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.",
+        embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "jina_embeddings_v3": Family(
         fused("mixer.Wqkv", stacked) + plain(o="mixer.out_proj") + _FC,
-        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
+        norms(None, "norm1", None, "norm2"), layer="encoder.layers.{}.",
+        embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "gte": Family(
         fused("attention.qkv_proj", stacked) + plain(o="attention.o_proj", down="mlp.down_proj")
         + fused("mlp.up_gate_proj", halves, ("up", "gate")),
-        norms(None, "attn_ln", None, "mlp_ln"), layer="encoder.layer.{}.", embed="embeddings.word_embeddings.weight", **_ENCODER,
+        norms(None, "attn_ln", None, "mlp_ln"), layer="encoder.layer.{}.",
+        embed="embeddings.word_embeddings.weight", **_ENCODER,
     ),
     "mpnet": Family(**_BERT | {
         "parts": plain(q="attention.attn.q", k="attention.attn.k", v="attention.attn.v", o="attention.attn.o",

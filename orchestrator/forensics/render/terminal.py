@@ -35,14 +35,13 @@ ATTENTION = "attention's share of energy"
 MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
 CURES = {"A": ", see --probe", "O": ", see --optimizer"}  # the option that supplies a need
-# Measures that need other layers.
-COMPARING = ("coupling", "head_composition_top", "source_mean", "sink_mean", "synapse_mediator")
+COMPARING = (  # measures that need other layers
     "coupling",
     "head_composition_top",
     "source_mean",
     "sink_mean",
     "synapse_mediator",
-)  # measures that need other layers
+)
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
     "effective_rank.down_fraction": "rank down",

@@ -145,7 +145,7 @@ def test_the_table_of_treatments_is_the_one_typed_here() -> None:
         assert (treatment.measure or feature, treatment.shaped, treatment.noise) == (name, shaped, noise)
         assert treatment.growth == GROWTH.get(feature, 0)
         assert treatment.transform(np.array([0.3])) == pytest.approx(transform(np.array([0.3])))
-        np.testing.assert_allclose(treatment.unevenness(LAYERS), spread)
+        np.testing.assert_allclose(treatment.unevenness(LAYERS, False), spread)
 
 
 def _alone(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray) -> np.ndarray:
