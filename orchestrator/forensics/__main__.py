@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--scoring", choices=("calibrated", "paper"), default="calibrated", help="which roles to show (calibrated)")
     add("--against", metavar="OTHER", help="put a second model beside it")
     add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
+    add("--gradients", metavar="TEXT", help="text, or a file of text, to run backwards for each matrix's gradient")
     add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
     add(
         "--weights",
@@ -68,6 +69,7 @@ def _forensics(options: argparse.Namespace) -> int:
             against=options.against,
             optimizer=options.optimizer,
             probe=options.probe,
+            gradients=options.gradients,
             scoring=options.scoring,
             device=options.device,
             weights=options.weights,

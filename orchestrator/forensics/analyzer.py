@@ -54,6 +54,7 @@ def analyze(
     resamples: int = 10,
     seed: int = 0,
     tokens: torch.Tensor | Sequence[Sequence[int]] | None = None,
+    gradients: torch.Tensor | Sequence[Sequence[int]] | None = None,
     device: str = "cpu",
     weights: str | None = None,
     base: str | Path | None = None,
@@ -67,7 +68,8 @@ def analyze(
     `reference`: the checkpoint whose thresholds `saturated_fixed` uses; by default the step 0 beside one of
     our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
     `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
-    without them the measures that need activations are absent. `device`: where weights are reduced.
+    without them the measures that need activations are absent. `gradients` [B, T]: rows on whose next-token loss the
+    model is run backwards, for `gradient_alignment`. `device`: where weights are reduced.
     `weights`: which of several models `source` holds, by a part of its tensors' names, such as `ema` or `teacher`.
     `base`: the model that a LoRA adapter, `source`, is added to; with `delta`, what it adds is read by itself.
     Raises `UserError` for a source that cannot be read or an option that cannot work.
@@ -77,7 +79,7 @@ def analyze(
         raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
-    if weights is not None and tokens is not None:
+    if weights is not None and (tokens is not None or gradients is not None):
         raise UserError(
             f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
         )
@@ -90,10 +92,12 @@ def analyze(
     model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
     reference, thresholds = _reference(model, None if reference is None else Path(reference), choice)
     seen = None if tokens is None else probed(named, torch.as_tensor(tokens))
+    pulled = None if gradients is None else traced(named, model, torch.as_tensor(gradients))
     stack = read_stack(model, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
         layer.activations = dict(seen[layer.index]) if seen else {}
+        layer.gradients = pulled[layer.index] if pulled else {}
     chance = by_chance(stack, COUNTED, resamples, seed, whole=False)
     found = partners(stack)
     for layer in stack.layers:
@@ -120,6 +124,7 @@ def analyze(
             delta=delta,
             probed=tokens is not None,
             tokens=None if tokens is None else torch.as_tensor(tokens).numel(),
+            gradients=None if gradients is None else torch.as_tensor(gradients).numel(),
         ),
         missing=missing(rows),
         substitutes=_substitutes(stack),
@@ -257,3 +262,19 @@ def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:
     refuse_another_model(source)
     directory = source if source.is_dir() else source.parent
     return probe(runnable(directory), tokens, special_tokens(directory))
+
+
+def traced(source: Path | Live, model: CheckpointModel, tokens: torch.Tensor) -> list[dict[str, float]]:
+    """Every layer's `gradient_alignment`, kind → cosine. Raises `UserError` for a model without a next-token loss."""
+    from orchestrator.forensics.measures.gradients import gradient_alignment
+    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy
+
+    if model.head_name is None:
+        raise UserError(
+            f"{model.directory} has no head that is known to read its stream, and so no next-token loss: "
+            "read it without gradients."
+        )
+    if isinstance(source, Live):
+        return gradient_alignment(model, runnable_copy(source.module, source.name, head=True), tokens)
+    refuse_another_model(source)
+    return gradient_alignment(model, runnable(source if source.is_dir() else source.parent, head=True), tokens)

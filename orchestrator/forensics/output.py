@@ -52,6 +52,7 @@ def read(
     against: str | None = None,
     optimizer: Path | None = None,
     probe: str | None = None,
+    gradients: str | None = None,
     scoring: str = "calibrated",
     device: str = "auto",
     weights: Sequence[str] = (),
@@ -62,12 +63,13 @@ def read(
 ) -> Output:
     """Read one checkpoint, two side by side, or a run's checkpoints, whichever the arguments ask for.
 
-    `probe`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a line for
-    each checkpoint. `weights`: which of several models in `source`, and in `against`. `base`, `delta`: see
+    `probe`, `gradients`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a
+    line for each checkpoint. `weights`: which of several models in `source`, and in `against`. `base`, `delta`: see
     `analyze`; they concern the sources that are adapters. Raises `UserError` for what cannot be read or does not go
     together.
     """
-    text = None if probe is None else _text(probe)
+    given = {"tokens": ("--probe", probe), "gradients": ("--gradients", gradients)}
+    texts = {name: _text(option, text) for name, (option, text) in given.items() if text is not None}
     where = _device(device)
 
     chosen, of_other, *more = (*weights, None, None)
@@ -82,16 +84,16 @@ def read(
         path: Path, moments: Path | None = None, reference: Path | None = None, part: str | None = chosen
     ) -> Reading:
         progress(f"Reading {path}")
-        if text is not None:
+        if texts:
             refuse_another_model(path)
-        tokens = None if text is None else tokens_of(path if path.is_dir() else path.parent, text)
+        rows = {name: tokens_of(path if path.is_dir() else path.parent, text) for name, text in texts.items()}
         on: dict[str, Any] = {"base": under, "delta": delta} if is_adapter(path) else {}
         return analyze(
             path,
             reference=reference,
             optimizer=moments,
             scoring=scoring,
-            tokens=tokens,
+            **rows,
             device=where,
             weights=part,
             **on,
@@ -155,14 +157,14 @@ def _read_all(
     return readings
 
 
-def _text(probe: str) -> str:
+def _text(option: str, probe: str) -> str:
     """The text to run: the content of the file named `probe` where there is one, else `probe` itself."""
     try:
         named = Path(probe).exists() and not Path(probe).is_dir()  # a pipe is a file too
     except (OSError, ValueError):  # too long for a name, or with a zero byte
         named = False
     if not named and not any(map(str.isspace, probe)) and (Path(probe).suffix or "/" in probe):
-        raise UserError(f"--probe {probe} looks like a file and there is none: correct the name, or give a sentence.")
+        raise UserError(f"{option} {probe} looks like a file and there is none: correct the name, or give a sentence.")
     if not named:
         return probe
     try:

@@ -69,6 +69,7 @@ class Options:
     tokens: int | None  # run through the model
     weights: str | None = None  # which of several models in the source
     base: str | None = None  # the model that an adapter was added to
+    gradients: int | None = None  # tokens on which the model was run backwards
     delta: bool = False  # read what the adapter adds, and not the sum
 
 

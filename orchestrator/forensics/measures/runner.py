@@ -54,11 +54,11 @@ def refuse_another_model(source: Path) -> None:
         )
 
 
-def runnable(source: Path) -> nn.Module:
+def runnable(source: Path, head: bool = False) -> nn.Module:
     """The model of a checkpoint directory, ours or transformers', in fp32 on the CPU, in evaluation mode.
 
-    A transformers model has no head and eager attention, which returns its weights. Nothing is fetched, and no remote
-    code or pickle is run. Raises `UserError` where it cannot be loaded completely.
+    A transformers model has no head, unless it is asked for, and eager attention, which returns its weights. Nothing
+    is fetched, and no remote code or pickle is run. Raises `UserError` where it cannot be loaded completely.
     """
     if is_ours(source):
         return checkpoint.load_decoder(source).float()
@@ -67,7 +67,7 @@ def runnable(source: Path) -> nn.Module:
 
     from models.hf import LayeredDecoderConfig
 
-    loader: Any = AutoModelForCausalLM if isinstance(config, LayeredDecoderConfig) else AutoModel
+    loader: Any = AutoModelForCausalLM if head or isinstance(config, LayeredDecoderConfig) else AutoModel
     with _loading(f"{source} cannot be run", "save it whole with save_pretrained, or read it without a probe"):
         model, report = loader.from_pretrained(
             source,
@@ -90,7 +90,7 @@ def runnable(source: Path) -> nn.Module:
     return model.eval()
 
 
-def runnable_copy(module: nn.Module | None, name: str) -> nn.Module:
+def runnable_copy(module: nn.Module | None, name: str, head: bool = False) -> nn.Module:
     """A copy of a live module, ready to run as `runnable` gives it. Raises `UserError` where there is none to run."""
     if module is None:
         raise UserError(f"A {name} holds weights and no code, so tokens cannot be run: give the module.")
@@ -107,7 +107,11 @@ def runnable_copy(module: nn.Module | None, name: str) -> nn.Module:
     from models.hf import LayeredDecoderConfig
 
     model.set_attn_implementation("eager")
-    return model if isinstance(model.config, LayeredDecoderConfig) else model.base_model
+    if head and model.get_output_embeddings() is None:
+        raise UserError(
+            f"{name} has no head, and so no next-token loss: give the model with it, or leave gradients out."
+        )
+    return model if head or isinstance(model.config, LayeredDecoderConfig) else model.base_model
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class LayerStatistics:
     stuck: float | None = None  # share of entries whose moments have vanished
     streamed: dict[str, float] = field(default_factory=dict)  # measures of the stream of random tokens
     activations: dict[str, float | None] = field(default_factory=dict)  # measures of the activation probe
+    gradients: dict[str, float] = field(default_factory=dict)  # kind → cos(−gradient, w)
     threshold: float | None = None  # of `saturated_fixed`, from the reference checkpoint
     uniform: dict[str, float] = field(default_factory=dict)  # kind → the value of a matrix whose entries are all equal
     extremes: dict[str, tuple[float, float]] = field(default_factory=dict)  # kind → max |w| and RMS, as it is stored

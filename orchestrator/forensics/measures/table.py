@@ -35,6 +35,7 @@ NEEDS = {
     "L": "4 layers or more, whose matrices and heads are known",
     "R": "a reference checkpoint (step 0 of the same run)",
     "O": "the optimizer state",
+    "B": "gradients (tokens to run backwards)",
     "A": "an activation probe (tokens to run)",
 }
 
@@ -407,6 +408,21 @@ def momentum_alignment(layer: LayerStatistics, kind: str) -> Value:
 def momentum_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
     """1/√n, the standard deviation of that cosine between random directions."""
     return 1 / math.sqrt(math.prod(layer.shapes[kind])) if kind in layer.alignment else None
+
+
+@entry("gradient_alignment.*", "B")
+def gradient_alignment(layer: LayerStatistics, kind: str) -> Value:
+    """cos(−gradient, w) of the next-token loss on a text, positive where descent grows the weight.
+
+    The mean over a few backward passes on the finished checkpoint, not the optimizer's own momentum.
+    """
+    return layer.gradients.get(kind)
+
+
+@entry("gradient_alignment.*_chance", "B")
+def gradient_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
+    """1/√n, the standard deviation of that cosine between random directions."""
+    return 1 / math.sqrt(math.prod(layer.shapes[kind])) if kind in layer.gradients else None
 
 
 @entry("stuck_fraction", "O")
