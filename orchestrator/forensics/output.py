@@ -93,11 +93,16 @@ def read(
             reference=reference,
             optimizer=moments,
             scoring=scoring,
-            **rows,
+            tokens=rows.get("tokens"),
+            gradients=rows.get("gradients"),
             device=where,
             weights=part,
             **on,
         )
+
+    def opened(path: Path, part: str | None) -> CheckpointModel:
+        on = under if is_adapter(path) else None
+        return CheckpointModel(path, weights=part, base=on, delta=delta and on is not None)
 
     path = local(source)
     if against is not None:
@@ -105,11 +110,9 @@ def read(
         _refuse_needless(base, delta, (a, b))
         readings = read_one(a, optimizer), read_one(b, part=of_other)
         progress("Comparing tensors")
-        models = [
-            CheckpointModel(of, weights=part, **({"base": under, "delta": delta} if is_adapter(of) else {}))
-            for of, part in ((a, chosen), (b, of_other))
-        ]
-        both = SideBySide(*readings, changes(*models))
+        parts = ((a, chosen), (b, of_other))
+        first, second = (opened(of, part) for of, part in parts)
+        both = SideBySide(*readings, changes(first, second))
         rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
         return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
     found = checkpoints(path)

@@ -23,7 +23,6 @@ QKV = ("q", "k", "v")
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are not a norm's scale
 HEAD = re.compile(r"(^|\.)(lm_head|head|output|unembed|embed_out)\.weight$")
-FINAL = re.compile(r"(norm|ln|layernorm)[^.]*\.(weight|scale|gamma)$")
 EMBEDDING = re.compile(r"(?!.*(pos|type|segment|wpe|embed_out|unembed|head)).*(emb|wte|tok)")
 TEXT = re.compile(r"language|text|decoder")
 
@@ -283,9 +282,13 @@ def _embedding(tensors: Tensors, width: int) -> str:
 def _unembedding(tensors: Tensors, width: int, embed: str) -> tuple[str, str]:
     """Names of the final norm and of the head; both empty where either could be meant by several names."""
     outside = [name for name in sorted(tensors.names) if not WITHIN.fullmatch(name) and name != embed]
-    norms = [name for name in outside if tensors.shape(name) == (width,) and FINAL.search(name)]
+    norms = [
+        name
+        for name in outside
+        if tensors.shape(name) == (width,) and FINAL.search(name) and not ELSEWHERE.search(name)
+    ]
     heads = [name for name in outside if HEAD.search(name) and tensors.shape(name)[1:] == (width,)]
-    return (*norms, heads[0]) if (len(norms), len(heads)) == (1, 1) else ("", "")
+    return (norms[0], heads[0]) if (len(norms), len(heads)) == (1, 1) else ("", "")
 
 
 def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:

@@ -198,7 +198,8 @@ class CheckpointModel:
         for index in range(count):
             check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
-        self.head_name = head_name(self)  # None where there is no head, or it is not known
+        last = self.shape(count - 1, "q")[1]  # the head's name is None where there is none, or it is not known
+        self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
         moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
         self.optimizer = None if moments is None else open_moments(moments)
         if self.optimizer is not None and optimizer is not None:
@@ -248,7 +249,7 @@ class CheckpointModel:
 
     def final_scale(self) -> Tensor | None:
         """The scale γ [d] of the norm before the head; None where there is none."""
-        return final_scale(self)
+        return final_scale(self.tensors, self.family, self.stem)
 
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""

@@ -33,7 +33,7 @@ def gradient_alignment(checkpoint: CheckpointModel, model: nn.Module, tokens: Te
     for group in tokens.long().split(max(1, GROUP // tokens.shape[1])):
         model.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            _loss(model, group).backward()  # type: ignore[no-untyped-call]
+            _loss(model, group).backward()
         for index, heads in enumerate(checkpoint.heads):
             for part in checkpoint.family.parts:
                 w = weights[index, part.tensor]

@@ -104,3 +104,20 @@ def test_a_mean_over_more_readers_varies_less() -> None:
     np.testing.assert_allclose(sources(4, head=False), 1 / np.sqrt([3, 2, 1, 1]))
     np.testing.assert_allclose(sources(4, head=True), 1 / np.sqrt([4, 3, 2, 1]))
     np.testing.assert_allclose(mediators(4, head=True), np.hypot(sources(4, head=True), sinks(4, head=True)) / 2)
+
+
+@pytest.mark.parametrize("second", [None, "model.final_norm.weight"])
+def test_an_inferred_head_needs_one_final_norm(checkpoint: Callable[..., Any], second: str | None) -> None:
+    """Without a description; of two norms outside the layers, either could be the last."""
+    ours = checkpoint(widths=(16,) * 4, norm="pre")
+    ours.spec["tie_embeddings"] = False
+    ours.tensors["lm_head.weight"] = np.random.default_rng(0).normal(size=(32, 16)).astype(np.float32)
+    declared = analyze(ours.write()).layers[-1].measures["source_mean"]
+    if second:
+        ours.tensors[second] = np.ones(16, np.float32)
+    ours.write()
+    (ours.path / "state.json").unlink()
+    reading = analyze(ours.path)
+    assert reading.family == "inferred"
+    assert declared is not None
+    assert reading.layers[-1].measures["source_mean"] == (None if second else pytest.approx(declared))
