@@ -62,9 +62,9 @@ def single(reading: Reading) -> Figure:
 def _pairs(below: Sequence[Axes], layers: Sequence[LayerReport], matrices: Matrices) -> None:
     """Draw composition and coupling of all pairs of layers, and the number of each layer's partners."""
     composed, coupled = (np.array(of, dtype=float) for of in (matrices.composition, matrices.coupling))
+    composed = composed[1:, : len(layers)]  # beside a tied embedding and head, whose composition is large, all is pale
     names = [str(layer.layer) for layer in layers]
-    readers = [*names, "head"][: composed.shape[1]]
-    panels.pairs(below[0], composed, "Composition: down, who writes; across, who reads", ["embed", *names], readers)
+    panels.pairs(below[0], composed, "Composition: down, who writes; across, who reads", names, names)
     panels.pairs(below[1], coupled, "Coupling: best match of two heads", names, names)
     panels.line(below[2], _values(layers, "composition_partners"), arm_line(0).colour, "composition")
     panels.line(below[2], _values(layers, "coupling_partners"), arm_line(1).colour, "coupling")
