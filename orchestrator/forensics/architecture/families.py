@@ -99,7 +99,7 @@ FAMILIES = {
     "flex_olmo": Family(_LLAMA, _POST, aside=_MIXTURE),
     "afmoe": Family(
         _LLAMA, norms("input_layernorm", "post_attention_layernorm", "pre_mlp_layernorm", "post_mlp_layernorm"),
-        aside=_MIXTURE + "|self_attn[.]gate_proj", final="embedding_norm.weight",
+        aside=_MIXTURE + "|self_attn[.]gate_proj",
     ),
     "kolibri1": Family(
         _LLAMA, norms("input_layernorm", "post_attn_norm", "post_attention_layernorm", "post_ffn_norm"), aside=_MIXTURE
@@ -107,6 +107,7 @@ FAMILIES = {
     "jamba": Family(
         _ATTENTION + plain(gate="feed_forward.gate_proj", up="feed_forward.up_proj", down="feed_forward.down_proj"),
         norms("input_layernorm", None, "pre_ff_layernorm"), declared=("jamba", "bamba"), aside=_MIXTURE,
+        final="final_layernorm.weight",
     ),
     "deepseek": Family(
         plain(gate="mlp.gate_proj") + _UP_DOWN, norms(None, None, "post_attention_layernorm"),
@@ -117,7 +118,7 @@ FAMILIES = {
     "nemotron_h": Family(
         plain(q="mixer.q_proj", k="mixer.k_proj", v="mixer.v_proj", o="mixer.o_proj", up="mixer.up_proj",
               down="mixer.down_proj"),
-        norms("norm", None, "norm"), aside="mixer",
+        norms("norm", None, "norm"), aside="mixer", final="norm_f.weight",
     ),
     "doge": Family(_LLAMA, _PRE, aside="dt_proj"),
     "beam": Family(_LLAMA, _SANDWICH, aside="self_attn[.]gate_proj"),

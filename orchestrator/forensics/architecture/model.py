@@ -198,7 +198,7 @@ class CheckpointModel:
         for index in range(count):
             check_shapes(self, index)
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
-        last = self.shape(count - 1, "q")[1]  # the head's name is None where there is none, or it is not known
+        last = self.width(count - 1)  # the head's name is None where there is none, or it is not known
         self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
         moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
         self.optimizer = None if moments is None else open_moments(moments)

@@ -83,7 +83,7 @@ def add_embedding(model: CheckpointModel, compositions: Compositions, device: to
 
     Returns it over the columns that the first or the last layer reads, as a tied head needs it.
     """
-    first, last = (model.shape(index, "q")[1] for index in (0, len(model) - 1))
+    first, last = (model.width(index) for index in (0, len(model) - 1))
     total = _table_gram(model, model.embedding(ROWS), max(first, last), device)
     compositions.add_embedding(total[:first, :first].clone())
     return total
@@ -97,7 +97,7 @@ def add_head(model: CheckpointModel, compositions: Compositions, device: torch.d
     """
     if model.head_name is None:
         return
-    width = model.shape(len(model) - 1, "q")[1]
+    width = model.width(len(model) - 1)
     try:
         scale = model.final_scale()
         if model.head_name == model.stem + model.family.embed:

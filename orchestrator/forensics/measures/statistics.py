@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, PLACES
+from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS, PLACES
 from orchestrator.forensics.architecture.model import Heads, Layer
 from orchestrator.forensics.measures.clusters import Clusters, clusters
 from orchestrator.forensics.measures.composition import Compositions
@@ -130,10 +130,14 @@ class Stack:
         return float(np.median(np.concatenate([layer.written for layer in self.layers])))
 
     @cached_property
-    def max_abs_ratios(self) -> dict[str, list[float | None]]:
-        """Kind → each layer's max |w| over the median of the others', [L]; None where that is 0 or there are none."""
-        kinds = self.layers[0].extremes
-        return {kind: ratios([layer.extremes[kind][0] for layer in self.layers]) for kind in kinds}
+    def max_abs_ratios(self) -> dict[tuple[str, int], float | None]:
+        """Kind and layer → its max |w| over the median of the others'; None where that is 0 or there are none."""
+        found: dict[tuple[str, int], float | None] = {}
+        for kind in KINDS:
+            held = [layer for layer in self.layers if kind in layer.extremes]
+            of_kind = ratios([layer.extremes[kind][0] for layer in held])
+            found |= {(kind, layer.index): ratio for layer, ratio in zip(held, of_kind, strict=True)}
+        return found
 
     @cached_property
     def matches(self) -> np.ndarray:

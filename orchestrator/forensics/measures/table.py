@@ -103,9 +103,9 @@ def spectral_norm(layer: LayerStatistics, kind: str) -> Value:
 
 
 @entry("max_abs")
-def max_abs(layer: LayerStatistics) -> float:
+def max_abs(layer: LayerStatistics) -> Value:
     """Largest absolute entry of all the layer's matrices."""
-    return max(largest for largest, _ in layer.extremes.values())
+    return max((largest for largest, _ in layer.extremes.values()), default=None)
 
 
 @entry("max_abs.*")
@@ -117,7 +117,7 @@ def max_abs_of(layer: LayerStatistics, kind: str) -> Value:
 @entry("max_abs.*_ratio")
 def max_abs_ratio(layer: LayerStatistics, kind: str) -> Value:
     """`max_abs` over the median of the same kind's in the other layers."""
-    return layer.stack.max_abs_ratios[kind][layer.index] if kind in layer.extremes else None
+    return layer.stack.max_abs_ratios.get((kind, layer.index))
 
 
 @entry("max_abs.*_expected")
