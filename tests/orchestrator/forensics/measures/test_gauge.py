@@ -162,7 +162,11 @@ CHANGED: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("unique_roles", "ffn_cluster_*"), ("position_scale",), "clusters by the norms of up and down, among others"),
     (("super_weight_ratio",), ("rotation",), "names a coordinate as it is stored; `loudest_gain` is scored"),
     (("gamma_concentration",), ("folding", "rotation"), "not scored where it stands on the pre-norm"),
-    (("max_abs*",), (*ALL_SCALES, "folding", "rotation"), "the entries as they are stored, as the paper looked at them"),
+    (
+        ("max_abs*",),
+        (*ALL_SCALES, "folding", "rotation"),
+        "the entries as they are stored: the paper's",
+    ),
 )
 # Rounding the weights changes a measure by at most `ROUNDED`, these by at most 2 or a tenth: counts jump.
 COUNTS = ("saturated*", "gain_saturated", "deplet*", "unique_roles", "ffn_cluster_*")
