@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.transformer import read_prefix, rope_tables, rotate, write_prefix
+from orchestrator.forensics.architecture.layout import QK_NORM
 from orchestrator.forensics.architecture.model import CheckpointModel, Layer
 from orchestrator.forensics.measures.probe import relative_write
 
@@ -92,9 +93,12 @@ def random_stream(model: CheckpointModel, device: torch.device) -> Stream | None
 
 
 def _followed(model: CheckpointModel, config: Mapping[str, Any], rope: Mapping[str, Any]) -> bool:
+    within = [name for name in model.tensors.names if name.startswith(model.prefix(0))]
     return (
         model.description.declared in LAYOUTS
         and config.get("hidden_act", "silu") == "silu"
         and rope.get("rope_type", rope.get("type", "default")) in FAR
-        and not any(name.startswith(model.prefix(0)) and name.endswith(".bias") for name in model.tensors.names)
+        and config.get("partial_rotary_factor", rope.get("partial_rotary_factor")) in (None, 1.0)
+        and (config.get("sliding_window") or LENGTH) >= LENGTH
+        and not any(name.endswith(".bias") or QK_NORM.search(name) for name in within)
     )

@@ -119,12 +119,10 @@ class Planting:
 
 # The meeting hub may be missed below 2.5: at 2, four directions hold 6 % of a matrix's energy, and what that adds to
 # sink_mean and synapse_mediator chance gives too; its other features (rank, balance, evenness, coupling) stay put.
-# A passthrough may be missed below 2: an early layer writes so much, relative to a stream that has yet to grow, that
-# 1.5 times less is still what the median layer writes.
 PLANTINGS = [
     Planting("specialist", specialist, 1.5),
     Planting("damper", damper, 1.5),
-    Planting("passthrough", passthrough, 2.0),
+    Planting("passthrough", passthrough, 1.5),
     Planting("hub", even_hub, 1.5),
     Planting("hub", meeting_hub, 2.5, (1.0, 2.0, 2.5, 3.0)),
 ]
