@@ -66,7 +66,7 @@ def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray, excess: 
 
     y [L]: its transformed values; `unevenness` [L]: the relative standard deviation of each by chance. `excess` [L]: y
     less what layers that are all alike would give at each depth, where that differs: a layer must lie beyond its peers
-    by its excess, and not beyond them on the other side by y.
+    by its excess, and not lie on the other side of them by y.
     """
     excess = y if excess is None else excess
     d, e = y - np.median(y), excess - np.median(excess)
@@ -74,7 +74,7 @@ def beyond(y: np.ndarray, treatment: Treatment, unevenness: np.ndarray, excess: 
     if len(y) < FEWEST or scale <= CONSTANT * max(1.0, float(np.abs(y).max())):
         return np.zeros_like(y)
     bar = limit(len(y)) * np.maximum(spread(e / unevenness), treatment.noise) * unevenness
-    differs = (np.abs(e) > bar) & ((d * e >= 0) | (np.abs(d) <= bar))
+    differs = (np.abs(e) > bar) & (d * e >= 0)
     ratio = np.divide(np.square(bar), np.square(e), out=np.ones_like(e), where=differs)
     return np.asarray(np.clip(e / scale * (1 - ratio), -LARGEST, LARGEST))
 
