@@ -75,3 +75,11 @@ def test_spectra_and_spread(layer: int, dequantised: dict[str, np.ndarray], read
 def test_the_whole_model_is_read(reading: Reading) -> None:
     assert (reading.family, len(reading.layers), reading.assumed) == ("llama", 30, [])
     assert not reading.pathology
+
+
+def test_the_layer_that_writes_most_is_no_passthrough(reading: Reading) -> None:
+    """Deleting layer 0 costs most; it multiplies its small input, which in absolute terms is little."""
+    writes = [layer.measures["total_write"] or 0.0 for layer in reading.layers]
+    assert max(writes) == writes[0] > 10
+    assert "passthrough" not in reading.layers[0].role
+    assert [layer.layer for layer in reading.layers if layer.role == "specialist"] == [27, 28]

@@ -30,7 +30,7 @@ def clusters(prints: np.ndarray, heads: Heads) -> int:
     return int(connected_components(alike, directed=False)[0])
 
 
-def top_share(layer: int, writes: Sequence[np.ndarray | None], reads: Sequence[np.ndarray | None]) -> float | None:
+def top_pair_share(layer: int, writes: Sequence[np.ndarray | None], reads: Sequence[np.ndarray | None]) -> float | None:
     """Share of the squared cosines between heads of the layer and of others that the top 1 % of the pairs hold.
 
     `writes`: per layer, the direction that each head writes, [heads, d]; `reads`: the directions that each head's

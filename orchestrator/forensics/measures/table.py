@@ -17,7 +17,7 @@ from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS
 from orchestrator.forensics.measures.clusters import SMALLEST
 from orchestrator.forensics.measures.composition import sink, source
 from orchestrator.forensics.measures.extremes import expected_largest
-from orchestrator.forensics.measures.head_pairs import clusters, top_share
+from orchestrator.forensics.measures.head_pairs import clusters, top_pair_share
 from orchestrator.forensics.measures.heads import diversity
 from orchestrator.forensics.measures.probe import MEASURES as PROBED
 from orchestrator.forensics.measures.spectrum import perplexity
@@ -285,7 +285,7 @@ def head_composition_top(layer: LayerStatistics) -> Value:
 
     Of the pairs with a head of this layer. Chance gives 0.084, the share of the top 1 % of χ² variables.
     """
-    return top_share(layer.index, layer.stack.head_writes, layer.stack.head_reads)
+    return top_pair_share(layer.index, layer.stack.head_writes, layer.stack.head_reads)
 
 
 # Composition with other layers

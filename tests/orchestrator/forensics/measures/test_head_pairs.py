@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import Heads
-from orchestrator.forensics.measures.head_pairs import clusters, top_share
+from orchestrator.forensics.measures.head_pairs import clusters, top_pair_share
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 
 WIDTH = 256
@@ -47,15 +47,15 @@ def test_the_top_share_by_loops() -> None:
                     values.append(cos**2)
         top = sorted(values)[-2:]  # 1 % of 150, rounded up
         assert len(values) == 150
-        assert top_share(layer, writes, reads) == pytest.approx(sum(top) / sum(values))
+        assert top_pair_share(layer, writes, reads) == pytest.approx(sum(top) / sum(values))
 
 
 def test_the_top_share_of_noise_is_that_of_chi_square() -> None:
     rng = np.random.default_rng(0)
     writes, reads = ([rng.normal(size=(count, WIDTH)) for _ in range(6)] for count in (16, 48))
-    assert top_share(2, writes, reads) == pytest.approx(0.084, abs=0.006)
-    assert top_share(0, writes[:1], reads[:1]) is None
-    assert top_share(0, [None, None], [None, None]) is None
+    assert top_pair_share(2, writes, reads) == pytest.approx(0.084, abs=0.006)
+    assert top_pair_share(0, writes[:1], reads[:1]) is None
+    assert top_pair_share(0, [None, None], [None, None]) is None
 
 
 def test_a_head_that_reads_what_another_writes_is_found(checkpoint: Callable[..., Any]) -> None:
