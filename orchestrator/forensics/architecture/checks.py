@@ -16,7 +16,7 @@ from orchestrator.forensics.weights.tensors import Tensors
 
 
 class Model(Protocol):
-    """What is checked of a `CheckpointModel`."""
+    """The parts of a `CheckpointModel` that the checks read."""
 
     tensors: Tensors
     directory: Path

@@ -168,7 +168,7 @@ def _maximised(points: Points, shares: np.ndarray) -> Mixture:
 
 
 def _shares(densities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of ln densities [..., k, m], each component's share of each point, and ln of their sum: [..., k, m], [..., m]."""
+    """Each component's share of each point [..., k, m], and ln of their sum [..., m], from ln densities [..., k, m]."""
     largest = densities.max(axis=-2)
     shares = np.exp(densities - largest[..., None, :])
     total = shares.sum(axis=-2)

@@ -58,7 +58,7 @@ def findings(
 
 
 def unread(model: CheckpointModel) -> list[Finding]:
-    """What is wrong with tensors that no measure reads: NaN or infinite values, or a head whose entries are all equal.
+    """Findings in tensors that no measure reads: NaN or infinite values, or a head whose entries are all equal.
 
     They are those outside the layers (final norm, head, positions), and the vectors within (biases).
     """

@@ -14,7 +14,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Treatment:
-    """How the layers' values of a feature are compared."""
+    """The comparison of the layers' values of one feature."""
 
     measure: str | None = None  # used instead: one that no rewriting of the same function changes, or a count
     transform: Callable[[Array], Array] = np.asarray  # to values whose chance is nearly Gaussian

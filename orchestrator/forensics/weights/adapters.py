@@ -41,7 +41,7 @@ class Factors:
 
 
 class Added:
-    """What an adapter adds to each matrix: a store of deltas [out, in], by the name of the weight."""
+    """A store of the deltas [out, in] that an adapter adds to the matrices, by the name of the weight."""
 
     def __init__(self, source: Path, chosen: str | None) -> None:
         """`chosen`: the name of one of several adapters in the file. Raises `UserError` for what is no plain LoRA."""

@@ -23,7 +23,7 @@ def _unit(matrix: np.ndarray) -> np.ndarray:
 
 
 def _sides(ours: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """What the embedding and each layer write [d, ·], and each layer reads [·, d]; every matrix has the same norm."""
+    """Matrices that the embedding and each layer write, and each layer reads: [d, ·], [·, d]; all have one norm."""
     layers = range(len(ours.spec["layers"]))
     first = ours.spec["layers"][0]["width"]
     writes = [ours.tensors["model.embed_tokens.weight"].astype(np.float64)[:, :first].T]

@@ -56,7 +56,7 @@ def test_layers_of_one_law(law: str, tmp_path: Path) -> None:
 
 
 def test_heavy_tails_in_layers_of_unequal_width(tmp_path: Path) -> None:
-    """What a shape gives by chance is that of Gaussian entries."""
+    """Values by chance for a shape are those of Gaussian entries."""
     of = spec(profile="ramp")
     found = layers_of(lambda seed: write(under(LAWS["t(4)"], model(of, seed), seed), tmp_path), SEEDS)
     judge("t(4), ramp", found, EXCHANGEABLE)

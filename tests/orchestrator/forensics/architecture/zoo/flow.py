@@ -143,7 +143,7 @@ def _aligned(equation: str, a: Tensor, b: Tensor, out: Tensor) -> tuple[Tensor, 
 
 @dataclass
 class Flow:
-    """What one run of a model did, in order."""
+    """The record of one run of a model, in order."""
 
     products: list[Product]
     attentions: list[Attention]

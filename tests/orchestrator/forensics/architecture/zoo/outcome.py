@@ -1,4 +1,4 @@
-"""What becomes of each family: read rightly, refused, or not tried. Run as a module, it writes docs/families.md."""
+"""The outcome for each family: read rightly, refused, or not tried. Run as a module, it writes docs/families.md."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ class Checked:
         )
 
     def _flipped(self, x: Tensor, w: Tensor, down: Tensor) -> Tensor:
-        """What `down` reads in a run where the products x·w have the other sign."""
+        """The input of `down` in a run where the products x·w have the other sign."""
         wanted, w_down = x @ w.T, down
 
         def change(read: Tensor, written: Tensor) -> Tensor:
