@@ -59,16 +59,23 @@ def test_every_tensor_is_the_dequantised_one(path: Path, dequantised: dict[str, 
     )
 
 
+def _read_behind(dequantised: dict[str, np.ndarray], layer: int, kind: str, name: str) -> np.ndarray:
+    """The matrix, in float64, times the scale of the norm that it reads behind."""
+    norm = {"q": "attn", "k": "attn", "v": "attn", "gate": "ffn", "up": "ffn"}.get(kind)
+    scale = 1.0 if norm is None else dequantised[f"blk.{layer}.{norm}_norm.weight"]
+    return dequantised[f"blk.{layer}.{name}.weight"].astype(np.float64) * scale
+
+
 @pytest.mark.parametrize("layer", [0, 14, 29])
 def test_spectra_and_spread(layer: int, dequantised: dict[str, np.ndarray], reading: Reading) -> None:
     measures = reading.layers[layer].measures
     for kind, name in NAMES.items():
-        values = np.linalg.svd(dequantised[f"blk.{layer}.{name}.weight"].astype(np.float64), compute_uv=False)
+        values = np.linalg.svd(_read_behind(dequantised, layer, kind, name), compute_uv=False)
         share = values / values.sum()
         assert measures[f"spectral_norm.{kind}"] == pytest.approx(values[0], rel=1e-4)
         assert measures[f"effective_rank.{kind}"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-3)
         assert measures[f"stable_rank.{kind}"] == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-3)
-    gate, up = (np.linalg.norm(dequantised[f"blk.{layer}.ffn_{kind}.weight"], axis=1) for kind in ("gate", "up"))
+    gate, up = (np.linalg.norm(_read_behind(dequantised, layer, k, f"ffn_{k}"), axis=1) for k in ("gate", "up"))
     assert measures["cv"] == pytest.approx(np.std(gate * up) / np.mean(gate * up), rel=1e-4)
 
 
