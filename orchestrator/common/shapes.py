@@ -100,7 +100,7 @@ def from_json(cls: type[T], document: Any, where: str = "") -> T:
     if not isinstance(document, dict):
         raise ShapeError(f"{where or 'its content'} is not a mapping")
     for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in document and field.default is MISSING:
+        if field.name not in document and field.default is MISSING and field.default_factory is MISSING:
             raise ShapeError(f"{where or 'its content'} has no '{field.name}'")
     types = _types_of(cls)  # type: ignore[arg-type]
     return cls(**{name: _value(types[name], document[name], where, name) for name in types if name in document})

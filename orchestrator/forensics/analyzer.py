@@ -112,6 +112,7 @@ def analyze(
         source=named.name if isinstance(named, Live) else str(source),
         family=model.family_name,
         assumed=model.assumed,
+        heads_assumed=model.heads_assumed,
         step=model.description.step,
         scoring=scoring,
         options=Options(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,6 +99,7 @@ class Reading:
     totals: dict[str, float | None]  # `TOTALS`, over the layers
     pathology: list[Finding]  # worst first
     matrices: Matrices | None = None  # absent from readings of older definitions
+    heads_assumed: list[str] = field(default_factory=list)  # of heads that nothing declares
     key: Key | None = None  # of a cell's reading; absent from other files
 
     def to_json(self) -> dict[str, Any]:

@@ -161,6 +161,7 @@ class CheckpointModel:
         partial = partial and known is not None  # what lacks in a family that is inferred cannot be told
         refuse_unsupported(source, self.tensors.names, description.config, partial)
         self.assumed: list[str] = []  # what was inferred, one sentence each
+        self.heads_assumed: list[str] = []  # the same, of heads that nothing declares
         if gguf.is_gguf(self.tensors.metadata):
             self.family_name, self.stem = description.declared, ""
             self.family = gguf.layout(description.declared, self.tensors)
@@ -302,7 +303,7 @@ def _settle_heads(model: CheckpointModel) -> None:
             model.heads[index] = None
         elif h is None:
             model.heads[index], assumption = heads_by_shape(model.tensors, model.prefix(index), model.family)
-            model.assumed += [assumption] if assumption not in model.assumed else []
+            model.heads_assumed += [assumption] if assumption not in model.heads_assumed else []
         elif h.kv_heads < 1 or h.heads % h.kv_heads:
             raise UserError(
                 f"{model.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "

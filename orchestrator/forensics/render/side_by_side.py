@@ -15,7 +15,7 @@ from orchestrator.common.formatting import Column, FittedTable, counted, dash, l
 from orchestrator.forensics.measures.change import Change, Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, missing, pathology, settled, totals
+from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, heads, missing, pathology, settled, totals
 
 LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
@@ -122,7 +122,7 @@ def _summary(both: SideBySide, seconds: float) -> Table:
         "saturated": _per_model(a, b, lambda reading: [totals(reading.totals)]),
         "pathology": _per_model(a, b, pathology),
         "change": _change(both.change),
-        "assumed": _per_model(a, b, assumed),
+        "assumed": _per_model(a, b, lambda reading: [*heads(reading), *assumed(reading)]),
         "missing": _per_model(a, b, missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }

@@ -68,7 +68,8 @@ def report(reading: Reading, seconds: float, parameters: int) -> Group:
     """The page of one reading. `parameters`: entries of the matrices that were read."""
     heading = Text(reading.source, "bold", overflow="fold")
     heading.append(f"\n{about(reading)} · {big(parameters)} parameters read in {seconds:.1f} s", "not bold dim")
-    return page(heading, headline(reading), FittedTable(reading.layers, columns(reading)), summary(reading))
+    said = Group(headline(reading), *heads(reading))
+    return page(heading, said, FittedTable(reading.layers, columns(reading)), summary(reading))
 
 
 def about(reading: Reading) -> str:
@@ -191,8 +192,13 @@ def pathology(reading: Reading) -> list[Text]:
     return [*lines, Text(f"and {left} more", "dim")] if left > 0 else lines
 
 
+def heads(reading: Reading) -> list[Text]:
+    """One line per assumption about heads that nothing declares: measures and roles of attention hang on them."""
+    return [Text(sentence, "yellow") for sentence in reading.heads_assumed]
+
+
 def assumed(reading: Reading) -> list[Text]:
-    """One line per assumption about the model's layout."""
+    """One line per other assumption about the model's layout."""
     return [Text(sentence, "yellow") for sentence in reading.assumed]
 
 

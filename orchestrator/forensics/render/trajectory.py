@@ -158,7 +158,8 @@ def report(run: Trajectory, seconds: float) -> Group:
     )
     moved = changes(readings)
     table = _checkpoints(readings, unit)
-    return page(heading, _headline(moved, depth), Strip(readings, unit), table, _summary(readings, moved, unit))
+    said = Group(_headline(moved, depth), *terminal.heads(last))
+    return page(heading, said, Strip(readings, unit), table, _summary(readings, moved, unit))
 
 
 def _headline(moved: Sequence[Change], depth: str) -> Text:

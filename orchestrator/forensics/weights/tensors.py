@@ -20,6 +20,7 @@ from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse
 from orchestrator.forensics.weights.quantised import dequantised
 from orchestrator.forensics.weights.selection import Key, select
 
+ALIGNED = 64  # bytes: where torch places what it allocates
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # other types need scales
 
@@ -205,7 +206,8 @@ def _plain(values: Tensor, name: str, path: Path) -> Tensor:
             f"{name} in {path} holds values up to {max(extremes):.0e}, whose squares fp32 cannot sum: "
             "use a checkpoint from before they grew."
         )
-    return values
+    # A mapped file may place a tensor at any address, and products round by it: measures are of the values alone.
+    return values if values.data_ptr() % ALIGNED == 0 else values.clone()
 
 
 def _find(directory: Path) -> list[Path]:

@@ -205,6 +205,8 @@ def test_weights_without_a_config_are_inferred_and_the_assumptions_told(
     out = capsys.readouterr().out
     assert "inferred · 3 layers" in out
     assert "assumed" in out
+    heading, table = out.index("inferred"), out.index("margin")
+    assert heading < out.index("number of heads is not declared") < table  # nobody overlooks it there
 
 
 def test_a_config_that_is_none(llama: Path, refused: Said) -> None:

@@ -41,7 +41,7 @@ def test_text_config_that_leaves_heads_to_defaults(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
     opened = CheckpointModel(tmp_path)
     assert opened.layer(1).heads == Heads(4, 2, 8)  # head_dim from the norm of queries
-    (assumed,) = opened.assumed
+    (assumed,) = opened.heads_assumed
     assert names(assumed, "heads", "8")
 
 

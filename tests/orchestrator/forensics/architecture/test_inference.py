@@ -78,7 +78,7 @@ def test_without_the_table(tmp_path: Path, mark: str) -> None:
         return
     declared = CheckpointModel(tmp_path)
     assert names(declared.assumed[0], "family", "mystery")
-    assert not [said for said in declared.assumed if "heads" in said]
+    assert not declared.heads_assumed
     _compare(declared, known)
 
     (tmp_path / "config.json").unlink()
@@ -89,9 +89,9 @@ def test_without_the_table(tmp_path: Path, mark: str) -> None:
     bare = CheckpointModel(tmp_path)
     assert names(bare.assumed[0], "No family")
     if mark in NORMED:
-        assert [said for said in bare.assumed if names(said, "heads", "64")]
+        assert [said for said in bare.heads_assumed if names(said, "heads", "64")]
     else:
-        assert [said for said in bare.assumed if names(said, "heads", "num_attention_heads", "config.json")]
+        assert [said for said in bare.heads_assumed if names(said, "heads", "num_attention_heads", "config.json")]
     _compare(bare, known, heads=mark in NORMED)
 
 
@@ -170,7 +170,7 @@ def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
     assert [layer.heads for layer in opened] == [None, None]
     assert opened.layer(1).kinds == tuple(kind for kind in KINDS if kind != "gate")
     assert [said for said in opened.assumed if names(said, "odd")]
-    assert [said for said in opened.assumed if names(said, "heads", "num_attention_heads")]
+    assert [said for said in opened.heads_assumed if names(said, "heads", "num_attention_heads")]
     (tmp_path / "config.json").write_text('{"n_heads": 4, "dim": 24}')
     assert CheckpointModel(tmp_path).layer(0).heads == Heads(4, 4, 6)
 

@@ -170,7 +170,7 @@ def test_meta_and_torchtitan(tmp_path: Path, described: bool) -> None:
         _same(ours, known)
     else:
         assert [layer.heads for layer in ours] == [None] * LAYERS
-        assert any("num_attention_heads" in said for said in ours.assumed)
+        assert any("num_attention_heads" in said for said in ours.heads_assumed)
 
 
 @pytest.mark.parametrize("norms", [MEGATRON_NORMS, {"post_attention_layernorm": "pre_mlp_layernorm"}])
