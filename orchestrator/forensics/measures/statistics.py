@@ -21,6 +21,7 @@ from orchestrator.forensics.measures.heads import couplings, fingerprints, match
 from orchestrator.forensics.measures.momentum import Medians, alignment, stuck_fraction
 from orchestrator.forensics.measures.pathology import ratios, uniform_value
 from orchestrator.forensics.measures.spectrum import gram, spectra
+from orchestrator.forensics.measures.squares import Squares, squares
 from orchestrator.forensics.measures.stream import Stream
 from orchestrator.forensics.weights.memory import trim
 
@@ -44,7 +45,7 @@ class LayerStatistics:
     energy: dict[str, float]  # kind → Σ of squared entries
     head_energy: dict[str, np.ndarray]  # q, k, v, o → Σ of squared entries per head, [heads] or [kv_heads]
     position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
-    fourth: dict[str, float]  # gate, up, down → mean fourth power of the entries
+    squares: dict[str, Squares]  # gate, up, down → the law of its squared entries
     cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
     written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
     loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
@@ -168,7 +169,7 @@ class Stack:
 def threshold(layer: Layer) -> float:
     """mean + 3·std of a reference checkpoint's co-magnitude: T_l of `saturated_fixed` (SCIENCE §1)."""
     kinds = [kind for kind in FFN if kind in layer.kinds]
-    return literal_threshold(co_magnitude({k: _sums(_by_position(k, layer.folded(k)))[0] for k in kinds}))
+    return literal_threshold(co_magnitude({k: _sums(_by_position(k, layer.folded(k))) for k in kinds}))
 
 
 def reduce_layer(
@@ -209,8 +210,7 @@ def reduce_layer(
 
 
 def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | None) -> LayerStatistics:
-    sums = {k: _sums(_by_position(k, weights[k])) for k in FFN if k in weights}
-    positions = {kind: rows for kind, (rows, _) in sums.items()}
+    positions = {kind: _sums(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
     heads = {kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION if kind in weights}
     written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
     return LayerStatistics(
@@ -222,7 +222,7 @@ def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | 
         energy={kind: float(parts.sum()) for kind, parts in (heads | positions).items()},
         head_energy=heads,
         position_energy=positions,
-        fourth={kind: fourth for kind, (_, fourth) in sums.items()},
+        squares={kind: squares(weights[kind], len(sums)) for kind, sums in positions.items()},
         cosines={pair: _cosine(weights, positions, pair) for pair in PAIRS if set(pair) <= set(positions)},
         written=written,
         loudest=loudest,
@@ -254,19 +254,15 @@ def _row_sums(block: Tensor) -> np.ndarray:
     return block.sum(1).double().cpu().numpy()
 
 
-def _sums(w: Tensor) -> tuple[np.ndarray, float]:
-    """Σ of squares over each row of w [m, n]: [m]; and the mean fourth power of the entries."""
-    rows, fourth = [], 0.0
-    for (block,) in _blocks(w):
-        squares = block.contiguous().square()  # rows in a row: else the sum of one depends a little on its place
-        rows.append(_row_sums(squares))
-        fourth += float(squares.flatten() @ squares.flatten())
-    return np.concatenate(rows), fourth / w.numel()
+def _sums(w: Tensor) -> np.ndarray:
+    """Σ of squares over each row of w [m, n]: [m]."""
+    # Rows in a row: else the sum of one depends a little on its place.
+    return np.concatenate([_row_sums(block.contiguous().square()) for (block,) in _blocks(w)])
 
 
 def _head_energy(kind: str, w: Tensor, heads: Heads | None) -> np.ndarray:
     """Σ of squares over each head's slice; of the whole matrix where the heads are not known."""
-    rows = np.concatenate([_row_sums(block.contiguous().square()) for (block,) in _blocks(w.T if kind == "o" else w)])
+    rows = _sums(w.T if kind == "o" else w)
     count = 1 if heads is None else heads.kv_heads if kind in ("k", "v") else heads.heads
     return np.asarray(rows.reshape(count, -1).sum(axis=1))
 

@@ -1,7 +1,7 @@
 """Layers by chance: of the shapes and scales of real ones, with independent entries (SCIENCE §3).
 
-Drawn without the entries: sums of squares from the gamma law of their mean and variance, spectra and fingerprints from
-the exact laws of Gaussian matrices, compositions by their expected value.
+Drawn without the entries: sums of squares from the law of the real squared entries, spectra and fingerprints from the
+exact laws of Gaussian matrices, compositions by their expected value.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import numpy as np
 from orchestrator.forensics.measures.composition import expected
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 from orchestrator.forensics.measures.spectrum import gaussian_singular_values
+from orchestrator.forensics.measures.squares import Squares
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, co_magnitude
 from orchestrator.forensics.measures.table import Value, measure
 
 SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
+STEEPEST = 2.0  # skewness that the cube of a normal variable reaches with its mean still right
 
 Chance = list[dict[str, np.ndarray]]  # per layer: measure → its values by chance, [R]
 
@@ -49,11 +51,10 @@ def drawn(stack: Stack, draws: int, seed: int, whole: bool) -> Iterator[Stack]:
 
 
 def _layer(real: LayerStatistics, rng: np.random.Generator, whole: bool) -> LayerStatistics:
-    positions = {
-        kind: _sums(real, kind, np.ones(real.width), len(sums), rng) for kind, sums in real.position_energy.items()
-    }
-    squares = np.square(co_magnitude(positions))
-    null = replace(real, position_energy=positions, written=np.sqrt(_sums(real, "down", squares, real.width, rng)))
+    each = np.ones(real.width)
+    positions = {kind: _sums(law, each, len(real.position_energy[kind]), rng) for kind, law in real.squares.items()}
+    written = _sums(real.squares["down"], np.square(co_magnitude(positions)), real.width, rng)
+    null = replace(real, position_energy=positions, written=np.sqrt(written))
     return _whole(null, rng) if whole else null
 
 
@@ -71,14 +72,28 @@ def _whole(null: LayerStatistics, rng: np.random.Generator) -> LayerStatistics:
     )
 
 
-def _sums(layer: LayerStatistics, kind: str, weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Σ_p weights[p]·s_p for `count` independent draws of squared entries s of a matrix: [count]."""
-    mean = layer.energy[kind] / math.prod(layer.shapes[kind])
-    total, of_one = mean * float(weights.sum()), layer.fourth[kind] - mean**2  # variance of one square
-    if of_one <= 1e-6 * mean**2 or not total:  # entries that are all equal, up to rounding
-        return np.full(count, total)
-    variance = of_one * float(np.square(weights).sum())
-    return rng.gamma(total**2 / variance, variance / total, count)
+def _sums(law: Squares, weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Σ_p weights[p]·s_p for `count` independent draws of squared entries s of the law: [count].
+
+    The largest entries are drawn one by one, the others by the three moments of their weighted sum.
+    """
+    draws = rng.binomial(len(weights), law.share, count)  # of the largest, in each sum
+    where = np.repeat(np.arange(count), draws)
+    taken = weights[rng.integers(len(weights), size=len(where))]
+    largest = np.bincount(where, taken * law.largest[rng.integers(len(law.largest), size=len(where))], count)
+    mean, variance, third = (
+        moment * np.maximum((weights**n).sum() - np.bincount(where, taken**n, count), 0)
+        for n, moment in enumerate((law.mean, law.variance, law.third), start=1)
+    )
+    return np.asarray(np.maximum(largest + _cubes(mean, variance, third, rng), 0))
+
+
+def _cubes(mean: np.ndarray, variance: np.ndarray, third: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Cubes of normal variables, of these means, variances and third central moments (Wilson & Hilferty 1931)."""
+    spread, z = np.sqrt(variance), rng.normal(size=len(mean))
+    skew = np.divide(third, spread**3, out=np.zeros_like(spread), where=spread > 0).clip(-STEEPEST, STEEPEST)
+    a = skew * z / 6 - np.square(skew) / 36
+    return np.asarray(mean + spread * (z / 3 - skew / 18) * (3 + 3 * a + np.square(a)))
 
 
 def _cosines(count: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -154,7 +154,7 @@ CHANGED: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("spectral_norm.[vo]",), ("head_scale",), "a norm that grows is what diverges (§5)"),
     (("*_rank.[vo]*",), ("head_scale",), "the matrix as it is trained"),
     (("cv", "saturated*"), ("position_scale",), "the paper's; `gain_cv` and `gain_saturated` are scored"),
-    (("saturated_*expected", "saturated_excess"), ("rotation",), "chance keeps the entries' fourth moment"),
+    (("saturated_*expected", "saturated_excess"), ("rotation",), "chance keeps the law of the entries"),
     (("attention_share", "balance"), ALL_SCALES, "the paper's; `branch_balance` is scored"),
     (("down_ratio",), FFN_SCALES, "`write_ratio` is scored"),
     (("branch_balance", "head_evenness"), ("head_scale",), "energies of whole matrices and of their heads"),
