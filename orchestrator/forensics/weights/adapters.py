@@ -24,10 +24,18 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(
     r"(?P<module>.+)\.lora_(?P<side>(?:embedding_)?[AB])(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?"
 )
-# Settings under which B·A is not what is added to the weights that the base model has on disk → their name.
-UNLIKE_LORA = {"use_dora": "DoRA", "target_parameters": "LoRA of bare parameters", "use_qalora": "QALoRA"}
+# A module that was trained whole (`modules_to_save`), beside the base model's own in a raw state dict.
+WHOLE = re.compile(r"(?P<module>.+\.)modules_to_save\.(?:(?P<adapter>[^.]+)\.)?(?P<last>\w+)")
+OF_BASE = re.compile(r"\.(original_module|base_layer)\.")
+# Settings under which B·A is not all that is added to the weights that the base model has on disk → their name.
+UNLIKE_LORA = {
+    "use_dora": "DoRA", "target_parameters": "LoRA of bare parameters", "use_qalora": "QALoRA",
+    "lora_bias": "LoRA with biases", "trainable_token_indices": "LoRA with trained tokens",
+    "alora_invocation_tokens": "activated LoRA", "layer_replication": "LoRA of replicated layers",
+}  # fmt: skip
 # Initialisations that change the base model's own weights.
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq")
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+WITHIN = re.compile(r"(^|\.)\d+\.")  # a name within a layer
 
 
 @dataclass(frozen=True)
@@ -56,12 +64,13 @@ class Added:
             raise UserError(f"{file} holds no LoRA factors (lora_A, lora_B): give what PEFT's save_pretrained writes.")
         self.shapes: dict[Key, tuple[int, ...]] = {}
         for name, of in self._factors.items():
-            (rank, across), (down, inner) = self._store.shapes[of.a], self._store.shapes[of.b]
-            if rank != inner:
+            a, b = self._store.shapes[of.a], self._store.shapes[of.b]
+            if not (len(a) == len(b) == 2 and a[0] == b[1]):
                 raise UserError(
-                    f"{file} holds factors of {name} that do not fit, {(down, inner)} and {(rank, across)}."
+                    f"{file} holds factors of {name} whose product is no matrix, of shapes {b} and {a}: "
+                    "merge the adapter (merge_and_unload) and save the model."
                 )
-            self.shapes[name,] = (across, down) if of.transposed else (down, across)
+            self.shapes[name,] = (a[1], b[0]) if of.transposed else (b[0], a[1])
 
     @property
     def names(self) -> list[str]:
@@ -95,7 +104,8 @@ class Adapted:
         self._base, self._added, self._alone = base, added, alone
         self.shapes: dict[Key, tuple[int, ...]] = {(name,): base.shape(name) for name in base.names}
         self._changed = {_counterpart(name, base, added): name for name in added.names}
-        self._replaced = {_counterpart(name, base, added): name for name in added.replaced if _is_held(name, base)}
+        replaced = [name for name in added.replaced if _is_held(name, base) or WITHIN.search(name)]  # not a new head
+        self._replaced = {_counterpart(name, base, added): name for name in replaced}
         for name, of in self._changed.items():
             if base.shape(name) != added.shapes[of,]:
                 raise UserError(
@@ -166,7 +176,7 @@ def _config(directory: Path) -> dict[str, Any]:
 def _changes(store: Store, config: Mapping[str, Any], chosen: str | None) -> tuple[dict[str, Factors], dict[str, Key]]:
     """Name of a weight → the factors of its change, and name → key of tensors that were trained whole."""
     sides: dict[str, dict[tuple[str, str], Key]] = defaultdict(dict)  # adapter → (module, side) → key
-    replaced: dict[str, Key] = {}
+    replaced: list[tuple[str, str, Key]] = []  # adapter, name, key
     for key in store.shapes:
         name = str(key[-1]).removeprefix(PREFIX)
         if match := FACTOR.fullmatch(name):
@@ -175,13 +185,16 @@ def _changes(store: Store, config: Mapping[str, Any], chosen: str | None) -> tup
             raise UserError(
                 f"{store.path} holds {name}, which plain LoRA does not have: merge the adapter and save the model."
             )
-        else:
-            replaced[re.sub(r"(modules_to_save|original_module)\.([^.]+\.)?(?=\w+$)", "", name)] = key
+        elif match := WHOLE.fullmatch(name):
+            replaced.append((match["adapter"] or "", match["module"] + match["last"], key))
+        elif not OF_BASE.search(name):
+            replaced.append(("", name, key))
     if chosen is not None and chosen not in sides:
         raise UserError(f"{store.path} has no adapter called {chosen}: it holds {', '.join(map(repr, sorted(sides)))}.")
     if chosen is None and len(sides) > 1:
         raise UserError(f"{store.path} holds the adapters {' and '.join(sorted(sides))}: {CHOOSE}.")
-    held = sides.get(chosen or "", next(iter(sides.values()), {}))
+    named = next(iter(sides), "") if chosen is None else chosen
+    held = sides.get(named, {})
     factors = {}
     for module, side in sorted(held):
         other = (module, side[:-1] + "B")
@@ -194,7 +207,7 @@ def _changes(store: Store, config: Mapping[str, Any], chosen: str | None) -> tup
         scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         transposed = side != "A" or bool(config.get("fan_in_fan_out"))
         factors[f"{module}.weight"] = Factors(held[module, side], held[other], scale, transposed)
-    return factors, replaced
+    return factors, {name: key for of, name, key in replaced if of in ("", named)}
 
 
 def _of_pattern(patterns: Any, module: str, default: Any) -> Any:

@@ -135,7 +135,12 @@ def test_a_base_whose_names_begin_otherwise(tmp_path: Path, base: Path) -> None:
         ({"peft_type": "LOHA"}, "LOHA"),
         ({"init_lora_weights": "pissa_niter_16"}, "pissa_niter_16"),
         ({"init_lora_weights": "olora"}, "olora"),
+        ({"init_lora_weights": "lora_ga"}, "lora_ga"),
         ({"target_parameters": ["experts.up"]}, "bare parameters"),
+        ({"lora_bias": True}, "biases"),
+        ({"trainable_token_indices": {"embed_tokens": [1]}}, "trained tokens"),
+        ({"alora_invocation_tokens": [1]}, "activated"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "replicated"),
     ],
 )
 def test_other_adapters_are_named(tmp_path: Path, base: Path, settings: dict[str, Any], named: str) -> None:
@@ -191,6 +196,38 @@ def test_several_adapters_in_one_file(tmp_path: Path, base: Path) -> None:
     torch.testing.assert_close(change, 4 * 4 * product(first, Q))
     with pytest.raises(UserError, match=naming("z", "'x', 'y'")):
         open_adapter(tmp_path / "lora", "z", None, False)
+
+
+def test_a_raw_state_dict_keeps_the_base_models_own_beside(tmp_path: Path, base: Path) -> None:
+    v = "model.layers.1.self_attn.v_proj"
+    saved = {f"base_model.model.{Q}.lora_{side}.{of}.weight": torch.ones(2, 16) for side in "AB" for of in "xy"}
+    saved = {name: value.T if "lora_B" in name else value for name, value in saved.items()}
+    saved |= {
+        f"base_model.model.{v}.modules_to_save.x.weight": torch.full((8, 16), 1.0),
+        f"base_model.model.{v}.modules_to_save.y.weight": torch.full((8, 16), 2.0),
+        f"base_model.model.{v}.original_module.weight": torch.full((8, 16), 3.0),
+        f"base_model.model.{Q}.base_layer.weight": torch.zeros(16, 16),
+    }
+    write(tmp_path / "lora", PLAIN, {})
+    save_file({name: value.contiguous() for name, value in saved.items()}, tmp_path / "lora/adapter_model.safetensors")
+    for value, of in enumerate("xy", 1):
+        assert bool((open_adapter(tmp_path / "lora", of, base, False).read(f"{v}.weight") == value).all())
+
+
+def test_what_has_no_place_in_the_base_model_is_refused(tmp_path: Path, base: Path) -> None:
+    write(tmp_path / "lora", PLAIN, {Q: (16, 16)}, **{"model.layers.1.mlp.extra.weight": torch.ones(3)})
+    with pytest.raises(UserError, match=naming(tmp_path / "lora", "model.layers.1.mlp.extra.weight")):
+        open_adapter(tmp_path / "lora", None, base, False)
+    write(tmp_path / "lora", PLAIN, {Q: (16, 16)}, **{"score.weight": torch.ones(3, 16)})  # a new head is no layer's
+    assert "score.weight" not in open_adapter(tmp_path / "lora", None, base, False)
+
+
+@pytest.mark.parametrize("shapes", [((4,), (4,)), ((2, 4, 1, 1), (4, 2, 1, 1)), ((2, 16), (16, 3))])
+def test_factors_of_no_matrix(tmp_path: Path, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    others = {f"{Q}.lora_{side}.weight": torch.ones(shape) for side, shape in zip("AB", shapes, strict=True)}
+    write(tmp_path / "lora", PLAIN, {}, **others)
+    with pytest.raises(UserError, match=naming(f"{Q}.weight", "merge_and_unload")):
+        open_adapter(tmp_path / "lora", None, None, False)
 
 
 def test_a_whole_reading(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
