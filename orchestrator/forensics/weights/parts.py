@@ -16,10 +16,11 @@ ZERO = re.compile(r"(^|_)zero_pp_rank_\d+")
 CHUNKS = ".distcp"
 _JOIN = "join the parts with the tools that wrote them, and give the whole model"
 
-# What ranks write of a model that was split → its name, with the number of the rank. Of directories, and of files.
+# What ranks write of a model that was split → its name, with the number of the rank; with the stage of a pipeline, where
+# it was split along its depth too. Of directories, and of files.
 DIRECTORIES: dict[str, re.Pattern[str]] = {
-    "a Megatron or DeepSpeed model": re.compile(r"mp_rank_(\d+)"),
-    "a NeMo model": re.compile(r"tp_rank_(\d+)"),
+    "a Megatron or DeepSpeed model": re.compile(r"mp_rank_(\d+(?:_\d+)*)"),
+    "a NeMo model": re.compile(r"tp_rank_(\d+(?:_pp_rank_\d+)?)"),
 }
 FILES: dict[str, re.Pattern[str]] = DIRECTORIES | {
     "a tensor-parallel model in Meta's layout": re.compile(r"consolidated\.(\d+)"),
@@ -49,11 +50,11 @@ def refuse_part(path: Path) -> None:
     for name, directory, patterns in _places(path):
         for what, pattern in patterns.items():
             if match := pattern.search(name):
-                _refuse_rank(path, _alike(directory, name, match), what, int(match[1]))
+                _refuse_rank(path, _alike(directory, name, match), what, match[1])
     if match := RANK.search(path.name):
         others = _alike(path.parent, path.name, match)
         if any(int(found[1]) == 0 for of in others if (found := RANK.search(of))):
-            _refuse_rank(path, others, "a model that was split over ranks", int(match[1]))
+            _refuse_rank(path, others, "a model that was split over ranks", match[1])
 
 
 def refuse_ranks(directory: Path, names: Iterable[str], patterns: Mapping[str, re.Pattern[str]] = FILES) -> None:
@@ -121,15 +122,17 @@ def _places(path: Path) -> tuple[tuple[str, Path, Mapping[str, re.Pattern[str]]]
 
 def _alike(directory: Path, name: str, match: re.Match[str]) -> list[str]:
     """The names in a directory that differ from this one in the number of the rank at most."""
-    alike = re.compile(rf"{re.escape(name[: match.start(1)])}\d+{re.escape(name[match.end(1) :])}")
+    ranks = re.sub(r"\d+", r"\\d+", match[1])
+    alike = re.compile(rf"{re.escape(name[: match.start(1)])}{ranks}{re.escape(name[match.end(1) :])}")
     return sorted(entry.name for entry in directory.iterdir() if alike.fullmatch(entry.name))
 
 
-def _refuse_rank(path: Path, names: list[str], what: str, rank: int) -> None:
+def _refuse_rank(path: Path, names: list[str], what: str, rank: str) -> None:
     if len(names) > 1:
         raise UserError(f"{path} is one of the {len(names)} parts of {what} ({_some(names)}): {_JOIN}.")
-    if rank:
-        raise UserError(f"{path} is part {rank} of {what}, and those before it are missing: {_JOIN}.")
+    if any(map(int, re.findall(r"\d+", rank))):
+        number = int(rank) if rank.isdigit() else rank
+        raise UserError(f"{path} is part {number} of {what}, and those before it are missing: {_JOIN}.")
 
 
 def _some(names: list[str]) -> str:

@@ -76,6 +76,21 @@ def test_what_one_of_two_ranks_wrote(tmp_path: Path, name: str) -> None:
         open_tensors(second)
 
 
+@pytest.mark.parametrize("name", ["mp_rank_00_{:03}/model_optim_rng.pt", "tp_rank_00_pp_rank_{:03}/model_weights.ckpt"])
+def test_the_stages_of_a_pipeline(tmp_path: Path, name: str) -> None:
+    first, second = (put(tmp_path / name.format(stage)) for stage in (0, 1))
+    for path in (first, second, first.parent):
+        with pytest.raises(UserError, match=naming("2 parts", second.parent.name)):
+            open_tensors(path)
+    first.unlink()
+    first.parent.rmdir()
+    with pytest.raises(UserError, match=naming(second, "missing")):
+        open_tensors(second)
+    second.unlink()
+    second.parent.rmdir()
+    assert open_tensors(put(first)).names
+
+
 @pytest.mark.parametrize("name", ["consolidated.00.pth", "mp_rank_00_model_states.pt", "mp_rank_00/model_optim_rng.pt"])
 def test_a_first_rank_that_is_alone_is_read_unless_it_is_narrow(tmp_path: Path, name: str) -> None:
     kind = "wo" if "consolidated" in name else "dense"
