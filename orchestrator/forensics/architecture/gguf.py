@@ -21,6 +21,7 @@ CONFIG = {
     "head_dim": "attention.key_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "layer_norm_eps": "attention.layer_norm_epsilon",
+    "rope_theta": "rope.freq_base",
     "num_experts": "expert_count",
 }
 
@@ -50,8 +51,9 @@ def config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises `LookupError` for a file that names no architecture.
     """
     name = str(metadata["general.architecture"])
-    found = {key: metadata.get(f"{name}.{of}") for key, of in CONFIG.items()}
-    return {"model_type": name} | {key: value for key, value in found.items() if value is not None}
+    found = {key: value for key, of in CONFIG.items() if (value := metadata.get(f"{name}.{of}")) is not None}
+    scaling = metadata.get(f"{name}.rope.scaling.type", "none")
+    return {"model_type": name, "rope_scaling": {"rope_type": "default" if scaling == "none" else scaling}} | found
 
 
 def layout(architecture: str, tensors: Tensors) -> Family:
@@ -74,10 +76,11 @@ def layout(architecture: str, tensors: Tensors) -> Family:
             norms["pre_ffn"], norms["post_attention"] = norms["post_attention"], ""
         elif not norms["post_attention"]:  # one norm serves both branches of a parallel block
             norms["pre_ffn"] = norms["pre_attention"]
+    is_encoder = tensors.metadata.get(f"{architecture}.attention.causal") is False  # nothing reads its stream directly
     return Family(
         (*parts, *others), {place: f"{name}.weight" for place, name in norms.items() if name},
         layer="blk.{}.", embed="token_embd.weight",
-        final="output_norm.weight", head="output.weight",
+        final="" if is_encoder else "output_norm.weight", head="" if is_encoder else "output.weight",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture.gguf import is_gguf
 from orchestrator.forensics.architecture.layout import Family
 from orchestrator.forensics.weights.tensors import Tensors
 
@@ -55,4 +56,4 @@ def _is_tied(tensors: Tensors, config: Mapping[str, Any]) -> bool:
     if declared is not None:
         return bool(declared)
     of_transformers = [str(name) for name in config.get("architectures") or ()]
-    return bool(tensors.metadata) or any(name.endswith(WITH_HEAD) for name in of_transformers)
+    return is_gguf(tensors.metadata) or any(name.endswith(WITH_HEAD) for name in of_transformers)

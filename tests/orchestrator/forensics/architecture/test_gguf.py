@@ -14,10 +14,12 @@ import transformers as hf
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.gguf import pairs_apart
 from orchestrator.forensics.architecture.kinds import PLACES
 from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.measures.stream import STREAMED
 from tests.naming import naming
 
 Rows = np.ndarray
@@ -97,6 +99,13 @@ def converted(model: Any, architecture: str, change: Change, path: Path) -> Path
     writer.add_head_count_kv(next(filter(None, kv_heads)))
     if getattr(config, "head_dim", None):
         writer.add_key_length(config.head_dim)
+    if architecture == "bert":
+        writer.add_causal_attention(False)
+    if architecture == "llama":
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        if (scaling := config.rope_parameters["rope_type"]) != "default":
+            writer.add_rope_scaling_type(gguf.RopeScalingType(scaling))
     for name, values in model.state_dict().items():
         known = table.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is not None and not name.endswith(("inv_freq", "lm_head.weight")):
@@ -130,6 +139,26 @@ def test_the_matrices_and_norms_of_the_original(tmp_path: Path, architecture: st
             assert (norm is None) == (wanted is None), place
             assert norm is None or torch.equal(norm, wanted), place
     assert torch.equal(torch.cat(list(found.embedding())), torch.cat(list(original.embedding())))
+
+
+def test_nothing_reads_the_stream_of_an_encoder_directly(tmp_path: Path) -> None:
+    build, config, change = MODELS["bert"]
+    assert CheckpointModel(converted(build(config), "bert", change, tmp_path / "b.gguf")).head_name is None
+    build, config, change = MODELS["llama"]  # of which the file has no head: tied
+    assert CheckpointModel(converted(build(config), "llama", change, tmp_path / "l.gguf")).head_name is not None
+
+
+@pytest.mark.parametrize("scaling", [{}, {"rope_type": "linear", "factor": 2.0}])
+def test_the_stream_of_random_tokens_turns_as_the_file_says(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    rope = {"rope_type": "default", "rope_theta": 300.0} | scaling
+    options = GROUPED | {"rms_norm_eps": 0.1, "tie_word_embeddings": True, "initializer_range": 0.5}
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**options, rope_parameters=rope))
+    model.save_pretrained(tmp_path / "hf")
+    path = converted(model, "llama", interleaved, tmp_path / "m.gguf")
+    for a, b in zip(*(analyze(of, resamples=2).layers for of in (tmp_path / "hf", path)), strict=True):
+        for name in STREAMED:
+            found, wanted = b.measures[name], a.measures[name]
+            assert found is None if scaling else found == pytest.approx(wanted, rel=1e-5), name
 
 
 def test_interleaving_is_undone() -> None:
