@@ -30,7 +30,7 @@ class Live:
 
         `chosen`: which of several models (`weights.selection`).
         """
-        return named_weights(StateDict(self.state, self.name), chosen)
+        return named_weights(StateDict(self.state, self.name), chosen, self.config.get("quantization_config") or {})
 
     @property
     def description(self) -> Description:

@@ -182,15 +182,19 @@ class Dequantised:
             store.release()
 
 
-def dequantised(source: Path, stores: Mapping[Key, Any]) -> Mapping[Key, Any]:
-    """The stores, with one for every matrix in a known format in place of those of its parts."""
+def dequantised(source: Path, stores: Mapping[Key, Any], config: Config | None = None) -> Mapping[Key, Any]:
+    """The stores, with one for every matrix in a known format in place of those of its parts.
+
+    `config`: the settings of the quantisation, by default those in the files beside the weights.
+    """
     parts: dict[Key, dict[str, tuple[int, ...]]] = defaultdict(dict)  # module → last part of a name → shape
     for key, store in stores.items():
         parts[_module(key)][str(key[-1]).rpartition(".")[2]] = store.shapes[key]
     modules = {module: of for module, held in parts.items() if (of := _format(held))}
     if not modules:
         return stores
-    found = Dequantised(source, stores, modules, _config(source if source.is_dir() else source.parent))
+    config = _config(source if source.is_dir() else source.parent) if config is None else config
+    found = Dequantised(source, stores, modules, config)
     packed = {_part(module, last) for module, of in modules.items() for last in of.parts}
     return {key: store for key, store in stores.items() if key not in packed} | dict.fromkeys(found.shapes, found)
 

@@ -59,7 +59,7 @@ def _refuse_parts(name: str, tensor: str, values: Tensor) -> None:
     if values.is_meta:
         raise UserError(f"{tensor} in {name} is on the meta device and has no values: load the weights first.")
     is_flat = "_flat_param" in tensor  # FSDP's first version joins the parameters of a block
-    is_empty = hasattr(values, "ds_id") and not values.numel()  # DeepSpeed ZeRO-3 gathers them for a forward pass
+    is_empty = tensor.endswith("weight") and values.shape == (0,)  # DeepSpeed's ZeRO-3 gathers them for a forward pass
     if is_flat or is_empty or type(values).__name__ == "DTensor":
         raise UserError(
             f"{tensor} in {name} is sharded over ranks: gather the weights first, with torch.distributed.checkpoint's "

@@ -138,16 +138,18 @@ def open_tensors(source: Path, chosen: str | None = None) -> Tensors:
     return found
 
 
-def named_weights(store: Store, chosen: str | None = None) -> Tensors:
+def named_weights(store: Store, chosen: str | None = None, quantisation: Mapping[str, Any] | None = None) -> Tensors:
     """The model's weights in a store. Raises `UserError` where it has none, or several models of which none is named.
 
-    `chosen`: see `selection.select`.
+    `chosen`: see `selection.select`; `quantisation`: see `quantised.dequantised`.
     """
-    return _model(store.path, everything(store), chosen)
+    return _model(store.path, everything(store), chosen, quantisation)
 
 
-def _model(source: Path, stores: Mapping[Key, Store], chosen: str | None) -> Tensors:
-    stores = dequantised(source, stores)
+def _model(
+    source: Path, stores: Mapping[Key, Store], chosen: str | None, quantisation: Mapping[str, Any] | None = None
+) -> Tensors:
+    stores = dequantised(source, stores, quantisation)
     metadata = next((getattr(store, "metadata", None) for store in stores.values()), None)
     found = Tensors(stores, select(source, stores, chosen), metadata)
     if not found.names:

@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics import Reading, analyze
+from orchestrator.forensics.architecture.live import live
 from orchestrator.forensics.reading import rows_of
 from tests.naming import naming
 from tests.orchestrator.forensics.untrained import model, spec, write
@@ -188,6 +189,7 @@ def test_a_table_has_a_row_per_layer() -> None:
         (nn.Linear(3, 3), {}, ["Linear"]),
         ({"layers.0.q.weight": torch.zeros(3, 3, device="meta")}, {}, ["layers.0.q.weight", "meta"]),
         ({"model._fsdp_wrapped_module._flat_param": torch.zeros(9)}, {}, ["sharded", "get_model_state_dict"]),
+        ({"layers.0.q.weight": torch.zeros(0)}, {}, ["layers.0.q.weight", "sharded"]),  # as ZeRO-3 leaves it
         ({"w": torch.zeros(3, 3)}, {"config": 4}, ["config=int", "model_type"]),
         ({"w": torch.zeros(3, 3)}, {"config": {"lr": 1}}, ["config=dict", "model_type"]),
         ({"w": torch.zeros(3, 3)}, {"config": {"num_attention_heads": "many"}}, ["state dict", "many"]),
@@ -208,6 +210,19 @@ def test_a_file_of_the_working_directory_is_not_taken_for_the_modules(
     (tmp_path / "LlamaForCausalLM/config.json").write_text("{}")
     (tmp_path / "optimizer.safetensors").write_text("no tensors")
     assert analyze(llama(), resamples=2).family == "llama"
+
+
+def test_the_settings_of_a_quantisation_are_the_models_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quantize_config.json").write_text('{"bits": 4, "checkpoint_format": "gptq_v2"}')
+    packed = {
+        "a.qweight": torch.zeros(2, 8, dtype=torch.int32), "a.qzeros": torch.zeros(1, 1, dtype=torch.int32),
+        "a.scales": torch.ones(1, 8),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=naming("a.weight", "GPTQ", "quantization_config")):
+        live(packed).tensors().read("a.weight")
+    described = live(packed, {"model_type": "llama", "quantization_config": {"bits": 4}})
+    assert bool((described.tensors().read("a.weight") == -1).all())  # the first version stores zeros less 1
 
 
 @pytest.mark.gpu
