@@ -24,7 +24,6 @@ WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are not a norm's scale
 HEAD = re.compile(r"(^|\.)(lm_head|head|output|unembed|embed_out)\.weight$")
 EMBEDDING = re.compile(r"(?!.*(pos|type|segment|wpe|embed_out|unembed|head)).*(emb|wte|tok)")
-TEXT = re.compile(r"language|text|decoder")
 
 # Kinds of matrices → a pattern of their names, with `_` for every separator; the first match is taken.
 MATRICES: tuple[tuple[tuple[str, ...], str], ...] = (
@@ -158,8 +157,7 @@ def _choose(source: Path, stacks: list[Stack]) -> tuple[Stack, list[Part]]:
     read = [(stack, _parts(source, stack)) for stack in stacks]
     whole_ones = [(s, p) for s, p in read if set(KINDS) - {"gate"} <= {kind for part in p for kind in part.kinds}]
     if len(whole_ones) > 1:
-        seeing = [(s, p) for s, p in whole_ones if not OTHER_SENSES.search(s.name)] or whole_ones
-        whole_ones = [(s, p) for s, p in seeing if TEXT.search(s.name)] or seeing
+        whole_ones = [(s, p) for s, p in whole_ones if not OTHER_SENSES.search(s.name)] or whole_ones
     if len(whole_ones) == 1:
         return whole_ones[0]
     if whole_ones:

@@ -30,16 +30,13 @@ from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unembedding import final_scale, head_name
-from orchestrator.forensics.architecture.unsupported import refuse_unsupported
+from orchestrator.forensics.architecture.unsupported import OTHER_SENSES, refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import LARGEST, Tensors, open_tensors
 
-TEXT = re.compile(r"language_model|text_model")
-BESIDE_TEXT = re.compile(
-    r"vision|visual|audio|speech|(^|\.)(mtp|nextn)\."
-)  # other modalities, and heads for later tokens
+BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|(^|\.)(mtp|nextn)\.")  # and heads for later tokens
 
 
 class Layer:
@@ -151,7 +148,7 @@ class CheckpointModel:
             self.tensors = open_adapter(source, weights, base, delta)
             described = source if base is None else base
             self.directory = described if described.is_dir() else described.parent
-            description = describe(self.directory)
+            description = replace(describe(self.directory), step=None, trace={})  # those are the base's
         else:
             self.tensors = open_tensors(source, weights)
             self.directory = source if source.is_dir() else source.parent
@@ -280,11 +277,11 @@ def _stem(source: Path, family: Family, tensors: Tensors) -> str:
     layer = re.escape(family.layer).replace(r"\{\}", r"\d+")
     pattern = re.compile(rf"((?:.*\.)?){layer}(?:{inner})")
     stems = sorted({match[1] for name in tensors.names if (match := pattern.fullmatch(name))})
-    stems = [stem for stem in stems if TEXT.search(stem)] or [s for s in stems if not BESIDE_TEXT.search(s)] or stems
+    stems = [stem for stem in stems if not BESIDE_TEXT.search(stem)] or stems
     if len(stems) > 1:
         raise UserError(
-            f"{source} holds several stacks of layers, {' and '.join(f'{stem}{family.layer}' for stem in stems[:2])} "
-            f"for two: {CHOOSE}."
+            f"{source} holds several stacks of layers, "
+            f"{' and '.join(stem + family.layer.format('N') for stem in stems[:2])} for two: {CHOOSE}."
         )
     return stems[0] if stems else ""
 

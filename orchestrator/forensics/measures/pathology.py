@@ -13,13 +13,13 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.architecture.unsupported import OTHER_SENSES
 from orchestrator.forensics.weights.tensors import NotFinite
 
 ROWS = 1024  # of a tensor outside the layers, in memory at once
 WARN = 10.0
 CRITICAL = 30.0
 WITHIN = re.compile(r"(^|\.)\d+\.")  # a name within a layer
-OTHER_SENSES = re.compile(r"vision|visual|audio|speech")  # encoders of other modalities, which are not read
 
 
 @dataclass(frozen=True)

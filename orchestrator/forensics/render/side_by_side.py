@@ -15,7 +15,17 @@ from orchestrator.common.formatting import Column, FittedTable, counted, dash, l
 from orchestrator.forensics.measures.change import Change, Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.terminal import about, arrow, assumed, counts, heads, missing, pathology, settled, totals
+from orchestrator.forensics.render.terminal import (
+    about,
+    arrow,
+    assumed,
+    counts,
+    heads,
+    missing,
+    pathology,
+    settled,
+    totals,
+)
 
 LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index

@@ -99,15 +99,17 @@ def test_two_towers_are_refused_and_chosen_by_name(tmp_path: Path, config: str) 
         assert all(bool((layer.weight("q") == number).all()) for layer in model)
 
 
-@pytest.mark.parametrize("other", ["vision_tower.", "mtp.", "model.visual.", "audio_tower."])
+@pytest.mark.parametrize("other", ["vision_tower.", "mtp.", "model.visual.", "audio_tower.", "perceiver.", "qformer."])
 def test_what_is_no_language_model_by_its_name_is_passed_by(tmp_path: Path, other: str) -> None:
     model = CheckpointModel(towers(tmp_path / "m", DECLARED, "model.", other))
     assert bool((model.layer(0).weight("q") == 0).all())
 
 
-def test_a_text_model_is_known_by_its_name(tmp_path: Path) -> None:
-    model = CheckpointModel(towers(tmp_path / "m", DECLARED, "perceiver.", "language_model.model."))
-    assert bool((model.layer(0).weight("q") == 1).all())
+@pytest.mark.parametrize("config", [DECLARED, "{}"])
+def test_one_that_calls_itself_a_language_model_is_not_the_only_one(tmp_path: Path, config: str) -> None:
+    path = towers(tmp_path / "m", config, "student.language_model.", "teacher.")
+    with pytest.raises(UserError, match=naming(path, "student.language_model.layers", "teacher.layers", "--weights")):
+        CheckpointModel(path)
 
 
 def test_a_choice_in_a_file_of_torch(tmp_path: Path) -> None:
