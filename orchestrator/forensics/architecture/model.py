@@ -36,7 +36,8 @@ from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import LARGEST, Tensors, open_tensors
 
-BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|(^|\.)(mtp|nextn)\.")  # and heads for later tokens
+# Those, what connects them with the text model, and heads for later tokens.
+BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|perceiver|resampler|q_?former|(^|\.)(mtp|nextn)\.")
 
 
 class Layer:

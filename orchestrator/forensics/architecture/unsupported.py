@@ -11,8 +11,7 @@ from orchestrator.common.errors import UserError
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS = re.compile(r"(^|[._])(experts?|exps)[._]|block_sparse_moe\.|(^|\.)moe\.")
-# Encoders of other modalities, and what connects them with the text model: they are not read.
-OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech|perceiver|resampler|q_?former")
+OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech")  # encoders of other modalities, which are not read
 
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv|_2)?|weight\.(absmax|quant_\w+(\..*)?)|SCB)$"

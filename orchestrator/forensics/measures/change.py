@@ -35,28 +35,26 @@ class Changes:
 
     consistent: float | None  # drift of an entry that moves by the learning rate at every step between A and B
     tensors: list[Change]
+    left: list[str]  # tensors that cannot be compared: only one model has them, or their shapes or types differ, or NaN
 
 
-def changes(a: CheckpointModel, b: CheckpointModel) -> Changes | None:
-    """The changes from `a` to `b` of tensors of one name and shape; None where they have none in common.
-
-    Tensors that cannot be compared, such as those with integers or NaN, are left out.
-    """
+def changes(a: CheckpointModel, b: CheckpointModel) -> Changes:
+    """The changes from `a` to `b` of all tensors of one name and shape, and the names of the others."""
     consistent = consistent_drift(a, b)
-    both = sorted(
-        name for name in set(a.tensors.names) & set(b.tensors.names) if _is_shared(name, a.tensors, b.tensors)
-    )
-    found = []
-    for name in both:
+    found, left = [], []
+    for name in sorted(a.tensors.names | b.tensors.names):
         try:
+            if not _is_shared(name, a.tensors, b.tensors):
+                left.append(name)
+                continue
             found.append(_change(name, a.tensors, b.tensors, consistent))
-        except UserError:
-            continue
+        except UserError:  # integers, or NaN
+            left.append(name)
         a.tensors.release()
         b.tensors.release()
         trim()
     found.sort(key=lambda change: -math.inf if change.relative is None else -change.relative)
-    return Changes(consistent, found) if found else None
+    return Changes(consistent, found, left)
 
 
 def consistent_drift(a: CheckpointModel, b: CheckpointModel) -> float | None:
@@ -81,6 +79,8 @@ def consistent_drift(a: CheckpointModel, b: CheckpointModel) -> float | None:
 
 
 def _is_shared(name: str, a: Tensors, b: Tensors) -> bool:
+    if name not in a or name not in b:
+        return False
     shape = a.shape(name)
     return shape == b.shape(name) and bool(shape) and math.prod(shape) > 0
 

@@ -140,13 +140,18 @@ def _summary(both: SideBySide, seconds: float) -> Table:
 
 
 def _change(change: Changes | None) -> list[Text]:
-    """The tensors that change most from A to B, and the median; nothing where no tensor is in both."""
+    """The tensors that change most from A to B, the median, and the number that cannot be compared."""
     if change is None:
         return []
+    if not change.tensors:
+        return [Text("A and B have no tensor of one name and shape", "dim")]
     known = [of.relative for of in change.tensors if of.relative is not None]
     lines = [_changed(of) for of in change.tensors[:LARGEST]]
     if known:
         lines.append(Text(f"median {np.median(known):.3g} over {counted(len(known), 'tensor')}", "dim"))
+    if change.left:
+        which = f"{', '.join(change.left[:LARGEST])}{' …' if len(change.left) > LARGEST else ''}"
+        lines.append(Text(printable(f"{counted(len(change.left), 'tensor')} cannot be compared: {which}"), "yellow"))
     return lines
 
 

@@ -16,8 +16,8 @@ ZERO = re.compile(r"(^|_)zero_pp_rank_\d+")
 CHUNKS = ".distcp"
 _JOIN = "join the parts with the tools that wrote them, and give the whole model"
 
-# What ranks write of a model that was split → its name, with the number of the rank; with the stage of a pipeline, where
-# it was split along its depth too. Of directories, and of files.
+# What ranks write of a model that was split → its name, with the number of the rank, and of the stage in a pipeline.
+# Of directories, and of files.
 DIRECTORIES: dict[str, re.Pattern[str]] = {
     "a Megatron or DeepSpeed model": re.compile(r"mp_rank_(\d+(?:_\d+)*)"),
     "a NeMo model": re.compile(r"tp_rank_(\d+(?:_pp_rank_\d+)?)"),

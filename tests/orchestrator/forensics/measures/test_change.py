@@ -51,7 +51,7 @@ def test_every_tensor_against_numpy(cell: tuple[Any, Any], block: int, monkeypat
         assert of.of_consistent == pytest.approx(of.rms / 0.045)
 
 
-def test_what_cannot_be_compared_is_left_out(cell: tuple[Any, Any]) -> None:
+def test_what_cannot_be_compared_is_left_out_and_named(cell: tuple[Any, Any]) -> None:
     a, b = cell
     zero, other, absent = a.name(0, "q"), "model.embed_tokens.weight", a.name(1, "q")
     a.tensors[zero][:] = 0
@@ -59,7 +59,7 @@ def test_what_cannot_be_compared_is_left_out(cell: tuple[Any, Any]) -> None:
     b.spec["vocab_size"] = 33
     b.tensors["extra"] = a.tensors[absent]
     found = changes(CheckpointModel(a.write()), CheckpointModel(b.write()))
-    assert found is not None
+    assert found.left == ["extra", other]
     assert found.tensors[0].tensor == zero
     assert found.tensors[0].relative is None
     assert {of.tensor for of in found.tensors} == set(a.tensors) - {other}
@@ -67,13 +67,13 @@ def test_what_cannot_be_compared_is_left_out(cell: tuple[Any, Any]) -> None:
 
 def test_without_a_log_of_both_no_rate_is_known(cell: tuple[Any, Any], checkpoint: Callable[..., Any]) -> None:
     a, b = (CheckpointModel(ours.write()) for ours in cell)
-    assert changes(b, a).consistent is None  # type: ignore[union-attr]  # backwards
+    assert changes(b, a).consistent is None  # backwards
     elsewhere = checkpoint(widths=(16,) * 4, path="other/checkpoints/step_00000010")
     elsewhere.step = 10
-    assert changes(a, CheckpointModel(elsewhere.write())).consistent is None  # type: ignore[union-attr]
+    assert changes(a, CheckpointModel(elsewhere.write())).consistent is None
     log = a.directory.parents[1] / "metrics.jsonl"
     log.write_text("\n".join(log.read_text().splitlines()[:4]) + "\n")  # ends at step 6
-    assert changes(a, b).consistent is None  # type: ignore[union-attr]
+    assert changes(a, b).consistent is None
 
 
 def test_against_writes_and_prints_it(cell: tuple[Any, Any]) -> None:
@@ -83,3 +83,14 @@ def test_against_writes_and_prints_it(cell: tuple[Any, Any]) -> None:
     assert output.document["change"]["tensors"][0]["tensor"] == a.name(3, "v")
     assert output.document["change"]["tensors"][0]["relative"] == pytest.approx(3)
     assert names("\n".join(printed(output.report)), a.name(3, "v"), "3")
+
+
+def test_it_says_what_was_not_compared(cell: tuple[Any, Any], checkpoint: Callable[..., Any]) -> None:
+    a, b = cell
+    b.tensors["extra"] = a.tensors[a.name(0, "q")]
+    other = checkpoint(widths=(24,) * 4, seed=2, path="other")
+    for of, said in ((b, ("1 tensor", "extra")), (other, ("no tensor",))):
+        output = read(
+            str(a.write()), against=str(of.write()), device="cpu", clock=lambda: 0.0, progress=lambda line: None
+        )
+        assert names("\n".join(printed(output.report)), *said)
