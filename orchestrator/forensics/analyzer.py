@@ -91,8 +91,9 @@ def analyze(
     choice: dict[str, Any] = {"weights": weights, "base": None if base is None else Path(base), "delta": delta}
     model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
     reference, thresholds = _reference(model, None if reference is None else Path(reference), choice)
-    seen = None if tokens is None else probed(named, torch.as_tensor(tokens))
-    pulled = None if gradients is None else traced(named, model, torch.as_tensor(gradients))
+    forwards, backwards = _rows(tokens), _rows(gradients)
+    seen = None if forwards is None else probed(named, forwards)
+    pulled = None if backwards is None else traced(named, model, backwards)
     stack = read_stack(model, torch.device(device))
     for layer in stack.layers:
         layer.threshold = None if thresholds is None else thresholds[layer.index]
@@ -124,8 +125,8 @@ def analyze(
             base=None if base is None else str(base),
             delta=delta,
             probed=tokens is not None,
-            tokens=None if tokens is None else torch.as_tensor(tokens).numel(),
-            gradients=None if gradients is None else torch.as_tensor(gradients).numel(),
+            tokens=None if forwards is None else forwards.numel(),
+            gradients=None if backwards is None else backwards.numel(),
         ),
         missing=missing(rows),
         substitutes=_substitutes(stack),
@@ -162,6 +163,14 @@ def _named(source: Source, config: Any) -> Path | Live:
             "put its config.json beside the weights."
         )
     return Path(source)
+
+
+def _rows(tokens: torch.Tensor | Sequence[Sequence[int]] | None) -> torch.Tensor | None:
+    """The tokens as a tensor, if any. Raises `UserError` for other things, and for rows of several lengths."""
+    try:
+        return None if tokens is None else torch.as_tensor(tokens)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"Tokens cannot be run ({error}): give rows of integers, all of one length.") from error
 
 
 def read_stack(model: CheckpointModel, device: torch.device) -> Stack:

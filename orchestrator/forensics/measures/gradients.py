@@ -24,6 +24,8 @@ def gradient_alignment(checkpoint: CheckpointModel, model: nn.Module, tokens: Te
     `UserError` for tokens outside the vocabulary, and where the model has no matrix of the checkpoint's.
     """
     check(tokens, sizes(model)[0])
+    if tokens.shape[1] < 2:
+        raise UserError("Rows of 1 token have no next one, and so no next-token loss: give rows of at least two.")
     weights = {
         (index, part.tensor): _parameter(model, checkpoint, index, part.tensor)
         for index in range(len(checkpoint))

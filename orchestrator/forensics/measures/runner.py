@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
-from orchestrator.forensics.weights.adapters import is_adapter
+from orchestrator.forensics.weights.adapters import CONFIG, is_adapter
 from orchestrator.forensics.weights.files import GGUF, USUAL
 from orchestrator.storage import checkpoint
 
@@ -40,6 +40,11 @@ def refuse_another_model(source: Path) -> None:
             f"{source} is an adapter, and a probe runs a model: merge it (merge_and_unload), or leave it out."
         )
     directory = source if source.is_dir() else source.parent
+    if (directory / CONFIG).is_file():
+        raise UserError(
+            f"{source} cannot be probed beside an adapter ({CONFIG}), which transformers would run with it: "
+            "put one of them into a directory of its own, or read the weights without a probe."
+        )
     runs = next((name for name in USUAL if (directory / name).is_file()), None)
     packed = next(directory.glob(f"*{GGUF}"), None) if source.is_dir() and runs is None else source
     if packed is not None and packed.suffix == GGUF:

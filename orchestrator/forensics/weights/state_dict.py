@@ -31,15 +31,8 @@ class StateDict:
         return values.to("cpu", copy=True)
 
     def copy(self) -> dict[str, Tensor]:
-        """Every tensor by its dotted name, contiguous on the CPU; of tied ones the first alone, as in saved files."""
-        copies: dict[str, Tensor] = {}
-        seen = set()
-        for key, tensor in self._tensors.items():
-            place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-            if place not in seen:
-                copies[".".join(map(str, key))] = self.load(key).contiguous()
-            seen.add(place)
-        return copies
+        """Every tensor by its dotted name, contiguous on the CPU; tied ones each: nothing may describe the tie."""
+        return {".".join(map(str, key)): self.load(key).contiguous() for key in self._tensors}
 
     def release(self) -> None:
         """Nothing is held but references."""

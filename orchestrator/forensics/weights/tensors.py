@@ -216,6 +216,8 @@ def _find(directory: Path) -> list[Path]:
     """The file of weights in a directory, by its usual name or the only one of its kind, or all parts of one model."""
     for name in USUAL:
         if (directory / name).is_file():
+            if adapter := next((of for of in ADAPTERS if (directory / of).is_file()), None):
+                raise UserError(f"{directory} holds a model, {name}, and an adapter, {adapter}: give the path of one.")
             return [directory / name]
     names = sorted(path.name for path in directory.iterdir())
     usable = [name for name in names if not any(fnmatch(name, pattern) for pattern in OTHERS)]

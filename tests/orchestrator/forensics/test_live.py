@@ -166,6 +166,9 @@ def test_tokens_run_through_a_copy_of_the_module(read: Callable[..., Reading]) -
     assert (made.training, made.config._attn_implementation) == (True, implementation)
     with pytest.raises(UserError, match=naming("tokens", "module")):
         analyze(made.state_dict(), tokens=tokens)
+    for option in ("tokens", "gradients"):
+        with pytest.raises(UserError, match=naming("rows of integers", "one length")):
+            analyze(made, **{option: [[1, 2, 3], [1]]})
 
 
 def test_a_table_has_a_row_per_layer() -> None:

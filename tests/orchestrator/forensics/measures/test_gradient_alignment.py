@@ -88,6 +88,8 @@ def test_without_a_next_token_loss_it_is_refused(tmp_path: Path) -> None:
         analyze(tmp_path, gradients=TOKENS)
     with pytest.raises(UserError, match="outside the vocabulary"):
         analyze(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), gradients=TOKENS + 16)
+    with pytest.raises(UserError, match="1 token"):
+        analyze(transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), gradients=TOKENS[:, :1])
 
 
 def test_text_from_the_command_line(tmp_path: Path) -> None:

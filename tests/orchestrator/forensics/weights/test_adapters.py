@@ -280,6 +280,16 @@ def test_a_run_of_adapters(tmp_path: Path, base: Path, capsys: pytest.CaptureFix
     assert names(capsys.readouterr().out, "2 checkpoints")
 
 
+def test_a_model_and_an_adapter_in_one_directory(tmp_path: Path, base: Path) -> None:
+    write(base, PLAIN, {Q: (16, 16)})
+    with pytest.raises(UserError, match=naming(base, "model.safetensors", "adapter_model.safetensors")):
+        CheckpointModel(base)
+    assert "lm_head.weight" in CheckpointModel(base / "model.safetensors").tensors
+    assert open_adapter(base / "adapter_model.safetensors", None, None, False).names == {f"{Q}.weight"}
+    with pytest.raises(UserError, match=naming(base / "model.safetensors", "adapter_config.json")):
+        analyze(base / "model.safetensors", tokens=[[1, 2, 3]])
+
+
 def test_factors_among_weights(tmp_path: Path) -> None:
     save_file(
         {

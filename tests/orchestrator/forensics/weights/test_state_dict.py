@@ -24,6 +24,17 @@ def test_only_what_is_loaded_is_copied() -> None:
     assert weight.count_nonzero() == 12
 
 
+def test_a_copy_has_every_name_and_shares_nothing() -> None:
+    weight = torch.arange(12.0).reshape(4, 3)
+    copy = StateDict({"head": weight, "model": {"embed": weight, "turned": weight.T}}, "state dict").copy()
+    weight.zero_()
+    assert list(copy) == ["head", "model.embed", "model.turned"]
+    assert torch.equal(copy["head"], copy["model.embed"])
+    assert torch.equal(copy["head"], copy["model.turned"].T)
+    assert len({tensor.data_ptr() for tensor in copy.values()}) == 3
+    assert all(tensor.is_contiguous() and tensor.any() for tensor in copy.values())
+
+
 def test_types_are_as_stored() -> None:
     store = StateDict({"w": nn.Parameter(torch.ones(2, 2, dtype=torch.bfloat16))}, "state dict")
     assert store.load(("w",)).dtype == torch.bfloat16
