@@ -151,7 +151,6 @@ def columns(reading: Reading) -> list[Column]:
 def summary(reading: Reading) -> Table:
     """Totals, and the conditions of the reading."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
-    tokens = reading.options.tokens
     low, high = (f"{extreme(layer.coverage for layer in reading.layers):.0%}" for extreme in (min, max))
     coverage = low if low == high else f"{low} to {high}"
     return labelled(
@@ -161,7 +160,7 @@ def summary(reading: Reading) -> Table:
             "super weights": [_super_weights(reading.layers)],
             "pathology": pathology(reading),
             "assumed": assumed(reading),
-            "probe": [] if tokens is None else [Text(f"{tokens:,} tokens were run through the model", "dim")],
+            "tokens": ran(reading),
             "missing": missing(reading),
             "read from": by_reason(reading.substitutes, ": "),
             "coverage": [Text(f"roles rest on {coverage} of the routed features", "dim")],
@@ -200,6 +199,15 @@ def heads(reading: Reading) -> list[Text]:
 def assumed(reading: Reading) -> list[Text]:
     """One line per other assumption about the model's layout."""
     return [Text(sentence, "yellow") for sentence in reading.assumed]
+
+
+def ran(reading: Reading) -> list[Text]:
+    """One line for each way in which tokens were run."""
+    ways = {
+        "run through the model": reading.options.tokens,
+        "run backwards: --json and --csv hold each matrix's gradient alignment": reading.options.gradients,
+    }
+    return [Text(f"{count:,} {way}", "dim") for way, count in ways.items() if count is not None]
 
 
 def missing(reading: Reading) -> list[Text]:

@@ -43,6 +43,12 @@ def table(lines: list[str]) -> list[str]:
     return lines[head + 1 : lines.index("", head)]
 
 
+def test_tokens_that_were_run_are_counted(result: Reading) -> None:
+    run = replace(result, options=replace(result.options, tokens=4096, gradients=1024))
+    assert names(entry(page(run), "tokens"), "4,096", "1,024", "--json")
+    assert not any(line.startswith("tokens ") for line in page(result))
+
+
 @pytest.mark.parametrize("width", [50, 80, 100, 200])
 @pytest.mark.parametrize("depth", [1, 6, 40])
 def test_no_line_is_longer_than_the_terminal_and_nothing_is_cut(
