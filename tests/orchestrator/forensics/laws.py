@@ -1,4 +1,4 @@
-"""Laws of trained weights: each is the same for all layers, whose roles are then chance alone (SCIENCE §3)."""
+"""Laws of weights: one law for all layers, whose roles are then chance alone, and two under which layers differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from models.transformer import Decoder
 from orchestrator.forensics.architecture.kinds import ATTENTION, FFN
 
 RANK = 8
-Law = Callable[[Tensor, torch.Generator], None]  # changes one matrix [out, in] in place
+# Changes one matrix [out, in] in place, of a layer at a depth from 0, the first, to 1, the last.
+Law = Callable[[Tensor, torch.Generator, float], None]
 
 
 def lognormal(count: int, sigma: float, rng: torch.Generator) -> Tensor:
@@ -19,35 +20,46 @@ def lognormal(count: int, sigma: float, rng: torch.Generator) -> Tensor:
     return (sigma * torch.randn(count, generator=rng)).exp()
 
 
-def rows(weight: Tensor, rng: torch.Generator) -> None:
+def rows(weight: Tensor, rng: torch.Generator, depth: float) -> None:
     """Rows of unequal scale."""
     weight *= lognormal(len(weight), 0.3, rng)[:, None]
 
 
-def rows_and_columns(weight: Tensor, rng: torch.Generator) -> None:
+def rows_and_columns(weight: Tensor, rng: torch.Generator, depth: float) -> None:
     """Rows of very unequal scale, and columns of unequal scale."""
     weight *= lognormal(len(weight), 0.6, rng)[:, None]
     weight *= lognormal(weight.shape[1], 0.3, rng)
 
 
-def low_rank(weight: Tensor, rng: torch.Generator) -> None:
+def low_rank(weight: Tensor, rng: torch.Generator, depth: float) -> None:
     """The same, plus a signal of rank 8 and of equal norm."""
-    rows_and_columns(weight, rng)
+    rows_and_columns(weight, rng, depth)
     rank = min(RANK, *weight.shape)
     signal = torch.randn(len(weight), rank, generator=rng) @ torch.randn(rank, weight.shape[1], generator=rng)
     weight += signal * (weight.norm() / signal.norm())
 
 
-def heavy_tails(weight: Tensor, rng: torch.Generator) -> None:
+def heavy_tails(weight: Tensor, rng: torch.Generator, depth: float) -> None:
     """Entries of Student's t with 4 degrees of freedom, of the same variance."""
     normal, *rest = torch.randn(5, *weight.shape, generator=rng)
     t = normal / (sum(x.square() for x in rest) / 4).sqrt()
     weight.copy_(t / 2**0.5 * weight.std())
 
 
+def drift(weight: Tensor, rng: torch.Generator, depth: float) -> None:
+    """Rows that differ more, and all entries larger, the deeper the layer lies."""
+    weight *= lognormal(len(weight), 0.1 + 0.5 * depth, rng)[:, None] * 3**depth
+
+
+def scales(weight: Tensor, rng: torch.Generator, depth: float) -> None:
+    """A scale of each matrix's own."""
+    weight *= lognormal(1, 0.5, rng)
+
+
 LAWS: dict[str, Law] = {
     "rows": rows, "rows and columns": rows_and_columns, "rank 8": low_rank, "t(4)": heavy_tails,
 }  # fmt: skip
+UNEQUAL: dict[str, Law] = {"drift over depth": drift, "scales that differ": scales}  # layers that are not exchangeable
 
 
 def matrices(decoder: Decoder) -> list[list[Tensor]]:
@@ -62,10 +74,10 @@ def matrices(decoder: Decoder) -> list[list[Tensor]]:
 @torch.no_grad()
 def under(law: Law, decoder: Decoder, seed: int) -> Decoder:
     """The model with all matrices of all layers under this law."""
-    rng = torch.Generator().manual_seed(seed)
-    for layer in matrices(decoder):
+    rng, layers = torch.Generator().manual_seed(seed), matrices(decoder)
+    for index, layer in enumerate(layers):
         for weight in layer:
-            law(weight, rng)
+            law(weight, rng, index / max(1, len(layers) - 1))
     return decoder
 
 
