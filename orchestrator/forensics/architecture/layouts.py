@@ -23,7 +23,7 @@ from orchestrator.forensics.architecture.layout import (
 )
 from orchestrator.forensics.weights.tensors import Tensors
 
-_GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight"}
+_GPT: dict[str, Any] = {"layer": "h.{}.", "embed": "wte.weight", "final": "ln_f.weight"}
 _LIT_FFN = {
     "": plain(up="mlp.fc", down="mlp.proj"),
     "_gated": plain(gate="mlp.fc_1", up="mlp.fc_2", down="mlp.proj"),
@@ -57,7 +57,7 @@ LAYOUTS = {
     **{
         f"megatron_core{ffn}{places}": Family(
             _MEGATRON + _MEGATRON_FFN[ffn], _MEGATRON_NORMS[places], embed="embedding.word_embeddings.weight",
-            layer="decoder.layers.{}.",
+            layer="decoder.layers.{}.", final="decoder.final_layernorm.weight", head="output_layer.weight",
         )
         for ffn in _MEGATRON_FFN
         for places in _MEGATRON_NORMS
@@ -73,7 +73,7 @@ LAYOUTS = {
     "meta": Family(
         plain(q="attention.wq", k="attention.wk", v="attention.wv", o="attention.wo", gate="feed_forward.w1",
               up="feed_forward.w3", down="feed_forward.w2"),
-        norms("attention_norm", None, "ffn_norm"), embed="tok_embeddings.weight",
+        norms("attention_norm", None, "ffn_norm"), embed="tok_embeddings.weight", head="output.weight",
     ),
 }  # fmt: skip
 

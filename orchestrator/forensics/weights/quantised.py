@@ -88,8 +88,10 @@ def gptq(parts: Parts, config: Config) -> Tensor:
         raise ValueError("no quantization_config to tell whether zeros are stored less 1")
     levels = _unpacked(parts["qweight"].T, bits).T  # [in, out]
     zeros = _unpacked(parts["qzeros"], bits) + (config.get("checkpoint_format", "gptq") == "gptq")
-    inputs = torch.arange(len(levels)) // (len(levels) // len(scales))
-    return _levels_of_groups(levels, zeros, scales, parts.get("g_idx", inputs).long())
+    if "g_idx" not in parts and config.get("desc_act"):
+        raise ValueError("desc_act, and no g_idx that orders the inputs")
+    group = parts["g_idx"].long() if "g_idx" in parts else _in_turn(len(levels), len(scales), config)
+    return _levels_of_groups(levels, zeros, scales, group)
 
 
 def awq(parts: Parts, config: Config) -> Tensor:
@@ -101,7 +103,16 @@ def awq(parts: Parts, config: Config) -> Tensor:
         _unpacked(parts[of], 4).unflatten(1, (-1, 8))[..., order].flatten(1) for of in ("qweight", "qzeros")
     )
     scales = parts["scales"].float()
-    return _levels_of_groups(levels, zeros, scales, torch.arange(len(levels)) // (len(levels) // len(scales)))
+    return _levels_of_groups(levels, zeros, scales, _in_turn(len(levels), len(scales), config))
+
+
+def _in_turn(inputs: int, groups: int, config: Config) -> Tensor:
+    """The group of each input, where one group follows the other: [inputs]. The last may be smaller."""
+    size = int(config.get("group_size") or 0)
+    size = size if size > 0 else -(-inputs // groups)
+    if -(-inputs // size) != groups:
+        raise ValueError(f"{groups} groups of {size} for {inputs} inputs")
+    return torch.arange(inputs) // size
 
 
 def _levels_of_groups(levels: Tensor, zeros: Tensor, scales: Tensor, group: Tensor) -> Tensor:

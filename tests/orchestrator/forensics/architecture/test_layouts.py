@@ -46,7 +46,8 @@ def _known(path: Path, mark: str = "llama", **sizes: Any) -> tuple[CheckpointMod
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     model.save_pretrained(path)
-    return CheckpointModel(path), load_file(path / "model.safetensors")
+    tensors = load_file(path / "model.safetensors")
+    return CheckpointModel(path), {"lm_head.weight": model.get_output_embeddings().weight.detach().clone()} | tensors
 
 
 def _same(ours: CheckpointModel, known: CheckpointModel) -> None:
@@ -60,6 +61,10 @@ def _same(ours: CheckpointModel, known: CheckpointModel) -> None:
             assert (gamma is None) == (truth is None), place
             assert gamma is None or torch.equal(gamma, truth), place
     assert torch.equal(torch.cat(list(ours.embedding())), torch.cat(list(known.embedding())))
+    assert torch.equal(torch.cat(list(ours.head())), torch.cat(list(known.head())))
+    scale, truth = ours.final_scale(), known.final_scale()
+    assert (scale is None) == (truth is None)
+    assert scale is None or torch.equal(scale, truth)
 
 
 def _renamed(tensors: Tensors, names: Mapping[str, str]) -> Tensors:

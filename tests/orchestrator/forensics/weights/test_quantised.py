@@ -139,6 +139,22 @@ def test_gptq_without_its_settings(tmp_path: Path) -> None:
     assert torch.equal(open_tensors(tmp_path).read("a.weight"), torch.full((8, 8), -1.0))
 
 
+def test_groups_of_gptq_that_do_not_fill_the_inputs(tmp_path: Path) -> None:
+    levels, scales = RNG.integers(0, 16, (40, 8)), torch.tensor([[1.0], [2.0], [4.0]]).expand(3, 8).contiguous()
+    parts = {
+        "a.qweight": packed(levels.T, 4).T.contiguous(), "a.qzeros": packed(np.zeros((3, 8), dtype=int), 4),
+        "a.scales": scales,
+    }  # fmt: skip
+    settings = {"bits": 4, "checkpoint_format": "gptq_v2"}
+    write(tmp_path, parts, settings | {"group_size": 16})
+    sizes = np.array([1.0] * 16 + [2.0] * 16 + [4.0] * 8)
+    check(tmp_path, torch.from_numpy((levels * sizes[:, None]).T.astype(np.float32)))
+    for wrong, named in (({"group_size": 8}, "3 groups of 8"), ({"group_size": 16, "desc_act": True}, "g_idx")):
+        write(tmp_path, parts, settings | wrong)
+        with pytest.raises(UserError, match=naming("a.weight", "GPTQ", named)):
+            open_tensors(tmp_path).read("a.weight")
+
+
 def test_awq(tmp_path: Path) -> None:
     inputs, out, groups = 12, 24, 3
     levels, zeros = RNG.integers(0, 16, (inputs, out)), RNG.integers(0, 16, (groups, out))
