@@ -30,12 +30,11 @@ F = TypeVar("F", bound=Function)
 NEEDS = {
     "W": "weights",
     "P": "a norm after the branch",
-    "G": "a gate",
     "H": "the number of heads",
     "L": "4 layers or more, whose matrices and heads are known",
     "R": "a reference checkpoint (step 0 of the same run)",
     "O": "the optimizer state",
-    "B": "gradients (tokens to run backwards)",
+    "G": "gradients (tokens to run backwards)",
     "A": "an activation probe (tokens to run)",
 }
 
@@ -410,7 +409,7 @@ def momentum_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
     return 1 / math.sqrt(math.prod(layer.shapes[kind])) if kind in layer.alignment else None
 
 
-@entry("gradient_alignment.*", "B")
+@entry("gradient_alignment.*", "G")
 def gradient_alignment(layer: LayerStatistics, kind: str) -> Value:
     """cos(−gradient, w) of the next-token loss on a text, positive where descent grows the weight.
 
@@ -419,7 +418,7 @@ def gradient_alignment(layer: LayerStatistics, kind: str) -> Value:
     return layer.gradients.get(kind)
 
 
-@entry("gradient_alignment.*_chance", "B")
+@entry("gradient_alignment.*_chance", "G")
 def gradient_alignment_chance(layer: LayerStatistics, kind: str) -> Value:
     """1/√n, the standard deviation of that cosine between random directions."""
     return 1 / math.sqrt(math.prod(layer.shapes[kind])) if kind in layer.gradients else None

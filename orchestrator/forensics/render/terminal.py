@@ -34,7 +34,7 @@ CV = "spread of FFN co-magnitude"
 ATTENTION = "attention's share of energy"
 MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
-CURES = {"A": ", see --probe", "B": ", see --gradients", "O": ", see --optimizer"}  # the option that supplies a need
+CURES = {"A": ", see --probe", "G": ", see --gradients", "O": ", see --optimizer"}  # the option that supplies a need
 COMPARING = (  # measures that need other layers
     "coupling",
     "head_composition_top",

@@ -275,7 +275,7 @@ def test_without_moments_without_reference_without_probe(checkpoint: Callable[..
     rows = _rows(ours.write(optimizer=False))
     for row in rows:
         absent = {key for key, value in row.items() if value is None} - {"source_mean", "synapse_mediator"}
-        needed = {key.replace("*", kind) for key, m in MEASURES.items() if m.needs in "PROALB" for kind in KINDS}
+        needed = {key.replace("*", kind) for key, m in MEASURES.items() if m.needs in "PROALG" for kind in KINDS}
         assert absent == needed - set(STREAMED)
     gamma = np.abs(ours.tensors["model.layers.0.post_attention_layernorm.weight"].astype(np.float64))
     expected = 1 - np.exp(_entropy(gamma)) / len(gamma)  # Llama's name for the FFN's pre-norm
