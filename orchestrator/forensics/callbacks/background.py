@@ -29,7 +29,9 @@ ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "CUDA_VISIBLE_DEVICES": "",
 }
-LEAST_PRIORITY = 19
+# Training counts three times as much. At the least priority a reading would get nothing beside other jobs, and training
+# waits for the last one.
+NICE = 5
 WEIGHTS = "model.safetensors"
 READ = (0, 1)  # exit codes with a reading; 1 reports a pathology
 
@@ -45,7 +47,7 @@ class Outcome:
 
 
 class Background:
-    """Reads the weights of a live model in another process, at the lowest priority and with one thread.
+    """Reads the weights of a live model in another process, at a lower priority and with one thread.
 
     `start` copies the weights to the CPU before it returns, so that training may change them. They go through a file in
     `directory`, which is removed after the reading. Memory: one copy of the weights until that file is written.
@@ -65,12 +67,15 @@ class Background:
         """True while a reading is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, step: int, module: nn.Module) -> None:
-        """Copy the weights of `module` and begin to read them. Raises `UserError` where they are not whole."""
+    def start(self, step: int, module: nn.Module, nice: int = NICE) -> None:
+        """Copy the weights of `module` and begin to read them. Raises `UserError` where they are not whole.
+
+        `nice`: by how much the reading's priority is lower than training's.
+        """
         assert not self.is_busy, "one reading at a time"
         model = live(module)
         weights = StateDict(model.state, model.name).copy()
-        self._thread = Thread(target=self._run, args=(step, model.name, weights, dict(model.config)), daemon=True)
+        self._thread = Thread(target=self._run, args=(step, model.name, weights, dict(model.config), nice), daemon=True)
         self._thread.start()
 
     def outcomes(self) -> list[Outcome]:
@@ -91,19 +96,21 @@ class Background:
             self._process.kill()
         self.wait()
 
-    def _run(self, step: int, name: str, weights: dict[str, Tensor], config: dict[str, object]) -> None:
+    def _run(self, step: int, name: str, weights: dict[str, Tensor], config: dict[str, object], nice: int) -> None:
         start = time.perf_counter()
         reading, reason = None, ""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".weights-", dir=self.directory) as scratch:
-                reading = self._read(Path(scratch), name, weights, config)
+                reading = self._read(Path(scratch), name, weights, config, nice)
                 reading = replace(reading, step=step, source=name)
         except Exception as error:  # no failure of a reading may reach training
             reason = str(error) or type(error).__name__
         self._outcomes.append(Outcome(step, reading, reason, time.perf_counter() - start))
 
-    def _read(self, scratch: Path, name: str, weights: dict[str, Tensor], config: dict[str, object]) -> Reading:
+    def _read(
+        self, scratch: Path, name: str, weights: dict[str, Tensor], config: dict[str, object], nice: int
+    ) -> Reading:
         """The reading of the weights, which are dropped once they are written."""
         save_file(weights, scratch / WEIGHTS)
         weights.clear()
@@ -123,7 +130,7 @@ class Background:
             text=True,
         )
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, LEAST_PRIORITY)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         _, said = self._process.communicate()
         if self._process.returncode not in READ:
             last = (said.strip().splitlines() or [f"the reading ended with {self._process.returncode}"])[-1]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.forensics.callbacks.background import Background, Outcome
+from orchestrator.forensics.callbacks.background import NICE, Background, Outcome
 from orchestrator.forensics.callbacks.loggers import Log, append
 from orchestrator.forensics.reading import Reading, roles_of
 from orchestrator.forensics.render.row import reading_row
@@ -68,7 +68,7 @@ class Readings:
         """Wait for the reading in progress, and read `step`, the last, where that was not it."""
         self._settle_skipped(step)
         if step != self._newest:
-            self._begin(step, module)
+            self._begin(step, module, nice=0)  # training waits for it
         self._background.wait()
         self._log_ended()
 
@@ -76,11 +76,11 @@ class Readings:
         """End a reading in progress."""
         self._background.close()
 
-    def _begin(self, step: int, module: nn.Module) -> None:
+    def _begin(self, step: int, module: nn.Module, nice: int = NICE) -> None:
         self._background.wait()
         self._newest = step
         try:
-            self._background.start(step, module.get_submodule(self.submodule))
+            self._background.start(step, module.get_submodule(self.submodule), nice)
         except Exception as error:  # a model that cannot be read, or no memory for its copy: training goes on
             self._fail(step, str(error) or type(error).__name__)
 

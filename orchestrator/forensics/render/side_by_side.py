@@ -15,17 +15,6 @@ from orchestrator.common.formatting import Column, FittedTable, counted, dash, l
 from orchestrator.forensics.measures.change import Change, Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
-from orchestrator.forensics.render.terminal import (
-    about,
-    arrow,
-    assumed,
-    counts,
-    heads,
-    missing,
-    pathology,
-    settled,
-    totals,
-)
 
 LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
@@ -78,7 +67,7 @@ def report(both: SideBySide, seconds: float) -> Group:
     """All that is printed: the two models, the layers side by side, totals, both lists of findings."""
     heading = Table.grid(padding=(0, 2, 0, 0))
     for name, reading in (("A", both.a), ("B", both.b)):
-        about_it = (f"  {about(reading)}", "dim")
+        about_it = (f"  {terminal.about(reading)}", "dim")
         heading.add_row(Text(name, "bold"), Text.assemble((reading.source, "bold"), about_it, overflow="fold"))
     return page(heading, _headline(both), FittedTable(both.pairs, COLUMNS), _summary(both, seconds))
 
@@ -86,7 +75,7 @@ def report(both: SideBySide, seconds: float) -> Group:
 def _headline(both: SideBySide) -> Text:
     """A sentence that names the layers with another role in B."""
     a, b, pairs = both.a, both.b, both.pairs
-    changed = [x.layer for x, y in pairs if settled(x.role) != settled(y.role)]
+    changed = [x.layer for x, y in pairs if terminal.settled(x.role) != terminal.settled(y.role)]
     verb = "has" if len(changed) == 1 else "have"
     text = Text(f"{len(changed)} of {counted(len(pairs), 'layer')} {verb} another role in B", "bold")
     text.append(f": {ranges(changed, 'L')}." if changed else ".", "not bold")
@@ -98,7 +87,7 @@ def _headline(both: SideBySide) -> Text:
 
 def _both(key: str, form: str) -> Callable[[Pair], Text]:
     """The cells of a column that shows a measure of A → of B."""
-    return lambda pair: arrow((layer.measures[key] for layer in pair), form)
+    return lambda pair: terminal.arrow((layer.measures[key] for layer in pair), form)
 
 
 def _flattening(pair: Pair) -> Text | str:
@@ -128,12 +117,12 @@ COLUMNS = [  # of a table of `Pair`s
 def _summary(both: SideBySide, seconds: float) -> Table:
     a, b = both.a, both.b
     lines = {
-        "roles": _per_model(a, b, lambda reading: [counts(reading, reading.scoring)]),
-        "saturated": _per_model(a, b, lambda reading: [totals(reading.totals)]),
-        "pathology": _per_model(a, b, pathology),
+        "roles": _per_model(a, b, lambda reading: [terminal.counts(reading, reading.scoring)]),
+        "saturated": _per_model(a, b, lambda reading: [terminal.totals(reading.totals)]),
+        "pathology": _per_model(a, b, terminal.pathology),
         "change": _change(both.change),
-        "assumed": _per_model(a, b, lambda reading: [*heads(reading), *assumed(reading)]),
-        "missing": _per_model(a, b, missing),
+        "assumed": _per_model(a, b, lambda reading: [*terminal.heads(reading), *terminal.assumed(reading)]),
+        "missing": _per_model(a, b, terminal.missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)
