@@ -303,5 +303,5 @@ def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads
         return Heads(a // size, kv // size, size), f"The heads are not declared: of {size} each, as the norm of k is."
     return None, (
         "The number of heads is not declared, and what needs it is absent: put a config.json with num_attention_heads "
-        "(and num_key_value_heads, where it is smaller) beside the weights."
+        "(and num_key_value_heads, where it is smaller) beside the weights, or give it as config= in Python."
     )

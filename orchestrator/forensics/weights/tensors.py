@@ -196,7 +196,7 @@ def everything(store: Store) -> dict[Key, Store]:
 
 def _plain(values: Tensor, name: str, path: Path) -> Tensor:
     if values.dtype not in FLOATS or values.layout != torch.strided:
-        kind = str(values.dtype).removeprefix("torch.")
+        kind = str(values.dtype if values.layout == torch.strided else values.layout).removeprefix("torch.")
         raise UserError(f"{name} in {path} is stored as {kind}: save the checkpoint in fp32, fp16 or bf16 first.")
     values = values.to(torch.float32).contiguous()
     # NaN and infinity show in the extremes, which need no mask as large as the tensor

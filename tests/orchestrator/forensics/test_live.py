@@ -193,6 +193,11 @@ def test_a_table_has_a_row_per_layer() -> None:
         ({"layers.0.q.weight": torch.zeros(3, 3, device="meta")}, {}, ["layers.0.q.weight", "meta"]),
         ({"model._fsdp_wrapped_module._flat_param": torch.zeros(9)}, {}, ["sharded", "get_model_state_dict"]),
         ({"layers.0.q.weight": torch.zeros(0)}, {}, ["layers.0.q.weight", "sharded"]),  # as ZeRO-3 leaves it
+        (
+            {f"layers.0.{k}_proj.weight": torch.eye(4).to_sparse() for k in ("q", "k", "v", "o", "up", "down")},
+            {},
+            ["layers.0.q_proj.weight", "sparse_coo"],
+        ),
         ({"w": torch.zeros(3, 3)}, {"config": 4}, ["config=int", "model_type"]),
         ({"w": torch.zeros(3, 3)}, {"config": {"lr": 1}}, ["config=dict", "model_type"]),
         ({"w": torch.zeros(3, 3)}, {"config": {"num_attention_heads": "many"}}, ["state dict", "many"]),
