@@ -14,11 +14,13 @@ from orchestrator.common.errors import UserError, nearest
 from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head, written_before
+from orchestrator.forensics.measures.entry import Value
+from orchestrator.forensics.measures.experts import read_experts
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
-from orchestrator.forensics.measures.table import Value, measure
+from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.null.partners import partners
@@ -74,39 +76,40 @@ def analyze(
     `base`: the model that a LoRA adapter, `source`, is added to; with `delta`, what it adds is read by itself.
     Raises `UserError` for a source that cannot be read or an option that cannot work.
     """
-    if scoring not in SCORINGS:
-        known = ", ".join(SCORINGS)
-        raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
-    if resamples < 2:
-        raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
-    if weights is not None and (tokens is not None or gradients is not None):
-        raise UserError(
-            f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
-        )
+    _refuse_options(scoring, resamples, weights, probed=tokens is not None or gradients is not None)
     named = _named(source, config)
-    if base is not None and not (isinstance(named, Path) and is_adapter(named)):
-        raise UserError(f"base={base} is for LoRA adapters on disk, and the source is none: leave it out.")
-    if delta and base is None:
-        raise UserError("delta=True needs the adapter's base, whose shapes it is read in: name it (--base).")
+    _refuse_base(named, base, delta)
     choice: dict[str, Any] = {"weights": weights, "base": None if base is None else Path(base), "delta": delta}
     model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
-    reference, thresholds = _reference(model, None if reference is None else Path(reference), choice)
+    compared, thresholds = _reference(model, None if reference is None else Path(reference), choice)
     forwards, backwards = _rows(tokens), _rows(gradients)
-    seen = None if forwards is None else probed(named, forwards)
-    pulled = None if backwards is None else traced(named, model, backwards)
+    of_tokens = _of_tokens(named, model, forwards, backwards)
+
     stack = read_stack(model, torch.device(device))
-    for layer in stack.layers:
-        layer.threshold = None if thresholds is None else thresholds[layer.index]
-        layer.activations = dict(seen[layer.index]) if seen else {}
-        layer.gradients = pulled[layer.index] if pulled else {}
+    experts, of_experts = read_experts(model, torch.device(device))
+    for layer, threshold_of, of_layer in zip(stack.layers, thresholds, of_tokens, strict=True):
+        layer.threshold = threshold_of
+        layer.activations, layer.gradients = of_layer
     chance = by_chance(stack, COUNTED, resamples, seed, whole=False)
-    found = partners(stack)
-    for layer in stack.layers:
-        layer.chance, layer.partners = chance[layer.index], found[layer.index]
+    for layer, by, of_partners in zip(stack.layers, chance, partners(stack), strict=True):
+        layer.chance, layer.partners = by, of_partners
     rows = [measure(layer) for layer in stack.layers]
-    super_bar = max((float(of.max()) for r in chance if (of := r.get("super_weight_ratio")) is not None), default=None)
     expected = expected_by_shape(stack, seed)
     roles = {name: score(rows, expected) for name, score in SCORINGS.items()}
+
+    bar = max((float(of.max()) for by in chance if (of := by.get("super_weight_ratio")) is not None), default=None)
+    options = Options(
+        reference=None if compared is None else str(compared),
+        optimizer=None if optimizer is None else str(optimizer),
+        resamples=resamples,
+        seed=seed,
+        weights=weights,
+        base=None if base is None else str(base),
+        delta=delta,
+        probed=tokens is not None,
+        tokens=None if forwards is None else forwards.numel(),
+        gradients=None if backwards is None else backwards.numel(),
+    )
     return Reading(
         schema=SCHEMA,
         definitions=DEFINITIONS,
@@ -116,18 +119,7 @@ def analyze(
         heads_assumed=model.heads_assumed,
         step=model.description.step,
         scoring=scoring,
-        options=Options(
-            reference=None if reference is None else str(reference),
-            optimizer=None if optimizer is None else str(optimizer),
-            resamples=resamples,
-            seed=seed,
-            weights=weights,
-            base=None if base is None else str(base),
-            delta=delta,
-            probed=tokens is not None,
-            tokens=None if forwards is None else forwards.numel(),
-            gradients=None if backwards is None else backwards.numel(),
-        ),
+        options=options,
         missing=missing(rows),
         substitutes=_substitutes(stack),
         layers=[
@@ -137,18 +129,42 @@ def analyze(
                 role_paper=roles["paper"][layer.index].role,
                 scorings={name: by_layer[layer.index] for name, by_layer in roles.items()},
                 width=layer.width,
-                super_weight=_super_weight(layer, row, super_bar),
+                super_weight=_super_weight(layer, row, bar),
                 measures=row,
+                holds=model.holdings(layer.index),
+                experts=experts[layer.index],
             )
             for layer, row in zip(stack.layers, rows, strict=True)
         ],
-        totals={key: _total([row[key] for row in rows]) for key in TOTALS},
+        totals={key: _total([row[key] for row in rows if row["saturated"] is not None]) for key in TOTALS},
         matrices=Matrices(_digits(written_before(stack.compositions)), _digits(stack.matches)),
         pathology=[
             *unread(model),
             *findings(rows, [layer.names for layer in stack.layers], [layer.uniform for layer in stack.layers]),
+            *of_experts,
         ],
     )
+
+
+def _refuse_options(scoring: str, resamples: int, weights: str | None, probed: bool) -> None:
+    """Raise `UserError` for options that cannot work, whatever the source is."""
+    if scoring not in SCORINGS:
+        known = ", ".join(SCORINGS)
+        raise UserError(f"scoring={scoring} is unknown{nearest(scoring, SCORINGS)}: choose one of {known}.")
+    if resamples < 2:
+        raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
+    if weights is not None and probed:
+        raise UserError(
+            f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
+        )
+
+
+def _refuse_base(source: Path | Live, base: str | Path | None, delta: bool) -> None:
+    """Raise `UserError` for a base of what is no adapter, and for a change without one."""
+    if base is not None and not (isinstance(source, Path) and is_adapter(source)):
+        raise UserError(f"base={base} is for LoRA adapters on disk, and the source is none: leave it out.")
+    if delta and base is None:
+        raise UserError("delta=True needs the adapter's base, whose shapes it is read in: name it (--base).")
 
 
 def _named(source: Source, config: Any) -> Path | Live:
@@ -190,8 +206,9 @@ def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
 
 
 def expected_by_shape(stack: Stack, seed: int) -> Chance:
-    """Values by chance of the measures that depend on a layer's shape; empty where all layers have one shape."""
-    if len({tuple(sorted(layer.shapes.items())) for layer in stack.layers}) < 2:
+    """Values by chance of the measures that depend on a layer's shape; empty where each kind has one shape."""
+    shapes = {(kind, shape) for layer in stack.layers for kind, shape in layer.shapes.items()}
+    if len(shapes) == len({kind for kind, _ in shapes}):
         return [{} for _ in stack.layers]
     return by_chance(stack, SHAPED, SHAPES, seed, whole=True)
 
@@ -204,7 +221,7 @@ def missing(rows: Sequence[dict[str, Value]]) -> list[str]:
 
 def _total(values: Sequence[Value]) -> Value:
     known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _digits(matrix: np.ndarray) -> list[list[Value]]:
@@ -223,11 +240,12 @@ def first_step(model: CheckpointModel) -> Path | None:
 
 def _reference(
     model: CheckpointModel, named: Path | None, choice: dict[str, Any]
-) -> tuple[Path | None, list[float] | None]:
+) -> tuple[Path | None, list[float | None]]:
     """The reference and its threshold of `saturated_fixed` for every layer; none where the implied step 0 is broken."""
     path = first_step(model) if named is None else named
+    nothing: list[float | None] = [None] * len(model)
     if path is None:
-        return None, None
+        return None, nothing
     try:
         reference = CheckpointModel(path, **choice)
         if len(reference) != len(model):
@@ -239,27 +257,38 @@ def _reference(
     except UserError:
         if named is not None:
             raise
-        return None, None
+        return None, nothing
 
 
 def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:
     """The entry of `down` that writes most; None where any drawn layer has one as strong."""
     ratio = row["super_weight_ratio"]
-    return SuperWeight(*layer.loudest) if ratio is not None and bar is not None and ratio > bar else None
+    if layer.loudest is None or ratio is None or bar is None or ratio <= bar:
+        return None
+    return SuperWeight(*layer.loudest)
 
 
 def _substitutes(stack: Stack) -> dict[str, str]:
     """Measure → its substitute, for measures that were not read from the first choice of their definition."""
-    first = stack.layers[0]
-    found = {}
-    if "post_ffn" not in first.gammas and "pre_ffn" in first.gammas:
+    first, found = stack.layers[0], {}
+    if not any("post_ffn" in layer.gammas for layer in stack.layers) and "pre_ffn" in first.gammas:
         found["gamma_concentration"] = "the FFN's pre-norm: there is no post-norm"
-    if "gate" not in first.shapes:
+    kinds = {kind for layer in stack.layers for kind in layer.shapes}
+    if "down" in kinds and "gate" not in kinds:
         found["co_magnitude"] = "‖up‖·‖down‖ of each position: there is no gate"
         found["down_ratio"] = "down over up: there is no gate"
     if first.streamed and not first.activations:
         found |= dict.fromkeys(STREAMED, "a stream of random tokens: there is no activation probe")
     return found
+
+
+def _of_tokens(
+    source: Path | Live, model: CheckpointModel, forwards: torch.Tensor | None, backwards: torch.Tensor | None
+) -> list[tuple[dict[str, Value], dict[str, float]]]:
+    """Per layer, what running tokens through the model tells, and what running them backwards does; else nothing."""
+    seen = [{}] * len(model) if forwards is None else probed(source, forwards)
+    pulled = [{}] * len(model) if backwards is None else traced(source, model, backwards)
+    return [(dict(of_layer), of_gradients) for of_layer, of_gradients in zip(seen, pulled, strict=True)]
 
 
 def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:

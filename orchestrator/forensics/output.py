@@ -17,7 +17,7 @@ from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.change import changes
 from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
-from orchestrator.forensics.reading import Reading, rows_of
+from orchestrator.forensics.reading import Reading, rows_with_experts
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.weights.adapters import is_adapter
@@ -120,9 +120,9 @@ def read(
         path = found[0][1] if found else whole(path)
         _refuse_needless(base, delta, (path,))
         reading = read_one(path, optimizer)
-        parameters = sum(layer.parameters for layer in CheckpointModel(path, weights=chosen, base=under, delta=delta))
+        parameters = CheckpointModel(path, weights=chosen, base=under, delta=delta).parameters
         report = terminal.report(reading, clock(), parameters)
-        return Output([reading], reading.to_json(), rows_of(reading), lambda: figure.single(reading), report)
+        return Output([reading], reading.to_json(), rows_with_experts(reading), lambda: figure.single(reading), report)
     if optimizer is not None:
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
     _refuse_needless(base, delta, [entry for _, entry in found])

@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import AMOUNT, COUNT, NUMBER, ShapeError, check_all, from_json, one_line, optional
+from orchestrator.forensics.measures.experts import ExpertReport
 from orchestrator.forensics.measures.pathology import Finding
 from orchestrator.forensics.roles.routing import ROLES, Role, RoleName
 from orchestrator.storage.steps import step_in
@@ -47,6 +48,8 @@ class LayerReport:
     width: Annotated[int, COUNT]  # residual coordinates
     super_weight: SuperWeight | None  # null where chance gives one as strong
     measures: dict[str, Annotated[float, NUMBER] | None]  # null where a measure is absent
+    holds: list[str] = field(default_factory=list)  # such as attention and FFN; empty in readings of older versions
+    experts: list[ExpertReport] = field(default_factory=list)  # of a mixture, the shared one last; else empty
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,15 @@ class Reading:
             del document["key"]
         return document
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row per layer, as `rows_of` has them; an absent score or measure is NaN."""
+    def to_pandas(self, experts: bool = False) -> pd.DataFrame:
+        """One row per layer, as `rows_of` has them; an absent score or measure is NaN.
+
+        `experts`: also one for each expert of a mixture, as `rows_with_experts` has them.
+        """
         import pandas as pd
 
-        table = pd.DataFrame(rows_of(self))
-        others = ("layer", "width", "role", "role_paper", "evidence")
+        table = pd.DataFrame(rows_with_experts(self) if experts else rows_of(self))
+        others = ("layer", "expert", "width", "role", "role_paper", "evidence", "holds")
         return table.astype({key: float for key in table.columns if key not in others})
 
     @classmethod
@@ -166,10 +172,33 @@ def rows_of(reading: Reading) -> list[dict[str, Any]]:
             "evidence": " ".join(layer.evidence),
             "coverage": layer.coverage,
             "width": layer.width,
+            "holds": ", ".join(layer.holds),
             **layer.measures,
         }
         for layer in reading.layers
     ]
+
+
+def rows_with_experts(reading: Reading) -> list[dict[str, Any]]:
+    """The rows of `rows_of`; in a mixture, each layer's is followed by one for each expert, with the same keys.
+
+    There `expert` is the number, `shared`, or empty for the layer itself; only measures of one expert are filled in.
+    """
+    rows = rows_of(reading)
+    if not any(layer.experts for layer in reading.layers):
+        return rows
+    found = []
+    for layer, row in zip(reading.layers, rows, strict=True):
+        own = {"layer": layer.layer, "expert": "", "router_share": None}
+        found.append(own | row)
+        empty = dict.fromkeys(found[-1])
+        found += [
+            empty
+            | {"layer": layer.layer, "expert": "shared" if expert.expert is None else str(expert.expert)}
+            | {"router_share": expert.router_share, **expert.measures}
+            for expert in layer.experts
+        ]
+    return found
 
 
 def profile(reading: Reading, measure: str) -> np.ndarray | None:

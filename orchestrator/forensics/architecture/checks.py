@@ -5,52 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.description import Description
-from orchestrator.forensics.architecture.kinds import ATTENTION, FFN
-from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads
+from orchestrator.forensics.architecture.holdings import instead
+from orchestrator.forensics.architecture.kinds import BRANCHES
+from orchestrator.forensics.architecture.layer import Model
+from orchestrator.forensics.architecture.layout import QK_NORM, Heads
 from orchestrator.forensics.architecture.scales import MANY, share_below_0
-from orchestrator.forensics.weights.tensors import Tensors
 
 
-class Model(Protocol):
-    """The parts of a `CheckpointModel` that the checks read."""
+def held_kinds(model: Model, index: int) -> tuple[str, ...]:
+    """The kinds of matrices that a layer must have: those of the family, less a branch in whose place it has another.
 
-    tensors: Tensors
-    directory: Path
-    description: Description
-    family: Family
-    family_name: str
-    stem: str
-    heads: list[Heads | None]
-    assumed: list[str]
-
-    def __len__(self) -> int: ...
-
-    def layer(self, index: int) -> Any: ...
-
-    def kinds(self, index: int) -> tuple[str, ...]: ...
-
-    def width(self, index: int) -> int: ...
-
-    def prefix(self, index: int) -> str: ...
-
-    def shape(self, index: int, kind: str) -> tuple[int, int]: ...
-
-
-def held_kinds(model: Model, index: int, partial: bool) -> tuple[str, ...]:
-    """The kinds of matrices that a layer must have: those of the family, less a branch that `partial` allows to lack.
-
-    A branch lacks where the layer has none of its tensors, or not its way out (a mixture's experts may share a name).
+    A branch that lacks altogether lacks rightly where experts or another mixer
+    stand for it, or where the family has one branch in each layer; else its tensors will be found absent.
     """
-    held = model.family.kinds
-    for branch, out in ((ATTENTION, "o"), (FFN, "down")):
-        if partial and out in held:
-            parts = {model.family.part(kind).tensor for kind in branch if kind in held}
-            if any(model.prefix(index) + name not in model.tensors for name in parts):
-                held = tuple(kind for kind in held if kind not in branch)
+    held, family, names = model.family.kinds, model.family, model.names(index)
+    for branch, kinds in BRANCHES.items():
+        parts = {family.part(kind).tensor for kind in kinds if kind in held}
+        lacks = not any(model.prefix(index) + name in names for name in parts)
+        if family.mixed and lacks and (family.single or instead(branch, names)):
+            held = tuple(kind for kind in held if kind not in kinds)
     return held
 
 
@@ -65,7 +40,8 @@ def check_names(model: Model) -> None:
     for index in range(count):
         kinds = model.kinds(index)
         parts = [part.tensor for part in family.parts if set(part.kinds) <= set(kinds)]
-        branches = [branch for branch, out in (("attention", "o"), ("ffn", "down")) if out in kinds]
+        branches = [branch for branch, of in BRANCHES.items() if set(of) & set(kinds)]
+        branches += ["ffn"] if "down" not in kinds and instead("ffn", model.names(index)) else []
         places = [place for place in family.norms if place.partition("_")[2] in branches]
         needed = [family.norms[place] for place in places if place not in family.optional]
         wanted += [model.prefix(index) + name for name in dict.fromkeys([*parts, *needed])]

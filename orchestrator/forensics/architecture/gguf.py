@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,12 +24,18 @@ CONFIG = {
     "layer_norm_eps": "attention.layer_norm_epsilon",
     "rope_theta": "rope.freq_base",
     "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
 }
+
+GATING = {1: "softmax", 2: "sigmoid"}  # llama.cpp's numbers of a router's scores
+WITHIN = re.compile(r"blk\.\d+\.(.+)\.weight")
 
 # Architectures whose q and k llama.cpp stores with the two coordinates that its rotary embedding turns side by side.
 INTERLEAVED = frozenset(
-    ("llama", "llada", "deci", "mistral3", "granite", "smollm3", "arcee", "olmo", "minicpm", "internlm2", "baichuan",
-     "xverse")
+    ("llama", "llada", "deci", "mistral3", "granite", "granitemoe", "smollm3", "arcee", "olmo", "minicpm", "internlm2",
+     "baichuan", "xverse")
 )  # fmt: skip
 
 # Position → the names of its norm in GGUF; the first that the file holds is taken.
@@ -52,13 +59,16 @@ def config(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """
     name = str(metadata["general.architecture"])
     found = {key: value for key, of in CONFIG.items() if (value := metadata.get(f"{name}.{of}")) is not None}
+    if scoring := GATING.get(metadata.get(f"{name}.expert_gating_func", 0)):
+        found["scoring_func"] = scoring
     scaling = metadata.get(f"{name}.rope.scaling.type", "none")
     return {"model_type": name, "rope_scaling": {"rope_type": "default" if scaling == "none" else scaling}} | found
 
 
 def layout(architecture: str, tensors: Tensors) -> Family:
-    """The layout of a GGUF file, by the names in its first layer. Norm scales are stored as they multiply."""
-    held = {name.removeprefix("blk.0.").removesuffix(".weight") for name in tensors.names if name.startswith("blk.0.")}
+    """The layout of a GGUF file, by the names in its layers. Norm scales are stored as they multiply."""
+    held = {match[1] for match in map(WITHIN.fullmatch, sorted(tensors.names)) if match}
+    mixed = "ffn_up_exps" in held
     turn = pairs_apart if architecture in INTERLEAVED else whole
     parts = [Part("attn_q.weight", ("q",), turn), Part("attn_k.weight", ("k",), turn), Part("attn_v.weight", ("v",))]
     if "attn_qkv" in held:
@@ -79,6 +89,7 @@ def layout(architecture: str, tensors: Tensors) -> Family:
     is_encoder = tensors.metadata.get(f"{architecture}.attention.causal") is False  # nothing reads its stream directly
     return Family(
         (*parts, *others), {place: f"{name}.weight" for place, name in norms.items() if name},
+        mixed=mixed, aside="_exps|_shexp|ffn_gate_inp|exp_probs" if mixed else "",
         layer="blk.{}.", embed="token_embd.weight",
         final="" if is_encoder else "output_norm.weight", head="" if is_encoder else "output.weight",
     )  # fmt: skip

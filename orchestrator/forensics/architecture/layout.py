@@ -98,6 +98,8 @@ class Family:
     starts_at_0: bool = True  # the stored scale, where 1 is added: trained ones then lie on both sides of 0
     optional: tuple[str, ...] = ()  # places whose norm some layers do without
     aside: str = ""  # pattern of further weights within a layer, which belong to neither attention nor FFN
+    mixed: bool = False  # a layer may hold experts in place of the FFN, or another mixer in place of attention
+    single: bool = False  # a layer holds one branch alone
     stored: str = ""  # config key of the number of layers in the file, where layers share their weights
     layer: str = "layers.{}."
     embed: str = "embed_tokens.weight"

@@ -50,7 +50,7 @@ MIXTURES = {
     "nemotron_h": Family(
         plain(q="mixer.q_proj", k="mixer.k_proj", v="mixer.v_proj", o="mixer.o_proj", up="mixer.up_proj",
               down="mixer.down_proj"),
-        norms("norm", None, "norm"), aside="mixer", final="norm_f.weight",
+        norms("norm", None, "norm"), aside="mixer", single=True, final="norm_f.weight",
     ),
     "lfm2": Family(
         QKV + plain(o="self_attn.out_proj", gate="feed_forward.w1", up="feed_forward.w3", down="feed_forward.w2"),
@@ -63,3 +63,4 @@ MIXTURES = {
         aside=_MIXTURE + "|self_attn[.]gate_proj", final="embedding_norm.weight",
     ),
 }  # fmt: skip
+MIXTURES = {name: replace(family, mixed=True) for name, family in MIXTURES.items()}

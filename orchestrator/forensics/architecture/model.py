@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -23,9 +25,11 @@ from orchestrator.forensics.architecture.checks import (
     layer_pattern,
 )
 from orchestrator.forensics.architecture.description import describe
+from orchestrator.forensics.architecture.experts import Mixture, mixture
 from orchestrator.forensics.architecture.families import find
+from orchestrator.forensics.architecture.holdings import holdings
 from orchestrator.forensics.architecture.inference import heads_by_shape, infer
-from orchestrator.forensics.architecture.kinds import BEHIND
+from orchestrator.forensics.architecture.layer import Expert, Layer
 from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
@@ -34,91 +38,10 @@ from orchestrator.forensics.architecture.unsupported import OTHER_SENSES, refuse
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
-from orchestrator.forensics.weights.tensors import LARGEST, Tensors, open_tensors
+from orchestrator.forensics.weights.tensors import Tensors, open_tensors
 
 # Those, what connects them with the text model, and heads for later tokens.
 BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|perceiver|resampler|q_?former|(^|\.)(mtp|nextn)\.")
-
-
-class Layer:
-    """One layer's tensors. Weights are read on first use and kept as long as this object."""
-
-    def __init__(self, model: CheckpointModel, index: int) -> None:
-        self.model = model
-        self.index = index
-        self.heads = model.heads[index]
-        self.kinds = model.kinds(index)  # of KINDS: an FFN without a gate has only up and down
-        self.width = model.width(index)  # residual coordinates that the layer reads and writes
-        self._weights: dict[str, Tensor] = {}
-        self._norms: dict[str, Tensor | None] = {}
-
-    @property
-    def parameters(self) -> int:
-        """Entries of its matrices."""
-        return sum(prod(self.shape(kind)) for kind in self.kinds)
-
-    def name(self, kind: str) -> str:
-        """Full name of the tensor that holds this matrix; `name[kind]` where it holds others too."""
-        part = self.model.family.part(kind)
-        return self._stored(kind) + (f"[{kind}]" if len(part.kinds) > 1 else "")
-
-    def shape(self, kind: str) -> tuple[int, int]:
-        """Shape [out, in] of the matrix, from the file's headers."""
-        return self.model.shape(self.index, kind)
-
-    def weight(self, kind: str) -> Tensor:
-        """The matrix in fp32, [out, in]: q [a,d] · k,v [kv,d] · o [d,a] · gate,up [f,d] · down [d,f]."""
-        if kind not in self._weights:
-            part = self.model.family.part(kind)
-            self._weights |= part.matrices(self.model.tensors.read(self._stored(kind)), self.heads)
-        return self._weights[kind]
-
-    def folded(self, kind: str) -> Tensor:
-        """`weight(kind)` times the scale of the norm that it reads behind, if any: [out, in].
-
-        Moving a scale into the matrices after it leaves the function as it is, and so must leave the measures. The
-        weight itself is not kept: with both, a layer would be in memory twice.
-        Raises `UserError` where the product is too large for fp32 to square.
-        """
-        place = BEHIND.get(kind)
-        scale = None if place is None else self.norm(place)
-        weight = self.weight(kind)
-        del self._weights[kind]
-        if scale is None:
-            return weight
-        folded = weight * scale
-        largest = max(abs(float(extreme)) for extreme in torch.aminmax(folded))
-        if largest > LARGEST:
-            raise UserError(
-                f"{self.name(kind)} times the scale of the norm before it holds values up to {largest:.0e}, whose "
-                "squares fp32 cannot sum: use a checkpoint from before they grew."
-            )
-        return folded
-
-    def norm(self, place: str) -> Tensor | None:
-        """The scale γ [d] at one of PLACES, as it multiplies; None where the layer has no norm there."""
-        if place not in self._norms:
-            family = self.model.family
-            name = self.model.prefix(self.index) + family.norms.get(place, "")
-            held = name in self.model.tensors
-            self._norms[place] = self.model.tensors.read(name) + family.offset if held else None
-        return self._norms[place]
-
-    def moment(self, kind: str, which: str) -> Tensor | None:
-        """Adam's `exp_avg` or `exp_avg_sq`, cut like the weight; None without an optimizer state."""
-        optimizer, name = self.model.optimizer, f"{self._stored(kind)}.{which}"
-        if optimizer is None or name not in optimizer:
-            return None
-        if optimizer.shape(name) != self.model.tensors.shape(self._stored(kind)):
-            raise UserError(f"{name} has shape {optimizer.shape(name)}, unlike its weight: the files are of two runs.")
-        return self.model.family.part(kind).matrices(optimizer.read(name), self.heads)[kind]
-
-    def trace(self, kind: str) -> list[float]:
-        """cos(−exp_avg, w) of the last recorded steps; empty without a trace."""
-        return self.model.description.trace.get(self.name(kind), [])
-
-    def _stored(self, kind: str) -> str:
-        return self.model.prefix(self.index) + self.model.family.part(kind).tensor
 
 
 class CheckpointModel:
@@ -131,15 +54,13 @@ class CheckpointModel:
         weights: str | None = None,
         base: Path | None = None,
         delta: bool = False,
-        partial: bool = False,
     ) -> None:
         """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
 
         `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`). `base`:
         the model that `source`, an adapter, is added to; with `delta`, what it adds is read in that model's shapes.
-        `partial`: read also the layers that lack attention or the one FFN, as those of hybrids and of mixtures of
-        experts do; their `kinds` say what they have. Raises `UserError` for an unsupported model, and for absent or
-        misshapen tensors.
+        Layers of hybrids and of mixtures of experts lack attention or the one FFN; their `kinds` say what they have.
+        Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
         beside = None  # of Adam's moments
         if isinstance(source, Live):
@@ -156,11 +77,12 @@ class CheckpointModel:
             description = describe(self.directory, self.tensors.metadata, source)
             beside = self.directory / "optimizer.safetensors"
         known = find(description.declared, description.config, self.tensors.names)
-        partial = partial and known is not None  # what lacks in a family that is inferred cannot be told
-        refuse_unsupported(source, self.tensors.names, description.config, partial)
+        is_gguf = gguf.is_gguf(self.tensors.metadata)
+        mixed = known is not None and known[1].mixed and not is_gguf
+        refuse_unsupported(source, self.tensors.names, description.config, experts=mixed or is_gguf, mixers=mixed)
         self.assumed: list[str] = []  # what was inferred, one sentence each
         self.heads_assumed: list[str] = []  # the same, of heads that nothing declares
-        if gguf.is_gguf(self.tensors.metadata):
+        if is_gguf:
             self.family_name, self.stem = description.declared, ""
             self.family = gguf.layout(description.declared, self.tensors)
         elif known is not None:
@@ -181,14 +103,14 @@ class CheckpointModel:
                     f"{source} does not change every matrix of a layer ({changed} …): "
                     "name the model that it was trained on with --base, and add --delta to read the change by itself."
                 ) from error
-        matches = map(layer_pattern(self).match, self.tensors.names)
-        numbered = max((int(match[1]) for match in matches if match), default=-1) + 1
+        self._names = _by_layer(self)
+        numbered = max(self._names, default=-1) + 1
         count = numbered if description.layers is None else len(description.layers)
         if stored := description.config.get(self.family.stored):
             count = int(stored)
         self.heads: list[Heads | None] = [description.heads(index) for index in range(count)]
         self.description = replace(description, layers=self.heads)
-        self._kinds = [held_kinds(self, index, partial) for index in range(count)]
+        self._kinds = [held_kinds(self, index) for index in range(count)]
         check_names(self)
         _settle_heads(self)
         if not delta:
@@ -196,6 +118,7 @@ class CheckpointModel:
         self._shapes = [self._matrix_shapes(index) for index in range(count)]
         for index in range(count):
             check_shapes(self, index)
+        self._mixtures = [self._mixture(index) for index in range(count)]
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         last = self.width(count - 1)  # the head's name is None where there is none, or it is not known
         self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
@@ -225,10 +148,46 @@ class CheckpointModel:
         """Kinds of the matrices that a layer has, in the order of `KINDS`."""
         return self._kinds[index]
 
+    def names(self, index: int) -> list[str]:
+        """Names of the tensors in a layer."""
+        return self._names[index]
+
+    def holdings(self, index: int) -> list[str]:
+        """What a layer holds, such as `state-space` and `FFN`, or `attention` and `8 experts`."""
+        return holdings(self.kinds(index), self.names(index), self._mixtures[index])
+
+    @property
+    def parameters(self) -> int:
+        """Entries of the matrices that are read, of layers and of experts."""
+        experts = (
+            prod(self.tensors.shape(self.prefix(index) + name))
+            for index, mixture in enumerate(self._mixtures)
+            if mixture
+            for name in mixture.tensors
+        )
+        return sum(layer.parameters for layer in self) + sum(experts)
+
+    def mixture(self, index: int) -> Mixture | None:
+        """Where a layer's experts and their router are stored; None where it has none that can be read."""
+        return self._mixtures[index]
+
+    def experts(self, index: int) -> Iterator[Expert]:
+        """A layer's experts, then the one that reads every token: dropping one frees what it has read."""
+        if mixture := self._mixtures[index]:
+            for number in range(mixture.count):
+                yield Expert(self, index, number, mixture.parts)
+                self.tensors.release()
+            if mixture.shared:
+                yield Expert(self, index, None, mixture.shared)
+                self.tensors.release()
+
     def width(self, index: int) -> int:
         """Residual coordinates that a layer reads and writes; those of the nearest layer where it has no matrices."""
         nearest = sorted(range(len(self)), key=lambda other: abs(other - index))
-        return next(shape[1] for other in nearest for kind, shape in self._shapes[other].items() if kind in ("q", "up"))
+        read = (shape[1] for other in nearest for kind, shape in self._shapes[other].items() if kind in ("q", "up"))
+        norms = (self.prefix(other) + name for other in nearest for name in self.family.norms.values())
+        scales = (self.tensors.shape(name)[0] for name in norms if name in self.tensors)
+        return next(chain(read, scales))
 
     def shape(self, index: int, kind: str) -> tuple[int, int]:
         """Shape [out, in] of a matrix."""
@@ -250,6 +209,13 @@ class CheckpointModel:
         """The scale γ [d] of the norm before the head; None where there is none."""
         return final_scale(self.tensors, self.family, self.stem)
 
+    def _mixture(self, index: int) -> Mixture | None:
+        prefix, config = self.prefix(index), self.description.config
+        shapes = {name.removeprefix(prefix): self.tensors.shape(name) for name in self.names(index)}
+        if not self.family.mixed:
+            return None
+        return mixture(prefix.rstrip("."), shapes, self.width(index), self.description.declared, config, index)
+
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""
         shapes: dict[str, tuple[int, int]] = {}
@@ -269,15 +235,24 @@ class CheckpointModel:
         return shapes
 
 
+def _by_layer(model: CheckpointModel) -> dict[int, list[str]]:
+    """Layer → names of the tensors in it; nothing for a layer that has none."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for match in filter(None, map(layer_pattern(model).match, sorted(model.tensors.names))):
+        names[int(match[1])].append(match[0])
+    return names
+
+
 def _stem(source: Path, family: Family, tensors: Tensors) -> str:
     """The prefix of the family's names in this file; of several models, the text model's.
 
     Raises `UserError` where several could be meant, such as a student and its teacher.
     """
-    inner = "|".join(re.escape(part.tensor) for part in family.parts)
     layer = re.escape(family.layer).replace(r"\{\}", r"\d+")
-    pattern = re.compile(rf"((?:.*\.)?){layer}(?:{inner})")
-    stems = sorted({match[1] for name in tensors.names if (match := pattern.fullmatch(name))})
+    stems: list[str] = []
+    for within in ([part.tensor for part in family.parts], family.norms.values()):  # norms, where all FFNs are experts
+        pattern = re.compile(rf"((?:.*\.)?){layer}(?:{'|'.join(map(re.escape, within))})")
+        stems = stems or sorted({match[1] for name in tensors.names if (match := pattern.fullmatch(name))})
     stems = [stem for stem in stems if not BESIDE_TEXT.search(stem)] or stems
     if len(stems) > 1:
         raise UserError(

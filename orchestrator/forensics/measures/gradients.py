@@ -27,24 +27,23 @@ def gradient_alignment(checkpoint: CheckpointModel, model: nn.Module, tokens: Te
     if tokens.shape[1] < 2:
         raise UserError("Rows of 1 token have no next one, and so no next-token loss: give rows of at least two.")
     weights = {
-        (index, part.tensor): _parameter(model, checkpoint, index, part.tensor)
+        (index, part): _parameter(model, checkpoint, index, part.tensor)
         for index in range(len(checkpoint))
         for part in checkpoint.family.parts
+        if set(part.kinds) <= set(checkpoint.kinds(index))
     }
     cosines: dict[tuple[int, str], list[float]] = defaultdict(list)
     for group in tokens.long().split(max(1, GROUP // tokens.shape[1])):
         model.zero_grad(set_to_none=True)
         with torch.enable_grad():
             _loss(model, group).backward()
-        for index, heads in enumerate(checkpoint.heads):
-            for part in checkpoint.family.parts:
-                w = weights[index, part.tensor]
-                if w.grad is None:
-                    continue
-                of_w, of_grad = part.matrices(w.detach(), heads), part.matrices(w.grad, heads)
-                for kind in part.kinds:
-                    if (cos := _cosine(-of_grad[kind], of_w[kind])) is not None:
-                        cosines[index, kind].append(cos)
+        for (index, part), w in weights.items():
+            if w.grad is None:
+                continue
+            of_w, of_grad = (part.matrices(x, checkpoint.heads[index]) for x in (w.detach(), w.grad))
+            for kind in part.kinds:
+                if (cos := _cosine(-of_grad[kind], of_w[kind])) is not None:
+                    cosines[index, kind].append(cos)
     model.zero_grad(set_to_none=True)
     return [
         {kind: sum(of) / len(of) for kind in checkpoint.family.kinds if (of := cosines[index, kind])}

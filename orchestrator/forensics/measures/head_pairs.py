@@ -9,7 +9,7 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
-from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.heads import cosines
 
 ERROR = 0.01  # probability that any two heads of a layer by chance count as alike

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.extremes import expected_largest
 
 TINY = torch.finfo(torch.float32).tiny  # a smaller norm is 0

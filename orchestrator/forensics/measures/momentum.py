@@ -9,7 +9,8 @@ from itertools import product
 import numpy as np
 import torch
 
-from orchestrator.forensics.architecture.model import CheckpointModel, Layer
+from orchestrator.forensics.architecture.layer import Layer
+from orchestrator.forensics.architecture.model import CheckpointModel
 
 STUCK = 0.01  # of the median: a smaller moment has vanished
 SAMPLED = 2**18  # entries of one tensor that enter a median, evenly spread
@@ -31,7 +32,7 @@ def medians(model: CheckpointModel) -> Medians | None:
             flat = moment.flatten()
             pooled[kind, which].append(flat[:: max(1, flat.numel() // SAMPLED)].clone().numpy())
     entries = {key: np.concatenate(samples) for key, samples in pooled.items()}
-    if not all(values.any() for (_, which), values in entries.items() if which == "exp_avg_sq"):
+    if not entries or not all(values.any() for (_, which), values in entries.items() if which == "exp_avg_sq"):
         return None
     return {
         kind: (

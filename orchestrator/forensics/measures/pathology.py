@@ -51,7 +51,7 @@ def findings(
     found = [
         Finding(names[layer][kind], ratio, "critical" if ratio >= CRITICAL else "warn")
         for kind in KINDS
-        for layer, ratio in enumerate(ratios([row[f"spectral_norm.{kind}"] for row in rows]))
+        for layer, ratio in enumerate(ratios([row.get(f"spectral_norm.{kind}") for row in rows]))
         if ratio is not None and ratio >= WARN
     ]
     return [*sorted(found, key=lambda finding: -finding.ratio), *_uniform(names, uniform)]
@@ -94,7 +94,7 @@ def _uniform(names: Sequence[Mapping[str, str]], uniform: Sequence[Mapping[str, 
     found = []
     for kind in KINDS:
         layers = [layer for layer, values in enumerate(uniform) if kind in values]
-        everywhere = len(layers) > 1 and len(layers) == len(names)
+        everywhere = len(layers) > 1 and len(layers) == sum(kind in of for of in names)
         for layer in layers[:1] if everywhere else layers:
             others = ", as in every other layer" if everywhere else ""
             found.append(Finding(names[layer][kind], 0.0, "warn", _holds(uniform[layer][kind]) + others))
@@ -106,7 +106,11 @@ def _holds(value: float) -> str:
 
 
 def ratios(norms: Sequence[float | None]) -> list[float | None]:
-    """Each layer's norm over the median of the others'; null where either is unknown or the median 0."""
+    """Each layer's norm over the median of the others' that have one; null where it has none, or the median is 0."""
+    known = [norm for norm in norms if norm is not None]
+    if len(known) < len(norms):
+        of_known = iter(ratios(known))
+        return [None if norm is None else next(of_known) for norm in norms]
     values = np.array(norms, dtype=np.float64)  # [L]
     layers = values.size
     others = np.tile(values, (layers, 1))[~np.eye(layers, dtype=bool)].reshape(layers, max(0, layers - 1))

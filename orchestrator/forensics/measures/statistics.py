@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from orchestrator.forensics.architecture.kinds import ATTENTION, FFN, KINDS, PLACES
-from orchestrator.forensics.architecture.model import Heads, Layer
+from orchestrator.forensics.architecture.layer import Layer
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.clusters import Clusters, clusters
 from orchestrator.forensics.measures.composition import Compositions
 from orchestrator.forensics.measures.extremes import largest_and_rms
@@ -47,8 +48,8 @@ class LayerStatistics:
     position_energy: dict[str, np.ndarray]  # gate, up, down → Σ of squared entries per FFN position, [f]
     squares: dict[str, Squares]  # gate, up, down → the law of its squared entries
     cosines: dict[tuple[str, str], np.ndarray]  # pair of gate, up, down → cos of each position's vectors, float32 [f]
-    written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]
-    loudest: tuple[int, int]  # the coordinate k of its maximum, and the position p that contributes most
+    written: np.ndarray  # sqrt(Σ_p down[k, p]²·c_p²) of every residual coordinate k, [d]; [0] without an FFN
+    loudest: tuple[int, int] | None  # the coordinate k of its maximum, and the position p that contributes most
     fingerprints: np.ndarray | None  # float32 [heads, 2·d]
     readers: np.ndarray | None  # what each head's query and key read, of q_hᵀk_h as fingerprints; float32 [heads, 2·d]
     gammas: dict[str, np.ndarray]  # position of a norm → its scale [d]
@@ -127,7 +128,7 @@ class Stack:
 
     @cached_property
     def median_written(self) -> float:
-        """Median of `LayerStatistics.written` over all coordinates of all layers."""
+        """Median of `LayerStatistics.written` over all coordinates of all layers that have an FFN."""
         return float(np.median(np.concatenate([layer.written for layer in self.layers])))
 
     @cached_property
@@ -166,15 +167,17 @@ class Stack:
         return couplings(self.matches)
 
 
-def threshold(layer: Layer) -> float:
-    """mean + 3·std of a reference checkpoint's co-magnitude: T_l of `saturated_fixed` (SCIENCE §1)."""
+def threshold(layer: Layer) -> float | None:
+    """mean + 3·std of a reference checkpoint's co-magnitude: T_l of `saturated_fixed` (SCIENCE §1). None: no FFN."""
     kinds = [kind for kind in FFN if kind in layer.kinds]
+    if not kinds:
+        return None
     return literal_threshold(co_magnitude({k: _sums(_by_position(k, layer.folded(k))) for k in kinds}))
 
 
 def reduce_layer(
     layer: Layer,
-    compositions: Compositions,
+    compositions: Compositions | None,
     device: torch.device,
     pool: Executor,
     stream: Stream | None = None,
@@ -182,6 +185,7 @@ def reduce_layer(
 ) -> LayerStatistics:
     """The statistics of one layer's weights; its Grams go to `compositions`, and the stream through it.
 
+    `compositions`: None for an expert, which is not composed with others.
     `pool`: threads among which the matrices are divided. `typical`: the stack's median moments (`momentum.medians`),
     where there is an optimizer state.
     """
@@ -197,13 +201,17 @@ def reduce_layer(
         extremes[kind] = largest_and_rms(layer.weight(kind))
         weights[kind] = layer.folded(kind).to(device)
     rest = pool.submit(_without_spectra, layer, weights, stream)
-    grams, spectra = _grams_and_spectra(weights, pool)
-    compositions.add_layer(read=grams["read"], write=grams["write"])
+    if compositions is None:
+        values = dict(pool.map(lambda kind: (kind, spectra({kind: weights[kind]}, {})[kind]), weights))
+    else:
+        grams, values = _grams_and_spectra(weights, pool)
+        nothing = torch.zeros(layer.width, layer.width)  # on a side on which the layer has no matrix
+        compositions.add_layer(*(grams.get(side, nothing.clone()) for side in ("read", "write")))
     return replace(
         rest.result(),
-        spectra=spectra,
+        spectra=values,
         alignment=aligned,
-        stuck=None if typical is None else stuck_fraction(layer, typical),
+        stuck=None if typical is None or not layer.kinds else stuck_fraction(layer, typical),
         uniform=uniform,
         extremes=extremes,
     )
@@ -212,7 +220,9 @@ def reduce_layer(
 def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | None) -> LayerStatistics:
     positions = {kind: _sums(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
     heads = {kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION if kind in weights}
-    written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
+    written, loudest = np.empty(0), None
+    if "down" in weights:
+        written, loudest = _written(weights["down"], np.square(co_magnitude(positions)))
     return LayerStatistics(
         index=layer.index,
         width=layer.width,
@@ -294,7 +304,7 @@ def _grams_and_spectra(weights: dict[str, Tensor], pool: Executor) -> tuple[dict
     kinds = list(weights)
     totals: dict[str, Tensor] = {}
     values: dict[str, np.ndarray] = {}
-    batches = [kinds] if weights["o"].is_cuda else [[kind] for kind in kinds]
+    batches = [kinds] if any(w.is_cuda for w in weights.values()) else [[kind] for kind in kinds]
     for grams, found in pool.map(lambda batch: _reduced({kind: weights[kind] for kind in batch}), batches):
         values |= found
         for kind, g in grams.items():

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.transformer import read_prefix, rope_tables, rotate, write_prefix
+from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.layout import QK_NORM
-from orchestrator.forensics.architecture.model import CheckpointModel, Layer
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.probe import relative_write
 
 # The measures that it gives.
@@ -80,7 +82,8 @@ def random_stream(model: CheckpointModel, device: torch.device) -> Stream | None
     """The stream before the first layer; None for a model whose layers it cannot follow exactly."""
     config = model.description.config
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if model.embedding_shape is None or None in model.heads or not _followed(model, config, rope):
+    whole = all(set(KINDS) == set(model.kinds(index)) for index in range(len(model))) and None not in model.heads
+    if model.embedding_shape is None or not whole or not _followed(model, config, rope):
         return None
     draw = torch.Generator().manual_seed(SEED)
     tokens = torch.randint(model.embedding_shape[0], (ROWS * LENGTH,), generator=draw)

@@ -13,11 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from orchestrator.forensics.measures.composition import expected
+from orchestrator.forensics.measures.entry import Value
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 from orchestrator.forensics.measures.spectrum import gaussian_singular_values
 from orchestrator.forensics.measures.squares import Squares
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, co_magnitude
-from orchestrator.forensics.measures.table import Value, measure
+from orchestrator.forensics.measures.table import measure
 
 SPECTRA = ("o", "down")  # kinds of matrices whose spectra are drawn: their ranks speak for roles
 STEEPEST = 2.0  # skewness that the cube of a normal variable reaches with its mean still right
@@ -51,6 +52,8 @@ def drawn(stack: Stack, draws: int, seed: int, whole: bool) -> Iterator[Stack]:
 
 
 def _layer(real: LayerStatistics, rng: np.random.Generator, whole: bool) -> LayerStatistics:
+    if not real.position_energy:  # no FFN
+        return _whole(real, rng) if whole else replace(real)
     each = np.ones(real.width)
     positions = {kind: _sums(law, each, len(real.position_energy[kind]), rng) for kind, law in real.squares.items()}
     written = _sums(real.squares["down"], np.square(co_magnitude(positions)), real.width, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from orchestrator.forensics.reading import LayerReport, Matrices, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
-from orchestrator.forensics.render.terminal import RIVALS, leads, nothing, shown
+from orchestrator.forensics.render.terminal import RIVALS, USUAL, leads, nothing, shown
 from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.forensics.roles.routing import ROLES
@@ -41,7 +42,8 @@ def single(reading: Reading) -> Figure:
     layers = reading.layers
     matrices = reading.matrices if len(layers) > 1 else None
     subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {STRIPES}"
-    figure, (strip,), below = panels.page(_named(reading), subtitle, 2.4, rows=3 if matrices else 2)
+    title = "\n".join(filter(None, [_named(reading), _held(layers)]))
+    figure, (strip,), below = panels.page(title, subtitle, 2.4, rows=3 if matrices else 2)
     _scores(strip, reading)
     shades = [colour(shown(layer)) for layer in layers]
     cv, saturated, norms, rank, attention, composition = below[:6]
@@ -177,6 +179,13 @@ def _worst_by_layer(layers: Sequence[LayerReport]) -> list[float]:
 def _values(layers: Sequence[LayerReport], key: str) -> np.ndarray:
     """One measure of every layer, [L]; NaN where a layer lacks it."""
     return np.array([layer.measures[key] for layer in layers], dtype=float)
+
+
+def _held(layers: Sequence[LayerReport]) -> str:
+    """What the layers hold and how many of them, where it is not the usual: `3 × attention, FFN`; else empty."""
+    counts = Counter(", ".join(layer.holds) for layer in layers)
+    unusual = any(layer.holds not in ([], USUAL) for layer in layers)
+    return " · ".join(f"{count} × {holds}" for holds, count in counts.items()) if unusual else ""
 
 
 def _named(reading: Reading) -> str:

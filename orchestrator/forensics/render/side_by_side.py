@@ -69,7 +69,7 @@ def report(both: SideBySide, seconds: float) -> Group:
     for name, reading in (("A", both.a), ("B", both.b)):
         about_it = (f"  {terminal.about(reading)}", "dim")
         heading.add_row(Text(name, "bold"), Text.assemble((reading.source, "bold"), about_it, overflow="fold"))
-    return page(heading, _headline(both), FittedTable(both.pairs, COLUMNS), _summary(both, seconds))
+    return page(heading, _headline(both), FittedTable(both.pairs, _columns(both)), _summary(both, seconds))
 
 
 def _headline(both: SideBySide) -> Text:
@@ -103,6 +103,7 @@ def _rank(pair: Pair) -> Text | str:
 
 COLUMNS = [  # of a table of `Pair`s
     Column("", lambda pair: str(pair[0].layer), 99),
+    Column("holds", lambda pair: _held(pair), 98, False),
     Column("role A", lambda pair: terminal.role_text(pair[0]), 98, False),
     Column("role B", lambda pair: terminal.role_text(pair[1]), 98, False),
     Column("cv", _both("cv", ".2f"), 97, True, terminal.CV),
@@ -114,11 +115,22 @@ COLUMNS = [  # of a table of `Pair`s
 ]
 
 
+def _columns(both: SideBySide) -> list[Column]:
+    """The table's columns; what the layers hold is among them where it is not the usual."""
+    unusual = any(layer.holds not in ([], terminal.USUAL) for pair in both.pairs for layer in pair)
+    return [column for column in COLUMNS if unusual or column.name != "holds"]
+
+
+def _held(pair: Pair) -> Text:
+    """What the two layers hold, once where it is the same."""
+    return Text(" → ", "dim").join(map(terminal.holds_text, dict.fromkeys(tuple(layer.holds) for layer in pair)))
+
+
 def _summary(both: SideBySide, seconds: float) -> Table:
     a, b = both.a, both.b
     lines = {
         "roles": _per_model(a, b, lambda reading: [terminal.counts(reading, reading.scoring)]),
-        "saturated": _per_model(a, b, lambda reading: [terminal.totals(reading.totals)]),
+        "saturated": _per_model(a, b, lambda reading: terminal.totals(reading.totals)),
         "pathology": _per_model(a, b, terminal.pathology),
         "change": _change(both.change),
         "assumed": _per_model(a, b, lambda reading: [*terminal.heads(reading), *terminal.assumed(reading)]),

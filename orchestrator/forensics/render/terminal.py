@@ -21,8 +21,10 @@ from orchestrator.common.formatting import (
     page,
     ranges,
 )
-from orchestrator.forensics.measures.table import MEASURES, NEEDS
+from orchestrator.forensics.measures.entry import NEEDS
+from orchestrator.forensics.measures.table import MEASURES
 from orchestrator.forensics.reading import LayerReport, Reading
+from orchestrator.forensics.render.experts import EXPERTS
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES, Role
 
@@ -35,13 +37,15 @@ ATTENTION = "attention's share of energy"
 MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
 CURES = {"A": ", see --probe", "G": ", see --gradients", "O": ", see --optimizer"}  # the option that supplies a need
-COMPARING = (  # measures that need other layers
+COMPARING = (  # measures that need other layers with the same branch
     "coupling",
     "head_composition_top",
     "source_mean",
     "sink_mean",
     "synapse_mediator",
 )
+USUAL = ["attention", "FFN"]  # what a layer holds that needs no mention
+BRANCHES = {"attention": "a layer of full attention", "ffn": "a layer with one FFN"}  # in the same order
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
     "effective_rank.down_fraction": "rank down",
@@ -69,7 +73,10 @@ def report(reading: Reading, seconds: float, parameters: int) -> Group:
     heading = Text(reading.source, "bold", overflow="fold")
     heading.append(f"\n{about(reading)} · {big(parameters)} parameters read in {seconds:.1f} s", "not bold dim")
     said = Group(headline(reading), *heads(reading))
-    return page(heading, said, FittedTable(reading.layers, columns(reading)), summary(reading))
+    table = FittedTable(reading.layers, columns(reading))
+    mixtures = [layer for layer in reading.layers if layer.experts]
+    tables = [table, FittedTable(mixtures, EXPERTS)] if mixtures else [table]
+    return page(heading, said, *tables, summary(reading))
 
 
 def about(reading: Reading) -> str:
@@ -122,6 +129,7 @@ def columns(reading: Reading) -> list[Column]:
     rival = {"calibrated": "by the paper's rule, first letters", "paper": "above chance, first letters"}
     table = [
         Column("", lambda layer: str(layer.layer), 99),
+        Column("holds", lambda layer: holds_text(layer.holds), 98, False),
         Column("role", role_text, 99, False, tie),
         Column("margin", lambda layer: number(layer.margin, ".2f") if is_notable(layer) else dash(), 96),
         Column("cv", lambda layer: bar(layer.measures["cv"], largest, ".2f"), 98, False, CV),
@@ -137,6 +145,11 @@ def columns(reading: Reading) -> list[Column]:
         Column("evidence", _evidence, 95, False),
     ]
     has = {
+        "holds": any(layer.holds not in ([], USUAL) for layer in layers),
+        "cv": "cv" in known,
+        "saturated": "saturated_robust" in known,
+        "rank o": "effective_rank.o_fraction" in known,
+        "att.": "attention_share" in known,
         "in → out": "sink_mean" in known,
         "write": "total_write" in known,
         "copy": "copy_density" in known,
@@ -156,8 +169,8 @@ def summary(reading: Reading) -> Table:
     return labelled(
         {
             "roles": [Text.assemble((f"{rule}: ", "dim"), counts(reading, key)) for rule, key in rules.items()],
-            "saturated": [totals(reading.totals)],
-            "super weights": [_super_weights(reading.layers)],
+            "saturated": totals(reading.totals),
+            "super weights": [] if "super_weight_ratio" in reading.missing else [_super_weights(reading.layers)],
             "pathology": pathology(reading),
             "assumed": assumed(reading),
             "tokens": ran(reading),
@@ -176,10 +189,11 @@ def counts(reading: Reading, scoring: str) -> Text:
     return Text(" · ").join([*roles, none])
 
 
-def totals(total: Mapping[str, float | None]) -> Text:
-    """The specialist budget under each threshold, with the count by chance."""
+def totals(total: Mapping[str, float | None]) -> list[Text]:
+    """The specialist budget under each threshold, with the count by chance, on one line; none where it is not known."""
     known = {name: beside(total, key) for key, name in COUNTS.items() if total[key] is not None}
-    return Text(" · ", "dim").join(Text.assemble(count, (f" {name}", "dim")) for name, count in known.items())
+    parts = [Text.assemble(count, (f" {name}", "dim")) for name, count in known.items()]
+    return [Text(" · ", "dim").join(parts)] if parts else []
 
 
 def pathology(reading: Reading) -> list[Text]:
@@ -216,12 +230,29 @@ def missing(reading: Reading) -> list[Text]:
     if reading.options.probed:
         seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
         needs |= dict.fromkeys(seen, "a model whose branches the probe can follow")
-    if any(finding.blemish for finding in reading.pathology):  # then the number of heads may well be known
-        needs |= {key: "heads that read and write" for key, measure in MEASURES.items() if measure.needs == "H"}
+    of_heads = [key for key, measure in MEASURES.items() if measure.needs == "H"]
+    if "head_evenness" not in reading.missing or any(finding.blemish for finding in reading.pathology):
+        needs |= dict.fromkeys(of_heads, "heads that read and write")  # their number is known
+    if sum("attention" in layer.holds for layer in reading.layers) == 1:
+        needs |= dict.fromkeys([key for key in of_heads if key in COMPARING], "a second layer of full attention")
     if len(reading.layers) == 1:
         needs |= dict.fromkeys(COMPARING, "a second layer")
+    if all(layer.holds and not set(USUAL) & set(layer.holds) for layer in reading.layers):
+        of_weights = [key.split(".")[0] for key, measure in MEASURES.items() if measure.needs == "W"]
+        needs |= dict.fromkeys(of_weights, "a layer of full attention or with one FFN")
+    needs |= {key.split(".")[0]: of for key, entry in MEASURES.items() if (of := _branches(entry.branches, reading))}
     # an expected count goes with its count
     return by_reason({name: needs[name] for name in reading.missing if not name.endswith("_expected")}, ": needs ")
+
+
+def _branches(branches: Sequence[str], reading: Reading) -> str:
+    """The branches that a measure needs and no layer has, in words; empty where one has them all."""
+    names = dict(zip(branches, (USUAL[list(BRANCHES).index(branch)] for branch in branches), strict=True))
+    if any(not layer.holds or set(names.values()) <= set(layer.holds) for layer in reading.layers):
+        return ""
+    held = {part for layer in reading.layers for part in layer.holds}
+    lacking = [BRANCHES[branch] for branch, name in names.items() if name not in held]
+    return " and ".join(lacking) or "a layer with attention and one FFN"
 
 
 def by_reason(reasons: Mapping[str, str], between: str) -> list[Text]:
@@ -240,6 +271,11 @@ def leads(role: str) -> bool:
 def settled(role: str) -> str:
     """The role; empty for a tie and for none."""
     return role if leads(role) else ""
+
+
+def holds_text(holds: Sequence[str]) -> Text:
+    """What a layer holds, `state-space, FFN`; dim where it is the usual."""
+    return Text(", ".join(holds), "dim" if list(holds) == USUAL else "")
 
 
 def role_text(layer: LayerReport) -> Text:

@@ -17,7 +17,7 @@ from orchestrator.common.formatting import bar, beside, counted, dash, labelled,
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
-from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading, rows_of
+from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading, rows_with_experts
 from orchestrator.forensics.render import terminal
 from orchestrator.forensics.render.terminal import leads, letters, named_role, settled, shown
 from orchestrator.forensics.roles.palette import letter
@@ -72,8 +72,8 @@ def trajectory(source: str, readings: Sequence[Reading], unit: str = "step") -> 
 
 
 def rows(run: Trajectory) -> list[dict[str, Any]]:
-    """CSV: one row per checkpoint and layer, the step (or epoch) first."""
-    return [{run.unit: reading.step} | row for reading in run.checkpoints for row in rows_of(reading)]
+    """CSV: one row per checkpoint and layer (and expert), the step (or epoch) first."""
+    return [{run.unit: reading.step} | row for reading in run.checkpoints for row in rows_with_experts(reading)]
 
 
 def step_of(reading: Reading) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Annotated
@@ -63,7 +63,11 @@ STATES = (*ROLES, TIE, NONE)
 RoleName = Annotated[str, Kind("a role, a tie of two or 'none'", (*ROLES, *TIES, NONE).__contains__)]
 FEATURES = tuple(dict.fromkeys(feature for routes in ROUTING.values() for feature in routes))
 
+# Role → the matrix that writes for the branch that the role is about; a layer that lacks it cannot have the role.
+ABOUT = {"hub": "o", "damper": "down", "specialist": "down"}
+
 MARGIN = 0.05  # a lead that is not larger is a tie
+NEUTRAL = 0.5  # a score without evidence
 EVIDENCE = 3  # features listed per layer
 
 
@@ -83,21 +87,30 @@ class Role:
     coverage: float  # routed features available in this layer over all routed features
 
 
-def decide(z: Mapping[str, float], routing: Mapping[str, Mapping[str, int]] = ROUTING, above: float = 0.0) -> Role:
+def decide(
+    z: Mapping[str, float],
+    routing: Mapping[str, Mapping[str, int]] = ROUTING,
+    above: float = 0.0,
+    able: Collection[str] = ROLES,
+) -> Role:
     """The role of one layer from its z-scores, feature → z; none unless the leader's score is larger than `above`.
 
-    At least two roles need a feature to compare.
+    `able`: the roles that the layer can have, by the branches that it has. A role alone leads over 0.5, which is no
+    evidence.
     """
     scores: dict[str, float | None] = {}
     for role, routes in routing.items():
-        votes = [sign * z[feature] for feature, sign in routes.items() if feature in z]
+        votes = [sign * z[feature] for feature, sign in routes.items() if feature in z and role in able]
         scores[role] = 1 / (1 + math.exp(-sum(votes) / len(votes))) if votes else None
     ranked = sorted(((score, role) for role, score in scores.items() if score is not None), key=lambda s: (-s[0], s[1]))
-    (first, leader), (second, runner_up), *_ = ranked
-    name = leader if first - second > MARGIN else "/".join(sorted((leader, runner_up)))
-    name = name if first > above else NONE
     routed = {feature for routes in routing.values() for feature in routes}
-    return Role(name, first - second, scores, _evidence(routing[leader], z), sum(f in z for f in routed) / len(routed))
+    coverage = sum(feature in z for feature in routed) / len(routed)
+    if not ranked:
+        return Role(NONE, 0.0, scores, [], coverage)
+    (first, leader), (second, runner_up), *_ = [*ranked, (NEUTRAL, "")]
+    name = leader if first - second > MARGIN else "/".join(sorted((leader, runner_up)))
+    name = name if first > above and (runner_up or first > NEUTRAL + MARGIN) else NONE
+    return Role(name, max(0.0, first - second), scores, _evidence(routing[leader], z), coverage)
 
 
 def _evidence(routes: Mapping[str, int], z: Mapping[str, float]) -> list[str]:

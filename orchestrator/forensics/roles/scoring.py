@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.null.peers import FEWEST, limit, spread
-from orchestrator.forensics.roles.routing import CALIBRATED, FEATURES, MARGIN, Role, decide
+from orchestrator.forensics.roles.routing import ABOUT, CALIBRATED, FEATURES, MARGIN, NEUTRAL, ROLES, Role, decide
 from orchestrator.forensics.roles.treatments import TREATMENTS, Treatment
 
 CONSTANT = 1e-9  # a spread below this share of the values is rounding
@@ -28,7 +29,7 @@ def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             std = x.std()
             scores = (x - x.mean()) / std if std > CONSTANT * np.abs(x).max() else np.zeros_like(x)
             _enter(z, feature, layers, scores)
-    return [decide(layer) for layer in z]
+    return [decide(layer, able=_able(row)) for layer, row in zip(z, rows, strict=True)]
 
 
 def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
@@ -52,8 +53,25 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             y = treatment.transform(x) - by_chance
             excess = y - treatment.growth * _log_rms(rows)[layers] if treatment.growth else y
             uneven = treatment.unevenness(len(rows), head)[layers]
-            _enter(z, feature, layers, beyond(y, treatment, uneven, excess))
-    return [_by_measures(decide(layer, CALIBRATED, above=0.5 + MARGIN)) for layer in z]
+            for peers in _peers([rows[layer] for layer in layers], treatment):
+                scores = beyond(y[peers], treatment, uneven[peers], excess[peers])
+                _enter(z, feature, [layers[at] for at in peers], scores)
+    above = NEUTRAL + MARGIN
+    return [_by_measures(decide(layer, CALIBRATED, above, _able(row))) for layer, row in zip(z, rows, strict=True)]
+
+
+def _able(row: Measures) -> list[str]:
+    """The roles that a layer can have, by the matrices that it has."""
+    return [role for role in ROLES if role not in ABOUT or row.get(f"spectral_norm.{ABOUT[role]}", 0.0) is not None]
+
+
+def _peers(rows: Sequence[Measures], treatment: Treatment) -> list[list[int]]:
+    """The rows that are compared with each other: all, or those that have the same kinds of matrices."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for at, row in enumerate(rows):
+        held = tuple(kind for kind in KINDS if row.get(f"spectral_norm.{kind}") is not None)
+        groups.setdefault(held if treatment.whole else (), []).append(at)
+    return list(groups.values())
 
 
 def _by_measures(role: Role) -> Role:

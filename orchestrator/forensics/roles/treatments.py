@@ -20,6 +20,7 @@ class Treatment:
     transform: Callable[[Array], Array] = np.asarray  # to values whose chance is nearly Gaussian
     shaped: bool = False  # depends on the layer's shape: where shapes differ, its value by chance is subtracted
     noise: float = 0.0  # least standard deviation by chance, after the transform
+    whole: bool = False  # over all matrices of a layer: only layers that have the same kinds of them are peers
     growth: float = 0.0  # power of the stream's RMS with which it grows from layer to layer where all are alike
     # Number of layers, and whether the head reads the last → relative spread of each layer by chance, [L].
     unevenness: Callable[[int, bool], Array] = lambda layers, head: np.ones(layers)
@@ -66,9 +67,10 @@ GIVEN = {
     "balance": Treatment("branch_balance"),
     "head_evenness": Treatment(transform=concentration, shaped=True),
     "coupling": STRUCTURAL,
-    "sink_mean": Treatment(transform=logarithm, shaped=True, unevenness=sinks),
-    "synapse_mediator": Treatment(transform=logarithm, shaped=True, unevenness=mediators),
-    "source_mean": Treatment(transform=logarithm, shaped=True, unevenness=sources),
+    "sink_mean": Treatment(transform=logarithm, shaped=True, whole=True, unevenness=sinks),
+    "synapse_mediator": Treatment(transform=logarithm, shaped=True, whole=True, unevenness=mediators),
+    "source_mean": Treatment(transform=logarithm, shaped=True, whole=True, unevenness=sources),
+    "stuck_fraction": Treatment(whole=True),
     "down_ratio": Treatment("write_ratio", logarithm),
     "depletion_fraction": Treatment("depleted", anscombe, shaped=True, noise=1.0),
     "effective_rank.down_fraction": STRUCTURAL,

@@ -214,9 +214,11 @@ def test_a_config_that_is_none(llama: Path, refused: Said) -> None:
     assert names(refused(llama), llama / "config.json", "decoder")
 
 
-def test_a_mixture_of_experts(tmp_path: Path, refused: Said) -> None:
+def test_a_mixture_of_experts_that_is_not_whole(tmp_path: Path, refused: Said) -> None:
     MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=4)).save_pretrained(tmp_path / "m")
-    assert names(refused(tmp_path / "m"), "mixture of experts", "4 experts")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"num_local_experts": 8}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert names(refused(tmp_path / "m"), "model.layers.0", "4 experts", "declares 8")
 
 
 def test_a_name_on_the_hub_without_a_network(tmp_path: Path) -> None:

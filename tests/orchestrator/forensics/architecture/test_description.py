@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.architecture.model import CheckpointModel, Heads
+from orchestrator.forensics.architecture.layout import Heads
+from orchestrator.forensics.architecture.model import CheckpointModel
 from tests.naming import names, naming
 
 SIZES = {

@@ -54,8 +54,8 @@ def test_variant(tmp_path: Path, family: str, mark: str, keys: dict[str, Any]) -
     assert outcome(mark, tmp_path, **keys) == ("checked", family)
 
 
-# Mixtures of experts and hybrids: number of matrices in each layer that `partial` reads.
-PARTIAL = {
+# Mixtures of experts and hybrids: number of matrices that each layer has.
+HELD = {
     "mixtral": [4, 4, 4], "qwen2_moe": [4, 4, 4], "qwen3_moe": [4, 4, 4], "olmoe": [4, 4, 4], "gpt_oss": [4, 4, 4],
     "phimoe": [4, 4, 4], "granitemoe": [4, 4, 4], "flex_olmo": [4, 4, 4], "cohere2_moe": [4, 4, 4],
     "kolibri1": [4, 4, 4], "afmoe": [7, 4, 4], "glm4_moe": [7, 4, 4], "ernie4_5_moe": [7, 4, 4], "hy_v3": [7, 4, 4],
@@ -66,12 +66,12 @@ PARTIAL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mark", PARTIAL)
+@pytest.mark.parametrize("mark", HELD)
 def test_attention_and_dense_ffns_of_mixtures_and_hybrids(tmp_path: Path, mark: str) -> None:
-    kind, said = outcome(mark, tmp_path, partial=True)
+    kind, said = outcome(mark, tmp_path)
     assert kind == "checked", said
-    opened = CheckpointModel(tmp_path, partial=True)
-    assert [len(layer.kinds) for layer in opened] == PARTIAL[mark]
+    opened = CheckpointModel(tmp_path)
+    assert [len(layer.kinds) for layer in opened] == HELD[mark]
     assert {layer.width for layer in opened} == {WIDTH}
     assert all((layer.heads is None) == ("q" not in layer.kinds) for layer in opened)
 
@@ -81,7 +81,7 @@ def test_what_lacks_in_a_family_that_is_inferred_is_refused(tmp_path: Path) -> N
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mystery"}))
     with pytest.raises(UserError, match=naming("mixture of experts")):
-        CheckpointModel(tmp_path, partial=True)
+        CheckpointModel(tmp_path)
 
 
 def test_the_page_lists_every_family_that_is_tried() -> None:

@@ -170,12 +170,12 @@ def test_interleaving_is_undone() -> None:
     assert torch.equal(pairs_apart(stored, heads)[0], rows)
 
 
-def test_a_mixture_of_experts_is_named(tmp_path: Path) -> None:
+def test_an_ffn_of_which_a_part_lacks_is_no_mixture(tmp_path: Path) -> None:
     model = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED))
     path = converted(model, "llama", interleaved, tmp_path / "m.gguf")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"blk.1.ffn_gate.weight", b"blk.1.ffn_gate_exps.w"))
-    with pytest.raises(UserError, match=naming(path, "mixture of experts")):
+    with pytest.raises(UserError, match=naming("lacks 1", "blk.1.ffn_gate.weight")):
         CheckpointModel(path)
 
 

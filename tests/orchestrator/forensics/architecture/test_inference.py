@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS, PLACES
-from orchestrator.forensics.architecture.model import CheckpointModel, Heads
+from orchestrator.forensics.architecture.layout import Heads
+from orchestrator.forensics.architecture.model import CheckpointModel
 from tests.naming import names, naming
 
 # Wide enough for real heads of 64, the size assumed where nothing tells it.

@@ -31,7 +31,8 @@ from models.spec import DecoderSpec, LayerShape
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS
-from orchestrator.forensics.architecture.model import CheckpointModel, Heads
+from orchestrator.forensics.architecture.layout import Heads
+from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.weights.tensors import Tensors
 from tests.naming import naming
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.head_pairs import clusters, top_pair_share
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 

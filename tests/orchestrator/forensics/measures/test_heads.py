@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.heads import (
     cosines,
     couplings,

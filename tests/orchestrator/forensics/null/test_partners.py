@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.architecture.model import Heads
+from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.measures.composition import expected
 from orchestrator.forensics.measures.heads import drawn_fingerprints, expected_match, matches_of
 from orchestrator.forensics.null.partners import above_peers

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.measures.entry import NEEDS
 from orchestrator.forensics.measures.pathology import Finding
-from orchestrator.forensics.measures.table import NEEDS
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.terminal import report
 from orchestrator.forensics.roles.routing import ROLES

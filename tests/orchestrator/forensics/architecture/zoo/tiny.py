@@ -96,6 +96,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {"vision_config": {"depth": 1, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2}},
     **dict.fromkeys(("qwen2_vl_text", "qwen2_5_vl_text", "paddleocr_vl_text", "qwen2_5_omni_text"), TURNED),
     "moshi": {"ffn_dim": 2 * FFN},
+    "nemotron_h": {"n_groups": 1},
     "dots1": {"n_shared_experts": 1},
     "zaya": {"num_experts_per_tok": 1},
     "dbrx": {
@@ -180,7 +181,8 @@ def build(mark: str, **others: Any) -> PreTrainedModel:
     assert size < LARGEST, f"{mark} has {size} parameters: give more of its sizes"
     model: PreTrainedModel = kind._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:  # tables of sines are none of the weights
-                parameter.add_(torch.randn_like(parameter) * 0.3)
+        for name, values in (*model.named_parameters(), *model.named_buffers()):
+            # tables of sines are none of the weights; what corrects a router's choice is no trained parameter
+            if values.requires_grad or name.endswith(("correction_bias", "expert_bias")):
+                values.add_(torch.randn_like(values) * 0.3)
     return model

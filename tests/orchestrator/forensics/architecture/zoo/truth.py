@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.forensics.architecture.kinds import PLACES
-from orchestrator.forensics.architecture.model import CheckpointModel, Layer
+from orchestrator.forensics.architecture.layer import Layer
+from orchestrator.forensics.architecture.model import CheckpointModel
 from tests.orchestrator.forensics.architecture.zoo.flow import Attention, Flow, Product, run
 
 
