@@ -218,8 +218,8 @@ def assumed(reading: Reading) -> list[Text]:
 def ran(reading: Reading) -> list[Text]:
     """One line for each way in which tokens were run."""
     ways = {
-        "run through the model": reading.options.tokens,
-        "run backwards: --json and --csv hold each matrix's gradient alignment": reading.options.gradients,
+        "tokens were run through the model": reading.options.tokens,
+        "tokens were run backwards: --json and --csv hold the gradient alignments": reading.options.gradients,
     }
     return [Text(f"{count:,} {way}", "dim") for way, count in ways.items() if count is not None]
 
