@@ -15,7 +15,7 @@ from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head, written_before
 from orchestrator.forensics.measures.entry import Value
-from orchestrator.forensics.measures.experts import read_experts
+from orchestrator.forensics.measures.experts import ExpertReport, read_experts
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
@@ -35,6 +35,7 @@ from orchestrator.forensics.reading import (
     Reading,
     SuperWeight,
 )
+from orchestrator.forensics.roles.routing import Role
 from orchestrator.forensics.roles.scoring import SCORINGS
 from orchestrator.forensics.roles.treatments import SHAPED
 from orchestrator.forensics.weights.adapters import is_adapter
@@ -90,6 +91,7 @@ def analyze(
     for layer, threshold_of, of_layer in zip(stack.layers, thresholds, of_tokens, strict=True):
         layer.threshold = threshold_of
         layer.activations, layer.gradients = of_layer
+
     chance = by_chance(stack, COUNTED, resamples, seed, whole=False)
     for layer, by, of_partners in zip(stack.layers, chance, partners(stack), strict=True):
         layer.chance, layer.partners = by, of_partners
@@ -97,7 +99,6 @@ def analyze(
     expected = expected_by_shape(stack, seed)
     roles = {name: score(rows, expected) for name, score in SCORINGS.items()}
 
-    bar = max((float(of.max()) for by in chance if (of := by.get("super_weight_ratio")) is not None), default=None)
     options = Options(
         reference=None if compared is None else str(compared),
         optimizer=None if optimizer is None else str(optimizer),
@@ -122,20 +123,7 @@ def analyze(
         options=options,
         missing=missing(rows),
         substitutes=_substitutes(stack),
-        layers=[
-            LayerReport(
-                layer=layer.index,
-                **vars(roles[scoring][layer.index]),
-                role_paper=roles["paper"][layer.index].role,
-                scorings={name: by_layer[layer.index] for name, by_layer in roles.items()},
-                width=layer.width,
-                super_weight=_super_weight(layer, row, bar),
-                measures=row,
-                holds=model.holdings(layer.index),
-                experts=experts[layer.index],
-            )
-            for layer, row in zip(stack.layers, rows, strict=True)
-        ],
+        layers=_reports(model, stack, rows, roles, scoring, experts),
         totals={key: _total([row[key] for row in rows if row["saturated"] is not None]) for key in TOTALS},
         matrices=Matrices(_digits(written_before(stack.compositions)), _digits(stack.matches)),
         pathology=[
@@ -258,6 +246,33 @@ def _reference(
         if named is not None:
             raise
         return None, nothing
+
+
+def _reports(
+    model: CheckpointModel,
+    stack: Stack,
+    rows: Sequence[dict[str, Value]],
+    roles: Mapping[str, Sequence[Role]],
+    scoring: str,
+    experts: Sequence[list[ExpertReport]],
+) -> list[LayerReport]:
+    """The layer reports, from the measures of each layer, its role by each scoring, and its experts."""
+    drawn = [of for layer in stack.layers if (of := layer.chance.get("super_weight_ratio")) is not None]
+    bar = max((float(of.max()) for of in drawn), default=None)
+    return [
+        LayerReport(
+            layer=layer.index,
+            **vars(roles[scoring][layer.index]),
+            role_paper=roles["paper"][layer.index].role,
+            scorings={name: by_layer[layer.index] for name, by_layer in roles.items()},
+            width=layer.width,
+            super_weight=_super_weight(layer, row, bar),
+            measures=row,
+            holds=model.holdings(layer.index),
+            experts=experts[layer.index],
+        )
+        for layer, row in zip(stack.layers, rows, strict=True)
+    ]
 
 
 def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:

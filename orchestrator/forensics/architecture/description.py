@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,28 @@ def describe(directory: Path, metadata: Mapping[str, Any] | None = None, source:
     if found := projects.beside(source or directory):
         return _read(*found, describe_config)
     return describe_config(projects.within(metadata))
+
+
+def tower(description: Description, name: str) -> Description:
+    """The description of the encoder of another modality beside a text model, called `name`; empty without one.
+
+    Raises `UserError` where its part of the config describes no model.
+    """
+    sense = "audio_config" if re.search("audio|speech", name) else "vision_config"
+    part = description.config.get(sense)
+    if not isinstance(part, dict):
+        return Description()
+    declared = str(part.get("model_type") or "")
+    is_own = not declared or "_vision" in declared or "_audio" in declared  # older files have the whole model's
+    own = {  # Qwen2-VL's hidden_size is that of the text model
+        "model_type": declared if is_own else f"{declared}_vision",
+        "num_hidden_layers": part.get("num_hidden_layers", part.get("depth")),
+        "hidden_size": part.get("embed_dim", part.get("hidden_size")),
+    }
+    try:
+        return describe_config(part | own)
+    except Exception as error:  # a broken description fails in any way there is
+        raise UserError(f"The {sense} of the model does not describe one ({error!r}): correct it.") from error
 
 
 def _read(path: Path, parse: Callable[[str], Any], describe: Callable[[dict[str, Any]], Description]) -> Description:

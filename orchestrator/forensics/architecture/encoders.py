@@ -115,4 +115,14 @@ ENCODERS = {
         norms("attn_norm", None, "mlp_norm"), declared=("modernbert-decoder",), optional=("pre_attention",),
         embed="embeddings.tok_embeddings.weight", **_ENCODER,
     ),
+    # Towers beside a text model, which `--weights visual` names.
+    "qwen2_vl_vision": Family(
+        fused("attn.qkv", stacked) + plain(o="attn.proj", up="mlp.fc1", down="mlp.fc2"),
+        norms("norm1", None, "norm2"), layer="blocks.{}.",
+        embed="", **_ENCODER,
+    ),
+    "qwen2_5_vl_vision": Family(
+        fused("attn.qkv", stacked) + plain(o="attn.proj", gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj"),
+        norms("norm1", None, "norm2"), layer="blocks.{}.", embed="", **_ENCODER,
+    ),
 }  # fmt: skip

@@ -21,7 +21,7 @@ MIXTURES = {
         declared=("aria_text", "dots1", "ernie4_5_moe", "exaone_moe", "flint", "glm4_moe", "gpt_oss", "granitemoe",
                   "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "hunyuan_v1_moe", "hy_v3", "laguna",
                   "mellum", "mimo_v2_flash", "minimax_m2", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe",
-                  "qwen3_vl_moe_text", "solar_open"),
+                  "qwen3_vl_moe_text", "qwen3_omni_moe_text", "solar_open", "unlimited_ocr_text"),
     ),
     "qwen3_next": Family(
         _GATED_Q, PRE, aside=_MIXTURE, offset=1.0,

@@ -24,7 +24,7 @@ from orchestrator.forensics.architecture.checks import (
     held_kinds,
     layer_pattern,
 )
-from orchestrator.forensics.architecture.description import describe
+from orchestrator.forensics.architecture.description import describe, tower
 from orchestrator.forensics.architecture.experts import Mixture, mixture
 from orchestrator.forensics.architecture.families import find
 from orchestrator.forensics.architecture.holdings import holdings
@@ -76,6 +76,8 @@ class CheckpointModel:
             self.directory = source if source.is_dir() else source.parent
             description = describe(self.directory, self.tensors.metadata, source)
             beside = self.directory / "optimizer.safetensors"
+        if weights is not None and OTHER_SENSES.search(weights):
+            description = tower(description, weights)
         known = find(description.declared, description.config, self.tensors.names)
         is_gguf = gguf.is_gguf(self.tensors.metadata)
         mixed = known is not None and known[1].mixed and not is_gguf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.experts import Router
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.experts import MEASURED
+from orchestrator.forensics.measures.experts import MEASURED, read_experts
 from orchestrator.forensics.measures.router import choose, router_shares
 from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.weights.tensors import Tensors
 from tests.naming import naming
 from tests.orchestrator.forensics.architecture.zoo.mixture import check_experts
 from tests.orchestrator.forensics.architecture.zoo.outcome import outcome
@@ -246,3 +248,26 @@ def test_the_experts_of_a_gguf_file(tmp_path: Path) -> None:
     for a, b in zip(found.layers, wanted.layers, strict=True):
         assert (a.holds, a.experts) == (b.holds, b.experts)
     assert check_experts(CheckpointModel(tmp_path / "m.gguf"), model) == 15
+
+
+@pytest.mark.parametrize("mark", ["mixtral", "gpt_oss"])
+def test_one_expert_in_memory_at_a_time(tmp_path: Path, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(mark).save_pretrained(tmp_path)  # matrices of their own, and tensors of all experts
+    live = {"now": 0, "peak": 0}
+    read = Tensors.read
+
+    def release(size: int) -> None:
+        live["now"] -= size
+
+    def counted(self: Tensors, name: str, rows: slice | None = None) -> Tensor:
+        values = read(self, name, rows)
+        if "experts" in name:
+            live["now"] += values.nbytes
+            live["peak"] = max(live["peak"], live["now"])
+            weakref.finalize(values.untyped_storage(), release, values.nbytes)
+        return values
+
+    monkeypatch.setattr(Tensors, "read", counted)
+    reports, _ = read_experts(CheckpointModel(tmp_path), torch.device("cpu"))
+    assert sum(map(len, reports)) == 12
+    assert 0 < live["peak"] <= 4 * 3 * 32 * 40  # gate, up and down of one, in fp32

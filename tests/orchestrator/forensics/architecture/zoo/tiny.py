@@ -66,6 +66,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "glm_moe_dsa": LATENT,
     "longcat_flash": LATENT,
     "minicpm3": LATENT,
+    "unlimited_ocr_text": LATENT,
     "youtu": LATENT,
     "dots3_note_text": LATENT,
     "esmc": LATENT,
