@@ -86,10 +86,11 @@ def _models(directory: Path, column: str, candidate: str) -> list[dict[str, Any]
     return [one for one in found if candidate in one["roles"]]
 
 
-def false_roles(directory: Path, column: str, candidate: str) -> str:
+def false_roles(directory: Path, columns: list[str], candidate: str) -> str:
     """Per cent of the layers in which nothing is planted that have a role."""
     found = [
         role in ROLES
+        for column in columns
         for one in _models(directory, column, candidate)
         for layer, role in enumerate(one["roles"][candidate])
         if layer != one["at"]
@@ -116,20 +117,18 @@ def cost(directory: Path, candidate: str) -> str:
 
 def tables(directory: Path) -> str:
     """Both tables, in Markdown."""
-    candidates = [
-        "the paper's rule",
-        *(f"{name}, {way}" for name in RESAMPLED for way in ("own", "peers")),
-        *PEERS,
-        CHOSEN,
-    ]
-    others = [NOTHING, *PLANTED_COLUMNS]
-    lines = [["candidate", *LAW_COLUMNS, "cost"]]
-    lines += [[c, *(false_roles(directory, law, c) for law in LAW_COLUMNS), cost(directory, c)] for c in candidates]
-    lines += [[], ["candidate", *PLANTINGS, "other layers"]]
+    candidates = ["the paper's rule", *RESAMPLED, *PEERS, CHOSEN]
+    laws, plantings = [["candidate", *LAW_COLUMNS, "cost"]], [["candidate", *PLANTINGS, "other layers"]]
     for c in candidates:
-        spilled = np.mean([float(false_roles(directory, column, c) or "nan") for column in others])
-        lines.append([c, *(recall(directory, planting, c) for planting in PLANTINGS), f"{spilled:.1f}"])
-    return "\n".join(f"| {' | '.join(line)} |" if line else "" for line in lines)
+        laws.append([c, *(false_roles(directory, [law], c) for law in LAW_COLUMNS), cost(directory, c)])
+        found = [recall(directory, planting, c) for planting in PLANTINGS]
+        plantings.append([c, *found, false_roles(directory, [NOTHING, *PLANTED_COLUMNS], c)])
+    return f"{_markdown(laws)}\n\n{_markdown(plantings)}"
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
 def main(directory: Path, columns: list[str]) -> None:

@@ -81,7 +81,7 @@ def test_counts_are_those_of_independent_layers(checkpoint: Callable[..., Any], 
 @pytest.mark.statistical
 @pytest.mark.parametrize("law", LAWS)
 def test_counts_are_those_of_independent_wide_layers(checkpoint: Callable[..., Any], law: str) -> None:
-    _against_independent_layers(checkpoint, LAWS[law], width=576, ffn=1536, layers=20)
+    _against_independent_layers(checkpoint, LAWS[law], width=576, ffn=768, layers=20)
 
 
 def test_layers_without_a_reference_have_no_fixed_counts_by_chance(checkpoint: Callable[..., Any]) -> None:
