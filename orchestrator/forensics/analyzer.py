@@ -21,6 +21,7 @@ from orchestrator.forensics.measures.pathology import findings, unread
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import measure
+from orchestrator.forensics.measures.tokens import of_tokens, token_rows
 from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.null.partners import partners
@@ -83,12 +84,12 @@ def analyze(
     choice: dict[str, Any] = {"weights": weights, "base": None if base is None else Path(base), "delta": delta}
     model = CheckpointModel(named, None if optimizer is None else Path(optimizer), **choice)
     compared, thresholds = _reference(model, None if reference is None else Path(reference), choice)
-    forwards, backwards = _rows(tokens), _rows(gradients)
-    of_tokens = _of_tokens(named, model, forwards, backwards)
+    forwards, backwards = token_rows(tokens), token_rows(gradients)
+    run = of_tokens(named, model, forwards, backwards)
 
     stack = read_stack(model, torch.device(device))
     experts, of_experts = read_experts(model, torch.device(device))
-    for layer, threshold_of, of_layer in zip(stack.layers, thresholds, of_tokens, strict=True):
+    for layer, threshold_of, of_layer in zip(stack.layers, thresholds, run, strict=True):
         layer.threshold = threshold_of
         layer.activations, layer.gradients = of_layer
 
@@ -167,14 +168,6 @@ def _named(source: Source, config: Any) -> Path | Live:
             "put its config.json beside the weights."
         )
     return Path(source)
-
-
-def _rows(tokens: torch.Tensor | Sequence[Sequence[int]] | None) -> torch.Tensor | None:
-    """The tokens as a tensor, if any. Raises `UserError` for other things, and for rows of several lengths."""
-    try:
-        return None if tokens is None else torch.as_tensor(tokens)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"Tokens cannot be run ({error}): give rows of integers, all of one length.") from error
 
 
 def read_stack(model: CheckpointModel, device: torch.device) -> Stack:
@@ -295,40 +288,3 @@ def _substitutes(stack: Stack) -> dict[str, str]:
     if first.streamed and not first.activations:
         found |= dict.fromkeys(STREAMED, "a stream of random tokens: there is no activation probe")
     return found
-
-
-def _of_tokens(
-    source: Path | Live, model: CheckpointModel, forwards: torch.Tensor | None, backwards: torch.Tensor | None
-) -> list[tuple[dict[str, Value], dict[str, float]]]:
-    """Per layer, what running tokens through the model tells, and what running them backwards does; else nothing."""
-    seen = [{}] * len(model) if forwards is None else probed(source, forwards)
-    pulled = [{}] * len(model) if backwards is None else traced(source, model, backwards)
-    return [(dict(of_layer), of_gradients) for of_layer, of_gradients in zip(seen, pulled, strict=True)]
-
-
-def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:
-    """The probe's measures of every layer."""
-    from orchestrator.forensics.measures.probe import probe  # these imports take seconds
-    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy, special_tokens
-
-    if isinstance(source, Live):
-        return probe(runnable_copy(source.module, source.name), tokens)
-    refuse_another_model(source)
-    directory = source if source.is_dir() else source.parent
-    return probe(runnable(directory), tokens, special_tokens(directory))
-
-
-def traced(source: Path | Live, model: CheckpointModel, tokens: torch.Tensor) -> list[dict[str, float]]:
-    """Every layer's `gradient_alignment`, kind → cosine. Raises `UserError` for a model without a next-token loss."""
-    from orchestrator.forensics.measures.gradients import gradient_alignment
-    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy
-
-    if model.head_name is None:
-        raise UserError(
-            f"{model.directory} has no head that is known to read its stream, and so no next-token loss: "
-            "read it without gradients."
-        )
-    if isinstance(source, Live):
-        return gradient_alignment(model, runnable_copy(source.module, source.name, head=True), tokens)
-    refuse_another_model(source)
-    return gradient_alignment(model, runnable(source if source.is_dir() else source.parent, head=True), tokens)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from orchestrator.forensics.architecture.experts import Mixture
 
+USUAL = ["attention", "FFN"]  # what a layer holds in models that are neither hybrids nor mixtures
 EXPERTS = re.compile(r"(^|[._])(experts?|exps)[._]|block_sparse_moe\.|(^|\.)moe\.")
 
 # What a layer may hold instead of, or beside, one full self-attention → a pattern of its tensors' names.
@@ -31,8 +32,9 @@ def instead(branch: str, names: Collection[str]) -> list[str]:
 
 def holdings(kinds: Collection[str], names: Collection[str], experts: Mixture | None) -> list[str]:
     """What a layer of these kinds of matrices holds, such as `state-space` and `FFN`."""
-    held = ["attention"] if "o" in kinds else instead("attention", names)
-    held += ["FFN"] if "down" in kinds else []
+    attention, ffn = USUAL
+    held = [attention] if "o" in kinds else instead("attention", names)
+    held += [ffn] if "down" in kinds else []
     if experts is not None:
         return [*held, f"{experts.count} experts" + (" + shared" if experts.shared else "")]
     return held + ([] if "down" in kinds else instead("ffn", names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from itertools import combinations
 from typing import Any
@@ -178,8 +178,11 @@ def _is_sum(total: Tensor, *terms: Tensor) -> bool:
     return start.shape == slack.shape and bool(((summands.sum(0) - start).abs() <= slack).all())
 
 
-def attention_patterns(model: nn.Module, layers: Iterable[nn.Module], tokens: Tensor) -> Sequence[Tensor | None]:
-    """Run `tokens` [B, T]; each layer's attention [B, heads, T, T], one row per query; empty if not returned."""
+def attention_patterns(model: nn.Module, layers: nn.ModuleList, tokens: Tensor) -> Sequence[Tensor | None]:
+    """Run `tokens` [B, T]; each layer's attention [B, heads, T, T], one row per query; empty if not returned.
+
+    None for layers of hybrids that have none.
+    """
     patterns: list[Tensor | None] = []
 
     def keep(attention: nn.Module, inputs: tuple[Any, ...], _: Tensor) -> None:
@@ -188,12 +191,31 @@ def attention_patterns(model: nn.Module, layers: Iterable[nn.Module], tokens: Te
 
     ours = [block for block in layers if isinstance(block, PreNormBlock)]
     if not ours:
-        return getattr(model(input_ids=tokens, output_attentions=True), "attentions", None) or ()
+        with ExitStack() as hooks:
+            seen = [_watch_pattern(block, tokens.shape[1], hooks) for block in layers]
+            returned = getattr(model(input_ids=tokens, output_attentions=True), "attentions", None) or ()
+        is_each = len(returned) in (0, len(layers))  # those of a hybrid are returned without saying whose they are
+        return returned if is_each else [of[0] if len(of) == 1 else None for of in seen]
     with ExitStack() as hooks:
         for block in ours:
             hooks.callback(block.self_attn.register_forward_hook(keep).remove)
         model(tokens)
     return patterns
+
+
+def _watch_pattern(block: nn.Module, length: int, hooks: ExitStack) -> list[Tensor]:
+    """A list that gets the attention patterns of the block's parts when it runs while `hooks` is open."""
+    found: list[Tensor] = []
+
+    def part(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        for value in output if isinstance(output, tuple) else ():
+            is_pattern = isinstance(value, Tensor) and value.dim() == 4 and value.shape[2:] == (length, length)
+            if is_pattern and not any(value is other for other in found):
+                found.append(value)
+
+    for inner in block.modules():
+        hooks.callback(inner.register_forward_hook(part).remove)
+    return found
 
 
 def attention_pattern(attention: Attention, x: Tensor, rope: Rope) -> Tensor:

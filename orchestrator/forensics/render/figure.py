@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.common.palette import arm_line
+from orchestrator.forensics.architecture.holdings import USUAL
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.reading import LayerReport, Matrices, Reading
 from orchestrator.forensics.render import panels
 from orchestrator.forensics.render.panels import INK, MANY, PALE, QUIET, styled
 from orchestrator.forensics.render.side_by_side import SideBySide
-from orchestrator.forensics.render.terminal import RIVALS, USUAL, leads, nothing, shown
+from orchestrator.forensics.render.terminal import RIVALS, leads, nothing, shown
 from orchestrator.forensics.render.trajectory import Trajectory, mean_cv, ratios, step_of, worst
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.forensics.roles.routing import ROLES

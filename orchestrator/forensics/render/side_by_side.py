@@ -12,9 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, printable, ranges
+from orchestrator.forensics.architecture.holdings import USUAL
 from orchestrator.forensics.measures.change import Change, Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
+from orchestrator.forensics.render.missing import missing
 
 LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
@@ -117,7 +119,7 @@ COLUMNS = [  # of a table of `Pair`s
 
 def _columns(both: SideBySide) -> list[Column]:
     """The table's columns; what the layers hold is among them where it is not the usual."""
-    unusual = any(layer.holds not in ([], terminal.USUAL) for pair in both.pairs for layer in pair)
+    unusual = any(layer.holds not in ([], USUAL) for pair in both.pairs for layer in pair)
     return [column for column in COLUMNS if unusual or column.name != "holds"]
 
 
@@ -134,7 +136,7 @@ def _summary(both: SideBySide, seconds: float) -> Table:
         "pathology": _per_model(a, b, terminal.pathology),
         "change": _change(both.change),
         "assumed": _per_model(a, b, lambda reading: [*terminal.heads(reading), *terminal.assumed(reading)]),
-        "missing": _per_model(a, b, terminal.missing),
+        "missing": _per_model(a, b, missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)

@@ -21,10 +21,10 @@ from orchestrator.common.formatting import (
     page,
     ranges,
 )
-from orchestrator.forensics.measures.entry import NEEDS
-from orchestrator.forensics.measures.table import MEASURES
+from orchestrator.forensics.architecture.holdings import USUAL
 from orchestrator.forensics.reading import LayerReport, Reading
 from orchestrator.forensics.render.experts import EXPERTS
+from orchestrator.forensics.render.missing import by_reason, missing
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES, Role
 
@@ -36,16 +36,6 @@ CV = "spread of FFN co-magnitude"
 ATTENTION = "attention's share of energy"
 MOMENTUM = "momentum_alignment.down"
 RIVALS = {"calibrated": "paper", "paper": "calibrated"}  # the scoring that is not shown
-CURES = {"A": ", see --probe", "G": ", see --gradients", "O": ", see --optimizer"}  # the option that supplies a need
-COMPARING = (  # measures that need other layers with the same branch
-    "coupling",
-    "head_composition_top",
-    "source_mean",
-    "sink_mean",
-    "synapse_mediator",
-)
-USUAL = ["attention", "FFN"]  # what a layer holds that needs no mention
-BRANCHES = {"attention": "a layer of full attention", "ffn": "a layer with one FFN"}  # in the same order
 WORDS = {  # evidence as it is printed, where the measure's own name is long
     "effective_rank.o_fraction": "rank o",
     "effective_rank.down_fraction": "rank down",
@@ -222,45 +212,6 @@ def ran(reading: Reading) -> list[Text]:
         "tokens were run backwards: --json and --csv hold the gradient alignments": reading.options.gradients,
     }
     return [Text(f"{count:,} {way}", "dim") for way, count in ways.items() if count is not None]
-
-
-def missing(reading: Reading) -> list[Text]:
-    """The missing measures by what they need."""
-    needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
-    if reading.options.probed:
-        seen = [key for key, measure in MEASURES.items() if measure.needs == "A"]
-        needs |= dict.fromkeys(seen, "a model whose branches the probe can follow")
-    of_heads = [key for key, measure in MEASURES.items() if measure.needs == "H"]
-    if "head_evenness" not in reading.missing or any(finding.blemish for finding in reading.pathology):
-        needs |= dict.fromkeys(of_heads, "heads that read and write")  # their number is known
-    if sum("attention" in layer.holds for layer in reading.layers) == 1:
-        needs |= dict.fromkeys([key for key in of_heads if key in COMPARING], "a second layer of full attention")
-    if len(reading.layers) == 1:
-        needs |= dict.fromkeys(COMPARING, "a second layer")
-    if all(layer.holds and not set(USUAL) & set(layer.holds) for layer in reading.layers):
-        of_weights = [key.split(".")[0] for key, measure in MEASURES.items() if measure.needs == "W"]
-        needs |= dict.fromkeys(of_weights, "a layer of full attention or with one FFN")
-    needs |= {key.split(".")[0]: of for key, entry in MEASURES.items() if (of := _branches(entry.branches, reading))}
-    # an expected count goes with its count
-    return by_reason({name: needs[name] for name in reading.missing if not name.endswith("_expected")}, ": needs ")
-
-
-def _branches(branches: Sequence[str], reading: Reading) -> str:
-    """The branches that a measure needs and no layer has, in words; empty where one has them all."""
-    names = dict(zip(branches, (USUAL[list(BRANCHES).index(branch)] for branch in branches), strict=True))
-    if any(not layer.holds or set(names.values()) <= set(layer.holds) for layer in reading.layers):
-        return ""
-    held = {part for layer in reading.layers for part in layer.holds}
-    lacking = [BRANCHES[branch] for branch, name in names.items() if name not in held]
-    return " and ".join(lacking) or "a layer with attention and one FFN"
-
-
-def by_reason(reasons: Mapping[str, str], between: str) -> list[Text]:
-    """A line per reason: the measures that share it, and the reason."""
-    measures: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        measures.setdefault(reason, []).append(name.replace("_", " "))
-    return [Text(f"{', '.join(names)}{between}{reason}", "dim") for reason, names in measures.items()]
 
 
 def leads(role: str) -> bool:

@@ -18,8 +18,10 @@ from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.kinds import FFN
 from orchestrator.forensics.reading import Reading, rows_of
+from orchestrator.forensics.render.terminal import report
 from tests.naming import names, naming
 from tests.orchestrator.forensics.architecture.zoo.tiny import build
+from tests.orchestrator.forensics.pages import entry, printed
 
 HOLDS = {
     "jamba": [["state-space", "FFN"], ["state-space", "4 experts"], ["state-space", "FFN"]],
@@ -150,3 +152,34 @@ def test_a_branch_without_anything_in_its_place_is_refused(tmp_path: Path) -> No
     save_file(kept, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=naming("lacks 3", "model.layers.0.mlp.gate_proj.weight")):
         analyze(tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["qwen3_next", "lfm2_moe", "mixtral"])
+def test_what_tokens_show_stands_at_the_layer_that_shows_it(mark: str) -> None:
+    model = build(mark)
+    tokens = torch.randint(3, 40, (3, 12), generator=torch.Generator().manual_seed(0))
+    forwards, backwards = analyze(model, tokens=tokens), analyze(model, gradients=tokens)
+    with torch.no_grad():
+        patterns = iter(model(input_ids=tokens, output_attentions=True).attentions)
+    for layer, traced in zip(forwards.layers, backwards.layers, strict=True):
+        attends, feeds = "attention" in layer.holds, "FFN" in layer.holds
+        assert layer.measures["total_write"] is not None
+        assert (traced.measures["gradient_alignment.o"] is not None) == attends
+        assert (traced.measures["gradient_alignment.down"] is not None) == feeds
+        sink = next(patterns)[:, :, 1:, 0].double().mean().item() if attends else None
+        assert layer.measures["sink_mass"] == (sink if sink is None else pytest.approx(sink, rel=1e-5))
+    assert next(patterns, None) is None
+
+
+def test_matrices_of_zeros_give_no_wrong_reason() -> None:
+    model: Any = build("qwen3", num_hidden_layers=5)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+    lines = printed(report(analyze(model), 1.0, 1))
+    missing = entry(lines, "missing")
+    assert not names(missing, "needs weights")
+    assert not names(missing, "number of heads")
+    assert "gain cv" in missing.partition(": needs matrices that are not all zeros")[0]
+    assert "coupling" in missing.partition(": needs heads that read and write")[0]
