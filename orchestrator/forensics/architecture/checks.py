@@ -60,7 +60,10 @@ def check_names(model: Model) -> None:
             f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
         )
     pattern, held = layer_pattern(model), {*within, *optional}
+    beyond = count + int(model.description.config.get("num_nextn_predict_layers") or 0)  # they predict later tokens
     for match in filter(None, map(pattern.match, sorted(tensors.names))):
+        if count <= int(match[1]) < beyond:
+            continue
         if int(match[1]) >= count:
             raise UserError(
                 f"{model.directory} holds {match[0]}, but its description has {count} layers: "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
 from orchestrator.forensics.architecture import gguf
 from orchestrator.forensics.architecture.checks import (
     check_moments,
@@ -121,6 +122,7 @@ class CheckpointModel:
         for index in range(count):
             check_shapes(self, index)
         self._mixtures = [self._mixture(index) for index in range(count)]
+        self._note_unread_experts()
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         last = self.width(count - 1)  # the head's name is None where there is none, or it is not known
         self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
@@ -217,6 +219,15 @@ class CheckpointModel:
         if not self.family.mixed:
             return None
         return mixture(prefix.rstrip("."), shapes, self.width(index), self.description.declared, config, index)
+
+    def _note_unread_experts(self) -> None:
+        """Say which layers hold experts that are not measured."""
+        holds = (self.holdings(index) for index in range(len(self)))
+        if unread := [index for index, held in enumerate(holds) if "experts" in held]:
+            self.assumed.append(
+                f"The experts of {counted(len(unread), 'layer')} ({self.prefix(unread[0]).rstrip('.')} …) are stored "
+                "in a form that is not known, or do not read the stream itself: they are not measured."
+            )
 
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:
         """Every matrix's shape, by splitting tensors without values."""

@@ -271,3 +271,27 @@ def test_one_expert_in_memory_at_a_time(tmp_path: Path, mark: str, monkeypatch: 
     reports, _ = read_experts(CheckpointModel(tmp_path), torch.device("cpu"))
     assert sum(map(len, reports)) == 12
     assert 0 < live["peak"] <= 4 * 3 * 32 * 40  # gate, up and down of one, in fp32
+
+
+def test_experts_that_read_a_projection_of_the_stream_are_named_and_left_out(tmp_path: Path) -> None:
+    build("nemotron_h", moe_latent_size=16).save_pretrained(tmp_path)
+    reading = analyze(tmp_path)
+    assert reading.layers[1].holds == ["experts"]
+    assert not reading.layers[1].experts
+    assert any("experts of 1 layer" in sentence and "not measured" in sentence for sentence in reading.assumed)
+
+
+def test_layers_that_predict_later_tokens_are_left_aside(tmp_path: Path) -> None:
+    build("glm4_moe").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"num_nextn_predict_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = analyze(tmp_path)
+    later = {
+        name.replace("layers.2.", "layers.3."): value.clone() for name, value in tensors.items() if "layers.2." in name
+    }
+    save_file(tensors | later | {"model.layers.3.eh_proj.weight": torch.ones(32, 64)}, tmp_path / "model.safetensors")
+    assert analyze(tmp_path).layers == before.layers
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 0}))
+    with pytest.raises(UserError, match=naming("model.layers.3.eh_proj.weight", "3 layers")):
+        analyze(tmp_path)
