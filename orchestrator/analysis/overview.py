@@ -72,6 +72,13 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
             if untested > 1
             else f"1 arm has fewer than {FEWEST_PAIRS} seed pairs: too few to be called, so it has no q."
         )
+    newest = max((arm.definitions for arm in arms if arm.definitions is not None), default=None)
+    if older := [arm for arm in arms if arm.definitions is not None and arm.definitions != newest]:
+        named = ", ".join(dict.fromkeys(f"{arm.experiment} (version {arm.definitions})" for arm in older))
+        found.append(
+            f"Budgets and centres of {named} follow older definitions than the others' (version {newest}) and cannot "
+            "be compared with them: the experiment's own command reads its kept checkpoints again."
+        )
     found.append(
         "Δ: test loss minus the baseline's in nats/token, lower is better. Budget: FFN positions above the robust "
         "threshold; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of `expect`, delivered / "

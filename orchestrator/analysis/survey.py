@@ -43,6 +43,7 @@ class ArmSummary:
     centre_p: float | None = None
     expected: int = 0  # lines of `expect`, of all arms of the experiment
     delivered: int = 0
+    definitions: int | None = None  # version of what the readings' numbers mean
     problem: str | None = None
 
     @property
@@ -86,7 +87,7 @@ def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
     for arm in others or [None]:
         summary = ArmSummary(
             directory, c.experiment.name, c.experiment.question, c.baseline, arm, expected=len(c.expectations),
-            delivered=sum(one.verdict == "delivered" for one in c.expectations),
+            delivered=sum(one.verdict == "delivered" for one in c.expectations), definitions=_definitions(c),
         )  # fmt: skip
         if arm and (r := c.primary.get(arm)):
             summary = replace(summary, n=r.n, delta=r.delta, low=r.low, high=r.high, p=r.p, verdict=r.verdict)
@@ -97,6 +98,11 @@ def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
             )  # fmt: skip
         found.append(summary)
     return found
+
+
+def _definitions(c: Comparison) -> int | None:
+    """Return the version of the definitions that the experiment's readings follow; null without a reading."""
+    return next((reading.definitions for cell in c.experiment.cells for reading in cell.readings.values()), None)
 
 
 def _adjusted(arms: list[ArmSummary]) -> list[ArmSummary]:

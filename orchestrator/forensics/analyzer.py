@@ -250,8 +250,7 @@ def _reports(
     experts: Sequence[list[ExpertReport]],
 ) -> list[LayerReport]:
     """The layer reports, from the measures of each layer, its role by each scoring, and its experts."""
-    drawn = [of for layer in stack.layers if (of := layer.chance.get("super_weight_ratio")) is not None]
-    bar = max((float(of.max()) for of in drawn), default=None)
+    bars = _super_weight_bars([layer.chance.get("super_weight_ratio") for layer in stack.layers])
     return [
         LayerReport(
             layer=layer.index,
@@ -264,8 +263,19 @@ def _reports(
             holds=model.holdings(layer.index),
             experts=experts[layer.index],
         )
-        for layer, row in zip(stack.layers, rows, strict=True)
+        for layer, row, bar in zip(stack.layers, rows, bars, strict=True)
     ]
+
+
+def _super_weight_bars(draws: Sequence[np.ndarray | None]) -> list[Value]:
+    """The largest `super_weight_ratio` by chance, per layer: the largest of all drawn layers' over its own median.
+
+    So no bar hangs on the scale of another layer, which may have exploded.
+    """
+    typical = [None if of is None else float(np.median(of)) for of in draws]
+    both = zip(draws, typical, strict=True)
+    largest = max((float(of.max()) / median for of, median in both if of is not None and median), default=1.0)
+    return [None if median is None else largest * median for median in typical]
 
 
 def _super_weight(layer: LayerStatistics, row: dict[str, Value], bar: Value) -> SuperWeight | None:

@@ -27,6 +27,7 @@ KEYS = {
     "width": ("hidden_size", "n_embd", "n_embed", "d_model", "dim"),
 }  # fmt: skip
 
+STATE = "state.json"
 MOST_LAYERS = 10_000  # a larger number means a broken file
 MOST_HEADS = 1_000_000  # or the dimension of one
 
@@ -60,11 +61,12 @@ def describe(directory: Path, metadata: Mapping[str, Any] | None = None, source:
             raise UserError(
                 f"The GGUF file in {directory} does not describe a decoder ({error!r}): copy it again."
             ) from error
-    for name, read in {"state.json": _from_state, "config.json": describe_config}.items():
-        if (path := directory / name).is_file():
-            return _read(path, json.loads, read)
-    if found := projects.beside(source or directory):
-        return _read(*found, describe_config)
+    if is_ours(directory):
+        return _read(directory / STATE, json.loads, _from_state)
+    if (path := directory / "config.json").is_file():
+        return _read(path, json.loads, describe_config)
+    if (found := projects.beside(source or directory)) and (described := _read(*found, describe_config)).config:
+        return described
     return describe_config(projects.within(metadata))
 
 
@@ -88,6 +90,17 @@ def tower(description: Description, name: str) -> Description:
         return describe_config(part | own)
     except Exception as error:  # a broken description fails in any way there is
         raise UserError(f"The {sense} of the model does not describe one ({error!r}): correct it.") from error
+
+
+def is_ours(directory: Path) -> bool:
+    """True for one of our own checkpoints: others keep a `state.json` of their own, without a spec."""
+    try:
+        state = json.loads((directory / STATE).read_text())
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, RecursionError):  # ours, and broken: reading it says so
+        return True
+    return not (isinstance(state, dict) and state and "spec" not in state)
 
 
 def _read(path: Path, parse: Callable[[str], Any], describe: Callable[[dict[str, Any]], Description]) -> Description:

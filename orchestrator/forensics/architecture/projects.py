@@ -25,11 +25,9 @@ def nanochat(text: str) -> Config:
 
 
 def meta(text: str) -> Config:
-    """Meta's and Mistral's `params.json`."""
+    """Meta's and Mistral's `params.json`; empty for another project's of that name."""
     config = dict(json.loads(text))
-    if not {"dim", "n_heads"} <= set(config):
-        raise ValueError("it has no dim and n_heads")
-    return config
+    return config if {"dim", "n_heads"} <= set(config) else {}
 
 
 # Name of the file → its reader, for descriptions other than `config.json`; the first that is there is taken.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerKind
+from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.weights.adapters import CONFIG, is_adapter
 from orchestrator.forensics.weights.files import GGUF, USUAL
 from orchestrator.storage import checkpoint
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 # Without any of these, transformers makes an empty tokenizer.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 UNUSED = "pooler."  # parameters after an encoder's last layer, which are often not saved
-
-
-def is_ours(source: Path) -> bool:
-    """True for one of our own checkpoints."""
-    return (source / "state.json").is_file()
 
 
 def refuse_another_model(source: Path) -> None:
@@ -143,7 +139,7 @@ def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> 
         context = min(positions, tokenizer.model_max_length)
         before, ids, after = _framed(tokenizer, text)
     if len(ids) < 2:
-        raise UserError(f"The text gives {len(ids)} token(s), and a probe compares at least two: give a longer text.")
+        raise UserError(f"The text gives {len(ids)} token(s), and the measures need two or more: give a longer text.")
     length = min(length, context, limit)
     room = max(2, length - len(before) - len(after))  # of a row
     ids = ids[: limit // length * room]

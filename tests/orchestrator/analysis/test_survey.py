@@ -24,7 +24,7 @@ from tests.naming import names
 Write = Callable[..., Path]
 COLUMNS = (
     "directory,experiment,question,baseline,arm,n,delta,low,high,p,q,verdict,ratio,ratio_low,ratio_high,budget,"
-    "centre_shift,centre_low,centre_high,centre_p,expected,delivered,problem"
+    "centre_shift,centre_low,centre_high,centre_p,expected,delivered,definitions,problem"
 )
 
 
@@ -95,6 +95,14 @@ def test_how_many_calls_chance_would_make_is_told() -> None:
     assert names(first, "3 of 20 arms", "at most 1", "0 arms with q ≤ 0.05", "5%")
     assert any(names(note, "1 arm", "6 seed pairs") for note in others)
     assert not any("arms" in note for note in overview.notes([row(0.5, n=2)], []))
+
+
+def test_readings_of_several_definitions_are_told_apart() -> None:
+    rows = [row(0.5, definitions=2), row(0.5, experiment="old", definitions=1), row(0.5, experiment="unread")]
+    (note,) = (note for note in overview.notes(rows, []) if "definitions" in note)
+    assert names(note, "old (version 1)", "version 2")
+    assert "unread" not in note
+    assert not any("definitions" in note for note in overview.notes(rows[:1], []))
 
 
 def test_an_experiment_of_one_arm_lacks_no_seed_pairs(experiment: Write) -> None:

@@ -178,6 +178,9 @@ def test_a_super_weight_is_found_where_it_stands_and_noise_has_none(checkpoint: 
         ours.tensors[ours.name(2, kind)][11] *= 4
     layers = analyze(ours.write()).layers
     assert layers[2].super_weight == SuperWeight(row=5, position=11)
+    ours.tensors[ours.name(4, "gate")] *= 1000  # louder draws, too, but of its own
+    layers = analyze(ours.write()).layers
+    assert layers[2].super_weight == SuperWeight(row=5, position=11)
 
 
 def test_zero_and_constant_layers_are_read(checkpoint: Callable[..., Any]) -> None:

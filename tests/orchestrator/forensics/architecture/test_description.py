@@ -194,3 +194,12 @@ def test_experts_that_are_declared_but_not_there(tmp_path: Path) -> None:
     _llama().save_pretrained(tmp_path)
     _rewrite(tmp_path / "config.json", n_routed_experts=8, num_experts=8)
     assert len(CheckpointModel(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("name", ["state.json", "params.json"])
+def test_a_file_of_that_name_from_elsewhere_describes_nothing(name: str, tmp_path: Path) -> None:
+    _llama().save_pretrained(tmp_path)
+    (tmp_path / name).write_text('{"epoch": 3}')
+    assert CheckpointModel(tmp_path).layer(1).heads == Heads(4, 2, 8)
+    (tmp_path / "config.json").unlink()
+    assert CheckpointModel(tmp_path).heads_assumed
