@@ -18,7 +18,8 @@ from orchestrator.forensics.measures.entry import Value
 from orchestrator.forensics.measures.experts import ExpertReport, read_experts
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, unread
-from orchestrator.forensics.measures.statistics import LayerStatistics, Stack, reduce_layer, threshold
+from orchestrator.forensics.measures.reduction import reduce_layer, threshold
+from orchestrator.forensics.measures.statistics import LayerStatistics, Stack
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.measures.tokens import of_tokens, token_rows

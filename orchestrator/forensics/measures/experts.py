@@ -13,8 +13,9 @@ from orchestrator.forensics.architecture.kinds import FFN
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.entry import Value
 from orchestrator.forensics.measures.pathology import Finding, findings
+from orchestrator.forensics.measures.reduction import reduce_layer
 from orchestrator.forensics.measures.router import router_shares
-from orchestrator.forensics.measures.statistics import LayerStatistics, reduce_layer
+from orchestrator.forensics.measures.statistics import LayerStatistics
 from orchestrator.forensics.measures.table import measure
 from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.weights.memory import trim
