@@ -2,7 +2,7 @@
 
     python -m tests.studies.null DIRECTORY [COLUMN ...]
 
-computes what is not yet in DIRECTORY, one model after another, and prints both tables: 40 minutes on one core. Columns
+computes what is not yet in DIRECTORY, one model after another, and prints both tables: 16 minutes of one core. Columns
 are independent of each other, so several processes may compute different ones.
 """
 
