@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,25 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 
 HELD = 32 * 2**20  # bytes read before the file is mapped again: a mapped page stays in memory until it is unmapped
+# Settings that trainings save beside their tensors: no class of these holds weights. Others may be models.
+SETTINGS = re.compile(
+    r"argparse\.Namespace|types\.SimpleNamespace|typing\.Any|(pathlib|datetime|omegaconf|numpy\.dtypes)\..+"
+    r"|numpy\.dtype|numpy\.(_core|core)\.multiarray\.scalar"
+)
+PLAIN = (dict, list, tuple, set, str, int, float, bool, defaultdict)
+NAMED = re.compile(r"GLOBAL (\S+)|function (\S+)|class '(\S+)'")  # the object that torch refused
 ZIP = b"PK\x03\x04"  # first bytes of torch's format since 1.6
+
+
+class LeftOut:
+    """Stands for an object that is no tensor: it takes whatever made that, keeps nothing and runs nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> LeftOut:
+        return object.__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
 
 
 class Archive:
@@ -59,11 +78,33 @@ class Archive:
         if self._contents is not None:
             return
         try:
-            with warnings.catch_warnings(action="ignore"):  # the `UserError` says the same
-                self._contents = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+            self._contents = _load(self.path, self._mapped)
             self._tensors = dict(_tensors(self._contents, ()))
         except Exception as error:  # a broken pickle raises anything
             raise _refusal(self.path, str(error)) from error
+
+
+def _load(path: Path, mapped: bool) -> Any:
+    """The contents of the file, with `LeftOut` for every object of `SETTINGS`. Raises what torch does for others."""
+    left: dict[str, type] = {f"{of.__module__}.{of.__name__}": of for of in PLAIN}  # which OmegaConf's settings name
+    while True:
+        try:
+            with (
+                warnings.catch_warnings(action="ignore"),  # the `UserError` says the same
+                torch.serialization.safe_globals([(of, name) for name, of in left.items()]),
+            ):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # a broken pickle raises anything
+            name = _refused(str(error))
+            if name in left or not SETTINGS.fullmatch(name):
+                raise
+            left[name] = type("LeftOut", (LeftOut,), {})  # torch knows a class by one name
+
+
+def _refused(reason: str) -> str:
+    """Full name of the class or function that torch refused, from its message; empty for other reasons."""
+    named = NAMED.search(reason)
+    return "" if named is None else next(filter(None, named.groups()))
 
 
 def _is_zip(path: Path) -> bool:
@@ -80,9 +121,9 @@ def _is_zip(path: Path) -> bool:
 def _refusal(path: Path, reason: str) -> UserError:
     if "TorchScript" in reason:
         return UserError(f"{path} is a TorchScript program, which is code: save the model's state_dict() instead.")
-    if named := re.search(r"GLOBAL (\S+)|function (\S+)|class '(\S+)'", reason):
+    if name := _refused(reason):
         return UserError(
-            f"{path} holds {next(filter(None, named.groups()))} besides tensors, and loading that can run code: "
+            f"{path} holds {name} besides tensors, and loading that can run code: "
             "save only the model's state_dict(), best as safetensors."
         )
     return UserError(

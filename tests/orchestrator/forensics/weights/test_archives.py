@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
+import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.weights import archives
@@ -54,6 +60,53 @@ NESTINGS: list[Callable[[dict[str, torch.Tensor]], object]] = [
     lambda sd: {"checkpoint": {"model_state_dict": sd}, "rng": torch.ones(5)},
     lambda sd: {"model": sd, "optimizer": {"flat": {f"{n}{i}": v for n, v in sd.items() for i in range(9)}}},
 ]
+
+
+SETTINGS: list[object] = [
+    argparse.Namespace(lr=0.1, out=Path("/runs"), seeds=[1, 2]), SimpleNamespace(lr=0.1), datetime(2026, 1, 1),
+    OmegaConf.create({"model": {"sizes": [1, 2], "name": None}}), np.float64(0.1), {"step": np.int64(3)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_settings_beside_the_weights_are_left_out(
+    tmp_path: Path, weights: dict[str, torch.Tensor], settings: object
+) -> None:
+    path = tmp_path / "saved.pt"
+    torch.save({"model": weights, "args": settings}, path)
+    _same(path, weights)
+
+
+def test_nothing_of_settings_runs(
+    tmp_path: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    module = ModuleType("omegaconf.hostile")
+
+    def act(path: str) -> None:
+        Path(path).touch()
+
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return act, (str(ran),)
+
+    act.__module__, act.__qualname__ = module.__name__, "act"
+    module.__dict__["act"] = act
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    path = tmp_path / "saved.pt"
+    torch.save({"model": weights, "args": Hostile()}, path)
+    torch.load(path, weights_only=False)
+    assert ran.exists(), "as it would"
+    ran.unlink()
+    _same(path, weights)
+    assert not ran.exists()
+
+
+def test_a_model_that_was_pickled_whole_is_not_passed_by(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "saved.pt"
+    torch.save({"model": torch.nn.Linear(2, 2), "ema": weights}, path)
+    with pytest.raises(UserError, match=naming(path, "Linear", "state_dict()")):
+        open_tensors(path)
 
 
 @pytest.mark.parametrize("nesting", range(len(NESTINGS)))
