@@ -127,7 +127,7 @@ def columns(reading: Reading) -> list[Column]:
         Column("rank o", _cell("effective_rank.o_fraction", ".0%"), 90),
         Column("att.", _cell("attention_share", ".2f"), 92, True, ATTENTION),
         Column("in → out", _composition, 89, True, "composition with the layers below → above"),
-        Column("write", _cell("total_write", ".0%"), 94, True, "what the layer adds / what it reads"),
+        Column("write", _write, 94, True, "what the layer adds / what it reads"),
         Column("copy", _cell("copy_density", ".1f"), 93, True, "attention to copies / by chance"),
         Column("sink", _cell("sink_mass", ".0%"), 86, True, "attention to the first position"),
         Column("m·w", _cell(MOMENTUM, "+.2f"), 91, True, "momentum along the weight of down, + grows it"),
@@ -267,6 +267,15 @@ def arrow(values: Iterable[float | None], form: str) -> Text:
 def _cell(measure: str, form: str) -> Callable[[LayerReport], Text | str]:
     """The cells of a column that shows a measure."""
     return lambda layer: number(layer.measures[measure], form)
+
+
+def written(value: float | None) -> Text | str:
+    """A relative write in two digits: a mean over few tokens, some with a small stream, knows no more."""
+    return dash() if value is None else f"{value:.0%}" if value < 1 else f"{float(f'{value:.2g}'):,g}×"
+
+
+def _write(layer: LayerReport) -> Text | str:
+    return written(layer.measures["total_write"])
 
 
 def _composition(layer: LayerReport) -> Text:

@@ -14,7 +14,7 @@ from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.entry import NEEDS
 from orchestrator.forensics.measures.pathology import Finding
 from orchestrator.forensics.reading import Reading
-from orchestrator.forensics.render.terminal import report
+from orchestrator.forensics.render.terminal import report, written
 from orchestrator.forensics.roles.routing import ROLES
 from tests.naming import names
 from tests.orchestrator.forensics.pages import entry, printed, with_roles
@@ -157,3 +157,9 @@ def test_findings_beyond_the_worst_are_counted(result: Reading) -> None:
     assert names(told, "2 more")
     assert "t4" not in told
     assert entry(page(result), "pathology").startswith("none: ")
+
+
+def test_a_write_has_two_digits() -> None:
+    shown = {0.004: "0%", 0.83: "83%", 1.26: "1.3×", 48.94: "49×", 102.6: "100×", 1234.0: "1,200×"}
+    assert {value: str(written(value)) for value in shown} == shown
+    assert str(written(None)) == "–"
