@@ -99,7 +99,8 @@ def analyze(
         layer.chance, layer.partners = by, of_partners
     rows = [measure(layer) for layer in stack.layers]
     expected = expected_by_shape(stack, seed)
-    roles = {name: score(rows, expected) for name, score in SCORINGS.items()}
+    headless = {layer.index for layer in stack.layers if layer.heads is None and "o" in layer.shapes}
+    roles = {name: score(rows, expected, headless) for name, score in SCORINGS.items()}
 
     options = Options(
         reference=None if compared is None else str(compared),

@@ -46,6 +46,10 @@ class Description:
         """The declared heads of a layer; None where they are not declared."""
         return self.layers[index] if self.layers is not None else _heads(self.config, index)
 
+    def head_counts(self, index: int) -> tuple[int | None, int | None]:
+        """The declared numbers of query heads and of key/value heads in a layer; None for one that is not declared."""
+        return _value(self.config, "heads", index), _value(self.config, "kv_heads", index)
+
 
 def describe(directory: Path, metadata: Mapping[str, Any] | None = None, source: Path | None = None) -> Description:
     """The description in `state.json` (ours), `config.json` (Hugging Face's) or what other projects write.

@@ -289,19 +289,31 @@ def _unembedding(tensors: Tensors, width: int, embed: str) -> tuple[str, str]:
     return (norms[0], heads[0]) if (len(norms), len(heads)) == (1, 1) else ("", "")
 
 
-def heads_by_shape(tensors: Tensors, prefix: str, family: Family) -> tuple[Heads | None, str]:
-    """The heads of the layer under `prefix`, from the size of the norm of q or k; and the sentence that says so."""
+def heads_by_shape(
+    tensors: Tensors, prefix: str, family: Family, counts: tuple[int | None, int | None], cure: str
+) -> tuple[Heads | None, str]:
+    """The heads of the layer under `prefix`, and the sentence that says what was assumed; empty where nothing was.
+
+    `counts`: the declared numbers of query heads and of key/value heads. Without the first, the size of the norm of q
+    or k tells the heads; else the sentence ends with the `cure`. Raises `UserError` for a number that does not
+    divide the rows of q.
+    """
     shape = {kind: tensors.shape(prefix + family.part(kind).tensor) for kind in ATTENTION}
     if any(len(size) != 2 or 0 in size for size in shape.values()):
         return None, "The heads are not declared, and a layer has no matrices to tell them from."
     a = shape["o"][0 if family.part("o").transposed else 1]
     rows = prod(shape["k"]) // (prod(shape["o"]) // a)  # of k, or of q, k and v together
     kv = (rows - a) // 2 if family.part("k").kinds == QKV else rows
+    count, of_kv = counts
+    if count:
+        if count < 1 or a % count:
+            raise UserError(
+                f"{prefix.rstrip('.')} has {a} rows of queries, and {count} heads are declared: the second must divide "
+                "the first, so give the description of this very model."
+            )
+        return Heads(count, kv * count // a if of_kv is None else of_kv, a // count), ""
     sizes = {tensors.shape(n) for n in tensors.names if n.startswith(prefix) and QK_NORM.search(n) and "bias" not in n}
     size = next(iter(sizes))[0] if len(sizes) == 1 and len(next(iter(sizes))) == 1 else a
     if size < a and not (a % size or kv % size) and kv:
         return Heads(a // size, kv // size, size), f"The heads are not declared: of {size} each, as the norm of k is."
-    return None, (
-        "The number of heads is not declared, and what needs it is absent: put a config.json with num_attention_heads "
-        "(and num_key_value_heads, where it is smaller) beside the weights, or give it as config= in Python."
-    )
+    return None, "The number of heads is not declared, and what needs it is absent: " + cure

@@ -44,6 +44,12 @@ from orchestrator.forensics.weights.tensors import Tensors, open_tensors
 # Those, what connects them with the text model, and heads for later tokens.
 BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|perceiver|resampler|q_?former|(^|\.)(mtp|nextn)\.")
 
+# Cures for a number of heads that nothing declares.
+UNDECLARED = (
+    "put a config.json with num_attention_heads (and num_key_value_heads, where it is smaller) beside the weights."
+)
+UNDECLARED_IN_MEMORY = "give it as config={'num_attention_heads': …} (and num_key_value_heads, where it is smaller)."
+
 
 class CheckpointModel:
     """A checkpoint's model, or one in memory. Tensors are read on demand."""
@@ -64,6 +70,7 @@ class CheckpointModel:
         Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
         beside = None  # of Adam's moments
+        self.in_memory = isinstance(source, Live)
         if isinstance(source, Live):
             self.tensors, description = source.tensors(weights), source.description
             source = self.directory = Path(source.name)  # for messages
@@ -284,13 +291,16 @@ def _respelled(family: Family, tensors: Tensors) -> Family:
 
 def _settle_heads(model: CheckpointModel) -> None:
     """Check the declared heads and infer the others, noting each assumption once."""
+    cure = UNDECLARED_IN_MEMORY if model.in_memory else UNDECLARED
     for index, h in enumerate(model.heads):
         if "q" not in model.kinds(index):
             model.heads[index] = None
         elif h is None:
-            model.heads[index], assumption = heads_by_shape(model.tensors, model.prefix(index), model.family)
-            model.heads_assumed += [assumption] if assumption not in model.heads_assumed else []
-        elif h.kv_heads < 1 or h.heads % h.kv_heads:
+            counts, prefix = model.description.head_counts(index), model.prefix(index)
+            model.heads[index], assumption = heads_by_shape(model.tensors, prefix, model.family, counts, cure)
+            model.heads_assumed += [assumption] if assumption not in ("", *model.heads_assumed) else []
+        h = model.heads[index]
+        if h is not None and (h.kv_heads < 1 or h.heads % h.kv_heads):
             raise UserError(
                 f"{model.directory} declares {h.heads} heads over {h.kv_heads} key/value heads in layer "
                 f"{index}: the second must divide the first."

@@ -92,16 +92,18 @@ def decide(
     routing: Mapping[str, Mapping[str, int]] = ROUTING,
     above: float = 0.0,
     able: Collection[str] = ROLES,
+    silent: Collection[str] = (),
 ) -> Role:
     """The role of one layer from its z-scores, feature → z; none unless the leader's score is larger than `above`.
 
     `able`: the roles that the layer can have, by the branches that it has. A role alone leads over 0.5, which is no
-    evidence.
+    evidence. `silent`: features that count as 0 where z lacks them, so that their absence adds to no role.
     """
     scores: dict[str, float | None] = {}
     for role, routes in routing.items():
         votes = [sign * z[feature] for feature, sign in routes.items() if feature in z and role in able]
-        scores[role] = 1 / (1 + math.exp(-sum(votes) / len(votes))) if votes else None
+        voters = len(votes) + sum(feature not in z for feature in routes if feature in silent)
+        scores[role] = 1 / (1 + math.exp(-sum(votes) / voters)) if votes else None
     ranked = sorted(((score, role) for role, score in scores.items() if score is not None), key=lambda s: (-s[0], s[1]))
     routed = {feature for routes in routing.values() for feature in routes}
     coverage = sum(feature in z for feature in routed) / len(routed)

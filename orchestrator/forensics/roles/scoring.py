@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +16,17 @@ from orchestrator.forensics.roles.treatments import TREATMENTS, Treatment
 CONSTANT = 1e-9  # a spread below this share of the values is rounding
 LARGEST = 3.0  # z-score
 
+OF_HEADS = frozenset({"head_evenness", "head_diversity", "coupling"})  # features that need the number of heads
+
 Measures = Mapping[str, float | None]  # of one layer
 Chance = Sequence[Mapping[str, np.ndarray]]  # per layer: measure → its values by chance, [R]
 
 
-def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
-    """The paper's rule: each feature's z-score over the layers that have it; no null (SCIENCE §2)."""
+def paper(rows: Sequence[Measures], chance: Chance, headless: Collection[int] = ()) -> list[Role]:
+    """The paper's rule: each feature's z-score over the layers that have it; no null (SCIENCE §2).
+
+    `headless`: the layers whose number of heads is not known.
+    """
     z: list[dict[str, float]] = [{} for _ in rows]
     for feature in FEATURES:
         layers, x = _present(rows, feature)
@@ -29,14 +34,18 @@ def paper(rows: Sequence[Measures], chance: Chance) -> list[Role]:
             std = x.std()
             scores = (x - x.mean()) / std if std > CONSTANT * np.abs(x).max() else np.zeros_like(x)
             _enter(z, feature, layers, scores)
-    return [decide(layer, able=_able(row)) for layer, row in zip(z, rows, strict=True)]
+    return [
+        decide(layer, able=_able(row), silent=_silent(index, headless))
+        for index, (layer, row) in enumerate(zip(z, rows, strict=True))
+    ]
 
 
-def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
+def calibrated(rows: Sequence[Measures], chance: Chance, headless: Collection[int] = ()) -> list[Role]:
     """Roles by z-scores that are 0 where a layer lies within the spread of its peers (SCIENCE §3).
 
     `chance`: the values of `treatments.SHAPED` measures by chance, where layers differ in shape; else empty mappings.
     A layer without them lacks a feature for which others have them: its value is not comparable with theirs.
+    `headless`: the layers whose number of heads is not known.
     """
     z: list[dict[str, float]] = [{} for _ in rows]
     head = bool(rows) and rows[-1].get("source_mean") is not None  # only the head reads the last layer
@@ -57,7 +66,15 @@ def calibrated(rows: Sequence[Measures], chance: Chance) -> list[Role]:
                 scores = beyond(y[peers], treatment, uneven[peers], excess[peers])
                 _enter(z, feature, [layers[at] for at in peers], scores)
     above = NEUTRAL + MARGIN
-    return [_by_measures(decide(layer, CALIBRATED, above, _able(row))) for layer, row in zip(z, rows, strict=True)]
+    return [
+        _by_measures(decide(layer, CALIBRATED, above, _able(row), _silent(index, headless)))
+        for index, (layer, row) in enumerate(zip(z, rows, strict=True))
+    ]
+
+
+def _silent(layer: int, headless: Collection[int]) -> Collection[str]:
+    """The features that count as 0 in a layer whose number of heads is not known."""
+    return OF_HEADS if layer in headless else ()
 
 
 def _able(row: Measures) -> list[str]:
@@ -113,4 +130,7 @@ def _enter(z: list[dict[str, float]], feature: str, layers: Sequence[int], score
         z[layer][feature] = float(score)
 
 
-SCORINGS: dict[str, Callable[[Sequence[Measures], Chance], list[Role]]] = {"calibrated": calibrated, "paper": paper}
+SCORINGS: dict[str, Callable[[Sequence[Measures], Chance, Collection[int]], list[Role]]] = {
+    "calibrated": calibrated,
+    "paper": paper,
+}

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS, PLACES
 from orchestrator.forensics.architecture.layout import Heads
+from orchestrator.forensics.architecture.live import live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from tests.naming import names, naming
 
@@ -174,6 +175,33 @@ def test_unknown_heads_stay_unknown(tmp_path: Path) -> None:
     assert [said for said in opened.heads_assumed if names(said, "heads", "num_attention_heads")]
     (tmp_path / "config.json").write_text('{"n_heads": 4, "dim": 24}')
     assert CheckpointModel(tmp_path).layer(0).heads == Heads(4, 4, 6)
+
+
+@pytest.mark.parametrize("kv", [4, 2])
+def test_the_number_of_heads_is_enough(tmp_path: Path, kv: int) -> None:
+    tensors = {}
+    for index in range(2):
+        shapes = {"q": (24, 24), "k": (6 * kv, 24), "v": (6 * kv, 24), "o": (24, 24)}
+        tensors |= {f"layers.{index}.attn.{kind}.weight": torch.randn(shape) for kind, shape in shapes.items()}
+        tensors |= {f"layers.{index}.mlp.fc1.weight": torch.randn(40, 24)}
+        tensors |= {f"layers.{index}.mlp.fc2.weight": torch.randn(24, 40)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (said,) = CheckpointModel(tmp_path).heads_assumed
+    assert names(said, "beside")
+    assert not names(said, "config=")
+    (said,) = CheckpointModel(live(tensors)).heads_assumed
+    assert names(said, "config={'num_attention_heads'")
+    for config in ({"num_attention_heads": 4}, {"num_attention_heads": 4, "num_key_value_heads": kv}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        for model in (CheckpointModel(tmp_path), CheckpointModel(live(tensors, config))):
+            assert [layer.heads for layer in model] == [Heads(4, kv, 6)] * 2
+            assert not model.heads_assumed
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 5}')
+    with pytest.raises(UserError, match=naming("24", "5")):
+        CheckpointModel(tmp_path)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4, "num_key_value_heads": 3}')
+    with pytest.raises(UserError, match=naming("4", "3")):
+        CheckpointModel(tmp_path)
 
 
 def _convnet() -> nn.Module:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from orchestrator.forensics.measures.table import MEASURES
 from orchestrator.forensics.roles.routing import FEATURES, ROUTING
-from orchestrator.forensics.roles.scoring import beyond, calibrated
+from orchestrator.forensics.roles.scoring import OF_HEADS, beyond, calibrated, paper
 from orchestrator.forensics.roles.treatments import SHAPED, TREATMENTS, Treatment, anscombe, logarithm
 
 LAYERS = 9
@@ -227,6 +228,26 @@ def test_constant_features_are_available_and_say_nothing() -> None:
     for role in calibrated(rows, [{}] * 6):
         assert (role.role, role.margin, role.evidence) == ("none", 0, [])
         assert role.coverage > 0
+
+
+def test_unknown_heads_add_to_no_role() -> None:
+    rng = np.random.default_rng(1)
+    heads, others = ("head_evenness", "head_diversity", "coupling"), ("gain_cv", "loudest_gain", "branch_balance")
+    rows: list[dict[str, float | None]] = [{name: 0.5 + 0.01 * rng.normal() for name in others} for _ in range(LAYERS)]
+    rows[3]["gain_cv"] = 3.0
+    known = [row | dict.fromkeys(heads, 0.5) for row in rows]  # equal in all layers: available, and no evidence
+    everywhere = range(LAYERS)
+    for score, paper_rows in ((calibrated, {}), (paper, {"cv": 0.5, "balance": 0.5})):
+        mute = [role.scores for role in score([paper_rows | row for row in rows], [{}] * LAYERS, everywhere)]
+        assert mute == [role.scores for role in score([paper_rows | row for row in known], [{}] * LAYERS)]
+    (more, fewer) = (calibrated(rows, [{}] * LAYERS, of)[3] for of in ((), everywhere))
+    assert more.margin > fewer.margin > 0
+    assert more.coverage == fewer.coverage
+    assert more.evidence == fewer.evidence
+
+
+def test_the_features_of_heads_are_those_that_need_their_number() -> None:
+    assert {name for name in FEATURES if name in MEASURES and MEASURES[name].needs == "H"} == OF_HEADS
 
 
 def test_transforms_take_zero() -> None:
