@@ -13,13 +13,15 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import Description
 from orchestrator.forensics.architecture.families import FAMILIES
 from orchestrator.forensics.architecture.kinds import ATTENTION, KINDS, PLACES
-from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads, Part, halves, whole
+from orchestrator.forensics.architecture.layout import QK_NORM, Family, Heads, Part, halves, stacked, whole
 from orchestrator.forensics.architecture.scales import MANY, share_below_0
 from orchestrator.forensics.architecture.unsupported import OTHER_SENSES
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors
 
 QKV = ("q", "k", "v")
+IN_PROJ = "in_proj_weight"  # a parameter of torch.nn.MultiheadAttention
+TORCH = f"self_attn.{IN_PROJ}"  # of torch.nn.TransformerEncoderLayer
 WITHIN = re.compile(r"((?:.*?\.)?)(\d+)\.(.+)")  # stack, layer, name within the layer
 NO_SCALE = re.compile(r"bias|(^|\.)(beta|inv_freq)$")  # vectors that are not a norm's scale
 HEAD = re.compile(r"(^|\.)(lm_head|head|output|unembed|embed_out)\.weight$")
@@ -213,6 +215,10 @@ def _in_known_order(source: Path, parts: list[Part]) -> tuple[list[Part], list[s
     fused = next((part for part in parts if part.kinds == QKV), None)
     if fused is None:
         return parts, []
+    if fused.tensor.rpartition(".")[2] == IN_PROJ:
+        known = replace(fused, split=stacked)
+        said = f"The rows of {fused.tensor} are q, k and v, stacked, as torch.nn.MultiheadAttention documents."
+        return [known if part is fused else part for part in parts], [said]
     ways: dict[Part, list[str]] = defaultdict(list)
     for name, family in FAMILIES.items():
         for part in family.parts:
@@ -245,7 +251,10 @@ def _norms(stack: Stack, width: int, tensors: Tensors) -> tuple[dict[str, str], 
                 silent.setdefault(branch, []).append(name)
             else:
                 left.append(name)
-    is_pre = any(FINAL.search(n) and not ELSEWHERE.search(n) and tensors.shape(n) == (width,) for n in tensors.names)
+    # torch.nn.Transformer has a final norm whether its norms precede their branches or follow them
+    is_pre = TORCH not in stack.matrices and any(
+        FINAL.search(n) and not ELSEWHERE.search(n) and tensors.shape(n) == (width,) for n in tensors.names
+    )
     for branch, names in silent.items():
         if is_pre and len(names) == 1 and f"pre_{branch}" not in places:
             places[f"pre_{branch}"] = names[0]

@@ -56,7 +56,7 @@ def live(source: Mapping[str, Tensor] | nn.Module, config: Any = None) -> Live:
         )
     if isinstance(source, nn.Module):
         module, own = _described_module(source)
-        return Live(type(module).__name__, module.state_dict(), keys or own, module)
+        return Live(type(module).__name__, module.state_dict(), keys or own or _of_torch(module), module)
     return Live(STATE_DICT, source, keys or {}, None)
 
 
@@ -103,6 +103,13 @@ def _describing(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module, 
             return
     for name, child in module.named_children():  # a shared module once
         yield from _describing(child, f"{path}.{name}".removeprefix("."))
+
+
+def _of_torch(module: nn.Module) -> dict[str, Any]:
+    """The number of heads that the layers of torch's own encoder have; nothing where there are none, or they differ."""
+    layers = (child for child in module.modules() if isinstance(child, nn.TransformerEncoderLayer))
+    heads = {layer.self_attn.num_heads for layer in layers}
+    return {KEYS["heads"][0]: heads.pop()} if len(heads) == 1 else {}
 
 
 def _size(module: nn.Module) -> int:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -24,8 +24,9 @@ from transformers import (
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import PLACES
+from orchestrator.forensics.architecture.live import live
 from orchestrator.forensics.architecture.model import CheckpointModel
-from tests.naming import naming
+from tests.naming import names, naming
 from tests.orchestrator.forensics.architecture.zoo.flow import silence
 from tests.orchestrator.forensics.architecture.zoo.truth import check
 
@@ -292,3 +293,28 @@ def test_the_encoder_of_an_encoder_and_decoder(tmp_path: Path, mark: str, kind: 
     opened = CheckpointModel(tmp_path, weights="encoder")
     silence(model)
     assert check(opened, model.get_encoder(), None) == ""
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_own_encoder(tmp_path: Path, norm_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, LAYERS, nn.LayerNorm(WIDTH), enable_nested_tensor=False).eval()
+    torch.save(encoder.state_dict(), tmp_path / "encoder.pth")
+    x = torch.randn(1, 5, WIDTH)
+    count = {"num_attention_heads": HEADS}
+    for model in (CheckpointModel(live(encoder)), CheckpointModel(live(encoder.state_dict(), count))):
+        assert [said for said in model.assumed if names(said, "self_attn.in_proj_weight", "MultiheadAttention")]
+        assert [said for said in model.assumed if names(said, "norm1.weight", "norm2.weight", "precede")]
+        for ours, theirs in zip(model, encoder.layers, strict=True):
+            assert not any(ours.norm(place) is not None for place in PLACES)
+            q, k, v = ((x[0] @ ours.weight(kind).T).unflatten(-1, (HEADS, -1)).transpose(0, 1) for kind in "qkv")
+            scores = (q @ k.mT / (WIDTH // HEADS) ** 0.5).softmax(-1)  # its biases are 0
+            out, weights = theirs.self_attn(x, x, x, average_attn_weights=False)
+            assert torch.allclose(scores, weights[0], atol=1e-5)
+            assert torch.allclose((scores @ v).transpose(0, 1).flatten(1) @ ours.weight("o").T, out[0], atol=1e-5)
+            assert torch.equal(ours.weight("up"), theirs.linear1.weight)
+            assert torch.equal(ours.weight("down"), theirs.linear2.weight)
+    bare = CheckpointModel(tmp_path / "encoder.pth")  # a third of the rows each, also without the heads
+    assert torch.equal(bare.layer(1).weight("k"), encoder.layers[1].self_attn.in_proj_weight[WIDTH : 2 * WIDTH])
+    assert bare.heads_assumed
