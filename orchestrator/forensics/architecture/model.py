@@ -37,7 +37,7 @@ from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unembedding import final_scale, head_name
 from orchestrator.forensics.architecture.unsupported import OTHER_SENSES, refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
-from orchestrator.forensics.weights.optimizer import open_moments
+from orchestrator.forensics.weights.optimizer import moments_beside, open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
 from orchestrator.forensics.weights.tensors import Tensors, open_tensors
 
@@ -62,14 +62,14 @@ class CheckpointModel:
         base: Path | None = None,
         delta: bool = False,
     ) -> None:
-        """`optimizer`: a file of Adam's moments; else `optimizer.safetensors` beside the weights, where there is one.
+        """`optimizer`: a file of Adam's moments; by default those beside the weights, where there are any with names.
 
         `weights`: which of several models there is read, by a part of its tensors' names (`weights.selection`). `base`:
         the model that `source`, an adapter, is added to; with `delta`, what it adds is read in that model's shapes.
         Layers of hybrids and of mixtures of experts lack attention or the one FFN; their `kinds` say what they have.
         Raises `UserError` for an unsupported model, and for absent or misshapen tensors.
         """
-        beside = None  # of Adam's moments
+        beside = None  # where Adam's moments may be
         self.in_memory = isinstance(source, Live)
         if isinstance(source, Live):
             self.tensors, description = source.tensors(weights), source.description
@@ -83,7 +83,7 @@ class CheckpointModel:
             self.tensors = open_tensors(source, weights)
             self.directory = source if source.is_dir() else source.parent
             description = describe(self.directory, self.tensors.metadata, source)
-            beside = self.directory / "optimizer.safetensors"
+            beside = source
         if weights is not None and OTHER_SENSES.search(weights):
             description = tower(description, weights)
         known = find(description.declared, description.config, self.tensors.names)
@@ -133,10 +133,11 @@ class CheckpointModel:
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         last = self.width(count - 1)  # the head's name is None where there is none, or it is not known
         self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
-        moments = beside if optimizer is None and beside is not None and beside.is_file() else optimizer
-        self.optimizer = None if moments is None else open_moments(moments)
-        if self.optimizer is not None and optimizer is not None:
+        if optimizer is not None:
+            self.optimizer: Tensors | None = open_moments(optimizer)
             check_moments(self, optimizer, self.optimizer.names)
+        else:
+            self.optimizer = None if beside is None else moments_beside(beside)
 
     def __len__(self) -> int:
         return len(self.heads)

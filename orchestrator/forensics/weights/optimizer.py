@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,22 @@ from orchestrator.forensics.weights.tensors import Tensors, everything, open_fil
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _FLAT = re.compile(r"^(?:optim\w*\.)?(?:state\.)?")
 FILES = ("optimizer.safetensors", "optimizer.pt", "optimizer.pth", "optimizer.bin")
+
+
+def moments_beside(source: Path) -> Tensors | None:
+    """The moments beside a checkpoint's weights: ours, or torch's that name their parameters; None without them.
+
+    Torch's are looked for in a checkpoint's own directory alone: beside a file there may be those of another step.
+    """
+    ours, *others = FILES
+    directory = source if source.is_dir() else source.parent
+    if (directory / ours).is_file():
+        return open_moments(directory / ours)
+    for file in (directory / name for name in others if source.is_dir()):
+        if file.is_file():
+            with suppress(UserError):  # without names, or not Adam's: the weights are read all the same
+                return open_moments(file)
+    return None
 
 
 def open_moments(source: Path) -> Tensors:

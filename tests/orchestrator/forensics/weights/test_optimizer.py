@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.optimizer import open_moments
+from orchestrator.forensics.weights.optimizer import moments_beside, open_moments
 from tests.naming import naming
 
 
@@ -122,6 +122,27 @@ def test_groups_that_are_no_groups(tmp_path: Path, groups: Any) -> None:
     torch.save({"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": groups}, tmp_path / "optimizer.pt")
     with pytest.raises(UserError, match=naming("optimizer.pt", "numbers", "model.named_parameters()")):
         open_moments(tmp_path)
+
+
+def test_beside_the_weights(tmp_path: Path) -> None:
+    """Of a directory, torch's moments with names and before them ours; beside a file, ours alone."""
+    model, optimizer = _step()
+    assert moments_beside(tmp_path) is None
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    found = moments_beside(tmp_path)
+    assert found is not None
+    assert found.names == set(_expected(model, optimizer))
+    assert moments_beside(tmp_path / "step_4.pt") is None
+    for unusable in (_step(named=False)[1].state_dict(), {"state": {}, "param_groups": []}):
+        torch.save(unusable, tmp_path / "optimizer.pt")
+        assert moments_beside(tmp_path) is None
+    (tmp_path / "optimizer.pt").write_bytes(b"PK\3\4")
+    assert moments_beside(tmp_path) is None
+    save_file({"w.exp_avg": torch.ones(2)}, tmp_path / "optimizer.safetensors")
+    for source in (tmp_path, tmp_path / "step_4.pt"):
+        ours = moments_beside(source)
+        assert ours is not None
+        assert ours.names == {"w.exp_avg"}
 
 
 def test_nothing_there(tmp_path: Path) -> None:
