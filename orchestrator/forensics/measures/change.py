@@ -57,6 +57,12 @@ def changes(a: CheckpointModel, b: CheckpointModel) -> Changes:
     return Changes(consistent, found, left)
 
 
+def added(base: CheckpointModel, adapted: CheckpointModel) -> Changes:
+    """The changes of the tensors that an adapter changes, of its base model and the sum; the largest first."""
+    found = changes(base, adapted)
+    return Changes(None, [of for of in found.tensors if of.rms], found.left)
+
+
 def consistent_drift(a: CheckpointModel, b: CheckpointModel) -> float | None:
     """The sum of the learning rates of the steps between two checkpoints of one cell, by its metrics log.
 

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, printable, ranges
+from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges
 from orchestrator.forensics.architecture.holdings import USUAL
-from orchestrator.forensics.measures.change import Change, Changes
+from orchestrator.forensics.measures.change import Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
 from orchestrator.forensics.render import terminal
+from orchestrator.forensics.render.change import change_lines
 from orchestrator.forensics.render.missing import missing
 
-LARGEST = 3  # changes that are printed
 Pair = tuple[LayerReport, LayerReport]  # A's and B's layer of one index
 
 
@@ -81,6 +80,8 @@ def _headline(both: SideBySide) -> Text:
     verb = "has" if len(changed) == 1 else "have"
     text = Text(f"{len(changed)} of {counted(len(pairs), 'layer')} {verb} another role in B", "bold")
     text.append(f": {ranges(changed, 'L')}." if changed else ".", "not bold")
+    if a.family != b.family:
+        text.append(f" A is {a.family} and B {b.family}: two families are compared.", "not bold yellow")
     if len(a.layers) != len(b.layers):
         depths = f"{len(a.layers)} and {len(b.layers)}"
         text.append(f" A and B have {depths} layers: the first {len(pairs)} are compared, by index.", "not bold yellow")
@@ -134,36 +135,12 @@ def _summary(both: SideBySide, seconds: float) -> Table:
         "roles": _per_model(a, b, lambda reading: [terminal.counts(reading, reading.scoring)]),
         "saturated": _per_model(a, b, lambda reading: terminal.totals(reading.totals)),
         "pathology": _per_model(a, b, terminal.pathology),
-        "change": _change(both.change),
+        "change": [] if both.change is None else change_lines(both.change),
         "assumed": _per_model(a, b, lambda reading: [*terminal.heads(reading), *terminal.assumed(reading)]),
         "missing": _per_model(a, b, missing),
         "time": [Text(f"both read in {seconds:.1f} s", "dim")],
     }
     return labelled(lines)
-
-
-def _change(change: Changes | None) -> list[Text]:
-    """The tensors that change most from A to B, the median, and the number that cannot be compared."""
-    if change is None:
-        return []
-    if not change.tensors:
-        return [Text("A and B have no tensor of one name and shape", "dim")]
-    known = [of.relative for of in change.tensors if of.relative is not None]
-    lines = [_changed(of) for of in change.tensors[:LARGEST]]
-    if known:
-        lines.append(Text(f"median {np.median(known):.3g} over {counted(len(known), 'tensor')}", "dim"))
-    if change.left:
-        which = f"{', '.join(change.left[:LARGEST])}{' …' if len(change.left) > LARGEST else ''}"
-        lines.append(Text(printable(f"{counted(len(change.left), 'tensor')} cannot be compared: {which}"), "yellow"))
-    return lines
-
-
-def _changed(of: Change) -> Text:
-    relative = "from zero" if of.relative is None else f"{of.relative:.3g}"
-    drift = f"  RMS drift {of.rms:.2g}"
-    if of.of_consistent is not None:
-        drift += f", {of.of_consistent:.2g} of what the learning rates allow"
-    return Text.assemble((f"{relative}  ", "bold"), printable(of.tensor), (drift, "dim"), overflow="fold")
 
 
 def _per_model(a: Reading, b: Reading, lines: Callable[[Reading], list[Text]]) -> list[Text]:

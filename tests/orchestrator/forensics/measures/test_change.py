@@ -82,7 +82,9 @@ def test_against_writes_and_prints_it(cell: tuple[Any, Any]) -> None:
     output = read(str(a.write()), against=str(b.write()), device="cpu", clock=lambda: 0.0, progress=lambda line: None)
     assert output.document["change"]["tensors"][0]["tensor"] == a.name(3, "v")
     assert output.document["change"]["tensors"][0]["relative"] == pytest.approx(3)
-    assert names("\n".join(printed(output.report)), a.name(3, "v"), "3")
+    page = "\n".join(printed(output.report))
+    assert names(page, a.name(3, "v"), "3")
+    assert "‖B − A‖ / ‖A‖" in page
 
 
 def test_it_says_what_was_not_compared(cell: tuple[Any, Any], checkpoint: Callable[..., Any]) -> None:

@@ -92,6 +92,13 @@ def test_unequal_depths_compare_the_common_layers(build: Callable[..., Any]) -> 
     assert names("\n".join(printed(report(both, 1))), "3 and 5 layers", "first 3")
 
 
+def test_two_families_are_told(two: tuple[Any, Any]) -> None:
+    a, b = results(two)
+    other = replace(b, family="gpt2")
+    assert names("\n".join(printed(report(SideBySide(a, other), 1.0))), a.family, "gpt2", "two families")
+    assert "families" not in "\n".join(printed(report(SideBySide(a, b), 1.0)))
+
+
 def test_rows_hold_both_models(two: tuple[Any, Any]) -> None:
     a, b = results(two)
     table = rows(SideBySide(a, b))
