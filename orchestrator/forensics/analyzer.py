@@ -22,7 +22,7 @@ from orchestrator.forensics.measures.reduction import reduce_layer, threshold
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
 from orchestrator.forensics.measures.table import measure
-from orchestrator.forensics.measures.tokens import of_tokens, token_rows
+from orchestrator.forensics.measures.tokens import of_tokens, token_rows, unprobed
 from orchestrator.forensics.measures.workers import workers
 from orchestrator.forensics.null.drawn import Chance, by_chance
 from orchestrator.forensics.null.partners import partners
@@ -71,7 +71,8 @@ def analyze(
     model, ours, or a wrapper around one. `config`: the description of a model in memory, by default the module's own: a
     configuration of transformers, or a dict with the keys of a config.json. Without it the family is inferred.
     `reference`: the checkpoint whose thresholds `saturated_fixed` uses; by default the step 0 beside one of
-    our own. `optimizer`: a file of Adam's moments; by default the `optimizer.safetensors` beside the weights.
+    our own. `optimizer`: a file of Adam's moments; by default those beside the weights, where they name their
+    parameters.
     `resamples`, `seed`: size and stream of the null (SCIENCE §3). `tokens` [B, T]: rows to run through the model;
     without them the measures that need activations are absent. `gradients` [B, T]: rows on whose next-token loss the
     model is run backwards, for `gradient_alignment`. `device`: where weights are reduced.
@@ -113,7 +114,10 @@ def analyze(
         probed=tokens is not None,
         tokens=None if forwards is None else forwards.numel(),
         gradients=None if backwards is None else backwards.numel(),
+        unprobed=unprobed(named) if weights is None else _of_several(weights),
     )
+    absent = missing(rows)
+    uniform = [{} if delta else layer.uniform for layer in stack.layers]  # an adapter adds nothing to most
     return Reading(
         schema=SCHEMA,
         definitions=DEFINITIONS,
@@ -124,14 +128,14 @@ def analyze(
         step=model.description.step,
         scoring=scoring,
         options=options,
-        missing=missing(rows),
-        substitutes=_substitutes(stack),
+        missing=absent,
+        substitutes={name: of for name, of in _substitutes(stack).items() if name not in absent},
         layers=_reports(model, stack, rows, roles, scoring, experts),
         totals={key: _total([row[key] for row in rows if row["saturated"] is not None]) for key in TOTALS},
         matrices=Matrices(_digits(written_before(stack.compositions)), _digits(stack.matches)),
         pathology=[
-            *unread(model),
-            *findings(rows, [layer.names for layer in stack.layers], [layer.uniform for layer in stack.layers]),
+            *unread(model, delta),
+            *findings(rows, [layer.names for layer in stack.layers], uniform),
             *of_experts,
         ],
     )
@@ -145,9 +149,11 @@ def _refuse_options(scoring: str, resamples: int, weights: str | None, probed: b
     if resamples < 2:
         raise UserError(f"resamples={resamples} has no spread to compare with: use 2 or more (10 is the default).")
     if weights is not None and probed:
-        raise UserError(
-            f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
-        )
+        raise UserError(_of_several(weights))
+
+
+def _of_several(weights: str) -> str:
+    return f"weights={weights} is one of several models, and a probe runs one that is whole: leave one out."
 
 
 def _refuse_base(source: Path | Live, base: str | Path | None, delta: bool) -> None:

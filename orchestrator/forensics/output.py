@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
-from orchestrator.forensics.measures.change import changes
+from orchestrator.forensics.measures.change import added, changes
 from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
 from orchestrator.forensics.reading import Reading, rows_with_experts
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
@@ -121,8 +121,13 @@ def read(
         _refuse_needless(base, delta, (path,))
         reading = read_one(path, optimizer)
         parameters = CheckpointModel(path, weights=chosen, base=under, delta=delta).parameters
-        report = terminal.report(reading, clock(), parameters)
-        return Output([reading], reading.to_json(), rows_with_experts(reading), lambda: figure.single(reading), report)
+        change = None
+        if delta and under is not None:
+            progress("Comparing tensors")
+            change = added(CheckpointModel(under), CheckpointModel(path, weights=chosen, base=under))
+        report = terminal.report(reading, clock(), parameters, change)
+        document = reading.to_json() | ({} if change is None else {"change": asdict(change)})
+        return Output([reading], document, rows_with_experts(reading), lambda: figure.single(reading), report)
     if optimizer is not None:
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
     _refuse_needless(base, delta, [entry for _, entry in found])

@@ -74,6 +74,7 @@ class Options:
     base: str | None = None  # the model that an adapter was added to
     gradients: int | None = None  # tokens on which the model was run backwards
     delta: bool = False  # read what the adapter adds, and not the sum
+    unprobed: str | None = None  # why tokens cannot be run through this source at all
 
 
 @dataclass(frozen=True)

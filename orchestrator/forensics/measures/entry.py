@@ -14,6 +14,7 @@ F = TypeVar("F", bound=Function)
 NEEDS = {
     "W": "weights",
     "P": "a norm after the branch",
+    "N": "a norm of the FFN whose place is known",
     "H": "the number of heads",
     "L": "4 layers or more, whose matrices and heads are known",
     "R": "a reference checkpoint (step 0 of the same run)",

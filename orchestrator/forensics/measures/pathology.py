@@ -57,10 +57,11 @@ def findings(
     return [*sorted(found, key=lambda finding: -finding.ratio), *_uniform(names, uniform)]
 
 
-def unread(model: CheckpointModel) -> list[Finding]:
+def unread(model: CheckpointModel, delta: bool = False) -> list[Finding]:
     """Findings in tensors that no measure reads: NaN or infinite values, or a head whose entries are all equal.
 
-    They are those outside the layers (final norm, head, positions), and the vectors within (biases).
+    They are those outside the layers (final norm, head, positions), and the vectors within (biases). `delta`: what an
+    adapter adds, which is zero wherever it adds nothing.
     """
     found = []
     vocabulary = None if model.embedding_shape is None else model.embedding_shape[0]
@@ -75,7 +76,7 @@ def unread(model: CheckpointModel) -> list[Finding]:
         except UserError:  # integers, such as the numbers of positions
             continue
         else:
-            if value is not None and len(shape) == 2 and shape[0] == vocabulary:
+            if value is not None and not delta and len(shape) == 2 and shape[0] == vocabulary:
                 found.append(Finding(name, 0.0, "warn", _holds(value)))
     return found
 

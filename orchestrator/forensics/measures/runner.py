@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -53,6 +54,21 @@ def refuse_another_model(source: Path) -> None:
             f"{source} cannot be probed, since a probe runs {runs or 'what save_pretrained writes'} in its directory: "
             "put it there under that name, or read it without a probe."
         )
+
+
+def why_not(source: Path) -> str | None:
+    """The sentence that refuses a probe of a checkpoint that no text or tokenizer could cure; None for others."""
+    directory = source if source.is_dir() else source.parent
+    try:
+        refuse_another_model(source)
+        if not is_ours(directory):
+            config = json.loads(_described(directory).read_text())
+            _refuse_other_shapes(directory, config.get("model_type"), not config.get("is_encoder_decoder"))
+    except UserError as error:
+        return str(error)
+    except (OSError, ValueError, RecursionError):  # reading the weights says so
+        return None
+    return None
 
 
 def runnable(source: Path, head: bool = False) -> nn.Module:
@@ -134,8 +150,8 @@ def tokens_of(source: Path, text: str, limit: int = 4096, length: int = 256) -> 
         context = checkpoint.config_of(source).train.seq_len
         ids = own_tokenizer(source).encode([text])[0][:-1]  # without the end of text
     else:
-        tokenizer = _pretrained_tokenizer(source)
         positions = getattr(_config(source).get_text_config(), "max_position_embeddings", None) or length
+        tokenizer = _pretrained_tokenizer(source)
         context = min(positions, tokenizer.model_max_length)
         before, ids, after = _framed(tokenizer, text)
     if len(ids) < 2:
@@ -195,11 +211,7 @@ def _framed(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], l
 
 def _config(source: Path) -> Any:
     """The configuration of a model of transformers. `UserError` where there is none that can be run."""
-    if not (source / "config.json").is_file():
-        raise UserError(
-            f"{source} cannot be run without a config.json: a probe needs the directory that save_pretrained writes, "
-            "or a checkpoint of ours."
-        )
+    _described(source)
     from transformers import AutoConfig  # seconds to import
 
     import models.hf  # noqa: F401  # registers our own model type
@@ -208,12 +220,28 @@ def _config(source: Path) -> Any:
     with _loading(f"{source} cannot be run", cure):
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
-    if config.is_encoder_decoder or not (hasattr(text, "vocab_size") and hasattr(text, "num_hidden_layers")):
+    is_stack = hasattr(text, "vocab_size") and hasattr(text, "num_hidden_layers")
+    _refuse_other_shapes(source, config.model_type, is_stack and not config.is_encoder_decoder)
+    return config
+
+
+def _described(source: Path) -> Path:
+    """The directory's config.json. `UserError` where there is none."""
+    if not (path := source / "config.json").is_file():
         raise UserError(
-            f"{source} ({config.model_type}) is not one stack of layers over a vocabulary, which is what a probe "
+            f"{source} cannot be run without a config.json: a probe needs the directory that save_pretrained writes, "
+            "or a checkpoint of ours."
+        )
+    return path
+
+
+def _refuse_other_shapes(source: Path, name: str, is_stack: bool) -> None:
+    """Raise `UserError`, naming the model's type, for what is no one stack of layers over a vocabulary."""
+    if not is_stack:
+        raise UserError(
+            f"{source} ({name}) is not one stack of layers over a vocabulary, which is what a probe "
             "follows: read its weights without a probe."
         )
-    return config
 
 
 @contextmanager

@@ -30,6 +30,13 @@ def of_tokens(
     return [(dict(of_layer), of_gradients) for of_layer, of_gradients in zip(seen, pulled, strict=True)]
 
 
+def unprobed(source: Path | Live) -> str | None:
+    """The sentence that refuses to run any tokens through a checkpoint; None where they may be given."""
+    from orchestrator.forensics.measures.runner import why_not
+
+    return why_not(source) if isinstance(source, Path) else None
+
+
 def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:
     """The probe's measures of every layer."""
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds

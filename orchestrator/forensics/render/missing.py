@@ -25,13 +25,16 @@ BRANCHES = {"attention": "a layer of full attention", "ffn": "a layer with one F
 def missing(reading: Reading) -> list[Text]:
     """The missing measures by what they need."""
     needs = {key.split(".")[0]: NEEDS[entry.needs] + CURES.get(entry.needs, "") for key, entry in MEASURES.items()}
-    if reading.options.probed:
+    if reading.options.unprobed:
+        needs |= dict.fromkeys(_needing("AG"), f"a model that can be run: {reading.options.unprobed.rstrip('.')}")
+    elif reading.options.probed:
         needs |= dict.fromkeys(_needing("A"), "a model whose branches the probe can follow")
     elif "total_write" not in reading.missing:  # the stream of random tokens has been followed
         needs["write_share"] = "branches that write"
-    if any(finding.blemish for finding in reading.pathology):
+    zeros = reading.options.delta or any(finding.blemish for finding in reading.pathology)
+    if zeros:
         needs |= dict.fromkeys(_needing("WL"), "matrices that are not all zeros")
-    if "head_evenness" not in reading.missing or any(finding.blemish for finding in reading.pathology):
+    if "head_evenness" not in reading.missing or zeros:
         needs |= dict.fromkeys(_needing("H"), "heads that read and write")  # their number is known
     if sum("attention" in layer.holds for layer in reading.layers) == 1:
         needs |= dict.fromkeys(set(_needing("H")) & set(COMPARING), "a second layer of full attention")
@@ -41,15 +44,20 @@ def missing(reading: Reading) -> list[Text]:
         needs |= dict.fromkeys(_needing("W"), "a layer of full attention or with one FFN")
     needs |= {key.split(".")[0]: of for key, entry in MEASURES.items() if (of := _branches(entry.branches, reading))}
     # an expected count goes with its count
-    return by_reason({name: needs[name] for name in reading.missing if not name.endswith("_expected")}, ": needs ")
+    return _by_reason({name: needs[name] for name in reading.missing if not name.endswith("_expected")}, "needs")
 
 
-def by_reason(reasons: Mapping[str, str], between: str) -> list[Text]:
+def substitutes(reading: Reading) -> list[Text]:
+    """The measures that were read from another thing than the first choice of their definition, and that thing."""
+    return _by_reason(reading.substitutes, "read from")
+
+
+def _by_reason(reasons: Mapping[str, str], verb: str) -> list[Text]:
     """A line per reason: the measures that share it, and the reason."""
     measures: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         measures.setdefault(reason, []).append(name.replace("_", " "))
-    return [Text(f"{', '.join(names)}{between}{reason}", "dim") for reason, names in measures.items()]
+    return [Text(f"{', '.join(names)}: {verb} {reason}", "dim") for reason, names in measures.items()]
 
 
 def _needing(needs: str) -> list[str]:

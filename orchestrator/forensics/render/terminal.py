@@ -22,9 +22,11 @@ from orchestrator.common.formatting import (
     ranges,
 )
 from orchestrator.forensics.architecture.holdings import USUAL
+from orchestrator.forensics.measures.change import Changes
 from orchestrator.forensics.reading import LayerReport, Reading
+from orchestrator.forensics.render.change import OF_ADAPTER, change_lines
 from orchestrator.forensics.render.experts import EXPERTS
-from orchestrator.forensics.render.missing import by_reason, missing
+from orchestrator.forensics.render.missing import missing, substitutes
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES, Role
 
@@ -58,15 +60,18 @@ WORDS = {  # evidence as it is printed, where the measure's own name is long
 }
 
 
-def report(reading: Reading, seconds: float, parameters: int) -> Group:
-    """The page of one reading. `parameters`: entries of the matrices that were read."""
+def report(reading: Reading, seconds: float, parameters: int, change: Changes | None = None) -> Group:
+    """The page of one reading. `parameters`: entries of the matrices that were read; `change`: what an adapter adds."""
     heading = Text(reading.source, "bold", overflow="fold")
-    heading.append(f"\n{about(reading)} · {big(parameters)} parameters read in {seconds:.1f} s", "not bold dim")
+    heading.append(
+        f"\n{about(reading)} · {big(parameters)} parameters in the layers' matrices · read in {seconds:.1f} s",
+        "not bold dim",
+    )
     said = Group(headline(reading), *heads(reading))
     table = FittedTable(reading.layers, columns(reading))
     mixtures = [layer for layer in reading.layers if layer.experts]
     tables = [table, FittedTable(mixtures, EXPERTS)] if mixtures else [table]
-    return page(heading, said, *tables, summary(reading))
+    return page(heading, said, *tables, summary(reading, change))
 
 
 def about(reading: Reading) -> str:
@@ -151,7 +156,7 @@ def columns(reading: Reading) -> list[Column]:
     return [column for column in table if has.get(column.name, True)]
 
 
-def summary(reading: Reading) -> Table:
+def summary(reading: Reading, change: Changes | None = None) -> Table:
     """Totals, and the conditions of the reading."""
     rules = {"above chance": "calibrated", "the paper's rule": "paper"}
     low, high = (f"{extreme(layer.coverage for layer in reading.layers):.0%}" for extreme in (min, max))
@@ -162,10 +167,11 @@ def summary(reading: Reading) -> Table:
             "saturated": totals(reading.totals),
             "super weights": [] if "super_weight_ratio" in reading.missing else [_super_weights(reading.layers)],
             "pathology": pathology(reading),
+            "change": [] if change is None else change_lines(change, OF_ADAPTER),
             "assumed": assumed(reading),
             "tokens": ran(reading),
             "missing": missing(reading),
-            "read from": by_reason(reading.substitutes, ": "),
+            "substitutes": substitutes(reading),
             "coverage": [Text(f"roles rest on {coverage} of the routed features", "dim")],
         }
     )

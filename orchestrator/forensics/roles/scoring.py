@@ -78,7 +78,10 @@ def _silent(layer: int, headless: Collection[int]) -> Collection[str]:
 
 
 def _able(row: Measures) -> list[str]:
-    """The roles that a layer can have, by the matrices that it has."""
+    """The roles that a layer can have, by the matrices that it has; none where all of them are zero."""
+    norms = [value for name, value in row.items() if name.startswith("spectral_norm.") and value is not None]
+    if norms and not any(norms):
+        return []
     return [role for role in ROLES if role not in ABOUT or row.get(f"spectral_norm.{ABOUT[role]}", 0.0) is not None]
 
 

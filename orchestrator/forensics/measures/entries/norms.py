@@ -9,7 +9,7 @@ from orchestrator.forensics.measures.spectrum import perplexity
 from orchestrator.forensics.measures.statistics import LayerStatistics
 
 
-@entry("gamma_concentration")
+@entry("gamma_concentration", "N")
 def gamma_concentration(layer: LayerStatistics) -> Value:
     """1 − exp(entropy of |γ|/Σ|γ|)/d of the FFN's post-norm, else of its pre-norm."""
     gamma = layer.gammas.get("post_ffn", layer.gammas.get("pre_ffn"))

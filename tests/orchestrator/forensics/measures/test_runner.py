@@ -22,9 +22,9 @@ from orchestrator.common.errors import UserError
 from orchestrator.config import load, schema
 from orchestrator.config.schema import TokenizerKind
 from orchestrator.forensics.measures.probe import probe
-from orchestrator.forensics.measures.runner import runnable, special_tokens, tokens_of
+from orchestrator.forensics.measures.runner import runnable, special_tokens, tokens_of, why_not
 from orchestrator.storage import checkpoint
-from tests.naming import naming
+from tests.naming import names, naming
 from tests.orchestrator.forensics.payload import Payload
 
 WORDS = ["[UNK]", "<s>", "</s>", "a", "b", "c", "d"]
@@ -194,6 +194,24 @@ def test_a_model_without_a_tokenizer(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=naming(tmp_path, "no tokenizer")):
         tokens_of(tmp_path, "some text")
     assert special_tokens(tmp_path) == frozenset()
+
+
+def test_a_missing_description_is_said_before_a_missing_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=naming(tmp_path, "config.json")):
+        tokens_of(tmp_path, "some text")
+
+
+def test_the_reason_why_no_tokens_can_be_run(tmp_path: Path) -> None:
+    assert names(why_not(tmp_path), tmp_path, "config.json")
+    transformers.LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    assert why_not(tmp_path) is None
+    (tmp_path / "part.bin").touch()
+    assert names(why_not(tmp_path / "part.bin"), tmp_path / "part.bin")
+    (tmp_path / "part.bin").unlink()
+    transformers.T5Config(d_model=8, num_layers=1).save_pretrained(tmp_path)
+    assert names(why_not(tmp_path), "t5", "one stack")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert names(why_not(tmp_path), tmp_path / "model.gguf")
 
 
 def test_a_tokenizer_that_is_broken(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.entry import NEEDS
@@ -69,7 +70,7 @@ def test_no_line_is_longer_than_the_terminal_and_nothing_is_cut(
 def test_headline_and_counts(result: Reading) -> None:
     roles = ["hub", "specialist", "specialist", TIE, "specialist", "damper/specialist"]
     lines = page(with_roles(result, roles, ["passthrough"] * 6))
-    assert lines[1] == "llama_sandwich · step 7 · 6 layers · 478.2M parameters read in 1.2 s"
+    assert lines[1] == "llama_sandwich · step 7 · 6 layers · 478.2M parameters in the layers' matrices · read in 1.2 s"
     assert names(lines[3], "4 of 6 layers", "above chance", "hub L0 · specialist L1–2, L4")
     counts = ["above chance: hub 1 · specialist 3 · none 2", "the paper's rule: passthrough 6 · none 0"]
     assert names(entry(lines, "roles"), *counts)
@@ -139,7 +140,27 @@ def test_missing_measures_name_their_need(checkpoint: Callable[..., Any]) -> Non
     assert names(text, "post norm damped fraction", f"needs {NEEDS['P']}")
     assert names(text, f"needs {NEEDS['A']}", "--probe")
     assert names(text, "saturated fixed", f"needs {NEEDS['R']}")
-    assert names(entry(lines, "read from"), "gamma concentration", "the FFN's pre-norm")
+    assert names(entry(lines, "substitutes"), "gamma concentration: read from the FFN's pre-norm")
+
+
+def test_where_no_tokens_can_be_run_it_says_why_and_names_no_option(checkpoint: Callable[..., Any]) -> None:
+    path = checkpoint(norm="pre").write(optimizer=False)
+    (path / "state.json").unlink()  # neither ours nor, without a config.json, one of transformers
+    text = entry(page(analyze(path, resamples=2), 200), "missing")
+    assert names(text, "copy density", "gradient alignment", f"{path} cannot be run without a config.json")
+    assert "--probe" not in text
+    assert "--gradients" not in text
+
+
+def test_norms_whose_place_is_not_known_are_the_need(checkpoint: Callable[..., Any]) -> None:
+    ours = checkpoint(norm="pre")
+    bare = {
+        name.replace("input_layernorm", "n1").replace("post_attention_layernorm", "n2"): torch.from_numpy(value)
+        for name, value in ours.tensors.items()
+    }
+    text = entry(page(analyze(bare, resamples=2), 200), "missing")
+    assert names(text, f"gamma concentration: needs {NEEDS['N']}")
+    assert "needs weights" not in text
 
 
 def test_a_single_layer_misses_its_peers_and_not_weights(checkpoint: Callable[..., Any]) -> None:

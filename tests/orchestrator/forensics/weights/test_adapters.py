@@ -17,8 +17,10 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.output import read
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from tests.naming import names, naming
+from tests.orchestrator.forensics.pages import entry, printed
 
 RANK = 2
 PLAIN: dict[str, Any] = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj"]}
@@ -270,6 +272,27 @@ def test_a_change_of_some_matrices(tmp_path: Path, base: Path) -> None:
         assert layer.measures["effective_rank.q"] == pytest.approx(RANK, abs=1)
         assert layer.measures["effective_rank.k"] is None
         assert layer.measures["cv"] is None or layer.measures["cv"] == 0
+
+
+def test_a_change_of_one_layer(tmp_path: Path, base: Path) -> None:
+    """Zeros where nothing is added are no finding and no role; the changes are listed against the base's weights."""
+    saved = write(tmp_path / "lora", PLAIN, {Q: (16, 16)})
+    output = read(
+        str(tmp_path / "lora"), base=str(base), delta=True, device="cpu", clock=lambda: 0.0, progress=lambda line: None
+    )
+    (reading,) = output.readings
+    assert reading.pathology == []
+    assert not set(reading.substitutes) & set(reading.missing)
+    for layer in (reading.layers[0], reading.layers[2]):
+        assert {role.role for role in layer.scorings.values()} == {"none"}
+    (change,) = output.document["change"]["tensors"]
+    weight = load_file(base / "model.safetensors")[f"{Q}.weight"]
+    assert change["tensor"] == f"{Q}.weight"
+    expected = 8 / RANK * product(saved, Q)
+    assert change["relative"] == pytest.approx(float(expected.norm() / weight.norm()), rel=1e-4)
+    lines = printed(output.report)
+    assert names(entry(lines, "change"), f"{Q}.weight", f"{change['relative']:.3g}", "RMS drift")
+    assert names(entry(lines, "missing"), "merge_and_unload")
 
 
 def test_a_run_of_adapters(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
