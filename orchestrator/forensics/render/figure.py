@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,44 +36,110 @@ RANK = "Effective rank of o over full rank"
 ATTENTION = "Attention's share of energy"
 RULES = {"calibrated": "roles above chance", "paper": "roles by the paper's rule"}
 LETTERS = "a letter: that role leads · two letters: a tie · –: no role"
-STRIPES = "a letter: that role leads · striped: a tie of two"
+STRIPES = "a letter: that role leads · a tie of two: striped, in the last row half and half"
 
 
 @styled
 def single(reading: Reading) -> Figure:
     """Role scores of one checkpoint over depth, six measures, and where it has them the values of pairs of layers."""
     layers = reading.layers
-    matrices = reading.matrices if len(layers) > 1 else None
     subtitle = f"Layer by layer: {RULES[reading.scoring]} · the fuller the colour, the higher the score · {STRIPES}"
     title = "\n".join(filter(None, [_named(reading), _held(layers)]))
-    figure, (strip,), below = panels.page(title, subtitle, 2.4, rows=3 if matrices else 2)
+    drawn = [panel for panel in _panels(reading) if panel.values.size and np.isfinite(panel.values).any()]
+    figure, (strip,), below = panels.page(title, subtitle, 2.4, len(drawn))
     _scores(strip, reading)
-    shades = [colour(shown(layer)) for layer in layers]
-    cv, saturated, norms, rank, attention, composition = below[:6]
-    panels.bars(cv, _values(layers, "cv"), shades)
-    panels.bars(saturated, _values(layers, "saturated_robust"), shades, _values(layers, "saturated_robust_expected"))
-    panels.norms(norms, {INK: _worst_by_layer(layers)})
-    panels.line(rank, _values(layers, "effective_rank.o_fraction"), INK)
-    panels.line(attention, _values(layers, "attention_share"), INK)
-    panels.line(composition, _values(layers, "sink_mean"), arm_line(0).colour, "reads below")
-    panels.line(composition, _values(layers, "source_mean"), arm_line(1).colour, "is read above")
-    titles = (CV, f"{SATURATED} (black: by chance)", NORMS, RANK, ATTENTION, "Composition")
-    panels.over_depth(below[:6], titles, len(layers))
-    if matrices:
-        _pairs(below[6:], layers, matrices)
+    for axes, panel in zip(below, drawn, strict=True):
+        panel.draw(axes)
+        if panel.over_depth:
+            panels.over_depth([axes], [panel.title], len(layers))
     return figure
 
 
-def _pairs(below: Sequence[Axes], layers: Sequence[LayerReport], matrices: Matrices) -> None:
-    """Draw composition and coupling of all pairs of layers, and the number of each layer's partners."""
+@dataclass(frozen=True)
+class Panel:
+    """A panel of a page, which is left out where none of its values is known."""
+
+    title: str
+    values: np.ndarray
+    draw: Callable[[Axes], None]
+    over_depth: bool = True  # its x is the layer
+
+
+def _panels(reading: Reading) -> list[Panel]:
+    """The panels of one reading, in order, whether they have values or not."""
+    layers = reading.layers
+    shades = [colour(shown(layer)) for layer in layers]
+    cv, saturated, by_chance, rank, attention, *composed = (
+        _values(layers, key)
+        for key in ("cv", "saturated_robust", "saturated_robust_expected", "effective_rank.o_fraction",
+                    "attention_share", "sink_mean", "source_mean")
+    )  # fmt: skip
+    norms = np.array([value or np.nan for value in _worst_by_layer(layers)])
+    found = [
+        Panel(CV, cv, lambda axes: panels.bars(axes, cv, shades)),
+        Panel(
+            f"{SATURATED} (black: by chance)", saturated, lambda axes: panels.bars(axes, saturated, shades, by_chance)
+        ),
+        *_of_experts(layers),
+        Panel(NORMS, norms, lambda axes: panels.norms(axes, {INK: norms.tolist()})),
+        Panel(RANK, rank, lambda axes: panels.line(axes, rank, INK)),
+        Panel(ATTENTION, attention, lambda axes: panels.line(axes, attention, INK)),
+        _lines("Composition", {"reads below": composed[0], "is read above": composed[1]}),
+    ]
+    if reading.matrices is not None and len(layers) > 1:
+        found += _pairs(layers, reading.matrices)
+    return found
+
+
+def _of_experts(layers: Sequence[LayerReport]) -> list[Panel]:
+    """The least and the largest value over a mixture's experts, per layer."""
+    routed = [[expert for expert in layer.experts if expert.expert is not None] for layer in layers]
+    found = []
+    for title, values in (
+        ("Router's share of the places: least to most", [[of.router_share for of in experts] for experts in routed]),
+        (
+            "Spread (CV) within the experts: least to most",
+            [[of.measures.get("cv") for of in experts] for experts in routed],
+        ),
+    ):
+        known = [np.array([value for value in of if value is not None], dtype=float) for of in values]
+        ends = np.array([(of.min(), of.max()) if of.size else (np.nan, np.nan) for of in known])  # [L, 2]
+        found.append(Panel(title, ends, partial(panels.ranges, ends=ends)))
+    return found
+
+
+def _pairs(layers: Sequence[LayerReport], matrices: Matrices) -> list[Panel]:
+    """Composition and coupling of all pairs of layers, and the number of each layer's partners."""
     composed, coupled = (np.array(of, dtype=float) for of in (matrices.composition, matrices.coupling))
     composed = composed[1:, : len(layers)]  # beside a tied embedding and head, whose composition is large, all is pale
     names = [str(layer.layer) for layer in layers]
-    panels.pairs(below[0], composed, "Composition: down, who writes; across, who reads", names, names)
-    panels.pairs(below[1], coupled, "Coupling: best match of two heads", names, names)
-    panels.line(below[2], _values(layers, "composition_partners"), arm_line(0).colour, "composition")
-    panels.line(below[2], _values(layers, "coupling_partners"), arm_line(1).colour, "coupling")
-    panels.over_depth(below[2:], ["Partners"], len(layers))
+    partners = {of: _values(layers, f"{of}_partners") for of in ("composition", "coupling")}
+    return [
+        Panel(
+            title,
+            values,
+            partial(panels.pairs, values=values, title=title, down=names, across=names),
+            False,
+        )
+        for title, values in (
+            ("Composition: down, who writes; across, who reads", composed),
+            ("Coupling: best match of two heads", coupled),
+        )
+    ] + [_lines("Partners", partners, "no layer has partners beyond chance")]
+
+
+def _lines(title: str, lines: Mapping[str, np.ndarray], empty: str = "") -> Panel:
+    """A panel of two lines, label → values; `empty` is written in it where all of them are 0."""
+    values = np.array(list(lines.values()))
+
+    def draw(axes: Axes) -> None:
+        for index, (label, of) in enumerate(lines.items()):
+            if np.isfinite(of).any():
+                panels.line(axes, of, arm_line(index).colour, label)
+        if empty and not np.nan_to_num(values).any():
+            axes.text(0.5, 0.5, empty, transform=axes.transAxes, ha="center", va="center", color=QUIET)
+
+    return Panel(title, values, draw)
 
 
 @styled
@@ -80,10 +148,8 @@ def side_by_side(both: SideBySide) -> Figure:
     arms = {"A": both.a, "B": both.b}
     title = "\n".join(f"{arm}   {_named(reading)}" for arm, reading in arms.items())
     subtitle = f"Side by side: {RULES[both.a.scoring]} · {LETTERS}"
-    figure, (strip,), below = panels.page(title, subtitle, 1.3, rows=2)
     depth = max(len(reading.layers) for reading in arms.values())
     roles = [[shown(layer) for layer in reading.layers] for reading in arms.values()]
-    panels.cells(strip, roles, list(arms), depth)
     lines = {  # title → the measure in full, and the dotted one
         CV: ("cv",),
         f"{SATURATED} (dotted: by chance)": ("saturated_robust", "saturated_robust_expected"),
@@ -92,12 +158,23 @@ def side_by_side(both: SideBySide) -> Figure:
         ATTENTION: ("attention_share",),
         "Composition: reads from below, is read above (dotted)": ("sink_mean", "source_mean"),
     }
+    norms = {arm: _worst_by_layer(reading.layers) for arm, reading in arms.items()}
+    lines = {
+        title: keys
+        for title, keys in lines.items()
+        if any(np.isfinite(_values(reading.layers, key)).any() for key in keys for reading in arms.values())
+        or (title == NORMS and any(any(of) for of in norms.values()))
+    }
+    figure, (strip,), below = panels.page(title, subtitle, 1.3, len(lines))
+    panels.cells(strip, roles, list(arms), depth)
+    named = next((title for title in (CV, RANK, ATTENTION) if title in lines), "")  # short: the legend stands beside it
     for index, (arm, reading) in enumerate(arms.items()):
-        for axes, keys in zip(below, lines.values(), strict=True):
+        for axes, (title, keys) in zip(below, lines.items(), strict=True):
             for key, style in zip(keys, "-:", strict=False):
-                label = arm if key == "cv" else ""
+                label = arm if title == named and style == "-" else ""
                 panels.line(axes, _values(reading.layers, key), arm_line(index).colour, label, style)
-    panels.norms(below[2], {arm_line(i).colour: _worst_by_layer(arms[arm].layers) for i, arm in enumerate(arms)})
+    if NORMS in lines:
+        panels.norms(below[list(lines).index(NORMS)], {arm_line(i).colour: of for i, of in enumerate(norms.values())})
     panels.over_depth(below, lines, depth)
     return figure
 
@@ -110,7 +187,7 @@ def trajectory(run: Trajectory) -> Figure:
     depth = len(readings[0].layers)
     subtitle = f"Over training: {RULES[readings[0].scoring]} · {LETTERS}"
     tall = max(2.4, 0.24 * depth)
-    figure, strip, below = panels.page(_short(run.source), subtitle, tall, rows=1, strips=2)
+    figure, strip, below = panels.page(_short(run.source), subtitle, tall, 3, strips=2)
     roles = [[shown(reading.layers[layer]) for reading in readings] for layer in range(depth)]
     panels.cells(strip[0], roles, range(depth))
     strip[0].set_title("Roles")

@@ -68,10 +68,11 @@ def styled(draw: Callable[[T], Figure]) -> Callable[[T], Figure]:
     return drawn
 
 
-def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> tuple[Figure, list[Axes], list[Axes]]:
-    """A figure with its heading, `strips` axes side by side (`tall` inches high), and `rows` of three panels."""
+def page(title: str, subtitle: str, tall: float, count: int, strips: int = 1) -> tuple[Figure, list[Axes], list[Axes]]:
+    """A figure with its heading, `strips` axes side by side (`tall` inches high), and `count` panels, three a row."""
     from matplotlib.figure import Figure
 
+    rows = max(1, -(-count // 3))
     height = HEADING + tall + rows * PANEL
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
@@ -83,7 +84,10 @@ def page(title: str, subtitle: str, tall: float, rows: int, strips: int = 1) -> 
     figure.text(0.012, top - lines * 0.245 / height, subtitle, fontsize=10.5, color=QUIET, **as_written)
     above, below = figure.subfigures(2, 1, height_ratios=[tall, rows * PANEL])
     upper = above.subplots(1, strips, squeeze=False)
-    return figure, list(upper.flat), list(below.subplots(rows, 3, squeeze=False).flat)
+    panels = list(below.subplots(rows, 3, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, list(upper.flat), panels[:count]
 
 
 def cells(axes: Axes, roles: Sequence[Sequence[str]], labels: Sequence[Any], across: int | None = None) -> None:
@@ -152,11 +156,12 @@ def image(axes: Axes, shades: Sequence[Sequence[tuple[float, ...]]]) -> None:
 
 
 def heat(axes: Axes, values: np.ndarray, title: str) -> None:
-    """Draw values [layers, checkpoints] in greys from the smallest to the largest, with a colour bar."""
+    """Draw values [layers, checkpoints] in greys, the largest darkest, with a colour bar; NaN is hatched."""
     known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     room = max(0.0, FLAT * high - (high - low)) / 2
     shown = axes.imshow(values, aspect="auto", cmap="Greys", vmin=low - room, vmax=high + room + 1e-12)
+    axes.patch.set(facecolor="white", edgecolor="#D5D5D5", hatch="////", linewidth=0)  # shows where a value is absent
     axes.figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01).outline.set_visible(False)  # type: ignore[operator]
     axes.spines[:].set_visible(False)
     axes.set_yticks([])
@@ -177,6 +182,14 @@ def bars(axes: Axes, values: np.ndarray, shades: Sequence[str], chance: np.ndarr
     axes.bar(at, values, color=shades, width=0.75)
     if chance is not None:
         axes.hlines(chance, at - 0.42, at + 0.42, color=INK)
+
+
+def ranges(axes: Axes, ends: np.ndarray) -> None:
+    """Draw a bar from the least to the largest value of each layer, `ends` [L, 2]; nothing where they are NaN."""
+    at = np.arange(len(ends))
+    axes.vlines(at, *ends.T, color="#BBBBBB", linewidth=5)
+    for values in ends.T:
+        axes.plot(at, values, "o", color=INK)
 
 
 def line(axes: Axes, values: np.ndarray, shade: str, label: str = "", style: str = "-") -> None:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.measures.experts import ExpertReport
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render import figure
 from orchestrator.forensics.render.side_by_side import SideBySide
@@ -103,7 +104,7 @@ def has_colour(image: np.ndarray, shade: str) -> bool:
     ("depth", "scoring"), [(1, "calibrated"), (2, "paper"), (11, "calibrated"), (11, "paper"), (50, "calibrated")]
 )
 def test_one_checkpoint(result: Callable[..., Reading], depth: int, scoring: str) -> None:
-    image = check(figure.single(result(depth, scoring=scoring)), 860 + 260 * (depth > 1), 7)
+    image = check(figure.single(result(depth, scoring=scoring)), 860 + 260 * (depth > 1), 6 if depth == 1 else 10)
     for role in ROLES[: min(depth, 4)]:
         assert has_colour(image, colour(role)), role
 
@@ -149,21 +150,67 @@ def test_cells_of_a_tie_have_both_colours_and_those_without_a_role_none(result: 
     )
 
 
-def test_absent_and_empty_measures_leave_empty_panels(result: Callable[..., Reading]) -> None:
+def titles(drawn: Figure) -> list[str]:
+    return [text for axes in drawn.get_axes() if (text := axes.get_title(loc="left"))]
+
+
+def test_measures_that_are_absent_in_every_layer_have_no_panel(result: Callable[..., Reading]) -> None:
     one = result(3, norm="pre")
+    whole = [len(titles(draw)) for draw in (figure.single(one), figure.side_by_side(SideBySide(one, one)))]
     for layer in one.layers:
         layer.measures.update(dict.fromkeys(("cv", "saturated_robust_expected", "attention_share", "sink_mean")))
         layer.measures.update({key: None for key in layer.measures if key.startswith("spectral_norm")})
-    assert pixels(figure.single(one)).shape == (1120, 1400, 3)
-    assert pixels(figure.side_by_side(SideBySide(one, one))).shape[1] == 1400
-    assert pixels(figure.trajectory(trajectory("run", [replace(one, step=0), replace(one, step=1)]))).shape[1] == 1400
+    drawn = figure.single(one), figure.side_by_side(SideBySide(one, one))
+    assert [len(titles(page)) for page in drawn] == [whole[0] - 3, whole[1] - 3]  # what chance gives has no panel
+    check(drawn[0], 860, 4)
+    check(drawn[1], 490, 4)
+    legends = [axes for axes in drawn[1].get_axes() if axes.get_legend() is not None]
+    assert len(legends) == 1
+    pages = trajectory("run", [replace(one, step=0), replace(one, step=1)])
+    assert pixels(figure.trajectory(pages)).shape[1] == 1400
+
+
+def test_an_absent_pair_is_hatched_and_layers_without_partners_are_told(result: Callable[..., Reading]) -> None:
+    one = result(5)
+    for layer in one.layers:
+        layer.measures.update(composition_partners=0.0, coupling_partners=0.0)
+    drawn = figure.single(one)
+    check(drawn, 1120, 10)
+    (coupling,) = (axes for axes in drawn.get_axes() if axes.get_title(loc="left").startswith("Coupling"))
+    assert bool(np.ma.getmaskarray(coupling.images[0].get_array()).diagonal().all())
+    assert coupling.patch.get_hatch()
+    (partners,) = (axes for axes in drawn.get_axes() if axes.get_title(loc="left") == "Partners")
+    assert [names(text.get_text(), "no layer", "partners") for text in partners.texts] == [True]
+    one.layers[0].measures["coupling_partners"] = 2.0
+    assert not figure.single(one).get_axes()[-2].texts
+
+
+def test_the_words_for_a_tie_are_those_of_both_rows(result: Callable[..., Reading]) -> None:
+    said = figure.single(result(3)).texts[-1].get_text()
+    assert names(said, "a tie of two", "striped", "half and half")
+
+
+def test_a_mixture_has_the_range_of_its_experts(result: Callable[..., Reading]) -> None:
+    one = result(3)
+    for layer in one.layers:
+        layer.measures.update(dict.fromkeys(("cv", "saturated_robust", "saturated_robust_expected")))
+        layer.experts.extend(
+            ExpertReport(expert, share, {"cv": 0.1 + (share or 0)})
+            for expert, share in ((0, 0.2), (1, 0.8), (None, None))
+        )
+    drawn = figure.single(one)
+    check(drawn, 1120, 10)
+    (share,) = (axes for axes in drawn.get_axes() if axes.get_title(loc="left").startswith("Router's share"))
+    assert [line.get_ydata().tolist() for line in share.lines] == [[0.2] * 3, [0.8] * 3]  # type: ignore[union-attr]
+    (spread,) = (axes for axes in drawn.get_axes() if "within the experts" in axes.get_title(loc="left"))
+    assert [line.get_ydata().tolist() for line in spread.lines] == [[pytest.approx(0.3)] * 3, [pytest.approx(0.9)] * 3]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("depths", [(1, 1), (4, 4), (5, 50)])
 def test_two_models(result: Callable[..., Reading], depths: tuple[int, int]) -> None:
     a, b = (replace(result(depth), source="/a/rather/long/path/" * 9) for depth in depths)
     drawn = figure.side_by_side(SideBySide(a, b))
-    check(drawn, 750, 7)
+    check(drawn, 750, 7 - (max(depths) == 1))  # a layer alone has no peers
     strip = drawn.get_axes()[0]
     letters = [text.get_text() for text in strip.texts]
     if max(depths) <= 48:
