@@ -16,7 +16,8 @@ from orchestrator.common.formatting import printable
 from orchestrator.forensics.render.export import PICTURES, refuse_foreign, write_csv, write_figure
 
 EPILOG = (
-    "Exit code: 0; 1 where a spectral norm is 30 times its peers', or a tensor holds NaN; 2 where nothing can be read."
+    "Exit code: 0; 1 where a spectral norm is 30 times its peers', or a tensor that no measure reads (a bias, the "
+    "final norm, the head) holds NaN; 2 where nothing can be read, as where a layer's matrix holds NaN."
 )
 
 

@@ -17,7 +17,7 @@ from orchestrator.forensics.measures.composition import Compositions, add_embedd
 from orchestrator.forensics.measures.entry import Value
 from orchestrator.forensics.measures.experts import ExpertReport, read_experts
 from orchestrator.forensics.measures.momentum import medians
-from orchestrator.forensics.measures.pathology import findings, unread
+from orchestrator.forensics.measures.pathology import findings, not_finite, unread
 from orchestrator.forensics.measures.reduction import reduce_layer, threshold
 from orchestrator.forensics.measures.statistics import LayerStatistics, Stack
 from orchestrator.forensics.measures.stream import STREAMED, random_stream
@@ -42,6 +42,7 @@ from orchestrator.forensics.roles.scoring import SCORINGS
 from orchestrator.forensics.roles.treatments import SHAPED
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.memory import trim
+from orchestrator.forensics.weights.tensors import NotFinite
 from orchestrator.storage.steps import name_of, step_in
 
 Source = str | Path | Mapping[str, torch.Tensor] | nn.Module
@@ -89,8 +90,11 @@ def analyze(
     forwards, backwards = token_rows(tokens), token_rows(gradients)
     run = of_tokens(named, model, forwards, backwards)
 
-    stack = read_stack(model, torch.device(device))
-    experts, of_experts = read_experts(model, torch.device(device))
+    try:
+        stack = read_stack(model, torch.device(device))
+        experts, of_experts = read_experts(model, torch.device(device))
+    except NotFinite as error:
+        raise not_finite(model, error) from error
     for layer, threshold_of, of_layer in zip(stack.layers, thresholds, run, strict=True):
         layer.threshold = threshold_of
         layer.activations, layer.gradients = of_layer

@@ -13,6 +13,8 @@ from orchestrator.forensics.architecture.layer import Model
 from orchestrator.forensics.architecture.layout import QK_NORM, Heads
 from orchestrator.forensics.architecture.scales import MANY, share_below_0
 
+NUMBERED = re.compile(r"\.\d+\.")  # in a name within a layer
+
 
 def held_kinds(model: Model, index: int) -> tuple[str, ...]:
     """The kinds of matrices that a layer must have: those of the family, less a branch in whose place it has another.
@@ -52,13 +54,7 @@ def check_names(model: Model) -> None:
             f"{model.family_name}): give a model some of whose layers have one."
         )
     if absent:
-        found = ", ".join(sorted(tensors.names)[:3]) or "nothing"
-        quantised = "quantization_config" in model.description.config
-        cause = ", and it declares itself quantised: save it in fp32, fp16 or bf16 first" if quantised else ""
-        raise UserError(
-            f"{model.directory} lacks {len(absent)} of the {len(wanted)} tensors that {count} layers of the family "
-            f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}{cause}."
-        )
+        raise _lacking(model, absent, wanted)
     pattern, held = layer_pattern(model), {*within, *optional}
     beyond = count + int(model.description.config.get("num_nextn_predict_layers") or 0)  # they predict later tokens
     for match in filter(None, map(pattern.match, sorted(tensors.names))):
@@ -76,6 +72,46 @@ def check_names(model: Model) -> None:
                 f"the declared {model.description.declared}, or move the description away to have the family inferred "
                 "from names and shapes."
             )
+
+
+def _lacking(model: Model, absent: list[str], wanted: list[str]) -> UserError:
+    """The error for absent tensors: of another family, of layers that are not there, or single ones."""
+    tensors, config = model.tensors, model.description.config
+    held = sorted({int(match[1]) for match in map(layer_pattern(model).match, tensors.names) if match})
+    beside = "config.json" if (model.directory / "config.json").is_file() else "its description"
+    cure = "give the model its own config.json"
+    near = sorted(sorted(tensors.names), key=lambda name: _likeness(name, absent[0]), reverse=True)
+    found = ", ".join(near[:3]) or "nothing"
+    if "quantization_config" in config:
+        found += ", and it declares itself quantised: save it in fp32, fp16 or bf16 first"
+    elif model.description.declared and len(absent) == len(wanted) and any(map(NUMBERED.search, tensors.names)):
+        return UserError(
+            f"{model.directory} holds none of the {len(wanted)} tensors that {len(model)} layers of the family "
+            f"{model.description.declared} have, which {beside} declares: the names are those of another family "
+            f"(looked for {', '.join(absent[:3])}; found {found}), so {cure}."
+        )
+    elif held and absent == [name for name in wanted if int(_number(model, name)) > held[-1]]:
+        return UserError(
+            f"{model.directory} holds the layers {held[0]} to {held[-1]}, and {beside} declares {len(model)}: {cure}, "
+            "or copy all its files."
+        )
+    return UserError(
+        f"{model.directory} lacks {len(absent)} of the {len(wanted)} tensors that {len(model)} layers of the family "
+        f"{model.family_name} have: looked for {', '.join(absent[:3])}; found {found}."
+    )
+
+
+def _number(model: Model, name: str) -> str:
+    """The number of the layer in a name within it."""
+    match = layer_pattern(model).match(name)
+    assert match is not None, name
+    return match[1]
+
+
+def _likeness(name: str, wanted: str) -> tuple[int, int]:
+    """Numbers of segments at the start, and at any place, that two names share."""
+    same = [a == b for a, b in zip(name.split("."), wanted.split("."), strict=False)]
+    return [*same, False].index(False), sum(same)
 
 
 def check_shapes(model: Model, index: int) -> None:

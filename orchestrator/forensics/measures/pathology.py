@@ -81,6 +81,25 @@ def unread(model: CheckpointModel, delta: bool = False) -> list[Finding]:
     return found
 
 
+def not_finite(model: CheckpointModel, first: NotFinite) -> UserError:
+    """The error for layers with NaN or infinite values: `first`, or the number of such tensors where there are more."""
+    found = []
+    for name in (name for index in range(len(model)) for name in model.names(index)):
+        try:
+            for _ in model.tensors.rows(name, ROWS) if model.tensors.shape(name) else ():
+                pass
+        except NotFinite:
+            found.append(name)
+        except UserError:  # integers, which no measure reads
+            continue
+    if len(found) < 2:
+        return first
+    return UserError(
+        f"{model.directory} holds NaN or infinite values in {len(found)} tensors of its layers, such as {found[0]} and "
+        f"{found[1]}: use a checkpoint from before they arose."
+    )
+
+
 def uniform_value(blocks: Iterator[Tensor]) -> float | None:
     """The value of a tensor whose entries are all equal, given in blocks; None for any other. Reads all blocks."""
     low, high = np.inf, -np.inf

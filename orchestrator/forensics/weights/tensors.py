@@ -18,7 +18,7 @@ from orchestrator.forensics.weights.archives import Archive
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks, refuse_world
 from orchestrator.forensics.weights.quantised import dequantised
-from orchestrator.forensics.weights.selection import Key, select
+from orchestrator.forensics.weights.selection import MOMENTS, Key, select
 
 ALIGNED = 64  # bytes: where torch places what it allocates
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
@@ -149,6 +149,8 @@ def named_weights(store: Store, chosen: str | None = None, quantisation: Mapping
 def _model(
     source: Path, stores: Mapping[Key, Store], chosen: str | None, quantisation: Mapping[str, Any] | None = None
 ) -> Tensors:
+    if stores and all(str(key[-1]).rpartition(".")[2] in {*MOMENTS, "step"} for key in stores):
+        raise UserError(f"{source} is an optimizer's state, not a model: give the directory of the model's weights.")
     stores = dequantised(source, stores, quantisation)
     metadata = next((getattr(store, "metadata", None) for store in stores.values()), None)
     found = Tensors(stores, select(source, stores, chosen), metadata)
@@ -232,7 +234,11 @@ def _find(directory: Path) -> list[Path]:
             return [directory / found[0]]
     if any(name in ADAPTERS for name in names):
         raise UserError(f"{directory} holds an adapter, and a model is wanted here: give the one it was trained on.")
-    raise UserError(f"{directory} holds no weights: looked for {USUAL[0]} or {USUAL[1]}, found {_some(names)}.")
+    raise UserError(
+        f"{directory} holds no weights: looked for {USUAL[0]}, any file that ends in .safetensors, "
+        f"{', '.join(PICKLES)} or {GGUF}, an index of shards (*{INDEX}), an adapter, and a distributed "
+        f"checkpoint ({METADATA}); found {_some(names)}."
+    )
 
 
 def _some(names: list[str]) -> str:

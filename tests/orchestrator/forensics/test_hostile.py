@@ -300,3 +300,44 @@ def test_a_device_that_is_not_there(llama: Path, refused: Said) -> None:
         assert main([str(llama), "--device", "cuda"]) == 0
     else:
         assert names(refused(llama, "--device", "cuda"), "--device cuda", "GPU")
+
+
+def test_an_optimizer_is_no_model(llama: Path, tmp_path: Path, refused: Said) -> None:
+    model = LlamaForCausalLM.from_pretrained(llama)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    assert names(refused(tmp_path / "optimizer.pt"), tmp_path / "optimizer.pt", "optimizer's state", "directory")
+    change(llama / "model.safetensors", lambda t: [t.update({f"{n}.exp_avg": t.pop(n)}) for n in list(t)])
+    assert names(refused(llama / "model.safetensors"), "optimizer's state")
+
+
+def test_a_config_of_another_family(llama: Path, refused: Said) -> None:
+    (llama / "config.json").write_text('{"model_type": "gpt2", "n_layer": 3, "n_head": 4, "n_embd": 16}')
+    assert names(refused(llama), llama, "config.json", "gpt2", "another family", "h.0.attn.c_attn.weight")
+
+
+def test_a_config_of_more_layers(llama: Path, refused: Said) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 12}))
+    assert names(refused(llama), llama, "config.json", "12", "0 to 2")
+
+
+def test_what_is_nearest_to_what_lacks_is_named(llama: Path, refused: Said) -> None:
+    change(llama / "model.safetensors", lambda t: t.pop(UP))
+    said = refused(llama)
+    assert names(said, UP, "model.layers.1.mlp.down_proj.weight", "model.layers.1.mlp.gate_proj.weight")
+    assert not names(said, "lm_head.weight")
+
+
+def test_all_tensors_with_nan_are_counted(llama: Path, refused: Said) -> None:
+    broken = UP, UP.replace(".1.", ".2."), UP.replace("up_proj", "down_proj")
+    change(llama / "model.safetensors", lambda t: [t[name].fill(np.nan) for name in broken])
+    assert names(refused(llama), llama, "NaN", "3 tensors", UP)
+
+
+def test_every_kind_of_file_is_named_where_there_is_none(tmp_path: Path, refused: Said) -> None:
+    (tmp_path / "empty").mkdir()
+    kinds = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".index.json", ".metadata")
+    assert names(refused(tmp_path / "empty"), *kinds)
