@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Without any of these, transformers makes an empty tokenizer.
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+KNOWN = "a probe needs a config.json with a model_type that transformers knows; weights are read without"
 UNUSED = "pooler."  # parameters after an encoder's last layer, which are often not saved
 
 
@@ -63,6 +64,8 @@ def why_not(source: Path) -> str | None:
         refuse_another_model(source)
         if not is_ours(directory):
             config = json.loads(_described(directory).read_text())
+            if not (config.get("model_type") or config.get("architectures")):  # a description that a user wrote
+                return f"{directory} cannot be run, since its config.json names no model_type: {KNOWN}."
             _refuse_other_shapes(directory, config.get("model_type"), not config.get("is_encoder_decoder"))
     except UserError as error:
         return str(error)
@@ -216,8 +219,7 @@ def _config(source: Path) -> Any:
 
     import models.hf  # noqa: F401  # registers our own model type
 
-    cure = "a probe needs a config.json with a model_type that transformers knows; weights are read without"
-    with _loading(f"{source} cannot be run", cure):
+    with _loading(f"{source} cannot be run", KNOWN):
         config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     text = config.get_text_config()
     is_stack = hasattr(text, "vocab_size") and hasattr(text, "num_hidden_layers")

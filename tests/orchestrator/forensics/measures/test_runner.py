@@ -203,6 +203,8 @@ def test_a_missing_description_is_said_before_a_missing_tokenizer(tmp_path: Path
 
 def test_the_reason_why_no_tokens_can_be_run(tmp_path: Path) -> None:
     assert names(why_not(tmp_path), tmp_path, "config.json")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+    assert names(why_not(tmp_path), tmp_path, "no model_type")
     transformers.LlamaConfig(**SIZES).save_pretrained(tmp_path)
     assert why_not(tmp_path) is None
     (tmp_path / "part.bin").touch()
