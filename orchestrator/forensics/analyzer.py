@@ -42,6 +42,7 @@ from orchestrator.forensics.roles.scoring import SCORINGS
 from orchestrator.forensics.roles.treatments import SHAPED
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.memory import trim
+from orchestrator.forensics.weights.sources import recorded_step
 from orchestrator.forensics.weights.tensors import NotFinite
 from orchestrator.storage.steps import name_of, step_in
 
@@ -129,7 +130,8 @@ def analyze(
         family=model.family_name,
         assumed=model.assumed,
         heads_assumed=model.heads_assumed,
-        step=model.description.step,
+        step=_step(named, model),
+        declared=model.description.declared,
         scoring=scoring,
         options=options,
         missing=absent,
@@ -143,6 +145,13 @@ def analyze(
             *of_experts,
         ],
     )
+
+
+def _step(source: Path | Live, model: CheckpointModel) -> int | None:
+    """The step that our checkpoint, or another's, says or is named for; None for a model in memory."""
+    if model.description.step is not None or isinstance(source, Live):
+        return model.description.step
+    return recorded_step(source, model.tensors.metadata)
 
 
 def _refuse_options(scoring: str, resamples: int, weights: str | None, probed: bool) -> None:

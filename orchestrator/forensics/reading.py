@@ -92,7 +92,7 @@ class Reading:
     schema: int
     definitions: int
     source: str
-    family: str
+    family: str  # the layout that its tensors were read in
     assumed: list[str]
     step: int | None  # null for a checkpoint that records none
     scoring: str
@@ -104,6 +104,7 @@ class Reading:
     pathology: list[Finding]  # worst first
     matrices: Matrices | None = None  # absent from readings of older definitions
     heads_assumed: list[str] = field(default_factory=list)  # of heads that nothing declares
+    declared: str = ""  # the family that its description declares ("norm=…" in ours); empty where none does
     key: Key | None = None  # of a cell's reading; absent from other files
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +113,14 @@ class Reading:
         if self.key is None:
             del document["key"]
         return document
+
+    @property
+    def family_and_layout(self) -> str:
+        """The declared family, and the layout where it has another name: `bamba (layout of jamba)`."""
+        declared, layout = self.declared, self.family
+        if not declared or "=" in declared or declared.replace("-", "_") == layout:  # ours declares norm=…
+            return layout
+        return f"{declared} (layout {'inferred' if layout == 'inferred' else f'of {layout}'})"
 
     def to_pandas(self, experts: bool = False) -> pd.DataFrame:
         """One row per layer, as `rows_of` has them; an absent score or measure is NaN.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from orchestrator.forensics.architecture.kinds import PLACES
 from orchestrator.forensics.architecture.layout import Family, Heads, Part, halves, stacked, whole
+from orchestrator.forensics.weights.files import STEPS
 from orchestrator.forensics.weights.tensors import Tensors
 
 # Key of a config.json → GGUF's, less the architecture before it.
@@ -48,8 +49,8 @@ NORMS: dict[str, tuple[str, ...]] = {
 
 
 def is_gguf(metadata: Mapping[str, Any]) -> bool:
-    """True for the metadata of a GGUF file, whose values are plain; another file's are the dicts it holds."""
-    return any(not isinstance(value, Mapping) for value in metadata.values())
+    """True for the metadata of a GGUF file, whose values are plain; another file's are dicts, and a step."""
+    return any(not isinstance(value, Mapping) and key not in STEPS for key, value in metadata.items())
 
 
 def config(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -268,7 +268,7 @@ def _held(layers: Sequence[LayerReport]) -> str:
 
 def _named(reading: Reading) -> str:
     step = "" if reading.step is None else f" · step {reading.step:,}"
-    return f"{_short(reading.source)} · {reading.family}{step}"
+    return f"{_short(reading.source)} · {reading.family_and_layout}{step}"
 
 
 def _short(source: str) -> str:

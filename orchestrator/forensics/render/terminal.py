@@ -75,9 +75,9 @@ def report(reading: Reading, seconds: float, parameters: int, change: Changes | 
 
 
 def about(reading: Reading) -> str:
-    """Family, what was chosen, step and depth: `llama · ema · step 1,000 · 11 layers`."""
+    """Family, what was chosen, step and depth: `mistral (layout of llama) · ema · step 1,000 · 11 layers`."""
     options = reading.options
-    parts = [reading.family, *filter(None, [options.weights])]
+    parts = [reading.family_and_layout, *filter(None, [options.weights])]
     if options.base is not None:
         parts.append(f"{'change' if options.delta else 'adapter'} on {options.base}")
     if reading.step is not None:

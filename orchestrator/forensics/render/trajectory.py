@@ -154,7 +154,8 @@ def report(run: Trajectory, seconds: float) -> Group:
     span = several if len(readings) > 1 else f"{unit} {last.step:,}"
     depth = counted(len(last.layers), "layer")
     heading = Text(run.source, "bold", overflow="fold").append(
-        f"\n{last.family} · {counted(len(readings), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s", "not bold dim"
+        f"\n{last.family_and_layout} · {counted(len(readings), 'checkpoint')} · {span} · {depth} · {seconds:.1f} s",
+        "not bold dim",
     )
     moved = changes(readings)
     table = _checkpoints(readings, unit)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.weights.files import STEPS
 
 HELD = 32 * 2**20  # bytes read before the file is mapped again: a mapped page stays in memory until it is unmapped
 # Settings that trainings save beside their tensors: no class of these holds weights. Others may be models.
@@ -53,6 +54,7 @@ class Archive:
         self.shapes = {key: tuple(tensor.shape) for key, tensor in self._tensors.items()}
         contents: Mapping[Any, Any] = self._contents if isinstance(self._contents, Mapping) else {}
         self.metadata = {name: value for name, value in contents.items() if _is_plain(value)}
+        self.metadata |= {name: contents[name] for name in STEPS if isinstance(contents.get(name), int)}
         self.release()
 
     def load(self, key: tuple[Hashable, ...], rows: slice | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 GGUF = ".gguf"
 INDEX = ".index.json"
+STEPS = ("iter_num", "global_step")  # beside the weights in one file: nanoGPT's, and Lightning's
 METADATA = ".metadata"  # marks a directory of torch.distributed.checkpoint
 USUAL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # as PEFT names them

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHERS, PICKLES, USUAL
+from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHERS, PICKLES, STEPS, USUAL
 from orchestrator.forensics.weights.parts import DIRECTORIES, refuse_ranks
 from orchestrator.storage import checkpoint
 
@@ -48,6 +51,31 @@ def unit(checkpoint: Path) -> str:
     """Unit of the number at the end of a checkpoint's name: `epoch` where the name says so, else `step`."""
     words: list[str] = re.findall(r"epoch|step|iter", checkpoint.name.lower())
     return "epoch" if words[-1:] == ["epoch"] else "step"
+
+
+def recorded_step(source: Path, metadata: Mapping[str, Any]) -> int | None:
+    """The step of a checkpoint that others wrote; None where nothing says it.
+
+    From the Trainer's `trainer_state.json` beside the weights, the count in the file itself (nanoGPT's `iter_num`,
+    Lightning's `global_step`), or a name such as `checkpoint-500`. `metadata`: what the file says of itself.
+    """
+    is_whole = source.is_dir() or source.name in USUAL
+    directory = source if source.is_dir() else source.parent
+    if is_whole and (step := _global_step(directory / "trainer_state.json")) is not None:
+        return step
+    if (step := next((metadata[key] for key in STEPS if key in metadata), None)) is not None:
+        return int(step)
+    named = directory.resolve() if is_whole else source
+    match = NUMBERED.fullmatch(named.name if is_whole else named.stem)
+    return int(match[2]) if match and COUNTED.fullmatch(match[1]) and unit(named) == "step" else None
+
+
+def _global_step(path: Path) -> int | None:
+    try:
+        step = json.loads(path.read_text())["global_step"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or another's file of that name
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _counted_files(directory: Path) -> list[Path]:

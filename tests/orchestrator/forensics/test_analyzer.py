@@ -26,7 +26,7 @@ def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any])
     result = json.loads(first)
     assert list(result) == [
         "schema", "definitions", "source", "family", "assumed", "step", "scoring", "options", "missing",
-        "substitutes", "layers", "totals", "pathology", "matrices", "heads_assumed",
+        "substitutes", "layers", "totals", "pathology", "matrices", "heads_assumed", "declared",
     ]  # fmt: skip
     assert (result["schema"], result["definitions"]) == (SCHEMA, DEFINITIONS)
     assert (result["step"], result["scoring"]) == (7, "calibrated")

@@ -68,3 +68,15 @@ def test_a_file_is_named_with_its_cure(tmp_path: Path) -> None:
             read_reading(path)
     path.write_text(json.dumps(reading_json([], step=10)))
     assert read_reading(path).step == 10
+
+
+@pytest.mark.parametrize(
+    ("declared", "layout", "shown"),
+    [
+        ("bamba", "jamba", "bamba (layout of jamba)"), ("llama", "llama", "llama"), ("", "llama", "llama"),
+        ("deberta-v2", "deberta_v2", "deberta_v2"), ("norm=pre", "llama", "llama"),
+        ("mine", "inferred", "mine (layout inferred)"), ("", "inferred", "inferred"),
+    ],
+)  # fmt: skip
+def test_the_declared_family_is_shown_with_its_layout(declared: str, layout: str, shown: str) -> None:
+    assert replace(Reading.from_json(reading_json([])), declared=declared, family=layout).family_and_layout == shown

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.sources import checkpoints, holds_weights, single, unit, whole
+from orchestrator.forensics.weights.sources import checkpoints, holds_weights, recorded_step, single, unit, whole
+from orchestrator.forensics.weights.tensors import open_tensors
 from orchestrator.storage.checkpoint import save
 from tests.naming import names, naming
 
@@ -140,3 +141,31 @@ def test_an_experiment_names_its_cells(tmp_path: Path) -> None:
     assert checkpoints(tmp_path) == []
     with pytest.raises(UserError, match=naming(tmp_path, "experiment", cell)):
         whole(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("checkpoint-300", 300), ("step_500", 500), ("iter_0042", 42), ("epoch-3", None), ("Qwen2-7", None),
+        ("model-2", None), ("v1", None), ("step_500.damaged-1", None),
+    ],
+)  # fmt: skip
+def test_the_step_in_a_name(tmp_path: Path, name: str, step: int | None) -> None:
+    (tmp_path / name).mkdir()
+    assert recorded_step(tmp_path / name, {}) == step
+    assert recorded_step(tmp_path / name / "model.safetensors", {}) == step
+    assert recorded_step(tmp_path / f"{name}.pt", {}) == step
+    assert recorded_step(tmp_path / name / "ema.pt", {}) is None  # one of several files there
+
+
+def test_the_step_that_files_record(tmp_path: Path) -> None:
+    state = tmp_path / "trainer_state.json"
+    state.write_text('{"global_step": 77}')
+    assert recorded_step(tmp_path, {}) == 77
+    for broken in ("", "[]", '{"global_step": "many"}', "{}"):
+        state.write_text(broken)
+        assert recorded_step(tmp_path, {}) is None
+    for key in ("iter_num", "global_step"):
+        torch.save({"model": {"w": torch.ones(2, 2)}, key: 12}, tmp_path / "ckpt.pt")
+        assert recorded_step(tmp_path / "ckpt.pt", open_tensors(tmp_path / "ckpt.pt").metadata) == 12
+    assert recorded_step(tmp_path / "epoch=1-step=77.ckpt", {}) == 77
