@@ -35,7 +35,7 @@ from orchestrator.forensics.architecture.layout import Family, Heads
 from orchestrator.forensics.architecture.layouts import recognise
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.unembedding import final_scale, head_name
-from orchestrator.forensics.architecture.unsupported import OTHER_SENSES, refuse_unsupported
+from orchestrator.forensics.architecture.unsupported import OTHER_SENSES, refuse_two_towers, refuse_unsupported
 from orchestrator.forensics.weights.adapters import is_adapter, open_adapter
 from orchestrator.forensics.weights.optimizer import moments_beside, open_moments
 from orchestrator.forensics.weights.selection import CHOOSE
@@ -43,6 +43,7 @@ from orchestrator.forensics.weights.tensors import Tensors, open_tensors
 
 # Those, what connects them with the text model, and heads for later tokens.
 BESIDE_TEXT = re.compile(rf"{OTHER_SENSES.pattern}|perceiver|resampler|q_?former|(^|\.)(mtp|nextn)\.")
+TOWER_LAYER = re.compile(rf"(?:[^.]+\.)*?([^.]*(?:{OTHER_SENSES.pattern})[^.]*)\..*?\.?\d+\..*")
 
 # Cures for a number of heads that nothing declares.
 UNDECLARED = (
@@ -86,6 +87,8 @@ class CheckpointModel:
             beside = source
         if weights is not None and OTHER_SENSES.search(weights):
             description = tower(description, weights)
+        if weights is None:
+            refuse_two_towers(source, self.tensors.names)
         known = find(description.declared, description.config, self.tensors.names)
         is_gguf = gguf.is_gguf(self.tensors.metadata)
         mixed = known is not None and known[1].mixed and not is_gguf
@@ -130,6 +133,8 @@ class CheckpointModel:
             check_shapes(self, index)
         self._mixtures = [self._mixture(index) for index in range(count)]
         self._note_unread_experts()
+        if weights is None:
+            self._note_towers()
         self.embedding_shape = _embedding_shape(self)  # [V, d]; None without a table in the residual basis
         last = self.width(count - 1)  # the head's name is None where there is none, or it is not known
         self.head_name = head_name(self.tensors, self.family, self.stem, self.description.config, last)
@@ -235,6 +240,15 @@ class CheckpointModel:
             self.assumed.append(
                 f"The experts of {counted(len(unread), 'layer')} ({self.prefix(unread[0]).rstrip('.')} …) are stored "
                 "in a form that is not known, or do not read the stream itself: they are not measured."
+            )
+
+    def _note_towers(self) -> None:
+        """Say which encoders of other modalities are left aside, and how each is read."""
+        read = {name for index in range(len(self)) for name in self.names(index)}
+        within = (TOWER_LAYER.fullmatch(name) for name in self.tensors.names if name not in read)
+        for part in sorted({match[1] for match in within if match}):
+            self.assumed.append(
+                f"The layers of {part} are left aside: --weights {part} (weights= in Python) reads them."
             )
 
     def _matrix_shapes(self, index: int) -> dict[str, tuple[int, int]]:

@@ -13,6 +13,9 @@ from orchestrator.forensics.architecture.holdings import EXPERTS, MIXERS
 
 OTHER_SENSES = re.compile(r"vision|visual|image|video|audio|speech")  # encoders of other modalities, which are not read
 
+SIMILARITY = re.compile(r"(^|\.)logit_scale(_\w+)?$")
+TOWER = re.compile(rf"(?:.*\.)?((?:text|{OTHER_SENSES.pattern})_model)\..*\.\d+\.")  # a name in one of its layers
+
 QUANTISED = re.compile(
     r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale(_inv|_2)?|weight\.(absmax|quant_\w+(\..*)?)|SCB)$"
 )
@@ -66,6 +69,24 @@ def refuse_unsupported(
         raise UserError(
             f"{source} is quantised ({found}), and packed numbers are not weights: "
             "give the original checkpoint, or save this one dequantised in fp32, fp16 or bf16."
+        )
+
+
+def refuse_two_towers(source: Path, names: Iterable[str]) -> None:
+    """Raise `UserError` for a text and another encoder side by side, of which neither is the model (CLIP, SigLIP).
+
+    They are told by the scale of the similarity of what they give; a text decoder with a tower before it has none.
+    """
+    names = sorted(names)
+    if not any(map(SIMILARITY.search, names)):
+        return
+    found = [match[1] for name in names if (match := TOWER.match(name))]
+    text = next((part for part in found if not OTHER_SENSES.search(part)), None)
+    other = next((part for part in found if OTHER_SENSES.search(part)), None)
+    if text and other:
+        raise UserError(
+            f"{source} holds two encoders side by side, {text} and {other}: choose one with --weights {text} or "
+            f"--weights {other} (weights= in Python)."
         )
 
 

@@ -14,6 +14,7 @@ Key = tuple[Hashable, ...]  # where a file keeps a tensor: ("layers.0.w",), or (
 CHOOSE = "choose with --weights NAME (weights= in Python)"
 OPTIMIZERS = {"optimizer", "optimizers", "optim", "optimizer_state_dict", "optim_state_dict"}
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "grad", "grads"}  # beside weights, not weights
+SEEING = ("visual", "vision")  # either names the vision tower, as which a model calls it
 # Added to names by torch.compile, FSDP and activation checkpointing.
 SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
@@ -57,11 +58,14 @@ def _is_weight(key: Key) -> bool:
 def _prefix_of(source: Path, paths: list[str], chosen: str) -> str:
     """The outermost prefix of paths that ends in the segments of `chosen`, with the dot after it."""
     ends = re.compile(rf"(?:.*?\.)??{re.escape(chosen)}\.")
+    if chosen in SEEING and not any(map(ends.match, paths)):
+        ends = re.compile(rf"(?:.*?\.)??(?:{'|'.join(SEEING)})(?:_(?:model|tower|encoder))?\.")
     found = {match[0] for path in paths if (match := ends.match(path))}
     depth = min((prefix.count(".") for prefix in found), default=0)
     outermost = sorted(prefix for prefix in found if prefix.count(".") == depth)
     if not outermost:
-        parts = sorted({path.partition(".")[0] for path in paths})
+        layered = {path.partition(".")[0] for path in paths if re.search(r"\.\d+\.", path)}
+        parts = sorted(layered or {path.partition(".")[0] for path in paths})
         raise UserError(
             f"{source} has no part called {chosen}{nearest(chosen, parts)}: choose one of {', '.join(parts[:8])}."
         )

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPModel
 
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.description import Description, tower
 from orchestrator.forensics.architecture.model import CheckpointModel
-from tests.naming import naming
+from tests.naming import names, naming
 from tests.orchestrator.forensics.architecture.zoo.flow import TOKENS, Recorder, silence
 from tests.orchestrator.forensics.architecture.zoo.tiny import WIDTH, build
 from tests.orchestrator.forensics.architecture.zoo.truth import same, scale_of
@@ -62,7 +63,27 @@ def test_qwens_vision_towers(tmp_path: Path, mark: str) -> None:
             assert gamma is not None
             assert torch.allclose(gamma, wanted, rtol=3e-3, atol=3e-3)
     assert [layer.holds for layer in analyze(tmp_path, weights="visual").layers] == [["attention", "FFN"]] * 2
-    assert len(CheckpointModel(tmp_path)) == 3
+    text = CheckpointModel(tmp_path)
+    assert len(text) == 3
+    assert [said for said in text.assumed if names(said, "--weights visual")]
+
+
+def test_two_encoders_side_by_side(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = sizes | {"image_size": 8, "patch_size": 4, "num_hidden_layers": 3}
+    model = CLIPModel(CLIPConfig(text_config=sizes | {"vocab_size": 32}, vision_config=vision, projection_dim=8))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=naming("--weights text_model", "--weights vision_model")):
+        CheckpointModel(tmp_path)
+    assert len(CheckpointModel(tmp_path, weights="text_model")) == 2
+    for name in ("vision_model", "visual", "vision"):
+        tower = CheckpointModel(tmp_path, weights=name)
+        truth = model.vision_model.encoder.layers[2].self_attn.q_proj.weight
+        assert len(tower) == 3
+        assert torch.equal(tower.layer(2).weight("q"), truth)
+    with pytest.raises(UserError, match=naming("text_model, vision_model")) as refusal:
+        CheckpointModel(tmp_path, weights="teacher")
+    assert not names(refusal.value, "logit_scale")
 
 
 def test_a_tower_that_nothing_describes() -> None:
