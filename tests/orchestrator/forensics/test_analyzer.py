@@ -32,7 +32,7 @@ def test_result_is_plain_json_and_repeats_itself(checkpoint: Callable[..., Any])
     assert (result["step"], result["scoring"]) == (7, "calibrated")
     options = {
         "reference": None, "optimizer": None, "resamples": 10, "seed": 0, "probed": False, "tokens": None,
-        "weights": None, "base": None, "gradients": None, "delta": False,
+        "weights": None, "base": None, "gradients": None, "delta": False, "unprobed": None,
     }  # fmt: skip
     assert result["options"] == options
     assert [(layer["layer"], layer["width"]) for layer in result["layers"]] == [(0, 16), (1, 16), (2, 24)]
