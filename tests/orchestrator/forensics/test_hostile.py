@@ -252,6 +252,7 @@ def test_a_probe_of_what_cannot_be_run(llama: Path, tmp_path: Path, refused: Sai
     (llama / "config.json").write_text(json.dumps(described | {"model_type": "some_new_thing"}))
     assert main([str(llama)]) == 0
     assert names(refused(llama, "--probe", "a b c a b c"), llama, "model_type")
+    (llama / "config.json").write_text(json.dumps(described))
     for path in llama.glob("tokenizer*"):
         path.unlink()
     assert names(refused(llama, "--probe", "a b c a b c"), llama, "no tokenizer")
