@@ -10,10 +10,10 @@ run: install  ## train both arms of the width ablation, compare, report
 QUICK := not (statistical or cluster or real or gpu or slow)
 
 test: install  ## the quick tier and the browser's
-	$(BIN)/python -m pytest -n 2 -m "$(QUICK)"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
 test-rest: install  ## every other tier
-	$(BIN)/python -m pytest -n 3 -m "not ($(QUICK))"  # on two cores: jobs of a cluster mostly wait
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not ($(QUICK))"  # on two cores: jobs of a cluster mostly wait
 
 test-all: test test-rest
 

@@ -1,4 +1,4 @@
-"""What a layer holds: attention or another mixer, and an FFN or experts."""
+"""The parts of a layer: attention or another mixer, and an FFN or experts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def instead(branch: str, names: Collection[str]) -> list[str]:
 
 
 def holdings(kinds: Collection[str], names: Collection[str], experts: Mixture | None) -> list[str]:
-    """What a layer of these kinds of matrices holds, such as `state-space` and `FFN`."""
+    """The parts of a layer with these kinds of matrices, such as `state-space` and `FFN`."""
     attention, ffn = USUAL
     held = [attention] if "o" in kinds else instead("attention", names)
     held += [ffn] if "down" in kinds else []

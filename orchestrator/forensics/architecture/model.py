@@ -170,7 +170,7 @@ class CheckpointModel:
         return self._names[index]
 
     def holdings(self, index: int) -> list[str]:
-        """What a layer holds, such as `state-space` and `FFN`, or `attention` and `8 experts`."""
+        """The parts of a layer, such as `state-space` and `FFN`, or `attention` and `8 experts`."""
         return holdings(self.kinds(index), self.names(index), self._mixtures[index])
 
     @property

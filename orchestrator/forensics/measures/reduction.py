@@ -62,7 +62,7 @@ def reduce_layer(
             uniform[kind] = value
         extremes[kind] = largest_and_rms(layer.weight(kind))
         weights[kind] = layer.folded(kind).to(device)
-    rest = pool.submit(_without_spectra, layer, weights, stream)
+    rest = pool.submit(_without_spectra, layer, weights, stream, compositions is not None)
     if compositions is None:
         values = dict(pool.map(lambda kind: (kind, spectra({kind: weights[kind]}, {})[kind]), weights))
     else:
@@ -79,7 +79,10 @@ def reduce_layer(
     )
 
 
-def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | None) -> LayerStatistics:
+def _without_spectra(
+    layer: Layer, weights: dict[str, Tensor], stream: Stream | None, with_chance: bool
+) -> LayerStatistics:
+    """`with_chance`: keep the laws of the squared entries, from which counts by chance are drawn."""
     positions = {kind: _sums(_by_position(kind, weights[kind])) for kind in FFN if kind in weights}
     heads = {kind: _head_energy(kind, weights[kind], layer.heads) for kind in ATTENTION if kind in weights}
     written, loudest = np.empty(0), None
@@ -94,7 +97,7 @@ def _without_spectra(layer: Layer, weights: dict[str, Tensor], stream: Stream | 
         energy={kind: float(parts.sum()) for kind, parts in (heads | positions).items()},
         head_energy=heads,
         position_energy=positions,
-        squares={kind: squares(weights[kind], len(sums)) for kind, sums in positions.items()},
+        squares={k: squares(weights[k], len(sums)) for k, sums in positions.items()} if with_chance else {},
         cosines={pair: _cosine(weights, positions, pair) for pair in PAIRS if set(pair) <= set(positions)},
         written=written,
         loudest=loudest,

@@ -34,6 +34,7 @@ SATURATED = "Saturated FFN positions"
 NORMS = "Largest spectral norm over its peers'"
 RANK = "Effective rank of o over full rank"
 ATTENTION = "Attention's share of energy"
+HEATS = (("cv", CV), ("effective_rank.o_fraction", RANK))  # over layers and checkpoints: the first that layers have
 RULES = {"calibrated": "roles above chance", "paper": "roles by the paper's rule"}
 LETTERS = "a letter: that role leads · two letters: a tie · –: no role"
 STRIPES = "a letter: that role leads · a tie of two: striped, in the last row half and half"
@@ -61,7 +62,7 @@ class Panel:
 
     title: str
     values: np.ndarray
-    draw: Callable[[Axes], None]
+    draw: Callable[[Axes], object]
     over_depth: bool = True  # its x is the layer
 
 
@@ -187,24 +188,42 @@ def trajectory(run: Trajectory) -> Figure:
     depth = len(readings[0].layers)
     subtitle = f"Over training: {RULES[readings[0].scoring]} · {LETTERS}"
     tall = max(2.4, 0.24 * depth)
-    figure, strip, below = panels.page(_short(run.source), subtitle, tall, 3, strips=2)
+    heats = ((title, np.array([_values(reading.layers, key) for reading in readings]).T) for key, title in HEATS)
+    known = next(((title, values) for title, values in heats if np.isfinite(values).any()), None)
+    drawn = [panel for panel in _over_time(readings, steps) if np.isfinite(panel.values).any()]
+    figure, strip, below = panels.page(_short(run.source), subtitle, tall, len(drawn), strips=1 + (known is not None))
     roles = [[shown(reading.layers[layer]) for reading in readings] for layer in range(depth)]
     panels.cells(strip[0], roles, range(depth))
     strip[0].set_title("Roles")
     strip[0].set_ylabel("layer")
-    panels.heat(strip[1], np.array([_values(reading.layers, "cv") for reading in readings]).T, CV)
+    if known is not None:
+        panels.heat(strip[1], known[1], known[0])
     for axes in strip:
         panels.over_checkpoints(axes, steps, run.unit)
-    spread, saturated, norms = below
-    spread.plot(steps, [mean_cv(reading) for reading in readings], "o-", color=INK)
-    lines = {"saturated_robust": ("o-", INK, "counted"), "saturated_robust_expected": ("o:", QUIET, "by chance")}
-    for key, (style, shade, label) in lines.items():
-        totals = np.array([reading.totals[key] for reading in readings], dtype=float)
-        saturated.plot(steps, totals, style, color=shade, label=label)
-    panels.norms(norms, {INK: [worst(reading) for reading in readings]}, at=steps)
-    for axes, title in zip(below, (f"{CV}, mean", SATURATED, NORMS), strict=True):
-        panels.finish(axes, title, run.unit)
+    for axes, panel in zip(below, drawn, strict=True):
+        panel.draw(axes)
+        panels.finish(axes, panel.title, run.unit)
     return figure
+
+
+def _over_time(readings: Sequence[Reading], steps: Sequence[int]) -> list[Panel]:
+    """The panels of a run, in order, whether they have values or not."""
+    spread = np.array([mean_cv(reading) for reading in readings], dtype=float)
+    saturated, by_chance = (
+        np.array([reading.totals[key] for reading in readings], dtype=float)
+        for key in ("saturated_robust", "saturated_robust_expected")
+    )
+    norms = [worst(reading) for reading in readings]
+
+    def counts(axes: Axes) -> None:
+        axes.plot(steps, saturated, "o-", color=INK, label="counted")
+        axes.plot(steps, by_chance, "o:", color=QUIET, label="by chance")
+
+    return [
+        Panel(f"{CV}, mean", spread, lambda axes: axes.plot(steps, spread, "o-", color=INK)),
+        Panel(SATURATED, saturated, counts),
+        Panel(NORMS, np.array(norms), lambda axes: panels.norms(axes, {INK: norms}, at=steps)),
+    ]
 
 
 def _scores(axes: Axes, reading: Reading) -> None:
@@ -260,7 +279,7 @@ def _values(layers: Sequence[LayerReport], key: str) -> np.ndarray:
 
 
 def _held(layers: Sequence[LayerReport]) -> str:
-    """What the layers hold and how many of them, where it is not the usual: `3 × attention, FFN`; else empty."""
+    """The number of layers that hold each thing, `3 × attention, FFN`; empty where all hold the usual."""
     counts = Counter(", ".join(layer.holds) for layer in layers)
     unusual = any(layer.holds not in ([], USUAL) for layer in layers)
     return " · ".join(f"{count} × {holds}" for holds, count in counts.items()) if unusual else ""

@@ -125,7 +125,7 @@ def _columns(both: SideBySide) -> list[Column]:
 
 
 def _held(pair: Pair) -> Text:
-    """What the two layers hold, once where it is the same."""
+    """The parts of the two layers, once where they are the same."""
     return Text(" → ", "dim").join(map(terminal.holds_text, dict.fromkeys(tuple(layer.holds) for layer in pair)))
 
 

@@ -231,7 +231,7 @@ def settled(role: str) -> str:
 
 
 def holds_text(holds: Sequence[str]) -> Text:
-    """What a layer holds, `state-space, FFN`; dim where it is the usual."""
+    """The parts of a layer in one text, `state-space, FFN`; dim where they are the usual."""
     return Text(", ".join(holds), "dim" if list(holds) == USUAL else "")
 
 

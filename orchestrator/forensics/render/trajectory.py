@@ -174,23 +174,24 @@ def _headline(moved: Sequence[Change], depth: str) -> Text:
 def _checkpoints(readings: Sequence[Reading], unit: str) -> Table:
     table = plain_table((unit, "roles", "mean cv", "saturated", "norm / peers"))
     spreads = [mean_cv(reading) for reading in readings]
+    largest = max((spread for spread in spreads if spread is not None), default=0.0)
     for reading, spread in zip(readings, spreads, strict=True):
         ratio = worst(reading)
         severity = next((f.severity for f in reading.pathology), None)
         table.add_row(
             f"{reading.step:,}",
             str(sum(leads(layer.role) for layer in reading.layers)),
-            bar(spread, max(spreads), ".3f"),
+            bar(spread, largest, ".3f"),
             beside(reading.totals, "saturated_robust"),
             Text(f"{ratio:.1f}×", terminal.SEVERITIES[severity] if severity else ""),
         )
     return table
 
 
-def mean_cv(reading: Reading) -> float:
-    """Mean over the layers of the spread of FFN co-magnitude; 0 where no layer has it."""
+def mean_cv(reading: Reading) -> float | None:
+    """Mean over the layers of the spread of FFN co-magnitude; None where no layer has it."""
     known = [cv for layer in reading.layers if (cv := layer.measures["cv"]) is not None]
-    return sum(known) / len(known) if known else 0.0
+    return sum(known) / len(known) if known else None
 
 
 def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) -> Table:

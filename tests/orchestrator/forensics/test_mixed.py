@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.kinds import FFN
 from orchestrator.forensics.reading import Reading, rows_of
+from orchestrator.forensics.render import figure
 from orchestrator.forensics.render.terminal import report
+from orchestrator.forensics.render.trajectory import report as trajectory_report
+from orchestrator.forensics.render.trajectory import trajectory
 from tests.naming import names, naming
 from tests.orchestrator.forensics.architecture.zoo.tiny import build
 from tests.orchestrator.forensics.pages import entry, printed
@@ -183,3 +187,14 @@ def test_matrices_of_zeros_give_no_wrong_reason() -> None:
     assert not names(missing, "number of heads")
     assert "gain cv" in missing.partition(": needs matrices that are not all zeros")[0]
     assert "coupling" in missing.partition(": needs heads that read and write")[0]
+
+
+@pytest.mark.parametrize(("mark", "strips", "below"), [("mixtral", 2, 1), ("jamba", 2, 3), ("glm4_moe_lite", 2, 3)])
+def test_a_run_shows_what_its_layers_have(tmp_path: Path, mark: str, strips: int, below: int) -> None:
+    _saved(mark, tmp_path)
+    run = trajectory("run", [replace(analyze(tmp_path), step=step) for step in (0, 10)])
+    lines = printed(trajectory_report(run, 1.0))
+    assert not any("0.000" in line for line in lines)  # an absent spread is a dash, not zero
+    drawn = [axes for axes in figure.trajectory(run).get_axes() if axes.get_title("left") or axes.get_title()]
+    assert len(drawn) == strips + below
+    assert all(axes.has_data() for axes in drawn)

@@ -125,7 +125,7 @@ def test_groups_that_are_no_groups(tmp_path: Path, groups: Any) -> None:
 
 
 def test_beside_the_weights(tmp_path: Path) -> None:
-    """Of a directory, torch's moments with names and before them ours; beside a file, ours alone."""
+    """In a directory, ours come first, then those of torch that have names; beside a file, ours alone are read."""
     model, optimizer = _step()
     assert moments_beside(tmp_path) is None
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
