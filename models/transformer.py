@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.head_loss import head_loss
 from models.spec import DecoderSpec, LayerShape
 
 Rope = tuple[Tensor, Tensor]  # cos, sin: [T, 1, head_dim]
@@ -167,9 +168,14 @@ class Body(nn.Module):
         return self.norm(read_prefix(x, spec.head_width))
 
 
+def head_table(body: Body, head: nn.Embedding | nn.Linear) -> Tensor:
+    """The rows [V, head_width] that the head reads: a prefix of its table."""
+    return read_prefix(head.weight, body.spec.head_width)
+
+
 def next_token_logits(body: Body, head: nn.Embedding | nn.Linear, tokens: Tensor) -> Tensor:
-    """Logits [B, T, V] of the token after each of `tokens` [B, T]; the head reads a prefix of its table."""
-    return F.linear(body(tokens), read_prefix(head.weight, body.spec.head_width))
+    """Logits [B, T, V] of the token after each of `tokens` [B, T]."""
+    return F.linear(body(tokens), head_table(body, head))
 
 
 class Decoder(nn.Module):
@@ -182,16 +188,16 @@ class Decoder(nn.Module):
         if not spec.tie_embeddings:
             self.lm_head = nn.Linear(spec.head_width, spec.vocab_size, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each of `tokens` [B, T]."""
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
+        """Logits [B, T, V] of the token after each of `tokens` [B, T]; with `targets` [B, T] their cross-entropy."""
         head = self.model.embed_tokens if self.spec.tie_embeddings else self.lm_head
-        return next_token_logits(self.model, head, tokens)
+        if targets is None:
+            return next_token_logits(self.model, head, tokens)
+        return head_loss(self.model(tokens), head_table(self.model, head), targets, reduction)
 
     def loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
         """Next-token cross-entropy of `rows` [B, T+1] in nats: its mean, or [B, T] with reduction="none"."""
-        logits = self(rows[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction=reduction)
-        return loss.view(rows.shape[0], -1) if reduction == "none" else loss
+        return self(rows[:, :-1], rows[:, 1:], reduction)  # called, so that hooks see the whole pass
 
 
 def seed_of(seed: int, *names: str) -> int:

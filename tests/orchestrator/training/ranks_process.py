@@ -1,7 +1,7 @@
 """Some ranks of one cell, as torchrun would start them, but imported once and forked: CELL_DIR SIZE [ACT RANK STEP].
 
 At STEP, RANK acts: `term` signals itself, `kill` dies, `raise` fails, `block` puts a file where checkpoints go,
-`deaf` fails while the other one waits for something that will not come.
+`deaf` fails while the other one waits for something that will not come. `chunk` splits every rank's loss of the head.
 Prints the ranks' exit codes, as `python -m orchestrator.job` has them.
 """
 
@@ -16,6 +16,7 @@ import sys
 import time
 from pathlib import Path
 
+from models import head_loss
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.jobs import worker
@@ -60,6 +61,8 @@ def main(cell: str, size: str, act: str = "", rank: str = "0", step: str = "0") 
     loop.callbacks_for = callbacks_for
     if act == "deaf":
         distributed.WATCH_SECONDS, distributed.GRACE_SECONDS = 0.2, 2.0
+    if act == "chunk":
+        head_loss.AT_ONCE = 1
     pids = []
     for i in range(int(size)):
         pid = os.fork()

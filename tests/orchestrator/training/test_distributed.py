@@ -164,6 +164,16 @@ def test_two_ranks_train_what_one_does_sidecar_and_forensics_included(cells: Cal
     assert [entry["state"] for entry in metrics_log.read(two.parents[1] / "events.jsonl")] == ["running", "done"]
 
 
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_ranks_with_a_chunked_head_loss_train_what_one_does_without(cells: Callable[..., Path], tied: str) -> None:
+    head = ("sidecar=decay", "sidecar.interval=5", "sidecar.warmup=1", "width=ramp", f"model.tie_embeddings={tied}")
+    one, two = cells(f"whole{tied}", *head), cells(f"chunks{tied}", *head)
+    done = together(two, "chunk")
+    assert done.returncode == 0, done.stderr
+    alone(one)
+    assert_same_training(one, two)
+
+
 def test_the_launcher_starts_the_ranks(
     plain: Path, small_cell: tuple[str, ...], orchestrate: Callable[..., int], tmp_path: Path
 ) -> None:
