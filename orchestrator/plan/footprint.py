@@ -72,7 +72,8 @@ def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, 
     """Return a record of the metrics log, and two parts that only some have: held-out losses, a sidecar's decision."""
     record = {
         "step": plan.config.train.steps, "tokens": plan.tokens, "lr": NUMBER, "loss": NUMBER,
-        "grad_norm": NUMBER, "digest": "0" * 64, "seconds": 12345.678, "tokens_per_second": 12345.6, "attempt": 1,
+        "grad_norm": NUMBER, "digest": "0" * 64, "seconds": 12345.678, "tokens_per_second": 12345.6,
+        "mfu": 0.1234, "attempt": 1,
     }  # fmt: skip
     heldout = dict.fromkeys(plan.config.data.domains, NUMBER)
     each = dict.fromkeys(plan.units, NUMBER)

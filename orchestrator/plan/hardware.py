@@ -12,7 +12,8 @@ import torch
 
 from models.spec import DecoderSpec, forward_flops_per_token, num_params
 from models.transformer import Decoder
-from orchestrator.config.schema import Config, Device, Gpu
+from orchestrator.config.schema import Config, Device
+from orchestrator.training.gpus import SHEETS
 from orchestrator.training.optimizer import DecoupledAdamW
 
 SAMPLE_FLOPS = 2e10  # of the timed forward pass: a fraction of a second on one core
@@ -22,27 +23,6 @@ REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts,
 # Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
 # passes of torch's Adam (3 + 2 + 3 + 2 + 2 + 2 + 4 reads and writes of 4 bytes).
 UPDATE_BYTES = 92
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A GPU's data sheet, without sparsity."""
-
-    name: str
-    flops: float  # peak bf16 tensor FLOP/s
-    bandwidth: float  # bytes/s of its memory
-    memory: float  # bytes
-
-
-SHEETS = {
-    Gpu.a100: Sheet("A100 SXM 80 GB", 312e12, 2.039e12, 80e9),  # NVIDIA A100 datasheet, June 2021
-    Gpu.h100: Sheet("H100 SXM 80 GB", 989.4e12, 3.35e12, 80e9),  # NVIDIA H100 datasheet; H100 whitepaper, table 2
-    Gpu.h200: Sheet("H200 SXM 141 GB", 989.4e12, 4.8e12, 141e9),  # NVIDIA H200 datasheet
-    Gpu.b200: Sheet("B200 SXM 180 GB", 2250e12, 8.0e12, 180e9),  # NVIDIA Blackwell datasheet (HGX B200)
-    Gpu.l40s: Sheet("L40S 48 GB", 362e12, 0.864e12, 48e9),  # NVIDIA L40S datasheet
-    Gpu.rtx4090: Sheet("RTX 4090 24 GB", 165.2e12, 1.008e12, 24e9),  # NVIDIA Ada whitepaper, appendix A
-    Gpu.mi300x: Sheet("MI300X 192 GB", 1307.4e12, 5.3e12, 192e9),  # AMD Instinct MI300X data sheet
-}
 
 
 @dataclass(frozen=True)

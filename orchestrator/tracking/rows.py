@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 STEP, READING = "step", "forensics/step"  # the axes of metrics and of readings
-TIMING = ("seconds", "tokens_per_second", "attempt")
+TIMING = ("seconds", "tokens_per_second", "mfu", "attempt")
 LONGEST_TAG = 64  # characters that W&B accepts
 
 Row = dict[str, Any]

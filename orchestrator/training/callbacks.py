@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from models.spec import forward_flops_per_token
 from orchestrator.common.errors import INTERRUPTED
 from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
@@ -15,6 +16,7 @@ from orchestrator.forensics.reading import read_reading
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.tracking.run import Tracker
 from orchestrator.training.distributed import SINGLE_PROCESS, World
+from orchestrator.training.gpus import peak_flops
 from orchestrator.training.trainer import Callback, Trainer
 from sidecar.sharded import gather
 
@@ -101,7 +103,7 @@ class EvaluateHeldout(Callback):
 class WriteMetrics(Callback):
     """Writes a record every `train.log_every` steps, and where another callback added to it.
 
-    Its training loss is the mean over the steps since the previous record.
+    Its training loss is the mean over the steps since the previous record, and its speed that of the time since then.
     """
 
     def __init__(self) -> None:
@@ -110,6 +112,9 @@ class WriteMetrics(Callback):
 
     def start(self, trainer: Trainer) -> None:
         self.losses = self.losses.to(trainer.compute.device)
+        peak = peak_flops(trainer.compute.device)
+        flops = 3 * forward_flops_per_token(trainer.model.spec, trainer.config.train.seq_len)
+        self.most = peak and peak * trainer.world.size / flops  # tokens/s at the devices' peak
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.step > 0:
@@ -121,6 +126,7 @@ class WriteMetrics(Callback):
         loss = self.losses.item() / self.count if self.count else None
         seconds = trainer.seconds  # after the loss, which waited for the device
         elapsed = seconds - self.seconds
+        speed = (trainer.tokens - self.tokens) / elapsed if elapsed > 0 else None
         record = {
             "step": trainer.step,
             "tokens": trainer.tokens,
@@ -130,7 +136,8 @@ class WriteMetrics(Callback):
             **trainer.record,
             "digest": trainer.digest,
             "seconds": round(seconds, 3),
-            "tokens_per_second": round((trainer.tokens - self.tokens) / elapsed, 1) if elapsed > 0 else None,
+            "tokens_per_second": None if speed is None else round(speed, 1),
+            "mfu": None if speed is None or self.most is None else round(speed / self.most, 4),
             "attempt": trainer.attempt,
         }
         trainer.world.on_rank_0(lambda: trainer.files.log(record))

@@ -17,19 +17,21 @@ import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from models.spec import forward_flops_per_token
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
-from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
+from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import checkpoint, metrics_log
+from orchestrator.training import callbacks
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Trainer
 from tests.naming import names, naming
 
-TIMINGS = {"seconds", "tokens_per_second", "attempt"}
+TIMINGS = {"seconds", "tokens_per_second", "mfu", "attempt"}
 
 
 class Crash(BaseException):
@@ -133,6 +135,20 @@ def test_the_metrics_log_has_every_logged_step_once(whole: Cell) -> None:
         12,
     ]
     assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [f"step_{s:08d}.json" for s in (0, 6, 12)]
+
+
+def test_every_record_has_the_share_of_the_peak(
+    whole: Cell, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = metrics_log.read(whole.directory / "metrics.jsonl")
+    assert {record["mfu"] for record in records} == {None}  # nobody publishes a CPU's peak
+    monkeypatch.setattr(callbacks, "peak_flops", lambda device: 1e9)
+    cell = new_cell([*small, "name=known"], tmp_path)
+    complete(cell)
+    flops = 3 * forward_flops_per_token(decoder_spec(cell.config), 32)
+    for record in metrics_log.read(cell.directory / "metrics.jsonl")[1:]:
+        expected = record["tokens_per_second"] * flops / 1e9
+        assert record["mfu"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
