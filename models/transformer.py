@@ -7,12 +7,13 @@ the others as they are (SCIENCE §7). Parameters have the Llama family's names, 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.head_loss import head_loss
+from models.head_loss import head_loss, softmax_gradient
 from models.spec import DecoderSpec, LayerShape
 
 Rope = tuple[Tensor, Tensor]  # cos, sin: [T, 1, head_dim]
@@ -187,13 +188,25 @@ class Decoder(nn.Module):
         self.model = Body(spec)
         if not spec.tie_embeddings:
             self.lm_head = nn.Linear(spec.head_width, spec.vocab_size, bias=False)
+        self.softmax = softmax_gradient
+
+    def compile_layers(self, *, fullgraph: bool = True) -> None:
+        """Compile every layer, and the softmax of a head whose loss is computed in chunks.
+
+        Layers of one shape share a graph: the time goes with the number of shapes, not of layers. An error says where a
+        layer is not one graph, unless `fullgraph` is False, as the hooks of FSDP need.
+        """
+        options: dict[str, Any] = {"dynamic": False, "recompile_limit": 2 * len(self.model.layers)}
+        for layer in self.model.layers:
+            layer.compile(fullgraph=fullgraph, **options)
+        self.softmax = torch.compile(softmax_gradient, fullgraph=True, **options)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None, reduction: str = "mean") -> Tensor:
         """Logits [B, T, V] of the token after each of `tokens` [B, T]; with `targets` [B, T] their cross-entropy."""
         head = self.model.embed_tokens if self.spec.tie_embeddings else self.lm_head
         if targets is None:
             return next_token_logits(self.model, head, tokens)
-        return head_loss(self.model(tokens), head_table(self.model, head), targets, reduction)
+        return head_loss(self.model(tokens), head_table(self.model, head), targets, reduction, self.softmax)
 
     def loss(self, rows: Tensor, reduction: str = "mean") -> Tensor:
         """Next-token cross-entropy of `rows` [B, T+1] in nats: its mean, or [B, T] with reduction="none"."""

@@ -137,7 +137,7 @@ class TrainConfig:
     keep_checkpoints: int | None = None  # newest checkpoints to keep (step 0 always stays); null: all
     device: Device = Device.auto  # auto: a GPU where there is one, else the CPU
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
-    compile: bool = False  # use torch.compile
+    compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; pays on a GPU
     threads: int = 1  # CPU threads of one cell
 
 

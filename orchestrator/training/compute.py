@@ -20,10 +20,15 @@ class Compute:
 
     device: torch.device
     bf16: bool  # else fp32
+    compiled: bool  # the model's layers are compiled
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+    def seldom(self) -> AbstractContextManager[Any]:
+        """The context of a pass that is not worth compiling: only the graphs that training compiled are used."""
+        return torch.compiler.set_stance("eager_on_recompile") if self.compiled else nullcontext()
 
     def to_device(self, rows: Tensor) -> Tensor:
         """`rows`, copied to the device without waiting for it."""
@@ -39,4 +44,5 @@ def compute_of(train: TrainConfig, world: World) -> Compute:
         raise UserError("train.device=cuda needs a GPU, and torch sees none here: use train.device=auto.")
     kind = ("cuda" if cuda else "cpu") if train.device == Device.auto else train.device.value
     device = world.device(torch.device(kind))
-    return Compute(device, train.precision == Precision.bf16 or (train.precision == Precision.auto and kind == "cuda"))
+    bf16 = train.precision == Precision.bf16 or (train.precision == Precision.auto and kind == "cuda")
+    return Compute(device, bf16, train.compile)

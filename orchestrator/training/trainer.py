@@ -84,9 +84,10 @@ class Trainer:
         self.corpus = prepare(config.data, config.model.vocab_size, train.seq_len)
         self.model = Decoder(decoder_spec(config))
         init_weights(self.model, config.seed)
+        if train.compile:
+            self.model.compile_layers(fullgraph=world.size == 1)
         world.shard(self.model, self.compute.device, self.compute.bf16)
         self.micro_batch = train.micro_batch_size or train.batch_size
-        self.loss = torch.compile(self.model.loss) if train.compile else self.model.loss
         self.heldout = HeldoutLoss(self.model, self.compute, world, self.micro_batch)
         self.optimizer = DecoupledAdamW(self.model, config.optim)
         self.sidecar = sidecar_of(config, cell_dir, self.model, self.optimizer.adam, self.corpus, self.heldout)
@@ -127,7 +128,7 @@ class Trainer:
         for part in rows.split(self.micro_batch):
             mine, _ = self.world.shard_rows(part)
             with self.compute.autocast():
-                loss = self.loss(mine)
+                loss = self.model.loss(mine)
             share = len(part) / train.batch_size
             (loss * share).backward()
             self.train_loss += loss.detach().double() * share

@@ -174,6 +174,13 @@ def test_ranks_with_a_chunked_head_loss_train_what_one_does_without(cells: Calla
     assert_same_training(one, two)
 
 
+def test_ranks_with_compiled_layers_train_what_one_does_without(plain: Path, cells: Callable[..., Path]) -> None:
+    cell = cells("compiled", "train.compile=true")
+    done = together(cell)
+    assert done.returncode == 0, done.stderr
+    assert_same_training(plain, cell)
+
+
 def test_the_launcher_starts_the_ranks(
     plain: Path, small_cell: tuple[str, ...], orchestrate: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -137,6 +137,22 @@ def test_the_metrics_log_has_every_logged_step_once(whole: Cell) -> None:
     assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [f"step_{s:08d}.json" for s in (0, 6, 12)]
 
 
+@pytest.mark.slow
+def test_compiled_layers_train_the_same_sidecar_included(small: list[str], tmp_path: Path) -> None:
+    shared = [*small, "width=ramp", "sidecar=all", "sidecar.interval=4", "sidecar.warmup=1"]
+    both = []
+    for name, more in (("plain", []), ("compiled", ["train.compile=true"])):
+        cell = new_cell([*shared, *more, f"name={name}"], tmp_path)
+        assert complete(cell)
+        both.append(rows(cell))
+    for plain, compiled in zip(*both, strict=True):
+        assert compiled["digest"] == plain["digest"]
+        assert compiled["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+        assert compiled.get("heldout", {}) == pytest.approx(plain.get("heldout", {}), abs=1e-4)
+        for channel, units in plain.get("sidecar", {}).get("values", {}).items():
+            assert compiled["sidecar"]["values"][channel] == pytest.approx(units, rel=1e-2)
+
+
 def test_every_record_has_the_share_of_the_peak(
     whole: Cell, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
