@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import itertools
 import json
@@ -12,7 +11,6 @@ from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 
@@ -21,12 +19,12 @@ from orchestrator.config.schema import DataConfig, TokenizerKind
 from orchestrator.data import tokenizer as tokenizers
 from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
-from orchestrator.data.packing import HELDOUT, Split, learn_bpe, write_domain
+from orchestrator.data.packing import HELDOUT, Split, learn_bpe, read_rows, write_domain
 from orchestrator.data.sources import READERS, folder_identity
 from orchestrator.data.tokenizer import Tokenizer
 from orchestrator.storage.locks import hold
 
-FORMAT = 3  # version of the prepared files; a new number rebuilds them
+FORMAT = 4  # version of the prepared files; a new number rebuilds them
 BPE_TOKENS = 2**22  # tokens of the largest text that a BPE is learnt from, per domain
 LONGEST_TOKEN = 8  # bytes, at most, of a mean token: sizes the text that is read ahead for a BPE
 
@@ -204,10 +202,8 @@ class Corpus:
         return batch
 
     def _rows(self, domain: str, split: str, which: slice | list[int]) -> np.ndarray:
-        return self._table(domain, split)[which]["tokens"].astype(np.int64)  # [n, T+1]
+        return self._table(domain, split)[which].astype(np.int64)  # [n, T+1]
 
-    def _open(self, domain: str, split: str) -> datasets.Dataset:
-        datasets.disable_progress_bars()
-        path = glob.escape(str(self.folder / "rows" / domain / f"{split}.parquet"))
-        table = datasets.Dataset.from_parquet(path, cache_dir=str(self.folder / ".arrow"))
-        return table.with_format("numpy")
+    def _open(self, domain: str, split: str) -> np.ndarray:
+        path = self.folder / "rows" / domain / f"{split}.bin"
+        return read_rows(path, self.splits[domain][split].rows, self.seq_len, self.vocab_size)

@@ -1,4 +1,4 @@
-"""Packing: groups of documents → splits, parquet files of rows of seq_len + 1 tokens."""
+"""Packing: groups of documents → splits, files of token ids that rows of seq_len + 1 are cut from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DataConfig
@@ -33,6 +31,27 @@ class Split:
     digest: str  # sha256 of the rows
 
 
+def id_type(vocab_size: int) -> type[np.unsignedinteger]:
+    """The type of the ids in a file: the smaller of two that holds them."""
+    return np.uint16 if vocab_size <= 2**16 else np.uint32
+
+
+def read_rows(path: Path, rows: int, seq_len: int, vocab_size: int) -> np.ndarray:
+    """The rows of a split, memory-mapped [rows, seq_len + 1]: each begins with the last token of the one before.
+
+    Raises `UserError` where the file is gone or has another length.
+    """
+    try:
+        ids = np.memmap(path, id_type(vocab_size), mode="r", shape=(rows * seq_len + 1,))
+        if path.stat().st_size != ids.nbytes:
+            raise ValueError(f"it holds more than {rows} rows")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): delete {path.parents[2]}, so that its corpus is built again."
+        ) from error
+    return np.lib.stride_tricks.sliding_window_view(ids, seq_len + 1)[::seq_len]
+
+
 def encode(groups: Iterable[Group], tokenizer: Tokenizer) -> Iterator[Iterator[tuple[str, list[int]]]]:
     """Each group as an iterator over (document, tokens), which need not be exhausted before the next group."""
     numbered = ((number, text) for number, group in enumerate(groups) for text in group)
@@ -47,26 +66,23 @@ def encode(groups: Iterable[Group], tokenizer: Tokenizer) -> Iterator[Iterator[t
 
 
 def write_split(
-    path: Path, groups: Iterator[Iterator[tuple[str, list[int]]]], budget: int | None, seq_len: int
+    path: Path, groups: Iterator[Iterator[tuple[str, list[int]]]], budget: int | None, seq_len: int, vocab_size: int
 ) -> Split:
-    """Take groups until the budget of tokens is reached, and write their concatenation as rows.
+    """Take groups until the budget of tokens is reached, and write their concatenation.
 
-    Row r holds tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is predicted
+    Row r is tokens r·T … (r+1)·T of the stream, both ends included, so that every token but the first is predicted
     once. Tokens beyond the budget or the last full row are dropped; the next split begins with the next group.
     """
     documents = tokens = rows = read_bytes = read_tokens = 0
     pending: list[int] = []
     digest = hashlib.sha256()
-    schema = pa.schema([("tokens", pa.list_(pa.int32(), seq_len + 1))])
-    with pq.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as file:
 
         def flush() -> int:
             count = max(len(pending) - 1, 0) // seq_len
             if count:
                 flat = np.array(pending[: count * seq_len + 1], dtype=np.int32)
-                cut = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]  # [count, T+1]
-                column = pa.FixedSizeListArray.from_arrays(pa.array(cut.ravel()), seq_len + 1)
-                writer.write_table(pa.table({"tokens": column}, schema=schema))
+                file.write(flat[:-1].astype(id_type(vocab_size)).tobytes())
                 digest.update(flat.tobytes())
                 del pending[: count * seq_len]
             return count
@@ -83,6 +99,8 @@ def write_split(
             if tokens == budget:
                 break
         rows += flush()
+        if rows:
+            file.write(np.array(pending[:1], dtype=id_type(vocab_size)).tobytes())  # the end of the last row
     return Split(documents, tokens, rows, read_bytes / max(read_tokens, 1), digest.hexdigest())
 
 
@@ -95,16 +113,18 @@ def write_domain(
     """
     folder.mkdir(parents=True)
     encoded = encode(groups, tokenizer)
-    heldout = config.heldout_tokens
-    splits = {split: write_split(folder / f"{split}.parquet", encoded, heldout, seq_len) for split in HELDOUT}
-    splits["train"] = write_split(folder / "train.parquet", encoded, config.train_tokens, seq_len)
+    budgets = {**dict.fromkeys(HELDOUT, config.heldout_tokens), "train": config.train_tokens}
+    splits = {
+        split: write_split(folder / f"{split}.bin", encoded, budget, seq_len, tokenizer.vocab_size)
+        for split, budget in budgets.items()
+    }
     if splits["train"].rows == 0:  # it is filled last, so it is empty where any split is short
         found = sum(split.tokens for split in splits.values())
         read = sum(split.documents for split in splits.values())
         raise UserError(
             f"data.domains.{name} has {read} distinct documents, which fill {found} tokens, and needs "
-            f"{len(HELDOUT) * heldout} held out ({len(HELDOUT)} × data.heldout_tokens, no document in two splits) "
-            f"and {seq_len + 1} to train on: add text, or lower data.heldout_tokens or train.seq_len."
+            f"{len(HELDOUT) * config.heldout_tokens} held out ({len(HELDOUT)} × data.heldout_tokens, no document in "
+            f"two splits) and {seq_len + 1} to train on: add text, or lower data.heldout_tokens or train.seq_len."
         )
     return splits
 

@@ -8,15 +8,18 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import builtin
 from orchestrator.data.groups import Group, deal, digest, shuffle, stream
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+# datasets and pyarrow (0.7 s) are imported in functions: training reads rows, and needs neither.
 
 PIECE = 2048  # characters of the longest document cut from a plain text
 
@@ -32,6 +35,8 @@ def text_column(rows: datasets.Dataset, column: str, where: str) -> pa.ChunkedAr
 
     An item costs microseconds; a row of `datasets` costs a hundred.
     """
+    import pyarrow as pa
+
     if column not in rows.column_names:
         raise UserError(
             f"{where} has no column '{column}'{nearest(column, rows.column_names)}: "
@@ -84,12 +89,7 @@ def plain_text(path: Path) -> list[str]:
         return list(builtin.pieces(file, PIECE))
 
 
-TABLES = {
-    ".jsonl": datasets.Dataset.from_json,
-    ".json": datasets.Dataset.from_json,
-    ".parquet": datasets.Dataset.from_parquet,
-}
-FORMATS = (".txt", *TABLES)
+FORMATS = (".txt", ".jsonl", ".json", ".parquet")
 
 
 def matching_files(name: str, domain: DomainConfig) -> list[Path]:
@@ -118,6 +118,8 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
 
 def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
     """The groups of all files. Raises `UserError` for one that cannot be read."""
+    import datasets
+
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # failures below are reported once, by us
     texts: list[Sequence[str]] = []
@@ -127,8 +129,9 @@ def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) 
             if path.suffix == ".txt":
                 texts.append(plain_text(path))
             else:
-                table = TABLES[path.suffix](glob.escape(str(path)), cache_dir=str(scratch))
-                tables.append(text_column(table, domain.column, str(path)))
+                read = datasets.Dataset.from_parquet if path.suffix == ".parquet" else datasets.Dataset.from_json
+                rows = read(glob.escape(str(path)), cache_dir=str(scratch))
+                tables.append(text_column(rows, domain.column, str(path)))
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it first.") from error
         except UserError:
@@ -149,6 +152,8 @@ def file_identity(name: str, domain: DomainConfig) -> Any:
 
 def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
     """The groups of a dataset, which may be streamed. Raises `UserError` where it cannot be loaded."""
+    import datasets
+
     assert domain.path is not None
     try:
         rows = datasets.load_dataset(domain.path, domain.name, split=domain.split, streaming=domain.streaming)

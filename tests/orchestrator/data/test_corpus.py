@@ -235,8 +235,17 @@ def test_a_cache_without_its_last_file_is_built_again(tmp_path: Path) -> None:
     first = prepare(builtin(tmp_path), 257, 32)
     expected = first.batch(0, 0, 4)
     (first.folder / "meta.json").unlink()
-    (first.folder / "rows/math/train.parquet").write_bytes(b"torn")
+    (first.folder / "rows/math/train.bin").write_bytes(b"torn")
     assert torch.equal(prepare(builtin(tmp_path), 257, 32).batch(0, 0, 4), expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"torn", None])
+def test_rows_of_another_length_are_refused(tmp_path: Path, content: bytes | None) -> None:
+    corpus = prepare(builtin(tmp_path), 257, 32)
+    rows = corpus.folder / "rows/math/train.bin"
+    rows.write_bytes(rows.read_bytes() + b"more" if content is None else content)
+    with pytest.raises(UserError, match=naming("train.bin", str(corpus.folder))):
+        corpus.batch(0, 0, 4)
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
@@ -253,7 +262,7 @@ def test_killed_then_built_by_two_at_once(tmp_path: Path) -> None:
     context.set_forkserver_preload(["orchestrator.data"])
     killed, *others = (context.Process(target=prepare, args=(config, 257, 32)) for _ in range(3))
     killed.start()
-    wait_for(lambda: list(tmp_path.glob("cache/*.tmp/rows/facts/test.parquet")), poll=0.005)
+    wait_for(lambda: list(tmp_path.glob("cache/*.tmp/rows/facts/test.bin")), poll=0.005)
     killed.kill()
     killed.join()
     assert list(tmp_path.glob("cache/*.tmp"))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DataConfig
-from orchestrator.data.packing import HELDOUT, learn_bpe, write_domain
+from orchestrator.data.packing import HELDOUT, learn_bpe, read_rows, write_domain
 from orchestrator.data.tokenizer import ByteTokenizer
 from tests.naming import naming
 
@@ -30,8 +31,10 @@ def reference(texts: list[str], budgets: list[int | None], seq_len: int) -> list
     return rows
 
 
-def read(path: Path) -> list[list[int]]:
-    return pq.read_table(path)["tokens"].to_pylist()
+def read(path: Path, seq_len: int) -> list[list[int]]:
+    """The file's rows, each a token longer than the way to the next."""
+    ids = np.fromfile(path, dtype="<u2").tolist()
+    return [ids[start : start + seq_len + 1] for start in range(0, len(ids) - 1, seq_len)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -54,7 +57,7 @@ def test_rows_are_those_of_the_plain_packer(texts: list[str], seq_len: int, spar
             return
         assert expected[3]
         for split, rows in zip([*HELDOUT, "train"], expected, strict=True):
-            assert read(folder / f"{split}.parquet") == rows
+            assert read(folder / f"{split}.bin", seq_len) == rows
             assert splits[split].rows == len(rows)
         assert all(splits[split].tokens == heldout for split in HELDOUT)
 
@@ -64,17 +67,32 @@ def test_many_rows_are_written_in_pieces(tmp_path: Path) -> None:
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef", k=n)) for n in [30, 30, 30, 9000, 10, 2500, 7000, 1]]
     write_domain("text", [[t] for t in texts], ByteTokenizer(), DataConfig(heldout_tokens=10), 4, tmp_path / "rows")
-    assert read(tmp_path / "rows/train.parquet") == reference(texts, [10, 10, 10, None], 4)[3]
+    assert read(tmp_path / "rows/train.bin", 4) == reference(texts, [10, 10, 10, None], 4)[3]
+
+
+def test_ids_of_a_large_vocabulary_are_kept_whole(tmp_path: Path) -> None:
+    class Words(ByteTokenizer):
+        vocab_size = 2**16 + 1
+
+        def encode(self, texts: Sequence[str]) -> list[list[int]]:
+            return [[*map(int, text.split()), 2**16] for text in texts]
+
+    texts = [[f"{n} {n + 2**15}"] for n in range(2**15)]
+    splits = write_domain("text", texts, Words(), DataConfig(heldout_tokens=5), 4, tmp_path / "rows")
+    rows = read_rows(tmp_path / "rows/train.bin", splits["train"].rows, 4, Words.vocab_size)
+    stream = [token for text in texts for token in Words().encode(text)[0]][18:]  # three splits of two documents
+    assert rows.tolist() == [stream[start : start + 5] for start in range(0, len(stream) - 4, 4)]
+    assert rows.max() == 2**16
 
 
 def test_a_group_is_in_one_split(tmp_path: Path) -> None:
     """The rest of a split's last group is dropped, even where one group takes many batches to encode."""
     groups = [[letter * 9] * 700 for letter in "abcdef"]
     write_domain("t", groups, ByteTokenizer(), DataConfig(heldout_tokens=21), 4, tmp_path / "r")
-    seen = {split: {t for row in read(tmp_path / f"r/{split}.parquet") for t in row} for split in (*HELDOUT, "train")}
+    seen = {split: {t for row in read(tmp_path / f"r/{split}.bin", 4) for t in row} for split in (*HELDOUT, "train")}
     letters = [{*letter.encode(), 256} for letter in "abc"]
     assert list(seen.values()) == [*letters, {*b"def", 256}]
-    assert len(read(tmp_path / "r/train.parquet")) == (3 * 700 * 10 - 1) // 4
+    assert len(read(tmp_path / "r/train.bin", 4)) == (3 * 700 * 10 - 1) // 4
 
 
 def test_bytes_per_token_counts_end_of_text(tmp_path: Path) -> None:
