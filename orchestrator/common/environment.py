@@ -10,12 +10,13 @@ import sys
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from orchestrator import __version__
 from orchestrator.common import cli
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 CLEAN = "clean"  # no uncommitted changes
@@ -28,6 +29,8 @@ def environment(device: torch.device, cores: int | None = None) -> dict[str, Any
 
     `device_count`: the GPUs that this process may use, or the CPU cores: `cores`, or all that the system allows.
     """
+    import torch  # here: the code and the cores are also asked for by commands that do without
+
     gpu = device.type == "cuda"
     state = code()
     return {

@@ -15,7 +15,8 @@ from orchestrator.forensics.architecture.live import Live, live
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.composition import Compositions, add_embedding, add_head, written_before
 from orchestrator.forensics.measures.entry import Value
-from orchestrator.forensics.measures.experts import ExpertReport, read_experts
+from orchestrator.forensics.measures.expert_report import ExpertReport
+from orchestrator.forensics.measures.experts import read_experts
 from orchestrator.forensics.measures.momentum import medians
 from orchestrator.forensics.measures.pathology import findings, not_finite, unread
 from orchestrator.forensics.measures.reduction import reduce_layer, threshold

@@ -11,8 +11,8 @@ import numpy as np
 
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import AMOUNT, COUNT, NUMBER, ShapeError, check_all, from_json, one_line, optional
-from orchestrator.forensics.measures.experts import ExpertReport
-from orchestrator.forensics.measures.pathology import Finding
+from orchestrator.forensics.measures.expert_report import ExpertReport
+from orchestrator.forensics.measures.finding import Finding
 from orchestrator.forensics.roles.routing import ROLES, Role, RoleName
 from orchestrator.storage.steps import step_in
 

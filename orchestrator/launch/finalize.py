@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator import monitoring
-from orchestrator.analysis import compare, print_summary
 from orchestrator.common import command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
@@ -75,6 +74,8 @@ def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) 
 
 def _compare(experiment: Experiment, console: Console, *, log: bool) -> None:
     """Compare, print the summary, and log it to W&B where `log` is set."""
+    from orchestrator.analysis import compare, print_summary  # pandas and plotly, which a dry run does without
+
     comparison = compare(experiment.directory)
     print_summary(comparison, console)
     if log:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.measures.pathology import Finding
+from orchestrator.forensics.measures.finding import Finding
 from orchestrator.forensics.reading import read_reading, roles_of
 from orchestrator.forensics.roles.palette import letter
 from orchestrator.storage.steps import reading_of

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from submitit.core.utils import DelayedSubmission
 
+from orchestrator.common import environment
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device
 
@@ -247,7 +248,5 @@ def outside_environment() -> dict[str, str]:
 
 def usable_cores() -> int:
     """The CPU cores that this process may use; in a job at most those of its allocation, enforced or not."""
-    from orchestrator.common import environment  # imports torch
-
     allotted = [cores for kind in Scheduler.__subclasses__() if (cores := kind.allotted_cores())]
     return min([environment.usable_cores(), *allotted])

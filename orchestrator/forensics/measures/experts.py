@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 
-from orchestrator.common.shapes import NUMBER
 from orchestrator.forensics.architecture.kinds import FFN
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.entry import Value
-from orchestrator.forensics.measures.pathology import Finding, findings
+from orchestrator.forensics.measures.expert_report import ExpertReport
+from orchestrator.forensics.measures.finding import Finding
+from orchestrator.forensics.measures.pathology import findings
 from orchestrator.forensics.measures.reduction import reduce_layer
 from orchestrator.forensics.measures.router import router_shares
 from orchestrator.forensics.measures.statistics import LayerStatistics
@@ -27,15 +26,6 @@ OF_FFN = ("max_abs", "cv", "saturated", "saturated_robust", "saturated_robust_fr
           "depletion_fraction", "unique_roles", "ffn_cluster_entropy", "ffn_cluster_evidence", "gain_cv",
           "gain_saturated", "loudest_gain", "write_ratio", "down_ratio")  # fmt: skip
 MEASURED = frozenset(OF_FFN) | {name.replace("*", kind) for name in OF_MATRICES for kind in FFN}
-
-
-@dataclass(frozen=True)
-class ExpertReport:
-    """One expert of a layer."""
-
-    expert: int | None  # null: the one that reads every token
-    router_share: float | None  # of the places that the router fills; null where it is not known, or has no say
-    measures: dict[str, Annotated[float, NUMBER] | None]
 
 
 def read_experts(model: CheckpointModel, device: torch.device) -> tuple[list[list[ExpertReport]], list[Finding]]:

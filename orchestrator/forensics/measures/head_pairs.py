@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
-from scipy.special import ndtri
 
 from orchestrator.forensics.architecture.layout import Heads
+from orchestrator.forensics.measures.extremes import normal_quantile
 from orchestrator.forensics.measures.heads import cosines
 
 ERROR = 0.01  # probability that any two heads of a layer by chance count as alike
@@ -22,12 +21,20 @@ def clusters(prints: np.ndarray, heads: Heads) -> int:
     Heads that share a value head read within one small space, so that what they write alone tells them apart.
     """
     width, count = prints.shape[1] // 2, len(prints)
-    bar = -float(ndtri(ERROR / max(1, count * (count - 1))))  # two-sided, over all pairs
+    bar = -normal_quantile(ERROR / max(1, count * (count - 1)))  # two-sided, over all pairs
     group = np.arange(count) // (heads.heads // heads.kv_heads)
     written = prints[:, :width]
     cos = np.where(group[:, None] == group, math.sqrt(1 / 2) * np.abs(written @ written.T), cosines(prints, prints))
     alike = np.nan_to_num(cos) > bar / math.sqrt(2 * width)
-    return int(connected_components(alike, directed=False)[0])
+    return components(alike)
+
+
+def components(linked: np.ndarray) -> int:
+    """Number of connected components of an undirected graph, from its matrix of links, bool [n, n]."""
+    reached = linked | linked.T | np.eye(len(linked), dtype=bool)
+    while (further := reached.astype(np.float32) @ reached > 0).sum() > reached.sum():  # paths twice as long
+        reached = further
+    return len(np.unique(reached, axis=0))
 
 
 def top_pair_share(layer: int, writes: Sequence[np.ndarray | None], reads: Sequence[np.ndarray | None]) -> float | None:

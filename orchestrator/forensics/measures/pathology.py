@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,27 +13,13 @@ from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.architecture.unsupported import OTHER_SENSES
+from orchestrator.forensics.measures.finding import Finding
 from orchestrator.forensics.weights.tensors import NotFinite
 
 ROWS = 1024  # of a tensor outside the layers, in memory at once
 WARN = 10.0
 CRITICAL = 30.0
 WITHIN = re.compile(r"(^|\.)\d+\.")  # a name within a layer
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One tensor that is not as it should be."""
-
-    tensor: str
-    ratio: float  # spectral norm over the median of the same kind in the other layers; 0 where `blemish` says more
-    severity: str  # "warn" or "critical"
-    blemish: str = ""  # what is wrong other than the spectral norm
-
-    @property
-    def text(self) -> str:
-        """The tensor and what is wrong with it."""
-        return f"{self.tensor} " + (self.blemish or f"has {self.ratio:.1f}× its peers' spectral norm")
 
 
 def findings(

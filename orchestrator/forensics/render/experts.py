@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, dash
-from orchestrator.forensics.measures.experts import ExpertReport
+from orchestrator.forensics.measures.expert_report import ExpertReport
 from orchestrator.forensics.reading import LayerReport
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse.csgraph import connected_components
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.layout import Heads
-from orchestrator.forensics.measures.head_pairs import clusters, top_pair_share
+from orchestrator.forensics.measures.head_pairs import clusters, components, top_pair_share
 from orchestrator.forensics.measures.heads import drawn_fingerprints
 
 WIDTH = 256
@@ -30,6 +31,17 @@ def test_copies_of_a_head_are_one_cluster() -> None:
     prints[5] = prints[4]
     assert clusters(prints, heads) == 4
     assert clusters(np.zeros_like(prints), heads) == 8
+
+
+@pytest.mark.parametrize("links", [0, 3, 10, 30])
+def test_components_are_those_of_scipy(links: int) -> None:
+    rng = np.random.default_rng(links)
+    for n in (1, 2, 5, 40, 128):
+        linked = np.zeros((n, n), dtype=bool)
+        linked[rng.integers(n, size=links), rng.integers(n, size=links)] = True
+        assert components(linked) == connected_components(linked, directed=False)[0]
+    path = np.eye(50, k=1, dtype=bool)  # the longest way there is
+    assert components(path) == 1
 
 
 def test_the_top_share_by_loops() -> None:

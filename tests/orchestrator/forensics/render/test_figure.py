@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.measures.experts import ExpertReport
+from orchestrator.forensics.measures.expert_report import ExpertReport
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render import figure
 from orchestrator.forensics.render.side_by_side import SideBySide

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.entry import NEEDS
-from orchestrator.forensics.measures.pathology import Finding
+from orchestrator.forensics.measures.finding import Finding
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.terminal import report, written
 from orchestrator.forensics.roles.routing import ROLES
