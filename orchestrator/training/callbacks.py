@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from models.spec import forward_flops_per_token
-from orchestrator.common.errors import INTERRUPTED
+from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
 from orchestrator.forensics.reading import read_reading
@@ -204,29 +205,40 @@ class ReadLayers(Callback):
 
 
 class Track(Callback):
-    """Sends metrics and readings to W&B as they appear on disk."""
+    """Sends metrics and readings to W&B as they appear on disk.
+
+    W&B takes seconds to start, and the first update does not wait for it: what was logged before is sent then.
+    """
 
     def __init__(self, config: Config) -> None:
         self.tracker = Tracker(config)
+        self.began, self.opened = 0, False
         self.sent: set[Path] = set()
 
     def start(self, trainer: Trainer) -> None:
-        self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.files.metrics_log))
-        self.readings = Readings(trainer.cell_dir, trainer.config)
-        self._send_readings()
+        self.readings, self.began = Readings(trainer.cell_dir, trainer.config), trainer.step
 
     def after_step(self, trainer: Trainer) -> None:
-        if "digest" in trainer.record:  # it is in the metrics log
+        if "digest" in trainer.record and trainer.step > self.began:  # it is in the metrics log
+            self._open(trainer)
             self.tracker.log(trainer.record)
             self._send_readings()
 
     def finish(self, trainer: Trainer) -> None:
+        self._open(trainer)
         self._send_readings()
         self.tracker.finish(0 if trainer.step == trainer.last_step else INTERRUPTED)
 
     def fail(self, trainer: Trainer, reason: str) -> None:
+        with suppress(UserError):  # a metrics log that cannot be read: `reason` says so already
+            self._open(trainer)
         self.tracker.alert(f"{trainer.config.arm}/seed={trainer.config.seed} failed at step {trainer.step}", reason)
         self.tracker.finish(1)
+
+    def _open(self, trainer: Trainer) -> None:
+        if not self.opened:
+            self.opened = True
+            self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.files.metrics_log))
 
     def _send_readings(self) -> None:
         if set(self.readings.on_disk().values()) <= self.sent:

@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.analysis import compare
+from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import experiment_of
@@ -107,6 +108,28 @@ def test_a_trained_cell_is_read_back_whole(cell: Path, small: list[str]) -> None
     assert summary["final/parameters"] == described["params"]
     assert summary["final/flops"] > described["training_flops"]  # the sidecar's passes are counted
     assert (summary["final/step"], summary["final/tokens"]) == (12, 12 * 2 * 32)
+
+
+class FailAtOnce(Callback):
+    """Ends a run before its first update."""
+
+    def after_step(self, run: Trainer) -> None:
+        raise UserError("no reason")
+
+
+def test_a_failure_before_the_first_update_is_a_failed_run(cell: Path, small: list[str]) -> None:
+    """W&B starts after that update; what the metrics log holds by then is sent."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        (trained,) = experiment_of([*small, "tracker=offline", "name=failing"], compose).cells
+    write_whole(trained.directory / "config.yaml", load.to_yaml(trained.config))
+    callbacks = [*callbacks_for(trained.config, reader_for), FailAtOnce()]
+    with StopSignal() as stop, pytest.raises(UserError, match="no reason"):
+        train(Trainer(trained.config, trained.directory, 1, callbacks), stop)
+    (run,) = offline.runs_of(trained.directory)
+    records = offline.inspect(run)
+    assert [row["step"] for row in offline.rows_with(records, "train/lr")] == [0]
+    assert offline.of_kind(records, "exit")[-1]["exit_code"] == 1
 
 
 class WaitForReading(Callback):
