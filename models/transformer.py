@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import Attention, Rope, rope_tables
 from models.head_loss import head_loss, softmax_gradient
+from models.norm import RMSNorm
 from models.spec import DecoderSpec, LayerShape
-
-Rope = tuple[Tensor, Tensor]  # cos, sin: [T, 1, head_dim]
 
 
 def read_prefix(x: Tensor, width: int) -> Tensor:
@@ -28,57 +28,6 @@ def write_prefix(x: Tensor, prefix: Tensor) -> Tensor:
     """x with its first coordinates replaced by `prefix`."""
     width = prefix.shape[-1]
     return prefix if x.shape[-1] == width else torch.cat((prefix, x[..., width:]), dim=-1)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) · γ, computed in float32 whatever the precision of x (Zhang & Sennrich 2019)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:  # [..., width] → [..., width]
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
-
-
-def rope_tables(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Rope:
-    """cos and sin of RoPE's angles in float32, both [seq_len, 1, head_dim] (Su et al. 2021).
-
-    Coordinate i is paired with i + head_dim/2, as in Llama, and sin has the sign of the rotation.
-    """
-    frequency = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
-    angle = torch.outer(torch.arange(seq_len, dtype=torch.float32, device=device), frequency)  # [T, head_dim/2]
-    cos, sin = angle.cos(), angle.sin()
-    return torch.cat((cos, cos), dim=-1).unsqueeze(1), torch.cat((-sin, sin), dim=-1).unsqueeze(1)
-
-
-def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """RoPE applied to x [B, T, heads, head_dim], in float32, returned in x's precision."""
-    cos, sin = rope
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).type_as(x)
-
-
-class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions and, where kv_heads < heads, grouped queries."""
-
-    def __init__(self, shape: LayerShape) -> None:
-        super().__init__()
-        self.head_dim = shape.head_dim
-        self.grouped = shape.kv_heads < shape.heads
-        kv_width = shape.kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(shape.width, shape.attention_width, bias=False)
-        self.k_proj = nn.Linear(shape.width, kv_width, bias=False)
-        self.v_proj = nn.Linear(shape.width, kv_width, bias=False)
-        self.o_proj = nn.Linear(shape.attention_width, shape.width, bias=False)
-
-    def forward(self, x: Tensor, rope: Rope) -> Tensor:  # [B, T, width] → [B, T, width]
-        heads = (*x.shape[:2], -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(heads), rope).transpose(1, 2)  # [B, heads, T, head_dim]
-        k = rotate(self.k_proj(x).view(heads), rope).transpose(1, 2)  # [B, kv_heads, T, head_dim]
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.grouped)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -152,11 +101,11 @@ class Body(nn.Module):
         if torch.compiler.is_compiling():  # the tables become part of the compiled graph
             return rope_tables(seq_len, head_dim, self.spec.rope_theta, device)
         kept = self._ropes.get((head_dim, device))
-        if kept is None or kept[0].shape[0] < seq_len:
+        if kept is None or kept[0].shape[1] < seq_len:
             with torch.inference_mode(False):  # autograd cannot save tensors made in inference mode
                 kept = rope_tables(seq_len, head_dim, self.spec.rope_theta, device)
             self._ropes[head_dim, device] = kept
-        return kept[0][:seq_len], kept[1][:seq_len]
+        return kept[0][:, :seq_len], kept[1][:, :seq_len]
 
     def forward(self, tokens: Tensor) -> Tensor:
         seq_len, spec = tokens.shape[1], self.spec

@@ -44,7 +44,7 @@ class DecoupledAdamW:
         self.weight_decay = config.weight_decay
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
         betas = (config.beta1, config.beta2)
-        self.adam = torch.optim.Adam(self.named.values(), lr=config.lr, betas=betas, eps=config.eps, foreach=True)
+        self.adam = torch.optim.Adam(self.named.values(), lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
     def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
         """Decay, then Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.transformer import Attention, Decoder, PreNormBlock, Rope, rotate, write_prefix
+from models.attention import Attention, Rope, rotate
+from models.transformer import Decoder, PreNormBlock, write_prefix
 from orchestrator.common.errors import UserError
 
 MEASURES = (

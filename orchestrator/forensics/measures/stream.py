@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.transformer import read_prefix, rope_tables, rotate, write_prefix
+from models.attention import rope_tables, rotate
+from models.transformer import read_prefix, write_prefix
 from orchestrator.forensics.architecture.kinds import KINDS
 from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.layout import QK_NORM
