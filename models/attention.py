@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def _mixed_short(self, x: Tensor, rope: Rope) -> Tensor:
         weights = (self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        mixed: Tensor = ShortAttention.apply(x, *weights, *rope)  # type: ignore[no-untyped-call]
+        mixed: Tensor = ShortAttention.apply(x, *weights, *rope)
         return mixed
 
 
@@ -99,16 +99,17 @@ class ShortAttention(torch.autograd.Function):
         mixed = x.new_empty(heads, dim, batch, length)
         shares = []
         for start, end in _blocks(length):
-            scores = torch.baddbmm(_future(start, end, x.dtype), q[:, :, start:end].mT, k[:, :, :end])  # [·, queries, keys]
+            mask = _future(start, end, x.dtype)
+            scores = torch.baddbmm(mask, q[:, :, start:end].mT, k[:, :, :end])  # [heads · B, queries, keys]
             share = torch.softmax(scores, -1, out=scores)
-            part = torch.bmm(v[:, :, :end], share.mT)  # [·, dim, queries]
+            part = torch.bmm(v[:, :, :end], share.mT)  # [heads · B, dim, queries]
             mixed[..., start:end] = part.view(heads, batch, dim, -1).transpose(1, 2)
             shares.append(share)
         ctx.save_for_backward(tokens, weight, cos, sin, q, k, v, *shares)
         return mixed.view(heads * dim, -1).T.view(batch, length, -1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         tokens, weight, cos, sin, q, k, v, *shares = ctx.saved_tensors
         dim, batch, length = cos.shape[0], *gradient.shape[:2]

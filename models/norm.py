@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] → [..., width]
         if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-            normed: Tensor = PlainRMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+            normed: Tensor = PlainRMSNorm.apply(x, self.weight, self.eps)
             return normed
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).type_as(x)
 
@@ -37,7 +37,7 @@ class PlainRMSNorm(torch.autograd.Function):
         return (normed * weight).view(x.shape)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         normed, scale, weight = ctx.saved_tensors
         g = gradient.reshape(normed.shape)

@@ -34,7 +34,7 @@ def test_equal_rates_are_torch_adamw_bit_for_bit() -> None:
     vectors = [p for p in theirs.parameters() if p.ndim < 2]
     reference = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.3}, {"params": vectors, "weight_decay": 0.0}],
-        betas=(config.beta1, config.beta2), eps=config.eps, foreach=True,
+        betas=(config.beta1, config.beta2), eps=config.eps, fused=True,
     )  # fmt: skip
     for step in range(20):
         lr = learning_rate(config, step, 20)
