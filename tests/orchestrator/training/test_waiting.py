@@ -1,0 +1,70 @@
+"""Between two records training never waits for the device: on `meta`, whatever would read a value raises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.training import trainer as module
+from orchestrator.training.callbacks import (
+    DecideMultipliers,
+    EvaluateHeldout,
+    SaveCheckpoint,
+    TraceMomentum,
+    WriteMetrics,
+)
+from orchestrator.training.compute import Compute
+from orchestrator.training.trainer import Trainer
+from tests.orchestrator.training.test_loop import new_cell
+
+SELDOM = (
+    "train.steps=1000", "train.log_every=500", "train.eval_every=500", "train.checkpoint_every=500",
+    "forensics.every=500", "train.micro_batch_size=1", "width=ramp",
+)  # fmt: skip
+PRESSED = ("sidecar=all", "sidecar.mode=fixed")
+
+
+def run(overrides: list[str], root: Path) -> Trainer:
+    """A trainer after three steps with the callbacks of a cell, none of which is due."""
+    cell = new_cell(overrides, root)
+    callbacks = [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint()]
+    trainer = Trainer(cell.config, cell.directory, 1, callbacks)
+    for callback in callbacks:
+        callback.start(trainer)
+    for _ in range(3):
+        trainer.update()
+        trainer.record = {}
+        for callback in callbacks:
+            callback.after_step(trainer)
+    return trainer
+
+
+@pytest.mark.parametrize("more", [(), PRESSED], ids=["plain", "sidecar"])
+def test_a_step_reads_no_value(
+    more: tuple[str, ...], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adam = torch.optim.Adam
+
+    def without_kernel(parameters: Any, **options: Any) -> torch.optim.Adam:
+        return adam(parameters, **options | {"fused": False, "foreach": True})  # `meta` has no fused one
+
+    monkeypatch.setattr(torch.optim, "Adam", without_kernel)
+    monkeypatch.setattr(module, "compute_of", lambda train, world: Compute(torch.device("meta"), False, False))
+    trainer = run([*small, *SELDOM, *more], tmp_path)
+    with pytest.raises((RuntimeError, NotImplementedError)):  # the device would have told
+        trainer.check_health()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("more", [(), PRESSED], ids=["plain", "sidecar"])
+def test_a_step_waits_for_no_gpu(more: tuple[str, ...], small: list[str], tmp_path: Path) -> None:
+    run([*small, *SELDOM, *more], tmp_path / "first")  # kernels and their libraries are loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run([*small, *SELDOM, *more, "name=again"], tmp_path / "again")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
