@@ -27,19 +27,23 @@ SELDOM = (
 PRESSED = ("sidecar=all", "sidecar.mode=fixed")
 
 
-def run(overrides: list[str], root: Path) -> Trainer:
-    """A trainer after three steps with the callbacks of a cell, none of which is due."""
+def trainer_of(overrides: list[str], root: Path) -> Trainer:
+    """A trainer with the callbacks of a cell."""
     cell = new_cell(overrides, root)
     callbacks = [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint()]
     trainer = Trainer(cell.config, cell.directory, 1, callbacks)
     for callback in callbacks:
         callback.start(trainer)
+    return trainer
+
+
+def take_steps(trainer: Trainer) -> None:
+    """Three steps, after none of which a callback is due."""
     for _ in range(3):
         trainer.update()
         trainer.record = {}
-        for callback in callbacks:
+        for callback in trainer.callbacks:
             callback.after_step(trainer)
-    return trainer
 
 
 @pytest.mark.parametrize("more", [(), PRESSED], ids=["plain", "sidecar"])
@@ -53,7 +57,8 @@ def test_a_step_reads_no_value(
 
     monkeypatch.setattr(torch.optim, "Adam", without_kernel)
     monkeypatch.setattr(module, "compute_of", lambda train, world: Compute(torch.device("meta"), False, False))
-    trainer = run([*small, *SELDOM, *more], tmp_path)
+    trainer = trainer_of([*small, *SELDOM, *more], tmp_path)
+    take_steps(trainer)
     with pytest.raises((RuntimeError, NotImplementedError)):  # the device would have told
         trainer.check_health()
 
@@ -62,9 +67,10 @@ def test_a_step_reads_no_value(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("more", [(), PRESSED], ids=["plain", "sidecar"])
 def test_a_step_waits_for_no_gpu(more: tuple[str, ...], small: list[str], tmp_path: Path) -> None:
-    run([*small, *SELDOM, *more], tmp_path / "first")  # kernels and their libraries are loaded
+    trainer = trainer_of([*small, *SELDOM, *more], tmp_path)
+    take_steps(trainer)  # kernels and their libraries are loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
-        run([*small, *SELDOM, *more, "name=again"], tmp_path / "again")
+        take_steps(trainer)
     finally:
         torch.cuda.set_sync_debug_mode("default")
