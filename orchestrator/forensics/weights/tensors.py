@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.archives import Archive
+from orchestrator.forensics.weights.archives import HELD, Archive
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks, refuse_world
 from orchestrator.forensics.weights.quantised import dequantised
@@ -57,6 +57,7 @@ class Tensors:
         self.metadata = dict(metadata or {})
         self.names = frozenset(names)
         self._places = {name: (stores[key], key) for name, key in names.items()}
+        self._stores = list({id(store): store for store, _ in self._places.values()}.values())
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -85,33 +86,41 @@ class Tensors:
 
     def release(self) -> None:
         """Drop mapped and cached data; tensors can still be read."""
-        for store in {id(store): store for store, _ in self._places.values()}.values():
+        for store in self._stores:
             store.release()
 
 
 class SafeFile:
-    """One safetensors file, mapped for each read: a mapped page stays in memory until it is unmapped."""
+    """One safetensors file, mapped anew once `HELD` bytes were read.
+
+    Not at every read: that parses the header, which grows with the number of tensors, as the number of reads does.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _open(path) as handle:
-            self.shapes: dict[Key, tuple[int, ...]] = {
-                (name,): tuple(handle.get_slice(name).get_shape())
-                for name in handle.keys()  # noqa: SIM118
-            }
+        self._file, self._read = _open(path), 0
+        self.shapes: dict[Key, tuple[int, ...]] = {
+            (name,): tuple(self._file.get_slice(name).get_shape())
+            for name in self._file.keys()  # noqa: SIM118
+        }
 
     def load(self, key: Key, rows: slice | None = None) -> Tensor:
+        file = self._file  # threads read side by side
+        if file is None or self._read > HELD:
+            file, self._read = _open(self.path), 0
+            self._file = file
         try:
-            with _open(self.path) as handle:
-                values: Tensor = handle.get_tensor(key[0]) if rows is None else handle.get_slice(key[0])[rows]
-                return values
+            values: Tensor = file.get_tensor(key[0]) if rows is None else file.get_slice(key[0])[rows]
+            self._read += values.numel() * values.element_size()
+            return values
         except SafetensorError as error:  # a type that torch lacks
             raise UserError(
                 f"{key[0]} in {self.path} cannot be read ({error}): save the checkpoint in fp32, fp16 or bf16 first."
             ) from error
 
     def release(self) -> None:
-        """Nothing is held between reads."""
+        """Unmap the file."""
+        self._file = None
 
 
 def open_tensors(source: Path, chosen: str | None = None) -> Tensors:
