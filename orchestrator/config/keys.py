@@ -9,7 +9,9 @@ from typing import Any
 from orchestrator.config.schema import Config, DomainConfig
 
 # Keys of how a cell is run, which take the values of its newest launch.
-OF_A_LAUNCH = ("launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "forensics.where")
+OF_A_LAUNCH = (
+    "launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "train.keep_states", "forensics.where",
+)  # fmt: skip
 # Keys of the experiment that a cell is a part of; a cell keeps those of its first launch.
 OF_AN_EXPERIMENT = (
     "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts", "expect", "name", "plan",

@@ -135,6 +135,7 @@ class TrainConfig:
     eval_every: int = 50  # steps between two held-out losses
     checkpoint_every: int = 200  # steps between two checkpoints
     keep_checkpoints: int | None = None  # newest checkpoints to keep (step 0 always stays); null: all
+    keep_states: int | None = 2  # newest that keep the state to resume from; older ones keep weights; null: all
     device: Device = Device.auto  # auto: a GPU where there is one, else the CPU
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
     compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; pays on a GPU

@@ -15,8 +15,8 @@ POSITIVE = (
     "model.rope_theta", "width.start", "width.end", "width.multiple_of", "data.train_tokens", "data.heldout_tokens",
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
-    "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel", "launcher.ranks",
-    "launcher.timeout_hours", "launcher.backoff_seconds",
+    "train.keep_states", "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel",
+    "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -26,10 +25,9 @@ log = logging.getLogger(__name__)
 def key(path: Path) -> Key:
     """The key of a new reading of the checkpoint at `path`. Raises `UserError` for a damaged one."""
     try:
-        manifest = (path / "manifest.json").read_bytes()
+        return Key(checkpoint.key(path), DEFINITIONS)
     except OSError as error:
         raise UserError(f"{path} is not a whole checkpoint ({error}): rename it to run without it.") from error
-    return Key(hashlib.sha256(manifest).hexdigest(), DEFINITIONS)
 
 
 @dataclass(frozen=True)

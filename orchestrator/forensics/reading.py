@@ -81,7 +81,7 @@ class Options:
 class Key:
     """Checkpoint and definitions of a reading, which is up to date while both are the same."""
 
-    checkpoint: str  # sha256 of its manifest.json, which holds the sha256 of everything else
+    checkpoint: str  # sha256 of the manifest.json that it was saved with, which holds that of everything else
     definitions: int
 
 

@@ -95,7 +95,7 @@ class ArmPlan:
 
     @cached_property
     def checkpoint_bytes(self) -> tuple[int, int]:
-        """Bytes of the checkpoint of step 0, and of a later one.
+        """Bytes of the checkpoint of step 0, and of a later one, as they are saved.
 
         Both hold fp32 weights, the sidecar's tensors, the weights without folded gains, and `state.json`; a later one
         also holds Adam's two moments and the momentum's trace.
@@ -113,10 +113,24 @@ class ArmPlan:
         return start + (len(self.saved) - 1) * later
 
     @property
+    def states(self) -> int:
+        """Number of the kept checkpoints that keep the state to resume from: the newest."""
+        keep = self.config.train.keep_states
+        return self.kept if keep is None else min(self.kept, keep)
+
+    @property
+    def reduced_bytes(self) -> tuple[int, int]:
+        """Bytes of the checkpoint of step 0, and of a later one, once they are reduced to their weights."""
+        weights = _file({name: tensor.numel() for name, tensor in self._model.named_parameters()})
+        return weights + self._state(trained=False), weights + self._state(trained=True)
+
+    @property
     def disk(self) -> int:
         """Bytes of the checkpoints left at the end."""
-        start, later = self.checkpoint_bytes
-        return start + (self.kept - 1) * later
+        (start, later), reduced = self.checkpoint_bytes, self.reduced_bytes
+        if self.states == self.kept:
+            return start + (self.kept - 1) * later
+        return reduced[0] + (self.kept - 1 - self.states) * reduced[1] + self.states * later
 
     @cached_property
     def units(self) -> dict[str, list[str]]:

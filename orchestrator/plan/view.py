@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
@@ -92,9 +93,12 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     ranks = config.launcher.ranks
     one = "a cell" if ranks == 1 else f"each of a cell's {ranks} processes"
     yield "memory", size(peak), f"{one} at its peak{of}: an estimate without libraries and fragmentation"
-    start, later = max((cell.plan.checkpoint_bytes for cell in cells), key=lambda pair: pair[1])
+    largest = max((cell.plan for cell in cells), key=lambda plan: plan.checkpoint_bytes[1])
     kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
-    saved = f"{cost.checkpoints:,} on disk, {kept}: {size(start)} at step 0, then up to {size(later)} each"
+    saved = f"{cost.checkpoints:,} on disk, {kept}: up to {size(largest.checkpoint_bytes[1])} each"
+    if largest.states < largest.kept:
+        few = "the newest" if largest.states == 1 else f"the newest {largest.states}"
+        saved += f" for {few} of a cell, {size(largest.reduced_bytes[1])} for the others, which keep weights alone"
     yield "checkpoints", size(cost.disk), saved
     metrics_logs = sum(cell.footprint.metrics for cell in cells)
     readings = sum(cell.footprint.readings for cell in cells)
@@ -169,9 +173,10 @@ def warnings(cost: Cost) -> Iterator[str]:
     directory = cost.experiment.directory.resolve()
     free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
     if cost.disk > free:
-        sizes = [(cell.plan.kept, *cell.plan.checkpoint_bytes) for cell in cost.cells]
-        few = sum(start + min(KEPT, kept - 1) * later for kept, start, later in sizes)
-        cure = f"train.keep_checkpoints={KEPT} needs {size(few)}" if few < cost.disk else "save less often"
+        fewer = replace(train, keep_checkpoints=KEPT, keep_states=1)
+        few = sum(replace(cell.plan, config=replace(cell.plan.config, train=fewer)).disk for cell in cost.cells)
+        keys = f"train.keep_checkpoints={KEPT} train.keep_states=1"
+        cure = f"{keys} needs {size(few)}" if few < cost.disk else "save less often"
         yield f"The checkpoints need {size(cost.disk)} and {size(free)} are free here: {cure}."
     peak = max(cell.memory for cell in cost.cells)
     if hardware.memory and peak > hardware.memory:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
 from orchestrator.storage import checkpoint, metrics_log, steps
 from orchestrator.storage.files import keep_as_replaced
 
@@ -46,24 +47,34 @@ class CellFiles:
                 checkpoint.set_aside(path)
         return checkpoint.save(self.checkpoints, step, tensors, state, self._writing)
 
-    def prune(self, keep: int, spare: Callable[[Path], bool]) -> None:
-        """Delete all checkpoints but the newest `keep`, step 0, and those for which `spare` returns true."""
+    def prune(self, checkpoints: int | None, states: int | None, spare: Callable[[Path], bool]) -> None:
+        """Delete and reduce older checkpoints (see `checkpoint.prune`)."""
         with self._writing():
-            checkpoint.prune(self.checkpoints, keep, spare)
+            checkpoint.prune(self.checkpoints, checkpoints, states, spare)
 
     def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
-        """The newest whole checkpoint that the metrics log reaches, or None, and a sentence for every newer one.
+        """The newest checkpoint to resume from, or None, and a sentence for each newer one that was passed over.
 
-        Resuming from one that is ahead of the log would leave a gap there.
+        It is whole, not reduced, and the metrics log reaches it: one that is ahead of the log would leave a gap there.
         """
         path, warnings = checkpoint.newest(self.checkpoints)
         last = metrics_log.newest(self.metrics_log)
-        reached = last["step"] if last else -1
-        while path is not None and checkpoint.read_state(path)["logged"] > reached:
-            warnings.append(
-                f"{path} is ahead of the metrics log, which was cut at step {reached}: an earlier one is used."
-            )
+        reached, reduced = last["step"] if last else -1, 0
+        while path is not None:
+            if checkpoint.is_reduced(path):
+                reduced += 1
+            elif checkpoint.read_state(path)["logged"] > reached:
+                warnings.append(
+                    f"{path} is ahead of the metrics log, which was cut at step {reached}: an earlier one is used."
+                )
+            else:
+                break
             path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
+        if reduced:
+            warnings.append(
+                f"{counted(reduced, 'checkpoint')} before it cannot be resumed from, as train.keep_states has left "
+                f"their weights alone: {'an earlier one is used' if path else 'training starts again'}."
+            )
         return path, warnings
 
     def rewind(self, step: int) -> None:

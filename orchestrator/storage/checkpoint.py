@@ -1,7 +1,8 @@
 """Checkpoints, which are whole or absent.
 
 A checkpoint is written into a temporary directory, synced, sealed by `manifest.json` (sizes and sha256 of
-every other file, written last) and renamed. Tensors are safetensors; nothing is pickled.
+every other file, written last) and renamed. Tensors are safetensors; nothing is pickled. An older one may be reduced to
+its weights: no run resumes from it, but it can still be read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
 from orchestrator.storage import steps
-from orchestrator.storage.files import permit_as_umask
+from orchestrator.storage.files import permit_as_umask, write_whole
+
+WEIGHTS = ("model.safetensors", "state.json")  # what a reduced checkpoint holds, beside its manifest
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -139,11 +142,62 @@ def set_aside(path: Path) -> Path:
     return path.rename(aside)
 
 
-def prune(directory: Path, keep: int, spare: Callable[[Path], bool] = lambda path: False) -> None:
-    """Delete all but the newest `keep` checkpoints and those to `spare`; step 0, the reference, always stays."""
-    for path in saved(directory)[:-keep]:
-        if step_of(path) != 0 and not spare(path):
-            shutil.rmtree(path, ignore_errors=True)  # a file that cannot be deleted now is deleted by a later call
+def key(path: Path) -> str:
+    """The sha256 of the manifest that the checkpoint was saved with, which holds that of everything else.
+
+    Raises `OSError` where it has none.
+    """
+    manifest = (path / "manifest.json").read_bytes()
+    with suppress(ValueError):
+        document = json.loads(manifest)
+        if isinstance(document, dict) and isinstance(document.get("saved_as"), str):
+            return str(document["saved_as"])
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def is_reduced(path: Path) -> bool:
+    """True for a whole checkpoint that no run can resume from, as it was reduced, perhaps not to the end."""
+    return "saved_as" in json.loads((path / "manifest.json").read_text())
+
+
+def reduce(path: Path) -> None:
+    """Delete what only a resume needs of a checkpoint: all but the weights, `state.json` and the key.
+
+    It is whole at any moment: first a new manifest replaces the old one, which it names by its sha256. A damaged one
+    stays as it is. Raises `UserError` where the disk refuses.
+    """
+    if damage(path, digests=False):
+        return
+    manifest = json.loads((path / "manifest.json").read_text())
+    kept = {name: of for name, of in manifest["files"].items() if name in WEIGHTS}
+    if kept != manifest["files"]:
+        reduced = {**manifest, "files": kept, "saved_as": key(path)}
+        write_whole(path / "manifest.json", json.dumps(reduced, indent=1))
+    try:
+        for file in _beyond_weights(path):
+            file.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be reduced ({error}): make it writable.") from error
+
+
+def _beyond_weights(path: Path) -> list[Path]:
+    return [file for file in path.iterdir() if file.name not in (*WEIGHTS, "manifest.json")]
+
+
+def prune(
+    directory: Path, checkpoints: int | None, states: int | None, spare: Callable[[Path], bool] = lambda path: False
+) -> None:
+    """Delete all but the newest `checkpoints`, and reduce the others to their weights but for the newest `states`.
+
+    None is all. Those to `spare` stay as they are, and step 0, the reference, is never deleted.
+    """
+    for age, path in enumerate(reversed(saved(directory))):
+        if checkpoints is not None and age >= checkpoints and step_of(path) != 0:
+            if not spare(path):
+                shutil.rmtree(path, ignore_errors=True)  # a file that cannot be deleted now is deleted by a later call
+        elif states is not None and age >= states and _beyond_weights(path) and not spare(path):
+            with suppress(UserError):  # likewise
+                reduce(path)
 
 
 def read_state(path: Path) -> dict[str, Any]:

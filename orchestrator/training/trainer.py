@@ -48,7 +48,7 @@ class Callback:
         """Called after the loop, when an error ended it."""
 
     def keeps(self, path: Path) -> bool:
-        """True where the checkpoint at `path` must not be deleted yet."""
+        """True where the checkpoint at `path` must not be deleted or reduced yet."""
         return False
 
     def state(self) -> dict[str, Any]:
@@ -168,9 +168,13 @@ class Trainer:
         self.saved = self.step
 
     def prune(self) -> None:
-        """Delete all checkpoints but the newest `train.keep_checkpoints` and those that a callback still needs."""
-        if (keep := self.config.train.keep_checkpoints) is not None:
-            self.files.prune(keep, spare=lambda path: any(callback.keeps(path) for callback in self.callbacks))
+        """Delete and reduce older checkpoints, as `train` says, but for those that a callback still needs."""
+        train = self.config.train
+        self.files.prune(
+            train.keep_checkpoints,
+            train.keep_states,
+            spare=lambda path: any(callback.keeps(path) for callback in self.callbacks),
+        )
 
     def resume(self) -> list[str]:
         """Continue from the newest whole checkpoint, if there is one; return a warning for each damaged one."""

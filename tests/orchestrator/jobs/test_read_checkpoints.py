@@ -51,7 +51,7 @@ def new_cell(overrides: Sequence[str], root: Path) -> tuple[Path, Config]:
 
 @pytest.fixture(scope="module")
 def trained(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path, _ = new_cell(small_cell, tmp_path_factory.mktemp("trained"))
+    path, _ = new_cell((*small_cell, "train.keep_states=null"), tmp_path_factory.mktemp("trained"))
     assert worker.run_job(path) == "done"
     return path
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,8 +97,77 @@ def test_set_aside_keeps_every_damaged_copy(three: Path) -> None:
 
 
 def test_prune_keeps_the_newest_and_the_reference(three: Path) -> None:
-    checkpoint.prune(three, 1)
+    checkpoint.prune(three, None, None)
+    assert [checkpoint.step_of(p) for p in checkpoint.saved(three)] == [0, 5, 10]
+    checkpoint.prune(three, 1, None)
     assert [checkpoint.step_of(p) for p in checkpoint.saved(three)] == [0, 10]
+    assert not any(map(checkpoint.is_reduced, checkpoint.saved(three)))
+
+
+def test_older_checkpoints_keep_their_weights_and_their_key(three: Path) -> None:
+    before = {
+        path: ({p.name: p.read_bytes() for p in path.iterdir()}, checkpoint.key(path)) for path in three.iterdir()
+    }
+    checkpoint.prune(three, None, 1, spare=lambda path: checkpoint.step_of(path) == 5)
+    reference, spared, newest = checkpoint.saved(three)
+    for path in (spared, newest):
+        assert {p.name: p.read_bytes() for p in path.iterdir()} == before[path][0]
+        assert not checkpoint.is_reduced(path)
+    assert {p.name for p in reference.iterdir()} == {"model.safetensors", "state.json", "manifest.json"}
+    assert checkpoint.is_reduced(reference)
+    assert all((reference / name).read_bytes() == before[reference][0][name] for name in checkpoint.WEIGHTS)
+    assert checkpoint.damage(reference) is None
+    assert checkpoint.key(reference) == before[reference][1]
+    checkpoint.reduce(reference)  # again
+    assert checkpoint.key(reference) == before[reference][1]
+    (reference / "model.safetensors").write_bytes(b"harm")
+    assert "model.safetensors" in (checkpoint.damage(reference) or "")
+
+
+def test_a_damaged_checkpoint_is_not_sealed_anew(three: Path) -> None:
+    victim = three / "step_00000005"
+    (victim / "model.safetensors").unlink()
+    checkpoint.prune(three, None, 1)
+    assert {p.name for p in victim.iterdir()} == {"optimizer.safetensors", "state.json", "manifest.json"}
+    assert "model.safetensors" in (checkpoint.damage(victim) or "")
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(three: Path) -> None:
+    """The process that reduces it ends at the first, the second, … of its accesses to files."""
+    path, whole, killed = three / "step_00000005", [], 0
+    key = checkpoint.key(path)
+    shutil.copytree(path, three / "copy")
+    while True:
+        shutil.rmtree(path)
+        shutil.copytree(three / "copy", path)
+        child = os.fork()
+        if child == 0:
+            accesses = iter(range(killed))
+
+            def end_at(event: str, _: tuple[Any, ...], left: Iterator[int] = accesses) -> None:
+                if event in ("open", "os.rename", "os.remove", "os.listdir", "os.scandir") and next(left, None) is None:
+                    os._exit(9)
+
+            sys.addaudithook(end_at)
+            checkpoint.reduce(path)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, 9)
+        assert checkpoint.damage(path) is None
+        assert checkpoint.key(path) == key
+        whole.append(not checkpoint.is_reduced(path))
+        if whole[-1]:
+            moments = checkpoint.read_tensors(path, "optimizer")
+            assert all(torch.equal(moments[name], tensor) for name, tensor in TENSORS["optimizer"].items())
+        checkpoint.prune(three, None, 1)
+        assert {p.name for p in path.iterdir()} == {"model.safetensors", "state.json", "manifest.json"}
+        assert checkpoint.damage(path) is None
+        assert checkpoint.key(path) == key
+        if code == 0:
+            break
+        killed += 1
+    assert killed > 5
+    assert set(whole) == {True, False}
 
 
 def test_a_disk_that_refuses_leaves_the_previous_checkpoint(three: Path) -> None:

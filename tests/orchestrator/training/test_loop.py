@@ -21,6 +21,7 @@ from models.spec import forward_flops_per_token
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, compose
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
+from orchestrator.experiments.readings import Readings
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
@@ -198,6 +199,37 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
     assert names(heard[0][1][0], "step_00000008", "optimizer.safetensors")
     assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()
     assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+
+
+def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
+    whole: Cell, small: list[str], tmp_path: Path
+) -> None:
+    """The one checkpoint that has its state is damaged; the others were reduced to their weights, and are set aside."""
+    cell = new_cell([*small, "train.keep_states=1"], tmp_path)
+    with pytest.raises(Crash):
+        run_with(cell, CrashAt(9))
+    checkpoints, readings = cell.directory / "checkpoints", Readings(cell.directory, cell.config)
+    for path in readings.unread():  # which training would have spared
+        readings.read(path)
+    checkpoint.prune(checkpoints, None, 1)
+    *older, newest = checkpoint.saved(checkpoints)
+    assert [checkpoint.is_reduced(path) for path in older] == [True, True, True]
+    assert not readings.unread(), "a reduced checkpoint stays read"
+    (newest / "optimizer.safetensors").unlink()
+    heard: list[tuple[int, list[str]]] = []
+    with StopSignal() as stop:
+        assert train_cell(cell.directory, stop, reader_for, 2, lambda run, warnings: heard.append((run.step, warnings)))
+    ((step, (damaged, reduced)),) = heard
+    assert step == 0
+    assert names(damaged, "step_00000008", "optimizer.safetensors")
+    assert names(reduced, "3 checkpoints", "train.keep_states")
+    assert (checkpoints / "step_00000006.damaged-0").is_dir()
+    kept = {name: digest for name, digest in fingerprints(whole).items() if (cell.directory / name).exists()}
+    assert fingerprints(cell) == kept
+    assert {name for name in kept if "model" in name or "forensics" in name} == {
+        name for name in fingerprints(whole) if "model" in name or "forensics" in name
+    }
     assert rows(cell) == rows(whole)
 
 
