@@ -77,4 +77,5 @@ class DecoupledAdamW:
             return
         for name, parameter in self.named.items():
             moments = {m: shard_like(tensors[f"{name}.{m}"], parameter) for m in MOMENTS}
-            self.adam.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+            # the fused kernel reads the step where the parameter is
+            self.adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}

@@ -142,10 +142,13 @@ def stacked(setting: Setting) -> Iterator[str]:
     config, _ = cell_of([f"model={setting.small}", "name=stacked", *setting.more], setting.root)
     spec, train = decoder_spec(config), config.train
 
+    # a CPU's own attention and norm, in float32, know no vmap
+    dtype = torch.float32 if setting.device.type == "cuda" else torch.float64
+
     def model(seed: int) -> Decoder:
         made = Decoder(spec)
         init_weights(made, seed)
-        return made.to(setting.device)
+        return made.to(setting.device, dtype)
 
     shape = (setting.stacked, train.batch_size, train.seq_len + 1)
     rows = torch.randint(spec.vocab_size, shape, device=setting.device)

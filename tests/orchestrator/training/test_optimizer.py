@@ -107,3 +107,19 @@ def test_wsd_is_flat_then_linear_to_its_floor() -> None:
     drops = [a - b for a, b in pairwise(rates[80:])]
     assert drops == pytest.approx([0.9 / 20] * 19)
     assert rates[-1] == pytest.approx(0.1 + 0.9 / 20)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_restored_optimizer_goes_on_where_its_parameters_are() -> None:
+    model = _model().cuda()
+    first = DecoupledAdamW(model, OptimConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    first.step(1e-3)
+    copied = copy.deepcopy(model)
+    second = DecoupledAdamW(copied, OptimConfig())
+    second.load({name: tensor.cpu() for name, tensor in first.tensors().items()}, 1)
+    for optimizer in (first, second):
+        optimizer.step(1e-3)
+    assert all(map(torch.equal, model.parameters(), copied.parameters()))
