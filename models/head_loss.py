@@ -41,20 +41,25 @@ def head_loss(
     computed one after the other, each with its gradient, so that a chunk's logits take four times the table's memory.
     """
     flat, labels = hidden.flatten(0, -2), targets.flatten()
-    if len(flat) * len(table) <= AT_ONCE:
+    rows = chunk(len(flat), *table.shape)
+    if rows is None:
         logits = F.linear(flat, table)
         losses = F.cross_entropy(logits.to(_wide(logits.dtype)), labels, reduction=reduction)
     else:
-        mean = reduction == "mean"
-        rows = max(4 * table.shape[1], AT_ONCE // len(table))
-        losses = _chunked(flat, table, labels, rows, softmax, mean=mean)
+        losses = _chunked(flat, table, labels, rows, softmax, mean=reduction == "mean")
     return losses.view(targets.shape) if reduction == "none" else losses
 
 
+def chunk(tokens: int, vocab: int, width: int) -> int | None:
+    """The tokens of a chunk; None where all logits are computed at once. All are equally long, but for the last."""
+    if tokens * vocab <= AT_ONCE:
+        return None
+    chunks = -(-tokens // max(4 * width, AT_ONCE // vocab))
+    return -(-tokens // chunks)
+
+
 def _chunked(hidden: Tensor, table: Tensor, targets: Tensor, rows: int, softmax: Softmax, *, mean: bool) -> Tensor:
-    """The losses [n], or their mean, of `hidden` [n, d], from chunks of equal length of at most `rows` tokens."""
-    chunks = -(-len(hidden) // rows)
-    rows = -(-len(hidden) // chunks)
+    """The losses [n], or their mean, of `hidden` [n, d], from chunks of `rows` tokens."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else table.dtype
     loss = _MeanLoss if mean and torch.is_grad_enabled() else _Losses
@@ -90,6 +95,7 @@ class _Head:
                 by_hidden.append(slopes @ narrow)
             if by_table is not None:
                 by_table += slopes.T @ part
+            del slopes  # before the next chunk's logits
         return torch.cat(losses), torch.cat(by_hidden) if needs[0] else None, by_table
 
 

@@ -20,9 +20,9 @@ SAMPLE_FLOPS = 2e10  # of the timed forward pass: a fraction of a second on one 
 SAMPLE_VOCAB = 1024  # rows of its embedding, as the whole one may not fit
 REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts, because other processes interfere
 
-# Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 72 for the eight foreach
-# passes of torch's Adam (3 + 2 + 3 + 2 + 2 + 2 + 4 reads and writes of 4 bytes).
-UPDATE_BYTES = 92
+# Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 28 for fused Adam, which
+# reads weight, gradient and both moments and writes all but the gradient.
+UPDATE_BYTES = 48
 
 
 @dataclass(frozen=True)

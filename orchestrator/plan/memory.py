@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from models.attention import BLOCK, SHORT
+from models.head_loss import chunk
 from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.config.schema import Config, Precision
 
@@ -9,39 +11,75 @@ FP32, BF16 = 4, 2  # bytes
 
 
 def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> float:
-    """Return the bytes of one rank: fp32 weights, gradients, both moments, the sidecar's `traces` (entries), and the
-    larger of a micro-batch's activations and the update's temporaries.
+    """Return the bytes of one rank: fp32 weights, both moments, the sidecar's `traces` (entries), and the larger of all
+    gradients and what a pass holds, activations and the loss. With several micro-batches a pass finds gradients there.
 
     Several ranks share all of these, but each gathers the whole layer that it computes. The allocator's fragmentation
-    and CUDA itself (about 1 GB) are not counted.
+    and CUDA itself (about 1 GB) are not counted; a compiler keeps fewer activations.
     """
     ranks = config.launcher.ranks
     train = config.train
     half = train.precision == Precision.bf16 or (train.precision == Precision.auto and on_gpu)
-    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len / ranks
+    rows = train.micro_batch_size or train.batch_size
+    tokens = rows * train.seq_len / ranks
     params = num_params(spec)
-    standing = FP32 * (4 * params + traces) / ranks
     gathered = FP32 * (params - body_params(spec) + max(map(matmul_params, spec.layers))) if ranks > 1 else 0
-    # the last term: Adam's foreach keeps one more list of tensors
-    return standing + max(gathered + activations(spec, tokens, half=half), FP32 * params / ranks)
+    passing = (
+        gathered + activations(spec, tokens, train.seq_len, half=half, on_gpu=on_gpu) + loss(spec, tokens, half=half)
+    )
+    gradients = FP32 * params / ranks
+    standing = FP32 * (3 * params + traces) / ranks
+    return standing + (passing + gradients if rows < train.batch_size else max(passing, gradients))
 
 
-def activations(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
-    """Return the bytes that the forward pass of `tokens` keeps for its backward pass, with the loss's own gradient.
+def activations(spec: DecoderSpec, tokens: float, seq_len: int, *, half: bool, on_gpu: bool) -> float:
+    """Return the bytes that the layers and the final norm keep of `tokens` for their backward pass.
 
-    With `half` (bf16 autocast) it also keeps a bf16 copy of every matrix. At the peak it keeps the log-softmax of the
-    logits and its gradient in fp32, and with `half` one bf16 copy.
+    With `half` (bf16 autocast) they also keep a bf16 copy of every matrix.
     """
-    kept = sum(_of_layer(shape, NORMS[spec.norm], half=half) for shape in spec.layers)
-    kept += FP32 * 3 * spec.width + spec.vocab_size * (2 * FP32 + BF16 * half)
-    copies = sum(matmul_params(shape) for shape in spec.layers) + spec.vocab_size * spec.head_width
-    return float(tokens * kept + BF16 * half * copies)
+    short = not (half or on_gpu) and seq_len <= SHORT  # then attention is our own
+    norms = NORMS[spec.norm]
+    kept = sum(_of_layer(shape, norms, seq_len, half=half, short=short, on_gpu=on_gpu) for shape in spec.layers)
+    kept += FP32 * (spec.head_width + 1) + 2 * 8  # the final norm, and the tokens as int64, read and predicted
+    copies = BF16 * half * sum(matmul_params(shape) for shape in spec.layers)
+    copies += FP32 * short * sum(shape.width * _projected(shape) for shape in spec.layers)
+    return float(tokens * kept + copies)
 
 
-def _of_layer(shape: LayerShape, norms: int, *, half: bool) -> int:
-    """Return a block's bytes per token: the FFN's four products; q, k, v, their mix; inputs of norms and matrices."""
-    inner = 4 * shape.ffn + 2 * shape.head_dim * (shape.heads + shape.kv_heads)
+def loss(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
+    """Return the bytes that the head and its loss hold at their peak.
+
+    At once: what the head reads, the log-softmax in fp32 and its gradient, and with `half` bf16 copies of table and
+    logits. In chunks: the gradients of table and hidden states, and one chunk's logits, log-softmax and slopes.
+    """
+    vocab, width = spec.vocab_size, spec.head_width
+    size = BF16 if half else FP32
+    copies = BF16 * half * vocab * width + tokens * size * width
+    rows = chunk(int(tokens), vocab, width)
+    if rows is None:
+        return copies + tokens * vocab * (2 * FP32 + BF16 * half)
+    return copies + FP32 * vocab * width + rows * vocab * (FP32 + 2 * BF16 if half else 2 * FP32 + 1)
+
+
+def _of_layer(shape: LayerShape, norms: int, seq_len: int, *, half: bool, short: bool, on_gpu: bool) -> float:
+    """Return a block's bytes per token: what norms, attention and the FFN's four products keep, and matrices read."""
+    width, inner = shape.width, 4.0 * shape.ffn
+    if short:  # the softmax's weights, block by block; q, k and v, the latter two once for each query head
+        shares = sum(
+            (min(start + BLOCK, seq_len) - start) * min(start + BLOCK, seq_len) for start in range(0, seq_len, BLOCK)
+        )
+        shared = shape.attention_width if shape.kv_heads < shape.heads else 0
+        turned = _projected(shape) - shape.kv_heads * shape.head_dim
+        inner += turned + shared + 2 * shape.attention_width + shape.heads * shares / seq_len
+        return FP32 * (inner + norms * (width + 1) + 2 * width)
+    inner += shape.attention_width + _projected(shape)
     scales = norms + shape.heads  # 1/rms of every norm, log-sum-exp of every head
-    if half:  # the residual stream and the norms' outputs stay fp32; five matrices each keep a bf16 input
-        return BF16 * (inner + 5 * shape.width) + FP32 * (2 * norms * shape.width + scales)
-    return FP32 * (inner + (2 * norms + 2) * shape.width + scales)
+    if half:  # norms keep fp32, a CPU's those behind a branch twice; five matrices each keep a bf16 input
+        kept = norms + (0 if on_gpu else norms - NORMS["pre"])
+        return BF16 * (inner + 5 * width) + FP32 * (kept * width + scales)
+    return FP32 * (inner + (norms + 2) * width + scales)
+
+
+def _projected(shape: LayerShape) -> int:
+    """Return the rows of the query, key and value matrices."""
+    return shape.head_dim * (shape.heads + 2 * shape.kv_heads)
