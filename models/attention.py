@@ -98,7 +98,7 @@ class ShortAttention(torch.autograd.Function):
         v = _spread(projected[heads + kv_heads :], heads)
         mixed = x.new_empty(heads, dim, batch, length)
         shares = []
-        for start, end in _blocks(length):
+        for start, end in blocks(length):
             mask = _future(start, end, x.dtype)
             scores = torch.baddbmm(mask, q[:, :, start:end].mT, k[:, :, :end])  # [heads · B, queries, keys]
             share = torch.softmax(scores, -1, out=scores)
@@ -117,7 +117,7 @@ class ShortAttention(torch.autograd.Function):
         kv_heads = (weight.shape[0] // dim - heads) // 2
         g = gradient.view(batch, length, heads, dim).permute(2, 0, 1, 3).reshape(-1, length, dim)  # [heads · B, T, dim]
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for (start, end), share in zip(_blocks(length), shares, strict=True):
+        for (start, end), share in zip(blocks(length), shares, strict=True):
             part = g[:, start:end]
             scores = torch.bmm(part, v[:, :, :end])
             torch._softmax_backward_data(scores, share, -1, share.dtype, grad_input=scores)
@@ -139,7 +139,7 @@ class ShortAttention(torch.autograd.Function):
         return dx, dwq.mul_(dim**-0.5), dwk, dwv, None, None
 
 
-def _blocks(length: int) -> list[tuple[int, int]]:
+def blocks(length: int) -> list[tuple[int, int]]:
     """First query and end of each block, the last block first."""
     return [(start, min(start + BLOCK, length)) for start in reversed(range(0, length, BLOCK))]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.attention import BLOCK, SHORT
+from models.attention import SHORT, blocks
 from models.head_loss import chunk
 from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.config.schema import Config, Precision
@@ -65,9 +65,7 @@ def _of_layer(shape: LayerShape, norms: int, seq_len: int, *, half: bool, short:
     """Return a block's bytes per token: what norms, attention and the FFN's four products keep, and matrices read."""
     width, inner = shape.width, 4.0 * shape.ffn
     if short:  # the softmax's weights, block by block; q, k and v, the latter two once for each query head
-        shares = sum(
-            (min(start + BLOCK, seq_len) - start) * min(start + BLOCK, seq_len) for start in range(0, seq_len, BLOCK)
-        )
+        shares = sum((end - start) * end for start, end in blocks(seq_len))
         shared = shape.attention_width if shape.kv_heads < shape.heads else 0
         turned = _projected(shape) - shape.kv_heads * shape.head_dim
         inner += turned + shared + 2 * shape.attention_width + shape.heads * shares / seq_len
