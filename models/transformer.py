@@ -91,7 +91,9 @@ class Body(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.table_width)
+        # as nn.Embedding draws it, but on `meta`, where its own draw loads torch's compiler
+        table = torch.randn(spec.vocab_size, spec.table_width)
+        self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(BLOCKS[spec.norm](shape, spec.norm_eps) for shape in spec.layers)
         self.norm = RMSNorm(spec.head_width, spec.norm_eps)
         self._ropes: dict[tuple[int, torch.device], Rope] = {}

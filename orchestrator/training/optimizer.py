@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from orchestrator.config.schema import OptimConfig, Schedule
 from sidecar.sharded import local_shard, shard_like
@@ -33,6 +34,40 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
 
 
+class Adam:
+    """torch's fused Adam without decay, in its functional form, with `state` and `param_groups` as a torch optimizer.
+
+    `torch.optim.Optimizer` loads torch's compiler, which takes longer than all else before a run's first step.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], config: OptimConfig) -> None:
+        self.parameters = list(parameters)
+        self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.param_groups = [{"params": self.parameters, "weight_decay": 0.0}]
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """Take one step at learning rate `lr` with every parameter that has a gradient."""
+        given = {p: p.grad for p in self.parameters if p.grad is not None}
+        for p in given:
+            if p not in self.state:
+                self.state[p] = {"step": _steps(0, p), **{moment: torch.zeros_like(p) for moment in MOMENTS}}
+        steps, first, second = ([self.state[p][name] for p in given] for name in ("step", *MOMENTS))
+        adam(
+            [*given], [*given.values()], first, second, [], steps, fused=True, amsgrad=False, maximize=False,
+            beta1=self.beta1, beta2=self.beta2, lr=lr, weight_decay=0.0, eps=self.eps,
+        )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def _steps(count: int, parameter: Tensor) -> Tensor:
+    return torch.tensor(float(count), device=parameter.device)  # where the fused kernel reads it
+
+
 class DecoupledAdamW:
     """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's AdamW, bit for bit.
 
@@ -43,15 +78,12 @@ class DecoupledAdamW:
         self.named = dict(model.named_parameters())
         self.weight_decay = config.weight_decay
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
-        betas = (config.beta1, config.beta2)
-        self.adam = torch.optim.Adam(self.named.values(), lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        self.adam = Adam(self.named.values(), config)
 
     def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
         """Decay, then Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""
-        for group in self.adam.param_groups:
-            group["lr"] = lr
         with (applied or self._decay_first)(lr):
-            self.adam.step()
+            self.adam.step(lr)
 
     @contextmanager
     def _decay_first(self, lr: float) -> Iterator[None]:
@@ -60,7 +92,7 @@ class DecoupledAdamW:
         yield
 
     def zero_grad(self) -> None:
-        self.adam.zero_grad(set_to_none=True)
+        self.adam.zero_grad()
 
     def tensors(self) -> dict[str, Tensor]:
         """The moments as `<parameter>.exp_avg` and `<parameter>.exp_avg_sq`; empty before the first step."""
@@ -77,5 +109,4 @@ class DecoupledAdamW:
             return
         for name, parameter in self.named.items():
             moments = {m: shard_like(tensors[f"{name}.{m}"], parameter) for m in MOMENTS}
-            # the fused kernel reads the step where the parameter is
-            self.adam.state[parameter] = {"step": torch.tensor(float(step), device=parameter.device), **moments}
+            self.adam.state[parameter] = {"step": _steps(step, parameter), **moments}

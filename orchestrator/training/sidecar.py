@@ -17,13 +17,14 @@ from orchestrator.data import Corpus
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import decoder_spec, reward_rows
 from orchestrator.training.heldout import HeldoutLoss
+from orchestrator.training.optimizer import Adam
 from sidecar import Heldout, Sidecar
 
 OURS = ("reward_rows",)  # keys of `Config.sidecar` that `Sidecar` does not take
 
 
 def sidecar_of(
-    config: Config, cell_dir: Path, model: Decoder, optimizer: torch.optim.Optimizer, corpus: Corpus, loss: HeldoutLoss
+    config: Config, cell_dir: Path, model: Decoder, optimizer: Adam, corpus: Corpus, loss: HeldoutLoss
 ) -> Sidecar | None:
     """The sidecar that acts on `model` as it trains; None where `sidecar.mode` is off.
 
@@ -44,7 +45,7 @@ def planned_sidecar(config: Config) -> Sidecar:
     with torch.device("meta"):
         model = Decoder(decoder_spec(config))
     config = replace(config, sidecar=replace(config.sidecar, mode=mode))
-    return _build(config, model, torch.optim.Adam(model.parameters()), lambda interval: torch.zeros(()), None)
+    return _build(config, model, Adam(model.parameters(), config.optim), lambda interval: torch.zeros(()), None)
 
 
 def _reward_loss(config: Config, corpus: Corpus, parts: Callable[[Tensor], Iterator[Tensor]]) -> Heldout:
@@ -62,7 +63,7 @@ def _reward_loss(config: Config, corpus: Corpus, parts: Callable[[Tensor], Itera
 def _build(
     config: Config,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Any,  # with torch's `state` and `param_groups`
     loss: Heldout,
     decisions: list[dict[str, Any]] | None,
 ) -> Sidecar:

@@ -11,7 +11,19 @@ import pytest
 
 from orchestrator.common import cli
 
-HEAVY = ("torch", "wandb", "transformers", "datasets", "pandas", "pyarrow", "plotly", "scipy", "sklearn", "matplotlib")
+HEAVY = (
+    "torch",
+    "torch._dynamo",
+    "wandb",
+    "transformers",
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "plotly",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+)
 MODULES = [module.removesuffix(".__main__") for name, (module, _) in cli.COMMANDS.items() if name != "completion"]
 WATCHED = """
 import json, runpy, sys

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.adam import adam
 
+from orchestrator.training import optimizer
 from orchestrator.training import trainer as module
 from orchestrator.training.callbacks import (
     DecideMultipliers,
@@ -50,12 +52,12 @@ def take_steps(trainer: Trainer) -> None:
 def test_a_step_reads_no_value(
     more: tuple[str, ...], small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adam = torch.optim.Adam
+    def without_kernel(*tensors: Any, **options: Any) -> None:
+        *others, steps = tensors
+        on_cpu = [torch.tensor(1.0) for _ in steps]  # where this form reads them; `meta` has no fused one
+        adam(*others, on_cpu, **options | {"fused": False, "foreach": True})
 
-    def without_kernel(parameters: Any, **options: Any) -> torch.optim.Adam:
-        return adam(parameters, **options | {"fused": False, "foreach": True})  # `meta` has no fused one
-
-    monkeypatch.setattr(torch.optim, "Adam", without_kernel)
+    monkeypatch.setattr(optimizer, "adam", without_kernel)
     monkeypatch.setattr(module, "compute_of", lambda train, world: Compute(torch.device("meta"), False, False))
     trainer = trainer_of([*small, *SELDOM, *more], tmp_path)
     take_steps(trainer)
