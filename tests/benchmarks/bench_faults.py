@@ -1,6 +1,6 @@
 """Kills at random moments, of cells and of launchers: how many were tried, and how many changed what a cell ends as.
 
-python tests/benchmarks/bench_faults.py [kills of cells] [kills of launchers]
+python -m tests.benchmarks.bench_faults [kills of cells] [kills of launchers]
 """
 
 from __future__ import annotations

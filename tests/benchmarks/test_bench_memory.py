@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.bench_memory import compared, main
+from tests.benchmarks.bench_memory import LARGE, compared, compared_without_values, main
 
 LITTLE = ["model.layers=3", "model.vocab_size=300"]
 CASES = {
@@ -26,6 +26,13 @@ def test_the_sum_on_paper_is_what_tensors_hold(name: str, tmp_path: Path) -> Non
     assert found == pytest.approx(paper, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["paper_478m", "paper_478m, ramp"])
+def test_so_it_is_at_the_size_of_the_paper(name: str, tmp_path: Path) -> None:
+    found, paper = compared_without_values(LARGE[name], tmp_path)
+    assert found == pytest.approx(paper, rel=0.1)
+    assert found < 80e9  # one H100
+
+
 def test_the_benchmark_prints_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main({name: CASES[name] for name in ("whole", "half")}) == 0
+    assert main({name: CASES[name] for name in ("whole", "half")}, {}) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
