@@ -12,6 +12,7 @@ import gc
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -80,6 +81,17 @@ def utilisation(setting: Setting, name: str, *more: str) -> tuple[float, str]:
         line += f"  MFU {flops / most:.1%}"
     line += f"  (first three steps {first:.0f} s)\n{memory(trainer)}"
     return flops, line
+
+
+def steps(setting: Setting) -> Iterator[str]:
+    """Uniform widths, those of the aligned sibling where the model has one, and variable ones at equal FLOPs."""
+    uniform, line = utilisation(setting, "uniform")
+    yield line
+    if (CONF / "model" / f"{setting.model}_aligned.yaml").exists():
+        yield utilisation(setting, "aligned", f"model={setting.model}_aligned")[1]
+    variable, line = utilisation(setting, "variable", "width=ramp", "width.match=flops")
+    yield line
+    yield f"variable widths reach {variable / uniform:.3f} of the FLOP/s of uniform ones"
 
 
 def memory(trainer: Trainer) -> str:
@@ -178,24 +190,14 @@ def stacked(setting: Setting) -> Iterator[str]:
     )
 
 
-def report(setting: Setting) -> Iterator[str]:
-    """The lines of the report, as they are measured."""
-    torch.set_num_threads(1)  # as a cell does
-    torch.set_float32_matmul_precision("high")
-    uniform, line = utilisation(setting, "uniform")
-    yield line
-    if (CONF / "model" / f"{setting.model}_aligned.yaml").exists():
-        yield utilisation(setting, "aligned", f"model={setting.model}_aligned")[1]
-    variable, line = utilisation(setting, "variable", "width=ramp", "width.match=flops")
-    yield line
-    yield f"variable widths reach {variable / uniform:.3f} of the FLOP/s of uniform ones"
-    for part in (sidecars, readings, stacked):
-        gc.collect()
-        yield from part(setting)
+PARTS = (steps, sidecars, readings, stacked)
 
 
 def main(arguments: Sequence[str] | None = None, more: Sequence[str] = ()) -> int:
-    """Print the report; 2 where the device is not there. `more`: overrides of every cell."""
+    """Print each part's lines; 2 where the device is not there, 1 where a part fails, which stops no other.
+
+    `more`: overrides of every cell.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", default="paper_478m", help="a file of conf/model")
@@ -210,11 +212,22 @@ def main(arguments: Sequence[str] | None = None, more: Sequence[str] = ()) -> in
         return 2
     device = torch.device(options.device)
     print(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", f"· torch {torch.__version__}", flush=True)
+    torch.set_num_threads(1)  # as a cell does
+    torch.set_float32_matmul_precision("high")
+    began, failed = time.perf_counter(), False
     with tempfile.TemporaryDirectory() as root:
         scale = (options.model, options.small, options.batch, options.seq_len, options.steps, options.stacked)
-        for line in report(Setting(device, *scale, Path(root), tuple(more))):
-            print(line, flush=True)
-    return 0
+        setting = Setting(device, *scale, Path(root), tuple(more))
+        for part in PARTS:
+            gc.collect()
+            try:
+                for line in part(setting):
+                    print(line, flush=True)
+            except Exception:
+                failed = True
+                traceback.print_exc()
+    print(f"{time.perf_counter() - began:.0f} s in all")
+    return int(failed)
 
 
 if __name__ == "__main__":

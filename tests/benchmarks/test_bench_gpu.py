@@ -44,6 +44,17 @@ def test_the_whole_benchmark_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert part in printed
 
 
+def test_a_part_that_fails_stops_no_other(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(setting: bench_gpu.Setting) -> Iterator[str]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(bench_gpu, "PARTS", (failing, lambda setting: iter(["all is well"])))
+    assert bench_gpu.main(CPU) == 1
+    printed = capsys.readouterr()
+    assert "all is well" in printed.out
+    assert "out of memory" in printed.err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_gpu.main([]) == 2
