@@ -15,7 +15,7 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
     gradients and what a pass holds, activations and the loss. With several micro-batches a pass finds gradients there.
 
     Several ranks share all of these, but each gathers the whole layer that it computes. The allocator's fragmentation
-    and CUDA itself (about 1 GB) are not counted; a compiler keeps fewer activations.
+    and CUDA itself (about 1 GB) are not counted. With `train.compile` activations are fewer, some 0.6 of those in bf16.
     """
     ranks = config.launcher.ranks
     train = config.train
