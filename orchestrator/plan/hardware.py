@@ -18,7 +18,7 @@ from orchestrator.training.optimizer import DecoupledAdamW
 
 SAMPLE_FLOPS = 2e10  # of the timed forward pass: a fraction of a second on one core
 SAMPLE_VOCAB = 1024  # rows of its embedding, as the whole one may not fit
-REPEATS, SECONDS = 3, 0.5  # least repetitions and duration; the fastest counts, because other processes interfere
+REPEATS, SECONDS = 3, 0.15  # least repetitions and duration; the fastest counts, because other processes interfere
 
 # Bytes of memory traffic per parameter and update, in fp32: 8 for decay, 12 for clipping, and 28 for fused Adam, which
 # reads weight, gradient and both moments and writes all but the gradient.
