@@ -1,124 +1,149 @@
-"""Training speed against other implementations, as ratios measured in one run: `make bench`. Asserts nothing."""
+"""Training speed against other implementations, as ratios of CPU time measured in one run. Asserts nothing."""
 
 from __future__ import annotations
 
+import logging
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+import transformers
+from torch import Tensor
+from transformers import LlamaForCausalLM
 
+from models.hf import llama_config
 from models.spec import DecoderSpec
 from models.transformer import Decoder, init_weights
 from models.width import build_spec
-from orchestrator.config.schema import Config, OptimConfig
+from orchestrator.config.schema import OptimConfig
+from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.training.optimizer import DecoupledAdamW
-from sidecar import Sidecar
-from sidecar.channels import Arithmetic, DecayChannel
+from tests.benchmarks.trainers import trainer_of
 
-REPEATS = 9
+ROUNDS, STEPS = 7, 20  # of each side in turn, and steps in each
+PLAIN = ["model=tiny", "model.norm=pre", "train.steps=100000"]  # the shape that Llama has, too
 
 
-def ratio(ours: Callable[[], object], rival: Callable[[], object]) -> str:
-    """Median of rival's time over ours, the two alternating, with its range."""
-    ratios = []
-    for _ in range(REPEATS):
-        times = []
-        for work in (ours, rival):
-            started = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - started)
-        ratios.append(times[1] / times[0])
-    return f"{statistics.median(ratios):.2f}x  ({min(ratios):.2f} ... {max(ratios):.2f})"
+def ratio(ours: Callable[[], float], rival: Callable[[], float]) -> str:
+    """The median of the rival's seconds over ours, the two alternating, with its range and both medians."""
+    ours(), rival()  # the first steps make tables and the optimizer's state
+    pairs = [(ours(), rival()) for _ in range(ROUNDS)]
+    ratios = sorted(b / a for a, b in pairs)
+    a, b = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+    return f"{statistics.median(ratios):5.2f}x  ({ratios[0]:.2f} ... {ratios[-1]:.2f}; {a:.1f} and {b:.1f} ms)"
+
+
+def per_step(step: Callable[[], object], steps: int = STEPS) -> Callable[[], float]:
+    """Seconds of one `step`, as the mean over some."""
+
+    def run() -> float:
+        started = time.process_time()
+        for _ in range(steps):
+            step()
+        return (time.process_time() - started) / steps
+
+    return run
+
+
+def plain_loop(spec: DecoderSpec, rows: Sequence[Tensor], lr: float) -> Callable[[], float]:
+    """What one writes around transformers' Llama: its loss, backward, clipping, torch's AdamW."""
+    model = llama(spec)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    batches = iter(rows)
+
+    def step() -> None:
+        batch = next(batches)[:, :-1]
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return per_step(step)
+
+
+class Timer(transformers.TrainerCallback):
+    """Notes the time after the first steps of a run of transformers' Trainer."""
+
+    warmup = 5
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == self.warmup:
+            self.started = time.process_time()
+
+
+def hf_trainer(spec: DecoderSpec, rows: Sequence[Tensor], lr: float, directory: Path) -> Callable[[], float]:
+    """The step of transformers' Trainer on the same rows, with its defaults."""
+    examples = [{"input_ids": row[:-1], "labels": row[:-1]} for batch in rows for row in batch]
+
+    def run() -> float:
+        timer = Timer()
+        arguments = transformers.TrainingArguments(
+            output_dir=str(directory), max_steps=Timer.warmup + STEPS, per_device_train_batch_size=len(rows[0]),
+            learning_rate=lr, weight_decay=0.1, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
+            logging_steps=10,
+        )  # fmt: skip
+        trainer = transformers.Trainer(llama(spec), arguments, train_dataset=examples, callbacks=[timer])  # type: ignore[arg-type]
+        trainer.remove_callback(transformers.PrinterCallback)
+        trainer.train()
+        return (time.process_time() - timer.started) / STEPS
+
+    return run
+
+
+def llama(spec: DecoderSpec) -> LlamaForCausalLM:
+    return LlamaForCausalLM(llama_config(spec))
+
+
+def against_rivals(root: Path, shape: Sequence[str]) -> None:
+    """The whole step of the product, data and clipping included, beside the loops that others write."""
+    trainer = trainer_of([*PLAIN, *shape], root)
+    spec, lr = decoder_spec(trainer.config), trainer.config.optim.lr
+    heads = f"{spec.layers[0].heads} heads of {spec.layers[0].head_dim}"
+    count = (ROUNDS + 2) * STEPS
+    rows = [trainer.corpus.batch(0, step, trainer.config.train.batch_size) for step in range(count)]
+    ours = per_step(trainer.update)
+    print(f"a step of tiny, {heads}, over: a loop around Llama, AdamW ", ratio(ours, plain_loop(spec, rows, lr)))
+    print(f"a step of tiny, {heads}, over: transformers' Trainer      ", ratio(ours, hf_trainer(spec, rows, lr, root)))
+
+
+def widths_and_update() -> None:
+    """Ramp over uniform, and the optimizer beside torch's."""
+    common: dict[str, Any] = {"layers": 11, "width": 64, "head_dim": 8, "vocab_size": 264, "seq_len": 128}
+    rows = torch.randint(264, (4, 129))
+    uniform, ramp = (
+        Decoder(build_spec(**common, **profile))
+        for profile in ({}, {"profile": "ramp", "start": 1024 / 1168, "end": 1372 / 1168, "match": "flops"})
+    )
+
+    def passes(model: Decoder) -> Callable[[], float]:
+        init_weights(model, 0)
+
+        def run() -> None:
+            model.zero_grad()
+            model.loss(rows).backward()
+
+        return per_step(run)
+
+    print("forward and backward, ramp over uniform at equal FLOPs            ", ratio(passes(ramp), passes(uniform)))
+    adamw = torch.optim.AdamW(uniform.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
+    ours = DecoupledAdamW(uniform, OptimConfig(weight_decay=0.1))
+    print("update, over: torch's fused AdamW                                 ",
+          ratio(per_step(lambda: ours.step(2e-3)), per_step(adamw.step)))  # fmt: skip
 
 
 def main() -> None:
     """Print one line per comparison."""
     torch.set_num_threads(1)
-    common: dict[str, Any] = {
-        "layers": 11, "width": 64, "head_dim": 8, "vocab_size": 264, "norm": "pre", "seq_len": 128,
-    }  # fmt: skip
-    spec = build_spec(**common)
-    ours = Decoder(spec)
-    init_weights(ours, 0)
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=264, hidden_size=64, intermediate_size=192, num_hidden_layers=11, num_attention_heads=8,
-            head_dim=8, max_position_embeddings=128, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
-    rows = torch.randint(264, (4, 129))
-
-    def step(loss: Callable[[], torch.Tensor], model: torch.nn.Module) -> Callable[[], None]:
-        def run() -> None:
-            loss().backward()
-            model.zero_grad()
-
-        return run
-
-    our_step = step(lambda: ours.loss(rows), ours)
-    their_step = step(lambda: llama(input_ids=rows, labels=rows).loss, llama)
-    print("forward + backward, tiny, against transformers' Llama  ", ratio(our_step, their_step))
-
-    ramp = Decoder(build_spec(**common, profile="ramp", start=1024 / 1168, end=1372 / 1168, match="flops"))
-    init_weights(ramp, 0)
-    print(
-        "forward + backward, ramp against uniform at equal FLOPs", ratio(step(lambda: ramp.loss(rows), ramp), our_step)
-    )
-
-    ours.loss(rows).backward()
-    adamw = torch.optim.AdamW(ours.parameters(), lr=2e-3, weight_decay=0.1, foreach=True)
-    optimizer = DecoupledAdamW(ours, OptimConfig(weight_decay=0.1))
-    print("update, against torch's AdamW                           ", ratio(lambda: optimizer.step(2e-3), adamw.step))
-    sidecars()
-
-
-def sidecars() -> None:
-    """The cost of a sidecar: whole training steps with it over those without, both in this run."""
-    config = Config()
-    spec = build_spec(layers=11, width=64, head_dim=8, vocab_size=264, seq_len=128)
-    interval, rows = config.sidecar.interval, torch.randint(264, (4, 129))
-
-    def trainer(**settings: Any) -> Callable[[], None]:
-        model = Decoder(spec)
-        init_weights(model, 0)
-        optimizer = DecoupledAdamW(model, config.optim)
-        sidecar = None
-        if settings:
-            sidecar = Sidecar(
-                model, lambda k: model.loss(rows[:3]), lr=config.optim.lr, weight_decay=config.optim.weight_decay,
-                seed=0, interval=interval, fresh=True, **settings,
-            )  # fmt: skip
-        done = 0
-
-        def run() -> None:
-            nonlocal done
-            for _ in range(interval):
-                if sidecar:
-                    sidecar.before_step(done)
-                optimizer.zero_grad()
-                model.loss(rows).backward()
-                optimizer.step(config.optim.lr, sidecar.applied if sidecar else None)
-                done += 1
-
-        return run
-
-    bounds = {"decay": (0.1, 8.0)}
-    played = [{"step": 0, "values": {"decay": dict.fromkeys(units_of(spec), 1.5)}}]
-    for name, settings in (
-        ("values applied", {"mode": "replay", "playback": played}),
-        ("values applied, evaluations, learning", {}),
-        ("the same with all three channels", {"channels": ("decay", "lr_scale", "residual_gain")}),
-    ):
-        text = ratio(trainer(), trainer(bounds=bounds, **settings))
-        print(f"{interval} steps with a sidecar, over without: {name:38}", text)
-
-
-def units_of(spec: DecoderSpec) -> list[str]:
-    model = Decoder(spec)
-    return [unit.name for unit in DecayChannel(model, Arithmetic(1e-3, 0.1)).units]
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as root:
+        for dim in (8, 16, 32):
+            against_rivals(Path(root, str(dim)), [f"model.head_dim={dim}"])
+    widths_and_update()
 
 
 if __name__ == "__main__":
