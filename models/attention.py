@@ -99,8 +99,8 @@ class ShortAttention(torch.autograd.Function):
         mixed = x.new_empty(heads, dim, batch, length)
         shares = []
         for start, end in blocks(length):
-            mask = _future(start, end, x.dtype)
-            scores = torch.baddbmm(mask, q[:, :, start:end].mT, k[:, :, :end])  # [heads · B, queries, keys]
+            scores = torch.bmm(q[:, :, start:end].mT, k[:, :, :end])  # [heads · B, queries, keys]
+            scores[:, :, start:].add_(_future(end - start, x.dtype))
             share = torch.softmax(scores, -1, out=scores)
             part = torch.bmm(v[:, :, :end], share.mT)  # [heads · B, dim, queries]
             mixed[..., start:end] = part.view(heads, batch, dim, -1).transpose(1, 2)
@@ -116,18 +116,18 @@ class ShortAttention(torch.autograd.Function):
         heads = gradient.shape[2] // dim
         kv_heads = (weight.shape[0] // dim - heads) // 2
         g = gradient.view(batch, length, heads, dim).permute(2, 0, 1, 3).reshape(-1, length, dim)  # [heads · B, T, dim]
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        dq = torch.empty_like(q)
         for (start, end), share in zip(blocks(length), shares, strict=True):
             part = g[:, start:end]
             scores = torch.bmm(part, v[:, :, :end])
             torch._softmax_backward_data(scores, share, -1, share.dtype, grad_input=scores)
             dq[:, :, start:end] = torch.bmm(k[:, :, :end], scores.mT)
+            dk_part, dv_part = torch.bmm(q[:, :, start:end], scores), torch.bmm(part.mT, share)
             if end == length:  # the first block, and the only one that reaches every key
-                torch.bmm(q[:, :, start:end], scores, out=dk)
-                torch.bmm(part.mT, share, out=dv)
+                dk, dv = dk_part, dv_part
             else:
-                dk[:, :, :end].baddbmm_(q[:, :, start:end], scores)
-                dv[:, :, :end].baddbmm_(part.mT, share)
+                dk[:, :, :end].add_(dk_part)  # torch would multiply into a slice matrix by matrix
+                dv[:, :, :end].add_(dv_part)
         projected = gradient.new_empty(heads + 2 * kv_heads, dim, batch, length)
         out = projected.transpose(1, 2)  # [q, k and v heads, B, dim, T]
         _turn(dq.view(heads, batch, dim, length), cos, -sin, out[:heads])
@@ -166,6 +166,6 @@ def _gather(x: Tensor, kv_heads: int, batch: int) -> Tensor:
 
 
 @cache
-def _future(start: int, end: int, dtype: torch.dtype) -> Tensor:
-    """[end − start, end]: −∞ where a key lies after the query, else 0."""
-    return torch.full((end - start, end), -math.inf, dtype=dtype).triu(start + 1)
+def _future(length: int, dtype: torch.dtype) -> Tensor:
+    """[queries, keys] of `length` positions: −∞ where a key lies after the query, else 0."""
+    return torch.full((length, length), -math.inf, dtype=dtype).triu(1)
