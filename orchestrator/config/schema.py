@@ -35,7 +35,7 @@ class ModelConfig:
 
     layers: int = 11  # decoder layers
     width: int = 64  # residual width of the uniform profile; other profiles are sized against it
-    head_dim: int = 8  # width of one attention head; even, for RoPE
+    head_dim: int = 16  # width of one attention head; even, for RoPE
     heads: HeadFit = HeadFit.exact  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
     queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
     ffn_ratio: float = 3.0  # FFN positions per unit of width
@@ -109,7 +109,7 @@ class SidecarConfig:
     mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
-    reward_rows: int | None = None  # rows that judge a decision, over all domains; null: two batches
+    reward_rows: int | None = None  # rows that judge a decision, over all domains; null: half a batch, or one of each domain
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
     share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs

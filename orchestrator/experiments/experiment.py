@@ -89,7 +89,7 @@ def training_flops(config: Config, spec: DecoderSpec) -> float:
 
 def reward_rows(config: Config) -> int:
     """Rows per domain that judge a decision of the sidecar."""
-    rows = config.sidecar.reward_rows or 2 * config.train.batch_size
+    rows = config.sidecar.reward_rows or config.train.batch_size // 2
     return max(1, rows // len(config.data.domains))
 
 

@@ -115,8 +115,8 @@ def test_what_would_be_ignored_or_collide_is_refused(overrides: list[str], named
 def test_an_arm_that_cannot_be_built_is_named() -> None:
     with pytest.raises(UserError, match=naming("Arm 'b'", "optim.lrr")):
         build(*_arms("{a: [], b: ['optim.lrr=1']}"))
-    with pytest.raises(UserError, match=naming("Arm 'b'", "head_dim=24")):
-        build(*_arms("{a: [], b: ['model.head_dim=24']}", "[model.head_dim]"))
+    with pytest.raises(UserError, match=naming("Arm 'b'", "head_dim=7")):
+        build(*_arms("{a: [], b: ['model.head_dim=7']}", "[model.head_dim]"))
 
 
 def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path: Path) -> None:
