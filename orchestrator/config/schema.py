@@ -109,7 +109,7 @@ class SidecarConfig:
     mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
-    reward_rows: int | None = None  # rows that judge a decision, over all domains; null: half a batch, or one of each domain
+    reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
     share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs
