@@ -16,7 +16,7 @@ from models.spec import LayerShape
 Rope = tuple[Tensor, Tensor]  # cos, sin: [head_dim, T]
 
 SHORT = 256  # longest sequence whose attention weights, heads · T² numbers a row, are kept for the backward pass
-BLOCK = 64  # queries at a time: a block does not compute the weights of the positions after its last query
+BLOCK = 32  # queries at a time: a block does not compute the weights of the positions after its last query
 
 
 def rope_tables(seq_len: int, head_dim: int, theta: float, device: torch.device) -> Rope:
