@@ -91,8 +91,8 @@ class Body(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        # as nn.Embedding draws it, but on `meta`, where its own draw loads torch's compiler
-        table = torch.randn(spec.vocab_size, spec.table_width)
+        # uniform as nn.Linear's weights: on `meta`, a normal draw loads torch's compiler or sympy
+        table = torch.empty(spec.vocab_size, spec.table_width).uniform_(-1.0, 1.0)
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(BLOCKS[spec.norm](shape, spec.norm_eps) for shape in spec.layers)
         self.norm = RMSNorm(spec.head_width, spec.norm_eps)
@@ -131,7 +131,7 @@ def next_token_logits(body: Body, head: nn.Embedding | nn.Linear, tokens: Tensor
 
 
 class Decoder(nn.Module):
-    """The language model that `spec` describes, with torch's default weights until `init_weights`."""
+    """The language model that `spec` describes, with uniform random weights until `init_weights`."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()

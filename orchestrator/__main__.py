@@ -18,6 +18,7 @@ from rich.console import Console
 
 from orchestrator.common import cli, command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
+from orchestrator.config import load
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
 from orchestrator.experiments.catalog import list_experiments
 from orchestrator.sweep.multirun import Multirun
@@ -28,19 +29,27 @@ if TYPE_CHECKING:
 RERUN = "--experimental-rerun"  # of Hydra: unpickles a file
 
 
-def run(overrides: Sequence[str], console: Console, complain: Callable[[str], None], job: Job | None = None) -> int:
+def run(
+    composed: DictConfig,
+    overrides: Sequence[str],
+    console: Console,
+    complain: Callable[[str], None],
+    job: Job | None = None,
+) -> int:
     """Plan, train what is unfinished, compare; return the exit code. `complain` prints errors. Raises `UserError`.
 
-    `job` is given in a multirun.
+    `composed`: what Hydra composed from `overrides`. `job` is given in a multirun.
     """
-    from orchestrator import plan
-    from orchestrator.experiments.experiment import experiment_of
-    from orchestrator.experiments.run_directory import open_directory, refuse_another
-    from orchestrator.launch import checks
-    from orchestrator.launch.finalize import finalize
-    from orchestrator.launch.launcher import launch
+    with command.importing():
+        from orchestrator import plan
+        from orchestrator.experiments.experiment import experiment_of
+        from orchestrator.experiments.run_directory import open_directory, refuse_another
+        from orchestrator.launch import checks
+        from orchestrator.launch.finalize import finalize
+        from orchestrator.launch.launcher import launch
 
-    experiment = experiment_of(overrides, compose, swept=job.swept if job else ())
+    base = load.from_dictconfig(composed)
+    experiment = experiment_of(overrides, compose, base=base, swept=job.swept if job else ())
     if job:
         job.record_directory(experiment.directory)
     refuse_another(experiment)
@@ -57,25 +66,29 @@ def run(overrides: Sequence[str], console: Console, complain: Callable[[str], No
     return finalize(experiment, console, complain, ran=bool(ran))
 
 
-def task(_: DictConfig) -> None:
+def task(composed: DictConfig) -> None:
     """Run one experiment. Hydra calls this for a single run, and for each job of a multirun in the job's process."""
     settings, multirun = HydraConfig.get(), Multirun.current
     overrides = settings.overrides.task
     if settings.mode != RunMode.MULTIRUN or multirun is None:
-        sys.exit(_exit_code(overrides, command.console(), complain))  # hydra.main drops what a task returns
+        sys.exit(_exit_code(composed, overrides, command.console(), complain))  # hydra.main drops what a task returns
     from orchestrator.sweep.job import Job
 
     os.chdir(settings.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
     job = Job(multirun, settings.job.num, overrides)
-    job.run(lambda: _exit_code(overrides, job.console(), job.complain, job))
+    job.run(lambda: _exit_code(composed, overrides, job.console(), job.complain, job))
 
 
 def _exit_code(
-    overrides: Sequence[str], console: Console, complain: Callable[[str], None], job: Job | None = None
+    composed: DictConfig,
+    overrides: Sequence[str],
+    console: Console,
+    complain: Callable[[str], None],
+    job: Job | None = None,
 ) -> int:
     """`run`, with every exception turned into an error message and an exit code: Hydra would stop the other jobs."""
     try:
-        return run(overrides, console, complain, job)
+        return run(composed, overrides, console, complain, job)
     except UserError as error:
         complain(str(error))
         return 2

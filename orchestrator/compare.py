@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from orchestrator.analysis import compare, print_summary  # torch: seconds that --help need not wait for
+    with command.importing():  # torch: seconds that --help need not wait for
+        from orchestrator.analysis import compare, print_summary
 
     console = command.console()
     if len(options.directories) > 1 or options.csv or options.html:

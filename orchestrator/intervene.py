@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _intervene(options: argparse.Namespace) -> None:
-    from orchestrator.interventions.deletion import intervene, report  # torch: seconds that --help need not wait for
+    with command.importing():  # torch: seconds that --help need not wait for
+        from orchestrator.interventions.deletion import intervene, report
 
     result = intervene(options.source)
     command.write_json(result, options.json)

@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _job(options: argparse.Namespace) -> int:
-    from orchestrator.jobs import worker
+    with command.importing():
+        from orchestrator.jobs import worker
 
     return worker.main(options.cell)
 

@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _trace(options: argparse.Namespace) -> None:
-    from orchestrator.interventions.lens import report, trace  # torch: seconds that --help need not wait for
+    with command.importing():  # torch: seconds that --help need not wait for
+        from orchestrator.interventions.lens import report, trace
 
     result = trace(options.source, options.text)
     command.write_json(result, options.json)

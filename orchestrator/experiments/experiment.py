@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -99,13 +100,16 @@ def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards
     return (evaluations + 2.0 * backwards) * forward_flops_per_token(spec, config.train.seq_len) * tokens
 
 
-def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence[str] = ()) -> Experiment:
+def experiment_of(
+    overrides: Sequence[str], compose: Compose, *, base: Config | None = None, swept: Sequence[str] = ()
+) -> Experiment:
     """The experiment that `overrides` describe; without arms, one arm `main`.
 
+    `base`: what `overrides` alone compose to, where that is known; else it is composed here.
     `swept`: the overrides that a multirun varies, which become part of the name, so that each of its jobs has its own
     directory. Raises `UserError` where a cell cannot be composed or a comparison of the arms would be unfair.
     """
-    base = compose(overrides)
+    base = base or compose(overrides)
     if swept:  # W&B tags: the multirun, and what this job of it varies
         tags = [*base.tracker.tags, base.name or "single", *(o.lstrip("+") for o in swept)]
         base = replace(base, tracker=replace(base.tracker, tags=tags))
@@ -120,7 +124,7 @@ def experiment_of(overrides: Sequence[str], compose: Compose, *, swept: Sequence
     cells = []
     for arm, arm_overrides in arms.items():
         try:
-            composed = compose([*overrides, *arm_overrides])
+            composed = compose([*overrides, *arm_overrides]) if arm_overrides else deepcopy(base)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}") from error
         for seed in seeds:

@@ -61,7 +61,8 @@ def _result(text: str) -> Path:
 
 def _forensics(options: argparse.Namespace) -> int:
     """Read, write and print; where stderr is a terminal, a status line names the checkpoint that is being read."""
-    from orchestrator.forensics.output import read  # with torch: seconds that --help need not wait for
+    with command.importing():  # torch: seconds that --help need not wait for
+        from orchestrator.forensics.output import read
 
     start = time.perf_counter()
     with Console(stderr=True).status(Text(f"Reading {options.source}")) as status:  # a [ in a path is not markup

@@ -110,7 +110,7 @@ class TracedChannel(Channel):
         return self._params
 
     def follow(self) -> None:
-        self._traces = [torch.zeros_like(param) for param in self._params]
+        self._traces = [param.new_zeros(param.shape) for param in self._params]  # on `meta`, zeros_like loads sympy
 
     def memory(self) -> dict[str, Tensor]:
         names = (name for group in self._names for name in group)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,4 @@ def expected_largest(count: float) -> float:
 
 def normal_quantile(share: float) -> float:
     """The value below which that share of a standard normal law lies."""
-    from scipy.special import ndtri  # here: a tenth of a second, which training does without
-
-    return float(ndtri(share))
+    return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -75,3 +77,27 @@ def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=naming(tmp_path / name, ".png, .svg")):
         command.output(str(tmp_path / name), (".png", ".svg"))
+
+
+class Ring:
+    """Garbage that reference counts do not free."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_start_imports_is_kept_and_what_later_blocks_leave_is_collected() -> None:
+    gc.unfreeze()
+    try:
+        left = []
+        for _ in range(2):
+            with command.importing():
+                assert not gc.isenabled()
+                left.append(weakref.ref(Ring()))
+            assert gc.isenabled()
+            gc.collect()
+        first, second = left
+        assert first() is not None
+        assert second() is None
+    finally:
+        gc.unfreeze()

@@ -13,6 +13,7 @@ from hydra import initialize_config_dir
 from orchestrator.common.errors import UserError
 from orchestrator.config import keys, load
 from orchestrator.config.compose import CONF, compose
+from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from tests.naming import naming
@@ -46,6 +47,21 @@ def test_the_runs_of_a_multirun_are_tagged_with_what_it_varies() -> None:
     }
     assert experiment.config.tracker.tags == ["mine", "width_ablation", "optim.lr=0.001"]
     assert build(*ABLATION).config.tracker.tags == []
+
+
+def test_what_is_composed_already_is_not_composed_again() -> None:
+    asked: list[list[str]] = []
+
+    def watched(overrides: Sequence[str]) -> Config:
+        asked.append(list(overrides))
+        return compose(overrides)
+
+    words = ["+arms.a=[]", "+arms.b=['optim.lr=0.002']", "declared=[optim]"]
+    experiment = experiment_of(words, watched, base=compose(words))
+    assert asked == [[*words, "optim.lr=0.002"]]
+    assert experiment == experiment_of(words, compose)
+    experiment.config.launcher.parallel = 7  # as the share of a machine sets it
+    assert {config.launcher.parallel for config in experiment.arms.values()} == {None}
 
 
 def test_without_arms_the_overrides_are_one_cell() -> None:

@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import ndtri
 
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.measures.extremes import expected_largest, largest_and_rms
+from orchestrator.forensics.measures.extremes import expected_largest, largest_and_rms, normal_quantile
 
 
 @pytest.mark.parametrize("count", [30, 300, 10_000])
 def test_the_value_by_chance_is_the_mean_of_simulated_maxima(count: int) -> None:
     draws = np.abs(np.random.default_rng(0).normal(size=(4_000_000 // count, count))).max(axis=1)
     assert expected_largest(count) == pytest.approx(draws.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("share", [1e-300, 0.5 / 7e9, 0.025, 0.5, 0.9, 1 - 1e-12])
+def test_the_quantile_is_that_of_scipy(share: float) -> None:
+    assert normal_quantile(share) == pytest.approx(ndtri(share), rel=1e-14, abs=1e-300)
 
 
 def test_a_negative_entry_counts() -> None:
