@@ -67,6 +67,7 @@ def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str,
     inner = rows * height + (rows - 1) * gap
     longest = min(LONGEST, int(width_of(cols) / CHARACTER))
     figure = make_subplots(
+        figure=go.Figure(layout=LAYOUT),  # here: over a layout that is there, plotly merges templates, which takes long
         rows=rows, cols=cols, subplot_titles=[short(name, longest) for name in titles],
         vertical_spacing=gap / inner if rows > 1 else 0, horizontal_spacing=_spacing(cols),
     )  # fmt: skip
@@ -75,8 +76,8 @@ def panels(rows: int, cols: int, height: int, titles: Sequence[str], title: str,
         if len(name) > longest:
             annotation.hovertext = escaped(name)
     margin = LAYOUT["margin"]
-    figure.update_layout(**LAYOUT, height=inner + margin["t"] + margin["b"])
-    return figure.update_layout(title_text=short(title, int(NARROWEST / CHARACTER)))
+    height = inner + margin["t"] + margin["b"]
+    return figure.update_layout(height=height, title_text=short(title, int(NARROWEST / CHARACTER)))
 
 
 def label_axes(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> None:
