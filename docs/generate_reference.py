@@ -134,7 +134,7 @@ RESULTS: dict[str, Trained | Study] = {
     "heads": Trained(
         (
             "name=heads", "question='Do fewer, wider heads change the loss or the roles?'", "sidecar=decay",
-            "+arms={h8: [model.head_dim=8], h16: [], h32: [model.head_dim=32]}", "declared=[model.head_dim]",
+            "++arms={h8: ['model.head_dim=8'], h16: [], h32: ['model.head_dim=32']}", "declared=[model.head_dim]",
             "seeds=[0,1,2,3,4,5]",
         ),
         (verdict, summary, tables("contrasts")),
