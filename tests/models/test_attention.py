@@ -114,6 +114,16 @@ def test_a_frozen_input_costs_no_gradient() -> None:
     assert x.grad is None
 
 
+def test_a_strided_gradient_counts_as_a_contiguous_one() -> None:
+    module, x, rope = drawn((2, 2, 8, 16))
+    gradient = torch.randn(16, 2, 16)
+    found = [
+        torch.autograd.grad(short(module, x, rope), module.q_proj.weight, g)[0]
+        for g in (gradient.transpose(0, 1), gradient.transpose(0, 1).contiguous())
+    ]
+    assert torch.equal(*found)
+
+
 def test_large_scores_stay_finite() -> None:
     module, x, rope = drawn((2, 2, 8, 70))
     out = module(x.mul(1e4).requires_grad_(), rope)
