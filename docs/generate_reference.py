@@ -12,10 +12,10 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from rich.console import Console
 
 from orchestrator.analysis import compare, print_summary
 
-OUTPUTS = Path(__file__).parents[1] / "outputs"
+OUTPUTS = Path("outputs")  # of the checkout, where this runs: pictures show no other path
 REFERENCE = OUTPUTS / "reference"
 COLUMNS = 102  # of a summary
 HEAD = {"width": 1180, "height": 1740}  # of a report, pixels
@@ -55,16 +55,15 @@ def summary(experiment: Path, target: Path) -> None:
     """Keep a picture of the summary in the terminal."""
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     print_summary(compare(experiment), console)
-    with tempfile.TemporaryDirectory() as folder:
-        svg = Path(folder, "summary.svg")
-        svg.write_text(console.export_svg(title=f"python -m orchestrator +experiment={experiment.name}"))
-        with opened(svg, WHOLE) as page:
-            page.locator("svg").screenshot(path=str(target / "summary.png"))
+    with browser(WHOLE) as page:
+        page.set_content(f"<style>body {{ margin: 0 }}</style>{console.export_svg(title=experiment.name)}")
+        page.locator("svg").screenshot(path=str(target / "summary.png"))
 
 
 def report_head(experiment: Path, target: Path) -> None:
     """Keep a picture of the report's head."""
-    with opened(experiment / "comparison/report.html", HEAD) as page:
+    with browser(HEAD) as page:
+        page.goto((experiment / "comparison/report.html").resolve().as_uri())
         page.locator(".plot[data-drawn]").first.wait_for()
         page.wait_for_timeout(1000)  # the figure's last size
         page.screenshot(path=str(target / "report.png"))
@@ -74,7 +73,8 @@ def figure(name: str, file: str) -> Keep:
     """Keep a picture of one figure of the report."""
 
     def keep(experiment: Path, target: Path) -> None:
-        with opened(experiment / "comparison/report.html", WHOLE) as page:
+        with browser(WHOLE) as page:
+            page.goto((experiment / "comparison/report.html").resolve().as_uri())
             plot = page.locator(f'figure:has(.plot[data-figure="{name}"])')
             plot.scroll_into_view_if_needed()
             plot.locator(".plot[data-drawn]").wait_for()
@@ -137,7 +137,7 @@ RESULTS: dict[str, Trained | Study] = {
             "++arms={h8: ['model.head_dim=8'], h16: [], h32: ['model.head_dim=32']}", "declared=[model.head_dim]",
             "seeds=[0,1,2,3,4,5]",
         ),
-        (verdict, summary, tables("contrasts")),
+        (verdict, summary, tables("paired_eval", "role_migration")),
     ),
     "decay_controls": Trained(
         ("+experiment=decay_controls",),
@@ -151,26 +151,25 @@ RESULTS: dict[str, Trained | Study] = {
 
 def run(*command: str, keep: bool = False) -> str:
     """Run a command in the checkout and return what it printed where `keep` is set; end where it fails."""
-    ended = subprocess.run(command, cwd=OUTPUTS.parent, stdout=subprocess.PIPE if keep else None, text=True)
+    ended = subprocess.run(command, stdout=subprocess.PIPE if keep else None, text=True)
     if ended.returncode:
         sys.exit(f"{' '.join(command[1:])} ended with {ended.returncode}: mend it, then run this again.")
     return ended.stdout if keep else ""
 
 
 @contextlib.contextmanager
-def opened(file: Path, size: Any) -> Iterator[Page]:
-    """A browser's page that shows `file`."""
+def browser(size: Any) -> Iterator[Page]:
+    """A page of `size` in Chromium."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport=size)
-        page.goto(file.resolve().as_uri())
-        yield page
-        browser.close()
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started.new_page(viewport=size)
+        started.close()
 
 
 def main(names: list[str]) -> None:
     """Make the named results, or all."""
+    os.chdir(Path(__file__).parents[1])
     if unknown := set(names) - set(RESULTS):
         sys.exit(f"{', '.join(sorted(unknown))} is no reference result: choose among {', '.join(RESULTS)}.")
     for name in names or RESULTS:
