@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any
 
 import torch
@@ -37,7 +36,10 @@ def rotate(x: Tensor, rope: Rope) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions and, where kv_heads < heads, grouped queries."""
+    """Causal multi-head attention with rotary positions and, where kv_heads < heads, grouped queries.
+
+    `ShortAttention` reads the weights of q, k and v, so that hooks on those three modules may not be called.
+    """
 
     def __init__(self, shape: LayerShape) -> None:
         super().__init__()
@@ -78,10 +80,11 @@ def _is_short(x: Tensor) -> bool:
 
 
 class ShortAttention(torch.autograd.Function):
-    """What queries, keys and values of x [B, T, width] mix to, [B, T, heads · head_dim], before the output projection.
+    """Attention to x [B, T, width] before the output projection, [B, T, heads · head_dim].
 
     It has few operations, each over the whole batch, and keeps positions on the last axis, where they are contiguous:
-    heads may be as narrow as they like. The softmax's weights are kept rather than computed again.
+    narrow heads cost no more than wide ones. The softmax's weights are kept rather than computed again. The transforms
+    of `torch.func` and a second derivative need torch's own attention (float64, or a longer sequence, has it).
     """
 
     @staticmethod
@@ -97,10 +100,11 @@ class ShortAttention(torch.autograd.Function):
         k = _spread(turned[heads:], heads)
         v = _spread(projected[heads + kv_heads :], heads)
         mixed = x.new_empty(heads, dim, batch, length)
+        future = x.new_full((BLOCK, BLOCK), -math.inf).triu(1)  # keys after their query
         shares = []
         for start, end in blocks(length):
             scores = torch.bmm(q[:, :, start:end].mT, k[:, :, :end])  # [heads · B, queries, keys]
-            scores[:, :, start:].add_(_future(end - start, x.dtype))
+            scores[:, :, start:].add_(future[: end - start, : end - start])
             share = torch.softmax(scores, -1, out=scores)
             part = torch.bmm(v[:, :, :end], share.mT)  # [heads · B, dim, queries]
             mixed[..., start:end] = part.view(heads, batch, dim, -1).transpose(1, 2)
@@ -165,9 +169,3 @@ def _gather(x: Tensor, kv_heads: int, batch: int) -> Tensor:
     """The sum over its query heads of every key/value head, [kv_heads, B, dim, T] of x [heads · B, dim, T]."""
     x = x.view(kv_heads, -1, batch, *x.shape[1:])
     return x.sum(1) if x.shape[1] > 1 else x[:, 0]
-
-
-@cache
-def _future(length: int, dtype: torch.dtype) -> Tensor:
-    """[queries, keys] of `length` positions: −∞ where a key lies after the query, else 0."""
-    return torch.full((length, length), -math.inf, dtype=dtype).triu(1)

@@ -37,8 +37,9 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy in nats of the logits `hidden @ table.T`: its mean, or with reduction="none" one loss per target.
 
-    `hidden` is [..., d], `table` [V, d], `targets` [...]. Beyond `AT_ONCE` logits, chunks of about 4·d tokens are
-    computed one after the other, each with its gradient, so that a chunk's logits take four times the table's memory.
+    `hidden` is [..., d], `table` [V, d], `targets` [...] rows of the table. Beyond `AT_ONCE` logits, chunks of about 4·d
+    tokens are computed one after the other, each with its gradient, so that a chunk's logits take four times the table's
+    memory.
     """
     flat, labels = hidden.flatten(0, -2), targets.flatten()
     rows = chunk(len(flat), *table.shape)
@@ -68,7 +69,7 @@ def _chunked(hidden: Tensor, table: Tensor, targets: Tensor, rows: int, softmax:
 
 
 class _Head:
-    """How to compute: the tokens of a chunk, the precision of the matrix products, and the softmax."""
+    """The chunked computation: tokens of a chunk, precision of the matrix products, softmax."""
 
     def __init__(self, rows: int, dtype: torch.dtype, softmax: Softmax) -> None:
         self.rows, self.dtype, self.softmax = rows, dtype, softmax

@@ -18,7 +18,7 @@ PROFILES: dict[str, Callable[[float, float, float], float]] = {
 }
 GIVEN = ("uniform", "explicit")  # profiles whose widths are given, and never rounded
 
-HEADS = ("exact", "nearest")
+HEADS = ("exact", "nearest", "equal")
 
 COSTS: dict[str, Callable[[DecoderSpec, int], int]] = {
     "params": lambda spec, seq_len: num_params(spec),
@@ -67,12 +67,18 @@ def profile_widths(
 
 
 def layer_shapes(
-    widths: Sequence[int], head_dim: int, heads: str = "exact", queries_per_kv: int = 1, ffn_ratio: float = 3.0
+    widths: Sequence[int],
+    head_dim: int,
+    heads: str = "exact",
+    queries_per_kv: int = 1,
+    ffn_ratio: float = 3.0,
+    base: int | None = None,
 ) -> tuple[LayerShape, ...]:
-    """The shape of each layer: `width/head_dim` heads in groups of `queries_per_kv`, `ffn_ratio·width` FFN positions.
+    """The shape of each layer: heads in groups of `queries_per_kv`, and `ffn_ratio·width` FFN positions.
 
-    heads="nearest" rounds the number of groups, to at least 1. With "exact" it must be whole: raises `ValueError` where
-    it is not, naming the layer and sizes that fit.
+    heads="exact": `width/head_dim` heads, which must be whole · "nearest": rounded, to at least one group · "equal": as
+    many in every layer as `base/head_dim`, whose width follows the layer's. Raises `ValueError` where heads do not fit,
+    naming the layer and sizes that do.
     """
     if heads not in HEADS:
         raise ValueError(f"heads={heads} is unknown: choose one of {', '.join(HEADS)}.")
@@ -81,17 +87,30 @@ def layer_shapes(
         if not size > 0:
             raise ValueError(f"{name}={size} must be positive.")
     group = head_dim * queries_per_kv
+    groups = None
+    if heads == "equal":
+        if base is None or base % group:
+            raise ValueError(_misfit("the uniform model", base or 0, head_dim, queries_per_kv))
+        groups = base // group
     shapes = []
     for layer, width in enumerate(widths):
         if heads == "exact" and width % group:
-            raise ValueError(_misfit(layer, width, head_dim, queries_per_kv))
-        kv_heads = max(1, math.floor(width / group + 0.5))
+            raise ValueError(_misfit(f"layer {layer}", width, head_dim, queries_per_kv))
+        kv_heads = groups or max(1, math.floor(width / group + 0.5))
+        dim, rest = divmod(width, kv_heads * queries_per_kv) if groups else (head_dim, 0)
+        if rest or dim % 2:
+            step = 2 * kv_heads * queries_per_kv
+            near = [f"{size}" for size in (width // step * step, -(-width // step) * step) if size]
+            raise ValueError(
+                f"width {width} of layer {layer} has no {kv_heads * queries_per_kv} heads of equal, even width, which "
+                f"heads=equal asks for: use width {' or '.join(near)}, or heads=nearest."
+            )
         ffn = max(1, round(ffn_ratio * width))
-        shapes.append(LayerShape(width, kv_heads * queries_per_kv, kv_heads, head_dim, ffn))
+        shapes.append(LayerShape(width, kv_heads * queries_per_kv, kv_heads, dim, ffn))
     return tuple(shapes)
 
 
-def _misfit(layer: int, width: int, head_dim: int, queries_per_kv: int) -> str:
+def _misfit(place: str, width: int, head_dim: int, queries_per_kv: int) -> str:
     """The message for a width that heads do not divide, with the nearest sizes that fit."""
     group = head_dim * queries_per_kv
     near = [f"{size}" for size in (width // group * group, -(-width // group) * group) if size]
@@ -100,7 +119,7 @@ def _misfit(layer: int, width: int, head_dim: int, queries_per_kv: int) -> str:
     if fitting:
         cure += f", head_dim={min(fitting, key=lambda d: abs(d - head_dim))}"
     groups = f"head_dim={head_dim}" if queries_per_kv == 1 else f"head_dim × queries_per_kv = {group}"
-    return f"{groups} does not divide width {width} of layer {layer}: {cure}, or heads=nearest."
+    return f"{groups} does not divide width {width} of {place}: {cure}, or heads=nearest."
 
 
 def crossing(cost: Callable[[float], int], target: int, low: float, high: float) -> float:
@@ -155,17 +174,18 @@ def build_spec(
 ) -> DecoderSpec:
     """The decoder that a model and a width profile describe.
 
-    multiple_of=None rounds widths to head_dim × queries_per_kv with heads="exact", to 4 with "nearest".
+    multiple_of=None rounds widths to head_dim × queries_per_kv with heads="exact", to 4 with "nearest", to two
+    coordinates of every head with "equal".
     match="params" or "flops" (at `seq_len`) scales the profile until it costs, within 0.5 %, what the uniform model at
     `width` costs; explicit widths are kept, and only their FFN ratio is scaled. Raises `ValueError` where sizes do not
     fit together.
     """
-    natural = head_dim * queries_per_kv if heads == "exact" else 4
+    natural = {"exact": head_dim * queries_per_kv, "equal": 2 * max(1, width // head_dim)}.get(heads, 4)
     grid = natural if multiple_of is None else multiple_of
 
     def build(scale: float, ratio: float, kind: str = profile, given: Sequence[int] | None = widths) -> DecoderSpec:
         sizes = profile_widths(kind, layers, width * scale, start, end, given, grid)
-        shapes = layer_shapes(sizes, head_dim, heads, queries_per_kv, ratio)
+        shapes = layer_shapes(sizes, head_dim, heads, queries_per_kv, ratio, width)
         return DecoderSpec(shapes, vocab_size, str(norm), tie_embeddings, rope_theta, norm_eps)
 
     if match == "none" or profile == "uniform":

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 Norm = StrEnum("Norm", ["pre", "sandwich"])
-HeadFit = StrEnum("HeadFit", ["exact", "nearest"])
+HeadFit = StrEnum("HeadFit", ["exact", "nearest", "equal"])
 Profile = StrEnum("Profile", ["uniform", "ramp", "x_shape", "explicit"])
 Match = StrEnum("Match", ["none", "params", "flops"])
 Source = StrEnum("Source", ["builtin", "files", "hub"])
@@ -36,7 +36,7 @@ class ModelConfig:
     layers: int = 11  # decoder layers
     width: int = 64  # residual width of the uniform profile; other profiles are sized against it
     head_dim: int = 16  # width of one attention head; even, for RoPE
-    heads: HeadFit = HeadFit.exact  # exact: head_dim must divide every width · nearest: round(width/head_dim) heads
+    heads: HeadFit = HeadFit.exact  # width/head_dim: exact: whole · nearest: rounded · equal: as many in every layer
     queries_per_kv: int = 1  # grouped-query attention: query heads that share one key/value head
     ffn_ratio: float = 3.0  # FFN positions per unit of width
     vocab_size: int = 264  # rows of the embedding; at least the tokenizer's vocabulary
@@ -55,7 +55,9 @@ class WidthConfig:
     start: float = 1.0  # ramp: width of layer 0 · x_shape: width at both ends
     end: float = 1.0  # ramp: width of the last layer · x_shape: width at its narrowest, three quarters down
     widths: list[int] | None = None  # explicit: one width per layer
-    multiple_of: int | None = None  # of widths; null: head_dim × queries_per_kv, or 4 with heads=nearest
+    multiple_of: int | None = (
+        None  # of widths; null: head_dim × queries_per_kv, 4 with nearest heads, 2 per head with equal ones
+    )
     match: Match = Match.none  # scale the profile until it costs what uniform at model.width costs
 
 

@@ -69,7 +69,7 @@ def _steps(count: int, parameter: Tensor) -> Tensor:
 
 
 class DecoupledAdamW:
-    """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's AdamW, bit for bit.
+    """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's fused AdamW, bit for bit.
 
     Matrices and embeddings decay; norm scales (one dimension) do not.
     """

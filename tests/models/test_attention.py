@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models import attention
 from models.attention import Attention, Rope, ShortAttention, rope_tables, rotate
@@ -140,3 +141,10 @@ def test_rotation_keeps_length_and_depends_on_the_distance_alone() -> None:
     scores = turned_q @ turned_k.T
     torch.testing.assert_close(scores[7, 3], scores[24, 20])
     assert not torch.isclose(scores[7, 3], scores[7, 4])
+
+
+def test_a_pass_without_values_leaves_nothing_behind() -> None:
+    module, x, rope = drawn((2, 2, 8, 16))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        module(torch.empty(2, 16, WIDTH), rope)
+    module(x, rope).sum().backward()

@@ -49,8 +49,25 @@ def test_half_precision_is_computed_in_float32() -> None:
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
-def test_strided_rows_are_read_and_written_in_place_of_none() -> None:
+def test_strided_rows_are_read_and_stay() -> None:
     x = torch.randn(4, 3, 16)[..., ::2]
     before = x.clone()
     torch.testing.assert_close(RMSNorm(8, 1e-6)(x), F.rms_norm(x, (8,), eps=1e-6))
     assert torch.equal(x, before)
+
+
+def test_a_narrow_scale_is_computed_in_float32_too() -> None:
+    norm = RMSNorm(16, 1e-5).bfloat16()
+    x = torch.randn(3, 16, requires_grad=True)
+    norm(x).sum().backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.dtype == torch.bfloat16
+
+
+def test_a_backward_pass_inside_autocast_stays_float32() -> None:
+    norm, gradient = RMSNorm(64, 1e-6), torch.randn(8, 64)
+    x = torch.randn(8, 64, requires_grad=True)
+    (outside,) = torch.autograd.grad(norm(x), x, gradient)
+    with torch.autocast("cpu", torch.bfloat16):
+        (inside,) = torch.autograd.grad(norm(x), x, gradient)
+    torch.testing.assert_close(inside, outside)

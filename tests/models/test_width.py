@@ -95,6 +95,20 @@ def test_the_suggested_sizes_work(width: int, head_dim: int, queries: int) -> No
         assert width % (head_dim * queries) == 0
 
 
+def test_equal_heads_grow_with_the_layer() -> None:
+    shapes = layer_shapes([56, 64, 72], 16, "equal", base=64)
+    assert [(s.heads, s.head_dim, s.attention_width) for s in shapes] == [(4, 14, 56), (4, 16, 64), (4, 18, 72)]
+    grouped = layer_shapes([48, 80], 16, "equal", queries_per_kv=2, base=64)
+    assert [(s.heads, s.kv_heads, s.head_dim) for s in grouped] == [(4, 2, 12), (4, 2, 20)]
+    spec = build_spec(**TINY | PAPER_RAMP | {"head_dim": 16, "heads": "equal", "match": "params"})  # type: ignore[arg-type]
+    assert {shape.heads for shape in spec.layers} == {4}
+    assert [shape.width for shape in spec.layers] == [56] * 4 + [64] * 4 + [72] * 3
+    with pytest.raises(ValueError, match=naming("width 60", "layer 1", "4 heads", "56", "64", "heads=nearest")):
+        layer_shapes([64, 60], 16, "equal", base=64)
+    with pytest.raises(ValueError, match=naming("head_dim=24", "width 64", "uniform model", "heads=nearest")):
+        layer_shapes([64], 24, "equal", base=64)
+
+
 def test_nearest_heads_round_to_whole_groups() -> None:
     assert [s.heads for s in layer_shapes([1024, 1168, 1372, 8], 64, "nearest")] == [16, 18, 21, 1]
     shapes = layer_shapes([100, 8], 8, "nearest", queries_per_kv=4)
