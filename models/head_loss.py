@@ -37,9 +37,9 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy in nats of the logits `hidden @ table.T`: its mean, or with reduction="none" one loss per target.
 
-    `hidden` is [..., d], `table` [V, d], `targets` [...] rows of the table. Beyond `AT_ONCE` logits, chunks of about 4·d
-    tokens are computed one after the other, each with its gradient, so that a chunk's logits take four times the table's
-    memory.
+    `hidden` is [..., d], `table` [V, d], `targets` [...] rows of the table. Beyond `AT_ONCE` logits, chunks of about
+    4·d tokens are computed one after the other, each with its gradient, so that a chunk's logits take four times the
+    table's memory.
     """
     flat, labels = hidden.flatten(0, -2), targets.flatten()
     rows = chunk(len(flat), *table.shape)
