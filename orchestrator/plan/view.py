@@ -98,7 +98,7 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     saved = f"{cost.checkpoints:,} on disk, {kept}: up to {size(largest.checkpoint_bytes[1])} each"
     if largest.states < largest.kept:
         few = "the newest" if largest.states == 1 else f"the newest {largest.states}"
-        saved += f" for {few} of a cell, {size(largest.reduced_bytes[1])} for the others, which keep weights alone"
+        saved += f" for {few} of a cell, {size(largest.reduced_bytes[1])} for the others, which hold weights only"
     yield "checkpoints", size(cost.disk), saved
     metrics_logs = sum(cell.footprint.metrics for cell in cells)
     readings = sum(cell.footprint.readings for cell in cells)

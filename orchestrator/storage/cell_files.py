@@ -72,8 +72,9 @@ class CellFiles:
             path, _ = checkpoint.newest(self.checkpoints, before=checkpoint.step_of(path))
         if reduced:
             warnings.append(
-                f"{counted(reduced, 'checkpoint')} before it cannot be resumed from, as train.keep_states has left "
-                f"their weights alone: {'an earlier one is used' if path else 'training starts again'}."
+                f"{counted(reduced, 'older checkpoint')} {'holds' if reduced == 1 else 'hold'} weights only "
+                f"(train.keep_states): {'an earlier one is used' if path else 'training starts again from step 0'}; "
+                "train.keep_states=null keeps all from now on."
             )
         return path, warnings
 

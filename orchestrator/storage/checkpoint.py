@@ -161,27 +161,25 @@ def is_reduced(path: Path) -> bool:
 
 
 def reduce(path: Path) -> None:
-    """Delete what only a resume needs of a checkpoint: all but the weights, `state.json` and the key.
+    """Delete what only a resume needs of a checkpoint: the files of its manifest but the weights and `state.json`.
 
-    It is whole at any moment: first a new manifest replaces the old one, which it names by its sha256. A damaged one
-    stays as it is. Raises `UserError` where the disk refuses.
+    It is whole at any moment: first a new manifest, with the sha256 of the old one and the names of what is dropped,
+    replaces it. Files that no manifest lists stay, and so does a damaged checkpoint. Raises `OSError` or `UserError`
+    where the disk refuses; a later call then finishes it.
     """
     if damage(path, digests=False):
         return
     manifest = json.loads((path / "manifest.json").read_text())
     kept = {name: of for name, of in manifest["files"].items() if name in WEIGHTS}
     if kept != manifest["files"]:
-        reduced = {**manifest, "files": kept, "saved_as": key(path)}
-        write_whole(path / "manifest.json", json.dumps(reduced, indent=1))
-    try:
-        for file in _beyond_weights(path):
+        manifest |= {"files": kept, "dropped": sorted(manifest["files"].keys() - kept), "saved_as": key(path)}
+        write_whole(path / "manifest.json", json.dumps(manifest, indent=1))
+    listed = [path / name for name in manifest.get("dropped", ())]
+    killed = path.glob(".manifest.json.*.partial")  # of a process that died while it wrote the new manifest
+    if dropped := [file for file in (*listed, *killed) if file.exists()]:
+        _sync(path)  # after a power loss, too, no file is missing that the manifest lists
+        for file in dropped:
             file.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be reduced ({error}): make it writable.") from error
-
-
-def _beyond_weights(path: Path) -> list[Path]:
-    return [file for file in path.iterdir() if file.name not in (*WEIGHTS, "manifest.json")]
 
 
 def prune(
@@ -195,8 +193,8 @@ def prune(
         if checkpoints is not None and age >= checkpoints and step_of(path) != 0:
             if not spare(path):
                 shutil.rmtree(path, ignore_errors=True)  # a file that cannot be deleted now is deleted by a later call
-        elif states is not None and age >= states and _beyond_weights(path) and not spare(path):
-            with suppress(UserError):  # likewise
+        elif states is not None and age >= states and not spare(path):
+            with suppress(OSError, UserError):  # likewise
                 reduce(path)
 
 

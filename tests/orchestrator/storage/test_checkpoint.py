@@ -124,6 +124,39 @@ def test_older_checkpoints_keep_their_weights_and_their_key(three: Path) -> None
     assert "model.safetensors" in (checkpoint.damage(reference) or "")
 
 
+def test_files_that_no_manifest_lists_stay(three: Path) -> None:
+    path = three / "step_00000005"
+    (path / "notes.md").write_text("mine")
+    (path / "figures").mkdir()
+    (path / "figures" / "a.png").write_bytes(b"mine")
+    ours = {"model.safetensors", "state.json", "manifest.json"}
+    for _ in range(2):
+        checkpoint.prune(three, None, 1)
+        assert {p.name for p in path.iterdir()} == {*ours, "notes.md", "figures"}
+    assert (path / "notes.md").read_text() == "mine"
+    assert (path / "figures" / "a.png").read_bytes() == b"mine"
+    assert checkpoint.damage(path) is None
+
+
+def test_the_new_manifest_is_on_disk_before_a_file_is_gone(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, synced, gone = three / "step_00000005", [], []
+    fsync, unlink = os.fsync, Path.unlink
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            synced.append(checkpoint.is_reduced(path))
+
+    def noting_unlink(file: Path, missing_ok: bool = False) -> None:
+        gone.append((file.name, list(synced)))
+        unlink(file, missing_ok)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(Path, "unlink", noting_unlink)
+    checkpoint.reduce(path)
+    assert gone == [("optimizer.safetensors", [True])]
+
+
 def test_a_damaged_checkpoint_is_not_sealed_anew(three: Path) -> None:
     victim = three / "step_00000005"
     (victim / "model.safetensors").unlink()
