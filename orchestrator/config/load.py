@@ -19,6 +19,8 @@ from orchestrator.config import messages, validation
 from orchestrator.config.schema import Config, LauncherConfig
 
 T = TypeVar("T", Config, LauncherConfig)
+# what a cell did before a key existed, where the key's default does something else
+BEFORE = {"train": {"keep_states": None}}
 SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
 
 
@@ -31,7 +33,10 @@ def from_dictconfig(cfg: DictConfig) -> Config:
 
 
 def from_file(path: Path) -> Config:
-    """A cell's `config.yaml`. Raises `UserError` where it is missing or not of this schema."""
+    """A cell's `config.yaml`; a key that it lacks is as it was before the key existed.
+
+    Raises `UserError` where it is missing or not of this schema.
+    """
     if not path.is_file():
         raise UserError(f"{path} does not exist: a cell's config.yaml is written when it is launched.")
     try:
@@ -48,7 +53,11 @@ def from_file(path: Path) -> Config:
 @lru_cache(maxsize=64)  # parsing takes a tenth of a second, and the cells of an arm differ in their seed alone
 def _parsed(text: str) -> Config | None:
     cfg = OmegaConf.load(StringIO(text))
-    return from_dictconfig(cfg) if isinstance(cfg, DictConfig) else None
+    if not isinstance(cfg, DictConfig):
+        return None
+    completed = OmegaConf.merge(BEFORE, cfg)
+    assert isinstance(completed, DictConfig)
+    return from_dictconfig(completed)
 
 
 def plain_yaml(text: str | bytes) -> Any:

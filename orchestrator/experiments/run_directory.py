@@ -71,7 +71,13 @@ def record_launcher(experiment: Experiment) -> None:
 
 
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
-    """The recorded configuration with the values of this launch for `keys.OF_A_LAUNCH`."""
+    """The recorded configuration with the values of this launch for `keys.OF_A_LAUNCH`.
+
+    A cell that keeps every state, as all did before there was a key for it, does so until a launch says another number
+    than the default.
+    """
+    if known.train.keep_states is None and now.train.keep_states == schema.TrainConfig.keep_states:
+        now = replace(now, train=replace(now.train, keep_states=None))
     merged = known
     for key in keys.OF_A_LAUNCH:
         branch, _, leaf = key.rpartition(".")

@@ -41,6 +41,14 @@ def test_a_configuration_survives_the_disk(tmp_path: Path) -> None:
     assert load.from_file(tmp_path / "config.yaml") == config
 
 
+def test_a_cell_of_before_a_key_runs_as_it_did(tmp_path: Path) -> None:
+    config = composed()
+    lines = [line for line in load.to_yaml(config).splitlines() if "keep_states" not in line]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    before = load.from_file(tmp_path / "config.yaml")
+    assert keys.differences(config, before) == {"train.keep_states": (2, None)}
+
+
 def test_differences_name_keys_and_values() -> None:
     a, b = composed("width=uniform"), composed("width=ramp", "optim.lr=0.001")
     assert keys.differences(a, b, ignore=("width",)) == {"optim.lr": (0.002, 0.001)}

@@ -169,6 +169,17 @@ def test_a_cell_takes_the_values_of_its_newest_launch(tmp_path: Path, key: str) 
         assert written == now.config
 
 
+def test_a_cell_that_keeps_all_states_does_so_until_a_launch_says_another_number(tmp_path: Path) -> None:
+    root = f"root={tmp_path}"
+    open_directory(first := build(*ABLATION, root))
+    files = [cell.directory / "config.yaml" for cell in first.cells]
+    for file in files:  # as it was before there was the key
+        file.write_text("".join(line for line in file.open() if "keep_states" not in line))
+    for more, expected in ((), None), (("tracker=off",), None), (("train.keep_states=1",), 1), ((), 2):
+        open_directory(build(*ABLATION, root, *more))
+        assert {load.from_file(file).train.keep_states for file in files} == {expected}
+
+
 def test_a_cell_keeps_what_its_experiment_said_first(tmp_path: Path) -> None:
     open_directory(first := build(*ABLATION, f"root={tmp_path}"))
     open_directory(build(*ABLATION, f"root={tmp_path}", "question=Another?", "seeds=[0,1,2,3,4,5,6]"))
