@@ -47,8 +47,9 @@ def callbacks_for(config: Config, new_reader: NewReader, world: World = SINGLE_P
     `WriteMetrics` follows those that add to the record and precedes `SaveCheckpoint`, so that no checkpoint is ahead
     of the metrics log. Readings and W&B, on rank 0 alone, come last: they read what the others wrote to disk.
     """
-    from_disk = [ReadLayers(new_reader), Track(config)] if world.is_rank_0 else []
-    return [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), WriteMetrics(), SaveCheckpoint(), *from_disk]
+    metrics = WriteMetrics()
+    from_disk = [ReadLayers(new_reader), Track(config, metrics)] if world.is_rank_0 else []
+    return [DecideMultipliers(), TraceMomentum(), EvaluateHeldout(), metrics, SaveCheckpoint(), *from_disk]
 
 
 class DecideMultipliers(Callback):
@@ -109,7 +110,8 @@ class WriteMetrics(Callback):
 
     def __init__(self) -> None:
         self.losses = torch.zeros((), dtype=torch.float64)  # sum since the last record, on the run's device
-        self.count, self.tokens, self.seconds = 0, 0, 0.0
+        self.count, self.tokens = 0, 0
+        self.seconds = 0.0  # wall time from which the next record's speed counts
 
     def start(self, trainer: Trainer) -> None:
         self.losses = self.losses.to(trainer.compute.device)
@@ -207,11 +209,12 @@ class ReadLayers(Callback):
 class Track(Callback):
     """Sends metrics and readings to W&B as they appear on disk.
 
-    W&B takes seconds to start, and the first update does not wait for it: what was logged before is sent then.
+    W&B takes seconds to start, and the first update does not wait for it: what was logged before is sent then. The
+    speed that `metrics` writes leaves these seconds out.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.tracker = Tracker(config)
+    def __init__(self, config: Config, metrics: WriteMetrics) -> None:
+        self.tracker, self.metrics = Tracker(config), metrics
         self.began, self.opened = 0, False
         self.sent: set[Path] = set()
 
@@ -237,8 +240,9 @@ class Track(Callback):
 
     def _open(self, trainer: Trainer) -> None:
         if not self.opened:
-            self.opened = True
+            self.opened, began = True, trainer.seconds
             self.tracker.start(trainer.cell_dir, metrics_log.read(trainer.files.metrics_log))
+            self.metrics.seconds += trainer.seconds - began
 
     def _send_readings(self) -> None:
         if set(self.readings.on_disk().values()) <= self.sent:

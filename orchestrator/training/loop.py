@@ -100,6 +100,7 @@ def _loop(trainer: Trainer, stop: StopSignal) -> None:
     fresh = trainer.world.on_rank_0(lambda: not checkpoint.saved(trainer.files.checkpoints))
     for callback in trainer.callbacks:
         callback.start(trainer)
+    trainer.world.on_rank_0(trainer.prune)  # before a save: this launch may keep fewer, to free a full disk
     if fresh:
         _after_step(trainer)
     while trainer.step < trainer.last_step and not _stopped(trainer, stop):

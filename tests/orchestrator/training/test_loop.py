@@ -26,7 +26,7 @@ from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.training import callbacks
+from orchestrator.training import callbacks, trainer
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Trainer
@@ -223,7 +223,7 @@ def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
     ((step, (damaged, reduced)),) = heard
     assert step == 0
     assert names(damaged, "step_00000008", "optimizer.safetensors")
-    assert names(reduced, "3 checkpoints", "train.keep_states")
+    assert names(reduced, "3 older checkpoints", "train.keep_states")
     assert (checkpoints / "step_00000006.damaged-0").is_dir()
     kept = {name: digest for name, digest in fingerprints(whole).items() if (cell.directory / name).exists()}
     assert fingerprints(cell) == kept
@@ -231,6 +231,54 @@ def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
         name for name in fingerprints(whole) if "model" in name or "forensics" in name
     }
     assert rows(cell) == rows(whole)
+
+
+def test_a_launch_that_keeps_fewer_frees_room_before_it_saves(small: list[str], tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        run_with(new_cell([*small, "train.keep_states=null"], tmp_path), CrashAt(9))
+    cell = new_cell([*small, "train.keep_states=1"], tmp_path)
+    path = checkpoint.path_of(cell.directory / "checkpoints", 4)
+    assert not checkpoint.is_reduced(path)
+    with pytest.raises(Crash):
+        run_with(cell, CrashAt(9))
+    assert checkpoint.is_reduced(path)
+
+
+class Clock:
+    """A clock that only tests move, in the place of the module `time`."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("crashes", [[], [7]])  # between the checkpoint of step 6, after W&B started, and a record
+def test_the_start_of_wandb_slows_no_record(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: list[int]
+) -> None:
+    clock, update = Clock(), Trainer.update
+
+    def update_in_a_second(run: Trainer) -> None:
+        update(run)
+        clock.now += 1
+
+    def slow_start(tracker: object, cell_dir: Path, records: object) -> None:
+        clock.now += 100
+
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(Trainer, "update", update_in_a_second)
+    monkeypatch.setattr(callbacks.Tracker, "start", slow_start)
+    cell = new_cell([*small, "train.log_every=4"], tmp_path)
+    for step in crashes:
+        with pytest.raises(Crash):
+            run_with(cell, CrashAt(step))
+    assert run_with(cell)
+    first, *records = metrics_log.read(cell.directory / "metrics.jsonl")
+    assert first["tokens_per_second"] is None
+    assert [record["step"] for record in records] == [4, 8, 12]
+    assert {record["tokens_per_second"] for record in records} == {2 * 32 / 1.0}
+    assert records[-1]["seconds"] == 12 + 100 * (1 + len(crashes)), "the wall time has them"
 
 
 def test_a_reading_does_not_outlive_its_checkpoint(whole: Cell, small: list[str], tmp_path: Path) -> None:
