@@ -37,7 +37,7 @@ bench: install  ## ratios against other implementations; asserts nothing about t
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
 	for name in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$name; done
 
-bench-gpu: install  ## training on one GPU: MFU, memory, sidecar, readings, stacked cells; under eight minutes
+bench-gpu: install  ## training on one GPU: MFU, memory, sidecar, readings, stacked cells
 	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 .venv/.installed: pyproject.toml setup.py constraints.txt

@@ -140,7 +140,7 @@ class TrainConfig:
     keep_states: int | None = 2  # newest that keep the state to resume from; older ones keep weights; null: all
     device: Device = Device.auto  # auto: a GPU where there is one, else the CPU
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
-    compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; pays on a GPU
+    compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; meant for GPUs
     threads: int = 1  # CPU threads of one cell
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -17,10 +18,10 @@ from pathlib import Path
 from orchestrator.common import cli
 
 REPEATS = 5
-STEPS = 100  # of the whole cells: few, so that what is no training shows
+EXPERIMENTS = ("width_ablation", "decay_ablation")
 LIBRARIES = ("-c", "import torch, hydra")
 DRY = ("-m", "orchestrator", "+experiment=width_ablation", "dry_run=true")
-WHOLE = ("-m", "orchestrator", "+experiment=width_ablation", "seeds=[0]", "launcher.parallel=1")
+WHOLE = ("-m", "orchestrator", "seeds=[0]", "launcher.parallel=1")
 # Ends the process after its first update, and prints when that was.
 FIRST = """
 import os, sys, time
@@ -79,18 +80,19 @@ def main() -> None:
             f"a dry run: {shown([dry for dry, _ in pairs])} of CPU, {ratio:.2f} times that of importing torch and hydra"
         )
 
-        run((*WHOLE, "name=prepared", "train.steps=2"), folder)  # which also prepares the data
-        cell = folder / "outputs/prepared/uniform/seed=0"
-        print(
-            f"the first update of a cell: {shown([first_step(cell) for _ in range(REPEATS)])} after its process began"
-        )
-
-        each = cpu((*WHOLE, "name=whole", f"train.steps={STEPS}"), folder) / 2
-        short = cpu((*WHOLE, "name=short", "train.steps=2"), folder) / 2
-        print(
-            f"cells of width_ablation at {STEPS} steps: {3600 / each:.0f} per core-hour, {each:.1f} s of CPU each, "
-            f"of which {short:.1f} s are there at 2 steps as well; launch and comparison included"
-        )
+        for experiment in EXPERIMENTS:
+            words = (*WHOLE, f"+experiment={experiment}")
+            short = cpu((*words, "name=short", "train.steps=2"), folder) / 2  # which also prepares the data
+            if experiment == EXPERIMENTS[0]:
+                firsts = [first_step(folder / "outputs/short/uniform/seed=0") for _ in range(REPEATS)]
+                print(f"the first update of a cell: {shown(firsts)} after its process began")
+            each = cpu(words, folder) / 2
+            files = sum(path.stat().st_size for path in (folder / "outputs" / experiment).rglob("*") if path.is_file())
+            print(
+                f"cells of {experiment}: {3600 / each:.0f} per core-hour, {each:.1f} s of CPU and {files / 2e6:.0f} MB "
+                f"each, of which {short:.1f} s are there at 2 steps as well; launch and comparison included"
+            )
+            shutil.rmtree(folder / "outputs/short")
 
 
 if __name__ == "__main__":

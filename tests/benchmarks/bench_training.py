@@ -17,12 +17,12 @@ from transformers import LlamaForCausalLM
 
 from models.hf import llama_config
 from models.spec import DecoderSpec
-from models.transformer import Decoder, init_weights
-from models.width import build_spec
 from orchestrator.config.schema import OptimConfig
 from orchestrator.experiments.experiment import decoder_spec
+from orchestrator.training.callbacks import WriteMetrics
 from orchestrator.training.optimizer import DecoupledAdamW
-from tests.benchmarks.trainers import trainer_of
+from orchestrator.training.trainer import Trainer
+from tests.benchmarks.trainers import steps_of, trainer_of
 
 ROUNDS, STEPS = 7, 20  # of each side in turn, and steps in each
 PLAIN = ["model=tiny", "model.norm=pre", "train.steps=100000"]  # the shape that Llama has, too
@@ -49,10 +49,15 @@ def per_step(step: Callable[[], object], steps: int = STEPS) -> Callable[[], flo
     return run
 
 
-def plain_loop(spec: DecoderSpec, rows: Sequence[Tensor], lr: float) -> Callable[[], float]:
-    """What one writes around transformers' Llama: its loss, backward, clipping, torch's AdamW."""
+def stepping(trainer: Trainer) -> Callable[[], float]:
+    """Seconds of a step of the product, with its data, clipping and metrics log."""
+    return per_step(lambda: steps_of(trainer, 1))
+
+
+def plain_loop(spec: DecoderSpec, rows: Sequence[Tensor], lr: float, **options: Any) -> Callable[[], float]:
+    """A loop around transformers' Llama on prepared batches: its loss, backward, clipping, torch's AdamW."""
     model = llama(spec)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1, **options)
     batches = iter(rows)
 
     def step() -> None:
@@ -100,40 +105,38 @@ def llama(spec: DecoderSpec) -> LlamaForCausalLM:
 
 
 def against_rivals(root: Path, shape: Sequence[str]) -> None:
-    """The whole step of the product, data and clipping included, beside the loops that others write."""
-    trainer = trainer_of([*PLAIN, *shape], root)
+    """A step of the product beside the loops that others write."""
+    trainer = trainer_of([*PLAIN, *shape], root, [WriteMetrics()])
+    for callback in trainer.callbacks:
+        callback.start(trainer)
     spec, lr = decoder_spec(trainer.config), trainer.config.optim.lr
     heads = f"{spec.layers[0].heads} heads of {spec.layers[0].head_dim}"
     count = (ROUNDS + 2) * STEPS
     rows = [trainer.corpus.batch(0, step, trainer.config.train.batch_size) for step in range(count)]
-    ours = per_step(trainer.update)
-    print(f"a step of tiny, {heads}, over: a loop around Llama, AdamW ", ratio(ours, plain_loop(spec, rows, lr)))
-    print(f"a step of tiny, {heads}, over: transformers' Trainer      ", ratio(ours, hf_trainer(spec, rows, lr, root)))
+    for name, rival in {
+        "a loop around Llama, AdamW": plain_loop(spec, rows, lr),
+        "the same, fused AdamW": plain_loop(spec, rows, lr, fused=True),
+        "transformers' Trainer": hf_trainer(spec, rows, lr, root),
+    }.items():
+        print(f"a step of tiny, {heads:13}, over: {name:30}", ratio(stepping(trainer), rival))
 
 
-def widths_and_update() -> None:
-    """Ramp over uniform, and the optimizer beside torch's."""
-    common: dict[str, Any] = {"layers": 11, "width": 64, "head_dim": 8, "vocab_size": 264, "seq_len": 128}
-    rows = torch.randint(264, (4, 129))
-    uniform, ramp = (
-        Decoder(build_spec(**common, **profile))
-        for profile in ({}, {"profile": "ramp", "start": 1024 / 1168, "end": 1372 / 1168, "match": "flops"})
-    )
-
-    def passes(model: Decoder) -> Callable[[], float]:
-        init_weights(model, 0)
-
-        def run() -> None:
-            model.zero_grad()
-            model.loss(rows).backward()
-
-        return per_step(run)
-
-    print("forward and backward, ramp over uniform at equal FLOPs            ", ratio(passes(ramp), passes(uniform)))
-    adamw = torch.optim.AdamW(uniform.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
-    ours = DecoupledAdamW(uniform, OptimConfig(weight_decay=0.1))
-    print("update, over: torch's fused AdamW                                 ",
-          ratio(per_step(lambda: ours.step(2e-3)), per_step(adamw.step)))  # fmt: skip
+def against_itself(root: Path) -> None:
+    """Other settings of the product's own step over its defaults, and its update beside torch's."""
+    default = stepping(trainer_of(["train.steps=100000"], root / "default"))
+    for name, overrides in {
+        "a ramp at equal FLOPs": ["width=ramp", "width.match=flops"],
+        "bf16": ["train.precision=bf16"],
+    }.items():
+        trainer = trainer_of(["train.steps=100000", *overrides], root / name.split()[0])
+        print(f"a step of tiny, over: {name:45}", ratio(default, stepping(trainer)))
+    model, rivals = trainer_of([], root / "update").model, trainer_of([], root / "rivals").model
+    for parameter in (*model.parameters(), *rivals.parameters()):
+        parameter.grad = torch.randn_like(parameter)
+    adamw = torch.optim.AdamW(rivals.parameters(), lr=2e-3, weight_decay=0.1, fused=True)
+    ours = DecoupledAdamW(model, OptimConfig(weight_decay=0.1))
+    update = ratio(per_step(lambda: ours.step(2e-3)), per_step(adamw.step))
+    print(f"an update, over: {'fused AdamW of torch':50}", update)
 
 
 def main() -> None:
@@ -143,7 +146,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for dim in (8, 16, 32):
             against_rivals(Path(root, str(dim)), [f"model.head_dim={dim}"])
-    widths_and_update()
+        against_itself(Path(root))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_the_sum_on_paper_is_what_tensors_hold(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["paper_478m", "paper_478m, ramp"])
-def test_so_it_is_at_the_size_of_the_paper(name: str, tmp_path: Path) -> None:
+def test_the_papers_sizes_hold_what_the_plan_says(name: str, tmp_path: Path) -> None:
     found, paper = compared_without_values(LARGE[name], tmp_path)
     assert found == pytest.approx(paper, rel=0.1)
     assert found < 80e9  # one H100

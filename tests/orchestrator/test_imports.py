@@ -38,7 +38,7 @@ except SystemExit as end:
 
 
 def imported(folder: Path, *words: str) -> set[str]:
-    """Those of `HEAVY` that `python -m WORDS` imported, which must end with exit code 0."""
+    """The libraries of `HEAVY` that `python -m WORDS` imported, which must end with exit code 0."""
     command = [sys.executable, "-c", f"HEAVY = {HEAVY}\n{WATCHED}", *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.stdout, done.stderr

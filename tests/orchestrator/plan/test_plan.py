@@ -146,7 +146,7 @@ def test_activations_are_what_autograd_keeps(shapes: list[LayerShape], norm: Nor
     assert predicted == pytest.approx(kept_by_autograd(spec, rows, half), rel=0.02)
 
 
-def test_memory_is_at_least_weights_gradients_moments_and_the_updates_list() -> None:
+def test_memory_is_at_least_weights_gradients_and_moments() -> None:
     config = Config(train=TrainConfig(batch_size=1, seq_len=8))
     spec = decoder_spec(config)
     params = ArmPlan("a", config, spec).params
