@@ -27,7 +27,7 @@ Train paired transformers and read what a change did inside them.
 
 To start:
   layer-roles                                   list the experiments and their questions
-  layer-roles run +experiment=width_ablation    train both arms, compare, report: 5 minutes on two cores
+  layer-roles run +experiment=width_ablation    train both arms, compare, report: 3 minutes on two cores
 
 Commands (`run` may be left out before an override; layer-roles COMMAND --help says more):
 {commands}
