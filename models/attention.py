@@ -119,9 +119,8 @@ class ShortAttention(torch.autograd.Function):
         dim, batch, length = cos.shape[0], *gradient.shape[:2]
         heads = gradient.shape[2] // dim
         kv_heads = (weight.shape[0] // dim - heads) // 2
-        g = (
-            gradient.reshape(batch, length, heads, dim).permute(2, 0, 1, 3).reshape(-1, length, dim)
-        )  # [heads · B, T, dim]
+        by_head = gradient.reshape(batch, length, heads, dim).permute(2, 0, 1, 3)
+        g = by_head.reshape(-1, length, dim)  # [heads · B, T, dim]
         dq = torch.empty_like(q)
         for (start, end), share in zip(blocks(length), shares, strict=True):
             part = g[:, start:end]

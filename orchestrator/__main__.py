@@ -71,24 +71,19 @@ def task(composed: DictConfig) -> None:
     settings, multirun = HydraConfig.get(), Multirun.current
     overrides = settings.overrides.task
     if settings.mode != RunMode.MULTIRUN or multirun is None:
-        sys.exit(_exit_code(composed, overrides, command.console(), complain))  # hydra.main drops what a task returns
+        console = command.console()  # hydra.main drops what a task returns
+        sys.exit(_exit_code(lambda: run(composed, overrides, console, complain), complain))
     from orchestrator.sweep.job import Job
 
     os.chdir(settings.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
     job = Job(multirun, settings.job.num, overrides)
-    job.run(lambda: _exit_code(composed, overrides, job.console(), job.complain, job))
+    job.run(lambda: _exit_code(lambda: run(composed, overrides, job.console(), job.complain, job), job.complain))
 
 
-def _exit_code(
-    composed: DictConfig,
-    overrides: Sequence[str],
-    console: Console,
-    complain: Callable[[str], None],
-    job: Job | None = None,
-) -> int:
-    """`run`, with every exception turned into an error message and an exit code: Hydra would stop the other jobs."""
+def _exit_code(work: Callable[[], int], complain: Callable[[str], None]) -> int:
+    """The exit code of `work`, or of the exception that it raised, once reported: Hydra would stop the other jobs."""
     try:
-        return run(composed, overrides, console, complain, job)
+        return work()
     except UserError as error:
         complain(str(error))
         return 2

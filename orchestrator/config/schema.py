@@ -55,9 +55,7 @@ class WidthConfig:
     start: float = 1.0  # ramp: width of layer 0 · x_shape: width at both ends
     end: float = 1.0  # ramp: width of the last layer · x_shape: width at its narrowest, three quarters down
     widths: list[int] | None = None  # explicit: one width per layer
-    multiple_of: int | None = (
-        None  # of widths; null: head_dim × queries_per_kv, 4 with nearest heads, 2 per head with equal ones
-    )
+    multiple_of: int | None = None  # of widths; null: whole heads; with heads=nearest 4, with heads=equal 2 per head
     match: Match = Match.none  # scale the profile until it costs what uniform at model.width costs
 
 

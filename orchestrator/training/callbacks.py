@@ -117,7 +117,7 @@ class WriteMetrics(Callback):
         self.losses = self.losses.to(trainer.compute.device)
         peak = peak_flops(trainer.compute.device)
         flops = 3 * forward_flops_per_token(trainer.model.spec, trainer.config.train.seq_len)
-        self.most = peak and peak * trainer.world.size / flops  # tokens/s at the devices' peak
+        self.peak_speed = peak and peak * trainer.world.size / flops  # tokens/s at the devices' peak
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.step > 0:
@@ -140,7 +140,7 @@ class WriteMetrics(Callback):
             "digest": trainer.digest,
             "seconds": round(seconds, 3),
             "tokens_per_second": None if speed is None else round(speed, 1),
-            "mfu": None if speed is None or self.most is None else round(speed / self.most, 4),
+            "mfu": None if speed is None or self.peak_speed is None else round(speed / self.peak_speed, 4),
             "attempt": trainer.attempt,
         }
         trainer.world.on_rank_0(lambda: trainer.files.log(record))

@@ -26,7 +26,7 @@ class Compute:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
 
-    def seldom(self) -> AbstractContextManager[Any]:
+    def compiling_nothing(self) -> AbstractContextManager[Any]:
         """The context of a pass that is not worth compiling: only the graphs that training compiled are used."""
         return torch.compiler.set_stance("eager_on_recompile") if self.compiled else nullcontext()
 

@@ -66,9 +66,11 @@ def test_layers_of_one_shape_share_a_graph(norm: str, widths: dict[str, Any]) ->
 def test_more_shapes_than_torch_recompiles_by_itself() -> None:
     widths = {"profile": "explicit", "widths": [32 + 16 * i for i in range(12)], "layers": 12}
     torch._dynamo.reset()
+    counters.clear()
     model = Decoder(build_spec(**COMMON | widths))
     model.compile_layers()
     model.loss(ROWS).backward()
+    assert graphs() == 12
 
 
 @pytest.mark.usefixtures("traced")

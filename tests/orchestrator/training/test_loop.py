@@ -2,112 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import resource
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from models.spec import forward_flops_per_token
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
-from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, experiment_of
+from orchestrator.experiments.experiment import Cell
 from orchestrator.experiments.readings import Readings
-from orchestrator.experiments.run_directory import open_directory
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.jobs.readers import reader_for
-from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.training import callbacks, trainer
-from orchestrator.training.callbacks import callbacks_for
-from orchestrator.training.loop import StopSignal, train, train_cell
+from orchestrator.storage import checkpoint
+from orchestrator.training.loop import StopSignal, train_cell
 from orchestrator.training.trainer import Callback, Trainer
 from tests.naming import names, naming
-
-TIMINGS = {"seconds", "tokens_per_second", "mfu", "attempt"}
-
-
-class Crash(BaseException):
-    """The process dies here: nothing may catch it."""
-
-
-class CrashAt(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def after_step(self, run: Trainer) -> None:
-        if run.step == self.step:
-            raise Crash
-
-
-class SignalAt(Callback):
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
-
-    def after_step(self, run: Trainer) -> None:
-        if run.step == self.step:
-            os.kill(os.getpid(), self.number)
-
-
-def new_experiment(overrides: Sequence[str], root: Path) -> Experiment:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        experiment = experiment_of([*overrides, f"root={root}"], compose)
-        open_directory(experiment)
-    return experiment
-
-
-def new_cell(overrides: Sequence[str], root: Path) -> Cell:
-    return new_experiment(overrides, root).cells[0]
-
-
-def run_with(cell: Cell, *extra: Callback) -> bool:
-    with StopSignal() as stop:
-        run = Trainer(cell.config, cell.directory, 1, [*callbacks_for(cell.config, reader_for), *extra])
-        run.resume()
-        return train(run, stop)
-
-
-def complete(cell: Cell) -> bool:
-    with StopSignal() as stop:
-        return train_cell(cell.directory, stop, reader_for)
-
-
-def fingerprints(cell: Cell) -> dict[str, str]:
-    """sha256 of every tensor file and of every reading that the uninterrupted run also has."""
-    files = [
-        *cell.directory.glob("checkpoints/step_*/*.safetensors"),
-        *cell.directory.glob("forensics/*.json"),
-    ]
-    return {p.relative_to(cell.directory).as_posix(): _digest(p, cell) for p in files if ".damaged" not in p.as_posix()}
-
-
-def _digest(path: Path, cell: Cell) -> str:
-    content = path.read_bytes().replace(str(cell.directory).encode(), b"")  # readings name their source
-    if path.suffix == ".json":  # and are filed under a checkpoint that tells how long training took
-        content = json.dumps({k: v for k, v in json.loads(content).items() if k != "key"}).encode()
-    return hashlib.sha256(content).hexdigest()
-
-
-def rows(cell: Cell) -> list[dict[str, Any]]:
-    return [
-        {k: v for k, v in r.items() if k not in TIMINGS} for r in metrics_log.read(cell.directory / "metrics.jsonl")
-    ]
-
-
-@pytest.fixture(scope="module")
-def whole(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Cell:
-    cell = new_cell(small_cell, tmp_path_factory.mktemp("whole"))
-    assert complete(cell)
-    return cell
+from tests.orchestrator.training.cells import (
+    Crash,
+    CrashAt,
+    SignalAt,
+    complete,
+    fingerprints,
+    new_cell,
+    new_experiment,
+    rows,
+    run_with,
+)
 
 
 @pytest.mark.parametrize("crashes", [[1], [5, 7], [4, 6, 11]])
@@ -119,23 +42,6 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     assert complete(cell)
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
-
-
-def test_the_metrics_log_has_every_logged_step_once(whole: Cell) -> None:
-    records = rows(whole)
-    assert [r["step"] for r in records] == [0, 2, 4, 6, 8, 10, 12]
-    assert [r["step"] for r in records if "heldout" in r] == [0, 4, 8, 12]
-    assert [r["step"] for r in records if "test" in r] == [12]
-    assert set(records[0]["heldout"]) == {"code", "facts", "math"}
-    assert records[-1]["tokens"] == 12 * 2 * 32
-    assert [checkpoint.step_of(p) for p in checkpoint.saved(whole.directory / "checkpoints")] == [
-        0,
-        4,
-        6,
-        8,
-        12,
-    ]
-    assert sorted(p.name for p in whole.directory.glob("forensics/*")) == [f"step_{s:08d}.json" for s in (0, 6, 12)]
 
 
 @pytest.mark.slow
@@ -152,20 +58,6 @@ def test_compiled_layers_train_the_same_sidecar_included(small: list[str], tmp_p
         assert compiled.get("heldout", {}) == pytest.approx(plain.get("heldout", {}), abs=1e-4)
         for channel, units in plain.get("sidecar", {}).get("values", {}).items():
             assert compiled["sidecar"]["values"][channel] == pytest.approx(units, rel=1e-2)
-
-
-def test_every_record_has_the_share_of_the_peak(
-    whole: Cell, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    records = metrics_log.read(whole.directory / "metrics.jsonl")
-    assert {record["mfu"] for record in records} == {None}  # nobody publishes a CPU's peak
-    monkeypatch.setattr(callbacks, "peak_flops", lambda device: 1e9)
-    cell = new_cell([*small, "name=known"], tmp_path)
-    complete(cell)
-    flops = 3 * forward_flops_per_token(decoder_spec(cell.config), 32)
-    for record in metrics_log.read(cell.directory / "metrics.jsonl")[1:]:
-        expected = record["tokens_per_second"] * flops / 1e9
-        assert record["mfu"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
@@ -242,43 +134,6 @@ def test_a_launch_that_keeps_fewer_frees_room_before_it_saves(small: list[str], 
     with pytest.raises(Crash):
         run_with(cell, CrashAt(9))
     assert checkpoint.is_reduced(path)
-
-
-class Clock:
-    """A clock that only tests move, in the place of the module `time`."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize("crashes", [[], [7]])  # between the checkpoint of step 6, after W&B started, and a record
-def test_the_start_of_wandb_slows_no_record(
-    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: list[int]
-) -> None:
-    clock, update = Clock(), Trainer.update
-
-    def update_in_a_second(run: Trainer) -> None:
-        update(run)
-        clock.now += 1
-
-    def slow_start(tracker: object, cell_dir: Path, records: object) -> None:
-        clock.now += 100
-
-    monkeypatch.setattr(trainer, "time", clock)
-    monkeypatch.setattr(Trainer, "update", update_in_a_second)
-    monkeypatch.setattr(callbacks.Tracker, "start", slow_start)
-    cell = new_cell([*small, "train.log_every=4"], tmp_path)
-    for step in crashes:
-        with pytest.raises(Crash):
-            run_with(cell, CrashAt(step))
-    assert run_with(cell)
-    first, *records = metrics_log.read(cell.directory / "metrics.jsonl")
-    assert first["tokens_per_second"] is None
-    assert [record["step"] for record in records] == [4, 8, 12]
-    assert {record["tokens_per_second"] for record in records} == {2 * 32 / 1.0}
-    assert records[-1]["seconds"] == 12 + 100 * (1 + len(crashes)), "the wall time has them"
 
 
 def test_a_reading_does_not_outlive_its_checkpoint(whole: Cell, small: list[str], tmp_path: Path) -> None:

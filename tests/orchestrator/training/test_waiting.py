@@ -20,7 +20,7 @@ from orchestrator.training.callbacks import (
 )
 from orchestrator.training.compute import Compute
 from orchestrator.training.trainer import Trainer
-from tests.orchestrator.training.test_loop import new_cell
+from tests.orchestrator.training.cells import new_cell
 
 SELDOM = (
     "train.steps=1000", "train.log_every=500", "train.eval_every=500", "train.checkpoint_every=500",
