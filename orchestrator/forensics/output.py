@@ -17,12 +17,13 @@ from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.change import added, changes
 from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
-from orchestrator.forensics.reading import Reading, rows_with_experts
+from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading, rows_with_experts
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.hub import local
 from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
+from orchestrator.storage import checkpoint, steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,6 +88,8 @@ def read(
         if texts:
             refuse_another_model(path)
         rows = {name: tokens_of(path if path.is_dir() else path.parent, text) for name, text in texts.items()}
+        if not rows and moments is None and part is None and (made := _recorded(path)):
+            return replace(made, source=str(path), key=None).by(scoring)
         on: dict[str, Any] = {"base": under, "delta": delta} if is_adapter(path) else {}
         return analyze(
             path,
@@ -163,6 +166,20 @@ def _read_all(
     for entry, reason in refused:
         print(printable(f"{entry} is left out: {reason}"), file=sys.stderr)
     return readings
+
+
+def _recorded(path: Path) -> Reading | None:
+    """The reading that a cell made of a checkpoint that has been reduced to its weights since; else None.
+
+    Only that has the measures of the optimizer's state. None too where it is gone or of other definitions.
+    """
+    try:
+        if not checkpoint.is_reduced(path):
+            return None
+        found = read_reading(steps.reading_of(path.resolve().parents[1], checkpoint.step_of(path)))
+        return found if found.key == Key(checkpoint.key(path), DEFINITIONS) else None
+    except (OSError, ValueError, UserError, IndexError):  # not one of ours, or without a reading
+        return None
 
 
 def _text(option: str, probe: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,6 +113,11 @@ class Reading:
         if self.key is None:
             del document["key"]
         return document
+
+    def by(self, scoring: str) -> Reading:
+        """The same with the roles by another scoring."""
+        layers = [replace(layer, **vars(layer.scorings[scoring])) for layer in self.layers]
+        return replace(self, scoring=scoring, layers=layers)
 
     @property
     def family_and_layout(self) -> str:

@@ -89,10 +89,12 @@ def stale(s: CellStatus) -> Found:
         yield "warn", f"has written nothing since {since}; its records were {s.interval:.3g} s apart at most."
 
 
-def damaged(s: CellStatus) -> Found:
-    """Checkpoints that were set aside as damaged."""
-    if s.aside:
-        yield "note", f"{counted(len(s.aside), 'checkpoint')} set aside as damaged: checkpoints/{s.aside[-1]}."
+def set_aside(s: CellStatus) -> Found:
+    """Checkpoints that were set aside: damaged, or of steps that were trained again."""
+    for reason, said in {"damaged": "damaged", "replaced": "its steps were trained again"}.items():
+        if names := [name for name in s.aside if f".{reason}-" in name]:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield "note", f"{counted(len(names), 'checkpoint')} set aside ({said}): checkpoints/{names[0]}{others}."
 
 
 def unread(s: CellStatus) -> Found:
@@ -112,4 +114,4 @@ def unreadable(s: CellStatus) -> Found:
         yield "warn", sentence
 
 
-RULES: list[Rule] = [ended_badly, interrupted, waiting, pathology, stale, damaged, unread, unreadable]
+RULES: list[Rule] = [ended_badly, interrupted, waiting, pathology, stale, set_aside, unread, unreadable]

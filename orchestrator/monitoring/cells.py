@@ -244,7 +244,7 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
         reading=reading,
         saved=frozenset(steps.paths_in(cell_dir / "checkpoints")),
         read=read,
-        aside=tuple(sorted(path.name for path in cell_dir.glob("checkpoints/*.damaged-*"))),
+        aside=tuple(sorted(path.name for path in cell_dir.glob("checkpoints/step_*.*-*"))),
         broken=tuple(broken),
         seen=time.time(),
     )

@@ -44,7 +44,7 @@ class CellFiles:
         path = checkpoint.path_of(self.checkpoints, step)
         with self._writing():
             if path.exists():  # written by an earlier attempt that was taken for dead
-                checkpoint.set_aside(path)
+                checkpoint.set_aside(path, "replaced")
         return checkpoint.save(self.checkpoints, step, tensors, state, self._writing)
 
     def prune(self, checkpoints: int | None, states: int | None, spare: Callable[[Path], bool]) -> None:
@@ -85,8 +85,9 @@ class CellFiles:
                 checkpoint.clear_partial(self.checkpoints)
                 for at, path in steps.paths_in(self.checkpoints).items():
                     if at > step:
+                        reason = "damaged" if checkpoint.damage(path) else "replaced"
                         check()
-                        checkpoint.set_aside(path)
+                        checkpoint.set_aside(path, reason)
                 for at, reading in steps.readings_in(self.cell_dir).items():
                     if at > step:
                         check()

@@ -134,10 +134,10 @@ def newest(directory: Path, before: int | None = None) -> tuple[Path | None, lis
     return None, warnings
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint so that its step can be written again; nothing is deleted."""
+def set_aside(path: Path, reason: str = "damaged") -> Path:
+    """Rename a checkpoint that is damaged, or `replaced` by a later attempt, so that its step can be written again."""
     attempt = 0
-    while (aside := path.with_name(f"{path.name}.damaged-{attempt}")).exists():
+    while (aside := path.with_name(f"{path.name}.{reason}-{attempt}")).exists():
         attempt += 1
     return path.rename(aside)
 

@@ -15,7 +15,7 @@ from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHER
 from orchestrator.forensics.weights.parts import DIRECTORIES, refuse_ranks
 from orchestrator.storage import checkpoint
 
-NUMBERED = re.compile(r"(?!\.)(?!.*\.damaged-)(.*?)(\d+)")  # step_00000500, checkpoint-500; no damaged one
+NUMBERED = re.compile(r"(?!\.)(?!.*\.(?:damaged|replaced)-)(.*?)(\d+)")  # step_500, checkpoint-500; none set aside
 COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)
 WEIGHTS = (".safetensors", *PICKLES, GGUF)
 

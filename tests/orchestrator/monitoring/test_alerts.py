@@ -167,11 +167,13 @@ def test_readings_that_lag_or_were_never_made(cell: Write) -> None:
 
 def test_checkpoints_set_aside_are_a_note(cell: Write) -> None:
     path = cell()
-    for number in (0, 1):
-        (path / f"checkpoints/step_00000020.damaged-{number}").mkdir()
-    ((severity, text),) = said(path, running=True)
-    assert severity == "note"
-    assert names(text, "2 checkpoints", "damaged", "checkpoints/step_00000020.damaged-1")
+    for name in ("20.damaged-0", "20.damaged-1", "40.replaced-0"):
+        (path / f"checkpoints/step_000000{name}").mkdir()
+    (one, damaged), (other, replaced) = said(path, running=True)
+    assert one == other == "note"
+    assert names(damaged, "2 checkpoints", "damaged", "checkpoints/step_00000020.damaged-0", "1 more")
+    assert names(replaced, "1 checkpoint", "trained again", "checkpoints/step_00000040.replaced-0")
+    assert not names(replaced, "damaged")
 
 
 def test_the_worst_comes_first(cell: Write, reading: Write) -> None:

@@ -76,7 +76,8 @@ def fingerprints(cell: Cell) -> dict[str, str]:
         *cell.directory.glob("checkpoints/step_*/*.safetensors"),
         *cell.directory.glob("forensics/*.json"),
     ]
-    return {p.relative_to(cell.directory).as_posix(): _digest(p, cell) for p in files if ".damaged" not in p.as_posix()}
+    names = {p.relative_to(cell.directory).as_posix(): p for p in files}
+    return {name: _digest(p, cell) for name, p in names.items() if ".damaged-" not in name and ".replaced-" not in name}
 
 
 def _digest(path: Path, cell: Cell) -> str:

@@ -116,7 +116,8 @@ def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
     assert step == 0
     assert names(damaged, "step_00000008", "optimizer.safetensors")
     assert names(reduced, "3 older checkpoints", "train.keep_states")
-    assert (checkpoints / "step_00000006.damaged-0").is_dir()
+    assert (checkpoints / "step_00000006.replaced-0").is_dir()
+    assert (checkpoints / "step_00000008.damaged-0").is_dir()
     kept = {name: digest for name, digest in fingerprints(whole).items() if (cell.directory / name).exists()}
     assert fingerprints(cell) == kept
     assert {name for name in kept if "model" in name or "forensics" in name} == {

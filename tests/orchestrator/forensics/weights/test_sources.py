@@ -35,6 +35,7 @@ def test_checkpoints_are_in_the_order_of_their_numbers(put: Put, tmp_path: Path)
         put(f"checkpoint-{step}/model.safetensors")
     put("checkpoint-30/trainer_state.json")  # no weights
     put("checkpoint-7.damaged-1/model.safetensors")
+    put("checkpoint-8.replaced-0/model.safetensors")
     put(".checkpoint-8/model.safetensors")  # half written
     put("logs/events.bin.txt")
     put("checkpoint-99")  # a file
