@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.config import schema
-from orchestrator.config.compose import CONF
+from orchestrator.config.compose import CONF, compose
 
 PAGE = Path(__file__).with_name("keys.md")
 HEAD = """\
@@ -41,6 +43,7 @@ Each is a file of `conf/<group>/`. A directory of your own with the same layout 
 | --- | --- |
 """
 SCIENCE = re.compile(r"SCIENCE §\d+")
+Comments = dict[tuple[str, str], str]  # class and field → the comment beside the field
 TABLE = "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
 
 
@@ -52,14 +55,15 @@ def page() -> str:
     for field in dataclasses.fields(schema.Config):
         kind = _hints(schema.Config)[field.name]
         (groups if dataclasses.is_dataclass(kind) else top).append((field, kind))
-    parts.append(f"## The experiment\n\n{TABLE}" + "".join(_rows(schema.Config, "", top, comments)))
+    composed = _composed()
+    parts.append(f"## The experiment\n\n{TABLE}" + "".join(_rows(schema.Config, "", top, comments, composed)))
     for field, kind in groups:
-        parts.append(_group(field.name, kind, comments, docs))
+        parts.append(_group(field.name, kind, comments, docs, getattr(composed, field.name)))
     return "\n".join(parts)
 
 
-def _group(path: str, kind: type, comments: dict[tuple[str, str], str], docs: dict[str, str]) -> str:
-    """The keys of one group, and after them those of the groups in it."""
+def _group(path: str, kind: type, comments: Comments, docs: dict[str, str], composed: Any) -> str:
+    """The keys of one group, and after them those of the groups in it. `composed`: its values; None in a mapping."""
     own, nested = [], []
     for field in dataclasses.fields(kind):
         hint = _hints(kind)[field.name]
@@ -68,18 +72,22 @@ def _group(path: str, kind: type, comments: dict[tuple[str, str], str], docs: di
         if typing.get_origin(hint) is dict and dataclasses.is_dataclass(typing.get_args(hint)[1]):
             inner, name = typing.get_args(hint)[1], f"{name}.<name>"
         if dataclasses.is_dataclass(inner):
-            nested.append(_group(name, typing.cast(type, inner), comments, docs))
+            values = getattr(composed, field.name, None) if inner is hint else None
+            nested.append(_group(name, typing.cast(type, inner), comments, docs, values))
         else:
             own.append((field, hint))
     doc = SCIENCE.sub(r"[\g<0>](SCIENCE.md)", f"{docs[kind.__name__]}\n\n") if kind.__name__ in docs else ""
-    return "\n".join([f"## `{path}`\n\n{doc}{TABLE}" + "".join(_rows(kind, f"{path}.", own, comments)), *nested])
+    return "\n".join(
+        [f"## `{path}`\n\n{doc}{TABLE}" + "".join(_rows(kind, f"{path}.", own, comments, composed)), *nested]
+    )
 
 
-def _rows(kind: type, prefix: str, fields: list[Any], comments: dict[tuple[str, str], str]) -> Iterator[str]:
+def _rows(kind: type, prefix: str, fields: list[Any], comments: Comments, composed: Any) -> Iterator[str]:
     for field, hint in fields:
         comment = comments[kind.__name__, field.name].replace("<", "&lt;")
         meaning = SCIENCE.sub(r"[\g<0>](SCIENCE.md)", comment)
-        cells = (f"`{prefix}{field.name}`", _type(hint), f"`{_default(field)}`", meaning)
+        value = _default(field) if composed is None else getattr(composed, field.name)
+        cells = (f"`{prefix}{field.name}`", _type(hint), f"`{_as_yaml(value)}`", meaning)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
@@ -97,9 +105,18 @@ def _type(hint: Any) -> str:
     return "any" if hint is Any else str(hint.__name__)
 
 
-def _default(field: dataclasses.Field[Any]) -> str:
-    """The default as YAML would have it."""
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+def _composed() -> schema.Config:
+    """What runs where no override says otherwise: the schema's defaults under the choices of `conf/config.yaml`."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose([])
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+
+
+def _as_yaml(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
@@ -111,7 +128,7 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
-def _comments() -> dict[tuple[str, str], str]:
+def _comments() -> Comments:
     """Class and field → the comment beside the field, in `schema.py`."""
     source = inspect.getsource(schema)
     on_line = {

@@ -8,6 +8,7 @@ and studies that are done are not computed again. Pictures need Chromium.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import io
@@ -167,15 +168,18 @@ def browser(size: Any) -> Iterator[Page]:
         started.close()
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Make the named results, or all."""
-    os.chdir(Path(__file__).parents[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RESULTS))
+    names = parser.parse_args().names
     if unknown := set(names) - set(RESULTS):
-        sys.exit(f"{', '.join(sorted(unknown))} is no reference result: choose among {', '.join(RESULTS)}.")
+        parser.error(f"{', '.join(sorted(unknown))} is no reference result: choose among {', '.join(RESULTS)}.")
+    os.chdir(Path(__file__).parents[1])
     for name in names or RESULTS:
         print(f"== {name}", flush=True)
         RESULTS[name].make(name)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

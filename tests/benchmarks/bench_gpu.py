@@ -208,7 +208,8 @@ def main(arguments: Sequence[str] | None = None, more: Sequence[str] = ()) -> in
     parser.add_argument("--stacked", type=int, default=32, help="small cells on the card at once")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("bench_gpu needs a GPU, and torch sees none here: give --device cpu --model tiny to run it all the same.")
+        try_it = "python -m tests.benchmarks.bench_gpu --device cpu --model tiny"
+        print(f"bench_gpu needs a GPU, and torch sees none here: {try_it} runs it all the same.")
         return 2
     device = torch.device(options.device)
     print(torch.cuda.get_device_name() if device.type == "cuda" else "CPU", f"· torch {torch.__version__}", flush=True)
