@@ -98,11 +98,19 @@ class GaussianPolicy:
         It leaves out directions that hardly move the means. Because a curved map's Jacobian is valid only nearby, the
         step is halved while it moves the means much further than `move`.
         """
-        jacobian = torch.func.jacrev(self.mean)(self.theta, features)  # [units, θ]
+        jacobian = self._jacobian(features)
         step = torch.linalg.pinv(jacobian, rtol=self.cutoff) @ move
         while (self.mean(self.theta + step, features) - mean).norm() > 1.5 * move.norm():
             step = step / 2
         return step
+
+    def _jacobian(self, features: Tensor) -> Tensor:
+        """∂μ/∂θ, [units, θ]: the gradient of one unit's mean at a time, because it depends on no other's features."""
+
+        def mean(theta: Tensor, one: Tensor) -> Tensor:
+            return self.mean(theta, one[None])[0]
+
+        return torch.func.vmap(torch.func.grad(mean), in_dims=(None, 0))(self.theta, features)
 
     def state_dict(self) -> dict[str, Any]:
         """The parameters and the number of draws, JSON-able."""
