@@ -78,16 +78,28 @@ def job(directory: Path) -> str:
 
 
 @contextmanager
-def frozen(directory: Path) -> Iterator[None]:
-    """Stop the cell's process for the length of the block: it cannot end while a command starts, however slowly."""
+def frozen(directory: Path) -> Iterator[int]:
+    """Stop the cell's process, whose id it yields, for the length of the block: it cannot end while a command starts,
+    however slowly."""
     claim = lease.newest(directory / CELL)
     assert claim
     os.kill(claim.pid, signal.SIGSTOP)
     try:
-        yield
+        yield claim.pid
     finally:
         with suppress(ProcessLookupError):  # Slurm's own SIGCONT has let it end
             os.kill(claim.pid, signal.SIGCONT)
+
+
+def announced(pid: int, number: int) -> bool:
+    """True where the signal waits for the process, which is frozen, or where the process has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    pending = re.search(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    assert pending
+    return bool(int(pending[1], 16) >> (number - 1) & 1)
 
 
 def ends_as(whole: Path, directory: Path) -> None:
@@ -223,7 +235,10 @@ def test_a_node_that_dies_and_what_it_left_alive(cluster: Cluster, start: Start,
 
 
 def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str], tmp_path: Path) -> None:
-    """Two minutes, of which Slurm announces the end when fifty seconds are left: twice, long before the last step."""
+    """Two minutes, of which Slurm announces the end when fifty seconds are left: twice, long before the last step.
+
+    The cell is frozen while it waits for that, and so uses no core.
+    """
     directory = start(
         "launcher.timeout_hours=0.0333", "launcher.slurm.warning_seconds=50", "launcher.retries=100",
         "train.steps=100000", "forensics.every=100000", "train.checkpoint_every=100000",
@@ -241,7 +256,13 @@ def test_the_time_limit(cluster: Cluster, start: Start, long_cell: Sequence[str]
                 saved = False
         return found
 
-    wait_for(lambda: len(resumed()) >= 2 or states(directory)[-1] == "failed")  # an attempt may end before it trains
+    for _ in range(2):
+        begun, ends = step(directory), states(directory).count("preempted")
+        wait_for(lambda: step(directory) > begun)  # noqa: B023  an attempt may end before it trains
+        with frozen(directory) as pid:
+            wait_for(lambda: announced(pid, signal.SIGUSR2))
+        wait_for(lambda: states(directory).count("preempted") > ends)  # noqa: B023
+    wait_for(lambda: len(resumed()) >= 2 or states(directory)[-1] == "failed")
     first, second, *_ = resumed()
     assert 0 < first < second
     records = [record["step"] for record in metrics_log.read(directory / CELL / "metrics.jsonl")]
