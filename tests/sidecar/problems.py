@@ -67,35 +67,41 @@ class Bandit:
 
 
 class Descent:
-    """Noisy gradient descent on a loss of `layered` weights, with decay; subclasses give the two losses."""
+    """Noisy gradient descent on a loss of `layered` weights, with decay; subclasses give its gradient and the held-out
+    loss. Weights settle within a few intervals only at a large learning rate: it is the largest that the bound allows.
+    """
 
-    lr, weight_decay = 0.05, 0.1
+    lr, weight_decay, bounds = 0.1, 0.1, (0.01, 9.0)
     model: nn.Module
     noise = 0.0
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
+        self.parameters = list(self.model.parameters())
 
-    def train_loss(self) -> Tensor:
+    def weights(self) -> Tensor:
+        return torch.cat([w.flatten() for w in self.parameters])
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """The training loss's gradient at these weights, both flat."""
         raise NotImplementedError
 
     def heldout_loss(self, interval: int = 0) -> Tensor:
         raise NotImplementedError
 
+    @torch.no_grad()
     def update(self, sidecar: Sidecar) -> None:
-        self.optimizer.zero_grad()
-        self.train_loss().backward()
-        for parameter in self.model.parameters():
-            assert parameter.grad is not None
-            parameter.grad += self.noise * torch.randn(parameter.shape, dtype=torch.float64, generator=self.generator)
+        weights = self.weights()
+        noise = self.noise * torch.randn(len(weights), dtype=torch.float64, generator=self.generator)
+        steps = (self.lr * (self.gradient(weights) + noise)).split([w.numel() for w in self.parameters])
         with sidecar.applied(self.lr):
-            self.optimizer.step()
+            for parameter, step in zip(self.parameters, steps, strict=True):
+                parameter -= step
 
     def run(self, steps: int, each: Each = lambda step, sidecar: None, **settings: Any) -> Sidecar:
         sidecar = Sidecar(
             self.model, self.heldout_loss, lr=self.lr, weight_decay=self.weight_decay,
-            bounds={"decay": (0.01, 15.0)}, **settings,
+            bounds={"decay": self.bounds}, **settings,
         )  # fmt: skip
         for step in range(steps):
             sidecar.before_step(step)
@@ -112,7 +118,7 @@ class Quadratic(Descent):
 
     curvature = 0.5
     wanted = (0.9, 0.7, 0.5, 0.8)
-    noise = 0.05
+    noise = 0.035
 
     def __init__(self, seed: int) -> None:
         self.model = layered(*[16] * len(self.wanted))
@@ -125,8 +131,8 @@ class Quadratic(Descent):
     def error(self, log_multipliers: list[float]) -> float:
         return math.dist(log_multipliers, self.best) / 2
 
-    def train_loss(self) -> Tensor:
-        return torch.stack([0.5 * self.curvature * (w - 1).square().sum() for w in self.model.parameters()]).sum()
+    def gradient(self, weights: Tensor) -> Tensor:
+        return self.curvature * (weights - 1)
 
     def heldout_loss(self, interval: int = 0) -> Tensor:
         pairs = zip(self.model.parameters(), self.wanted, strict=True)
@@ -141,7 +147,7 @@ class Ridge(Descent):
 
     groups = (8, 8, 8, 8)
     signal = (1.0, 0.5, 0.2, 0.0)
-    noise = 0.02
+    noise = 0.014
 
     def __init__(self, seed: int, rows: int = 40, heldout_rows: int = 400) -> None:
         draw = torch.Generator().manual_seed(1000 + seed)
@@ -158,11 +164,8 @@ class Ridge(Descent):
         self.model = layered(*self.groups)
         super().__init__(seed)
 
-    def weights(self) -> Tensor:
-        return torch.cat([w.flatten() for w in self.model.parameters()])
-
-    def train_loss(self) -> Tensor:
-        return 0.5 * (self.x @ self.weights() - self.y).square().mean()
+    def gradient(self, weights: Tensor) -> Tensor:
+        return self.x.T @ (self.x @ weights - self.y) / len(self.x)
 
     def heldout_loss(self, interval: int = 0) -> Tensor:
         return 0.5 * (self.heldout_x @ self.weights() - self.heldout_y).square().mean()
@@ -181,7 +184,7 @@ class Ridge(Descent):
 
     @cached_property
     def best_loss(self) -> float:
-        bounds = [(math.log(0.01), math.log(15.0))] * len(self.groups)
+        bounds = [tuple(map(math.log, self.bounds))] * len(self.groups)
         return float(minimize(self.settled_loss, [0.0] * len(self.groups), bounds=bounds).fun)
 
     def error(self, log_multipliers: list[float]) -> float:
