@@ -174,11 +174,23 @@ def test_ranks_with_a_chunked_head_loss_train_what_one_does_without(cells: Calla
     assert_same_training(one, two)
 
 
-def test_ranks_with_compiled_layers_train_what_one_does_without(plain: Path, cells: Callable[..., Path]) -> None:
-    cell = cells("compiled", "train.compile=true")
-    done = together(cell)
+def test_compiled_layers_train_the_same_on_two_ranks_and_alone(cells: Callable[..., Path]) -> None:
+    """Two shapes; micro-batches of what each rank has, whose kernels are then compiled once for all."""
+    pressed = ("sidecar=all", "sidecar.interval=5", "sidecar.warmup=1", "width=ramp", "model.layers=2")
+    plain, one, two = (
+        cells(name, *pressed, *more)
+        for name, more in (
+            ("eager", ()),
+            ("compiled", ("train.compile=true", "train.micro_batch_size=2")),
+            ("compiled-ranks", ("train.compile=true",)),
+        )
+    )
+    alone(plain)
+    alone(one)
+    assert_same_training(plain, one)
+    done = together(two)
     assert done.returncode == 0, done.stderr
-    assert_same_training(plain, cell)
+    assert_same_training(plain, two)
 
 
 def test_the_launcher_starts_the_ranks(

@@ -44,22 +44,6 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     assert rows(cell) == rows(whole)
 
 
-@pytest.mark.slow
-def test_compiled_layers_train_the_same_sidecar_included(small: list[str], tmp_path: Path) -> None:
-    shared = [*small, "width=ramp", "sidecar=all", "sidecar.interval=4", "sidecar.warmup=1"]
-    both = []
-    for name, more in (("plain", []), ("compiled", ["train.compile=true"])):
-        cell = new_cell([*shared, *more, f"name={name}"], tmp_path)
-        assert complete(cell)
-        both.append(rows(cell))
-    for plain, compiled in zip(*both, strict=True):
-        assert compiled["digest"] == plain["digest"]
-        assert compiled["loss"] == pytest.approx(plain["loss"], abs=1e-4)
-        assert compiled.get("heldout", {}) == pytest.approx(plain.get("heldout", {}), abs=1e-4)
-        for channel, units in plain.get("sidecar", {}).get("values", {}).items():
-            assert compiled["sidecar"]["values"][channel] == pytest.approx(units, rel=1e-2)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
     whole: Cell, small: list[str], tmp_path: Path, number: int
