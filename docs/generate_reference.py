@@ -77,6 +77,7 @@ def figure(name: str, file: str) -> Keep:
         with browser(WHOLE) as page:
             page.goto((experiment / "comparison/report.html").resolve().as_uri())
             plot = page.locator(f'figure:has(.plot[data-figure="{name}"])')
+            page.add_style_tag(content="nav { display: none }")  # which stays on top of the page
             plot.scroll_into_view_if_needed()
             plot.locator(".plot[data-drawn]").wait_for()
             page.wait_for_timeout(1000)
