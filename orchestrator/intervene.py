@@ -1,30 +1,88 @@
-"""`python -m orchestrator.intervene SOURCE`: delete each layer, or one of its branches, and see the cost."""
+"""`python -m orchestrator.intervene SOURCE`: change one layer at a time, and see the cost."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from orchestrator.common import command
+from orchestrator.common.errors import UserError
+
+EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled as the
+layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
+zero_random, zero_as_loud (FFN positions); or all. docs/SCIENCE.md, section 9, defines them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for input that cannot be used."""
-    parser = command.parser("orchestrator.intervene", __doc__)
-    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
-    parser.add_argument("--json", type=command.output, metavar="FILE", help="write the whole result as JSON")
+    parser = command.parser("orchestrator.intervene", __doc__, EPILOG)
+    add = parser.add_argument
+    add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
+    add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
+    add("--blocks", type=_count, metavar="N", help="also delete N consecutive layers, from each layer on")
+    add(
+        "--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl, .parquet, or a pattern"
+    )
+    add("--documents", type=_count, default=64, metavar="N", help="most documents of each text (64)")
+    add("--length", type=_count, default=128, metavar="N", help="most tokens of a document of text (128)")
+    add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
+    add(
+        "--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row per layer and edit"
+    )
     return command.run(parser, _intervene, arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+    return int(text)
 
 
 def _intervene(options: argparse.Namespace) -> None:
     with command.importing():  # torch: seconds that --help need not wait for
-        from orchestrator.interventions.deletion import intervene, report
+        from orchestrator.forensics.render.export import write_csv
+        from orchestrator.forensics.weights.hub import local
+        from orchestrator.interventions import intervene as library
+        from orchestrator.interventions.edits import CORE, EDITS
+        from orchestrator.interventions.report import report, rows
 
-    result = intervene(options.source)
+    named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
+    chosen = library.Options(named, options.blocks, _texts(options.data), options.documents, options.length)
+    partial_path = None if options.json is None else options.json.with_name(options.json.name + ".partial")
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        task = bar.add_task("intervening", total=None)
+        progress = library.Progress(
+            announce=lambda sentence: bar.console.print(sentence, highlight=False),
+            begin=lambda total: bar.update(task, total=total),
+            advance=lambda count: bar.advance(task, count),
+        )
+        result = library.intervene(local(options.source), chosen, progress, partial_path)
     command.write_json(result, options.json)
+    if options.csv is not None:
+        write_csv(list(rows(result)), options.csv)
+    if partial_path is not None:
+        partial_path.unlink(missing_ok=True)
     command.console().print(report(result))
+
+
+def _texts(named: Sequence[str]) -> dict[str, object]:
+    """Domain → its text, from `name=files` or `files`. Raises `UserError` for two of one name."""
+    from orchestrator.config.schema import DomainConfig, Source
+
+    found: dict[str, object] = {}
+    for value in named:
+        name, separator, path = value.partition("=")
+        domain, files = (name, path) if separator else ("text", value)
+        if domain in found:
+            raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
+        found[domain] = DomainConfig(source=Source.files, path=files)
+    return found
 
 
 if __name__ == "__main__":

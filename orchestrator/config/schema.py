@@ -65,7 +65,7 @@ class DomainConfig:
 
     source: Source = Source.builtin  # where the text comes from
     weight: float = 1.0  # share of training tokens, relative to the other domains
-    path: str | None = None  # builtin: code|facts|math, default the domain's name · files: path, glob · hub: path
+    path: str | None = None  # builtin: code|prose|facts|math, default the domain's name · files: path, glob · hub: path
     name: str | None = None  # hub: configuration name
     split: str = "train"  # hub: split
     column: str = "text"  # jsonl, parquet, hub: the column that holds the text

@@ -1,4 +1,4 @@
-"""Three builtin domains, equal for every seed: `code`, `facts` and `math`."""
+"""Four builtin domains, equal for every seed: `code`, `prose`, `facts` and `math`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from pydoc_data.topics import topics
 
 PIECE = 512  # characters, at most, of a document of code: short, so that a small split holds many
 GENERATED = 2**16  # documents of a generated domain, 10 MB or more
@@ -49,6 +50,11 @@ def code() -> list[list[str]]:
         with path.open(encoding="utf-8", errors="replace") as file:
             files.append(list(pieces(file, PIECE)))
     return files
+
+
+def prose() -> list[list[str]]:
+    """English that comes with every Python: its language reference, each topic in pieces."""
+    return [list(pieces(topic.splitlines(keepends=True), PIECE)) for topic in topics.values()]
 
 
 def fact_table() -> list[str]:

@@ -58,9 +58,10 @@ def text_column(rows: datasets.Dataset, column: str, where: str) -> pa.ChunkedAr
 
 
 def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
-    """The groups of `code`, `facts` or `math`."""
+    """The groups of `code`, `prose`, `facts` or `math`."""
     known: dict[str, Callable[[], Iterator[Group]]] = {
         "code": lambda: iter(deal(builtin.code(), seen)),
+        "prose": lambda: iter(deal(builtin.prose(), seen)),
         "facts": lambda: stream(builtin.facts(), seen),
         "math": lambda: stream(builtin.math(), seen),
     }
@@ -74,10 +75,13 @@ def builtin_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes
 
 
 def builtin_identity(name: str, domain: DomainConfig) -> Any:
-    """The sizes of the standard library's files for `code`, which differs between versions of Python; else None."""
-    if (domain.path or name) != "code":
-        return None
-    return [(p.name, p.stat().st_size) for p in builtin.stdlib_files()]
+    """The sizes of the files or topics that differ between versions of Python; else None."""
+    of_python = {
+        "code": lambda: [(p.name, p.stat().st_size) for p in builtin.stdlib_files()],
+        "prose": lambda: [(topic, len(text)) for topic, text in builtin.topics.items()],
+    }
+    which = domain.path or name
+    return of_python[which]() if which in of_python else None
 
 
 # files

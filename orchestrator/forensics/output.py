@@ -16,7 +16,8 @@ from orchestrator.common.formatting import printable
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.change import added, changes
-from orchestrator.forensics.measures.runner import refuse_another_model, tokens_of
+from orchestrator.forensics.measures.encoding import tokens_of
+from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading, rows_with_experts
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
@@ -85,9 +86,7 @@ def read(
         path: Path, moments: Path | None = None, reference: Path | None = None, part: str | None = chosen
     ) -> Reading:
         progress(f"Reading {path}")
-        if texts:
-            refuse_another_model(path)
-        rows = {name: tokens_of(path if path.is_dir() else path.parent, text) for name, text in texts.items()}
+        rows = {name: tokens_of(place(path), text) for name, text in texts.items()}
         if not rows and moments is None and part is None and (made := _recorded(path)):
             return replace(made, source=str(path), key=None).by(scoring)
         on: dict[str, Any] = {"base": under, "delta": delta} if is_adapter(path) else {}

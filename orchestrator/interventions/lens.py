@@ -16,8 +16,8 @@ from models.transformer import Decoder, PreNormBlock, read_prefix
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import page, plain_table
 from orchestrator.data.tokenizer import Tokenizer
+from orchestrator.forensics.measures.encoding import own_tokenizer
 from orchestrator.forensics.measures.probe import relative_write
-from orchestrator.forensics.measures.runner import own_tokenizer
 from orchestrator.storage import checkpoint
 
 

@@ -100,7 +100,7 @@ def is_ours(directory: Path) -> bool:
     """True for one of our own checkpoints: others keep a `state.json` of their own, without a spec."""
     try:
         state = json.loads((directory / STATE).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RecursionError):  # ours, and broken: reading it says so
         return True

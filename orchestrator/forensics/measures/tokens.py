@@ -39,20 +39,19 @@ def unprobed(source: Path | Live) -> str | None:
 
 def probed(source: Path | Live, tokens: torch.Tensor) -> list[dict[str, Value]]:
     """The probe's measures of every layer."""
+    from orchestrator.forensics.measures.encoding import special_tokens
     from orchestrator.forensics.measures.probe import probe  # these imports take seconds
-    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy, special_tokens
+    from orchestrator.forensics.measures.runner import place, runnable, runnable_copy
 
     if isinstance(source, Live):
         return probe(runnable_copy(source.module, source.name), tokens)
-    refuse_another_model(source)
-    directory = source if source.is_dir() else source.parent
-    return probe(runnable(directory), tokens, special_tokens(directory))
+    return probe(runnable(place(source)), tokens, special_tokens(place(source)))
 
 
 def traced(source: Path | Live, model: CheckpointModel, tokens: torch.Tensor) -> list[dict[str, float]]:
     """Every layer's `gradient_alignment`, kind → cosine. Raises `UserError` for a model without a next-token loss."""
     from orchestrator.forensics.measures.gradients import gradient_alignment
-    from orchestrator.forensics.measures.runner import refuse_another_model, runnable, runnable_copy
+    from orchestrator.forensics.measures.runner import place, runnable, runnable_copy
 
     if model.head_name is None:
         raise UserError(
@@ -61,5 +60,4 @@ def traced(source: Path | Live, model: CheckpointModel, tokens: torch.Tensor) ->
         )
     if isinstance(source, Live):
         return gradient_alignment(model, runnable_copy(source.module, source.name, head=True), tokens)
-    refuse_another_model(source)
-    return gradient_alignment(model, runnable(source if source.is_dir() else source.parent, head=True), tokens)
+    return gradient_alignment(model, runnable(place(source), head=True), tokens)

@@ -21,8 +21,9 @@ from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.config import load, schema
 from orchestrator.config.schema import TokenizerKind
+from orchestrator.forensics.measures.encoding import special_tokens, tokens_of
 from orchestrator.forensics.measures.probe import probe
-from orchestrator.forensics.measures.runner import runnable, special_tokens, tokens_of, why_not
+from orchestrator.forensics.measures.runner import runnable, why_not
 from orchestrator.storage import checkpoint
 from tests.naming import names, naming
 from tests.orchestrator.forensics.payload import Payload

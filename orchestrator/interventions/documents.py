@@ -1,0 +1,98 @@
+"""Documents: the text on which interventions are judged, in a model's own tokens."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DomainConfig
+from orchestrator.data import prepare
+from orchestrator.data.sources import READERS
+from orchestrator.forensics.measures.encoding import Encoding
+from orchestrator.storage import checkpoint
+
+SPLIT = "validation"
+SHORTEST = 8  # tokens of a document
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text in tokens; its domain has a loss of its own."""
+
+    domain: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of about one length: `tokens` [B, T], padded on the right where `mask` [B, T] is False."""
+
+    documents: tuple[int, ...]  # their places in the list of all
+    tokens: Tensor
+    mask: Tensor
+
+
+def heldout(source: Path, count: int) -> list[Document]:
+    """At most `count` held-out rows per domain of one of our checkpoints: the first of its validation split.
+
+    Raises `UserError` where the data that it was trained on cannot be prepared again.
+    """
+    config = checkpoint.config_of(source)
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
+    corpus.check_digest(checkpoint.read_state(source)["data"], source)
+    rows = {domain: corpus.heldout(domain, SPLIT)[:count] for domain in corpus.domains}
+    return [Document(domain, tuple(row.tolist())) for domain, of in rows.items() for row in of]
+
+
+def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int) -> list[Document]:
+    """At most `count` documents of each domain, in the tokens of `source`, each cut after `length` tokens.
+
+    Framed as the model's tokenizer frames a text. Documents of fewer than 8 tokens are passed over. Raises `UserError`
+    for a source without a tokenizer, for text that cannot be read, and for a domain without a document.
+    """
+    encoding = Encoding(source)
+    found = []
+    for domain, of in texts.items():
+        documents = list(itertools.islice(_documents(domain, of, encoding, length), count))
+        if not documents:
+            raise UserError(f"{of.path or domain} holds no document of 8 tokens or more: give a longer text.")
+        found += documents
+    return found
+
+
+def _documents(domain: str, of: DomainConfig, encoding: Encoding, length: int) -> Iterator[Document]:
+    with tempfile.TemporaryDirectory() as scratch:
+        for group in READERS[of.source].documents(domain, of, Path(scratch), set()):
+            for text in group:
+                tokens = encoding.row(text, length)
+                if len(tokens) >= SHORTEST:
+                    yield Document(domain, tuple(tokens))
+
+
+def batches(documents: Sequence[Document], tokens: int) -> list[Batch]:
+    """All documents, the longest first, in batches of at most `tokens` places or of one document."""
+    order = sorted(range(len(documents)), key=lambda i: (-len(documents[i].tokens), i))
+    found = []
+    while order:
+        longest = len(documents[order[0]].tokens)
+        size = max(1, tokens // longest)
+        found.append(_batch(documents, order[:size], longest))
+        order = order[size:]
+    return found
+
+
+def _batch(documents: Sequence[Document], places: Sequence[int], longest: int) -> Batch:
+    rows = torch.zeros(len(places), longest, dtype=torch.int64)
+    mask = torch.zeros(len(places), longest, dtype=torch.bool)
+    for row, place in enumerate(places):
+        of = documents[place].tokens
+        rows[row, : len(of)] = torch.tensor(of)
+        mask[row, : len(of)] = True
+    return Batch(tuple(places), rows, mask)

@@ -1,0 +1,162 @@
+"""Edits: what an intervention does to one layer of a model, for as long as a block lasts (SCIENCE §9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.transformer import read_prefix, write_prefix
+from orchestrator.interventions.calibration import Calibration
+from orchestrator.interventions.passes import replaced
+from orchestrator.interventions.subject import Subject
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One way to change a layer.
+
+    `apply(subject, layer, calibration)` is in force inside its `with` block. `reach`: layers that it changes, from the
+    given one on. `has(subject, layer, calibration)` is False where the layer has nothing to change.
+    """
+
+    apply: Callable[[Subject, int, Calibration], AbstractContextManager[None]]
+    has: Callable[[Subject, int, Calibration], bool]
+    reach: int = 1
+
+
+def passing(stream: Tensor, *_: Any, **__: Any) -> Tensor:
+    """The forward of a layer that is not there."""
+    return stream
+
+
+def delete(subject: Subject, layer: int, _: Calibration, count: int = 1) -> AbstractContextManager[None]:
+    """Leave out `count` consecutive layers."""
+    return replaced(subject.layers[layer : layer + count], [passing] * count)
+
+
+def delete_compensated(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
+    """Leave the layer out, and scale the stream by the mean factor by which the layer lengthened it."""
+    factor, width = calibration.growth[layer], subject.width(layer)
+
+    def scaled(stream: Tensor, *_: Any, **__: Any) -> Tensor:
+        return write_prefix(stream, read_prefix(stream, width or stream.shape[-1]) * factor)
+
+    return replaced([subject.layers[layer]], [scaled])
+
+
+def write_mean(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
+    """Add the layer's mean write in place of what it would write."""
+    mean = calibration.writes[layer]
+    return replaced([subject.layers[layer]], [lambda stream, *_, **__: stream + mean])
+
+
+def repeat(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
+    """Run the layer twice."""
+    once = subject.layers[layer].forward
+    return replaced(
+        [subject.layers[layer]], [lambda stream, *args, **named: once(once(stream, *args, **named), *args, **named)]
+    )
+
+
+def swap(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
+    """Run the next layer first, each with its own mask and positions."""
+    first, second = subject.layers[layer : layer + 2]
+    run_first, run_second = first.forward, second.forward
+    held: list[Any] = []
+
+    def wait(stream: Tensor, *args: Any, **named: Any) -> Tensor:
+        held[:] = [args, named]
+        return stream
+
+    def both(stream: Tensor, *args: Any, **named: Any) -> Any:
+        own_args, own_named = held
+        return run_first(run_second(stream, *args, **named), *own_args, **own_named)
+
+    return replaced([first, second], [wait, both])
+
+
+@contextmanager
+def silenced(module: nn.Module) -> Iterator[None]:
+    """Inside the block the module's output is zero."""
+
+    def zero(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        first = output[0] if isinstance(output, tuple) else output
+        return (torch.zeros_like(first), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(first)
+
+    with ExitStack() as hooks:
+        hooks.callback(module.register_forward_hook(zero).remove)
+        yield
+
+
+def delete_attention(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
+    """Let attention write nothing."""
+    module = subject.branches[layer].attention
+    assert module is not None
+    return silenced(module)
+
+
+def delete_ffn(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
+    """Let the FFN write nothing."""
+    module = subject.branches[layer].ffn
+    assert module is not None
+    return silenced(module)
+
+
+@contextmanager
+def without_positions(down: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Inside the block these FFN positions are zero."""
+
+    def zero(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].index_fill(-1, positions.to(inputs[0].device), 0.0), *inputs[1:])
+
+    with ExitStack() as hooks:
+        hooks.callback(down.register_forward_pre_hook(zero).remove)
+        yield
+
+
+def zero_positions(which: str) -> Edit:
+    """Silence FFN positions of the layer: those of its calibration under this name."""
+
+    def apply(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
+        down = subject.branches[layer].down
+        assert down is not None
+        return without_positions(down, torch.as_tensor(calibration.positions[layer][which]))
+
+    def has(subject: Subject, layer: int, calibration: Calibration) -> bool:
+        of_layer = calibration.positions[layer]
+        return subject.branches[layer].down is not None and which in of_layer and len(of_layer[which]) > 0
+
+    return Edit(apply, has)
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+EDITS: dict[str, Edit] = {
+    "delete": Edit(delete, _always),
+    "delete_attention": Edit(delete_attention, lambda s, layer, _: s.branches[layer].attention is not None),
+    "delete_ffn": Edit(delete_ffn, lambda s, layer, _: s.branches[layer].ffn is not None),
+    "delete_compensated": Edit(delete_compensated, _always),
+    "write_mean": Edit(write_mean, _always),
+    "repeat": Edit(repeat, _always),
+    "swap": Edit(swap, lambda s, layer, _: layer + 1 < len(s.layers), reach=2),
+    "zero_saturated": zero_positions("saturated"),
+    "zero_random": zero_positions("random"),
+    "zero_as_loud": zero_positions("as_loud"),
+}
+CORE = ("delete", "delete_attention", "delete_ffn")
+
+
+def block(count: int) -> Edit:
+    """Leave out `count` consecutive layers (the unit of the pruning literature)."""
+    return Edit(
+        lambda subject, layer, calibration: delete(subject, layer, calibration, count),
+        lambda subject, layer, _: layer + count <= len(subject.layers),
+        reach=count,
+    )

@@ -1,0 +1,183 @@
+"""Interventions on every layer of a checkpoint, and what each costs."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.common.errors import UserError, nearest
+from orchestrator.common.formatting import counted
+from orchestrator.config.schema import DomainConfig
+from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.architecture.description import is_ours
+from orchestrator.forensics.measures.runner import place
+from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
+from orchestrator.interventions.damage import Damage, Results, Trial, measure
+from orchestrator.interventions.documents import Batch, Document, batches, from_text, heldout
+from orchestrator.interventions.edits import CORE, EDITS, Edit, block
+from orchestrator.interventions.intervals import mean_and_interval
+from orchestrator.interventions.partial import PartialResults
+from orchestrator.interventions.passes import Pass
+from orchestrator.interventions.subject import Subject, load
+
+SCHEMA = 2
+AT_ONCE = 512  # tokens in a batch
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is done, and on which text.
+
+    `blocks`: also delete so many consecutive layers. `texts`: domain → its text; without any, the held-out rows of our
+    own checkpoints, and the built-in `code` and `prose` for others. `documents`: most per domain. `length`: most tokens
+    of one.
+    """
+
+    edits: tuple[str, ...] = CORE
+    blocks: int | None = None
+    texts: Mapping[str, DomainConfig] = field(default_factory=dict)
+    documents: int = 64
+    length: int = 128
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Called as the work goes on."""
+
+    announce: Callable[[str], None] = lambda _: None  # a sentence
+    begin: Callable[[int], None] = lambda _: None  # the number of trials of all batches
+    advance: Callable[[int], None] = lambda _: None  # trials of a batch just done
+
+
+BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
+
+
+def intervene(source: Path, options: Options, progress: Progress, partial: Path | None = None) -> dict[str, Any]:
+    """The damage of every edit to every layer, as plain JSON values.
+
+    `partial`: a file of the results so far, from which a run that was interrupted goes on. Raises `UserError` for a
+    source or a text that cannot be used.
+    """
+    path = place(whole(source))
+    edits = _edits(options)
+    torch.set_grad_enabled(False)
+    documents = _documents(path, options)
+    subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    reading = analyze(path)
+    groups = batches(documents, AT_ONCE)
+    calibration, seconds = _calibration(subject, path, groups)
+    trials = [
+        Trial(name, layer)
+        for layer in range(len(subject.layers))
+        for name, edit in edits.items()
+        if edit.has(subject, layer, calibration)
+    ]
+    progress.announce(_cost(subject, documents, trials, seconds))
+    progress.begin(len(trials) * len(groups))
+    done: Results = {} if partial is None else PartialResults(partial, _identity(path, documents, trials))
+    damage = measure(subject, groups, edits, trials, calibration, done, progress.advance)
+    return _result(path, reading, subject, edits, documents, damage)
+
+
+def _edits(options: Options) -> dict[str, Edit]:
+    for name in options.edits:
+        if name not in EDITS:
+            raise UserError(f"There is no edit '{name}'{nearest(name, EDITS)}: choose among {', '.join(EDITS)}.")
+    edits = {name: EDITS[name] for name in options.edits}
+    return edits if options.blocks is None else edits | {f"delete_{options.blocks}": block(options.blocks)}
+
+
+def _documents(path: Path, options: Options) -> list[Document]:
+    if is_ours(path) and not options.texts:
+        return heldout(path, options.documents)
+    return from_text(path, options.texts or BUILTIN, options.documents, options.length)
+
+
+def _calibration(subject: Subject, path: Path, groups: Sequence[Batch]) -> tuple[Calibration, float]:
+    """The calibration, and the seconds that the intact passes took."""
+    start = time.perf_counter()
+    found = calibrate((Pass(subject, group.tokens, group.mask) for group in groups), ffn_positions(path))
+    return found, time.perf_counter() - start
+
+
+def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Trial], seconds: float) -> str:
+    """The sentence that says how long it will take: a trial runs the layers from its own on, and the head."""
+    depth = len(subject.layers)
+    share = sum(1 - trial.layer / depth for trial in trials)
+    tokens = sum(len(document.tokens) for document in documents)
+    return (
+        f"{counted(len(trials), 'trial')} on {counted(len(documents), 'document')} of {tokens:,} tokens: "
+        f"about {max(1, math.ceil(share * seconds / 60))} min."
+    )
+
+
+def _identity(path: Path, documents: Sequence[Document], trials: Sequence[Trial]) -> dict[str, Any]:
+    """All that the results depend on: files of the model by size and time, text and trials."""
+    files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    text = hashlib.sha256(repr([(of.domain, of.tokens) for of in documents]).encode()).hexdigest()
+    return {
+        "schema": SCHEMA,
+        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "text": text,
+        "trials": [[trial.name, trial.layer] for trial in trials],
+    }
+
+
+def _result(
+    path: Path,
+    reading: Reading,
+    subject: Subject,
+    edits: Mapping[str, Edit],
+    documents: Sequence[Document],
+    damage: Damage,
+) -> dict[str, Any]:
+    domains = {
+        name: np.array([of.domain == name for of in documents]) for name in dict.fromkeys(d.domain for d in documents)
+    }
+    of_layers: list[dict[str, Any]] = [{name: {} for name in edits} for _ in subject.layers]
+    for domain, where in domains.items():
+        tokens = damage.tokens[where]
+        rises = mean_and_interval(damage.rise[:, where], tokens)
+        divergences = damage.divergence[:, where].sum(1) / tokens.sum()
+        for trial, (mean, low, high), divergence in zip(damage.trials, rises, divergences, strict=True):
+            of_layers[trial.layer][trial.name][domain] = {
+                "mean": float(mean), "low": _known(low), "high": _known(high), "kl": _known(divergence),
+            }  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "definitions": reading.definitions,
+        "source": str(path),
+        "family": reading.family,
+        "step": reading.step,
+        "unit": "nats/token" if subject.is_causal else "1 − cosine",
+        "edits": list(edits),
+        "documents": {domain: int(where.sum()) for domain, where in domains.items()},
+        "tokens": {domain: int(damage.tokens[where].sum()) for domain, where in domains.items()},
+        "intact": {
+            domain: float(damage.intact[where].sum() / damage.tokens[where].sum()) if subject.is_causal else None
+            for domain, where in domains.items()
+        },
+        "layers": [
+            {
+                "layer": layer.layer,
+                "role": layer.role,
+                "margin": layer.margin,
+                "damage": {name: of or None for name, of in edits_of_layer.items()},  # None: nothing to change
+            }
+            for layer, edits_of_layer in zip(reading.layers, of_layers, strict=True)
+        ],
+    }
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

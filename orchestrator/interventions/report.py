@@ -1,0 +1,96 @@
+"""The page of an intervention in the terminal, and its rows for a CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from orchestrator.common.formatting import Column, FittedTable, dash, page
+from orchestrator.forensics.roles.palette import colour
+
+HEADINGS = {
+    "delete": "−layer",
+    "delete_attention": "−attention",
+    "delete_ffn": "−FFN",
+    "delete_compensated": "−layer ×",
+    "write_mean": "mean write",
+    "repeat": "twice",
+    "swap": "⇄ next",
+    "zero_saturated": "−saturated",
+    "zero_random": "−random",
+    "zero_as_loud": "−as loud",
+}
+MEANINGS = {
+    "delete_compensated": "deleted, the stream lengthened as the layer did",
+    "write_mean": "the layer's mean write in its place",
+    "twice": "the layer run twice",
+    "swap": "run after the next layer",
+    "zero_saturated": "its saturated FFN positions zero",
+    "zero_random": "as many others",
+    "zero_as_loud": "as many others that write as much",
+}
+
+
+def heading(edit: str) -> str:
+    """The head of an edit's column: `−layer`; of so many consecutive layers `−3 layers`."""
+    return HEADINGS.get(edit) or f"−{edit.removeprefix('delete_')} layers"
+
+
+def report(result: Mapping[str, Any]) -> Group:
+    """A line per layer and domain; a rise whose interval holds 0 is dim."""
+    domains = list(result["documents"])
+    lines = [(layer, domain) for layer in result["layers"] for domain in domains]
+    columns = [
+        Column("", lambda line: str(line[0]["layer"]) if line[1] == domains[0] else "", 100),
+        Column("role", lambda line: _role(line[0]["role"]) if line[1] == domains[0] else "", 99, right=False),
+        *([Column("domain", lambda line: Text(line[1]), 98, right=False)] if len(domains) > 1 else []),
+        *(
+            Column(heading(edit), partial(_cell, edit), 90 - place, meaning=MEANINGS.get(edit, ""))
+            for place, edit in enumerate(result["edits"])
+        ),
+    ]
+    return page(_title(result), FittedTable(lines, columns), Text(_legend(result), "dim"))
+
+
+def _role(role: str) -> Text:
+    return dash() if role == "none" else Text(role, colour(role))
+
+
+def _cell(edit: str, line: tuple[Mapping[str, Any], str]) -> Text:
+    layer, domain = line
+    if (of_edit := layer["damage"][edit]) is None:
+        return dash()
+    rise = of_edit[domain]
+    if rise["low"] is None:
+        return Text(f"{rise['mean']:+.3f}")
+    is_sure = rise["low"] > 0 or rise["high"] < 0
+    return Text(f"{rise['mean']:+.3f} ({rise['low']:.2f}…{rise['high']:.2f})", "" if is_sure else "dim")
+
+
+def _title(result: Mapping[str, Any]) -> Text:
+    title = Text(result["source"], "bold", overflow="fold")
+    step = "" if result["step"] is None else f" · step {result['step']:,}"
+    title.append(f"\n{result['family']}{step} · {len(result['layers'])} layers", "not bold dim")
+    held = ", ".join(
+        f"{count} of {domain}" + (f" at {loss:.3f}" if (loss := result["intact"][domain]) is not None else "")
+        for domain, count in result["documents"].items()
+    )
+    title.append(f"\nDocuments: {held}{' nats/token' if result['unit'] == 'nats/token' else ''}", "not bold")
+    return title
+
+
+def _legend(result: Mapping[str, Any]) -> str:
+    what = "Rise of the loss" if result["unit"] == "nats/token" else "1 − cosine of the embedding with the intact one"
+    return f"{what} where the layer is changed so, with its 95 % interval over documents; dim where that holds 0."
+
+
+def rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A row per layer, edit and domain."""
+    for layer in result["layers"]:
+        for edit, of_edit in layer["damage"].items():
+            for domain, rise in (of_edit or {}).items():
+                yield {"layer": layer["layer"], "role": layer["role"], "edit": edit, "domain": domain, **rise}

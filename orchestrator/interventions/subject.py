@@ -1,0 +1,151 @@
+"""The subject of interventions: a model in memory, with the modules in which each layer writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.transformer import Decoder
+from orchestrator.common.errors import UserError
+from orchestrator.forensics.architecture.description import is_ours
+from orchestrator.forensics.architecture.families import find
+from orchestrator.forensics.architecture.layout import Family
+from orchestrator.forensics.measures.probe import blocks, sizes
+from orchestrator.forensics.measures.runner import configuration, runnable
+from orchestrator.storage import checkpoint
+
+WITH_HEAD = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that predict the next token
+FFN_NAMES = re.compile(r"mlp|ffn|feed_forward|moe|experts")  # of a layer's direct children, where no `down` is known
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The modules of one layer whose outputs are added to the residual stream; None for a branch it lacks."""
+
+    attention: nn.Module | None
+    ffn: nn.Module | None
+    down: nn.Module | None  # reads the FFN's positions [..., f]; None where experts take their place
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in evaluation mode and fp32, whose layers can be replaced.
+
+    `layers` hold one block each: it takes the residual stream [B, T, D] first and returns it. Causal models have
+    logits; encoders have none, and their last hidden states are compared.
+    """
+
+    name: str
+    model: nn.Module
+    layers: nn.ModuleList
+    branches: Sequence[Branches]
+    is_causal: bool
+    context: int  # most tokens of a row
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.model.parameters()).device
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return sizes(self.model)[0]
+
+    def width(self, layer: int) -> int | None:
+        """Coordinates of the stream that the layer reads and writes; None for all."""
+        width = getattr(self.layers[layer], "width", None)
+        return width if isinstance(width, int) else None
+
+    def run(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Logits [B, T, V] of a causal model, last hidden states [B, T, D] of an encoder.
+
+        `tokens` [B, T] may be padded on the right, where `mask` [B, T] is False: positions of a causal model do not see
+        later ones, so that only an encoder needs the mask.
+        """
+        if isinstance(self.model, Decoder):
+            return self.model(tokens)
+        model: Any = self.model
+        if self.is_causal:
+            return model(input_ids=tokens, use_cache=False).logits
+        return model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
+
+
+def load(source: Path, device: torch.device | None = None) -> Subject:
+    """The model of a checkpoint: ours, a directory that `save_pretrained` wrote, or a GGUF file.
+
+    Raises `UserError` for what cannot be run, and for a model that does not fit into memory.
+    """
+    if is_ours(source):
+        config = checkpoint.config_of(source)
+        decoder = checkpoint.load_decoder(source)
+        return of_module(str(source), decoder.to(device), config.train.seq_len, device)
+    described = configuration(source)
+    model = runnable(source, head=is_causal(described))
+    context = getattr(described.get_text_config(), "max_position_embeddings", None) or 2**20
+    return of_module(str(source), model, context, device)
+
+
+def of_module(name: str, model: nn.Module, context: int, device: torch.device | None = None) -> Subject:
+    """The subject that a module is. Raises `UserError` where it holds no list of its layers."""
+    model = model.to(device).eval()
+    _, depth = sizes(model)
+    layers = blocks(model, depth)
+    if isinstance(model, Decoder):
+        found, causal = find(f"norm={model.spec.norm}", {}), True
+    else:
+        config: Any = model.config
+        text = config.get_text_config()
+        found, causal = find(text.model_type, text.to_dict(), model.state_dict()), is_causal(config)
+    family = None if found is None else found[1]
+    return Subject(name, model, layers, [_branches(layer, family) for layer in layers], causal, context)
+
+
+def is_causal(config: Any) -> bool:
+    """True for a configuration of transformers whose model predicts the next token.
+
+    Its `architectures` say so; where it has none, the family does: an encoder has no head that reads the stream.
+    """
+    if declared := getattr(config, "architectures", None):
+        return any(name.endswith(WITH_HEAD) for name in declared)
+    text = config.get_text_config()
+    found = find(text.model_type, text.to_dict())
+    return found is None or bool(found[1].head)
+
+
+def _branches(layer: nn.Module, family: Family | None) -> Branches:
+    """The branches of a layer: by its family's names, else by those of its direct children."""
+    attention, down = (None if family is None else _writer(layer, family, kind) for kind in ("o", "down"))
+    children = dict(layer.named_children())
+    if attention is None:
+        attention = next((child for name, child in children.items() if "att" in name), None)
+    ffn = down
+    if ffn is None:
+        ffn = next((child for name, child in children.items() if FFN_NAMES.search(name)), None)
+    return Branches(attention, ffn, down)
+
+
+def _writer(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
+    """The module of a layer that holds the matrix of this kind; None where it has none."""
+    if kind not in family.kinds:
+        return None
+    name = family.part(kind).tensor.removesuffix(".weight")
+    try:
+        return layer.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def fits_memory(parameters: int, free: int) -> None:
+    """Raise `UserError` where fp32 weights of `parameters` entries exceed `free` bytes."""
+    if 4 * parameters > free:
+        raise UserError(
+            f"The model's {parameters / 1e9:.1f}G parameters take {4 * parameters / 2**30:.0f} GiB in fp32, and "
+            f"{free / 2**30:.0f} GiB of memory are free: use a machine or a device with more."
+        )
