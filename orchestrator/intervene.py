@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -13,8 +14,11 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
-EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled as the
-layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
+if TYPE_CHECKING:
+    from orchestrator.config.schema import DomainConfig
+
+EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
+as the layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
 zero_random, zero_as_loud (FFN positions); or all. docs/SCIENCE.md, section 9, defines them."""
 
 
@@ -25,15 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
     add("--blocks", type=_count, metavar="N", help="also delete N consecutive layers, from each layer on")
-    add(
-        "--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl, .parquet, or a pattern"
-    )
+    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--documents", type=_count, default=64, metavar="N", help="most documents of each text (64)")
     add("--length", type=_count, default=128, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
-    add(
-        "--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row per layer and edit"
-    )
+    add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
     return command.run(parser, _intervene, arguments)
 
 
@@ -71,11 +71,11 @@ def _intervene(options: argparse.Namespace) -> None:
     command.console().print(report(result))
 
 
-def _texts(named: Sequence[str]) -> dict[str, object]:
+def _texts(named: Sequence[str]) -> dict[str, DomainConfig]:
     """Domain → its text, from `name=files` or `files`. Raises `UserError` for two of one name."""
     from orchestrator.config.schema import DomainConfig, Source
 
-    found: dict[str, object] = {}
+    found: dict[str, DomainConfig] = {}
     for value in named:
         name, separator, path = value.partition("=")
         domain, files = (name, path) if separator else ("text", value)

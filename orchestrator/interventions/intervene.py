@@ -141,9 +141,8 @@ def _result(
     documents: Sequence[Document],
     damage: Damage,
 ) -> dict[str, Any]:
-    domains = {
-        name: np.array([of.domain == name for of in documents]) for name in dict.fromkeys(d.domain for d in documents)
-    }
+    names = np.array([of.domain for of in documents])
+    domains = {name: names == name for name in dict.fromkeys(names.tolist())}
     of_layers: list[dict[str, Any]] = [{name: {} for name in edits} for _ in subject.layers]
     for domain, where in domains.items():
         tokens = damage.tokens[where]

@@ -24,10 +24,11 @@ HEADINGS = {
     "zero_random": "−random",
     "zero_as_loud": "−as loud",
 }
+FEW = 3  # edits whose intervals are shown
 MEANINGS = {
     "delete_compensated": "deleted, the stream lengthened as the layer did",
     "write_mean": "the layer's mean write in its place",
-    "twice": "the layer run twice",
+    "repeat": "the layer run twice",
     "swap": "run after the next layer",
     "zero_saturated": "its saturated FFN positions zero",
     "zero_random": "as many others",
@@ -49,7 +50,12 @@ def report(result: Mapping[str, Any]) -> Group:
         Column("role", lambda line: _role(line[0]["role"]) if line[1] == domains[0] else "", 99, right=False),
         *([Column("domain", lambda line: Text(line[1]), 98, right=False)] if len(domains) > 1 else []),
         *(
-            Column(heading(edit), partial(_cell, edit), 90 - place, meaning=MEANINGS.get(edit, ""))
+            Column(
+                heading(edit),
+                partial(_cell, edit, len(result["edits"]) <= FEW),
+                90 - place,
+                meaning=MEANINGS.get(edit, ""),
+            )
             for place, edit in enumerate(result["edits"])
         ),
     ]
@@ -60,15 +66,16 @@ def _role(role: str) -> Text:
     return dash() if role == "none" else Text(role, colour(role))
 
 
-def _cell(edit: str, line: tuple[Mapping[str, Any], str]) -> Text:
+def _cell(edit: str, with_interval: bool, line: tuple[Mapping[str, Any], str]) -> Text:
     layer, domain = line
     if (of_edit := layer["damage"][edit]) is None:
         return dash()
     rise = of_edit[domain]
-    if rise["low"] is None:
-        return Text(f"{rise['mean']:+.3f}")
-    is_sure = rise["low"] > 0 or rise["high"] < 0
-    return Text(f"{rise['mean']:+.3f} ({rise['low']:.2f}…{rise['high']:.2f})", "" if is_sure else "dim")
+    mean, low, high = rise["mean"], rise["low"], rise["high"]
+    if low is None:
+        return Text(f"{mean:+.3f}")
+    interval = f" ({low:.2f}…{high:.2f})" if with_interval else ""
+    return Text(f"{mean:+.3f}{interval}", "" if low > 0 or high < 0 else "dim")
 
 
 def _title(result: Mapping[str, Any]) -> Text:
@@ -85,7 +92,8 @@ def _title(result: Mapping[str, Any]) -> Text:
 
 def _legend(result: Mapping[str, Any]) -> str:
     what = "Rise of the loss" if result["unit"] == "nats/token" else "1 − cosine of the embedding with the intact one"
-    return f"{what} where the layer is changed so, with its 95 % interval over documents; dim where that holds 0."
+    interval = "" if len(result["edits"]) > FEW else ", with its 95 % interval over documents"
+    return f"{what} where the layer is changed so{interval}; dim where the interval holds 0."
 
 
 def rows(result: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
