@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--blocks", type=_count, metavar="N", help="also delete N consecutive layers, from each layer on")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--documents", type=_count, default=64, metavar="N", help="most documents of each text (64)")
-    add("--length", type=_count, default=128, metavar="N", help="most tokens of a document of text (128)")
+    add("--length", type=_count, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
     add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
     return command.run(parser, _intervene, arguments)

@@ -118,3 +118,9 @@ def cpu_name() -> str | None:
 def usable_cores() -> int:
     """The CPU cores that this process may use, as far as the operating system says."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes that a new allocation may take before the machine swaps, as Linux estimates it."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024 * int(lines["MemAvailable"].split()[0])

@@ -42,7 +42,8 @@ class FittedTable:
             columns.remove(min(columns, key=lambda column: column.keep))
         yield table
         meanings = [f"{column.name}: {column.meaning}" for column in columns if column.meaning]
-        yield Text("\n" + " · ".join(meanings), "dim")
+        if meanings:
+            yield Text("\n" + " · ".join(meanings), "dim")
 
     def _table(self, columns: Sequence[Column]) -> Table:
         table = Table(box=None, padding=(0, 1), pad_edge=False, show_footer=len(self.layers) > LONG)

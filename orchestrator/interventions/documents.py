@@ -19,6 +19,7 @@ from orchestrator.forensics.measures.encoding import Encoding
 from orchestrator.storage import checkpoint
 
 SPLIT = "validation"
+LENGTH = 128  # tokens that a document is cut after
 SHORTEST = 8  # tokens of a document
 
 
@@ -51,13 +52,17 @@ def heldout(source: Path, count: int) -> list[Document]:
     return [Document(domain, tuple(row.tolist())) for domain, of in rows.items() for row in of]
 
 
-def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int) -> list[Document]:
-    """At most `count` documents of each domain, in the tokens of `source`, each cut after `length` tokens.
+def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int | None) -> list[Document]:
+    """At most `count` documents of each domain, in the tokens of `source`, each cut after `length` tokens (128).
 
     Framed as the model's tokenizer frames a text. Documents of fewer than 8 tokens are passed over. Raises `UserError`
-    for a source without a tokenizer, for text that cannot be read, and for a domain without a document.
+    for a source without a tokenizer or with a shorter context, for text that cannot be read, and for a domain without
+    a document.
     """
     encoding = Encoding(source)
+    length = min(LENGTH, encoding.context) if length is None else length
+    if length > encoding.context:
+        raise UserError(f"--length {length} is more than the {encoding.context} tokens that {source} reads: lower it.")
     found = []
     for domain, of in texts.items():
         documents = list(itertools.islice(_documents(domain, of, encoding, length), count))

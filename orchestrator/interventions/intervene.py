@@ -40,14 +40,14 @@ class Options:
 
     `blocks`: also delete so many consecutive layers. `texts`: domain → its text; without any, the held-out rows of our
     own checkpoints, and the built-in `code` and `prose` for others. `documents`: most per domain. `length`: most tokens
-    of one.
+    of one (128, or the context where that is shorter).
     """
 
     edits: tuple[str, ...] = CORE
     blocks: int | None = None
     texts: Mapping[str, DomainConfig] = field(default_factory=dict)
     documents: int = 64
-    length: int = 128
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def intervene(source: Path, options: Options, progress: Progress, partial: Path 
     torch.set_grad_enabled(False)
     documents = _documents(path, options)
     subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if (options.blocks or 0) > len(subject.layers):
+        raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
     reading = analyze(path)
     groups = batches(documents, AT_ONCE)
     calibration, seconds = _calibration(subject, path, groups)

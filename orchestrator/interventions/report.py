@@ -74,7 +74,7 @@ def _cell(edit: str, with_interval: bool, line: tuple[Mapping[str, Any], str]) -
     mean, low, high = rise["mean"], rise["low"], rise["high"]
     if low is None:
         return Text(f"{mean:+.3f}")
-    interval = f" ({low:.2f}…{high:.2f})" if with_interval else ""
+    interval = f" ({low:.3f}…{high:.3f})" if with_interval else ""
     return Text(f"{mean:+.3f}{interval}", "" if low > 0 or high < 0 else "dim")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from models.transformer import Decoder
+from orchestrator.common.environment import free_memory
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import size
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.architecture.families import find
 from orchestrator.forensics.architecture.layout import Family
 from orchestrator.forensics.measures.probe import blocks, sizes
 from orchestrator.forensics.measures.runner import configuration, runnable
+from orchestrator.forensics.weights.tensors import open_tensors
 from orchestrator.storage import checkpoint
 
 WITH_HEAD = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that predict the next token
@@ -87,6 +91,7 @@ def load(source: Path, device: torch.device | None = None) -> Subject:
         decoder = checkpoint.load_decoder(source)
         return of_module(str(source), decoder.to(device), config.train.seq_len, device)
     described = configuration(source)
+    _refuse_too_large(source, free_memory())
     model = runnable(source, head=is_causal(described))
     context = getattr(described.get_text_config(), "max_position_embeddings", None) or 2**20
     return of_module(str(source), model, context, device)
@@ -142,10 +147,11 @@ def _writer(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
         return None
 
 
-def fits_memory(parameters: int, free: int) -> None:
-    """Raise `UserError` where fp32 weights of `parameters` entries exceed `free` bytes."""
-    if 4 * parameters > free:
+def _refuse_too_large(source: Path, free: int) -> None:
+    """Raise `UserError` where the weights in fp32 are larger than `free` bytes."""
+    tensors = open_tensors(source)
+    needed = 4 * sum(prod(tensors.shape(name)) for name in tensors.names)
+    if needed > free:
         raise UserError(
-            f"The model's {parameters / 1e9:.1f}G parameters take {4 * parameters / 2**30:.0f} GiB in fp32, and "
-            f"{free / 2**30:.0f} GiB of memory are free: use a machine or a device with more."
+            f"{source} takes {size(needed)} in fp32, and {size(free)} of memory are free: use a machine with more."
         )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,8 @@ def _unpacked(path: Path, config: Any, head: bool) -> nn.Module:
 
     with loading(f"{path} cannot be run", "give the directory of the model that it was converted from"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
-        tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
+        with redirect_stderr(io.StringIO()):  # a progress bar that nothing else switches off
+            tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=model)["tensors"]
         report = model.load_state_dict(tensors, strict=False)
         model.tie_weights()
     tied = {} if not config.get_text_config().tie_word_embeddings else set(model._tied_weights_keys or ())

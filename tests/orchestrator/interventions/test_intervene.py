@@ -1,0 +1,159 @@
+"""The command, from a source and a text to the table and its files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from torch.nn import functional as F
+
+from orchestrator.config import load
+from orchestrator.data import prepare
+from orchestrator.intervene import main
+from orchestrator.interventions import damage
+from orchestrator.interventions.edits import CORE, EDITS
+from tests.naming import names
+from tests.orchestrator.interventions.conftest import decoder_of
+from tests.orchestrator.interventions.models import LAYERS, SIZES
+
+
+def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    assert main([str(cell), "--documents", "5", "--json", str(out), "--csv", str(tmp_path / "out.csv")]) == 0
+    result = json.loads(out.read_text())
+    assert (result["step"], result["unit"], result["edits"]) == (7, "nats/token", list(CORE))
+    assert result["documents"] == {"words": 5, "numbers": 5}
+    corpus = prepare(load.from_file(cell / "config.yaml").data, 264, 16)
+    decoder = decoder_of(7)
+    for domain in ("words", "numbers"):
+        rows = corpus.heldout(domain, "validation")[:5]
+        with torch.no_grad():
+            intact = decoder.loss(rows).item()
+            decoder.model.layers[1].mlp.down_proj.weight.zero_()  # type: ignore[union-attr,operator]
+            rise = decoder.loss(rows).item() - intact
+        decoder = decoder_of(7)
+        assert result["intact"][domain] == pytest.approx(intact, abs=1e-5)
+        found = result["layers"][1]["damage"]["delete_ffn"][domain]
+        assert found["mean"] == pytest.approx(rise, abs=1e-5)
+        assert found["low"] <= found["mean"] <= found["high"]
+    with (tmp_path / "out.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == LAYERS * len(CORE) * 2
+    assert float(lines[0]["mean"]) == result["layers"][0]["damage"]["delete"]["words"]["mean"]
+    printed = capsys.readouterr()
+    assert len(re.findall(r"[+-]\d\.\d{3} \(", printed.out)) == LAYERS * len(CORE) * 2
+    assert names(printed.err, f"{LAYERS * len(CORE)} trials", "10 documents")
+
+
+def test_a_named_checkpoint_is_taken_instead_of_the_newest(cell: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    newest = cell / "checkpoints/step_00000000"
+    assert main([str(newest), "--documents", "2", "--edits", "delete", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["step"] == 0
+
+
+def test_a_llama_with_its_own_text_and_every_edit(llama: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    arguments = [str(llama), "--data", f"mine={text}", "--edits", "all", "--blocks", "2"]
+    assert main([*arguments, "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["edits"] == [*EDITS, "delete_2"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(llama).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(llama)
+    documents = [tokenizer(json.loads(line)["text"])["input_ids"] for line in text.read_text().split("\n")]
+    documents = list({tuple(document) for document in documents if len(document) >= 8})
+    losses = []
+    for skipped in ([], [1, 2]):
+        model.model.layers = torch.nn.ModuleList(
+            layer for index, layer in enumerate(model.model.layers) if index not in skipped
+        )
+        model.config.num_hidden_layers = len(model.model.layers)
+        total = tokens = 0.0
+        for document in documents:
+            row = torch.tensor([document])
+            with torch.no_grad():
+                total += F.cross_entropy(model(row, use_cache=False).logits[0, :-1], row[0, 1:], reduction="sum").item()
+            tokens += len(document) - 1
+        losses.append(total / tokens)
+    assert result["documents"] == {"mine": len(documents)}
+    assert result["layers"][1]["damage"]["delete_2"]["mine"]["mean"] == pytest.approx(losses[1] - losses[0], abs=1e-5)
+    assert result["layers"][LAYERS - 1]["damage"]["delete_2"] is None
+    assert result["layers"][LAYERS - 1]["damage"]["swap"] is None
+    assert not out.with_name("out.json.partial").exists()
+
+
+def test_an_encoder(tmp_path: Path, text: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    bert = tmp_path / "bert"
+    transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False).save_pretrained(bert)
+    for file in llama.glob("tokenizer*"):
+        file.rename(bert / file.name)
+    assert main([str(bert), "--data", str(text), "--json", str(tmp_path / "o.json")]) == 0
+    result = json.loads((tmp_path / "o.json").read_text())
+    assert (result["unit"], result["intact"]) == ("1 − cosine", {"text": None})
+    assert all(0 < layer["damage"]["delete"]["text"]["mean"] < 2 for layer in result["layers"])
+    assert "cosine" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_goes_on_and_ends_the_same(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.interventions.intervene.AT_ONCE", 20)
+    arguments = [str(llama), "--data", str(text), "--json"]
+    assert main([*arguments, str(tmp_path / "whole.json")]) == 0
+    of_batch, computed = damage._of_batch, []
+
+    def interrupted(*given: object) -> object:
+        computed.append(1)
+        if len(computed) == 3:
+            raise KeyboardInterrupt
+        return of_batch(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(damage, "_of_batch", interrupted)
+    out = tmp_path / "out.json"
+    assert main([*arguments, str(out)]) == 130
+    before = out.with_name("out.json.partial").read_text().count("\n") - 1
+    assert before == 2
+    assert main([*arguments, str(out)]) == 0
+    whole = (tmp_path / "whole.json").read_text()
+    assert out.read_text() == whole
+    batches = json.loads(whole)["documents"]["text"]
+    assert len(computed) < 3 + batches  # the first two were not computed again
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    cell: Path, llama: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    (empty / "checkpoints").mkdir(parents=True)
+    (tmp_path / "folder").mkdir()
+    cases: list[tuple[list[object], list[object]]] = [
+        ([tmp_path / "nowhere"], [tmp_path / "nowhere", "exist"]),
+        ([empty], [empty, "0 damaged"]),
+        ([tmp_path / "folder"], [tmp_path / "folder"]),
+        ([cell, "--json", tmp_path / "no/out.json"], [tmp_path / "no/out.json", tmp_path / "no"]),
+        ([llama, "--edits", "delet"], ["delet", "delete"]),
+        ([llama, "--data", tmp_path / "nothing.txt"], [tmp_path / "nothing.txt", "exist"]),
+        ([llama, "--data", text, "--data", text], [text, "text"]),
+        ([llama, "--data", text, "--length", "41"], ["41", "40"]),
+        ([llama, "--data", text, "--blocks", LAYERS + 1], ["--blocks", LAYERS + 1, LAYERS]),
+    ]
+    for arguments, named in cases:
+        assert main([str(argument) for argument in arguments]) == 2, arguments
+        printed = capsys.readouterr()
+        assert names(printed.err, *named), printed.err
+        assert printed.err.count("\n") == 1
+        assert not printed.out
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.interventions.subject.free_memory", lambda: 1000)
+    assert main([str(llama), "--data", str(text)]) == 2
+    assert names(capsys.readouterr().err, llama, "40.6 kB", "1.0 kB")

@@ -1,0 +1,42 @@
+"""Results of an unfinished run, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.interventions.partial import PartialResults
+
+VALUES = np.array([[1.5, np.nan], [1e-300, -2.0]])
+
+
+def test_results_are_read_back_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    kept = PartialResults(path, {"a": 1})
+    kept[3] = VALUES
+    kept[0] = VALUES[:1]
+    again = PartialResults(path, {"a": 1})
+    assert sorted(again) == [0, 3]
+    assert np.array_equal(again[3], VALUES, equal_nan=True)
+
+
+def test_a_line_that_was_cut_short_is_left_out_and_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    kept = PartialResults(path, {})
+    kept[0] = VALUES
+    kept[1] = VALUES
+    whole = path.read_bytes()
+    for cut in range(whole.index(b"\n") + 1, len(whole)):
+        path.write_bytes(whole[:cut])
+        again = PartialResults(path, {})
+        assert set(again) <= {0}
+        again[1] = VALUES
+        assert 1 in PartialResults(path, {})
+
+
+def test_results_of_another_run_are_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    PartialResults(path, {"text": "a"})[0] = VALUES
+    assert not PartialResults(path, {"text": "b"})
+    assert not PartialResults(path, {"text": "a"})  # begun anew
