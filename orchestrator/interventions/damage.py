@@ -13,11 +13,14 @@ from torch.nn import functional as F
 from orchestrator.interventions.calibration import Calibration
 from orchestrator.interventions.documents import Batch
 from orchestrator.interventions.edits import Edit
-from orchestrator.interventions.passes import Pass
+from orchestrator.interventions.passes import Output, Pass
 from orchestrator.interventions.subject import Subject
 
 Results = MutableMapping[int, np.ndarray]  # place of a batch → what `_of_batch` gives
 
+# The rise of the loss (an encoder's 1 − cos), KL(intact ‖ edited), absolute and squared rises, and ‖edited‖/‖intact‖ of
+# the stream after the last layer.
+EFFECTS = ("rise", "divergence", "absolute", "squared", "lengthening")
 CHUNK = 128  # positions whose probabilities are in memory at once
 
 
@@ -33,16 +36,14 @@ class Trial:
 class Damage:
     """Per trial and document, sums over the predicted tokens; for an encoder one value a document.
 
-    `intact` [documents]: the intact model's losses in nats (0 for an encoder). `rise` [trials, documents]: the rise of
-    the loss; for an encoder 1 − cos of its embedding with the intact one. `divergence` [trials, documents]:
-    KL(intact ‖ edited) in nats; NaN for an encoder. `tokens` [documents]: predicted tokens; 1 for an encoder.
+    `intact` [documents]: the intact model's losses in nats (0 for an encoder). `tokens` [documents]: predicted tokens;
+    1 for an encoder. `effects`: name of `EFFECTS` → [trials, documents].
     """
 
     trials: tuple[Trial, ...]
     intact: np.ndarray
-    rise: np.ndarray
-    divergence: np.ndarray
     tokens: np.ndarray
+    effects: Mapping[str, np.ndarray]
 
 
 def measure(
@@ -60,16 +61,15 @@ def measure(
     that have just been done.
     """
     count = 1 + max(place for batch in batches for place in batch.documents)
-    table = np.zeros((2 + 2 * len(trials), count))
+    table = np.zeros((2 + len(EFFECTS) * len(trials), count))
     for place, batch in enumerate(batches):
         if place in done:
             advance(len(trials))
         else:
             done[place] = _of_batch(subject, batch, edits, trials, calibration, advance)
         table[:, batch.documents] = done[place]
-    intact, tokens, *rest = table
-    rise, divergence = np.split(np.array(rest), 2)
-    return Damage(tuple(trials), intact, rise, divergence, tokens)
+    effects = dict(zip(EFFECTS, np.split(table[2:], len(EFFECTS)), strict=True))
+    return Damage(tuple(trials), table[0], table[1], effects)
 
 
 def _of_batch(
@@ -80,17 +80,14 @@ def _of_batch(
     calibration: Calibration,
     advance: Callable[[int], None],
 ) -> np.ndarray:
-    """[2 + 2·trials, documents]: intact losses, tokens, then the rises and the divergences of every trial."""
+    """[2 + effects·trials, documents]: intact losses, tokens, then every effect of every trial."""
     one = Pass(subject, batch.tokens, batch.mask)
     compare = (Predictions if subject.is_causal else Embeddings)(one)
-    rises, divergences = [], []
+    found: list[Sequence[np.ndarray]] = []  # of each trial, its effects [documents]
     for trial in trials:
-        edited = one.edited(trial.layer, edits[trial.name].apply(subject, trial.layer, calibration))
-        rise, divergence = compare(edited)
-        rises.append(rise)
-        divergences.append(divergence)
+        found.append(compare(one.edited(trial.layer, edits[trial.name].apply(subject, trial.layer, calibration))))
         advance(1)
-    return np.array([compare.intact, compare.tokens, *rises, *divergences])
+    return np.array([compare.intact, compare.tokens, *(effect for of in zip(*found, strict=True) for effect in of)])
 
 
 class Predictions:
@@ -99,26 +96,32 @@ class Predictions:
     def __init__(self, one: Pass) -> None:
         self._seen = one.mask[:, 1:]  # positions whose next token is in the document
         self._targets = one.tokens[:, 1:][self._seen]
-        self._intact = _log_probabilities(one.output[:, :-1][self._seen])  # [predicted tokens, V]
+        self._intact = _log_probabilities(one.output.result[:, :-1][self._seen])  # [predicted tokens, V]
         self._losses = self._loss(self._intact)
+        self._length = self._lengths(one.output)
         self._of = torch.arange(len(one.mask), device=one.mask.device).unsqueeze(1).expand_as(self._seen)[self._seen]
         self._documents = len(one.mask)
         self.intact = self._sums(self._losses)
         self.tokens = self._sums(torch.ones_like(self._losses))
 
-    def __call__(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of the rise of the loss and of KL(intact ‖ edited), per document."""
-        edited = _log_probabilities(logits[:, :-1][self._seen])
+    def __call__(self, output: Output) -> tuple[np.ndarray, ...]:
+        """`EFFECTS`, per document."""
+        edited = _log_probabilities(output.result[:, :-1][self._seen])
         divergence = torch.cat(
             [
                 (before.exp() * (before - after)).sum(-1, dtype=torch.float64)
                 for before, after in zip(self._intact.split(CHUNK), edited.split(CHUNK), strict=True)
             ]
         )
-        return self._sums(self._loss(edited) - self._losses), self._sums(divergence)
+        rise = self._loss(edited) - self._losses
+        lengthening = self._lengths(output) / self._length
+        return tuple(map(self._sums, (rise, divergence, rise.abs(), rise.square(), lengthening)))
 
     def _loss(self, log_probabilities: Tensor) -> Tensor:
         return -log_probabilities.gather(1, self._targets.unsqueeze(1)).squeeze(1).double()
+
+    def _lengths(self, output: Output) -> Tensor:
+        return output.stream[:, :-1][self._seen].double().norm(dim=-1)
 
     def _sums(self, values: Tensor) -> np.ndarray:
         return values.new_zeros(self._documents).index_add_(0, self._of, values).cpu().numpy()
@@ -132,15 +135,19 @@ class Embeddings:
     """Compares an encoder's embeddings, the means of the last hidden states, with the intact ones."""
 
     def __init__(self, one: Pass) -> None:
-        self._mask = one.mask.unsqueeze(-1)
-        self._intact = self._pooled(one.output)
+        self._mask = one.mask
+        self._intact = self._pooled(one.output.result)
+        self._length = one.output.stream.double().norm(dim=-1)
         self.intact = np.zeros(len(one.mask))
         self.tokens = np.ones(len(one.mask))
 
-    def __call__(self, hidden: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """1 − cos, and NaN, per document."""
-        distance = 1 - F.cosine_similarity(self._pooled(hidden), self._intact)
-        return distance.cpu().numpy(), np.full(len(distance), np.nan)
+    def __call__(self, output: Output) -> tuple[np.ndarray, ...]:
+        """`EFFECTS`, per document: 1 − cos in place of the rise, and NaN for what only predictions have."""
+        distance = 1 - F.cosine_similarity(self._pooled(output.result), self._intact)
+        absent = torch.full_like(distance, torch.nan)
+        lengthening = self._pooled((output.stream.double().norm(dim=-1) / self._length).unsqueeze(-1)).squeeze(-1)
+        return tuple(of.cpu().numpy() for of in (distance, absent, absent, absent, lengthening))
 
     def _pooled(self, hidden: Tensor) -> Tensor:
-        return (hidden * self._mask).double().sum(1) / self._mask.sum(1)
+        mask = self._mask.unsqueeze(-1)
+        return hidden.double().where(mask, 0).sum(1) / mask.sum(1)

@@ -148,11 +148,16 @@ def _result(
     of_layers: list[dict[str, Any]] = [{name: {} for name in edits} for _ in subject.layers]
     for domain, where in domains.items():
         tokens = damage.tokens[where]
-        rises = mean_and_interval(damage.rise[:, where], tokens)
-        divergences = damage.divergence[:, where].sum(1) / tokens.sum()
-        for trial, (mean, low, high), divergence in zip(damage.trials, rises, divergences, strict=True):
+        rises = mean_and_interval(damage.effects["rise"][:, where], tokens)
+        totals = {name: of[:, where].sum(1) for name, of in damage.effects.items()}
+        with np.errstate(divide="ignore", invalid="ignore"):  # an edit that changes nothing
+            breadth = totals["absolute"] ** 2 / totals["squared"] / tokens.sum()
+        for row, (trial, (mean, low, high)) in enumerate(zip(damage.trials, rises, strict=True)):
             of_layers[trial.layer][trial.name][domain] = {
-                "mean": float(mean), "low": _known(low), "high": _known(high), "kl": _known(divergence),
+                "mean": float(mean), "low": _known(low), "high": _known(high),
+                "kl": _known(totals["divergence"][row] / tokens.sum()),
+                "breadth": _known(breadth[row]),
+                "lengthening": _known(totals["lengthening"][row] / tokens.sum()),
             }  # fmt: skip
     return {
         "schema": SCHEMA,

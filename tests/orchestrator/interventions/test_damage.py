@@ -14,6 +14,7 @@ from orchestrator.interventions.damage import Damage, Results, Trial, measure
 from orchestrator.interventions.documents import Document, batches
 from orchestrator.interventions.edits import EDITS
 from orchestrator.interventions.passes import Pass
+from orchestrator.interventions.subject import Subject
 from tests.orchestrator.interventions.models import LAYERS, rebuilt, subject_of
 
 LENGTHS = (5, 11, 2, 8, 8, 3)
@@ -43,15 +44,32 @@ def test_sums_are_those_of_each_document_alone(family: str, at_once: int) -> Non
         mask = torch.ones_like(row, dtype=torch.bool)
         with torch.no_grad():
             before = whole.run(row, mask)[0, :-1]
+            last = _last_stream(whole, row)
             intact = F.cross_entropy(before, row[0, 1:], reduction="sum").item()
             assert found.tokens[place] == len(document.tokens) - 1
             assert found.intact[place] == pytest.approx(intact, abs=1e-5)
             for trial, subject in enumerate(changed):
                 after = subject.run(row, mask)[0, :-1]
                 rise = F.cross_entropy(after, row[0, 1:], reduction="sum").item() - intact
+                rises = F.cross_entropy(after, row[0, 1:], reduction="none") - F.cross_entropy(
+                    before, row[0, 1:], reduction="none"
+                )
+                assert found.effects["absolute"][trial, place] == pytest.approx(rises.abs().sum().item(), abs=1e-5)
+                assert found.effects["squared"][trial, place] == pytest.approx((rises**2).sum().item(), abs=1e-5)
+                ratios = _last_stream(subject, row).norm(dim=1) / last.norm(dim=1)
+                assert found.effects["lengthening"][trial, place] == pytest.approx(ratios[:-1].sum().item(), abs=1e-5)
                 divergence = F.kl_div(after.log_softmax(-1), before.softmax(-1), reduction="sum").item()
-                assert found.rise[trial, place] == pytest.approx(rise, abs=1e-5)
-                assert found.divergence[trial, place] == pytest.approx(divergence, abs=1e-5)
+                assert found.effects["rise"][trial, place] == pytest.approx(rise, abs=1e-5)
+                assert found.effects["divergence"][trial, place] == pytest.approx(divergence, abs=1e-5)
+
+
+def _last_stream(subject: Subject, row: torch.Tensor) -> torch.Tensor:
+    """The stream after the last layer [T, D], by a hook of the test's own."""
+    seen: list[torch.Tensor] = []
+    hook = subject.layers[-1].register_forward_hook(lambda _, __, output: seen.append(output[0]))
+    subject.run(row, torch.ones_like(row, dtype=torch.bool))
+    hook.remove()
+    return seen[0]
 
 
 def test_an_encoder_is_judged_by_its_embedding() -> None:
@@ -63,10 +81,10 @@ def test_an_encoder_is_judged_by_its_embedding() -> None:
         with torch.no_grad():
             embeddings = [subject.run(row, mask)[0].mean(0) for subject in (whole, cut)]
         distance = 1 - torch.dot(*embeddings) / (embeddings[0].norm() * embeddings[1].norm())
-        assert found.rise[0, place] == pytest.approx(distance.item(), abs=1e-6)
+        assert found.effects["rise"][0, place] == pytest.approx(distance.item(), abs=1e-6)
     assert (found.tokens == 1).all()
     assert (found.intact == 0).all()
-    assert np.isnan(found.divergence).all()
+    assert np.isnan(found.effects["divergence"]).all()
 
 
 def test_batches_that_are_done_are_not_computed_again() -> None:
@@ -82,8 +100,8 @@ def test_batches_that_are_done_are_not_computed_again() -> None:
     assert advanced.count(1) == len(TRIALS)
     of_second = list(groups[1].documents)
     others = [place for place in range(len(DOCUMENTS)) if place not in of_second]
-    assert np.array_equal(again.rise[:, of_second], whole.rise[:, of_second])
-    assert np.array_equal(again.rise[:, others], whole.rise[:, others] + 1)
+    assert np.array_equal(again.effects["rise"][:, of_second], whole.effects["rise"][:, of_second])
+    assert np.array_equal(again.effects["rise"][:, others], whole.effects["rise"][:, others] + 1)
 
 
 @pytest.mark.parametrize("at_once", [1, 9, 16, 100])

@@ -35,8 +35,8 @@ def calibration(subject: Subject) -> Calibration:
 def edited(subject: Subject, edit: str, layer: int = LAYER) -> Tensor:
     chosen = EDITS.get(edit) or block(int(edit.removeprefix("delete_")))
     one = Pass(subject, TOKENS, MASK)
-    output = one.edited(layer, chosen.apply(subject, layer, calibration(subject)))
-    assert not torch.allclose(output, one.output, atol=1e-3)  # it does something
+    output = one.edited(layer, chosen.apply(subject, layer, calibration(subject))).result
+    assert not torch.allclose(output, one.output.result, atol=1e-3)  # it does something
     return output
 
 
@@ -143,7 +143,9 @@ def test_padding_on_the_right_changes_no_position_before_it(family: str) -> None
     alone = Pass(subject, TOKENS[:1, :6], MASK[:1, :6])
     beside = Pass(subject, padded, mask)
     for edit in (EDITS["delete"], EDITS["swap"]):
-        outputs = [one.edited(LAYER, edit.apply(subject, LAYER, calibration(subject))) for one in (alone, beside)]
+        outputs = [
+            one.edited(LAYER, edit.apply(subject, LAYER, calibration(subject))).result for one in (alone, beside)
+        ]
         torch.testing.assert_close(outputs[0][0], outputs[1][0, :6], rtol=0, atol=1e-9)
 
 
