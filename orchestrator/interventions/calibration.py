@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.transformer import read_prefix
 from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.live import Live
 from orchestrator.forensics.architecture.model import CheckpointModel
@@ -18,36 +20,57 @@ from orchestrator.forensics.measures.statistics import co_magnitude, robust_thre
 from orchestrator.interventions.passes import Pass
 
 SEED = 0  # of the random positions
+RATIOS = ("growth", "relative_write", "block_influence")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Per layer: its mean write [D], the mean ‖x_{l+1}‖/‖x_l‖ over positions, and named sets of FFN positions."""
+    """What edits need of each layer, and what the layer does to the text; means over positions.
+
+    `writes`: x_{l+1} − x_l [D]. `growth`: ‖x_{l+1}‖/‖x_l‖ over the layer's own coordinates. `relative_write` and
+    `block_influence`: ‖x_{l+1} − x_l‖/‖x_l‖ and 1 − cos(x_l, x_{l+1}). `positions`: named sets of FFN positions.
+    """
 
     writes: list[Tensor]
     growth: list[float]
+    relative_write: list[float]
+    block_influence: list[float]
     positions: list[Mapping[str, np.ndarray]]
 
 
 def calibrate(passes: Iterable[Pass], positions: list[Mapping[str, np.ndarray]]) -> Calibration:
-    """The calibration by intact passes over the text, each position with the same weight; padding has none."""
-    count = 0
-    writes: list[Tensor] = []
-    growth: list[float] = []
+    """The calibration by intact passes over the text, each position with the same weight; padding has none.
+
+    Ratios leave out the positions whose stream is zero before the layer, such as an unused token's.
+    """
+    totals: list[dict[str, Any]] = [defaultdict(float) for _ in positions]
     for one in passes:
         for layer, (before, after) in enumerate(one.streams()):  # each [positions, D]
-            width = one.subject.width(layer) or before.shape[-1]
-            write = (after - before).double().sum(0)
-            ratio = read_prefix(after, width).double().norm(dim=-1) / read_prefix(before, width).double().norm(dim=-1)
-            lengthened = float(ratio[ratio.isfinite()].sum())
-            if count == 0:
-                writes.append(write)
-                growth.append(lengthened)
-            else:
-                writes[layer] += write
-                growth[layer] += lengthened
-        count += one.positions
-    return Calibration([(total / count).float() for total in writes], [total / count for total in growth], positions)
+            for name, of in _sums(before.double(), after.double(), one.subject.width(layer)).items():
+                totals[layer][name] += of
+    return Calibration(
+        writes=[(of["write"] / of["positions"]).float() for of in totals],
+        **{
+            name: [of[name] / of["nonzero"] for of in totals]
+            for name in ("growth", "relative_write", "block_influence")
+        },
+        positions=positions,
+    )
+
+
+def _sums(before: Tensor, after: Tensor, width: int | None) -> dict[str, Any]:
+    """Sums over positions, and how many there are with a stream to compare with."""
+    width = width or before.shape[-1]
+    some = before[:, :width].any(dim=-1)
+    x, y = before[some], after[some]
+    return {
+        "write": (after - before).sum(0),
+        "positions": len(before),
+        "nonzero": len(x),
+        "growth": float((y[:, :width].norm(dim=-1) / x[:, :width].norm(dim=-1)).sum()),
+        "relative_write": float(((y - x).norm(dim=-1) / x.norm(dim=-1)).sum()),
+        "block_influence": float((1 - F.cosine_similarity(x, y, dim=-1)).sum()),
+    }
 
 
 def ffn_positions(source: Path | Live) -> list[Mapping[str, np.ndarray]]:

@@ -88,7 +88,7 @@ def intervene(source: Path, options: Options, progress: Progress, partial: Path 
     progress.begin(len(trials) * len(groups))
     done: Results = {} if partial is None else PartialResults(partial, _identity(path, documents, trials))
     damage = measure(subject, groups, edits, trials, calibration, done, progress.advance)
-    return _result(path, reading, subject, edits, documents, damage)
+    return _result(path, reading, subject, edits, documents, calibration, damage)
 
 
 def _edits(options: Options) -> dict[str, Edit]:
@@ -141,6 +141,7 @@ def _result(
     subject: Subject,
     edits: Mapping[str, Edit],
     documents: Sequence[Document],
+    calibration: Calibration,
     damage: Damage,
 ) -> dict[str, Any]:
     names = np.array([of.domain for of in documents])
@@ -178,6 +179,8 @@ def _result(
                 "layer": layer.layer,
                 "role": layer.role,
                 "margin": layer.margin,
+                "relative_write": _known(calibration.relative_write[layer.layer]),
+                "block_influence": _known(calibration.block_influence[layer.layer]),
                 "damage": {name: of or None for name, of in edits_of_layer.items()},  # None: nothing to change
             }
             for layer, edits_of_layer in zip(reading.layers, of_layers, strict=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,7 @@ DRAW = np.random.default_rng(0)
 DOCUMENTS = [Document("text", tuple(DRAW.integers(0, 41, length).tolist())) for length in LENGTHS]
 TRIALS = [Trial("delete", 1), Trial("repeat", 2)]
 ORDERS = ([0, 2, 3], [0, 1, 2, 2, 3])
-NONE = Calibration([], [], [{}] * LAYERS)
+NONE = Calibration([], [], [], [], [{}] * LAYERS)
 
 
 def damage_of(family: str, at_once: int, done: Results | None = None) -> tuple[Damage, list[int]]:
@@ -51,9 +49,8 @@ def test_sums_are_those_of_each_document_alone(family: str, at_once: int) -> Non
             for trial, subject in enumerate(changed):
                 after = subject.run(row, mask)[0, :-1]
                 rise = F.cross_entropy(after, row[0, 1:], reduction="sum").item() - intact
-                rises = F.cross_entropy(after, row[0, 1:], reduction="none") - F.cross_entropy(
-                    before, row[0, 1:], reduction="none"
-                )
+                each = [F.cross_entropy(of, row[0, 1:], reduction="none") for of in (before, after)]
+                rises = each[1] - each[0]
                 assert found.effects["absolute"][trial, place] == pytest.approx(rises.abs().sum().item(), abs=1e-5)
                 assert found.effects["squared"][trial, place] == pytest.approx((rises**2).sum().item(), abs=1e-5)
                 ratios = _last_stream(subject, row).norm(dim=1) / last.norm(dim=1)
@@ -119,21 +116,20 @@ def test_batches_hold_every_document_once_and_whole(at_once: int) -> None:
 def test_calibration_weighs_positions_alike_and_padding_not() -> None:
     subject = subject_of("ours, pre")
     facts = calibrate([Pass(subject, of.tokens, of.mask) for of in batches(DOCUMENTS, 16)], [{}] * LAYERS)
-    writes: list[list[torch.Tensor]] = [[] for _ in range(LAYERS)]
-    ratios: list[list[float]] = [[] for _ in range(LAYERS)]
+    each: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in range(LAYERS)]
     for document in DOCUMENTS:
         row = torch.tensor([document.tokens])
         one = Pass(subject, row, torch.ones_like(row, dtype=torch.bool))
         for layer, (before, after) in enumerate(one.streams()):
-            width = subject.width(layer)
-            writes[layer] += list(after - before)
-            ratios[layer] += (after[:, :width].norm(dim=1) / before[:, :width].norm(dim=1)).tolist()
-    for layer in range(LAYERS):
-        torch.testing.assert_close(
-            facts.writes[layer].double(), torch.stack(writes[layer]).mean(0), rtol=1e-6, atol=1e-6
-        )
-        assert facts.growth[layer] == pytest.approx(_mean(ratios[layer]))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+            each[layer] += zip(before, after, strict=True)
+    for layer, pairs in enumerate(each):
+        width = subject.width(layer)
+        mean = torch.stack([y - x for x, y in pairs]).mean(0)
+        torch.testing.assert_close(facts.writes[layer].double(), mean, rtol=1e-6, atol=1e-6)
+        expected = {
+            "growth": [y[:width].norm() / x[:width].norm() for x, y in pairs],
+            "relative_write": [(y - x).norm() / x.norm() for x, y in pairs],
+            "block_influence": [1 - x @ y / x.norm() / y.norm() for x, y in pairs],
+        }
+        for name, values in expected.items():
+            assert getattr(facts, name)[layer] == pytest.approx(torch.stack(values).mean().item())
