@@ -18,13 +18,13 @@ from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.change import added, changes
 from orchestrator.forensics.measures.encoding import tokens_of
 from orchestrator.forensics.measures.runner import place
-from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading, rows_with_experts
+from orchestrator.forensics.reading import Reading, rows_with_experts
+from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.hub import local
 from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
-from orchestrator.storage import checkpoint, steps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def read(
     ) -> Reading:
         progress(f"Reading {path}")
         rows = {name: tokens_of(place(path), text) for name, text in texts.items()}
-        if not rows and moments is None and part is None and (made := _recorded(path)):
+        if not rows and moments is None and part is None and (made := recorded(path)):
             return replace(made, source=str(path), key=None).by(scoring)
         on: dict[str, Any] = {"base": under, "delta": delta} if is_adapter(path) else {}
         return analyze(
@@ -165,20 +165,6 @@ def _read_all(
     for entry, reason in refused:
         print(printable(f"{entry} is left out: {reason}"), file=sys.stderr)
     return readings
-
-
-def _recorded(path: Path) -> Reading | None:
-    """The reading that a cell made of a checkpoint that has been reduced to its weights since; else None.
-
-    Only that has the measures of the optimizer's state. None too where it is gone or of other definitions.
-    """
-    try:
-        if not checkpoint.is_reduced(path):
-            return None
-        found = read_reading(steps.reading_of(path.resolve().parents[1], checkpoint.step_of(path)))
-        return found if found.key == Key(checkpoint.key(path), DEFINITIONS) else None
-    except (OSError, ValueError, UserError, IndexError):  # not one of ours, or without a reading
-        return None
 
 
 def _text(option: str, probe: str) -> str:

@@ -20,6 +20,7 @@ from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
@@ -75,7 +76,7 @@ def intervene(source: Path, options: Options, progress: Progress, partial: Path 
     subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
-    reading = analyze(path)
+    reading = recorded(path) or analyze(path)
     groups = batches(documents, AT_ONCE)
     calibration, seconds = _calibration(subject, path, groups)
     trials = [

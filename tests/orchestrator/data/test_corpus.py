@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import re
 from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -120,14 +121,16 @@ def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
     assert len(set().union(*found)) > 490  # all but what overran a split
 
 
-def test_no_file_of_code_is_in_two_splits_and_each_split_holds_many(tmp_path: Path) -> None:
+@pytest.mark.parametrize("domain", ["code", "prose"])
+def test_no_file_or_topic_of_python_is_in_two_splits_and_each_split_holds_many(domain: str, tmp_path: Path) -> None:
     """At the sizes of the default."""
-    config = builtin(tmp_path, domains={"code": DomainConfig()}, train_tokens=16384, heldout_tokens=4096)
+    config = builtin(tmp_path, domains={domain: DomainConfig()}, train_tokens=16384, heldout_tokens=4096)
     corpus = prepare(config, 257, 128)
-    sources = {path: path.read_text(errors="replace") for path in builtin_text.stdlib_files()}
-    homes = []
+    files = {str(path): path.read_text(errors="replace") for path in builtin_text.stdlib_files()}
+    sources = files if domain == "code" else topics
+    homes: list[set[str]] = []
     for split in SPLITS:
-        table = corpus._rows("code", split, slice(None))
+        table = corpus._rows(domain, split, slice(None))
         stream = bytes(i if i < 256 else 0 for i in [table[0, 0], *table[:, 1:].ravel()])
         documents = [document.decode() for document in stream.split(b"\0")[:-1]]
         found = [{path for path, text in sources.items() if document in text} for document in documents]

@@ -15,6 +15,7 @@ from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import place
+from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.intervene import Options, Progress, intervene
 from tests.real.packages import shipped
@@ -77,7 +78,7 @@ def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
 
 def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dict[str, Any]:
     path = place(whole(subject.path))
-    reading = analyze(path)
+    reading = recorded(path) or analyze(path)
     norms = [parameter_norm(layer) for layer in CheckpointModel(path)]
     return {
         "group": subject.group, "run": subject.run, "step": subject.step, "text": digest, "damage": result,

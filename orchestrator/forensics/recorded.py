@@ -1,0 +1,23 @@
+"""The readings that cells made of their own checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.common.errors import UserError
+from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
+from orchestrator.storage import checkpoint, steps
+
+
+def recorded(path: Path) -> Reading | None:
+    """The reading that a cell made of a checkpoint that has been reduced to its weights since; else None.
+
+    Only that has the measures of the optimizer's state. None too where it is gone or of other definitions.
+    """
+    try:
+        if not checkpoint.is_reduced(path):
+            return None
+        found = read_reading(steps.reading_of(path.resolve().parents[1], checkpoint.step_of(path)))
+        return found if found.key == Key(checkpoint.key(path), DEFINITIONS) else None
+    except (OSError, ValueError, UserError, IndexError):  # not one of ours, or without a reading
+        return None
