@@ -25,6 +25,7 @@ BASELINES = {
     "depth": "depth",
     "width": "width",
     "parameter norm": "parameter_norm",
+    "WeightWatcher's α": "alpha",
     "stable rank of o": "stable_rank.o",
     "stable rank of k": "stable_rank.k",
     "Block Influence (probed)": "probe.block_influence",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,7 @@ from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.intervene import Options, Progress, intervene
+from orchestrator.interventions.subject import load
 from tests.real.packages import shipped
 from tests.studies.prediction import text
 
@@ -88,9 +93,10 @@ def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dic
                 "calibrated": layer.scorings["calibrated"].scores,
                 "paper": layer.scorings["paper"].scores,
                 "parameter_norm": norm,
+                "alpha": alpha,
                 "width": layer.width,
             }
-            for layer, norm in zip(reading.layers, norms, strict=True)
+            for layer, norm, alpha in zip(reading.layers, norms, alphas(path), strict=True)
         ],
     }  # fmt: skip
 
@@ -98,3 +104,18 @@ def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dic
 def parameter_norm(layer: Layer) -> float:
     """Frobenius norm of all matrices of a layer, as they are stored."""
     return sum(float(layer.weight(kind).double().square().sum()) for kind in layer.kinds) ** 0.5
+
+
+def alphas(path: Path) -> list[float]:
+    """WeightWatcher's α of every layer, the mean over its matrices: the exponent of the power law that fits the tail of
+    the spectrum. Raises `ModuleNotFoundError` without the extra `bench`."""
+    from weightwatcher import WeightWatcher
+
+    logging.disable(logging.WARNING)
+    layers = load(path).layers
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings(action="ignore"):
+        details = WeightWatcher(model=layers).analyze()
+    logging.disable(logging.NOTSET)
+    of_layer = details["longname"].str.split(".").str[0].astype(int)
+    means = details.groupby(of_layer)["alpha"].mean()
+    return [float(means[index]) for index in range(len(layers))]

@@ -33,6 +33,7 @@ def table(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
             rows.append(
                 {"group": record["group"], "run": record["run"], "step": record["step"], "layer": index}
                 | {"depth": index / (depth - 1), "width": layer["width"], "parameter_norm": layer["parameter_norm"]}
+                | {"alpha": layer["alpha"]}
                 | {"probe.relative_write": damage["relative_write"], "probe.block_influence": damage["block_influence"]}
                 | {f"paper.{role}": score for role, score in layer["paper"].items()}
                 | {f"calibrated.{role}": score for role, score in layer["calibrated"].items()}
