@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.analysis.validation import DESCRIPTION, check_description, check_metrics, refusing
+from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_description, check_metrics, refusing
 from orchestrator.common.errors import UserError
-from orchestrator.common.shapes import MAPPING, one_line
+from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
@@ -32,6 +32,7 @@ class CellResult:
     readings: dict[int, Reading]  # step → reading, ascending steps
     missing: str | None
     environments: list[dict[str, Any]] = field(default_factory=list)  # one per attempt that recorded where it ran
+    damages: dict[int, dict[str, Any]] = field(default_factory=dict)  # step → what interventions did, ascending steps
     outdated: list[int] = field(default_factory=list)  # steps whose readings follow older definitions and are left out
 
     @property
@@ -170,7 +171,19 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     readings = {step: read_reading(file) for step, file in steps.readings_in(path).items()}
     if len({len(reading.layers) for reading in readings.values()}) > 1:
         raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
-    return CellResult(arm, seed, path, records, readings, _missing(records, entry))
+    damages = {step: _read_damage(file) for step, file in steps.damages_in(path).items()}
+    return CellResult(arm, seed, path, records, readings, _missing(records, entry), damages=damages)
+
+
+def _read_damage(path: Path) -> dict[str, Any]:
+    """What interventions on one checkpoint did. Raises `UserError`, naming the file, where it holds something else."""
+    with refusing(path, "delete it, and the experiment's command makes it again"):
+        try:
+            document = json.loads(path.read_text())
+        except ValueError as error:
+            raise ShapeError(f"is not JSON ({one_line(error)})") from error
+        check_damage(document)
+    return dict(document)
 
 
 def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:

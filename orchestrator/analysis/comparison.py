@@ -13,6 +13,7 @@ from orchestrator.analysis.cells import CellResult, ExperimentResult, read_exper
 from orchestrator.analysis.coincidence import Coincidence, coincide
 from orchestrator.analysis.conservation import REFERENCES, Conservation, conserve
 from orchestrator.analysis.contrasts import Contrast, contrast_all
+from orchestrator.analysis.damage import DamageShift, damage_shift
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, transitions
 from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up, shown
@@ -35,6 +36,7 @@ class Comparison:
     conservation: list[Conservation]
     symmetry: list[Symmetry]  # of attention's share of the energy
     write_symmetry: list[Symmetry]  # of its share of what both branches write
+    damage: list[DamageShift]  # one per compared arm whose layers were intervened on
     transitions: list[Transitions]  # one per arm that was read twice
     role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
     coincidences: list[Coincidence]  # per arm that was read twice: the domains' mean, then each domain
@@ -123,8 +125,9 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         write_symmetry=[found for arm in arms if (found := symmetry(arm, pairs, "write_share"))],
         conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
+        damage=[shift for arm in arms if (shift := damage_shift(arm, pairs))],
         transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
-        role_shifts=[shift for arm in arms if (shift := role_shift(arm, pairs))],
+        role_shifts=[moved_roles for arm in arms if (moved_roles := role_shift(arm, pairs))],
         coincidences=[
             met
             for arm, cells in cells_of.items()

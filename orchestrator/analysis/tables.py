@@ -14,6 +14,7 @@ import pandas as pd
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.conservation import conservation
 from orchestrator.analysis.contrasts import Contrast, contrast_rows
+from orchestrator.analysis.damage import damage_rows
 from orchestrator.analysis.flattening import flattening
 from orchestrator.analysis.migration import role_migration
 from orchestrator.analysis.multipliers import THIRDS, sidecar_rows
@@ -35,11 +36,25 @@ COLUMNS = {
     "flattening": ["seed", "step", "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
                    "max_abs_a", "max_abs_b", "effective_rank_o_a", "effective_rank_o_b", "attention_share_a",
                    "attention_share_b"],
+    "damage": ["arm", "seed", "step", "layer", "role", "edit", "domain", "rise", "low", "high", "kl"],
     "paired_eval": ["metric", "domain", "seed", "a", "b", "delta"],
     "contrasts": ["contrast", "metric", "seed", "value"],
     "sidecar": ["arm", "seed", "channel", "layer", "kind", "unit", "mean", *THIRDS],
 }  # fmt: skip
-TEXT = {"arm", "role", "role_from", "role_to", "reference", "contrast", "metric", "domain", "channel", "kind", "unit"}
+TEXT = {
+    "arm",
+    "role",
+    "role_from",
+    "role_to",
+    "reference",
+    "contrast",
+    "metric",
+    "domain",
+    "channel",
+    "kind",
+    "unit",
+    "edit",
+}
 INTEGER = {"seed", "step", "step_from", "layer"}
 
 
@@ -75,6 +90,7 @@ BUILDERS: dict[str, Build] = {
     "role_migration": _per_cell(role_migration),
     "conservation": _per_cell(conservation),
     "flattening": lambda _, pairs: [row for pair in pairs for row in flattening(pair)],
+    "damage": _per_cell(damage_rows),
     "paired_eval": paired_eval_rows,
     "sidecar": _per_cell(sidecar_rows),
 }

@@ -36,6 +36,10 @@ RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
 DECISION: Shape = {"step": WHOLE, "evaluations": WHOLE, "backwards": WHOLE, "values": MAPPING}  # its sidecar's, if any
 
 
+DAMAGE: Shape = {"step": WHOLE, "layers": LIST}  # what interventions on a checkpoint did
+LAYER_DAMAGE: Shape = {"layer": WHOLE, "role": TEXT, "damage": MAPPING}  # one of its layers
+
+
 @contextmanager
 def refusing(path: Path, cure: str) -> Iterator[None]:
     """Turn a `ShapeError` into a `UserError` that names the file and the cure."""
@@ -84,3 +88,13 @@ def check_metrics(records: list[Record]) -> None:
     for before, after in pairwise(record["step"] for record in records):
         if after <= before:
             raise ShapeError(f"step {after} follows step {before}")
+
+
+def check_damage(document: Any) -> None:
+    """Raise `ShapeError` for the first value that is not as `intervene` writes it."""
+    check_shape("its content", document, DAMAGE)
+    for index, layer in enumerate(document["layers"]):
+        check_shape(f"layers.{index}", layer, LAYER_DAMAGE)
+        for edit, of_edit in layer["damage"].items():
+            for domain, of_domain in (of_edit or {}).items():
+                check_shape(f"layers.{index}.damage.{edit}.{domain}", of_domain, {"mean": NUMBER})

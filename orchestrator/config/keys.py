@@ -11,6 +11,7 @@ from orchestrator.config.schema import Config, DomainConfig
 # Keys of how a cell is run, which take the values of its newest launch.
 OF_A_LAUNCH = (
     "launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "train.keep_states", "forensics.where",
+    "interventions",
 )  # fmt: skip
 # Keys of the experiment that a cell is a part of; a cell keeps those of its first launch.
 OF_AN_EXPERIMENT = (

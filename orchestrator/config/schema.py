@@ -25,6 +25,10 @@ Credit = StrEnum("Credit", ["joint", "factored"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
 Scoring = StrEnum("Scoring", ["calibrated", "paper"])
 Where = StrEnum("Where", ["inline", "job"])
+EditName = StrEnum("EditName", [
+    "delete", "delete_attention", "delete_ffn", "delete_compensated", "write_mean", "repeat", "swap", "zero_saturated",
+    "zero_random", "zero_as_loud",
+])  # fmt: skip
 TrackerMode = StrEnum("TrackerMode", ["offline", "online", "off"])
 Gpu = StrEnum("Gpu", ["a100", "h100", "h200", "b200", "l40s", "rtx4090", "mi300x"])
 
@@ -152,6 +156,15 @@ class ForensicsConfig:
 
 
 @dataclass
+class InterventionsConfig:
+    """Interventions on checkpoints while training goes on, made by whoever makes their readings (SCIENCE §9)."""
+
+    every: int | None = None  # steps between two, a multiple of forensics.every; null: none
+    edits: list[EditName] = field(default_factory=lambda: [EditName.delete])  # what is done to each layer
+    documents: int = 16  # most held-out rows of each domain
+
+
+@dataclass
 class SlurmConfig:
     """The options of a cell's Slurm job; null leaves one to the cluster, and `options` takes any other."""
 
@@ -224,6 +237,7 @@ class Config:
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
+    interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -16,6 +16,7 @@ POSITIVE = (
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_states", "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel",
+    "interventions.every", "interventions.documents",
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
@@ -82,6 +83,12 @@ def _training(config: Config) -> Iterator[str]:
         yield (
             f"train.micro_batch_size={train.micro_batch_size} does not divide train.batch_size={train.batch_size}: "
             "choose a divisor, so that every forward pass sees the same number of sequences."
+        )
+    every, of_readings = config.interventions.every, config.forensics.every
+    if every is not None and every % of_readings:
+        yield (
+            f"interventions.every={every} is no multiple of forensics.every={of_readings}, and interventions are made "
+            "on checkpoints that are read: choose a multiple."
         )
     for channel, pair in config.sidecar.bounds.items():
         if not isinstance(pair, list) or not all(isinstance(end, int | float) for end in pair):

@@ -1,4 +1,4 @@
-"""The readings of one cell: the first process that finds a due checkpoint unread reads it."""
+"""The readings of one cell: the first process that finds a due checkpoint unread reads it, and intervenes where due."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
+from orchestrator.experiments.damages import Damages
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, read_reading
 from orchestrator.storage import checkpoint, locks, steps
@@ -37,15 +38,23 @@ class Readings:
     cell_dir: Path
     config: Config
 
+    @property
+    def damages(self) -> Damages:
+        """What interventions on the cell's checkpoints did."""
+        return Damages(self.cell_dir, self.config)
+
     def path_of(self, path: Path) -> Path:
         """The file of the reading of the checkpoint at `path`."""
         return steps.reading_of(self.cell_dir, checkpoint.step_of(path))
 
     def is_unread(self, path: Path) -> bool:
-        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread."""
+        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread.
+
+        Or where interventions on it are missing.
+        """
         step = checkpoint.step_of(path)
         due = step % self.config.forensics.every == 0 or step == self.config.train.steps
-        return due and not self._is_read(path)
+        return due and not (self._is_read(path) and not self.damages.is_missing(path))
 
     def unread(self) -> list[Path]:
         """The checkpoints on disk that are due and unread, by ascending step."""
@@ -63,13 +72,19 @@ class Readings:
     def read(self, path: Path) -> bool:
         """Read the checkpoint at `path` unless it has been read; True where this call wrote the reading.
 
+        Then intervene on it where that is missing.
+
         The first process to call reads. Others wait for it for a time: it may be frozen, and a second reading is equal.
         An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         latest = time.monotonic() + PATIENCE_SECONDS
         with locks.hold(self.cell_dir / ".readings.lock", give_up=lambda: time.monotonic() > latest):
-            if not path.exists() or self._is_read(path):  # another process may have set it aside
+            if not path.exists():  # another process may have set it aside
+                return False
+            if self._is_read(path):
+                if self.damages.is_missing(path):
+                    self.damages.make(path)
                 return False
             if reason := checkpoint.damage(path):
                 log.warning("%s is damaged (%s): set aside, and not read.", path, reason)
@@ -83,6 +98,8 @@ class Readings:
             if target.exists():
                 keep_as_replaced(target)
             write_whole(target, json.dumps(replace(reading, key=now).to_json(), indent=1))
+            if self.damages.is_missing(path):
+                self.damages.make(path)
             return True
 
     def _is_read(self, path: Path) -> bool:

@@ -63,17 +63,19 @@ class Progress:
 BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
 
 
-def intervene(source: Path, options: Options, progress: Progress, partial: Path | None = None) -> dict[str, Any]:
+def intervene(
+    source: Path, options: Options, progress: Progress, partial: Path | None = None, device: str = "auto"
+) -> dict[str, Any]:
     """The damage of every edit to every layer, as plain JSON values.
 
-    `partial`: a file of the results so far, from which a run that was interrupted goes on. Raises `UserError` for a
-    source or a text that cannot be used.
+    `partial`: a file of the results so far, from which a run that was interrupted goes on. `device`: `auto` is the GPU
+    where torch sees one. Raises `UserError` for a source or a text that cannot be used.
     """
     path = place(whole(source))
     edits = _edits(options)
-    torch.set_grad_enabled(False)
     documents = _documents(path, options)
-    subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    subject = load(path, torch.device(where))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
     reading = recorded(path) or analyze(path)

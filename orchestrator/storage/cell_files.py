@@ -79,7 +79,7 @@ class CellFiles:
         return path, warnings
 
     def rewind(self, step: int) -> None:
-        """Set aside every checkpoint, reading and record after `step`; -1 for all of them."""
+        """Set aside every checkpoint, all that was found in it, and every record after `step`; -1 for all of them."""
         with self._writing() as check:  # called before each change, as this process may have been frozen meanwhile
             try:
                 checkpoint.clear_partial(self.checkpoints)
@@ -88,10 +88,11 @@ class CellFiles:
                         reason = "damaged" if checkpoint.damage(path) else "replaced"
                         check()
                         checkpoint.set_aside(path, reason)
-                for at, reading in steps.readings_in(self.cell_dir).items():
-                    if at > step:
-                        check()
-                        keep_as_replaced(reading)
+                for found in (steps.readings_in(self.cell_dir), steps.damages_in(self.cell_dir)):
+                    for at, file in found.items():
+                        if at > step:
+                            check()
+                            keep_as_replaced(file)
             except OSError as error:
                 raise UserError(
                     f"{self.cell_dir} cannot go back to step {max(step, 0)} ({error}): make room or make it writable, "

@@ -30,6 +30,16 @@ def reading_of(cell_dir: Path, step: int) -> Path:
     return cell_dir / "forensics" / f"{name_of(step)}.json"
 
 
+def damage_of(cell_dir: Path, step: int) -> Path:
+    """The file of what interventions on a cell's checkpoint of `step` did."""
+    return cell_dir / "interventions" / f"{name_of(step)}.json"
+
+
+def damages_in(cell_dir: Path) -> dict[int, Path]:
+    """Step → file of what interventions on the checkpoints of a cell did, by ascending step."""
+    return paths_in(cell_dir / "interventions", ".json")
+
+
 def readings_in(cell_dir: Path) -> dict[int, Path]:
     """Step → file of the readings of a cell, by ascending step; any other name is ignored."""
     return paths_in(cell_dir / "forensics", ".json")

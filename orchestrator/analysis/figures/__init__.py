@@ -9,6 +9,7 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.budget import budget_by_depth, budget_over_time
+from orchestrator.analysis.figures.damage import damage_maps
 from orchestrator.analysis.figures.health import worst_ratios
 from orchestrator.analysis.figures.losses import heldout_curves
 from orchestrator.analysis.figures.multipliers import multiplier_maps
@@ -32,6 +33,7 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Drawing | None]]] = {
     "flattening": ("layers", concentration),
     "effective_rank": ("layers", rank_differences),
     "attention_share": ("layers", attention_shares),
+    "damage": ("damage", damage_maps),
     "sidecar": ("sidecar", multiplier_maps),
     "width": ("shape", width_profiles),
     "pathology": ("health", worst_ratios),

@@ -60,6 +60,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("loss", "Loss", _losses),
     ("budget", "Specialist budget", _per_arm(layers.budgets)),
     ("layers", "Inside the layers", _layers),
+    ("damage", "What the layers are worth", _per_arm(layers.damages)),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
     ("shape", "Shape and cost", lambda c: [provenance.costs(c)]),

@@ -177,6 +177,25 @@ def _spreads(c: Comparison, symmetry: list[Symmetry], share: str, note: str) -> 
     )
 
 
+def damages(c: Comparison, arm: str) -> Section:
+    """Return what deleting each layer costs in both arms, and whether that differs."""
+    found = next((shift for shift in c.damage if shift.arm == arm), None)
+    if found is None:
+        return Section("", [], [])
+    rows: list[list[TableCell]] = [
+        [
+            str(of.layer), number(of.a, 3), number(of.b, 3), signed(of.delta, 3),
+            low_to_high(of.low, of.high, 3, plus=True), number(of.p, 3),
+        ]
+        for of in found.layers
+    ]  # fmt: skip
+    title = f"Damage of deleting each layer at step {found.step}, nats/token: a = {c.baseline}, b = {arm}"
+    over = f"{found.n} pair{'s' * (found.n != 1)}"
+    note = f"Means over {over} and over the domains; p is corrected for the {len(rows)} layers."
+    columns = ["layer", "a", "b", "Δ = b − a", "95 % interval", "p"]
+    return Section(title, columns, rows, [note], {"a": "damage", "b": "damage", "p": "p_layers"})
+
+
 def multipliers(c: Comparison, arm: str) -> list[Section]:
     """Return a table per channel of the arm's sidecar: each layer's multipliers, flattening and saturation."""
     at = _common_step(c, [c.baseline, arm])

@@ -41,6 +41,26 @@ def make_reading(
     return reading_json(layers, step, missing=["head_diversity"], totals=totals)
 
 
+def damage_of(arm: str, seed: int, step: int, layer: int) -> float:
+    """The rise of the loss when a layer is deleted: layers of `variable` are worth 0.2 more, but for layer 3."""
+    return 0.1 * (layer + 1) + 0.001 * step + 0.01 * seed + (0.2 if arm == "variable" and layer < 3 else 0.0)
+
+
+def make_damage(arm: str, seed: int, step: int, roles: Sequence[str]) -> dict[str, Any]:
+    """What interventions on a checkpoint did; the domains lie 0.05 on either side of their mean."""
+
+    def deleted(layer: int) -> dict[str, Any]:
+        mean = damage_of(arm, seed, step, layer)
+        rises = dict(zip(DOMAINS, (mean - 0.05, mean + 0.05), strict=True))
+        return {domain: {"mean": rise, "low": None, "high": None, "kl": 0.1} for domain, rise in rises.items()}
+
+    layers = [
+        {"layer": layer, "role": role, "damage": {"delete": deleted(layer), "swap": None}}
+        for layer, role in enumerate(roles)
+    ]
+    return {"schema": 2, "step": step, "layers": layers}
+
+
 def flat_loss(arm: str, seed: int, step: int, domain: str) -> float:
     """Falls with the steps; `variable` ends 0.1 lower, seeds differ a little."""
     return 5.0 - 0.02 * step + 0.01 * seed - (0.001 * step if arm == "variable" else 0.0) + (domain == "facts")
@@ -94,6 +114,7 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
         budget: Budget = even_budget,
         chance: float | None = 1.0,
         sidecar: bool = False,
+        interventions: bool = False,
         contrasts: dict[str, dict[str, float]] | None = None,
         name: str = "width_ablation",
         question: str = "Does width decide?",
@@ -123,6 +144,10 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
                 for step in steps if read_at is None else read_at:
                     result = make_reading(step, budget(arm, seed, step), shift=step // 50, chance=chance)
                     (cell / f"forensics/step_{step:08d}.json").write_text(json.dumps(result))
+                    if interventions:
+                        (cell / "interventions").mkdir(exist_ok=True)
+                        damaged = make_damage(arm, seed, step, [layer["role"] for layer in result["layers"]])
+                        (cell / f"interventions/step_{step:08d}.json").write_text(json.dumps(damaged))
         spec = {
             "name": name, "question": question, "arms": {arm: [] for arm in arms}, "seeds": list(seeds),
             "declared": ["width"], "contrasts": contrasts or {},

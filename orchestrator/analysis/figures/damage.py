@@ -1,0 +1,82 @@
+"""Draw what deleting each layer costs, over training, beside the layer's role."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.damage import profile_of
+from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_rows, panels, per_arm
+from orchestrator.analysis.figures.roles import LAYER
+from orchestrator.analysis.sections.section import Section
+from orchestrator.forensics.roles.palette import letter
+
+LEAST = 1e-3  # nats/token: smaller damages are drawn alike
+SCALE = "Cividis"
+
+
+def damage_maps(c: Comparison) -> Drawing | None:
+    """Draw layer × step for each arm: the damage of the layer's deletion, mean over the seeds, and its roles."""
+    arms = [arm for arm in c.experiment.arms if any(cell.damages for cell in c.cells_of(arm))]
+    if not arms:
+        return None
+    of_arm = {arm: [cell for cell in c.cells_of(arm) if cell.damages] for arm in arms}
+    steps = sorted({step for cells in of_arm.values() for cell in cells for step in cell.damages})
+    maps = {arm: _means(cells, steps) for arm, cells in of_arm.items()}
+    depth = max(len(mean) for means in maps.values() for mean in means.values())
+    largest = max(mean.max() for means in maps.values() for mean in means.values())
+    title = "Damage of deleting each layer"
+    cols = min(2, len(arms))
+    rows = -(-len(arms) // cols)
+    figure = panels(rows, cols, LAYER * depth + 40, arms, title)
+    for index, (arm, means) in enumerate(maps.items()):
+        grid = [[_at(means.get(step), layer) for step in steps] for layer in range(depth)]
+        signs = [[_letters(of_arm[arm], step, layer) for step in steps] for layer in range(depth)]
+        figure.add_trace(
+            go.Heatmap(
+                z=[[None if value is None else np.log10(max(value, LEAST)) for value in line] for line in grid],
+                customdata=grid, text=signs, texttemplate="%{text}", colorscale=SCALE,
+                zmin=np.log10(LEAST), zmax=np.log10(max(largest, 10 * LEAST)), showscale=index == 0, xgap=1, ygap=1,
+                colorbar={"title": {"text": "nats/token"}, **_ticks(largest)},
+                hovertemplate="layer %{y}, step %{x}<br>%{customdata:+.3f} nats/token<extra></extra>",
+                hoverongaps=False,
+            ),
+            row=index // cols + 1, col=index % cols + 1,
+        )  # fmt: skip
+    figure.update_xaxes(type="category", showgrid=False)
+    figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
+    label_axes(figure, rows, cols, "step", "layer (0 = first)")
+    last = {arm: means[max(means)] for arm, means in maps.items()}
+    total = {arm: float(mean.sum()) for arm, mean in last.items()}
+    text = f"Sum over the layers of what deleting each costs, last step, nats/token: {per_arm(total, 2)}."
+    table = Section(
+        "Damage at the last step, mean over the seeds", ["layer", *last], layer_rows(list(last.values()), 3)
+    )
+    return Drawing(figure, title, text, table, ("damage", "role"))
+
+
+def _means(cells: list[CellResult], steps: list[int]) -> dict[int, np.ndarray]:
+    """Return step → the damage of every layer [L], the mean over the cells that have it."""
+    found = {
+        step: [mean for cell in cells if step in cell.damages and (mean := profile_of(cell.damages[step])) is not None]
+        for step in steps
+    }
+    return {step: np.mean(of_step, axis=0) for step, of_step in found.items() if of_step}
+
+
+def _at(mean: np.ndarray | None, layer: int) -> float | None:
+    return None if mean is None or layer >= len(mean) else float(mean[layer])
+
+
+def _letters(cells: list[CellResult], step: int, layer: int) -> str:
+    """Return the letter of the layer's role in every seed, or of all where they agree."""
+    roles = [cell.damages[step]["layers"][layer]["role"] for cell in cells if step in cell.damages]
+    letters = [letter(role) for role in roles]
+    return letters[0] if len(set(letters)) == 1 else "".join(letters) if len(letters) <= 3 else ""
+
+
+def _ticks(largest: float) -> dict[str, list[float] | list[str]]:
+    powers = range(int(np.log10(LEAST)), int(np.ceil(np.log10(max(largest, 10 * LEAST)))) + 1)
+    return {"tickvals": [float(power) for power in powers], "ticktext": [f"{10.0**power:g}" for power in powers]}

@@ -1,0 +1,96 @@
+"""What deleting layers costs in two arms: numbers of the files, and their tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.figures import draw
+from orchestrator.analysis.report.chapters import chapters
+from orchestrator.common.errors import UserError
+from tests.naming import naming
+from tests.orchestrator.analysis.conftest import damage_of
+
+Write = Callable[..., Path]
+
+
+def test_the_table_has_a_row_per_layer_edit_and_domain(experiment: Write) -> None:
+    table = compute(experiment(interventions=True)).tables["damage"]
+    assert len(table) == 2 * 2 * 3 * 4 * 2  # arms, seeds, steps, layers, domains; swap has none
+    assert set(table["edit"]) == {"delete"}
+    of = table[(table["arm"] == "variable") & (table["seed"] == 1) & (table["step"] == 50) & (table["layer"] == 2)]
+    assert of["rise"].mean() == pytest.approx(damage_of("variable", 1, 50, 2))
+
+
+def test_layers_are_compared_pair_by_pair_at_the_newest_step(experiment: Write) -> None:
+    seeds = range(6)
+    (shift,) = compute(experiment(interventions=True, seeds=seeds)).damage
+    assert (shift.arm, shift.step, shift.n) == ("variable", 100, 6)
+    for layer in shift.layers:
+        a, b = (np.array([damage_of(arm, seed, 100, layer.layer) for seed in seeds]) for arm in ("uniform", "variable"))
+        assert layer.a == pytest.approx(a.mean())
+        assert layer.b == pytest.approx(b.mean())
+        assert layer.delta == pytest.approx(0.2 if layer.layer < 3 else 0.0)
+        if layer.layer < 3:
+            exact = scipy.stats.permutation_test(
+                (b - a,), np.mean, permutation_type="samples", n_resamples=np.inf
+            ).pvalue
+            assert layer.p == pytest.approx(4 * exact)  # Holm: the smallest of four, three of them equal
+
+
+def test_arms_without_interventions_at_one_step_are_not_compared(experiment: Write) -> None:
+    root = experiment(interventions=True, seeds=(0,))
+    for step in (50, 100):
+        (root / f"variable/seed=0/interventions/step_{step:08d}.json").unlink()
+    assert compute(root).damage[0].step == 0
+    (root / "variable/seed=0/interventions/step_00000000.json").unlink()
+    c = compute(root)
+    assert c.damage == []
+    assert [one.key for one in chapters(c, draw(c)) if one.key == "damage"] == ["damage"]  # the baseline's figure
+    assert len(c.tables["damage"]) == 3 * 4 * 2
+
+
+def test_nothing_is_shown_where_there_were_no_interventions(experiment: Write) -> None:
+    c = compute(experiment())
+    assert c.damage == []
+    assert "damage" not in draw(c)
+    assert c.tables["damage"].empty
+    assert "damage" not in [one.key for one in chapters(c, draw(c))]
+
+
+def test_the_map_holds_the_means_over_the_seeds_and_the_roles(experiment: Write) -> None:
+    drawing = draw(compute(experiment(interventions=True)))["damage"]
+    for arm, heatmap in zip(("uniform", "variable"), drawing.plot.data, strict=True):
+        for layer in range(4):
+            for column, step in enumerate((0, 50, 100)):
+                mean = np.mean([damage_of(arm, seed, step, layer) for seed in (0, 1)])
+                assert heatmap.customdata[layer][column] == pytest.approx(mean)
+                assert heatmap.z[layer][column] == pytest.approx(np.log10(mean))
+    assert drawing.plot.data[0].text[0][0] == "H"  # both seeds
+    assert drawing.table is not None
+    assert len(drawing.table.rows) == 4
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": 0, "layers": [{}]}', '{"step": 0, "layers": 3}'])
+def test_a_file_of_something_else_is_named_with_its_cure(experiment: Write, content: str) -> None:
+    root = experiment(interventions=True)
+    path = root / "uniform/seed=0/interventions/step_00000050.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=naming(path, "delete it")):
+        compute(root)
+
+
+def test_a_damage_that_is_no_number_is_refused(experiment: Write) -> None:
+    root = experiment(interventions=True)
+    path = root / "uniform/seed=0/interventions/step_00000050.json"
+    document = json.loads(path.read_text())
+    document["layers"][1]["damage"]["delete"]["code"]["mean"] = "much"
+    path.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=naming(path, "layers.1.damage.delete.code", "mean")):
+        compute(root)
