@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.layout import Heads
 from orchestrator.forensics.architecture.model import CheckpointModel
+from orchestrator.forensics.measures.encoding import Encoding
+from orchestrator.forensics.measures.runner import place, runnable
 from orchestrator.forensics.reading import Reading
 from tests.real.packages import shipped
 
@@ -90,3 +94,17 @@ def test_the_layer_that_writes_most_is_no_passthrough(reading: Reading) -> None:
     assert max(writes) == writes[0] > 10
     assert "passthrough" not in reading.layers[0].role
     assert [layer.layer for layer in reading.layers if layer.role == "specialist"] == [27, 28]
+
+
+def test_the_file_runs_with_its_own_weights_and_tokens(path: Path, dequantised: dict[str, np.ndarray]) -> None:
+    model: Any = runnable(place(path), head=True)
+    held = model.state_dict()
+    for layer in (0, 17):
+        for kind, name in NAMES.items():
+            module = f"{'self_attn' if kind in 'qkvo' else 'mlp'}.{kind}_proj"
+            expected = dequantised[f"blk.{layer}.{name}.weight"]
+            assert np.array_equal(held[f"model.layers.{layer}.{module}.weight"].numpy(), expected)
+    encoding = Encoding(path)
+    row = torch.tensor([encoding.row("The capital of France is", 32)])
+    with torch.no_grad():
+        assert encoding.text(int(model(row).logits[0, -1].argmax())) == " Paris"
