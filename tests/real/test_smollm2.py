@@ -56,8 +56,8 @@ def test_every_tensor_is_the_dequantised_one(path: Path, dequantised: dict[str, 
     for layer in model:
         for kind, name in NAMES.items():
             assert np.array_equal(layer.weight(kind).numpy(), dequantised[f"blk.{layer.index}.{name}.weight"])
-        for place, name in {"pre_attention": "attn_norm", "pre_ffn": "ffn_norm"}.items():
-            assert np.array_equal(layer.norm(place), dequantised[f"blk.{layer.index}.{name}.weight"])
+        for norm, name in {"pre_attention": "attn_norm", "pre_ffn": "ffn_norm"}.items():
+            assert np.array_equal(layer.norm(norm), dequantised[f"blk.{layer.index}.{name}.weight"])
     assert np.array_equal(
         np.concatenate([rows.numpy() for rows in model.embedding()]), dequantised["token_embd.weight"]
     )
