@@ -127,7 +127,7 @@ def is_causal(config: Any) -> bool:
 def _branches(layer: nn.Module, family: Family | None) -> Branches:
     """The branches of a layer: by its family's names, else by those of its direct children."""
     attention, down = (None if family is None else _writer(layer, family, kind) for kind in ("o", "down"))
-    children = dict(layer.named_children())
+    children = {name: child for name, child in layer.named_children() if "norm" not in name}
     if attention is None:
         attention = next((child for name, child in children.items() if "att" in name), None)
     ffn = down

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from orchestrator.common.errors import UserError
@@ -16,7 +17,16 @@ from orchestrator.interventions.edits import EDITS, block
 from orchestrator.interventions.passes import Pass
 from orchestrator.interventions.subject import Subject, of_module
 from tests.naming import naming
-from tests.orchestrator.interventions.models import FAMILIES, LAYERS, WRITERS, model_of, ours, rebuilt, subject_of
+from tests.orchestrator.interventions.models import (
+    FAMILIES,
+    LAYERS,
+    SIZES,
+    WRITERS,
+    model_of,
+    ours,
+    rebuilt,
+    subject_of,
+)
 
 TOKENS = torch.randint(0, 41, (3, 11), generator=torch.Generator().manual_seed(5))
 MASK = torch.ones_like(TOKENS, dtype=torch.bool)
@@ -147,6 +157,21 @@ def test_padding_on_the_right_changes_no_position_before_it(family: str) -> None
             one.edited(LAYER, edit.apply(subject, LAYER, calibration(subject))).result for one in (alone, beside)
         ]
         torch.testing.assert_close(outputs[0][0], outputs[1][0, :6], rtol=0, atol=1e-9)
+
+
+def test_the_experts_of_a_mixture_are_silenced_together() -> None:
+    config = transformers.MixtralConfig(**SIZES, num_local_experts=3, num_key_value_heads=1)
+    torch.manual_seed(0)
+    mixture, changed = (transformers.MixtralForCausalLM(config).eval() for _ in range(2))
+    changed.load_state_dict(mixture.state_dict())
+    with torch.no_grad():
+        changed.model.layers[LAYER].mlp.experts.down_proj.zero_()
+    subject = of_module("mixtral", mixture, 40)
+    assert subject.branches[LAYER].down is None  # no positions that all tokens share
+    one = Pass(subject, TOKENS, MASK)
+    output = one.edited(LAYER, EDITS["delete_ffn"].apply(subject, LAYER, calibration(subject))).result
+    torch.testing.assert_close(output, changed(TOKENS).logits.detach(), rtol=0, atol=1e-6)
+    assert not torch.equal(output, one.output.result)
 
 
 def test_an_encoder_and_a_decoder_are_told_apart() -> None:
