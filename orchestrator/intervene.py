@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
-    add("--blocks", type=_count, metavar="N", help="also delete N consecutive layers, from each layer on")
+    add(
+        "--blocks",
+        type=partial(_count, least=2),
+        metavar="N",
+        help="also delete N consecutive layers, from each layer on",
+    )
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--documents", type=_count, default=64, metavar="N", help="most documents of each text (64)")
     add("--length", type=_count, metavar="N", help="most tokens of a document of text (128)")
@@ -37,9 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.run(parser, _intervene, arguments)
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of 1 or more")
+def _count(text: str, least: int = 1) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is no number of {least} or more")
     return int(text)
 
 
@@ -77,8 +82,8 @@ def _texts(named: Sequence[str]) -> dict[str, DomainConfig]:
 
     found: dict[str, DomainConfig] = {}
     for value in named:
-        name, separator, path = value.partition("=")
-        domain, files = (name, path) if separator else ("text", value)
+        name, separator, path = value.partition("=")  # outputs/x/seed=0/notes.txt is a path
+        domain, files = (name, path) if separator and "/" not in name else ("text", value)
         if domain in found:
             raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
         found[domain] = DomainConfig(source=Source.files, path=files)

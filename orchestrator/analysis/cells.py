@@ -171,18 +171,21 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     readings = {step: read_reading(file) for step, file in steps.readings_in(path).items()}
     if len({len(reading.layers) for reading in readings.values()}) > 1:
         raise UserError(f"{path / 'forensics'} holds readings of unequal depth: remove those of another model.")
-    damages = {step: _read_damage(file) for step, file in steps.damages_in(path).items()}
+    damages = {step: _read_damage(file, step) for step, file in steps.damages_in(path).items()}
+    depths = {len(of["layers"]) for of in damages.values()} | {len(reading.layers) for reading in readings.values()}
+    if len(depths) > 1:
+        raise UserError(f"{path / 'interventions'} holds files of another depth: remove those of another model.")
     return CellResult(arm, seed, path, records, readings, _missing(records, entry), damages=damages)
 
 
-def _read_damage(path: Path) -> dict[str, Any]:
-    """What interventions on one checkpoint did. Raises `UserError`, naming the file, where it holds something else."""
+def _read_damage(path: Path, step: int) -> dict[str, Any]:
+    """Read the interventions on one checkpoint. Raises `UserError`, naming the file, where it holds something else."""
     with refusing(path, "delete it, and the experiment's command makes it again"):
         try:
             document = json.loads(path.read_text())
         except ValueError as error:
             raise ShapeError(f"is not JSON ({one_line(error)})") from error
-        check_damage(document)
+        check_damage(document, step)
     return dict(document)
 
 

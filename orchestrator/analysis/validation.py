@@ -19,9 +19,11 @@ from orchestrator.common.shapes import (
     WHOLE,
     Shape,
     ShapeError,
+    check,
     check_all,
     check_shape,
     one_line,
+    optional,
 )
 from orchestrator.storage.metrics_log import Record
 
@@ -90,11 +92,16 @@ def check_metrics(records: list[Record]) -> None:
             raise ShapeError(f"step {after} follows step {before}")
 
 
-def check_damage(document: Any) -> None:
-    """Raise `ShapeError` for the first value that is not as `intervene` writes it."""
+def check_damage(document: Any, step: int) -> None:
+    """Raise `ShapeError` for the first value that is not as `intervene` writes it of the checkpoint of `step`."""
     check_shape("its content", document, DAMAGE)
+    if document["step"] != step:
+        raise ShapeError(f"its step is {document['step']}, but the file is named for step {step}")
     for index, layer in enumerate(document["layers"]):
         check_shape(f"layers.{index}", layer, LAYER_DAMAGE)
         for edit, of_edit in layer["damage"].items():
+            where = f"layers.{index}.damage.{edit}"
+            check(where.rpartition(".")[0], edit, of_edit, optional(MAPPING))
             for domain, of_domain in (of_edit or {}).items():
-                check_shape(f"layers.{index}.damage.{edit}.{domain}", of_domain, {"mean": NUMBER})
+                check(where, domain, of_domain, MAPPING)
+                check_shape(f"{where}.{domain}", of_domain, {"mean": optional(NUMBER)})

@@ -120,7 +120,9 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int:
-    """Bytes that a new allocation may take before the machine swaps, as Linux estimates it."""
+def free_memory() -> int | None:
+    """Bytes that a new allocation may take before the machine swaps, as Linux estimates it; None elsewhere."""
+    if not Path("/proc/meminfo").exists():
+        return None
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     return 1024 * int(lines["MemAvailable"].split()[0])

@@ -1,13 +1,15 @@
-"""What interventions on the checkpoints of one cell did, for those that are due."""
+"""Interventions on the checkpoints of one cell, for those that are due."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.schema import Config
+from orchestrator.forensics.reading import DEFINITIONS, Reading
 from orchestrator.storage import checkpoint, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
 
@@ -28,30 +30,50 @@ class Damages:
         """True where that is due and has not been done as the configuration has it."""
         return self.is_due(path) and self._key_in(path) != self._key(path)
 
-    def make(self, path: Path) -> None:
-        """Intervene on the checkpoint at `path`. Raises `UserError` where its held-out text cannot be prepared."""
-        from orchestrator.interventions.intervene import Options, Progress, intervene  # scipy and transformers
+    def make(self, path: Path, reading: Reading) -> None:
+        """Intervene on the checkpoint at `path`, whose reading this is, unless it is written again meanwhile.
 
-        wanted = self.config.interventions
+        Raises `UserError` where its held-out text cannot be prepared.
+        """
+        from orchestrator.interventions.intervene import Options, Progress, intervene  # transformers: seconds
+
+        key, wanted = self._key(path), self.config.interventions
         options = Options(tuple(edit.value for edit in wanted.edits), documents=wanted.documents)
-        result = intervene(path, options, Progress(), device="cpu")
+        result = intervene(path, options, Progress(), device="cpu", reading=reading)
+        if self._key(path) != key:
+            return
         target = self._file(path)
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             keep_as_replaced(target)
-        write_whole(target, json.dumps(result | {"key": self._key(path)}, indent=1))
+        write_whole(target, json.dumps(result | {"key": key}, indent=1, allow_nan=False))
 
     def _file(self, path: Path) -> Path:
         return steps.damage_of(self.cell_dir, checkpoint.step_of(path))
 
     def _key(self, path: Path) -> dict[str, Any]:
-        """All that the file depends on."""
+        """The checkpoint, the settings and the definitions that a file depends on."""
         wanted = self.config.interventions
-        edits = [edit.value for edit in wanted.edits]
-        return {"checkpoint": checkpoint.key(path), "edits": edits, "documents": wanted.documents}
+        return {
+            "checkpoint": checkpoint.key(path),
+            "edits": [edit.value for edit in wanted.edits],
+            "documents": wanted.documents,
+            "scoring": self.config.forensics.scoring.value,
+            "definitions": DEFINITIONS,
+        }
 
     def _key_in(self, path: Path) -> Any:
         try:
-            return json.loads(self._file(path).read_text())["key"]
-        except (OSError, ValueError, LookupError, TypeError):
+            file = self._file(path)
+            return _key_of(file, file.stat().st_mtime_ns)
+        except OSError:
             return None
+
+
+@lru_cache(maxsize=4096)  # `--watch` asks every second
+def _key_of(file: Path, written: int) -> Any:
+    """The key of the file that was `written` then; None where it has none."""
+    try:
+        return json.loads(file.read_text())["key"]
+    except (ValueError, LookupError, TypeError):
+        return None

@@ -14,7 +14,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.damages import Damages
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.reading import DEFINITIONS, Key, read_reading
+from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
 from orchestrator.storage import checkpoint, locks, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
 
@@ -40,7 +40,7 @@ class Readings:
 
     @property
     def damages(self) -> Damages:
-        """What interventions on the cell's checkpoints did."""
+        """The interventions on the cell's checkpoints."""
         return Damages(self.cell_dir, self.config)
 
     def path_of(self, path: Path) -> Path:
@@ -48,17 +48,22 @@ class Readings:
         return steps.reading_of(self.cell_dir, checkpoint.step_of(path))
 
     def is_unread(self, path: Path) -> bool:
-        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread.
-
-        Or where interventions on it are missing.
-        """
+        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread."""
         step = checkpoint.step_of(path)
         due = step % self.config.forensics.every == 0 or step == self.config.train.steps
-        return due and not (self._is_read(path) and not self.damages.is_missing(path))
+        return due and not self._is_read(path)
+
+    def is_wanted(self, path: Path) -> bool:
+        """True where the checkpoint at `path` is still to be read, or to be intervened on."""
+        return self.is_unread(path) or self.damages.is_missing(path)
 
     def unread(self) -> list[Path]:
         """The checkpoints on disk that are due and unread, by ascending step."""
         return [path for path in checkpoint.saved(self.cell_dir / "checkpoints") if self.is_unread(path)]
+
+    def wanted(self) -> list[Path]:
+        """The checkpoints on disk that are still to be read or to be intervened on, by ascending step."""
+        return [path for path in checkpoint.saved(self.cell_dir / "checkpoints") if self.is_wanted(path)]
 
     def settled(self) -> list[Path]:
         """The readings before the first unread checkpoint, by ascending step: these will not change any more."""
@@ -70,37 +75,39 @@ class Readings:
         return steps.readings_in(self.cell_dir)
 
     def read(self, path: Path) -> bool:
-        """Read the checkpoint at `path` unless it has been read; True where this call wrote the reading.
+        """Read the checkpoint at `path`, and intervene on it, where that is wanted; True where this call did either.
 
-        Then intervene on it where that is missing.
-
-        The first process to call reads. Others wait for it for a time: it may be frozen, and a second reading is equal.
-        An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
+        The first process to call does it. Others wait for it for a time: it may be frozen, and a second reading is
+        equal. An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         latest = time.monotonic() + PATIENCE_SECONDS
         with locks.hold(self.cell_dir / ".readings.lock", give_up=lambda: time.monotonic() > latest):
-            if not path.exists():  # another process may have set it aside
-                return False
-            if self._is_read(path):
-                if self.damages.is_missing(path):
-                    self.damages.make(path)
+            is_read = path.exists() and self._is_read(path)
+            if not path.exists() or (is_read and not self.damages.is_missing(path)):  # by another process
                 return False
             if reason := checkpoint.damage(path):
                 log.warning("%s is damaged (%s): set aside, and not read.", path, reason)
                 checkpoint.set_aside(path)
                 return False
-            now, options = key(path), self.config.forensics
-            reading = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
-            if key(path) != now:  # a resumed run wrote it again meanwhile: this reading is of neither
+            reading = read_reading(self.path_of(path)) if is_read else self._make(path)
+            if reading is None:
                 return False
-            target = self.path_of(path)
-            if target.exists():
-                keep_as_replaced(target)
-            write_whole(target, json.dumps(replace(reading, key=now).to_json(), indent=1))
             if self.damages.is_missing(path):
-                self.damages.make(path)
+                self.damages.make(path, reading)
             return True
+
+    def _make(self, path: Path) -> Reading | None:
+        """Write the reading of the checkpoint and return it; None where a resumed run wrote the checkpoint again."""
+        now, options = key(path), self.config.forensics
+        reading = analyze(path, scoring=options.scoring.value, resamples=options.resamples)
+        if key(path) != now:  # this reading is of neither
+            return None
+        target = self.path_of(path)
+        if target.exists():
+            keep_as_replaced(target)
+        write_whole(target, json.dumps(replace(reading, key=now).to_json(), indent=1))
+        return reading
 
     def _is_read(self, path: Path) -> bool:
         try:

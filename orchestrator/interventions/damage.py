@@ -95,40 +95,37 @@ class Predictions:
 
     def __init__(self, one: Pass) -> None:
         self._seen = one.mask[:, 1:]  # positions whose next token is in the document
-        self._targets = one.tokens[:, 1:][self._seen]
-        self._intact = _log_probabilities(one.output.result[:, :-1][self._seen])  # [predicted tokens, V]
-        self._losses = self._loss(self._intact)
+        self._targets = one.tokens[:, 1:][self._seen]  # [predicted tokens]
+        self._intact = one.output.result[:, :-1]  # logits [B, T-1, V]
         self._length = self._lengths(one.output)
         self._of = torch.arange(len(one.mask), device=one.mask.device).unsqueeze(1).expand_as(self._seen)[self._seen]
         self._documents = len(one.mask)
+        self._losses, _ = self._compared(self._intact)
         self.intact = self._sums(self._losses)
         self.tokens = self._sums(torch.ones_like(self._losses))
 
     def __call__(self, output: Output) -> tuple[np.ndarray, ...]:
         """`EFFECTS`, per document."""
-        edited = _log_probabilities(output.result[:, :-1][self._seen])
-        divergence = torch.cat(
-            [
-                (before.exp() * (before - after)).sum(-1, dtype=torch.float64)
-                for before, after in zip(self._intact.split(CHUNK), edited.split(CHUNK), strict=True)
-            ]
-        )
-        rise = self._loss(edited) - self._losses
+        losses, divergence = self._compared(output.result[:, :-1])
+        rise = losses - self._losses
         lengthening = self._lengths(output) / self._length
         return tuple(map(self._sums, (rise, divergence, rise.abs(), rise.square(), lengthening)))
 
-    def _loss(self, log_probabilities: Tensor) -> Tensor:
-        return -log_probabilities.gather(1, self._targets.unsqueeze(1)).squeeze(1).double()
+    def _compared(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, and KL(intact ‖ these logits), of every predicted token; so few at a time that memory holds them."""
+        losses, divergences = [], []
+        for places, targets in zip(self._seen.nonzero().split(CHUNK), self._targets.split(CHUNK), strict=True):
+            rows, columns = places.unbind(1)
+            after, before = (F.log_softmax(of[rows, columns].float(), dim=-1) for of in (logits, self._intact))
+            losses.append(-after.gather(1, targets.unsqueeze(1)).squeeze(1).double())
+            divergences.append((before.exp() * (before - after)).sum(-1, dtype=torch.float64))
+        return torch.cat(losses), torch.cat(divergences)
 
     def _lengths(self, output: Output) -> Tensor:
         return output.stream[:, :-1][self._seen].double().norm(dim=-1)
 
     def _sums(self, values: Tensor) -> np.ndarray:
         return values.new_zeros(self._documents).index_add_(0, self._of, values).cpu().numpy()
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    return F.log_softmax(logits.float(), dim=-1)
 
 
 class Embeddings:

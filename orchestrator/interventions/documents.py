@@ -41,15 +41,16 @@ class Batch:
 
 
 def heldout(source: Path, count: int) -> list[Document]:
-    """At most `count` held-out rows per domain of one of our checkpoints: the first of its validation split.
+    """At most `count` held-out rows per domain of one of our checkpoints, spread evenly over its validation split.
 
     Raises `UserError` where the data that it was trained on cannot be prepared again.
     """
     config = checkpoint.config_of(source)
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    corpus.check_digest(checkpoint.read_state(source)["data"], source)
-    rows = {domain: corpus.heldout(domain, SPLIT)[:count] for domain in corpus.domains}
-    return [Document(domain, tuple(row.tolist())) for domain, of in rows.items() for row in of]
+    corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)
+    rows = {domain: corpus.heldout(domain, SPLIT) for domain in corpus.domains}
+    chosen = {domain: of[torch.linspace(0, len(of) - 1, min(count, len(of))).long()] for domain, of in rows.items()}
+    return [Document(domain, tuple(row.tolist())) for domain, of in chosen.items() for row in of]
 
 
 def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int | None) -> list[Document]:
@@ -67,7 +68,7 @@ def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, lengt
     for domain, of in texts.items():
         documents = list(itertools.islice(_documents(domain, of, encoding, length), count))
         if not documents:
-            raise UserError(f"{of.path or domain} holds no document of 8 tokens or more: give a longer text.")
+            raise UserError(f"{of.path or domain} holds no document of {SHORTEST} tokens or more: give a longer text.")
         found += documents
     return found
 
@@ -77,7 +78,7 @@ def _documents(domain: str, of: DomainConfig, encoding: Encoding, length: int) -
         for group in READERS[of.source].documents(domain, of, Path(scratch), set()):
             for text in group:
                 tokens = encoding.row(text, length)
-                if len(tokens) >= SHORTEST:
+                if len(tokens) >= min(SHORTEST, length):
                     yield Document(domain, tuple(tokens))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.transformer import read_prefix, write_prefix
 from orchestrator.interventions.calibration import Calibration
-from orchestrator.interventions.passes import replaced
+from orchestrator.interventions.passes import own, replaced
 from orchestrator.interventions.subject import Subject
 
 
@@ -20,13 +20,12 @@ from orchestrator.interventions.subject import Subject
 class Edit:
     """One way to change a layer.
 
-    `apply(subject, layer, calibration)` is in force inside its `with` block. `reach`: layers that it changes, from the
-    given one on. `has(subject, layer, calibration)` is False where the layer has nothing to change.
+    `apply(subject, layer, calibration)` is in force inside its `with` block. `has`, of the same three, is False where
+    the layer has nothing to change.
     """
 
     apply: Callable[[Subject, int, Calibration], AbstractContextManager[None]]
     has: Callable[[Subject, int, Calibration], bool]
-    reach: int = 1
 
 
 def passing(stream: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -57,7 +56,7 @@ def write_mean(subject: Subject, layer: int, calibration: Calibration) -> Abstra
 
 def repeat(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Run the layer twice."""
-    once = subject.layers[layer].forward
+    once = own(subject.layers[layer])
     return replaced(
         [subject.layers[layer]], [lambda stream, *args, **named: once(once(stream, *args, **named), *args, **named)]
     )
@@ -66,7 +65,7 @@ def repeat(subject: Subject, layer: int, _: Calibration) -> AbstractContextManag
 def swap(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Run the next layer first, each with its own mask and positions."""
     first, second = subject.layers[layer : layer + 2]
-    run_first, run_second = first.forward, second.forward
+    run_first, run_second = own(first), own(second)
     held: list[Any] = []
 
     def wait(stream: Tensor, *args: Any, **named: Any) -> Tensor:
@@ -81,15 +80,17 @@ def swap(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager
 
 
 @contextmanager
-def silenced(module: nn.Module) -> Iterator[None]:
-    """Inside the block the module's output is zero."""
+def silenced(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block the outputs of the modules are zero."""
 
     def zero(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        first = output[0] if isinstance(output, tuple) else output
-        return (torch.zeros_like(first), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(first)
+        if isinstance(output, tuple):
+            return (torch.zeros_like(output[0]), *output[1:])
+        return torch.zeros_like(output)
 
     with ExitStack() as hooks:
-        hooks.callback(module.register_forward_hook(zero).remove)
+        for module in modules:
+            hooks.callback(module.register_forward_hook(zero).remove)
         yield
 
 
@@ -97,14 +98,12 @@ def delete_attention(subject: Subject, layer: int, _: Calibration) -> AbstractCo
     """Let attention write nothing."""
     module = subject.branches[layer].attention
     assert module is not None
-    return silenced(module)
+    return silenced([module])
 
 
 def delete_ffn(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
-    """Let the FFN write nothing."""
-    module = subject.branches[layer].ffn
-    assert module is not None
-    return silenced(module)
+    """Let the FFN, or all experts, write nothing."""
+    return silenced(subject.branches[layer].ffn)
 
 
 @contextmanager
@@ -141,11 +140,11 @@ def _always(*_: Any) -> bool:
 EDITS: dict[str, Edit] = {
     "delete": Edit(delete, _always),
     "delete_attention": Edit(delete_attention, lambda s, layer, _: s.branches[layer].attention is not None),
-    "delete_ffn": Edit(delete_ffn, lambda s, layer, _: s.branches[layer].ffn is not None),
+    "delete_ffn": Edit(delete_ffn, lambda s, layer, _: len(s.branches[layer].ffn) > 0),
     "delete_compensated": Edit(delete_compensated, _always),
     "write_mean": Edit(write_mean, _always),
     "repeat": Edit(repeat, _always),
-    "swap": Edit(swap, lambda s, layer, _: layer + 1 < len(s.layers), reach=2),
+    "swap": Edit(swap, lambda s, layer, _: layer + 1 < len(s.layers)),
     "zero_saturated": zero_positions("saturated"),
     "zero_random": zero_positions("random"),
     "zero_as_loud": zero_positions("as_loud"),
@@ -158,5 +157,4 @@ def block(count: int) -> Edit:
     return Edit(
         lambda subject, layer, calibration: delete(subject, layer, calibration, count),
         lambda subject, layer, _: layer + count <= len(subject.layers),
-        reach=count,
     )

@@ -24,11 +24,11 @@ from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
-from orchestrator.interventions.documents import Batch, Document, batches, from_text, heldout
+from orchestrator.interventions.documents import Document, batches, from_text, heldout
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.partial import PartialResults
-from orchestrator.interventions.passes import Pass
+from orchestrator.interventions.passes import Pass, refuse_entangled
 from orchestrator.interventions.subject import Subject, load
 
 SCHEMA = 2
@@ -64,12 +64,18 @@ BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
 
 
 def intervene(
-    source: Path, options: Options, progress: Progress, partial: Path | None = None, device: str = "auto"
+    source: Path,
+    options: Options,
+    progress: Progress,
+    partial: Path | None = None,
+    device: str = "auto",
+    reading: Reading | None = None,
 ) -> dict[str, Any]:
     """The damage of every edit to every layer, as plain JSON values.
 
     `partial`: a file of the results so far, from which a run that was interrupted goes on. `device`: `auto` is the GPU
-    where torch sees one. Raises `UserError` for a source or a text that cannot be used.
+    where torch sees one. `reading`: the checkpoint's, where there is one already. Raises `UserError` for a source or a
+    text that cannot be used.
     """
     path = place(whole(source))
     edits = _edits(options)
@@ -78,19 +84,22 @@ def intervene(
     subject = load(path, torch.device(where))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
-    reading = recorded(path) or analyze(path)
     groups = batches(documents, AT_ONCE)
-    calibration, seconds = _calibration(subject, path, groups)
+    refuse_entangled(subject, groups[-1].tokens[:1])
+    start = time.perf_counter()
+    calibration = calibrate((Pass(subject, of.tokens, of.mask) for of in groups), ffn_positions(path))
+    seconds = time.perf_counter() - start
     trials = [
         Trial(name, layer)
         for layer in range(len(subject.layers))
         for name, edit in edits.items()
         if edit.has(subject, layer, calibration)
     ]
-    progress.announce(_cost(subject, documents, trials, seconds))
-    progress.begin(len(trials) * len(groups))
     done: Results = {} if partial is None else PartialResults(partial, _identity(path, documents, trials))
+    progress.announce(_cost(subject, documents, trials, seconds * (1 - len(done) / len(groups))))
+    progress.begin(len(trials) * len(groups))
     damage = measure(subject, groups, edits, trials, calibration, done, progress.advance)
+    reading = reading or recorded(path) or analyze(path)
     return _result(path, reading, subject, edits, documents, calibration, damage)
 
 
@@ -106,13 +115,6 @@ def _documents(path: Path, options: Options) -> list[Document]:
     if is_ours(path) and not options.texts:
         return heldout(path, options.documents)
     return from_text(path, options.texts or BUILTIN, options.documents, options.length)
-
-
-def _calibration(subject: Subject, path: Path, groups: Sequence[Batch]) -> tuple[Calibration, float]:
-    """The calibration, and the seconds that the intact passes took."""
-    start = time.perf_counter()
-    found = calibrate((Pass(subject, group.tokens, group.mask) for group in groups), ffn_positions(path))
-    return found, time.perf_counter() - start
 
 
 def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Trial], seconds: float) -> str:
@@ -158,7 +160,7 @@ def _result(
             breadth = totals["absolute"] ** 2 / totals["squared"] / tokens.sum()
         for row, (trial, (mean, low, high)) in enumerate(zip(damage.trials, rises, strict=True)):
             of_layers[trial.layer][trial.name][domain] = {
-                "mean": float(mean), "low": _known(low), "high": _known(high),
+                "mean": _known(mean), "low": _known(low), "high": _known(high),
                 "kl": _known(totals["divergence"][row] / tokens.sum()),
                 "breadth": _known(breadth[row]),
                 "lengthening": _known(totals["lengthening"][row] / tokens.sum()),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.storage.files import write_whole
+
 
 class PartialResults(MutableMapping[int, np.ndarray]):
     """Batch → its results. A line of JSON is appended for each; a line that was cut short is left out.
@@ -21,13 +23,17 @@ class PartialResults(MutableMapping[int, np.ndarray]):
         self._found: dict[int, np.ndarray] = {}
         head = json.dumps({"of": of}, sort_keys=True)
         lines = path.read_text().split("\n") if path.is_file() else []
-        if lines and lines[0] == head:
-            for line in lines[1:-1]:  # what follows the last newline was cut short
+        kept = [head]
+        for line in lines[1:-1] if lines and lines[0] == head else []:  # what follows the last newline was cut short
+            try:
                 place, values = json.loads(line)
-                self._found[place] = np.array([[np.nan if v is None else v for v in row] for row in values])
-            path.write_text("\n".join([*lines[:-1], ""]))
-        else:
-            path.write_text(head + "\n")
+                self._found[place] = np.array(
+                    [[np.nan if v is None else v for v in row] for row in values], dtype=float
+                )
+            except (ValueError, TypeError):  # damaged: it is computed again
+                continue
+            kept.append(line)
+        write_whole(path, "\n".join([*kept, ""]))
 
     def __setitem__(self, place: int, values: np.ndarray) -> None:
         self._found[place] = values

@@ -11,22 +11,40 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.common.errors import UserError
-from orchestrator.interventions.subject import Subject
+from orchestrator.forensics.measures.probe import check
+from orchestrator.interventions.subject import FORMS, Subject
 
-Forward = Callable[..., Any]
+Forward = Callable[..., Any]  # of the stream and of what else the layer is given; returns the stream
 
 
 @contextmanager
 def replaced(layers: Iterable[nn.Module], forwards: Sequence[Forward]) -> Iterator[None]:
-    """Inside the block each of `layers` computes what the forward at the same place does."""
+    """Inside the block each of `layers`, of a subject, computes what the forward at the same place does.
+
+    A forward gets the stream first, however the model hands it over; what it returns is handed back as the layer does.
+    """
     layers = list(layers)
     for layer, forward in zip(layers, forwards, strict=True):
-        layer.__dict__["forward"] = forward
+        layer.__dict__["forward"] = _in_form(forward, FORMS[layer])
     try:
         yield
     finally:
         for layer in layers:
             del layer.__dict__["forward"]
+
+
+def _in_form(forward: Forward, form: int) -> Forward:
+    def call(*args: Any, **named: Any) -> Any:
+        result = stream_of(forward(*args, **named) if args else forward(named.pop("hidden_states"), **named))
+        return (result, *[None] * (form - 1)) if form else result
+
+    return call
+
+
+def own(layer: nn.Module) -> Forward:
+    """The layer's own forward, which returns the stream alone."""
+    forward = layer.forward
+    return lambda *args, **named: stream_of(forward(*args, **named))
 
 
 @dataclass(frozen=True)
@@ -45,20 +63,22 @@ class Pass:
         self.tokens, self.mask = tokens.to(subject.device), mask.to(subject.device)
         self._before: list[Tensor] = []  # the stream that each layer reads [B, T, D]
         self._after: list[Tensor] = []  # and the one that it returns
+        check(self.tokens, subject.vocabulary)
         with ExitStack() as hooks, torch.inference_mode():
             for layer in subject.layers:
                 hooks.callback(layer.register_forward_hook(self._keep, with_kwargs=True).remove)
-            result = subject.run(self.tokens, self.mask)
-        if len(self._before) != len(subject.layers):
-            raise UserError(
-                f"{subject.name} runs {len(self._before)} times through its {len(subject.layers)} layers: "
-                "it shares weights between layers, so that no single one can be changed."
-            )
+            try:
+                result = subject.run(self.tokens, self.mask)
+            except (IndexError, RuntimeError) as error:  # usually a position without an embedding, or no memory
+                raise UserError(
+                    f"{subject.name} cannot run {len(tokens)} rows of {tokens.shape[1]} tokens "
+                    f"({str(error).splitlines()[0]}): give shorter ones."
+                ) from error
         self.output = Output(result, self._after[-1])
 
     def _keep(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        self._before.append(inputs[0] if inputs else named["hidden_states"])
-        self._after.append(_stream(output))
+        self._before.append((inputs[0] if inputs else named["hidden_states"]).clone())  # a layer may add to it in place
+        self._after.append(stream_of(output))
 
     @property
     def positions(self) -> int:
@@ -77,13 +97,32 @@ class Pass:
         before = self.subject.layers[:first]
         last: list[Tensor] = []
         with edit, replaced(before, [lambda *_, **__: kept] * first), ExitStack() as hooks:
-            keep = self.subject.layers[-1].register_forward_hook(lambda _, __, output: last.append(_stream(output)))
+            keep = self.subject.layers[-1].register_forward_hook(lambda _, __, output: last.append(stream_of(output)))
             hooks.callback(keep.remove)
             result = self.subject.run(self.tokens, self.mask)
         return Output(result, last[-1])
 
 
-def _stream(output: Any) -> Tensor:
+def refuse_entangled(subject: Subject, tokens: Tensor) -> None:
+    """Raise `UserError` where layers that are left out change more than the stream, such as keys that others share.
+
+    `tokens` [B, T]: rows on which the model must do the same when half of its layers hand over what they did before.
+    """
+    one = Pass(subject, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    middle = len(subject.layers) // 2
+    try:
+        again = one.edited(middle, replaced(subject.layers[middle:], [own(layer) for layer in subject.layers[middle:]]))
+        same = torch.allclose(again.result, one.output.result, rtol=1e-3, atol=1e-3)
+    except (IndexError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
+        same = False
+    if not same:
+        raise UserError(
+            f"{subject.name} hands more than the stream from layer to layer, so that none can be changed by itself: "
+            "read its weights with orchestrator.forensics."
+        )
+
+
+def stream_of(output: Any) -> Tensor:
     """The residual stream that a layer returns, alone or first in a tuple."""
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found

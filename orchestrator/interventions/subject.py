@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +26,18 @@ from orchestrator.forensics.measures.runner import configuration, runnable
 from orchestrator.forensics.weights.tensors import open_tensors
 from orchestrator.storage import checkpoint
 
-WITH_HEAD = ("ForCausalLM", "LMHeadModel")  # ends of the names of classes that predict the next token
+# Ends of the names of classes that predict the next token.
+WITH_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+FORMS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # layer → length of the tuple it returns; 0: a tensor
 FFN_NAMES = re.compile(r"mlp|ffn|feed_forward|moe|experts")  # of a layer's direct children, where no `down` is known
 
 
 @dataclass(frozen=True)
 class Branches:
-    """The modules of one layer whose outputs are added to the residual stream; None for a branch it lacks."""
+    """The modules of one layer whose outputs are added to the residual stream; none for a branch it lacks."""
 
     attention: nn.Module | None
-    ffn: nn.Module | None
+    ffn: Sequence[nn.Module]  # several where experts, shared or not, write beside it
     down: nn.Module | None  # reads the FFN's positions [..., f]; None where experts take their place
 
 
@@ -98,7 +102,10 @@ def load(source: Path, device: torch.device | None = None) -> Subject:
 
 
 def of_module(name: str, model: nn.Module, context: int, device: torch.device | None = None) -> Subject:
-    """The subject that a module is. Raises `UserError` where it holds no list of its layers."""
+    """The subject that a module is.
+
+    Raises `UserError` where it holds no list of its layers, and where it does not run once through each of them.
+    """
     model = model.to(device).eval()
     _, depth = sizes(model)
     layers = blocks(model, depth)
@@ -109,7 +116,26 @@ def of_module(name: str, model: nn.Module, context: int, device: torch.device | 
         text = config.get_text_config()
         found, causal = find(text.model_type, text.to_dict(), model.state_dict()), is_causal(config)
     family = None if found is None else found[1]
-    return Subject(name, model, layers, [_branches(layer, family) for layer in layers], causal, context)
+    subject = Subject(name, model, layers, [_branches(layer, family) for layer in layers], causal, context)
+    _learn_forms(subject)
+    return subject
+
+
+def _learn_forms(subject: Subject) -> None:
+    """Run two tokens, and keep in `FORMS` how each layer returns the stream."""
+    seen: list[Any] = []
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=subject.device)
+    with ExitStack() as hooks, torch.inference_mode():
+        for layer in dict.fromkeys(subject.layers):
+            hooks.callback(layer.register_forward_hook(lambda _, __, output: seen.append(output)).remove)
+        subject.run(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    if len(seen) != len(subject.layers) or len(set(subject.layers)) != len(seen):
+        raise UserError(
+            f"{subject.name} runs {len(seen)} layers that are {len(set(subject.layers))} different ones: "
+            "where layers share their weights, no single one can be changed."
+        )
+    for layer, output in zip(subject.layers, seen, strict=True):
+        FORMS[layer] = len(output) if isinstance(output, tuple) else 0
 
 
 def is_causal(config: Any) -> bool:
@@ -117,23 +143,26 @@ def is_causal(config: Any) -> bool:
 
     Its `architectures` say so; where it has none, the family does: an encoder has no head that reads the stream.
     """
-    if declared := getattr(config, "architectures", None):
-        return any(name.endswith(WITH_HEAD) for name in declared)
     text = config.get_text_config()
     found = find(text.model_type, text.to_dict())
-    return found is None or bool(found[1].head)
+    reads_stream = found is None or bool(found[1].head)
+    if declared := getattr(config, "architectures", None):
+        is_encoder = found is not None and not reads_stream and not getattr(text, "is_decoder", True)
+        return any(name.endswith(WITH_HEAD) for name in declared) and not is_encoder
+    return reads_stream
 
 
 def _branches(layer: nn.Module, family: Family | None) -> Branches:
     """The branches of a layer: by its family's names, else by those of its direct children."""
     attention, down = (None if family is None else _writer(layer, family, kind) for kind in ("o", "down"))
-    children = {name: child for name, child in layer.named_children() if "norm" not in name}
+    held = {name: child for name, child in layer.named_children() if any(True for _ in child.parameters())}
+    children = {name: child for name, child in held.items() if "norm" not in name}
     if attention is None:
         attention = next((child for name, child in children.items() if "att" in name), None)
-    ffn = down
-    if ffn is None:
-        ffn = next((child for name, child in children.items() if FFN_NAMES.search(name)), None)
-    return Branches(attention, ffn, down)
+    parts = [child for name, child in children.items() if FFN_NAMES.search(name)]
+    if len(parts) > 1:  # experts beside an FFN: they write together, and no position is read by all tokens
+        return Branches(attention, parts, None)
+    return Branches(attention, [down] if down is not None else parts, down)
 
 
 def _writer(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
@@ -147,11 +176,11 @@ def _writer(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
         return None
 
 
-def _refuse_too_large(source: Path, free: int) -> None:
-    """Raise `UserError` where the weights in fp32 are larger than `free` bytes."""
+def _refuse_too_large(source: Path, free: int | None) -> None:
+    """Raise `UserError` where the weights in fp32 are larger than `free` bytes, where that is known."""
     tensors = open_tensors(source)
     needed = 4 * sum(prod(tensors.shape(name)) for name in tensors.names)
-    if needed > free:
+    if free is not None and needed > free:
         raise UserError(
             f"{source} takes {size(needed)} in fp32, and {size(free)} of memory are free: use a machine with more."
         )

@@ -23,7 +23,7 @@ def watch(cell_dir: Path, once: bool = False) -> None:
     torch.set_num_threads(readings.config.train.threads)
     while True:
         training = lease.is_held(cell_dir)  # asked first, so that what it saved last is seen below
-        for path in readings.unread():
+        for path in readings.wanted():
             if readings.read(path):
                 print(readings.path_of(path), flush=True)
         if once or not training:

@@ -64,7 +64,7 @@ class Beside(InThread):
         """Read in this process what is left, beside the jobs, so that all is read whatever becomes of them."""
         if not self.takes_part:
             self.takes_part = True
-            for path in self.readings.unread():
+            for path in self.readings.wanted():
                 super().add(path)
 
 

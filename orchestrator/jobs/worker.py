@@ -185,23 +185,23 @@ class Worker:
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """True where the cell is done, and its last checkpoint, its last record and every due reading exist."""
+    """True where the cell is done, and its last checkpoint, its last record and all that is due of it exist."""
     entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
-    config = _config_of(cell_dir)
+    config = _config_of(cell_dir, (cell_dir / "config.yaml").stat().st_mtime_ns)
     last, record = config.train.steps, metrics_log.newest(cell_dir / "metrics.jsonl")
     return (
         checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
         and record is not None
         and record["step"] == last
-        and not Readings(cell_dir, config).unread()
+        and not Readings(cell_dir, config).wanted()
     )
 
 
 @cache
-def _config_of(cell_dir: Path) -> Config:
-    """The cell's configuration, read once: it does not change."""
+def _config_of(cell_dir: Path, written: int) -> Config:
+    """The cell's configuration that was `written` then: a launch may change how the cell is run."""
     return load.from_file(cell_dir / "config.yaml")
 
 

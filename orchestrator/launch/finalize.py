@@ -120,10 +120,10 @@ def _read(cell: Cell) -> None:
     """Make the readings of the cell that no job has made; print why one cannot be made."""
     try:
         readings = Readings(cell.directory, cell.config)
-        for checkpoint in readings.unread():
+        for checkpoint in readings.wanted():
             readings.read(checkpoint)
     except (UserError, OSError) as error:
-        print(f"{cell.id} is compared without some of its readings: {error}", flush=True)
+        print(f"{cell.id} is compared without some of its readings or interventions: {error}", flush=True)
 
 
 def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell], float]:

@@ -177,7 +177,7 @@ class ReadLayers(Callback):
     def start(self, trainer: Trainer) -> None:
         self.readings = Readings(trainer.cell_dir, trainer.config)
         self.reader = self.new_reader(self.readings)
-        for path in self.readings.unread():
+        for path in self.readings.wanted():
             self.reader.add(path)
 
     def after_step(self, trainer: Trainer) -> None:
@@ -199,7 +199,7 @@ class ReadLayers(Callback):
         self._close()
 
     def keeps(self, path: Path) -> bool:
-        return self.readings.is_unread(path)
+        return self.readings.is_wanted(path)
 
     def _close(self) -> None:
         if self.reader is not None:

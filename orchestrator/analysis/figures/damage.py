@@ -19,12 +19,12 @@ SCALE = "Cividis"
 
 def damage_maps(c: Comparison) -> Drawing | None:
     """Draw layer × step for each arm: the damage of the layer's deletion, mean over the seeds, and its roles."""
-    arms = [arm for arm in c.experiment.arms if any(cell.damages for cell in c.cells_of(arm))]
-    if not arms:
+    of_arm = {arm: [cell for cell in c.cells_of(arm) if cell.damages] for arm in c.experiment.arms}
+    maps = {arm: means for arm, cells in of_arm.items() if (means := _means(cells))}
+    if not maps:
         return None
-    of_arm = {arm: [cell for cell in c.cells_of(arm) if cell.damages] for arm in arms}
-    steps = sorted({step for cells in of_arm.values() for cell in cells for step in cell.damages})
-    maps = {arm: _means(cells, steps) for arm, cells in of_arm.items()}
+    arms = list(maps)
+    steps = sorted({step for means in maps.values() for step in means})
     depth = max(len(mean) for means in maps.values() for mean in means.values())
     largest = max(mean.max() for means in maps.values() for mean in means.values())
     title = "Damage of deleting each layer"
@@ -57,8 +57,9 @@ def damage_maps(c: Comparison) -> Drawing | None:
     return Drawing(figure, title, text, table, ("damage", "role"))
 
 
-def _means(cells: list[CellResult], steps: list[int]) -> dict[int, np.ndarray]:
+def _means(cells: list[CellResult]) -> dict[int, np.ndarray]:
     """Return step → the damage of every layer [L], the mean over the cells that have it."""
+    steps = sorted({step for cell in cells for step in cell.damages})
     found = {
         step: [mean for cell in cells if step in cell.damages and (mean := profile_of(cell.damages[step])) is not None]
         for step in steps
@@ -71,9 +72,9 @@ def _at(mean: np.ndarray | None, layer: int) -> float | None:
 
 
 def _letters(cells: list[CellResult], step: int, layer: int) -> str:
-    """Return the letter of the layer's role in every seed, or of all where they agree."""
-    roles = [cell.damages[step]["layers"][layer]["role"] for cell in cells if step in cell.damages]
-    letters = [letter(role) for role in roles]
+    """Return one letter where the layer's role is the same in all seeds, else a letter for each of up to three."""
+    stacks = [cell.damages[step]["layers"] for cell in cells if step in cell.damages]
+    letters = [letter(layers[layer]["role"]) for layers in stacks if layer < len(layers)]
     return letters[0] if len(set(letters)) == 1 else "".join(letters) if len(letters) <= 3 else ""
 
 

@@ -121,7 +121,7 @@ OWN = {
     "damage": Term("damage",
         "Rise of the held-out loss, nats per token, when the layer is deleted from the trained model: it passes the "
         "residual stream on as it is. Mean over the domains (SCIENCE §9)."),
-    "p_layers": Term("p of a layer", f"{SIGN_FLIP} It is corrected by Holm for the number of layers."),
+    "p_layers": Term("p of a layer", f"{SIGN_FLIP} It is corrected for the number of layers by step-down max-T."),
     "symmetry": Term("spread",
         "Standard deviation and range over the layers of attention's share: of the energy, or of what both branches "
         "write. For the energy the paper has 0.014 for its vanilla model and 0.13 for its reward-driven one (§7)."),

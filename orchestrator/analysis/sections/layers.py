@@ -193,7 +193,9 @@ def damages(c: Comparison, arm: str) -> Section:
     over = f"{found.n} pair{'s' * (found.n != 1)}"
     note = f"Means over {over} and over the domains; p is corrected for the {len(rows)} layers."
     columns = ["layer", "a", "b", "Δ = b − a", "95 % interval", "p"]
-    return Section(title, columns, rows, [note], {"a": "damage", "b": "damage", "p": "p_layers"})
+    left = f"Seeds left out, not intervened on alike: {', '.join(map(str, found.left_out))}." if found.left_out else ""
+    terms = {"a": "damage", "b": "damage", "p": "p_layers"}
+    return Section(title, columns, rows, [note, *filter(None, [left])], terms)
 
 
 def multipliers(c: Comparison, arm: str) -> list[Section]:

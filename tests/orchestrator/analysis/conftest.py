@@ -58,7 +58,7 @@ def make_damage(arm: str, seed: int, step: int, roles: Sequence[str]) -> dict[st
         {"layer": layer, "role": role, "damage": {"delete": deleted(layer), "swap": None}}
         for layer, role in enumerate(roles)
     ]
-    return {"schema": 2, "step": step, "layers": layers}
+    return {"schema": 2, "step": step, "documents": {"code": 4, "facts": 4}, "layers": layers}
 
 
 def flat_loss(arm: str, seed: int, step: int, domain: str) -> float:

@@ -45,6 +45,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     ),
     "gpt_neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SIZES)),
     "gemma2": gemma2,
+    "bloom": lambda: transformers.BloomForCausalLM(  # its layers return a tuple
+        transformers.BloomConfig(vocab_size=41, hidden_size=16, n_layer=LAYERS, n_head=2)
+    ),
     "bert": lambda: transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False),
 }
 # Of each family: the modules of a layer that write, and the names of its layers.
@@ -55,6 +58,7 @@ WRITERS = {
     "gpt2": ("attn.c_proj", "mlp.c_proj"),
     "gpt_neox": ("attention.dense", "mlp.dense_4h_to_h"),
     "gemma2": ("self_attn.o_proj", "mlp.down_proj"),
+    "bloom": ("self_attention.dense", "mlp.dense_4h_to_h"),
     "bert": ("attention.output.dense", "output.dense"),
 }
 STACK = re.compile(r"^(.*?(?:layers|h|encoder\.layer)\.)(\d+)(\..*)$")

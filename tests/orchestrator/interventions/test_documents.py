@@ -30,11 +30,12 @@ def test_documents_are_framed_and_cut(llama: Path, text: Path) -> None:
     assert len(from_text(llama, {"notes": of(text)}, 2, 11)) == 2
 
 
-def test_heldout_rows_are_the_first_of_validation(cell: Path) -> None:
+def test_heldout_rows_are_spread_over_validation(cell: Path) -> None:
     config = load.from_file(cell / "config.yaml")
     corpus = prepare(config.data, 264, 16)
     found = heldout(checkpoint.find(cell), 3)
-    rows = [row.tolist() for domain in ("words", "numbers") for row in corpus.heldout(domain, "validation")[:3]]
+    splits = [corpus.heldout(domain, "validation") for domain in ("words", "numbers")]
+    rows = [split[row].tolist() for split in splits for row in (0, (len(split) - 1) // 2, len(split) - 1)]
     assert [list(document.tokens) for document in found] == rows
     assert [document.domain for document in found] == ["words"] * 3 + ["numbers"] * 3
 

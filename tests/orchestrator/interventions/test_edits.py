@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from orchestrator.common.errors import UserError
 from orchestrator.interventions.calibration import Calibration, calibrate
 from orchestrator.interventions.edits import EDITS, block
-from orchestrator.interventions.passes import Pass
+from orchestrator.interventions.passes import Pass, refuse_entangled, stream_of
 from orchestrator.interventions.subject import Subject, of_module
 from tests.naming import naming
 from tests.orchestrator.interventions.models import (
@@ -92,7 +92,7 @@ def streams(subject: Subject) -> list[Tensor]:
     seen: list[Tensor] = []
     hooks = [layer.register_forward_pre_hook(lambda _, inputs, named: seen.append(inputs[0]), with_kwargs=True)
              for layer in subject.layers]  # fmt: skip
-    hooks.append(subject.layers[-1].register_forward_hook(lambda _, inputs, output: seen.append(output)))
+    hooks.append(subject.layers[-1].register_forward_hook(lambda _, inputs, output: seen.append(stream_of(output))))
     run(subject)
     for hook in hooks:
         hook.remove()
@@ -101,7 +101,9 @@ def streams(subject: Subject) -> list[Tensor]:
 
 def with_output(subject: Subject, output: Tensor) -> Tensor:
     """The result of the model when the layer returns this stream, by a hook of the test's own."""
-    hook = subject.layers[LAYER].register_forward_hook(lambda *_: output)
+    hook = subject.layers[LAYER].register_forward_hook(
+        lambda _, __, own: (output, *own[1:]) if isinstance(own, tuple) else output
+    )
     result = run(subject)
     hook.remove()
     return result
@@ -182,5 +184,44 @@ def test_an_encoder_and_a_decoder_are_told_apart() -> None:
 def test_layers_that_share_their_weights_are_refused() -> None:
     model = ours("pre", [16] * LAYERS)
     model.model.layers = nn.ModuleList([model.model.layers[1]] * LAYERS)
-    with pytest.raises(UserError, match=naming("shared", "16 times", LAYERS)):
-        Pass(of_module("shared", model, 40), TOKENS, MASK)
+    with pytest.raises(UserError, match=naming("shared", LAYERS, "1 different")):
+        of_module("shared", model, 40)
+
+
+class Entangled(nn.Module):
+    """Adds to the stream what the layer before it has kept in this pass."""
+
+    def __init__(self, before: Entangled | None) -> None:
+        super().__init__()
+        self.before, self.kept, self.weight = (before,), torch.zeros(()), nn.Parameter(torch.ones(1))
+
+    def forward(self, stream: Tensor, rope: Any) -> Tensor:
+        self.kept = stream.roll(1, -1) * self.weight
+        return stream + (0 if self.before[0] is None else self.before[0].kept)
+
+
+def test_layers_that_hand_over_more_than_the_stream_are_refused() -> None:
+    model = ours("pre", [16] * LAYERS)
+    layers: list[Entangled] = []
+    for _ in range(LAYERS):
+        layers.append(Entangled(layers[-1] if layers else None))
+    model.model.layers = nn.ModuleList(layers)
+
+    def forget(*_: Any) -> None:
+        for layer in layers:
+            layer.kept = torch.zeros(())
+
+    model.register_forward_pre_hook(forget)
+    with pytest.raises(UserError, match=naming("entangled", "stream")):
+        refuse_entangled(of_module("entangled", model, 40), TOKENS)
+    for family in FAMILIES:
+        refuse_entangled(subject_of(family), TOKENS)
+
+
+def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long() -> None:
+    subject = subject_of("gpt2")
+    with pytest.raises(UserError, match=naming("41")):
+        Pass(subject, TOKENS + 41, MASK)
+    long = torch.zeros(1, 41, dtype=torch.int64)
+    with pytest.raises(UserError, match=naming("gpt2", "41 tokens")):
+        Pass(subject, long, torch.ones_like(long, dtype=torch.bool))

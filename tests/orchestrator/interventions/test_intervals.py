@@ -24,8 +24,17 @@ def test_the_interval_has_the_width_of_the_ratio_estimators_standard_error() -> 
     for row, (mean, low, high) in zip(rises, mean_and_interval(rises, TOKENS), strict=True):
         residuals = row - mean * TOKENS
         error = np.sqrt((residuals**2).sum() / (len(TOKENS) - 1) / len(TOKENS)) / TOKENS.mean()
-        assert (high - low) / 2 == pytest.approx(scipy.stats.norm.ppf(0.975) * error, rel=0.12)
+        assert (high - low) / 2 == pytest.approx(scipy.stats.norm.ppf(0.975) * error, rel=0.25)
         assert low < mean < high
+
+
+@pytest.mark.parametrize("count", [5, 8, 16])
+def test_few_documents_are_covered_as_often_as_the_interval_says(count: int) -> None:
+    """Within three standard errors of 95 %: of 400 normal samples, each with 500 documents of one length."""
+    samples = 0.3 + DRAW.standard_normal((400, count))
+    found = mean_and_interval(samples, np.ones(count))
+    covered = ((found[:, 1] <= 0.3) & (found[:, 2] >= 0.3)).mean()
+    assert 0.91 < covered <= 1
 
 
 def test_one_document_has_no_interval() -> None:
@@ -40,4 +49,4 @@ def test_documents_that_all_agree_have_an_interval_without_width() -> None:
 
 def test_rows_do_not_depend_on_their_company() -> None:
     rises = TOKENS * DRAW.standard_normal((3, 40))
-    assert np.array_equal(mean_and_interval(rises, TOKENS)[1], mean_and_interval(rises[1:2], TOKENS)[0])
+    assert np.allclose(mean_and_interval(rises, TOKENS)[1], mean_and_interval(rises[1:2], TOKENS)[0])

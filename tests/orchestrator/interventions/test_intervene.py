@@ -13,9 +13,11 @@ import transformers
 from torch.nn import functional as F
 
 from orchestrator.config import load
+from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import prepare
 from orchestrator.intervene import main
 from orchestrator.interventions import damage
+from orchestrator.interventions.documents import batches, from_text
 from orchestrator.interventions.edits import CORE, EDITS
 from tests.naming import names
 from tests.orchestrator.interventions.conftest import decoder_of
@@ -31,7 +33,8 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path, capsys: pytest.Captu
     corpus = prepare(load.from_file(cell / "config.yaml").data, 264, 16)
     decoder = decoder_of(7)
     for domain in ("words", "numbers"):
-        rows = corpus.heldout(domain, "validation")[:5]
+        rows = corpus.heldout(domain, "validation")
+        rows = rows[torch.linspace(0, len(rows) - 1, 5).long()]
         with torch.no_grad():
             intact = decoder.loss(rows).item()
             decoder.model.layers[1].mlp.down_proj.weight.zero_()  # type: ignore[union-attr,operator]
@@ -122,8 +125,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert main([*arguments, str(out)]) == 0
     whole = (tmp_path / "whole.json").read_text()
     assert out.read_text() == whole
-    batches = json.loads(whole)["documents"]["text"]
-    assert len(computed) < 3 + batches  # the first two were not computed again
+    documents = from_text(llama, {"text": DomainConfig(source=Source.files, path=str(text))}, 64, None)
+    assert len(computed) == 1 + len(batches(documents, 20))  # each once, but the one that was interrupted
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -141,6 +144,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ([llama, "--data", tmp_path / "nothing.txt"], [tmp_path / "nothing.txt", "exist"]),
         ([llama, "--data", text, "--data", text], [text, "text"]),
         ([llama, "--data", text, "--length", "41"], ["41", "40"]),
+        ([llama, "--data", tmp_path / "seed=0" / "notes.txt"], [tmp_path / "seed=0" / "notes.txt", "exist"]),
         ([llama, "--data", text, "--blocks", LAYERS + 1], ["--blocks", LAYERS + 1, LAYERS]),
     ]
     for arguments, named in cases:

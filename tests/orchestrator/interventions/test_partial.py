@@ -27,12 +27,23 @@ def test_a_line_that_was_cut_short_is_left_out_and_written_again(tmp_path: Path)
     kept[0] = VALUES
     kept[1] = VALUES
     whole = path.read_bytes()
-    for cut in range(whole.index(b"\n") + 1, len(whole)):
+    for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
         again = PartialResults(path, {})
         assert set(again) <= {0}
         again[1] = VALUES
         assert 1 in PartialResults(path, {})
+
+
+def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    kept = PartialResults(path, {})
+    kept[0] = VALUES
+    kept[1] = VALUES
+    head, first, second, _ = path.read_text().split("\n")
+    path.write_text("\n".join([head, first[:-3] + "?", second, ""]))
+    assert set(PartialResults(path, {})) == {1}
+    assert set(PartialResults(path, {})) == {1}
 
 
 def test_results_of_another_run_are_not_taken(tmp_path: Path) -> None:
