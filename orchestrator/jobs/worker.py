@@ -189,7 +189,7 @@ def is_finished(cell_dir: Path) -> bool:
     entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
     if entry is None or entry.state != "done":
         return False
-    config = _config_of(cell_dir, (cell_dir / "config.yaml").stat().st_mtime_ns)
+    config = _config_of(cell_dir)
     last, record = config.train.steps, metrics_log.newest(cell_dir / "metrics.jsonl")
     return (
         checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
@@ -199,10 +199,15 @@ def is_finished(cell_dir: Path) -> bool:
     )
 
 
+def _config_of(cell_dir: Path) -> Config:
+    """The cell's configuration, read again where a launch has changed how the cell is run."""
+    path = cell_dir / "config.yaml"
+    return _config_in(path, path.stat().st_mtime_ns)
+
+
 @cache
-def _config_of(cell_dir: Path, written: int) -> Config:
-    """The cell's configuration that was `written` then: a launch may change how the cell is run."""
-    return load.from_file(cell_dir / "config.yaml")
+def _config_in(path: Path, written: int) -> Config:
+    return load.from_file(path)
 
 
 def main(cell: str) -> int:

@@ -60,17 +60,18 @@ def test_a_crash_leaves_none_behind_and_none_out(damaged: Cell, small_cell: tupl
 def test_they_can_be_asked_for_later_and_otherwise(small_cell: tuple[str, ...], tmp_path: Path) -> None:
     cell = new_cell(small_cell, tmp_path)
     assert complete(cell)
-    assert not Readings(cell.directory, cell.config).unread()
+    assert not Readings(cell.directory, cell.config).wanted()
     later = new_cell([*small_cell, "interventions.every=12", "interventions.documents=2"], tmp_path)
     readings = Readings(later.directory, later.config)
-    due = readings.unread()
+    assert not readings.unread()
+    due = readings.wanted()
     assert [checkpoint.step_of(path) for path in due] == [0, 12]
     for path in due:
-        assert readings.read(path) is False  # its reading is there
-    assert not readings.unread()
+        assert readings.read(path)
+    assert not readings.wanted()
     other = new_cell([*small_cell, "interventions.every=12", "interventions.edits=[swap]"], tmp_path)
     again = Readings(other.directory, other.config)
-    for path in again.unread():
+    for path in again.wanted():
         again.read(path)
     layers = json.loads(files(later)["step_00000012.json"])["layers"]
     assert all(list(layer["damage"]) == ["swap"] for layer in layers)
