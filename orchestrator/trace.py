@@ -5,27 +5,49 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 from orchestrator.common import command
+
+FEW, MANY = 5, 15  # FFN positions of a layer that are kept for each reason; those of --neurons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for input that cannot be used."""
     parser = command.parser("orchestrator.trace", __doc__)
-    parser.add_argument("source", type=Path, help="a cell's directory, or one of its checkpoints")
-    parser.add_argument("text", help="the text to run through the model")
-    parser.add_argument("--json", type=command.output, metavar="FILE", help="write the whole result as JSON")
+    add = parser.add_argument
+    add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
+    add("text", help="the text to run through the model")
+    add("--chat", action="store_true", help="put the text into the chat template of the model's tokenizer")
+    add("--continue", type=_count, default=0, metavar="N", dest="more", help="let the model add N tokens first")
+    add("--neurons", type=_count, metavar="LAYER", help="list FFN positions of a layer: what opens them, what they say")
+    add("--html", type=partial(command.output, suffixes=(".html",)), metavar="FILE", help="write the page to show")
+    add("--json", type=command.output, metavar="FILE", help="write the whole result as JSON")
     return command.run(parser, _trace, arguments)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
+    return int(text)
 
 
 def _trace(options: argparse.Namespace) -> None:
     with command.importing():  # torch: seconds that --help need not wait for
-        from orchestrator.interventions.lens import report, trace
+        from orchestrator.forensics.weights.hub import local
+        from orchestrator.interventions.trace import Options, trace
+        from orchestrator.interventions.trace_report import report
 
-    result = trace(options.source, options.text)
+    few = FEW if options.neurons is None else MANY
+    chosen = Options(options.chat, options.more, few, options.neurons)
+    result = trace(local(options.source), options.text, chosen)
     command.write_json(result, options.json)
-    command.console().print(report(result))
+    if options.html is not None:
+        from orchestrator.interventions.trace_page.page import page
+
+        with command.writing(options.html):
+            options.html.write_text(page(result), encoding="utf-8")
+    command.console().print(report(result, options.neurons))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
+from orchestrator.common.web.pages import Term
 from orchestrator.forensics.measures.table import MEASURES
 
 EXCHANGED = MAX_PATTERNS.bit_length()  # most pairs for which all label exchanges are taken
@@ -15,14 +15,6 @@ SIGN_FLIP = (
     f"from 0. Exact (all 2ⁿ patterns) up to {EXACT_PAIRS} pairs, beyond by random patterns. With fewer than six pairs "
     "p cannot reach 0.05."
 )
-
-
-@dataclass(frozen=True)
-class Term:
-    """A term as it is printed, and its definition."""
-
-    title: str
-    text: str
 
 
 OWN = {

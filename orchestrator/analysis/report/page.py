@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 from collections.abc import Iterator
 
 import pandas as pd
@@ -16,6 +14,7 @@ from orchestrator.analysis.findings import findings
 from orchestrator.analysis.report.chapters import chapters
 from orchestrator.analysis.report.render import render
 from orchestrator.analysis.sections import glance, many_arms
+from orchestrator.common.web.pages import packed
 
 TITLE = 44  # height of a figure's title, which the page prints itself, pixels
 DIGITS = "%.6g"  # in the page's tables; the files beside it have every digit
@@ -42,19 +41,15 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
 
 def _parts(drawings: dict[str, Drawing], tables: dict[str, pd.DataFrame]) -> Iterator[tuple[str, str]]:
     """Yield (id, compressed content) of plotly, every figure and every table; figures.js unpacks it."""
-    yield "plotly", _packed(get_plotlyjs())
+    yield "plotly", packed(get_plotlyjs())
     for name, drawing in drawings.items():
         plot = drawing.plot.to_dict()  # a copy
         del plot["layout"]["title"]
         plot["layout"]["height"] -= TITLE
         plot["layout"]["margin"]["t"] -= TITLE
-        yield f"figure-{name}", _packed(to_json(plot, validate=False))
+        yield f"figure-{name}", packed(to_json(plot, validate=False))
     for name, frame in tables.items():
         # by column: pandas' own `float_format` takes ten times as long
         floats = frame.select_dtypes("float64").items()
         short = {str(key): column.map(DIGITS.__mod__, na_action="ignore") for key, column in floats}
-        yield f"table-{name}", _packed(frame.assign(**short).to_csv(index=False))
-
-
-def _packed(text: str) -> str:
-    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+        yield f"table-{name}", packed(frame.assign(**short).to_csv(index=False))

@@ -1,21 +1,16 @@
-"""Render HTML from the templates beside this module, which escape every value and fail on a missing one."""
+"""Render HTML from the templates beside this module and those that all pages share."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from orchestrator.analysis.findings import Scale
 from orchestrator.analysis.formatting import elide, seed_list
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
 from orchestrator.common.palette import arm_line
+from orchestrator.common.web.pages import environment
 from orchestrator.forensics.roles.palette import colour, letter
-
-TEMPLATES = PackageLoader("orchestrator.analysis.report")
 
 
 @dataclass(frozen=True)
@@ -55,24 +50,10 @@ def axis_of(s: Scale) -> Axis | None:
     return Axis(at(s.value), interval, at(s.none), (at(s.band[0]), at(s.band[1])), beyond, s.sides, words)
 
 
-def code(text: str) -> Markup:
-    """Return the text as HTML, with code between backticks."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
-
-
-def asset(name: str) -> Markup:
-    """Return a style sheet or script from the templates' directory, unescaped."""
-    return Markup(TEMPLATES.get_source(ENVIRONMENT, name)[0])
-
-
-ENVIRONMENT = Environment(
-    loader=TEMPLATES, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
-ENVIRONMENT.globals |= {"GLOSSARY": GLOSSARY, "asset": asset}
+ENVIRONMENT = environment("orchestrator.analysis.report", GLOSSARY)
 ENVIRONMENT.filters |= {
     "arm_colour": lambda index: arm_line(index).colour,
     "axis": axis_of,
-    "code": code,
     "colour": colour,
     "elide": elide,
     "letter": letter,

@@ -49,6 +49,7 @@ class Encoding:
 
     def __init__(self, source: Path) -> None:
         """Raises `UserError` where the checkpoint has no tokenizer, or ours was learnt from data that has changed."""
+        self._source = source
         self._own = is_ours(source)
         self._tokenizer: Any
         if self._own:
@@ -69,6 +70,17 @@ class Encoding:
         """The framed text, whose own ids are cut so that it has at most `length` tokens."""
         before, ids, after = self.framed(text)
         return [*before, *ids[: max(0, length - len(before) - len(after))], *after]
+
+    def chat(self, text: str) -> list[int]:
+        """`text` as a user's message in the tokenizer's own chat template, up to where the answer begins.
+
+        Raises `UserError` where the tokenizer has no template.
+        """
+        if self._own or not self._tokenizer.chat_template:
+            raise UserError(f"{self._source} has no chat template: leave --chat out.")
+        message = [{"role": "user", "content": text.encode(errors="replace").decode()}]
+        with loading(f"The chat template of {self._source} cannot be used", "leave --chat out"):
+            return list(self._tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False))
 
     def text(self, token: int) -> str:
         """The token as text; `#<id>` where it has none, like end-of-text."""

@@ -102,11 +102,7 @@ def run(model: nn.Module, layers: nn.ModuleList, tokens: Tensor, special: Collec
 
 def _watch(block: nn.Module, sums: Sums, hooks: ExitStack) -> None:
     """Record the block's writes in `sums` whenever it runs while `hooks` is open."""
-    calls: list[Call] = []  # of the block's parts, in order
-
-    def part(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        written = _positions(output).clone()  # a block may add to it in place
-        calls.append((_positions(named.get("hidden_states"), *inputs), written))
+    calls = watch_parts(block, hooks)
 
     def whole(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         before, after = _positions(named.get("hidden_states"), *inputs), _positions(output)
@@ -114,9 +110,20 @@ def _watch(block: nn.Module, sums: Sums, hooks: ExitStack) -> None:
             sums.update(stream_sums(before, after, calls))
         calls.clear()
 
+    hooks.callback(block.register_forward_hook(whole, with_kwargs=True).remove)
+
+
+def watch_parts(block: nn.Module, hooks: ExitStack) -> list[Call]:
+    """A list that gets what each part of the block reads and writes, in order, when it runs while `hooks` is open."""
+    calls: list[Call] = []
+
+    def part(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        written = _positions(output).clone()  # a block may add to it in place
+        calls.append((_positions(named.get("hidden_states"), *inputs), written))
+
     for child in block.children():
         hooks.callback(child.register_forward_hook(part, with_kwargs=True).remove)
-    hooks.callback(block.register_forward_hook(whole, with_kwargs=True).remove)
+    return calls
 
 
 def _positions(*values: Any) -> Tensor:
