@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.browser import Opened
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite already runs one process per core
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -64,3 +70,35 @@ def orchestrate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[...
         return main()
 
     return call
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Skips the test where none is installed."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import CHROMIUM
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Callable[..., Opened]]:
+    """Open a file in a window of 1280 × 900, or as options of playwright's `new_context` say."""
+    from tests.browser import opened
+
+    contexts = []
+
+    def open_file(path: Path, **options: object) -> Opened:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
+        contexts.append(context)
+        return opened(context, path)
+
+    yield open_file
+    for context in contexts:
+        context.close()

@@ -32,12 +32,12 @@ def bands(divergences: Sequence[float], settled: Sequence[int]) -> Bands:
 
     `divergences`: mean KL(model ‖ lens) over positions at the L + 1 depths, the embedding's first. `settled`: for each
     position, the first depth from which on the lens has the model's own prediction in front. The middle begins with the
-    layer after which the divergence is, and stays, at most half of the embedding's; the late band begins with the layer
-    after which half of the positions are settled.
+    layer after which the divergence is, and stays, at most half of the most that any layer leaves; the late band begins
+    with the layer after which half of the positions are settled.
     """
     layers = len(divergences) - 1
     half = layers + 1
-    while half > 0 and divergences[half - 1] <= divergences[0] / 2:
+    while half > 0 and divergences[half - 1] <= max(divergences[1:]) / 2:
         half -= 1
     stands = statistics.median_high(settled)
     return Bands(max(0, half - 1), max(0, stands - 1), layers)

@@ -48,7 +48,7 @@ class Readout:
 
 
 def fitted(x: Tensor, width: int) -> Tensor:
-    """The first `width` coordinates of x's last axis, with zeros where x has fewer: coordinates that it leaves alone."""
+    """The first `width` coordinates of x's last axis, with zeros for those that x has not."""
     return F.pad(x, (0, width - x.shape[-1]))
 
 
@@ -61,7 +61,7 @@ def find_readout(subject: Subject, tokens: Tensor, stream: Tensor) -> Readout | 
         body = subject.model.model
         head: Any = body.embed_tokens if subject.model.spec.tie_embeddings else subject.model.lm_head
         norm = freeze(body.norm, read_prefix(stream[-1], subject.model.spec.head_width))
-        return None if norm is None else Readout(norm, head_table(body, head), None)
+        return None if norm is None else Readout(norm, head_table(body, head).detach(), None)
     model: Any = subject.model
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -70,7 +70,8 @@ def find_readout(subject: Subject, tokens: Tensor, stream: Tensor) -> Readout | 
     if found is None:
         return None
     norm = identity(stream.shape[-1], stream.device) if found == "nothing" else freeze(found, stream[-1])
-    return None if norm is None else Readout(norm, head.weight, head.bias)
+    bias = None if head.bias is None else head.bias.detach()
+    return None if norm is None else Readout(norm, head.weight.detach(), bias)
 
 
 def _between(subject: Subject, tokens: Tensor, head: nn.Module, stream: Tensor) -> Any:

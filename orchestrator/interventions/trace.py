@@ -60,7 +60,6 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
     path = place(whole(source))
     if not is_ours(path) and not is_causal(configuration(path)):
         raise UserError(f"{path} is an encoder, and only a model that predicts the next token has answers to trace.")
-    torch.set_grad_enabled(False)
     encoding = Encoding(path)
     tokens = _encoded(encoding, path, text, options)
     subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -96,6 +95,7 @@ def _encoded(encoding: Encoding, path: Path, text: str, options: Options) -> lis
     return tokens
 
 
+@torch.inference_mode()
 def continued(subject: Subject, tokens: Tensor, more: int) -> Tensor:
     """`tokens` [T] and `more` that the model itself puts after them, each the most probable."""
     for _ in range(more):
@@ -104,6 +104,7 @@ def continued(subject: Subject, tokens: Tensor, more: int) -> Tensor:
     return tokens
 
 
+@torch.inference_mode()
 def traced(
     subject: Subject,
     tokens: Tensor,

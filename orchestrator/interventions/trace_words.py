@@ -38,7 +38,7 @@ def depth(layer: int) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def branch_writers(result: Mapping[str, Any]) -> list[Writer]:
@@ -77,11 +77,11 @@ def appears(result: Mapping[str, Any]) -> str:
     """The sentence that says where the answer appears and stays."""
     answer, layers = result["answer"], len(result["layers"])
     stays = answer["stays"]
-    where = f"{quoted(answer['text'])} is in front from {depth(stays)} on"
+    where = f"{quoted(answer['text'])} is ranked first from {depth(stays)} on"
     if stays >= 0:
         where += f", {percent((stays + 1) / layers)} of the depth"
     if answer["first"] < stays:
-        where += f"; it is there a first time after {depth(answer['first'])}"
+        where += f"; for the first time after {depth(answer['first'])}"
     return where + "."
 
 

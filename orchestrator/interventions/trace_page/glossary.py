@@ -12,8 +12,8 @@ GLOSSARY = {
     ),
     "answer": Term(
         "answer",
-        "The token that the model itself ranks first after the text. It *stays* from the first layer on after which "
-        "the lens ranks it first at every later layer too.".replace("*", ""),
+        "The token that the model itself ranks first after the text. It stays from the first layer on after which the "
+        "lens ranks it first at every later layer too.",
     ),
     "write": Term(
         "write",
@@ -36,8 +36,8 @@ GLOSSARY = {
     "band": Term(
         "early, middle, late",
         "The middle begins with the layer after which the divergence of the lens from the model, as a mean over "
-        "tokens, is and stays at most half of the embedding's; the late band begins with the layer after which half of "
-        "the tokens have the model's own prediction in front for good.",
+        "tokens, is and stays at most half of the most that any layer leaves; the late band begins with the layer "
+        "after which the lens ranks the model's own prediction first, for good, at half of the tokens.",
     ),
     "divergence": Term("divergence", "KL(model ‖ lens) in nats: 0 where the lens says what the model says."),
     "role": Term("role", "Hub, damper, passthrough or specialist, read from the layer's weights; a dash is none."),

@@ -47,6 +47,7 @@ def page(result: Mapping[str, Any]) -> str:
             heads=heads(result),
             positions=positions(result),
             scales=_scales(result, first),
+            chosen=next((of.layer for of in writers if of.layer is not None), max(0, result["answer"]["stays"])),
             tops_data=_tops(result, first),
             figures={name: figure.layout.height for name, figure in drawn.items()},
             parts=[
@@ -75,7 +76,9 @@ def _scales(result: Mapping[str, Any], first: int) -> dict[str, float]:
     shares = [of["attribution"] for of in layers if of["attribution"] is not None]
     written = [of[key] for of in shares for key in ("attention", "ffn")]
     return {
-        "write": ordered[min(len(ordered) - 1, len(ordered) // 10)] if ordered else 1.0,  # a first layer writes far more
+        "write": ordered[min(len(ordered) - 1, len(ordered) // 10)]
+        if ordered
+        else 1.0,  # a first layer writes far more
         "logit": largest(written),
         "head": largest(head["logit"] for head in heads(result)),
         "neuron": largest(neuron["logit"] for neuron in positions(result)),

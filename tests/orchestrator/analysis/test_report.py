@@ -4,72 +4,34 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.figures import FIGURES
+from tests.browser import Opened
 from tests.naming import names
 from tests.orchestrator.analysis.hard import HARD
-from tests.waiting import PATIENCE
 
 pytestmark = pytest.mark.browser
 
 Write = Callable[..., Path]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@dataclass
-class Opened:
-    """A page, and what it said and asked for."""
-
-    page: Page
-    said: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def draw_all(self) -> int:
-        """Wait until every figure is drawn; how many there are."""
-        expect(self.page.locator(".plot:not([data-drawn])")).to_have_count(0, timeout=1000 * PATIENCE)
-        return self.page.locator(".plot").count()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
-def show(browser: Browser) -> Iterator[Callable[..., Opened]]:
+def show(open_page: Callable[..., Opened]) -> Callable[..., Opened]:
     """Compare an experiment and open its report."""
-    contexts = []
 
     def opened(root: Path, **options: object) -> Opened:
         compare(root)
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
-        contexts.append(context)
-        found = Opened(context.new_page())
-        found.page.on("console", lambda message: found.said.append(message.text))
-        found.page.on("pageerror", lambda error: found.said.append(str(error)))
-        found.page.on("dialog", lambda dialog: found.said.append(dialog.message))
-        found.page.on("request", lambda request: found.requests.append(request.url))
-        found.page.goto((root / "comparison/report.html").as_uri())
-        return found
+        return open_page(root / "comparison/report.html", **options)
 
-    yield opened
-    for context in contexts:
-        context.close()
+    return opened
 
 
 def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Callable[..., Opened]) -> None:

@@ -1,40 +1,34 @@
-"""The effect of each layer on a text agrees with a forward pass written out in float64."""
+"""The lens and the writes of a text agree with a forward pass written out in float64, and with the model itself."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+import transformers
 
 from models.spec import DecoderSpec, LayerShape
 from models.transformer import Decoder, init_weights
-from orchestrator.config import load
-from orchestrator.config.schema import (
-    Config,
-    DataConfig,
-    DomainConfig,
-    ModelConfig,
-    Profile,
-    Source,
-    TokenizerConfig,
-    TokenizerKind,
-    TrainConfig,
-    WidthConfig,
-)
-from orchestrator.data import prepare
-from orchestrator.data.tokenizer import ByteTokenizer
-from orchestrator.interventions.lens import lens, report, token_text, trace_tokens
-from orchestrator.storage import checkpoint
-from orchestrator.trace import main
-from tests.naming import names
+from orchestrator.interventions.lens import lenses, logits, stays_from
+from orchestrator.interventions.subject import Subject, of_module
+from orchestrator.interventions.trace import continued, traced
+from orchestrator.interventions.writes import trace_text
+from tests.orchestrator.interventions.models import FAMILIES, LAYERS, SIZES, WRITERS, subject_of
 
 WIDTHS = (8, 16, 12)
 EPS = 1e-6
+TOKENS = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(5))
+CAUSAL = tuple(family for family in FAMILIES if family != "bert")
+NONE: list[Any] = [{}] * LAYERS
+
+
+class Numbers:
+    """Tokens as text."""
+
+    def text(self, token: int) -> str:
+        return f"<{token}>"
 
 
 def decoder_of(norm: str = "sandwich", tied: bool = True) -> Decoder:
@@ -76,141 +70,161 @@ def by_hand(decoder: Decoder, tokens: list[int]) -> list[dict[str, Any]]:
         m = {name.removeprefix(f"model.layers.{layer}."): v for name, v in w.items() if f"layers.{layer}." in name}
         h = rms(x[:, :width], m["input_layernorm.weight"])
         q, k, v = (h @ m[f"self_attn.{p}_proj.weight"].T for p in "qkv")
-        heads = [softmax(rope(q[:, 4 * i : 4 * i + 4]) @ rope(k).T / 2 + mask) @ v for i in range(width // 4)]
-        attention = np.concatenate(heads, 1) @ m["self_attn.o_proj.weight"].T
+        weights = [softmax(rope(q[:, 4 * i : 4 * i + 4]) @ rope(k).T / 2 + mask) for i in range(width // 4)]
+        attention = np.concatenate([of @ v for of in weights], 1) @ m["self_attn.o_proj.weight"].T
         if sandwich:
             attention = rms(attention, m["post_attention_layernorm.weight"])
         middle = x[:, :width] + attention
         h = rms(middle, m["pre_feedforward_layernorm.weight" if sandwich else "post_attention_layernorm.weight"])
         gate = h @ m["mlp.gate_proj.weight"].T
-        ffn = (gate / (1 + np.exp(-gate)) * (h @ m["mlp.up_proj.weight"].T)) @ m["mlp.down_proj.weight"].T
+        inner = gate / (1 + np.exp(-gate)) * (h @ m["mlp.up_proj.weight"].T)
+        ffn = inner @ m["mlp.down_proj.weight"].T
         if sandwich:
             ffn = rms(ffn, m["post_feedforward_layernorm.weight"])
         after = x.copy()
         after[:, :width] = middle + ffn
         size = np.linalg.norm(x, axis=1)
         head = w["model.embed_tokens.weight" if decoder.spec.tie_embeddings else "lm_head.weight"][:, : WIDTHS[-1]]
-        probabilities = softmax(rms(after[:, : WIDTHS[-1]], w["model.norm.weight"]) @ head.T)
         rows.append(
             {
                 "write": np.linalg.norm(after - x, axis=1) / size,
                 "attention_write": np.linalg.norm(attention, axis=1) / size,
                 "ffn_write": np.linalg.norm(ffn, axis=1) / size,
                 "cosine": (x * after).sum(1) / size / np.linalg.norm(after, axis=1),
-                "loss": -np.log(probabilities[np.arange(len(tokens) - 1), tokens[1:]]).mean(),
-                "last": probabilities[-1],
+                "lens": softmax(rms(after[:, : WIDTHS[-1]], w["model.norm.weight"]) @ head.T),
+                "inner": inner,
+                "attends": [of[-1] for of in weights],
             }
         )
         x = after
     return rows
 
 
+def trace_of(subject: Subject, tokens: torch.Tensor, few: int = 3) -> dict[str, Any]:
+    return traced(subject, tokens, Numbers(), [{}] * len(subject.layers), few)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("norm", "tied"), [("pre", True), ("sandwich", True), ("sandwich", False)])
 def test_every_number_equals_the_forward_pass_by_hand(norm: str, tied: bool) -> None:
     decoder, tokens = decoder_of(norm, tied), list(b"to be or not to be")
-    traced = trace_tokens(decoder, torch.tensor(tokens))
-    for got, expected, width in zip(traced, by_hand(decoder, tokens), WIDTHS, strict=True):
-        assert got["width"] == width
+    result = trace_of(of_module("ours", decoder, 40), torch.tensor(tokens))
+    expected = by_hand(decoder, tokens)
+    final = expected[-1]["lens"]
+    answers = final.argmax(1)
+    places = np.arange(len(tokens))
+    assert result["missing"] == {}
+    assert [of["width"] for of in result["layers"]] == list(WIDTHS)
+    for got, of in zip(result["layers"], expected, strict=True):
         for name in ("write", "attention_write", "ffn_write", "cosine"):
-            assert got[name] == pytest.approx(expected[name].mean(), rel=1e-4)
-            assert got["last"][name] == pytest.approx(expected[name][-1], rel=1e-4)
-        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert got["last"]["token"] == expected["last"].argmax()
-        assert got["last"]["probability"] == pytest.approx(expected["last"].max(), rel=1e-3)
+            assert got[name] == pytest.approx(of[name], rel=1e-4)
+        lens = of["lens"]
+        assert got["loss"] == pytest.approx(-np.log(lens[places[:-1], tokens[1:]]).mean(), rel=1e-4)
+        assert got["divergence"] == pytest.approx((final * np.log(final / lens)).sum(1), abs=1e-5)
+        assert got["answer"]["probability"] == pytest.approx(lens[places, answers], rel=1e-3)
+        assert got["answer"]["rank"] == [
+            int((row > row[answer]).sum()) for row, answer in zip(lens, answers, strict=True)
+        ]
+        for place, row in zip(got["lens"], lens, strict=True):
+            assert [token["token"] for token in place] == np.argsort(-row)[:5].tolist()
+            assert [token["probability"] for token in place] == pytest.approx(np.sort(row)[:-6:-1], rel=1e-3)
+            assert place[0]["text"] == f"<{place[0]['token']}>"
+        for head, weights in zip(got["attribution"]["heads"], of["attends"], strict=True):
+            assert head["attends"] == weights.argmax()
+            assert head["attention"] == pytest.approx(weights.max(), rel=1e-4)
+        for neuron in got["neurons"]:
+            activations = of["inner"][:, neuron["position"]]
+            assert neuron["activations"] == pytest.approx(activations, rel=1e-3, abs=1e-6)
+            assert neuron["opened_by"] == np.abs(activations).argmax()
+            assert neuron["activation"] == neuron["activations"][neuron["opened_by"]]
+    assert result["answer"]["token"] == answers[-1]
+    assert result["answer"]["probability"] == pytest.approx(final[-1].max(), rel=1e-3)
 
 
-def test_after_the_last_layer_the_lens_is_the_model() -> None:
-    decoder, tokens = decoder_of(), torch.tensor(list(b"to be or not to be"))
-    streams: list[torch.Tensor] = []
-    decoder.model.layers[-1].register_forward_hook(lambda _block, _inputs, output: streams.append(output))
+@pytest.mark.parametrize("family", CAUSAL)
+def test_after_the_last_layer_the_lens_is_the_model(family: str) -> None:
+    subject = subject_of(family)
+    one = trace_text(subject, TOKENS)
+    whole = subject.run(TOKENS[None], torch.ones_like(TOKENS[None], dtype=torch.bool))[0]
+    assert torch.equal(logits(subject, TOKENS, one.streams[-1]), whole)
+    last = list(lenses(subject, TOKENS, one.streams))[-1]
+    assert last.rank.tolist() == [0] * len(TOKENS)
+    assert last.divergence.abs().max() < 1e-12
+    torch.testing.assert_close(last.probabilities[:, 0], whole.softmax(-1).amax(-1))
+    loss = torch.nn.functional.cross_entropy(whole[:-1], TOKENS[1:], reduction="none")
+    torch.testing.assert_close(last.loss, loss)
+
+
+SCALED = {
+    "cohere": lambda: transformers.CohereForCausalLM(transformers.CohereConfig(**SIZES, logit_scale=0.3)),
+    "granite": lambda: transformers.GraniteForCausalLM(
+        transformers.GraniteConfig(**SIZES, logits_scaling=3.0, residual_multiplier=0.4, embedding_multiplier=2.0)
+    ),
+}
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_a_scale_of_the_logits_belongs_to_the_lens(family: str) -> None:
+    torch.manual_seed(0)
+    subject = of_module(family, SCALED[family]().double(), 40)
+    whole = subject.run(TOKENS[None], torch.ones_like(TOKENS[None], dtype=torch.bool))[0]
+    assert torch.equal(logits(subject, TOKENS, trace_text(subject, TOKENS).streams[-1]), whole)
+    found = trace_of(subject, TOKENS)
+    assert set(found["missing"]) == ({"attention_write, ffn_write", "attribution"} if family == "granite" else set())
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_before_it_the_lens_is_a_model_whose_further_layers_write_nothing(family: str) -> None:
+    subject, silent = subject_of(family), subject_of(family)
     with torch.no_grad():
-        logits = decoder(tokens[None])
-        assert torch.equal(lens(decoder, streams[0]), logits)
-        assert trace_tokens(decoder, tokens)[-1]["loss"] == pytest.approx(decoder.loss(tokens[None]).item(), abs=1e-5)
+        for layer in silent.layers[2:]:
+            for name in WRITERS[family]:
+                writer: Any = layer.get_submodule(name)
+                for parameter in writer.parameters():
+                    parameter.zero_()
+            for name, parameter in layer.named_parameters():
+                if "post_" in name and "gemma2" in family:
+                    parameter.fill_(-1.0)
+    expected = silent.run(TOKENS[None], torch.ones_like(TOKENS[None], dtype=torch.bool))[0]
+    found = logits(subject, TOKENS, trace_text(subject, TOKENS).streams[2])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_writes_add_up_to_what_the_layer_does_and_are_those_of_its_modules(family: str) -> None:
+    subject = subject_of(family)
+    one = trace_text(subject, TOKENS)
+    for layer, (before, after, branches) in enumerate(one.layers()):
+        assert branches is not None
+        width = branches[0].write.shape[-1]
+        torch.testing.assert_close(branches[0].write + branches[1].write, (after - before)[:, :width])
+        silent = subject_of(family)
+        writer: Any = silent.layers[layer].get_submodule(WRITERS[family][1])
+        with torch.no_grad():
+            for parameter in writer.parameters():
+                parameter.zero_()
+        alone = trace_text(silent, TOKENS).branches[layer]
+        assert alone is not None
+        torch.testing.assert_close(alone[0].write, branches[0].write)
 
 
 def test_a_single_token_has_no_loss() -> None:
-    traced = trace_tokens(decoder_of(), torch.tensor([65]))
-    assert [layer["loss"] for layer in traced] == [None] * 3
-    assert all(layer["write"] == layer["last"]["write"] for layer in traced)
+    result = trace_of(of_module("ours", decoder_of(), 40), torch.tensor([65]))
+    assert [layer["loss"] for layer in result["layers"]] == [None] * 3
+    assert all(len(layer["write"]) == 1 for layer in result["layers"])
 
 
-def test_tokens_without_text_of_their_own_show_their_number() -> None:
-    assert [token_text(ByteTokenizer(), token) for token in (65, 32, 200, 256, 263)] == [
-        "A",
-        " ",
-        "#200",
-        "#256",
-        "#263",
-    ]
+def test_the_model_goes_on_with_its_own_tokens() -> None:
+    subject = subject_of("llama")
+    expected = TOKENS
+    for _ in range(3):
+        answer = subject.run(expected[None], torch.ones_like(expected[None], dtype=torch.bool))[0, -1].argmax()
+        expected = torch.cat((expected, answer[None]))
+    assert torch.equal(continued(subject, TOKENS, 3), expected)
+    assert torch.equal(continued(subject, TOKENS, 0), TOKENS)
 
 
-@pytest.fixture
-def cell(tmp_path: Path) -> Path:
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(f"line {i} {i * i}" for i in range(800)))
-    config = Config(
-        name="test",
-        model=ModelConfig(layers=3, width=12, head_dim=4, ffn_ratio=2.0),
-        width=WidthConfig(profile=Profile.explicit, widths=list(WIDTHS)),
-        data=DataConfig(
-            {"text": DomainConfig(Source.files, path=str(text))},
-            heldout_tokens=256,
-            cache_dir=str(tmp_path / "cache"),
-        ),
-        train=TrainConfig(seq_len=32),
-    )
-    directory = tmp_path / "test" / "main" / "seed=0"
-    decoder = decoder_of()
-    data = prepare(config.data, 264, 32).digest
-    state = {"schema": 1, "step": 4, "spec": decoder.spec.to_dict(), "data": data}
-    checkpoint.save(directory / "checkpoints", 4, {"model": dict(decoder.named_parameters())}, state)
-    (directory / "config.yaml").write_text(load.to_yaml(config))
-    return directory
-
-
-def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path) -> None:
-    text = "line 7: [b]naïve[/b] 🙂"  # markup and bytes that are not characters
-    assert main([str(cell), text, "--json", str(tmp_path / "out.json")]) == 0
-    result = json.loads((tmp_path / "out.json").read_text())
-    assert result["tokens"] == list(text.encode())
-    assert (result["step"], result["text"]) == (4, text)
-    expected = by_hand(decoder_of(), result["tokens"])
-    assert [layer["loss"] for layer in result["layers"]] == pytest.approx([e["loss"] for e in expected], rel=1e-4)
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(report(result))
-    assert "…" not in capture.get()
-
-
-@pytest.mark.parametrize("kind", [TokenizerKind.byte, TokenizerKind.bpe])
-def test_a_tokenizer_learnt_from_other_data_is_refused(
-    kind: TokenizerKind, cell: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Bytes are the same whatever the corpus; the tokens of a BPE are not."""
-    config = load.from_file(cell / "config.yaml")
-    config.data.tokenizer = TokenizerConfig(kind, vocab_size=264)
-    (cell / "config.yaml").write_text(load.to_yaml(config))
-    path = Path(config.data.domains["text"].path or "")
-    path.write_text(path.read_text() + "\none line more")
-    code = main([str(cell), "line 7"])
-    assert code == (2 if kind == TokenizerKind.bpe else 0)
-    assert ("other data" in capsys.readouterr().err) == (kind == TokenizerKind.bpe)
-
-
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cases: list[tuple[list[object], list[object]]] = [
-        ([tmp_path / "nowhere", "text"], [tmp_path / "nowhere", "exist"]),
-        ([tmp_path, "text"], [tmp_path, "manifest.json", "<experiment>/<arm>/seed=<k>"]),
-        ([cell, ""], ["text", "empty"]),
-        ([cell, "x" * 33], ["33 tokens", "train.seq_len=32"]),
-        ([cell, "text", "--json", tmp_path / "no/out.json"], [tmp_path / "no/out.json", tmp_path / "no"]),
-    ]
-    for arguments, named in cases:
-        assert main([str(argument) for argument in arguments]) == 2
-        printed = capsys.readouterr()
-        assert names(printed.err, *named)
-        assert printed.err.count("\n") == 1
-        assert not printed.out
+@pytest.mark.parametrize(
+    ("ranks", "first"), [([3, 0, 1, 0, 0], 3), ([0, 0, 0], 0), ([5, 2, 0], 2), ([1, 1], 2), ([0, 1, 0], 2)]
+)
+def test_the_answer_stays_from_where_it_is_never_overtaken(ranks: list[int], first: int) -> None:
+    assert stays_from(ranks) == first

@@ -1,6 +1,6 @@
 "use strict";
 document.documentElement.classList.add("scripted");
-const { tops, tokens, stays } = JSON.parse(document.getElementById("tops").textContent);
+const { tops, tokens, first } = JSON.parse(document.getElementById("tops").textContent);
 const table = document.querySelector("table.lens"), details = [...document.querySelectorAll("details.one")];
 const rows = [...table.tBodies[0].rows];
 
@@ -23,7 +23,7 @@ for (const node of document.querySelectorAll(".plot")) {
   }, 200);
 }
 const asked = /^#layer-(\d+)$/.exec(location.hash);
-choose(asked ? Number(asked[1]) : Math.max(0, stays), false);
+choose(asked ? Number(asked[1]) : first, false);
 
 // The end of the text is what the answer follows.
 const pane = document.querySelector(".scroll.lens");
