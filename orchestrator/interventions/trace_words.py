@@ -32,6 +32,12 @@ def quoted(text: str) -> str:
     return f"“{shown(text)}”"
 
 
+def added(result: Mapping[str, Any]) -> str:
+    """The text that the model itself added to the user's."""
+    tokens = result["tokens"][len(result["tokens"]) - result["continued"] :]
+    return "".join(token["text"] for token in tokens)
+
+
 def depth(layer: int) -> str:
     """A depth of the lens: `layer 7`, or the embedding."""
     return "the embedding" if layer < 0 else f"layer {layer}"

@@ -21,7 +21,7 @@ TOLERANCE = 1e-4  # of a branch's write, relative: what its last matrix does not
 
 @dataclass(frozen=True)
 class Output:
-    """A branch's last matrix (`o`, `down`) and the norm that follows it, if one does, with the σ of the last position."""
+    """A branch's last matrix (`o`, `down`), and the norm that may follow it, with the σ of the last position."""
 
     module: nn.Module
     norm: FrozenNorm

@@ -14,6 +14,7 @@ from orchestrator.interventions.trace_page.figures import figures
 from orchestrator.interventions.trace_page.glossary import GLOSSARY
 from orchestrator.interventions.trace_words import (
     Writer,
+    added,
     appears,
     banded,
     branch_writers,
@@ -40,6 +41,7 @@ def page(result: Mapping[str, Any]) -> str:
             r=result,
             first=first,
             tokens=result["tokens"][first:],
+            added=added(result),
             appears=appears(result),
             banded=banded(result),
             writers=writers,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from playwright.sync_api import Page
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.figures import FIGURES

@@ -17,7 +17,6 @@ from tests.orchestrator.interventions.models import LAYERS
 pytestmark = pytest.mark.browser
 
 Open = Callable[..., Opened]
-HOSTILE = "</script><script>alert(1)</script> <b>7</b>"
 
 
 @pytest.fixture
@@ -80,7 +79,7 @@ def test_a_click_or_a_key_opens_a_layer(traced: Callable[..., Any], open_page: O
 
 
 def test_the_text_never_runs(traced: Callable[..., Any], open_page: Open, cell: Path) -> None:
-    for text in (HOSTILE[:16], HOSTILE[17:33], "<img src=x>"):
+    for text in ("</script><img a", "{{ 7 * 7 }}<b>"):
         path, _ = traced(text)
         opened = open_page(path)
         opened.draw_all()
