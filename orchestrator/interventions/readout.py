@@ -82,8 +82,9 @@ def _between(subject: Subject, tokens: Tensor, head: nn.Module, stream: Tensor) 
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         first = inputs[0] if inputs else None
-        fits = isinstance(first, Tensor) and isinstance(output, Tensor) and first.shape[-2:] == stream.shape
-        if fits and torch.equal(first[0], stream):
+        if not isinstance(first, Tensor) or not isinstance(output, Tensor) or first.shape[-2:] != stream.shape:
+            return
+        if torch.equal(first[0], stream):
             seen.append((module, output))
 
     with ExitStack() as hooks, torch.inference_mode():

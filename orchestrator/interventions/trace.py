@@ -61,11 +61,11 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
     if not is_ours(path) and not is_causal(configuration(path)):
         raise UserError(f"{path} is an encoder, and only a model that predicts the next token has answers to trace.")
     encoding = Encoding(path)
-    tokens = _encoded(encoding, path, text, options)
+    encoded = _encoded(encoding, path, text, options)
     subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if options.layer is not None and options.layer >= len(subject.layers):
         raise UserError(f"{path} has no layer {options.layer}: its layers are 0 to {len(subject.layers) - 1}.")
-    tokens = continued(subject, torch.tensor(tokens, device=subject.device), options.more)
+    tokens = continued(subject, torch.tensor(encoded, device=subject.device), options.more)
     found = traced(subject, tokens, encoding, ffn_positions(path), options.few)
     reading = analyze(path)
     _add_roles(found["layers"], reading)
@@ -129,7 +129,9 @@ def traced(
     for layer in range(len(subject.layers)):
         share = None if shares is None else shares.layers[layer]
         ffn = one.branches[layer]
-        of_ffn = [] if ffn is None else neurons(ffn[1], share and share.ffn, readout, positions[layer], few)
+        of_ffn = (
+            [] if ffn is None else neurons(ffn[1], None if share is None else share.ffn, readout, positions[layer], few)
+        )
         layers.append(
             {
                 "layer": layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from orchestrator.common.formatting import (
@@ -54,7 +54,12 @@ def report(result: Mapping[str, Any], neurons_of: int | None = None) -> Group:
         Column("answer", lambda layer: bar(layer["answer"]["probability"][-1], 1.0, ".2f"), 97),
         Column("→ logit", _logit, 95),
     ]
-    parts = [_title(result), FittedTable(result["layers"], columns), labelled(_lines(result)), Text(LEGEND, "dim")]
+    parts: list[RenderableType] = [
+        _title(result),
+        FittedTable(result["layers"], columns),
+        labelled(_lines(result)),
+        Text(LEGEND, "dim"),
+    ]
     if neurons_of is not None:
         parts.append(_neurons(result, neurons_of))
     return page(*parts)

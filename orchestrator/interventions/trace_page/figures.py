@@ -35,7 +35,9 @@ def _way(result: Mapping[str, Any]) -> go.Figure:
     depths = [result["embedding"], *result["layers"]]
     x = list(range(-1, len(result["layers"])))
     answer = [of["answer"]["probability"][-1] for of in depths]
-    divergence = [sum(of["divergence"]) / len(of["divergence"]) for of in depths]
+    divergence = [
+        sum(of["divergence"]) / len(of["divergence"]) for of in result["layers"]
+    ]  # the embedding's is far off
     figure = go.Figure(
         [
             go.Scatter(
@@ -43,7 +45,7 @@ def _way(result: Mapping[str, Any]) -> go.Figure:
                 line={"color": ATTENTION, "width": 3}, hovertemplate="%{y:.3f}",
             ),
             go.Scatter(
-                x=x, y=divergence, name="divergence, mean over tokens (nats)", mode="lines", yaxis="y2",
+                x=x[1:], y=divergence, name="divergence (nats)", mode="lines", yaxis="y2",
                 line={"color": FFN, "width": 2, "dash": "dot"}, hovertemplate="%{y:.2f}",
             ),
         ]
@@ -52,7 +54,15 @@ def _way(result: Mapping[str, Any]) -> go.Figure:
         **LAYOUT,
         xaxis={"title": {"text": "after layer"}, **_ticks(x), "showgrid": False, "zeroline": False},
         yaxis={"range": [0, 1.02], "zeroline": False},
-        yaxis2={"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False, "zeroline": False},
+        yaxis2={
+            "overlaying": "y",
+            "side": "right",
+            "range": [0, 1.02 * max(divergence) or 1],
+            "showgrid": False,
+            "zeroline": False,
+            "tickmode": "auto",
+            "nticks": 6,
+        },
         shapes=list(_bands(result)),
     )
     return figure
@@ -86,9 +96,9 @@ def _attribution(result: Mapping[str, Any]) -> go.Figure:
 
 
 def _ticks(x: list[int]) -> dict[str, Any]:
-    every = max(1, len(x) // 16)
+    every = max(1, len(x) // 12)
     at = [-1, *range(0, len(x) - 1, every)]
-    return {"tickvals": at, "ticktext": ["in", *map(str, at[1:])], "range": [-1.6, len(x) - 1.4]}
+    return {"tickvals": at, "ticktext": ["in", *map(str, at[1:])], "tickangle": 0, "range": [-1.6, len(x) - 1.4]}
 
 
 def _bands(result: Mapping[str, Any]) -> Any:
