@@ -36,11 +36,6 @@ class Readout:
         """The direction along which the mean of all logits grows."""
         return self.norm.back(self.table.mean(0, dtype=torch.float64))
 
-    def constant(self, token: int) -> float:
-        """The part of the token's logit that nothing in the stream changes: the biases of norm and head."""
-        bias = 0.0 if self.bias is None else float(self.bias[token])
-        return float(self.table[token].double() @ self.norm.shift) + bias
-
     def promoted(self, writes: Tensor) -> Tensor:
         """What writes to the stream [n, d] add to every logit: [n, V]."""
         read = self.norm(fitted(writes.double(), self.table.shape[1]))

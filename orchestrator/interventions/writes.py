@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,10 +76,6 @@ class Traced:
     logits: Tensor  # [T, V]
     streams: list[Tensor]
     branches: list[tuple[Branch, Branch] | None]  # attention, FFN
-
-    def layers(self) -> Iterator[tuple[Tensor, Tensor, tuple[Branch, Branch] | None]]:
-        """Per layer, the stream before and after it, and its branches."""
-        yield from zip(self.streams[:-1], self.streams[1:], self.branches, strict=True)
 
 
 def trace_text(subject: Subject, tokens: Tensor) -> Traced:

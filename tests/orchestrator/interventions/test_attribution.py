@@ -88,8 +88,11 @@ def test_the_readout_is_linear_in_writes_and_agrees_with_the_model(family: str) 
     one, readout, _ = parts(subject)
     logits = raw_logits(subject, one)
     made = readout.promoted(one.streams[-1][-1:].double())[0]
-    constants = torch.tensor([readout.constant(token) for token in range(len(logits))])
+    constants = readout.table.double() @ readout.norm.shift + (0 if readout.bias is None else readout.bias)
     torch.testing.assert_close(made + constants, logits.double(), rtol=0, atol=1e-6)
+    for token in (0, 17):
+        along = one.streams[-1][-1].double()[: readout.table.shape[1]] @ readout.direction(token)
+        assert float(along) == pytest.approx(float(made[token]), abs=1e-6)
 
 
 NORMS = {

@@ -193,7 +193,8 @@ def test_before_it_the_lens_is_a_model_whose_further_layers_write_nothing(family
 def test_writes_add_up_to_what_the_layer_does_and_are_those_of_its_modules(family: str) -> None:
     subject = subject_of(family)
     one = trace_text(subject, TOKENS)
-    for layer, (before, after, branches) in enumerate(one.layers()):
+    for layer, branches in enumerate(one.branches):
+        before, after = one.streams[layer : layer + 2]
         assert branches is not None
         width = branches[0].write.shape[-1]
         torch.testing.assert_close(branches[0].write + branches[1].write, (after - before)[:, :width])
