@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from orchestrator.interventions.passes import replaced
 from orchestrator.interventions.subject import Subject
+from orchestrator.interventions.writes import Traced
 
 TOP = 5  # tokens of a place that are kept
 
@@ -29,26 +30,27 @@ class Lens:
 
 
 @torch.inference_mode()
-def logits(subject: Subject, tokens: Tensor, stream: Tensor) -> Tensor:
+def logits(subject: Subject, tokens: Tensor, stream: Tensor, extra: int = 0) -> Tensor:
     """Logits [T, V] that the model makes of the residual stream [T, D] as if it were that after the last layer.
 
     nostalgebraist (2020), "interpreting GPT: the logit lens". The model itself is run, without its layers: its final
-    norm, its head, and any scale or soft-cap of its logits.
+    norm, its head, and any scale or soft-cap of its logits. `extra`: values that its layers return beside the stream.
     """
 
-    def pass_on(*_: Any, **__: Any) -> Tensor:
-        return stream[None]
+    def pass_on(*_: Any, **__: Any) -> Any:
+        return (stream[None], *[None] * extra) if extra else stream[None]
 
     with replaced(subject.layers, [pass_on] * len(subject.layers)):
         return subject.run(tokens[None], torch.ones_like(tokens[None], dtype=torch.bool))[0]
 
 
-def lenses(subject: Subject, tokens: Tensor, streams: Sequence[Tensor]) -> Iterator[Lens]:
-    """The lens at every depth: `streams` are x_0, which the first layer reads, to x_L after the last, each [T, D]."""
-    final = logits(subject, tokens, streams[-1]).double().log_softmax(-1)
+def lenses(subject: Subject, traced: Traced) -> Iterator[Lens]:
+    """The lens at every depth: x_0, which the first layer reads, to x_L after the last."""
+    tokens = traced.tokens.to(traced.logits.device)
+    final = traced.logits.double().log_softmax(-1)
     answers = final.argmax(-1, keepdim=True)
-    for stream in streams:
-        shown = logits(subject, tokens, stream).double().log_softmax(-1)  # [T, V]
+    for stream in traced.streams:
+        shown = logits(subject, tokens, stream, traced.extra).double().log_softmax(-1)  # [T, V]
         top = shown.topk(min(TOP, shown.shape[-1]), -1)
         of_answer = shown.gather(-1, answers)
         yield Lens(
@@ -57,7 +59,7 @@ def lenses(subject: Subject, tokens: Tensor, streams: Sequence[Tensor]) -> Itera
             rank=(shown > of_answer).sum(-1),
             answer=of_answer[:, 0].exp(),
             divergence=F.kl_div(shown, final, reduction="none", log_target=True).sum(-1),
-            loss=F.nll_loss(shown[:-1], tokens[1:].to(shown.device), reduction="none"),
+            loss=F.nll_loss(shown[:-1], tokens[1:], reduction="none"),
         )
 
 

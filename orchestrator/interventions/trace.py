@@ -117,7 +117,7 @@ def traced(
     Lists over the text's places are in its order. `positions`: per layer, as `ffn_positions` has them.
     """
     one = trace_text(subject, tokens)
-    shown = list(lenses(subject, tokens, one.streams))
+    shown = list(lenses(subject, one))
     answer = int(one.logits[-1].argmax())
     readout = find_readout(subject, tokens, one.streams[-1])
     shares = None if readout is None else attribute(subject, one, readout, answer)
