@@ -34,5 +34,5 @@ def opened(context: BrowserContext, path: Path) -> Opened:
     found.page.on("pageerror", lambda error: found.said.append(str(error)))
     found.page.on("dialog", lambda dialog: found.said.append(dialog.message))
     found.page.on("request", lambda request: found.requests.append(request.url))
-    found.page.goto(path.as_uri())
+    found.page.goto(path.as_uri(), timeout=1000 * PATIENCE)
     return found

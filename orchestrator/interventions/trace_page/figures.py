@@ -14,9 +14,9 @@ ATTENTION, FFN = COLOURS[2], COLOURS[1]
 BAND = {"early": "rgba(128,128,128,0.05)", "middle": "rgba(128,128,128,0.16)", "late": "rgba(128,128,128,0.05)"}
 LAYOUT: dict[str, Any] = {
     "height": 320,
-    "margin": {"l": 56, "r": 56, "t": 34, "b": 46},
+    "margin": {"l": 56, "r": 56, "t": 52, "b": 46},
     "font": {"family": "system-ui, sans-serif", "size": 13},
-    "legend": {"orientation": "h", "x": 0, "y": 1.16},
+    "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
     "hovermode": "x unified",
     "template": "none",
 }
@@ -96,8 +96,8 @@ def _attribution(result: Mapping[str, Any]) -> go.Figure:
 
 
 def _ticks(x: list[int]) -> dict[str, Any]:
-    every = max(1, len(x) // 12)
-    at = [-1, *range(0, len(x) - 1, every)]
+    every = 1 if len(x) <= 16 else len(x) // 6
+    at = [-1, *range(every - 1, len(x) - 1, every)]
     return {"tickvals": at, "ticktext": ["in", *map(str, at[1:])], "tickangle": 0, "range": [-1.6, len(x) - 1.4]}
 
 
