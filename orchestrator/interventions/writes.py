@@ -111,7 +111,7 @@ def trace_text(subject: Subject, tokens: Tensor) -> Traced:
                 _branch(written[1], parts.down, watched[layer].get("ffn"), norms),
             )
         )
-    return Traced(tokens, one.output[0], streams, found, extra[0])
+    return Traced(tokens, one.output.result[0], streams, found, extra[0])
 
 
 def _keep_input(module: nn.Module | None, name: str, kept: dict[str, Tensor], hooks: ExitStack) -> None:
