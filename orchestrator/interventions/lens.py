@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,17 +29,13 @@ class Lens:
 
 
 @torch.inference_mode()
-def logits(subject: Subject, tokens: Tensor, stream: Tensor, extra: int = 0) -> Tensor:
+def logits(subject: Subject, tokens: Tensor, stream: Tensor) -> Tensor:
     """Logits [T, V] that the model makes of the residual stream [T, D] as if it were that after the last layer.
 
     nostalgebraist (2020), "interpreting GPT: the logit lens". The model itself is run, without its layers: its final
-    norm, its head, and any scale or soft-cap of its logits. `extra`: values that its layers return beside the stream.
+    norm, its head, and any scale or soft-cap of its logits.
     """
-
-    def pass_on(*_: Any, **__: Any) -> Any:
-        return (stream[None], *[None] * extra) if extra else stream[None]
-
-    with replaced(subject.layers, [pass_on] * len(subject.layers)):
+    with replaced(subject.layers, [lambda *_, **__: stream[None]] * len(subject.layers)):
         return subject.run(tokens[None], torch.ones_like(tokens[None], dtype=torch.bool))[0]
 
 
@@ -50,7 +45,7 @@ def lenses(subject: Subject, traced: Traced) -> Iterator[Lens]:
     final = traced.logits.double().log_softmax(-1)
     answers = final.argmax(-1, keepdim=True)
     for stream in traced.streams:
-        shown = logits(subject, tokens, stream, traced.extra).double().log_softmax(-1)  # [T, V]
+        shown = logits(subject, tokens, stream).double().log_softmax(-1)  # [T, V]
         top = shown.topk(min(TOP, shown.shape[-1]), -1)
         of_answer = shown.gather(-1, answers)
         yield Lens(

@@ -69,15 +69,13 @@ class Branch:
 class Traced:
     """A text of T tokens in a model: the residual stream, and the branches of each layer; None where they do not add.
 
-    `streams`: x_0, which the first layer reads, to x_L after the last, each [T, D]. `extra`: values that a layer
-    returns beside the stream, as Bloom's do.
+    `streams`: x_0, which the first layer reads, to x_L after the last, each [T, D].
     """
 
     tokens: Tensor
     logits: Tensor  # [T, V]
     streams: list[Tensor]
     branches: list[tuple[Branch, Branch] | None]  # attention, FFN
-    extra: int = 0
 
 
 def trace_text(subject: Subject, tokens: Tensor) -> Traced:
@@ -88,12 +86,6 @@ def trace_text(subject: Subject, tokens: Tensor) -> Traced:
         for parts, kept in zip(subject.branches, watched, strict=True):
             _keep_input(parts.attention, "attention", kept, hooks)
             _keep_input(parts.down, "ffn", kept, hooks)
-        extra: list[int] = []
-        hooks.callback(
-            subject.layers[-1]
-            .register_forward_hook(lambda *given: extra.append(len(given[2]) - 1 if isinstance(given[2], tuple) else 0))
-            .remove
-        )
         one = Pass(subject, tokens[None], torch.ones_like(tokens[None], dtype=torch.bool))
     found: list[tuple[Branch, Branch] | None] = []
     streams: list[Tensor] = []
@@ -111,7 +103,7 @@ def trace_text(subject: Subject, tokens: Tensor) -> Traced:
                 _branch(written[1], parts.down, watched[layer].get("ffn"), norms),
             )
         )
-    return Traced(tokens, one.output.result[0], streams, found, extra[0])
+    return Traced(tokens, one.output.result[0], streams, found)
 
 
 def _keep_input(module: nn.Module | None, name: str, kept: dict[str, Tensor], hooks: ExitStack) -> None:

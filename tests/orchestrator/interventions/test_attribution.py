@@ -16,9 +16,9 @@ from orchestrator.interventions.readout import Readout, find_readout
 from orchestrator.interventions.subject import Subject, of_module
 from orchestrator.interventions.writes import Traced, trace_text
 from tests.orchestrator.interventions.models import LAYERS, SIZES, subject_of
-from tests.orchestrator.interventions.test_lens import CAUSAL, TOKENS
+from tests.orchestrator.interventions.test_lens import ADDING, TOKENS
 
-families = pytest.mark.parametrize("family", CAUSAL)
+families = pytest.mark.parametrize("family", ADDING)
 
 
 def parts(subject: Subject, token: int = 3) -> tuple[Traced, Readout, Attribution]:

@@ -21,6 +21,7 @@ WIDTHS = (8, 16, 12)
 EPS = 1e-6
 TOKENS = torch.randint(0, 41, (9,), generator=torch.Generator().manual_seed(5))
 CAUSAL = tuple(family for family in FAMILIES if family != "bert")
+ADDING = tuple(family for family in CAUSAL if family != "bloom")  # whose branches can be told apart
 NONE: list[Any] = [{}] * LAYERS
 
 
@@ -197,7 +198,7 @@ def test_before_it_the_lens_is_a_model_whose_further_layers_write_nothing(family
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("family", ADDING)
 def test_writes_add_up_to_what_the_layer_does_and_are_those_of_its_modules(family: str) -> None:
     subject = subject_of(family)
     one = trace_text(subject, TOKENS)
