@@ -175,7 +175,7 @@ def test_other_families_scale_their_logits_or_return_more_than_the_stream(family
     subject = of_module(family, OTHERS[family]().double(), 40)
     whole = subject.run(TOKENS[None], torch.ones_like(TOKENS[None], dtype=torch.bool))[0]
     one = trace_text(subject, TOKENS)
-    assert torch.equal(logits(subject, TOKENS, one.streams[-1], one.extra), whole)
+    assert torch.equal(logits(subject, TOKENS, one.streams[-1]), whole)
     found = trace_of(subject, TOKENS)
     lacks = set() if family == "cohere" else {"attention_write, ffn_write", "attribution"}  # parts that do not add
     assert set(found["missing"]) == lacks
