@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.spec import LayerShape
+from .spec import LayerShape
 
 Rope = tuple[Tensor, Tensor]  # cos, sin: [head_dim, T]
 

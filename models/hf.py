@@ -1,132 +1,171 @@
-"""Our decoder as a `transformers` model: stock Llama where that computes the same.
+"""Our decoder as a model of `transformers`, and back: a stock class where one computes the same.
 
-`AutoModelForCausalLM.from_pretrained(folder)` reads what `to_huggingface(decoder).save_pretrained(folder)` wrote. Where
-stock Llama does not fit, the model type is `layered_decoder`, which `import models.hf` registers: import it first.
+Llama computes what a uniform pre-norm decoder does, Gemma 2 what a uniform one with sandwich norms does. Any other is a
+`layered_decoder`, which importing this module registers with the auto classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GenerationMixin,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import CausalLMOutput
 
-from models.spec import DecoderSpec
-from models.transformer import Decoder, next_token_logits
-
-
-class LayeredDecoderConfig(PreTrainedConfig):
-    """Holds a `DecoderSpec` as plain JSON, and the sizes that transformers asks of every model."""
-
-    model_type = "layered_decoder"
-
-    spec: dict[str, Any] | None = None
-    use_cache: bool = False
-
-    @property
-    def decoder_spec(self) -> DecoderSpec:
-        """The spec. Raises `ValueError` where the configuration has none."""
-        return DecoderSpec.from_dict(self.spec or {})
-
-    @property
-    def vocab_size(self) -> int:
-        return self.decoder_spec.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.decoder_spec.width
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return len(self.decoder_spec.layers)
-
-
-class LayeredDecoderForCausalLM(PreTrainedModel, GenerationMixin):
-    """`Decoder` with transformers' interface and the same tensor names. It keeps no key/value cache."""
-
-    config_class = LayeredDecoderConfig
-    base_model_prefix = "model"
-
-    def __init__(self, config: LayeredDecoderConfig) -> None:
-        super().__init__(config)
-        decoder = Decoder(config.decoder_spec)
-        self.model = decoder.model
-        if not decoder.spec.tie_embeddings:
-            self.lm_head = decoder.lm_head
-        self.post_init()
-
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **unused: Any
-    ) -> CausalLMOutput:
-        """Logits [B, T, V] and, with `labels` (−100 is skipped), the mean next-token loss in nats.
-
-        Raises `ValueError` where `attention_mask` [B, T] has padding before text.
-        """
-        if attention_mask is not None and (attention_mask.diff(dim=1) > 0).any():
-            raise ValueError(
-                "attention_mask hides a token before a visible one, which this model cannot do: "
-                "pad on the right, and generate from rows of equal length."
-            )
-        head = self.model.embed_tokens if self.model.spec.tie_embeddings else self.lm_head
-        logits = next_token_logits(self.model, head, input_ids)
-        loss = None
-        if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits)
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The inputs of one step, which recomputes the whole prefix."""
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask")}
-
+from .layered_decoder import LayeredDecoderConfig, LayeredDecoderForCausalLM
+from .spec import DecoderSpec, LayerShape
+from .transformer import Decoder
 
 AutoConfig.register(LayeredDecoderConfig.model_type, LayeredDecoderConfig)
 AutoModelForCausalLM.register(LayeredDecoderConfig, LayeredDecoderForCausalLM)
 
 
-def fits_llama(spec: DecoderSpec) -> bool:
-    """True where stock Llama computes the same: pre-norm, equal layers, and heads that divide the width."""
+def is_stock(spec: DecoderSpec) -> bool:
+    """True where a stock class computes the same: equal layers, on all of the stream, whose heads divide the width."""
     first = spec.layers[0]
-    return spec.norm == "pre" and len(set(spec.layers)) == 1 and first.width % first.heads == 0
+    return len(set(spec.layers)) == 1 and spec.embedding == spec.head is None and first.width % first.heads == 0
 
 
 def to_huggingface(model: Decoder) -> PreTrainedModel:
-    """A copy of `model` for transformers: stock `LlamaForCausalLM` where it fits, else `layered_decoder`."""
+    """A copy of `model` for transformers: stock `LlamaForCausalLM` or `Gemma2ForCausalLM`, else `layered_decoder`."""
     spec = model.spec
     state = dict(model.state_dict())
     copy: PreTrainedModel
-    if fits_llama(spec):
-        copy = LlamaForCausalLM(llama_config(spec))
-        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    else:
+    if not is_stock(spec):
         copy = LayeredDecoderForCausalLM(LayeredDecoderConfig(spec=spec.to_dict()))
+    else:
+        copy = LlamaForCausalLM(llama_config(spec)) if spec.norm == "pre" else Gemma2ForCausalLM(gemma_config(spec))
+        state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
+        state = {name: tensor - norm_offset(spec, name) for name, tensor in state.items()}
     copy.load_state_dict(state)
     return copy.train(model.training)
 
 
+def norm_offset(spec: DecoderSpec, name: str) -> float:
+    """Our parameter less that of the stock class: Gemma 2 stores the scales of its norms as γ − 1."""
+    return 1.0 if spec.norm == "sandwich" and name.endswith("norm.weight") else 0.0
+
+
 def llama_config(spec: DecoderSpec) -> LlamaConfig:
     """The configuration of a Llama of this spec. It sets no special tokens, which the tokenizer has."""
+    return LlamaConfig(**_shared(spec))
+
+
+def gemma_config(spec: DecoderSpec) -> Gemma2Config:
+    """The configuration of a Gemma 2 of this spec, with SiLU, full attention and no soft-capping."""
     shape = spec.layers[0]
-    return LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=shape.width,
-        intermediate_size=shape.ffn,
-        num_hidden_layers=len(spec.layers),
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rms_norm_eps=spec.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        tie_word_embeddings=spec.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
+    return Gemma2Config(
+        **_shared(spec),
+        pad_token_id=None,
+        hidden_activation="silu",
+        query_pre_attn_scalar=shape.head_dim,
+        layer_types=["full_attention"] * len(spec.layers),
+        attn_logit_softcapping=None,
+        final_logit_softcapping=None,
     )
+
+
+def _shared(spec: DecoderSpec) -> dict[str, Any]:
+    shape = spec.layers[0]
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": len(spec.layers),
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "rms_norm_eps": spec.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        "tie_word_embeddings": spec.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+FAMILIES = {"llama": "pre", "mistral": "pre", "gemma2": "sandwich"}  # model type → norm of the decoder that it may be
+
+
+def spec_of(config: PreTrainedConfig) -> DecoderSpec:
+    """The spec of the decoder that computes what a model of this configuration does.
+
+    Raises `ValueError` for a configuration with something that no decoder of ours has.
+    """
+    if isinstance(config, LayeredDecoderConfig):
+        return config.decoder_spec
+    norm = FAMILIES.get(config.model_type)
+    if norm is None:
+        raise ValueError(f"model_type={config.model_type} is not one of {', '.join((*FAMILIES, 'layered_decoder'))}")
+    for reason in _beyond(config):
+        raise ValueError(reason)
+    values: Any = config
+    heads = values.num_attention_heads
+    shape = LayerShape(
+        width=values.hidden_size,
+        heads=heads,
+        kv_heads=values.num_key_value_heads or heads,
+        head_dim=getattr(values, "head_dim", None) or values.hidden_size // heads,
+        ffn=values.intermediate_size,
+    )
+    theta = values.rope_parameters["rope_theta"]
+    return DecoderSpec(
+        (shape,) * values.num_hidden_layers, values.vocab_size, norm, bool(values.tie_word_embeddings), float(theta),
+        float(values.rms_norm_eps),
+    )  # fmt: skip
+
+
+# Key of a configuration → the values with which the decoder computes the same.
+OURS: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "hidden_act": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish", None),
+    "sliding_window": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (None, False),
+}
+
+
+def _beyond(config: Any) -> Iterator[str]:
+    """The settings that no decoder of ours has, as `key=value is not …`."""
+    for key, fitting in OURS.items():
+        value = getattr(config, key, fitting[0])
+        if value not in fitting and not (key == "sliding_window" and not _slides(config)):
+            yield f"{key}={value}, where a decoder of ours has {fitting[0]}"
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+        yield f"rope_parameters={rope}, where a decoder of ours has plain rotary positions"
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    if scalar is not None and scalar != config.head_dim:
+        yield f"query_pre_attn_scalar={scalar}, where a decoder of ours has the width of a head, {config.head_dim}"
+
+
+def _slides(config: Any) -> bool:
+    """True where some layer sees only a window."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or "sliding_attention" in kinds
+
+
+def from_huggingface(model: PreTrainedModel) -> Decoder:
+    """The decoder that computes what `model` does, with copies of its weights in their precision.
+
+    Raises `ValueError` for a model that none of ours can be.
+    """
+    spec = spec_of(model.config)
+    decoder = Decoder(spec).to(model.dtype)
+    state: dict[str, Tensor] = dict(model.state_dict())
+    if spec.tie_embeddings:
+        state.pop("lm_head.weight", None)
+    stock = not isinstance(model, LayeredDecoderForCausalLM)
+    decoder.load_state_dict({name: tensor + stock * norm_offset(spec, name) for name, tensor in state.items()})
+    return decoder.train(model.training)

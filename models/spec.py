@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 NORMS = {"pre": 2, "sandwich": 4}  # placement → RMSNorms per layer
@@ -50,30 +50,33 @@ class DecoderSpec:
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    embedding: int | None = None  # coordinates that the embedding writes; None: the first layer's
+    head: int | None = None  # coordinates that the final norm and the head read; None: the last layer's
 
     def __post_init__(self) -> None:
         if not self.layers:
             raise ValueError("a decoder needs at least one layer: give one LayerShape per layer.")
         if self.norm not in NORMS:
             raise ValueError(f"norm={self.norm!r} is unknown: choose one of {', '.join(NORMS)}.")
-        for name in ("vocab_size", "rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
+        for name in ("vocab_size", "rope_theta", "norm_eps", "embedding", "head"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive.")
 
     @property
     def width(self) -> int:
-        """Width of the residual stream: the widest layer's."""
-        return max(shape.width for shape in self.layers)
+        """Width of the residual stream: that of the widest part which reads or writes it."""
+        return max(self.embed_width, self.head_width, *(shape.width for shape in self.layers))
 
     @property
     def embed_width(self) -> int:
-        """Coordinates that the embedding writes: the first layer's."""
-        return self.layers[0].width
+        """Coordinates that the embedding writes."""
+        return self.embedding or self.layers[0].width
 
     @property
     def head_width(self) -> int:
-        """Coordinates that the final norm and the head read: the last layer's."""
-        return self.layers[-1].width
+        """Coordinates that the final norm and the head read."""
+        return self.head or self.layers[-1].width
 
     @property
     def table_width(self) -> int:
@@ -88,9 +91,24 @@ class DecoderSpec:
         """
         return self.table_width**0.5 if self.norm == "sandwich" else 1.0
 
+    def without(self, dropped: Collection[int]) -> DecoderSpec:
+        """The spec of the other layers, between an embedding and a head as wide as before.
+
+        Raises `ValueError` where no layer is left.
+        """
+        kept = tuple(shape for layer, shape in enumerate(self.layers) if layer not in dropped)
+        embedding, head = self.embed_width, self.head_width
+        return replace(
+            self,
+            layers=kept,
+            embedding=None if kept and embedding == kept[0].width else embedding,
+            head=None if kept and head == kept[-1].width else head,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values, from which `from_dict` makes an equal spec."""
-        return {**asdict(self), "layers": [asdict(shape) for shape in self.layers]}
+        plain = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**plain, "layers": [asdict(shape) for shape in self.layers]}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> DecoderSpec:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import Attention, Rope, rope_tables
-from models.head_loss import head_loss, softmax_gradient
-from models.norm import RMSNorm
-from models.spec import DecoderSpec, LayerShape
+from .attention import Attention, Rope, rope_tables
+from .head_loss import head_loss, softmax_gradient
+from .norm import RMSNorm
+from .spec import DecoderSpec, LayerShape
 
 
 def read_prefix(x: Tensor, width: int) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from models.spec import DecoderSpec, LayerShape, forward_flops_per_token, num_params
+from .spec import DecoderSpec, LayerShape, forward_flops_per_token, num_params
 
 TOLERANCE = 0.005  # largest relative difference in cost between matched models
 

@@ -6,16 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from orchestrator.common import command
-from orchestrator.common.errors import UserError
-
-if TYPE_CHECKING:
-    from orchestrator.config.schema import DomainConfig
 
 EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
 as the layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
@@ -28,24 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
-    add(
-        "--blocks",
-        type=partial(_count, least=2),
-        metavar="N",
-        help="also delete N consecutive layers, from each layer on",
-    )
+    least_two = partial(command.count, least=2)
+    add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
-    add("--documents", type=_count, default=64, metavar="N", help="most documents of each text (64)")
-    add("--length", type=_count, metavar="N", help="most tokens of a document of text (128)")
+    add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
+    add("--length", type=command.count, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
     add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
     return command.run(parser, _intervene, arguments)
-
-
-def _count(text: str, least: int = 1) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text} is no number of {least} or more")
-    return int(text)
 
 
 def _intervene(options: argparse.Namespace) -> None:
@@ -53,11 +38,12 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.forensics.render.export import write_csv
         from orchestrator.forensics.weights.hub import local
         from orchestrator.interventions import intervene as library
+        from orchestrator.interventions.documents import texts
         from orchestrator.interventions.edits import CORE, EDITS
         from orchestrator.interventions.report import report, rows
 
     named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
-    chosen = library.Options(named, options.blocks, _texts(options.data), options.documents, options.length)
+    chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length)
     partial_path = None if options.json is None else options.json.with_name(options.json.name + ".partial")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
@@ -74,20 +60,6 @@ def _intervene(options: argparse.Namespace) -> None:
     if partial_path is not None:
         partial_path.unlink(missing_ok=True)
     command.console().print(report(result))
-
-
-def _texts(named: Sequence[str]) -> dict[str, DomainConfig]:
-    """Domain → its text, from `name=files` or `files`. Raises `UserError` for two of one name."""
-    from orchestrator.config.schema import DomainConfig, Source
-
-    found: dict[str, DomainConfig] = {}
-    for value in named:
-        name, separator, path = value.partition("=")  # outputs/x/seed=0/notes.txt is a path
-        domain, files = (name, path) if separator and "/" not in name else ("text", value)
-        if domain in found:
-            raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
-        found[domain] = DomainConfig(source=Source.files, path=files)
-    return found
 
 
 if __name__ == "__main__":

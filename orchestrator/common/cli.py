@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": ("orchestrator.compare", "tables, figures and report of an experiment; several side by side"),
     "forensics": ("orchestrator.forensics.__main__", "the role of each layer of any checkpoint"),
     "intervene": ("orchestrator.intervene", "delete layers of a trained model and measure the cost"),
+    "export": ("orchestrator.export", "write a model for transformers, with fewer layers if wanted; or import one"),
     "trace": ("orchestrator.trace", "what each layer does to a text"),
     "job": ("orchestrator.job", "train one cell in this process, as the jobs of a launch do"),
     "completion": ("orchestrator.common.completion", f"for bash: source <({NAME} completion bash)"),

@@ -78,6 +78,13 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDTH)
 
 
+def count(text: str, least: int = 1) -> int:
+    """The `type` of an argument that is a number of `least` or more."""
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is no number of {least} or more")
+    return int(text)
+
+
 def output(text: str, suffixes: Sequence[str] = ()) -> Path:
     """The `type` of an argument that names a file to write.
 

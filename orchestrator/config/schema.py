@@ -131,6 +131,9 @@ class SidecarConfig:
 
 @dataclass
 class TrainConfig:
+    init_from: str | None = (
+        None  # start from the weights of this checkpoint, ours or one of Llama's shape; null: random
+    )
     steps: int = 800  # optimizer steps
     batch_size: int = 4  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; null: the whole batch

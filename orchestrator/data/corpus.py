@@ -130,11 +130,8 @@ def build(config: DataConfig, vocab_size: int, seq_len: int, folder: Path) -> No
 
 def make_tokenizer(config: DataConfig, groups: dict[str, Iterator[Group]]) -> Tokenizer:
     """The configured tokenizer. For a BPE, the first of `groups` are read, and put back."""
-    if config.tokenizer.kind == TokenizerKind.byte:
-        return tokenizers.ByteTokenizer()
-    if config.tokenizer.kind == TokenizerKind.hf:
-        assert config.tokenizer.path is not None
-        return tokenizers.load_pretrained(config.tokenizer.path)
+    if (given := tokenizers.given(config.tokenizer)) is not None:
+        return given
     train_tokens = min(config.train_tokens or BPE_TOKENS, BPE_TOKENS)
     heads: dict[str, list[Group]] = {}
     for name, source in groups.items():

@@ -28,6 +28,9 @@ class Tokenizer(Protocol):
     def save(self, folder: Path) -> None:
         """Write to `folder` what `load_pretrained` reads."""
 
+    def pretrained(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of `transformers` that gives the same ids."""
+
 
 class ByteTokenizer:
     """The 256 bytes of UTF-8, and 256 for end-of-text."""
@@ -42,6 +45,19 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         """Nothing to save: every ByteTokenizer is the same."""
+
+    def pretrained(self) -> PreTrainedTokenizerBase:
+        """A byte-level BPE without merges."""
+        from tokenizers import Tokenizer as Model
+        from tokenizers import decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+
+        names = set(pre_tokenizers.ByteLevel.alphabet())  # GPT-2's letter for each byte: itself where it is printable
+        others = iter(sorted(name for name in names if ord(name) > 255))
+        model = Model(models.BPE({chr(i) if chr(i) in names else next(others): i for i in range(256)}, []))
+        model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        model.decoder = decoders.ByteLevel()
+        return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=END_OF_TEXT)  # gets the next id, 256
 
 
 class PretrainedTokenizer:
@@ -67,6 +83,19 @@ class PretrainedTokenizer:
 
     def save(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(folder)
+
+    def pretrained(self) -> PreTrainedTokenizerBase:
+        return self.tokenizer
+
+
+def given(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that the configuration names; None for a BPE, which is learnt from the data."""
+    if config.kind == TokenizerKind.byte:
+        return ByteTokenizer()
+    if config.kind == TokenizerKind.hf:
+        assert config.path is not None
+        return load_pretrained(config.path)
+    return None
 
 
 def load_pretrained(path: str | Path) -> PretrainedTokenizer:

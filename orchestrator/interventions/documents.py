@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import DomainConfig
+from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import prepare
 from orchestrator.data.sources import READERS
+from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.encoding import Encoding
 from orchestrator.storage import checkpoint
 
+BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
 SPLIT = "validation"
 LENGTH = 128  # tokens that a document is cut after
 SHORTEST = 8  # tokens of a document
@@ -38,6 +40,28 @@ class Batch:
     documents: tuple[int, ...]  # their places in the list of all
     tokens: Tensor
     mask: Tensor
+
+
+def texts(named: Sequence[str]) -> dict[str, DomainConfig]:
+    """Domain → its text, of `name=files` or `files`. Raises `UserError` for two of one name."""
+    found: dict[str, DomainConfig] = {}
+    for value in named:
+        name, separator, path = value.partition("=")  # outputs/x/seed=0/notes.txt is a path
+        domain, files = (name, path) if separator and "/" not in name else ("text", value)
+        if domain in found:
+            raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
+        found[domain] = DomainConfig(source=Source.files, path=files)
+    return found
+
+
+def chosen(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int | None) -> list[Document]:
+    """At most `count` documents of each of `texts`; without any, our own held-out rows, or the built-in text.
+
+    Raises `UserError` as `heldout` and `from_text` do.
+    """
+    if is_ours(source) and not texts:
+        return heldout(source, count)
+    return from_text(source, texts or BUILTIN, count, length)
 
 
 def heldout(source: Path, count: int) -> list[Document]:

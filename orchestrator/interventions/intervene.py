@@ -17,14 +17,13 @@ from orchestrator.common.errors import UserError, nearest
 from orchestrator.common.formatting import counted
 from orchestrator.config.schema import DomainConfig
 from orchestrator.forensics.analyzer import analyze
-from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
-from orchestrator.interventions.documents import Document, batches, from_text, heldout
+from orchestrator.interventions.documents import Document, batches, chosen
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.partial import PartialResults
@@ -60,9 +59,6 @@ class Progress:
     advance: Callable[[int], None] = lambda _: None  # trials of a batch just done
 
 
-BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
-
-
 def intervene(
     source: Path,
     options: Options,
@@ -79,7 +75,7 @@ def intervene(
     """
     path = place(whole(source))
     edits = _edits(options)
-    documents = _documents(path, options)
+    documents = chosen(path, options.texts, options.documents, options.length)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     subject = load(path, torch.device(where))
     if (options.blocks or 0) > len(subject.layers):
@@ -109,12 +105,6 @@ def _edits(options: Options) -> dict[str, Edit]:
             raise UserError(f"There is no edit '{name}'{nearest(name, EDITS)}: choose among {', '.join(EDITS)}.")
     edits = {name: EDITS[name] for name in options.edits}
     return edits if options.blocks is None else edits | {f"delete_{options.blocks}": block(options.blocks)}
-
-
-def _documents(path: Path, options: Options) -> list[Document]:
-    if is_ours(path) and not options.texts:
-        return heldout(path, options.documents)
-    return from_text(path, options.texts or BUILTIN, options.documents, options.length)
 
 
 def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Trial], seconds: float) -> str:

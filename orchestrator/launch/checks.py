@@ -13,7 +13,7 @@ from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.jobs import waves
 from orchestrator.schedulers import chosen
 from orchestrator.tracking import run
-from orchestrator.training import distributed
+from orchestrator.training import distributed, initial_weights
 from orchestrator.training.sidecar import planned_sidecar
 
 
@@ -25,6 +25,7 @@ def check(experiment: Experiment) -> None:
             raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
         scheduler.check(config)
         distributed.check(config, config.launcher.ranks)
+        initial_weights.check(config)
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)

@@ -19,7 +19,7 @@ from orchestrator.data import prepare
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.cell_files import CellFiles, Writing, unfenced
-from orchestrator.training import distributed
+from orchestrator.training import distributed, initial_weights
 from orchestrator.training.compute import compute_of
 from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.heldout import HeldoutLoss
@@ -177,10 +177,15 @@ class Trainer:
         )
 
     def resume(self) -> list[str]:
-        """Continue from the newest whole checkpoint, if there is one; return a warning for each damaged one."""
+        """Continue from the newest whole checkpoint; return a warning for each damaged one.
+
+        Without any, begin at step 0: with random weights, or with those of `train.init_from`.
+        """
         path, warnings = self.world.on_rank_0(self.files.newest_checkpoint)
         if path is not None:
             self._load(path)
+        elif self.config.train.init_from is not None:
+            self._set(initial_weights.read(self.config))
         self.world.on_rank_0(lambda: self.files.rewind(self.saved))
         return warnings
 
@@ -219,12 +224,15 @@ class Trainer:
             "callbacks": {type(callback).__name__: callback.state() for callback in self.callbacks},
         }
 
+    def _set(self, weights: dict[str, Tensor]) -> None:
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        self.model.load_state_dict({name: shard_like(tensor, parameters[name]) for name, tensor in weights.items()})
+
     def _load(self, path: Path) -> None:
         state = checkpoint.read_state(path)
         self.corpus.check_digest(state["data"], path)
         saved = checkpoint.read_tensors(path, "model") | checkpoint.read_tensors(path, "masters", required=False)
-        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
-        self.model.load_state_dict({name: shard_like(tensor, parameters[name]) for name, tensor in saved.items()})
+        self._set(saved)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.saved = self.step

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import TokenizerKind
+from orchestrator.data import tokenizer
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.runner import configuration, loading, named
 from orchestrator.forensics.weights.files import GGUF
@@ -57,7 +57,7 @@ class Encoding:
             self._tokenizer = own_tokenizer(source)
         else:
             positions = getattr(configuration(source).get_text_config(), "max_position_embeddings", None)
-            self._tokenizer = _pretrained_tokenizer(source)
+            self._tokenizer = pretrained_tokenizer(source)
             self.context = min(positions or LONGEST_ROW, self._tokenizer.model_max_length)
 
     def framed(self, text: str) -> tuple[list[int], list[int], list[int]]:
@@ -93,23 +93,28 @@ def special_tokens(source: Path) -> frozenset[int]:
     try:
         if is_ours(source):
             return frozenset(own_tokenizer(source).encode([""])[0])  # end of text
-        return frozenset(_pretrained_tokenizer(source).all_special_ids)
+        return frozenset(pretrained_tokenizer(source).all_special_ids)
     except UserError:  # tokens can be run without knowing which are special
         return frozenset()
 
 
 def own_tokenizer(source: Path) -> Tokenizer:
-    """The tokenizer that one of our checkpoints was trained with. `UserError` where its data has changed."""
+    """The tokenizer that one of our checkpoints was trained with.
+
+    Raises `UserError` where it cannot be loaded; for a BPE, where the data that it was learnt from has changed.
+    """
+    config = checkpoint.config_of(source)
+    if (given := tokenizer.given(config.data.tokenizer)) is not None:
+        return given
     from orchestrator.data import prepare  # imports datasets, which reading weights does not need
 
-    config = checkpoint.config_of(source)
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    if config.data.tokenizer.kind == TokenizerKind.bpe:  # learnt from the corpus: other data, other tokens
-        corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)
+    corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)  # other data, other tokens
     return corpus.tokenizer
 
 
-def _pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+def pretrained_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory of transformers, or in a GGUF file. Raises `UserError` where there is none."""
     from transformers import AutoTokenizer  # seconds to import
 
     if source.suffix != GGUF and not any(path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):

@@ -17,7 +17,7 @@ from orchestrator.common import command
 from orchestrator.common.errors import UserError
 from tests.naming import names, naming
 
-COMMANDS = ("__main__", "status", "compare", "intervene", "trace", "job", "forensics")
+COMMANDS = ("__main__", "status", "compare", "intervene", "trace", "export", "job", "forensics")
 
 
 def _raise(error: BaseException) -> Callable[[Namespace], None]:

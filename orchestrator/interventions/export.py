@@ -1,0 +1,190 @@
+"""Export: a model as a directory that `AutoModelForCausalLM` loads, with fewer layers where that is wanted."""
+
+from __future__ import annotations
+
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import DomainConfig
+from orchestrator.forensics.architecture.description import is_ours
+from orchestrator.forensics.measures.encoding import own_tokenizer, pretrained_tokenizer
+from orchestrator.forensics.measures.runner import configuration, loading, place
+from orchestrator.forensics.weights.files import GGUF
+from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions.documents import Batch, Document, batches, chosen
+from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
+from orchestrator.interventions.subject import Subject, is_causal, load
+
+SCHEMA = 1
+AT_ONCE = 512  # tokens in a batch
+TOLERANCE = 1e-4  # nats per token between the loss that was promised and the one that was measured
+
+
+@dataclass(frozen=True)
+class Options:
+    """The layers to drop, as `7,12-14`, and the text on which the loss is measured, as for an intervention."""
+
+    drop: str = ""
+    texts: Mapping[str, DomainConfig] = field(default_factory=dict)
+    documents: int = 64
+    length: int | None = None
+
+
+def export(
+    source: Path, target: Path, options: Options, announce: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Write the model to the new directory `target`, load it from there and measure its loss; plain JSON values.
+
+    `announce` is given a sentence as the work goes on. Raises `UserError` for a source that cannot be exported, and
+    leaves no directory then.
+    """
+    path = place(whole(source))
+    refuse_existing(target)
+    dtype = None if is_ours(path) else _causal(path).dtype
+    tokenizer = tokenizer_of(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    subject = load(path, device)
+    depth, context = len(subject.layers), subject.context
+    dropped = layers_of(options.drop, depth)
+    documents = chosen(path, options.texts, options.documents, options.length)
+    groups = batches(documents, AT_ONCE)
+    announce("Measuring the loss before, and without the layers" if dropped else "Measuring the loss before")
+    before, first = losses(subject, documents, groups)
+    parameters = count(subject)
+    promised = before
+    if dropped:
+        with deleted(subject, dropped):
+            promised, first = losses(subject, documents, groups)
+    announce(f"Writing {target}")
+    model = in_precision(pruned(subject, dropped), dtype)
+    with new_directory(target) as partial:
+        _write(model, tokenizer, context if is_ours(path) else None, partial)
+        config, precision = model.config, str(model.dtype).removeprefix("torch.")
+        del subject, model  # one model in memory at a time
+        announce("Loading it again, and measuring its loss")
+        exported = _loaded(partial, config, path, device)
+        measured, again = losses(exported, documents, groups)
+    return {
+        "schema": SCHEMA,
+        "source": str(path),
+        "directory": str(target),
+        "dtype": precision,
+        "class": type(exported.model).__name__,
+        "layers": depth,
+        "dropped": dropped,
+        "parameters": {"before": parameters, "exported": count(exported)},
+        "loss": {
+            domain: {"before": before[domain], "promised": promised[domain], "exported": measured[domain]}
+            for domain in before
+        },
+        "largest_logit_difference": float((first - again).abs().max()),
+    }
+
+
+def refuse_ours(source: Path, option: str) -> None:
+    """Raise `UserError` for a source that other tools cannot read: a checkpoint of ours, or a GGUF file."""
+    path = place(whole(source))
+    if is_ours(path) or path.suffix == GGUF:
+        raise UserError(
+            f"{option} describes a directory of transformers, which {source} is not: export it whole first, and give "
+            "that directory."
+        )
+
+
+def keeps_its_promise(result: Mapping[str, Any]) -> bool:
+    """True where the exported model has, on every text, the loss that the model in memory had."""
+    return all(abs(of["promised"] - of["exported"]) <= TOLERANCE for of in result["loss"].values())
+
+
+def refuse_existing(target: Path) -> None:
+    """Raise `UserError` where something has this name, or it cannot be made."""
+    if target.exists() or target.is_symlink():
+        raise UserError(f"{target} exists: name a directory that does not, so that nothing is overwritten.")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"{target} cannot be made: make the directory {target.parent} first.")
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A directory beside `target` that gets its name at the end of the block, and is gone where the block raises."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        yield partial
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of transformers for a model. Raises `UserError` where it has none."""
+    return own_tokenizer(path).pretrained() if is_ours(path) else pretrained_tokenizer(path)
+
+
+def count(subject: Subject) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in subject.model.parameters())
+
+
+@torch.inference_mode()
+def losses(subject: Subject, documents: Sequence[Document], groups: Sequence[Batch]) -> tuple[dict[str, float], Tensor]:
+    """Domain → mean loss in nats per predicted token; and the logits of the first batch's first document [T, V]."""
+    sums: dict[str, float] = defaultdict(float)
+    tokens: dict[str, int] = defaultdict(int)
+    first = torch.empty(0)
+    for group in groups:
+        rows, mask = group.tokens.to(subject.device), group.mask.to(subject.device)
+        logits = subject.run(rows, mask).float()
+        if not len(first):
+            first = logits[0][mask[0]].cpu()
+        for row, of in enumerate(group.documents):
+            length = int(mask[row].sum()) - 1  # the first token is not predicted
+            loss = F.cross_entropy(logits[row, :length], rows[row, 1 : length + 1], reduction="none")
+            sums[documents[of].domain] += loss.double().sum().item()
+            tokens[documents[of].domain] += length
+    return {domain: sums[domain] / tokens[domain] for domain in dict.fromkeys(of.domain for of in documents)}, first
+
+
+def _causal(path: Path) -> Any:
+    """The configuration. Raises `UserError` for a model that does not predict the next token."""
+    config = configuration(path)
+    if not is_causal(config):
+        raise UserError(
+            f"{path} ({config.model_type}) does not predict the next token, as a model for AutoModelForCausalLM does: "
+            "give one that does, saved with its head."
+        )
+    return config
+
+
+def _write(model: Any, tokenizer: PreTrainedTokenizerBase, context: int | None, target: Path) -> None:
+    """`context`: positions to declare, where the model does not yet say how many it was trained on."""
+    if context is not None:
+        model.config.max_position_embeddings = tokenizer.model_max_length = context
+    defaults = model.generation_config
+    if defaults.eos_token_id is None:
+        defaults.eos_token_id = tokenizer.eos_token_id
+    if defaults.pad_token_id is None:
+        defaults.pad_token_id = tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    with loading(f"{target} cannot be written", "make room, or report it with the name of the model"):
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+
+
+def _loaded(target: Path, config: Any, source: Path, device: torch.device) -> Subject:
+    """The exported model. Raises `UserError` where its configuration does not describe it."""
+    try:
+        return load(target, device)
+    except UserError as error:
+        raise cannot_say(str(source), config, str(error).replace(str(target), "the exported directory")) from error

@@ -1,0 +1,38 @@
+"""The page of an export in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from orchestrator.common.formatting import page, plain_table, ranges
+from orchestrator.interventions.export import TOLERANCE, keeps_its_promise
+
+
+def report(result: Mapping[str, Any]) -> Group:
+    """The directory, then parameters and losses: before, in memory without the layers, and of what was written."""
+    title = Text(result["directory"], "bold", overflow="fold")
+    kept = result["layers"] - len(result["dropped"])
+    title.append(f"\n{result['class']} · {result['dtype']} · {kept} of {result['layers']} layers", "not bold dim")
+    if result["dropped"]:
+        title.append(f", without {ranges(result['dropped'])}", "not bold dim")
+    table = plain_table(["", "before", "promised", "exported"], left=[""])
+    parameters = result["parameters"]
+    table.add_row("parameters", f"{parameters['before']:,}", "", f"{parameters['exported']:,}")
+    for domain, of in result["loss"].items():
+        table.add_row(f"loss, {domain}", *(f"{of[name]:.4f}" for name in ("before", "promised", "exported")))
+    return page(title, table, _verdict(result))
+
+
+def _verdict(result: Mapping[str, Any]) -> Text:
+    largest = max(abs(of["promised"] - of["exported"]) for of in result["loss"].values())
+    if keeps_its_promise(result):
+        return Text("Losses in nats per token; promised: of the model in memory, with the layers left out.", "dim")
+    return Text(
+        f"The exported model's loss differs from the promised one by {largest:.2g} nats per token, more than "
+        f"{TOLERANCE:g}: do not use {result['directory']}.",
+        "red",
+    )
