@@ -131,9 +131,6 @@ class SidecarConfig:
 
 @dataclass
 class TrainConfig:
-    init_from: str | None = (
-        None  # start from the weights of this checkpoint, ours or one of Llama's shape; null: random
-    )
     steps: int = 800  # optimizer steps
     batch_size: int = 4  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; null: the whole batch
@@ -147,6 +144,7 @@ class TrainConfig:
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
     compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; meant for GPUs
     threads: int = 1  # CPU threads of one cell
+    init_from: str | None = None  # checkpoint whose weights it begins with, ours or Llama-shaped; null: random weights
 
 
 @dataclass

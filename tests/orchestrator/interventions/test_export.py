@@ -1,0 +1,169 @@
+"""The command, from a source to a directory that `AutoModelForCausalLM` loads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from models.transformer import Decoder
+from orchestrator.config import load
+from orchestrator.data import prepare
+from orchestrator.export import main
+from orchestrator.interventions import export as library
+from tests.naming import names
+from tests.orchestrator.forensics.measures.test_runner import save_tokenizer
+from tests.orchestrator.interventions.conftest import decoder_of
+from tests.orchestrator.interventions.models import LAYERS, SIZES
+
+TEXT = "def f(x): ☃ é\n"
+
+
+def without(decoder: Decoder, layer: int) -> Decoder:
+    """The decoder with every write of a layer zero, which for ours is the layer left out."""
+    block: Any = decoder.model.layers[layer]
+    with torch.no_grad():
+        block.self_attn.o_proj.weight.zero_()
+        block.mlp.down_proj.weight.zero_()
+    return decoder
+
+
+def test_a_cell_without_a_layer_scores_what_was_promised(
+    cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, out = tmp_path / "exported", tmp_path / "out.json"
+    assert main([str(cell), str(target), "--drop", "1", "--documents", "5", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert (result["layers"], result["dropped"], result["class"]) == (LAYERS, [1], "LayeredDecoderForCausalLM")
+    assert result["parameters"]["before"] == sum(p.numel() for p in decoder_of(7).parameters())
+    assert result["parameters"]["before"] - result["parameters"]["exported"] == sum(
+        p.numel() for p in decoder_of(7).model.layers[1].parameters()
+    )
+    corpus = prepare(load.from_file(cell / "config.yaml").data, 264, 16)
+    model = AutoModelForCausalLM.from_pretrained(target)
+    for domain, of in result["loss"].items():
+        rows = corpus.heldout(domain, "validation")[:5]
+        with torch.no_grad():
+            assert of["before"] == pytest.approx(decoder_of(7).loss(rows).item(), abs=1e-5)
+            assert of["promised"] == pytest.approx(without(decoder_of(7), 1).loss(rows).item(), abs=1e-5)
+            assert of["exported"] == pytest.approx(model(rows, labels=rows).loss.item(), abs=1e-5)
+    assert result["largest_logit_difference"] < 1e-5
+    assert names(capsys.readouterr().out, target, "3 of 4 layers", "without 1", "words", "numbers")
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_a_whole_checkpoint_with_its_tokenizer_generates(cell: Path, tmp_path: Path) -> None:
+    target = tmp_path / "exported"
+    assert main([str(cell / "checkpoints/step_00000000"), str(target), "--documents", "2"]) == 0
+    tokenizer, model = AutoTokenizer.from_pretrained(target), AutoModelForCausalLM.from_pretrained(target)
+    rows = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+    assert rows[0].tolist() == list(TEXT.encode())
+    assert tokenizer.decode(rows[0]) == TEXT
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 256
+    assert (tokenizer.model_max_length, model.config.max_position_embeddings) == (16, 16)
+    decoder, expected = decoder_of(0), rows
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows).logits, decoder(rows), rtol=0, atol=1e-5)
+        for _ in range(5):
+            expected = torch.cat((expected, decoder(expected)[:, -1:].argmax(-1)), dim=1)
+    assert 256 not in expected
+    assert torch.equal(model.generate(rows, max_new_tokens=5, do_sample=False), expected)
+
+
+def test_a_foreign_directory_in_its_own_precision(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+    model.save_pretrained(llama)
+    out, recipe = tmp_path / "out.json", tmp_path / "merge.yaml"
+    arguments = ["--drop", "0,2", "--data", str(text), "--json", str(out), "--mergekit", str(recipe)]
+    assert main(["llama", "pruned", *arguments]) == 0
+    result = json.loads(out.read_text())
+    assert (result["class"], result["dtype"], result["dropped"]) == ("LlamaForCausalLM", "bfloat16", [0, 2])
+    saved, whole = (load_file(tmp_path / name / "model.safetensors") for name in ("pruned", "llama"))
+    for name, tensor in saved.items():
+        origin = (
+            name.replace("layers.0.", "layers.a.").replace("layers.1.", "layers.3.").replace("layers.a.", "layers.1.")
+        )
+        assert torch.equal(tensor, whole[origin])
+    assert len(saved) == len(whole) - 2 * 9
+    assert (
+        AutoTokenizer.from_pretrained("pruned")("a b")["input_ids"]
+        == AutoTokenizer.from_pretrained(llama)("a b")["input_ids"]
+    )
+    merge = yaml.safe_load(recipe.read_text())
+    assert [piece["sources"][0]["layer_range"] for piece in merge["slices"]] == [[1, 2], [3, 4]]
+    assert {piece["sources"][0]["model"] for piece in merge["slices"]} == {"llama"}
+
+
+def test_a_promise_that_is_not_kept_is_said(
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = library._write
+
+    def corrupt(model: Any, tokenizer: Any, context: Any, target: Path) -> None:
+        write(model, tokenizer, context, target)
+        tensors = load_file(target / "model.safetensors")
+        save_file(
+            {name: tensor * 1.5 for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"}
+        )
+
+    monkeypatch.setattr(library, "_write", corrupt)
+    assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 1
+    assert names(capsys.readouterr().out, tmp_path / "out", "do not use")
+
+
+def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = transformers.GPTNeoConfig(
+        vocab_size=41, hidden_size=16, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]],
+        max_position_embeddings=40,
+    )  # fmt: skip
+    transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path / "neo")
+    save_tokenizer(tmp_path / "neo")
+    assert main([str(tmp_path / "neo"), str(tmp_path / "out"), "--drop", "1", "--data", str(text)]) == 2
+    assert names(capsys.readouterr().err, tmp_path / "neo", "gpt_neo")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["llama", "out", "--drop", "0-3"], ["0-3", "4 layers"]),
+        (["llama", "out", "--drop", "4"], ["--drop 4", "0 to 3"]),
+        (["llama", "llama"], ["llama", "exists"]),
+        (["llama", "absent/out"], ["absent/out"]),
+        (["bert", "out"], ["bert", "next token"]),
+        (["bare", "out"], ["bare", "tokenizer"]),
+        (["absent", "out"], ["absent"]),
+        (["test", "out"], ["test", "seed=0"]),
+        (["test/main/seed=0", "out", "--mergekit", "m.yaml"], ["--mergekit", "export it whole"]),
+        (["llama", "out", "--import", "--drop", "1"], ["--drop", "--import"]),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence(
+    arguments: list[str], named: list[str], cell: Path, llama: Path, text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test/experiment.yaml").touch()
+    transformers.BertModel(transformers.BertConfig(**SIZES)).save_pretrained("bert")
+    save_tokenizer(tmp_path / "bert")
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).save_pretrained("bare")
+    capsys.readouterr()  # the progress bars of what was saved here
+    data = [] if "--import" in arguments else ["--data", str(text)]
+    assert main([*arguments, *data]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert names(printed.err, *named)
+    assert not (tmp_path / "out").exists()
