@@ -73,7 +73,7 @@ def export(
         config, precision = model.config, str(model.dtype).removeprefix("torch.")
         del subject, model  # one model in memory at a time
         announce("Loading it again, and measuring its loss")
-        exported = _loaded(partial, config, path, device)
+        exported = _loaded(partial, config, dropped, path, device)
         measured, again = losses(exported, documents, groups)
     return {
         "schema": SCHEMA,
@@ -182,9 +182,11 @@ def _write(model: Any, tokenizer: PreTrainedTokenizerBase, context: int | None, 
         tokenizer.save_pretrained(target)
 
 
-def _loaded(target: Path, config: Any, source: Path, device: torch.device) -> Subject:
+def _loaded(target: Path, config: Any, dropped: Sequence[int], source: Path, device: torch.device) -> Subject:
     """The exported model. Raises `UserError` where its configuration does not describe it."""
     try:
         return load(target, device)
     except UserError as error:
-        raise cannot_say(str(source), config, str(error).replace(str(target), "the exported directory")) from error
+        if dropped:
+            raise cannot_say(str(source), config) from error
+        raise

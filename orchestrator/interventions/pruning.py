@@ -76,7 +76,7 @@ def pruned(subject: Subject, layers: Collection[int]) -> PreTrainedModel:
         try:
             shorten(model.config, layers, depth)
         except Exception as error:  # whatever a configuration's own checks raise
-            raise cannot_say(subject.name, model.config, str(error)) from error
+            raise cannot_say(subject.name, model.config) from error
     return model
 
 
@@ -96,12 +96,11 @@ def shorten(config: PreTrainedConfig, layers: Collection[int], depth: int) -> No
         setattr(text, key, value)
 
 
-def cannot_say(name: str, config: PreTrainedConfig, reason: str) -> UserError:
+def cannot_say(name: str, config: PreTrainedConfig) -> UserError:
     """The error for a family whose configuration cannot describe the model without the layers."""
-    first = (reason.strip() or "no reason given").splitlines()[0].rstrip(".:")
     return UserError(
-        f"{name} ({config.model_type}) cannot be described without these layers ({first}): drop others, such as whole "
-        "periods of a family whose layers alternate."
+        f"{name} cannot be exported without these layers, since the config.json of a {config.model_type} cannot "
+        "describe the others: drop whole periods of a family whose layers alternate, or those after the first few."
     )
 
 

@@ -124,16 +124,18 @@ def test_a_promise_that_is_not_kept_is_said(
 def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = transformers.GPTNeoConfig(
-        vocab_size=41, hidden_size=16, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]],
-        max_position_embeddings=40,
+    config = transformers.Qwen2MoeConfig(
+        **SIZES, num_key_value_heads=2, moe_intermediate_size=8, shared_expert_intermediate_size=8, num_experts=4,
+        decoder_sparse_step=2,
     )  # fmt: skip
-    transformers.GPTNeoForCausalLM(config).save_pretrained(tmp_path / "neo")
-    save_tokenizer(tmp_path / "neo")
-    assert main([str(tmp_path / "neo"), str(tmp_path / "out"), "--drop", "1", "--data", str(text)]) == 2
-    assert names(capsys.readouterr().err, tmp_path / "neo", "gpt_neo")
+    transformers.Qwen2MoeForCausalLM(config).save_pretrained(tmp_path / "moe")
+    save_tokenizer(tmp_path / "moe")
+    command = [str(tmp_path / "moe"), str(tmp_path / "out"), "--data", str(text), "--drop"]
+    assert main([*command, "1"]) == 2
+    assert names(capsys.readouterr().err, tmp_path / "moe", "qwen2_moe")
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".*partial"))
+    assert main([*command, "1-2"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from models.hf import to_huggingface
 from orchestrator.common.errors import UserError
 from orchestrator.interventions.edits import EDITS
 from orchestrator.interventions.pruning import deleted, in_precision, layers_of, mergekit, pruned, shorten
-from orchestrator.interventions.subject import Subject, load
+from orchestrator.interventions.subject import Subject, load, of_module
 from tests.naming import naming
 from tests.orchestrator.interventions.models import FAMILIES, LAYERS, SIZES, model_of, ours, subject_of
 from tests.orchestrator.interventions.test_edits import MASK, TOKENS, calibration, rebuilt
@@ -52,6 +52,23 @@ def test_our_saved_directories_can_be_cut_again(norm: str, tmp_path: Path) -> No
         expected = run(subject)
     pruned(subject, [0, 2]).save_pretrained(tmp_path / "cut")
     torch.testing.assert_close(run(load(tmp_path / "cut")), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [[0], [1, 3]])
+def test_layers_that_return_tuples_and_alternate(layers: list[int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.GPTNeoConfig(
+        vocab_size=41, hidden_size=16, num_layers=4, num_heads=2, window_size=3, max_position_embeddings=40,
+        attention_types=[[["global", "local"], 2]],
+    )  # fmt: skip
+    subject = of_module("neo", transformers.GPTNeoForCausalLM(config), 40)
+    with torch.no_grad():
+        for parameter in subject.model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    with deleted(subject, layers):
+        expected = run(subject)
+    pruned(subject, layers).save_pretrained(tmp_path)
+    torch.testing.assert_close(run(load(tmp_path)), expected, rtol=0, atol=1e-5)
 
 
 def test_lists_of_an_entry_per_layer_are_cut_and_others_are_not() -> None:
