@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
@@ -52,14 +54,14 @@ def _write(source: Path, options: argparse.Namespace) -> int:
     if options.mergekit is not None:
         library.refuse_ours(source, "--mergekit")
     chosen = library.Options(options.drop, texts(options.data), options.documents, options.length)
-    console = command.console()
-    result = library.export(source, options.directory, chosen)
+    with Console(stderr=True).status("Loading the model") as status:
+        result = library.export(source, options.directory, chosen, announce=status.update)
     command.write_json(result, options.json)
     if options.mergekit is not None:
         recipe = mergekit(options.source, result["dropped"], result["layers"], result["dtype"])
         with command.writing(options.mergekit):
             options.mergekit.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    console.print(report(result))
+    command.console().print(report(result))
     return 0 if library.keeps_its_promise(result) else 1
 
 

@@ -83,6 +83,9 @@ def keys_of(spec: DecoderSpec) -> dict[str, dict[str, Any]]:
     """The keys `model` and `width` that describe `spec`. Raises `ValueError` where none do."""
     widest = max(spec.layers, key=lambda shape: shape.width)
     widths = [shape.width for shape in spec.layers]
+    least, most = (
+        f((shape.ffn + half) / shape.width for shape in spec.layers) for f, half in ((max, -0.5), (min, 0.5))
+    )
     is_uniform = len(set(widths)) == 1
     width: dict[str, Any] = {"profile": "uniform"} if is_uniform else {"profile": "explicit", "widths": widths}
     model: dict[str, Any] = {
@@ -90,7 +93,7 @@ def keys_of(spec: DecoderSpec) -> dict[str, dict[str, Any]]:
         "width": spec.width,
         "head_dim": widest.head_dim,
         "queries_per_kv": widest.heads // widest.kv_heads,
-        "ffn_ratio": widest.ffn / widest.width,
+        "ffn_ratio": (least + most) / 2,  # rounds to the FFN positions of every layer
         "vocab_size": spec.vocab_size,
         "norm": spec.norm,
         "tie_embeddings": spec.tie_embeddings,
