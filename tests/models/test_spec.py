@@ -74,3 +74,19 @@ def test_impossible_specs_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="decoder spec"):
             DecoderSpec.from_dict(damaged)
+
+
+@pytest.mark.parametrize("norm", ["pre", "sandwich"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dropped", [[0], [1], [2], [0, 2], []])
+def test_without_layers_embedding_and_head_stay_as_they_are(norm: str, tied: bool, dropped: list[int]) -> None:
+    whole = spec(norm=norm, tie_embeddings=tied)
+    less = whole.without(dropped)
+    assert less.layers == tuple(shape for layer, shape in enumerate(LAYERS) if layer not in dropped)
+    names = ("embed_width", "head_width", "table_width", "embed_scale")
+    assert [getattr(less, name) for name in names] == [getattr(whole, name) for name in names]
+    assert DecoderSpec.from_dict(json.loads(json.dumps(less.to_dict()))) == less
+    assert num_params(less) == sum(parameter.numel() for parameter in Decoder(less).parameters())
+    assert less.without([]) == less
+    with pytest.raises(ValueError, match="one layer"):
+        whole.without([0, 1, 2])

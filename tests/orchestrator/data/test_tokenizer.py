@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Model
 from tokenizers import models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, Gemma2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import TokenizerConfig, TokenizerKind
@@ -24,6 +24,7 @@ from orchestrator.data.tokenizer import (
 from tests.naming import naming
 
 TEXTS = ["The cat sat on the mat, the cat sat.\n" * 20, "def cat(mat):\n    return mat  # the cat\n" * 20]
+BYTES = ByteTokenizer()
 HOSTILE = [
     "",
     " ",
@@ -107,3 +108,30 @@ def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
     check_size(264, 264, TokenizerConfig())
     with pytest.raises(UserError, match=naming("bpe", "4096", "model.vocab_size=264", "data.tokenizer.vocab_size")):
         check_size(4096, 264, TokenizerConfig(kind=TokenizerKind.bpe))
+
+
+@given(st.text())
+def test_the_bytes_of_transformers_are_ours(text: str) -> None:
+    tokenizer = BYTES.pretrained()
+    text = text.encode(errors="replace").decode()  # lone surrogates, which neither can encode
+    ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+    assert [*ids, tokenizer.eos_token_id] == BYTES.encode([text])[0] == [*text.encode(), 256]
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe"])
+def test_a_tokenizer_saved_beside_a_model_of_any_type_gives_the_same_ids(
+    kind: str, bpe: PretrainedTokenizer, tmp_path: Path
+) -> None:
+    ours = BYTES if kind == "byte" else bpe
+    ours.pretrained().save_pretrained(tmp_path)
+    for config in (LlamaConfig(), Gemma2Config()):  # of which AutoTokenizer has classes of its own
+        config.save_pretrained(tmp_path)
+        loaded = AutoTokenizer.from_pretrained(tmp_path)
+        assert len(loaded) == ours.vocab_size
+        for text in (*TEXTS, *HOSTILE):
+            assert [*loaded(text, split_special_tokens=True)["input_ids"], loaded.eos_token_id] == ours.encode([text])[
+                0
+            ]
+    broken = [255, 0x98, 97, 0xE2, 0x98]
+    assert kind == "bpe" or loaded.decode(broken) == ours.decode(broken)

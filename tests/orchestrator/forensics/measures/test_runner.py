@@ -272,6 +272,14 @@ def test_a_cell_from_text_to_measures(cell: Callable[[TokenizerKind], Path]) -> 
     assert all(None not in layer.values() for layer in probe(runnable(source), tokens))
 
 
+def test_a_tokenizer_that_was_not_learnt_outlives_its_data(
+    cell: Callable[[TokenizerKind], Path], tmp_path: Path
+) -> None:
+    source = cell(TokenizerKind.byte)
+    (tmp_path / "text.txt").unlink()
+    assert tokens_of(source, "abc").tolist() == [[97, 98, 99]]
+
+
 def test_a_tokenizer_learnt_from_other_data_is_refused(cell: Callable[[TokenizerKind], Path]) -> None:
     source = cell(TokenizerKind.bpe)
     with pytest.raises(UserError, match=naming(source, "other data")):
