@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--import", action="store_true", dest="imports", help="write a choice with which a cell starts from SOURCE")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
-    add("--length", type=command.count, metavar="N", help="most tokens of a document of text (128)")
+    add("--length", type=partial(command.count, least=2), metavar="N", help="most tokens of a document of text (128)")
     add("--mergekit", type=partial(command.output, suffixes=(".yml", ".yaml")), metavar="FILE",
         help="also write the configuration by which mergekit makes the same model")  # fmt: skip
     add("--json", type=command.output, metavar="FILE", help="write the result as JSON")

@@ -23,6 +23,7 @@ from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.documents import Batch, Document, batches, chosen
+from orchestrator.interventions.passes import refuse_entangled
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
 from orchestrator.interventions.subject import Subject, is_causal, load
 
@@ -64,6 +65,7 @@ def export(
     parameters = count(subject)
     promised = before
     if dropped:
+        refuse_entangled(subject, groups[-1].tokens[:1])
         with deleted(subject, dropped):
             promised, first = losses(subject, documents, groups)
     announce(f"Writing {target}")

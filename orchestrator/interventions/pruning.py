@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.hf import to_huggingface
@@ -17,6 +16,7 @@ from models.layered_decoder import LayeredDecoderConfig
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
+from orchestrator.interventions.edits import passing
 from orchestrator.interventions.passes import replaced
 from orchestrator.interventions.subject import Subject
 
@@ -44,17 +44,7 @@ def layers_of(text: str, depth: int) -> list[int]:
 
 def deleted(subject: Subject, layers: Collection[int]) -> AbstractContextManager[None]:
     """Inside the block the subject runs without these layers."""
-    with ExitStack() as hooks, torch.inference_mode():
-        returned: list[Any] = []
-        hooks.callback(subject.layers[0].register_forward_hook(lambda *args: returned.append(args[-1])).remove)
-        token = torch.zeros(1, 1, dtype=torch.int64, device=subject.device)
-        subject.run(token, token == 0)
-    others = len(returned[0]) - 1 if isinstance(returned[0], tuple) else None
-
-    def absent(stream: Tensor, *_: Any, **__: Any) -> Any:
-        return stream if others is None else (stream, *[None] * others)  # as the family's layers do
-
-    return replaced([subject.layers[layer] for layer in layers], [absent] * len(layers))
+    return replaced([subject.layers[layer] for layer in layers], [passing] * len(layers))
 
 
 def pruned(subject: Subject, layers: Collection[int]) -> PreTrainedModel:
