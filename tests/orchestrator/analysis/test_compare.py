@@ -32,6 +32,7 @@ COLUMNS = {  # DESIGN, "Table columns"
     "conservation": "arm seed step reference budget expected excess early middle late centre",
     "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b max_abs_a max_abs_b effective_rank_o_a "
     "effective_rank_o_b attention_share_a attention_share_b",
+    "damage": "arm seed step layer role edit domain rise low high kl",
     "paired_eval": "metric domain seed a b delta",
     "sidecar": "arm seed channel layer kind unit mean early middle late",
     "contrasts": "contrast metric seed value",
@@ -197,7 +198,7 @@ def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
 
 
 def test_the_figures_need_no_network_and_share_one_script(experiment: Write) -> None:
-    root = experiment(sidecar=True)
+    root = experiment(sidecar=True, interventions=True)
     compare(root)
     figures = {p.name for p in (root / "comparison/figures").iterdir()}
     assert figures == {*(f"{name}.html" for name in FIGURES), "plotly.min.js"}
