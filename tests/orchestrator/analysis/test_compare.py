@@ -58,7 +58,7 @@ def verdict_of(root: Path) -> dict[str, Any]:
 
 
 def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
-    root = experiment(sidecar=True, contrasts=CONTRAST)
+    root = experiment(sidecar=True, interventions=True, contrasts=CONTRAST)
     comparison = compare(root)
     tables = root / "comparison/tables"
     for name, columns in COLUMNS.items():
@@ -71,7 +71,7 @@ def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
         "score_hub", "score_damper", "score_passthrough", "score_specialist",
     ]  # fmt: skip
     assert set(layers.columns[10:]) == set(
-        json.loads(next(root.rglob("step_*.json")).read_text())["layers"][0]["measures"]
+        json.loads(next(root.rglob("forensics/step_*.json")).read_text())["layers"][0]["measures"]
     )
     assert layers["head_diversity"].isna().all()  # absent, not zero
     assert len(layers) == 2 * 2 * 3 * 4

@@ -23,7 +23,7 @@ CONTRAST = {"variable - uniform": {"variable": 1, "uniform": -1}}
 
 @pytest.mark.parametrize("arms", [("uniform", "variable"), ("uniform", "variable", "a <b> \"c\" 'd' 0.5 ü")])
 def test_the_comparison_is_one_tracked_run(experiment: Write, arms: tuple[str, ...]) -> None:
-    root = experiment(arms=arms, sidecar=True, contrasts=CONTRAST)
+    root = experiment(arms=arms, sidecar=True, interventions=True, contrasts=CONTRAST)
     config = Config(name="width_ablation", tracker=TrackerConfig(mode=TrackerMode.offline, tags=["swept=1"]))
     c = compare(root)
     log_comparison(config, c)
