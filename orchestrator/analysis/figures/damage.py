@@ -37,15 +37,20 @@ def damage_maps(c: Comparison) -> Drawing | None:
         figure.add_trace(
             go.Heatmap(
                 z=[[None if value is None else np.log10(max(value, LEAST)) for value in line] for line in grid],
-                customdata=grid, text=signs, texttemplate="%{text}", colorscale=SCALE,
+                customdata=[[list(of) for of in zip(steps, line, strict=True)] for line in grid],
+                text=signs, texttemplate="%{text}", colorscale=SCALE,
                 zmin=np.log10(LEAST), zmax=np.log10(max(largest, 10 * LEAST)), showscale=index == 0, xgap=1, ygap=1,
                 colorbar={"title": {"text": "nats/token"}, **_ticks(largest)},
-                hovertemplate="layer %{y}, step %{x}<br>%{customdata:+.3f} nats/token<extra></extra>",
+                hovertemplate="layer %{y}, step %{customdata[0]}<br>%{customdata[1]:+.3f} nats/token<extra></extra>",
                 hoverongaps=False,
             ),
             row=index // cols + 1, col=index % cols + 1,
         )  # fmt: skip
-    figure.update_xaxes(type="category", showgrid=False)
+    ticks = range(0, len(steps), max(1, -(-len(steps) * cols // 16)))
+    figure.update_xaxes(
+        tickvals=list(ticks), ticktext=[str(steps[i]) for i in ticks], showgrid=False, zeroline=False,
+        range=[-0.5, len(steps) - 0.5],
+    )  # fmt: skip
     figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
     label_axes(figure, rows, cols, "step", "layer (0 = first)")
     last = {arm: means[max(means)] for arm, means in maps.items()}

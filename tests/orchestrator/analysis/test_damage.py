@@ -71,7 +71,7 @@ def test_the_map_holds_the_means_over_the_seeds_and_the_roles(experiment: Write)
         for layer in range(4):
             for column, step in enumerate((0, 50, 100)):
                 mean = np.mean([damage_of(arm, seed, step, layer) for seed in (0, 1)])
-                assert heatmap.customdata[layer][column] == pytest.approx(mean)
+                assert list(heatmap.customdata[layer][column]) == [step, pytest.approx(mean)]
                 assert heatmap.z[layer][column] == pytest.approx(np.log10(mean))
     assert drawing.plot.data[0].text[0][0] == "H"  # both seeds
     assert drawing.table is not None

@@ -34,7 +34,7 @@ def show(open_page: Callable[..., Opened]) -> Callable[..., Opened]:
 
 
 def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Callable[..., Opened]) -> None:
-    root = experiment(sidecar=True)
+    root = experiment(sidecar=True, interventions=True)
     report = show(root)
     assert report.draw_all() == len(FIGURES)
     assert report.page.locator(".plot svg.main-svg").count() >= len(FIGURES)
@@ -82,7 +82,7 @@ def test_tables_sort_by_number_and_by_keyboard(experiment: Write, show: Callable
 
 
 def test_a_definition_is_one_click_away(experiment: Write, show: Callable[..., Opened]) -> None:
-    report = show(experiment(sidecar=True))
+    report = show(experiment(sidecar=True, interventions=True))
     targets = {mark.get_attribute("href") for mark in report.page.locator("a.define").all()}
     for target in targets:
         assert target is not None
@@ -129,7 +129,7 @@ def test_nothing_is_left_to_the_mouse_alone_and_nothing_can_be_sent(
 
 
 def test_headings_are_in_order_and_come_to_light(experiment: Write, show: Callable[..., Opened]) -> None:
-    page = show(experiment(sidecar=True), viewport={"width": 420, "height": 800}).page
+    page = show(experiment(sidecar=True, interventions=True), viewport={"width": 420, "height": 800}).page
     levels = [int(tag[1]) for tag in page.locator("h1, h2, h3").evaluate_all("nodes => nodes.map(n => n.tagName)")]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
@@ -161,7 +161,7 @@ def test_both_colour_schemes_reach_the_figures(
 def test_the_tables_inside_are_the_tables_beside(
     experiment: Write, show: Callable[..., Opened], tmp_path: Path
 ) -> None:
-    root = experiment(sidecar=True)
+    root = experiment(sidecar=True, interventions=True)
     page = show(root).page
     names = [button.get_attribute("data-table") for button in page.locator("[data-table]").all()]
     assert set(names) == {path.stem for path in (root / "comparison/tables").glob("*.csv")} - {"contrasts"}
@@ -209,7 +209,7 @@ def test_many_arms_are_a_table_first(experiment: Write, show: Callable[..., Open
 
 
 def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show: Callable[..., Opened]) -> None:
-    root = experiment(sidecar=True)
+    root = experiment(sidecar=True, interventions=True)
     plain = show(root, java_script_enabled=False).page
     assert "won?" in plain.locator("main").inner_text()
     for figure in plain.locator(".plot").all():

@@ -259,10 +259,10 @@ def test_a_probe_of_what_cannot_be_run(llama: Path, tmp_path: Path, refused: Sai
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_a_probe_of_a_gguf_file(tmp_path: Path, refused: Said, whole: bool) -> None:
+def test_a_probe_of_a_broken_gguf_file(tmp_path: Path, refused: Said, whole: bool) -> None:
     path = tmp_path / "m.gguf"
     path.touch()
-    assert names(refused(tmp_path if whole else path, "--probe", "a b"), path, "save_pretrained")
+    assert names(refused(tmp_path if whole else path, "--probe", "a b"), path, "cannot be run", "weights are read")
 
 
 def test_an_optimizer_of_another_model(llama: Path, refused: Said) -> None:

@@ -27,7 +27,9 @@ choose(asked ? Number(asked[1]) : first, false);
 
 // The end of the text is what the answer follows.
 const pane = document.querySelector(".scroll.lens");
-pane.scrollLeft = pane.scrollWidth;
+const toEnd = () => { pane.scrollLeft = pane.scrollWidth; };
+toEnd();
+window.addEventListener("load", toEnd);  // once all is laid out
 pane.tabIndex = 0;
 
 // Over a cell: the most probable tokens.
