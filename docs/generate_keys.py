@@ -106,7 +106,7 @@ def _type(hint: Any) -> str:
 
 
 def _composed() -> schema.Config:
-    """What runs where no override says otherwise: the schema's defaults under the choices of `conf/config.yaml`."""
+    """The configuration without any override: the schema's defaults under the choices of `conf/config.yaml`."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose([])

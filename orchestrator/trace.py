@@ -15,21 +15,15 @@ FEW, MANY = 5, 15  # FFN positions of a layer that are kept for each reason; tho
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for input that cannot be used."""
     parser = command.parser("orchestrator.trace", __doc__)
-    add = parser.add_argument
+    add, number = parser.add_argument, partial(command.count, least=0)
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("text", help="the text to run through the model")
     add("--chat", action="store_true", help="put the text into the chat template of the model's tokenizer")
-    add("--continue", type=_count, default=0, metavar="N", dest="more", help="let the model add N tokens first")
-    add("--neurons", type=_count, metavar="LAYER", help="list FFN positions of a layer: what opens them, what they say")
+    add("--continue", type=number, default=0, metavar="N", dest="more", help="let the model add N tokens first")
+    add("--neurons", type=number, metavar="LAYER", help="list FFN positions of a layer: what opens them, what they say")
     add("--html", type=partial(command.output, suffixes=(".html",)), metavar="FILE", help="write the page to show")
     add("--json", type=command.output, metavar="FILE", help="write the whole result as JSON")
     return command.run(parser, _trace, arguments)
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is no number of 0 or more")
-    return int(text)
 
 
 def _trace(options: argparse.Namespace) -> None:

@@ -1,12 +1,29 @@
-"""The readings that cells made of their own checkpoints."""
+"""The reading of a checkpoint: the one that its cell made, where only that still can be had."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
 from orchestrator.storage import checkpoint, steps
+
+
+def reading_of(path: Path) -> Reading:
+    """The reading of the checkpoint at `path`: the cell's own of a reduced one, else a new one. Raises `UserError`."""
+    return recorded(path) or analyze(path)
+
+
+def origin(path: Path, reading: Reading) -> dict[str, Any]:
+    """The keys of a result's JSON that say which model it is of."""
+    return {
+        "definitions": reading.definitions,
+        "source": str(path),
+        "family": reading.family,
+        "step": reading.step,
+    }
 
 
 def recorded(path: Path) -> Reading | None:

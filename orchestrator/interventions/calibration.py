@@ -25,10 +25,11 @@ RATIOS = ("growth", "relative_write", "block_influence")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What edits need of each layer, and what the layer does to the text; means over positions.
+    """Each layer's mean effect on the text, and its FFN positions: the numbers that edits use.
 
-    `writes`: x_{l+1} − x_l [D]. `growth`: ‖x_{l+1}‖/‖x_l‖ over the layer's own coordinates. `relative_write` and
-    `block_influence`: ‖x_{l+1} − x_l‖/‖x_l‖ and 1 − cos(x_l, x_{l+1}). `positions`: named sets of FFN positions.
+    Means over positions of: `writes`, x_{l+1} − x_l [D]; `growth`, ‖x_{l+1}‖/‖x_l‖ over the layer's own coordinates;
+    `relative_write` and `block_influence`, ‖x_{l+1} − x_l‖/‖x_l‖ and 1 − cos(x_l, x_{l+1}). `positions`: named sets of
+    FFN positions.
     """
 
     writes: list[Tensor]
@@ -50,10 +51,7 @@ def calibrate(passes: Iterable[Pass], positions: list[Mapping[str, np.ndarray]])
                 totals[layer][name] += of
     return Calibration(
         writes=[(of["write"] / of["positions"]).float() for of in totals],
-        **{
-            name: [of[name] / of["nonzero"] for of in totals]
-            for name in ("growth", "relative_write", "block_influence")
-        },
+        **{name: [of[name] / of["nonzero"] for of in totals] for name in RATIOS},
         positions=positions,
     )
 

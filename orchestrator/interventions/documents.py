@@ -21,6 +21,7 @@ from orchestrator.storage import checkpoint
 
 BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
 SPLIT = "validation"
+AT_ONCE = 512  # tokens in a batch
 LENGTH = 128  # tokens that a document is cut after
 SHORTEST = 8  # tokens of a document
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.common.errors import UserError
@@ -22,13 +21,13 @@ from orchestrator.forensics.measures.encoding import own_tokenizer, pretrained_t
 from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
-from orchestrator.interventions.documents import Batch, Document, batches, chosen
-from orchestrator.interventions.passes import refuse_entangled
+from orchestrator.interventions.damage import Predictions
+from orchestrator.interventions.documents import AT_ONCE, Batch, Document, batches, chosen
+from orchestrator.interventions.passes import Pass, refuse_entangled
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
 from orchestrator.interventions.subject import Subject, is_causal, load
 
 SCHEMA = 1
-AT_ONCE = 512  # tokens in a batch
 TOLERANCE = 1e-4  # nats per token between the loss that was promised and the one that was measured
 
 
@@ -140,23 +139,21 @@ def count(subject: Subject) -> int:
     return sum(parameter.numel() for parameter in subject.model.parameters())
 
 
-@torch.inference_mode()
 def losses(subject: Subject, documents: Sequence[Document], groups: Sequence[Batch]) -> tuple[dict[str, float], Tensor]:
     """Domain → mean loss in nats per predicted token; and the logits of the first batch's first document [T, V]."""
     sums: dict[str, float] = defaultdict(float)
-    tokens: dict[str, int] = defaultdict(int)
+    tokens: dict[str, float] = defaultdict(float)
     first = torch.empty(0)
     for group in groups:
-        rows, mask = group.tokens.to(subject.device), group.mask.to(subject.device)
-        logits = subject.run(rows, mask).float()
+        one = Pass(subject, group.tokens, group.mask)
+        found = Predictions(one)
+        for row, document in enumerate(group.documents):
+            sums[documents[document].domain] += found.intact[row]
+            tokens[documents[document].domain] += found.tokens[row]
         if not len(first):
-            first = logits[0][mask[0]].cpu()
-        for row, of in enumerate(group.documents):
-            length = int(mask[row].sum()) - 1  # the first token is not predicted
-            loss = F.cross_entropy(logits[row, :length], rows[row, 1 : length + 1], reduction="none")
-            sums[documents[of].domain] += loss.double().sum().item()
-            tokens[documents[of].domain] += length
-    return {domain: sums[domain] / tokens[domain] for domain in dict.fromkeys(of.domain for of in documents)}, first
+            first = one.output.result[0][one.mask[0]].cpu()
+    domains = dict.fromkeys(of.domain for of in documents)
+    return {domain: float(sums[domain] / tokens[domain]) for domain in domains}, first
 
 
 def _causal(path: Path) -> Any:

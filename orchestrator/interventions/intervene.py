@@ -16,14 +16,13 @@ import torch
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.common.formatting import counted
 from orchestrator.config.schema import DomainConfig
-from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
-from orchestrator.forensics.recorded import recorded
+from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
-from orchestrator.interventions.documents import Document, batches, chosen
+from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.partial import PartialResults
@@ -31,12 +30,11 @@ from orchestrator.interventions.passes import Pass, refuse_entangled
 from orchestrator.interventions.subject import Subject, load
 
 SCHEMA = 2
-AT_ONCE = 512  # tokens in a batch
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is done, and on which text.
+    """The edits, and the text on which they are judged.
 
     `blocks`: also delete so many consecutive layers. `texts`: domain → its text; without any, the held-out rows of our
     own checkpoints, and the built-in `code` and `prose` for others. `documents`: most per domain. `length`: most tokens
@@ -95,7 +93,7 @@ def intervene(
     progress.announce(_cost(subject, documents, trials, seconds * (1 - len(done) / len(groups))))
     progress.begin(len(trials) * len(groups))
     damage = measure(subject, groups, edits, trials, calibration, done, progress.advance)
-    reading = reading or recorded(path) or analyze(path)
+    reading = reading or reading_of(path)
     return _result(path, reading, subject, edits, documents, calibration, damage)
 
 
@@ -157,10 +155,7 @@ def _result(
             }  # fmt: skip
     return {
         "schema": SCHEMA,
-        "definitions": reading.definitions,
-        "source": str(path),
-        "family": reading.family,
-        "step": reading.step,
+        **origin(path, reading),
         "unit": "nats/token" if subject.is_causal else "1 − cosine",
         "edits": list(edits),
         "documents": {domain: int(where.sum()) for domain, where in domains.items()},

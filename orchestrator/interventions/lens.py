@@ -1,4 +1,4 @@
-"""The logit lens: what the final norm and the head read from the residual stream after each layer."""
+"""The logit lens: the predictions that final norm and head make of the residual stream after each layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOP = 5  # tokens of a place that are kept
 
 @dataclass(frozen=True)
 class Lens:
-    """What the lens shows at one depth, at each of T positions. The model's own prediction there is the *answer*."""
+    """The lens at one depth, at each of T positions. The model's own prediction there is the *answer*."""
 
     tokens: Tensor  # most probable first, int64 [T, TOP]
     probabilities: Tensor  # theirs [T, TOP]

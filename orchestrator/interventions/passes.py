@@ -56,7 +56,7 @@ class Output:
 
 
 class Pass:
-    """What a subject makes of `tokens` [B, T], padded on the right where `mask` [B, T] is False."""
+    """A run of a subject on `tokens` [B, T], padded on the right where `mask` [B, T] is False."""
 
     def __init__(self, subject: Subject, tokens: Tensor, mask: Tensor) -> None:
         self.subject = subject
@@ -79,11 +79,6 @@ class Pass:
     def _keep(self, _: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
         self._before.append((inputs[0] if inputs else named["hidden_states"]).clone())  # a layer may add to it in place
         self._after.append(stream_of(output))
-
-    @property
-    def positions(self) -> int:
-        """Number of positions without padding."""
-        return int(self.mask.sum())
 
     def streams(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Per layer, the stream before and after it at every position without padding, each [positions, D]."""

@@ -37,7 +37,7 @@ class Readout:
         return self.norm.back(self.table.mean(0, dtype=torch.float64))
 
     def promoted(self, writes: Tensor) -> Tensor:
-        """What writes to the stream [n, d] add to every logit: [n, V]."""
+        """The part that each write to the stream [n, d] adds to every logit: [n, V]."""
         read = self.norm(fitted(writes.double(), self.table.shape[1]))
         return read.to(self.table.dtype) @ self.table.T
 

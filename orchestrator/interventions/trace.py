@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.encoding import Encoding
 from orchestrator.forensics.measures.probe import relative_write
 from orchestrator.forensics.measures.runner import configuration, place
 from orchestrator.forensics.reading import Reading
+from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.attention import attended
 from orchestrator.interventions.attribution import Attribution, LayerShare, attribute
@@ -38,7 +38,7 @@ NO_WRITES = "what attention and FFN write is not told apart in some layers"
 
 @dataclass(frozen=True)
 class Options:
-    """How the text becomes tokens, and how much is kept.
+    """The way from the text to tokens, and the size of the result.
 
     `chat`: as a user's message in the tokenizer's template. `more`: tokens of the model's own answer that are added
     first, each the most probable. `few`: most FFN positions of a layer for each reason. `layer`: one that is asked for.
@@ -67,14 +67,11 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
         raise UserError(f"{path} has no layer {options.layer}: its layers are 0 to {len(subject.layers) - 1}.")
     tokens = continued(subject, torch.tensor(encoded, device=subject.device), options.more)
     found = traced(subject, tokens, encoding, ffn_positions(path), options.few)
-    reading = analyze(path)
+    reading = reading_of(path)
     _add_roles(found["layers"], reading)
     return {
         "schema": SCHEMA,
-        "definitions": reading.definitions,
-        "source": str(path),
-        "family": reading.family,
-        "step": reading.step,
+        **origin(path, reading),
         "text": text,
         "chat": options.chat,
         "continued": options.more,
@@ -232,7 +229,7 @@ def _neuron(neuron: Neuron, encoding: Encoding) -> dict[str, Any]:
 
 
 def _missing(one: Traced, readout: Readout | None, shares: Attribution | None) -> dict[str, str]:
-    """What the trace lacks, and why."""
+    """Part that the trace lacks → the reason."""
     lacking = {}
     if any(of is None for of in one.branches):
         lacking["attention_write, ffn_write"] = NO_WRITES

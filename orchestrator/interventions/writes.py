@@ -27,23 +27,23 @@ class Output:
 
     @torch.inference_mode()
     def writes(self, inner: Tensor) -> Tensor:
-        """What inputs of the matrix [n, inputs] add to the stream [n, d], the constant left out."""
+        """The writes to the stream [n, d] of inputs of the matrix [n, inputs], without the constant."""
         return self.norm((self.module(inner) - self.module(torch.zeros_like(inner[:1]))).double())
 
     @cached_property
     def constant(self) -> Tensor:
-        """What is added to the stream whatever the matrix reads [d]: biases."""
+        """The write to the stream [d] of an input of zeros: biases."""
         with torch.inference_mode():
             nothing = torch.zeros_like(self._matrix[:1])
             return self.norm(self.module(nothing)[0].double()) + self.norm.shift
 
     def along(self, direction: Tensor) -> Tensor:
-        """For each entry that the matrix reads, what a 1 there adds along a direction of the stream [d]: [inputs]."""
+        """The write of a 1 at each entry that the matrix reads, along a direction of the stream [d]: [inputs]."""
         return self.norm.back(direction) @ self._matrix.double()
 
     @property
     def lengths(self) -> Tensor:
-        """For each entry that the matrix reads, the length of what a 1 there writes to the stream [inputs]."""
+        """The length of the write of a 1 at each entry that the matrix reads [inputs]."""
         return self.norm(self._matrix.T.double()).norm(dim=-1)
 
     @property

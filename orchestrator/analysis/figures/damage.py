@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.damage import profile_of
-from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_rows, panels, per_arm
+from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_axis, layer_rows, panels, per_arm, step_axis
 from orchestrator.analysis.figures.roles import LAYER
 from orchestrator.analysis.sections.section import Section
 from orchestrator.forensics.roles.palette import letter
@@ -46,12 +46,8 @@ def damage_maps(c: Comparison) -> Drawing | None:
             ),
             row=index // cols + 1, col=index % cols + 1,
         )  # fmt: skip
-    ticks = range(0, len(steps), max(1, -(-len(steps) * cols // 16)))
-    figure.update_xaxes(
-        tickvals=list(ticks), ticktext=[str(steps[i]) for i in ticks], showgrid=False, zeroline=False,
-        range=[-0.5, len(steps) - 0.5],
-    )  # fmt: skip
-    figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
+    step_axis(figure, steps, cols)
+    layer_axis(figure, depth)
     label_axes(figure, rows, cols, "step", "layer (0 = first)")
     last = {arm: means[max(means)] for arm, means in maps.items()}
     total = {arm: float(mean.sum()) for arm, mean in last.items()}

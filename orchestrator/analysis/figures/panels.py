@@ -91,6 +91,20 @@ def label_axes(figure: go.Figure, rows: int, cols: int, x: str, y: str) -> None:
     figure.update_layout(height=figure.layout.height + more, margin_b=figure.layout.margin.b + more)
 
 
+def step_axis(figure: go.Figure, steps: Sequence[int], cols: int) -> None:
+    """Number the columns of maps of layer × step, in `cols` panels side by side, by their steps."""
+    ticks = range(0, len(steps), max(1, -(-len(steps) * cols // 16)))
+    figure.update_xaxes(
+        tickvals=list(ticks), ticktext=[str(steps[i]) for i in ticks], showgrid=False, zeroline=False,
+        range=[-0.5, len(steps) - 0.5],
+    )  # fmt: skip
+
+
+def layer_axis(figure: go.Figure, depth: int) -> None:
+    """Number the rows of such maps by their layers, the first on top."""
+    figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
+
+
 def _lines(names: Iterable[str]) -> int:
     """Return the number of lines of a legend with these names in the narrowest figure."""
     lines, used = 1, 0.0

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import last_readings
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.figures.panels import Drawing, label_axes, panels, per_arm, width_of
+from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_axis, panels, per_arm, step_axis, width_of
 from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
@@ -78,12 +78,8 @@ def role_maps(c: Comparison) -> Drawing | None:
     if together:
         names = [str(view) if view == MOST_FREQUENT else f"seed {view}" for view in views]
         _menu(figure, names, [[own in (view, None) for own in owner] for view in views])
-    ticks = range(0, len(steps), max(1, -(-len(steps) * cols // 16)))
-    figure.update_xaxes(
-        tickvals=list(ticks), ticktext=[str(steps[i]) for i in ticks], showgrid=False, zeroline=False,
-        range=[-0.5, len(steps) - 0.5],
-    )  # fmt: skip
-    figure.update_yaxes(showgrid=False, zeroline=False, dtick=max(1, depth // 12), range=[depth - 0.5, -0.5])
+    step_axis(figure, steps, cols)
+    layer_axis(figure, depth)
     label_axes(figure, rows, cols, "step", "layer (0 = first)")
     terms = ("role", "tie", "null", "cv", "saturated_robust")
     return Drawing(figure, title, _gist(of_arm, depth), _table(of_arm, depth), terms)

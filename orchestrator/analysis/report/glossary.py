@@ -123,6 +123,9 @@ OWN = {
     "width": Term("width", "Residual coordinates that a layer reads and writes; the others bypass it (SCIENCE §7)."),
     "parameters": Term("parameters",
         "Trained parameters of one model; Δ: difference from the baseline's, per cent."),
+    "training_flops": Term("FLOPs of one run",
+        "Floating-point operations of training, forward and backward, counted from the shapes; what a sidecar computes "
+        "on held-out text is not counted."),
     "flops": Term("FLOPs",
         "Floating-point operations of one run, forward and backward, counted from the shapes, with the sidecar's "
         "held-out passes. At equal FLOPs, the more expensive run's loss is taken where the cheaper one ends."),

@@ -20,7 +20,7 @@ def costs(c: Comparison) -> Section:
         against = "" if base is None or arm == c.baseline else signed(100 * (model.params / base.params - 1), 2) + " %"
         rows.append([arm, f"{model.params:,}", against, widths, flops])
     columns = ["arm", "parameters", "Δ", "width", "FLOPs"]
-    return Section("Size and cost of one run", columns, rows, terms={"Δ": "parameters"})
+    return Section("Size and cost of one run", columns, rows, terms={"Δ": "parameters", "FLOPs": "training_flops"})
 
 
 def differing(c: Comparison) -> Section:

@@ -69,7 +69,7 @@ def _way(result: Mapping[str, Any]) -> go.Figure:
 
 
 def _attribution(result: Mapping[str, Any]) -> go.Figure:
-    """What attention and FFN of every layer add to the answer's logit."""
+    """Draw the parts of the answer's logit by attention and FFN of every layer."""
     layers = result["layers"]
     x = list(range(-1, len(layers)))
     of_embedding = result["embedding"]["attribution"]["logit"]

@@ -62,7 +62,7 @@ def page(result: Mapping[str, Any]) -> str:
 
 
 def _by_kind(writers: list[Writer]) -> dict[str, float]:
-    """What all attention and all FFNs add to the answer's logit."""
+    """The answer's logit by attention and by FFNs, summed over the layers."""
     return {kind: sum(of.logit for of in writers if of.name.endswith(kind)) for kind in ("attention", "FFN")}
 
 

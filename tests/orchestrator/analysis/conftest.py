@@ -47,7 +47,7 @@ def damage_of(arm: str, seed: int, step: int, layer: int) -> float:
 
 
 def make_damage(arm: str, seed: int, step: int, roles: Sequence[str]) -> dict[str, Any]:
-    """What interventions on a checkpoint did; the domains lie 0.05 on either side of their mean."""
+    """The file of interventions on a checkpoint; the domains lie 0.05 on either side of their mean."""
 
     def deleted(layer: int) -> dict[str, Any]:
         mean = damage_of(arm, seed, step, layer)

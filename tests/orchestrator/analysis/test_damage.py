@@ -1,4 +1,4 @@
-"""What deleting layers costs in two arms: numbers of the files, and their tests."""
+"""The damage of deleting layers in two arms: the files' numbers, tables, tests and figure."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_neurons_are_the_positions_asked_for_and_promote_what_their_column_raise
 
 
 def _column(down: nn.Module, position: int) -> torch.Tensor:
-    """What an FFN position writes [d]."""
+    """The write of an FFN position [d]."""
     weight = down.weight.detach()
     assert isinstance(weight, torch.Tensor)
     return weight[:, position] if isinstance(down, nn.Linear) else weight[position]

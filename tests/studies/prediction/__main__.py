@@ -1,7 +1,11 @@
 """`python -m tests.studies.prediction DIR OUTPUTS`: do roles, measures and baselines predict what deletions cost?
 
 DIR keeps what has been computed: the same command goes on. OUTPUTS holds the experiments `width_study`,
-`decay_controls` and `small`; `docs/generate_reference.py` trains them. Prints the tables of SCIENCE §9.
+`decay_controls` and `small`. Prints Markdown. Train them first:
+
+    python -m orchestrator +experiment=width_ablation name=width_study 'seeds=[0,1,2,3,4,5]'
+    python -m orchestrator +experiment=decay_controls
+    python -m orchestrator name=small model=small
 """
 
 from __future__ import annotations

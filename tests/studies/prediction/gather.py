@@ -15,11 +15,10 @@ from typing import Any
 import torch
 
 from orchestrator.config.schema import DomainConfig, Source
-from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import place
-from orchestrator.forensics.recorded import recorded
+from orchestrator.forensics.recorded import reading_of
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.intervene import Options, Progress, intervene
 from orchestrator.interventions.subject import load
@@ -83,7 +82,7 @@ def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
 
 def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dict[str, Any]:
     path = place(whole(subject.path))
-    reading = recorded(path) or analyze(path)
+    reading = reading_of(path)
     norms = [parameter_norm(layer) for layer in CheckpointModel(path)]
     return {
         "group": subject.group, "run": subject.run, "step": subject.step, "text": digest, "damage": result,

@@ -53,7 +53,7 @@ def is_english(piece: str) -> bool:
 
 
 def selection(texts: Iterable[str], accept: Callable[[str], bool], count: int) -> list[str]:
-    """Of the pieces that are accepted and of about full length, those of the smallest digests.
+    """Pieces of about full length that are accepted: those of the smallest digests.
 
     Of pieces whose first letters agree, as those of one licence in several packages do, one is taken.
     """
