@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def key(path: Path) -> Key:
-    """The key of a new reading of the checkpoint at `path`. Raises `UserError` for a damaged one."""
+    """The key of a new reading of the checkpoint at `path`. Raises `UserError` for a corrupt one."""
     try:
         return Key(checkpoint.key(path), DEFINITIONS)
     except OSError as error:
@@ -78,7 +78,7 @@ class Readings:
         """Read the checkpoint at `path`, and intervene on it, where that is wanted; True where this call did either.
 
         The first process to call does it. Others wait for it for a time: it may be frozen, and a second reading is
-        equal. An outdated reading is kept as `.replaced`. A damaged checkpoint is set aside, unread.
+        equal. An outdated reading is kept as `.replaced`. A corrupt checkpoint is set aside, unread.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
         latest = time.monotonic() + PATIENCE_SECONDS
@@ -86,8 +86,8 @@ class Readings:
             is_read = path.exists() and self._is_read(path)
             if not path.exists() or (is_read and not self.damages.is_missing(path)):  # by another process
                 return False
-            if reason := checkpoint.damage(path):
-                log.warning("%s is damaged (%s): set aside, and not read.", path, reason)
+            if reason := checkpoint.corruption(path):
+                log.warning("%s is corrupt (%s): set aside, and not read.", path, reason)
                 checkpoint.set_aside(path)
                 return False
             reading = read_reading(self.path_of(path)) if is_read else self._make(path)

@@ -30,7 +30,7 @@ class PartialResults(MutableMapping[int, np.ndarray]):
                 self._found[place] = np.array(
                     [[np.nan if v is None else v for v in row] for row in values], dtype=float
                 )
-            except (ValueError, TypeError):  # damaged: it is computed again
+            except (ValueError, TypeError):  # corrupt: it is computed again
                 continue
             kept.append(line)
         write_whole(path, "\n".join([*kept, ""]))

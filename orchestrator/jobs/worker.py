@@ -192,7 +192,7 @@ def is_finished(cell_dir: Path) -> bool:
     config = _config_of(cell_dir)
     last, record = config.train.steps, metrics_log.newest(cell_dir / "metrics.jsonl")
     return (
-        checkpoint.damage(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
+        checkpoint.corruption(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
         and record is not None
         and record["step"] == last
         and not Readings(cell_dir, config).wanted()

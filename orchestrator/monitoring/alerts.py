@@ -13,6 +13,7 @@ SEVERITIES = ("critical", "warn", "note")  # worst first
 STALE_INTERVALS = 10  # times the longest interval between two records: a running cell that is silent for longer
 STALE_SECONDS = 60.0  # and for longer than this is stale
 BEHIND = 2  # unread checkpoints that make an alert while the cell trains; one is always being read
+CORRUPT = (".corrupt-", ".damaged-")  # in the names of those set aside; the latter in older cells
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def stale(s: CellStatus) -> Found:
 
 
 def set_aside(s: CellStatus) -> Found:
-    """Checkpoints that were set aside: damaged, or of steps that were trained again."""
-    for reason, said in {"damaged": "damaged", "replaced": "its steps were trained again"}.items():
-        if names := [name for name in s.aside if f".{reason}-" in name]:
+    """Checkpoints that were set aside: corrupt, or of steps that were trained again."""
+    for reasons, said in ((CORRUPT, "corrupt"), ((".replaced-",), "its steps were trained again")):
+        if names := [name for name in s.aside if any(reason in name for reason in reasons)]:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
             yield "note", f"{counted(len(names), 'checkpoint')} set aside ({said}): checkpoints/{names[0]}{others}."
 

@@ -85,7 +85,7 @@ class CellFiles:
                 checkpoint.clear_partial(self.checkpoints)
                 for at, path in steps.paths_in(self.checkpoints).items():
                     if at > step:
-                        reason = "damaged" if checkpoint.damage(path) else "replaced"
+                        reason = "corrupt" if checkpoint.corruption(path) else "replaced"
                         check()
                         checkpoint.set_aside(path, reason)
                 for found in (steps.readings_in(self.cell_dir), steps.damages_in(self.cell_dir)):

@@ -47,7 +47,7 @@ def step_of(path: Path) -> int:
 
 
 def saved(directory: Path) -> list[Path]:
-    """Checkpoint directories by ascending step, whole or damaged."""
+    """Checkpoint directories by ascending step, whole or corrupt."""
     return list(steps.paths_in(directory).values())
 
 
@@ -65,7 +65,7 @@ def save(
     """
     final = path_of(directory, step)
     if final.exists():
-        return final  # the same step of the same run; resuming has already set damaged ones aside
+        return final  # the same step of the same run; resuming has already set corrupt ones aside
     partial = directory / f".{final.name}.{platform.node()}.{os.getpid()}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -100,8 +100,8 @@ def clear_partial(directory: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def damage(path: Path, *, digests: bool = True) -> str | None:
-    """The damage of the checkpoint, in a few words; None where every byte is as it was written.
+def corruption(path: Path, *, digests: bool = True) -> str | None:
+    """The first corrupt file of the checkpoint and its fault; None where every byte is as it was written.
 
     Without `digests`, only the existence and the size of its files are checked, which takes no time.
     """
@@ -124,18 +124,18 @@ def damage(path: Path, *, digests: bool = True) -> str | None:
 
 
 def newest(directory: Path, before: int | None = None) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a step below `before`, and a sentence for every newer one, which is damaged."""
+    """The newest whole checkpoint of a step below `before`, and a sentence for every newer one, which is corrupt."""
     warnings: list[str] = []
     for path in reversed([p for p in saved(directory) if before is None or step_of(p) < before]):
-        reason = damage(path)
+        reason = corruption(path)
         if reason is None:
             return path, warnings
-        warnings.append(f"{path} is damaged ({reason}): it is set aside and the one before it is used.")
+        warnings.append(f"{path} is corrupt ({reason}): it is set aside and the one before it is used.")
     return None, warnings
 
 
-def set_aside(path: Path, reason: str = "damaged") -> Path:
-    """Rename a checkpoint that is damaged, or `replaced` by a later attempt, so that its step can be written again."""
+def set_aside(path: Path, reason: str = "corrupt") -> Path:
+    """Rename a checkpoint that is corrupt, or `replaced` by a later attempt, so that its step can be written again."""
     attempt = 0
     while (aside := path.with_name(f"{path.name}.{reason}-{attempt}")).exists():
         attempt += 1
@@ -164,10 +164,10 @@ def reduce(path: Path) -> None:
     """Delete what only a resume needs of a checkpoint: the files of its manifest but the weights and `state.json`.
 
     It is whole at any moment: first a new manifest, with the sha256 of the old one and the names of what is dropped,
-    replaces it. Files that no manifest lists stay, and so does a damaged checkpoint. Raises `OSError` or `UserError`
+    replaces it. Files that no manifest lists stay, and so does a corrupt checkpoint. Raises `OSError` or `UserError`
     where the disk refuses; a later call then finishes it.
     """
-    if damage(path, digests=False):
+    if corruption(path, digests=False):
         return
     manifest = json.loads((path / "manifest.json").read_text())
     kept = {name: of for name, of in manifest["files"].items() if name in WEIGHTS}
@@ -227,18 +227,18 @@ def read_tensors(path: Path, stem: str, *, required: bool = True) -> dict[str, T
 def find(source: Path) -> Path:
     """`source` itself where it is a whole checkpoint, the newest whole one where it is a cell's directory.
 
-    Newer ones that are damaged are counted on stderr. Raises `UserError` for anything else.
+    Newer ones that are corrupt are counted on stderr. Raises `UserError` for anything else.
     """
     if (source / "checkpoints").is_dir():
-        path, damaged = newest(source / "checkpoints")
+        path, corrupt = newest(source / "checkpoints")
         if path is None:
-            raise UserError(f"{source} has no whole checkpoint ({len(damaged)} damaged): train the cell first.")
-        if damaged:
-            print(f"{path} is used: {len(damaged)} newer checkpoint(s) are damaged.", file=sys.stderr)
+            raise UserError(f"{source} has no whole checkpoint ({len(corrupt)} corrupt): train the cell first.")
+        if corrupt:
+            print(f"{path} is used: {len(corrupt)} newer checkpoint(s) are corrupt.", file=sys.stderr)
         return path
     if not source.is_dir():
         raise UserError(f"{source} does not exist: give a cell's directory or one of its checkpoints.")
-    reason = damage(source)
+    reason = corruption(source)
     if reason is not None:
         raise UserError(
             f"{source} is neither a cell's directory nor a whole checkpoint of ours ({reason}): "

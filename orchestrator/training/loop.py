@@ -65,7 +65,7 @@ def train_cell(
     """Train or resume the cell in `cell_dir` as its `config.yaml` says; True when it reached its last step.
 
     `new_reader` makes the reader of the cell's checkpoints. `on_start` is called before the first step, with a warning
-    for each damaged checkpoint. `writing` encloses every write, and raises where another attempt has the cell.
+    for each corrupt checkpoint. `writing` encloses every write, and raises where another attempt has the cell.
     """
     config = load.from_file(cell_dir / "config.yaml")
     # torch creates this directory when it loads its compiler, used or not, by default under /tmp

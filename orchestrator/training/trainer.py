@@ -177,7 +177,7 @@ class Trainer:
         )
 
     def resume(self) -> list[str]:
-        """Continue from the newest whole checkpoint; return a warning for each damaged one.
+        """Continue from the newest whole checkpoint; return a warning for each corrupt one.
 
         Without any, begin at step 0: with random weights, or with those of `train.init_from`.
         """

@@ -67,13 +67,13 @@ def test_impossible_specs_are_refused() -> None:
         spec(norm="post")
     with pytest.raises(ValueError, match=naming("norm_eps=0.0")):
         spec(norm_eps=0.0)
-    for damaged in (
+    for broken in (
         {},
         {**spec().to_dict(), "colour": "red"},
         {**spec().to_dict(), "layers": [{"width": 8}]},
     ):
         with pytest.raises(ValueError, match="decoder spec"):
-            DecoderSpec.from_dict(damaged)
+            DecoderSpec.from_dict(broken)
 
 
 @pytest.mark.parametrize("norm", ["pre", "sandwich"])

@@ -180,7 +180,7 @@ def test_a_file_where_the_directory_belongs_is_one_sentence(
     assert names(sentence(capsys), tmp_path / file, "file", "name=...")
 
 
-def test_damage_to_a_finished_cell_is_mended(
+def test_what_a_finished_cell_has_lost_is_made_again(
     orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], small: list[str], tmp_path: Path
 ) -> None:
     # a reading made again measures Adam's state only where the checkpoint has kept it

@@ -15,7 +15,8 @@ from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHER
 from orchestrator.forensics.weights.parts import DIRECTORIES, refuse_ranks
 from orchestrator.storage import checkpoint
 
-NUMBERED = re.compile(r"(?!\.)(?!.*\.(?:damaged|replaced)-)(.*?)(\d+)")  # step_500, checkpoint-500; none set aside
+ASIDE = "corrupt|damaged|replaced"  # ends of the names of checkpoints that were set aside; `damaged` in older cells
+NUMBERED = re.compile(rf"(?!\.)(?!.*\.(?:{ASIDE})-)(.*?)(\d+)")  # step_500, checkpoint-500
 COUNTED = re.compile(r"(?:^|.*[^a-z])(?:step|iter|iteration|epoch|checkpoint|ckpt|update)s?[_=-]?", re.IGNORECASE)
 WEIGHTS = (".safetensors", *PICKLES, GGUF)
 
@@ -24,7 +25,7 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
     """Step and path of each checkpoint in a directory of checkpoints, in order; empty where `path` is not one.
 
     They are subdirectories of weights whose names differ only in a number at the end, or files of weights whose names
-    say what they count, such as step_500.pt (model-2.bin may be a shard). Damaged checkpoints of ours are left out with
+    say what they count, such as step_500.pt (model-2.bin may be a shard). Corrupt checkpoints of ours are left out with
     a line on stderr. Raises `UserError` where names differ otherwise.
     """
     if not path.is_dir():
@@ -44,7 +45,7 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
             f"{path} holds weights that are not one run's ({held}{', …' if len(found) > 4 else ''}): "
             "name one of them, or a directory whose checkpoints differ only in the number at the end of their names."
         )
-    return [(step, entry) for step, entry in sorted(found) if _undamaged(entry)]
+    return [(step, entry) for step, entry in sorted(found) if _is_whole(entry)]
 
 
 def unit(checkpoint: Path) -> str:
@@ -97,7 +98,7 @@ def holds_weights(directory: Path) -> bool:
 
 
 def whole(path: Path) -> Path:
-    """`path`, or the newest undamaged checkpoint where it is a cell's directory.
+    """`path`, or the newest whole checkpoint where it is a cell's directory.
 
     Raises `UserError` where its manifest shows that a byte has changed, and for an experiment, naming its cells.
     """
@@ -124,8 +125,8 @@ def single(path: Path) -> Path:
     return found[0][1] if found else whole(path)
 
 
-def _undamaged(directory: Path) -> bool:
-    reason = checkpoint.damage(directory) if (directory / "manifest.json").is_file() else None
+def _is_whole(directory: Path) -> bool:
+    reason = checkpoint.corruption(directory) if (directory / "manifest.json").is_file() else None
     if reason is not None:
-        print(f"{directory} is left out: it is damaged ({reason}).", file=sys.stderr)
+        print(f"{directory} is left out: it is corrupt ({reason}).", file=sys.stderr)
     return reason is None

@@ -137,7 +137,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     (tmp_path / "folder").mkdir()
     cases: list[tuple[list[object], list[object]]] = [
         ([tmp_path / "nowhere"], [tmp_path / "nowhere", "exist"]),
-        ([empty], [empty, "0 damaged"]),
+        ([empty], [empty, "0 corrupt"]),
         ([tmp_path / "folder"], [tmp_path / "folder"]),
         ([cell, "--json", tmp_path / "no/out.json"], [tmp_path / "no/out.json", tmp_path / "no"]),
         ([llama, "--edits", "delet"], ["delet", "delete"]),

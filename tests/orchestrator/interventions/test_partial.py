@@ -35,7 +35,7 @@ def test_a_line_that_was_cut_short_is_left_out_and_written_again(tmp_path: Path)
         assert 1 in PartialResults(path, {})
 
 
-def test_a_damaged_line_is_left_out(tmp_path: Path) -> None:
+def test_a_corrupt_line_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "out.json.partial"
     kept = PartialResults(path, {})
     kept[0] = VALUES

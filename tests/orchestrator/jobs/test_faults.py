@@ -194,7 +194,7 @@ def waits_for_one_of(frozen: list[int], note: Path) -> bool:
 
 
 def spoil(cell: Path, fault: Fault) -> set[str]:
-    """Damage files of a cell that nobody runs; return the checkpoints that were damaged."""
+    """Corrupt files of a cell that nobody runs; return the checkpoints that are corrupt."""
     dice = random.Random(fault.seed)
     saved = sorted((cell / "checkpoints").glob("step_????????"))
     files = [cell / "metrics.jsonl"] if fault.kind == "cut metrics log" else [cell.parents[1] / "events.jsonl"]
@@ -255,7 +255,7 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
             for key in (
                 "checkpoints",
                 "readings",
-            ):  # one that was damaged before it was read is done without, and shown
+            ):  # one that was corrupt before it was read is done without, and shown
                 lacking = {name.removesuffix(".json") for name in {*expected.pop(key)} - {*found.pop(key)}}
                 assert lacking <= spoilt, log
             assert found == expected, log
@@ -274,7 +274,7 @@ def test_no_sequence_of_faults_changes_what_a_cell_ends_as(lab: Lab, faults: lis
         ("/metrics.replaced.jsonl", 1),
         ("/events.jsonl", 2),
         ("/.write.lock", 1),
-        (".damaged-", 1),
+        (".corrupt-", 1),
         (".json.replaced", 1),
         (".partial", 8),
     ],

@@ -161,7 +161,7 @@ def test_a_deleted_checkpoint_keeps_its_reading(cell: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["manifest.json", "bytes", "sha256"])
-def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
+def test_a_corrupt_checkpoint_is_set_aside_rather_than_read(
     cell: Path, harm: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(cell / "forensics")
@@ -174,14 +174,14 @@ def test_a_damaged_checkpoint_is_set_aside_rather_than_read(
         weights.write_bytes(content[:-1] + (b"" if harm.startswith("bytes") else bytes([content[-1] ^ 1])))
     assert read_checkpoints.main([str(cell)]) == 0
     assert [Path(line).stem for line in capsys.readouterr().out.splitlines()] == [DUE[0], DUE[2]]
-    assert re.search(rf"{DUE[1]}\b.* damaged .*{harm}", caplog.text)
-    assert (cell / "checkpoints" / f"{DUE[1]}.damaged-0").is_dir()
+    assert re.search(rf"{DUE[1]}\b.* corrupt .*{harm}", caplog.text)
+    assert (cell / "checkpoints" / f"{DUE[1]}.corrupt-0").is_dir()
     assert worker.is_finished(cell)
     (seen,) = monitoring.read_status(cell.parents[1])
-    assert any(f"{DUE[1]}.damaged-0" in alert.text for alert in alerts(seen))
+    assert any(f"{DUE[1]}.corrupt-0" in alert.text for alert in alerts(seen))
 
 
-def test_a_reading_outlives_its_checkpoints_damage(cell: Path) -> None:
+def test_a_reading_outlives_the_corruption_of_its_checkpoint(cell: Path) -> None:
     before = (cell / "forensics" / f"{DUE[1]}.json").read_bytes()
     (cell / "checkpoints" / DUE[1] / "manifest.json").unlink()
     assert read_checkpoints.main([str(cell)]) == 0
@@ -286,7 +286,7 @@ def test_a_reading_that_fails_ends_the_cell_and_its_checkpoints_stand(small: lis
         with pytest.raises(UserError, match=DUE[0]):
             train_with(path, config, *callbacks, At(7, harm), At(8, hear))
     assert next(metrics_log.backwards(path / "metrics.jsonl"))["step"] == 8, "the step after it heard of it"
-    assert checkpoint.damage(path / "checkpoints" / DUE[1]) is None
+    assert checkpoint.corruption(path / "checkpoints" / DUE[1]) is None
 
 
 def test_a_signal_leaves_the_rest_to_the_next_attempt(small: list[str], tmp_path: Path) -> None:

@@ -167,18 +167,18 @@ def test_readings_that_lag_or_were_never_made(cell: Write) -> None:
 
 def test_checkpoints_set_aside_are_a_note(cell: Write) -> None:
     path = cell()
-    for name in ("20.damaged-0", "20.damaged-1", "40.replaced-0"):
+    for name in ("20.corrupt-0", "20.damaged-1", "40.replaced-0"):  # damaged: of an older cell
         (path / f"checkpoints/step_000000{name}").mkdir()
-    (one, damaged), (other, replaced) = said(path, running=True)
+    (one, corrupt), (other, replaced) = said(path, running=True)
     assert one == other == "note"
-    assert names(damaged, "2 checkpoints", "damaged", "checkpoints/step_00000020.damaged-0", "1 more")
+    assert names(corrupt, "2 checkpoints", "corrupt", "checkpoints/step_00000020.corrupt-0", "1 more")
     assert names(replaced, "1 checkpoint", "trained again", "checkpoints/step_00000040.replaced-0")
-    assert not names(replaced, "damaged")
+    assert not names(replaced, "corrupt")
 
 
 def test_the_worst_comes_first(cell: Write, reading: Write) -> None:
     path = cell(state="failed", reason="why", readings=("HS", "HS"))
     reading(path, 20, "HS", [("t", 12.0, "warn")])
-    (path / "checkpoints/step_00000020.damaged-0").mkdir()
+    (path / "checkpoints/step_00000020.corrupt-0").mkdir()
     (path / "config.yaml").write_text("{")
     assert [severity for severity, _ in said(path)] == ["critical", "warn", "warn", "note"]

@@ -110,11 +110,11 @@ def test_partial_files_beside_readings_and_checkpoints_are_neither(cell: Write) 
     (path / "forensics/.step_00000020.json.partial").write_text("{")
     (path / "forensics/step_00000020.json.replaced").write_text("{")
     (path / "checkpoints/.step_00000020.partial").mkdir()
-    (path / "checkpoints/step_00000020.damaged-0").mkdir()
+    (path / "checkpoints/step_00000020.corrupt-0").mkdir()
     (found,) = read_status(path.parents[1])
     assert found.reading
     assert found.reading.step == 0
-    assert (found.saved, found.read, found.aside) == ({0}, {0}, ("step_00000020.damaged-0",))
+    assert (found.saved, found.read, found.aside) == ({0}, {0}, ("step_00000020.corrupt-0",))
 
 
 def test_a_torn_last_line_is_no_record_and_a_broken_one_is_a_sentence(cell: Write) -> None:

@@ -63,10 +63,10 @@ def test_one_flipped_byte_is_named_and_the_previous_checkpoint_is_used(three: Pa
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_missing_or_shortened_file_is_named(three: Path, file: str) -> None:
     (three / "step_00000010" / file).unlink()
-    assert file in (checkpoint.damage(three / "step_00000010") or "")
+    assert file in (checkpoint.corruption(three / "step_00000010") or "")
     short = three / "step_00000005" / file
     short.write_bytes(short.read_bytes()[:-1])
-    assert file in (checkpoint.damage(three / "step_00000005") or "")
+    assert file in (checkpoint.corruption(three / "step_00000005") or "")
     assert checkpoint.newest(three)[0] == three / "step_00000000"
 
 
@@ -87,7 +87,7 @@ def test_a_half_written_directory_is_not_a_checkpoint(three: Path) -> None:
     assert [p.name for p in three.iterdir() if p.name.startswith(".")] == []
 
 
-def test_set_aside_keeps_every_damaged_copy(three: Path) -> None:
+def test_set_aside_keeps_every_corrupt_copy(three: Path) -> None:
     first = checkpoint.set_aside(three / "step_00000010")
     checkpoint.save(three, 10, TENSORS, {"step": 10})
     second = checkpoint.set_aside(three / "step_00000010")
@@ -116,12 +116,12 @@ def test_older_checkpoints_keep_their_weights_and_their_key(three: Path) -> None
     assert {p.name for p in reference.iterdir()} == {"model.safetensors", "state.json", "manifest.json"}
     assert checkpoint.is_reduced(reference)
     assert all((reference / name).read_bytes() == before[reference][0][name] for name in checkpoint.WEIGHTS)
-    assert checkpoint.damage(reference) is None
+    assert checkpoint.corruption(reference) is None
     assert checkpoint.key(reference) == before[reference][1]
     checkpoint.reduce(reference)  # again
     assert checkpoint.key(reference) == before[reference][1]
     (reference / "model.safetensors").write_bytes(b"harm")
-    assert "model.safetensors" in (checkpoint.damage(reference) or "")
+    assert "model.safetensors" in (checkpoint.corruption(reference) or "")
 
 
 def test_files_that_no_manifest_lists_stay(three: Path) -> None:
@@ -135,7 +135,7 @@ def test_files_that_no_manifest_lists_stay(three: Path) -> None:
         assert {p.name for p in path.iterdir()} == {*ours, "notes.md", "figures"}
     assert (path / "notes.md").read_text() == "mine"
     assert (path / "figures" / "a.png").read_bytes() == b"mine"
-    assert checkpoint.damage(path) is None
+    assert checkpoint.corruption(path) is None
 
 
 def test_the_new_manifest_is_on_disk_before_a_file_is_gone(three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +157,12 @@ def test_the_new_manifest_is_on_disk_before_a_file_is_gone(three: Path, monkeypa
     assert gone == [("optimizer.safetensors", [True])]
 
 
-def test_a_damaged_checkpoint_is_not_sealed_anew(three: Path) -> None:
+def test_a_corrupt_checkpoint_is_not_sealed_anew(three: Path) -> None:
     victim = three / "step_00000005"
     (victim / "model.safetensors").unlink()
     checkpoint.prune(three, None, 1)
     assert {p.name for p in victim.iterdir()} == {"optimizer.safetensors", "state.json", "manifest.json"}
-    assert "model.safetensors" in (checkpoint.damage(victim) or "")
+    assert "model.safetensors" in (checkpoint.corruption(victim) or "")
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(three: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(three: Path) -> None:
             os._exit(0)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert code in (0, 9)
-        assert checkpoint.damage(path) is None
+        assert checkpoint.corruption(path) is None
         assert checkpoint.key(path) == key
         whole.append(not checkpoint.is_reduced(path))
         if whole[-1]:
@@ -194,7 +194,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(three: Path) -> None:
             assert all(torch.equal(moments[name], tensor) for name, tensor in TENSORS["optimizer"].items())
         checkpoint.prune(three, None, 1)
         assert {p.name for p in path.iterdir()} == {"model.safetensors", "state.json", "manifest.json"}
-        assert checkpoint.damage(path) is None
+        assert checkpoint.corruption(path) is None
         assert checkpoint.key(path) == key
         if code == 0:
             break

@@ -77,7 +77,7 @@ def fingerprints(cell: Cell) -> dict[str, str]:
         *cell.directory.glob("forensics/*.json"),
     ]
     names = {p.relative_to(cell.directory).as_posix(): p for p in files}
-    return {name: _digest(p, cell) for name, p in names.items() if ".damaged-" not in name and ".replaced-" not in name}
+    return {name: _digest(p, cell) for name, p in names.items() if ".corrupt-" not in name and ".replaced-" not in name}
 
 
 def _digest(path: Path, cell: Cell) -> str:

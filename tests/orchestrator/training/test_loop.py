@@ -60,20 +60,20 @@ def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
     assert rows(cell) == rows(whole)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
+def test_a_corrupt_checkpoint_is_set_aside_and_the_run_ends_the_same(
     whole: Cell, small: list[str], tmp_path: Path
 ) -> None:
     cell = new_cell(small, tmp_path)
     with pytest.raises(Crash):
         run_with(cell, CrashAt(9))
-    damaged = checkpoint.path_of(cell.directory / "checkpoints", 8) / "optimizer.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x7f")
+    corrupt = checkpoint.path_of(cell.directory / "checkpoints", 8) / "optimizer.safetensors"
+    corrupt.write_bytes(corrupt.read_bytes()[:-1] + b"\x7f")
     heard: list[tuple[int, list[str]]] = []
     with StopSignal() as stop:
         assert train_cell(cell.directory, stop, reader_for, 2, lambda run, warnings: heard.append((run.step, warnings)))
     assert heard[0][0] == 6
     assert names(heard[0][1][0], "step_00000008", "optimizer.safetensors")
-    assert (cell.directory / "checkpoints/step_00000008.damaged-0").is_dir()
+    assert (cell.directory / "checkpoints/step_00000008.corrupt-0").is_dir()
     assert fingerprints(cell) == fingerprints(whole)
     assert rows(cell) == rows(whole)
 
@@ -81,7 +81,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_ends_the_same(
 def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
     whole: Cell, small: list[str], tmp_path: Path
 ) -> None:
-    """The one checkpoint that has its state is damaged; the others were reduced to their weights, and are set aside."""
+    """The one checkpoint that has its state is corrupt; the others were reduced to their weights, and are set aside."""
     cell = new_cell([*small, "train.keep_states=1"], tmp_path)
     with pytest.raises(Crash):
         run_with(cell, CrashAt(9))
@@ -96,12 +96,12 @@ def test_a_run_begins_again_where_no_state_is_left_to_resume_from(
     heard: list[tuple[int, list[str]]] = []
     with StopSignal() as stop:
         assert train_cell(cell.directory, stop, reader_for, 2, lambda run, warnings: heard.append((run.step, warnings)))
-    ((step, (damaged, reduced)),) = heard
+    ((step, (corrupt, reduced)),) = heard
     assert step == 0
-    assert names(damaged, "step_00000008", "optimizer.safetensors")
+    assert names(corrupt, "step_00000008", "optimizer.safetensors")
     assert names(reduced, "3 older checkpoints", "train.keep_states")
     assert (checkpoints / "step_00000006.replaced-0").is_dir()
-    assert (checkpoints / "step_00000008.damaged-0").is_dir()
+    assert (checkpoints / "step_00000008.corrupt-0").is_dir()
     kept = {name: digest for name, digest in fingerprints(whole).items() if (cell.directory / name).exists()}
     assert fingerprints(cell) == kept
     assert {name for name in kept if "model" in name or "forensics" in name} == {

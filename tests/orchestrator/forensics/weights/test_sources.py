@@ -34,7 +34,8 @@ def test_checkpoints_are_in_the_order_of_their_numbers(put: Put, tmp_path: Path)
     for step in (1000, 9, 20):
         put(f"checkpoint-{step}/model.safetensors")
     put("checkpoint-30/trainer_state.json")  # no weights
-    put("checkpoint-7.damaged-1/model.safetensors")
+    put("checkpoint-7.corrupt-1/model.safetensors")
+    put("checkpoint-6.damaged-1/model.safetensors")  # as older cells have them
     put("checkpoint-8.replaced-0/model.safetensors")
     put(".checkpoint-8/model.safetensors")  # half written
     put("logs/events.bin.txt")
@@ -118,7 +119,7 @@ def test_one_is_taken_from_one_and_not_from_several(put: Put, tmp_path: Path) ->
         single(tmp_path / "run")
 
 
-def test_damaged_ones_of_ours_are_left_out_and_a_cell_gives_its_newest(
+def test_corrupt_ones_of_ours_are_left_out_and_a_cell_gives_its_newest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "cell/checkpoints"
@@ -148,7 +149,7 @@ def test_an_experiment_names_its_cells(tmp_path: Path) -> None:
     ("name", "step"),
     [
         ("checkpoint-300", 300), ("step_500", 500), ("iter_0042", 42), ("epoch-3", None), ("Qwen2-7", None),
-        ("model-2", None), ("v1", None), ("step_500.damaged-1", None),
+        ("model-2", None), ("v1", None), ("step_500.corrupt-1", None), ("step_500.damaged-1", None),
     ],
 )  # fmt: skip
 def test_the_step_in_a_name(tmp_path: Path, name: str, step: int | None) -> None:
