@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,6 +13,10 @@ from orchestrator.config.schema import Config
 from orchestrator.forensics.reading import DEFINITIONS, Reading
 from orchestrator.storage import checkpoint, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
+
+
+class _GivenUp(Exception):
+    """Interventions end here, by `give_up`."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +35,35 @@ class Damages:
         """True where that is due and has not been done as the configuration has it."""
         return self.is_due(path) and self._key_in(path) != self._key(path)
 
-    def make(self, path: Path, reading: Reading) -> None:
-        """Intervene on the checkpoint at `path`, whose reading this is, unless it is written again meanwhile.
+    def make(self, path: Path, reading: Reading, on_trial: Callable[[], object], give_up: Callable[[], bool]) -> bool:
+        """Intervene on the checkpoint at `path`, whose reading this is; False where it was written again meanwhile.
 
-        Raises `UserError` where its held-out text cannot be prepared.
+        `on_trial` is called after every trial. Once `give_up` returns True this returns False, and leaves the batches
+        that are done in a file from which the next call goes on. Raises `UserError` where the held-out text cannot be
+        prepared.
         """
         from orchestrator.interventions.intervene import Options, Progress, intervene  # transformers: seconds
 
-        key, wanted = self._key(path), self.config.interventions
+        def advance(_: int) -> None:
+            on_trial()
+            if give_up():
+                raise _GivenUp
+
+        key, wanted, target = self._key(path), self.config.interventions, self._file(path)
         options = Options(tuple(edit.value for edit in wanted.edits), documents=wanted.documents)
-        result = intervene(path, options, Progress(), device="cpu", reading=reading)
-        if self._key(path) != key:
-            return
-        target = self._file(path)
+        partial = target.with_name(f".{target.name}.partial")
         target.parent.mkdir(exist_ok=True)
+        try:
+            result = intervene(path, options, Progress(advance=advance), partial, device="cpu", reading=reading)
+        except _GivenUp:
+            return False
+        partial.unlink(missing_ok=True)
+        if self._key(path) != key:
+            return False
         if target.exists():
             keep_as_replaced(target)
         write_whole(target, json.dumps(result | {"key": key}, indent=1, allow_nan=False))
+        return True
 
     def _file(self, path: Path) -> Path:
         return steps.damage_of(self.cell_dir, checkpoint.step_of(path))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_readi
 from orchestrator.storage import checkpoint, locks, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
 
-PATIENCE_SECONDS = 3600.0  # longest wait for another process that reads; longer than a reading takes
+PATIENCE_SECONDS = 3600.0  # longest wait for another process that gives no sign; longer than a reading takes
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +75,16 @@ class Readings:
         """Step → reading, by ascending step, those of deleted checkpoints included."""
         return steps.readings_in(self.cell_dir)
 
-    def read(self, path: Path) -> bool:
+    def read(self, path: Path, give_up: Callable[[], bool] = locks.never) -> bool:
         """Read the checkpoint at `path`, and intervene on it, where that is wanted; True where this call did either.
 
         The first process to call does it. Others wait for it for a time: it may be frozen, and a second reading is
-        equal. An outdated reading is kept as `.replaced`. A corrupt checkpoint is set aside, unread.
+        equal. An outdated reading is kept as `.replaced`. A corrupt checkpoint is set aside, unread. Once `give_up`
+        returns True, interventions under way are left, and the next call goes on from there.
         Raises `UserError` where the checkpoint cannot be read or its reading not written.
         """
-        latest = time.monotonic() + PATIENCE_SECONDS
-        with locks.hold(self.cell_dir / ".readings.lock", give_up=lambda: time.monotonic() > latest):
+        lock = self.cell_dir / ".readings.lock"
+        with locks.hold(lock, give_up=locks.silence(lock, PATIENCE_SECONDS)):
             is_read = path.exists() and self._is_read(path)
             if not path.exists() or (is_read and not self.damages.is_missing(path)):  # by another process
                 return False
@@ -94,7 +96,7 @@ class Readings:
             if reading is None:
                 return False
             if self.damages.is_missing(path):
-                self.damages.make(path, reading)
+                return self.damages.make(path, reading, lambda: os.utime(lock), give_up) or not is_read
             return True
 
     def _make(self, path: Path) -> Reading | None:

@@ -28,9 +28,10 @@ class InThread:
     def __init__(self, readings: Readings) -> None:
         self.readings, self.pool = readings, ThreadPoolExecutor(max_workers=1)
         self.asked: deque[Future[bool]] = deque()
+        self.ending = threading.Event()
 
     def add(self, path: Path) -> None:
-        self.asked.append(self.pool.submit(self.readings.read, path))
+        self.asked.append(self.pool.submit(self.readings.read, path, self.ending.is_set))
 
     def take_part(self) -> None:
         """Nothing to do: this thread makes all readings."""
@@ -41,6 +42,7 @@ class InThread:
         return bool(self.asked)
 
     def close(self) -> None:
+        self.ending.set()
         self.pool.shutdown(cancel_futures=True)
 
 

@@ -42,6 +42,22 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
         yield got
 
 
+def silence(path: Path, seconds: float) -> Callable[[], bool]:
+    """A `give_up` that returns True once no holder has taken or touched the lock for `seconds`.
+
+    By this process's own clock, as those of other machines may differ.
+    """
+    seen, since = 0, time.monotonic()
+
+    def is_silent() -> bool:
+        nonlocal seen, since
+        if (now := path.stat().st_mtime_ns) != seen:
+            seen, since = now, time.monotonic()
+        return time.monotonic() - since > seconds
+
+    return is_silent
+
+
 def of_launcher(experiment_dir: Path) -> Path:
     """The file that the launcher of an experiment keeps locked."""
     return experiment_dir / ".lock"

@@ -35,7 +35,7 @@ class Reader(Protocol):
         """True while this process has readings to make; raises what one of them raised."""
 
     def close(self) -> None:
-        """Finish the reading in progress and leave the rest."""
+        """Finish the reading in progress and leave the rest, interventions under way included."""
 
 
 NewReader = Callable[[Readings], Reader]

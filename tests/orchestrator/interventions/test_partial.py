@@ -40,8 +40,8 @@ def test_a_corrupt_line_is_left_out(tmp_path: Path) -> None:
     kept = PartialResults(path, {})
     kept[0] = VALUES
     kept[1] = VALUES
-    head, first, second, _ = path.read_text().split("\n")
-    path.write_text("\n".join([head, first[:-3] + "?", second, ""]))
+    first, second, _ = path.read_text().split("\n")
+    path.write_text("\n".join([first[:-3] + "?", second, ""]))
     assert set(PartialResults(path, {})) == {1}
     assert set(PartialResults(path, {})) == {1}
 
@@ -51,3 +51,21 @@ def test_results_of_another_run_are_not_taken(tmp_path: Path) -> None:
     PartialResults(path, {"text": "a"})[0] = VALUES
     assert not PartialResults(path, {"text": "b"})
     assert not PartialResults(path, {"text": "a"})  # begun anew
+
+
+def test_two_runs_that_write_one_file_do_not_take_each_others_results(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    one = PartialResults(path, {"documents": 4})
+    other = PartialResults(path, {"documents": 2})
+    one[0] = VALUES
+    other[1] = 2 * VALUES
+    one[2] = 3 * VALUES
+    assert set(PartialResults(path, {"documents": 2})) == {1}
+
+
+def test_two_runs_of_the_same_share_what_they_have_done(tmp_path: Path) -> None:
+    path = tmp_path / "out.json.partial"
+    one, other = (PartialResults(path, {"documents": 4}) for _ in range(2))
+    one[0] = VALUES
+    other[1] = VALUES
+    assert set(PartialResults(path, {"documents": 4})) == {0, 1}
