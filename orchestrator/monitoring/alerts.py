@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,7 +12,7 @@ from orchestrator.monitoring.cells import CellStatus
 SEVERITIES = ("critical", "warn", "note")  # worst first
 STALE_INTERVALS = 10  # times the longest interval between two records: a running cell that is silent for longer
 STALE_SECONDS = 60.0  # and for longer than this is stale
-BEHIND = 2  # unread checkpoints that make an alert while the cell trains; one is always being read
+BEHIND = 2  # such checkpoints make an alert while the cell trains; one is always being read
 CORRUPT = (".corrupt-", ".damaged-")  # in the names of those set aside; the latter in older cells
 
 
@@ -100,13 +100,23 @@ def set_aside(s: CellStatus) -> Found:
 
 def unread(s: CellStatus) -> Found:
     """Checkpoints that are due and unread, because readings lag behind or failed."""
-    if s.plan is None:
-        return
-    due = sorted(t for t in s.saved - s.read if t % s.plan.read_every == 0 or t == s.steps)
+    if s.plan is not None:
+        yield from _left(s, s.saved - s.read, s.plan.read_every, "not read yet", "reads")
+
+
+def not_intervened_on(s: CellStatus) -> Found:
+    """Checkpoints on which interventions are due and missing, because these lag behind or failed."""
+    if s.plan is not None and s.plan.intervene_every is not None:
+        yield from _left(s, s.saved - s.intervened, s.plan.intervene_every, "not intervened on yet", "intervenes on")
+
+
+def _left(s: CellStatus, steps: Collection[int], every: int, what: str, does: str) -> Found:
+    """Those of `steps` that are due, every so many and the last, where they lag behind or the cell has ended."""
+    due = sorted(step for step in steps if step % every == 0 or step == s.steps)
     if len(due) >= BEHIND or (due and s.state not in ("running", "queued", "preempted")):
-        steps = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
-        cure = "" if s.state == "running" else "; the experiment's command reads what is left"
-        yield "warn", f"{counted(len(due), 'checkpoint')} not read yet ({steps}){cure}."
+        which = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
+        cure = "" if s.state == "running" else f"; the experiment's command {does} what is left"
+        yield "warn", f"{counted(len(due), 'checkpoint')} {what} ({which}){cure}."
 
 
 def unreadable(s: CellStatus) -> Found:
@@ -115,4 +125,14 @@ def unreadable(s: CellStatus) -> Found:
         yield "warn", sentence
 
 
-RULES: list[Rule] = [ended_badly, interrupted, waiting, pathology, stale, set_aside, unread, unreadable]
+RULES: list[Rule] = [
+    ended_badly,
+    interrupted,
+    waiting,
+    pathology,
+    stale,
+    set_aside,
+    unread,
+    not_intervened_on,
+    unreadable,
+]

@@ -35,6 +35,7 @@ class Plan:
 
     steps: int
     read_every: int  # steps
+    intervene_every: int | None  # steps; None: never
     arms: tuple[str, ...]  # of its experiment, in order
 
 
@@ -56,7 +57,8 @@ class CellStatus:
     written: float | None = None  # when its metrics log was last written, seconds since the epoch
     reading: Newest | None = None  # the newest
     saved: frozenset[int] = frozenset()  # steps of the checkpoints on disk
-    read: frozenset[int] = frozenset()  # and of the readings
+    read: frozenset[int] = frozenset()  # of the readings
+    intervened: frozenset[int] = frozenset()  # and of the interventions
     aside: tuple[str, ...] = ()  # checkpoints that were set aside
     broken: tuple[str, ...] = ()  # a sentence on each file that cannot be read
     seen: float = 0.0  # seconds since the epoch
@@ -115,7 +117,13 @@ def plan_of(cell_dir: Path) -> Plan:
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow
 def _plan_in(text: str) -> Plan:
     content = plain_yaml(text)
-    return Plan(int(content["train"]["steps"]), int(content["forensics"]["every"]), tuple(map(str, content["arms"])))
+    every = content["interventions"]["every"] if "interventions" in content else None  # older cells lack the key
+    return Plan(
+        steps=int(content["train"]["steps"]),
+        read_every=int(content["forensics"]["every"]),
+        intervene_every=None if every is None else int(every),
+        arms=tuple(map(str, content["arms"])),
+    )
 
 
 def read_status(experiment_dir: Path) -> list[CellStatus]:
@@ -244,6 +252,7 @@ def _status_of(cell_dir: Path, entry: Entry | None, state: str, events_written: 
         reading=reading,
         saved=frozenset(steps.paths_in(cell_dir / "checkpoints")),
         read=read,
+        intervened=frozenset(steps.damages_in(cell_dir)),
         aside=tuple(sorted(path.name for path in cell_dir.glob("checkpoints/step_*.*-*"))),
         broken=tuple(broken),
         seen=time.time(),

@@ -45,11 +45,14 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
         readings: Sequence[str] = (),
         steps: int = 100,
         arms: Sequence[str] = ("uniform", "variable"),
+        intervene: int | None = None,
     ) -> Path:
         """A record every 10 steps, taking 2 seconds, a reading every 20."""
         path = tmp_path / "x" / arm / f"seed={seed}"
         (path / "checkpoints").mkdir(parents=True)
         config: dict[str, Any] = {"train": {"steps": steps}, "forensics": {"every": 20}, "arms": {a: [] for a in arms}}
+        if intervene is not None:
+            config["interventions"] = {"every": intervene}
         (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
         records = [
             {"step": 10 * i, "loss": loss, "seconds": 2.0 * i} | ({"heldout": {"a": 1.0, "b": 2.0}} if i == 0 else {})

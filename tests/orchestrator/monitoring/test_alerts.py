@@ -165,6 +165,29 @@ def test_readings_that_lag_or_were_never_made(cell: Write) -> None:
     assert names(alert.text, "1 checkpoint", "step 100")
 
 
+def test_interventions_that_lag_or_were_never_made(cell: Write) -> None:
+    path = cell(readings=("HS",) * 4, intervene=40)
+    (path / "interventions").mkdir()
+    (path / "interventions/.step_00000000.json.partial").write_text("")
+    assert len(said(path, running=True)) == 1, "steps 0 and 40; a file of what is not finished is none"
+    (path / "interventions/step_00000000.json").write_text("{}")
+    assert said(path, running=True) == [], "20 and 60 are not due, and 40 is being intervened on"
+    ((_, lost), (severity, text)) = said(path)
+    assert names(lost, "lost")
+    assert severity == "warn"
+    assert names(text, "1 checkpoint", "intervened", "step 40", "the experiment's command")
+    (path / "checkpoints/step_00000080").mkdir()
+    ((severity, text),) = said(path, running=True)
+    assert severity == "warn"
+    assert names(text, "2 checkpoints", "steps 40 to 80"), "of which one is not read yet, as it may be"
+    done = cell(seed=1, state="done", readings=("HS",), intervene=40)
+    (done / "interventions").mkdir()
+    (done / "interventions/step_00000000.json").write_text("{}")
+    (done / "checkpoints/step_00000100").mkdir()
+    texts = [alert.text for alert in alerts(read_status(path.parents[1])[1])]
+    assert ["step 100" in text for text in texts] == [True, True], "the last is due, to be read and intervened on"
+
+
 def test_checkpoints_set_aside_are_a_note(cell: Write) -> None:
     path = cell()
     for name in ("20.corrupt-0", "20.damaged-1", "40.replaced-0"):  # damaged: of an older cell
