@@ -21,6 +21,7 @@ from orchestrator.forensics.measures.encoding import own_tokenizer, pretrained_t
 from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions import gpu
 from orchestrator.interventions.damage import Predictions
 from orchestrator.interventions.documents import AT_ONCE, Batch, Document, batches, chosen
 from orchestrator.interventions.passes import Pass, refuse_entangled
@@ -41,19 +42,20 @@ class Options:
     length: int | None = None
 
 
+@gpu.within_its_memory
 def export(
     source: Path, target: Path, options: Options, announce: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Write the model to the new directory `target`, load it from there and measure its loss; plain JSON values.
 
     `announce` is given a sentence as the work goes on. Raises `UserError` for a source that cannot be exported, and
-    leaves no directory then.
+    where the memory of the GPU does not suffice; it leaves no directory then.
     """
     path = place(whole(source))
     refuse_existing(target)
     dtype = None if is_ours(path) else _causal(path).dtype
     tokenizer = tokenizer_of(path)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = gpu.default()
     subject = load(path, device)
     depth, context = len(subject.layers), subject.context
     dropped = layers_of(options.drop, depth)

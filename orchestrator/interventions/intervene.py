@@ -20,6 +20,7 @@ from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions import gpu
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
 from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen
@@ -57,6 +58,7 @@ class Progress:
     advance: Callable[[int], None] = lambda _: None  # trials of a batch just done
 
 
+@gpu.within_its_memory
 def intervene(
     source: Path,
     options: Options,
@@ -69,13 +71,12 @@ def intervene(
 
     `partial`: a file of the results so far, from which a run that was interrupted goes on. `device`: `auto` is the GPU
     where torch sees one. `reading`: the checkpoint's, where there is one already. Raises `UserError` for a source or a
-    text that cannot be used.
+    text that cannot be used, and where the memory of the GPU does not suffice.
     """
     path = place(whole(source))
     edits = _edits(options)
     documents = chosen(path, options.texts, options.documents, options.length)
-    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    subject = load(path, torch.device(where))
+    subject = load(path, gpu.default() if device == "auto" else torch.device(device))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
     groups = batches(documents, AT_ONCE)

@@ -69,6 +69,8 @@ class Pass:
                 hooks.callback(layer.register_forward_hook(self._keep, with_kwargs=True).remove)
             try:
                 result = subject.run(self.tokens, self.mask)
+            except torch.OutOfMemoryError:
+                raise
             except (IndexError, RuntimeError) as error:  # usually a position without an embedding, or no memory
                 raise UserError(
                     f"{subject.name} cannot run {len(tokens)} rows of {tokens.shape[1]} tokens "
@@ -108,6 +110,8 @@ def refuse_entangled(subject: Subject, tokens: Tensor) -> None:
     try:
         again = one.edited(middle, replaced(subject.layers[middle:], [own(layer) for layer in subject.layers[middle:]]))
         same = torch.allclose(again.result, one.output.result, rtol=1e-3, atol=1e-3)
+    except torch.OutOfMemoryError:
+        raise
     except (IndexError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
         same = False
     if not same:

@@ -20,6 +20,7 @@ from orchestrator.forensics.measures.runner import configuration, place
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
+from orchestrator.interventions import gpu
 from orchestrator.interventions.attention import attended
 from orchestrator.interventions.attribution import Attribution, LayerShare, attribute
 from orchestrator.interventions.bands import DOCUMENT, bands
@@ -50,11 +51,12 @@ class Options:
     layer: int | None = None
 
 
+@gpu.within_its_memory
 def trace(source: Path, text: str, options: Options | None = None) -> dict[str, Any]:
     """`traced` of a text in the tokens of `source`, with its roles, as plain JSON values.
 
     Raises `UserError` for a source that is no causal model or has no tokenizer, and for a text that is empty or longer
-    than its context.
+    than its context; and where the memory of the GPU does not suffice.
     """
     options = options or Options()
     path = place(whole(source))
@@ -62,7 +64,7 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
         raise UserError(f"{path} is an encoder, and only a model that predicts the next token has answers to trace.")
     encoding = Encoding(path)
     encoded = _encoded(encoding, path, text, options)
-    subject = load(path, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    subject = load(path, gpu.default())
     if options.layer is not None and options.layer >= len(subject.layers):
         raise UserError(f"{path} has no layer {options.layer}: its layers are 0 to {len(subject.layers) - 1}.")
     tokens = continued(subject, torch.tensor(encoded, device=subject.device), options.more)

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from orchestrator.intervene import main
 from orchestrator.interventions import damage
 from orchestrator.interventions.documents import batches, from_text
 from orchestrator.interventions.edits import CORE, EDITS
+from orchestrator.interventions.subject import Subject
 from tests.naming import names
 from tests.orchestrator.interventions.conftest import decoder_of
 from tests.orchestrator.interventions.models import LAYERS, SIZES
@@ -120,7 +122,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     monkeypatch.setattr(damage, "_of_batch", interrupted)
     out = tmp_path / "out.json"
     assert main([*arguments, str(out)]) == 130
-    before = out.with_name("out.json.partial").read_text().count("\n") - 1
+    before = out.with_name("out.json.partial").read_text().count("\n")
     assert before == 2
     assert main([*arguments, str(out)]) == 0
     whole = (tmp_path / "whole.json").read_text()
@@ -153,6 +155,36 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         assert names(printed.err, *named), printed.err
         assert printed.err.count("\n") == 1
         assert not printed.out
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 9])  # of the model's runs: as it is loaded, checked, calibrated, changed
+def test_a_gpu_without_memory_is_a_sentence(
+    llama: Path, text: Path, after: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stand-in for the GPU, which says so from one run of the model on."""
+    run, runs = Subject.run, iter(range(100))
+
+    def full(*given: Any) -> torch.Tensor:
+        if next(runs) >= after:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return run(*given)
+
+    monkeypatch.setattr(Subject, "run", full)
+    assert main([str(llama), "--data", str(text)]) == 2
+    sentence = capsys.readouterr().err.splitlines()[-1]
+    assert names(sentence, llama, "memory", "GPU", "CUDA_VISIBLE_DEVICES= ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_full_gpu_is_a_sentence(llama: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        assert main([str(llama), "--data", str(text)]) == 2
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert names(capsys.readouterr().err, llama, "memory", "GPU", "CUDA_VISIBLE_DEVICES= ")
 
 
 def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
