@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,29 @@ def test_the_map_holds_the_means_over_the_seeds_and_the_roles(experiment: Write)
             for column, step in enumerate((0, 50, 100)):
                 mean = np.mean([damage_of(arm, seed, step, layer) for seed in (0, 1)])
                 assert list(heatmap.customdata[layer][column]) == [step, pytest.approx(mean)]
-                assert heatmap.z[layer][column] == pytest.approx(np.log10(mean))
+                assert heatmap.z[layer][column] == pytest.approx(np.log10(1 + mean / 0.01))
     assert drawing.plot.data[0].text[0][0] == "H"  # both seeds
     assert drawing.table is not None
     assert len(drawing.table.rows) == 4
+
+
+def test_a_damage_below_zero_has_a_hue_of_its_own(experiment: Write) -> None:
+    root = experiment(interventions=True)
+    helps = {"code": {"mean": -0.3}, "facts": {"mean": -0.1}}
+    for path in root.glob("*/seed=*/interventions/*.json"):
+        rewrite(path, lambda document: document["layers"][1]["damage"].update(delete=helps))
+    drawing = draw(compute(root))["damage"]
+    for heatmap in drawing.plot.data:
+        assert heatmap.z[1][0] == pytest.approx(-np.log10(1 + 0.2 / 0.01))
+        scale = [(place, *map(float, re.findall(r"[\d.]+", colour))) for place, colour in heatmap.colorscale]
+        places, red, _, blue = np.array(scale).T
+        heights = heatmap.zmin + places * (heatmap.zmax - heatmap.zmin)
+        assert np.all((red - blue > 0) == (heights < 0))  # orange below zero, blue above
+        assert np.all(np.diff(np.abs(red - blue)[heights > 0]) > 0)
+    bar = drawing.plot.data[0].colorbar
+    assert bar.tickvals[bar.ticktext.index("0")] == 0
+    assert {"−0.1", "+0.1"} <= set(bar.ticktext)
+    assert "lower" in drawing.text
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
