@@ -1,4 +1,4 @@
-"""The files that the attempts of a cell change in turn: checkpoints, metrics log, outdated readings."""
+"""The files that the attempts of a cell change in turn: checkpoints, metrics log, outdated readings, interventions."""
 
 from __future__ import annotations
 
