@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -81,6 +81,31 @@ class ArmPlan:
     def readings(self) -> set[int]:
         """Steps with a reading."""
         return self._due(self.config.forensics.every)
+
+    @cached_property
+    def interventions(self) -> set[int]:
+        """Steps with interventions."""
+        every = self.config.interventions.every
+        return set() if every is None else self._due(every)
+
+    @property
+    def documents(self) -> int:
+        """Number of held-out rows on which the interventions on one checkpoint are judged, at most."""
+        data = self.config.data
+        rows = data.heldout_tokens // (self.config.train.seq_len + 1)
+        return len(data.domains) * min(self.config.interventions.documents, rows)
+
+    @property
+    def intervention_flops(self) -> float:
+        """FLOPs of the interventions on one checkpoint, at most.
+
+        Two passes through the intact model, to calibrate and to compare, and one for every edit of every layer, which
+        runs through the layers from that one on.
+        """
+        length, layers = self.config.train.seq_len + 1, self.spec.layers
+        tails = [replace(self.spec, layers=layers[first:]) for first in range(len(layers))]
+        edited = len(self.config.interventions.edits) * sum(forward_flops_per_token(of, length) for of in tails)
+        return float(self.documents * length * (2 * forward_flops_per_token(self.spec, length) + edited))
 
     @cached_property
     def saved(self) -> set[int]:

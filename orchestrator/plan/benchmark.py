@@ -1,7 +1,8 @@
-"""Benchmark this machine: the time to save and to read checkpoints of one and of two layers."""
+"""Benchmark this machine: the time to save and to read checkpoints of one and of two layers, and to run a layer."""
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from models.spec import DecoderSpec, LayerShape, matmul_params
+from models.spec import DecoderSpec, LayerShape, forward_flops_per_token, matmul_params
 from models.transformer import Decoder, init_weights
 from orchestrator.config.schema import Config
 from orchestrator.forensics.analyzer import analyze
@@ -18,6 +19,7 @@ from orchestrator.storage import checkpoint
 
 LARGEST = 9e6  # most entries of a layer; a larger one is scaled down
 VOCAB = 64  # rows of the embedding
+AT_ONCE, REPEATS = 512, 4  # tokens of a forward pass, as in `interventions.intervene`; passes
 SMALLEST = LayerShape(width=16, heads=2, kv_heads=2, head_dim=8, ffn=32)  # read first, untimed, to load libraries
 # Seconds of a layer ∝ entries^1.1: passes over the entries are linear, Gram matrices and spectra go as entries^1.5.
 # Measured: 0.75 from width 256 to 1168, 1.0 from 657 to 1168.
@@ -33,6 +35,7 @@ class Benchmark:
     further: float  # of every further layer
     write_rate: float  # bytes/s of saving a checkpoint, with digests and fsync
     reading: Reading  # of one layer
+    forward: float  # FLOP/s of passes without gradients, with the threads of one cell
 
     def seconds_of(self, spec: DecoderSpec) -> float:
         """Return the core-seconds of one reading of a model, without embedding and head."""
@@ -54,9 +57,10 @@ def run_benchmark(config: Config, spec: DecoderSpec) -> Benchmark:
         _save_and_read(config, replace(spec, layers=(SMALLEST,)))
         first, write_rate, reading = _save_and_read(config, replace(spec, layers=(shape,)))
         both, _, _ = _save_and_read(config, replace(spec, layers=(shape, shape)))
+        forward = _forward(config, replace(spec, layers=(shape,)))
     finally:
         torch.set_num_threads(threads)
-    return Benchmark(shape, first, max(0.0, both - first), write_rate, reading)
+    return Benchmark(shape, first, max(0.0, both - first), write_rate, reading, forward)
 
 
 def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, Reading]:
@@ -78,6 +82,21 @@ def _save_and_read(config: Config, spec: DecoderSpec) -> tuple[float, float, Rea
         started = time.process_time()  # other processes do not count
         reading = analyze(path, scoring=config.forensics.scoring.value, resamples=config.forensics.resamples)
         return time.process_time() - started, rate, reading
+
+
+@torch.inference_mode()
+def _forward(config: Config, spec: DecoderSpec) -> float:
+    """Return the FLOP/s of forward passes as interventions make them: on the CPU, a few rows at once."""
+    length = config.train.seq_len
+    model = Decoder(replace(spec, vocab_size=VOCAB)).eval()
+    init_weights(model, 0)
+    rows = torch.randint(VOCAB, (max(1, AT_ONCE // length), length))
+    fastest = math.inf  # other processes interfere
+    for _ in range(REPEATS):
+        started = time.process_time()
+        model(rows)
+        fastest = min(fastest, time.process_time() - started)
+    return forward_flops_per_token(model.spec, length) * rows.numel() * config.train.threads / fastest
 
 
 def _scaled_down(shape: LayerShape) -> LayerShape:

@@ -27,6 +27,7 @@ class CellCost:
     evaluation: float  # logged held-out losses
     saving: float  # checkpoints
     reading: float  # one reading of its layers, on one core
+    intervening: float  # the interventions on one checkpoint
     memory: float  # bytes of one process at the peak of a training step
 
     @property
@@ -35,13 +36,23 @@ class CellCost:
 
     @property
     def forensics(self) -> float:
-        """Seconds of all readings, which run in parallel with training."""
+        """Seconds of all readings."""
         return len(self.plan.readings) * self.reading
 
     @property
+    def interventions(self) -> float:
+        """Seconds of all interventions."""
+        return len(self.plan.interventions) * self.intervening
+
+    @property
+    def beside(self) -> float:
+        """Seconds of what runs in parallel with training: readings and interventions, one after another."""
+        return self.forensics + self.interventions
+
+    @property
     def seconds(self) -> float:
-        """Seconds from the first step to the last reading."""
-        return max(self.training, self.forensics)
+        """Seconds from the first step to the last reading and intervention."""
+        return max(self.training, self.beside)
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,11 @@ class Cost:
     @property
     def readings(self) -> int:
         return sum(len(cell.plan.readings) for cell in self.cells)
+
+    @property
+    def interventions(self) -> int:
+        """Number of checkpoints that are intervened on."""
+        return sum(len(cell.plan.interventions) for cell in self.cells)
 
     @property
     def checkpoints(self) -> int:
@@ -129,5 +145,6 @@ def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
         evaluation=plan.evaluation_flops / hardware.flops / ranks,
         saving=plan.written / benchmark.write_rate,
         reading=benchmark.seconds_of(plan.spec),
+        intervening=plan.intervention_flops / benchmark.forward,
         memory=peak(plan.config, plan.spec, plan.traces, on_gpu=hardware.is_gpu),
     )

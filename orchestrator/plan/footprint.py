@@ -1,4 +1,4 @@
-"""Estimate the bytes that a cell writes besides checkpoints: its metrics log, its readings and its W&B run."""
+"""Estimate the bytes that a cell writes besides checkpoints: metrics log, readings, interventions and W&B run."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BESIDE, SIDECAR = 16, 9  # values per layer besides its measures in `layers` and
 FIGURES = 70_000  # bytes of a cell's figures without points
 POINT = 25  # bytes of one point of a figure, with its hover text
 PER_LAYER = 11  # points per layer and reading in all figures
+DAMAGE = 11  # values of a row of the table `damage`
 NUMBER = 1.2345678901234567  # as long in JSON as a double can be
 
 
@@ -33,6 +34,7 @@ class Footprint:
 
     metrics: int
     readings: int
+    interventions: int
     rows: int  # number of W&B rows
     log: int  # of those rows
     tables: int  # W&B tables
@@ -51,20 +53,24 @@ def footprint_of(plan: ArmPlan, benchmark: Benchmark) -> Footprint:
     parts = (record, {"heldout": heldout}, {"sidecar": decision})
     metrics = sum(count * _json(part) for count, part in zip(counts, parts, strict=True))
     readings = len(plan.readings) * (len(json.dumps(reading.to_json(), indent=1)) + KEY)
+    interventions = len(plan.interventions) * _json(_intervention(plan), indent=1)
     if plan.config.tracker.mode == TrackerMode.off:
-        return Footprint(metrics, readings, rows=0, log=0, tables=0, figures=0)
+        return Footprint(metrics, readings, interventions, rows=0, log=0, tables=0, figures=0)
     rows = len(plan.records) + len(plan.readings) + 2
     logged = [record_row(part) for part in parts] + [reading_row(reading)]
     items = sum(n * _items(row) for n, row in zip((*counts, len(plan.readings)), logged, strict=True))
     layers, units = len(plan.readings) * len(plan.spec.layers), sum(map(len, plan.units.values()))
+    changed = len(plan.interventions) * len(plan.spec.layers)
+    rises = changed * len(plan.config.interventions.edits) * len(plan.config.data.domains)
     measured = len(reading.layers[0].measures) + BESIDE
     return Footprint(
         metrics,
         readings,
+        interventions,
         rows,
         log=RUN + rows * ROW + items,
-        tables=COPIES * TABLE_VALUE * (layers * measured + units * SIDECAR),
-        figures=FIGURES + POINT * (layers * PER_LAYER + plan.decisions * units),
+        tables=COPIES * TABLE_VALUE * (layers * measured + units * SIDECAR + rises * DAMAGE),
+        figures=FIGURES + POINT * (layers * PER_LAYER + changed + plan.decisions * units),
     )
 
 
@@ -87,11 +93,25 @@ def _record(plan: ArmPlan) -> tuple[dict[str, Any], dict[str, float], dict[str, 
     return record, heldout, decision
 
 
+def _intervention(plan: ArmPlan) -> dict[str, Any]:
+    """Return the interventions on one checkpoint, as long as they are in JSON."""
+    config = plan.config
+    domains = list(config.data.domains)
+    result = dict.fromkeys(("mean", "low", "high", "kl", "breadth", "lengthening"), NUMBER)
+    damage = {edit.value: dict.fromkeys(domains, result) for edit in config.interventions.edits}
+    layer = {
+        "layer": 10, "role": "specialist", "margin": NUMBER, "relative_write": NUMBER, "block_influence": NUMBER,
+        "damage": damage,
+    }  # fmt: skip
+    counts = dict.fromkeys(domains, 12345)
+    return {"key": "0" * KEY, "documents": counts, "tokens": counts, "layers": [layer] * len(plan.spec.layers)}
+
+
 def _items(row: dict[str, Any]) -> int:
     """Return the bytes of a row's items; those that the summary repeats count twice."""
     sizes = {name: len(name) + _json(value) + ITEM for name, value in row.items()}
     return sum(size * (1 if name.split("/")[0] in MANY else 2) for name, size in sizes.items())
 
 
-def _json(value: Any) -> int:
-    return len(json.dumps(value)) + 1
+def _json(value: Any, indent: int | None = None) -> int:
+    return len(json.dumps(value, indent=indent)) + 1

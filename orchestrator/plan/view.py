@@ -80,7 +80,8 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     split = " · ".join(f"{name} {part / whole:.0%}" for name, part in parts.items())
     waits = sum(cell.seconds - cell.training for cell in cells)
     if waits > 0.01 * whole:
-        split += f"; {work(waits, hardware.unit)} of waiting for readings"
+        too = " and interventions" if cost.interventions else ""
+        split += f"; {work(waits, hardware.unit)} of waiting for readings{too}"
     yield "compute", work(cost.device_seconds, hardware.unit), split
     longest = max(cells, key=lambda cell: cell.seconds)
     yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
@@ -88,6 +89,12 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     core = sum(cell.forensics for cell in cells)
     where = "in jobs of their own" if several else "in a thread beside training"
     yield "forensics", work(core, "core"), f"{cost.readings:,} readings, up to {duration(each)} each, {where}"
+    if cost.interventions:
+        most = max(cost.arms.values(), key=lambda cell: cell.intervening)
+        core = config.train.threads * sum(cell.interventions for cell in cells)
+        passes = most.plan.documents * (len(config.interventions.edits) * len(most.plan.spec.layers) + 1)
+        one = f"{passes:,} forward passes, up to {duration(most.intervening)}, each after its reading"
+        yield "interventions", work(core, "core"), f"on {counted(cost.interventions, 'checkpoint')}: {one}"
     peak = max(cell.memory for cell in cells)
     of = f", of {size(hardware.memory)}" if hardware.memory else ""
     ranks = config.launcher.ranks
@@ -102,7 +109,10 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     yield "checkpoints", size(cost.disk), saved
     metrics_logs = sum(cell.footprint.metrics for cell in cells)
     readings = sum(cell.footprint.readings for cell in cells)
-    yield "other files", size(metrics_logs + readings), f"metrics logs {size(metrics_logs)}, readings {size(readings)}"
+    sizes = f"metrics logs {size(metrics_logs)}, readings {size(readings)}"
+    if interventions := sum(cell.footprint.interventions for cell in cells):
+        sizes += f", interventions {size(interventions)}"
+    yield "other files", size(metrics_logs + readings + interventions), sizes
     if config.tracker.mode == TrackerMode.off:
         yield "W&B", "nothing", "tracker=off"
     else:
@@ -113,7 +123,8 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     rank = "each cell" if ranks == 1 else f"each of a cell's {ranks} ranks, communication free"
     yield "hardware", "", f"{hardware.name} for {rank}; {hardware.source}."
     reading = f"{figures(cost.benchmark.first)} s for one layer {cost.benchmark.shape.width} wide"
-    rates = f"Readings ({reading}) and checkpoints ({size(cost.benchmark.write_rate)}/s)"
+    forward = f", interventions ({cost.benchmark.forward / 1e9:,.1f} GFLOP/s)" if cost.interventions else ""
+    rates = f"Readings ({reading}){forward} and checkpoints ({size(cost.benchmark.write_rate)}/s)"
     yield "", "", f"{rates} are measured on this machine; all else is counted."
 
 
@@ -184,12 +195,15 @@ def warnings(cost: Cost) -> Iterator[str]:
             f"A cell needs {size(peak)} of memory and {hardware.name} has {size(hardware.memory)}: lower "
             f"train.micro_batch_size, which is {train.micro_batch_size or train.batch_size}."
         )
-    slow = [cell for cell in cost.arms.values() if cell.forensics > cell.training]
-    if slow:
-        yield (
-            f"Reading the layers takes {duration(slow[0].forensics)} a cell and training {duration(slow[0].training)}: "
-            f"raise forensics.every, which is {config.forensics.every}."
-        )
+    slow = next((cell for cell in cost.arms.values() if cell.beside > cell.training), None)
+    if slow is not None:
+        key, every = "forensics.every", config.forensics.every
+        what = f"Reading the layers takes {duration(slow.forensics)}"
+        if slow.interventions:
+            what += f", interventions {duration(slow.interventions)}"
+        if slow.interventions > slow.forensics:
+            key, every = "interventions.every", config.interventions.every or 0
+        yield f"{what} a cell and training {duration(slow.training)}: raise {key}, which is {every}."
     worst = max(cost.arms.values(), key=lambda cell: cell.saving / cell.training)
     if worst.saving > 0.25 * worst.training:
         yield (

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from models.spec import DecoderSpec, LayerShape
 from models.transformer import Decoder
@@ -28,6 +29,7 @@ from orchestrator.config.schema import (
     TrainConfig,
 )
 from orchestrator.experiments.experiment import decoder_spec
+from orchestrator.interventions.intervene import Options, Progress, intervene
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import run_benchmark
 from orchestrator.plan.cost import makespan
@@ -80,6 +82,7 @@ def test_the_papers_checkpoints_by_hand() -> None:
             "sidecar=decay", "sidecar.channels=[residual_gain,lr_scale]", "sidecar.interval=3", "forensics.every=5",
         ),
         ("train.steps=11", "model.tie_embeddings=false", "train.keep_states=1"),
+        ("width=ramp", "tracker=offline", "interventions.every=6", "interventions.edits=[delete,repeat]"),
     ],
 )  # fmt: skip
 def test_a_real_run_leaves_what_was_planned(
@@ -103,6 +106,8 @@ def test_a_real_run_leaves_what_was_planned(
         written = footprint_of(plan, run_benchmark(config, plan.spec))
         assert written.metrics == pytest.approx(bytes_of(cell, "metrics.jsonl"), rel=0.1)
         assert written.readings == pytest.approx(bytes_of(cell, "forensics/step_*.json"), rel=0.2)
+        assert len(plan.interventions) == len(list(cell.glob("interventions/step_*.json")))
+        assert written.interventions == pytest.approx(bytes_of(cell, "interventions/step_*.json"), rel=0.2)
         if config.tracker.mode == schema.TrackerMode.off:
             assert written.wandb == written.rows == 0
         else:
@@ -144,6 +149,34 @@ def test_activations_are_what_autograd_keeps(shapes: list[LayerShape], norm: Nor
     afterwards = tokens * 512 * (4 + 2 * half)  # the gradient of the logits, which the backward pass adds
     predicted = activations(spec, tokens, length, half=half, on_gpu=False) + loss(spec, tokens, half=half) - afterwards
     assert predicted == pytest.approx(kept_by_autograd(spec, rows, half), rel=0.02)
+
+
+def test_interventions_compute_what_is_counted(
+    orchestrate: Orchestrate, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert orchestrate(*small, "launcher=debug", "width=ramp", "train.steps=6", "tracker=off") == 0
+    (cell,) = (tmp_path / "outputs").glob("*/*/seed=0")
+    config = load.from_file(cell / "config.yaml")
+    for edits, documents in ((["write_mean"], 2), (["repeat", "swap"], 1000)):
+        config.interventions = schema.InterventionsConfig(6, [schema.EditName(edit) for edit in edits], documents)
+        plan = ArmPlan(config.arm, config, decoder_spec(config))
+        with FlopCounterMode(display=False) as counter:
+            found = intervene(cell, Options(tuple(edits), documents=documents), Progress(), device="cpu")
+        assert sum(found["documents"].values()) == plan.documents
+        # a changed layer may take no pass, as here, or two; and the model is looked at with a short row beforehand
+        assert plan.intervention_flops == pytest.approx(counter.get_total_flops(), rel=0.3)
+
+
+def test_what_deleting_layers_takes(planned: Callable[..., str], small: list[str]) -> None:
+    run = (*small, "name=x", "train.steps=12", "launcher=slurm")
+    assert "intervention" not in planned(*run)
+    every, often = (planned(*run, f"interventions.every={n}", "interventions.documents=3") for n in (12, 6))
+    documents, layers = 3 * 3, 3
+    assert names(every, "on 2 checkpoints", f"{documents * (layers + 1)} forward passes")
+    assert names(often, "on 3 checkpoints", "interventions")
+    edits = ",".join(edit for edit in schema.EditName)
+    much = ("interventions.documents=100000", "data.heldout_tokens=1000000", f"interventions.edits=[{edits}]")
+    assert names(planned(*run, "interventions.every=6", *much), "raise interventions.every, which is 6")
 
 
 def test_memory_is_at_least_weights_gradients_and_moments() -> None:
