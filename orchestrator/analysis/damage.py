@@ -36,9 +36,9 @@ class DamageShift:
 
     arm: str
     step: int
-    n: int
+    seeds: list[int]  # that were intervened on there
     layers: list[LayerDamage]
-    left_out: list[int]  # seeds without them there, or with other settings in one arm
+    left_out: list[int]  # the others, some with other settings in one arm
 
 
 def damage_rows(cell: CellResult) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def damage_shift(arm: str, pairs: Iterable[Pair]) -> DamageShift | None:
         LayerDamage(i, a[i].item(), b[i].item(), delta[:, i].mean().item(), end.low, end.high, p.get(i))
         for i, end in enumerate(ends)
     ]
-    return DamageShift(arm, step, len(at), layers, [seed for seed in known if seed not in at])
+    return DamageShift(arm, step, list(at), layers, [seed for seed in known if seed not in at])
 
 
 def _of_pair(pair: Pair) -> dict[int, tuple[np.ndarray, np.ndarray]]:

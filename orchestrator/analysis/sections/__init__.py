@@ -25,7 +25,7 @@ def sections(c: Comparison) -> list[Section]:
 
 
 def brief(c: Comparison) -> list[Section]:
-    """Build the tables below the findings in a terminal: losses and layers, or a line per arm if there are many."""
+    """Build the tables below the findings in a terminal: of losses and layers, or a line per arm if there are many."""
     details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
     return _with_rows([*_across_arms(c), *details, *_without_pairs(c)])
 
@@ -36,7 +36,12 @@ def _across_arms(c: Comparison) -> list[Section]:
 
 
 def _of_arm(c: Comparison, arm: str) -> list[Section]:
-    return [losses.paired_losses(c, arm), losses.equal_cost(c, arm), layers.by_layer(c, [c.baseline, arm])]
+    return [
+        losses.paired_losses(c, arm),
+        losses.equal_cost(c, arm),
+        layers.by_layer(c, [c.baseline, arm]),
+        layers.damages(c, arm),
+    ]
 
 
 def _without_pairs(c: Comparison) -> list[Section]:

@@ -178,21 +178,23 @@ def _spreads(c: Comparison, symmetry: list[Symmetry], share: str, note: str) -> 
 
 
 def damages(c: Comparison, arm: str) -> Section:
-    """Return what deleting each layer costs in both arms, and whether that differs."""
+    """Return what deleting each layer costs in both arms beside its roles there, and whether that differs."""
     found = next((shift for shift in c.damage if shift.arm == arm), None)
     if found is None:
         return Section("", [], [])
-    rows: list[list[TableCell]] = [
-        [
-            str(of.layer), number(of.a, 3), number(of.b, 3), signed(of.delta, 3),
-            low_to_high(of.low, of.high, 3, plus=True), number(of.p, 3),
-        ]
-        for of in found.layers
-    ]  # fmt: skip
+    compared = [pair for pair in c.pairs if pair.arm == arm and pair.seed in found.seeds]
+    stacks = [[pair.cells[side].damages[found.step]["layers"] for pair in compared] for side in (0, 1)]
+    rows: list[list[TableCell]] = []
+    for of in found.layers:
+        roles = ([layers[of.layer]["role"] for layers in of_arm] for of_arm in stacks)
+        rows.append(
+            [str(of.layer), *(Roles(of_arm, words=False) for of_arm in roles), number(of.a, 3), number(of.b, 3),
+             signed(of.delta, 3), low_to_high(of.low, of.high, 3, plus=True), number(of.p, 3)]
+        )  # fmt: skip
     title = f"Damage of deleting each layer at step {found.step}, nats/token: a = {c.baseline}, b = {arm}"
-    over = f"{found.n} pair{'s' * (found.n != 1)}"
+    over = f"{len(found.seeds)} pair{'s' * (len(found.seeds) != 1)}"
     note = f"Means over {over} and over the domains; p is corrected for the {len(rows)} layers."
-    columns = ["layer", "a", "b", "Δ = b − a", "95 % interval", "p"]
+    columns = ["layer", "roles a", "roles b", "a", "b", "Δ = b − a", "95 % interval", "p"]
     left = f"Seeds left out, not intervened on alike: {', '.join(map(str, found.left_out))}." if found.left_out else ""
     terms = {"a": "damage", "b": "damage", "p": "p_layers"}
     return Section(title, columns, rows, [note, *filter(None, [left])], terms)

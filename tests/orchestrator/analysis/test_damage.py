@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
+from rich.console import Console
 
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import draw
 from orchestrator.analysis.report.chapters import chapters
+from orchestrator.analysis.summary import print_summary
 from orchestrator.common.errors import UserError
+from orchestrator.forensics.roles.palette import letter
 from tests.naming import naming
 from tests.orchestrator.analysis.conftest import damage_of
 
@@ -33,7 +37,7 @@ def test_the_table_has_a_row_per_layer_edit_and_domain(experiment: Write) -> Non
 def test_layers_are_compared_pair_by_pair_at_the_newest_step(experiment: Write) -> None:
     seeds = range(6)
     (shift,) = compute(experiment(interventions=True, seeds=seeds)).damage
-    assert (shift.arm, shift.step, shift.n) == ("variable", 100, 6)
+    assert (shift.arm, shift.step, shift.seeds) == ("variable", 100, list(seeds))
     for layer in shift.layers:
         a, b = (np.array([damage_of(arm, seed, 100, layer.layer) for seed in seeds]) for arm in ("uniform", "variable"))
         assert layer.a == pytest.approx(a.mean())
@@ -110,7 +114,24 @@ def test_pairs_that_were_measured_otherwise_are_left_out(experiment: Write) -> N
         path = root / f"variable/seed=1/interventions/step_{step:08d}.json"
         rewrite(path, lambda document: document.update(documents={"code": 9, "facts": 9}))
     (shift,) = compute(root).damage
-    assert (shift.n, shift.left_out) == (2, [1])
+    assert (shift.seeds, shift.left_out) == ([0, 2], [1])
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_terminal_has_the_table_with_the_roles_of_both_arms(experiment: Write, full: bool) -> None:
+    printed = io.StringIO()
+    console = Console(width=80, file=printed)
+    c = compute(experiment(interventions=True))
+    print_summary(c, console, full=full)
+    _, _, after = printed.getvalue().partition("Damage of deleting each layer at step 100")
+    lines = [line for line in after.splitlines()[:10] if re.match(r"\s+\d ", line)]
+    assert len(lines) == 4
+    for layer, line in enumerate(lines):
+        index, *letters, a, b = line.split()[:7]
+        read = [pair.cells[side].readings[100].layers for side in (0, 1) for pair in c.pairs]
+        assert (int(index), letters) == (layer, [letter(layers[layer].role) for layers in read])
+        means = [np.mean([damage_of(arm, seed, 100, layer) for seed in (0, 1)]) for arm in ("uniform", "variable")]
+        assert [float(a), float(b)] == pytest.approx(means, abs=1e-3)
 
 
 def test_other_edits_than_the_deletion_are_in_the_table_alone(experiment: Write) -> None:
