@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.jobs import retry
@@ -70,6 +70,7 @@ def test_without_retries_the_reason_is_the_death_itself(tmp_path: Path) -> None:
     assert events.last()[CELL].reason == "it burst"
 
 
+@settings(deadline=None)  # it writes files, which takes what the disk takes
 @given(st.lists(st.sampled_from(["running", "preempted", "submitted"]), max_size=6), st.integers(0, 4))
 def test_being_preempted_does_not_count_as_a_death(
     tmp_path_factory: pytest.TempPathFactory, states: list[str], retries: int
