@@ -6,6 +6,7 @@ DIR keeps what has been computed: the same command goes on. OUTPUTS holds the ex
     python -m orchestrator +experiment=width_ablation name=width_study 'seeds=[0,1,2,3,4,5]'
     python -m orchestrator +experiment=decay_ablation
     python -m orchestrator name=small model=small
+    python -m tests.studies.prediction.tuning outputs
 
 TARGET gets the tables, `prediction.md`, and the figure, `prediction.png`.
 """
@@ -16,9 +17,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.studies.prediction import between
 from tests.studies.prediction.figure import draw
 from tests.studies.prediction.gather import gather
 from tests.studies.prediction.markdown import page
+from tests.studies.prediction.predictors import newest
 from tests.studies.prediction.tables import table
 
 
@@ -28,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     records = gather(folder, outputs)
     layers = table(records)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "prediction.md").write_text(page(layers, records))
+    text = "\n".join([page(layers, records), *between.lines(newest(layers), outputs)])
+    (target / "prediction.md").write_text(text + "\n")
     draw(layers, target / "prediction.png")
 
 

@@ -12,15 +12,18 @@ import scipy.stats
 from orchestrator.analysis.statistics import interval
 
 LEVEL = 0.95
+FEWEST = 3  # seeds for an interval
 
 
 @dataclass(frozen=True)
 class Rho:
-    """A mean correlation and its 95 % interval; all NaN where there is none."""
+    """A mean correlation and its 95 % interval, NaN where there is none; of `models`, in `defined` there is one."""
 
     value: float
     low: float
     high: float
+    models: int
+    defined: int
 
 
 def spearman(x: np.ndarray, y: np.ndarray, controls: Sequence[np.ndarray] = ()) -> float:
@@ -63,27 +66,30 @@ def of_group(layers: pd.DataFrame, predictor: str, outcome: str, controls: Seque
         (seed, of_model(model, predictor, outcome, controls), len(model))
         for (seed, _), model in layers.groupby(["seed", "run"])
     ]
-    return over_seeds([one for one in found if np.isfinite(one[1])], len(controls))
+    return over_seeds(found, len(controls))
 
 
 def over_seeds(found: Sequence[tuple[object, float, int]], controls: int) -> Rho:
-    """The mean of (seed, ρ, number of layers) and its interval."""
-    if not found:
-        return Rho(np.nan, np.nan, np.nan)
-    seeds = pd.Series([rho for _, rho, _ in found]).groupby([seed for seed, _, _ in found]).mean().to_numpy()
-    if len(seeds) == 1:
-        return over_layers(float(seeds[0]), found[0][2], controls)
-    ends = interval(seeds, LEVEL)
-    assert ends.low is not None
-    assert ends.high is not None
-    return Rho(float(seeds.mean()), ends.low, ends.high)
+    """The mean over models where ρ is defined, each (seed, ρ, number of layers), and from three seeds its interval."""
+    known = [one for one in found if np.isfinite(one[1])]
+    if not known:
+        return Rho(np.nan, np.nan, np.nan, len(found), 0)
+    seeds = pd.Series([rho for _, rho, _ in known]).groupby([seed for seed, _, _ in known]).mean().to_numpy()
+    value = float(seeds.mean())
+    if len({seed for seed, _, _ in found}) == 1:
+        return Rho(value, *over_layers(value, known[0][2], controls), len(found), len(known))
+    low = high = np.nan
+    if len(seeds) >= FEWEST:
+        ends = interval(seeds, LEVEL)
+        low, high = np.clip([ends.low, ends.high], -1, 1)
+    return Rho(value, float(low), float(high), len(found), len(known))
 
 
-def over_layers(rho: float, layers: int, controls: int) -> Rho:
-    """One model's ρ with its interval: Fisher's z, of variance `(1 + ρ²/2)/(n − 3 − k)` (Bonett & Wright 2000)."""
+def over_layers(rho: float, layers: int, controls: int) -> tuple[float, float]:
+    """The interval of one model's ρ: Fisher's z, of variance `(1 + ρ²/2)/(n − 3 − k)` (Bonett & Wright 2000)."""
     free = layers - 3 - controls
     if free < 1:
-        return Rho(rho, np.nan, np.nan)
+        return np.nan, np.nan
     width = scipy.stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt((1 + rho**2 / 2) / free)
     center = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
-    return Rho(rho, float(np.tanh(center - width)), float(np.tanh(center + width)))
+    return float(np.tanh(center - width)), float(np.tanh(center + width))

@@ -61,7 +61,7 @@ class Votes:
     def of_group(self, routing: Routing, group: str, partial: bool = True) -> Rho:
         """Mean ρ over the models of a group, with its interval."""
         found = [(model.seed, model.rho(routing, partial), len(model.outcome)) for model in self.models[group]]
-        return over_seeds([one for one in found if np.isfinite(one[1])], int(partial))
+        return over_seeds(found, int(partial))
 
     def mean(self, routing: Routing, groups: Sequence[str]) -> float:
         """Mean over groups of the mean ρ over their models, depth partialled out; an undefined ρ counts as 0."""

@@ -35,7 +35,9 @@ def _models(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Itera
         yield f"| {group} | {models} | {rows['seed'].nunique()} | {len(rows) // models} | {text} |"
     yield (
         "\nEvery cell: Spearman's ρ raw / with depth partialled out (its 95 % interval, over seeds, or over the layers "
-        f"of a single model). Pooled: the mean over groups, without {APART}."
+        f"of a single model). Pooled: the mean over groups, without {APART}. [n of N]: ρ is defined in n of the models; "
+        "in the others all layers have one score. *Damage on other text*: ρ of the damage on half of a model's domains "
+        "with that on the others, which is how far the damage itself carries over."
     )
 
 
@@ -46,6 +48,7 @@ def _tables(layers: pd.DataFrame) -> Iterator[str]:
         yield from _head(layers, "predicted by")
         for name, column in (SCORES | BASELINES).items():
             yield _row(layers, name, column, outcome)
+        yield _row(layers, "damage on other text", f"{outcome}.a", f"{outcome}.b")
         of = Votes(layers[layers["group"] != APART], candidates := measures(layers), outcome)
         for name in sorted(candidates, key=lambda name: -abs(of.mean({name: 1}, GROUPS)))[:BEST]:
             yield _row(layers, f"`{name}`", name, outcome)
@@ -68,10 +71,10 @@ def _row(layers: pd.DataFrame, name: str, predictor: str, outcome: str) -> str:
     for group in _groups(layers):
         of = layers[layers["group"] == group]
         raw, partial = (of_group(of, predictor, outcome, controls) for controls in ((), ("depth",)))
-        cells.append(f"{_plain(raw)} / {_whole(partial)}")
+        cells.append(f"{_plain(raw)} / {_whole(partial)}" if raw.defined else "–")
         if group != APART and np.isfinite(raw.value):
             pooled.append((raw.value, partial.value))
-    means = " / ".join(f"{value:+.2f}" for value in np.mean(pooled, axis=0)) if pooled else "–"
+    means = " / ".join(signed(value) for value in np.mean(pooled, axis=0)) if pooled else "–"
     return f"| {name} | {' | '.join(cells)} | {means} |"
 
 
@@ -98,7 +101,7 @@ def _fits(layers: pd.DataFrame, outcome: str) -> Iterator[str]:
 
 def _judged(name: str, found: Mapping[str, Rho], routing: str) -> str:
     mean = np.nanmean([rho.value for rho in found.values()])
-    return f"| {name} | {' | '.join(_whole(found[group]) for group in GROUPS)} | {mean:+.2f} | {routing} |"
+    return f"| {name} | {' | '.join(_whole(found[group]) for group in GROUPS)} | {signed(mean)} | {routing} |"
 
 
 def described(routing: Routing) -> str:
@@ -121,9 +124,15 @@ def _groups(layers: pd.DataFrame) -> list[str]:
 
 
 def _plain(rho: Rho) -> str:
-    return f"{rho.value:+.2f}" if np.isfinite(rho.value) else "–"
+    return signed(rho.value) if rho.defined else "–"
 
 
 def _whole(rho: Rho) -> str:
-    ends = f" ({rho.low:+.2f} to {rho.high:+.2f})" if np.isfinite(rho.low) else ""
-    return _plain(rho) + ends
+    ends = f" ({signed(rho.low)} to {signed(rho.high)})" if np.isfinite(rho.low) else ""
+    share = f" [{rho.defined} of {rho.models}]" if 0 < rho.defined < rho.models else ""
+    return _plain(rho) + ends + share
+
+
+def signed(value: float) -> str:
+    """`+.52`, `−.04`."""
+    return f"{value:+.2f}".replace("0.", ".", 1).replace("-", "−")

@@ -52,6 +52,9 @@ def _outcomes(damage: Mapping[str, Any]) -> dict[str, float]:
     for name, edit in TARGETS.items():
         for key, column in (("mean", "damage"), ("breadth", "breadth"), ("lengthening", "lengthening")):
             found[f"{column}.{name}"] = _mean(damage[edit], key)
+        for part, of in (("a", slice(0, None, 2)), ("b", slice(1, None, 2))):
+            domains = sorted(damage[edit] or {})[of]
+            found[f"damage.{name}.{part}"] = _mean({domain: damage[edit][domain] for domain in domains}, "mean")
     found["damage.repeat"] = _mean(damage.get("repeat"), "mean")
     saturated, chance, ffn = (_mean(damage.get(of), "mean") for of in ("zero_saturated", "zero_random", "delete_ffn"))
     some = _mean(damage["delete_ffn"], "low") > 0  # else there is no damage to have a share of
