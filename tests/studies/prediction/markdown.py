@@ -35,7 +35,7 @@ def _models(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Itera
         yield f"| {group} | {models} | {rows['seed'].nunique()} | {len(rows) // models} | {text} |"
     yield (
         "\nEvery cell: Spearman's ρ raw / with depth partialled out (its 95 % interval, over seeds, or over the layers "
-        f"of a single model). Pooled: the mean over groups, without {APART}. [n of N]: ρ is defined in n of the models; "
+        f"of a single model). Pooled: the mean over groups, without {APART}. [n of N]: defined in n of the models; "
         "in the others all layers have one score. *Damage on other text*: ρ of the damage on half of a model's domains "
         "with that on the others, which is how far the damage itself carries over."
     )
