@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from orchestrator.common import command
+from orchestrator.common.errors import UserError
 
 EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
 as the layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     least_two = partial(command.count, least=2)
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
+    add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
     add("--length", type=command.count, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
@@ -43,7 +45,9 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.interventions.report import report, rows
 
     named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
-    chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length)
+    if options.own and options.data:
+        raise UserError(f"--own and --data {options.data[0]} are two texts: give one of them.")
+    chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length, options.own)
     partial_path = None if options.json is None else options.json.with_name(options.json.name + ".partial")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:

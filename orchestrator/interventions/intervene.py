@@ -28,6 +28,7 @@ from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.partial import PartialResults
 from orchestrator.interventions.passes import Pass, refuse_entangled
+from orchestrator.interventions.samples import sampled
 from orchestrator.interventions.subject import Subject, load
 
 SCHEMA = 2
@@ -38,8 +39,8 @@ class Options:
     """The edits, and the text on which they are judged.
 
     `blocks`: also delete so many consecutive layers. `texts`: domain → its text; without any, the held-out rows of our
-    own checkpoints, and the built-in `code` and `prose` for others. `documents`: most per domain. `length`: most tokens
-    of one (128, or the context where that is shorter).
+    own checkpoints, and the built-in `code` and `prose` for others. `own`: what the model itself says is the text.
+    `documents`: most per domain. `length`: most tokens of one (128, or the context where that is shorter).
     """
 
     edits: tuple[str, ...] = CORE
@@ -47,6 +48,7 @@ class Options:
     texts: Mapping[str, DomainConfig] = field(default_factory=dict)
     documents: int = 64
     length: int | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,11 @@ def intervene(
     """
     path = place(whole(source))
     edits = _edits(options)
-    documents = chosen(path, options.texts, options.documents, options.length)
+    documents = [] if options.own else chosen(path, options.texts, options.documents, options.length)
     subject = load(path, gpu.default() if device == "auto" else torch.device(device))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
+    documents = documents or sampled(subject, options.documents, options.length)
     groups = batches(documents, AT_ONCE)
     refuse_entangled(subject, groups[-1].tokens[:1])
     start = time.perf_counter()

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +27,9 @@ from orchestrator.interventions.subject import load
 from tests.real.packages import shipped
 from tests.studies.prediction import text
 
-BEFORE_LAST = ("delete", "delete_attention", "delete_ffn")  # edits of a run's earlier checkpoints
-EDITS = (*BEFORE_LAST, "repeat", "zero_saturated", "zero_random")  # of the others
+SINGLE = ("delete", "delete_attention", "delete_ffn")  # edits of a run's earlier checkpoints
+EDITS = (*SINGLE, "repeat", "zero_saturated", "zero_random")  # of the others
+SAMPLES = {"documents": 24, "length": 64}  # of what the model itself says
 DOCUMENTS = 16  # per domain of a cell, of its validation split
 LENGTH = 96  # tokens of a document of English or code
 
@@ -55,7 +56,7 @@ def cells(group: str, experiment: Path, arms: tuple[str, ...]) -> Iterator[Subje
             raise FileNotFoundError(f"{experiment / arm} holds no checkpoints: train it first.")
         for folder in folders:
             *earlier, last = sorted(folder.glob("step_*"))[1:]
-            for path, edits in [(last, EDITS), *((path, BEFORE_LAST) for path in earlier)]:
+            for path, edits in [(last, EDITS), *((path, SINGLE) for path in earlier)]:
                 yield Subject(group, f"{arm}/{folder.parent.name}", path, int(path.name.removeprefix("step_")), edits)
 
 
@@ -73,26 +74,48 @@ def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     texts, digest = text.write(folder / "text")
     domains = {name: DomainConfig(source=Source.files, path=str(path)) for name, path in texts.items()}
-    records = []
-    for subject in subjects(outputs):
-        target = folder / subject.group / f"{subject.run.replace('/', '-')}-{subject.step or 'final'}.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        own = subject.step is not None
-        edits = subject.edits
-        options = Options(edits, documents=DOCUMENTS) if own else Options(edits, texts=domains, length=LENGTH)
-        identity = {
-            "weights": _digest(whole(subject.path)), "text": None if own else digest, "definitions": DEFINITIONS,
-            "edits": list(edits), "documents": DOCUMENTS if own else None, "length": None if own else LENGTH,
-        }  # fmt: skip
-        record = json.loads(target.read_text()) if target.is_file() else {}
-        if record.get("identity") != identity:
-            print(target, flush=True)
-            partial = target.with_suffix(".partial")
-            record = _record(subject, intervene(subject.path, options, Progress(), partial)) | {"identity": identity}
-            target.write_text(json.dumps(record))
-            partial.unlink()
-        records.append(record)
-    return records
+    return [_gathered(subject, folder, domains, digest) for subject in subjects(outputs)]
+
+
+def _gathered(subject: Subject, folder: Path, texts: Mapping[str, DomainConfig], digest: str) -> dict[str, Any]:
+    name = f"{subject.group}/{subject.run.replace('/', '-')}-{subject.step or 'final'}"
+    is_cell = subject.step is not None
+    on_text = {"text": None if is_cell else digest} | (
+        {"documents": DOCUMENTS, "length": None} if is_cell else {"documents": None, "length": LENGTH}
+    )
+    identity = {"weights": _digest(whole(subject.path)), "definitions": DEFINITIONS, "edits": list(subject.edits)}
+
+    def measured(partial: Path) -> dict[str, Any]:
+        options = (
+            Options(subject.edits, documents=DOCUMENTS)
+            if is_cell
+            else Options(subject.edits, texts=texts, length=LENGTH)
+        )
+        return _record(subject, intervene(subject.path, options, Progress(), partial))
+
+    def on_samples(partial: Path) -> dict[str, Any]:
+        options = Options(SINGLE, documents=SAMPLES["documents"], length=SAMPLES["length"], own=True)
+        return {"damage": intervene(subject.path, options, Progress(), partial)}
+
+    record = _kept(folder / f"{name}.json", identity | on_text, measured)
+    writes = subject.edits == EDITS and subject.group != "minilm"  # an encoder says nothing
+    own = (
+        _kept(folder / f"own/{name}.json", identity | SAMPLES | {"edits": list(SINGLE)}, on_samples) if writes else None
+    )
+    return record | {"own": own and own["damage"]}
+
+
+def _kept(target: Path, identity: dict[str, Any], compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The record in `target`, if it is of this identity; else it is computed, and kept there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {}
+    if record.get("identity") != identity:
+        print(target, flush=True)
+        partial = target.with_suffix(".partial")
+        record = compute(partial) | {"identity": identity}
+        target.write_text(json.dumps(record))
+        partial.unlink()
+    return record
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, PROBED
 from tests.studies.prediction.tables import TARGETS, WRITTEN
 
 BEST = 10  # measures listed for each target
+OWN = "the same edit, on the model's own samples"
 STEPS = ("passthrough (paper)", "hub (calibrated)", "stable rank of k", "relative write (random tokens)")
 
 
@@ -48,6 +49,7 @@ def _tables(layers: pd.DataFrame) -> Iterator[str]:
         yield from _head(layers, "predicted by")
         for name, column in (SCORES | BASELINES).items():
             yield _row(layers, name, column, outcome)
+        yield _row(layers, OWN, f"own.{target}", outcome)
         yield _row(layers, "damage on other text", f"{outcome}.a", f"{outcome}.b")
         of = Votes(layers[layers["group"] != APART], candidates := measures(layers), outcome)
         for name in sorted(candidates, key=lambda name: -abs(of.mean({name: 1}, GROUPS)))[:BEST]:
@@ -58,7 +60,7 @@ def _tables(layers: pd.DataFrame) -> Iterator[str]:
         for scoring in ("paper", "calibrated"):
             yield _row(layers, f"{prediction} ({scoring})", f"{scoring}.{role}", outcome)
     for target in TARGETS:
-        yield from _fits(layers[layers["group"] != APART], f"damage.{target}")
+        yield from _fits(layers[layers["group"] != APART], target)
 
 
 def _head(layers: pd.DataFrame, first: str) -> Iterator[str]:
@@ -78,19 +80,20 @@ def _row(layers: pd.DataFrame, name: str, predictor: str, outcome: str) -> str:
     return f"| {name} | {' | '.join(cells)} | {means} |"
 
 
-def _fits(layers: pd.DataFrame, outcome: str) -> Iterator[str]:
+def _fits(layers: pd.DataFrame, target: str) -> Iterator[str]:
     """The routing that is fitted without each group, and its ρ there."""
-    candidates = measures(layers)
-    alone: dict[str, Routing] = {name: {column: 1} for name, column in PROBED.items()}
-    of = Votes(layers, [*candidates, *PROBED.values()], outcome)
-    yield f"\n## {outcome}: routings fitted on three groups, judged on the fourth\n"
+    candidates, own = measures(layers), f"own.{target}"
+    alone: dict[str, Routing] = {name: {column: 1} for name, column in (PROBED | {OWN: own}).items()}
+    of = Votes(layers, [*candidates, *PROBED.values(), own], f"damage.{target}")
+    yield f"\n## Damage of `{TARGETS[target]}`: routings fitted on three groups, judged on the fourth\n"
     yield f"| fitted on | {' | '.join(GROUPS)} | mean | routing of all groups |\n|---|{'---|' * (len(GROUPS) + 2)}"
     for name, routing in alone.items():
-        yield _judged(name, {group: of.of_group(routing, group) for group in GROUPS}, "")
+        yield _judged(f"nothing: {name}", {group: of.of_group(routing, group) for group in GROUPS}, "")
     ways: dict[str, tuple[list[str], Routing]] = {
         "weights": (candidates, {}),
         "weights and a probe": ([*candidates, *PROBED.values()], {}),
-    } | {f"weights, added to {name}": (candidates, routing) for name, routing in alone.items()}
+        "weights and own samples": ([*candidates, own], {}),
+    } | {f"weights, added to {name}": (candidates, alone[name]) for name in PROBED}
     for name, (among, start) in ways.items():
         judged = {
             held: of.of_group(fit(of, among, [group for group in GROUPS if group != held], start), held)

@@ -35,7 +35,7 @@ def newest(layers: pd.DataFrame) -> pd.DataFrame:
 def measures(layers: pd.DataFrame) -> list[str]:
     """The measures of the weights alone that every group of the fit has."""
     first = list(layers.columns).index("calibrated.specialist") + 1
-    last = list(layers.columns).index("damage.layer")
+    last = list(layers.columns).index("own.layer")
     of_fit = layers[layers["group"] != APART]
     return [
         name

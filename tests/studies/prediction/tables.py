@@ -33,6 +33,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         last = len(record["layers"]) - 1
         for index, layer in enumerate(record["layers"]):
             damage = record["damage"]["layers"][index]
+            own = record["own"]["layers"][index]["damage"] if record.get("own") else {}
             rows.append(
                 {"group": record["group"], "run": record["run"], "seed": record["run"].split("/")[-1]}
                 | {"step": record["step"], "layer": index, "depth": index / last, "edge": min(index, last - index)}
@@ -41,6 +42,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
                 | {f"paper.{role}": score for role, score in layer["paper"].items()}
                 | {f"calibrated.{role}": score for role, score in layer["calibrated"].items()}
                 | layer["measures"]
+                | {f"own.{name}": _mean(own.get(edit), "kl") for name, edit in TARGETS.items()}
                 | _outcomes(damage["damage"])
             )
     return pd.DataFrame(rows).astype({"step": "Int64"}).convert_dtypes(convert_string=False, convert_integer=False)
