@@ -1,0 +1,54 @@
+"""A model's own samples follow its own distribution, whatever family it is of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from orchestrator.common.errors import UserError
+from orchestrator.intervene import main
+from orchestrator.interventions.samples import DOMAIN, sampled
+from tests.naming import names
+from tests.orchestrator.interventions.models import subject_of
+
+
+@pytest.mark.parametrize("family", ["ours, pre", "llama", "gemma2"])
+def test_their_loss_is_the_entropy(family: str) -> None:
+    """The mean of −log p(token) under p is p's entropy; the 4.5 standard errors are by the terms' own spread."""
+    subject = subject_of(family)
+    state = torch.get_rng_state()
+    documents = sampled(subject, 200, 12)
+    assert torch.equal(torch.get_rng_state(), state)
+    tokens = torch.tensor([document.tokens for document in documents])
+    assert tokens.shape == (200, 12)
+    assert {document.domain for document in documents} == {DOMAIN}
+    with torch.no_grad():
+        said = subject.run(tokens, torch.ones_like(tokens, dtype=torch.bool))[:, :-1].log_softmax(-1)
+    surprise = -said.gather(-1, tokens[:, 1:, None]).squeeze(-1) + (said.exp() * said).sum(-1)
+    error = surprise.mean(1).std() / len(tokens) ** 0.5
+    assert abs(surprise.mean()) < 4.5 * error
+    assert sampled(subject, 200, 12) == documents
+    assert sampled(subject, 3, None)[0].tokens[:1] == documents[0].tokens[:1]
+
+
+def test_a_cell_is_judged_on_them(cell: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own.json"
+    assert main([str(cell), "--own", "--documents", "4", "--length", "9", "--edits", "delete", "--json", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["documents"] == {DOMAIN: 4}
+    assert result["tokens"] == {DOMAIN: 4 * 8}
+
+
+def test_an_encoder_writes_nothing() -> None:
+    with pytest.raises(UserError, match="encoder"):
+        sampled(subject_of("bert"), 2, 8)
+
+
+def test_what_cannot_be_done(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(cell), "--own", "--length", "1000"]) == 2
+    assert names(capsys.readouterr().err, "--length 1000", "16 tokens")
+    assert main([str(cell), "--own", "--data", "x.txt"]) == 2
+    assert names(capsys.readouterr().err, "--own", "--data")
