@@ -157,7 +157,21 @@ class Traced:
             opened.screenshot(path=str(target / "trace.png"))
 
 
-RESULTS: dict[str, Trained | Study | Traced] = {
+@dataclass(frozen=True)
+class Prediction:
+    """The study of what predicts the damage of a deletion, and the experiments whose models it needs."""
+
+    experiments: tuple[tuple[str, ...], ...]
+
+    def make(self, name: str) -> None:
+        for overrides in self.experiments:
+            run(sys.executable, "-m", "orchestrator", *overrides, f"root={OUTPUTS}")
+        run(sys.executable, "-m", "tests.studies.prediction.tuning", str(OUTPUTS))
+        folders = (OUTPUTS / f".{name}", OUTPUTS, REFERENCE / name)
+        run(sys.executable, "-m", "tests.studies.prediction", *map(str, folders))
+
+
+RESULTS: dict[str, Prediction | Trained | Study | Traced] = {
     "width_ablation": Trained(("+experiment=width_ablation",), (verdict, summary, report_head)),
     "low_decay": Trained(("name=low_decay", "optim.weight_decay=0.1"), (heldout,)),
     "heads": Trained(
@@ -174,6 +188,13 @@ RESULTS: dict[str, Trained | Study | Traced] = {
          tables("conservation", "contrasts", "flattening", "paired_eval")),
     ),
     "trace": Traced("The capital of France is"),
+    "interventions": Prediction(
+        (
+            ("+experiment=width_ablation", "name=width_study", "seeds=[0,1,2,3,4,5]"),
+            ("+experiment=decay_ablation",),
+            ("name=small", "model=small"),
+        )
+    ),
     "null_study": Study("tests.studies.null", folder=True),
     "invariance": Study("tests.studies.invariance"),
 }  # fmt: skip
