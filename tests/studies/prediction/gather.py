@@ -31,7 +31,7 @@ SINGLE = ("delete", "delete_attention", "delete_ffn")  # edits of a run's earlie
 EDITS = (*SINGLE, "repeat", "zero_saturated", "zero_random")  # of the others
 SAMPLES = {"documents": 24, "length": 64}  # of what the model itself says
 DOCUMENTS = 16  # per domain of a cell, of its validation split
-LENGTH = 96  # tokens of a document of English or code
+OF_TEXT, LENGTH = 15, 96  # documents of English and as many of code, and the tokens of one
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def subjects(outputs: Path) -> Iterator[Subject]:
 def gather(folder: Path, outputs: Path) -> list[dict[str, Any]]:
     """The record of every subject, from `folder` or computed into it."""
     torch.set_num_threads(1)
-    texts, digest = text.write(folder / "text")
+    texts, digest = text.write(folder / "text", OF_TEXT)
     domains = {name: DomainConfig(source=Source.files, path=str(path)) for name, path in texts.items()}
     return [_gathered(subject, folder, domains, digest) for subject in subjects(outputs)]
 

@@ -65,13 +65,13 @@ def selection(texts: Iterable[str], accept: Callable[[str], bool], count: int) -
     return sorted(found.values(), key=lambda piece: hashlib.sha256(piece.encode()).digest())[:count]
 
 
-def write(folder: Path) -> tuple[dict[str, Path], str]:
-    """Both domains as JSON lines, domain → file, and one digest of them."""
+def write(folder: Path, count: int = COUNT) -> tuple[dict[str, Path], str]:
+    """Both domains, of `count` documents each, as JSON lines, domain → file, and one digest of them."""
     folder.mkdir(parents=True, exist_ok=True)
     english = [
-        piece for texts in (documentation, licences, reference) for piece in selection(texts(), is_english, COUNT // 3)
+        piece for texts in (documentation, licences, reference) for piece in selection(texts(), is_english, count // 3)
     ]
-    chosen = {"english": english, "code": selection(sources(), lambda _: True, COUNT)}
+    chosen = {"english": english, "code": selection(sources(), lambda _: True, count)}
     found, digest = {}, hashlib.sha256()
     for name, texts in chosen.items():
         digest.update("\0".join(texts).encode())
