@@ -97,15 +97,15 @@ def _gathered(subject: Subject, folder: Path, texts: Mapping[str, DomainConfig],
         options = Options(SINGLE, documents=SAMPLES["documents"], length=SAMPLES["length"], own=True)
         return {"damage": intervene(subject.path, options, Progress(), partial)}
 
-    record = _kept(folder / f"{name}.json", identity | on_text, measured)
+    record = kept(folder / f"{name}.json", identity | on_text, measured)
     writes = subject.edits == EDITS and subject.group != "minilm"  # an encoder says nothing
     own = (
-        _kept(folder / f"own/{name}.json", identity | SAMPLES | {"edits": list(SINGLE)}, on_samples) if writes else None
+        kept(folder / f"own/{name}.json", identity | SAMPLES | {"edits": list(SINGLE)}, on_samples) if writes else None
     )
     return record | {"own": own and own["damage"]}
 
 
-def _kept(target: Path, identity: dict[str, Any], compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def kept(target: Path, identity: dict[str, Any], compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The record in `target`, if it is of this identity; else it is computed, and kept there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     record: dict[str, Any] = json.loads(target.read_text()) if target.is_file() else {}
