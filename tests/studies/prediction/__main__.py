@@ -8,17 +8,19 @@ DIR keeps what has been computed: the same command goes on. OUTPUTS holds the ex
     python -m orchestrator name=small model=small
     python -m tests.studies.prediction.tuning outputs
 
-TARGET gets the tables, `prediction.md`, and the figure, `prediction.png`.
+TARGET gets the tables, `prediction.md`, the fitted routings, `routing.json`, and the figure, `prediction.png`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.studies.prediction import between
 from tests.studies.prediction.figure import draw
+from tests.studies.prediction.fits import fits
 from tests.studies.prediction.gather import gather
 from tests.studies.prediction.markdown import page
 from tests.studies.prediction.predictors import newest
@@ -31,8 +33,11 @@ def main(arguments: Sequence[str]) -> None:
     records = gather(folder, outputs)
     layers = table(records)
     target.mkdir(parents=True, exist_ok=True)
-    text = "\n".join([page(layers, records), *between.lines(newest(layers), outputs)])
+    found = fits(layers)
+    text = "\n".join([page(layers, records, found), *between.lines(newest(layers), outputs)])
     (target / "prediction.md").write_text(text + "\n")
+    routings = {of_target: {of.way: of.routing for of in ways} for of_target, ways in found.items()}
+    (target / "routing.json").write_text(json.dumps(routings, indent=1) + "\n")
     draw(layers, target / "prediction.png")
 
 

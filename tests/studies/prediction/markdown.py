@@ -9,21 +9,26 @@ import numpy as np
 import pandas as pd
 
 from tests.studies.prediction.correlation import Rho, of_group
-from tests.studies.prediction.fit import Routing, Votes, fit
-from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, PROBED, SCORES, measures, newest
+from tests.studies.prediction.fit import Routing, Votes
+from tests.studies.prediction.fits import Fitted
+from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, OWN, SCORES, measures, newest
 from tests.studies.prediction.tables import TARGETS, WRITTEN
 
 BEST = 10  # measures listed for each target
-OWN = "the same edit, on the model's own samples"
 STEPS = ("passthrough (paper)", "hub (calibrated)", "stable rank of k", "relative write (random tokens)")
 
 
-def page(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> str:
+def page(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]], fits: Mapping[str, Sequence[Fitted]]) -> str:
     """Everything, as one page."""
     last = newest(layers)
-    return "\n".join(
-        ["# What predicts the damage of a deletion", *_models(last, records), *_tables(last), *_steps(layers)]
-    )
+    lines = [
+        "# What predicts the damage of a deletion",
+        *_models(last, records),
+        *_tables(last),
+        *(line for target in TARGETS for line in _fits(fits[target], target)),
+        *_steps(layers),
+    ]
+    return "\n".join(lines)
 
 
 def _models(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -59,8 +64,6 @@ def _tables(layers: pd.DataFrame) -> Iterator[str]:
     for prediction, (role, outcome) in WRITTEN.items():
         for scoring in ("paper", "calibrated"):
             yield _row(layers, f"{prediction} ({scoring})", f"{scoring}.{role}", outcome)
-    for target in TARGETS:
-        yield from _fits(layers[layers["group"] != APART], target)
 
 
 def _head(layers: pd.DataFrame, first: str) -> Iterator[str]:
@@ -80,31 +83,14 @@ def _row(layers: pd.DataFrame, name: str, predictor: str, outcome: str) -> str:
     return f"| {name} | {' | '.join(cells)} | {means} |"
 
 
-def _fits(layers: pd.DataFrame, target: str) -> Iterator[str]:
+def _fits(found: Sequence[Fitted], target: str) -> Iterator[str]:
     """The routing that is fitted without each group, and its ρ there."""
-    candidates, own = measures(layers), f"own.{target}"
-    alone: dict[str, Routing] = {name: {column: 1} for name, column in (PROBED | {OWN: own}).items()}
-    of = Votes(layers, [*candidates, *PROBED.values(), own], f"damage.{target}")
     yield f"\n## Damage of `{TARGETS[target]}`: routings fitted on three groups, judged on the fourth\n"
     yield f"| fitted on | {' | '.join(GROUPS)} | mean | routing of all groups |\n|---|{'---|' * (len(GROUPS) + 2)}"
-    for name, routing in alone.items():
-        yield _judged(f"nothing: {name}", {group: of.of_group(routing, group) for group in GROUPS}, "")
-    ways: dict[str, tuple[list[str], Routing]] = {
-        "weights": (candidates, {}),
-        "weights and a probe": ([*candidates, *PROBED.values()], {}),
-        "weights and own samples": ([*candidates, own], {}),
-    } | {f"weights, added to {name}": (candidates, alone[name]) for name in PROBED}
-    for name, (among, start) in ways.items():
-        judged = {
-            held: of.of_group(fit(of, among, [group for group in GROUPS if group != held], start), held)
-            for held in GROUPS
-        }
-        yield _judged(name, judged, described(fit(of, among, GROUPS, start)))
-
-
-def _judged(name: str, found: Mapping[str, Rho], routing: str) -> str:
-    mean = np.nanmean([rho.value for rho in found.values()])
-    return f"| {name} | {' | '.join(_whole(found[group]) for group in GROUPS)} | {signed(mean)} | {routing} |"
+    for of in found:
+        mean = np.nanmean([rho.value for rho in of.held_out.values()])
+        cells = " | ".join(_whole(of.held_out[group]) for group in GROUPS)
+        yield f"| {of.way} | {cells} | {signed(mean)} | {described(of.routing)} |"
 
 
 def described(routing: Routing) -> str:

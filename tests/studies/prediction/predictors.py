@@ -22,6 +22,7 @@ BASELINES = {
     "saturated positions (mean + 3 std)": "saturated",
     "relative write (random tokens)": "total_write",
 } | PROBED
+OWN = "the same edit, on the model's own samples"
 # Measures that say how a checkpoint was made, or what chance gives, or that only some models have.
 LEFT_OUT = ("_chance", "_expected", "momentum", "gradient", "stuck", "copy_density", "sink_mass", "_fixed")
 

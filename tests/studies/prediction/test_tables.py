@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.forensics.roles.routing import ROLES
 from tests.studies.prediction import figure, gather, markdown
+from tests.studies.prediction.fits import fits
 from tests.studies.prediction.predictors import GROUPS, measures, newest
 from tests.studies.prediction.tables import table
 
@@ -77,7 +78,7 @@ def test_the_page_finds_the_cause_and_the_figure_is_drawn(tmp_path: Path) -> Non
     layers = table(made)
     assert set(newest(layers)["step"].dropna()) == {200, 800}
     assert measures(layers) == ["stable_rank.o", "stable_rank.k", "saturated", "total_write", "saturated_robust"]
-    text = markdown.page(layers, made)
+    text = markdown.page(layers, made, fits(layers))
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")}
     assert all("−1.00" in cell for cell in rows["`stable_rank.k`"])
     assert rows["passthrough (calibrated)"] == [" – "] * 5
