@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("directory", type=Path, metavar="DIR", help="the directory to make")
     add("--drop", default="", metavar="7,12-14", help="leave out these layers, counted from 0")
+    add("--evidence", type=Path, metavar="FILE", help="what intervene --json wrote of SOURCE: is its prediction right?")
     add("--import", action="store_true", dest="imports", help="write a choice with which a cell starts from SOURCE")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
@@ -51,9 +52,12 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         from orchestrator.interventions.export_report import report
         from orchestrator.interventions.pruning import mergekit
 
+    if options.evidence is not None and not options.drop:
+        raise UserError("--evidence predicts what dropping layers costs: name them with --drop, or leave it out.")
     if options.mergekit is not None:
         library.refuse_ours(source, "--mergekit")
-    chosen = library.Options(options.drop, texts(options.data), options.documents, options.length)
+    text = texts(options.data)
+    chosen = library.Options(options.drop, options.evidence, text, options.documents, options.length)
     with Console(stderr=True).status("Loading the model") as status:
         result = library.export(source, options.directory, chosen, announce=status.update)
     command.write_json(result, options.json)
@@ -66,7 +70,7 @@ def _write(source: Path, options: argparse.Namespace) -> int:
 
 
 def _import(source: Path, options: argparse.Namespace) -> int:
-    for name in ("drop", "data", "mergekit", "json"):
+    for name in ("drop", "evidence", "data", "mergekit", "json"):
         if getattr(options, name):
             raise UserError(f"--{name} does not go with --import, which writes no model: leave one of them out.")
     with command.importing():

@@ -13,6 +13,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
+DOCUMENTS = 64  # of each text
 EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
 as the layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
 zero_random, zero_as_loud (FFN positions); or all. docs/SCIENCE.md, section 9, defines them."""
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--own", action="store_true", help="in place of text: what the model itself says")
-    add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
+    add("--documents", type=command.count, default=DOCUMENTS, metavar="N", help="most documents of each text (64)")
     add("--length", type=command.count, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
     add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
@@ -40,6 +41,7 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.forensics.render.export import write_csv
         from orchestrator.forensics.weights.hub import local
         from orchestrator.interventions import intervene as library
+        from orchestrator.interventions.advice import advise
         from orchestrator.interventions.documents import texts
         from orchestrator.interventions.edits import CORE, EDITS
         from orchestrator.interventions.report import report, rows
@@ -58,12 +60,23 @@ def _intervene(options: argparse.Namespace) -> None:
             advance=lambda count: bar.advance(task, count),
         )
         result = library.intervene(local(options.source), chosen, progress, partial_path)
+    result["advice"] = advise(result, _measured_on(options))
     command.write_json(result, options.json)
     if options.csv is not None:
         write_csv(list(rows(result)), options.csv)
     if partial_path is not None:
         partial_path.unlink(missing_ok=True)
     command.console().print(report(result))
+
+
+def _measured_on(options: argparse.Namespace) -> list[str]:
+    """The options by which `export` measures on the same text, and knows what was predicted."""
+    words = [word for text in options.data for word in ("--data", text)]
+    if options.documents != DOCUMENTS:
+        words += ["--documents", str(options.documents)]
+    if options.length is not None:
+        words += ["--length", str(options.length)]
+    return words + ([] if options.json is None else ["--evidence", str(options.json)])
 
 
 if __name__ == "__main__":

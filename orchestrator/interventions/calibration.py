@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,16 @@ def ffn_positions(source: Path | Live) -> list[Mapping[str, np.ndarray]]:
     for each, the loudest first, the one among the others whose write ‖down[:,p]‖ is nearest to its own.
     """
     return [_positions(layer) for layer in CheckpointModel(source)]
+
+
+def ffn_parameters(source: Path | Live) -> list[int | None]:
+    """Per layer, the number of entries of its FFN's matrices; None where it has no FFN of its own, or experts."""
+    return [_ffn_parameters(layer) for layer in CheckpointModel(source)]
+
+
+def _ffn_parameters(layer: Layer) -> int | None:
+    kinds = [kind for kind in ("gate", "up", "down") if kind in layer.kinds]
+    return sum(prod(layer.shape(kind)) for kind in kinds) if "down" in kinds else None
 
 
 def _positions(layer: Layer) -> Mapping[str, np.ndarray]:

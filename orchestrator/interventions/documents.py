@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,6 +54,11 @@ def texts(named: Sequence[str]) -> dict[str, DomainConfig]:
             raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
         found[domain] = DomainConfig(source=Source.files, path=files)
     return found
+
+
+def digest(documents: Sequence[Document]) -> str:
+    """The sha256 of the documents' domains and tokens."""
+    return hashlib.sha256(repr([(of.domain, of.tokens) for of in documents]).encode()).hexdigest()
 
 
 def chosen(source: Path, texts: Mapping[str, DomainConfig], count: int, length: int | None) -> list[Document]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.common.errors import UserError
@@ -22,9 +20,10 @@ from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions import gpu
-from orchestrator.interventions.damage import Predictions
-from orchestrator.interventions.documents import AT_ONCE, Batch, Document, batches, chosen
-from orchestrator.interventions.passes import Pass, refuse_entangled
+from orchestrator.interventions.documents import AT_ONCE, batches, chosen, digest
+from orchestrator.interventions.evidence import read_evidence
+from orchestrator.interventions.losses import losses
+from orchestrator.interventions.passes import refuse_entangled
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
 from orchestrator.interventions.subject import Subject, is_causal, load
 
@@ -34,9 +33,13 @@ TOLERANCE = 1e-4  # nats per token between the loss that was promised and the on
 
 @dataclass(frozen=True)
 class Options:
-    """The layers to drop, as `7,12-14`, and the text on which the loss is measured, as for an intervention."""
+    """The layers to drop, as `7,12-14`, and the text on which the loss is measured, as for an intervention.
+
+    `evidence`: the JSON of an intervention on the model, which predicts what dropping the layers costs.
+    """
 
     drop: str = ""
+    evidence: Path | None = None
     texts: Mapping[str, DomainConfig] = field(default_factory=dict)
     documents: int = 64
     length: int | None = None
@@ -53,6 +56,7 @@ def export(
     """
     path = place(whole(source))
     refuse_existing(target)
+    evidence = None if options.evidence is None else read_evidence(options.evidence)
     dtype = None if is_ours(path) else _causal(path).dtype
     tokenizer = tokenizer_of(path)
     device = gpu.default()
@@ -63,7 +67,10 @@ def export(
     groups = batches(documents, AT_ONCE)
     announce("Measuring the loss before, and without the layers" if dropped else "Measuring the loss before")
     before, first = losses(subject, documents, groups)
-    parameters = count(subject)
+    intact, parameters = before.means(), count(subject)
+    prediction = None
+    if evidence is not None:
+        prediction = evidence.predict(path, depth, dropped, digest(documents), intact)
     promised = before
     if dropped:
         refuse_entangled(subject, groups[-1].tokens[:1])
@@ -77,7 +84,7 @@ def export(
         del subject, model  # one model in memory at a time
         announce("Loading it again, and measuring its loss")
         exported = _loaded(partial, config, dropped, path, device)
-        measured, again = losses(exported, documents, groups)
+        after, again = losses(exported, documents, groups)
     return {
         "schema": SCHEMA,
         "source": str(path),
@@ -88,9 +95,11 @@ def export(
         "dropped": dropped,
         "parameters": {"before": parameters, "exported": count(exported)},
         "loss": {
-            domain: {"before": before[domain], "promised": promised[domain], "exported": measured[domain]}
-            for domain in before
+            domain: {"before": intact[domain], "promised": promised.means()[domain], "exported": loss}
+            for domain, loss in after.means().items()
         },
+        "rise": after.rises(before) if dropped else None,
+        "prediction": prediction,
         "largest_logit_difference": float((first - again).abs().max()),
     }
 
@@ -139,23 +148,6 @@ def tokenizer_of(path: Path) -> PreTrainedTokenizerBase:
 def count(subject: Subject) -> int:
     """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in subject.model.parameters())
-
-
-def losses(subject: Subject, documents: Sequence[Document], groups: Sequence[Batch]) -> tuple[dict[str, float], Tensor]:
-    """Domain → mean loss in nats per predicted token; and the logits of the first batch's first document [T, V]."""
-    sums: dict[str, float] = defaultdict(float)
-    tokens: dict[str, float] = defaultdict(float)
-    first = torch.empty(0)
-    for group in groups:
-        one = Pass(subject, group.tokens, group.mask)
-        found = Predictions(one)
-        for row, document in enumerate(group.documents):
-            sums[documents[document].domain] += found.intact[row]
-            tokens[documents[document].domain] += found.tokens[row]
-        if not len(first):
-            first = one.output.result[0][one.mask[0]].cpu()
-    domains = dict.fromkeys(of.domain for of in documents)
-    return {domain: float(sums[domain] / tokens[domain]) for domain in domains}, first
 
 
 def _causal(path: Path) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
 from orchestrator.common.formatting import page, plain_table, ranges
+from orchestrator.interventions.advice_report import interval
 from orchestrator.interventions.export import TOLERANCE, keeps_its_promise
 
 
@@ -24,7 +25,21 @@ def report(result: Mapping[str, Any]) -> Group:
     table.add_row("parameters", f"{parameters['before']:,}", "", f"{parameters['exported']:,}")
     for domain, of in result["loss"].items():
         table.add_row(f"loss, {domain}", *(f"{of[name]:.4f}" for name in ("before", "promised", "exported")))
-    return page(title, table, _verdict(result))
+    cost = [Text("\n".join(_cost(result)))] if result["dropped"] else []
+    return page(title, table, *cost, _verdict(result))
+
+
+def _cost(result: Mapping[str, Any]) -> Iterator[str]:
+    """What leaving the layers out costs in each domain, beside what was predicted."""
+    prediction = result["prediction"] or {"cost": {}, "how": "", "same_text": True}
+    for domain, rise in result["rise"].items():
+        said = f"measured {interval(rise)}"
+        if domain in prediction["cost"]:
+            said = f"predicted {interval(prediction['cost'][domain])}, {said}"
+        yield f"{domain}: {said}"
+    if prediction["how"]:
+        other = "" if prediction["same_text"] else ", on other text"
+        yield f"In nats per token, with 95 % intervals over documents; predicted from the {prediction['how']}{other}."
 
 
 def _verdict(result: Mapping[str, Any]) -> Text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +20,9 @@ from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions import gpu
-from orchestrator.interventions.calibration import Calibration, calibrate, ffn_positions
+from orchestrator.interventions.calibration import Calibration, calibrate, ffn_parameters, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
-from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen
+from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen, digest
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.partial import PartialResults
@@ -123,11 +122,10 @@ def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Tria
 def _identity(path: Path, documents: Sequence[Document], trials: Sequence[Trial]) -> dict[str, Any]:
     """All that the results depend on: files of the model by size and time, text and trials."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    text = hashlib.sha256(repr([(of.domain, of.tokens) for of in documents]).encode()).hexdigest()
     return {
         "schema": SCHEMA,
         "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-        "text": text,
+        "text": digest(documents),
         "trials": [[trial.name, trial.layer] for trial in trials],
     }
 
@@ -162,6 +160,7 @@ def _result(
         **origin(path, reading),
         "unit": "nats/token" if subject.is_causal else "1 − cosine",
         "edits": list(edits),
+        "text": digest(documents),
         "documents": {domain: int(where.sum()) for domain, where in domains.items()},
         "tokens": {domain: int(damage.tokens[where].sum()) for domain, where in domains.items()},
         "intact": {
@@ -175,9 +174,10 @@ def _result(
                 "margin": layer.margin,
                 "relative_write": _known(calibration.relative_write[layer.layer]),
                 "block_influence": _known(calibration.block_influence[layer.layer]),
+                "ffn_parameters": ffn,
                 "damage": {name: of or None for name, of in edits_of_layer.items()},  # None: nothing to change
             }
-            for layer, edits_of_layer in zip(reading.layers, of_layers, strict=True)
+            for layer, ffn, edits_of_layer in zip(reading.layers, ffn_parameters(path), of_layers, strict=True)
         ],
     }
 

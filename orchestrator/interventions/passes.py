@@ -24,13 +24,17 @@ def replaced(layers: Iterable[nn.Module], forwards: Sequence[Forward]) -> Iterat
     A forward gets the stream first, however the model hands it over; what it returns is handed back as the layer does.
     """
     layers = list(layers)
+    outer = [layer.__dict__.get("forward") for layer in layers]  # of a block around this one
     for layer, forward in zip(layers, forwards, strict=True):
         layer.__dict__["forward"] = _in_form(forward, FORMS[layer])
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.__dict__["forward"]
+        for layer, before in zip(layers, outer, strict=True):
+            if before is None:
+                del layer.__dict__["forward"]
+            else:
+                layer.__dict__["forward"] = before
 
 
 def _in_form(forward: Forward, form: int) -> Forward:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from orchestrator.common.formatting import Column, FittedTable, dash, page
 from orchestrator.forensics.roles.palette import colour
+from orchestrator.interventions.advice_report import advice_section
 
 HEADINGS = {
     "delete": "−layer",
@@ -42,7 +43,7 @@ def heading(edit: str) -> str:
 
 
 def report(result: Mapping[str, Any]) -> Group:
-    """A line per layer and domain; a rise whose interval holds 0 is dim."""
+    """A line per layer and domain, a rise whose interval holds 0 dim; then the advice, where the result has it."""
     domains = list(result["documents"])
     lines = [(layer, domain) for layer in result["layers"] for domain in domains]
     columns = [
@@ -59,7 +60,8 @@ def report(result: Mapping[str, Any]) -> Group:
             for place, edit in enumerate(result["edits"])
         ),
     ]
-    return page(_title(result), FittedTable(lines, columns), Text(_legend(result), "dim"))
+    advice = [advice_section(result["advice"], result["unit"])] if "advice" in result else []
+    return page(_title(result), FittedTable(lines, columns), Text(_legend(result), "dim"), *advice)
 
 
 def _role(role: str) -> Text:

@@ -1,0 +1,111 @@
+"""Advice in words, and its section of the page in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.text import Text
+
+from orchestrator.common.formatting import counted, labelled, ranges
+from orchestrator.interventions.advice import CHEAP, DEAR, LOUD
+from orchestrator.interventions.measured import Cost
+
+NAMES = {
+    "delete": "delete",
+    "skip_gate": "skip-gates",
+    "routing": "routing",
+    "pattern": "patterns",
+    "extend": "extend",
+    "widen": "widen",
+}
+# Kind and edit → what costs, and how its cost compares.
+REASONS = {
+    ("skip_gate", "delete"): ("deletion", f"under {CHEAP:g} of the median"),
+    ("routing", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median"),
+    ("pattern", "delete"): ("deletion", "over the median, in few tokens"),
+    ("extend", "repeat"): ("a second run", f"less than nothing, or under {CHEAP:g} of the median"),
+    ("widen", "delete_ffn"): ("the FFN's deletion", f"over {DEAR:g} times the median per parameter"),
+    ("widen", "zero_saturated"): ("zeroing saturated positions", f"over {LOUD:g} times as many random ones"),
+}
+RANKS = {
+    "skip_gate": "in the third whose deletion costs least",
+    "routing": "in the third whose attention's deletion costs most",
+    "pattern": "in the third whose damage sits in the fewest tokens",
+}
+
+
+def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
+    """A line for each piece of advice, the commands of deletions below theirs, and the edits that would give more."""
+    lines: dict[str, list[Text]] = {name: [] for name in NAMES.values()}
+    for line in advice["lines"]:
+        lines[NAMES[line["kind"]]] += _deletion(line) if line["kind"] == "delete" else [Text(sentence(line))]
+    deletions = [line for line in advice["lines"] if line["kind"] == "delete"]
+    if deletions and not any(line["under_bar"] for line in deletions):
+        lines["delete"].append(Text(f"None is predicted to cost {advice['bar']:g} {unit} or less in every text."))
+    missing = [Text(lacking(edit, kinds), "dim") for edit, kinds in advice["missing"].items()]
+    return Group(Text("Advice", "bold"), labelled(lines | {"not told": missing}))
+
+
+def _deletion(line: Mapping[str, Any]) -> list[Text]:
+    text = Text(f"{counted(len(line['layers']), 'layer')}: {ranges(line['layers'], 'L')}")
+    text.append(f"  {costs(line['predicted'])} ({line['how']})")
+    if line.get("largest"):
+        text.append("  the most under the bar", "bold")
+    if line.get("interaction") is not None:
+        text.append(f"; blocks cost {line['interaction']:.1f} times the sum of their layers")
+    return [text, *([Text(line["command"], "dim")] if line["command"] else [])]
+
+
+def sentence(line: Mapping[str, Any]) -> str:
+    """A piece of advice with its evidence, and what the paper would say."""
+    what, bar = REASONS[line["kind"], line["edit"]]
+    if not line["layers"]:
+        said = f"no layer, where {what} would have to cost {bar}"
+    else:
+        means = [of["mean"] for layer in line["evidence"] for of in layer["damage"][line["edit"]].values()]
+        roles = sorted({of["role"] for of in line["evidence"]} - {"none"})
+        held = f" ({', '.join(roles)})" if roles else ""
+        said = f"{ranges(line['layers'], 'L')}{held}: {what} costs {_range(means)}, {bar}"
+    if "median" in bar:
+        said += f" ({_range(list(line['median'].values()))})"
+    return f"{said}. {_paper(line)}".strip()
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = sorted(value for value in values if value is not None)
+    ends = list(dict.fromkeys(_signed(value) for value in (known[0], known[-1])))
+    return " to ".join(ends)
+
+
+def _paper(line: Mapping[str, Any]) -> str:
+    if (paper := line["paper"]) is None:
+        return ""
+    if not paper["layers"]:
+        return f"The paper puts them at {paper['role']}s, of which there are none."
+    agree = ranges(paper["agree"], "L") or "none"
+    return (
+        f"The paper puts them at {paper['role']}s: {ranges(paper['layers'], 'L')}; "
+        f"of these {agree} {'are' if len(paper['agree']) > 1 else 'is'} {RANKS[line['kind']]}."
+    )
+
+
+def costs(cost: Cost) -> str:
+    """A damage in every domain: `+0.21 code, +0.34 prose`."""
+    return ", ".join(f"{_signed(of['mean'])} {domain}" for domain, of in cost.items())
+
+
+def interval(of: Mapping[str, float | None]) -> str:
+    """A damage with its interval: `+0.34 (0.29 to 0.40)`."""
+    ends = "" if of["low"] is None or of["high"] is None else f" ({of['low']:.2f} to {of['high']:.2f})"
+    return f"{_signed(of['mean'])}{ends}"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}"
+
+
+def lacking(edit: str, kinds: list[str]) -> str:
+    """The sentence that says which edits another kind of advice needs."""
+    return f"{', '.join(NAMES[kind] for kind in dict.fromkeys(kinds))}: add {edit} to --edits."
