@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Group
@@ -20,13 +20,13 @@ NAMES = {
     "extend": "extend",
     "widen": "widen",
 }
-# Kind and edit → what costs, and how its cost compares.
+# Kind and edit → what costs, and how its cost compares with the median.
 REASONS = {
-    ("skip_gate", "delete"): ("deletion", f"under {CHEAP:g} of the median"),
-    ("routing", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median"),
-    ("pattern", "delete"): ("deletion", "over the median, in few tokens"),
-    ("extend", "repeat"): ("a second run", f"less than nothing, or under {CHEAP:g} of the median"),
-    ("widen", "delete_ffn"): ("the FFN's deletion", f"over {DEAR:g} times the median per parameter"),
+    ("skip_gate", "delete"): ("deletion", f"under {CHEAP:g} of the median{{}}"),
+    ("routing", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median{{}}"),
+    ("pattern", "delete"): ("deletion", "over the median{}, in few tokens"),
+    ("extend", "repeat"): ("a second run", f"a gain, or under {CHEAP:g} of the median{{}}"),
+    ("widen", "delete_ffn"): ("the FFN's deletion", f"per parameter over {DEAR:g} times the median{{}}"),
     ("widen", "zero_saturated"): ("zeroing saturated positions", f"over {LOUD:g} times as many random ones"),
 }
 RANKS = {
@@ -61,19 +61,21 @@ def _deletion(line: Mapping[str, Any]) -> list[Text]:
 def sentence(line: Mapping[str, Any]) -> str:
     """A piece of advice with its evidence, and what the paper would say."""
     what, bar = REASONS[line["kind"], line["edit"]]
+    bar = bar.format(f" ({_range(line['median'].values())})")
     if not line["layers"]:
         said = f"no layer, where {what} would have to cost {bar}"
     else:
-        means = [of["mean"] for layer in line["evidence"] for of in layer["damage"][line["edit"]].values()]
+        means = (of["mean"] for layer in line["evidence"] for of in layer["damage"][line["edit"]].values())
         roles = sorted({of["role"] for of in line["evidence"]} - {"none"})
         held = f" ({', '.join(roles)})" if roles else ""
         said = f"{ranges(line['layers'], 'L')}{held}: {what} costs {_range(means)}, {bar}"
-    if "median" in bar:
-        said += f" ({_range(list(line['median'].values()))})"
+    if line["predicted"]:
+        said += f"; all together {costs(line['predicted'])} ({line['how']})"
     return f"{said}. {_paper(line)}".strip()
 
 
-def _range(values: Sequence[float | None]) -> str:
+def _range(values: Iterable[float | None]) -> str:
+    """The least and the most of them: `+0.43 to +3.20`."""
     known = sorted(value for value in values if value is not None)
     ends = list(dict.fromkeys(_signed(value) for value in (known[0], known[-1])))
     return " to ".join(ends)

@@ -52,7 +52,7 @@ class Evidence:
             found = self.result["intact"].get(domain)
             if not isinstance(found, float) or abs(found - loss) > SAME:
                 raise UserError(
-                    f"{self.path} is of another model, of loss {found} on {domain}, where {source} has {loss:.4f}: {cure}."
+                    f"{self.path} is of a model of loss {found} on {domain}, and {source} has {loss:.4f}: {cure}."
                 )
 
 

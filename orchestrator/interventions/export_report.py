@@ -31,15 +31,17 @@ def report(result: Mapping[str, Any]) -> Group:
 
 def _cost(result: Mapping[str, Any]) -> Iterator[str]:
     """What leaving the layers out costs in each domain, beside what was predicted."""
-    prediction = result["prediction"] or {"cost": {}, "how": "", "same_text": True}
+    prediction = result["prediction"] or {"cost": {}}
     for domain, rise in result["rise"].items():
-        said = f"measured {interval(rise)}"
-        if domain in prediction["cost"]:
-            said = f"predicted {interval(prediction['cost'][domain])}, {said}"
+        measured, said = rise["mean"], f"measured {interval(rise)}"
+        if of := prediction["cost"].get(domain):
+            said = f"predicted {interval(of)}, {said}"
+            if of["mean"] and of["mean"] > 0 and measured > 0:
+                said += f", {measured / of['mean']:.1f} times as much"
         yield f"{domain}: {said}"
-    if prediction["how"]:
+    if prediction["cost"]:
         other = "" if prediction["same_text"] else ", on other text"
-        yield f"In nats per token, with 95 % intervals over documents; predicted from the {prediction['how']}{other}."
+        yield f"In nats per token, with 95 % intervals over documents; predicted is the {prediction['how']}{other}."
 
 
 def _verdict(result: Mapping[str, Any]) -> Text:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 SUM = "sum of single deletions"
-WHOLE = "measured as one block"
+WHOLE = "damage of the block"
 Cost = dict[str, dict[str, float | None]]  # domain → mean, low and high of a damage
 
 

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 import transformers
 import yaml
@@ -14,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from models.transformer import Decoder
+from orchestrator import intervene
 from orchestrator.config import load
 from orchestrator.data import prepare
 from orchestrator.export import main
 from orchestrator.interventions import export as library
+from orchestrator.interventions.measured import SUM
 from tests.naming import names
 from tests.orchestrator.forensics.measures.test_runner import save_tokenizer
 from tests.orchestrator.interventions.conftest import decoder_of
@@ -58,6 +62,58 @@ def test_a_cell_without_a_layer_scores_what_was_promised(
     assert result["largest_logit_difference"] < 1e-5
     assert names(capsys.readouterr().out, target, "3 of 4 layers", "without 1", "words", "numbers")
     assert not list(tmp_path.glob(".*partial"))
+
+
+def test_what_was_predicted_is_told_beside_what_it_costs(
+    cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence, out = tmp_path / "evidence.json", tmp_path / "out.json"
+    measure = ["--documents", "6"]
+    assert intervene.main([str(cell), "--edits", "delete", *measure, "--json", str(evidence)]) == 0
+    (line,) = [of for of in json.loads(evidence.read_text())["advice"]["lines"] if of["kind"] == "delete"]
+    assert line["command"].endswith(f"--documents 6 --evidence {evidence}")
+    capsys.readouterr()
+    arguments = ["--drop", "1,3", *measure, "--evidence", str(evidence), "--json", str(out)]
+    assert main([str(cell), str(tmp_path / "exported"), *arguments]) == 0
+    result = json.loads(out.read_text())
+    assert (result["prediction"]["how"], result["prediction"]["same_text"]) == (SUM, True)
+    corpus = prepare(load.from_file(cell / "config.yaml").data, 264, 16)
+    for domain, rise in result["rise"].items():
+        rows = corpus.heldout(domain, "validation")
+        rows = rows[torch.linspace(0, len(rows) - 1, 6).long()]
+        with torch.no_grad():
+            whole, one, three, both = (
+                [decoder.loss(row[None]).item() for row in rows]
+                for decoder in (
+                    decoder_of(7),
+                    without(decoder_of(7), 1),
+                    without(decoder_of(7), 3),
+                    without(without(decoder_of(7), 1), 3),
+                )
+            )
+        rises = np.array(both) - whole
+        assert rise["mean"] == pytest.approx(rises.mean(), abs=1e-5)
+        half = scipy.stats.t.ppf(0.975, 5) * rises.std(ddof=1) / 6**0.5  # all documents are as long
+        assert rise["low"] <= rises.mean() - half + 1e-5
+        assert rise["high"] >= rises.mean() + half - 1e-5
+        found = result["prediction"]["cost"][domain]
+        assert found["mean"] == pytest.approx(np.mean(one) + np.mean(three) - 2 * np.mean(whole), abs=1e-5)
+        assert found["low"] < found["mean"] < found["high"]
+    assert capsys.readouterr().out.count(": predicted ") == 2
+
+
+def test_evidence_on_other_text_is_said_and_of_another_step_refused(
+    cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evidence = tmp_path / "evidence.json"
+    arguments = ["--drop", "1", "--evidence", str(evidence), "--documents"]
+    assert intervene.main([str(cell), "--edits", "delete", "--documents", "2", "--json", str(evidence)]) == 0
+    assert main([str(cell), str(tmp_path / "a"), *arguments, "3"]) == 0
+    assert names(capsys.readouterr().out, "other text")
+    for documents in ("2", "3"):
+        assert main([str(cell / "checkpoints/step_00000000"), str(tmp_path / "b"), *arguments, documents]) == 2
+        assert names(capsys.readouterr().err, evidence, cell / "checkpoints/step_00000000")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_whole_checkpoint_with_its_tokenizer_generates(cell: Path, tmp_path: Path) -> None:
@@ -152,6 +208,8 @@ def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
         (["test", "out"], ["test", "seed=0"]),
         (["test/main/seed=0", "out", "--mergekit", "m.yaml"], ["--mergekit", "export it whole"]),
         (["llama", "out", "--import", "--drop", "1"], ["--drop", "--import"]),
+        (["llama", "out", "--evidence", "notes.jsonl"], ["--evidence", "--drop"]),
+        (["llama", "out", "--drop", "1", "--evidence", "notes.jsonl"], ["notes.jsonl", "JSON"]),
     ],
 )
 def test_what_cannot_be_exported_is_one_sentence(

@@ -12,6 +12,7 @@ import transformers
 from models.hf import to_huggingface
 from orchestrator.common.errors import UserError
 from orchestrator.interventions.edits import EDITS
+from orchestrator.interventions.passes import Pass
 from orchestrator.interventions.pruning import deleted, in_precision, layers_of, mergekit, pruned, shorten
 from orchestrator.interventions.subject import Subject, load, of_module
 from tests.naming import naming
@@ -42,6 +43,19 @@ def test_what_is_saved_computes_what_the_model_in_memory_does(family: str, layer
     torch.testing.assert_close(run(saved), expected, rtol=0, atol=1e-5)
     if layers == [1]:  # a model built from a configuration of its own, in the other file's way
         torch.testing.assert_close(run(saved).double(), run(rebuilt(family, [0, 2, 3])), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_layers_can_be_left_out_of_what_lacks_others(family: str) -> None:
+    subject = subject_of(family)
+    whole = run(subject)
+    with deleted(subject, [1]):
+        alone = run(subject)
+        one = Pass(subject, TOKENS, MASK)
+        both = one.edited(2, deleted(subject, [2]))
+        assert torch.equal(run(subject), alone)
+    assert torch.equal(run(subject), whole)
+    torch.testing.assert_close(both.result, run(rebuilt(family, [0, 3])), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("norm", ["pre", "sandwich"])
