@@ -52,7 +52,7 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         from orchestrator.interventions.export_report import report
         from orchestrator.interventions.pruning import mergekit
 
-    if options.evidence is not None and not options.drop:
+    if options.evidence is not None and not options.drop.strip(", "):
         raise UserError("--evidence predicts what dropping layers costs: name them with --drop, or leave it out.")
     if options.mergekit is not None:
         library.refuse_ours(source, "--mergekit")

@@ -22,15 +22,14 @@ zero_random, zero_as_loud (FFN positions); or all. docs/SCIENCE.md, section 9, d
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0, or 2 for input that cannot be used."""
     parser = command.parser("orchestrator.intervene", __doc__, EPILOG)
-    add = parser.add_argument
+    add, least_two = parser.add_argument, partial(command.count, least=2)
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
-    least_two = partial(command.count, least=2)
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
     add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=DOCUMENTS, metavar="N", help="most documents of each text (64)")
-    add("--length", type=command.count, metavar="N", help="most tokens of a document of text (128)")
+    add("--length", type=least_two, metavar="N", help="most tokens of a document of text (128)")
     add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
     add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
     return command.run(parser, _intervene, arguments)
@@ -42,6 +41,7 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.forensics.weights.hub import local
         from orchestrator.interventions import intervene as library
         from orchestrator.interventions.advice import advise
+        from orchestrator.interventions.advice_report import applied
         from orchestrator.interventions.documents import texts
         from orchestrator.interventions.edits import CORE, EDITS
         from orchestrator.interventions.report import report, rows
@@ -66,7 +66,10 @@ def _intervene(options: argparse.Namespace) -> None:
         write_csv(list(rows(result)), options.csv)
     if partial_path is not None:
         partial_path.unlink(missing_ok=True)
-    command.console().print(report(result))
+    console = command.console()
+    console.print(report(result))
+    if how := applied(result["advice"]):
+        console.print(f"\n{how}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _measured_on(options: argparse.Namespace) -> list[str]:

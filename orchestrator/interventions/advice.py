@@ -12,6 +12,7 @@ import numpy as np
 from orchestrator.common.formatting import ranges
 from orchestrator.interventions.measured import SUM, WHOLE, Cost, Measured, known, measured_edits
 
+NATS = "nats/token"  # the unit of damage of a model that predicts the next token
 SHARES = (0.1, 0.2, 0.3)  # of the layers, that are proposed for deletion
 CHEAP, DEAR = 0.5, 2.0  # a layer's damage over the median of all: below, and above
 LOUD = 2.0  # the damage of zeroing saturated positions over that of as many random ones
@@ -26,7 +27,8 @@ class Rule:
 
     `edits`: those that it needs, the one that it is about first. `holds` [layers]: True for the layers. `role`: that of
     the layers at which the paper puts it, if any; `strength` [layers] ranks them then. `predicts`: following the advice
-    costs the sum of the edit's damages.
+    costs the sum of the edit's damages, in these words. `by_token`: it needs losses of tokens,
+    which an encoder has not.
     """
 
     kind: str
@@ -35,6 +37,7 @@ class Rule:
     role: str | None = None
     strength: Callable[[Result], np.ndarray] | None = None
     predicts: str | None = None
+    by_token: bool = False
 
 
 def cheap(result: Result, edit: str) -> np.ndarray:
@@ -81,7 +84,8 @@ RULES = (
          lambda of: -Measured(of, "delete").cost, SUM),
     Rule("routing", ("delete_attention",), lambda of: dear(of, "delete_attention"), "hub",
          lambda of: Measured(of, "delete_attention").cost),
-    Rule("pattern", ("delete",), concentrated, "specialist", lambda of: -Measured(of, "delete").breadth.mean(1)),
+    Rule("pattern", ("delete",), concentrated, "specialist", lambda of: -Measured(of, "delete").breadth.mean(1),
+         by_token=True),
     Rule("extend", ("repeat",), repeatable, predicts="sum of single repeats"),
     Rule("widen", ("delete_ffn",), packed),
     Rule("widen", ("zero_saturated", "zero_random"), loud),
@@ -94,11 +98,13 @@ def advise(result: Result, words: Sequence[str] = ()) -> dict[str, Any]:
     `words`: what the command of a deletion ends with, such as the options that name the text. `missing`: edit → the
     kinds of advice that it would give.
     """
-    edits = measured_edits(result)
+    edits, is_encoder = measured_edits(result), result["unit"] != NATS
     lines = [*_deletions(result, words)] if "delete" in edits else []
     lines += [_block(result, edit, words) for edit in edits if edit.removeprefix("delete_").isdigit()]
     missing: dict[str, list[str]] = {} if "delete" in edits else {"delete": ["delete"]}
     for rule in RULES:
+        if rule.by_token and is_encoder:
+            continue
         if lacking := [edit for edit in rule.edits if edit not in edits]:
             missing.setdefault(",".join(lacking), []).append(rule.kind)
         else:
@@ -134,8 +140,8 @@ def _block(result: Result, edit: str, words: Sequence[str]) -> dict[str, Any]:
 def _deletion(
     result: Result, edit: str, layers: Sequence[int], cost: Cost, how: str, words: Sequence[str]
 ) -> dict[str, Any]:
-    drop = ranges(layers).replace("–", "-").replace(" ", "")
-    command = shlex.join(["python", "-m", "orchestrator.export", result["source"], "pruned", "--drop", drop, *words])
+    drop = ["--drop", ranges(layers).replace("–", "-").replace(" ", "")]
+    command = shlex.join(["python", "-m", "orchestrator.export", result["source"], "pruned", *drop, *words])
     return {
         "kind": "delete",
         "edit": edit,
@@ -144,7 +150,7 @@ def _deletion(
         "predicted": cost,
         "how": how,
         "under_bar": all(of["mean"] is not None and of["mean"] <= BAR for of in cost.values()),
-        "command": command if result["unit"] == "nats/token" else None,  # an encoder is not exported
+        "command": command if result["unit"] == NATS else None,  # an encoder is not exported
     }
 
 

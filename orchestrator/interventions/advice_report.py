@@ -37,10 +37,10 @@ RANKS = {
 
 
 def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
-    """A line for each piece of advice, the commands of deletions below theirs, and the edits that would give more."""
+    """A line for each piece of advice, and the edits that would give more."""
     lines: dict[str, list[Text]] = {name: [] for name in NAMES.values()}
     for line in advice["lines"]:
-        lines[NAMES[line["kind"]]] += _deletion(line) if line["kind"] == "delete" else [Text(sentence(line))]
+        lines[NAMES[line["kind"]]].append(_deletion(line) if line["kind"] == "delete" else Text(sentence(line)))
     deletions = [line for line in advice["lines"] if line["kind"] == "delete"]
     if deletions and not any(line["under_bar"] for line in deletions):
         lines["delete"].append(Text(f"None is predicted to cost {advice['bar']:g} {unit} or less in every text."))
@@ -48,14 +48,21 @@ def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
     return Group(Text("Advice", "bold"), labelled(lines | {"not told": missing}))
 
 
-def _deletion(line: Mapping[str, Any]) -> list[Text]:
+def applied(advice: Mapping[str, Any]) -> str:
+    """The command that deletes the most layers that stay under the bar, else the fewest; empty where there is none."""
+    lines = [line for line in advice["lines"] if line["kind"] == "delete" and line["command"]]
+    best = next((line for line in lines if line.get("largest")), None) or next(iter(lines), None)
+    return "" if best is None else f"To delete {ranges(best['layers'], 'L')}: {best['command']}"
+
+
+def _deletion(line: Mapping[str, Any]) -> Text:
     text = Text(f"{counted(len(line['layers']), 'layer')}: {ranges(line['layers'], 'L')}")
     text.append(f"  {costs(line['predicted'])} ({line['how']})")
     if line.get("largest"):
         text.append("  the most under the bar", "bold")
     if line.get("interaction") is not None:
         text.append(f"; blocks cost {line['interaction']:.1f} times the sum of their layers")
-    return [text, *([Text(line["command"], "dim")] if line["command"] else [])]
+    return text
 
 
 def sentence(line: Mapping[str, Any]) -> str:
@@ -75,7 +82,7 @@ def sentence(line: Mapping[str, Any]) -> str:
 
 
 def _range(values: Iterable[float | None]) -> str:
-    """The least and the most of them: `+0.43 to +3.20`."""
+    """The least and the most of them: `+0.430 to +3.200`."""
     known = sorted(value for value in values if value is not None)
     ends = list(dict.fromkeys(_signed(value) for value in (known[0], known[-1])))
     return " to ".join(ends)
@@ -94,18 +101,18 @@ def _paper(line: Mapping[str, Any]) -> str:
 
 
 def costs(cost: Cost) -> str:
-    """A damage in every domain: `+0.21 code, +0.34 prose`."""
+    """A damage in every domain: `+0.210 code, +0.340 prose`."""
     return ", ".join(f"{_signed(of['mean'])} {domain}" for domain, of in cost.items())
 
 
 def interval(of: Mapping[str, float | None]) -> str:
-    """A damage with its interval: `+0.34 (0.29 to 0.40)`."""
-    ends = "" if of["low"] is None or of["high"] is None else f" ({of['low']:.2f} to {of['high']:.2f})"
+    """A damage with its interval: `+0.340 (0.290 to 0.400)`."""
+    ends = "" if of["low"] is None or of["high"] is None else f" ({of['low']:.3f} to {of['high']:.3f})"
     return f"{_signed(of['mean'])}{ends}"
 
 
 def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}"
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def lacking(edit: str, kinds: list[str]) -> str:

@@ -91,6 +91,7 @@ def load(source: Path, device: torch.device | None = None) -> Subject:
     Raises `UserError` for what cannot be run, and for a model that does not fit into memory.
     """
     if is_ours(source):
+        _refuse_too_large(source, free_memory())
         config = checkpoint.config_of(source)
         decoder = checkpoint.load_decoder(source)
         return of_module(str(source), decoder.to(device), config.train.seq_len, device)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import size
 from orchestrator.forensics.weights.archives import HELD, Archive
 from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, USUAL
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks, refuse_world
@@ -294,6 +295,11 @@ def _open(path: Path) -> Any:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is not a complete safetensors file (it has 0 bytes): copy or save it again.")
         return safe_open(path, framework="pt")
+    except RuntimeError as error:  # torch's, where the system refuses to map so much
+        raise UserError(
+            f"{path} of {size(path.stat().st_size)} cannot be mapped into memory: use a machine with more, or save the "
+            "model in shards."
+        ) from error
     except (SafetensorError, OSError) as error:
         if path.suffix != ".safetensors":  # a safetensors file of another name is read, as in the hub's cache
             raise UserError(

@@ -118,9 +118,9 @@ def test_one_document_has_no_interval_and_so_no_evidence_but_a_prediction() -> N
     assert json.dumps(advice, allow_nan=False)
 
 
-def test_an_encoder_is_not_exported() -> None:
-    (line,) = lines(advise(result_of({"delete": [0.2, 0.1]}) | {"unit": "1 − cosine"}), "delete")
-    assert line["command"] is None
+def test_an_encoder_is_not_exported_and_its_damage_sits_in_no_tokens() -> None:
+    advice = advise(result_of({"delete": [0.2, 0.1]}) | {"unit": "1 − cosine"})
+    assert [(line["kind"], line["command"]) for line in advice["lines"]] == [("delete", None), ("skip_gate", None)]
 
 
 def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,6 +130,6 @@ def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixt
     command.console().print(report(result | {"advice": advise(result)}))
     printed = " ".join(capsys.readouterr().out.split())
     assert names(
-        printed, "L11 +0.10 code, +0.10 prose", "L10–11", "passthroughs: L11", "hubs: L10", "add repeat to --edits"
+        printed, "L11 +0.100 code, +0.100 prose", "L10–11", "passthroughs: L11", "hubs: L10", "add repeat to --edits"
     )
     assert names(printed, "the most under the bar")

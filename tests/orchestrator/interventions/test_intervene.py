@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from orchestrator import export, trace
 from orchestrator.config import load
 from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import prepare
@@ -92,6 +94,28 @@ def test_a_llama_with_its_own_text_and_every_edit(llama: Path, text: Path, tmp_p
     assert not out.with_name("out.json.partial").exists()
 
 
+def test_the_page_ends_with_advice_that_json_holds(
+    llama: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = [str(llama), "--data", str(text), "--edits", "delete,repeat", "--blocks", "2", "--json", str(out)]
+    assert main(arguments) == 0
+    result = json.loads(out.read_text())
+    deletions = [line for line in result["advice"]["lines"] if line["kind"] == "delete"]
+    costs = [layer["damage"]["delete"]["text"]["mean"] for layer in result["layers"]]
+    assert deletions[0]["layers"] == [costs.index(min(costs))]
+    assert deletions[0]["predicted"]["text"]["mean"] == min(costs)
+    ffn = 3 * SIZES["hidden_size"] * SIZES["intermediate_size"]
+    assert [layer["ffn_parameters"] for layer in result["layers"]] == [ffn] * LAYERS
+    printed = " ".join(capsys.readouterr().out.partition("Advice")[2].split())
+    assert names(printed, f"--drop {costs.index(min(costs))}", "add delete_attention to --edits")
+    words = shlex.split(deletions[1]["command"])
+    assert words[:3] == ["python", "-m", "orchestrator.export"]
+    words[4] = str(tmp_path / "pruned")
+    assert export.main(words[3:]) == 0
+    assert names(capsys.readouterr().out, "damage of the block")
+
+
 def test_an_encoder(tmp_path: Path, text: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     bert = tmp_path / "bert"
@@ -126,7 +150,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
     assert before == 2
     assert main([*arguments, str(out)]) == 0
     whole = (tmp_path / "whole.json").read_text()
-    assert out.read_text() == whole
+    assert out.read_text().replace("out.json", "whole.json") == whole
     documents = from_text(llama, {"text": DomainConfig(source=Source.files, path=str(text))}, 64, None)
     assert len(computed) == 1 + len(batches(documents, 20))  # each once, but the one that was interrupted
 
@@ -193,3 +217,17 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_loaded(
     monkeypatch.setattr("orchestrator.interventions.subject.free_memory", lambda: 1000)
     assert main([str(llama), "--data", str(text)]) == 2
     assert names(capsys.readouterr().err, llama, "40.6 kB", "1.0 kB")
+
+
+def test_so_is_one_that_cannot_even_be_mapped(
+    llama: Path, text: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name, shape = "model.layers.0.mlp.up_proj.weight", [2**21, 2**20]
+    head = json.dumps({name: {"dtype": "BF16", "shape": shape, "data_offsets": [0, 2**42]}}).encode()
+    with (llama / "model.safetensors").open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + 2**42)  # a sparse file of 4.4 TB
+    for command, more in ((main, []), (export.main, [str(tmp_path / "out")]), (trace.main, ["a b c"])):
+        data = [] if more == ["a b c"] else ["--data", str(text)]
+        assert command([str(llama), *more, *data]) == 2
+        assert names(capsys.readouterr().err, llama, "4.4 TB", "memory")
