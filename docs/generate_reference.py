@@ -133,6 +133,19 @@ class Study:
 
 
 @dataclass(frozen=True)
+class Benchmark:
+    """A result that a module of `tests/benchmarks` prints as Markdown, and writes as JSON."""
+
+    module: str
+
+    def make(self, name: str) -> None:
+        target = REFERENCE / f"{name}.json"
+        target.parent.mkdir(exist_ok=True)
+        table = run(sys.executable, "-m", self.module, "--json", str(target), keep=True)
+        target.with_suffix(".md").write_text(table)
+
+
+@dataclass(frozen=True)
 class Traced:
     """A trace of SmolLM2-135M-Instruct, which `make install` brings: what the terminal prints, and the page's head."""
 
@@ -171,7 +184,7 @@ class Prediction:
         run(sys.executable, "-m", "tests.studies.prediction", *map(str, folders))
 
 
-RESULTS: dict[str, Prediction | Trained | Study | Traced] = {
+RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
     "width_ablation": Trained(("+experiment=width_ablation",), (verdict, summary, report_head)),
     "low_decay": Trained(("name=low_decay", "optim.weight_decay=0.1"), (heldout,)),
     "heads": Trained(
@@ -195,6 +208,7 @@ RESULTS: dict[str, Prediction | Trained | Study | Traced] = {
             ("name=small", "model=small"),
         )
     ),
+    "interventions/pruning": Benchmark("tests.benchmarks.bench_pruning"),
     "null_study": Study("tests.studies.null", folder=True),
     "invariance": Study("tests.studies.invariance"),
 }  # fmt: skip

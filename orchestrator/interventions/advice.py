@@ -43,24 +43,25 @@ class Rule:
 def cheap(result: Result, edit: str) -> np.ndarray:
     """True [layers] where in every domain the upper end lies under half of the median damage."""
     of = Measured(result, edit)
-    return (of.high < CHEAP * of.typical).all(1)
+    return np.all(of.high < CHEAP * of.typical, axis=1)
 
 
 def dear(result: Result, edit: str) -> np.ndarray:
     """True [layers] where in every domain the lower end lies above twice the median damage."""
     of = Measured(result, edit)
-    return (of.low > DEAR * of.typical).all(1)
+    return np.all(of.low > DEAR * of.typical, axis=1)
 
 
 def concentrated(result: Result) -> np.ndarray:
     """True [layers] where in every domain deletion costs more than the median, with breadth in the lowest third."""
     of = Measured(result, "delete")
-    return ((of.low > of.typical) & (of.breadth <= np.nanquantile(of.breadth, 1 / 3, axis=0))).all(1)
+    narrow = of.breadth <= np.nanquantile(of.breadth, 1 / 3, axis=0)
+    return np.all((of.low > of.typical) & narrow, axis=1)
 
 
 def repeatable(result: Result) -> np.ndarray:
     """True [layers] where a second run gains in every domain; where no layer's does, where it is cheap."""
-    gains = (Measured(result, "repeat").high < 0).all(1)
+    gains = np.all(Measured(result, "repeat").high < 0, axis=1)
     return gains if gains.any() else cheap(result, "repeat")
 
 
@@ -70,13 +71,13 @@ def packed(result: Result) -> np.ndarray:
     size = np.array([[layer["ffn_parameters"] or np.nan] for layer in result["layers"]])
     if np.isnan(size).all():
         return np.zeros(len(size), dtype=bool)
-    return (of.low / size > DEAR * np.fmax(np.nanmedian(of.mean / size, axis=0), 0)).all(1)
+    return np.all(of.low / size > DEAR * np.fmax(np.nanmedian(of.mean / size, axis=0), 0), axis=1)
 
 
 def loud(result: Result) -> np.ndarray:
     """True [layers] where in every domain saturated positions cost more than twice as many random ones, end to end."""
     saturated, random = (Measured(result, edit) for edit in ("zero_saturated", "zero_random"))
-    return (saturated.low > LOUD * np.fmax(random.high, 0)).all(1)
+    return np.all(saturated.low > LOUD * np.fmax(random.high, 0), axis=1)
 
 
 RULES = (

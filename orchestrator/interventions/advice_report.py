@@ -25,7 +25,7 @@ REASONS = {
     ("skip_gate", "delete"): ("deletion", f"under {CHEAP:g} of the median{{}}"),
     ("routing", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median{{}}"),
     ("pattern", "delete"): ("deletion", "over the median{}, in few tokens"),
-    ("extend", "repeat"): ("a second run", f"a gain, or under {CHEAP:g} of the median{{}}"),
+    ("extend", "repeat"): ("a second run", f"under 0 or else under {CHEAP:g} of the median{{}}"),
     ("widen", "delete_ffn"): ("the FFN's deletion", f"per parameter over {DEAR:g} times the median{{}}"),
     ("widen", "zero_saturated"): ("zeroing saturated positions", f"over {LOUD:g} times as many random ones"),
 }
