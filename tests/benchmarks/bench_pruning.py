@@ -140,12 +140,16 @@ class Chooser:
         """Greedy: the layer whose deletion costs least, then the one whose deletion costs least without that, …"""
         found = [self.one_shot(1)]
         while len(found) < round(max(SHARES) * self.depth):
-            before, gone = found[-1], tuple(found[-1].layers)
-            left = [layer for layer in range(self.depth) if layer not in gone]
-            costs, passes = self.counted(lambda: [self.text.cost([layer], gone) for layer in left])  # noqa: B023
-            best = int(np.argmin(costs))
-            found.append(Choice(sorted([*gone, left[best]]), before.passes + passes - 1, costs[best]))
+            found.append(self.extend(found[-1]))
         return found
+
+    def extend(self, choice: Choice) -> Choice:
+        """The choice with one more layer, the one that costs least where those are gone."""
+        gone = tuple(choice.layers)
+        left = [layer for layer in range(self.depth) if layer not in gone]
+        costs, passes = self.counted(lambda: [self.text.cost([layer], gone) for layer in left])
+        best = int(np.argmin(costs))
+        return Choice(sorted([*gone, left[best]]), choice.passes + passes - 1, costs[best])
 
     def greedy(self, count: int) -> Choice:
         return self.path[count - 1]
