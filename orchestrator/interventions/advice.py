@@ -101,7 +101,7 @@ def advise(result: Result, words: Sequence[str] = ()) -> dict[str, Any]:
     """
     edits, is_encoder = measured_edits(result), result["unit"] != NATS
     lines = [*_deletions(result, words)] if "delete" in edits else []
-    lines += [_block(result, edit, words) for edit in edits if edit.removeprefix("delete_").isdigit()]
+    lines += [_block(result, count, words) for count in range(1, len(result["layers"])) if f"delete_{count}" in edits]
     missing: dict[str, list[str]] = {} if "delete" in edits else {"delete": ["delete"]}
     for rule in RULES:
         if rule.by_token and is_encoder:
@@ -124,12 +124,13 @@ def _deletions(result: Result, words: Sequence[str]) -> Iterator[dict[str, Any]]
     yield from (line | {"largest": line["layers"] == largest} for line in lines)
 
 
-def _block(result: Result, edit: str, words: Sequence[str]) -> dict[str, Any]:
-    """The line of the consecutive layers that cost least.
+def _block(result: Result, count: int, words: Sequence[str]) -> dict[str, Any]:
+    """The line of the `count` consecutive layers that cost least.
 
     `interaction`: the median over blocks of their damage over the sum of their layers'; None where that is not known.
     """
-    count, of = int(edit.removeprefix("delete_")), Measured(result, edit)
+    edit = f"delete_{count}"
+    of = Measured(result, edit)
     first = int(np.nanargmin(of.cost))
     singles = Measured(result, "delete").cost
     sums = np.array([singles[start : start + count].sum() for start in range(len(singles) - count + 1)])

@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from orchestrator.common.formatting import counted, labelled, ranges
-from orchestrator.interventions.advice import CHEAP, DEAR, LOUD
+from orchestrator.interventions.advice import CHEAP, DEAR, LOUD, NATS
 from orchestrator.interventions.measured import Cost
 
 NAMES = {
@@ -39,11 +39,12 @@ RANKS = {
 def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
     """A line for each piece of advice, and the edits that would give more."""
     lines: dict[str, list[Text]] = {name: [] for name in NAMES.values()}
+    bar = f"{advice['bar']:g} {unit}" if unit == NATS else f"{advice['bar']:g}"
     for line in advice["lines"]:
-        lines[NAMES[line["kind"]]].append(_deletion(line) if line["kind"] == "delete" else Text(sentence(line)))
+        lines[NAMES[line["kind"]]].append(_deletion(line, bar) if line["kind"] == "delete" else Text(sentence(line)))
     deletions = [line for line in advice["lines"] if line["kind"] == "delete"]
     if deletions and not any(line["under_bar"] for line in deletions):
-        lines["delete"].append(Text(f"None is predicted to cost {advice['bar']:g} {unit} or less in every text."))
+        lines["delete"].append(Text(f"None is predicted to cost {bar} or less in every text."))
     missing = [Text(lacking(edit, kinds), "dim") for edit, kinds in advice["missing"].items()]
     return Group(Text("Advice", "bold"), labelled(lines | {"not told": missing}))
 
@@ -55,11 +56,11 @@ def applied(advice: Mapping[str, Any]) -> str:
     return "" if best is None else f"To delete {ranges(best['layers'], 'L')}: {best['command']}"
 
 
-def _deletion(line: Mapping[str, Any]) -> Text:
+def _deletion(line: Mapping[str, Any], bar: str) -> Text:
     text = Text(f"{counted(len(line['layers']), 'layer')}: {ranges(line['layers'], 'L')}")
     text.append(f"  {costs(line['predicted'])} ({line['how']})")
     if line.get("largest"):
-        text.append("  the most under the bar", "bold")
+        text.append(f"  the most under {bar}", "bold")
     if line.get("interaction") is not None:
         text.append(f"; blocks cost {line['interaction']:.1f} times the sum of their layers")
     return text

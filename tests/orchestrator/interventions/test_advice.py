@@ -56,6 +56,7 @@ def test_blocks_have_their_measured_damage_and_tell_how_far_sums_fall_short() ->
     assert how == SUM
     assert cost["prose"]["mean"] == pytest.approx(0.4)
     assert predicted(result_of({"repeat": ONES}), [1]) is None
+    assert lines(advise(result_of({"delete_2": [1.0, None]})), "delete") == []  # no layer would be left
 
 
 def test_skip_gates_need_the_whole_interval_under_half_of_the_median_in_every_domain() -> None:
@@ -132,4 +133,4 @@ def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixt
     assert names(
         printed, "L11 +0.100 code, +0.100 prose", "L10–11", "passthroughs: L11", "hubs: L10", "add repeat to --edits"
     )
-    assert names(printed, "the most under the bar")
+    assert names(printed, "the most under 0.1 nats/token")
