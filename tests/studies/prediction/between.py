@@ -16,6 +16,7 @@ from scipy.stats import rankdata, wasserstein_distance
 
 from orchestrator.forensics.roles.routing import ROLES
 from tests.studies.prediction.correlation import spearman
+from tests.studies.prediction.markdown import signed
 
 PERMUTATIONS = 9_999
 EXPERIMENTS = {"tiny": "width_study", "nano": "decay_ablation"}
@@ -72,6 +73,11 @@ def last(log: Path, key: str) -> float:
     return float(np.mean(list(losses.values())))
 
 
+def told(rho: float, p: float) -> str:
+    """`+.28 (p = .042)`."""
+    return f"{signed(rho)} (p = {p:.3f})".replace("= 0.", "= .")
+
+
 def lines(layers: pd.DataFrame, outputs: Path) -> Iterator[str]:
     """The table as Markdown; `layers` are those of each run's last step."""
     yield (
@@ -93,8 +99,5 @@ def lines(layers: pd.DataFrame, outputs: Path) -> Iterator[str]:
         pairs = np.triu_indices(len(runs), 1)
         equal = int((apart(loss)[pairs] <= EQUAL * loss.mean()).sum())
         for response, distance in responses.items():
-            cells = [
-                "{:+.2f} (p = {:.3f})".format(*mantel(roles(list(runs)), distance, apart(loss)))
-                for roles in (by_scores, by_budget)
-            ]
+            cells = [told(*mantel(roles(list(runs)), distance, apart(loss))) for roles in (by_scores, by_budget)]
             yield f"| {group} | {len(runs)} | {equal} of {len(pairs[0])} | {response} | {' | '.join(cells)} |"
