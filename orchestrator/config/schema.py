@@ -150,6 +150,7 @@ class TrainConfig:
 @dataclass
 class ForensicsConfig:
     every: int = 200  # steps between readings; each reading is of a checkpoint on disk
+    early: bool = False  # also read, and measure held-out loss, at the powers of two below `every`: steps 1, 2, 4, 8, …
     where: Where = Where.inline  # inline: a thread of the training process · job: a job of its own beside it
     scoring: Scoring = Scoring.calibrated  # calibrated: against the null (SCIENCE §3) · paper: the paper's rule
     trace_steps: int = 8  # steps before each reading in which momentum is recorded

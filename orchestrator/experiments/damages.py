@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.schema import Config
+from orchestrator.experiments.due import interventions
 from orchestrator.forensics.reading import DEFINITIONS, Reading
 from orchestrator.storage import checkpoint, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
@@ -27,9 +28,9 @@ class Damages:
     config: Config
 
     def is_due(self, path: Path) -> bool:
-        """True where the checkpoint at `path` is one to intervene on: every `interventions.every` steps, and last."""
-        every, step = self.config.interventions.every, checkpoint.step_of(path)
-        return every is not None and (step % every == 0 or step == self.config.train.steps)
+        """True where the checkpoint at `path` is one to intervene on."""
+        due = interventions(self.config)
+        return due is not None and checkpoint.step_of(path) in due
 
     def is_missing(self, path: Path) -> bool:
         """True where that is due and has not been done as the configuration has it."""

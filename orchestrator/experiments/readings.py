@@ -8,12 +8,13 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.damages import Damages
+from orchestrator.experiments.due import Due, readings
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
 from orchestrator.storage import checkpoint, locks, steps
@@ -39,6 +40,11 @@ class Readings:
     cell_dir: Path
     config: Config
 
+    @cached_property
+    def due(self) -> Due:
+        """The steps whose checkpoints are read."""
+        return readings(self.config)
+
     @property
     def damages(self) -> Damages:
         """The interventions on the cell's checkpoints."""
@@ -49,10 +55,8 @@ class Readings:
         return steps.reading_of(self.cell_dir, checkpoint.step_of(path))
 
     def is_unread(self, path: Path) -> bool:
-        """True where the checkpoint at `path` is due (every `forensics.every` steps, and the last) and unread."""
-        step = checkpoint.step_of(path)
-        due = step % self.config.forensics.every == 0 or step == self.config.train.steps
-        return due and not self._is_read(path)
+        """True where the checkpoint at `path` is due and unread."""
+        return checkpoint.step_of(path) in self.due and not self._is_read(path)
 
     def is_wanted(self, path: Path) -> bool:
         """True where the checkpoint at `path` is still to be read, or to be intervened on."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from orchestrator.common.formatting import counted
+from orchestrator.experiments.due import Due
 from orchestrator.monitoring.cells import CellStatus
 
 SEVERITIES = ("critical", "warn", "note")  # worst first
@@ -101,18 +102,18 @@ def set_aside(s: CellStatus) -> Found:
 def unread(s: CellStatus) -> Found:
     """Checkpoints that are due and unread, because readings lag behind or failed."""
     if s.plan is not None:
-        yield from _left(s, s.saved - s.read, s.plan.read_every, "not read yet", "reads")
+        yield from _left(s, s.saved - s.read, s.plan.readings, "not read yet", "reads")
 
 
 def not_intervened_on(s: CellStatus) -> Found:
     """Checkpoints on which interventions are due and missing, because these lag behind or failed."""
-    if s.plan is not None and s.plan.intervene_every is not None:
-        yield from _left(s, s.saved - s.intervened, s.plan.intervene_every, "not intervened on yet", "intervenes on")
+    if s.plan is not None and s.plan.interventions is not None:
+        yield from _left(s, s.saved - s.intervened, s.plan.interventions, "not intervened on yet", "intervenes on")
 
 
-def _left(s: CellStatus, steps: Collection[int], every: int, what: str, does: str) -> Found:
-    """Those of `steps` that are due, every so many and the last, where they lag behind or the cell has ended."""
-    due = sorted(step for step in steps if step % every == 0 or step == s.steps)
+def _left(s: CellStatus, steps: Collection[int], plan: Due, what: str, does: str) -> Found:
+    """Those of `steps` that are due where they lag behind or the cell has ended."""
+    due = sorted(step for step in steps if step in plan)
     if len(due) >= BEHIND or (due and s.state not in ("running", "queued", "preempted")):
         which = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
         cure = "" if s.state == "running" else f"; the experiment's command {does} what is left"

@@ -16,6 +16,7 @@ import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config.load import SEED, plain_yaml
+from orchestrator.experiments.due import Due, interventions_of, readings_of
 from orchestrator.monitoring.newest_reading import Newest, newest
 from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
 from orchestrator.schedulers import is_own_line, job_states, log_of, of_entry
@@ -34,8 +35,8 @@ class Plan:
     """The part of a cell's configuration that its status needs."""
 
     steps: int
-    read_every: int  # steps
-    intervene_every: int | None  # steps; None: never
+    readings: Due  # the steps whose checkpoints are read
+    interventions: Due | None  # the steps whose checkpoints are intervened on; None: none
     arms: tuple[str, ...]  # of its experiment, in order
 
 
@@ -117,11 +118,12 @@ def plan_of(cell_dir: Path) -> Plan:
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow
 def _plan_in(text: str) -> Plan:
     content = plain_yaml(text)
-    every = content["interventions"]["every"] if "interventions" in content else None  # older cells lack the key
+    steps, forensics = int(content["train"]["steps"]), content["forensics"]
+    every = content.get("interventions", {}).get("every")  # older cells lack the key
     return Plan(
-        steps=int(content["train"]["steps"]),
-        read_every=int(content["forensics"]["every"]),
-        intervene_every=None if every is None else int(every),
+        steps=steps,
+        readings=readings_of(steps, int(forensics["every"]), early=bool(forensics.get("early"))),
+        interventions=interventions_of(steps, every),
         arms=tuple(map(str, content["arms"])),
     )
 

@@ -11,7 +11,7 @@ import torch
 from models.spec import DecoderSpec, body_params, forward_flops_per_token, num_params
 from models.transformer import Decoder
 from orchestrator.config.schema import Config, Credit, SidecarMode
-from orchestrator.experiments import playback
+from orchestrator.experiments import due, playback
 from orchestrator.experiments.experiment import sidecar_flops, training_flops
 from orchestrator.training.sidecar import planned_sidecar
 from sidecar import Sidecar
@@ -69,24 +69,23 @@ class ArmPlan:
 
     @cached_property
     def evaluations(self) -> set[int]:
-        return self._due(self.config.train.eval_every)
+        return {*due.evaluations(self.config)}
 
     @cached_property
     def records(self) -> set[int]:
         """Steps with a record in the metrics log."""
         decided = range(0, self.config.train.steps, self.config.sidecar.interval) if self.decisions else ()
-        return self._due(self.config.train.log_every) | self.evaluations | {*decided}
+        return {*due.records(self.config), *decided}
 
     @cached_property
     def readings(self) -> set[int]:
         """Steps with a reading."""
-        return self._due(self.config.forensics.every)
+        return {*due.readings(self.config)}
 
     @cached_property
     def interventions(self) -> set[int]:
         """Steps with interventions."""
-        every = self.config.interventions.every
-        return set() if every is None else self._due(every)
+        return {*(due.interventions(self.config) or ())}
 
     @property
     def documents(self) -> int:
@@ -110,7 +109,7 @@ class ArmPlan:
     @cached_property
     def saved(self) -> set[int]:
         """Steps with a checkpoint."""
-        return self._due(self.config.train.checkpoint_every) | self.readings
+        return {*due.checkpoints(self.config)}
 
     @property
     def kept(self) -> int:
@@ -166,9 +165,6 @@ class ArmPlan:
     def traces(self) -> int:
         """Number of entries of the tensors that the sidecar's channels keep."""
         return sum(self._sidecar_tensors[0].values())
-
-    def _due(self, every: int) -> set[int]:
-        return {*range(0, self.config.train.steps, every), self.config.train.steps}
 
     @cached_property
     def _model(self) -> Decoder:

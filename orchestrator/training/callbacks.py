@@ -12,6 +12,7 @@ import torch
 from models.spec import forward_flops_per_token
 from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config.schema import Config
+from orchestrator.experiments import due
 from orchestrator.experiments.readings import Readings
 from orchestrator.forensics.reading import read_reading
 from orchestrator.storage import checkpoint, metrics_log
@@ -63,11 +64,13 @@ class DecideMultipliers(Callback):
 class TraceMomentum(Callback):
     """Records cos(−exp_avg, w) of every matrix in the last steps before a reading (SCIENCE §1)."""
 
+    def start(self, trainer: Trainer) -> None:
+        self.read = due.readings(trainer.config)
+
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
-        every, length = trainer.config.forensics.every, trainer.config.forensics.trace_steps
-        next_reading = min((trainer.step + every - 1) // every * every, trainer.last_step)
-        if trainer.step == 0 or next_reading - trainer.step >= length:
+        length = trainer.config.forensics.trace_steps
+        if trainer.step == 0 or self.read.next(trainer.step) - trainer.step >= length:
             trainer.trace = {}  # a checkpoint between readings has no trace rather than an old one
             return
         cosines = []
@@ -84,13 +87,14 @@ class EvaluateHeldout(Callback):
     """Measures the held-out loss of every domain: on validation during training, on test after the last step."""
 
     def start(self, trainer: Trainer) -> None:
+        self.due = due.evaluations(trainer.config)
         self.rows = {
             split: {domain: trainer.corpus.heldout(domain, split) for domain in trainer.corpus.domains}
             for split in ("validation", "test")
         }
 
     def after_step(self, trainer: Trainer) -> None:
-        if trainer.due(trainer.config.train.eval_every):
+        if trainer.step in self.due:
             trainer.record["heldout"] = self._losses(trainer, "validation")
         if trainer.step == trainer.last_step:
             trainer.record["test"] = self._losses(trainer, "test")
@@ -114,6 +118,7 @@ class WriteMetrics(Callback):
         self.seconds = 0.0  # wall time from which the next record's speed counts
 
     def start(self, trainer: Trainer) -> None:
+        self.due = due.records(trainer.config)
         self.losses = self.losses.to(trainer.compute.device)
         peak = peak_flops(trainer.compute.device)
         flops = 3 * forward_flops_per_token(trainer.model.spec, trainer.config.train.seq_len)
@@ -123,7 +128,7 @@ class WriteMetrics(Callback):
         if trainer.step > 0:
             self.losses += trainer.train_loss
             self.count += 1
-        if not (trainer.due(trainer.config.train.log_every) or trainer.record):
+        if not (trainer.step in self.due or trainer.record):
             return
         trainer.check_health()
         loss = self.losses.item() / self.count if self.count else None
@@ -159,8 +164,11 @@ class WriteMetrics(Callback):
 class SaveCheckpoint(Callback):
     """Saves a checkpoint every `train.checkpoint_every` steps, at every reading, and at the first and the last step."""
 
+    def start(self, trainer: Trainer) -> None:
+        self.due = due.checkpoints(trainer.config)
+
     def after_step(self, trainer: Trainer) -> None:
-        if trainer.due(trainer.config.train.checkpoint_every) or trainer.due(trainer.config.forensics.every):
+        if trainer.step in self.due:
             trainer.save()
 
 
@@ -182,7 +190,7 @@ class ReadLayers(Callback):
 
     def after_step(self, trainer: Trainer) -> None:
         assert self.reader is not None
-        if trainer.due(trainer.config.forensics.every):
+        if trainer.step in self.readings.due:
             self.reader.add(checkpoint.path_of(trainer.files.checkpoints, trainer.step))
         self.reader.is_busy()  # raises what a reading raised
 

@@ -113,10 +113,6 @@ class Trainer:
     def last_step(self) -> int:
         return self.config.train.steps
 
-    def due(self, every: int) -> bool:
-        """True at every multiple of `every` steps, 0 included, and at the last step."""
-        return self.step % every == 0 or self.step == self.last_step
-
     def update(self) -> None:
         """Take one optimizer step, on the batch of that step."""
         train = self.config.train
