@@ -19,6 +19,7 @@ from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, 
 from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up, shown
 from orchestrator.analysis.statistics import PairedResult, compare_paired
 from orchestrator.analysis.symmetry import Symmetry, symmetry
+from orchestrator.analysis.trajectory import ArmTrajectory, trajectory
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Comparison:
     transitions: list[Transitions]  # one per arm that was read twice
     role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
     coincidences: list[Coincidence]  # per arm that was read twice: the domains' mean, then each domain
+    trajectories: list[ArmTrajectory]  # one per arm that was read often enough
     notes: list[str]
 
     @property
@@ -113,6 +115,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
     arms = list(dict.fromkeys(pair.arm for pair in pairs))
     contrasts = contrast_all(experiment, domains)
     cells_of = {arm: _cells_of(arm, experiment, pairs) for arm in experiment.arms}
+    courses = [course for arm, cells in cells_of.items() if (course := trajectory(arm, cells, domains))]
     return Comparison(
         experiment=experiment,
         pairs=pairs,
@@ -120,7 +123,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         domains=domains,
         contrasts=contrasts,
         expectations=expectations(experiment),
-        tables=tables.build(experiment.cells, pairs, contrasts),
+        tables=tables.build(experiment.cells, pairs, contrasts, courses),
         statistics=[result for arm in arms for result in compare_paired(arm, _losses(arm, pairs, domains), PRIMARY)],
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         write_symmetry=[found for arm in arms if (found := symmetry(arm, pairs, "write_share"))],
@@ -134,6 +137,7 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
             for domain in (shown(domains) if domains else ())
             if (met := coincide(arm, cells, domain, domains))
         ],
+        trajectories=courses,
         notes=caveats(experiment, pairs, domains),
     )
 

@@ -19,6 +19,7 @@ from orchestrator.analysis.flattening import flattening
 from orchestrator.analysis.migration import role_migration
 from orchestrator.analysis.multipliers import THIRDS, sidecar_rows
 from orchestrator.analysis.pairs import Pair, domains_of, pair_losses
+from orchestrator.analysis.trajectory import ArmTrajectory, coincidence_rows, curve_rows
 from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.storage.files import write_whole
 
@@ -36,6 +37,9 @@ COLUMNS = {
     "flattening": ["seed", "step", "layer", "cv_a", "cv_b", "flattening", "saturated_a", "saturated_b",
                    "max_abs_a", "max_abs_b", "effective_rank_o_a", "effective_rank_o_b", "attention_share_a",
                    "attention_share_b"],
+    "trajectory": ["arm", "seed", "scoring", "kind", "step", "layers", "held", "by_chance", "change"],
+    "loss_drops": ["arm", "event", "scoring", "domain", "intervals", "drops", "events", "together", "expected", "p",
+                   "smallest_p"],
     "damage": ["arm", "seed", "step", "layer", "role", "edit", "domain", "rise", "low", "high", "kl"],
     "paired_eval": ["metric", "domain", "seed", "a", "b", "delta"],
     "contrasts": ["contrast", "metric", "seed", "value"],
@@ -54,8 +58,10 @@ TEXT = {
     "kind",
     "unit",
     "edit",
+    "scoring",
+    "event",
 }
-INTEGER = {"seed", "step", "step_from", "layer"}
+INTEGER = {"seed", "step", "step_from", "layer", "layers", "intervals", "drops", "events", "together"}
 
 
 def layer_rows(cell: CellResult) -> Rows:
@@ -96,11 +102,18 @@ BUILDERS: dict[str, Build] = {
 }
 
 
-def build(cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast]) -> dict[str, pd.DataFrame]:
+def build(
+    cells: list[CellResult], pairs: list[Pair], contrasts: list[Contrast], trajectories: list[ArmTrajectory]
+) -> dict[str, pd.DataFrame]:
     """Build every table by name. Per-cell tables hold every cell that was read, paired tables complete pairs only."""
     several = len({pair.arm for pair in pairs}) > 1
     tables = {name: frame(name, rows(cells, pairs), several=several) for name, rows in BUILDERS.items()}
-    return tables | {"contrasts": frame("contrasts", contrast_rows(contrasts))}
+    computed = {
+        "contrasts": contrast_rows(contrasts),
+        "trajectory": curve_rows(trajectories),
+        "loss_drops": coincidence_rows(trajectories),
+    }
+    return tables | {name: frame(name, rows) for name, rows in computed.items()}
 
 
 def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:

@@ -46,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="NAME",
         help="which of several models in SOURCE, such as ema or teacher; a second one is for OTHER",
     )
+    add(
+        "--losses", type=Path, metavar="FILE", help="a run's losses (CSV, JSON: step, …loss…), for what drops with them"
+    )
     add("--base", metavar="MODEL", help="the model that SOURCE, a LoRA adapter, was trained on: read their sum")
     add("--delta", action="store_true", help="with --base, read what the adapter adds and not the sum")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
@@ -77,6 +80,7 @@ def _forensics(options: argparse.Namespace) -> int:
             weights=options.weights,
             base=options.base,
             delta=options.delta,
+            losses=options.losses,
             clock=lambda: time.perf_counter() - start,
             progress=lambda line: status.update(Text(line)),
         )

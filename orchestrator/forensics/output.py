@@ -22,9 +22,10 @@ from orchestrator.forensics.reading import Reading, rows_with_experts
 from orchestrator.forensics.recorded import recorded
 from orchestrator.forensics.render import figure, side_by_side, terminal, trajectory
 from orchestrator.forensics.render.side_by_side import SideBySide
+from orchestrator.forensics.trajectory.losses import read_losses
 from orchestrator.forensics.weights.adapters import is_adapter
 from orchestrator.forensics.weights.hub import local
-from orchestrator.forensics.weights.sources import checkpoints, single, unit, whole
+from orchestrator.forensics.weights.sources import checkpoints, revisions, single, unit, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,6 +61,7 @@ def read(
     weights: Sequence[str] = (),
     base: str | None = None,
     delta: bool = False,
+    losses: Path | None = None,
     clock: Callable[[], float],
     progress: Callable[[str], None],
 ) -> Output:
@@ -67,8 +69,8 @@ def read(
 
     `probe`, `gradients`: text, or the name of a file of it. `clock`: seconds since the start. `progress`: called with a
     line for each checkpoint. `weights`: which of several models in `source`, and in `against`. `base`, `delta`: see
-    `analyze`; they concern the sources that are adapters. Raises `UserError` for what cannot be read or does not go
-    together.
+    `analyze`; they concern the sources that are adapters. `losses`: a file of a run's losses.
+    Raises `UserError` for what cannot be read or does not go together.
     """
     given = {"tokens": ("--probe", probe), "gradients": ("--gradients", gradients)}
     texts = {name: _text(option, text) for name, (option, text) in given.items() if text is not None}
@@ -106,7 +108,9 @@ def read(
         on = under if is_adapter(path) else None
         return CheckpointModel(path, weights=part, base=on, delta=delta and on is not None)
 
-    path = local(source)
+    known = None if losses is None else read_losses(losses)
+    found = [] if against is not None else revisions(Path(source))
+    path = Path(source) if found else local(source)
     if against is not None:
         a, b = single(path), single(local(against))
         _refuse_needless(base, delta, (a, b))
@@ -117,7 +121,9 @@ def read(
         both = SideBySide(*readings, changes(first, second))
         rows, report = side_by_side.rows(both), side_by_side.report(both, clock())
         return Output([both.a, both.b], both.to_json(), rows, lambda: figure.side_by_side(both), report)
-    found = checkpoints(path)
+    found = found or checkpoints(path)
+    if len(found) < 2 and losses is not None:
+        raise UserError(f"--losses {losses} belongs to the checkpoints of a run, and {path} is one: leave it out.")
     if len(found) < 2:
         path = found[0][1] if found else whole(path)
         _refuse_needless(base, delta, (path,))
@@ -134,7 +140,7 @@ def read(
         raise UserError(f"--optimizer {optimizer} belongs to one checkpoint, and {path} holds {len(found)}: name one.")
     _refuse_needless(base, delta, [entry for _, entry in found])
     counted = unit(found[-1][1])
-    run = trajectory.trajectory(str(path), _read_all(path, found, counted, read_one), counted)
+    run = trajectory.trajectory(str(path), _read_all(path, found, counted, read_one), counted, known)
     rows, report = trajectory.rows(run), trajectory.report(run, clock())
     return Output(run.checkpoints, run.to_json(), rows, lambda: figure.trajectory(run), report)
 

@@ -17,6 +17,7 @@ from orchestrator.analysis.figures.panels import Drawing
 from orchestrator.analysis.figures.profiles import attention_shares, concentration, rank_differences
 from orchestrator.analysis.figures.roles import role_maps
 from orchestrator.analysis.figures.shape import width_profiles
+from orchestrator.analysis.figures.trajectory import commitment_curves
 from orchestrator.analysis.figures.transitions import transition_tables
 from orchestrator.storage.files import write_whole
 
@@ -27,6 +28,7 @@ PLOTLY = "plotly.min.js"
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Drawing | None]]] = {
     "layers": ("roles", role_maps),
     "role_migration": ("roles", transition_tables),
+    "trajectory": ("trajectory", commitment_curves),
     "paired_eval": ("loss", heldout_curves),
     "conservation": ("budget", budget_by_depth),
     "budget_over_time": ("budget", budget_over_time),

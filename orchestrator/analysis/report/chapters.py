@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures import FIGURES
-from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance
+from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance, trajectory
 from orchestrator.analysis.sections.section import Section
 
 Build = Callable[[Comparison], list[Section]]
@@ -57,6 +57,7 @@ def _layers(c: Comparison) -> list[Section]:
 # key, title, tables; `figures.FIGURES` names the chapter of each figure
 CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("roles", "Roles", _roles),
+    ("trajectory", "Trajectory", lambda c: [trajectory.commitments(c), trajectory.coincidences(c)]),
     ("loss", "Loss", _losses),
     ("budget", "Specialist budget", _per_arm(layers.budgets)),
     ("layers", "Inside the layers", _layers),

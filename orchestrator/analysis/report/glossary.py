@@ -98,6 +98,21 @@ OWN = {
     "p_coincidence": Term("p of a coincidence",
         "One-sided: the share of all circular shifts, of all cells together, with at least as many transitions in "
         "the intervals of a drop. It is not corrected for other tests."),
+    "commitment": Term("held, half, 9 in 10",
+        "Share of the layers that have, at a reading and at all later ones, the role that they end with; layers that "
+        "end with none or a tie do not count. Of scores: the smallest correlation r, from there on, of all layers' "
+        "scores with the last ones. Half and 9 in 10: the first reading from which that is at least 0.5 and 0.9. By "
+        "chance: with all readings but the last reshuffled (SCIENCE §4)."),
+    "p_commitment": Term("p of a commitment",
+        "One-sided: reshuffled readings, of all seeds together, whose mean share over the readings is at least as "
+        "large. Small where roles settle at all, early or late, in place of flickering."),
+    "speed": Term("changes",
+        "State changes per layer and 1000 steps (of scores: 1 − r of successive readings), between readings that lie "
+        "equally far apart, in the first 30 % of the run and later."),
+    "event": Term("events",
+        "Layers × intervals with a change of role of that kind. A hub deepens a head pair: the best match of its "
+        "heads with those of another layer was below the median of all pairs of layers and rises by more than 3 "
+        "robust σ beyond what its neighbours in time predict (SCIENCE §4)."),
     "centre": Term("centre of the budget",
         "Mean depth of the saturated positions, 0 = first layer, 1 = last. The distance between two budgets is "
         "Wasserstein-1 on that scale."),

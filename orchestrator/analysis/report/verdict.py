@@ -41,6 +41,13 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "transitions": [asdict(result) for result in c.transitions],
         "role_shifts": [asdict(result) for result in c.role_shifts],
         "coincidences": [asdict(result) for result in c.coincidences],
+        "trajectories": {
+            of_arm.arm: {
+                "commitments": [asdict(result) for result in of_arm.commitments],
+                "coincidences": [asdict(result) for result in of_arm.coincidences],
+            }
+            for of_arm in c.trajectories
+        },
         "roles": {
             arm: {
                 str(cell.seed): {"step": reading.step, "roles": roles_of(reading)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -19,11 +19,15 @@ from orchestrator.forensics.measures import pathology
 from orchestrator.forensics.measures.pathology import CRITICAL
 from orchestrator.forensics.reading import DEFINITIONS, SCHEMA, LayerReport, Reading, rows_with_experts
 from orchestrator.forensics.render import terminal
+from orchestrator.forensics.render.history import lines
 from orchestrator.forensics.render.terminal import leads, letters, named_role, settled, shown
 from orchestrator.forensics.roles.palette import letter
 from orchestrator.forensics.roles.routing import ROLES
+from orchestrator.forensics.trajectory.history import History, history
+from orchestrator.forensics.trajectory.loss_drops import Curve
 
 AHEAD = 3.0  # times its peers' spectral norm: growth is reported from here
+COURSE = " · commitment: in parentheses, with the checkpoints reshuffled"
 SHOWN = 20  # role changes listed; the others are counted
 
 
@@ -55,20 +59,27 @@ class Trajectory:
     source: str
     unit: str  # that the steps count: step or epoch
     checkpoints: list[Reading]
+    history: History | None  # null with too few checkpoints
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         about = {"schema": SCHEMA, "definitions": DEFINITIONS, "source": self.source, "unit": self.unit}
-        return about | {"checkpoints": [reading.to_json() for reading in self.checkpoints]}
+        course = {} if self.history is None else {"trajectory": self.history.to_json()}
+        return about | course | {"checkpoints": [reading.to_json() for reading in self.checkpoints]}
 
 
-def trajectory(source: str, readings: Sequence[Reading], unit: str = "step") -> Trajectory:
-    """The trajectory of a run. Raises `UserError` for readings of models of different shapes."""
+def trajectory(
+    source: str, readings: Sequence[Reading], unit: str = "step", losses: Mapping[str, Curve] | None = None
+) -> Trajectory:
+    """The trajectory of a run. `losses`: name → curve, of what is known of its loss.
+
+    Raises `UserError` for readings of models of different shapes.
+    """
     shapes = {(reading.family, tuple(layer.width for layer in reading.layers)) for reading in readings}
     if len(shapes) > 1:
         models = ", ".join(sorted(f"{family} of {counted(len(widths), 'layer')}" for family, widths in shapes))
         raise UserError(f"{source} holds checkpoints of unlike models ({models}): keep those of one run, or name one.")
-    return Trajectory(source, unit, list(readings))
+    return Trajectory(source, unit, list(readings), history(readings, losses))
 
 
 def rows(run: Trajectory) -> list[dict[str, Any]]:
@@ -160,7 +171,7 @@ def report(run: Trajectory, seconds: float) -> Group:
     moved = changes(readings)
     table = _checkpoints(readings, unit)
     said = Group(_headline(moved, depth), *terminal.heads(last))
-    return page(heading, said, Strip(readings, unit), table, _summary(readings, moved, unit))
+    return page(heading, said, Strip(readings, unit), table, _summary(readings, moved, unit, run.history))
 
 
 def _headline(moved: Sequence[Change], depth: str) -> Text:
@@ -194,7 +205,7 @@ def mean_cv(reading: Reading) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) -> Table:
+def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str, course: History | None) -> Table:
     last = readings[-1]
     grown = [
         Text(
@@ -211,10 +222,12 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str) ->
         f"strip: {' · '.join(f'{letter(role)} {role}' for role in ROLES)} · two letters: a tie · – no role · "
         "saturated: above median + 3 robust std / by chance · "
         "norm / peers: the largest spectral norm over its peers' median"
+        f"{COURSE if course else ''}"
     )
     return labelled(
         {
             "changes": listed,
+            **lines(course, unit),
             "growth": grown,
             "pathology": terminal.pathology(last) + _overcome(readings, unit),
             "assumed": terminal.assumed(last),

@@ -1,4 +1,4 @@
-"""Whether what happens in a run's layers coincides with drops of its loss (SCIENCE §4, "Transitions and loss drops")."""
+"""Test whether events in the layers of a run coincide with drops of its loss (SCIENCE §4)."""
 
 from __future__ import annotations
 

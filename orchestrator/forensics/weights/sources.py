@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,51 @@ def checkpoints(path: Path) -> list[tuple[int, Path]]:
     """
     if not path.is_dir():
         return []
-    found, names = [], set()
     files = holds_weights(path)
     numbered = (entry for entry in path.iterdir() if NUMBERED.fullmatch(entry.name) and entry.is_dir())
     directories = filter(holds_weights, numbered)
-    for entry in _counted_files(path) if files else directories:
-        if match := NUMBERED.fullmatch(entry.stem if files else entry.name):
+    held = list(_counted_files(path) if files else directories)
+    refuse_ranks(path, (entry.name for entry in held), DIRECTORIES)
+    found = _in_order(path, [(entry.name, entry.stem if files else entry.name, entry) for entry in held])
+    return [(step, entry) for step, entry in found if _is_whole(entry)]
+
+
+def revisions(path: Path) -> list[tuple[int, Path]]:
+    """Step and snapshot of each numbered revision of a repository in the hub's cache, such as Pythia's `step1000`.
+
+    Empty where `path` is not one, or holds fewer than two; revisions without weights are not among them. Raises
+    `UserError` as `checkpoints` does.
+    """
+    refs = path / "refs"
+    if not (path.name.startswith("models--") and refs.is_dir()):
+        return []
+    held = []
+    for ref in refs.iterdir():
+        if NUMBERED.fullmatch(ref.name) and ref.is_file():
+            snapshot = path / "snapshots" / ref.read_text().strip()
+            if snapshot.is_dir() and holds_weights(snapshot):
+                held.append((ref.name, ref.name, snapshot))
+    return _in_order(path, held) if len(held) > 1 else []
+
+
+def _in_order(path: Path, held: Iterable[tuple[str, str, Path]]) -> list[tuple[int, Path]]:
+    """Step and path of each (name, name that ends in the step, path), by step; those without a number are left out.
+
+    Raises `UserError` where the names differ in more than that number.
+    """
+    found, names, listing = [], set(), []
+    for name, counted, entry in held:
+        if match := NUMBERED.fullmatch(counted):
             found.append((int(match[2]), entry))
             names.add(re.sub(r"\d+", "0", match[1]))  # epoch=1-step=500, as Lightning names them
-    refuse_ranks(path, (entry.name for _, entry in found), DIRECTORIES)
+            listing.append(name)
     if len(names) > 1 or len(dict(found)) < len(found):
-        held = ", ".join(sorted(entry.name for _, entry in found)[:4])
+        listed = ", ".join(sorted(listing)[:4])
         raise UserError(
-            f"{path} holds weights that are not one run's ({held}{', …' if len(found) > 4 else ''}): "
+            f"{path} holds weights that are not one run's ({listed}{', …' if len(found) > 4 else ''}): "
             "name one of them, or a directory whose checkpoints differ only in the number at the end of their names."
         )
-    return [(step, entry) for step, entry in sorted(found) if _is_whole(entry)]
+    return sorted(found)
 
 
 def unit(checkpoint: Path) -> str:

@@ -1,0 +1,174 @@
+"""When an arm's layers commit to their roles, and what happens in them when the loss drops (SCIENCE §4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.coincidence import sentence_of, steps_with_loss
+from orchestrator.analysis.pairs import MEAN, validation_curves
+from orchestrator.analysis.statistics import interval, mean_of_known
+from orchestrator.forensics.trajectory.agreement import scorings_of
+from orchestrator.forensics.trajectory.commitment import LEVELS, Commitment, commitments, p_of, speed_of
+from orchestrator.forensics.trajectory.events import EVENTS
+from orchestrator.forensics.trajectory.loss_drops import Course, drops_in, meet
+
+ANY = "any"  # an interval in which the loss of at least one domain drops
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds with its 95 % interval, whose ends are null for one seed."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class ArmCommitment:
+    """The commitment of one arm by roles or by scores under one scoring, over its cells."""
+
+    arm: str
+    kind: str  # roles · scores
+    scoring: str
+    seeds: list[int]  # that count: by roles, those in which some layer ends with a role
+    layers: float  # that count, mean over these seeds
+    depth: int
+    half: Estimate  # step from which half of them hold
+    half_by_chance: float
+    most: Estimate  # step from which nine tenths hold
+    most_by_chance: float
+    early: Estimate  # share that holds from 30 % of the run on
+    early_by_chance: float
+    early_step: int
+    last_step: int
+    p: float  # one-sided, of the mean share over the readings
+    apart: int | None  # steps between the readings whose changes make the speed; null where readings are too few
+    before: float | None  # changes per 1000 steps in the first 30 % of the run
+    after: float | None  # and later
+    faster: Estimate | None  # after − before
+
+
+@dataclass(frozen=True)
+class EventCoincidence:
+    """Events of one kind in the layers of an arm's cells, and drops of their losses."""
+
+    arm: str
+    event: str  # a key of EVENTS
+    scoring: str
+    domain: str  # a domain, their mean, or ANY
+    intervals: int
+    drops: int
+    events: int
+    together: int
+    expected: float | None
+    p: float | None
+    smallest_p: float | None
+    sentence: str  # the reason why nothing can be tested, or empty
+
+
+@dataclass(frozen=True)
+class ArmTrajectory:
+    """One arm that was read often enough, under every scoring that its readings hold."""
+
+    arm: str
+    commitments: list[ArmCommitment]
+    coincidences: list[EventCoincidence]  # empty without losses
+    curves: list[dict[str, Any]]  # rows of the table `trajectory`
+
+
+def trajectory(arm: str, cells: list[CellResult], domains: list[str]) -> ArmTrajectory | None:
+    """Return the trajectory of an arm; None where no cell has enough readings for one."""
+    found = [(cell, run) for cell in cells for run in commitments(list(cell.readings.values()), list(cell.readings))]
+    if not found:
+        return None
+    read = list({cell.label: cell for cell, _ in found}.values())
+    kinds = dict.fromkeys((run.scoring, run.kind) for _, run in found)
+    of_kind = [[(c, run) for c, run in found if (run.scoring, run.kind) == kind] for kind in kinds]
+    return ArmTrajectory(
+        arm,
+        [_commitment(arm, [cell.seed for cell, _ in own], [run for _, run in own]) for own in of_kind],
+        _coincidences(arm, read, domains),
+        [row for cell, run in found for row in _rows(cell, run)],
+    )
+
+
+def curve_rows(found: list[ArmTrajectory]) -> list[dict[str, Any]]:
+    """Return a row per arm, seed, scoring, kind and reading."""
+    return [row for of_arm in found for row in of_arm.curves]
+
+
+def coincidence_rows(found: list[ArmTrajectory]) -> list[dict[str, Any]]:
+    """Return a row per arm, event, scoring and domain."""
+    return [vars(one) for of_arm in found for one in of_arm.coincidences]
+
+
+def _commitment(arm: str, seeds: list[int], runs: list[Commitment]) -> ArmCommitment:
+    half, most = ([run.reached(level) for run in runs] for level in LEVELS)
+    by_chance = [float(np.mean([run.reached_by_chance(level) for run in runs])) for level in LEVELS]
+    speeds = [speed for run in runs if (speed := speed_of(run))]
+    return ArmCommitment(
+        arm, runs[0].kind, runs[0].scoring, seeds, float(np.mean([run.layers for run in runs])), runs[0].depth,
+        _estimate(half), by_chance[0], _estimate(most), by_chance[1],
+        _estimate([float(run.held[run.at_early]) for run in runs]),
+        float(np.mean([run.by_chance[:, run.at_early].mean() for run in runs])),
+        early_step=int(runs[0].steps[runs[0].at_early]), last_step=int(runs[0].steps[-1]), p=p_of(runs),
+        apart=speeds[0].apart if speeds else None,
+        before=mean_of_known(speed.before for speed in speeds), after=mean_of_known(speed.after for speed in speeds),
+        faster=_estimate([speed.after - speed.before for speed in speeds]) if speeds else None,
+    )  # fmt: skip
+
+
+def _estimate(values: list[float] | list[int]) -> Estimate:
+    around = interval(values, 0.95)
+    return Estimate(float(np.mean(values)), around.low, around.high)
+
+
+def _coincidences(arm: str, cells: list[CellResult], domains: list[str]) -> list[EventCoincidence]:
+    """Test every event under every scoring, with drops in any domain, in their mean and in each."""
+    names = [ANY, MEAN, *domains] if len(domains) > 1 else [MEAN]
+    steps = {cell.label: steps_with_loss(cell, MEAN, domains) for cell in cells} if domains else {}
+    covered = [cell for cell in cells if steps.get(cell.label)]
+    drops = {cell.label: _drops(cell, steps[cell.label], domains) for cell in covered}
+    most = max((len(steps[cell.label]) - 1 for cell in covered), default=0)
+    found = []
+    for scoring in _shared(cells):
+        scored = {cell.label: [cell.readings[step].by(scoring) for step in steps[cell.label]] for cell in covered}
+        for event, count in EVENTS.items():
+            events = {label: count(readings) for label, readings in scored.items()}
+            for domain in names if covered else ():
+                met = meet([Course(drops[label][domain], events[label]) for label in events])
+                reason = sentence_of(met, most, "such event")
+                found.append(EventCoincidence(arm, event, scoring, domain, **vars(met), sentence=reason))
+    return found
+
+
+def _shared(cells: list[CellResult]) -> list[str]:
+    """Return the scorings that every cell's readings hold."""
+    each = [scorings_of(list(cell.readings.values())) for cell in cells]
+    return [scoring for scoring in each[0] if all(scoring in own for own in each)]
+
+
+def _drops(cell: CellResult, steps: list[int], domains: list[str]) -> dict[str, np.ndarray]:
+    """Return domain → the intervals in which its loss drops; ANY is the union of the domains'."""
+    curves = validation_curves(cell, domains)
+    found = {domain: drops_in(curve, steps) for domain, curve in curves.items()}
+    return found | {ANY: reduce(np.logical_or, [found[domain] for domain in domains])}
+
+
+def _rows(cell: CellResult, run: Commitment) -> list[dict[str, Any]]:
+    """Return a row per reading: what held from there on, by chance, and the change since the reading before."""
+    by_chance = run.by_chance.mean(axis=0)  # [readings]
+    return [
+        {
+            "arm": cell.arm, "seed": cell.seed, "scoring": run.scoring, "kind": run.kind, "step": int(step),
+            "layers": run.layers, "held": float(run.held[index]), "by_chance": float(by_chance[index]),
+            "change": float(run.changed[index - 1]) if index else None,
+        }
+        for index, step in enumerate(run.steps)
+    ]  # fmt: skip
