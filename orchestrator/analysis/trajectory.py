@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -12,8 +13,8 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.coincidence import sentence_of, steps_with_loss
 from orchestrator.analysis.pairs import MEAN, validation_curves
 from orchestrator.analysis.statistics import interval, mean_of_known
-from orchestrator.forensics.trajectory.agreement import scorings_of
-from orchestrator.forensics.trajectory.commitment import LEVELS, Commitment, commitments, p_of, speed_of
+from orchestrator.forensics.trajectory.agreement import ROLE, scorings_of
+from orchestrator.forensics.trajectory.commitment import FEWEST, LEVELS, Commitment, commitments, p_of, speed_of
 from orchestrator.forensics.trajectory.events import EVENTS
 from orchestrator.forensics.trajectory.loss_drops import Course, drops_in, meet
 
@@ -77,6 +78,8 @@ class ArmTrajectory:
     """One arm that was read often enough, under every scoring that its readings hold."""
 
     arm: str
+    seeds: list[int]  # of its cells with enough readings
+    scorings: list[str]  # that all of their readings hold
     commitments: list[ArmCommitment]
     coincidences: list[EventCoincidence]  # empty without losses
     curves: list[dict[str, Any]]  # rows of the table `trajectory`
@@ -84,14 +87,16 @@ class ArmTrajectory:
 
 def trajectory(arm: str, cells: list[CellResult], domains: list[str]) -> ArmTrajectory | None:
     """Return the trajectory of an arm; None where no cell has enough readings for one."""
-    found = [(cell, run) for cell in cells for run in commitments(list(cell.readings.values()), list(cell.readings))]
-    if not found:
+    read = [cell for cell in cells if len(cell.readings) >= FEWEST]
+    if not read:
         return None
-    read = list({cell.label: cell for cell, _ in found}.values())
+    found = [(cell, run) for cell in read for run in commitments(list(cell.readings.values()), list(cell.readings))]
     kinds = dict.fromkeys((run.scoring, run.kind) for _, run in found)
     of_kind = [[(c, run) for c, run in found if (run.scoring, run.kind) == kind] for kind in kinds]
     return ArmTrajectory(
         arm,
+        [cell.seed for cell in read],
+        _shared(read),
         [_commitment(arm, [cell.seed for cell, _ in own], [run for _, run in own]) for own in of_kind],
         _coincidences(arm, read, domains),
         [row for cell, run in found for row in _rows(cell, run)],
@@ -112,10 +117,11 @@ def _commitment(arm: str, seeds: list[int], runs: list[Commitment]) -> ArmCommit
     half, most = ([run.reached(level) for run in runs] for level in LEVELS)
     by_chance = [float(np.mean([run.reached_by_chance(level) for run in runs])) for level in LEVELS]
     speeds = [speed for run in runs if (speed := speed_of(run))]
+    early = [float(run.held[run.at_early]) for run in runs]
     return ArmCommitment(
         arm, runs[0].kind, runs[0].scoring, seeds, float(np.mean([run.layers for run in runs])), runs[0].depth,
         _estimate(half), by_chance[0], _estimate(most), by_chance[1],
-        _estimate([float(run.held[run.at_early]) for run in runs]),
+        _estimate(early, least=0.0 if runs[0].kind == ROLE else -1.0, most=1.0),
         float(np.mean([run.by_chance[:, run.at_early].mean() for run in runs])),
         early_step=int(runs[0].steps[runs[0].at_early]), last_step=int(runs[0].steps[-1]), p=p_of(runs),
         apart=speeds[0].apart if speeds else None,
@@ -124,9 +130,11 @@ def _commitment(arm: str, seeds: list[int], runs: list[Commitment]) -> ArmCommit
     )  # fmt: skip
 
 
-def _estimate(values: list[float] | list[int]) -> Estimate:
+def _estimate(values: list[float] | list[int], *, least: float = -math.inf, most: float = math.inf) -> Estimate:
+    """Return the mean with its interval, cut at the smallest and largest possible values."""
     around = interval(values, 0.95)
-    return Estimate(float(np.mean(values)), around.low, around.high)
+    ends = [None if end is None else min(most, max(least, end)) for end in (around.low, around.high)]
+    return Estimate(float(np.mean(values)), *ends)
 
 
 def _coincidences(arm: str, cells: list[CellResult], domains: list[str]) -> list[EventCoincidence]:

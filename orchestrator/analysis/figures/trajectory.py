@@ -9,11 +9,9 @@ from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.forensics.trajectory.commitment import EARLY
 
-START = 0.5  # where step 0 is drawn on a logarithmic axis
-
 
 def commitment_curves(c: Comparison) -> Drawing | None:
-    """Draw the share that holds from each step on, a panel per scoring, for roles and for scores."""
+    """Draw the share that holds from each step but 0 on, a panel per scoring, for roles and for scores."""
     table = c.tables["trajectory"]
     if table.empty:
         return None
@@ -30,11 +28,9 @@ def commitment_curves(c: Comparison) -> Drawing | None:
         at = (index // cols + 1, index % cols + 1)
         for arm in arms_of(c):
             own = table[(table["scoring"] == scoring) & (table["kind"] == kind) & (table["arm"] == arm.name)]
+            cells = [cell[cell["step"] > 0] for _, cell in own.groupby("seed")]  # the axis is logarithmic
             runs, chance = (
-                [
-                    {step if step else START: value for step, value in zip(cell["step"], cell[column], strict=True)}
-                    for _, cell in own.groupby("seed")
-                ]
+                [dict(zip(map(int, cell["step"]), cell[column], strict=True)) for cell in cells]
                 for column in ("held", "by_chance")
             )
             run_traces(figure, runs, arm, *at)
@@ -49,7 +45,7 @@ def commitment_curves(c: Comparison) -> Drawing | None:
         )  # fmt: skip
     chance_legend(figure)
     powers = [10**power for power in range(len(str(last)))]
-    figure.update_xaxes(type="log", tickvals=[START, *powers], ticktext=["0", *map(str, powers)])
+    figure.update_xaxes(type="log", tickvals=powers, ticktext=[str(power) for power in powers])
     figure.update_yaxes(range=[-0.03, 1.03])
     label_axes(figure, rows, cols, "step", "held from here on")
     scoring, kind = keys[0]

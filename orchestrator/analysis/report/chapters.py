@@ -57,7 +57,11 @@ def _layers(c: Comparison) -> list[Section]:
 # key, title, tables; `figures.FIGURES` names the chapter of each figure
 CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("roles", "Roles", _roles),
-    ("trajectory", "Trajectory", lambda c: [trajectory.commitments(c), trajectory.coincidences(c)]),
+    (
+        "trajectory",
+        "Trajectory",
+        trajectory.tables,
+    ),
     ("loss", "Loss", _losses),
     ("budget", "Specialist budget", _per_arm(layers.budgets)),
     ("layers", "Inside the layers", _layers),

@@ -21,8 +21,7 @@ def sections(c: Comparison) -> list[Section]:
         found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
     if not many_arms(c):
         found += [layers.spreads(c), layers.write_spreads(c)]
-    found += [trajectory.commitments(c), trajectory.coincidences(c)]
-    return _with_rows([*found, *_without_pairs(c)])
+    return _with_rows([*found, *_without_pairs(c), *trajectory.tables(c)])
 
 
 def brief(c: Comparison) -> list[Section]:
