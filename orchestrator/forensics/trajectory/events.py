@@ -60,7 +60,8 @@ def deepening(readings: Sequence[Reading]) -> np.ndarray:
     rows, columns, pairs = rows[known], columns[known], pairs[:, known]
     if not pairs.shape[1]:
         return np.zeros(len(readings) - 3, dtype=int)
-    rises = np.stack([outliers(change, LEAST) for change in np.diff(pairs, axis=0).T], axis=1)  # [readings − 3, pairs]
+    steps = [reading.step or 0 for reading in readings]
+    rises = np.stack([outliers(of, steps, LEAST) for of in pairs.T], axis=1)  # [readings − 3, pairs]
     below = pairs[1:-2] < np.median(pairs[1:-2], axis=1, keepdims=True)
     hubs = np.array([[role == "hub" for role in roles_of(reading)] for reading in readings[2:-1]])
     deeper = rises & below

@@ -82,18 +82,21 @@ def drops_in(curve: Curve, steps: Sequence[int]) -> np.ndarray:
     """
     # a median of three removes a single bad evaluation and does not spread a drop over its neighbours
     smooth = scipy.ndimage.median_filter([loss for _, loss in curve], size=3, mode="nearest")
-    return outliers(-np.diff(np.interp(steps, [step for step, _ in curve], smooth)), ROUNDING)
+    return outliers(-np.interp(steps, [step for step, _ in curve], smooth), steps, ROUNDING)
 
 
-def outliers(changes: np.ndarray, least: float) -> np.ndarray:
-    """Mark the changes [K], without the first and last, that are upward outliers by more than `least`, [K − 2].
+def outliers(values: np.ndarray, steps: Sequence[int], least: float) -> np.ndarray:
+    """Mark the changes between values [K + 1], without the first and last, that are upward outliers, [K − 2].
 
+    Changes are taken per step, or the longer of unequal intervals would stand out; those by at most `least` are none.
     A change is predicted from the means of its two neighbours at equal distances (their median over the distances),
     which is exact along a straight trend. σ is the larger of the run's and the local one: noise falls over training.
     """
-    count = len(changes)
+    count = len(values) - 1
     if count < 3:
         return np.zeros(0, dtype=bool)
+    scale = np.median(np.diff(steps)) / np.diff(steps)  # 1 where all intervals are equal
+    changes = np.diff(values) * scale
     expected = [
         np.median([(changes[i - j] + changes[i + j]) / 2.0 for j in range(1, min(NEIGHBOURS, i, count - 1 - i) + 1)])
         for i in range(1, count - 1)
@@ -102,7 +105,7 @@ def outliers(changes: np.ndarray, least: float) -> np.ndarray:
     size = np.abs(excess)
     starts = np.clip(np.arange(size.size) - LOCAL, 0, max(0, size.size - 2 * LOCAL - 1))
     around = np.array([np.median(size[start : start + 2 * LOCAL + 1]) for start in starts])
-    return excess > OUTLIER * 1.4826 * np.maximum(np.median(size), around) + least
+    return excess > OUTLIER * 1.4826 * np.maximum(np.median(size), around) + least * scale[1:-1]
 
 
 def _stretches(count: int) -> list[tuple[int, int]]:

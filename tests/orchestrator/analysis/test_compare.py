@@ -32,6 +32,8 @@ COLUMNS = {  # DESIGN, "Table columns"
     "conservation": "arm seed step reference budget expected excess early middle late centre",
     "flattening": "seed step layer cv_a cv_b flattening saturated_a saturated_b max_abs_a max_abs_b effective_rank_o_a "
     "effective_rank_o_b attention_share_a attention_share_b",
+    "trajectory": "arm seed scoring kind step layers held by_chance change",
+    "loss_drops": "arm event scoring domain intervals drops events together expected p smallest_p",
     "damage": "arm seed step layer role edit domain rise low high kl",
     "paired_eval": "metric domain seed a b delta",
     "sidecar": "arm seed channel layer kind unit mean early middle late",
@@ -58,7 +60,7 @@ def verdict_of(root: Path) -> dict[str, Any]:
 
 
 def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
-    root = experiment(sidecar=True, interventions=True, contrasts=CONTRAST)
+    root = experiment(steps=tuple(range(0, 450, 50)), sidecar=True, interventions=True, contrasts=CONTRAST)
     comparison = compare(root)
     tables = root / "comparison/tables"
     for name, columns in COLUMNS.items():
@@ -74,12 +76,12 @@ def test_tables_have_the_columns_of_the_contract(experiment: Write) -> None:
         json.loads(next(root.rglob("forensics/step_*.json")).read_text())["layers"][0]["measures"]
     )
     assert layers["head_diversity"].isna().all()  # absent, not zero
-    assert len(layers) == 2 * 2 * 3 * 4
+    assert len(layers) == 2 * 2 * 9 * 4
     assert layers["step"].dtype == "int64"
     row = pd.read_parquet(tables / "paired_eval.parquet").query(
         "metric == 'test_loss' and domain == 'code' and seed == 0"
     )
-    assert row["delta"].item() == pytest.approx(-0.1)
+    assert row["delta"].item() == pytest.approx(-0.4)
 
 
 def test_several_arms_share_the_paired_tables(experiment: Write) -> None:

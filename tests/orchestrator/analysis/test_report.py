@@ -34,7 +34,7 @@ def show(open_page: Callable[..., Opened]) -> Callable[..., Opened]:
 
 
 def test_it_opens_in_silence_and_draws_every_figure(experiment: Write, show: Callable[..., Opened]) -> None:
-    root = experiment(sidecar=True, interventions=True)
+    root = experiment(steps=tuple(range(0, 450, 50)), sidecar=True, interventions=True)
     report = show(root)
     assert report.draw_all() == len(FIGURES)
     assert report.page.locator(".plot svg.main-svg").count() >= len(FIGURES)

@@ -18,12 +18,13 @@ from orchestrator.tracking.run import log_comparison
 from tests.orchestrator.tracking import offline_run as offline
 
 Write = Callable[..., Path]
+STEPS = tuple(range(0, 450, 50))  # enough readings for a trajectory
 CONTRAST = {"variable - uniform": {"variable": 1, "uniform": -1}}
 
 
 @pytest.mark.parametrize("arms", [("uniform", "variable"), ("uniform", "variable", "a <b> \"c\" 'd' 0.5 ü")])
 def test_the_comparison_is_one_tracked_run(experiment: Write, arms: tuple[str, ...]) -> None:
-    root = experiment(arms=arms, sidecar=True, interventions=True, contrasts=CONTRAST)
+    root = experiment(arms=arms, steps=STEPS, sidecar=True, interventions=True, contrasts=CONTRAST)
     config = Config(name="width_ablation", tracker=TrackerConfig(mode=TrackerMode.offline, tags=["swept=1"]))
     c = compare(root)
     log_comparison(config, c)
@@ -35,7 +36,7 @@ def test_the_comparison_is_one_tracked_run(experiment: Write, arms: tuple[str, .
     assert not {"arm", "seed"} & set(described["config"]["update"])
 
     logged = offline.media_of(records, "tables")
-    assert set(logged) == {*BUILDERS, "contrasts"}
+    assert set(logged) == {*BUILDERS, "contrasts", "trajectory", "loss_drops"}
     for name, media in logged.items():
         assert media["log_mode"] == "IMMUTABLE"
         offline.assert_same(offline.table_in(run, media), pd.read_parquet(root / f"comparison/tables/{name}.parquet"))
@@ -43,7 +44,7 @@ def test_the_comparison_is_one_tracked_run(experiment: Write, arms: tuple[str, .
 
     name = arms[-1].replace(".", "_")
     deltas = {row["step"]: row[f"delta/{name}/mean"] for row in offline.rows_with(records, f"delta/{name}/mean")}
-    assert list(deltas) == [0, 50, 100]
+    assert list(deltas) == list(STEPS)
     assert deltas[100] == pytest.approx(-0.1 if arms[-1] == "variable" else 0.0, abs=1e-12)
     summary, verdict = offline.summary_of(run), json.loads((root / "comparison/verdict.json").read_text())
     assert not [key for key in summary if "." in key or key.startswith("delta/")]
