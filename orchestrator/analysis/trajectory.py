@@ -86,8 +86,8 @@ class ArmTrajectory:
 
 
 def trajectory(arm: str, cells: list[CellResult], domains: list[str]) -> ArmTrajectory | None:
-    """Return the trajectory of an arm; None where no cell has enough readings for one."""
-    read = [cell for cell in cells if len(cell.readings) >= FEWEST]
+    """Return the trajectory of an arm; None where no finished cell has enough readings for one."""
+    read = [cell for cell in cells if cell.missing is None and len(cell.readings) >= FEWEST]
     if not read:
         return None
     found = [(cell, run) for cell in read for run in commitments(list(cell.readings.values()), list(cell.readings))]

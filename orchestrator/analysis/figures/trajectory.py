@@ -18,9 +18,9 @@ def commitment_curves(c: Comparison) -> Drawing | None:
     keys = list(table[["scoring", "kind"]].drop_duplicates().itertuples(index=False, name=None))
     cols = 2
     rows = -(-len(keys) // cols)
-    names = {"roles": "share of layers with their final role", "scores": "r with the final scores"}
+    names = {"roles": "share of layers", "scores": "r with the last"}
     title = "From each step on: how much of the end holds"
-    figure = panels(rows, cols, 260, [f"{names[kind]}, {scoring}" for scoring, kind in keys], title)
+    figure = panels(rows, cols, 260, [f"{kind}, {scoring}: {names[kind]}" for scoring, kind in keys], title)
     held: list[list[TableCell]] = []
     early: dict[str, float] = {}
     last = int(table["step"].max())
@@ -50,8 +50,8 @@ def commitment_curves(c: Comparison) -> Drawing | None:
     label_axes(figure, rows, cols, "step", "held from here on")
     scoring, kind = keys[0]
     text = (
-        f"At {EARLY:.0%} of the run (dashed line), {names[kind]} ({scoring} scoring), held to the end, mean over the "
-        f"seeds: {per_arm(early, 2)}."
+        f"Held to the end from {EARLY:.0%} of the run on (dashed line), {kind} by {scoring} scoring ({names[kind]}), "
+        f"mean over the seeds: {per_arm(early, 2)}."
     )
     numbers = Section("Held from a step on", ["arm", "of, scoring", "from the start", f"from {EARLY:.0%}"], held)
     return Drawing(figure, title, text, numbers, ("commitment",))

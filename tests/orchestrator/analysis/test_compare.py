@@ -200,7 +200,7 @@ def test_names_are_text_wherever_they_are_shown(experiment: Write) -> None:
 
 
 def test_the_figures_need_no_network_and_share_one_script(experiment: Write) -> None:
-    root = experiment(sidecar=True, interventions=True)
+    root = experiment(steps=tuple(range(0, 450, 50)), sidecar=True, interventions=True)
     compare(root)
     figures = {p.name for p in (root / "comparison/figures").iterdir()}
     assert figures == {*(f"{name}.html" for name in FIGURES), "plotly.min.js"}

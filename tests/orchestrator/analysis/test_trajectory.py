@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +88,9 @@ def test_a_cell_in_which_no_layer_ends_with_a_role_does_not_count() -> None:
 def test_too_few_readings_are_no_trajectory() -> None:
     assert trajectory("b", [cell_of([late(3, 7)])], []) is None
     assert trajectory("b", [], []) is None
+    whole = cell_of([late(3)])
+    assert trajectory("b", [replace(whole, missing="running at step 190")], []) is None  # its end is not yet known
+    assert trajectory("b", [whole], []) is not None
 
 
 def test_events_meet_the_drops_of_any_domain_and_of_each() -> None:
