@@ -11,7 +11,7 @@ from orchestrator.forensics.trajectory.agreement import scorings_of
 from orchestrator.forensics.trajectory.commitment import EARLY, FEWEST, LEVELS, Commitment, commitments, speed_of
 from orchestrator.forensics.trajectory.events import EVENTS
 from orchestrator.forensics.trajectory.loss_drops import FEWEST as FEWEST_INTERVALS
-from orchestrator.forensics.trajectory.loss_drops import Course, Curve, Meeting, drops_in, meet
+from orchestrator.forensics.trajectory.loss_drops import Course, Curve, Meeting, drops_in, evaluated, meet
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def history(readings: Sequence[Reading], losses: Mapping[str, Curve] | None = No
     meetings: list[Met] = []
     most = 0
     for name, curve in losses.items():
-        covered = [reading for reading in readings if curve[0][0] <= (reading.step or 0) <= curve[-1][0]]
+        judged = set(evaluated(steps, curve))
+        covered = [reading for reading in readings if reading.step in judged]
         most = max(most, len(covered) - 1)
         if len(covered) - 1 < FEWEST_INTERVALS:
             continue

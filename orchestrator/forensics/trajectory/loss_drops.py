@@ -75,6 +75,18 @@ def meet(runs: Sequence[Course]) -> Meeting:
     )  # fmt: skip
 
 
+def evaluated(steps: Sequence[int], curve: Curve) -> list[int]:
+    """Return the steps that the curve covers, without those that no evaluation tells from the one before."""
+    at = np.array([step for step, _ in curve])
+    kept: list[int] = []
+    for step in steps:
+        known = int(np.searchsorted(at, step, side="right"))  # evaluations up to here
+        before = int(np.searchsorted(at, kept[-1], side="right")) if kept else 0
+        if before < known and step <= at[-1]:
+            kept.append(step)
+    return kept
+
+
 def drops_in(curve: Curve, steps: Sequence[int]) -> np.ndarray:
     """Mark the intervals between `steps` in which the loss drops, without the first and last, [steps − 3].
 
@@ -88,14 +100,16 @@ def drops_in(curve: Curve, steps: Sequence[int]) -> np.ndarray:
 def outliers(values: np.ndarray, steps: Sequence[int], least: float) -> np.ndarray:
     """Mark the changes between values [K + 1], without the first and last, that are upward outliers, [K − 2].
 
-    Changes are taken per step, or the longer of unequal intervals would stand out; those by at most `least` are none.
+    Changes are taken per unit of `clock`, or the longer of unequal intervals would stand out; those by at most `least`
+    are none.
     A change is predicted from the means of its two neighbours at equal distances (their median over the distances),
     which is exact along a straight trend. σ is the larger of the run's and the local one: noise falls over training.
     """
     count = len(values) - 1
     if count < 3:
         return np.zeros(0, dtype=bool)
-    scale = np.median(np.diff(steps)) / np.diff(steps)  # 1 where all intervals are equal
+    lengths = np.diff(clock(steps))
+    scale = np.median(lengths) / lengths
     changes = np.diff(values) * scale
     expected = [
         np.median([(changes[i - j] + changes[i + j]) / 2.0 for j in range(1, min(NEIGHBOURS, i, count - 1 - i) + 1)])
@@ -106,6 +120,21 @@ def outliers(values: np.ndarray, steps: Sequence[int], least: float) -> np.ndarr
     starts = np.clip(np.arange(size.size) - LOCAL, 0, max(0, size.size - 2 * LOCAL - 1))
     around = np.array([np.median(size[start : start + 2 * LOCAL + 1]) for start in starts])
     return excess > OUTLIER * 1.4826 * np.maximum(np.median(size), around) + least * scale[1:-1]
+
+
+def clock(steps: Sequence[int]) -> np.ndarray:
+    """A time of each step in which the intervals of a run that was read at doubling, then at equal distances are alike.
+
+    A unit is the first interval, then a doubling of the step, and in the end the longest interval. Where all are equal,
+    they are the unit.
+    """
+    at = np.asarray(steps, dtype=np.float64)
+    first, longest = at[1] - at[0], np.diff(at).max()
+    if (np.diff(at) == longest).all():
+        return np.arange(at.size, dtype=np.float64)
+    begin, end = first / np.log(2), longest / np.log(2)  # where a doubling is as long as either
+    doubled = np.log2(np.clip(at, begin, end) / begin)
+    return np.asarray(np.minimum(at, begin) / first + doubled + np.maximum(at - end, 0) / longest)
 
 
 def _stretches(count: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from orchestrator.forensics.__main__ import main
 from orchestrator.forensics.weights.sources import revisions
 from tests.naming import names, naming
 
-STEPS = [0, 1, 2, 4, 512, *range(1000, 9000, 1000)]
+STEPS = [0, 1, 2, 4, 512, *range(1000, 12000, 1000)]
 LOUD = {2: 512, 4: 3000}  # layer → the step from which it has a few loud FFN positions
 
 
@@ -63,7 +63,7 @@ def cache(pythia: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def losses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A loss that falls straight and drops where layer 4 becomes loud."""
     path = tmp_path_factory.mktemp("losses") / "losses.csv"
-    lines = [f"{step},{4 - step / 8000 - (step > 2500)}" for step in range(0, 8100, 100)]
+    lines = [f"{step},{4 - step / 11000 - (step > 2500)}" for step in range(0, 11100, 100)]
     path.write_text("\n".join(["step,loss", *lines]))
     return path
 
@@ -107,7 +107,7 @@ def test_what_has_no_numbered_revisions_is_one_model(cache: Path, tmp_path: Path
     lone = tmp_path / cache.name
     shutil.copytree(cache, lone)
     for ref in (lone / "refs").glob("step*"):
-        if ref.name != "step8000":
+        if ref.name != "step11000":
             ref.unlink()
     (lone / "refs/step9000").write_text("f" * 40)  # its snapshot was not fetched whole
     assert revisions(lone) == []
@@ -116,7 +116,7 @@ def test_what_has_no_numbered_revisions_is_one_model(cache: Path, tmp_path: Path
     assert main([str(lone), "--json", str(target)]) == 0
     assert "layers" in json.loads(target.read_text())
     (lone / "refs/epoch1").write_text(f"{0:040x}")
-    with pytest.raises(UserError, match=naming("epoch1", "step8000")):
+    with pytest.raises(UserError, match=naming("epoch1", "step11000")):
         revisions(lone)
 
 
@@ -132,5 +132,5 @@ def test_without_losses_the_page_says_what_they_are_for(
     assert names(page, "commitment", "layers that end with a role", "--losses FILE")
     assert main([str(some), "--losses", str(losses)]) == 0
     assert names(" ".join(capsys.readouterr().out.split()), "8 intervals", "10 are needed")
-    assert main([str(some / "step8000"), "--losses", str(losses)]) == 2
+    assert main([str(some / "step11000"), "--losses", str(losses)]) == 2
     assert "--losses" in capsys.readouterr().err
