@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers as hf
@@ -61,9 +62,10 @@ def cache(pythia: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def losses(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A loss that falls straight and drops where layer 4 becomes loud."""
+    """A noisy loss that falls straight and drops where layer 4 becomes loud."""
     path = tmp_path_factory.mktemp("losses") / "losses.csv"
-    lines = [f"{step},{4 - step / 11000 - (step > 2500)}" for step in range(0, 11100, 100)]
+    noise = 0.01 * np.random.default_rng(0).standard_normal(11001)
+    lines = [f"{step},{4 - step / 11000 - (step > 2500) + noise[step]}" for step in range(11001)]
     path.write_text("\n".join(["step,loss", *lines]))
     return path
 
