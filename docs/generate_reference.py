@@ -200,6 +200,10 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
         (verdict, summary, figure("sidecar", "multipliers.png"),
          tables("conservation", "contrasts", "flattening", "paired_eval")),
     ),
+    "trajectory": Trained(
+        ("+experiment=trajectory",),
+        (verdict, summary, figure("trajectory", "trajectory.png"), tables("trajectory", "loss_drops")),
+    ),
     "trace": Traced("The capital of France is"),
     "interventions": Prediction(
         (
