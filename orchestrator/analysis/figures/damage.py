@@ -72,7 +72,7 @@ def damage_maps(c: Comparison) -> Drawing | None:
     total = {arm: float(mean.sum()) for arm, mean in last.items()}
     text = (
         "Blue: without the layer the loss is higher; orange: lower. "
-        f"Sum over the layers of what deleting each costs, last step, nats/token: {per_arm(total, 2)}. {LETTERS}"
+        f"Sum over the layers of what deleting each costs, last step, nats/token: {per_arm(total, 2)}; {LETTERS}"
     )
     table = Section(
         "Damage at the last step, mean over the seeds", ["layer", *last], layer_rows(list(last.values()), 3)
