@@ -114,12 +114,20 @@ def advise(result: Result, words: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _deletions(result: Result, words: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A line for each number of layers; `largest` is True in the last of those that stay under the bar."""
+    """A line for each number of layers, by least damage and, where those are others, by least relative write.
+
+    `largest` is True in the last of those that stay under the bar.
+    """
     of, depth = Measured(result, "delete"), len(result["layers"])
-    order = np.argsort(of.cost, kind="stable").tolist()
+    writes = [layer["relative_write"] for layer in result["layers"]]
+    ranks = {"damage": of.cost, "relative write": np.array([np.inf if x is None else x for x in writes])}
     counts = dict.fromkeys(max(1, round(share * depth)) for share in SHARES)
-    chosen = [sorted(order[:count]) for count in counts if count < depth]
-    lines = [_deletion(result, "delete", layers, of.total(layers), SUM, words) for layers in chosen]
+    lines: list[dict[str, Any]] = []
+    for count in (count for count in counts if count < depth):
+        for by, rank in ranks.items():
+            layers = sorted(np.argsort(rank, kind="stable")[:count].tolist())
+            if all(line["layers"] != layers for line in lines):
+                lines.append(_deletion(result, "delete", layers, of.total(layers), SUM, words) | {"by": by})
     largest = max((line["layers"] for line in lines if line["under_bar"]), key=len, default=None)
     yield from (line | {"largest": line["layers"] == largest} for line in lines)
 

@@ -58,6 +58,8 @@ def applied(advice: Mapping[str, Any]) -> str:
 
 def _deletion(line: Mapping[str, Any], bar: str) -> Text:
     text = Text(f"{counted(len(line['layers']), 'layer')}: {ranges(line['layers'], 'L')}")
+    if line.get("by") == "relative write":
+        text.append(", of least relative write")
     text.append(f"  {costs(line['predicted'])} ({line['how']})")
     if line.get("largest"):
         text.append(f"  the most under {bar}", "bold")

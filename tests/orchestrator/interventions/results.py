@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 DOMAINS = ("code", "prose")
 Value = float | tuple[float, float] | None  # of one layer: in both domains, in each, or no such edit
 
@@ -15,12 +17,15 @@ def result_of(
     half: float | None = 0.01,
     breadth: Mapping[str, Sequence[float]] | None = None,
     ffn: Sequence[int | None] | None = None,
+    writes: Sequence[float | None] | None = None,
 ) -> dict[str, Any]:
     """A result with these damages of each layer under each edit, and intervals of ± `half`.
 
-    `breadth`: edit → that of each layer in both domains. `ffn`: parameters of each layer's FFN.
+    `breadth`: edit → that of each layer in both domains. `ffn`: parameters of each layer's FFN. `writes`: relative
+    writes; else they rank the layers as the first edit's damages do.
     """
     depth = len(next(iter(damage.values())))
+    first = [np.mean(value) if value is not None else None for value in next(iter(damage.values()))]
     layers: list[dict[str, Any]] = []
     for layer in range(depth):
         of_edits: dict[str, Any] = {}
@@ -42,7 +47,7 @@ def result_of(
                 "layer": layer,
                 "role": (roles or {}).get(layer, "none"),
                 "margin": 0.0,
-                "relative_write": 0.1,
+                "relative_write": first[layer] if writes is None else writes[layer],
                 "block_influence": 0.1,
                 "ffn_parameters": 100 if ffn is None else ffn[layer],
                 "damage": of_edits,

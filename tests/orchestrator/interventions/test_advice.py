@@ -39,6 +39,18 @@ def test_the_layers_that_cost_least_are_proposed_at_a_tenth_two_and_three() -> N
     assert [of["layer"] for of in two["evidence"]] == [2, 4]
 
 
+def test_layers_of_least_relative_write_are_proposed_beside_them() -> None:
+    writes = [0.1, 0.9, 0.05, None, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
+    damage: list[Value] = [0.5, 0.1, 0.01, 0.02, *ONES[:6]]
+    found = lines(advise(result_of({"delete": damage}, writes=writes)), "delete")
+    assert [(line["by"], line["layers"]) for line in found] == [
+        ("damage", [2]), ("damage", [2, 3]), ("relative write", [0, 2]), ("damage", [1, 2, 3]),
+        ("relative write", [0, 2, 9]),
+    ]  # fmt: skip
+    assert found[2]["predicted"]["code"]["mean"] == pytest.approx(0.51)
+    assert [line["largest"] for line in found] == [False, True, False, False, False]
+
+
 def test_a_share_that_is_no_layer_or_all_of_them_is_left_out() -> None:
     assert [line["layers"] for line in lines(advise(result_of({"delete": [0.2, 0.1]})), "delete")] == [[1]]
     assert lines(advise(result_of({"delete": [0.2]})), "delete") == []

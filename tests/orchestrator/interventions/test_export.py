@@ -70,7 +70,7 @@ def test_what_was_predicted_is_told_beside_what_it_costs(
     evidence, out = tmp_path / "evidence.json", tmp_path / "out.json"
     measure = ["--documents", "6"]
     assert intervene.main([str(cell), "--edits", "delete", *measure, "--json", str(evidence)]) == 0
-    (line,) = [of for of in json.loads(evidence.read_text())["advice"]["lines"] if of["kind"] == "delete"]
+    line = json.loads(evidence.read_text())["advice"]["lines"][0]
     assert line["command"].endswith(f"--documents 6 --evidence {evidence}")
     capsys.readouterr()
     arguments = ["--drop", "1,3", *measure, "--evidence", str(evidence), "--json", str(out)]

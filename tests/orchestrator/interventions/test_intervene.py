@@ -109,7 +109,8 @@ def test_the_page_ends_with_advice_that_json_holds(
     assert [layer["ffn_parameters"] for layer in result["layers"]] == [ffn] * LAYERS
     printed = " ".join(capsys.readouterr().out.partition("Advice")[2].split())
     assert names(printed, f"--drop {costs.index(min(costs))}", "add delete_attention to --edits")
-    words = shlex.split(deletions[1]["command"])
+    block = next(line for line in deletions if line["edit"] == "delete_2")
+    words = shlex.split(block["command"])
     assert words[:3] == ["python", "-m", "orchestrator.export"]
     words[4] = str(tmp_path / "pruned")
     assert export.main(words[3:]) == 0
