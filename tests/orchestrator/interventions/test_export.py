@@ -110,6 +110,10 @@ def test_evidence_on_other_text_is_said_and_of_another_step_refused(
     assert intervene.main([str(cell), "--edits", "delete", "--documents", "2", "--json", str(evidence)]) == 0
     assert main([str(cell), str(tmp_path / "a"), *arguments, "3"]) == 0
     assert names(capsys.readouterr().out, "other text")
+    renamed = tmp_path / "renamed.json"
+    renamed.write_text(evidence.read_text().replace('"words"', '"mine"'))
+    assert main([str(cell), str(tmp_path / "c"), "--drop", "1", "--evidence", str(renamed), "--documents", "3"]) == 0
+    assert names(capsys.readouterr().out, "mine: predicted", "words: measured", "numbers: predicted")
     for documents in ("2", "3"):
         assert main([str(cell / "checkpoints/step_00000000"), str(tmp_path / "b"), *arguments, documents]) == 2
         assert names(capsys.readouterr().err, evidence, cell / "checkpoints/step_00000000")
