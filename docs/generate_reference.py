@@ -1,4 +1,4 @@
-"""Rebuild outputs/reference, which README and docs show: `make reference`, some three hours on two cores.
+"""Rebuild outputs/reference, which README and docs show: `make reference`, some five hours on two cores.
 
     python docs/generate_reference.py [NAME ...]
 

@@ -8,7 +8,8 @@ DIR keeps what has been computed: the same command goes on. OUTPUTS holds the ex
     python -m orchestrator name=small model=small
     python -m tests.studies.prediction.tuning outputs
 
-TARGET gets the tables, `prediction.md`, the fitted routings, `routing.json`, and the figure, `prediction.png`.
+TARGET gets the tables, `prediction.md`, every correlation, `prediction.csv`, the fitted routings, `routing.json`, and the
+figure, `prediction.png`. WeightWatcher comes with the extra `bench`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tests.studies.prediction.figure import draw
 from tests.studies.prediction.fits import fits
 from tests.studies.prediction.gather import gather
 from tests.studies.prediction.markdown import page
-from tests.studies.prediction.predictors import newest
+from tests.studies.prediction.predictors import correlations, newest
 from tests.studies.prediction.tables import table
 
 
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     (target / "prediction.md").write_text(text + "\n")
     routings = {of_target: {of.way: of.routing for of in ways} for of_target, ways in found.items()}
     (target / "routing.json").write_text(json.dumps(routings, indent=1) + "\n")
+    correlations(layers).to_csv(target / "prediction.csv", index=False)
     draw(layers, target / "prediction.png")
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 
 from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.forensics.roles.scoring import SCORINGS
+from tests.studies.prediction.correlation import of_group
+from tests.studies.prediction.tables import TARGETS
 
 GROUPS = ("smollm2", "small", "tiny", "nano")  # folds: each is predicted from the others
 APART = "minilm"  # six layers: shown, not pooled
@@ -25,6 +29,22 @@ BASELINES = {
 OWN = "the same edit, on the model's own samples"
 # Measures that say how a checkpoint was made, or what chance gives, or that only some models have.
 LEFT_OUT = ("_chance", "_expected", "momentum", "gradient", "stuck", "copy_density", "sink_mass", "_fixed")
+
+
+def correlations(layers: pd.DataFrame) -> pd.DataFrame:
+    """One row per target, predictor and group: ρ at the last step, raw and with depth partialled out."""
+    last = newest(layers)
+    rows = []
+    for target in TARGETS:
+        named = SCORES | BASELINES | {OWN: f"own.{target}"} | {name: name for name in measures(layers)}
+        for (name, column), (group, of) in product(named.items(), last.groupby("group")):
+            raw, partial = (of_group(of, column, f"damage.{target}", controls) for controls in ((), ("depth",)))
+            rows.append(
+                {"target": target, "predictor": name, "group": group, "models": raw.models, "defined": raw.defined}
+                | {"raw": raw.value, "raw_low": raw.low, "raw_high": raw.high}
+                | {"partial": partial.value, "partial_low": partial.low, "partial_high": partial.high}
+            )
+    return pd.DataFrame(rows).round(4)
 
 
 def newest(layers: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.forensics.roles.routing import ROLES
 from tests.studies.prediction import figure, gather, markdown
 from tests.studies.prediction.fits import fits
-from tests.studies.prediction.predictors import GROUPS, measures, newest
+from tests.studies.prediction.predictors import GROUPS, correlations, measures, newest
 from tests.studies.prediction.tables import table
 
 DRAW = np.random.default_rng(3)
@@ -84,6 +84,9 @@ def test_the_page_finds_the_cause_and_the_figure_is_drawn(tmp_path: Path) -> Non
     assert rows["passthrough (calibrated)"] == [" – "] * 5
     assert rows["weights"][-1].strip() == "− `stable_rank.k`"
     assert all(cell.strip().startswith("+1.00") for cell in rows["weights"][: len(GROUPS)])
+    found = correlations(layers).set_index(["target", "predictor", "group"]).sort_index()
+    assert set(found.loc[("ffn", "stable_rank.k")]["partial"]) == {-1.0}
+    assert found.loc[("layer", "passthrough (calibrated)", "tiny")]["defined"] == 0
     figure.draw(newest(layers), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
 
