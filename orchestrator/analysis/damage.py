@@ -84,11 +84,12 @@ def damage_shift(arm: str, pairs: Iterable[Pair]) -> DamageShift | None:
 
 
 def _of_pair(pair: Pair) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return step → both profiles, where both cells were intervened on with the same settings."""
+    """Return step → both profiles, where both cells were intervened on on the same text."""
     found = {}
     for step in sorted(pair.a.damages.keys() & pair.b.damages.keys()):
         a, b = (cell.damages[step] for cell in pair.cells)
         profiles = profile_of(a), profile_of(b)
-        if a.get("documents") == b.get("documents") and profiles[0] is not None and profiles[1] is not None:
+        same = all(a.get(key) == b.get(key) for key in ("documents", "text"))
+        if same and profiles[0] is not None and profiles[1] is not None:
             found[step] = (profiles[0], profiles[1])
     return found

@@ -188,9 +188,10 @@ def _paper(result: Result, role: str | None, strength: np.ndarray) -> dict[str, 
 
 
 def _evidence(result: Result, edits: Collection[str], layers: Sequence[int]) -> list[dict[str, Any]]:
-    """Each layer's role, and its damage under the edits."""
+    """Each layer's role and relative write, and its damage under the edits."""
     of_layers = [result["layers"][layer] for layer in layers]
     return [
-        {"layer": of["layer"], "role": of["role"], "damage": {edit: of["damage"].get(edit) for edit in edits}}
+        {"layer": of["layer"], "role": of["role"], "relative_write": of["relative_write"]}
+        | {"damage": {edit: of["damage"].get(edit) for edit in edits}}
         for of in of_layers
     ]

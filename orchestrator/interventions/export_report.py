@@ -39,10 +39,10 @@ def _cost(result: Mapping[str, Any]) -> Iterator[str]:
             if of["mean"] and of["mean"] > 0 and measured > 0:
                 said += f", {measured / of['mean']:.1f} times as much"
         yield f"{domain}: {said}"
-    for domain in prediction["cost"].keys() - result["rise"].keys():  # of another text
+    for domain in (domain for domain in prediction["cost"] if domain not in result["rise"]):  # of another text
         yield f"{domain}: predicted {interval(prediction['cost'][domain])}"
     if prediction["cost"]:
-        other = "" if prediction["same_text"] else ", on other text"
+        other = " on this very text: another may cost more" if prediction["same_text"] else ", on other text"
         yield f"In nats per token, with 95 % intervals over documents; predicted is the {prediction['how']}{other}."
 
 

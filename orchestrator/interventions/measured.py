@@ -34,7 +34,7 @@ class Measured:
         return np.fmax(np.nanmedian(self.mean, axis=0), 0)
 
     def total(self, layers: Sequence[int]) -> Cost:
-        """The sum over `layers` in each domain, with the sums of the ends: an interval that is never too narrow."""
+        """The sum over `layers` in each domain, with the sums of the ends."""
         sums = {name: getattr(self, name)[list(layers)].sum(0) for name in ("mean", "low", "high")}
         return {
             domain: {name: known(of[place]) for name, of in sums.items()} for place, domain in enumerate(self.domains)

@@ -38,14 +38,20 @@ def sampled(subject: Subject, count: int, length: int | None) -> list[Document]:
 def _continued(subject: Subject, tokens: Tensor, length: int) -> Tensor:
     """`tokens` [B, 1] and what the model says after them [B, length]."""
     if not isinstance(subject.model, Decoder):
-        from transformers import GenerationConfig  # seconds that a model of ours need not wait for
-
-        plain = GenerationConfig(
-            max_new_tokens=length - 1, min_new_tokens=length - 1, do_sample=True, top_k=0, pad_token_id=0
-        )
-        model: Any = subject.model
-        return torch.as_tensor(model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=plain))
+        return _generated(subject.model, tokens, length)
     while tokens.shape[1] < length:
         logits = subject.run(tokens, torch.ones_like(tokens, dtype=torch.bool))[:, -1]
         tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1)], 1)
     return tokens
+
+
+def _generated(model: Any, tokens: Tensor, length: int) -> Tensor:
+    """The same of a model of transformers, whose own settings for generation have no say: they sharpen and penalise."""
+    from transformers import GenerationConfig  # seconds that a model of ours need not wait for
+
+    kept = model.generation_config
+    model.generation_config = GenerationConfig(do_sample=True, top_k=0, max_new_tokens=length - 1)
+    try:
+        return torch.as_tensor(model.generate(tokens, attention_mask=torch.ones_like(tokens)))
+    finally:
+        model.generation_config = kept

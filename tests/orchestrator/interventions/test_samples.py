@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from orchestrator.common.errors import UserError
 from orchestrator.intervene import main
 from orchestrator.interventions.samples import DOMAIN, sampled
 from tests.naming import names
-from tests.orchestrator.interventions.models import subject_of
+from tests.orchestrator.interventions.models import model_of, subject_of
 
 
-@pytest.mark.parametrize("family", ["ours, pre", "llama", "gemma2"])
+def chatty() -> torch.nn.Module:
+    """A model with settings of its own for generation, such as chat models bring."""
+    model: Any = model_of("llama")
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=True, temperature=0.2, top_p=0.5, top_k=3, repetition_penalty=2.0, eos_token_id=7, max_length=5
+    )
+    return model
+
+
+@pytest.mark.parametrize("family", ["ours, pre", "llama", "gemma2", "llama with settings"])
 def test_their_loss_is_the_entropy(family: str) -> None:
     """The mean of −log p(token) under p is p's entropy; the 4.5 standard errors are by the terms' own spread."""
-    subject = subject_of(family)
+    subject = subject_of("llama", chatty()) if family == "llama with settings" else subject_of(family)
     state = torch.get_rng_state()
     documents = sampled(subject, 200, 12)
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,13 +1,13 @@
 """Between runs: do those of equal loss and other roles differ in what deletion, extension and fine-tuning do?
 
 Every pair of runs of a group has a distance in roles, in loss, and in each response. Mantel's test asks whether the
-first and the last go together, the distance in loss partialled out, against runs dealt at random.
+first and the last go together, the distance in loss partialled out, against the runs of each arm dealt at random.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,13 @@ TUNED = "tuning"  # of `tiny`: arm `<arm>_<seed>` went on from that run, on othe
 EQUAL = 0.0025  # of the loss: SCIENCE §8's margin
 
 
-def mantel(x: np.ndarray, y: np.ndarray, control: np.ndarray) -> tuple[float, float]:
+def mantel(x: np.ndarray, y: np.ndarray, control: np.ndarray, arms: Sequence[str]) -> tuple[float, float]:
     """Spearman's ρ of the distances x and y [N, N], `control`'s partialled out, and its two-sided p.
 
-    p: over permutations of the runs of x, which keep its distances together (Mantel 1967; Smouse et al. 1986).
+    p: over permutations of the runs of x within each of `arms` [N], which keep its distances together (Mantel 1967;
+    Smouse et al. 1986).
     """
+    of_arms = [np.flatnonzero(np.array(arms) == arm) for arm in dict.fromkeys(arms)]
     above = np.triu_indices(len(x), 1)
     draw = np.random.default_rng(0)
 
@@ -36,7 +38,12 @@ def mantel(x: np.ndarray, y: np.ndarray, control: np.ndarray) -> tuple[float, fl
         return spearman(x[np.ix_(order, order)][above], y[above], [control[above]])
 
     found = rho(np.arange(len(x)))
-    others = [abs(rho(draw.permutation(len(x)))) for _ in range(PERMUTATIONS)]
+    others = []
+    for _ in range(PERMUTATIONS):
+        order = np.arange(len(x))
+        for of_arm in of_arms:
+            order[of_arm] = draw.permutation(of_arm)
+        others.append(abs(rho(order)))
     return found, float((1 + np.sum(np.array(others) >= abs(found) - 1e-12)) / (1 + PERMUTATIONS))
 
 
@@ -96,8 +103,8 @@ def lines(layers: pd.DataFrame, outputs: Path) -> Iterator[str]:
         if group == "tiny":
             tuned = [outputs / TUNED / name.replace("/seed=", "_") / "seed=0/metrics.jsonl" for name in names]
             responses["fine-tuning: loss after it"] = apart(np.array([last(log, "test") for log in tuned]))
-        pairs = np.triu_indices(len(runs), 1)
+        pairs, arms = np.triu_indices(len(runs), 1), [name.split("/")[0] for name in names]
         equal = int((apart(loss)[pairs] <= EQUAL * loss.mean()).sum())
         for response, distance in responses.items():
-            cells = [told(*mantel(roles(list(runs)), distance, apart(loss))) for roles in (by_scores, by_budget)]
+            cells = [told(*mantel(roles(list(runs)), distance, apart(loss), arms)) for roles in (by_scores, by_budget)]
             yield f"| {group} | {len(runs)} | {equal} of {len(pairs[0])} | {response} | {' | '.join(cells)} |"

@@ -57,7 +57,7 @@ def column(layers: pd.DataFrame, name: str) -> np.ndarray:
 
 
 def of_group(layers: pd.DataFrame, predictor: str, outcome: str, controls: Sequence[str] = ()) -> Rho:
-    """Mean ρ over the models of a group.
+    """Mean ρ over the seeds of a group.
 
     The interval is over seeds, of which each counts with the mean over its models: arms of one seed began alike. Where
     there is one seed alone it is over the layers (`over_layers`).
@@ -79,7 +79,7 @@ def over_seeds(found: Sequence[tuple[object, float, int]], controls: int) -> Rho
     if len({seed for seed, _, _ in found}) == 1:
         return Rho(value, *over_layers(value, known[0][2], controls), len(found), len(known))
     low = high = np.nan
-    if len(seeds) >= FEWEST:
+    if len(seeds) >= FEWEST and np.ptp(seeds) > 0:
         ends = interval(seeds, LEVEL)
         low, high = np.clip([ends.low, ends.high], -1, 1)
     return Rho(value, float(low), float(high), len(found), len(known))
@@ -88,7 +88,7 @@ def over_seeds(found: Sequence[tuple[object, float, int]], controls: int) -> Rho
 def over_layers(rho: float, layers: int, controls: int) -> tuple[float, float]:
     """The interval of one model's ρ: Fisher's z, of variance `(1 + ρ²/2)/(n − 3 − k)` (Bonett & Wright 2000)."""
     free = layers - 3 - controls
-    if free < 1:
+    if free < 1 or rho == 0:  # 0: nothing but the controls, in any sample
         return np.nan, np.nan
     width = scipy.stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt((1 + rho**2 / 2) / free)
     center = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))

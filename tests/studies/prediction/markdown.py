@@ -42,7 +42,9 @@ def _models(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Itera
     yield (
         "\nEvery cell: Spearman's ρ raw / with depth partialled out (its 95 % interval, over seeds, or over the layers "
         f"of a single model). Pooled: the mean over groups, without {APART}. [n of N]: defined in n of the models; "
-        "in the others all layers have one score. *Damage on other text*: ρ of the damage on half of a model's domains "
+        "in the others all layers have one score. Pooled "
+        "where every group has one. 0 without an interval: the predictor orders the layers as depth does. The last rows of "
+        "a table are the measures with the largest mean |ρ|, chosen on what they are shown on. *Damage on other text*: ρ of the damage on half of a model's domains "
         "with that on the others, which is how far the damage itself carries over."
     )
 
@@ -79,7 +81,8 @@ def _row(layers: pd.DataFrame, name: str, predictor: str, outcome: str) -> str:
         cells.append(f"{_plain(raw)} / {_whole(partial)}" if raw.defined else "–")
         if group != APART and np.isfinite(raw.value):
             pooled.append((raw.value, partial.value))
-    means = " / ".join(signed(value) for value in np.mean(pooled, axis=0)) if pooled else "–"
+    everywhere = len(pooled) == len(GROUPS)
+    means = " / ".join(signed(value) for value in np.mean(pooled, axis=0)) if everywhere else "–"
     return f"| {name} | {' | '.join(cells)} | {means} |"
 
 

@@ -94,17 +94,17 @@ def test_intervals_are_over_runs_or_over_the_layers_of_the_only_one() -> None:
 
 def test_mantel_sees_what_goes_together_and_not_what_shares_the_control() -> None:
     values, loss, noise = DRAW.normal(size=(3, 12))
-    rho, p = mantel(apart(values), apart(values + 0.1 * noise), apart(loss))
+    rho, p = mantel(apart(values), apart(values + 0.1 * noise), apart(loss), ["a"] * 12)
     assert rho > 0.8
     assert p < 0.01
     both = [apart(loss + 0.1 * DRAW.normal(size=12)) for _ in range(2)]
-    assert mantel(*both, apart(DRAW.normal(size=12)))[0] > 0.8
-    assert abs(mantel(*both, apart(loss))[0]) < 0.4
+    assert mantel(*both, apart(DRAW.normal(size=12)), ["a"] * 12)[0] > 0.8
+    assert abs(mantel(*both, apart(loss), ["a"] * 12)[0]) < 0.4
 
 
 def test_mantel_without_a_relation_gives_an_even_p(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(between, "PERMUTATIONS", 199)
-    found = [mantel(*(apart(DRAW.normal(size=8)) for _ in range(3)))[1] for _ in range(60)]
+    found = [mantel(*(apart(DRAW.normal(size=8)) for _ in range(3)), [*"aaaabbbb"])[1] for _ in range(60)]
     assert scipy.stats.kstest(found, "uniform").pvalue > 0.001
 
 
