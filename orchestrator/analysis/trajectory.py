@@ -13,8 +13,8 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.coincidence import sentence_of, steps_with_loss
 from orchestrator.analysis.pairs import MEAN, validation_curves
 from orchestrator.analysis.statistics import interval, mean_of_known
-from orchestrator.forensics.trajectory.agreement import ROLE, scorings_of
-from orchestrator.forensics.trajectory.commitment import FEWEST, LEVELS, Commitment, commitments, p_of, speed_of
+from orchestrator.forensics.trajectory.agreement import ROLE, changes, scorings_of
+from orchestrator.forensics.trajectory.commitment import FEWEST, LEVELS, Commitment, Speed, commitments, p_of, speed_of
 from orchestrator.forensics.trajectory.events import EVENTS
 from orchestrator.forensics.trajectory.loss_drops import Course, drops_in, meet
 
@@ -93,11 +93,15 @@ def trajectory(arm: str, cells: list[CellResult], domains: list[str]) -> ArmTraj
     found = [(cell, run) for cell in read for run in commitments(list(cell.readings.values()), list(cell.readings))]
     kinds = dict.fromkeys((run.scoring, run.kind) for _, run in found)
     of_kind = [[(c, run) for c, run in found if (run.scoring, run.kind) == kind] for kind in kinds]
+    speeds = [[speed for cell in read if (speed := _speed(cell, *kind))] for kind in kinds]
     return ArmTrajectory(
         arm,
         [cell.seed for cell in read],
         _shared(read),
-        [_commitment(arm, [cell.seed for cell, _ in own], [run for _, run in own]) for own in of_kind],
+        [
+            _commitment(arm, [cell.seed for cell, _ in own], [run for _, run in own], of_all)
+            for own, of_all in zip(of_kind, speeds, strict=True)
+        ],
         _coincidences(arm, read, domains),
         [row for cell, run in found for row in _rows(cell, run)],
     )
@@ -113,10 +117,14 @@ def coincidence_rows(found: list[ArmTrajectory]) -> list[dict[str, Any]]:
     return [vars(one) for of_arm in found for one in of_arm.coincidences]
 
 
-def _commitment(arm: str, seeds: list[int], runs: list[Commitment]) -> ArmCommitment:
+def _speed(cell: CellResult, scoring: str, kind: str) -> Speed | None:
+    return speed_of(list(cell.readings), changes([reading.by(scoring) for reading in cell.readings.values()], kind))
+
+
+def _commitment(arm: str, seeds: list[int], runs: list[Commitment], speeds: list[Speed]) -> ArmCommitment:
+    """Sum up the cells that count; `speeds` are of all, for a layer that ends with a role has gained it."""
     half, most = ([run.reached(level) for run in runs] for level in LEVELS)
     by_chance = [float(np.mean([run.reached_by_chance(level) for run in runs])) for level in LEVELS]
-    speeds = [speed for run in runs if (speed := speed_of(run))]
     early = [float(run.held[run.at_early]) for run in runs]
     return ArmCommitment(
         arm, runs[0].kind, runs[0].scoring, seeds, float(np.mean([run.layers for run in runs])), runs[0].depth,

@@ -42,7 +42,7 @@ def _commitment(run: Commitment, unit: str) -> Text:
 
 
 def _speed(run: Commitment, unit: str) -> Text | None:
-    speed = speed_of(run)
+    speed = speed_of(run.steps, run.changed)
     if speed is None:
         return None
     what = "role changes per layer" if run.kind == ROLE else "1 − r of the scores"

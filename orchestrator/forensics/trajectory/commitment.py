@@ -118,17 +118,17 @@ class Speed:
     after: float
 
 
-def speed_of(run: Commitment) -> Speed | None:
-    """The speed of a run; None without an interval of that length on either side.
+def speed_of(steps: Sequence[int] | np.ndarray, changed: np.ndarray) -> Speed | None:
+    """The speed of a run with these `changes` between its steps; None without an interval of that length on each side.
 
     Readings that flicker show more changes the denser they are: only intervals of one length compare.
     """
-    lengths = np.diff(run.steps)
+    lengths = np.diff(steps)
     sizes, counts = np.unique(lengths, return_counts=True)
     apart = int(sizes[len(sizes) - 1 - np.argmax(counts[::-1])])
-    ends, border = run.steps[1:], EARLY * run.steps[-1]
+    ends, border = np.asarray(steps[1:]), EARLY * steps[-1]
     equal = lengths == apart
-    sides = [run.changed[equal & (ends <= border)], run.changed[equal & (ends - apart >= border)]]
+    sides = [changed[equal & (ends <= border)], changed[equal & (ends - apart >= border)]]
     if not all(side.size for side in sides):
         return None
     before, after = (float(side.mean()) * 1000 / apart for side in sides)

@@ -73,7 +73,7 @@ def history(readings: Sequence[Reading], losses: Mapping[str, Curve] | None = No
 
 
 def _commitment_json(run: Commitment) -> dict[str, Any]:
-    speed = speed_of(run)
+    speed = speed_of(run.steps, run.changed)
     levels = {f"{level:g}": {"step": run.reached(level), "by_chance": run.reached_by_chance(level)} for level in LEVELS}
     by_chance = run.by_chance.mean(axis=0)
     return {

@@ -79,6 +79,7 @@ def test_a_cell_in_which_no_layer_ends_with_a_role_does_not_count() -> None:
     assert found is not None
     assert [(one.kind, one.seeds) for one in found.commitments] == [("roles", [0])]
     assert found.seeds == [0, 1]
+    assert found.commitments[0].after == pytest.approx(np.mean([0, 1]) / 13 * 100)  # but how fast it changes does
     assert found.coincidences == []  # no domain, no loss
     none = trajectory("b", [cell_of(["S" * 19 + "-"])], [])
     assert none is not None

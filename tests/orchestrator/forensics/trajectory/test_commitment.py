@@ -113,9 +113,9 @@ def test_speed_is_of_intervals_of_the_most_frequent_length() -> None:
     steps = [0, 1, 2, 4, 8, *range(10, 110, 10)]  # 10 %: the border is 30
     strip = "HSHSH" + "HDH" + "HHHHHHH"  # changes at every early reading, then twice up to 30, then never
     run = by_roles(run_of([strip, "P" * len(strip)], steps=steps))
-    speed = speed_of(run)
+    speed = speed_of(run.steps, run.changed)
     assert speed is not None
     assert (speed.apart, speed.before, speed.after) == (10, pytest.approx(1000 / 10 * 2 / 2 / 2), 0.0)
     assert changes(run_of(["Ht-H"]), "roles").tolist() == [1.0, 1.0, 1.0]
     lone = by_roles(run_of(["HS" * 5], steps=[2**k for k in range(10)]))
-    assert speed_of(lone) is None  # no two intervals alike on either side
+    assert speed_of(lone.steps, lone.changed) is None  # no two intervals alike on either side
