@@ -8,8 +8,8 @@ DIR keeps what has been computed: the same command goes on. OUTPUTS holds the ex
     python -m orchestrator name=small model=small
     python -m tests.studies.prediction.tuning outputs
 
-TARGET gets the tables, `prediction.md`, every correlation, `prediction.csv`, the fitted routings, `routing.json`, and the
-figure, `prediction.png`. WeightWatcher comes with the extra `bench`.
+TARGET gets the tables, `prediction.md`, every correlation, `prediction.csv`, the fitted routings, `routing.json`, and
+the figure, `prediction.png`. WeightWatcher comes with the extra `bench`.
 """
 
 from __future__ import annotations

@@ -41,11 +41,10 @@ def _models(layers: pd.DataFrame, records: Sequence[Mapping[str, Any]]) -> Itera
         yield f"| {group} | {models} | {rows['seed'].nunique()} | {len(rows) // models} | {text} |"
     yield (
         "\nEvery cell: Spearman's ρ raw / with depth partialled out (its 95 % interval, over seeds, or over the layers "
-        f"of a single model). Pooled: the mean over groups, without {APART}. [n of N]: defined in n of the models; "
-        "in the others all layers have one score. Pooled "
-        "where every group has one. 0 without an interval: the predictor orders the layers as depth does. The last rows of "
-        "a table are the measures with the largest mean |ρ|, chosen on what they are shown on. *Damage on other text*: ρ of the damage on half of a model's domains "
-        "with that on the others, which is how far the damage itself carries over."
+        f"of a single model). Pooled: the mean over groups, without {APART}, where all have one. [n of N]: in n "
+        "of the models; in the others all layers have one score. 0 without an interval: it orders the layers "
+        "as depth does. *Damage on other text*: ρ of the damage on half of a model's domains with that on the others. "
+        f"The last {BEST} rows of a table are the measures with the largest mean |ρ|, chosen on what they are shown on."
     )
 
 
