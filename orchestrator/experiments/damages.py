@@ -22,7 +22,7 @@ class _GivenUp(Exception):
 
 @dataclass(frozen=True)
 class Damages:
-    """The files of one cell. Its readings' lock guards them: who reads a checkpoint also intervenes."""
+    """The files of one cell. Its readings' lock guards them, since one process reads and intervenes."""
 
     cell_dir: Path
     config: Config

@@ -30,7 +30,7 @@ def report(result: Mapping[str, Any]) -> Group:
 
 
 def _cost(result: Mapping[str, Any]) -> Iterator[str]:
-    """What leaving the layers out costs in each domain, beside what was predicted."""
+    """A line per domain: the measured cost of leaving the layers out, beside the predicted one."""
     prediction = result["prediction"] or {"cost": {}}
     for domain, rise in result["rise"].items():
         measured, said = rise["mean"], f"measured {interval(rise)}"

@@ -120,7 +120,7 @@ def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Tria
 
 
 def _identity(path: Path, documents: Sequence[Document], trials: Sequence[Trial]) -> dict[str, Any]:
-    """All that the results depend on: files of the model by size and time, text and trials."""
+    """The files of the model by size and time, the text and the trials: the results depend on these."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
     return {
         "schema": SCHEMA,

@@ -112,11 +112,11 @@ class Judge:
 
 @dataclass(frozen=True)
 class Choice:
-    """Layers to delete, the passes over the text that it took to choose them, and the rise that was promised."""
+    """Layers to delete, the passes over the text that it took to choose them, and the rise that was predicted."""
 
     layers: list[int]
     passes: float
-    promised: float | None = None  # nats per token on the text that was looked at, mean over domains
+    predicted: float | None = None  # nats per token on the text that was looked at, mean over domains
 
 
 class Chooser:
@@ -127,7 +127,7 @@ class Chooser:
         self.singles, self.spent = self.counted(lambda: [text.cost([layer]) for layer in range(self.depth)])
 
     def counted(self, function: Callable[[], Any]) -> tuple[Any, float]:
-        """What the function returns, and the passes that it took beside the intact one."""
+        """The function's result, and the passes that it took beside the intact one."""
         before = self.text.passes
         return function(), 1 + self.text.passes - before
 
@@ -238,7 +238,7 @@ def rows(chooser: Chooser, unseen: Judge) -> Iterator[dict[str, Any]]:
         drawn = [unseen.judged(sorted(draw.choice(chooser.depth, count, replace=False))) for _ in range(DRAWS)]
         means = {name: [float(np.mean([of[name][0] for of in drawn])), None, None] for name in unseen.domains}
         yield {
-            "way": f"random, the mean of {DRAWS} draws", "count": count, "layers": None, "passes": 0, "promised": None,
+            "way": f"random, the mean of {DRAWS} draws", "count": count, "layers": None, "passes": 0, "predicted": None,
             "rise": means,
         }  # fmt: skip
 
@@ -254,14 +254,14 @@ def tables(result: dict[str, Any]) -> Iterator[str]:
     names = list(result["intact"])
     for count in dict.fromkeys(row["count"] for row in result["rows"]):
         yield f"\n## {count} of {result['layers']} layers deleted\n"
-        yield f"| chosen by | {' | '.join(f'rise, {name}' for name in names)} | promised | passes | layers |"
+        yield f"| chosen by | {' | '.join(f'rise, {name}' for name in names)} | predicted | passes | layers |"
         yield "|---|" + "---|" * (len(names) + 3)
         of_count = [row for row in result["rows"] if row["count"] == count]
         for row in sorted(of_count, key=lambda row: sum(of[0] for of in row["rise"].values())):
             cells = [interval(row["rise"][name]) for name in names]
-            promised = "" if row["promised"] is None else f"{row['promised']:+.2f}"
+            predicted = "" if row["predicted"] is None else f"{row['predicted']:+.2f}"
             layers = "" if row["layers"] is None else ranges(row["layers"])
-            yield f"| {' | '.join([row['way'], *cells, promised, format(row['passes'], '.0f'), layers])} |"
+            yield f"| {' | '.join([row['way'], *cells, predicted, format(row['passes'], '.0f'), layers])} |"
 
 
 def interval(rise: Sequence[float | None]) -> str:

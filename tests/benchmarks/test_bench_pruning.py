@@ -57,9 +57,9 @@ def test_each_way_chooses_what_a_search_over_built_models_does(judge: Judge) -> 
     assert chooser.singles == pytest.approx(singles, abs=1e-5)
     assert chooser.spent == 1 + (3 + 2 + 1 + 0) / LAYERS
     assert chooser.one_shot(2).layers == least(singles, 2)
-    assert chooser.one_shot(2).promised == pytest.approx(sum(sorted(singles)[:2]), abs=1e-5)
+    assert chooser.one_shot(2).predicted == pytest.approx(sum(sorted(singles)[:2]), abs=1e-5)
     block = min(([start, start + 1] for start in range(LAYERS - 1)), key=cost)
-    assert (chooser.block(2).layers, chooser.block(2).promised) == (block, pytest.approx(cost(block), abs=1e-5))
+    assert (chooser.block(2).layers, chooser.block(2).predicted) == (block, pytest.approx(cost(block), abs=1e-5))
     (first,) = least(singles, 1)
     greedy = min((sorted(pair) for pair in combinations(range(LAYERS), 2) if first in pair), key=cost)
     assert chooser.extend(chooser.one_shot(1)).layers == greedy

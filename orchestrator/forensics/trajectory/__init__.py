@@ -1,1 +1,1 @@
-"""What the readings of one run say of its course: commitment to roles, speed of change, loss drops (SCIENCE §4)."""
+"""The course of one run, by its readings: commitment to roles, speed of change, loss drops (SCIENCE §4)."""

@@ -1,4 +1,4 @@
-"""How far the readings of a run agree with its last one: by the layers' roles, or by all their scores (SCIENCE §4)."""
+"""Agreement of the readings of a run with its last one: by the layers' roles, or by all their scores (SCIENCE §4)."""
 
 from __future__ import annotations
 

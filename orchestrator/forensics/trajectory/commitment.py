@@ -1,4 +1,4 @@
-"""When the layers of a run committed to what they end as, against reshuffled readings (SCIENCE §4)."""
+"""The steps at which the layers of a run commit to what they end as, against reshuffled readings (SCIENCE §4)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Commitment:
 def commitments(readings: Sequence[Reading], steps: Sequence[int]) -> list[Commitment]:
     """The commitment by roles and by scores under each scoring that all readings hold.
 
-    Empty with fewer than `FEWEST` readings; without those that no layer counts for.
+    Empty with fewer than `FEWEST` readings. Those for which no layer counts are left out.
     """
     if len(readings) < FEWEST or not steps[0] < EARLY * steps[-1]:
         return []

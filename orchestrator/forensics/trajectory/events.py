@@ -1,4 +1,4 @@
-"""What may happen to a layer between two readings, one function and a line in `EVENTS` each (SCIENCE §4)."""
+"""Events of a layer between two readings, one function and a line in `EVENTS` each (SCIENCE §4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that is said of the course of one run: commitment, speed, and what happens when its loss drops (SCIENCE §4)."""
+"""The course of one run: commitment, speed, and events when its loss drops (SCIENCE §4)."""
 
 from __future__ import annotations
 

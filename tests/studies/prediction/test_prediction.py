@@ -109,7 +109,7 @@ def test_mantel_without_a_relation_gives_an_even_p(monkeypatch: pytest.MonkeyPat
 
 
 def test_intervals_over_layers_cover() -> None:
-    """Of 400 samples of 30 layers with ρ = 0.6 (Gaussian r by Pearson's formula) 95 % cover."""
+    """About 95 % of 400 samples of 30 layers with ρ = 0.6 (Gaussian r by Pearson's formula)."""
     rho, n = 0.6, 30
     r = 2 * np.sin(np.pi * rho / 6)
     hit = 0
