@@ -33,19 +33,18 @@ class Coincidence:
 def coincide(arm: str, cells: list[CellResult], domain: str, domains: list[str]) -> Coincidence | None:
     """Test one domain, as `meet` does; None where no cell was read twice. `mean` is the mean of `domains`."""
     count = transitions(changed)
-    read: dict[int, tuple[list[int], Course]] = {}
+    read: list[tuple[int, list[int], Course]] = []  # seed, steps, course
     for cell in cells:
         if steps := steps_with_loss(cell, domain, domains):
             drops = drops_in(validation_curves(cell, domains)[domain], steps)
-            read[cell.seed] = steps, Course(drops, count([cell.readings[step] for step in steps]))
+            read.append((cell.seed, steps, Course(drops, count([cell.readings[step] for step in steps]))))
     if not read:
         return None
-    met = meet([course for _, course in read.values()])
-    most = max(len(steps) - 1 for steps, _ in read.values())
-    ends = {seed: np.array(steps[1:])[1:-1] for seed, (steps, course) in read.items() if course.is_long}
+    met = meet([course for _, _, course in read])
+    most = max(len(steps) - 1 for _, steps, _ in read)
     return Coincidence(
         arm, domain, met.intervals, met.drops, met.events, met.together, met.expected, met.p, met.smallest_p,
-        drop_steps={seed: of[read[seed][1].drops].tolist() for seed, of in ends.items()},
+        drop_steps={seed: np.array(steps[2:-1])[of.drops].tolist() for seed, steps, of in read if of.is_long},
         sentence=sentence_of(met, most),
     )  # fmt: skip
 

@@ -164,7 +164,8 @@ def test_the_tables_inside_are_the_tables_beside(
     root = experiment(sidecar=True, interventions=True)
     page = show(root).page
     names = [button.get_attribute("data-table") for button in page.locator("[data-table]").all()]
-    assert set(names) == {path.stem for path in (root / "comparison/tables").glob("*.csv")} - {"contrasts"}
+    tables = (root / "comparison/tables").glob("*.csv")
+    assert set(names) == {path.stem for path in tables if not pd.read_csv(path).empty} - {"contrasts"}
     for name in names:
         with page.expect_download() as waiting:
             page.locator(f"[data-table={name}]").click()
