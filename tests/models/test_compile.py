@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import setuptools  # noqa: F401  # torch's compiler imports it, which fails once something else has brought in distutils
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
