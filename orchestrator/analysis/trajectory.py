@@ -1,4 +1,4 @@
-"""When an arm's layers commit to their roles, and what happens in them when the loss drops (SCIENCE §4)."""
+"""Compute the trajectory of an arm: steps of commitment to roles, and events at loss drops (SCIENCE §4)."""
 
 from __future__ import annotations
 

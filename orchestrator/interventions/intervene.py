@@ -25,6 +25,7 @@ from orchestrator.interventions.damage import Damage, Results, Trial, measure
 from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen, digest
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
+from orchestrator.interventions.measured import known
 from orchestrator.interventions.partial import PartialResults
 from orchestrator.interventions.passes import Pass, refuse_entangled
 from orchestrator.interventions.samples import sampled
@@ -150,10 +151,10 @@ def _result(
             breadth = totals["absolute"] ** 2 / totals["squared"] / tokens.sum()
         for row, (trial, (mean, low, high)) in enumerate(zip(damage.trials, rises, strict=True)):
             of_layers[trial.layer][trial.name][domain] = {
-                "mean": _known(mean), "low": _known(low), "high": _known(high),
-                "kl": _known(totals["divergence"][row] / tokens.sum()),
-                "breadth": _known(breadth[row]),
-                "lengthening": _known(totals["lengthening"][row] / tokens.sum()),
+                "mean": known(mean), "low": known(low), "high": known(high),
+                "kl": known(totals["divergence"][row] / tokens.sum()),
+                "breadth": known(breadth[row]),
+                "lengthening": known(totals["lengthening"][row] / tokens.sum()),
             }  # fmt: skip
     return {
         "schema": SCHEMA,
@@ -172,15 +173,11 @@ def _result(
                 "layer": layer.layer,
                 "role": layer.role,
                 "margin": layer.margin,
-                "relative_write": _known(calibration.relative_write[layer.layer]),
-                "block_influence": _known(calibration.block_influence[layer.layer]),
+                "relative_write": known(calibration.relative_write[layer.layer]),
+                "block_influence": known(calibration.block_influence[layer.layer]),
                 "ffn_parameters": ffn,
                 "damage": {name: of or None for name, of in edits_of_layer.items()},  # None: nothing to change
             }
             for layer, ffn, edits_of_layer in zip(reading.layers, ffn_parameters(path), of_layers, strict=True)
         ],
     }
-
-
-def _known(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

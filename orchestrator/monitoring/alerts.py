@@ -112,7 +112,7 @@ def not_intervened_on(s: CellStatus) -> Found:
 
 
 def _left(s: CellStatus, steps: Collection[int], plan: Due, what: str, does: str) -> Found:
-    """Those of `steps` that are due where they lag behind or the cell has ended."""
+    """Warn of the `steps` that are due, once many are or the cell no longer runs."""
     due = sorted(step for step in steps if step in plan)
     if len(due) >= BEHIND or (due and s.state not in ("running", "queued", "preempted")):
         which = f"step {due[0]}" if len(due) == 1 else f"steps {due[0]} to {due[-1]}"
