@@ -10,13 +10,12 @@ import pandas as pd
 from orchestrator.analysis import tables
 from orchestrator.analysis.caveats import caveats
 from orchestrator.analysis.cells import CellResult, ExperimentResult, read_experiment
-from orchestrator.analysis.coincidence import Coincidence, coincide
 from orchestrator.analysis.conservation import REFERENCES, Conservation, conserve
 from orchestrator.analysis.contrasts import Contrast, contrast_all
 from orchestrator.analysis.damage import DamageShift, damage_shift
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, transitions
-from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up, shown
+from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up
 from orchestrator.analysis.statistics import PairedResult, compare_paired
 from orchestrator.analysis.symmetry import Symmetry, symmetry
 from orchestrator.analysis.trajectory import ArmTrajectory, trajectory
@@ -40,7 +39,6 @@ class Comparison:
     damage: list[DamageShift]  # one per compared arm whose layers were intervened on
     transitions: list[Transitions]  # one per arm that was read twice
     role_shifts: list[RoleShift]  # one per compared arm as deep as the baseline
-    coincidences: list[Coincidence]  # per arm that was read twice: the domains' mean, then each domain
     trajectories: list[ArmTrajectory]  # one per arm that was read often enough
     notes: list[str]
 
@@ -131,12 +129,6 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         damage=[shift for arm in arms if (shift := damage_shift(arm, pairs))],
         transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
         role_shifts=[moved_roles for arm in arms if (moved_roles := role_shift(arm, pairs))],
-        coincidences=[
-            met
-            for arm, cells in cells_of.items()
-            for domain in (shown(domains) if domains else ())
-            if (met := coincide(arm, cells, domain, domains))
-        ],
         trajectories=courses,
         notes=caveats(experiment, pairs, domains),
     )

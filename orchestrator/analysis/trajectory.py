@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.coincidence import sentence_of, steps_with_loss
-from orchestrator.analysis.pairs import MEAN, validation_curves
+from orchestrator.analysis.coincidence import Coincidence, coincide
 from orchestrator.analysis.statistics import interval, mean_of_known
 from orchestrator.forensics.trajectory.agreement import ROLE, changes, scorings_of
 from orchestrator.forensics.trajectory.commitment import FEWEST, LEVELS, Commitment, Speed, commitments, p_of, speed_of
-from orchestrator.forensics.trajectory.events import EVENTS
-from orchestrator.forensics.trajectory.loss_drops import Course, drops_in, meet
-
-ANY = "any"  # an interval in which the loss of at least one domain drops
 
 
 @dataclass(frozen=True)
@@ -56,24 +50,6 @@ class ArmCommitment:
 
 
 @dataclass(frozen=True)
-class EventCoincidence:
-    """Events of one kind in the layers of an arm's cells, and drops of their losses."""
-
-    arm: str
-    event: str  # a key of EVENTS
-    scoring: str
-    domain: str  # a domain, their mean, or ANY
-    intervals: int
-    drops: int
-    events: int
-    together: int
-    expected: float | None
-    p: float | None
-    smallest_p: float | None
-    sentence: str  # the reason why nothing can be tested, or empty
-
-
-@dataclass(frozen=True)
 class ArmTrajectory:
     """One arm that was read often enough, under every scoring that its readings hold."""
 
@@ -81,7 +57,7 @@ class ArmTrajectory:
     seeds: list[int]  # of its cells with enough readings
     scorings: list[str]  # that all of their readings hold
     commitments: list[ArmCommitment]
-    coincidences: list[EventCoincidence]  # empty without losses
+    coincidences: list[Coincidence]  # empty without losses
     curves: list[dict[str, Any]]  # rows of the table `trajectory`
 
 
@@ -102,7 +78,7 @@ def trajectory(arm: str, cells: list[CellResult], domains: list[str]) -> ArmTraj
             _commitment(arm, [cell.seed for cell, _ in own], [run for _, run in own], of_all)
             for own, of_all in zip(of_kind, speeds, strict=True)
         ],
-        _coincidences(arm, read, domains),
+        coincide(arm, read, domains),
         [row for cell, run in found for row in _rows(cell, run)],
     )
 
@@ -145,36 +121,10 @@ def _estimate(values: list[float] | list[int], *, least: float = -math.inf, most
     return Estimate(float(np.mean(values)), *ends)
 
 
-def _coincidences(arm: str, cells: list[CellResult], domains: list[str]) -> list[EventCoincidence]:
-    """Test every event under every scoring, with drops in any domain, in their mean and in each."""
-    names = [ANY, MEAN, *domains] if len(domains) > 1 else [MEAN]
-    steps = {cell.label: steps_with_loss(cell, MEAN, domains) for cell in cells} if domains else {}
-    covered = [cell for cell in cells if steps.get(cell.label)]
-    drops = {cell.label: _drops(cell, steps[cell.label], domains) for cell in covered}
-    most = max((len(steps[cell.label]) - 1 for cell in covered), default=0)
-    found = []
-    for scoring in _shared(cells):
-        scored = {cell.label: [cell.readings[step].by(scoring) for step in steps[cell.label]] for cell in covered}
-        for event, count in EVENTS.items():
-            events = {label: count(readings) for label, readings in scored.items()}
-            for domain in names if covered else ():
-                met = meet([Course(drops[label][domain], events[label]) for label in events])
-                reason = sentence_of(met, most, "such event")
-                found.append(EventCoincidence(arm, event, scoring, domain, **vars(met), sentence=reason))
-    return found
-
-
 def _shared(cells: list[CellResult]) -> list[str]:
     """Return the scorings that every cell's readings hold."""
     each = [scorings_of(list(cell.readings.values())) for cell in cells]
     return [scoring for scoring in each[0] if all(scoring in own for own in each)]
-
-
-def _drops(cell: CellResult, steps: list[int], domains: list[str]) -> dict[str, np.ndarray]:
-    """Return domain → the intervals in which its loss drops; ANY is the union of the domains'."""
-    curves = validation_curves(cell, domains)
-    found = {domain: drops_in(curve, steps) for domain, curve in curves.items()}
-    return found | {ANY: reduce(np.logical_or, [found[domain] for domain in domains])}
 
 
 def _rows(cell: CellResult, run: Commitment) -> list[dict[str, Any]]:

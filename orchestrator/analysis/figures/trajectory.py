@@ -24,6 +24,7 @@ def commitment_curves(c: Comparison) -> Drawing | None:
     held: list[list[TableCell]] = []
     early: dict[str, float] = {}
     last = int(table["step"].max())
+    committed = {(one.arm, one.scoring, one.kind): one for of_arm in c.trajectories for one in of_arm.commitments}
     for index, (scoring, kind) in enumerate(keys):
         at = (index // cols + 1, index % cols + 1)
         for arm in arms_of(c):
@@ -36,10 +37,10 @@ def commitment_curves(c: Comparison) -> Drawing | None:
             run_traces(figure, runs, arm, *at)
             chance_line(figure, chance, arm, *at, "step")
             if len(own):
-                reached = own[own["step"] <= EARLY * last].groupby("seed")["held"].last().mean()
-                early |= {arm.name: float(reached)} if index == 0 else {}
-                ends = own.groupby("seed")["held"].first().mean()
-                held.append([arm.name, f"{kind}, {scoring}", number(float(ends), 2), number(float(reached), 2)])
+                reached = committed[arm.name, scoring, kind].early.mean
+                early |= {arm.name: reached} if index == 0 else {}
+                start = own.groupby("seed")["held"].first().mean()
+                held.append([arm.name, f"{kind}, {scoring}", number(float(start), 2), number(reached, 2)])
         figure.add_vline(
             x=EARLY * last, line={"color": "#888888", "width": 1, "dash": "dash"}, row=at[0], col=at[1]
         )  # fmt: skip

@@ -47,7 +47,7 @@ def _roles(c: Comparison) -> list[Section]:
         of_arms = _per_arm(lambda c, arm: layers.by_layer(c, [c.baseline, arm]), layers.role_shifts)(c)
     else:
         of_arms = [layers.by_layer(c, [arm]) for arm in c.experiment.arms]
-    return [*of_arms, layers.persistence(c), layers.coincidences(c)]
+    return [*of_arms, layers.persistence(c)]
 
 
 def _layers(c: Comparison) -> list[Section]:

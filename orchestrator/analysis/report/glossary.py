@@ -90,14 +90,14 @@ OWN = {
         f"by exchanging the arms' labels within pairs: all exchanges up to {EXCHANGED} pairs, beyond random ones. A "
         "layer's p compares it with the largest distance of any layer (max-T), which corrects it for the number of "
         "layers."),
-    "coincidence": Term("transitions and loss drops",
-        "State changes of layers in the intervals of loss drops: those in which validation loss falls more than 3 "
-        "robust σ further than predicted from the neighbouring intervals. By chance: the same with the transitions "
-        "shifted circularly within stretches of the run that double in length, which keeps the trends of both "
-        "(SCIENCE §4)."),
+    "coincidence": Term("events and loss drops",
+        "Events in the layers, such as changes of role, in the intervals of loss drops: those in which validation loss "
+        "falls more than 3 robust σ further than predicted from the neighbouring intervals. By chance: the same with "
+        "the events shifted circularly within stretches of the run that double in length, which keeps the trends of "
+        "both (SCIENCE §4)."),
     "p_coincidence": Term("p of a coincidence",
-        "One-sided: the share of all circular shifts, of all cells together, with at least as many transitions in "
-        "the intervals of a drop. It is not corrected for other tests."),
+        "One-sided: the share of all circular shifts, of all cells together, with at least as many events in the "
+        "intervals of a drop. It is not corrected for other tests."),
     "commitment": Term("held, half, 9 in 10",
         "Share of the layers that have, at a reading and at all later ones, the role that they end with; layers that "
         "end with none or a tie do not count. Of scores: the smallest correlation r, from there on, of all layers' "
@@ -180,8 +180,7 @@ HEADS = {  # the first line of a table's column head → its term
     "width": "width", "parameters": "parameters", "CV": "cv", "max |w|": "max_abs", "satur.": "saturated_robust",
     "robust": "saturated_robust", "fixed": "saturated_fixed", "mean + 3 std": "saturated",
     "std": "symmetry", "range": "symmetry", "distance": "role_shift", "changed": "transition",
-    "κ": "transition", "drops": "coincidence",
-    "together": "coincidence", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
+    "κ": "transition", "× its peers": "pathology", "budget b / a": "conservation", "centre shift": "centre",
     "q": "q", "lines": "expect",
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ def verdict(c: Comparison) -> dict[str, Any]:
     """Return the content of `verdict.json`; null means not known."""
     e = c.experiment
     return {
-        "schema": 1,
+        "schema": 2,
         "name": e.name,
         "question": e.question,
         "arms": e.arms,
@@ -40,7 +40,6 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "conservation": [asdict(result) for result in c.conservation],
         "transitions": [asdict(result) for result in c.transitions],
         "role_shifts": [asdict(result) for result in c.role_shifts],
-        "coincidences": [asdict(result) for result in c.coincidences],
         "trajectories": {
             of_arm.arm: {
                 "commitments": [asdict(result) for result in of_arm.commitments],

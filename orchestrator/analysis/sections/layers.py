@@ -99,25 +99,8 @@ def persistence(c: Comparison) -> Section:
     rows: list[list[TableCell]] = [
         [t.arm, str(t.layers), str(t.changed), number(t.changed_expected, 1), number(t.kappa, 2)] for t in c.transitions
     ]
-    unjudged = dict.fromkeys(r.sentence for r in c.coincidences if not any(one.intervals for one in c.coincidences))
-    notes = [f"Role changes cannot be compared with loss drops: {sentence}" for sentence in unjudged]
     columns = ["arm", "layers × intervals", "changed", "by chance", "κ"]
-    return Section("Persistence of roles between successive readings", columns, rows, notes)
-
-
-def coincidences(c: Comparison) -> Section:
-    """Count role changes in the intervals of loss drops, by arm and domain."""
-    found = [r for r in c.coincidences if r.intervals]
-    rows: list[list[TableCell]] = []
-    for r in found:
-        counts = [str(r.intervals), str(r.drops), str(r.transitions), str(r.together)]
-        rows.append([r.arm, c.name_of(r.domain), *counts, number(r.expected, 1), number(r.p, 3)])
-    notes = grouped_notes(((f"{r.arm}, {c.name_of(r.domain)}", r.sentence) for r in found), everything=len(rows))
-    if (tests := sum(r.p is not None for r in c.coincidences)) > 1:
-        notes.append(f"The {tests} tests are not corrected for their number.")
-    columns = ["arm", "domain", "intervals", "drops", "transitions", "together", "by chance", "p"]
-    terms = {"p": "p_coincidence", "domain": "coincidence", "transitions": "transition", "by chance": "coincidence"}
-    return Section("Coincidence of role changes with loss drops", columns, rows, notes, terms)
+    return Section("Persistence of roles between successive readings", columns, rows)
 
 
 def budgets(c: Comparison, arm: str) -> Section:

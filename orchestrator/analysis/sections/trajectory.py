@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.analysis.coincidence import ANY
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list
 from orchestrator.analysis.pairs import MEAN
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.trajectory import ANY, ArmCommitment, Estimate
+from orchestrator.analysis.trajectory import ArmCommitment, Estimate
 from orchestrator.forensics.trajectory.agreement import ROLE
 from orchestrator.forensics.trajectory.commitment import EARLY
 

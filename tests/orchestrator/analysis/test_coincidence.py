@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.coincidence import coincide
-from orchestrator.analysis.comparison import compute
+from orchestrator.analysis.coincidence import ANY, Coincidence, coincide
 from tests.naming import names
 from tests.orchestrator.reading import reading_of
 
@@ -43,16 +42,24 @@ def falling(intervals: int, drops: dict[int, float], seed: int = 0, noise: float
     return list(5.0 + np.concatenate([[0.0], np.cumsum(changes)]))
 
 
+def role_changes(
+    cells: list[CellResult], domains: Sequence[str] = ("code",), domain: str = "mean"
+) -> Coincidence | None:
+    """The coincidence of any change of role; None where nothing was judged."""
+    found = coincide("b", cells, list(domains))
+    return next((one for one in found if (one.event, one.domain) == ("any change of role", domain)), None)
+
+
 def once(intervals: int, at: dict[int, int]) -> list[int]:
     return [at.get(i, 0) for i in range(intervals)]
 
 
 def test_planted_drops_are_found_where_they_are() -> None:
     drops = {8: 0.3, 15: 0.2, 22: 0.1}
-    found = coincide("b", [cell_of(falling(30, drops), once(30, {8: 2, 22: 3, 12: 1}), seed=7)], "code", ["code"])
+    found = role_changes([cell_of(falling(30, drops), once(30, {8: 2, 22: 3, 12: 1}), seed=7)])
     assert found is not None
     assert found.drop_steps == {7: [EVERY * (at + 1) for at in drops]}
-    assert (found.intervals, found.drops, found.transitions, found.together) == (28, 3, 6, 5)
+    assert (found.intervals, found.drops, found.events, found.together) == (28, 3, 6, 5)
     assert found.p is not None
     assert found.expected is not None
     assert found.expected < 1.5
@@ -66,7 +73,7 @@ def test_p_counts_every_combination_of_shifts(seed: int) -> None:
     drops = [{3: 0.3, 10: 0.2}, {6: 0.3}]
     moved = [rng.integers(0, 3, 16) for _ in drops]
     cells = [cell_of(falling(16, d), m, seed=i) for i, (d, m) in enumerate(zip(drops, moved, strict=True))]
-    found = coincide("b", cells, "code", ["code"])
+    found = role_changes(cells)
     assert found is not None
     # the intervals but for the first and last, in stretches of five and the rest
     parts = []
@@ -85,20 +92,20 @@ def test_a_trend_is_no_drop_nor_is_one_bad_evaluation() -> None:
     steps = np.arange(41)
     losses = 2.0 + 3.0 * (1.0 + steps / 2.0) ** -0.8  # falls by 0.9 nats in the first interval, 0.01 in the last
     cell = cell_of(list(losses), [4] * 5 + [0] * 35)
-    found = coincide("b", [cell], "code", ["code"])
+    found = role_changes([cell])
     assert found is not None
-    assert (found.drops, found.transitions, found.p, found.expected) == (0, 16, None, None)
+    assert (found.drops, found.events, found.p, found.expected) == (0, 16, None, None)
     assert "no loss drop" in found.sentence
     spiked = cell_of(falling(30, {}, noise=0.01), [1] * 30)
     spiked.metrics[21]["heldout"]["code"] -= 0.5
-    found = coincide("b", [spiked], "code", ["code"])
+    found = role_changes([spiked])
     assert found is not None
     assert found.drops == 0
 
 
 def test_what_cannot_be_said_is_said() -> None:
     def sentence(cells: list[CellResult]) -> str:
-        found = coincide("b", cells, "code", ["code"])
+        found = role_changes(cells)
         assert found is not None
         assert (found.p is None) == (found.expected is None) == (found.smallest_p is None)
         assert json.loads(json.dumps(asdict(found), allow_nan=False))["sentence"] == found.sentence
@@ -106,8 +113,8 @@ def test_what_cannot_be_said_is_said() -> None:
 
     assert names(sentence([cell_of(falling(1, {}), [1])]), "1 interval", "10")
     assert names(sentence([cell_of(falling(9, {4: 0.3}), [1] * 9)]), "9 intervals", "10")
-    assert "no role transition" in sentence([cell_of(falling(20, {9: 0.3}), [0] * 20)])
-    assert names(sentence([cell_of([3.0] * 21, [0] * 20)]), "no loss drop", "no role transition")
+    assert "no such event" in sentence([cell_of(falling(20, {9: 0.3}), [0] * 20)])
+    assert names(sentence([cell_of([3.0] * 21, [0] * 20)]), "no loss drop", "no such event")
     lone = cell_of(falling(20, {9: 0.3}), once(20, {9: 4}))
     assert names(sentence([lone]), "0.077")
     # a cell with enough intervals speaks for itself beside one that has too few
@@ -121,32 +128,34 @@ def test_nothing_read_beside_a_loss_is_nothing() -> None:
     silent = CellResult("b", 0, Path(), [], whole.readings, None)
     infinite = [{"step": r["step"], "heldout": {"code": float("nan")}} for r in whole.metrics]
     diverged = CellResult("b", 0, Path(), infinite, whole.readings, None)
-    assert coincide("b", [unread, once_read, silent, diverged], "code", ["code"]) is None
-    assert coincide("b", [], "code", ["code"]) is None
+    assert role_changes([unread, once_read, silent, diverged]) is None
+    assert role_changes([]) is None
 
 
 def test_readings_at_other_steps_than_evaluations_and_beyond_them() -> None:
     read = [-7, *range(3, 193, EVERY), 400]  # before and after every evaluation, and between two
     losses = falling(20, {9: 0.5})
     cell = cell_of(losses, once(20, {10: 3}), read=read)
-    found = coincide("b", [cell], "code", ["code"])
+    found = role_changes([cell])
     assert found is not None
     assert found.intervals == 18 - 2
     assert found.drop_steps == {0: [103]}  # half of it falls before that reading, and half after
 
 
-def test_a_single_layer_and_the_domains_mean() -> None:
+def test_readings_between_two_evaluations_are_one() -> None:
+    losses, every = falling(20, {9: 0.5}), [EVERY * i for i in range(21)]
+    dense = cell_of(losses, once(40, {19: 3}), read=[step + more for step in every for more in (0, 2)][:41])
+    found = role_changes([dense])
+    assert found is not None
+    assert (found.intervals, found.drop_steps) == (18, {0: [100]})
+
+
+def test_a_single_layer_and_several_domains() -> None:
     cell = cell_of(falling(20, {9: 0.3}), once(20, {9: 1}), layers=1)
-    one, mean = coincide("b", [cell], "code", ["code"]), coincide("b", [cell], "mean", ["code", "facts"])
+    one = role_changes([cell])
     assert one is not None
-    assert mean is not None
-    assert (one.together, one.transitions, one.drop_steps) == (1, 1, {0: [100]})
-    assert (mean.domain, mean.drop_steps, mean.p) == ("mean", one.drop_steps, one.p)
-
-
-def test_every_arm_and_domain_has_its_result(experiment: Callable[..., Path]) -> None:
-    c = compute(experiment())
-    assert [(x.arm, x.domain) for x in c.coincidences] == [
-        (arm, domain) for arm in ("uniform", "variable") for domain in ("mean", "code", "facts")
-    ]
-    assert all(names(x.sentence, "2 intervals", "10") for x in c.coincidences)
+    assert (one.together, one.events, one.drop_steps) == (1, 1, {0: [100]})
+    for domain in (ANY, "mean", "code", "facts"):
+        of = role_changes([cell], ("code", "facts"), domain)
+        assert of is not None
+        assert (of.drop_steps, of.p) == (one.drop_steps, one.p)

@@ -15,7 +15,7 @@ from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.report.chapters import CHAPTERS, chapters
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
 from orchestrator.analysis.report.render import ENVIRONMENT
-from orchestrator.analysis.sections import expectations, glance, layers, losses, sections
+from orchestrator.analysis.sections import expectations, glance, layers, losses, sections, trajectory
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.statistics import holm
 from tests.naming import names
@@ -51,7 +51,7 @@ def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
     by_title = {section.title: section for chapter in chapters(c, FIGURES) for section in chapter.sections}
     differ = by_title["Differences between cells"]
     assert [term(differ, arm) for arm in c.experiment.arms] == [None] * 3  # arms called as terms are
-    assert term(layers.coincidences(c), "p") == "p_coincidence"
+    assert term(trajectory.coincidences(c), "p") == "p_coincidence"
     assert "One-sided" in GLOSSARY["p_coincidence"].text
     assert term(layers.role_shifts(c, "p"), "p") == "role_shift"
     assert term(layers.spreads(c), "p") == "p_alone"

@@ -14,11 +14,12 @@ import scipy
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.cells import CellResult
+from orchestrator.analysis.coincidence import ANY
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.figures import draw
 from orchestrator.analysis.report.chapters import chapters
 from orchestrator.analysis.sections import trajectory as sections
-from orchestrator.analysis.trajectory import ANY, trajectory
+from orchestrator.analysis.trajectory import trajectory
 from orchestrator.forensics.trajectory.commitment import commitments, p_of
 from tests.naming import names
 from tests.orchestrator.forensics.trajectory.runs import run_of
