@@ -19,13 +19,13 @@ from orchestrator.forensics.measures.encoding import own_tokenizer, pretrained_t
 from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
-from orchestrator.interventions import gpu
+from orchestrator.interventions.device import default_device, within_memory
 from orchestrator.interventions.documents import AT_ONCE, batches, chosen, digest
 from orchestrator.interventions.evidence import read_evidence
 from orchestrator.interventions.losses import losses
 from orchestrator.interventions.passes import refuse_entangled
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
-from orchestrator.interventions.subject import Subject, is_causal, load
+from orchestrator.interventions.subject import Subject, TooLarge, is_causal, load
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # nats per token between the loss that was promised and the one that was measured
@@ -45,7 +45,7 @@ class Options:
     length: int | None = None
 
 
-@gpu.within_its_memory
+@within_memory
 def export(
     source: Path, target: Path, options: Options, announce: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def export(
     evidence = None if options.evidence is None else read_evidence(options.evidence)
     dtype = None if is_ours(path) else _causal(path).dtype
     tokenizer = tokenizer_of(path)
-    device = gpu.default()
+    device = default_device()
     subject = load(path, device)
     depth, context = len(subject.layers), subject.context
     dropped = layers_of(options.drop, depth)
@@ -179,7 +179,10 @@ def _loaded(target: Path, config: Any, dropped: Sequence[int], source: Path, dev
     """The exported model. Raises `UserError` where its configuration does not describe it."""
     try:
         return load(target, device)
+    except TooLarge:
+        raise
     except UserError as error:
         if dropped:
-            raise cannot_say(str(source), config) from error
+            reason = str(error).partition("; ")[0]  # without the cure, which is for a directory that the user gave
+            raise cannot_say(str(source), config, reason) from error
         raise

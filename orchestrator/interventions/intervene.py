@@ -19,9 +19,9 @@ from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
-from orchestrator.interventions import gpu
 from orchestrator.interventions.calibration import Calibration, calibrate, ffn_parameters, ffn_positions
 from orchestrator.interventions.damage import Damage, Results, Trial, measure
+from orchestrator.interventions.device import default_device, within_memory
 from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen, digest
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
@@ -60,7 +60,7 @@ class Progress:
     advance: Callable[[int], None] = lambda _: None  # trials of a batch just done
 
 
-@gpu.within_its_memory
+@within_memory
 def intervene(
     source: Path,
     options: Options,
@@ -78,7 +78,7 @@ def intervene(
     path = place(whole(source))
     edits = _edits(options)
     documents = [] if options.own else chosen(path, options.texts, options.documents, options.length)
-    subject = load(path, gpu.default() if device == "auto" else torch.device(device))
+    subject = load(path, default_device() if device == "auto" else torch.device(device))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
     documents = documents or sampled(subject, options.documents, options.length)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.shapes import one_line
 from orchestrator.forensics.measures.probe import check
 from orchestrator.interventions.subject import FORMS, Subject
 
@@ -73,12 +74,12 @@ class Pass:
                 hooks.callback(layer.register_forward_hook(self._keep, with_kwargs=True).remove)
             try:
                 result = subject.run(self.tokens, self.mask)
-            except torch.OutOfMemoryError:
-                raise
-            except (IndexError, RuntimeError) as error:  # usually a position without an embedding, or no memory
+            except (IndexError, RuntimeError) as error:  # a position without an embedding; all else is no user's fault
+                if (length := tokens.shape[1]) <= subject.context:
+                    raise
                 raise UserError(
-                    f"{subject.name} cannot run {len(tokens)} rows of {tokens.shape[1]} tokens "
-                    f"({str(error).splitlines()[0]}): give shorter ones."
+                    f"{subject.name} cannot run rows of {length} tokens, for it reads {subject.context}: give shorter "
+                    "ones."
                 ) from error
         self.output = Output(result, self._after[-1])
 
@@ -111,18 +112,16 @@ def refuse_entangled(subject: Subject, tokens: Tensor) -> None:
     """
     one = Pass(subject, tokens, torch.ones_like(tokens, dtype=torch.bool))
     middle = len(subject.layers) // 2
+    cure = "so that none can be changed by itself: read its weights with orchestrator.forensics."
     try:
         again = one.edited(middle, replaced(subject.layers[middle:], [own(layer) for layer in subject.layers[middle:]]))
-        same = torch.allclose(again.result, one.output.result, rtol=1e-3, atol=1e-3)
-    except torch.OutOfMemoryError:
-        raise
-    except (IndexError, RuntimeError, ValueError, TypeError, KeyError, AttributeError):
-        same = False
-    if not same:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:  # something that the others did not leave
         raise UserError(
-            f"{subject.name} hands more than the stream from layer to layer, so that none can be changed by itself: "
-            "read its weights with orchestrator.forensics."
-        )
+            f"{subject.name} does not run on from the stream before layer {middle} alone "
+            f"({type(error).__name__}: {one_line(error)}), {cure}"
+        ) from error
+    if not torch.allclose(again.result, one.output.result, rtol=1e-3, atol=1e-3, equal_nan=True):
+        raise UserError(f"{subject.name} hands more than the stream from layer to layer, {cure}")
 
 
 def stream_of(output: Any) -> Tensor:

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from models.hf import to_huggingface
@@ -16,6 +17,7 @@ from models.layered_decoder import LayeredDecoderConfig
 from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
+from orchestrator.common.shapes import one_line
 from orchestrator.interventions.edits import passing
 from orchestrator.interventions.passes import replaced
 from orchestrator.interventions.subject import Subject
@@ -63,10 +65,11 @@ def pruned(subject: Subject, layers: Collection[int]) -> PreTrainedModel:
         return to_huggingface(smaller.eval())
     assert isinstance(model, PreTrainedModel)
     if layers:
+        shorten(model.config, layers, depth)
         try:
-            shorten(model.config, layers, depth)
-        except Exception as error:  # whatever a configuration's own checks raise
-            raise cannot_say(subject.name, model.config) from error
+            model.config.validate()
+        except StrictDataclassError as error:
+            raise cannot_say(subject.name, model.config, error) from error
     return model
 
 
@@ -86,11 +89,12 @@ def shorten(config: PreTrainedConfig, layers: Collection[int], depth: int) -> No
         setattr(text, key, value)
 
 
-def cannot_say(name: str, config: PreTrainedConfig) -> UserError:
-    """The error for a family whose configuration cannot describe the model without the layers."""
+def cannot_say(name: str, config: PreTrainedConfig, reason: object) -> UserError:
+    """The error for a family whose configuration cannot describe the model without the layers, for this reason."""
     return UserError(
         f"{name} cannot be exported without these layers, since the config.json of a {config.model_type} cannot "
-        "describe the others: drop whole periods of a family whose layers alternate, or those after the first few."
+        f"describe the others ({one_line(reason)}): drop whole periods of a family whose layers alternate, or those "
+        "after the first few."
     )
 
 

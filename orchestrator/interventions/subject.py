@@ -32,6 +32,10 @@ FORMS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # layer → leng
 FFN_NAMES = re.compile(r"mlp|ffn|feed_forward|moe|experts")  # of a layer's direct children, where no `down` is known
 
 
+class TooLarge(UserError):
+    """A model does not fit into memory."""
+
+
 @dataclass(frozen=True)
 class Branches:
     """The modules of one layer whose outputs are added to the residual stream; none for a branch it lacks."""
@@ -178,10 +182,10 @@ def _writer(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
 
 
 def _refuse_too_large(source: Path, free: int | None) -> None:
-    """Raise `UserError` where the weights in fp32 are larger than `free` bytes, where that is known."""
+    """Raise `TooLarge` where the weights in fp32 are larger than `free` bytes, where that is known."""
     tensors = open_tensors(source)
     needed = 4 * sum(prod(tensors.shape(name)) for name in tensors.names)
     if free is not None and needed > free:
-        raise UserError(
+        raise TooLarge(
             f"{source} takes {size(needed)} in fp32, and {size(free)} of memory are free: use a machine with more."
         )

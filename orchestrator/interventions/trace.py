@@ -20,11 +20,11 @@ from orchestrator.forensics.measures.runner import configuration, place
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.recorded import origin, reading_of
 from orchestrator.forensics.weights.sources import whole
-from orchestrator.interventions import gpu
 from orchestrator.interventions.attention import attended
 from orchestrator.interventions.attribution import Attribution, LayerShare, attribute
 from orchestrator.interventions.bands import DOCUMENT, bands
 from orchestrator.interventions.calibration import ffn_positions
+from orchestrator.interventions.device import default_device, within_memory
 from orchestrator.interventions.lens import Lens, lenses, stays_from
 from orchestrator.interventions.neurons import Neuron, neurons
 from orchestrator.interventions.readout import Readout, find_readout
@@ -51,7 +51,7 @@ class Options:
     layer: int | None = None
 
 
-@gpu.within_its_memory
+@within_memory
 def trace(source: Path, text: str, options: Options | None = None) -> dict[str, Any]:
     """`traced` of a text in the tokens of `source`, with its roles, as plain JSON values.
 
@@ -64,7 +64,7 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
         raise UserError(f"{path} is an encoder, and only a model that predicts the next token has answers to trace.")
     encoding = Encoding(path)
     encoded = _encoded(encoding, path, text, options)
-    subject = load(path, gpu.default())
+    subject = load(path, default_device())
     if options.layer is not None and options.layer >= len(subject.layers):
         raise UserError(f"{path} has no layer {options.layer}: its layers are 0 to {len(subject.layers) - 1}.")
     tokens = continued(subject, torch.tensor(encoded, device=subject.device), options.more)

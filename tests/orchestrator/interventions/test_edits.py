@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -218,6 +219,45 @@ def test_layers_that_hand_over_more_than_the_stream_are_refused() -> None:
         refuse_entangled(subject_of(family), TOKENS)
 
 
+class Forgetful(nn.Module):
+    """Adds what the layer before it has left in `shared`, or fails as it does where that is absent."""
+
+    def __init__(self, place: int, shared: dict[int, Tensor], failure: Exception | None) -> None:
+        super().__init__()
+        self.place, self.shared, self.failure, self.weight = place, shared, failure, nn.Parameter(torch.ones(1))
+
+    def forward(self, stream: Tensor, rope: Any) -> Tensor:
+        if self.failure is not None and self.place > 0 and self.place - 1 not in self.shared:
+            raise self.failure
+        added = self.shared.pop(self.place - 1) if self.place else 0.0
+        self.shared[self.place] = self.weight * stream.roll(1, -1)
+        return stream + added
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "named"),
+    [
+        (None, UserError, ["forgetful", f"layer {LAYERS // 2}", "KeyError", LAYERS // 2 - 1]),
+        (RuntimeError("of something else"), RuntimeError, ["of something else"]),
+    ],
+)
+def test_an_error_without_the_layers_before_is_named_and_any_other_is_let_through(
+    failure: Exception | None, kind: type[Exception], named: list[Any]
+) -> None:
+    model, shared = ours("pre", [16] * LAYERS), dict[int, Tensor]()
+    model.model.layers = nn.ModuleList([Forgetful(layer, shared, failure) for layer in range(LAYERS)])
+    model.register_forward_pre_hook(lambda *_: shared.clear())
+    with pytest.raises(kind, match=naming(*named)):
+        refuse_entangled(of_module("forgetful", model, 40), TOKENS)
+
+
+def test_a_model_of_nan_is_not_called_entangled() -> None:
+    subject = subject_of("llama")
+    with torch.no_grad():
+        next(subject.layers[0].parameters()).fill_(math.nan)
+    refuse_entangled(subject, TOKENS)
+
+
 def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long() -> None:
     subject = subject_of("gpt2")
     with pytest.raises(UserError, match=naming("41")):
@@ -225,3 +265,14 @@ def test_tokens_outside_the_vocabulary_and_rows_that_are_too_long() -> None:
     long = torch.zeros(1, 41, dtype=torch.int64)
     with pytest.raises(UserError, match=naming("gpt2", "41 tokens")):
         Pass(subject, long, torch.ones_like(long, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), IndexError("no such head")])
+def test_an_error_of_the_model_is_not_put_down_to_the_length_of_its_rows(error: Exception) -> None:
+    subject = subject_of("llama")
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with subject.layers[1].register_forward_pre_hook(fail), pytest.raises(type(error), match=str(error)):
+        Pass(subject, TOKENS, MASK)

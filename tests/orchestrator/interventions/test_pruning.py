@@ -96,6 +96,13 @@ def test_lists_of_an_entry_per_layer_are_cut_and_others_are_not() -> None:
     assert gpt2.to_dict()["n_layer"] == 3
 
 
+def test_what_a_configuration_cannot_say_is_named() -> None:
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    config = transformers.OlmoHybridConfig(**SIZES, num_key_value_heads=2, layer_types=kinds, pad_token_id=0)
+    with pytest.raises(UserError, match=naming("hybrid", "olmo_hybrid", "attention layer")):
+        pruned(of_module("hybrid", transformers.OlmoHybridForCausalLM(config), 40), [3])
+
+
 @pytest.mark.parametrize(
     ("text", "layers"),
     [("", []), ("3", [3]), ("7,12-14", [7, 12, 13, 14]), ("2-2, 1,1", [1, 2]), ("0-18", [*range(19)])],
