@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.config.schema import Config
 from orchestrator.experiments.due import interventions
 from orchestrator.forensics.reading import DEFINITIONS, Reading
+from orchestrator.interventions.measured import SCHEMA
 from orchestrator.storage import checkpoint, steps
 from orchestrator.storage.files import keep_as_replaced, write_whole
 
@@ -70,7 +71,7 @@ class Damages:
         return steps.damage_of(self.cell_dir, checkpoint.step_of(path))
 
     def _key(self, path: Path) -> dict[str, Any]:
-        """The checkpoint, the settings and the definitions that a file depends on."""
+        """The checkpoint, the settings, the definitions and the schema that a file depends on."""
         wanted = self.config.interventions
         return {
             "checkpoint": checkpoint.key(path),
@@ -78,6 +79,7 @@ class Damages:
             "documents": wanted.documents,
             "scoring": self.config.forensics.scoring.value,
             "definitions": DEFINITIONS,
+            "schema": SCHEMA,
         }
 
     def _key_in(self, path: Path) -> Any:
@@ -92,6 +94,7 @@ class Damages:
 def _key_of(file: Path, written: int) -> Any:
     """The key of the file that was `written` then; None where it has none."""
     try:
-        return json.loads(file.read_text())["key"]
+        document = json.loads(file.read_text())
+        return document["key"] | {"schema": document["schema"]}  # older keys lack it
     except (ValueError, LookupError, TypeError):
         return None

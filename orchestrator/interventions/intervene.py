@@ -25,13 +25,11 @@ from orchestrator.interventions.device import default_device, within_memory
 from orchestrator.interventions.documents import AT_ONCE, Document, batches, chosen, digest
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
-from orchestrator.interventions.measured import known
+from orchestrator.interventions.measured import SCHEMA, known
 from orchestrator.interventions.partial import PartialResults
 from orchestrator.interventions.passes import Pass, refuse_entangled
 from orchestrator.interventions.samples import sampled
 from orchestrator.interventions.subject import Subject, load
-
-SCHEMA = 2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+SCHEMA = 2  # of a result
 SUM = "sum of single deletions"
 WHOLE = "damage of the block"
 Cost = dict[str, dict[str, float | None]]  # domain → mean, low and high of a damage

@@ -160,6 +160,20 @@ def test_they_can_be_asked_for_later_and_otherwise(small_cell: tuple[str, ...], 
     assert list((cell.directory / "interventions").glob("*.replaced*"))
 
 
+def test_those_of_another_schema_are_made_again(undone: Cell, damaged: Cell) -> None:
+    shutil.copytree(damaged.directory / "interventions", undone.directory / "interventions")
+    readings = Readings(undone.directory, undone.config)
+    first, second = sorted((undone.directory / "interventions").iterdir())
+    older = json.loads(first.read_text())
+    del older["key"]["schema"]  # as it was written once, under this schema
+    first.write_text(json.dumps(older))
+    second.write_text(json.dumps(json.loads(second.read_text()) | {"schema": 1}))
+    assert [path.name for path in readings.wanted()] == [second.stem]
+    assert readings.read(readings.wanted()[0])
+    assert not readings.wanted()
+    assert layers_of(undone) == layers_of(damaged)
+
+
 def test_steps_without_a_reading_are_refused(small_cell: tuple[str, ...], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=naming("interventions.every=7", "forensics.every=6")):
         new_cell([*small_cell, "interventions.every=7"], tmp_path)
