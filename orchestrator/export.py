@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--evidence", type=Path, metavar="FILE", help="what intervene --json wrote of SOURCE: is its prediction right?")
     add("--import", action="store_true", dest="imports", help="write a choice with which a cell starts from SOURCE")
     add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
+    add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
     add("--length", type=partial(command.count, least=2), metavar="N", help="most tokens of a document of text (128)")
     add("--mergekit", type=partial(command.output, suffixes=(".yml", ".yaml")), metavar="FILE",
@@ -48,7 +49,7 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         import yaml
 
         from orchestrator.interventions import export as library
-        from orchestrator.interventions.documents import texts
+        from orchestrator.interventions.documents import refuse_two_texts, texts
         from orchestrator.interventions.export_report import report
         from orchestrator.interventions.pruning import mergekit
 
@@ -56,8 +57,9 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         raise UserError("--evidence predicts what dropping layers costs: name them with --drop, or leave it out.")
     if options.mergekit is not None:
         library.refuse_ours(source, "--mergekit")
+    refuse_two_texts(options.own, options.data)
     text = texts(options.data)
-    chosen = library.Options(options.drop, options.evidence, text, options.documents, options.length)
+    chosen = library.Options(options.drop, options.evidence, text, options.documents, options.length, options.own)
     with Console(stderr=True).status("Loading the model") as status:
         result = library.export(source, options.directory, chosen, announce=status.update)
     command.write_json(result, options.json)
@@ -70,7 +72,7 @@ def _write(source: Path, options: argparse.Namespace) -> int:
 
 
 def _import(source: Path, options: argparse.Namespace) -> int:
-    for name in ("drop", "evidence", "data", "mergekit", "json"):
+    for name in ("drop", "evidence", "data", "own", "mergekit", "json"):
         if getattr(options, name):
             raise UserError(f"--{name} does not go with --import, which writes no model: leave one of them out.")
     with command.importing():

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from orchestrator.common import command
-from orchestrator.common.errors import UserError
 
 DOCUMENTS = 64  # of each text
 EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
@@ -42,13 +41,12 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.interventions import intervene as library
         from orchestrator.interventions.advice import advise
         from orchestrator.interventions.advice_report import applied
-        from orchestrator.interventions.documents import texts
+        from orchestrator.interventions.documents import refuse_two_texts, texts
         from orchestrator.interventions.edits import CORE, EDITS
         from orchestrator.interventions.report import report, rows
 
     named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
-    if options.own and options.data:
-        raise UserError(f"--own and --data {options.data[0]} are two texts: give one of them.")
+    refuse_two_texts(options.own, options.data)
     chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length, options.own)
     partial_path = None if options.json is None else options.json.with_name(options.json.name + ".partial")
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -75,6 +73,7 @@ def _intervene(options: argparse.Namespace) -> None:
 def _measured_on(options: argparse.Namespace) -> list[str]:
     """The options by which `export` measures on the same text, and knows what was predicted."""
     words = [word for text in options.data for word in ("--data", text)]
+    words += ["--own"] if options.own else []
     if options.documents != DOCUMENTS:
         words += ["--documents", str(options.documents)]
     if options.length is not None:

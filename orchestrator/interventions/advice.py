@@ -16,7 +16,7 @@ NATS = "nats/token"  # the unit of damage of a model that predicts the next toke
 SHARES = (0.1, 0.2, 0.3)  # of the layers, that are proposed for deletion
 CHEAP, DEAR = 0.5, 2.0  # a layer's damage over the median of all: below, and above
 LOUD = 2.0  # the damage of zeroing saturated positions over that of as many random ones
-BAR = 0.1  # the most that a pruned model may lose in a domain: perplexity grows by a tenth
+BAR = 0.1  # the most that a pruned model may lose in a domain, at the upper end: perplexity grows by a tenth
 
 Result = Mapping[str, Any]  # of `intervene`
 
@@ -116,7 +116,7 @@ def advise(result: Result, words: Sequence[str] = ()) -> dict[str, Any]:
 def _deletions(result: Result, words: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A line for each number of layers, by least damage and, where those are others, by least relative write.
 
-    `largest` is True in the last of those that stay under the bar.
+    `largest` is True in the last of those whose upper end stays under the bar in every domain.
     """
     of, depth = Measured(result, "delete"), len(result["layers"])
     writes = [layer["relative_write"] for layer in result["layers"]]
@@ -159,7 +159,7 @@ def _deletion(
         "evidence": _evidence(result, ["delete"], layers),
         "predicted": cost,
         "how": how,
-        "under_bar": all(of["mean"] is not None and of["mean"] <= BAR for of in cost.values()),
+        "under_bar": all(of["high"] is not None and of["high"] <= BAR for of in cost.values()),
         "command": command if result["unit"] == NATS else None,  # an encoder is not exported
     }
 

@@ -34,6 +34,10 @@ RANKS = {
     "routing": "in the third whose attention's deletion costs most",
     "pattern": "in the third whose damage sits in the fewest tokens",
 }
+ONLY_ANEW = {  # the keys with which a model is trained so, since no command does it to one that is trained
+    "extend": "more model.layers",
+    "widen": "a larger entry of width.widths (width=explicit)",
+}
 
 
 def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
@@ -44,13 +48,13 @@ def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
         lines[NAMES[line["kind"]]].append(_deletion(line, bar) if line["kind"] == "delete" else Text(sentence(line)))
     deletions = [line for line in advice["lines"] if line["kind"] == "delete"]
     if deletions and not any(line["under_bar"] for line in deletions):
-        lines["delete"].append(Text(f"None is predicted to cost {bar} or less in every text."))
+        lines["delete"].append(Text(f"None has the upper end of its predicted cost under {bar} in every text."))
     missing = [Text(lacking(edit, kinds), "dim") for edit, kinds in advice["missing"].items()]
     return Group(Text("Advice", "bold"), labelled(lines | {"not told": missing}))
 
 
 def applied(advice: Mapping[str, Any]) -> str:
-    """The command that deletes the most layers that stay under the bar, else the fewest; empty where there is none."""
+    """The command that deletes the most layers whose upper end is under the bar, else the fewest; empty without one."""
     lines = [line for line in advice["lines"] if line["kind"] == "delete" and line["command"]]
     best = next((line for line in lines if line.get("largest")), None) or next(iter(lines), None)
     return "" if best is None else f"To delete {ranges(best['layers'], 'L')}: {best['command']}"
@@ -62,7 +66,7 @@ def _deletion(line: Mapping[str, Any], bar: str) -> Text:
         text.append(", of least relative write")
     text.append(f"  {costs(line['predicted'])} ({line['how']})")
     if line.get("largest"):
-        text.append(f"  the most under {bar}", "bold")
+        text.append(f"  the most whose upper end is under {bar}", "bold")
     if line.get("interaction") is not None:
         text.append(f"; blocks cost {line['interaction']:.1f} times the sum of their layers")
     return text
@@ -81,7 +85,9 @@ def sentence(line: Mapping[str, Any]) -> str:
         said = f"{ranges(line['layers'], 'L')}{held}: {what} costs {_range(means)}, {bar}"
     if line["predicted"]:
         said += f"; all together {costs(line['predicted'])} ({line['how']})"
-    return f"{said}. {_paper(line)}".strip()
+    anew = ONLY_ANEW.get(line["kind"]) if line["layers"] else None
+    how = "" if anew is None else f"No command does it to this model: train one with {anew}."
+    return " ".join(filter(None, (f"{said}.", how, _paper(line))))
 
 
 def _range(values: Iterable[float | None]) -> str:

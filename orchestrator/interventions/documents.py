@@ -56,6 +56,12 @@ def texts(named: Sequence[str]) -> dict[str, DomainConfig]:
     return found
 
 
+def refuse_two_texts(own: bool, data: Sequence[str]) -> None:
+    """Raise `UserError` where a model's own samples and a text are asked for at once."""
+    if own and data:
+        raise UserError(f"--own and --data {data[0]} are two texts: give one of them.")
+
+
 def digest(documents: Sequence[Document]) -> str:
     """The sha256 of the documents' domains and tokens."""
     return hashlib.sha256(repr([(of.domain, of.tokens) for of in documents]).encode()).hexdigest()

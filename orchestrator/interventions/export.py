@@ -25,6 +25,7 @@ from orchestrator.interventions.evidence import read_evidence
 from orchestrator.interventions.losses import losses
 from orchestrator.interventions.passes import refuse_entangled
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
+from orchestrator.interventions.samples import sampled
 from orchestrator.interventions.subject import Subject, TooLarge, is_causal, load
 
 SCHEMA = 1
@@ -35,7 +36,8 @@ TOLERANCE = 1e-4  # nats per token between the loss that was promised and the on
 class Options:
     """The layers to drop, as `7,12-14`, and the text on which the loss is measured, as for an intervention.
 
-    `evidence`: the JSON of an intervention on the model, which predicts what dropping the layers costs.
+    `evidence`: the JSON of an intervention on the model, which predicts what dropping the layers costs. `own`: the text
+    is what the whole model itself says.
     """
 
     drop: str = ""
@@ -43,6 +45,7 @@ class Options:
     texts: Mapping[str, DomainConfig] = field(default_factory=dict)
     documents: int = 64
     length: int | None = None
+    own: bool = False
 
 
 @within_memory
@@ -63,7 +66,10 @@ def export(
     subject = load(path, device)
     depth, context = len(subject.layers), subject.context
     dropped = layers_of(options.drop, depth)
-    documents = chosen(path, options.texts, options.documents, options.length)
+    if options.own:
+        documents = sampled(subject, options.documents, options.length)
+    else:
+        documents = chosen(path, options.texts, options.documents, options.length)
     groups = batches(documents, AT_ONCE)
     announce("Measuring the loss before, and without the layers" if dropped else "Measuring the loss before")
     before, first = losses(subject, documents, groups)

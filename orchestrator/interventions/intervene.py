@@ -79,7 +79,8 @@ def intervene(
     subject = load(path, default_device() if device == "auto" else torch.device(device))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
-    documents = documents or sampled(subject, options.documents, options.length)
+    if options.own:
+        documents = sampled(subject, options.documents, options.length)
     groups = batches(documents, AT_ONCE)
     refuse_entangled(subject, groups[-1].tokens[:1])
     start = time.perf_counter()

@@ -39,6 +39,13 @@ def test_the_layers_that_cost_least_are_proposed_at_a_tenth_two_and_three() -> N
     assert [of["layer"] for of in two["evidence"]] == [2, 4]
 
 
+def test_a_deletion_is_under_the_bar_only_where_its_upper_end_is() -> None:
+    result = result_of({"delete": [0.085, 0.095, *ONES[:8]]})  # ± 0.01
+    assert [line["under_bar"] for line in lines(advise(result), "delete")] == [True, False, False]
+    result = result_of({"delete": [(0.05, 0.095), (0.095, 0.06), *ONES[:8]]})
+    assert not any(line["under_bar"] for line in lines(advise(result), "delete"))
+
+
 def test_layers_of_least_relative_write_are_proposed_beside_them() -> None:
     writes = [0.1, 0.9, 0.05, None, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3]
     damage: list[Value] = [0.5, 0.1, 0.01, 0.02, *ONES[:6]]
@@ -128,6 +135,7 @@ def test_one_document_has_no_interval_and_so_no_evidence_but_a_prediction() -> N
     assert [line["layers"] for line in advice["lines"] if line["kind"] != "delete"] == [[], [], []]
     first = lines(advice, "delete")[0]
     assert first["predicted"]["code"] == {"mean": 0.0, "low": None, "high": None}
+    assert not first["under_bar"]
     assert json.dumps(advice, allow_nan=False)
 
 
@@ -145,4 +153,13 @@ def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixt
     assert names(
         printed, "L11 +0.100 code, +0.100 prose", "L10–11", "passthroughs: L11", "hubs: L10", "add repeat to --edits"
     )
-    assert names(printed, "the most under 0.1 nats/token")
+    assert names(printed, "upper end", "under 0.1 nats/token")
+
+
+def test_what_no_command_does_names_the_key_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+    result = result_of({"repeat": [*ONES, -0.1], "delete_ffn": [*ONES, 3.0]})
+    command.console().print(report(result | {"advice": advise(result)}))
+    assert names(" ".join(capsys.readouterr().out.split()), "extend L10", "model.layers", "widen L10", "width.widths")
+    none = result_of({"repeat": ONES, "delete_ffn": ONES})
+    command.console().print(report(none | {"advice": advise(none)}))
+    assert "width.widths" not in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from orchestrator import export
 from orchestrator.common.errors import UserError
 from orchestrator.intervene import main
 from orchestrator.interventions.samples import DOMAIN, sampled
@@ -53,13 +55,33 @@ def test_a_cell_is_judged_on_them(cell: Path, tmp_path: Path) -> None:
     assert result["tokens"] == {DOMAIN: 4 * 8}
 
 
+def test_the_advised_command_deletes_on_the_same_samples(
+    cell: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--own", "--documents", "4", "--length", "9", "--edits", "delete", "--json", "own.json"]
+    assert main([str(cell), *options]) == 0
+    evidence = json.loads(Path("own.json").read_text())
+    line = evidence["advice"]["lines"][0]
+    python, flag, module, *arguments = shlex.split(line["command"])
+    assert (python, flag, module) == ("python", "-m", export.__name__)
+    assert export.main([*arguments, "--json", "out.json"]) == 0
+    result = json.loads(Path("out.json").read_text())
+    assert result["dropped"] == line["layers"]
+    assert result["prediction"]["same_text"]
+    rise, of_one = result["rise"][DOMAIN]["mean"], evidence["layers"][line["layers"][0]]["damage"]["delete"][DOMAIN]
+    assert rise == pytest.approx(of_one["mean"], abs=1e-5)
+
+
 def test_an_encoder_writes_nothing() -> None:
     with pytest.raises(UserError, match="encoder"):
         sampled(subject_of("bert"), 2, 8)
 
 
-def test_what_cannot_be_done(cell: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_done(cell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(cell), "--own", "--length", "1000"]) == 2
     assert names(capsys.readouterr().err, "--length 1000", "16 tokens")
     assert main([str(cell), "--own", "--data", "x.txt"]) == 2
+    assert names(capsys.readouterr().err, "--own", "--data")
+    assert export.main([str(cell), str(tmp_path / "out"), "--own", "--data", "x.txt"]) == 2
     assert names(capsys.readouterr().err, "--own", "--data")
