@@ -16,8 +16,10 @@ from orchestrator.interventions.subject import Subject
 from tests.orchestrator.interventions.models import LAYERS, rebuilt, subject_of
 
 LENGTHS = (5, 11, 2, 8, 8, 3)
-DRAW = np.random.default_rng(0)
-DOCUMENTS = [Document("text", tuple(DRAW.integers(0, 41, length).tolist())) for length in LENGTHS]
+DOCUMENTS = [
+    Document("text", tuple(np.random.default_rng(place).integers(0, 41, length).tolist()))
+    for place, length in enumerate(LENGTHS)
+]
 TRIALS = [Trial("delete", 1), Trial("repeat", 2)]
 ORDERS = ([0, 2, 3], [0, 1, 2, 2, 3])
 NONE = Calibration([], [], [], [], [{}] * LAYERS)

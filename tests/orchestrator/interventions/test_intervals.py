@@ -8,8 +8,7 @@ import scipy.stats
 
 from orchestrator.interventions.intervals import mean_and_interval
 
-DRAW = np.random.default_rng(3)
-TOKENS = DRAW.integers(20, 200, 40)
+TOKENS = np.random.default_rng(3).integers(20, 200, 40)
 
 
 def test_the_mean_is_over_tokens_not_over_documents() -> None:
@@ -20,7 +19,7 @@ def test_the_mean_is_over_tokens_not_over_documents() -> None:
 
 def test_the_interval_has_the_width_of_the_ratio_estimators_standard_error() -> None:
     """Its linearised standard error (Cochran 1977, §2.11) times 1.96, for rises that are nearly normal."""
-    rises = TOKENS * (0.2 + 0.05 * DRAW.standard_normal((5, 40)))
+    rises = TOKENS * (0.2 + 0.05 * np.random.default_rng(4).standard_normal((5, 40)))
     for row, (mean, low, high) in zip(rises, mean_and_interval(rises, TOKENS), strict=True):
         residuals = row - mean * TOKENS
         error = np.sqrt((residuals**2).sum() / (len(TOKENS) - 1) / len(TOKENS)) / TOKENS.mean()
@@ -31,7 +30,7 @@ def test_the_interval_has_the_width_of_the_ratio_estimators_standard_error() -> 
 @pytest.mark.parametrize("count", [5, 8, 16])
 def test_few_documents_are_covered_as_often_as_the_interval_says(count: int) -> None:
     """Within three standard errors of 95 %: of 400 normal samples, each with 500 documents of one length."""
-    samples = 0.3 + DRAW.standard_normal((400, count))
+    samples = 0.3 + np.random.default_rng(4).standard_normal((400, count))
     found = mean_and_interval(samples, np.ones(count))
     covered = ((found[:, 1] <= 0.3) & (found[:, 2] >= 0.3)).mean()
     assert 0.91 < covered <= 1
@@ -48,5 +47,5 @@ def test_documents_that_all_agree_have_an_interval_without_width() -> None:
 
 
 def test_rows_do_not_depend_on_their_company() -> None:
-    rises = TOKENS * DRAW.standard_normal((3, 40))
+    rises = TOKENS * np.random.default_rng(4).standard_normal((3, 40))
     assert np.allclose(mean_and_interval(rises, TOKENS)[1], mean_and_interval(rises[1:2], TOKENS)[0])

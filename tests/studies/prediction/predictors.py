@@ -6,6 +6,8 @@ from itertools import product
 
 import pandas as pd
 
+from orchestrator.forensics.architecture.kinds import KINDS
+from orchestrator.forensics.measures.table import MEASURES
 from orchestrator.forensics.roles.routing import ROLES
 from orchestrator.forensics.roles.scoring import SCORINGS
 from tests.studies.prediction.correlation import of_group
@@ -29,6 +31,7 @@ BASELINES = {
 OWN = "the same edit, on the model's own samples"
 # Measures that say how a checkpoint was made, or what chance gives, or that only some models have.
 LEFT_OUT = ("_chance", "_expected", "momentum", "gradient", "stuck", "copy_density", "sink_mass", "_fixed")
+MEASURED = {pattern.replace("*", kind) for pattern in MEASURES for kind in KINDS}
 
 
 def correlations(layers: pd.DataFrame) -> pd.DataFrame:
@@ -55,12 +58,11 @@ def newest(layers: pd.DataFrame) -> pd.DataFrame:
 
 def measures(layers: pd.DataFrame) -> list[str]:
     """The measures of the weights alone that every group of the fit has."""
-    first = list(layers.columns).index("calibrated.specialist") + 1
-    last = list(layers.columns).index("own.layer")
     of_fit = layers[layers["group"] != APART]
     return [
         name
-        for name in layers.columns[first:last]
-        if not any(part in name for part in LEFT_OUT)
+        for name in layers.columns
+        if name in MEASURED
+        and not any(part in name for part in LEFT_OUT)
         and all(group[name].notna().mean() > 0.9 and group[name].nunique() > 1 for _, group in of_fit.groupby("group"))
     ]

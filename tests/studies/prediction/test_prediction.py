@@ -12,11 +12,10 @@ from tests.studies.prediction.between import apart, mantel
 from tests.studies.prediction.correlation import of_group, over_layers, spearman
 from tests.studies.prediction.fit import Votes, fit, votes
 
-DRAW = np.random.default_rng(7)
-
 
 def test_rho_is_scipys() -> None:
-    x, y = DRAW.normal(size=(2, 30))
+    draw = np.random.default_rng(7)
+    x, y = draw.normal(size=(2, 30))
     y[3] = y[4]  # a tie
     assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     x[5] = np.nan
@@ -26,7 +25,8 @@ def test_rho_is_scipys() -> None:
 
 def test_the_partial_rho_is_the_formula_of_three() -> None:
     """Kendall & Stuart: (ρ_xy − ρ_xd ρ_yd) / √((1 − ρ_xd²)(1 − ρ_yd²))."""
-    x, y, d = DRAW.normal(size=(3, 40))
+    draw = np.random.default_rng(7)
+    x, y, d = draw.normal(size=(3, 40))
     y += d
     xy, xd, yd = (scipy.stats.spearmanr(a, b).statistic for a, b in ((x, y), (x, d), (y, d)))
     expected = (xy - xd * yd) / np.sqrt((1 - xd**2) * (1 - yd**2))
@@ -34,14 +34,16 @@ def test_the_partial_rho_is_the_formula_of_three() -> None:
 
 
 def test_what_is_undefined() -> None:
+    draw = np.random.default_rng(7)
     x = np.arange(8.0)
     assert np.isnan(spearman(np.ones(8), x))
-    assert spearman(x, DRAW.normal(size=8), [x]) == 0  # nothing but depth
+    assert spearman(x, draw.normal(size=8), [x]) == 0  # nothing but depth
     assert np.isnan(spearman(x[:3], x[:3]))
 
 
 def test_votes_are_the_same_for_any_monotone_measure() -> None:
-    x = DRAW.normal(size=20)
+    draw = np.random.default_rng(7)
+    x = draw.normal(size=20)
     assert np.allclose(votes(x), votes(np.exp(3 * x)))
     assert np.allclose(votes(x), -votes(-x))
     assert votes(np.array([1.0, np.nan, 3.0]))[1] == 0
@@ -49,11 +51,12 @@ def test_votes_are_the_same_for_any_monotone_measure() -> None:
 
 def models(groups: int = 3, runs: int = 3, layers: int = 14) -> pd.DataFrame:
     """The outcome is the sum of `cause` and `other`'s negative, on a scale of each model's own."""
+    draw = np.random.default_rng(7)
     rows = []
     for group in range(groups):
         for run in range(runs):
-            cause, other, noise = DRAW.normal(size=(3, layers))
-            scale = np.exp(DRAW.normal())
+            cause, other, noise = draw.normal(size=(3, layers))
+            scale = np.exp(draw.normal())
             for layer in range(layers):
                 rows.append(
                     {"group": f"g{group}", "run": f"g{group}-{run}", "seed": run, "depth": layer / (layers - 1)}
@@ -72,10 +75,11 @@ def test_the_fit_finds_what_was_planted_and_nothing_else() -> None:
 
 
 def test_a_fit_on_noise_predicts_nothing_elsewhere() -> None:
+    draw = np.random.default_rng(8)
     layers = models(groups=12)
     candidates = [f"n{i}" for i in range(20)]
     for name in candidates:
-        layers[name] = DRAW.normal(size=len(layers))
+        layers[name] = draw.normal(size=len(layers))
     of = Votes(layers, candidates, "damage")
     held = [of.of_group(fit(of, candidates, [f"g{i}", f"g{i + 1}"]), f"g{i + 2}").value for i in range(10)]
     assert abs(np.mean(held)) < 0.2  # its standard error is 0.05
@@ -93,28 +97,31 @@ def test_intervals_are_over_runs_or_over_the_layers_of_the_only_one() -> None:
 
 
 def test_mantel_sees_what_goes_together_and_not_what_shares_the_control() -> None:
-    values, loss, noise = DRAW.normal(size=(3, 12))
+    draw = np.random.default_rng(7)
+    values, loss, noise = draw.normal(size=(3, 12))
     rho, p = mantel(apart(values), apart(values + 0.1 * noise), apart(loss), ["a"] * 12)
     assert rho > 0.8
     assert p < 0.01
-    both = [apart(loss + 0.1 * DRAW.normal(size=12)) for _ in range(2)]
-    assert mantel(*both, apart(DRAW.normal(size=12)), ["a"] * 12)[0] > 0.8
+    both = [apart(loss + 0.1 * draw.normal(size=12)) for _ in range(2)]
+    assert mantel(*both, apart(draw.normal(size=12)), ["a"] * 12)[0] > 0.8
     assert abs(mantel(*both, apart(loss), ["a"] * 12)[0]) < 0.4
 
 
 def test_mantel_without_a_relation_gives_an_even_p(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(7)
     monkeypatch.setattr(between, "PERMUTATIONS", 199)
-    found = [mantel(*(apart(DRAW.normal(size=8)) for _ in range(3)), [*"aaaabbbb"])[1] for _ in range(60)]
+    found = [mantel(*(apart(draw.normal(size=8)) for _ in range(3)), [*"aaaabbbb"])[1] for _ in range(60)]
     assert scipy.stats.kstest(found, "uniform").pvalue > 0.001
 
 
 def test_intervals_over_layers_cover() -> None:
     """About 95 % of 400 samples of 30 layers with ρ = 0.6 (Gaussian r by Pearson's formula)."""
+    draw = np.random.default_rng(7)
     rho, n = 0.6, 30
     r = 2 * np.sin(np.pi * rho / 6)
     hit = 0
     for _ in range(400):
-        x, y = DRAW.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T
+        x, y = draw.multivariate_normal([0, 0], [[1, r], [r, 1]], n).T
         low, high = over_layers(spearman(x, y), n, 0)
         hit += low < rho < high
     assert 0.91 < hit / 400 < 0.99

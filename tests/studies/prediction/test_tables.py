@@ -15,7 +15,6 @@ from tests.studies.prediction.fits import fits
 from tests.studies.prediction.predictors import GROUPS, correlations, measures, newest
 from tests.studies.prediction.tables import table
 
-DRAW = np.random.default_rng(3)
 EDITS = ("delete", "delete_attention", "delete_ffn", "repeat", "zero_saturated", "zero_random")
 NAMES = ("stable_rank.o", "stable_rank.k", "saturated", "total_write", "saturated_robust", "gradient_alignment.o")
 
@@ -24,13 +23,13 @@ def of_domain(mean: float) -> dict[str, float]:
     return {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "kl": mean, "breadth": 0.5, "lengthening": 1.0}
 
 
-def record(group: str, run: str, step: int | None, depth: int = 11) -> dict[str, Any]:
+def record(draw: np.random.Generator, group: str, run: str, step: int | None, depth: int = 11) -> dict[str, Any]:
     """`stable_rank.k` orders the damage from behind, in every domain."""
-    cause = DRAW.permutation(depth) + 1.0
+    cause = draw.permutation(depth) + 1.0
     layers = [
         {
-            "measures": dict(zip(NAMES, DRAW.normal(size=len(NAMES)), strict=True)) | {"stable_rank.k": -value},
-            "paper": dict(zip(ROLES, DRAW.random(4), strict=True)), "calibrated": dict.fromkeys(ROLES, 0.5),
+            "measures": dict(zip(NAMES, draw.normal(size=len(NAMES)), strict=True)) | {"stable_rank.k": -value},
+            "paper": dict(zip(ROLES, draw.random(4), strict=True)), "calibrated": dict.fromkeys(ROLES, 0.5),
             "parameter_norm": 1.0 + value, "alpha": 2.0, "width": 64,
         }
         for value in cause
@@ -48,18 +47,19 @@ def record(group: str, run: str, step: int | None, depth: int = 11) -> dict[str,
 
 
 def records() -> list[dict[str, Any]]:
+    draw = np.random.default_rng(3)
     cells = [
-        record(group, f"{arm}/seed={seed}", step)
+        record(draw, group, f"{arm}/seed={seed}", step)
         for group in ("tiny", "nano")
         for arm in ("a", "b")
         for seed in range(4)
         for step in (100, 200)
     ]
-    return [record("smollm2", "smollm2", None, 30), record("small", "main/seed=0", 800), *cells]
+    return [record(draw, "smollm2", "smollm2", None, 30), record(draw, "small", "main/seed=0", 800), *cells]
 
 
 def test_a_row_holds_what_was_measured() -> None:
-    made = record("tiny", "a/seed=3", 100)
+    made = record(np.random.default_rng(3), "tiny", "a/seed=3", 100)
     made["damage"]["layers"][2]["damage"]["delete_ffn"] = {"code": of_domain(0.05)}
     layers = table([made])
     assert list(layers["seed"].unique()) == ["seed=3"]
@@ -78,6 +78,7 @@ def test_the_page_finds_the_cause_and_the_figure_is_drawn(tmp_path: Path) -> Non
     layers = table(made)
     assert set(newest(layers)["step"].dropna()) == {200, 800}
     assert measures(layers) == ["stable_rank.o", "stable_rank.k", "saturated", "total_write", "saturated_robust"]
+    assert measures(layers[layers.columns[::-1]]) == measures(layers)[::-1]  # by name, wherever they stand
     text = markdown.page(layers, made, fits(layers))
     rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("| ")}
     assert all("−1.00" in cell for cell in rows["`stable_rank.k`"])
