@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.schema import Config
-from orchestrator.experiments.due import interventions
+from orchestrator.experiments.due import intervention_steps
 from orchestrator.forensics.reading import DEFINITIONS, Reading
 from orchestrator.interventions.measured import SCHEMA
 from orchestrator.storage import checkpoint, steps
@@ -30,7 +30,7 @@ class Damages:
 
     def is_due(self, path: Path) -> bool:
         """True where the checkpoint at `path` is one to intervene on."""
-        due = interventions(self.config)
+        due = intervention_steps(self.config)
         return due is not None and checkpoint.step_of(path) in due
 
     def is_missing(self, path: Path) -> bool:

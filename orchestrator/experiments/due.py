@@ -36,38 +36,38 @@ class Due:
         return min(self.last, *multiples, *([doubled] if doubled in self else []))
 
 
-def readings(config: Config) -> Due:
+def reading_steps(config: Config) -> Due:
     """The steps whose checkpoints are read."""
-    return readings_of(config.train.steps, config.forensics.every, early=config.forensics.early)
+    return reading_steps_of(config.train.steps, config.forensics.every, early=config.forensics.early)
 
 
-def readings_of(steps: int, every: int, *, early: bool) -> Due:
+def reading_steps_of(steps: int, every: int, *, early: bool) -> Due:
     """The same from `train.steps`, `forensics.every` and `forensics.early`."""
     return Due((every,), steps, every if early else 0)
 
 
-def checkpoints(config: Config) -> Due:
+def checkpoint_steps(config: Config) -> Due:
     """The steps at which a checkpoint is saved, those that are read among them."""
-    read = readings(config)
+    read = reading_steps(config)
     return Due((config.train.checkpoint_every, *read.periods), read.last, read.early)
 
 
-def evaluations(config: Config) -> Due:
+def evaluation_steps(config: Config) -> Due:
     """The steps with a held-out loss: the early readings have theirs, which their changes are compared with."""
-    return Due((config.train.eval_every,), config.train.steps, readings(config).early)
+    return Due((config.train.eval_every,), config.train.steps, reading_steps(config).early)
 
 
-def records(config: Config) -> Due:
+def record_steps(config: Config) -> Due:
     """The steps with a record in the metrics log, but for those at which a sidecar decides."""
-    evaluated = evaluations(config)
+    evaluated = evaluation_steps(config)
     return Due((config.train.log_every, *evaluated.periods), evaluated.last, evaluated.early)
 
 
-def interventions(config: Config) -> Due | None:
+def intervention_steps(config: Config) -> Due | None:
     """The steps whose checkpoints are intervened on; None where there are none."""
-    return interventions_of(config.train.steps, config.interventions.every)
+    return intervention_steps_of(config.train.steps, config.interventions.every)
 
 
-def interventions_of(steps: int, every: int | None) -> Due | None:
+def intervention_steps_of(steps: int, every: int | None) -> Due | None:
     """The same from `train.steps` and `interventions.every`."""
     return None if every is None else Due((every,), steps)

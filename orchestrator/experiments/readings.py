@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.damages import Damages
-from orchestrator.experiments.due import Due, readings
+from orchestrator.experiments.due import Due, reading_steps
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
 from orchestrator.storage import checkpoint, locks, steps
@@ -43,7 +43,7 @@ class Readings:
     @cached_property
     def due(self) -> Due:
         """The steps whose checkpoints are read."""
-        return readings(self.config)
+        return reading_steps(self.config)
 
     @property
     def damages(self) -> Damages:

@@ -83,7 +83,7 @@ def loud(result: Result) -> np.ndarray:
 RULES = (
     Rule("skip_gate", ("delete",), lambda of: cheap(of, "delete"), "passthrough",
          lambda of: -Measured(of, "delete").cost, SUM),
-    Rule("routing", ("delete_attention",), lambda of: dear(of, "delete_attention"), "hub",
+    Rule("router", ("delete_attention",), lambda of: dear(of, "delete_attention"), "hub",
          lambda of: Measured(of, "delete_attention").cost),
     Rule("pattern", ("delete",), concentrated, "specialist", lambda of: -Measured(of, "delete").breadth.mean(1),
          by_token=True),

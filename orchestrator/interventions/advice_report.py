@@ -15,7 +15,7 @@ from orchestrator.interventions.measured import Cost
 NAMES = {
     "delete": "delete",
     "skip_gate": "skip-gates",
-    "routing": "routing",
+    "router": "routers",
     "pattern": "patterns",
     "extend": "extend",
     "widen": "widen",
@@ -23,7 +23,7 @@ NAMES = {
 # Kind and edit → what costs, and how its cost compares with the median.
 REASONS = {
     ("skip_gate", "delete"): ("deletion", f"under {CHEAP:g} of the median{{}}"),
-    ("routing", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median{{}}"),
+    ("router", "delete_attention"): ("attention's deletion", f"over {DEAR:g} times the median{{}}"),
     ("pattern", "delete"): ("deletion", "over the median{}, in few tokens"),
     ("extend", "repeat"): ("a second run", f"under 0 or else under {CHEAP:g} of the median{{}}"),
     ("widen", "delete_ffn"): ("the FFN's deletion", f"per parameter over {DEAR:g} times the median{{}}"),
@@ -31,7 +31,7 @@ REASONS = {
 }
 RANKS = {
     "skip_gate": "in the third whose deletion costs least",
-    "routing": "in the third whose attention's deletion costs most",
+    "router": "in the third whose attention's deletion costs most",
     "pattern": "in the third whose damage sits in the fewest tokens",
 }
 ONLY_ANEW = {  # the keys with which a model is trained so, since no command does it to one that is trained

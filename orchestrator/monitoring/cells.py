@@ -16,7 +16,7 @@ import yaml
 
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config.load import SEED, plain_yaml
-from orchestrator.experiments.due import Due, interventions_of, readings_of
+from orchestrator.experiments.due import Due, intervention_steps_of, reading_steps_of
 from orchestrator.monitoring.newest_reading import Newest, newest
 from orchestrator.monitoring.states import Evidence, reason_of_loss, state_of
 from orchestrator.schedulers import is_own_line, job_states, log_of, of_entry
@@ -122,8 +122,8 @@ def _plan_in(text: str) -> Plan:
     every = content.get("interventions", {}).get("every")  # older cells lack the key
     return Plan(
         steps=steps,
-        readings=readings_of(steps, int(forensics["every"]), early=bool(forensics.get("early"))),
-        interventions=interventions_of(steps, every),
+        readings=reading_steps_of(steps, int(forensics["every"]), early=bool(forensics.get("early"))),
+        interventions=intervention_steps_of(steps, every),
         arms=tuple(map(str, content["arms"])),
     )
 

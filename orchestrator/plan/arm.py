@@ -69,23 +69,23 @@ class ArmPlan:
 
     @cached_property
     def evaluations(self) -> set[int]:
-        return {*due.evaluations(self.config)}
+        return {*due.evaluation_steps(self.config)}
 
     @cached_property
     def records(self) -> set[int]:
         """Steps with a record in the metrics log."""
         decided = range(0, self.config.train.steps, self.config.sidecar.interval) if self.decisions else ()
-        return {*due.records(self.config), *decided}
+        return {*due.record_steps(self.config), *decided}
 
     @cached_property
     def readings(self) -> set[int]:
         """Steps with a reading."""
-        return {*due.readings(self.config)}
+        return {*due.reading_steps(self.config)}
 
     @cached_property
     def interventions(self) -> set[int]:
         """Steps with interventions."""
-        return {*(due.interventions(self.config) or ())}
+        return {*(due.intervention_steps(self.config) or ())}
 
     @property
     def documents(self) -> int:
@@ -109,7 +109,7 @@ class ArmPlan:
     @cached_property
     def saved(self) -> set[int]:
         """Steps with a checkpoint."""
-        return {*due.checkpoints(self.config)}
+        return {*due.checkpoint_steps(self.config)}
 
     @property
     def kept(self) -> int:

@@ -65,7 +65,7 @@ class TraceMomentum(Callback):
     """Records cos(−exp_avg, w) of every matrix in the last steps before a reading (SCIENCE §1)."""
 
     def start(self, trainer: Trainer) -> None:
-        self.read = due.readings(trainer.config)
+        self.read = due.reading_steps(trainer.config)
 
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
@@ -87,7 +87,7 @@ class EvaluateHeldout(Callback):
     """Measures the held-out loss of every domain: on validation during training, on test after the last step."""
 
     def start(self, trainer: Trainer) -> None:
-        self.due = due.evaluations(trainer.config)
+        self.due = due.evaluation_steps(trainer.config)
         self.rows = {
             split: {domain: trainer.corpus.heldout(domain, split) for domain in trainer.corpus.domains}
             for split in ("validation", "test")
@@ -118,7 +118,7 @@ class WriteMetrics(Callback):
         self.seconds = 0.0  # wall time from which the next record's speed counts
 
     def start(self, trainer: Trainer) -> None:
-        self.due = due.records(trainer.config)
+        self.due = due.record_steps(trainer.config)
         self.losses = self.losses.to(trainer.compute.device)
         peak = peak_flops(trainer.compute.device)
         flops = 3 * forward_flops_per_token(trainer.model.spec, trainer.config.train.seq_len)
@@ -165,7 +165,7 @@ class SaveCheckpoint(Callback):
     """Saves a checkpoint every `train.checkpoint_every` steps, at every reading, and at the first and the last step."""
 
     def start(self, trainer: Trainer) -> None:
-        self.due = due.checkpoints(trainer.config)
+        self.due = due.checkpoint_steps(trainer.config)
 
     def after_step(self, trainer: Trainer) -> None:
         if trainer.step in self.due:

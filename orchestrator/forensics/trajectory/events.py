@@ -43,7 +43,7 @@ def transitions(is_one: Callable[[str, str], bool]) -> Event:
 
 
 def deepening(readings: Sequence[Reading]) -> np.ndarray:
-    """Count the hubs that deepen their routing on an underweighted head pair.
+    """Count the hubs that deepen an underweighted head pair.
 
     The layer is a hub after the interval. The value of its best pair of heads with some other layer (`coupling`) was
     below the median of all pairs of layers, and rises by more than 3 robust σ beyond what its neighbours in time

@@ -19,9 +19,9 @@ def config(steps: int, every: int, *, early: bool, more: int = 7) -> Config:
 
 
 def test_early_readings_double_up_to_the_first_regular_one() -> None:
-    assert list(due.readings(config(3000, 1000, early=True))) == PYTHIA
-    assert list(due.readings(config(3000, 1000, early=False))) == [0, 1000, 2000, 3000]
-    assert list(due.readings(config(60, 80, early=True))) == [0, 1, 2, 4, 8, 16, 32, 60]  # 64 lies behind the end
+    assert list(due.reading_steps(config(3000, 1000, early=True))) == PYTHIA
+    assert list(due.reading_steps(config(3000, 1000, early=False))) == [0, 1000, 2000, 3000]
+    assert list(due.reading_steps(config(60, 80, early=True))) == [0, 1, 2, 4, 8, 16, 32, 60]  # 64 lies behind the end
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -31,9 +31,9 @@ def test_membership_order_and_the_next_one_agree_with_a_walk(steps: int, every: 
     of = config(steps, every, early=early)
     doubled = {2**power for power in range(10) if 2**power < every} if early else set()
     for found, periods, powers in (
-        (due.readings(of), (every,), doubled), (due.checkpoints(of), (every, 7), doubled),
-        (due.evaluations(of), (7,), doubled), (due.records(of), (7, 9), doubled),
-        (due.interventions(of), (2 * every,), set()),
+        (due.reading_steps(of), (every,), doubled), (due.checkpoint_steps(of), (every, 7), doubled),
+        (due.evaluation_steps(of), (7,), doubled), (due.record_steps(of), (7, 9), doubled),
+        (due.intervention_steps(of), (2 * every,), set()),
     ):  # fmt: skip
         assert found is not None
         walked = [
@@ -47,4 +47,4 @@ def test_membership_order_and_the_next_one_agree_with_a_walk(steps: int, every: 
 
 
 def test_without_interventions_none_is_due() -> None:
-    assert due.interventions(Config()) is None
+    assert due.intervention_steps(Config()) is None

@@ -88,10 +88,10 @@ def test_skip_gates_need_the_whole_interval_under_half_of_the_median_in_every_do
     assert line["predicted"]["code"]["mean"] == 0.48
 
 
-def test_routing_follows_layers_whose_attention_costs_far_more_than_its_peers() -> None:
+def test_routers_follow_layers_whose_attention_costs_far_more_than_its_peers() -> None:
     damage: list[Value] = [0.5, 1.0, 2.005, 2.5, (3.0, 1.0), None, 1.0, 1.0, 0.9]  # the median is 1
     result = result_of({"delete_attention": damage}, roles={3: "hub", 0: "hub"})
-    (line,) = lines(advise(result), "routing")
+    (line,) = lines(advise(result), "router")
     assert (line["layers"], line["predicted"]) == ([3], None)
     assert line["paper"] == {"role": "hub", "layers": [0, 3], "agree": [3]}
 
@@ -123,7 +123,7 @@ def test_edits_that_were_not_made_or_that_no_layer_has_are_named() -> None:
     assert advice["lines"] == []
     assert advice["missing"] == {
         "delete": ["delete", "skip_gate", "pattern"],
-        "delete_attention": ["routing"],
+        "delete_attention": ["router"],
         "repeat": ["extend"],
         "delete_ffn": ["widen"],
         "zero_saturated,zero_random": ["widen"],

@@ -8,7 +8,7 @@ DIR keeps what has been computed: the same command goes on. OUTPUTS holds the ex
     python -m orchestrator name=small model=small
     python -m tests.studies.prediction.tuning outputs
 
-TARGET gets the tables, `prediction.md`, every correlation, `prediction.csv`, the fitted routings, `routing.json`, and
+TARGET gets the tables, `prediction.md`, every correlation, `prediction.csv`, the fitted predictors, `fitted.json`, and
 the figure, `prediction.png`. WeightWatcher comes with the extra `bench`.
 """
 
@@ -37,8 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     found = fits(layers)
     text = "\n".join([page(layers, records, found), *between.lines(newest(layers), outputs)])
     (target / "prediction.md").write_text(text + "\n")
-    routings = {of_target: {of.way: of.routing for of in ways} for of_target, ways in found.items()}
-    (target / "routing.json").write_text(json.dumps(routings, indent=1) + "\n")
+    predictors = {of_target: {of.way: of.predictor for of in ways} for of_target, ways in found.items()}
+    (target / "fitted.json").write_text(json.dumps(predictors, indent=1) + "\n")
     correlations(layers).to_csv(target / "prediction.csv", index=False)
     draw(layers, target / "prediction.png")
 

@@ -1,4 +1,4 @@
-"""A routing table for the damage, fitted on some groups of models and judged on the others.
+"""A predictor of the damage, fitted on some groups of models and judged on the others.
 
 The score of a layer is the sum of a few measures' votes, each with a sign, as in `forensics/roles/routing.py`: a vote
 is the normal score of the layer's rank among its peers. So it is monotone in every measure, and free of units.
@@ -19,7 +19,7 @@ from tests.studies.prediction.correlation import Rho, over_seeds, spearman
 
 MOST = 4  # measures
 GAIN = 0.02
-Routing = dict[str, int]  # measure → sign
+Predictor = dict[str, int]  # measure → sign of its vote
 
 
 def votes(values: np.ndarray) -> np.ndarray:
@@ -42,9 +42,9 @@ class Model:
     outcome: np.ndarray
     depth: np.ndarray
 
-    def rho(self, routing: Routing, partial: bool) -> float:
-        """ρ of the routing's score with the outcome."""
-        score = sum((sign * self.votes[name] for name, sign in routing.items()), np.zeros(len(self.outcome)))
+    def rho(self, predictor: Predictor, partial: bool) -> float:
+        """ρ of the predictor's score with the outcome."""
+        score = sum((sign * self.votes[name] for name, sign in predictor.items()), np.zeros(len(self.outcome)))
         return spearman(score, self.outcome, [self.depth] if partial else [])
 
 
@@ -58,27 +58,29 @@ class Votes:
             of = {name: votes(columns[name]) for name in candidates}
             self.models.setdefault(str(group), []).append(Model(str(seed), of, columns[outcome], columns["depth"]))
 
-    def of_group(self, routing: Routing, group: str, partial: bool = True) -> Rho:
+    def of_group(self, predictor: Predictor, group: str, partial: bool = True) -> Rho:
         """Mean ρ over the models of a group, with its interval."""
-        found = [(model.seed, model.rho(routing, partial), len(model.outcome)) for model in self.models[group]]
+        found = [(model.seed, model.rho(predictor, partial), len(model.outcome)) for model in self.models[group]]
         return over_seeds(found, int(partial))
 
-    def mean(self, routing: Routing, groups: Sequence[str]) -> float:
+    def mean(self, predictor: Predictor, groups: Sequence[str]) -> float:
         """Mean over groups of the mean ρ over their models, depth partialled out; an undefined ρ counts as 0."""
         return float(
-            np.mean([np.mean(np.nan_to_num([of.rho(routing, True) for of in self.models[group]])) for group in groups])
+            np.mean(
+                [np.mean(np.nan_to_num([of.rho(predictor, True) for of in self.models[group]])) for group in groups]
+            )
         )
 
 
-def fit(of: Votes, candidates: Sequence[str], groups: Sequence[str], start: Routing | None = None) -> Routing:
-    """The routing that these groups give, beginning with `start`."""
-    routing: Routing = dict(start or {})
-    best = of.mean(routing, groups)
-    while len(routing) < MOST:
-        options = [routing | {name: sign} for name in candidates if name not in routing for sign in (1, -1)]
+def fit(of: Votes, candidates: Sequence[str], groups: Sequence[str], start: Predictor | None = None) -> Predictor:
+    """The predictor that these groups give, beginning with `start`."""
+    predictor: Predictor = dict(start or {})
+    best = of.mean(predictor, groups)
+    while len(predictor) < MOST:
+        options = [predictor | {name: sign} for name in candidates if name not in predictor for sign in (1, -1)]
         scored = [(of.mean(option, groups), option) for option in options]
         value, option = max(scored, key=lambda pair: pair[0])
         if value < best + GAIN:
             break
-        best, routing = value, option
-    return routing
+        best, predictor = value, option
+    return predictor

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from tests.studies.prediction.correlation import Rho, of_group
-from tests.studies.prediction.fit import Routing, Votes
+from tests.studies.prediction.fit import Predictor, Votes
 from tests.studies.prediction.fits import Fitted
 from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, OWN, SCORES, measures, newest
 from tests.studies.prediction.tables import TARGETS, WRITTEN
@@ -86,18 +86,18 @@ def _row(layers: pd.DataFrame, name: str, predictor: str, outcome: str) -> str:
 
 
 def _fits(found: Sequence[Fitted], target: str) -> Iterator[str]:
-    """The routing that is fitted without each group, and its ρ there."""
-    yield f"\n## Damage of `{TARGETS[target]}`: routings fitted on three groups, judged on the fourth\n"
-    yield f"| fitted on | {' | '.join(GROUPS)} | mean | routing of all groups |\n|---|{'---|' * (len(GROUPS) + 2)}"
+    """The predictor that is fitted without each group, and its ρ there."""
+    yield f"\n## Damage of `{TARGETS[target]}`: predictors fitted on three groups, judged on the fourth\n"
+    yield f"| fitted on | {' | '.join(GROUPS)} | mean | predictor of all groups |\n|---|{'---|' * (len(GROUPS) + 2)}"
     for of in found:
         mean = np.nanmean([rho.value for rho in of.held_out.values()])
         cells = " | ".join(_whole(of.held_out[group]) for group in GROUPS)
-        yield f"| {of.way} | {cells} | {signed(mean)} | {described(of.routing)} |"
+        yield f"| {of.way} | {cells} | {signed(mean)} | {described(of.predictor)} |"
 
 
-def described(routing: Routing) -> str:
+def described(predictor: Predictor) -> str:
     """`+ total_write − cv`."""
-    return " ".join(f"{'+' if sign > 0 else '−'} `{name}`" for name, sign in routing.items())
+    return " ".join(f"{'+' if sign > 0 else '−'} `{name}`" for name, sign in predictor.items())
 
 
 def _steps(layers: pd.DataFrame) -> Iterator[str]:

@@ -69,9 +69,9 @@ def models(groups: int = 3, runs: int = 3, layers: int = 14) -> pd.DataFrame:
 def test_the_fit_finds_what_was_planted_and_nothing_else() -> None:
     layers = models()
     of = Votes(layers, ["noise", "cause", "other"], "damage")
-    routing = fit(of, ["noise", "cause", "other"], ["g0", "g1"])
-    assert routing == {"cause": 1, "other": -1}
-    assert of.of_group(routing, "g2").value > 0.9
+    predictor = fit(of, ["noise", "cause", "other"], ["g0", "g1"])
+    assert predictor == {"cause": 1, "other": -1}
+    assert of.of_group(predictor, "g2").value > 0.9
 
 
 def test_a_fit_on_noise_predicts_nothing_elsewhere() -> None:
