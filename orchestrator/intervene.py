@@ -6,16 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
+from textwrap import fill
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from orchestrator.common import command
+from orchestrator.config.edits import EditName
 
 DOCUMENTS = 64  # of each text
-EPILOG = """edits: delete, delete_attention, delete_ffn (the three by default), delete_compensated (the stream scaled
-as the layer scaled it), write_mean (the layer's mean write in its place), repeat, swap (with the next), zero_saturated,
-zero_random, zero_as_loud (FFN positions); or all. docs/SCIENCE.md, section 9, defines them."""
+NAMES = ", ".join(f"{edit} ({edit.meaning})" if edit.meaning else edit for edit in EditName)
+EPILOG = fill(f"edits: {NAMES}; or all. docs/SCIENCE.md, section 9, defines them.", 100)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

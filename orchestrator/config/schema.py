@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from orchestrator.config.edits import EditName
+
 Norm = StrEnum("Norm", ["pre", "sandwich"])
 HeadFit = StrEnum("HeadFit", ["exact", "nearest", "equal"])
 Profile = StrEnum("Profile", ["uniform", "ramp", "x_shape", "explicit"])
@@ -25,10 +27,6 @@ Credit = StrEnum("Credit", ["joint", "factored"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
 Scoring = StrEnum("Scoring", ["calibrated", "paper"])
 Where = StrEnum("Where", ["inline", "job"])
-EditName = StrEnum("EditName", [
-    "delete", "delete_attention", "delete_ffn", "delete_compensated", "write_mean", "repeat", "swap", "zero_saturated",
-    "zero_random", "zero_as_loud",
-])  # fmt: skip
 TrackerMode = StrEnum("TrackerMode", ["offline", "online", "off"])
 Gpu = StrEnum("Gpu", ["a100", "h100", "h200", "b200", "l40s", "rtx4090", "mi300x"])
 

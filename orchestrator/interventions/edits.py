@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from models.transformer import read_prefix, write_prefix
+from orchestrator.config.edits import EditName
 from orchestrator.interventions.calibration import Calibration
 from orchestrator.interventions.passes import own, replaced
 from orchestrator.interventions.subject import Subject
+
+Apply = Callable[[Subject, int, Calibration], AbstractContextManager[None]]
+Has = Callable[[Subject, int, Calibration], bool]
+F = TypeVar("F", bound=Apply)
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,25 @@ class Edit:
     the layer has nothing to change.
     """
 
-    apply: Callable[[Subject, int, Calibration], AbstractContextManager[None]]
-    has: Callable[[Subject, int, Calibration], bool]
+    apply: Apply
+    has: Has
+
+
+MADE: dict[EditName, Edit] = {}
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+def edit(has: Has = _always, name: str | None = None) -> Callable[[F], F]:
+    """Add the decorated function as the edit of its own name, or of `name`, which `EditName` lists."""
+
+    def add(apply: F) -> F:
+        MADE[EditName[name or apply.__name__]] = Edit(apply, has)
+        return apply
+
+    return add
 
 
 def passing(stream: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -33,11 +55,13 @@ def passing(stream: Tensor, *_: Any, **__: Any) -> Tensor:
     return stream
 
 
+@edit()
 def delete(subject: Subject, layer: int, _: Calibration, count: int = 1) -> AbstractContextManager[None]:
     """Leave out `count` consecutive layers."""
     return replaced(subject.layers[layer : layer + count], [passing] * count)
 
 
+@edit()
 def delete_compensated(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
     """Leave the layer out, and scale the stream by the mean factor by which the layer lengthened it."""
     factor, width = calibration.growth[layer], subject.width(layer)
@@ -48,12 +72,14 @@ def delete_compensated(subject: Subject, layer: int, calibration: Calibration) -
     return replaced([subject.layers[layer]], [scaled])
 
 
+@edit()
 def write_mean(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
     """Add the layer's mean write in place of what it would write."""
     mean = calibration.writes[layer]
     return replaced([subject.layers[layer]], [lambda stream, *_, **__: stream + mean])
 
 
+@edit()
 def repeat(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Run the layer twice."""
     once = own(subject.layers[layer])
@@ -62,6 +88,7 @@ def repeat(subject: Subject, layer: int, _: Calibration) -> AbstractContextManag
     )
 
 
+@edit(lambda s, layer, _: layer + 1 < len(s.layers))
 def swap(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Run the next layer first, each with its own mask and positions."""
     first, second = subject.layers[layer : layer + 2]
@@ -94,6 +121,7 @@ def silenced(modules: Sequence[nn.Module]) -> Iterator[None]:
         yield
 
 
+@edit(lambda s, layer, _: s.branches[layer].attention is not None)
 def delete_attention(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Let attention write nothing."""
     module = subject.branches[layer].attention
@@ -101,6 +129,7 @@ def delete_attention(subject: Subject, layer: int, _: Calibration) -> AbstractCo
     return silenced([module])
 
 
+@edit(lambda s, layer, _: len(s.branches[layer].ffn) > 0)
 def delete_ffn(subject: Subject, layer: int, _: Calibration) -> AbstractContextManager[None]:
     """Let the FFN, or all experts, write nothing."""
     return silenced(subject.branches[layer].ffn)
@@ -118,37 +147,30 @@ def without_positions(down: nn.Module, positions: Tensor) -> Iterator[None]:
         yield
 
 
-def zero_positions(which: str) -> Edit:
-    """Silence FFN positions of the layer: those of its calibration under this name."""
+def _zeroed(which: str) -> Apply:
+    """Silence the FFN positions that the layer's calibration has under this name."""
 
     def apply(subject: Subject, layer: int, calibration: Calibration) -> AbstractContextManager[None]:
         down = subject.branches[layer].down
         assert down is not None
         return without_positions(down, torch.as_tensor(calibration.positions[layer][which]))
 
+    return apply
+
+
+def _has(which: str) -> Has:
     def has(subject: Subject, layer: int, calibration: Calibration) -> bool:
         of_layer = calibration.positions[layer]
         return subject.branches[layer].down is not None and which in of_layer and len(of_layer[which]) > 0
 
-    return Edit(apply, has)
+    return has
 
 
-def _always(*_: Any) -> bool:
-    return True
+zero_saturated, zero_random, zero_as_loud = (
+    edit(_has(which), f"zero_{which}")(_zeroed(which)) for which in ("saturated", "random", "as_loud")
+)
 
-
-EDITS: dict[str, Edit] = {
-    "delete": Edit(delete, _always),
-    "delete_attention": Edit(delete_attention, lambda s, layer, _: s.branches[layer].attention is not None),
-    "delete_ffn": Edit(delete_ffn, lambda s, layer, _: len(s.branches[layer].ffn) > 0),
-    "delete_compensated": Edit(delete_compensated, _always),
-    "write_mean": Edit(write_mean, _always),
-    "repeat": Edit(repeat, _always),
-    "swap": Edit(swap, lambda s, layer, _: layer + 1 < len(s.layers)),
-    "zero_saturated": zero_positions("saturated"),
-    "zero_random": zero_positions("random"),
-    "zero_as_loud": zero_positions("as_loud"),
-}
+EDITS: dict[str, Edit] = {name.value: MADE[name] for name in EditName}  # a name without a function is a KeyError
 CORE = ("delete", "delete_attention", "delete_ffn")
 
 

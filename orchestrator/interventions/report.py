@@ -10,36 +10,17 @@ from rich.console import Group
 from rich.text import Text
 
 from orchestrator.common.formatting import Column, FittedTable, dash, page
+from orchestrator.config.edits import EditName
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.interventions.advice_report import advice_section
 
-HEADINGS = {
-    "delete": "−layer",
-    "delete_attention": "−attention",
-    "delete_ffn": "−FFN",
-    "delete_compensated": "−layer ×",
-    "write_mean": "mean write",
-    "repeat": "twice",
-    "swap": "⇄ next",
-    "zero_saturated": "−saturated",
-    "zero_random": "−random",
-    "zero_as_loud": "−as loud",
-}
 FEW = 3  # edits whose intervals are shown
-MEANINGS = {
-    "delete_compensated": "deleted, the stream lengthened as the layer did",
-    "write_mean": "the layer's mean write in its place",
-    "repeat": "the layer run twice",
-    "swap": "run after the next layer",
-    "zero_saturated": "its saturated FFN positions zero",
-    "zero_random": "as many others",
-    "zero_as_loud": "as many others that write as much",
-}
 
 
 def heading(edit: str) -> str:
     """The head of an edit's column: `−layer`; of so many consecutive layers `−3 layers`."""
-    return HEADINGS.get(edit) or f"−{edit.removeprefix('delete_')} layers"
+    named = EditName.__members__.get(edit)
+    return f"−{edit.removeprefix('delete_')} layers" if named is None else named.heading
 
 
 def report(result: Mapping[str, Any]) -> Group:
@@ -55,7 +36,7 @@ def report(result: Mapping[str, Any]) -> Group:
                 heading(edit),
                 partial(_cell, edit, len(result["edits"]) <= FEW),
                 90 - place,
-                meaning=MEANINGS.get(edit, ""),
+                meaning=named.meaning if (named := EditName.__members__.get(edit)) else "",
             )
             for place, edit in enumerate(result["edits"])
         ),

@@ -14,11 +14,9 @@ from typing import Any
 import pytest
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import EditName
 from orchestrator.experiments.experiment import Cell
 from orchestrator.experiments.readings import Readings
 from orchestrator.intervene import main
-from orchestrator.interventions.edits import EDITS
 from orchestrator.jobs.readers import InThread
 from orchestrator.storage import checkpoint, locks
 from tests.naming import naming
@@ -41,10 +39,6 @@ def damaged(small_cell: tuple[str, ...], tmp_path_factory: pytest.TempPathFactor
     cell = new_cell([*small_cell, *WANTED], tmp_path_factory.mktemp("damaged"))
     assert complete(cell)
     return cell
-
-
-def test_every_name_of_the_configuration_is_an_edit() -> None:
-    assert [edit.value for edit in EditName] == list(EDITS)
 
 
 def test_they_are_what_the_command_finds_and_training_is_the_same(damaged: Cell, whole: Cell, tmp_path: Path) -> None:
