@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "transformers", "datasets", "hydra-core", "wandb", "numpy")
 CLEAN = "clean"  # no uncommitted changes
 SOURCES = ("*.py", "*.yaml", "*.yml", "*.toml", "*.css", "*.js")  # untracked files that count as code
+CGROUPS = {  # controller, which version 2 does not name → folder, limit, usage, and the idle file cache in memory.stat
+    "": ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 LARGEST_SOURCE = 2**20  # bytes; a larger file is data
 
 
@@ -120,9 +125,30 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def free_memory() -> int | None:
-    """Bytes that a new allocation may take before the machine swaps, as Linux estimates it; None elsewhere."""
-    if not Path("/proc/meminfo").exists():
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that a new allocation may take before the machine swaps or a control group kills; None where not Linux.
+
+    `root`: where /proc and /sys lie.
+    """
+    try:
+        text = (root / "proc/meminfo").read_text()
+    except OSError:
         return None
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
+    lines = dict(line.split(":", 1) for line in text.splitlines())
+    return min([1024 * int(lines["MemAvailable"].split()[0]), *_free_in_groups(root)])
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """What the limit of each control group of this process leaves, its idle file cache taken as free."""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controller, path = line.split(":", 2)
+            if controller in CGROUPS:
+                folder, limit, usage, idle = CGROUPS[controller]
+                mount = root / folder
+                own = mount / path.lstrip("/")
+                for group in (own, *own.parents[: len(own.parents) - len(mount.parents)]):
+                    with suppress(OSError, ValueError):  # "max", or a path of the host's
+                        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                        used = int((group / usage).read_text()) - int(stat.get(idle, 0))
+                        yield max(0, int((group / limit).read_text()) - used)

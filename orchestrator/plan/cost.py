@@ -12,7 +12,7 @@ from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import Benchmark, run_benchmark
 from orchestrator.plan.footprint import Footprint, footprint_of
 from orchestrator.plan.hardware import Hardware, hardware_for
-from orchestrator.plan.memory import peak
+from orchestrator.plan.memory import intervening, peak
 from orchestrator.schedulers import chosen
 
 
@@ -28,7 +28,8 @@ class CellCost:
     saving: float  # checkpoints
     reading: float  # one reading of its layers, on one core
     intervening: float  # the interventions on one checkpoint
-    memory: float  # bytes of one process at the peak of a training step
+    memory: float  # bytes of one process at its peak, in the memory of its device
+    intervening_memory: float  # bytes of main memory that interventions hold, a part of `memory` where they share it
 
     @property
     def training(self) -> float:
@@ -135,7 +136,13 @@ def makespan(seconds: Sequence[float], slots: int) -> float:
     return max(free)
 
 
+def shares_memory(plan: ArmPlan, hardware: Hardware) -> bool:
+    """True where interventions take the memory of the process that trains, as on a CPU in a thread of it."""
+    return not hardware.is_gpu and plan.config.forensics.where == Where.inline
+
+
 def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
+    held = intervening(plan.spec, plan.config.train.seq_len + 1) if plan.interventions else 0.0
     ranks = plan.config.launcher.ranks  # ranks share all work but saving; communication counts as free
     return CellCost(
         plan=plan,
@@ -146,5 +153,6 @@ def _cell(plan: ArmPlan, hardware: Hardware, benchmark: Benchmark) -> CellCost:
         saving=plan.written / benchmark.write_rate,
         reading=benchmark.seconds_of(plan.spec),
         intervening=plan.intervention_flops / benchmark.forward,
-        memory=peak(plan.config, plan.spec, plan.traces, on_gpu=hardware.is_gpu),
+        memory=peak(plan.config, plan.spec, plan.traces, on_gpu=hardware.is_gpu) + held * shares_memory(plan, hardware),
+        intervening_memory=held,
     )

@@ -1,4 +1,4 @@
-"""Estimate the peak memory of a training step by counting tensors."""
+"""Estimate the peak memory of a training step, and of interventions, by counting tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from models.attention import SHORT, blocks
 from models.head_loss import chunk
 from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
 from orchestrator.config.schema import Config, Precision
+from orchestrator.interventions.documents import AT_ONCE
 
 FP32, BF16 = 4, 2  # bytes
 
@@ -59,6 +60,21 @@ def loss(spec: DecoderSpec, tokens: float, *, half: bool) -> float:
     if rows is None:
         return copies + tokens * vocab * (2 * FP32 + BF16 * half)
     return copies + FP32 * vocab * width + rows * vocab * (FP32 + 2 * BF16 if half else 2 * FP32 + 1)
+
+
+def intervening(spec: DecoderSpec, length: int) -> float:
+    """Return the bytes that the interventions on one checkpoint hold, which the CPU makes on rows of `length` tokens.
+
+    The model in fp32; of one batch the stream before and after every layer, the logits of the intact and of an edited
+    pass, and what the largest layer computes.
+    """
+    tokens = length * max(1, AT_ONCE // length)
+    streams = 2 * len(spec.layers) * spec.width
+    largest = max(
+        _of_layer(shape, NORMS[spec.norm], length, half=False, short=length <= SHORT, on_gpu=False)
+        for shape in spec.layers
+    )
+    return FP32 * (num_params(spec) + tokens * (streams + 2 * spec.vocab_size)) + tokens * largest
 
 
 def _of_layer(shape: LayerShape, norms: int, seq_len: int, *, half: bool, short: bool, on_gpu: bool) -> float:

@@ -19,7 +19,7 @@ from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.launch.checks import check_jobs
-from orchestrator.plan.cost import CellCost, Cost, cost_of
+from orchestrator.plan.cost import CellCost, Cost, cost_of, shares_memory
 from orchestrator.schedulers import chosen
 
 SEEDS = 12  # most seeds that are all listed; of more, the first and the last
@@ -95,11 +95,16 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
         passes = most.plan.documents * (len(config.interventions.edits) * len(most.plan.spec.layers) + 1)
         one = f"{passes:,} forward passes, up to {duration(most.intervening)}, each after its reading"
         yield "interventions", work(core, "core"), f"on {counted(cost.interventions, 'checkpoint')}: {one}"
-    peak = max(cell.memory for cell in cells)
+    highest = max(cells, key=lambda cell: cell.memory)
     of = f", of {size(hardware.memory)}" if hardware.memory else ""
     ranks = config.launcher.ranks
     one = "a cell" if ranks == 1 else f"each of a cell's {ranks} processes"
-    yield "memory", size(peak), f"{one} at its peak{of}: an estimate without libraries and fragmentation"
+    more = ""
+    if second := highest.intervening_memory:
+        place = "of it" if shares_memory(highest.plan, hardware) else "of main memory beside it"
+        more = f", {size(second)} {place} for a second model, which interventions edit"
+    note = "an estimate without libraries and fragmentation"
+    yield "memory", size(highest.memory), f"{one} at its peak{of}{more}: {note}"
     largest = max((cell.plan for cell in cells), key=lambda plan: plan.checkpoint_bytes[1])
     kept = "all kept" if config.train.keep_checkpoints is None else f"the newest {config.train.keep_checkpoints} kept"
     saved = f"{cost.checkpoints:,} on disk, {kept}: up to {size(largest.checkpoint_bytes[1])} each"

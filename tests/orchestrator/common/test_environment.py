@@ -123,3 +123,42 @@ def test_no_environment_variable_is_recorded() -> None:
     env = {**os.environ, "WANDB_API_KEY": "canary-1", "AWS_SECRET_ACCESS_KEY": "canary-2"}
     printed = subprocess.run([sys.executable, "-c", script], env=env, check=True, capture_output=True, text=True)
     assert "canary" not in printed.stdout
+
+
+def group(folder: Path, limit: str, used: int, idle: int, names: tuple[str, str, str]) -> None:
+    """A control group's files, in the names of its version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {idle}\n")
+
+
+SECOND = ("memory.max", "memory.current", "inactive_file")
+FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+@pytest.mark.parametrize(("own", "names", "mount"), [("0::/a/b", SECOND, ""), ("4:memory:/a/b\n0::/", FIRST, "memory")])
+def test_free_memory_is_what_every_control_group_leaves(
+    own: str, names: tuple[str, str, str], mount: str, tmp_path: Path
+) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\n")
+    assert environment.free_memory(tmp_path) == 4000 * 1024  # it says nothing of control groups
+    (tmp_path / "proc/self/cgroup").write_text(f"9:pids:/\n{own}\n")
+    top = tmp_path / "sys/fs/cgroup" / mount
+    assert environment.free_memory(tmp_path) == 4000 * 1024  # nor are any mounted
+    group(top / "a/b", str(2**63 - 4096) if mount else "max", 10, 0, names)
+    group(top / "a", "3000000", 1000000, 0, names)
+    assert environment.free_memory(tmp_path) == 2000000
+    group(top / "a", "3000000", 1000000, 400000, names)
+    assert environment.free_memory(tmp_path) == 2400000
+    group(top, "1500000", 1000000, 0, names)  # a container sees its own group at the top
+    assert environment.free_memory(tmp_path) == 500000
+    group(tmp_path / "sys/fs", "1", 1, 0, names)  # no control group
+    assert environment.free_memory(tmp_path) == 500000
+    group(top / "a/b", "10", 30, 0, names)
+    assert environment.free_memory(tmp_path) == 0
+
+
+def test_free_memory_is_not_known_where_there_is_no_linux(tmp_path: Path) -> None:
+    assert environment.free_memory(tmp_path) is None

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.spec import DecoderSpec, LayerShape
@@ -35,7 +39,7 @@ from orchestrator.plan.benchmark import run_benchmark
 from orchestrator.plan.cost import makespan
 from orchestrator.plan.footprint import footprint_of
 from orchestrator.plan.hardware import hardware_for
-from orchestrator.plan.memory import activations, loss, peak
+from orchestrator.plan.memory import activations, intervening, loss, peak
 from tests.naming import names
 
 Orchestrate = Callable[..., int]
@@ -167,12 +171,50 @@ def test_interventions_compute_what_is_counted(
         assert plan.intervention_flops == pytest.approx(counter.get_total_flops(), rel=0.3)
 
 
+class Held(TorchDispatchMode):
+    """The most bytes of tensors that there are at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.most, self.seen = 0, 0, set[int]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in (leaf for leaf in tree_leaves(found) if isinstance(leaf, torch.Tensor)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.seen:
+                self.seen.add(storage._cdata)
+                self.bytes += storage.nbytes()
+                self.most = max(self.most, self.bytes)
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
+        return found
+
+    def free(self, storage: int, size: int) -> None:
+        self.seen.remove(storage)
+        self.bytes -= size
+
+
+@pytest.mark.parametrize("more", [("width=ramp",), ("model.width=128", "model.layers=2", "train.seq_len=300")])
+def test_interventions_hold_what_is_counted(
+    more: tuple[str, ...], orchestrate: Orchestrate, small: list[str], tmp_path: Path
+) -> None:
+    assert orchestrate(*small, "launcher=debug", "train.steps=6", "tracker=off", *more) == 0
+    (cell,) = (tmp_path / "outputs").glob("*/*/seed=0")
+    config = load.from_file(cell / "config.yaml")
+    with Held() as held:
+        intervene(cell, Options(("delete", "swap")), Progress(), device="cpu")
+    assert intervening(decoder_spec(config), config.train.seq_len + 1) == pytest.approx(held.most, rel=0.3)
+
+
 def test_what_deleting_layers_takes(planned: Callable[..., str], small: list[str]) -> None:
     run = (*small, "name=x", "train.steps=12", "launcher=slurm")
     assert "intervention" not in planned(*run)
     every, often = (planned(*run, f"interventions.every={n}", "interventions.documents=3") for n in (12, 6))
     documents, layers = 3 * 3, 3
     assert names(every, "on 2 checkpoints", f"{documents * (layers + 1)} forward passes")
+    assert names(every, "memory", "of it for a second model")
+    gpu = planned(*run, "interventions.every=12", "plan.gpu=h100")
+    assert names(gpu, "of main memory beside it for a second model")
     assert names(often, "on 3 checkpoints", "interventions")
     edits = ",".join(edit for edit in schema.EditName)
     much = ("interventions.documents=100000", "data.heldout_tokens=1000000", f"interventions.edits=[{edits}]")
