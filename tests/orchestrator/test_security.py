@@ -94,6 +94,7 @@ def test_the_search_finds_what_it_looks_for(line: str) -> None:
 
 ATTEMPT = """
 import io, sys
+from contextlib import suppress
 from orchestrator.forensics.weights import distributed
 
 def word(text): return b"X" + len(text).to_bytes(4, "little") + text.encode()
@@ -112,10 +113,8 @@ for module, name in sorted(distributed.INERT):
         state = b"}" + word("__class__") + word("touch owned") + b"s" + b"b"
         for program in (call + b".", call + state + b"."):
             armed = True
-            try:
+            with suppress(Exception):  # arguments that it does not take: the program ends there
                 Counting(io.BytesIO(b"\\x80\\x04" + program)).load()
-            except Exception:
-                pass
             armed = False
 print(len(found), {*said})
 """

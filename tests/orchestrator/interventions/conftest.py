@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from orchestrator.config.schema import (
 )
 from orchestrator.data import prepare
 from orchestrator.storage import checkpoint
+from tests.naming import names
 from tests.orchestrator.forensics.measures.test_runner import save_tokenizer
 from tests.orchestrator.interventions.models import SIZES, WIDTHS
 
@@ -79,6 +81,30 @@ def llama(tmp_path: Path) -> Path:
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)).save_pretrained(path)
     save_tokenizer(path)
     return path
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """An encoder of 4 layers with the same tokens."""
+    torch.manual_seed(0)
+    path = tmp_path / "bert"
+    transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False).save_pretrained(path)
+    save_tokenizer(path)
+    return path
+
+
+@pytest.fixture
+def refuses(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Check that a command refuses its arguments in one sentence, which names these, with exit code 2."""
+
+    def check(main: Callable[[list[str]], int], arguments: Sequence[object], named: Sequence[object]) -> None:
+        capsys.readouterr()  # what was printed before
+        assert main([str(argument) for argument in arguments]) == 2, arguments
+        printed = capsys.readouterr()
+        assert names(printed.err, *named), printed.err
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+
+    return check
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,12 +118,7 @@ def test_the_page_ends_with_advice_that_json_holds(
     assert names(capsys.readouterr().out, "damage of the block")
 
 
-def test_an_encoder(tmp_path: Path, text: Path, llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    bert = tmp_path / "bert"
-    transformers.BertModel(transformers.BertConfig(**SIZES), add_pooling_layer=False).save_pretrained(bert)
-    for file in llama.glob("tokenizer*"):
-        file.rename(bert / file.name)
+def test_an_encoder(tmp_path: Path, text: Path, bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(bert), "--data", str(text), "--json", str(tmp_path / "o.json")]) == 0
     result = json.loads((tmp_path / "o.json").read_text())
     assert (result["unit"], result["intact"]) == ("1 − cosine", {"text": None})
@@ -157,7 +153,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(
-    cell: Path, llama: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cell: Path, llama: Path, text: Path, tmp_path: Path, refuses: Callable[..., None]
 ) -> None:
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
@@ -175,11 +171,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ([llama, "--data", text, "--blocks", LAYERS + 1], ["--blocks", LAYERS + 1, LAYERS]),
     ]
     for arguments, named in cases:
-        assert main([str(argument) for argument in arguments]) == 2, arguments
-        printed = capsys.readouterr()
-        assert names(printed.err, *named), printed.err
-        assert printed.err.count("\n") == 1
-        assert not printed.out
+        refuses(main, arguments, named)
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3, 9])  # of the model's runs: as it is loaded, checked, calibrated, changed
