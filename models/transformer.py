@@ -182,16 +182,17 @@ def init_std(name: str, weight: Tensor, layers: int) -> float:
 
 
 @torch.no_grad()
-def init_weights(model: Decoder, seed: int) -> None:
+def init_weights(model: Decoder, seed: int, stream: int = 0) -> None:
     """Draw every parameter from its own stream (see `init_std`); norm scales γ become 1.
 
-    A stream depends only on the seed and the parameter's name, so that adding or reshaping one parameter leaves the
-    draws of the others unchanged. Draws are made on the CPU and are equal for every device.
+    A stream depends only on the seed, `stream` and the parameter's name, so that adding or reshaping one parameter
+    leaves the draws of the others unchanged. Draws are made on the CPU and are equal for every device.
     """
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(1.0)
             continue
-        stream = torch.Generator().manual_seed(seed_of(seed, "init", name))
+        names = ("init", name) if stream == 0 else ("init", str(stream), name)
+        generator = torch.Generator().manual_seed(seed_of(seed, *names))
         std = init_std(name, parameter, len(model.spec.layers))
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=stream))
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))

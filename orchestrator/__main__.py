@@ -63,7 +63,7 @@ def run(
     open_directory(experiment)
     with job.share_of_machine(experiment.config) if job else nullcontext():
         ran = launch(experiment, console)
-    return finalize(experiment, console, complain, ran=bool(ran))
+        return finalize(experiment, console, complain, ran=bool(ran))
 
 
 def task(composed: DictConfig) -> None:

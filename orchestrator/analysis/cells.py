@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from orchestrator.analysis.sign_flip import Look
+from orchestrator.analysis.statistics import MARGIN
 from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_description, check_metrics, refusing
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
@@ -88,12 +91,38 @@ class ExperimentResult:
     machine: dict[str, Any] = field(default_factory=dict)  # of the first launch; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
     history: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
+    decide: dict[str, Any] = field(default_factory=dict)  # `decide` of its newest launch; empty if not recorded
+    launcher: dict[str, Any] = field(default_factory=dict)  # of its newest launch; empty if not recorded
+    looks: list[dict[str, Any]] = field(default_factory=list)  # since, most, seeds: arm → those complete; oldest first
     finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
     @property
     def parameters(self) -> dict[str, int]:
         """Arm → number of parameters, for the arms whose models are recorded."""
         return {arm: model.params for arm, model in self.models.items()}
+
+    @property
+    def margin(self) -> float:
+        """Share of the baseline's loss within which a difference counts as none."""
+        return float(self.decide.get("margin", MARGIN))
+
+    def looks_at(self, arms: Collection[str], seeds: Collection[int]) -> tuple[list[int], list[Look]]:
+        """Return `seeds` in the order of the looks at which all of `arms` had them, and those looks.
+
+        The newest look is at all of them; where no look was recorded, it is the only one.
+        """
+        ordered, looks = list[int](), list[Look]()
+        for look in self.looks:
+            complete = [set(look["seeds"].get(arm, ())) for arm in arms if arm != self.arms[0]]
+            added = [s for s in seeds if s not in ordered and all(s in own for own in complete)]
+            if added:
+                ordered += added
+                looks.append(Look(len(ordered), max(look["most"], len(ordered))))
+        if late := [seed for seed in seeds if seed not in ordered]:
+            ordered += late
+            most = self.decide.get("max", 0) if self.looks else 0
+            looks.append(Look(len(ordered), max(most, len(ordered))))
+        return ordered, looks
 
     def cell(self, arm: str, seed: int) -> CellResult:
         return next(c for c in self.cells if (c.arm, c.seed) == (arm, seed))
@@ -144,7 +173,8 @@ def read_experiment(path: Path) -> ExperimentResult:
             for arm in arms
             if arm in models
         },
-        machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
+        machine=spec["machine"], code=spec["code"], history=spec["history"],
+        decide=spec["decide"], launcher=spec["launcher"], looks=spec["looks"], finished=events.first_done(),
         cells=cells,
     )  # fmt: skip
 

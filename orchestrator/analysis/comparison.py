@@ -10,13 +10,14 @@ import pandas as pd
 from orchestrator.analysis import tables
 from orchestrator.analysis.caveats import caveats
 from orchestrator.analysis.cells import CellResult, ExperimentResult, read_experiment
-from orchestrator.analysis.conservation import REFERENCES, Conservation, conserve
+from orchestrator.analysis.conservation import REFERENCES, REGIONS, Conservation, conserve
 from orchestrator.analysis.contrasts import Contrast, contrast_all
 from orchestrator.analysis.damage import DamageShift, damage_shift
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.migration import RoleShift, Transitions, role_shift, transitions
 from orchestrator.analysis.pairs import MEAN, PRIMARY, LeftOut, Pair, domains_of, pair_losses, pair_up
-from orchestrator.analysis.statistics import PairedResult, compare_paired
+from orchestrator.analysis.sign_flip import Look
+from orchestrator.analysis.statistics import PairedResult, Samples, compare_paired
 from orchestrator.analysis.symmetry import Symmetry, symmetry
 from orchestrator.analysis.trajectory import ArmTrajectory, trajectory
 
@@ -74,7 +75,7 @@ class Comparison:
     @property
     def budgets(self) -> dict[str, Conservation]:
         """Arm → the conservation on which claims rest."""
-        return {r.arm: r for r in self.conservation if r.reference == REFERENCES[0]}
+        return {r.arm: r for r in self.conservation if (r.reference, r.region) == (REFERENCES[0], REGIONS[0])}
 
     def name_of(self, domain: str) -> str:
         """Return the domain's printed name; the mean of a single domain has that domain's name."""
@@ -88,6 +89,17 @@ class Comparison:
             if cell.missing:
                 alike.setdefault((cell.arm, cell.missing), []).append(cell.seed)
         return [(f"{arm}/seed={','.join(map(str, seeds))}", reason) for (arm, reason), seeds in alike.items()]
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """Return the seeds of the complete pairs of `arm`."""
+        return [pair.seed for pair in self.pairs if pair.arm == arm]
+
+    def deltas_of(self, arm: str) -> list[float]:
+        """Return the differences of the primary outcome, one per complete pair, nats/token."""
+        table = self.tables["paired_eval"]
+        metric, domain = PRIMARY[0]
+        rows = table[(table["metric"] == metric) & (table["domain"] == domain)]
+        return list(rows["delta"] if "arm" not in rows else rows.loc[rows["arm"] == arm, "delta"])
 
     def cells_of(self, arm: str) -> list[CellResult]:
         """Return the cells of `arm` in complete pairs, or all of its cells where no pair is complete."""
@@ -122,10 +134,15 @@ def compare_cells(experiment: ExperimentResult) -> Comparison:
         contrasts=contrasts,
         expectations=expectations(experiment),
         tables=tables.build(experiment.cells, pairs, contrasts, courses),
-        statistics=[result for arm in arms for result in compare_paired(arm, _losses(arm, pairs, domains), PRIMARY)],
+        statistics=_losses_compared(experiment, pairs, domains),
         symmetry=[found for arm in arms if (found := symmetry(arm, pairs))],
         write_symmetry=[found for arm in arms if (found := symmetry(arm, pairs, "write_share"))],
-        conservation=[conserve(arm, pairs, reference) for arm in arms for reference in REFERENCES],
+        conservation=[
+            conserve(arm, pairs, reference, region)
+            for arm in arms
+            for reference in REFERENCES
+            for region in (REGIONS if reference == REFERENCES[0] else REGIONS[:1])
+        ],
         damage=[shift for arm in arms if (shift := damage_shift(arm, pairs))],
         transitions=[moved for arm, cells in cells_of.items() if (moved := transitions(arm, cells))],
         role_shifts=[moved_roles for arm in arms if (moved_roles := role_shift(arm, pairs))],
@@ -139,8 +156,16 @@ def _cells_of(arm: str, experiment: ExperimentResult, pairs: list[Pair]) -> list
     return list({cell.label: cell for cell in cells if cell.arm == arm}.values())
 
 
-def _losses(arm: str, pairs: list[Pair], domains: list[str]) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
-    """Return (metric, domain) → the losses of baseline and arm, pair by pair, where every pair has both."""
-    values = [pair_losses(pair, domains) for pair in pairs if pair.arm == arm]
-    keys = [key for key in values[0] if all(key in found for found in values)]
-    return {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}
+def _losses_compared(experiment: ExperimentResult, pairs: list[Pair], domains: list[str]) -> list[PairedResult]:
+    """Compare every loss of every arm with the baseline's, pair by pair in the order in which they were added."""
+    arms: dict[str, Samples] = {}
+    looks: dict[str, list[Look]] = {}
+    by_arm: dict[str, dict[int, Pair]] = {}
+    for pair in pairs:
+        by_arm.setdefault(pair.arm, {})[pair.seed] = pair
+    for arm, own in by_arm.items():
+        seeds, looks[arm] = experiment.looks_at([arm], list(own))
+        values = [pair_losses(own[seed], domains) for seed in seeds]
+        keys = [key for key in values[0] if all(key in found for found in values)]
+        arms[arm] = {key: ([v[key][0] for v in values], [v[key][1] for v in values]) for key in keys}
+    return compare_paired(arms, PRIMARY, experiment.margin, looks)

@@ -10,7 +10,8 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, losses, pair_of, validation_curves
-from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, sign_flip_p, verdict
+from orchestrator.analysis.sign_flip import p_two_sided
+from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, p_within, verdict
 
 CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # the contrasts of each metric are one sequence of tests
 SIGNS = {"better": "negative", "worse": "positive"}  # verdicts on a sum over more than two arms
@@ -32,7 +33,7 @@ class Contrast:
     low: float | None  # its 95 % interval
     high: float | None
     method: str
-    p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    p: float | None  # two-sided sign-flip, over all looks
     p_adjusted: float | None  # for its place in the sequence
     tested: bool  # false once a contrast before it was not significant
     against: float | None  # nats/token: the loss whose share is the margin of equivalence
@@ -42,8 +43,8 @@ class Contrast:
 def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contrast]:
     """Test every contrast in the file's order: test loss, and validation loss where the cheapest of its runs ends.
 
-    The contrasts of a metric are a fixed sequence: testing ends at the first whose p exceeds 0.05 or is unknown, so the
-    order must be fixed before the losses are known. Equivalence is judged for each contrast alone, at 5 %. Raises
+    The contrasts of a metric are a fixed sequence: testing ends at the first whose p exceeds 0.04 or is unknown, so the
+    order must be fixed before the losses are known. Equivalence is judged for each contrast alone. Raises
     `UserError` where runs are not comparable.
     """
     found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]
@@ -51,7 +52,7 @@ def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contr
     for metric in CONTRASTED:
         sequence, tested = [one for one in found if one.metric == metric], True
         for one, p in zip(sequence, in_sequence([one.p for one in sequence]), strict=True):
-            judged[one.contrast, metric] = _judged(replace(one, p_adjusted=p, tested=tested))
+            judged[one.contrast, metric] = _judged(experiment, replace(one, p_adjusted=p, tested=tested))
             tested = p is not None and p <= ALPHA
     return [judged[one.contrast, one.metric] for one in found]
 
@@ -69,7 +70,9 @@ def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> li
     """Return the contrast under each metric, without verdicts; at equal FLOPs only where its runs cost unequally."""
     weights = experiment.contrasts[name]
     w = np.array(list(weights.values()), dtype=np.float64)  # [arms]
-    by_seed = _complete(experiment, list(weights)) if domains else {}
+    complete = _complete(experiment, list(weights)) if domains else {}
+    seeds, looks = experiment.looks_at(list(weights), list(complete))
+    by_seed = {seed: complete[seed] for seed in seeds}
     test = [[losses(cell, domains)[METRICS[0], MEAN] for cell in cells] for cells in by_seed.values()]
     runs = [[(spent(cell), validation_curves(cell, domains)[MEAN]) for cell in cells] for cells in by_seed.values()]
     equal = [at for own in runs if (at := at_equal_flops(*own)) is not None]
@@ -85,21 +88,24 @@ def _measured(experiment: ExperimentResult, name: str, domains: list[str]) -> li
             mean = float(values.mean())
             # the mean of the arms with negative weight, so that more arms do not widen the margin
             against = float(np.abs(w).max() * np.average(x.mean(axis=0), weights=w.clip(max=0.0)))
+        p = p_two_sided(values, looks if values.size == len(seeds) else ())
         found.append(
             Contrast(
                 contrast=name, weights=weights, metric=metric, seeds=dict(zip(by_seed, values.tolist(), strict=False)),
-                n=values.size, value=mean, low=within.low, high=within.high, method=within.method,
-                p=sign_flip_p(values), p_adjusted=None, tested=False, against=against, verdict="not measured",
+                n=values.size, value=mean, low=within.low, high=within.high, method=within.method, p=p,
+                p_adjusted=None, tested=False, against=against, verdict="not measured",
             )
         )  # fmt: skip
     return found
 
 
-def _judged(one: Contrast) -> Contrast:
+def _judged(experiment: ExperimentResult, one: Contrast) -> Contrast:
     if one.value is None or one.against is None:
         return one
     values = list(one.seeds.values())
-    found = verdict(one.value, interval(values, 0.95), interval(values, 0.90), one.p_adjusted, one.against)
+    margin = experiment.margin * abs(one.against)
+    equal = p_within(values, -margin, margin, experiment.looks_at(list(one.weights), list(one.seeds))[1])
+    found = verdict(one.low, one.high, margin, one.p_adjusted, equal)
     if found == "inconclusive" and not one.tested:
         found = "not tested"
     return replace(one, verdict=found if len(one.weights) == 2 else SIGNS.get(found, found))

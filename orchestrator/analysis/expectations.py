@@ -8,7 +8,7 @@ import scipy
 
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.common_step import CommonStep, common_step
-from orchestrator.analysis.statistics import ALPHA, interval, mean_of_known
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, interval, mean_of_known
 from orchestrator.experiments.expectations import Bounds, Wanted
 
 
@@ -29,7 +29,7 @@ class Expectation:
     low: float | None  # 95 % interval of the mean
     high: float | None
     method: str
-    p: float | None  # exact one-sided sign test of the seeds on the larger side of the bounds
+    p: float | None  # exact two-sided sign test of the seeds inside the bounds
     untrained: float | None  # mean at step 0
     baseline: float | None  # mean of the baseline's complete cells at this step; null for the baseline itself
     verdict: str  # delivered · not delivered · inconclusive · not measured
@@ -40,15 +40,10 @@ def expectations(experiment: ExperimentResult) -> list[Expectation]:
     """Judge every line of `expect`, in order.
 
     Delivered: the 95 % interval of the mean lies inside the bounds, and so do significantly more than half of the seeds
-    (exact sign test at 5 %, which needs five seeds). Not delivered: both lie outside. A sign-flip test would not be
+    (exact sign test, which needs six seeds). Not delivered: both lie outside. A sign-flip test would not be
     exact, because shares and counts of layers are discrete and skewed.
     """
     return [_judged(wanted, _measured(wanted, experiment)) for wanted in experiment.expect]
-
-
-def least_seeds() -> int:
-    """Return the fewest seeds with which a line can be delivered."""
-    return next(n for n in range(1, 99) if _sign_p(n, n) <= ALPHA)
 
 
 def _measured(wanted: Wanted, experiment: ExperimentResult) -> Expectation:
@@ -79,8 +74,8 @@ def _judged(wanted: Wanted, e: Expectation) -> Expectation:
     without = [str(seed) for seed, value in e.values.items() if value is None]
     notes = [f"Seeds without this number: {', '.join(without)}."] if without else []
     verdict = "inconclusive" if without else _verdict(wanted.bounds, e)
-    if e.n < least_seeds():
-        notes.append(f"{e.n} seed{'s' * (e.n > 1)} cannot decide: the sign test needs {least_seeds()}.")
+    if e.n < FEWEST_PAIRS:
+        notes.append(f"{e.n} seed{'s' * (e.n > 1)} cannot decide: the sign test needs {FEWEST_PAIRS}.")
     if verdict == "delivered" and e.untrained is not None and wanted.bounds.hold(e.untrained):
         notes.append("It already held before training.")
     return replace(e, verdict=verdict, sentence=" ".join(filter(None, [*notes, e.sentence])))
@@ -109,8 +104,8 @@ def _missing(at: CommonStep[CellResult], known: list[float]) -> str:
 
 
 def _sign_p(most: int, n: int) -> float:
-    """Return the probability that at least `most` of `n` tossed coins show heads."""
-    return float(scipy.stats.binomtest(most, n, alternative="greater").pvalue)
+    """Return twice the probability that at least `most` of `n` tossed coins show heads, at most 1."""
+    return min(1.0, 2.0 * float(scipy.stats.binomtest(most, n, alternative="greater").pvalue))
 
 
 def _mean(wanted: Wanted, cells: list[CellResult], step: int | None) -> float | None:

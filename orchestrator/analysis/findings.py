@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number, share, signed
 from orchestrator.analysis.migration import LayerShift
-from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
+from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, seconds_per_pair
+from orchestrator.analysis.statistics import ALPHA, PairedResult
 from orchestrator.forensics.roles.routing import state
 
 FLATTENED = 2.0  # ratio of the CVs from which a layer counts as flattened
@@ -45,11 +46,22 @@ class Finding:
     sentence: str  # the numbers behind it
     scale: Scale | None = None
     terms: tuple[str, ...] = ()  # keys of the glossary
+    pairs: int | None = None  # that would decide it in all, if it goes on as it is; null where not known
 
 
 def findings(c: Comparison, arm: str) -> list[Finding]:
-    """Return the findings on `arm`, the most important question first, without those that lack data."""
-    return [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
+    """Return the findings on `arm`, the most important question first, without those that lack data.
+
+    The sentence of one that is not decided ends with what would decide it.
+    """
+    seconds, n = seconds_per_pair(c.experiment), len(c.seeds_of(arm))
+    found = [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
+    return [
+        replace(one, sentence=f"{one.sentence} {more_pairs(one.pairs - n, seconds)}")
+        if one.answer == "inconclusive" and one.pairs is not None and one.pairs > n
+        else one
+        for one in found
+    ]
 
 
 def _loss(c: Comparison, arm: str) -> Finding | None:
@@ -57,36 +69,26 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
     if r is None:
         return None
     answers = {"better": f"{arm} is better", "worse": f"{c.baseline} is better"}
-    answers["equivalent"] = "equivalent within 1\u00a0%"
-    margin = EQUIVALENCE * abs(r.a)
+    answers["equivalent"] = f"equivalent within {share(c.experiment.margin)}"
     sides = (f"{arm} better", f"{c.baseline} better")
-    scale = Scale(r.delta, *_interval(r), none=0.0, band=(-margin, margin), level=_level(r), sides=sides)
+    scale = Scale(r.delta, r.low, r.high, none=0.0, band=(-r.margin, r.margin), level=95, sides=sides)
     answer, terms = answers.get(r.verdict, r.verdict), ("verdict", "interval")
-    return Finding(arm, "Which arm won?", answer, r.verdict in answers, _delta(r), scale, terms)
+    band, error = (-r.margin, r.margin), ALPHA / len(c.compared)
+    outlook = pairs_to_decide(c.deltas_of(arm), outside=(0.0, 0.0), within=band, error=error)
+    return Finding(arm, "Which arm won?", answer, r.verdict in answers, _delta(c, r), scale, terms, outlook)
 
 
-def _delta(r: PairedResult) -> str:
-    share = f" ({signed(100 * r.delta / r.a, 1)} %)" if r.a else ""
-    low, high = _interval(r)
-    within = "" if low is None else f", {_level(r)} % interval {low_to_high(low, high, 4, plus=True)}"
-    differs = low is not None and high is not None and not low <= 0.0 <= high
-    less = " (not 0, but less than 1\u00a0%)" if r.verdict == "equivalent" and differs else ""
-    p = "" if r.p_adjusted is None else f", p = {r.p_adjusted:.2g}"
-    few = f"; better or worse needs {FEWEST_PAIRS} pairs" if r.n < FEWEST_PAIRS and r.verdict == "inconclusive" else ""
+def _delta(c: Comparison, r: PairedResult) -> str:
+    of_loss = f" ({signed(100 * r.delta / r.a, 2)} %)" if r.a else ""
+    within = "" if r.low is None else f", 95 % interval {low_to_high(r.low, r.high, 4, plus=True)}"
+    differs = r.low is not None and r.high is not None and not r.low <= 0.0 <= r.high
+    less = f" (not 0, but less than {share(c.experiment.margin)})" if r.verdict == "equivalent" and differs else ""
+    decisive = r.p_equivalent if r.verdict == "equivalent" else r.p_adjusted
+    p = "" if decisive is None else f", p = {decisive:.2g}"
     return (
-        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{share}{within}{less}; "
-        f"{_pairs(r.n)}{p}{few}."
+        f"Test loss {number(r.a, 4)} → {number(r.b, 4)}: Δ {signed(r.delta, 4)} nats/token{of_loss}{within}{less}; "
+        f"{_pairs(r.n)}{p}."
     )
-
-
-def _level(r: PairedResult) -> int:
-    """Return the level, per cent, of the interval behind the verdict."""
-    return 90 if r.verdict == "equivalent" else 95
-
-
-def _interval(r: PairedResult) -> tuple[float | None, float | None]:
-    """Return the interval of that level."""
-    return (r.low90, r.high90) if r.verdict == "equivalent" else (r.low, r.high)
 
 
 def _roles(c: Comparison, arm: str) -> Finding | None:
@@ -158,11 +160,14 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
     r = c.budgets.get(arm)
     if r is None:
         return None
-    sure = r.verdict in ("conserved", "not conserved")
+    sure = r.verdict in ("conserved", "nothing moved", "not conserved")
     sides = (f"fewer in {arm}", f"more in {arm}")
-    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=90, sides=sides)
+    scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=95, sides=sides)
     terms = ("saturated_robust", "conservation", "centre")
-    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms)
+    logs = [float(np.log(ratio)) for ratio in r.ratios.values() if ratio is not None]
+    band = (float(np.log(CONSERVED[0])), float(np.log(CONSERVED[1])))
+    outlook = pairs_to_decide(logs, outside=band, within=band) if len(logs) == len(r.ratios) else None
+    return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms, outlook)
 
 
 def _counts(r: Conservation, when: str) -> str:
@@ -171,9 +176,11 @@ def _counts(r: Conservation, when: str) -> str:
     chance = ""
     if r.expected_a is not None and r.expected_b is not None:
         chance = f" (by chance {number(r.expected_a, 1)} → {number(r.expected_b, 1)})"
-    ratio = "" if r.ratio is None else f": ratio {number(r.ratio, 2)}"
-    within = "" if r.low is None else f", 90 % interval {low_to_high(r.low, r.high, 2)}"
-    beside = "" if r.chance_ratio is None else f", by chance {number(r.chance_ratio, 2)}"
+    ratio = "" if r.ratio is None else f": above chance {number(r.ratio, 2)} ×"
+    within = "" if r.low is None else f", 95 % interval {low_to_high(r.low, r.high, 2)}"
+    held = ""
+    if r.layers_a is not None and r.layers_b is not None:
+        held = f", held by {number(r.layers_a, 1)} → {number(r.layers_b, 1)} layers"
     where = ""
     if r.centre_shift is not None:
         where = f" The budget's centre shifts by {signed(r.centre_shift, 2)} of the depth"
@@ -181,7 +188,7 @@ def _counts(r: Conservation, when: str) -> str:
             where += f", 95 % interval {low_to_high(r.centre_low, r.centre_high, 2, plus=True)}"
         where += "."
     return (
-        f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{beside}; "
+        f"Saturated positions {number(r.budget_a, 1)} → {number(r.budget_b, 1)}{chance}{ratio}{within}{held}; "
         f"{_pairs(r.n)} at {when}.{where} {r.sentence}".rstrip()
     )
 

@@ -46,3 +46,8 @@ def grouped_notes(found: Iterable[tuple[str, str]], *, everything: int | None = 
         if sentence:
             names.setdefault(sentence, []).append(name)
     return [sentence if len(own) == everything else f"{join.join(own)}: {sentence}" for sentence, own in names.items()]
+
+
+def share(of_loss: float) -> str:
+    """Write a margin as a percentage."""
+    return f"{100.0 * of_loss:g}\u00a0%"

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from orchestrator.analysis.cells import ExperimentResult
+from orchestrator.config.schema import AUTO
 from orchestrator.experiments.expectations import intended
 
 # key of experiment.yaml that may change between launches → its name, and the assumption that a late change breaks
@@ -35,6 +36,7 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
         for before, now in pairwise(experiment.history)
         if experiment.finished is not None and now["since"] >= experiment.finished  # ISO 8601 sorts as time does
         for kind in KINDS
+        if not (kind == "seeds" and now.get("decide", {}).get(AUTO))  # whose p covers their number
         for name, how in _compared(_named(before, kind, experiment), _named(now, kind, experiment))
     ]
 

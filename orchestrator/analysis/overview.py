@@ -22,10 +22,10 @@ from orchestrator.storage.files import write_whole
 
 QUESTION = 50  # characters of it in a terminal
 UNREAD = "not read"
-COLUMNS = ["experiment", "question", "arm", "n", "Δ (95 %)", "q", "verdict", "budget b / a (90 %)", "conserved",
+COLUMNS = ["experiment", "question", "arm", "n", "Δ (95 %)", "q", "verdict", "budget b / a (95 %)", "conserved",
            "centre shift (95 %)", "lines"]  # fmt: skip
 TERMS = {
-    "Δ (95 %)": "delta", "budget b / a (90 %)": "conservation", "conserved": "conservation",
+    "Δ (95 %)": "delta", "budget b / a (95 %)": "conservation", "conserved": "conservation",
     "centre shift (95 %)": "centre",
 }  # fmt: skip
 
@@ -81,8 +81,8 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
         )
     found.append(
         "Δ: test loss minus the baseline's in nats/token, lower is better. Budget: FFN positions above the robust "
-        "threshold; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of `expect`, delivered / "
-        "all."
+        "threshold beyond those by chance; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of "
+        "`expect`, delivered / all."
     )
     return found + ([f"No experiments, skipped: {', '.join(map(str, skipped))}."] if skipped else [])
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-ALPHA = 0.05
-EQUIVALENCE = 0.01  # share of the baseline's mean within which a difference counts as none
+from orchestrator.analysis.sign_flip import Look, p_below, p_two_sided
+
+ALPHA = 0.04  # two-sided error of a verdict: 0.05 less a reserve for skewed differences (SCIENCE §8)
+MARGIN = 0.0025  # by default: share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999
-EXACT_PAIRS = 16  # most pairs for which the sign-flip test takes all 2^n patterns; beyond, it draws 2^16 at random
-BLOCK = 2**12  # patterns drawn at a time
 MAX_PATTERNS = 2**14  # most sign patterns for several outcomes at once; beyond, they are drawn
 
 
-@dataclass(frozen=True)
-class Interval:
+Outcome = tuple[str, str]  # metric, domain
+P = dict[tuple[str, Outcome], float | None]  # (arm, outcome) → p
+Samples = Mapping[Outcome, tuple[Sequence[float], Sequence[float]]]  # the values of both arms, pair by pair
+
+
+class Interval(NamedTuple):
     """A two-sided confidence interval of a mean; both ends null under two values."""
 
     low: float | None
@@ -42,11 +47,11 @@ class PairedResult:
     delta: float
     low: float | None  # 95 % interval of delta
     high: float | None
-    low90: float | None  # 90 % interval, on which `equivalent` is based
-    high90: float | None
     method: str
-    p: float | None  # two-sided sign-flip, exact up to 16 pairs
-    p_adjusted: float | None  # for the verdict: in a fixed sequence, or by Holm
+    p: float | None  # two-sided sign-flip, over all looks
+    p_adjusted: float | None  # for the verdict: by Holm over the arms and in a fixed sequence, or by Holm over outcomes
+    p_equivalent: float | None  # of a difference within the margin, corrected likewise
+    margin: float  # nats/token: a difference within ± it counts as none
     correlation: float | None  # between the arms over the seeds
     verdict: str  # better · worse · equivalent · inconclusive
 
@@ -84,36 +89,6 @@ def interval(values: ArrayLike, level: float) -> Interval:
     return Interval(float(low), float(high), "Student t")
 
 
-def sign_flip_p(differences: ArrayLike) -> float | None:
-    """Return the two-sided sign-flip p of the mean: over all 2^n patterns up to 16 pairs, beyond random ones.
-
-    Null for one pair.
-    """
-    x = np.asarray(differences, dtype=np.float64)
-    if x.size < 2:
-        return None
-    if x.size > EXACT_PAIRS:
-        return _drawn_sign_flip_p(x)
-    test = scipy.stats.permutation_test(
-        (x,), np.mean, permutation_type="samples", n_resamples=2**EXACT_PAIRS, vectorized=True, rng=0
-    )
-    return float(test.pvalue)
-
-
-def _drawn_sign_flip_p(x: np.ndarray) -> float:
-    """Return the same over 2^16 random patterns, by scipy's rule: twice the smaller side, the data counted in both.
-
-    scipy itself would hold every pattern's values, which takes seconds per outcome for hundreds of pairs.
-    """
-    rng, drawn, (less, greater) = np.random.default_rng(0), 2**EXACT_PAIRS, (1, 1)
-    within = 1e-14 * abs(x.sum())  # tolerance of rounding
-    for _ in range(0, drawn, BLOCK):
-        sums = np.where(rng.integers(0, 2, (BLOCK, x.size), dtype=np.int8), x, -x).sum(axis=1)
-        less += int(np.count_nonzero(sums <= x.sum() + within))
-        greater += int(np.count_nonzero(sums >= x.sum() - within))
-    return min(1.0, 2.0 * min(less, greater) / (drawn + 1))
-
-
 def smallest_p(n: int) -> float:
     """Return the smallest p that the sign-flip test can give with n pairs."""
     return min(1.0, 2.0 / 2.0**n)
@@ -128,7 +103,7 @@ def sign_patterns(n: int) -> np.ndarray:
     return signs
 
 
-FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # to call a loss better or worse
+FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # of any verdict: one rule for all
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -162,41 +137,79 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def verdict(delta: float, interval95: Interval, interval90: Interval, p: float | None, baseline: float) -> str:
-    """Return better, worse, equivalent or inconclusive for a loss (lower is better)."""
-    low, high = interval95.low, interval95.high
-    if p is not None and low is not None and high is not None and p <= ALPHA and not low <= 0.0 <= high:
-        return "better" if delta < 0.0 else "worse"
-    margin = EQUIVALENCE * abs(baseline)
-    low, high = interval90.low, interval90.high
-    if low is not None and high is not None and -margin <= low and high <= margin:
+def verdict(low: float | None, high: float | None, margin: float, p: float | None, p_equal: float | None) -> str:
+    """Return better, worse, equivalent or inconclusive for the difference of a loss (lower is better).
+
+    `low`, `high`: its 95 % interval. Better, worse: it excludes 0, and the corrected `p` is at most `ALPHA`.
+    Equivalent: it lies within ± `margin`, and so does `p_equal`, the corrected `p_within` that margin.
+    """
+    if low is None or high is None:
+        return "inconclusive"
+    if p is not None and p <= ALPHA and not low <= 0.0 <= high:
+        return "better" if high < 0.0 else "worse"
+    if p_equal is not None and p_equal <= ALPHA and -margin < low and high < margin:
         return "equivalent"
     return "inconclusive"
 
 
-def compare_paired(
-    arm: str, samples: dict[tuple[str, str], tuple[list[float], list[float]]], primary: Sequence[tuple[str, str]]
-) -> list[PairedResult]:
-    """Compare every (metric, domain) of `samples`, which holds the values of arms a and b in seed order.
+def p_within(values: ArrayLike, low: float, high: float, looks: Sequence[Look] = ()) -> float | None:
+    """Return the p of a mean between `low` and `high`: twice the larger of both one-sided ones (Schuirmann 1987).
 
-    Those of `primary` are tested as a fixed sequence in that order; the p values of the others share a Holm correction.
+    Null for one value.
     """
-    p = {key: sign_flip_p(np.subtract(b, a)) for key, (a, b) in samples.items()}
-    first = [key for key in primary if key in samples]
-    secondary = {key: value for key, value in p.items() if key not in first and value is not None}
-    adjusted = p | dict(zip(first, in_sequence([p[key] for key in first]), strict=True))
-    adjusted |= zip(secondary, holm(list(secondary.values())), strict=True)
+    x = np.asarray(values, dtype=np.float64)
+    return min(1.0, 2.0 * max(p_below(x - high, looks), p_below(low - x, looks))) if x.size > 1 else None
+
+
+def p_outside(values: ArrayLike, low: float, high: float) -> float | None:
+    """Return the p of a mean below `low` or above `high`: twice the smaller of both one-sided ones.
+
+    Null for one value.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    return min(1.0, 2.0 * min(p_below(x - low), p_below(high - x))) if x.size > 1 else None
+
+
+def compare_paired(
+    arms: Mapping[str, Samples], primary: Sequence[Outcome], margin: float, looks: Mapping[str, Sequence[Look]]
+) -> list[PairedResult]:
+    """Compare every outcome of every arm with the baseline's.
+
+    The p values of each primary outcome share a Holm correction over the arms; those of one arm are tested as a fixed
+    sequence in the order of `primary`. The p values of an arm's other outcomes share another. `margin`: a share of
+    the baseline's mean. `looks`: those at each arm's pairs; an arm without any had one.
+    """
+    samples = {(arm, key): values for arm, own in arms.items() for key, values in own.items()}
+    x = {one: np.subtract(b, a) for one, (a, b) in samples.items()}  # [n] each
+    band = {one: margin * abs(float(np.mean(a))) for one, (a, _) in samples.items()}
+    seen = {one: looks.get(one[0], ()) for one in samples}
+    p = {one: p_two_sided(x[one], seen[one]) for one in samples}
+    equal = _over_arms({one: p_within(x[one], -band[one], band[one], seen[one]) for one in samples}, primary)
+    adjusted = _over_arms(p, primary)
+    for arm in arms:
+        first = [(arm, key) for key in primary if (arm, key) in samples]
+        adjusted |= zip(first, in_sequence([adjusted[one] for one in first]), strict=True)
     results = []
-    for key, (a, b) in samples.items():
-        difference = np.subtract(b, a)  # [n]
-        delta, baseline = float(difference.mean()), float(np.mean(a))
-        wide, narrow = interval(difference, 0.95), interval(difference, 0.90)
+    for one, (a, b) in samples.items():
+        (arm, (metric, domain)), within = one, interval(x[one], 0.95)
         results.append(
             PairedResult(
-                *key, arm, len(a), a=baseline, b=float(np.mean(b)), delta=delta, low=wide.low, high=wide.high,
-                low90=narrow.low, high90=narrow.high, method=wide.method, p=p[key], p_adjusted=adjusted[key],
-                correlation=correlation(a, b),
-                verdict=verdict(delta, wide, narrow, adjusted[key], baseline),
+                metric, domain, arm, len(a), a=float(np.mean(a)), b=float(np.mean(b)), delta=float(x[one].mean()),
+                low=within.low, high=within.high, method=within.method, p=p[one], p_adjusted=adjusted[one],
+                p_equivalent=equal[one], margin=band[one], correlation=correlation(a, b),
+                verdict=verdict(within.low, within.high, band[one], adjusted[one], equal[one]),
             )
         )  # fmt: skip
     return results
+
+
+def _over_arms(p: P, primary: Sequence[Outcome]) -> P:
+    """Correct each primary outcome's p over the arms, and the others of each arm together, by Holm."""
+    families: dict[tuple[str, ...], list[tuple[str, Outcome]]] = {}
+    for arm, key in p:
+        families.setdefault(key if key in primary else (arm,), []).append((arm, key))
+    adjusted: P = {}
+    for family in families.values():
+        known = {one: value for one in family if (value := p[one]) is not None}
+        adjusted |= dict.fromkeys(family) | dict(zip(known, holm(list(known.values())), strict=True))
+    return adjusted

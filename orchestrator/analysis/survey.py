@@ -30,11 +30,11 @@ class ArmSummary:
     delta: float | None = None  # of the primary outcome, nats/token
     low: float | None = None  # its 95 % interval
     high: float | None = None
-    p: float | None = None  # two-sided sign-flip, exact up to 16 pairs
-    q: float | None = None  # by Benjamini and Hochberg over all arms whose seeds allow p ≤ 0.05
-    verdict: str = "not measured"  # on this arm alone, at 5 %
-    ratio: float | None = None  # robust budget of the arm over that of the baseline
-    ratio_low: float | None = None  # its 90 % interval
+    p: float | None = None  # two-sided sign-flip, over all looks
+    q: float | None = None  # by Benjamini and Hochberg over all arms whose seeds allow p ≤ 0.04
+    verdict: str = "not measured"  # corrected for the arms of its experiment
+    ratio: float | None = None  # excess of the arm's robust budget over chance, over that of the baseline
+    ratio_low: float | None = None  # its 95 % interval
     ratio_high: float | None = None
     budget: str = "not measured"  # the verdict of conservation
     centre_shift: float | None = None  # of the robust budget, share of the depth
@@ -106,10 +106,10 @@ def _definitions(c: Comparison) -> int | None:
 
 
 def _adjusted(arms: list[ArmSummary]) -> list[ArmSummary]:
-    """Add q: of all arms with q ≤ 0.05, at most 5 % are expected to be false (Benjamini & Hochberg 1995).
+    """Add q: of all arms with q ≤ 0.04, at most 4 % are expected to be false (Benjamini & Hochberg 1995).
 
     It holds approximately, because the tests are two-sided and arms share baselines. Arms with too few seeds to reach
-    p ≤ 0.05 are left out.
+    p ≤ 0.04 are left out.
     """
     tested = [i for i, arm in enumerate(arms) if arm.testable]
     q = scipy.stats.false_discovery_control([arms[i].p for i in tested], method="bh") if tested else []

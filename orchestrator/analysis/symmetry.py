@@ -8,7 +8,8 @@ import numpy as np
 
 from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.statistics import interval, sign_flip_p
+from orchestrator.analysis.sign_flip import p_two_sided
+from orchestrator.analysis.statistics import interval
 from orchestrator.forensics.reading import profile, spread
 
 PAPER_SPREAD = {"the paper's vanilla model": 0.014, "the paper's reward-driven model": 0.13}  # §7
@@ -29,7 +30,7 @@ class Symmetry:
     low: float | None  # 95 % interval of delta
     high: float | None
     method: str
-    p: float | None  # two-sided sign-flip, exact up to 16 pairs
+    p: float | None  # two-sided sign-flip
     sentence: str  # caveats, or empty
 
 
@@ -54,5 +55,5 @@ def symmetry(arm: str, pairs: list[Pair], measure: str = "attention_share") -> S
     return Symmetry(
         arm, at.step, len(x), a=mean[0, 0].item(), b=mean[1, 0].item(), range_a=mean[0, 1].item(),
         range_b=mean[1, 1].item(), delta=difference.mean().item(), low=within.low, high=within.high,
-        method=within.method, p=sign_flip_p(difference), sentence=" ".join(filter(None, [untrained, at.unread_note])),
+        method=within.method, p=p_two_sided(difference), sentence=" ".join(filter(None, [untrained, at.unread_note])),
     )  # fmt: skip

@@ -29,7 +29,8 @@ from orchestrator.storage.metrics_log import Record
 
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
-    "machine": MAPPING, "code": LIST, "history": LIST,
+    "machine": MAPPING, "code": LIST, "history": LIST, "decide": MAPPING, "looks": LIST,
+    "launcher": MAPPING,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
 MODEL: Shape = {"params": COUNT}

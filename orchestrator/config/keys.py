@@ -15,7 +15,7 @@ OF_A_LAUNCH = (
 )  # fmt: skip
 # Keys of the experiment that a cell is a part of; a cell keeps those of its first launch.
 OF_AN_EXPERIMENT = (
-    "dry_run", "root", "question", "arms", "seeds", "declared", "contrasts", "expect", "name", "plan",
+    "dry_run", "root", "question", "arms", "seeds", "decide", "declared", "contrasts", "expect", "name", "plan",
 )  # fmt: skip
 OPERATIONAL = (*OF_A_LAUNCH, *OF_AN_EXPERIMENT)  # no cell computes anything else where one of these changes
 

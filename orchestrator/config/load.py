@@ -16,9 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import messages, validation
-from orchestrator.config.schema import Config, LauncherConfig
+from orchestrator.config.schema import AUTO, Config, DecideConfig, LauncherConfig
 
-T = TypeVar("T", Config, LauncherConfig)
+T = TypeVar("T", Config, DecideConfig, LauncherConfig)
 # what a cell did before a key existed, where the key's default does something else
 BEFORE = {"train": {"keep_states": None}}
 SEED = re.compile(r"^seed: (\d+)$", re.MULTILINE)
@@ -68,6 +68,11 @@ def plain_yaml(text: str | bytes) -> Any:
 def launcher_from(recorded: dict[str, Any]) -> LauncherConfig:
     """The launcher that `to_plain` recorded. Raises `UserError` where it is not of this schema."""
     return _typed(LauncherConfig, recorded)
+
+
+def decide_from(recorded: dict[str, Any]) -> DecideConfig:
+    """The `decide` that experiment.yaml records. Raises `UserError` where it is not of this schema."""
+    return _typed(DecideConfig, {key: value for key, value in recorded.items() if key != AUTO})
 
 
 def _typed(schema: type[T], values: Any) -> T:

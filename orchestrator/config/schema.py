@@ -28,6 +28,7 @@ PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
 Scoring = StrEnum("Scoring", ["calibrated", "paper"])
 Where = StrEnum("Where", ["inline", "job"])
 TrackerMode = StrEnum("TrackerMode", ["offline", "online", "off"])
+AUTO = "auto"  # of `seeds`
 Gpu = StrEnum("Gpu", ["a100", "h100", "h200", "b200", "l40s", "rtx4090", "mi300x"])
 
 
@@ -142,6 +143,7 @@ class TrainConfig:
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
     compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; meant for GPUs
     threads: int = 1  # CPU threads of one cell
+    init_stream: int = 0  # draws other initial weights of the same seed; two arms that differ in it alone are equal
     init_from: str | None = None  # checkpoint whose weights it begins with, ours or Llama-shaped; null: random weights
 
 
@@ -207,6 +209,16 @@ class TrackerConfig:
 
 
 @dataclass
+class DecideConfig:
+    """When a question is decided (SCIENCE §8). With `seeds: auto`, pairs are added until the loss of each arm is."""
+
+    margin: float = 0.0025  # share of the baseline's loss within which a difference counts as none
+    min: int = 6  # seeds: auto: pairs at the first look; under six, nothing can be decided
+    max: int = 12  # seeds: auto: most pairs; it may be raised later
+    step: int = 1  # seeds: auto: pairs between two looks
+
+
+@dataclass
 class PlanConfig:
     """The hardware that `dry_run=true` assumes. Only the plan depends on it."""
 
@@ -221,7 +233,8 @@ class Config:
     name: str | None = None  # of the experiment, whose directory is <root>/<name>
     question: str = ""  # what the experiment asks; the head of its report
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
-    seeds: list[int] = field(default_factory=list)  # every arm is trained at each of these
+    seeds: Any = field(default_factory=list)  # every arm is trained at each of these; auto: as many as decide
+    decide: DecideConfig = field(default_factory=DecideConfig)
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}, tested in this order
     expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist}}: experiments/expectations.py

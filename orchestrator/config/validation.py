@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.keys import flatten
-from orchestrator.config.schema import Config, Source
+from orchestrator.config.schema import AUTO, Config, Source
 
 POSITIVE = (
     "model.layers", "model.width", "model.head_dim", "model.queries_per_kv", "model.ffn_ratio", "model.vocab_size",
@@ -16,12 +16,13 @@ POSITIVE = (
     "optim.lr", "optim.eps", "optim.clip", "train.steps", "train.batch_size", "train.micro_batch_size",
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_states", "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel",
-    "interventions.every", "interventions.documents",
+    "interventions.every", "interventions.documents", "decide.min", "decide.max", "decide.step", "decide.margin",
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
+    "train.init_stream",
 )  # fmt: skip
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
 RESERVED = ("comparison", "jobs")  # other directories in the run directory
@@ -68,6 +69,7 @@ RANGES = (
     Range(("plan.mfu",), lambda v: 0 < v <= 1, "is outside (0, 1]: it is the share of a GPU's peak FLOP/s."),
     Range(("optim.min_lr_ratio",), lambda v: 0 <= v <= 1, "is outside [0, 1]: it is a share of optim.lr."),
     Range(("optim.decay_fraction",), lambda v: 0 <= v <= 1, "is outside [0, 1]: it is a share of the run."),
+    Range(("decide.margin",), lambda v: v < 1, "is a share of the loss: set {key} below 1, as in 0.0025."),
     Range(("forensics.resamples",), lambda v: v >= 2, "has no spread to compare with: use 2 or more."),
 )
 
@@ -122,8 +124,19 @@ def _names(config: Config) -> Iterator[str]:
     for arm in config.arms:
         if arm in RESERVED:
             yield f"An arm cannot be called '{arm}', which the run directory uses itself: rename it."
-    if len(set(config.seeds)) != len(config.seeds):
-        yield f"seeds={config.seeds} repeats a seed: name each once."
 
 
-RULES = (_training, _data, _names)  # each yields a sentence for every value that cannot work
+def _seeds(config: Config) -> Iterator[str]:
+    seeds, decide = config.seeds, config.decide
+    if isinstance(seeds, list):
+        if len(set(map(str, seeds))) != len(seeds):
+            yield f"seeds={seeds} repeats a seed: name each once."
+    elif seeds != AUTO:
+        yield f"seeds={seeds} is neither a list nor '{AUTO}': write seeds=[{seeds}], or seeds={AUTO}."
+    elif len(config.arms) < 2:
+        yield f"seeds={AUTO} has nothing to decide without two arms: write seeds=[0,1], or choose an experiment."
+    if decide.max < decide.min:
+        yield f"decide.max={decide.max} lies below decide.min={decide.min}: raise decide.max, or lower decide.min."
+
+
+RULES = (_training, _data, _names, _seeds)  # each yields a sentence for every value that cannot work

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.compose import CONF, OwnFolder, compose, options
+from orchestrator.config.schema import AUTO
 
 
 def list_experiments(console: Console, folder: Path | None = None) -> None:
@@ -28,7 +29,8 @@ def list_experiments(console: Console, folder: Path | None = None) -> None:
             except UserError as error:
                 table.add_row(name, f"[red]{escape(str(error))}[/]")
                 continue
-            arms, seeds = ", ".join(found.arms), ", ".join(map(str, found.seeds or [found.seed]))
+            arms = ", ".join(found.arms)
+            seeds = AUTO if found.seeds == AUTO else ", ".join(map(str, found.seeds or [found.seed]))
             table.add_row(name, f"{escape(found.question)}\n[dim]arms {escape(arms)} · seeds {seeds}[/]")
     console.print(table)
     console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")

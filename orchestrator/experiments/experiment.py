@@ -15,7 +15,7 @@ from typing import Any
 from models.spec import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.config import keys, schema
+from orchestrator.config import keys, load, schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments import dependency, expectations, playback
 
@@ -45,6 +45,18 @@ class Experiment:
     config: Config
     directory: Path
     cells: tuple[Cell, ...]
+    auto: bool = False  # seeds are added until the question is decided
+
+    def with_seeds(self, seeds: Sequence[int]) -> Experiment:
+        """This experiment at `seeds`; cells that it has keep their configurations."""
+        known = {cell.id: cell for cell in self.cells}
+        cells = [
+            Cell(replace(config, seed=seed, seeds=list(seeds)), self.directory / arm / f"seed={seed}")
+            for arm, config in self.arms.items()
+            for seed in seeds
+        ]
+        config = replace(self.config, seeds=list(seeds))
+        return replace(self, config=config, cells=tuple(known.get(cell.id, cell) for cell in cells))
 
     @property
     def arms(self) -> dict[str, Config]:
@@ -114,13 +126,14 @@ def experiment_of(
         tags = [*base.tracker.tags, base.name or "single", *(o.lstrip("+") for o in swept)]
         base = replace(base, tracker=replace(base.tracker, tags=tags))
     arms = base.arms or {base.arm: []}
-    seeds = base.seeds or [base.seed]
     if base.arms:
         _refuse_idle_overrides(overrides, base.arms)
     check_contrasts(base.contrasts, arms)
     wanted = expectations.intended(base.expect, arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
+    auto = base.seeds == schema.AUTO
+    seeds = _until_decided(base, root) if auto else base.seeds or [base.seed]
     cells = []
     for arm, arm_overrides in arms.items():
         try:
@@ -130,7 +143,7 @@ def experiment_of(
         for seed in seeds:
             config = replace(composed, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker)
             cells.append(Cell(config, root / arm / f"seed={seed}"))
-    experiment = Experiment(name, replace(base, name=name, seeds=list(seeds)), root, tuple(cells))
+    experiment = Experiment(name, replace(base, name=name, seeds=list(seeds)), root, tuple(cells), auto)
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
@@ -141,6 +154,14 @@ def experiment_of(
     expectations.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
+
+
+def _until_decided(base: Config, directory: Path) -> list[int]:
+    """The seeds of `seeds: auto`: those of the first look, and those that its directory already has."""
+    path = directory / "experiment.yaml"
+    recorded = load.plain_yaml(path.read_text()) if path.is_file() else None
+    known = recorded.get("seeds", []) if isinstance(recorded, dict) else []
+    return sorted({*range(base.decide.min), *(seed for seed in known if isinstance(seed, int))})
 
 
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from orchestrator.config import keys, load, schema
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
+
+CHANGEABLE = ("seeds", "contrasts", "expect", "decide")  # a launch may change them; `history` records when
 
 
 def refuse_another(experiment: Experiment) -> None:
@@ -62,6 +65,33 @@ def open_directory(experiment: Experiment) -> None:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
 
+def add_seeds(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
+    """The experiment at `seeds` too, whose new cells are written; `experiment.yaml` records them in its history."""
+    grown = experiment.with_seeds(seeds)
+    for cell in grown.cells:
+        if not (path := cell.directory / "config.yaml").exists():
+            write_whole(path, load.to_yaml(cell.config))
+    path = experiment.directory / "experiment.yaml"
+    recorded = _read(path)
+    changed = {key: recorded.get(key, {}) for key in CHANGEABLE} | {"seeds": sorted({*recorded["seeds"], *seeds})}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    recorded |= changed | {"history": _appended(recorded.get("history", []), deepcopy(changed), now)}
+    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+    return grown
+
+
+def record_look(directory: Path, most: int, seeds: Mapping[str, Sequence[int]]) -> None:
+    """Record in `experiment.yaml` that the question was looked at; `seeds`: arm → those complete, of at most `most`."""
+    path = directory / "experiment.yaml"
+    recorded = _read(path)
+    looks, look = recorded.get("looks", []), {"most": most, "seeds": {arm: list(own) for arm, own in seeds.items()}}
+    if looks and looks[-1]["seeds"] == look["seeds"]:  # an interrupted look is no second one
+        return
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    recorded["looks"] = [*looks, {"since": since, **look}]
+    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+
+
 def record_launcher(experiment: Experiment) -> None:
     """Record the launcher in `experiment.yaml`, from which `reopen` launches the cells again."""
     path = experiment.directory / "experiment.yaml"
@@ -105,7 +135,9 @@ def reopen(path: Path) -> Experiment:
     ]
     if not cells:
         raise UserError(f"{path} has no cell: run the experiment's own command again.")
-    return Experiment(path.name, replace(cells[0].config, name=path.name), path, tuple(cells))
+    decide = recorded.get("decide", {})
+    config = replace(cells[0].config, name=path.name, seeds=seeds, decide=load.decide_from(decide))
+    return Experiment(path.name, config, path, tuple(cells), auto=bool(decide.get("auto")))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -142,11 +174,11 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     """The content of `experiment.yaml`: as recorded, with what this launch adds or changes."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
-    # A launch may add seeds, contrasts and expectations; `history` records when each was added.
     changeable = {
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "contrasts": config.contrasts,
         "expect": config.expect,
+        "decide": {"auto": experiment.auto, **load.to_plain(config.decide)},
     }
     return {
         "name": experiment.name,
@@ -154,7 +186,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **_identity(experiment),
         **changeable,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
-        **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
+        **{key: recorded[key] for key in ("launcher", "looks") if key in recorded},
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),
         # a copy, lest YAML writes a reference

@@ -27,6 +27,7 @@ from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import queued
+from orchestrator.launch.launcher import launch
 from orchestrator.schedulers import job_states, of_this_process
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import locks, metrics_log
@@ -39,8 +40,20 @@ ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, an
 def finalize(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """Compare what has finished, or print the commands that follow the queue; return the exit code.
 
-    `ran`: this launch ran cells.
+    With `seeds: auto`, launch more pairs and compare again, until the question is decided. `ran`: this launch ran
+    cells.
     """
+    while True:
+        code, grown = _look(experiment, console, complain, ran=ran)
+        if grown is None:
+            return code
+        experiment, ran = grown, bool(launch(grown, console))
+
+
+def _look(
+    experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool
+) -> tuple[int, Experiment | None]:
+    """The exit code, and the experiment with more pairs where these are to be launched next."""
     if (elsewhere := queued.left_to_queue(experiment)) and not queued.follow(experiment, console):
         queues = queued.title(elsewhere.values(), experiment.directory)
         status = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
@@ -50,18 +63,22 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
             markup=False,
             soft_wrap=True,
         )
-        return 0
+        return 0, None
+    if elsewhere and experiment.auto:  # whose job may have added pairs
+        experiment = run_directory.reopen(experiment.directory)
     code, finished = _report_unfinished(experiment, complain)
-    if not ran and not code:
+    if not ran and not code and not experiment.auto:
         console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
-    if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
-        _compare(experiment, console, log=ran and not elsewhere)  # else the job that compared has logged it
-    return code
+    if not finished or code == INTERRUPTED:  # a failed cell leaves the others to be compared
+        return code, None
+    # what a job compared, it has logged, and it has seen to more pairs
+    grown = _compare(experiment, console, log=ran and not elsewhere, more=not code and not elsewhere)
+    return code, grown
 
 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
     """Print which cells failed or are lost, and why; return the exit code and the number of finished cells."""
-    unfinished = [cell.id for cell in experiment.cells if not is_finished(cell.directory)]
+    unfinished = [cell.id for cell in _unfinished(experiment)]
     seen = {cell.cell: cell for cell in monitoring.read_status(experiment.directory)} if unfinished else {}
     failed = [seen[cell] for cell in unfinished if cell in seen and seen[cell].state in ("failed", "lost")]
     for cell in failed:
@@ -72,14 +89,23 @@ def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) 
     return code, len(experiment.cells) - len(unfinished)
 
 
-def _compare(experiment: Experiment, console: Console, *, log: bool) -> None:
-    """Compare, print the summary, and log it to W&B where `log` is set."""
+def _compare(experiment: Experiment, console: Console, *, log: bool, more: bool) -> Experiment | None:
+    """Compare; return the experiment with the pairs that it needs next, where `more` are wanted and it needs any.
+
+    Otherwise print the summary, and log it to W&B where `log` is set.
+    """
     from orchestrator.analysis import compare, print_summary  # pandas and plotly, which a dry run does without
+    from orchestrator.launch.until_decided import next_pairs
 
     comparison = compare(experiment.directory)
-    print_summary(comparison, console)
-    if log:
-        log_comparison(experiment.config, comparison)
+    grown, reason = next_pairs(experiment, comparison) if more else (None, "")
+    if grown is None:
+        print_summary(comparison, console)
+        if log:
+            log_comparison(experiment.config, comparison)
+    if reason:
+        console.print(reason, markup=False, soft_wrap=True)
+    return grown
 
 
 def run_as_job(path: Path) -> None:
@@ -100,20 +126,38 @@ def run_as_job(path: Path) -> None:
         which: dict[str, Any] = {"attempt": 1, "job": this_job.id if this_job else "", "scheduler": name}
         # recorded before the lock is released: from now on no launcher leaves new cells to this job
         events.append(COMPARISON, "running", **which)
-    if compared := _compare_trained(experiment):
-        events.append(COMPARISON, "done", reason=f"{compared} of {len(experiment.cells)} cells", **which)
+    compared, grown = _compare_trained(experiment)
+    reason = f"{compared} of {len(experiment.cells)} cells"
+    if grown is not None:
+        try:
+            with locks.hold(locks.of_launcher(path)):
+                queued.submit(grown, _unfinished(grown), beside={})
+            return
+        except UserError as error:  # as where a compute node may not submit
+            reason += f"; not decided, and its next pairs could not be submitted: {error} Its own command submits them."
+            print(reason, flush=True)
+    if compared:
+        events.append(COMPARISON, "done", reason=reason, **which)
     else:
         events.append(COMPARISON, "failed", reason="no cell has finished", **which)
 
 
-def _compare_trained(experiment: Experiment) -> int:
-    """Compare the cells that were trained to the end, with all their readings; return their number."""
+def _unfinished(experiment: Experiment) -> list[Cell]:
+    return [cell for cell in experiment.cells if not is_finished(cell.directory)]
+
+
+def _compare_trained(experiment: Experiment) -> tuple[int, Experiment | None]:
+    """Compare the cells that were trained to the end, with all their readings.
+
+    Returns their number, and the experiment with the pairs that it needs next, if any.
+    """
     trained = [c for c in experiment.cells if "test" in (metrics_log.newest(c.directory / "metrics.jsonl") or {})]
     for cell in trained:
         _read(cell)
-    if trained:
-        _compare(experiment, Console(width=100), log=True)
-    return len(trained)
+    if not trained:
+        return 0, None
+    whole = len(trained) == len(experiment.cells)
+    return len(trained), _compare(experiment, Console(width=100), log=True, more=whole)
 
 
 def _read(cell: Cell) -> None:

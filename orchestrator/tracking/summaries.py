@@ -10,7 +10,7 @@ from collections import Counter
 from models.spec import num_params
 from orchestrator.analysis import Comparison
 from orchestrator.analysis.cells import CellResult
-from orchestrator.analysis.conservation import REFERENCES
+from orchestrator.analysis.conservation import REFERENCES, REGIONS
 from orchestrator.analysis.flops import spent
 from orchestrator.analysis.pairs import MEAN, METRICS, domains_of, loss_gaps, losses
 from orchestrator.experiments.experiment import decoder_spec
@@ -21,7 +21,8 @@ from orchestrator.tracking.rows import STEP, Row, without_dots
 # entries of an arm's summary → fields of `Conservation`
 BUDGET = {
     "a": "budget_a", "b": "budget_b", "ratio": "ratio", "low": "low", "high": "high", "distance": "distance",
-    "verdict": "verdict", "a_by_chance": "expected_a", "b_by_chance": "expected_b", "ratio_by_chance": "chance_ratio",
+    "verdict": "verdict", "a_by_chance": "expected_a", "b_by_chance": "expected_b", "p": "p",
+    "layers_a": "layers_a", "layers_b": "layers_b", "moved_p": "moved_p",
 }  # fmt: skip
 CENTRE = {
     "a": "centre_a", "b": "centre_b", "delta": "centre_shift", "low": "centre_low", "high": "centre_high",
@@ -91,8 +92,9 @@ def _compared_with_baseline(c: Comparison, arm: str) -> Row:
             row |= {f"{name}/{key}": getattr(r, key) for key in ("a", "b", "delta", "low", "high", "verdict")}
             row[f"{name}/p"] = r.p_adjusted
     for s in (s for s in c.conservation if s.arm == arm):
-        row |= {f"budget/{s.reference}/{key}": getattr(s, name) for key, name in BUDGET.items()}
-        row |= {f"centre/{s.reference}/{key}": getattr(s, name) for key, name in CENTRE.items()}
+        of = s.reference if s.region == REGIONS[0] else f"{s.reference}_{s.region}"
+        row |= {f"budget/{of}/{key}": getattr(s, name) for key, name in BUDGET.items()}
+        row |= {f"centre/{of}/{key}": getattr(s, name) for key, name in CENTRE.items()}
     for shift in (shift for shift in c.role_shifts if shift.arm == arm):
         row |= {f"role_shift/{key}": getattr(shift, key) for key in ("distance", "p", "smallest_p")}
     for t in (t for t in c.symmetry if t.arm == arm):

@@ -83,7 +83,7 @@ class Trainer:
         self.compute = compute_of(train, world)
         self.corpus = prepare(config.data, config.model.vocab_size, train.seq_len)
         self.model = Decoder(decoder_spec(config))
-        init_weights(self.model, config.seed)
+        init_weights(self.model, config.seed, config.train.init_stream)
         if train.compile:
             self.model.compile_layers(fullgraph=world.size == 1)
         world.shard(self.model, self.compute.device, self.compute.bf16)

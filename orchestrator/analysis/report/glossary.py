@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 
 from orchestrator.analysis.sections.section import Section
-from orchestrator.analysis.statistics import EXACT_PAIRS, MAX_PATTERNS
+from orchestrator.analysis.sign_flip import EXACT_PAIRS
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, MAX_PATTERNS
 from orchestrator.common.web.pages import Term
 from orchestrator.forensics.measures.table import MEASURES
 
 EXCHANGED = MAX_PATTERNS.bit_length()  # most pairs for which all label exchanges are taken
 SIGN_FLIP = (
     "Two-sided sign-flip test of the paired differences: the share of sign patterns whose mean is at least as far "
-    f"from 0. Exact (all 2ⁿ patterns) up to {EXACT_PAIRS} pairs, beyond by random patterns. With fewer than six pairs "
-    "p cannot reach 0.05."
+    f"from 0. Exact (all 2ⁿ patterns) up to {EXACT_PAIRS} pairs, beyond by random patterns. With fewer than "
+    f"{FEWEST_PAIRS} pairs p cannot reach {ALPHA}. Where pairs were added until the answer was decided, p covers all "
+    "looks."
 )
 
 
@@ -28,24 +30,29 @@ OWN = {
         "is unweighted."),
     "delta": Term("Δ = b − a",
         "Arm b's value minus the baseline's, mean over the pairs. A negative difference of losses is better."),
-    "interval": Term("95 % and 90 % interval",
+    "interval": Term("95 % interval",
         "Confidence interval of the mean paired difference: Student's t; from six pairs each end is the outer one of "
         "t and a BCa bootstrap whose level is widened for few values. Its simulated coverage is 95 % for symmetric "
-        "differences and 86 to 94 % for very skewed ones. The 90 % interval decides equivalence."),
+        "differences and 86 to 94 % for very skewed ones."),
     "band": Term("band around Δ",
         "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a "
         "test: by chance it misses at one point of twenty."),
     "p": Term("p",
-        f"{SIGN_FLIP} Primary outcomes are tested as a sequence, secondary ones share a Holm correction."),
+        f"{SIGN_FLIP} It is not corrected for other tests; the column beside it is."),
     "p_alone": Term("p, not corrected", f"{SIGN_FLIP} It is not corrected for other tests."),
     "p_contrast": Term("p of a contrast",
-        f"{SIGN_FLIP} Contrasts are tested in order at 0.05 until one is not significant; later p are in parentheses."),
+        f"{SIGN_FLIP} Contrasts are tested in order at {ALPHA} until one is not significant; later p are in "
+        "parentheses."),
     "holm": Term("p by Holm",
         "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, any is called "
-        "better or worse with a probability of at most 5 %."),
+        f"better or worse with a probability of at most {ALPHA:.0%}. Verdicts rest on it."),
+    "corrected": Term("p, corrected",
+        "p of the primary outcomes, by Holm over the arms and tested as a sequence; the p of all other losses of an "
+        "arm share a Holm correction. Verdicts rest on it."),
     "q": Term("q",
         "p adjusted by Benjamini and Hochberg over all arms with enough pairs to be called: of the arms with q ≤ "
-        "0.05 at most 5 % are expected to be false. This holds approximately, because arms share baselines."),
+        f"{ALPHA} at most {ALPHA:.0%} are expected to be false. This holds approximately, because arms share "
+        "baselines."),
     "expect": Term("lines of expect",
         "Each line states what the layers of an arm should become. The column counts the delivered lines, of all."),
     "expect_mean": Term("number of a line of expect",
@@ -58,18 +65,19 @@ OWN = {
         "Seeds whose number lies inside the wanted bounds, of the seeds that have the number."),
     "expect_verdict": Term("delivered, not delivered, inconclusive",
         "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do significantly more than "
-        "half of the seeds (exact one-sided sign test at 0.05). Not delivered: both lie outside. Otherwise "
+        "half of the seeds (exact sign test, p ≤ 0.04). Not delivered: both lie outside. Otherwise "
         "inconclusive."),
     "contrast": Term("value of a contrast",
         "Weighted sum of the arms' losses at one seed, mean over the seeds at which all of these arms are complete."),
     "contrast_verdict": Term("verdict on a contrast",
         "Of two arms, the one with positive weight is better or worse; of more, the sum is negative or positive. "
-        "Both need p ≤ 0.05 here and in all contrasts before, and a 95 % interval that excludes 0. Equivalent: the "
-        "90 % interval lies within ±1 % of the loss of the arms with negative weight. Otherwise inconclusive or not "
-        "tested."),
+        f"Both need p ≤ {ALPHA} here and in all contrasts before, and a 95 % interval that excludes 0. Equivalent: the "
+        f"interval lies within the margin (`decide.margin`, a share of the loss of the arms with negative weight), and "
+        f"so does the mean with p ≤ {ALPHA}. Otherwise inconclusive or not tested."),
     "verdict": Term("better, worse, equivalent, inconclusive",
-        "Better or worse: p ≤ 0.05 and the 95 % interval excludes 0. Equivalent: the 90 % interval lies within ±1 % "
-        "of the baseline's loss. Otherwise inconclusive."),
+        f"Better or worse: the corrected p ≤ {ALPHA} and the 95 % interval excludes 0. Equivalent: the interval lies "
+        f"within the margin (`decide.margin`, a share of the baseline's loss), and so does the mean with p ≤ {ALPHA}. "
+        f"Otherwise inconclusive. Every verdict needs {FEWEST_PAIRS} pairs."),
     "correlation": Term("r", "Pearson's correlation of the arms over the seeds; the higher, the more pairing gains."),
     "role": Term("role and margin",
         "Every layer is scored as hub (routes information), damper (holds the residual stream down), passthrough "
@@ -117,11 +125,16 @@ OWN = {
         "Mean depth of the saturated positions, 0 = first layer, 1 = last. The distance between two budgets is "
         "Wasserstein-1 on that scale."),
     "conservation": Term("conserved",
-        "Verdict on the ratio of the arms' budgets b / a. Conserved: its 90 % interval lies within 0.80 … 1.25. Not "
-        "conserved: it lies outside. Otherwise inconclusive, and always so if a seed's budget is empty or all ratios "
-        "are equal. A budget that is mostly chance is not called conserved; a ratio that chance also gives is not "
-        "called not conserved. No larger than chance: both budgets are as large as those of layers drawn by "
-        "chance. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4)."),
+        "Verdict on the ratio b / a of the positions above those by chance. Not conserved: it lies outside 0.80 … 1.25 "
+        f"(95 % interval, and p ≤ {ALPHA} by sign-flip). Conserved: it lies within, and the positions moved to another "
+        "depth; nothing moved: it lies within, and they did not. No larger than chance: both budgets are as large as "
+        "those of layers drawn by chance. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4). Otherwise "
+        "inconclusive, and always so if a seed's budget is no larger than chance or all ratios are equal."),
+    "effective_layers": Term("layers that hold the budget",
+        "exp of the entropy of the positions above chance over the layers: as many layers would hold them evenly."),
+    "moved": Term("p, moved",
+        "Exchange test of the distance between the arms' mean budgets along depth: the share of exchanges of the arms "
+        "within the pairs that put them at least as far apart."),
     "flattening": Term("CV a / b",
         "Ratio of the two arms' CV in a layer, geometric mean over the pairs; above 1, b is flatter. Its p is an "
         "exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T."),
@@ -174,7 +187,7 @@ PROBED = {
 GLOSSARY = OWN | _of_measures() | PROBED
 
 HEADS = {  # the first line of a table's column head → its term
-    "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "90 % interval": "interval",
+    "Δ": "delta", "Δ = b − a": "delta", "value": "delta", "95 % interval": "interval", "corrected": "corrected",
     "p": "p", "Holm": "holm", "p, corrected": "p", "verdict": "verdict", "n": "experiment", "r": "correlation",
     "metric": "heldout", "domain": "heldout", "loss": "heldout", "equal": "flops", "FLOPs": "flops",
     "width": "width", "parameters": "parameters", "CV": "cv", "max |w|": "max_abs", "satur.": "saturated_robust",

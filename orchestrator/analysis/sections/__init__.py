@@ -54,7 +54,7 @@ def _with_rows(found: list[Section]) -> list[Section]:
 
 def glance(c: Comparison) -> Section:
     """Build a line per compared arm: Holm's p of its loss over the arms, and the answer to each question."""
-    corrected = losses.corrected_over_arms(c)
+    corrected = {arm: r.p_adjusted for arm, r in c.primary.items()}
     answers = {arm: {finding.question: finding.answer for finding in findings(c, arm)} for arm in c.compared}
     questions = list(dict.fromkeys(question for own in answers.values() for question in own))
     rows: list[list[TableCell]] = [

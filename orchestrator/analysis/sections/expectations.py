@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.expectations import least_seeds
 from orchestrator.analysis.formatting import grouped_notes, low_to_high, number
 from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.statistics import ALPHA
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
 
 
 def verdicts(c: Comparison) -> Section:
@@ -23,7 +22,7 @@ def verdicts(c: Comparison) -> Section:
         "The number of a role is the share of the line's layers that have it; centre (0 = first layer, 1 = last) and "
         f"budget are of positions above the robust threshold. Then: the number at step 0 and in {c.baseline}.",
         "Delivered: the interval of the mean lies inside the bounds, and so do significantly more than half of the "
-        f"seeds (one-sided sign test at {ALPHA}: all of {least_seeds()}, 6 or 7; 7 of 8). Not delivered: both outside.",
+        f"seeds (sign test, p ≤ {ALPHA}: all of {FEWEST_PAIRS} or 7; 8 of 9). Not delivered: both outside.",
     ]
     if len(rows) > 1:
         notes.append("Each line is tested alone: of twenty that hold in half of all seeds, chance may deliver one.")

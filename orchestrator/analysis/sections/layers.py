@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import CommonStep, common_step, common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.conservation import THRESHOLDS
+from orchestrator.analysis.conservation import REGIONS, THRESHOLDS, Conservation
 from orchestrator.analysis.flattening import mean_flattening
 from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list, signed
 from orchestrator.analysis.multipliers import agreement
@@ -17,9 +17,10 @@ from orchestrator.forensics.reading import LayerReport
 
 BUDGET_ROWS = {  # name → its key in the glossary
     "a (by chance)": "saturated_robust_expected", "b (by chance)": "saturated_robust_expected",
-    "ratio b / a": "conservation", "90 % interval": "conservation", "ratio by chance": "conservation",
-    "centre of a, 0…1": "centre", "centre of b": "centre", "shift, b − a": "centre", "95 % interval": "interval",
-    "distance": "centre", "verdict": "conservation",
+    "excess b / a": "conservation", "95 % interval": "interval", "p": "conservation",
+    "layers that hold it, a": "effective_layers", "in b": "effective_layers",
+    "centre of a, 0…1": "centre", "centre of b": "centre", "shift, b − a": "centre", "its 95 % interval": "interval",
+    "distance": "centre", "p, moved": "moved", "verdict": "conservation",
 }  # fmt: skip
 SIGNS = {1: "▲", 0: " ", -1: "▼"}  # multiplier above its cell's mean in every seed, neither, below it in every seed
 WORDS_UP_TO = 2  # most seeds whose roles are written as words, not letters
@@ -109,21 +110,27 @@ def budgets(c: Comparison, arm: str) -> Section:
     columns = [
         [
             *(f"{number(b, 0)} ({number(e, 0)})" for b, e in ((r.budget_a, r.expected_a), (r.budget_b, r.expected_b))),
-            number(r.ratio, 2), low_to_high(r.low, r.high, 2), number(r.chance_ratio, 2), number(r.centre_a, 2),
+            number(r.ratio, 2), low_to_high(r.low, r.high, 2), number(r.p, 3), number(r.layers_a, 1),
+            number(r.layers_b, 1), number(r.centre_a, 2),
             number(r.centre_b, 2), signed(r.centre_shift, 2), low_to_high(r.centre_low, r.centre_high, 2, plus=True),
-            number(r.distance, 3), r.verdict,
+            number(r.distance, 3), number(r.moved_p, 3), r.verdict,
         ]
         for r in found
     ]  # fmt: skip
     notes = [
         "Positions above: the robust threshold; the untrained model's threshold (fixed); the layer's own mean + 3 std.",
-        *grouped_notes(((THRESHOLDS[r.reference], r.sentence) for r in found), join=", "),
+        "Excess: positions beyond those by chance. Middle, late: those above the robust threshold in these thirds.",
+        *grouped_notes(((_budget_name(r), r.sentence) for r in found), join=", "),
     ]
     at = _common_step(c, [c.baseline, arm])
     when = "" if at.step is None else f" at {at.text}"
-    title = f"Specialist budget: saturated FFN positions of the whole stack{when}, mean over seeds"
+    title = f"Specialist budget: saturated FFN positions{when}, mean over seeds"
     rows = list(zip(BUDGET_ROWS, *columns, strict=True))
-    return Section(title, ["", *(THRESHOLDS[r.reference] for r in found)], rows, notes, BUDGET_ROWS)
+    return Section(title, ["", *map(_budget_name, found)], rows, notes, BUDGET_ROWS)
+
+
+def _budget_name(r: Conservation) -> str:
+    return THRESHOLDS[r.reference] if r.region == REGIONS[0] else r.region
 
 
 def spreads(c: Comparison) -> Section:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number, share, signed
 from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
+from orchestrator.analysis.sign_flip import EXACT_PAIRS
+from orchestrator.analysis.statistics import ALPHA, PairedResult, mean_of_known, smallest_p
+
+EVERY_P = ("p", "corrected", "equivalent")
 
 
 def arm_losses(c: Comparison) -> Section:
     """Return a line per arm: the primary outcome against the baseline."""
-    primary, corrected = c.primary, corrected_over_arms(c)
+    primary = c.primary
     own = {
         cell.seed: losses(cell, c.domains)[PRIMARY[0]]
         for cell in c.cells_of(c.baseline)
@@ -27,7 +30,7 @@ def arm_losses(c: Comparison) -> Section:
             rows.append([arm, "–", "–", "–", "0", "–", "–", "not measured"])
             continue
         values = [number(r.b, 4), signed(r.delta, 4), low_to_high(r.low, r.high, 4, plus=True), str(r.n)]
-        rows.append([arm, *values, number(r.p, 3), number(corrected.get(arm), 3), r.verdict])
+        rows.append([arm, *values, number(r.p, 3), number(r.p_adjusted, 3), r.verdict])
         seeds = [pair.seed for pair in c.pairs if pair.arm == arm]
         if set(seeds) != set(own):
             listed = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
@@ -41,19 +44,19 @@ def arm_losses(c: Comparison) -> Section:
     )
 
 
-def corrected_over_arms(c: Comparison) -> dict[str, float]:
-    """Return arm → p of its primary outcome, corrected by Holm for the number of arms."""
-    known = {arm: r.p for arm, r in c.primary.items() if r.p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
-
-
 def multiplicity(c: Comparison) -> str:
     """Return the note on multiple comparisons between arms."""
     return (
-        f"p: sign-flip, exact up to {EXACT_PAIRS} pairs; Holm: p corrected for {len(corrected_over_arms(c))} arms. "
-        f"Each verdict tests its arm alone at {ALPHA}: of twenty arms without an effect, one is called on average. A "
-        "claim across arms needs a contrast."
+        f"{sign_flip(c)}; Holm: p corrected for {len(c.primary)} arms, on which verdicts rest: if no arm differs, the "
+        f"chance that any is called is at most {ALPHA:.0%}, and under 5 % where the differences are skewed."
     )
+
+
+def sign_flip(c: Comparison) -> str:
+    """Return the name of the test, and the looks over which its error is spent, where there were several."""
+    looks = [look.pairs for arm in c.compared[:1] for look in c.experiment.looks_at([arm], c.seeds_of(arm))[1]]
+    several = f" over looks at {', '.join(map(str, looks))} pairs" if len(looks) > 1 else ""
+    return f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{several}"
 
 
 def contrasts(c: Comparison) -> Section:
@@ -73,8 +76,9 @@ def contrasts(c: Comparison) -> Section:
     )
     order = f"; tested in this order at {ALPHA} until one is not significant (later p in parentheses)"
     notes.append(f"Sums of mean test loss, nats/token{two}.")
-    notes.append(f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{order if len(spelt) > 1 else ''}.")
-    notes.append("Equivalent: the 90 % interval lies within 1 % of the loss, judged for each contrast alone.")
+    notes.append(f"{sign_flip(c)}{order if len(spelt) > 1 else ''}.")
+    within = share(c.experiment.margin)
+    notes.append(f"Equivalent: within {within} of the loss (p ≤ {ALPHA}), judged for each contrast alone.")
     if any(one.metric == EQUAL_FLOPS for one in c.contrasts):
         notes.append("At equal FLOPs: validation loss where the cheapest run ends, tested as a separate sequence.")
     terms = {"value": "contrast", "p": "p_contrast", "verdict": "contrast_verdict"}
@@ -96,14 +100,15 @@ def paired_losses(c: Comparison, arm: str) -> Section:
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm and r.metric == METRICS[0]:
-            rows.append([c.name_of(r.domain), *_difference(r), number(r.p_adjusted, 3), r.verdict])
+            rows.append([c.name_of(r.domain), *_difference(r), number(r.p, 3), number(r.p_adjusted, 3), r.verdict])
     n = sum(pair.arm == arm for pair in c.pairs)
-    corrected = "the first row is the primary outcome, the others share a Holm correction" + _unreachable(c, arm)
+    arms = " (by Holm over the arms)" if len(c.compared) > 1 else ""
+    corrected = f"the first row is the primary outcome{arms}, the others share a Holm correction{_unreachable(c, arm)}"
     return Section(
         f"Test loss, nats/token (a = {c.baseline}, b = {arm}, {n} pair{'s' * (n > 1)}; lower is better)",
-        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        ["domain", "a", "b", "Δ = b − a", "95 % interval", "p", "corrected", f"{arm} is"],
         rows,
-        [f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{f'; {corrected}' if len(rows) > 1 else ''}."],
+        [f"{sign_flip(c)}; corrected: {corrected}.", _within_margin(c, arm)],
     )
 
 
@@ -114,15 +119,15 @@ def equal_cost(c: Comparison, arm: str) -> Section:
         for metric, name in (("validation_loss", "steps"), (EQUAL_FLOPS, "FLOPs")):
             for r in c.statistics:
                 if (r.arm, r.metric, r.domain) == (arm, metric, MEAN):
-                    rows.append([name, *_difference(r), number(r.p_adjusted, 3), r.verdict])
+                    rows.append([name, *_difference(r), number(r.p, 3), number(r.p_adjusted, 3), r.verdict])
     return Section(
         f"Validation loss at equal cost, nats/token (a = {c.baseline}, b = {arm})",
-        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", f"{arm} is"],
+        ["equal", "a", "b", "Δ = b − a", "95 % interval", "p", "corrected", f"{arm} is"],
         rows,
         [
             "FLOPs include the sidecar's held-out passes; the more expensive run's loss is taken where the cheaper one "
-            "ends. At equal FLOPs p is the second primary outcome's, tested only if the test loss differs; at equal "
-            f"steps it is corrected by Holm{_unreachable(c, arm)}."
+            "ends. Corrected: at equal FLOPs p is the second primary outcome's, tested only if the test loss differs; "
+            f"at equal steps it is corrected by Holm{_unreachable(c, arm)}."
         ],
     )
 
@@ -132,13 +137,21 @@ def every_loss(c: Comparison, arm: str) -> Section:
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm:
-            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
+            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.p_equivalent, 3), number(r.correlation, 2)]
             rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *_difference(r), str(r.n), *ps, r.verdict])
     return Section(
         f"Every loss that was tested (a = {c.baseline}, b = {arm})",
-        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "p, corrected", "r", "verdict"], rows,
+        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", *EVERY_P, "r", "verdict"],
+        rows,
         ["r: correlation between the arms over three or more seeds; the higher it is, the more pairing gains."],
     )  # fmt: skip
+
+
+def _within_margin(c: Comparison, arm: str) -> str:
+    """Return the note on the margin of equivalence, with its p for the primary outcome."""
+    r = c.primary.get(arm)
+    p = "" if r is None or r.p_equivalent is None else f"; of the first row p = {number(r.p_equivalent, 3)}"
+    return f"Equivalent: the difference lies within {share(c.experiment.margin)} of a, with p ≤ {ALPHA}{p}."
 
 
 def _difference(r: PairedResult) -> list[str]:

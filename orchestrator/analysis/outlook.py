@@ -1,0 +1,76 @@
+"""Estimate how many pairs would decide a question, if differences go on as they are (SCIENCE §8)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import scipy
+
+from orchestrator.analysis.cells import ExperimentResult
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
+from orchestrator.common.formatting import duration
+
+POWER = 0.8  # chance of a decision with the number of pairs that is named
+MOST = 500  # pairs beyond which no number is named
+DRAWS = 2000  # of a mean and a standard deviation
+Band = tuple[float, float]
+
+
+def power(mean: float, std: float, n: int, *, outside: Band, within: Band, error: float = ALPHA) -> float:
+    """Return the chance that n normal differences decide: their mean is shown to lie `outside` or `within` a band.
+
+    Decided is by Student's t at the two-sided `error`, for which the sign-flip test needs about as many pairs.
+    """
+    if n < FEWEST_PAIRS:
+        return 0.0
+    rng = np.random.default_rng(0)
+    means = mean + std / np.sqrt(n) * rng.standard_normal(DRAWS)
+    half = std * np.sqrt(rng.chisquare(n - 1, DRAWS) / (n - 1) / n) * scipy.stats.t.ppf(1.0 - error / 2.0, n - 1)
+    low, high = means - half, means + half
+    decided = (high < outside[0]) | (low > outside[1]) | ((low > within[0]) & (high < within[1]))
+    return float(decided.mean())
+
+
+def pairs_to_decide(values: Sequence[float], *, outside: Band, within: Band, error: float = ALPHA) -> int | None:
+    """Return the pairs that decide with a chance of `POWER` in all; null under two values or above `MOST`."""
+    if len(values) < 2:
+        return None
+    mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
+    return fewest(lambda n: power(mean, std, n, outside=outside, within=within, error=error), len(values) + 1)
+
+
+def fewest(chance: Callable[[int], float], least: int = FEWEST_PAIRS) -> int | None:
+    """Return the fewest pairs, at least `least`, whose chance of a decision is `POWER`; null above `MOST`."""
+    candidates = sorted({round(max(least, FEWEST_PAIRS) * 1.06**i) + i for i in range(80)})
+    return next((n for n in candidates if n <= MOST and chance(n) >= POWER), None)
+
+
+def detectable(std: float, n: int, error: float = ALPHA) -> float | None:
+    """Return the smallest mean difference that n pairs detect with a chance of `POWER`; null under `FEWEST_PAIRS`.
+
+    `std`: standard deviation of the differences. By Student's t: (t(1 − error/2) + t(POWER)) · std / √n.
+    """
+    if n < FEWEST_PAIRS:
+        return None
+    t = scipy.stats.t(n - 1)
+    return float((t.ppf(1.0 - error / 2.0) + t.ppf(POWER)) * std / np.sqrt(n))
+
+
+def seconds_per_pair(experiment: ExperimentResult) -> float | None:
+    """Return the seconds in which a launch here adds a pair of every arm; null where no cell has finished.
+
+    As many cells run at once as the last launch allowed, each for as long as the finished ones took on average.
+    """
+    took = [cell.metrics[-1]["seconds"] for cell in experiment.cells if not cell.missing]
+    if not took or not all(isinstance(seconds, int | float) for seconds in took):
+        return None
+    slots = experiment.launcher.get("parallel") or len(os.sched_getaffinity(0))
+    return float(np.mean(took)) * len(experiment.arms) / slots
+
+
+def more_pairs(more: int, seconds: float | None) -> str:
+    """Say that as many more pairs would decide; `seconds`: of one pair, where known."""
+    price = "" if seconds is None else f", {duration(more * seconds)} here"
+    return f"About {more} more pair{'s' * (more != 1)}{price}, would decide it."
