@@ -43,8 +43,8 @@ class Contrast:
 def contrast_all(experiment: ExperimentResult, domains: list[str]) -> list[Contrast]:
     """Test every contrast in the file's order: test loss, and validation loss where the cheapest of its runs ends.
 
-    The contrasts of a metric are a fixed sequence: testing ends at the first whose p exceeds 0.04 or is unknown, so the
-    order must be fixed before the losses are known. Equivalence is judged for each contrast alone. Raises
+    The contrasts of a metric are a fixed sequence: testing ends at the first whose p exceeds `ALPHA` or is unknown, so
+    the order must be fixed before the losses are known. Equivalence is judged for each contrast alone. Raises
     `UserError` where runs are not comparable.
     """
     found = [one for name in experiment.contrasts for one in _measured(experiment, name, domains)]

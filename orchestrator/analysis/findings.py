@@ -81,8 +81,9 @@ def _loss(c: Comparison, arm: str) -> Finding | None:
 def _delta(c: Comparison, r: PairedResult) -> str:
     of_loss = f" ({signed(100 * r.delta / r.a, 2)} %)" if r.a else ""
     within = "" if r.low is None else f", 95 % interval {low_to_high(r.low, r.high, 4, plus=True)}"
-    differs = r.low is not None and r.high is not None and not r.low <= 0.0 <= r.high
-    less = f" (not 0, but less than {share(c.experiment.margin)})" if r.verdict == "equivalent" and differs else ""
+    inside = r.p_equivalent is not None and r.p_equivalent <= ALPHA
+    small = inside and r.low is not None and r.high is not None and -r.margin < r.low and r.high < r.margin
+    less = f" (less than {share(c.experiment.margin)})" if r.verdict in ("better", "worse") and small else ""
     decisive = r.p_equivalent if r.verdict == "equivalent" else r.p_adjusted
     p = "" if decisive is None else f", p = {decisive:.2g}"
     return (

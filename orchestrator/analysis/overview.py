@@ -64,7 +64,7 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
         found.append(
             f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; if no arm differed, at most "
             f"{ALPHA * len(tests):.3g} would be on average. Of the {kept} arms with q ≤ {ALPHA} at most about "
-            f"{ALPHA:.0%} are expected to be false (Benjamini-Hochberg)."
+            f"{ALPHA:.1%} are expected to be false (Benjamini-Hochberg)."
         )
     if untested:
         found.append(

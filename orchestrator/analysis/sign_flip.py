@@ -54,6 +54,12 @@ def p_below(differences: ArrayLike, looks: Sequence[Look] = ()) -> float:
     return high
 
 
+def is_below(differences: ArrayLike, looks: Sequence[Look], error: float) -> bool:
+    """Return true where one of the looks called the mean below 0 with this one-sided `error` over all of them."""
+    x = np.asarray(differences, dtype=np.float64)
+    return _called(_sums(x, [look.pairs for look in looks]), looks, error)
+
+
 def p_two_sided(differences: ArrayLike, looks: Sequence[Look] = ()) -> float | None:
     """Return twice the smaller of both one-sided p, at most 1; null for one pair."""
     x = np.asarray(differences, dtype=np.float64)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from orchestrator.analysis.sign_flip import Look, p_below, p_two_sided
 
-ALPHA = 0.04  # two-sided error of a verdict: 0.05 less a reserve for skewed differences (SCIENCE §8)
+ALPHA = 0.032  # two-sided error of a verdict: 0.05 less a reserve for skewed differences; six pairs can reach it
 MARGIN = 0.0025  # by default: share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999

@@ -31,7 +31,7 @@ class ArmSummary:
     low: float | None = None  # its 95 % interval
     high: float | None = None
     p: float | None = None  # two-sided sign-flip, over all looks
-    q: float | None = None  # by Benjamini and Hochberg over all arms whose seeds allow p ≤ 0.04
+    q: float | None = None  # by Benjamini and Hochberg over all arms with seeds enough to be called
     verdict: str = "not measured"  # corrected for the arms of its experiment
     ratio: float | None = None  # excess of the arm's robust budget over chance, over that of the baseline
     ratio_low: float | None = None  # its 95 % interval
@@ -106,10 +106,10 @@ def _definitions(c: Comparison) -> int | None:
 
 
 def _adjusted(arms: list[ArmSummary]) -> list[ArmSummary]:
-    """Add q: of all arms with q ≤ 0.04, at most 4 % are expected to be false (Benjamini & Hochberg 1995).
+    """Add q: of all arms with q ≤ `ALPHA`, at most that share is expected to be false (Benjamini & Hochberg 1995).
 
     It holds approximately, because the tests are two-sided and arms share baselines. Arms with too few seeds to reach
-    p ≤ 0.04 are left out.
+    p ≤ `ALPHA` are left out.
     """
     tested = [i for i, arm in enumerate(arms) if arm.testable]
     q = scipy.stats.false_discovery_control([arms[i].p for i in tested], method="bh") if tested else []

@@ -20,6 +20,7 @@ from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import CellCost, Cost, cost_of, shares_memory
+from orchestrator.plan.precision import pilot_of
 from orchestrator.schedulers import chosen
 
 SEEDS = 12  # most seeds that are all listed; of more, the first and the last
@@ -83,6 +84,7 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
         too = " and interventions" if cost.interventions else ""
         split += f"; {work(waits, hardware.unit)} of waiting for readings{too}"
     yield "compute", work(cost.device_seconds, hardware.unit), split
+    yield "finds", *_finds(cost.experiment)
     longest = max(cells, key=lambda cell: cell.seconds)
     yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
     each = max(cell.reading for cell in cost.arms.values())
@@ -131,6 +133,29 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     forward = f", interventions ({cost.benchmark.forward / 1e9:,.1f} GFLOP/s)" if cost.interventions else ""
     rates = f"Readings ({reading}){forward} and checkpoints ({size(cost.benchmark.write_rate)}/s)"
     yield "", "", f"{rates} are measured on this machine; all else is counted."
+
+
+def _finds(experiment: Experiment) -> tuple[str, str]:
+    """The smallest difference of the loss that the seeds find, and where that is known from."""
+    from orchestrator.analysis.outlook import ALPHA, FEWEST_PAIRS, POWER, detectable  # with pandas and plotly
+
+    config = experiment.config
+    if len(experiment.arms) < 2:
+        return "nothing", "one arm has nothing to be compared with"
+    n = config.decide.max if experiment.auto else len(config.seeds)
+    if n < FEWEST_PAIRS:
+        return "nothing", f"{counted(n, 'pair')} cannot decide: {FEWEST_PAIRS} can"
+    pilot = pilot_of(experiment)
+    if pilot is None:
+        return "unknown", "no experiment of such a model beside it has two pairs, whose spread would tell"
+    least = detectable(pilot.std, n, ALPHA / (len(experiment.arms) - 1))
+    if least is None:
+        return "nothing", f"{counted(n, 'pair')} cannot decide"
+    what = f"{figures(least)} nats/token, {least / pilot.loss:.2%} of the loss: the smallest difference that {n} pairs"
+    return (
+        f"{least / pilot.loss:.2%}",
+        f"{what} find with {POWER:.0%} power, by {pilot.pairs} pairs in {pilot.directory}",
+    )
 
 
 def _table(cells: list[CellCost]) -> Table:

@@ -16,7 +16,7 @@ from orchestrator.analysis.coincidence import coincide
 from orchestrator.analysis.conservation import REFERENCES, conserve
 from orchestrator.analysis.migration import RoleShift, role_shift
 from orchestrator.analysis.pairs import PRIMARY, Pair
-from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, PairedResult, compare_paired, interval
+from orchestrator.analysis.statistics import ALPHA, MARGIN, PairedResult, compare_paired, interval
 from orchestrator.forensics.roles.routing import ROLES, STATES
 from tests.orchestrator.reading import reading_of
 
@@ -52,7 +52,8 @@ def paired(differences: np.ndarray) -> list[PairedResult]:
     """The product's results for differences [metrics, n]: the primary outcomes first, then secondary ones."""
     a = np.full(differences.shape[1], BASELINE)
     keys = [*PRIMARY, *SECONDARY][: len(differences)]
-    return compare_paired("b", {k: (list(a), list(a + d)) for k, d in zip(keys, differences, strict=True)}, PRIMARY)
+    samples = {k: (list(a), list(a + d)) for k, d in zip(keys, differences, strict=True)}
+    return compare_paired({"b": samples}, PRIMARY, MARGIN, {})
 
 
 def called(law: Law, n: int, repeats: int) -> float:
@@ -79,7 +80,7 @@ def family(n: int, correlation: float, repeats: int) -> tuple[float, float]:
 
 def equivalent(law: Law, n: int, spread: float, repeats: int) -> float:
     """Share called equivalent where the difference is exactly the margin; `spread` scales the law, in margins."""
-    rng, margin = np.random.default_rng(n), EQUIVALENCE * BASELINE
+    rng, margin = np.random.default_rng(n), MARGIN * BASELINE
     found = (paired(margin * (1.0 + spread * law(rng, n)[None]))[0] for _ in range(repeats))
     return share(r.verdict == "equivalent" for r in found)
 

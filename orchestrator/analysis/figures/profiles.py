@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import plotly.graph_objects as go
 
@@ -22,12 +24,13 @@ from orchestrator.analysis.figures.traces import DrawnArm, arms_of, profile_trac
 from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.statistics import Interval, interval, mean_of_known
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, Interval, interval, mean_of_known, p_outside, p_within
 from orchestrator.analysis.symmetry import PAPER_SPREAD
 from orchestrator.forensics.reading import profile, spread
 
 CONCENTRATION = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}
 RANKS = {"effective_rank.o": "o", "effective_rank.gate": "gate", "effective_rank.down": "down"}
+INSIDE, OUTSIDE = "≈", "≠"
 PAPER_BAND = 3.0  # the paper, §5: effective rank differed by at most 3 in every layer
 SHARES = 0.1  # least range of the axis of attention's share
 
@@ -66,7 +69,7 @@ def rank_differences(c: Comparison) -> Drawing | None:
     title = f"Effective rank, difference from {c.baseline}, last reading"
     figure = panels(1, len(RANKS), 300, [f"W_{kind}" for kind in RANKS.values()], title)
     cells: dict[tuple[str, int], list[str]] = {}
-    within = layers = 0
+    shown = Counter[str]()
     for col, (measure, kind) in enumerate(RANKS.items(), start=1):
         means: list[float] = []
         ends: list[float] = []
@@ -81,20 +84,35 @@ def rank_differences(c: Comparison) -> Drawing | None:
                 ends += [end for bound in bounds for end in (bound.low, bound.high) if end is not None]
             for layer, (value, bound) in enumerate(zip(mean, bounds, strict=True)):
                 row = cells.setdefault((arm.name, layer), ["–"] * len(RANKS))
-                row[col - 1] = f"{signed(value, 1)} ({low_to_high(bound.low, bound.high, 1, plus=True)})"
-        within, layers = within + int((np.abs(means) <= PAPER_BAND).sum()), layers + len(means)
+                found_here = _beside_the_band(x[:, layer], bound)
+                shown[found_here] += 1
+                row[col - 1] = (
+                    f"{signed(value, 1)} ({low_to_high(bound.low, bound.high, 1, plus=True)}) {found_here}".rstrip()
+                )
         figure.add_hrect(y0=-PAPER_BAND, y1=PAPER_BAND, line_width=0, fillcolor="#888888", opacity=0.18, row=1, col=col)
         guide_line(figure, 0.0, 1, col)
         frame_around_zero(figure, means, PAPER_BAND, 1, col, ends=ends)
     label_axes(figure, 1, len(RANKS), "layer", "Δ effective rank (dimensions)")
     text = (
-        f"{within} of {layers} mean differences (arms × layers × W_o, W_gate, W_down) lie within ±{PAPER_BAND:.0f} "
-        "dimensions; in the paper all do."
+        f"Of {shown.total()} differences (arms × layers × W_o, W_gate, W_down) {shown[INSIDE]} are shown to lie within "
+        f"±{PAPER_BAND:.0f} dimensions ({INSIDE}), {shown[OUTSIDE]} beyond ({OUTSIDE}), and {shown['']} are not "
+        f"decided: a test each, p ≤ {ALPHA}, which needs {FEWEST_PAIRS} pairs. In the paper all lie within."
     )
     rows: list[list[TableCell]] = [[arm, str(layer), *row] for (arm, layer), row in cells.items()]
     columns = ["arm", "layer", *(f"Δ W_{kind}" for kind in RANKS.values())]
     table = Section("Δ effective rank (95 % interval)", columns, rows)
     return Drawing(figure, title, text, table, ("effective_rank", "interval"))
+
+
+def _beside_the_band(x: np.ndarray, within: Interval) -> str:
+    """Return `INSIDE` or `OUTSIDE` where the differences [n] of a layer are shown to lie there, else nothing."""
+    if within.low is None or within.high is None:
+        return ""
+    inside, outside = (test(x, -PAPER_BAND, PAPER_BAND) for test in (p_within, p_outside))
+    if inside is not None and inside <= ALPHA and within.low > -PAPER_BAND and within.high < PAPER_BAND:
+        return INSIDE
+    apart = within.low > PAPER_BAND or within.high < -PAPER_BAND
+    return OUTSIDE if outside is not None and outside <= ALPHA and apart else ""
 
 
 def _whiskers(figure: go.Figure, mean: np.ndarray, bounds: list[Interval], arm: DrawnArm, kind: str, col: int) -> None:

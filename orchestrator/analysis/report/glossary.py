@@ -45,13 +45,13 @@ OWN = {
         "parentheses."),
     "holm": Term("p by Holm",
         "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, any is called "
-        f"better or worse with a probability of at most {ALPHA:.0%}. Verdicts rest on it."),
+        f"better or worse with a probability of at most {ALPHA:.1%}. Verdicts rest on it."),
     "corrected": Term("p, corrected",
         "p of the primary outcomes, by Holm over the arms and tested as a sequence; the p of all other losses of an "
         "arm share a Holm correction. Verdicts rest on it."),
     "q": Term("q",
         "p adjusted by Benjamini and Hochberg over all arms with enough pairs to be called: of the arms with q ≤ "
-        f"{ALPHA} at most {ALPHA:.0%} are expected to be false. This holds approximately, because arms share "
+        f"{ALPHA} at most {ALPHA:.1%} are expected to be false. This holds approximately, because arms share "
         "baselines."),
     "expect": Term("lines of expect",
         "Each line states what the layers of an arm should become. The column counts the delivered lines, of all."),
@@ -65,7 +65,7 @@ OWN = {
         "Seeds whose number lies inside the wanted bounds, of the seeds that have the number."),
     "expect_verdict": Term("delivered, not delivered, inconclusive",
         "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do significantly more than "
-        "half of the seeds (exact sign test, p ≤ 0.04). Not delivered: both lie outside. Otherwise "
+        "half of the seeds (exact sign test, p ≤ 0.032). Not delivered: both lie outside. Otherwise "
         "inconclusive."),
     "contrast": Term("value of a contrast",
         "Weighted sum of the arms' losses at one seed, mean over the seeds at which all of these arms are complete."),

@@ -48,7 +48,7 @@ def multiplicity(c: Comparison) -> str:
     """Return the note on multiple comparisons between arms."""
     return (
         f"{sign_flip(c)}; Holm: p corrected for {len(c.primary)} arms, on which verdicts rest: if no arm differs, the "
-        f"chance that any is called is at most {ALPHA:.0%}, and under 5 % where the differences are skewed."
+        f"chance that any is called is at most {ALPHA:.1%}, and under 5 % where the differences are skewed."
     )
 
 

@@ -47,7 +47,7 @@ HARD: dict[str, tuple[Callable[[Write], Path], list[str]]] = {
     "untrained": (lambda write: write(steps=(0,)), ["Layers at step 0"]),
     "one checkpoint": (lambda write: write(read_at=(100,)), ["won?", "Layers at step 100"]),
     "never read": (lambda write: write(read_at=()), ["were never read", "not measured"]),
-    "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "budget is 0"]),
+    "zero budget": (lambda write: write(budget=lambda *_: [0.0] * 4), ["no larger", "without a ratio"]),
     "unmeasured": (lambda write: write(budget=lambda *_: [None] * 4, chance=None), ["not measured"]),
     "one layer": (lambda write: write(budget=lambda *_: [7.0]), ["Layers at step 100"]),
     "older definitions": (

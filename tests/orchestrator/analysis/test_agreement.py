@@ -72,10 +72,10 @@ def test_all_outputs_agree_where_seeds_lack_a_value(gaps: Path) -> None:
 
     shown = {"ratio": "ratio", "low": "low", "high": "high", "verdict": "verdict", "distance": "distance",
              "a": "budget_a", "b": "budget_b", "a_by_chance": "expected_a", "b_by_chance": "expected_b",
-             "ratio_by_chance": "chance_ratio"}  # fmt: skip
+             "p": "p", "layers_a": "layers_a", "layers_b": "layers_b", "moved_p": "moved_p"}  # fmt: skip
     moved = {"a": "a", "b": "b", "delta": "shift", "low": "low", "high": "high", "p": "p"}
     newest = spent[(spent["step"] == 100) & (spent["reference"] == ROBUST)].set_index(["arm", "seed"])
-    for found in (r for r in said["conservation"] if r["reference"] == ROBUST):
+    for found in (r for r in said["conservation"] if (r["reference"], r["region"]) == (ROBUST, "stack")):
         arm = found["arm"]
         for key, field in shown.items():
             assert wandb.get(f"arm/{arm}/budget/{ROBUST}/{key}") == found[field], key
@@ -88,7 +88,9 @@ def test_all_outputs_agree_where_seeds_lack_a_value(gaps: Path) -> None:
         assert shifts.mean() == pytest.approx(found["centre_shift"])
         assert signed(found["centre_shift"], 2) in terminal
         assert number(found["ratio"], 2) in terminal
-    (variable,) = (r for r in said["conservation"] if (r["arm"], r["reference"]) == ("variable", ROBUST))
+    (variable,) = (
+        r for r in said["conservation"] if (r["arm"], r["reference"], r["region"]) == ("variable", ROBUST, "stack")
+    )
     other_seeds = variable["centre_b"] - variable["centre_a"]
     assert variable["centre_shift"] != pytest.approx(other_seeds, abs=1e-3)  # the means are of unlike seeds
 

@@ -16,14 +16,14 @@ import scipy.stats
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.migration import RoleShift, role_shift
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.statistics import sign_flip_p
+from orchestrator.analysis.sign_flip import p_two_sided
 from orchestrator.forensics.roles.routing import STATES
 from tests.benchmarks.bench_statistics import LAWS, SERIES, called, conserved, equivalent, family, met, missed, shifted
 from tests.orchestrator.reading import reading_of
 
 pytestmark = pytest.mark.statistical
 
-ALPHA = 0.05
+ALPHA = 0.05  # of a verdict: the product spends 0.032 where differences are symmetric
 SURE = 1e-3  # chance with which a rate that holds would fail a test
 
 
@@ -53,7 +53,7 @@ def test_intervals_cover_other_differences_as_their_docstring_says(law: str, cov
 @pytest.mark.parametrize("n", [2, 5, 6, 7, 8])
 def test_the_sign_flip_test_has_its_level_exactly(n: int) -> None:
     size = np.random.default_rng(n).lognormal(size=n)  # whatever the differences are: without an effect signs are coins
-    p = np.array([sign_flip_p(size * signs) for signs in product((1.0, -1.0), repeat=n)])
+    p = np.array([p_two_sided(size * signs) for signs in product((1.0, -1.0), repeat=n)])
     for level in np.unique(p):
         assert (p <= level).mean() == pytest.approx(level)
 

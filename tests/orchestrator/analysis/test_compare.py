@@ -108,7 +108,10 @@ def test_the_verdict_says_what_was_found(experiment: Write) -> None:
     assert {(r["metric"], r["domain"]) for r in found["losses"]} == {
         (m, d) for m in ("test_loss", "validation_loss", "best_validation_loss") for d in ("mean", "code", "facts")
     }
-    assert [r["reference"] for r in found["conservation"]] == ["saturated_robust", "saturated_fixed", "saturated"]
+    assert [(r["reference"], r["region"]) for r in found["conservation"]] == [
+        *(("saturated_robust", region) for region in ("stack", "middle", "late")),
+        ("saturated_fixed", "stack"), ("saturated", "stack"),
+    ]  # fmt: skip
     assert found["roles"]["variable"]["1"] == {
         "step": 100, "roles": ["passthrough", "specialist", "hub/specialist", "hub"],
     }  # fmt: skip
@@ -153,8 +156,9 @@ def test_one_domain_is_told_once_and_by_its_name(experiment: Write, edit_metrics
     assert set(c.tables["paired_eval"]["domain"]) == {"mean"}
     test, equal = sections(c)[:2]
     assert [row[0] for row in test.rows] == ["code"]
-    (note,) = test.notes
-    assert names(note, "sign-flip", "16 pairs")
+    note, margin = test.notes
+    assert names(note, "sign-flip", "14 pairs")
+    assert "0.25" in margin
     steps, at_flops = (r for r in c.statistics if r.metric.startswith("validation_loss"))
     assert (steps.p_adjusted, at_flops.p_adjusted) == (2 * 2 / 2**6, 2 / 2**6)
     assert (equal.rows[0][-1], equal.rows[1][-1]) == ("inconclusive", "better")

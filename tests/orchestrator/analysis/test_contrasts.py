@@ -84,8 +84,15 @@ def test_two_arms_are_better_or_worse_and_more_are_a_sign(experiment: Write) -> 
     found = of(compute(experiment(arms=arms, seeds=SEEDS, loss=loss, contrasts=contrasts)))
     assert {name: one.verdict for name, one in found.items()} == {
         "learned - global": "better", "global_1 - learned": "worse", "sum": "negative", "other": "positive",
-        "global - replayed": "equivalent", "rest": "equivalent",
+        "global - replayed": "inconclusive", "rest": "not tested",
     }  # fmt: skip
+
+
+def test_a_contrast_within_the_margin_is_equivalent(experiment: Write) -> None:
+    root = experiment(arms=("global", "replayed"), seeds=SEEDS, loss=loss, contrasts=minus("global", "replayed"))
+    path = root / "experiment.yaml"
+    path.write_text(path.read_text() + "decide: {margin: 0.02}\n")
+    assert of(compute(root))["global - replayed"].verdict == "equivalent"
 
 
 def test_the_sequence_ends_with_the_first_that_is_not_found(experiment: Write) -> None:
@@ -192,7 +199,7 @@ def test_many_arms_are_a_line_each_and_the_report_has_the_rest(experiment: Write
     text = printed(c)
     assert len(text.splitlines()) < 60
     lines = {line.split()[0]: line for line in text.split("Contrasts")[0].splitlines() if line.strip()}
-    assert lines["learned"].rstrip().endswith("6  0.031  0.125  better")  # of the four arms that finished
+    assert lines["learned"].rstrip().endswith("6  0.031  0.125  inconclusive")  # of the four arms that finished
     assert lines["global"].rstrip().endswith("baseline")
     assert lines["shared"].rstrip().endswith("not measured")
     assert lines["permuted"].split()[1] == f"{np.mean([ends(root, 'permuted', s) for s in SEEDS]):.4f}"

@@ -97,6 +97,21 @@ def edit_role(path: Path, layer: int, role: str) -> None:
     path.write_text(json.dumps(reading))
 
 
+def test_six_pairs_show_which_ranks_lie_within_the_papers_band(experiment: Write) -> None:
+    root = experiment(seeds=range(6))
+    for path in root.glob("variable/*/forensics/*.json"):
+        reading, seed = json.loads(path.read_text()), int(path.parts[-3].removeprefix("seed="))
+        for layer in reading["layers"]:
+            layer["measures"]["effective_rank.o"] += (2.0, 2.9, 5.0, 2.0)[layer["layer"]] + 0.1 * seed
+        path.write_text(json.dumps(reading))
+    drawing = draw(compute(root))["effective_rank"]
+    assert drawing.table
+    assert [str(row[2])[-1] for row in drawing.table.rows] == ["≈", ")", "≠", "≈"]
+    assert all(
+        words in drawing.text for words in ("Of 12 differences", "10 are shown", "1 beyond", "1 are not decided")
+    )
+
+
 def test_rank_differences_lie_beside_the_papers_band(experiment: Write) -> None:
     root = experiment()
     for path in root.glob("variable/*/forensics/*.json"):
@@ -107,7 +122,7 @@ def test_rank_differences_lie_beside_the_papers_band(experiment: Write) -> None:
     drawing = draw(compute(root))["effective_rank"]
     points = drawing.plot.data[0]
     assert points.y == pytest.approx([2.0, 2.0, 2.0, 5.0])
-    assert "11 of 12 mean differences" in drawing.text
+    assert all(words in drawing.text for words in ("Of 12 differences", "0 are shown", "12 are not decided"))
     assert drawing.table
     assert drawing.table.rows[3] == ["variable", "3", "+5.0 (+5.0 … +5.0)", *["0.0 (0.0 … 0.0)"] * 2]
     bands = [shape for shape in drawing.plot.layout.shapes if shape.type == "rect"]

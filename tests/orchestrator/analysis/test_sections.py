@@ -70,7 +70,7 @@ def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
 
 def test_a_quantity_in_every_row_carries_its_mark_and_does_not_sort(rich: Comparison) -> None:
     page = table(layers.budgets(rich, "variable"))
-    for name, key in (("ratio b / a", "conservation"), ("shift, b − a", "centre"), ("verdict", "conservation")):
+    for name, key in (("excess b / a", "conservation"), ("shift, b − a", "centre"), ("verdict", "conservation")):
         assert f'<th scope="row">{name}<a class="define" href="#define-{key}"' in page
     assert "<button>" not in page
     assert 'class="define"' not in table(layers.budgets(rich, "variable"), defined=False)

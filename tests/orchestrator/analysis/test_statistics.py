@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from orchestrator.analysis.statistics import (
     Interval,
+    PairedResult,
+    Samples,
     compare_paired,
     correlation,
     holm,
     in_sequence,
     interval,
-    sign_flip_p,
-    smallest_p,
+    p_outside,
+    p_within,
     verdict,
 )
-
-
-def enumerated_p(d: list[float]) -> float:
-    means = [np.mean(np.multiply(d, signs)) for signs in itertools.product((-1, 1), repeat=len(d))]
-    return float(np.mean([abs(m) >= abs(np.mean(d)) - 1e-12 for m in means]))
 
 
 def bca(d: np.ndarray, level: float, resamples: int) -> tuple[float, float]:
@@ -79,34 +74,6 @@ def test_degenerate_samples_have_no_made_up_interval() -> None:
     assert interval([0.25] * 8, 0.95) == Interval(0.25, 0.25, "all differences are equal")
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.lists(st.floats(-5, 5).map(lambda x: round(x, 3)), min_size=2, max_size=8))
-def test_sign_flip_equals_enumeration(d: list[float]) -> None:
-    p = sign_flip_p(d)
-    assert p == pytest.approx(enumerated_p(d))
-    assert p is not None
-    assert p >= smallest_p(len(d)) - 1e-12
-
-
-def test_smallest_p_is_reached_and_is_too_large_under_six_pairs() -> None:
-    for n in range(2, 9):
-        assert sign_flip_p(np.linspace(1.0, 1.3, n)) == pytest.approx(smallest_p(n))
-    assert smallest_p(5) > 0.05 > smallest_p(6)
-    assert sign_flip_p([0.4]) is None
-
-
-@pytest.mark.parametrize(("n", "mean"), [(17, 0.5), (30, 0.2)])
-def test_sign_flips_drawn_at_random_agree_with_scipys(n: int, mean: float) -> None:
-    d = np.random.default_rng(n).normal(mean, 1.0, n)
-    theirs = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1).pvalue
-    p = sign_flip_p(d)
-    assert p is not None
-    assert p == sign_flip_p(d)  # the same patterns every time
-    assert abs(p - theirs) < 6 * (2 * p / 20_000) ** 0.5  # either is an estimate
-    assert sign_flip_p(np.full(n, 0.3)) == pytest.approx(2 / (2**16 + 1), abs=2e-4)  # but for patterns of equal signs
-    assert sign_flip_p(np.zeros(n)) == 1.0
-
-
 def test_holm_on_the_textbook_example() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -121,23 +88,38 @@ def test_correlation_needs_three_varying_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wide", "narrow", "p", "expected"),
+    ("ends", "p", "equal", "expected"),
     [
-        ((-0.5, -0.1), (-0.4, -0.2), 0.03, "better"),
-        ((0.1, 0.5), (0.2, 0.4), 0.03, "worse"),
-        ((-0.5, -0.1), (-0.4, -0.2), 0.06, "inconclusive"),  # the interval alone is not enough
-        ((-0.5, 0.1), (-0.4, 0.0), 0.03, "inconclusive"),  # nor is p
-        ((-0.02, 0.02), (-0.01, 0.01), 0.9, "equivalent"),
-        ((-0.05, 0.05), (-0.04, 0.04), 0.9, "inconclusive"),
-        ((None, None), (None, None), None, "inconclusive"),
+        ((-0.5, -0.1), 0.03, None, "better"),
+        ((0.1, 0.5), 0.03, 0.9, "worse"),
+        ((-0.5, -0.1), 0.045, 0.9, "inconclusive"),  # the interval alone is not enough
+        ((-0.5, 0.1), 0.03, 0.9, "inconclusive"),  # nor is p
+        ((-0.02, 0.02), 0.9, 0.03, "equivalent"),
+        ((-0.02, 0.02), 0.9, 0.06, "inconclusive"),
+        ((-0.02, -0.01), 0.03, 0.03, "better"),  # and within the margin
+        ((-0.05, 0.02), 0.9, 0.03, "inconclusive"),
+        ((None, None), None, None, "inconclusive"),
     ],
 )
-def test_verdict(wide: tuple, narrow: tuple, p: float | None, expected: str) -> None:
-    delta = 0.0 if wide[0] is None else sum(wide) / 2
-    assert verdict(delta, Interval(*wide, "m"), Interval(*narrow, "m"), p, baseline=3.0) == expected
+def test_verdict(ends: tuple, p: float | None, equal: float | None, expected: str) -> None:
+    assert verdict(*ends, margin=0.03, p=p, p_equal=equal) == expected
+
+
+def test_within_and_outside_are_both_one_sided_tests() -> None:
+    x = np.linspace(0.1, 0.3, 6)
+    assert p_within(x, 0.0, 0.5) == pytest.approx(2 / 64)
+    assert p_within(x, 0.2, 0.5) == 1.0  # half of them below
+    assert p_outside(x, 0.35, 0.5) == pytest.approx(2 / 64)
+    assert p_outside(x, -0.5, 0.05) == pytest.approx(2 / 64)
+    assert p_outside(x, 0.0, 0.5) == 1.0
+    assert p_within([0.1], 0.0, 1.0) is p_outside([0.1], 0.0, 1.0) is None
 
 
 PRIMARY = (("test_loss", "mean"), ("at_flops", "mean"))
+
+
+def compared(arms: Mapping[str, Samples]) -> list[PairedResult]:
+    return compare_paired(arms, PRIMARY, 0.0025, {})
 
 
 def pairs_of(seed: int, effect: float) -> tuple[list[float], list[float]]:
@@ -148,7 +130,7 @@ def pairs_of(seed: int, effect: float) -> tuple[list[float], list[float]]:
 def test_primary_outcomes_are_a_sequence_and_the_others_share_a_correction() -> None:
     a, b = pairs_of(0, -0.5)
     samples = {("test_loss", d): (a, b) for d in ("mean", "code", "facts", "math")} | {("at_flops", "mean"): (a, b)}
-    primary, *others, second = compare_paired("b", samples, PRIMARY)
+    primary, *others, second = compared({"b": samples})
     assert primary.verdict == second.verdict == "better"
     assert primary.p == primary.p_adjusted == second.p_adjusted == pytest.approx(2 / 2**6)
     assert primary.delta == pytest.approx(np.mean(b) - np.mean(a))
@@ -160,7 +142,7 @@ def test_the_second_outcome_is_not_judged_where_the_first_found_nothing() -> Non
     a = [3.0, 3.1, 3.2, 3.05, 2.9, 3.3]
     samples = {PRIMARY[0]: (a, [x + d for x, d in zip(a, (0.1, -0.1, 0.12, -0.09, 0.1, -0.11), strict=True)]),
                PRIMARY[1]: (a, [x - 0.5 - 0.01 * i for i, x in enumerate(a)])}  # fmt: skip
-    first, second = compare_paired("b", samples, PRIMARY)
+    first, second = compared({"b": samples})
     assert first.p is not None
     assert first.p > 0.05
     assert second.p == pytest.approx(2 / 2**6)
@@ -187,12 +169,35 @@ def test_a_sequence_keeps_its_error() -> None:
 def test_five_pairs_are_never_enough() -> None:
     a = [3.0, 3.1, 3.2, 3.05, 2.9]
     b = [x - 1.0 - 0.01 * i for i, x in enumerate(a)]
-    (found,) = compare_paired("b", {PRIMARY[0]: (a, b)}, PRIMARY)
+    (found,) = compared({"b": {PRIMARY[0]: (a, b)}})
     assert found.high is not None
     assert found.high < 0
     assert found.verdict == "inconclusive"
 
 
-def test_identical_arms_are_equivalent() -> None:
-    (found,) = compare_paired("b", {PRIMARY[0]: ([3.0, 3.1, 3.2], [3.0, 3.1, 3.2])}, PRIMARY)
-    assert (found.delta, found.p, found.verdict) == (0.0, 1.0, "equivalent")
+def test_identical_arms_are_equivalent_from_six_pairs_on() -> None:
+    a = [3.0, 3.1, 3.2, 3.05, 2.9, 3.3]
+    (found,) = compared({"b": {PRIMARY[0]: (a, a)}})
+    assert (found.delta, found.p, found.p_equivalent, found.verdict) == (0.0, 1.0, 2 / 64, "equivalent")
+    (found,) = compared({"b": {PRIMARY[0]: (a[:5], a[:5])}})
+    assert found.verdict == "inconclusive"  # as any other word would be
+
+
+def test_the_arms_share_one_error() -> None:
+    """Six pairs that all point one way decide of one arm, and of nine arms nothing."""
+    a, b = pairs_of(0, -0.5)
+    arms = {f"arm{i}": {PRIMARY[0]: (a, b)} for i in range(9)}
+    found = compared(arms)
+    assert [r.p_adjusted for r in found] == pytest.approx([9 * 2 / 64] * 9)
+    assert {r.verdict for r in found} == {"inconclusive"}
+    assert {r.verdict for r in compared({arm: {PRIMARY[0]: (a, a)} for arm in arms})} == {"inconclusive"}
+
+
+def test_the_margin_is_a_share_of_the_baseline() -> None:
+    a = [3.0, 3.1, 3.2, 3.05, 2.9, 3.3]
+    b = [x + 0.004 + 0.0001 * i for i, x in enumerate(a)]  # 0.13 %
+    b[0] -= 0.009
+    (found,) = compare_paired({"b": {PRIMARY[0]: (a, b)}}, PRIMARY, 0.0025, {})
+    assert found.margin == pytest.approx(0.0025 * np.mean(a))
+    assert found.verdict == "equivalent"
+    assert compare_paired({"b": {PRIMARY[0]: (a, b)}}, PRIMARY, 0.001, {})[0].verdict == "inconclusive"

@@ -262,7 +262,8 @@ def test_when_seeds_and_contrasts_were_added_is_kept(tmp_path: Path) -> None:
         return yaml.safe_load(written)["history"]
 
     (first,) = launch()
-    assert first | {"since": ""} == {"since": "", "seeds": [0], "contrasts": {}, "expect": {}}
+    decide = {"auto": False, "margin": 0.0025, "min": 6, "max": 12, "step": 1}
+    assert first | {"since": ""} == {"since": "", "seeds": [0], "contrasts": {}, "expect": {}, "decide": decide}
     assert launch("tracker=off") == [first]
     assert launch(CONTRAST)[0] == first
     other = "++contrasts={sum: {a: 0.5, b: 0.5, c: -1.0}, b over a: {b: 1, a: -1}}"

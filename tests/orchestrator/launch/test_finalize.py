@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from orchestrator import monitoring
-from orchestrator.experiments.run_directory import record_launcher
+from orchestrator.experiments.run_directory import open_directory, record_launcher
 from orchestrator.launch import finalize, queued, resume
 from orchestrator.launch.launcher import launch
 from orchestrator.monitoring.cells import read_comparison
@@ -124,13 +125,13 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
     (root / "a/seed=0/.readings.lock").mkdir()
     experiment = resume.reopen(root)
     capsys.readouterr()
-    assert finalize._compare_trained(experiment) == 2
+    assert finalize._compare_trained(experiment) == (2, None)
     told = capsys.readouterr().out
     assert names(told, "a/seed=0", "readings", ".readings.lock")
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
     (root / "b/seed=0/metrics.jsonl").write_text("")  # it did not get to its end
-    assert finalize._compare_trained(experiment) == 1
+    assert finalize._compare_trained(experiment) == (1, None)
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
 
 
@@ -155,3 +156,31 @@ def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
     told = capsys.readouterr().out
     assert names(told, "launcher.slurm.setup")
     assert told.endswith(f"resume: python -m orchestrator.status {experiment.directory} --resume\n")
+
+
+@pytest.mark.parametrize("may_submit", [True, False])
+def test_the_queues_finalize_adds_pairs_until_decided(
+    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, cluster: Scripted,
+    monkeypatch: pytest.MonkeyPatch, may_submit: bool,
+) -> None:  # fmt: skip
+    words = [*small, "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "name=x"]
+    assert orchestrate(*words, "seeds=[0]", "launcher=debug") == 0
+    root = tmp_path / "outputs/x"
+    experiment = replace(resume.reopen(root), auto=True)
+    slurm_now = replace(experiment.config, launcher=replace(experiment.config.launcher, kind="slurm"))
+    open_directory(replace(experiment, config=slurm_now))
+    record_launcher(replace(experiment, config=slurm_now))
+    for name, value in ((STARTED_BY, "slurm"), ("SLURM_JOB_ID", "9")):
+        monkeypatch.setenv(name, value)
+    if not may_submit:
+        cluster.says("limit", "0")
+    finalize.run_as_job(root)
+    assert resume.reopen(root).config.seeds == [0, 1]
+    last = EventLog(root).comparison()
+    assert last is not None
+    if may_submit:
+        assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
+        assert (last.state, last.job) == ("submitted", "2")
+    else:
+        assert (last.state, last.job) == ("done", "9")
+        assert names(last.reason, "2 of 2 cells", "not decided", "submits them")

@@ -1,0 +1,122 @@
+"""Seeds until decided: the looks, the seeds that follow, and what ends them; on a launcher and in a queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import initialize_config_dir
+
+from orchestrator.analysis import compare
+from orchestrator.common.errors import UserError
+from orchestrator.config.compose import CONF, compose
+from orchestrator.experiments.experiment import Experiment, experiment_of
+from orchestrator.experiments.run_directory import reopen
+from orchestrator.launch import until_decided
+from tests.naming import names
+from tests.orchestrator.analysis.conftest import experiment
+
+__all__ = ["experiment"]
+
+Write = Callable[..., Path]
+
+
+def auto(root: Path, **decide: Any) -> Experiment:
+    """The experiment in `root`, as `seeds: auto` would have launched it."""
+    path = root / "experiment.yaml"
+    spec = {"declared": ["width"], "code": []} | yaml.safe_load(path.read_text())
+    spec |= {"decide": {"auto": True, **decide}}
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return reopen(root)
+
+
+def looked(root: Path, **decide: Any) -> tuple[Experiment | None, str]:
+    return until_decided.next_pairs(auto(root, **decide), compare(root))
+
+
+def recorded(root: Path) -> dict[str, Any]:
+    spec: dict[str, Any] = yaml.safe_load((root / "experiment.yaml").read_text())
+    return spec
+
+
+def apart(by: float, scatter: float = 0.01) -> Callable[..., float]:
+    return lambda arm, seed, *_: 3.0 + 0.01 * seed + (arm == "variable") * (by + scatter * (seed % 3 - 1))
+
+
+@pytest.fixture
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("hydra")
+def test_the_word_is_a_number_of_seeds_and_grows_with_the_directory(tmp_path: Path) -> None:
+    words = ["+experiment=width_ablation", "seeds=auto", "decide.min=3", "decide.max=9", f"root={tmp_path}"]
+    experiment = experiment_of(words, compose)
+    assert (experiment.auto, experiment.config.seeds, len(experiment.cells)) == (True, [0, 1, 2], 6)
+    (experiment.directory).mkdir(parents=True)
+    (experiment.directory / "experiment.yaml").write_text("seeds: [0, 1, 2, 3, 4]\n")
+    assert experiment_of(words, compose).config.seeds == [0, 1, 2, 3, 4]
+    assert not experiment_of([*words, "seeds=[7]"], compose).auto
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["+experiment=width_ablation", "seeds=seven"], "seeds"),
+        (["seeds=auto"], "seeds"),
+        (["+experiment=width_ablation", "seeds=auto", "decide.min=9", "decide.max=8"], "decide.max"),
+        (["+experiment=width_ablation", "decide.margin=1.5"], "decide.margin"),
+        (["+experiment=width_ablation", "decide.step=0"], "decide.step"),
+    ],
+)
+@pytest.mark.usefixtures("hydra")
+def test_what_cannot_be_decided_is_refused(overrides: list[str], key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        experiment_of(overrides, compose)
+
+
+def test_a_clear_difference_ends_it_and_the_look_is_recorded(experiment: Write) -> None:
+    root = experiment(seeds=range(7), loss=apart(-0.2))
+    grown, reason = looked(root, max=7)
+    assert grown is None
+    assert names(reason, "Decided", "7 pairs")
+    (look,) = recorded(root)["looks"]
+    assert (look["most"], look["seeds"]) == (7, {"variable": list(range(7))})
+    looked(root, max=7)
+    assert len(recorded(root)["looks"]) == 1, "the same look again is no second one"
+
+
+def test_an_open_question_gets_the_next_seeds_of_every_arm(experiment: Write) -> None:
+    root = experiment(seeds=(0, 1, 2, 4, 5, 6), loss=apart(-0.02, scatter=0.02))
+    grown, reason = looked(root, max=12, step=2)
+    assert grown is not None
+    assert names(reason, "6 pairs", "3, 7")
+    assert grown.config.seeds == [0, 1, 2, 4, 5, 6, 3, 7]
+    assert {cell.id for cell in grown.cells} >= {"uniform/seed=3", "variable/seed=7"}
+    assert (root / "variable/seed=3/config.yaml").is_file()
+    spec = recorded(root)
+    assert spec["seeds"] == list(range(8))
+    assert spec["history"][-1]["seeds"] == list(range(8))
+    again = reopen(root)
+    assert again.auto
+    assert len(again.cells) == 16
+
+
+@pytest.mark.parametrize(("most", "scatter", "words"), [(6, 0.02, "decide.max than 6"), (12, 2.0, "decide.max=12")])
+def test_what_is_not_decided_in_time_says_so(experiment: Write, most: int, scatter: float, words: str) -> None:
+    root = experiment(seeds=range(6), loss=apart(-0.01, scatter=scatter))
+    grown, reason = looked(root, max=most)
+    assert grown is None
+    assert names(reason, "Not decided", words)
+    assert len(list(root.glob("variable/seed=*"))) == 6
+
+
+def test_a_list_of_seeds_is_left_as_it_is(experiment: Write) -> None:
+    root = experiment(seeds=range(6), loss=apart(-0.2))
+    assert until_decided.next_pairs(replace(auto(root), auto=False), compare(root)) == (None, "")
+    assert "looks" not in recorded(root)
