@@ -14,7 +14,7 @@ from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
 from orchestrator.analysis.formatting import low_to_high, number, share, signed
 from orchestrator.analysis.migration import LayerShift
-from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, seconds_per_pair
+from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, pairs_to_move, seconds_per_pair, seeds_to_agree
 from orchestrator.analysis.statistics import ALPHA, PairedResult
 from orchestrator.forensics.roles.routing import state
 
@@ -58,7 +58,7 @@ def findings(c: Comparison, arm: str) -> list[Finding]:
     found = [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
     return [
         replace(one, sentence=f"{one.sentence} {more_pairs(one.pairs - n, seconds)}")
-        if one.answer == "inconclusive" and one.pairs is not None and one.pairs > n
+        if not one.sure and one.pairs is not None and one.pairs > n
         else one
         for one in found
     ]
@@ -111,7 +111,11 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
         sentence += f" Changed in some seeds only: {_first(some)}."
     answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
     sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "role_shift")
-    return Finding(arm, "Which layers changed role?", answer, shift.verdict == "roles moved", sentence, None, terms)
+    sides = ([layer.roles_a for layer in shift.layers], [layer.roles_b for layer in shift.layers])  # [L][n]
+    a, b = (list(zip(*by_layer, strict=True)) for by_layer in sides)
+    outlook = pairs_to_move(a, b) if answer == "inconclusive" else None
+    sure = shift.verdict == "roles moved"
+    return Finding(arm, "Which layers changed role?", answer, sure, sentence, None, terms, outlook)
 
 
 def _first(words: list[str]) -> str:
@@ -211,7 +215,11 @@ def _intended(c: Comparison, arm: str) -> Finding | None:
     ]
     more = f"; and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
     sure = delivered + failed == len(lines)
-    return Finding(arm, "Did it organise as intended?", answer, sure, f"{'; '.join(listed)}{more}.", None, ("expect",))
+    needed = [seeds_to_agree(e.holding, e.n) for e in lines if e.verdict == "inconclusive"]
+    known = [seeds for seeds in needed if seeds is not None]
+    outlook = max(known) if known and len(known) == len(needed) else None
+    sentence, question = f"{'; '.join(listed)}{more}.", "Did it organise as intended?"
+    return Finding(arm, question, answer, sure, sentence, None, ("expect",), outlook)
 
 
 def _when(c: Comparison, arm: str) -> str:

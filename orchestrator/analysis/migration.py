@@ -158,10 +158,13 @@ def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
     corrects it for the number of layers. Half the patterns suffice, because exchanging the other pairs instead gives
     the same distances. All values are whole numbers, so equal ones compare equal.
     """
+    return np.abs(np.tensordot(sign_patterns(len(a)), state_gaps(a, b), axes=1)).sum(axis=2) / 2.0
+
+
+def state_gaps(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return each layer's states of a minus those of b, pair by pair, [n, L, 6] in the order of `STATES`."""
     has = np.array([[[state(role) == name for name in STATES] for role in roles] for roles in (*a, *b)], dtype=float)
-    n = len(a)
-    difference = has[:n] - has[n:]  # [n, L, 6]
-    return np.abs(np.tensordot(sign_patterns(n), difference, axes=1)).sum(axis=2) / 2.0
+    return has[: len(a)] - has[len(a) :]
 
 
 def role_migration(cell: CellResult) -> list[dict[str, Any]]:

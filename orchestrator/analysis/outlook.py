@@ -9,12 +9,15 @@ import numpy as np
 import scipy
 
 from orchestrator.analysis.cells import ExperimentResult
+from orchestrator.analysis.migration import state_gaps
 from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
-from orchestrator.common.formatting import duration
+from orchestrator.common.formatting import roughly
 
 POWER = 0.8  # chance of a decision with the number of pairs that is named
 MOST = 500  # pairs beyond which no number is named
 DRAWS = 2000  # of a mean and a standard deviation
+DRAWN, EXCHANGES = 40, 300  # experiments drawn for each number of pairs, and exchanges of their arms
+FEWEST_TO_DRAW_FROM = 4  # pairs
 Band = tuple[float, float]
 
 
@@ -39,6 +42,41 @@ def pairs_to_decide(values: Sequence[float], *, outside: Band, within: Band, err
         return None
     mean, std = float(np.mean(values)), float(np.std(values, ddof=1))
     return fewest(lambda n: power(mean, std, n, outside=outside, within=within, error=error), len(values) + 1)
+
+
+def seeds_to_agree(holding: int, n: int) -> int | None:
+    """Return the seeds with which a sign test decides with a chance of `POWER`, where `holding` of n hold now."""
+    share = max(holding, n - holding) / max(n, 1)
+
+    def chance(seeds: int) -> float:
+        counts = np.arange(seeds + 1)
+        decisive = counts[np.minimum(1.0, 2.0 * scipy.stats.binom.sf(counts - 1, seeds, 0.5)) <= ALPHA]
+        return float(scipy.stats.binom.sf(decisive[0] - 1, seeds, share)) if decisive.size else 0.0
+
+    return fewest(chance, n + 1) if n else None
+
+
+def pairs_to_move(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> int | None:
+    """Return the pairs with which the roles differ with a chance of `POWER`, by drawing from the pairs that are there.
+
+    `a`, `b`: the roles of each pair's layers in both arms. Null under four pairs, of which too few can be drawn.
+    """
+    if len(a) < FEWEST_TO_DRAW_FROM:
+        return None
+    rng, gaps = np.random.default_rng(0), state_gaps(a, b)  # [n, L, 6]
+
+    def chance(pairs: int) -> float:
+        return float(np.mean([_differ(gaps[rng.integers(len(a), size=pairs)], rng) for _ in range(DRAWN)]))
+
+    return fewest(chance, len(a) + 1)
+
+
+def _differ(gaps: np.ndarray, rng: np.random.Generator) -> bool:
+    """Return true where the distance between the arms' states is significant under random exchanges."""
+    signs = rng.choice((1.0, -1.0), (EXCHANGES, len(gaps)))
+    signs[0] = 1.0
+    distances = np.abs(np.tensordot(signs, gaps, axes=1)).sum(axis=(1, 2))
+    return bool((distances >= distances[0]).mean() <= ALPHA)
 
 
 def fewest(chance: Callable[[int], float], least: int = FEWEST_PAIRS) -> int | None:
@@ -72,5 +110,5 @@ def seconds_per_pair(experiment: ExperimentResult) -> float | None:
 
 def more_pairs(more: int, seconds: float | None) -> str:
     """Say that as many more pairs would decide; `seconds`: of one pair, where known."""
-    price = "" if seconds is None else f", {duration(more * seconds)} here"
-    return f"About {more} more pair{'s' * (more != 1)}{price}, would decide it."
+    price = "" if seconds is None else f", {roughly(more * seconds)} here,"
+    return f"About {more} more pair{'s' * (more != 1)}{price} would decide it."

@@ -142,6 +142,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.2g} seconds"
 
 
+def roughly(seconds: float) -> str:
+    """Write an estimate of seconds in two significant figures: `11 minutes`."""
+    for unit, one in DURATIONS:
+        if seconds >= 2 * one:
+            return f"{float(f'{seconds / one:.2g}'):,g} {unit}"
+    return f"{seconds:.2g} seconds"
+
+
 def work(seconds: float, unit: str) -> str:
     """Write seconds as `1,234 GPU-hours`; under an hour, as minutes."""
     return f"{figures(seconds / 3600)} {unit}-hours" if seconds >= 3600 else f"{figures(seconds / 60)} {unit}-minutes"

@@ -1,0 +1,81 @@
+"""Numbers of pairs that would decide, against the textbook's power of t and of the sign test."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from orchestrator.analysis.outlook import (
+    POWER,
+    detectable,
+    fewest,
+    more_pairs,
+    pairs_to_decide,
+    pairs_to_move,
+    power,
+    seeds_to_agree,
+)
+from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
+
+NOTHING = (0.0, 0.0)
+
+
+@pytest.mark.parametrize("n", [6, 10, 20])
+@pytest.mark.parametrize("effect", [0.3, 0.8, 1.5])
+def test_the_chance_to_find_a_difference_is_that_of_students_t(n: int, effect: float) -> None:
+    theirs = scipy.stats.nct(n - 1, effect * n**0.5)
+    critical = scipy.stats.t.ppf(1.0 - ALPHA / 2.0, n - 1)
+    expected = theirs.sf(critical) + theirs.cdf(-critical)
+    assert power(effect, 1.0, n, outside=NOTHING, within=NOTHING) == pytest.approx(expected, abs=0.04)
+
+
+def test_a_tiny_spread_needs_the_fewest_pairs_and_a_large_one_none_that_is_named() -> None:
+    assert pairs_to_decide([0.1, 0.1001], outside=NOTHING, within=(-0.01, 0.01)) == FEWEST_PAIRS
+    assert pairs_to_decide([0.001, -0.001, 0.0], outside=NOTHING, within=(-0.01, 0.01)) == FEWEST_PAIRS
+    assert pairs_to_decide([5.0, -4.9], outside=NOTHING, within=(-0.01, 0.01)) is None
+    assert pairs_to_decide([0.1], outside=NOTHING, within=NOTHING) is None
+
+
+def test_the_number_of_pairs_has_the_power_it_is_named_for() -> None:
+    x = np.array([0.4, 1.9, -0.3, 1.1])
+    n = pairs_to_decide(x.tolist(), outside=NOTHING, within=NOTHING)
+    assert n is not None
+    rng, critical = np.random.default_rng(5), scipy.stats.t.ppf(1.0 - ALPHA / 2.0, n - 1)
+    drawn = x.mean() + x.std(ddof=1) * rng.standard_normal((4000, n))
+    t = drawn.mean(axis=1) / (drawn.std(axis=1, ddof=1) / n**0.5)
+    assert (np.abs(t) > critical).mean() == pytest.approx(POWER, abs=0.06)
+
+
+@pytest.mark.parametrize("n", [6, 12])
+def test_the_detectable_difference_is_detected_with_that_power(n: int) -> None:
+    least = detectable(2.0, n)
+    assert least is not None
+    assert power(least, 2.0, n, outside=NOTHING, within=NOTHING) == pytest.approx(POWER, abs=0.05)
+    assert detectable(2.0, FEWEST_PAIRS - 1) is None
+
+
+def test_a_line_that_holds_everywhere_needs_few_seeds_and_one_of_even_odds_many() -> None:
+    always, even = seeds_to_agree(3, 3), seeds_to_agree(2, 4)
+    assert always == FEWEST_PAIRS
+    assert even is None or even > 50
+    assert seeds_to_agree(0, 3) == always  # as sure that it does not hold
+
+
+def test_roles_that_differ_in_every_pair_need_the_fewest() -> None:
+    a, b = [["hub", "damper", "hub"]] * 4, [["damper", "hub", "hub"]] * 4
+    found = pairs_to_move(a, b)
+    assert found is not None
+    assert FEWEST_PAIRS <= found <= 8
+    assert pairs_to_move(a, a) is None
+    assert pairs_to_move(a[:3], b[:3]) is None
+
+
+def test_the_fewest_is_the_first_that_suffices() -> None:
+    assert fewest(lambda n: float(n >= 9)) == 9
+    assert fewest(lambda n: 0.0) is None
+
+
+def test_the_sentence_has_the_pairs_and_the_time() -> None:
+    assert more_pairs(5, 132.0).startswith("About 5 more pairs, 11 minutes here,")
+    assert more_pairs(1, None) == "About 1 more pair would decide it."
