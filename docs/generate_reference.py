@@ -214,6 +214,7 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
     ),
     "interventions/pruning": Benchmark("tests.benchmarks.bench_pruning"),
     "null_study": Study("tests.studies.null", folder=True),
+    "a_a": Study("tests.studies.a_a", folder=True),
     "invariance": Study("tests.studies.invariance"),
 }  # fmt: skip
 

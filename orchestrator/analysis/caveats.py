@@ -9,7 +9,10 @@ from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.common_step import common_step, common_step_of_pairs
 from orchestrator.analysis.formatting import grouped_notes
 from orchestrator.analysis.pairs import BATCH_KEYS, HELDOUT_KEYS, Pair
-from orchestrator.analysis.statistics import ALPHA, BOOTSTRAP_FROM, smallest_p
+from orchestrator.analysis.statistics import (
+    BOOTSTRAP_FROM,
+)
+from orchestrator.experiments.decision import ALPHA, smallest_p
 from orchestrator.forensics.reading import DEFINITIONS, roles_of
 from orchestrator.forensics.roles.routing import ROLES
 

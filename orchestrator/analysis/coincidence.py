@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.pairs import MEAN, validation_curves
-from orchestrator.analysis.statistics import ALPHA
+from orchestrator.experiments.decision import ALPHA
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.trajectory.agreement import scorings_of
 from orchestrator.forensics.trajectory.events import EVENTS

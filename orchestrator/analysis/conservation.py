@@ -13,8 +13,6 @@ from orchestrator.analysis.common_step import CommonStep, common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sign_flip import p_two_sided
 from orchestrator.analysis.statistics import (
-    ALPHA,
-    FEWEST_PAIRS,
     Interval,
     interval,
     mean_of_known,
@@ -22,6 +20,7 @@ from orchestrator.analysis.statistics import (
     p_within,
     sign_patterns,
 )
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.reading import centre, depths, profile, thirds, total
 
 THRESHOLDS = {"saturated_robust": "robust", "saturated_fixed": "fixed", "saturated": "mean + 3 std"}

@@ -11,7 +11,13 @@ from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, losses, pair_of, validation_curves
 from orchestrator.analysis.sign_flip import p_two_sided
-from orchestrator.analysis.statistics import ALPHA, in_sequence, interval, p_within, verdict
+from orchestrator.analysis.statistics import (
+    in_sequence,
+    interval,
+    p_within,
+    verdict,
+)
+from orchestrator.experiments.decision import ALPHA
 
 CONTRASTED = (METRICS[0], EQUAL_FLOPS)  # the contrasts of each metric are one sequence of tests
 SIGNS = {"better": "negative", "worse": "positive"}  # verdicts on a sum over more than two arms

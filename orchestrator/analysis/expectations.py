@@ -8,7 +8,11 @@ import scipy
 
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.common_step import CommonStep, common_step
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, interval, mean_of_known
+from orchestrator.analysis.statistics import (
+    interval,
+    mean_of_known,
+)
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.experiments.expectations import Bounds, Wanted
 
 

@@ -13,7 +13,10 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.statistics import ALPHA, sign_patterns
+from orchestrator.analysis.statistics import (
+    sign_patterns,
+)
+from orchestrator.experiments.decision import ALPHA
 from orchestrator.forensics.reading import roles_of
 from orchestrator.forensics.roles.routing import STATES, state
 

@@ -10,8 +10,8 @@ import scipy
 
 from orchestrator.analysis.cells import ExperimentResult
 from orchestrator.analysis.migration import state_gaps
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
 from orchestrator.common.formatting import roughly
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 
 POWER = 0.8  # chance of a decision with the number of pairs that is named
 MOST = 500  # pairs beyond which no number is named

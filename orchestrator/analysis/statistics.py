@@ -13,8 +13,8 @@ import scipy
 from numpy.typing import ArrayLike
 
 from orchestrator.analysis.sign_flip import Look, p_below, p_two_sided
+from orchestrator.experiments.decision import ALPHA
 
-ALPHA = 0.032  # two-sided error of a verdict: 0.05 less a reserve for skewed differences; six pairs can reach it
 MARGIN = 0.0025  # by default: share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999
@@ -89,11 +89,6 @@ def interval(values: ArrayLike, level: float) -> Interval:
     return Interval(float(low), float(high), "Student t")
 
 
-def smallest_p(n: int) -> float:
-    """Return the smallest p that the sign-flip test can give with n pairs."""
-    return min(1.0, 2.0 / 2.0**n)
-
-
 def sign_patterns(n: int) -> np.ndarray:
     """Return the signs of n differences, [patterns, n], the first all +; of a pattern and its negative only one."""
     if 2 ** (n - 1) <= MAX_PATTERNS:
@@ -101,9 +96,6 @@ def sign_patterns(n: int) -> np.ndarray:
     signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
     signs[0] = 1.0
     return signs
-
-
-FEWEST_PAIRS = next(n for n in range(1, 99) if smallest_p(n) <= ALPHA)  # of any verdict: one rule for all
 
 
 def holm(p: Sequence[float]) -> list[float]:

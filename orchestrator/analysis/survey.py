@@ -10,9 +10,9 @@ import pandas as pd
 import scipy
 
 from orchestrator.analysis.comparison import Comparison, compute
-from orchestrator.analysis.statistics import FEWEST_PAIRS
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import one_line
+from orchestrator.experiments.decision import FEWEST_PAIRS
 
 CALLED = ("better", "worse")
 

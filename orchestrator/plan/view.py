@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -16,6 +17,7 @@ from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted, duration, figures, size, work
 from orchestrator.config.schema import TrackerMode, Where
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.launch.checks import check_jobs
@@ -137,8 +139,6 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
 
 def _finds(experiment: Experiment) -> tuple[str, str]:
     """The smallest difference of the loss that the seeds find, and where that is known from."""
-    from orchestrator.analysis.outlook import ALPHA, FEWEST_PAIRS, POWER, detectable  # with pandas and plotly
-
     config = experiment.config
     if len(experiment.arms) < 2:
         return "nothing", "one arm has nothing to be compared with"
@@ -148,9 +148,9 @@ def _finds(experiment: Experiment) -> tuple[str, str]:
     pilot = pilot_of(experiment)
     if pilot is None:
         return "unknown", "no experiment of such a model beside it has two pairs, whose spread would tell"
-    least = detectable(pilot.std, n, ALPHA / (len(experiment.arms) - 1))
-    if least is None:
-        return "nothing", f"{counted(n, 'pair')} cannot decide"
+    from orchestrator.analysis.outlook import POWER, detectable  # with pandas and plotly, which few plans need
+
+    least = detectable(pilot.std, n, ALPHA / (len(experiment.arms) - 1)) or math.nan
     what = f"{figures(least)} nats/token, {least / pilot.loss:.2%} of the loss: the smallest difference that {n} pairs"
     return (
         f"{least / pilot.loss:.2%}",

@@ -11,7 +11,11 @@ from collections.abc import Callable
 import numpy as np
 
 from orchestrator.analysis.sign_flip import Look, is_below
-from orchestrator.analysis.statistics import ALPHA, interval, verdict
+from orchestrator.analysis.statistics import (
+    interval,
+    verdict,
+)
+from orchestrator.experiments.decision import ALPHA
 
 REPEATS = 2000
 Law = Callable[[np.random.Generator, int], np.ndarray]  # n differences of mean 0 and standard deviation 1

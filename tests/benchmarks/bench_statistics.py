@@ -16,7 +16,13 @@ from orchestrator.analysis.coincidence import coincide
 from orchestrator.analysis.conservation import REFERENCES, conserve
 from orchestrator.analysis.migration import RoleShift, role_shift
 from orchestrator.analysis.pairs import PRIMARY, Pair
-from orchestrator.analysis.statistics import ALPHA, MARGIN, PairedResult, compare_paired, interval
+from orchestrator.analysis.statistics import (
+    MARGIN,
+    PairedResult,
+    compare_paired,
+    interval,
+)
+from orchestrator.experiments.decision import ALPHA
 from orchestrator.forensics.roles.routing import ROLES, STATES
 from tests.orchestrator.reading import reading_of
 

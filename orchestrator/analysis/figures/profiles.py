@@ -24,8 +24,15 @@ from orchestrator.analysis.figures.traces import DrawnArm, arms_of, profile_trac
 from orchestrator.analysis.formatting import low_to_high, number, signed
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, Interval, interval, mean_of_known, p_outside, p_within
+from orchestrator.analysis.statistics import (
+    Interval,
+    interval,
+    mean_of_known,
+    p_outside,
+    p_within,
+)
 from orchestrator.analysis.symmetry import PAPER_SPREAD
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.reading import profile, spread
 
 CONCENTRATION = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}

@@ -6,8 +6,11 @@ import inspect
 
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.sign_flip import EXACT_PAIRS
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, MAX_PATTERNS
+from orchestrator.analysis.statistics import (
+    MAX_PATTERNS,
+)
 from orchestrator.common.web.pages import Term
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.measures.table import MEASURES
 
 EXCHANGED = MAX_PATTERNS.bit_length()  # most pairs for which all label exchanges are taken

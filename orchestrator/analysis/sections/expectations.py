@@ -6,7 +6,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.formatting import grouped_notes, low_to_high, number
 from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.sections.section import Section, TableCell
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 
 
 def verdicts(c: Comparison) -> Section:

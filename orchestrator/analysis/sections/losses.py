@@ -8,7 +8,11 @@ from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.sign_flip import EXACT_PAIRS
-from orchestrator.analysis.statistics import ALPHA, PairedResult, mean_of_known, smallest_p
+from orchestrator.analysis.statistics import (
+    PairedResult,
+    mean_of_known,
+)
+from orchestrator.experiments.decision import ALPHA, smallest_p
 
 EVERY_P = ("p", "corrected", "equivalent")
 

@@ -17,8 +17,11 @@ from orchestrator.analysis.cells import CellResult, ExperimentResult, read_exper
 from orchestrator.analysis.comparison import compute
 from orchestrator.analysis.expectations import Expectation, expectations
 from orchestrator.analysis.sections.expectations import verdicts
-from orchestrator.analysis.statistics import FEWEST_PAIRS, interval
+from orchestrator.analysis.statistics import (
+    interval,
+)
 from orchestrator.common.errors import UserError
+from orchestrator.experiments.decision import FEWEST_PAIRS
 from orchestrator.experiments.expectations import intended
 from orchestrator.forensics.reading import Reading
 from tests.naming import names, naming

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.analysis.sign_flip import EXACT_PAIRS, Look, one_look, p_below, p_two_sided
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS, smallest_p
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS, smallest_p
 
 
 def enumerated_p(d: list[float]) -> float:

@@ -323,7 +323,7 @@ def planned(orchestrate: Orchestrate, capsys: Printed) -> Callable[..., str]:
 
 def test_the_plan_prints_the_papers_exact_counts(planned: Callable[..., str]) -> None:
     short = ("train.seq_len=64", "train.batch_size=1")
-    printed = planned("+experiment=width_ablation", "model=paper_478m", *short)
+    printed = planned("+experiment=width_ablation", "seeds=[0,1]", "model=paper_478m", *short)
     assert "1168/3504 ×11" in printed
     assert "1024/3072" in printed
     assert "1372/4116" in printed
@@ -334,7 +334,7 @@ def test_the_plan_prints_the_papers_exact_counts(planned: Callable[..., str]) ->
 
 
 def test_ranks_share_time_and_memory_and_what_slurm_runs_is_counted(planned: Callable[..., str]) -> None:
-    run = ("+experiment=width_ablation", "model=paper_478m", "plan.gpu=h100", "train.batch_size=8")
+    run = ("+experiment=width_ablation", "seeds=[0,1]", "model=paper_478m", "plan.gpu=h100", "train.batch_size=8")
     assert names(planned(*run, "launcher=slurm"), "jobs 5 4 cells", "4 at once")
     assert names(planned(*run, "launcher=slurm", "forensics=beside"), "jobs 25 4 cells", "20 readings")
     assert names(planned(*run, "launcher.ranks=8"), "8 processes")
