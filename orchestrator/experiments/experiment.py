@@ -17,7 +17,8 @@ from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, schema
 from orchestrator.config.schema import Config
-from orchestrator.experiments import dependency, expectations, playback
+from orchestrator.experiments import branch as branches
+from orchestrator.experiments import dependency, expectations, horizon, playback
 
 LONGEST_NAME = 120  # characters
 LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
@@ -121,19 +122,23 @@ def experiment_of(
     wanted = expectations.intended(base.expect, arms)
     name = _name(base, overrides, swept)
     root = Path(base.root) / name
-    cells = []
+    composed: dict[str, Config] = {}
     for arm, arm_overrides in arms.items():
         try:
-            composed = compose([*overrides, *arm_overrides]) if arm_overrides else deepcopy(base)
+            composed[arm] = compose([*overrides, *arm_overrides]) if arm_overrides else deepcopy(base)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}") from error
+    cells = []
+    for arm, resolved in composed.items():
+        train = replace(resolved.train, keep_at=_kept_steps(arm, composed))
         for seed in seeds:
-            config = replace(composed, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker)
-            cells.append(Cell(config, root / arm / f"seed={seed}"))
+            own = replace(resolved, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker, train=train)
+            cells.append(Cell(own, root / arm / f"seed={seed}"))
     experiment = Experiment(name, replace(base, name=name, seeds=list(seeds)), root, tuple(cells))
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
+            branches.check(config, experiment.arms)
             dependency.check(config, experiment.arms)
             playback.check(config, experiment.arms)
         except UserError as error:
@@ -141,6 +146,13 @@ def experiment_of(
     expectations.check_depths(wanted, {arm: config.model.layers for arm, config in experiment.arms.items()})
     _refuse_undeclared_differences(experiment)
     return experiment
+
+
+def _kept_steps(arm: str, arms: dict[str, Config]) -> list[int]:
+    """The steps of `arm` whose state is kept: as asked for, where branches begin, and where it can be extended from."""
+    train, until = arms[arm].train, horizon.exact_until(arms[arm])
+    to_extend = {until} if until is not None and 0 < until < train.steps else set()
+    return sorted({*train.keep_at, *branches.steps_from(arm, arms), *to_extend})
 
 
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:
