@@ -29,9 +29,10 @@ from orchestrator.storage.metrics_log import Record
 
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
-    "machine": MAPPING, "code": LIST, "history": LIST,
+    "machine": MAPPING, "code": LIST, "history": LIST, "steps": MAPPING, "lineage": MAPPING, "dropped": LIST,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
+BRANCH: Shape = {"arm": TEXT, "step": WHOLE, "experiment": optional(TEXT)}  # a trunk in `lineage`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
 RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
@@ -61,6 +62,9 @@ def check_description(spec: dict[str, Any]) -> None:
     check_all("code", spec["code"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
+    check_all("steps", spec["steps"], POSITIVE)
+    for arm, trunk in spec["lineage"].items():
+        check_shape(f"lineage.{arm}", trunk, BRANCH)
     for arm, model in spec["models"].items():
         where = f"models.{arm}"
         check_shape(where, model, MODEL)
