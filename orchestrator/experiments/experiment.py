@@ -138,8 +138,8 @@ def experiment_of(
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
-            branches.check(config, experiment.arms)
             dependency.check(config, experiment.arms)
+            branches.check(config, experiment.arms)
             playback.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
