@@ -18,13 +18,26 @@ def decay_steps(optim: OptimConfig, steps: int) -> int:
 
 def exact_until(config: Config) -> int | None:
     """The last step whose state is that of every longer run, bit for bit; None where no step's is."""
-    optim, steps, sidecar = config.optim, config.train.steps, config.sidecar
-    decides = sidecar.mode not in (SidecarMode.off, SidecarMode.fixed)
-    if optim.schedule == Schedule.cosine or optim.warmup_steps > steps or (decides and "progress" in sidecar.features):
+    optim, steps = config.optim, config.train.steps
+    if _bound_to_its_end(config):
         return None
     if optim.schedule == Schedule.wsd:
         return max(steps - decay_steps(optim, steps), optim.warmup_steps)
-    return steps - 1 if decides else steps  # at the last step, a sidecar makes no decision
+    return steps - 1 if _decides(config) else steps  # at the last step, a sidecar makes no decision
+
+
+def _bound_to_its_end(config: Config) -> str | None:
+    """The setting by which every step depends on `train.steps`; None where there is none."""
+    optim = config.optim
+    if optim.schedule == Schedule.cosine:
+        return "optim.schedule=cosine"
+    if optim.warmup_steps > config.train.steps:
+        return f"optim.warmup_steps={optim.warmup_steps}, cut to the length of the run"
+    return "sidecar.features=[progress, …]" if _decides(config) and "progress" in config.sidecar.features else None
+
+
+def _decides(config: Config) -> bool:
+    return config.sidecar.mode not in (SidecarMode.off, SidecarMode.fixed)
 
 
 def is_of_this_run(config: Config, step: int, steps: int) -> bool:
@@ -49,8 +62,8 @@ def check_extension(known: Config, now: Config, cell: Path) -> None:
     until = exact_until(known)
     if until is None:
         raise UserError(
-            f"{wanted} cannot extend {cell}, which was trained to {was} with optim.schedule={known.optim.schedule}: "
-            f"every step of it depended on its end; {branch}, or train anew under another name=...."
+            f"{wanted} cannot extend {cell}, which was trained to {was} with {_bound_to_its_end(known)}, so that every "
+            f"step depended on its end: {branch}, or train anew under another name=...."
         )
     whole = [path for path in saved if checkpoint.corruption(path, digests=False) is None]
     if any("steps" not in checkpoint.read_state(path) for path in whole):
