@@ -15,6 +15,7 @@ from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.jobs import waves
 from orchestrator.schedulers import chosen
 from orchestrator.storage import checkpoint
+from orchestrator.storage.event_log import EventLog
 from orchestrator.tracking import run
 from orchestrator.training import distributed, initial_weights
 from orchestrator.training.sidecar import planned_sidecar
@@ -38,7 +39,9 @@ def check(experiment: Experiment) -> None:
 
 def _check_trunks(experiment: Experiment) -> None:
     """Raise `UserError` for a branch whose trunk no longer has, or will not have, the state to begin from."""
-    together = {cell.directory for cell in experiment.cells}
+    events = EventLog(experiment.directory).last().items()
+    under_way = {experiment.directory / cell for cell, entry in events if entry.is_open}
+    trained = under_way | {cell.directory for cell in experiment.cells}
     for cell in experiment.cells:
         trunk, step = trunk_cell(cell.config, experiment.directory), cell.config.branch.step
         if trunk is None or step is None or checkpoint.saved(cell.directory / "checkpoints"):
@@ -50,7 +53,7 @@ def _check_trunks(experiment: Experiment) -> None:
                 f"{cell.id} begins at branch.step={step} of {trunk}, which is past it and keeps its state only at "
                 f"steps {', '.join(map(str, left)) or '–'}: begin at one of these, or train it anew under name=...."
             )
-        if step not in left and trunk not in together:
+        if step not in left and trunk not in trained:
             raise UserError(
                 f"{cell.id} begins at branch.step={step} of {trunk}, which has not come so far, and which this launch "
                 "does not train: train that cell first."

@@ -130,8 +130,12 @@ class ArmPlan:
     @property
     def kept(self) -> int:
         """Number of checkpoints left at the end: the newest ones and that of step 0."""
-        keep = self.config.train.keep_checkpoints
-        return len(self.saved) if keep is None else min(len(self.saved), 1 + keep)
+        return len(self._newest(self.config.train.keep_checkpoints) | {0})
+
+    def _newest(self, count: int | None) -> set[int]:
+        """Steps of the newest `count` checkpoints, of all where it is None, and of those that are always kept."""
+        newest = sorted(self.saved) if count is None else sorted(self.saved)[-count:]
+        return {*newest, *(self.saved & {*self.config.train.keep_at})}
 
     @cached_property
     def checkpoint_bytes(self) -> tuple[int, int]:
@@ -154,9 +158,8 @@ class ArmPlan:
 
     @property
     def states(self) -> int:
-        """Number of the kept checkpoints that keep the state to resume from: the newest."""
-        keep = self.config.train.keep_states
-        return self.kept if keep is None else min(self.kept, keep)
+        """Number of the kept checkpoints that keep the state to resume from: the newest, and those of `keep_at`."""
+        return min(self.kept, len(self._newest(self.config.train.keep_states)))
 
     @property
     def reduced_bytes(self) -> tuple[int, int]:

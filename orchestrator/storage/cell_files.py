@@ -88,15 +88,16 @@ class CellFiles:
         """Copy what the cell in `trunk` had at `step`, the checkpoint last: until it is here, the cell has not begun.
 
         Records of the trunk, without its test loss, are marked by their key `trunk`, the `name`. The checkpoint of step
-        0, with which readings compare, comes with that of `step`. Raises `UserError` where one is missing or corrupt.
+        0, with which readings compare, comes with that of `step`. Raises `UserError` where that is missing or corrupt.
         """
         self.rewind(-1)
-        own = {"trunk": name, "attempt": 0}  # before each attempt of this cell
+        records = [
+            {"trunk": name, **{k: v for k, v in record.items() if k != "test"}, "attempt": 0}  # before the cell's first
+            for record in metrics_log.read(trunk / "metrics.jsonl")
+            if record["step"] <= step
+        ]
         with self._writing():
-            for record in metrics_log.read(trunk / "metrics.jsonl"):
-                if record["step"] <= step:
-                    kept = {key: value for key, value in record.items() if key != "test"}
-                    metrics_log.append(self.metrics_log, own | kept | {"attempt": 0})
+            metrics_log.write(self.metrics_log, records)
             for found in (steps.readings_in, steps.damages_in):
                 for at, file in found(trunk).items():
                     if at <= step:
