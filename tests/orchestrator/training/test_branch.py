@@ -10,6 +10,7 @@ from orchestrator.analysis.cells import read_cell
 from orchestrator.common.errors import UserError
 from orchestrator.experiments.experiment import Cell
 from orchestrator.forensics.reading import read_reading
+from orchestrator.launch import checks
 from orchestrator.storage import checkpoint, steps
 from orchestrator.training.trainer import Callback, Trainer
 from tests.naming import naming
@@ -131,3 +132,26 @@ def test_a_branch_waits_for_the_state_of_its_trunk(small: list[str], tmp_path: P
         complete(of["late"])
     assert complete(of["trunk"])
     assert complete(of["late"])
+
+
+def test_a_trunk_without_the_state_is_refused_before_anything_is_launched(small: list[str], tmp_path: Path) -> None:
+    """The trunk is past the step and kept its weights alone; or nobody trains it."""
+
+    def launch(step: int) -> None:
+        late = f"from_{step}: ['optim.schedule=wsd','branch={{arm: trunk, step: {step}}}']"
+        words = [*small, f"++arms={{trunk: ['optim.schedule=constant'], {late}}}", DECLARED, "name=x"]
+        checks.check(new_experiment(words, tmp_path))
+
+    launch(6)
+    experiment = new_experiment([*small, "++arms={trunk: ['optim.schedule=constant']}", DECLARED, "name=x"], tmp_path)
+    assert complete(experiment.cells[0])
+    with pytest.raises(UserError, match=naming("from_5/seed=0", "branch.step=5", "6, 8, 12")):
+        launch(5)
+    launch(8)
+    alone = "'branch={arm: trunk, step: 9, experiment: " + f"{tmp_path}/x" + "}'"
+    words = [*small, f"++arms={{base: [], late: [{alone}]}}", DECLARED, "name=y", "optim.schedule=constant"]
+    with pytest.raises(UserError, match=naming("branch.step=9", tmp_path / "x/trunk/seed=0", "6, 8, 12")):
+        checks.check(new_experiment(words, tmp_path))
+    (tmp_path / "x/trunk/seed=0/checkpoints").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match=naming("branch.step=9", tmp_path / "x/trunk/seed=0", "train that cell first")):
+        checks.check(new_experiment(words, tmp_path))

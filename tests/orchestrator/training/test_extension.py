@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.storage import checkpoint, lease, metrics_log
+from orchestrator.training.compute import Compute
 from tests.naming import naming
 from tests.orchestrator.training.cells import Crash, CrashAt, complete, fingerprints, new_cell, rows, run_with
 
@@ -100,3 +102,20 @@ def test_what_cannot_be_extended_is_refused_with_the_cure(small: list[str], tmp_
         pytest.raises(UserError, match=naming("train.steps=8", "held", "stop it")),
     ):
         launch("held", 8, *CONSTANT)
+
+
+def test_a_run_goes_on_with_other_micro_batches_but_not_in_another_precision(small: list[str], tmp_path: Path) -> None:
+    whole = new_cell([*small, "name=whole"], tmp_path)
+    assert complete(whole)
+    with pytest.raises(Crash):
+        run_with(new_cell([*small, "name=x"], tmp_path), CrashAt(7))
+    cell = new_cell([*small, "name=x", "train.micro_batch_size=1"], tmp_path)
+    assert complete(cell)
+    ends = [row["test"]["code"] for one in (whole, cell) for row in rows(one)[-1:]]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
+
+    newest = cell.directory / "checkpoints/step_00000012"
+    saved = checkpoint.read_state(newest)["precision"]
+    Compute(torch.device("cpu"), bf16=False, compiled=False).check_precision(saved, newest)
+    with pytest.raises(UserError, match=naming(newest, "fp32", "bf16", "train.device")):
+        Compute(torch.device("cuda"), bf16=True, compiled=False).check_precision(saved, newest)
