@@ -18,11 +18,11 @@ def decay_steps(optim: OptimConfig, steps: int) -> int:
 
 def exact_until(config: Config) -> int | None:
     """The last step whose state is that of every longer run, bit for bit; None where no step's is."""
-    optim, steps = config.optim, config.train.steps
+    optim, steps, begins = config.optim, config.train.steps, config.branch.step  # no length changes a trunk's state
     if _bound_to_its_end(config):
-        return None
+        return begins
     if optim.schedule == Schedule.wsd:
-        return max(steps - decay_steps(optim, steps), optim.warmup_steps)
+        return max(steps - decay_steps(optim, steps), optim.warmup_steps, begins or 0)
     return steps - 1 if _decides(config) else steps  # at the last step, a sidecar makes no decision
 
 

@@ -65,7 +65,7 @@ def test_where_an_arm_begins_is_declared() -> None:
 def test_a_trunk_keeps_the_states_that_branches_begin_from_and_comes_first() -> None:
     experiment = build(f"twig: [{begins('late', 700)}], late: [{begins('base', 600)}], base: ['train.keep_at=[9]']")
     kept = {arm: config.train.keep_at for arm, config in experiment.arms.items()}
-    assert kept == {"twig": [], "late": [700], "base": [9, 600]}
+    assert kept == {"twig": [700], "late": [600, 700], "base": [9, 600]}
     twig, late, base = experiment.cells
     assert awaited_cells(twig.config, experiment.directory) == {late.directory}
     assert waves([twig, late, base]) == [[base], [late], [twig]]

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.config.schema import Config, OptimConfig, Schedule, SidecarConfig, SidecarMode, TrainConfig
+from orchestrator.config.schema import (
+    BranchConfig,
+    Config,
+    OptimConfig,
+    Schedule,
+    SidecarConfig,
+    SidecarMode,
+    TrainConfig,
+)
 from orchestrator.experiments.horizon import exact_until, is_of_this_run
 from orchestrator.training.optimizer import learning_rate
 
@@ -51,6 +59,13 @@ def test_the_rate_stays_at_its_peak() -> None:
 
 def test_of_a_cosine_no_step_is_that_of_a_longer_run() -> None:
     assert exact_until(config(100, schedule=Schedule.cosine)) is None
+
+
+def test_the_state_that_a_branch_begins_from_is_that_of_every_longer_branch() -> None:
+    for schedule, expected in ((Schedule.cosine, 90), (Schedule.wsd, 90), (Schedule.constant, 100)):
+        run = config(100, schedule=schedule, decay_fraction=0.2)
+        run.branch = BranchConfig(arm="trunk", step=90)
+        assert exact_until(run) == expected
 
 
 def test_a_sidecar_decides_at_the_last_step_of_no_run() -> None:

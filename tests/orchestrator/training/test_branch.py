@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,26 @@ def test_a_branch_without_the_sidecar_begins_with_what_was_evaluated(small: list
     evaluated = checkpoint.load_decoder(of["trunk"].directory / "checkpoints/step_00000006")
     for (name, now), (_, then) in zip(run.model.named_parameters(), evaluated.named_parameters(), strict=True):
         assert now.equal(then), name
+
+
+def test_a_branch_with_any_schedule_is_extended_from_where_it_begins(small: list[str], tmp_path: Path) -> None:
+    arms = "trunk: ['train.steps=6'], late: ['branch={arm: trunk, step: 6}']"
+    less = [word for word in small if "train.steps" not in word]
+
+    def launch(last: int, name: str) -> Cell:
+        late = arms.replace("late: [", f"late: ['train.steps={last}',")
+        of = cells([*less, "train.keep_states=1"], tmp_path / name, late)
+        assert name == "extended" or complete(of["trunk"])
+        return of["late"]
+
+    for last, name in ((9, "short"), (12, "whole")):
+        assert complete(launch(last, name))
+    (tmp_path / "short").rename(tmp_path / "extended")
+    (tmp_path / "extended/x/trunk/seed=0/checkpoints").rename(tmp_path / "gone")
+    extended, whole = launch(12, "extended"), tmp_path / "whole/x/late/seed=0"
+    assert complete(extended)
+    for name, digest in tensors(extended).items():
+        assert hashlib.sha256((whole / name).read_bytes()).hexdigest() == digest
 
 
 def test_a_branch_waits_for_the_state_of_its_trunk(small: list[str], tmp_path: Path) -> None:
