@@ -32,6 +32,7 @@ DESCRIPTION: Shape = {  # experiment.yaml
     "machine": MAPPING, "code": LIST, "history": LIST, "steps": MAPPING, "lineage": MAPPING, "dropped": LIST,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
+HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING}
 BRANCH: Shape = {"arm": TEXT, "step": WHOLE, "experiment": optional(TEXT)}  # a trunk in `lineage`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
@@ -62,6 +63,7 @@ def check_description(spec: dict[str, Any]) -> None:
     check_all("code", spec["code"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
+        check_shape(f"history.{index}", entry, {key: of for key, of in HISTORY_IF_RECORDED.items() if key in entry})
     check_all("steps", spec["steps"], POSITIVE)
     for arm, trunk in spec["lineage"].items():
         check_shape(f"lineage.{arm}", trunk, BRANCH)

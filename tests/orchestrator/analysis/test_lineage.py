@@ -17,6 +17,7 @@ from orchestrator.common.errors import UserError
 from tests.naming import names, naming
 
 Write = Callable[..., Path]
+ENTRY = {"since": "2026-11-03T10:00:00+00:00", "seeds": [0, 1], "contrasts": {}, "expect": {}}
 ARMS = ("base", "late", "twig", "apart")
 
 
@@ -57,9 +58,7 @@ def test_without_a_trunk_there_is_no_tree(experiment: Write) -> None:
 
 def test_a_trunk_of_another_experiment_or_of_a_dropped_arm_is_named(branched: Path) -> None:
     other = {"late": branch("base", 50, "outputs/first"), "twig": branch("apart", 75)}
-    history = [
-        {"since": "2026-11-03T10:00:00+00:00", "seeds": [0, 1], "contrasts": {}, "expect": {}, "dropped": ["apart"]}
-    ]
+    history = [dict(ENTRY, dropped=["apart"])]
     section = lineage(compute(describe(branched, lineage=other, dropped=["apart"], history=history)))
     assert [row[0] for row in section.rows] == ["base", "late (from base)", "twig (from apart)"]
     assert names(section.notes[1], "outputs/first")
@@ -100,6 +99,7 @@ def test_a_run_that_is_being_extended_is_not_finished(experiment: Write) -> None
         ({"lineage": {"late": branch("base", -1)}}, ["lineage.late", "step"]),
         ({"steps": {"base": "many"}}, ["steps", "base"]),
         ({"dropped": "late"}, ["dropped"]),
+        ({"history": [dict(ENTRY, steps=[100])]}, ["history.0", "steps"]),
     ],
 )
 def test_what_is_not_of_that_form_is_a_sentence(branched: Path, more: dict[str, Any], named: list[str]) -> None:
