@@ -204,6 +204,10 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
         ("+experiment=trajectory",),
         (verdict, summary, figure("trajectory", "trajectory.png"), tables("trajectory", "loss_drops")),
     ),
+    "anneal": Trained(
+        ("+experiment=anneal",),
+        (verdict, summary, tables("contrasts", "paired_eval", "role_migration")),
+    ),
     "trace": Traced("The capital of France is"),
     "interventions": Prediction(
         (

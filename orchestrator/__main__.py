@@ -43,7 +43,7 @@ def run(
     with command.importing():
         from orchestrator import plan
         from orchestrator.experiments.experiment import experiment_of
-        from orchestrator.experiments.run_directory import open_directory, refuse_another
+        from orchestrator.experiments.run_directory import open_directory, refuse_another, without_dropped
         from orchestrator.launch import checks
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
@@ -53,6 +53,7 @@ def run(
     if job:
         job.record_directory(experiment.directory)
     refuse_another(experiment)
+    experiment = without_dropped(experiment)
     checks.check(experiment)
     if experiment.config.dry_run:
         with console:  # printed in one piece, as several jobs may share the terminal

@@ -28,6 +28,7 @@ def caveats(experiment: ExperimentResult, pairs: list[Pair], domains: list[str])
     if pairs and not domains:
         notes.append("No held-out domain is common to all finished cells: their losses cannot be compared.")
     notes += late_changes.notes(experiment)
+    notes += [f"{arm} was dropped on {day} and is not compared." for arm, day in experiment.dropped.items()]
     notes += _batch_notes(pairs)
     read = [[cell.readings[step] for cell in pair.cells] for pair in pairs for step in pair.common_steps[-1:]]
     if any(len(a.layers) != len(b.layers) for a, b in read):

@@ -75,6 +75,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """The trunk that an arm begins from, from experiment.yaml."""
+
+    arm: str
+    step: int
+    experiment: str | None  # the directory of another experiment; null: the same
+
+
+@dataclass(frozen=True)
 class ExperimentResult:
     """An experiment's description and its cells. The first arm is the baseline."""
 
@@ -90,7 +99,10 @@ class ExperimentResult:
     models: dict[str, Model] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)  # of the first launch; empty if not recorded
     code: list[dict[str, Any]] = field(default_factory=list)  # since, commit, diff, versions: one per change
-    history: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect: one per change
+    history: list[dict[str, Any]] = field(default_factory=list)  # since, seeds, contrasts, expect, …: one per change
+    steps: dict[str, int] = field(default_factory=dict)  # arm → steps of a run; empty where they are not recorded
+    lineage: dict[str, Branch] = field(default_factory=dict)  # arm → its trunk, for those that have one
+    dropped: dict[str, str] = field(default_factory=dict)  # arm that is left out → the day since when, UTC
     decide: dict[str, Any] = field(default_factory=dict)  # `decide` of its newest launch; empty if not recorded
     launcher: dict[str, Any] = field(default_factory=dict)  # of its newest launch; empty if not recorded
     looks: list[dict[str, Any]] = field(default_factory=list)  # since, most, seeds: arm → those complete; oldest first
@@ -149,17 +161,21 @@ def read_experiment(path: Path) -> ExperimentResult:
     with refusing(source, "restore it, or delete it and run the experiment again"):
         check_description(spec)
     models, contrasts = spec["models"], spec["contrasts"]
-    arms, seeds = [str(arm) for arm in spec["arms"]], spec["seeds"]
+    every, seeds, dropped = [str(arm) for arm in spec["arms"]], spec["seeds"], _dropped_since(spec)
+    arms = [arm for arm in every if arm not in dropped]
     try:
         check_contrasts(contrasts, arms)
-        lines, *_ = [intended(lines, arms) for lines in (spec["expect"], *(one["expect"] for one in spec["history"]))]
+        lines, *_ = [intended(lines, every) for lines in (spec["expect"], *(one["expect"] for one in spec["history"]))]
     except UserError as error:
         raise UserError(f"{source}: {one_line(error)}") from error
     events = EventLog(path)
     last, environments = events.last(), events.environments()
     cells = _of_one_version(
         [
-            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
+            replace(
+                read_cell(path / cell, arm, seed, last.get(cell), spec["steps"].get(arm, 0)),
+                environments=environments.get(cell, []),
+            )
             for arm in arms
             for seed in seeds
             for cell in [f"{arm}/seed={seed}"]
@@ -173,9 +189,10 @@ def read_experiment(path: Path) -> ExperimentResult:
             for arm in arms
             if arm in models
         },
-        machine=spec["machine"], code=spec["code"], history=spec["history"],
-        decide=spec["decide"], launcher=spec["launcher"], looks=spec["looks"], finished=events.first_done(),
-        cells=cells,
+        machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
+        decide=spec["decide"], launcher=spec["launcher"], looks=spec["looks"],
+        steps=spec["steps"], lineage={arm: Branch(**of) for arm, of in spec["lineage"].items() if arm in arms},
+        dropped=dropped, cells=cells,
     )  # fmt: skip
 
 
@@ -189,8 +206,19 @@ def _of_one_version(cells: list[CellResult]) -> list[CellResult]:
     ]
 
 
-def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> CellResult:
+def _dropped_since(spec: dict[str, Any]) -> dict[str, str]:
+    """Return arm → day (UTC) of the first entry of the history from which on it is dropped."""
+    since: dict[str, str] = {}
+    for entry in spec["history"]:
+        now = entry.get("dropped", [])
+        since = {arm: since.get(arm, entry["since"][:10]) for arm in now}
+    return {arm: since.get(arm, "") for arm in spec["dropped"]}
+
+
+def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None, steps_planned: int = 0) -> CellResult:
     """Read the cell in `path`; `entry`, its last event, explains why it did not finish.
+
+    A cell whose last record is of a step before `steps_planned` is not finished: it is being extended.
 
     Raises `UserError` where a record of the metrics log or a reading is invalid.
     """
@@ -205,7 +233,7 @@ def read_cell(path: Path, arm: str, seed: int, entry: Entry | None = None) -> Ce
     depths = {len(of["layers"]) for of in damages.values()} | {len(reading.layers) for reading in readings.values()}
     if len(depths) > 1:
         raise UserError(f"{path / 'interventions'} holds files of another depth: remove those of another model.")
-    return CellResult(arm, seed, path, records, readings, _missing(records, entry), damages=damages)
+    return CellResult(arm, seed, path, records, readings, _missing(records, entry, steps_planned), damages=damages)
 
 
 def _read_damage(path: Path, step: int) -> dict[str, Any]:
@@ -219,10 +247,10 @@ def _read_damage(path: Path, step: int) -> dict[str, Any]:
     return dict(document)
 
 
-def _missing(records: list[metrics_log.Record], entry: Entry | None) -> str | None:
+def _missing(records: list[metrics_log.Record], entry: Entry | None, steps_planned: int) -> str | None:
     """Return the reason why a cell with this metrics log cannot be compared; null where it can."""
     final = records[-1] if records else {}
-    if "test" in final:
+    if "test" in final and final["step"] >= steps_planned:
         return None
     if not final and entry is None:
         return "never started"

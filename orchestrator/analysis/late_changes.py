@@ -1,4 +1,4 @@
-"""Find seeds, contrasts and expectations that changed after cells had finished, perhaps because of their results."""
+"""Find what changed in an experiment after cells had finished, perhaps because of their results."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ KINDS = {
     "seeds": ("seed", "p assumes that their number was fixed beforehand"),
     "contrasts": ("contrast", "p and the order of the tests assume that nobody had seen the losses"),
     "expect": ("expectation", "its verdict assumes that nobody had seen the readings"),
+    "arms": ("arm", "a comparison of several arms assumes that they were chosen beforehand"),
+    "steps": ("arm", "p assumes that the number of steps was fixed beforehand"),
 }
 ORDER = "the order of the contrasts"
 
@@ -24,8 +26,8 @@ class Change:
     """One change after the first cell had finished."""
 
     kind: str  # a key of KINDS
-    name: str  # a seed, a contrast, a line of `expect`, or ORDER
-    how: str  # added · changed · withdrawn
+    name: str  # a seed, a contrast, a line of `expect`, an arm, or ORDER
+    how: str  # added · changed · withdrawn · extended
     day: str  # UTC, ISO 8601
 
 
@@ -37,7 +39,7 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
         if experiment.finished is not None and now["since"] >= experiment.finished  # ISO 8601 sorts as time does
         for kind in KINDS
         if not (kind == "seeds" and now.get("decide", {}).get(AUTO))  # whose p covers their number
-        for name, how in _compared(_named(before, kind, experiment), _named(now, kind, experiment))
+        for name, how in _compared(kind, _named(before, kind, experiment), _named(now, kind, experiment))
     ]
 
 
@@ -63,14 +65,19 @@ def notes(experiment: ExperimentResult) -> list[str]:
 
 def _named(entry: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
     """Return the names of one kind, and their values, in an entry of the history."""
-    if kind == "contrasts":
-        return dict(entry[kind])
-    names = entry[kind] if kind == "seeds" else intended(entry[kind], experiment.arms)
-    return dict.fromkeys(map(str, names))
+    every = [*experiment.arms, *experiment.dropped]
+    found = entry.get(kind) or {}
+    if kind in ("contrasts", "steps"):
+        return dict(found)
+    return dict.fromkeys(map(str, intended(found, every) if kind == "expect" else found))
 
 
-def _compared(was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
+def _compared(kind: str, was: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, change) of every difference. The order counts for contrasts, which are tested in order."""
+    if kind == "steps":  # of an arm that is new, too, but that is not a change
+        return [(arm, "extended") for arm in now if arm in was and was[arm] != now[arm]]
+    if not was and kind == "arms":  # launched by a version that did not record them
+        return []
     found = [(name, "changed" if name in was else "added") for name in now if name not in was or was[name] != now[name]]
     found += [(name, "withdrawn") for name in was if name not in now]
     kept = [name for name in now if name in was]

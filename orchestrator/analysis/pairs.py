@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult, ExperimentResult
 from orchestrator.analysis.flops import at_equal_flops, spent
 from orchestrator.common.errors import UserError
-from orchestrator.config.keys import OPERATIONAL, differences, is_within
+from orchestrator.config.keys import OF_ROUNDING, OPERATIONAL, differences, is_within
 
 METRICS = ("test_loss", "validation_loss", "best_validation_loss")  # nats/token; the first is the primary one
 BATCH_KEYS = ("data", "train.batch_size", "train.seq_len", "seed")  # decide which tokens a step sees
@@ -92,7 +92,7 @@ def pair_of(a: CellResult, b: CellResult, declared: list[str]) -> Pair:
 
 def declared_differences(a: CellResult, b: CellResult, declared: list[str]) -> tuple[str, ...]:
     """Return the keys in which the cells' configurations differ. Raises `UserError` for one that is not declared."""
-    differing = differences(a.config, b.config, ignore=(*OPERATIONAL, "arm"))
+    differing = differences(a.config, b.config, ignore=(*OPERATIONAL, *OF_ROUNDING, "arm"))
     undeclared = {key: values for key, values in differing.items() if not is_within(key, declared)}
     if undeclared:
         listing = ", ".join(f"{key} ({x} against {y})" for key, (x, y) in undeclared.items())

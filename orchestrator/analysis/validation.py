@@ -29,10 +29,12 @@ from orchestrator.storage.metrics_log import Record
 
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
-    "machine": MAPPING, "code": LIST, "history": LIST, "decide": MAPPING, "looks": LIST,
-    "launcher": MAPPING,
+    "machine": MAPPING, "code": LIST, "history": LIST, "steps": MAPPING, "lineage": MAPPING, "dropped": LIST,
+    "decide": MAPPING, "looks": LIST, "launcher": MAPPING,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
+HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING}
+BRANCH: Shape = {"arm": TEXT, "step": WHOLE, "experiment": optional(TEXT)}  # a trunk in `lineage`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}
 RECORD: Shape = {"step": WHOLE, "digest": TEXT}  # a metrics log's line
@@ -62,6 +64,10 @@ def check_description(spec: dict[str, Any]) -> None:
     check_all("code", spec["code"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
+        check_shape(f"history.{index}", entry, {key: of for key, of in HISTORY_IF_RECORDED.items() if key in entry})
+    check_all("steps", spec["steps"], POSITIVE)
+    for arm, trunk in spec["lineage"].items():
+        check_shape(f"lineage.{arm}", trunk, BRANCH)
     for arm, model in spec["models"].items():
         where = f"models.{arm}"
         check_shape(where, model, MODEL)

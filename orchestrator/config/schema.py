@@ -18,7 +18,7 @@ Profile = StrEnum("Profile", ["uniform", "ramp", "x_shape", "explicit"])
 Match = StrEnum("Match", ["none", "params", "flops"])
 Source = StrEnum("Source", ["builtin", "files", "hub"])
 TokenizerKind = StrEnum("TokenizerKind", ["byte", "bpe", "hf"])
-Schedule = StrEnum("Schedule", ["cosine", "wsd"])
+Schedule = StrEnum("Schedule", ["cosine", "wsd", "constant"])
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
 SidecarMode = StrEnum("SidecarMode", ["off", "learn", "replay", "permute", "random", "fixed"])
@@ -99,7 +99,7 @@ class OptimConfig:
     beta2: float = 0.95  # AdamW's decay of the second moment
     eps: float = 1e-8  # added to AdamW's denominator
     clip: float = 1.0  # largest global gradient norm
-    schedule: Schedule = Schedule.cosine  # of the learning rate after the warm-up
+    schedule: Schedule = Schedule.cosine  # of the learning rate after the warm-up; wsd: lr, then a linear fall
     warmup_steps: int = 50  # steps in which the learning rate rises linearly to lr
     min_lr_ratio: float = 0.1  # final learning rate over the peak
     decay_fraction: float = 0.2  # wsd: share of the run that decays
@@ -130,7 +130,7 @@ class SidecarConfig:
 
 @dataclass
 class TrainConfig:
-    steps: int = 800  # optimizer steps
+    steps: int = 800  # optimizer steps; a later launch may raise it, and training goes on
     batch_size: int = 4  # sequences per optimizer step
     micro_batch_size: int | None = None  # sequences per forward pass; null: the whole batch
     seq_len: int = 128  # tokens per sequence
@@ -139,12 +139,22 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps between two checkpoints
     keep_checkpoints: int | None = None  # newest checkpoints to keep (step 0 always stays); null: all
     keep_states: int | None = 2  # newest that keep the state to resume from; older ones keep weights; null: all
+    keep_at: list[int] = field(default_factory=list)  # steps also saved, for good and with state; branches add theirs
     device: Device = Device.auto  # auto: a GPU where there is one, else the CPU
     precision: Precision = Precision.auto  # auto: bf16 on a GPU, fp32 on CPU; masters are fp32 either way
     compile: bool = False  # torch.compile each layer (equal shapes once) and a large head's softmax; meant for GPUs
     threads: int = 1  # CPU threads of one cell
     init_stream: int = 0  # draws other initial weights of the same seed; two arms that differ in it alone are equal
     init_from: str | None = None  # checkpoint whose weights it begins with, ours or Llama-shaped; null: random weights
+
+
+@dataclass
+class BranchConfig:
+    """The cell of the same seed whose state at one step this one begins from (docs/first-experiment.md)."""
+
+    arm: str | None = None  # the arm that is the trunk; null: no trunk, training begins at step 0
+    step: int | None = None  # step of the trunk at which the branch begins
+    experiment: str | None = None  # directory of the trunk's experiment; null: this one
 
 
 @dataclass
@@ -235,6 +245,7 @@ class Config:
     arms: dict[str, list[str]] = field(default_factory=dict)  # arm → Hydra overrides; the first is the baseline
     seeds: Any = field(default_factory=list)  # every arm is trained at each of these; auto: as many as decide
     decide: DecideConfig = field(default_factory=DecideConfig)
+    dropped: list[str] | None = None  # arms that are neither trained nor compared any more; null: as the last launch
     declared: list[str] = field(default_factory=list)  # the only keys in which arms may differ
     contrasts: dict[str, dict[str, Any]] = field(default_factory=dict)  # name → {arm: weight}, tested in this order
     expect: dict[str, Any] = field(default_factory=dict)  # {arm: {late: specialist}}: experiments/expectations.py
@@ -249,6 +260,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     sidecar: SidecarConfig = field(default_factory=SidecarConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    branch: BranchConfig = field(default_factory=BranchConfig)
     forensics: ForensicsConfig = field(default_factory=ForensicsConfig)
     interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)

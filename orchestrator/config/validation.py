@@ -17,6 +17,7 @@ POSITIVE = (
     "train.seq_len", "train.log_every", "train.eval_every", "train.checkpoint_every", "train.keep_checkpoints",
     "train.keep_states", "train.threads", "forensics.every", "forensics.resamples", "launcher.parallel",
     "interventions.every", "interventions.documents", "decide.min", "decide.max", "decide.step", "decide.margin",
+    "branch.step",
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
 )  # fmt: skip
@@ -81,6 +82,8 @@ def _training(config: Config) -> Iterator[str]:
             f"optim.lr × optim.weight_decay = {optim.lr * optim.weight_decay:.3g} would shrink every weight by a tenth "
             "or more per step: lower optim.weight_decay or optim.lr."
         )
+    if any(step < 1 for step in train.keep_at):
+        yield f"train.keep_at={train.keep_at} holds a step below 1: name steps that are trained."
     if train.micro_batch_size is not None and train.batch_size % train.micro_batch_size:
         yield (
             f"train.micro_batch_size={train.micro_batch_size} does not divide train.batch_size={train.batch_size}: "

@@ -10,30 +10,37 @@ from orchestrator.config.schema import Config
 
 @dataclass(frozen=True)
 class Due:
-    """The multiples of each of `periods`, 0 included, the last step, and the powers of two below `early`."""
+    """The multiples of each of `periods`, 0 included, the last step, powers of two below `early`, and `also`."""
 
     periods: tuple[int, ...]
     last: int
     early: int = 0
+    also: tuple[int, ...] = ()
 
     def __contains__(self, step: int) -> bool:
+        return step == self.last or self.holds_in_a_longer_run(step)
+
+    def holds_in_a_longer_run(self, step: int) -> bool:
+        """True for a step that is due by itself, not because the run ends there."""
         return (
-            step == self.last
-            or any(step % every == 0 for every in self.periods)
+            any(step % every == 0 for every in self.periods)
             or (0 < step < self.early and step & (step - 1) == 0)
+            or step in self.also
         )
 
     def __iter__(self) -> Iterator[int]:
         """The due steps from 0 to the last, ascending."""
         of_periods = {step for every in self.periods for step in range(0, self.last, every)}
         doubled = {1 << power for power in range((min(self.early, self.last) - 1).bit_length()) if self.early}
-        return iter(sorted({*of_periods, *doubled, self.last}))
+        also = {step for step in self.also if step < self.last}
+        return iter(sorted({*of_periods, *doubled, *also, self.last}))
 
     def next(self, step: int) -> int:
         """The first due step that is not before `step`, which lies in the run."""
         multiples = [-(-step // every) * every for every in self.periods]
         doubled = 1 << (step - 1).bit_length() if step > 0 else 0
-        return min(self.last, *multiples, *([doubled] if doubled in self else []))
+        also = [other for other in self.also if other >= step]
+        return min(self.last, *multiples, *also, *([doubled] if doubled in self else []))
 
 
 def reading_steps(config: Config) -> Due:
@@ -49,7 +56,7 @@ def reading_steps_of(steps: int, every: int, *, early: bool) -> Due:
 def checkpoint_steps(config: Config) -> Due:
     """The steps at which a checkpoint is saved, those that are read among them."""
     read = reading_steps(config)
-    return Due((config.train.checkpoint_every, *read.periods), read.last, read.early)
+    return Due((config.train.checkpoint_every, *read.periods), read.last, read.early, tuple(config.train.keep_at))
 
 
 def evaluation_steps(config: Config) -> Due:

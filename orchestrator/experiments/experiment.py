@@ -17,7 +17,8 @@ from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, load, schema
 from orchestrator.config.schema import Config
-from orchestrator.experiments import dependency, expectations, playback
+from orchestrator.experiments import branch as branches
+from orchestrator.experiments import dependency, expectations, horizon, playback
 
 LONGEST_NAME = 120  # characters
 LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
@@ -134,20 +135,24 @@ def experiment_of(
     root = Path(base.root) / name
     auto = base.seeds == schema.AUTO
     seeds = _until_decided(base, root) if auto else base.seeds or [base.seed]
-    cells = []
+    composed: dict[str, Config] = {}
     for arm, arm_overrides in arms.items():
         try:
-            composed = compose([*overrides, *arm_overrides]) if arm_overrides else deepcopy(base)
+            composed[arm] = compose([*overrides, *arm_overrides]) if arm_overrides else deepcopy(base)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}") from error
+    cells = []
+    for arm, resolved in composed.items():
+        train = replace(resolved.train, keep_at=_kept_steps(arm, composed))
         for seed in seeds:
-            config = replace(composed, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker)
-            cells.append(Cell(config, root / arm / f"seed={seed}"))
+            own = replace(resolved, name=name, arm=arm, seed=seed, seeds=list(seeds), tracker=base.tracker, train=train)
+            cells.append(Cell(own, root / arm / f"seed={seed}"))
     experiment = Experiment(name, replace(base, name=name, seeds=list(seeds)), root, tuple(cells), auto)
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
             dependency.check(config, experiment.arms)
+            branches.check(config, experiment.arms)
             playback.check(config, experiment.arms)
         except UserError as error:
             raise UserError(f"Arm '{arm}': {error}" if base.arms else str(error)) from error
@@ -162,6 +167,13 @@ def _until_decided(base: Config, directory: Path) -> list[int]:
     recorded = load.plain_yaml(path.read_text()) if path.is_file() else None
     known = recorded.get("seeds", []) if isinstance(recorded, dict) else []
     return sorted({*range(base.decide.min), *(seed for seed in known if isinstance(seed, int))})
+
+
+def _kept_steps(arm: str, arms: dict[str, Config]) -> list[int]:
+    """The steps of `arm` whose state is kept: as asked for, where branches begin, and where it can be extended from."""
+    train, until = arms[arm].train, horizon.exact_until(arms[arm])
+    to_extend = {until} if until is not None and 0 < until < train.steps else set()
+    return sorted({*train.keep_at, *branches.steps_from(arm, arms), *to_extend})
 
 
 def check_contrasts(contrasts: dict[str, Any], arms: Collection[str]) -> None:

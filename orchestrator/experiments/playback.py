@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, SidecarMode
-from orchestrator.experiments.dependency import arm_of, needed_cell
+from orchestrator.experiments.dependency import arm_of, has_finished, needed_cell
 from orchestrator.storage import metrics_log
 
 MODES = (SidecarMode.replay, SidecarMode.permute, SidecarMode.random)
@@ -52,12 +52,12 @@ def read(config: Config, cell_dir: Path) -> list[dict[str, Any]] | None:
 
 def _decisions(config: Config, cell: Path) -> list[dict[str, Any]]:
     """The sidecar's decisions in the metrics log of a finished cell. Raises `UserError`."""
-    records = metrics_log.read(cell / "metrics.jsonl")
-    if not records or "test" not in records[-1]:
+    if not has_finished(cell):
         raise UserError(
             f"needs={config.needs} names {cell}, which has not finished: train that cell first; "
             "the same command then resumes this one."
         )
+    records = metrics_log.read(cell / "metrics.jsonl")
     decisions = [record["sidecar"] for record in records if "sidecar" in record]
     if not decisions:
         raise UserError(f"needs={config.needs} names {cell}, whose sidecar decided nothing: name a cell that learned.")

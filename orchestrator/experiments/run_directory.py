@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,25 @@ from models.spec import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema
+from orchestrator.experiments import relaunch
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
 
-CHANGEABLE = ("seeds", "contrasts", "expect", "decide")  # a launch may change them; `history` records when
-
 
 def refuse_another(experiment: Experiment) -> None:
-    """Raise `UserError` where the directory holds another experiment; only seeds may be added to one."""
+    """Raise `UserError` where the directory holds another experiment, or this one cannot go on as the launch has it."""
     for path in (experiment.directory, *experiment.directory.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and the run needs a directory: choose another name=... or root=....")
     refuse_older(experiment.directory)
-    recorded = _read(experiment.directory / "experiment.yaml")
-    for key, now in _identity(experiment).items():
-        if recorded and recorded[key] != now:
-            raise UserError(
-                f"{experiment.directory} holds another experiment ({_changes(key, recorded[key], now)}): "
-                "choose another name with name=..., or restore the old values."
-            )
-    for cell in experiment.cells:
-        path = cell.directory / "config.yaml"
-        if not path.exists():
-            continue
-        if changed := keys.differences(load.from_file(path), cell.config, ignore=keys.OPERATIONAL):
-            listing = ", ".join(f"{key} was {was} and is {now}" for key, (was, now) in changed.items())
-            raise UserError(
-                f"{cell.directory} holds another configuration ({listing}): "
-                "choose another name with name=..., or restore the old values."
-            )
+    relaunch.check(experiment, _read(experiment.directory / "experiment.yaml"))
+
+
+def without_dropped(experiment: Experiment) -> Experiment:
+    """The experiment without the cells of dropped arms."""
+    left = relaunch.dropped(experiment, _read(experiment.directory / "experiment.yaml"))
+    return replace(experiment, cells=tuple(cell for cell in experiment.cells if cell.config.arm not in left))
 
 
 def open_directory(experiment: Experiment) -> None:
@@ -73,9 +62,10 @@ def add_seeds(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
             write_whole(path, load.to_yaml(cell.config))
     path = experiment.directory / "experiment.yaml"
     recorded = _read(path)
-    changed = {key: recorded.get(key, {}) for key in CHANGEABLE} | {"seeds": sorted({*recorded["seeds"], *seeds})}
+    history, added = recorded["history"], {"seeds": sorted({*recorded["seeds"], *seeds})}
+    newest = {key: value for key, value in history[-1].items() if key != "since"}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    recorded |= changed | {"history": _appended(recorded.get("history", []), deepcopy(changed), now)}
+    recorded |= added | {"history": _appended(history, deepcopy(newest) | added, now)}
     write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
     return grown
 
@@ -101,15 +91,16 @@ def record_launcher(experiment: Experiment) -> None:
 
 
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
-    """The recorded configuration with the values of this launch for `keys.OF_A_LAUNCH`.
+    """The recorded configuration with the values of this launch for what a launch may change.
 
     A cell that keeps every state, as all did before there was a key for it, does so until a launch says another number
     than the default.
     """
     if known.train.keep_states is None and now.train.keep_states == schema.TrainConfig.keep_states:
         now = replace(now, train=replace(now.train, keep_states=None))
-    merged = known
-    for key in keys.OF_A_LAUNCH:
+    kept = sorted({*known.train.keep_at, *now.train.keep_at})  # what a branch began from may be needed again
+    merged, now = known, replace(now, train=replace(now.train, keep_at=kept))
+    for key in (*keys.OF_A_LAUNCH, *keys.OF_ROUNDING, "train.steps"):
         branch, _, leaf = key.rpartition(".")
         if branch:
             changed = replace(getattr(merged, branch), **{leaf: getattr(getattr(now, branch), leaf)})
@@ -125,7 +116,9 @@ def reopen(path: Path) -> Experiment:
     recorded = _read(path / "experiment.yaml")
     if not recorded:
         raise UserError(no_experiment(path))
-    directories = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
+    left = recorded.get("dropped", [])
+    arms = [arm for arm in recorded["arms"] if arm not in left]
+    directories = [path / arm / f"seed={seed}" for arm in arms for seed in recorded["seeds"]]
     launcher = load.launcher_from(recorded.get("launcher", {}))
     seeds = list(recorded["seeds"])
     cells = [
@@ -153,44 +146,36 @@ def _read(path: Path) -> dict[str, Any]:
     return recorded
 
 
-def _changes(key: str, was: Any, now: Any) -> str:
-    """Both values; of a mapping, those of the entries that differ."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return f"{key} was {was} and is {now}"
-    differing = [name for name in {**was, **now} if was.get(name) != now.get(name)]
-    changes = {name: f"was {was.get(name)} and is {now.get(name)}" for name in differing}
-    changes |= {name: "is new" for name in now if name not in was}
-    changes |= {name: "is gone" for name in was if name not in now}
-    return ", ".join(f"{key}.{name} {change}" for name, change in changes.items())
-
-
-def _identity(experiment: Experiment) -> dict[str, Any]:
-    """The entries of `experiment.yaml` that no launch may change."""
-    config = experiment.config
-    return {"arms": config.arms or {config.arm: []}, "declared": list(config.declared)}
-
-
 def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any]:
     """The content of `experiment.yaml`: as recorded, with what this launch adds or changes."""
     config, now = experiment.config, datetime.now(UTC).isoformat(timespec="seconds")
     code = {**environment.code(), "versions": environment.versions()}
+    arms = {**recorded.get("arms", {}), **relaunch.arms_of(experiment)}
+    lengths = {arm: resolved.train.steps for arm, resolved in experiment.arms.items()}
+    before = recorded.get("history", [{}])[-1]
+    # `history` records when a launch changed one of these.
     changeable = {
         "seeds": sorted({*recorded.get("seeds", []), *config.seeds}),
         "contrasts": config.contrasts,
         "expect": config.expect,
         "decide": {"auto": experiment.auto, **load.to_plain(config.decide)},
+        "dropped": relaunch.dropped(experiment, recorded),
+        "steps": {**before.get("steps", {}), **lengths},
     }
+    lineage = {arm: asdict(c.branch) for arm, c in experiment.arms.items() if c.branch.arm is not None}
     return {
         "name": experiment.name,
         "question": config.question,
-        **_identity(experiment),
+        "arms": arms,
+        "declared": list(config.declared),
         **changeable,
-        "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
+        "lineage": {**recorded.get("lineage", {}), **lineage},
+        "models": recorded.get("models", {}) | {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
         **{key: recorded[key] for key in ("launcher", "looks") if key in recorded},
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),
         # a copy, lest YAML writes a reference
-        "history": _appended(recorded.get("history", []), deepcopy(changeable), now),
+        "history": _appended(recorded.get("history", []), deepcopy(changeable | {"arms": list(arms)}), now),
     }
 
 

@@ -114,9 +114,10 @@ class Worker:
             return state
 
         def started(trainer: Trainer, warnings: list[str]) -> None:
-            reason = " ".join([*warnings, f"resumed at step {trainer.step}" if trainer.step else ""]).strip()
-            several = {"ranks": self.world.size} if self.world.size > 1 else {}
-            record("running", reason, environment=environment(trainer.compute.device, usable_cores()) | several)
+            resumed = trainer.step > (trainer.config.branch.step or 0)
+            reason = " ".join([*warnings, f"resumed at step {trainer.step}" if resumed else ""]).strip()
+            how = {"micro_batch_size": trainer.micro_batch, "ranks": self.world.size}
+            record("running", reason, environment=environment(trainer.compute.device, usable_cores()) | how)
             if self.scheduler.queues:
                 self.stop.on_saved = partial(self._leave, held, record, trainer, trainer.step)
 

@@ -8,10 +8,14 @@ from rich.console import Console
 from orchestrator import data
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Device, SidecarMode
+from orchestrator.experiments.branch import is_whole_with_state
+from orchestrator.experiments.dependency import trunk_cell
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.jobs import waves
 from orchestrator.schedulers import chosen
+from orchestrator.storage import checkpoint
+from orchestrator.storage.event_log import EventLog
 from orchestrator.tracking import run
 from orchestrator.training import distributed, initial_weights
 from orchestrator.training.sidecar import planned_sidecar
@@ -29,7 +33,31 @@ def check(experiment: Experiment) -> None:
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
         data.check(config.data, config.model.vocab_size, config.train.seq_len)
+    _check_trunks(experiment)
     run.check(experiment.config)
+
+
+def _check_trunks(experiment: Experiment) -> None:
+    """Raise `UserError` for a branch whose trunk no longer has, or will not have, the state to begin from."""
+    events = EventLog(experiment.directory).last().items()
+    under_way = {experiment.directory / cell for cell, entry in events if entry.is_open}
+    trained = under_way | {cell.directory for cell in experiment.cells}
+    for cell in experiment.cells:
+        trunk, step = trunk_cell(cell.config, experiment.directory), cell.config.branch.step
+        if trunk is None or step is None or checkpoint.saved(cell.directory / "checkpoints"):
+            continue
+        saved = {checkpoint.step_of(path): path for path in checkpoint.saved(trunk / "checkpoints")}
+        left = [at for at, path in saved.items() if is_whole_with_state(path)]
+        if step not in left and any(at > step for at in saved):
+            raise UserError(
+                f"{cell.id} begins at branch.step={step} of {trunk}, which is past it and keeps its state only at "
+                f"steps {', '.join(map(str, left)) or '–'}: begin at one of these, or train it anew under name=...."
+            )
+        if step not in left and trunk not in trained:
+            raise UserError(
+                f"{cell.id} begins at branch.step={step} of {trunk}, which has not come so far, and which this launch "
+                "does not train: train that cell first."
+            )
 
 
 def check_jobs(experiment: Experiment) -> None:

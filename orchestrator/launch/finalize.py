@@ -21,7 +21,7 @@ from orchestrator.common import command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
 from orchestrator.experiments import run_directory
-from orchestrator.experiments.dependency import needed_cell
+from orchestrator.experiments.dependency import awaited_cells, has_finished
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
@@ -30,7 +30,7 @@ from orchestrator.launch import queued
 from orchestrator.launch.launcher import launch
 from orchestrator.schedulers import job_states, of_this_process
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
-from orchestrator.storage import locks, metrics_log
+from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
 from orchestrator.tracking.run import log_comparison
 
@@ -151,7 +151,7 @@ def _compare_trained(experiment: Experiment) -> tuple[int, Experiment | None]:
 
     Returns their number, and the experiment with the pairs that it needs next, if any.
     """
-    trained = [c for c in experiment.cells if "test" in (metrics_log.newest(c.directory / "metrics.jsonl") or {})]
+    trained = [cell for cell in experiment.cells if has_finished(cell.directory)]
     for cell in trained:
         _read(cell)
     if not trained:
@@ -193,7 +193,7 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
     # and those that failed because they need a result of these
     last, sources = events.last(), {cell.directory for cell in retried}
     failed = [cell for cell in experiment.cells if cell.id in last and last[cell.id].state == "failed"]
-    return [*retried, *(cell for cell in failed if needed_cell(cell.config, experiment.directory) in sources)], longest
+    return [*retried, *(cell for cell in failed if awaited_cells(cell.config, experiment.directory) & sources)], longest
 
 
 def _queued(events: EventLog) -> dict[str, Entry]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 
 from orchestrator.config.schema import Config
-from orchestrator.experiments.dependency import needed_cell
+from orchestrator.experiments.dependency import awaited_cells
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.schedulers.scheduler import Job, Resources
 
@@ -39,8 +39,9 @@ def _threads(config: Config) -> dict[str, str]:
 
 
 def is_ready(cell: Cell, unfinished: Collection[Cell]) -> bool:
-    """True where the cell needs none of the `unfinished` cells."""
-    return needed_cell(cell.config, cell.directory.parents[1]) not in {other.directory for other in unfinished}
+    """True where the cell waits for none of the `unfinished` cells."""
+    awaited = awaited_cells(cell.config, cell.directory.parents[1])
+    return awaited.isdisjoint(other.directory for other in unfinished)
 
 
 def waves(cells: list[Cell]) -> list[list[Cell]]:

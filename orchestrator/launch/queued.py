@@ -12,7 +12,7 @@ from rich.console import Console
 from orchestrator import monitoring
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
-from orchestrator.experiments.dependency import needed_cell
+from orchestrator.experiments.dependency import awaited_cells
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.jobs import cell_job, finalize_job, waves
@@ -81,8 +81,8 @@ def _submit_waves(
     queued = {experiment.directory / cell: job for cell, job in beside.items()}
     before: list[str] = []
     for wave in waves(cells):
-        needed = (needed_cell(cell.config, experiment.directory) for cell in wave)
-        after = [*before, *(queued[path] for path in needed if path in queued)]
+        awaited = {path for cell in wave for path in awaited_cells(cell.config, experiment.directory)}
+        after = [*before, *(job for path, job in queued.items() if path in awaited)]
         jobs = [cell_job(cell, experiment) for cell in wave]
         ids = scheduler.submit(config, jobs, after=after, delay=0.0 if before else delay)
         for cell, job in zip(wave, ids, strict=True):

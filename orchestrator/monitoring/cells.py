@@ -106,13 +106,18 @@ class CellStatus:
         return max((b["seconds"] - a["seconds"] for a, b in pairwise(self.records)), default=None)
 
 
-@cache
 def plan_of(cell_dir: Path) -> Plan:
-    """The plan of a cell, whose configuration does not change. Raises `ValueError` where it cannot be read."""
+    """The plan of a cell, read again where a launch has extended it. Raises `ValueError` where it cannot be read."""
+    path = cell_dir / "config.yaml"
     try:
-        return _plan_in(SEED.sub("", (cell_dir / "config.yaml").read_text()))
+        return _plan_at(path, path.stat().st_mtime_ns)
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+@cache
+def _plan_at(path: Path, written: int) -> Plan:
+    return _plan_in(SEED.sub("", path.read_text()))
 
 
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow

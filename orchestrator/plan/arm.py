@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -42,18 +43,33 @@ class ArmPlan:
         return forward_flops_per_token(self.spec, self.config.train.seq_len)
 
     @property
+    def begins(self) -> int:
+        """The step at which the cell begins: that of its branch, or 0."""
+        return self.config.branch.step or 0
+
+    @property
+    def updates(self) -> int:
+        """Number of the cell's own updates; those of its trunk are the trunk's."""
+        return self.config.train.steps - self.begins
+
+    @property
     def tokens(self) -> int:
         train = self.config.train
-        return train.steps * train.batch_size * train.seq_len
+        return self.updates * train.batch_size * train.seq_len
+
+    def _own(self, steps: Iterable[int]) -> set[int]:
+        """Those of `steps` that the cell trains; where it has no trunk, step 0 too."""
+        return {step for step in steps if step > self.begins or self.begins == 0}
 
     @property
     def flops(self) -> float:
-        """FLOPs of the whole run, including the sidecar's held-out passes."""
+        """FLOPs of the cell's own updates, including the sidecar's held-out passes."""
         learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
         judged = max(0, self.decisions - 1)  # the last interval ends with the run
         judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
         passes = self.decisions + judged if judging and not playback.plays_back(self.config) else 0
-        return training_flops(self.config, self.spec) + sidecar_flops(self.config, self.spec, passes, judged * learning)
+        training = training_flops(self.config, self.spec) * self.updates / self.config.train.steps
+        return training + sidecar_flops(self.config, self.spec, passes, judged * learning)
 
     @property
     def evaluation_flops(self) -> float:
@@ -65,27 +81,27 @@ class ArmPlan:
     def decisions(self) -> int:
         """Number of the sidecar's decisions, one per interval."""
         on = self.config.sidecar.mode != SidecarMode.off
-        return math.ceil(self.config.train.steps / self.config.sidecar.interval) if on else 0
+        return math.ceil(self.updates / self.config.sidecar.interval) if on else 0
 
     @cached_property
     def evaluations(self) -> set[int]:
-        return {*due.evaluation_steps(self.config)}
+        return self._own(due.evaluation_steps(self.config))
 
     @cached_property
     def records(self) -> set[int]:
         """Steps with a record in the metrics log."""
         decided = range(0, self.config.train.steps, self.config.sidecar.interval) if self.decisions else ()
-        return {*due.record_steps(self.config), *decided}
+        return self._own([*due.record_steps(self.config), *decided])
 
     @cached_property
     def readings(self) -> set[int]:
         """Steps with a reading."""
-        return {*due.reading_steps(self.config)}
+        return self._own(due.reading_steps(self.config))
 
     @cached_property
     def interventions(self) -> set[int]:
         """Steps with interventions."""
-        return {*(due.intervention_steps(self.config) or ())}
+        return self._own(due.intervention_steps(self.config) or ())
 
     @property
     def documents(self) -> int:
@@ -108,14 +124,18 @@ class ArmPlan:
 
     @cached_property
     def saved(self) -> set[int]:
-        """Steps with a checkpoint."""
-        return {*due.checkpoint_steps(self.config)}
+        """Steps with a checkpoint, those copied from a trunk included."""
+        return {0, self.begins, *self._own(due.checkpoint_steps(self.config))}
 
     @property
     def kept(self) -> int:
         """Number of checkpoints left at the end: the newest ones and that of step 0."""
-        keep = self.config.train.keep_checkpoints
-        return len(self.saved) if keep is None else min(len(self.saved), 1 + keep)
+        return len(self._newest(self.config.train.keep_checkpoints) | {0})
+
+    def _newest(self, count: int | None) -> set[int]:
+        """Steps of the newest `count` checkpoints, of all where it is None, and of those that are always kept."""
+        newest = sorted(self.saved) if count is None else sorted(self.saved)[-count:]
+        return {*newest, *(self.saved & {*self.config.train.keep_at})}
 
     @cached_property
     def checkpoint_bytes(self) -> tuple[int, int]:
@@ -138,9 +158,8 @@ class ArmPlan:
 
     @property
     def states(self) -> int:
-        """Number of the kept checkpoints that keep the state to resume from: the newest."""
-        keep = self.config.train.keep_states
-        return self.kept if keep is None else min(self.kept, keep)
+        """Number of the kept checkpoints that keep the state to resume from: the newest, and those of `keep_at`."""
+        return min(self.kept, len(self._newest(self.config.train.keep_states)))
 
     @property
     def reduced_bytes(self) -> tuple[int, int]:

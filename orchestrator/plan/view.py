@@ -176,10 +176,12 @@ def _differences(cost: Cost) -> Iterator[Text]:
     baseline, *others = cost.arms.values()
     for cell in others:
         plan, base = cell.plan, baseline.plan
-        yield Text(
-            f"{plan.arm} against {base.arm}: parameters {plan.params / base.params - 1:+.2%}, "
-            f"FLOPs {plan.flops / base.flops - 1:+.2%}"
-        )
+        line = f"{plan.arm} against {base.arm}: parameters {plan.params / base.params - 1:+.2%}, "
+        if (branch := plan.config.branch).arm is None:
+            line += f"FLOPs {plan.flops / base.flops - 1:+.2%}"
+        else:
+            line += f"begins at step {plan.begins:,} of {branch.arm} and trains {plan.updates:,} steps"
+        yield Text(line)
     config = cost.experiment.config
     if config.contrasts:
         yield Text.assemble(("contrasts, tested in this order  ", "dim"), " · ".join(config.contrasts))

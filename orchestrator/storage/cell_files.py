@@ -12,7 +12,7 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
 from orchestrator.storage import checkpoint, metrics_log, steps
-from orchestrator.storage.files import keep_as_replaced
+from orchestrator.storage.files import keep_as_replaced, write_whole
 
 Writing = Callable[[], AbstractContextManager[Callable[[], None]]]  # the type of `Lease.writing`
 
@@ -52,18 +52,24 @@ class CellFiles:
         with self._writing():
             checkpoint.prune(self.checkpoints, checkpoints, states, spare)
 
-    def newest_checkpoint(self) -> tuple[Path | None, list[str]]:
+    def newest_checkpoint(
+        self, is_of_this_run: Callable[[dict[str, Any]], bool] = lambda state: True
+    ) -> tuple[Path | None, list[str]]:
         """The newest checkpoint to resume from, or None, and a sentence for each newer one that was passed over.
 
         It is whole, not reduced, and the metrics log reaches it: one that is ahead of the log would leave a gap there.
+        Those whose state is not of this run, as it was to end earlier, are passed over in silence.
         """
         path, warnings = checkpoint.newest(self.checkpoints)
         last = metrics_log.newest(self.metrics_log)
         reached, reduced = last["step"] if last else -1, 0
         while path is not None:
-            if checkpoint.is_reduced(path):
+            state = checkpoint.read_state(path)
+            if not is_of_this_run(state):
+                pass
+            elif checkpoint.is_reduced(path):
                 reduced += 1
-            elif checkpoint.read_state(path)["logged"] > reached:
+            elif state["logged"] > reached:
                 warnings.append(
                     f"{path} is ahead of the metrics log, which was cut at step {reached}: an earlier one is used."
                 )
@@ -77,6 +83,29 @@ class CellFiles:
                 "train.keep_states=null keeps all from now on."
             )
         return path, warnings
+
+    def begin_from(self, trunk: Path, step: int, name: str) -> None:
+        """Copy what the cell in `trunk` had at `step`, the checkpoint last: until it is here, the cell has not begun.
+
+        Records of the trunk, without its test loss, are marked by their key `trunk`, the `name`. The checkpoint of step
+        0, with which readings compare, comes with that of `step`. Raises `UserError` where that is missing or corrupt.
+        """
+        self.rewind(-1)
+        records = [
+            {"trunk": name, **{k: v for k, v in record.items() if k != "test"}, "attempt": 0}  # before the cell's first
+            for record in metrics_log.read(trunk / "metrics.jsonl")
+            if record["step"] <= step
+        ]
+        with self._writing():
+            metrics_log.write(self.metrics_log, records)
+            for found in (steps.readings_in, steps.damages_in):
+                for at, file in found(trunk).items():
+                    if at <= step:
+                        write_whole(self.cell_dir / file.relative_to(trunk), file.read_text(encoding="utf-8"))
+        self.checkpoints.mkdir(exist_ok=True)
+        for at in (0, step):
+            if at == step or checkpoint.path_of(trunk / "checkpoints", 0).exists():
+                checkpoint.copy(checkpoint.path_of(trunk / "checkpoints", at), self.checkpoints, self._writing)
 
     def rewind(self, step: int) -> None:
         """Set aside every checkpoint, all that was found in it, and every record after `step`; -1 for all of them."""

@@ -94,6 +94,33 @@ def save(
     return final
 
 
+def copy(source: Path, directory: Path, writing: Callable[[], AbstractContextManager[object]] = nullcontext) -> Path:
+    """Copy a whole checkpoint into another cell's `directory`, under the same name and key; return its path.
+
+    `writing` is as in `save`. Raises `UserError` where `source` is corrupt or the disk refuses.
+    """
+    final = directory / source.name
+    if reason := corruption(source):
+        raise UserError(f"{source} is not a whole checkpoint ({reason}): use another step.")
+    partial = directory / f".{final.name}.{platform.node()}.{os.getpid()}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.copytree(source, partial)
+        for file in partial.iterdir():
+            _sync(file)
+        _sync(partial)
+        with writing():
+            partial.rename(final)
+        _sync(directory)
+    except (OSError, shutil.Error) as error:
+        raise UserError(
+            f"{source} could not be copied to {final} ({error}): make room, and run the command again."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it was renamed
+    return final
+
+
 def clear_partial(directory: Path) -> None:
     """Delete what processes that died while saving have left. Only the owner of the cell may call this."""
     for partial in directory.glob(".step_*.partial"):

@@ -29,8 +29,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def keep_as_replaced(path: Path) -> None:
-    """Rename a file that will be written again to `<name>.replaced`, over an earlier one."""
-    path.replace(path.with_name(f"{path.name}.replaced"))
+    """Rename a file that will be written again to `<name>.replaced`, or `<name>.replaced-1` where there is that, …"""
+    aside, attempt = path.with_name(f"{path.name}.replaced"), 0
+    while aside.exists():
+        attempt += 1
+        aside = path.with_name(f"{path.name}.replaced-{attempt}")
+    path.replace(aside)
 
 
 def permit_as_umask(directory: Path) -> None:

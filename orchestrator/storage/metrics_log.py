@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from orchestrator.common.errors import UserError
 from orchestrator.storage import locks
+from orchestrator.storage.files import write_whole
 
 Record = dict[str, Any]
 PATIENCE_SECONDS = 90.0  # longest wait for another process that writes; one that writes for longer is frozen
@@ -127,6 +128,11 @@ def append(path: Path, record: Record) -> None:
             _sync(file)
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def write(path: Path, records: Iterable[Record]) -> None:
+    """Write a log that begins with `records`, over an empty one. Raises `UserError` where the disk refuses."""
+    write_whole(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
 def rewind(path: Path, step: int, check: Callable[[], None] = lambda: None) -> None:

@@ -21,7 +21,7 @@ def record_row(record: dict[str, Any]) -> Row:
     for key, value in record.items():
         if isinstance(value, dict):
             row |= {f"{key}/{name}": leaf for name, leaf in _leaves(value) if name != STEP}
-        elif key not in (STEP, "digest") and value is not None:
+        elif key not in (STEP, "digest", "trunk") and value is not None:
             row[f"{'time' if key in TIMING else 'train'}/{key}"] = value
     return without_dots(row)
 

@@ -110,6 +110,7 @@ class WriteMetrics(Callback):
     """Writes a record every `train.log_every` steps, and where another callback added to it.
 
     Its training loss is the mean over the steps since the previous record, and its speed that of the time since then.
+    A record that is only due because the run ends leaves both to go on, as they would in a longer run.
     """
 
     def __init__(self) -> None:
@@ -150,8 +151,9 @@ class WriteMetrics(Callback):
         }
         trainer.world.on_rank_0(lambda: trainer.files.log(record))
         trainer.record, trainer.logged = record, trainer.step
-        self.losses.zero_()
-        self.count, self.tokens, self.seconds = 0, trainer.tokens, seconds
+        if self.due.holds_in_a_longer_run(trainer.step) or trainer.step < trainer.last_step:
+            self.losses.zero_()
+            self.count, self.tokens, self.seconds = 0, trainer.tokens, seconds
 
     def state(self) -> dict[str, Any]:
         return {"losses": self.losses.item(), "count": self.count, "tokens": self.tokens, "seconds": self.seconds}

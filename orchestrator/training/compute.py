@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,19 @@ class Compute:
     device: torch.device
     bf16: bool  # else fp32
     compiled: bool  # the model's layers are compiled
+
+    @property
+    def precision(self) -> str:
+        """`bf16` or `fp32`."""
+        return "bf16" if self.bf16 else "fp32"
+
+    def check_precision(self, saved: str | None, path: Path) -> None:
+        """Raise `UserError` where the checkpoint at `path` was trained in another precision; None: not recorded."""
+        if saved is not None and saved != self.precision:
+            raise UserError(
+                f"{path} was trained in {saved}, and here train.precision=auto is {self.precision}: go on with "
+                "the train.device that it was trained on, or train anew under another name=...."
+            )
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""

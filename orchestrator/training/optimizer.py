@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from orchestrator.config.schema import OptimConfig, Schedule
+from orchestrator.experiments.horizon import decay_steps
 from sidecar.sharded import local_shard, shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by torch's names
@@ -19,18 +20,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by torch's names
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
     """Learning rate of the update that takes the run from `step` to `step + 1`, of `steps`.
 
-    Linear warm-up, then either a cosine to `min_lr_ratio` or a plateau that falls linearly over the last
-    `decay_fraction` of the run (warm-up, stable, decay).
+    Linear warm-up, then one of: `lr` to the end; a cosine to `min_lr_ratio`; a plateau that falls linearly over the
+    last `decay_fraction` of the run (warm-up, stable, decay).
     """
     warmup = min(config.warmup_steps, steps)
     if step < warmup:
         return config.lr * (step + 1) / warmup
+    if config.schedule == Schedule.constant:
+        return config.lr
     if config.schedule == Schedule.cosine:
         progress = (step - warmup) / max(1, steps - warmup)
         share = 0.5 * (1 + math.cos(math.pi * progress))
     else:
-        decay = max(1, round(config.decay_fraction * steps))
-        share = min(1.0, (steps - step) / decay)
+        share = min(1.0, (steps - step) / decay_steps(config, steps))
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * share)
 
 

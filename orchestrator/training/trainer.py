@@ -17,9 +17,10 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.data import prepare
 from orchestrator.experiments.experiment import decoder_spec
+from orchestrator.experiments.horizon import is_of_this_run
 from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.storage.cell_files import CellFiles, Writing, unfenced
-from orchestrator.training import distributed, initial_weights
+from orchestrator.training import distributed, initial_weights, trunk
 from orchestrator.training.compute import compute_of
 from orchestrator.training.distributed import SINGLE_PROCESS, World
 from orchestrator.training.heldout import HeldoutLoss
@@ -166,24 +167,30 @@ class Trainer:
     def prune(self) -> None:
         """Delete and reduce older checkpoints, as `train` says, but for those that a callback still needs."""
         train = self.config.train
-        self.files.prune(
-            train.keep_checkpoints,
-            train.keep_states,
-            spare=lambda path: any(callback.keeps(path) for callback in self.callbacks),
-        )
+
+        def is_kept(path: Path) -> bool:
+            return checkpoint.step_of(path) in train.keep_at or any(callback.keeps(path) for callback in self.callbacks)
+
+        self.files.prune(train.keep_checkpoints, train.keep_states, spare=is_kept)
 
     def resume(self) -> list[str]:
         """Continue from the newest whole checkpoint; return a warning for each corrupt one.
 
-        Without any, begin at step 0: with random weights, or with those of `train.init_from`.
+        Without any, begin a branch where its trunk was; else at step 0, with random weights or those of
+        `train.init_from`.
         """
-        path, warnings = self.world.on_rank_0(self.files.newest_checkpoint)
+        path, warnings = self.world.on_rank_0(lambda: self.files.newest_checkpoint(self._is_of_this_run))
+        if path is None and self.config.branch.arm is not None:
+            path = self.world.on_rank_0(lambda: trunk.begin(self.config, self.files, self.corpus))
         if path is not None:
             self._load(path)
         elif self.config.train.init_from is not None:
             self._set(initial_weights.read(self.config))
         self.world.on_rank_0(lambda: self.files.rewind(self.saved))
         return warnings
+
+    def _is_of_this_run(self, state: dict[str, Any]) -> bool:
+        return is_of_this_run(self.config, state["step"], state.get("steps", self.last_step))
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         """File stem → named tensors of a checkpoint.
@@ -205,6 +212,7 @@ class Trainer:
         return {
             "schema": 1,
             "step": self.step,
+            "steps": self.last_step,
             "tokens": self.tokens,
             "seconds": self.seconds,
             "digest": self.digest,
@@ -213,6 +221,7 @@ class Trainer:
             "name": self.config.name,
             "arm": self.config.arm,
             "seed": self.config.seed,
+            "precision": self.compute.precision,
             "spec": self.model.spec.to_dict(),
             "optim": {"beta1": self.config.optim.beta1, "beta2": self.config.optim.beta2},
             "trace": self.trace,
@@ -226,14 +235,19 @@ class Trainer:
 
     def _load(self, path: Path) -> None:
         state = checkpoint.read_state(path)
-        self.corpus.check_digest(state["data"], path)
-        saved = checkpoint.read_tensors(path, "model") | checkpoint.read_tensors(path, "masters", required=False)
+        begins = state["step"] == self.config.branch.step
+        if not begins:  # a branch may have other data, and another precision, than its trunk
+            self.corpus.check_digest(state["data"], path)
+            self.compute.check_precision(state.get("precision"), path)
+        saved = checkpoint.read_tensors(path, "model")
+        if self.sidecar or not begins:  # whose gains are folded into the weights
+            saved |= checkpoint.read_tensors(path, "masters", required=False)
         self._set(saved)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.saved = self.step
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)
-        if self.sidecar:
+        if self.sidecar and not (begins and state["sidecar"] is None):
             self.sidecar.load_state_dict(state["sidecar"], checkpoint.read_tensors(path, "sidecar", required=False))
         for callback in self.callbacks:
             if kept := state["callbacks"].get(type(callback).__name__):

@@ -64,6 +64,28 @@ def test_cells_that_play_others_back_come_after_them(run: Run, small_cell: Seque
     assert values[0] == values[1]
 
 
+def test_branches_come_after_their_trunk_and_everything_is_extended(
+    run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    falls = "'optim.schedule=wsd','optim.decay_fraction=0.5','optim.warmup_steps=2'"
+    trunk = "['optim.schedule=constant','optim.warmup_steps=2']"
+    late = f"[{falls},'branch={{arm: trunk, step: 4}}']"
+    arms = (f"++arms={{trunk: {trunk}, late: {late}, apart: [{falls}]}}", "declared=[optim,branch]", "name=x")
+
+    def launch(name: str, steps: int, *launcher: str) -> dict[str, bytes]:
+        done = run("orchestrator", *small_cell, *arms, f"train.steps={steps}", f"root={tmp_path}/{name}", *launcher)
+        assert done.returncode == 0, done.stderr
+        last = f"seed=0/checkpoints/step_{steps:08}/model.safetensors"
+        return {arm: (tmp_path / name / "x" / arm / last).read_bytes() for arm in ("trunk", "late", "apart")}
+
+    on_slurm = ("launcher=slurm", "launcher.wait=true")
+    short = launch("cluster", 8, *on_slurm)
+    assert short["late"] == short["apart"]
+    states = [(r["cell"], r["state"]) for r in metrics_log.read(tmp_path / "cluster/x/events.jsonl")]
+    assert states.index(("trunk/seed=0", "done")) < states.index(("late/seed=0", "running"))
+    assert launch("cluster", 12, *on_slurm) == launch("here", 12, "launcher=debug")
+
+
 def test_a_failed_cell_leaves_the_others_and_says_why(run: Run, small_cell: Sequence[str], tmp_path: Path) -> None:
     arms = ("++arms={a: ['optim.lr=0.001'], b: ['optim.lr=1e20']}", "declared=[optim.lr]", "seeds=[0]")
     more = ("optim.weight_decay=0", "optim.warmup_steps=0", "name=x", f"root={tmp_path}", "launcher=slurm")

@@ -108,7 +108,8 @@ def reduced(argv: list[str], small: tuple[str, ...]) -> list[str]:
     given = {word.lstrip("+").partition("=")[0] for word in argv}
     several = ("seeds=[0,1]",) if "experiment" in given else ()
     more = [word for word in (*BESIDE, *several) if word.partition("=")[0] not in given]
-    return [*argv, *(word for word in small if word != "tracker=off"), *more]
+    fewer = [f"train.steps={max(12, int(word[12:]) // 8)}" for word in argv if word.startswith("train.steps=")]
+    return [*argv, *(word for word in small if word != "tracker=off"), *more, *fewer]
 
 
 def module_of(argv: list[str]) -> tuple[str, list[str]]:

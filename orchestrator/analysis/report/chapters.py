@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures import FIGURES
 from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance, trajectory
+from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section
 
 Build = Callable[[Comparison], list[Section]]
@@ -68,7 +69,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("damage", "What the layers are worth", _per_arm(layers.damages)),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
-    ("shape", "Shape and cost", lambda c: [provenance.costs(c)]),
+    ("shape", "Shape and cost", lambda c: [lineage(c), provenance.costs(c)]),
     ("health", "Health", lambda c: [layers.pathologies(c)]),
     ("differences", "What differs", lambda c: [provenance.differing(c), provenance.shared(c)]),
 )

@@ -6,6 +6,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections import expectations, layers, losses, trajectory
+from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section, TableCell
 
 MANY_ARMS = 4  # beyond which a terminal shows one line per arm
@@ -16,7 +17,7 @@ def sections(c: Comparison) -> list[Section]:
 
     Without a complete pair: every cell's losses and layers.
     """
-    found = _across_arms(c)
+    found = [lineage(c), *_across_arms(c)]
     for arm in c.compared:
         found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
     if not many_arms(c):
@@ -27,7 +28,7 @@ def sections(c: Comparison) -> list[Section]:
 def brief(c: Comparison) -> list[Section]:
     """Build the tables below the findings in a terminal: of losses and layers, or a line per arm if there are many."""
     details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
-    return _with_rows([*_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c)])
+    return _with_rows([lineage(c), *_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c)])
 
 
 def _across_arms(c: Comparison) -> list[Section]:

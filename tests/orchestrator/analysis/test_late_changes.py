@@ -96,3 +96,15 @@ def test_a_broken_entry_is_a_sentence(experiment: Write, broken: Any) -> None:
     with pytest.raises(UserError, match=naming(path, "history.0")) as caught:
         read_experiment(path.parent)
     assert "\n" not in str(caught.value)
+
+
+def test_arms_and_lengths_that_changed_late_are_told(experiment: Write) -> None:
+    before = entry(BEFORE, arms=["uniform"], steps={"uniform": 50})
+    after = entry(AFTER, arms=["uniform", "variable"], steps={"uniform": 100, "variable": 100})
+    found = read_experiment(launched(experiment(), entry(BEFORE), before, after))  # the first is of an older version
+    assert [(change.kind, change.name, change.how) for change in late_changes(found)] == [
+        ("arms", "variable", "added"), ("steps", "uniform", "extended"),
+    ]  # fmt: skip
+    added, extended = notes(found)
+    assert names(added, "variable", "added")
+    assert names(extended, "uniform", "extended")

@@ -153,6 +153,7 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
 ANOTHER = {  # key of a launch → an override below it
     "launcher": "launcher.timeout_hours=3", "tracker": "tracker.project=other", "data.cache_dir": "data.cache_dir=here",
     "train.keep_checkpoints": "train.keep_checkpoints=7", "train.keep_states": "train.keep_states=7",
+    "train.keep_at": "train.keep_at=[7]",
     "forensics.where": "forensics.where=job", "interventions": "interventions.documents=3",
 }  # fmt: skip
 
@@ -187,15 +188,15 @@ def test_a_cell_keeps_what_its_experiment_said_first(tmp_path: Path) -> None:
         assert load.from_file(cell.directory / "config.yaml") == cell.config
 
 
-def test_arms_and_declared_keys_are_part_of_what_a_name_stands_for(tmp_path: Path) -> None:
+def test_what_an_arm_is_cannot_change_under_a_name(tmp_path: Path) -> None:
     root = f"root={tmp_path}"
     open_directory(build(*_arms("{a: [], b: ['width=ramp']}"), root))
-    with pytest.raises(UserError, match=naming(tmp_path / "x", "arms.c", "new")):
-        open_directory(build(*_arms("{a: [], b: ['width=ramp'], c: ['width=x_shape']}"), root))
     with pytest.raises(UserError, match=naming("arms.b", "['width=ramp']", "['width=x_shape']")):
         open_directory(build(*_arms("{a: [], b: ['width=x_shape']}"), root))
     with pytest.raises(UserError, match=naming("declared", "['width']", "['width', 'optim.lr']")):
         open_directory(build(*_arms("{a: [], b: ['width=ramp']}", "[width,optim.lr]"), root))
+    with pytest.raises(UserError, match=naming("baseline", "a", "b")):
+        open_directory(build(*_arms("{b: ['width=ramp'], a: []}"), root))
 
 
 def test_a_cells_config_is_enough_to_rebuild_it(tmp_path: Path) -> None:
@@ -262,8 +263,11 @@ def test_when_seeds_and_contrasts_were_added_is_kept(tmp_path: Path) -> None:
         return yaml.safe_load(written)["history"]
 
     (first,) = launch()
-    decide = {"auto": False, "margin": 0.0025, "min": 6, "max": 12, "step": 1}
-    assert first | {"since": ""} == {"since": "", "seeds": [0], "contrasts": {}, "expect": {}, "decide": decide}
+    assert first | {"since": ""} == {
+        "since": "", "seeds": [0], "contrasts": {}, "expect": {}, "dropped": [], "arms": ["a", "b", "c"],
+        "steps": {"a": 800, "b": 800, "c": 800},
+        "decide": {"auto": False, "margin": 0.0025, "min": 6, "max": 12, "step": 1},
+    }  # fmt: skip
     assert launch("tracker=off") == [first]
     assert launch(CONTRAST)[0] == first
     other = "++contrasts={sum: {a: 0.5, b: 0.5, c: -1.0}, b over a: {b: 1, a: -1}}"

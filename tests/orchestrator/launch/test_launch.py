@@ -35,8 +35,8 @@ ARMS = ("name=pair", "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declar
 LONGER = ("train.steps=120", "train.checkpoint_every=20", "forensics.every=60")
 
 
-def start(overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "orchestrator", *ARMS, *overrides]
+def start(overrides: list[str], log: Path, arms: Sequence[str] = ARMS) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "orchestrator", *arms, *overrides]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 

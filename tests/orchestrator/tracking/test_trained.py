@@ -159,3 +159,24 @@ def test_readings_of_a_job_reach_the_run(cell: Path, small: list[str]) -> None:
     for step, row in layers.items():
         result = json.loads((trained.directory / f"forensics/step_{step:08d}.json").read_text())
         assert row["forensics/cv/layer_01"] == result["layers"][1]["measures"]["cv"]
+
+
+def test_a_branch_is_sent_with_the_records_and_readings_of_its_trunk(small: list[str], tmp_path: Path) -> None:
+    arms = "++arms={trunk: [], late: ['branch={arm: trunk, step: 8}']}"
+    words = [*small, arms, "declared=[branch]", "name=x", f"root={tmp_path}", "tracker=offline"]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        experiment = experiment_of(words, compose)
+    open_directory(experiment)
+    for cell in experiment.cells:
+        with StopSignal() as stop:
+            assert train_cell(cell.directory, stop, reader_for)
+    trunk, late = (offline.inspect(*offline.runs_of(cell.directory)) for cell in experiment.cells)
+    for key in ("train/lr", "forensics/step"):
+        found, expected = (
+            [{k: v for k, v in row.items() if not k.startswith(("time/", "_"))} for row in offline.rows_with(of, key)]
+            for of in (late, trunk)
+        )
+        assert len(found) > 2
+        assert found == expected
+    assert not offline.rows_with(late, "train/trunk")
