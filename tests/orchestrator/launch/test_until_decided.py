@@ -28,7 +28,9 @@ Write = Callable[..., Path]
 def auto(root: Path, **decide: Any) -> Experiment:
     """The experiment in `root`, as `seeds: auto` would have launched it."""
     path = root / "experiment.yaml"
-    spec = {"declared": ["width"], "code": []} | yaml.safe_load(path.read_text())
+    written = yaml.safe_load(path.read_text())
+    history = [{"since": "2026-01-01", "seeds": written["seeds"], "contrasts": {}, "expect": {}}]
+    spec = {"declared": ["width"], "code": [], "history": history} | written
     spec |= {"decide": {"auto": True, **decide}}
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return reopen(root)
