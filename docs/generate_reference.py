@@ -206,7 +206,7 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
     ),
     "anneal": Trained(
         ("+experiment=anneal",),
-        (verdict, summary, tables("contrasts", "paired_eval", "role_migration")),
+        (verdict, figure("paired_eval", "losses.png"), tables("contrasts", "paired_eval")),
     ),
     "trace": Traced("The capital of France is"),
     "interventions": Prediction(
