@@ -54,6 +54,8 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
     code, finished = _report_unfinished(experiment, complain)
     if not ran and not code:
         console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
+    if lost := [c.id for c in experiment.cells if not code and Readings(c.directory, c.config).lost()]:
+        complain(f"Readings or interventions are missing whose checkpoints are gone; without them: {', '.join(lost)}.")
     if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
         _compare(experiment, console, log=ran and not elsewhere)  # else the job that compared has logged it
     return code
@@ -108,7 +110,7 @@ def run_as_job(path: Path) -> None:
 
 def _compare_trained(experiment: Experiment) -> int:
     """Compare the cells that were trained to the end, with all their readings; return their number."""
-    trained = [c for c in experiment.cells if "test" in (metrics_log.newest(c.directory / "metrics.jsonl") or {})]
+    trained = [c for c in experiment.cells if metrics_log.trained_to(c.directory / "metrics.jsonl") is not None]
     for cell in trained:
         _read(cell)
     if trained:

@@ -27,7 +27,7 @@ from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
-from orchestrator.storage import steps
+from orchestrator.storage import metrics_log, steps
 from orchestrator.storage.files import permit_as_umask, write_whole
 
 WEIGHTS = ("model.safetensors", "state.json")  # what a reduced checkpoint holds, beside its manifest
@@ -224,13 +224,24 @@ def read_tensors(path: Path, stem: str, *, required: bool = True) -> dict[str, T
         raise UserError(f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint.") from error
 
 
+def is_cell(directory: Path) -> bool:
+    """True for a cell's directory, whose checkpoints may all be gone."""
+    files = (directory / "config.yaml", directory / "metrics.jsonl")
+    return (directory / "checkpoints").is_dir() or all(file.is_file() for file in files)
+
+
 def find(source: Path) -> Path:
     """`source` itself where it is a whole checkpoint, the newest whole one where it is a cell's directory.
 
     Newer ones that are corrupt are counted on stderr. Raises `UserError` for anything else.
     """
-    if (source / "checkpoints").is_dir():
+    if is_cell(source):
         path, corrupt = newest(source / "checkpoints")
+        if path is None and not corrupt and metrics_log.trained_to(source / "metrics.jsonl") is not None:
+            raise UserError(
+                f"{source} was trained to its end and has no checkpoint any more (deleted, or by status --prune), only "
+                "losses and readings: name another cell, or restore a checkpoint."
+            )
         if path is None:
             raise UserError(f"{source} has no whole checkpoint ({len(corrupt)} corrupt): train the cell first.")
         if corrupt:

@@ -95,6 +95,12 @@ def newest(path: Path) -> Record | None:
         raise UserError(f"The last line of {path} is not a JSON object ({error}): restore or delete it.") from error
 
 
+def trained_to(path: Path) -> int | None:
+    """The step at which training ended, with its test loss; None where it has not. Raises `UserError` as `newest`."""
+    record = newest(path)
+    return record["step"] if record is not None and "test" in record else None
+
+
 def _record(line: bytes) -> Record:
     """The record in a line. Raises `ValueError` where there is none."""
     try:

@@ -136,7 +136,7 @@ def whole(path: Path) -> Path:
         raise UserError(
             f"{path} is an experiment: give one of its cells, such as {', '.join(cells[:3]) or '(none yet)'}."
         )
-    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+    if checkpoint.is_cell(path) or (path / "manifest.json").is_file():
         return checkpoint.find(path)
     if path.is_file() and (path.parent / "manifest.json").is_file():
         checkpoint.find(path.parent)
