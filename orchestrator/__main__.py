@@ -43,7 +43,7 @@ def run(
     with command.importing():
         from orchestrator import plan
         from orchestrator.experiments.experiment import experiment_of
-        from orchestrator.experiments.run_directory import open_directory, refuse_another
+        from orchestrator.experiments.run_directory import open_directory, record_data, refuse_another
         from orchestrator.launch import checks
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
@@ -59,8 +59,9 @@ def run(
             plan.show(experiment, console)
         return 0
     checks.check_jobs(experiment)
-    checks.prepare_data(experiment, console)
+    prepared = checks.prepare_data(experiment, console)
     open_directory(experiment)
+    record_data(experiment, prepared)
     with job.share_of_machine(experiment.config) if job else nullcontext():
         ran = launch(experiment, console)
     return finalize(experiment, console, complain, ran=bool(ran))

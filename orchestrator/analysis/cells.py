@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_de
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
+from orchestrator.experiments.corpora import SHOWN, digest_in
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.forensics.reading import Reading, read_reading
@@ -128,14 +130,13 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{source}: {one_line(error)}") from error
     events = EventLog(path)
     last, environments = events.last(), events.environments()
-    cells = _of_one_version(
-        [
-            replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
-            for arm in arms
-            for seed in seeds
-            for cell in [f"{arm}/seed={seed}"]
-        ]
-    )
+    cells = [
+        replace(read_cell(path / cell, arm, seed, last.get(cell)), environments=environments.get(cell, []))
+        for arm in arms
+        for seed in seeds
+        for cell in [f"{arm}/seed={seed}"]
+    ]
+    cells = _of_one_version(_of_one_corpus(cells, {str(arm): of.get("digest") for arm, of in spec["data"].items()}))
     return ExperimentResult(
         path=path, name=str(spec.get("name") or path.name), question=str(spec.get("question") or ""),
         arms=arms, seeds=seeds, declared=[str(key) for key in spec["declared"]], contrasts=contrasts, expect=lines,
@@ -147,6 +148,21 @@ def read_experiment(path: Path) -> ExperimentResult:
         machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
         cells=cells,
     )  # fmt: skip
+
+
+def _of_one_corpus(cells: list[CellResult], recorded: Mapping[str, str | None]) -> list[CellResult]:
+    """The cells, but `missing` those that were not trained on their arm's corpus, which would be pooled with it.
+
+    `recorded`: arm → the digest of its corpus; of an arm without, its first cell has it.
+    """
+    wanted, found = dict(recorded), []
+    for cell in cells:
+        digest = digest_in(cell.metrics[0]) if cell.metrics else None
+        if digest is not None and digest != (expected := wanted.setdefault(cell.arm, digest)):
+            reason = f"trained on other data than its arm (digest {digest[:SHOWN]}, not {str(expected)[:SHOWN]})"
+            cell = replace(cell, missing=cell.missing or reason)
+        found.append(cell)
+    return found
 
 
 def _of_one_version(cells: list[CellResult]) -> list[CellResult]:

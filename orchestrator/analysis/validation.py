@@ -29,7 +29,7 @@ from orchestrator.storage.metrics_log import Record
 
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
-    "machine": MAPPING, "code": LIST, "history": LIST,
+    "data": MAPPING, "machine": MAPPING, "code": LIST, "history": LIST,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
 MODEL: Shape = {"params": COUNT}
@@ -59,6 +59,7 @@ def check_description(spec: dict[str, Any]) -> None:
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise ShapeError(f"seeds has {repeated[0]} more than once, but a replicate counts once")
     check_all("code", spec["code"], MAPPING)
+    check_all("data", spec["data"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
     for arm, model in spec["models"].items():

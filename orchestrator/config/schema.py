@@ -72,7 +72,7 @@ class DomainConfig:
     path: str | None = None  # builtin: code|prose|facts|math, default the domain's name · files: path, glob · hub: path
     name: str | None = None  # hub: configuration name
     split: str = "train"  # hub: split
-    column: str = "text"  # jsonl, parquet, hub: the column that holds the text
+    column: str = "text"  # jsonl, csv, parquet, hub: the column that holds the text
     streaming: bool = False  # hub: read as a stream; needs data.train_tokens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,8 @@ from models.spec import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema
+from orchestrator.data import Corpus
+from orchestrator.experiments import corpora
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
@@ -64,9 +67,19 @@ def open_directory(experiment: Experiment) -> None:
 
 def record_launcher(experiment: Experiment) -> None:
     """Record the launcher in `experiment.yaml`, from which `reopen` launches the cells again."""
+    _record(experiment, "launcher", load.to_plain(experiment.config.launcher))
+
+
+def record_data(experiment: Experiment, arms: Mapping[str, Corpus]) -> None:
+    """Record the corpus of each arm in `experiment.yaml`, where none is recorded yet."""
+    known = _read(experiment.directory / "experiment.yaml").get("data", {})
+    if new := {arm: corpora.described(corpus) for arm, corpus in arms.items() if arm not in known}:
+        _record(experiment, "data", known | new)
+
+
+def _record(experiment: Experiment, key: str, value: Any) -> None:
     path = experiment.directory / "experiment.yaml"
-    recorded = _read(path)
-    recorded["launcher"] = load.to_plain(experiment.config.launcher)
+    recorded = _read(path) | {key: value}
     write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
 
 
@@ -154,7 +167,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **_identity(experiment),
         **changeable,
         "models": {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
-        **({"launcher": recorded["launcher"]} if "launcher" in recorded else {}),
+        **{key: recorded[key] for key in ("launcher", "data") if key in recorded},
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),
         # a copy, lest YAML writes a reference
