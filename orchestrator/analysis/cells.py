@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_description, check_metrics, refusing
-from orchestrator.common.errors import UserError
+from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
 from orchestrator.experiments.corpora import SHOWN, digest_in
@@ -108,6 +108,8 @@ def read_experiment(path: Path) -> ExperimentResult:
     """
     refuse_older(path)
     source = path / "experiment.yaml"
+    if not path.exists():
+        raise UserError(no_experiment(path))
     if not source.is_file():
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
     content = source.read_bytes()

@@ -24,6 +24,8 @@ NOT_NEGATIVE = (
     "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
 )  # fmt: skip
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
+SEEDS = 2**63  # generators take seeds below this
+LONGEST_ENTRY = 255  # bytes of a name in a directory
 RESERVED = ("comparison", "jobs")  # other directories in the run directory
 
 
@@ -122,6 +124,13 @@ def _names(config: Config) -> Iterator[str]:
     for arm in config.arms:
         if arm in RESERVED:
             yield f"An arm cannot be called '{arm}', which the run directory uses itself: rename it."
+    for seed in (config.seed, *config.seeds):
+        if isinstance(seed, int) and not 0 <= seed < SEEDS:
+            yield f"seed {seed} is out of range: use whole numbers from 0 to 2^63 - 1."
+    for arm in (config.arm, *config.arms):
+        if len(arm.encode()) > LONGEST_ENTRY:
+            size = f"{len(arm.encode())} bytes, more than a directory's name may ({LONGEST_ENTRY})"
+            yield f"The arm '{arm:.40}…' has {size}: shorten it."
     if len(set(config.seeds)) != len(config.seeds):
         yield f"seeds={config.seeds} repeats a seed: name each once."
 

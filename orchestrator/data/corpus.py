@@ -17,6 +17,7 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DataConfig, TokenizerKind
+from orchestrator.config.validation import LONGEST_ENTRY
 from orchestrator.data import tokenizer as tokenizers
 from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
@@ -86,6 +87,11 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
         if not name or "/" in name or "\0" in name or name in {".", ".."}:
             raise UserError(
                 f"data.domains: '{name}' cannot name a folder, and each domain has one: choose another name."
+            )
+        if len(name.encode()) > LONGEST_ENTRY:
+            raise UserError(
+                f"data.domains: '{name:.40}…' has {len(name.encode())} bytes, more than a folder's name may "
+                f"({LONGEST_ENTRY}): shorten it."
             )
     tokenizer = config.tokenizer
     if tokenizer.kind == TokenizerKind.byte:

@@ -81,6 +81,10 @@ class Multirun(Callback):
         sweeps = [override for override in overrides if override.is_discrete_sweep()]
         self.swept_keys = frozenset(sweep.key_or_group for sweep in sweeps)
         self.jobs = math.prod(len([*sweep.sweep_string_iterator()]) for sweep in sweeps)
+        if not self.jobs:
+            matched = " ".join(override.input_line or "" for override in sweeps)
+            complain(f"{matched} matches nothing: `python -m orchestrator` lists the experiments.")
+            sys.exit(2)  # Hydra turns a callback's exceptions into warnings
         self.visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.launcher.log_files:
             _refuse_what_sbatch_misreads(launcher)
