@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.common.errors import UserError, complain
+from orchestrator.common.signals import stops
 from orchestrator.sweep.records import read_records, summary
 
 
@@ -99,7 +100,7 @@ class Multirun(Callback):
             Multirun.current = self
 
     def _leave_signals_to_jobs(self) -> None:
-        """Have Ctrl-C and SIGTERM stop the jobs but not this process, which waits for them and prints the summary.
+        """Have Ctrl-C, SIGTERM and SIGHUP stop the jobs but not this process, which waits and prints the summary.
 
         Child processes inherit the blocked SIGINT, lest Ctrl-C end one between two jobs; a job unblocks it
         (`job.interruptible`).
@@ -109,14 +110,14 @@ class Multirun(Callback):
 
             resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGTERM, self._stop)
+        for number in set(stops()) - {signal.SIGUSR2}:
+            signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: object) -> None:
         self.interrupted = True
-        if number == signal.SIGTERM:  # unlike Ctrl-C, it reaches this process alone
+        if number == signal.SIGTERM:  # unlike the others, it reaches this process alone
             for children in Path("/proc/self/task").glob("*/children"):
-                for child in children.read_text().split():
+                for child in children.read_text(encoding="utf-8").split():
                     with suppress(ProcessLookupError):
                         os.kill(int(child), number)
 
