@@ -6,26 +6,27 @@ this record, the metrics logs know the digest: theirs at step 0 is the corpus's.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from orchestrator.common.errors import UserError
-from orchestrator.config.load import plain_yaml
 from orchestrator.config.schema import Config
 from orchestrator.data import Corpus, prepare
+from orchestrator.experiments import description
 from orchestrator.storage import metrics_log
 
 SHOWN = 12  # digits of a digest in a sentence
 
 
-def prepare_for(config: Config, experiment_dir: Path) -> Corpus:
+def prepare_for(config: Config, experiment_dir: Path, alike: Iterable[Config] = ()) -> Corpus:
     """The corpus of an arm, or of one of its cells, in the experiment: the one it began with, else that of today.
 
-    Raises `UserError` where text or tokenizer have changed since and the cache has lost the corpus, and as `prepare`.
+    `alike`: arms that are trained on the same text; what one of them began with, an arm begins with too. Raises
+    `UserError` where text or tokenizer have changed since and the cache has lost the corpus, and as `prepare`.
     """
-    digest = digest_of(config, experiment_dir)
+    digest = digest_of(config, experiment_dir, alike)
     corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len, digest)
     if digest is not None and corpus.digest != digest:
         known = _recorded(experiment_dir).get(config.arm, {}).get("domains", {})
@@ -40,13 +41,14 @@ def prepare_for(config: Config, experiment_dir: Path) -> Corpus:
     return corpus
 
 
-def digest_of(config: Config, experiment_dir: Path) -> str | None:
-    """The digest of the corpus that the cell, else its arm, began with; None where neither began."""
+def digest_of(config: Config, experiment_dir: Path, alike: Iterable[Config] = ()) -> str | None:
+    """The digest of the corpus that the cell, else its arm, else an arm `alike` began with; None where none began."""
     arm = experiment_dir / config.arm
     own = begun_with(arm / f"seed={config.seed}")
     recorded = _recorded(experiment_dir).get(config.arm, {}).get("digest")
-    others = (begun_with(cell) for cell in sorted(arm.glob("seed=*")))
-    return own or recorded or next(filter(None, others), None)
+    of_seeds = (begun_with(cell) for cell in sorted(arm.glob("seed=*")))
+    of_arms = (digest_of(other, experiment_dir) for other in alike)
+    return own or recorded or next(filter(None, itertools.chain(of_seeds, of_arms)), None)
 
 
 def begun_with(cell_dir: Path) -> str | None:
@@ -66,8 +68,4 @@ def described(corpus: Corpus) -> dict[str, Any]:
 
 
 def _recorded(experiment_dir: Path) -> dict[str, Any]:
-    path = experiment_dir / "experiment.yaml"
-    try:
-        return plain_yaml(path.read_text(encoding="utf-8")).get("data") or {} if path.is_file() else {}
-    except (OSError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or choose another name.") from error
+    return description.read(experiment_dir).get("data") or {}

@@ -92,6 +92,6 @@ class Damages:
 def _key_of(file: Path, written: int) -> Any:
     """The key of the file that was `written` then; None where it has none."""
     try:
-        return json.loads(file.read_text())["key"]
+        return json.loads(file.read_text(encoding="utf-8"))["key"]
     except (ValueError, LookupError, TypeError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
@@ -16,7 +17,7 @@ from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema
 from orchestrator.data import Corpus
-from orchestrator.experiments import corpora
+from orchestrator.experiments import corpora, description
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
@@ -28,7 +29,7 @@ def refuse_another(experiment: Experiment) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and the run needs a directory: choose another name=... or root=....")
     refuse_older(experiment.directory)
-    recorded = _read(experiment.directory / "experiment.yaml")
+    recorded = _read(experiment.directory)
     for key, now in _identity(experiment).items():
         if recorded and recorded[key] != now:
             raise UserError(
@@ -60,7 +61,7 @@ def open_directory(experiment: Experiment) -> None:
         elif (known := load.from_file(path)) != (now := _run_as(known, cell.config)):
             write_whole(path, load.to_yaml(now))
     path = experiment.directory / "experiment.yaml"
-    recorded = _read(path)
+    recorded = _read(experiment.directory)
     if (described := _describe(experiment, recorded)) != recorded:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
@@ -72,14 +73,14 @@ def record_launcher(experiment: Experiment) -> None:
 
 def record_data(experiment: Experiment, arms: Mapping[str, Corpus]) -> None:
     """Record the corpus of each arm in `experiment.yaml`, where none is recorded yet."""
-    known = _read(experiment.directory / "experiment.yaml").get("data", {})
+    known = _read(experiment.directory).get("data", {})
     if new := {arm: corpora.described(corpus) for arm, corpus in arms.items() if arm not in known}:
         _record(experiment, "data", known | new)
 
 
 def _record(experiment: Experiment, key: str, value: Any) -> None:
     path = experiment.directory / "experiment.yaml"
-    recorded = _read(path) | {key: value}
+    recorded = _read(experiment.directory) | {key: value}
     write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
 
 
@@ -105,7 +106,7 @@ def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
 def reopen(path: Path) -> Experiment:
     """The experiment in a run directory, as it was last launched. Raises `UserError` where there is none."""
     refuse_older(path)
-    recorded = _read(path / "experiment.yaml")
+    recorded = _read(path)
     if not recorded:
         raise UserError(no_experiment(path))
     directories = [path / arm / f"seed={seed}" for arm in recorded["arms"] for seed in recorded["seeds"]]
@@ -121,15 +122,11 @@ def reopen(path: Path) -> Experiment:
     return Experiment(path.name, replace(cells[0].config, name=path.name), path, tuple(cells))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of `experiment.yaml`; empty where it does not exist yet."""
-    if not path.exists():
-        return {}
-    try:
-        recorded = load.plain_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or choose another name.") from error
-    if not isinstance(recorded, dict) or not {"arms", "declared", "seeds", "code"} <= recorded.keys():
+def _read(directory: Path) -> dict[str, Any]:
+    """The content of `experiment.yaml`; empty where it does not exist yet. Raises `UserError` where it lacks a key."""
+    recorded = description.read(directory)
+    if recorded and not {"arms", "declared", "seeds", "code"} <= recorded.keys():
+        path = directory / "experiment.yaml"
         raise UserError(f"{path} does not describe an experiment: restore it, or choose another name.")
     return recorded
 
@@ -163,6 +160,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     }
     return {
         "name": experiment.name,
+        **({"id": recorded.get("id", secrets.token_hex(6))} if "id" in recorded or not recorded else {}),
         "question": config.question,
         **_identity(experiment),
         **changeable,

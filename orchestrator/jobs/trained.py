@@ -25,7 +25,8 @@ def needs_no_trainer(cell_dir: Path, config: Config) -> bool:
         return False
     if resumed is None:
         events = EventLog(cell_dir.parents[1]).of(f"{cell_dir.parent.name}/{cell_dir.name}")
-        return trained or any(event["state"] == "done" for event in events)
+        begun = (cell_dir / "metrics.jsonl").is_file()  # else deleted, to train it again
+        return begun and (trained or any(event["state"] == "done" for event in events))
     last = checkpoint.path_of(cell_dir / "checkpoints", config.train.steps)
     readable = steps.reading_of(cell_dir, config.train.steps).is_file() or checkpoint.corruption(last) is None
     return trained and readable and resumed != last

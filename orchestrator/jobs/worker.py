@@ -135,7 +135,7 @@ class Worker:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
             return record("crashed", reason, saved=retry.newest_checkpoint(self.path))
-        return record("done" if finished else "stopped")
+        return record("done") if finished else record("stopped", f"saved at {self.stop.received}")
 
     def _leave(self, held: lease.Lease, record: Callable[..., str], trainer: Trainer, since: int) -> None:
         """Requeue the job unless its scheduler is ending it by itself; record the state and end the process."""
@@ -195,7 +195,7 @@ def is_finished(cell_dir: Path) -> bool:
     Its checkpoints themselves may be gone: they were deleted to free the disk.
     """
     entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
-    if entry is None or entry.state != "done":
+    if entry is None or entry.state != "done" or not (cell_dir / "config.yaml").is_file():  # deleted, to train it again
         return False
     readings = Readings(cell_dir, _config_of(cell_dir))
     last = readings.config.train.steps

@@ -31,7 +31,7 @@ def check(experiment: Experiment) -> None:
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
     for config in _to_train(experiment).values():
-        digest = corpora.digest_of(config, experiment.directory)
+        digest = corpora.digest_of(config, experiment.directory, _alike(config, experiment))
         if digest is None or data.find(config.data, config.train.seq_len, digest) is None:
             data.check(config.data, config.model.vocab_size, config.train.seq_len)
     run.check(experiment.config)
@@ -52,11 +52,20 @@ def prepare_data(experiment: Experiment, console: Console) -> dict[str, Corpus]:
     prepared = {}
     with console.status("Preparing the data"):
         for arm, config in _to_train(experiment).items():
-            prepared[arm] = corpora.prepare_for(config, experiment.directory)
+            prepared[arm] = corpora.prepare_for(config, experiment.directory, _alike(config, experiment))
     for folder in {corpus.folder for arm, corpus in prepared.items() if _has_changed(experiment.arms[arm], corpus)}:
-        text = f"The sources of the text have changed: cells go on with the corpus that their arm began with, {folder}."
+        text = f"The text's sources have been changed: cells go on with the corpus that their arm began with, {folder}."
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     return prepared
+
+
+def _alike(config: Config, experiment: Experiment) -> list[Config]:
+    """The other arms with the same data and rows."""
+    return [
+        other
+        for arm, other in experiment.arms.items()
+        if arm != config.arm and (other.data, other.train.seq_len) == (config.data, config.train.seq_len)
+    ]
 
 
 def _has_changed(config: Config, corpus: Corpus) -> bool:

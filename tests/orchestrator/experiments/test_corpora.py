@@ -93,6 +93,7 @@ def test_an_experiment_without_a_record_goes_on_with_what_its_logs_know(
     assert names(capsys.readouterr().err, recorded["a"]["digest"][:12], "data.domains.*")
     shutil.rmtree(tmp_path / "outputs/.data")
     shutil.move(tmp_path / "kept", tmp_path / "outputs/.data")
+    shutil.rmtree(tmp_path / "outputs/mine/b")  # an arm that had not begun has the text of one that had
     assert train("[0,1]") == 0
     assert yaml.safe_load(path.read_text())["data"] == recorded
 

@@ -81,6 +81,17 @@ def test_what_a_finished_cell_needs_a_checkpoint_for_is_said(
     assert results(finished) == kept, "nothing is set aside or trained again"
 
 
+def test_a_cell_whose_directory_was_deleted_is_trained_again(
+    finished: Path, orchestrate: Orchestrate, small: list[str]
+) -> None:
+    before = results(finished)
+    shutil.rmtree(finished / "a/seed=0")
+    assert orchestrate(*small, *COMMON, "seeds=[0]") == 0
+    assert results(finished).keys() == before.keys()
+    assert worker.is_finished(finished / "a/seed=0")
+    assert attempts(finished, "a/seed=0") == 2
+
+
 def test_weights_that_are_left_are_read(finished: Path, orchestrate: Orchestrate, small: list[str]) -> None:
     assert status.main([str(finished), "--prune", "2"]) == 0
     cell = finished / "a/seed=0"
