@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from orchestrator.common import cli, command
+from orchestrator.common import cli, command, streams
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
 from orchestrator.config import load
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
@@ -50,10 +50,11 @@ def run(
         from orchestrator.launch import checks
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
+        from orchestrator.tracking import agent
 
     base = load.from_dictconfig(composed)
     by_name = partial(compose, config_name=str(HydraConfig.get().job.config_name))  # --config-name
-    experiment = experiment_of(overrides, by_name, base=base, swept=job.swept if job else ())
+    experiment = experiment_of(overrides, by_name, base=base, swept=job.swept if job else agent.swept(overrides))
     if job:
         job.record_directory(experiment.directory)
     refuse_another(experiment)
@@ -81,6 +82,7 @@ def task(composed: DictConfig) -> None:
     from orchestrator.sweep.job import Job
 
     os.chdir(settings.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
+    streams.make_lasting()  # of a process that Hydra's launcher has started
     job = Job(multirun, settings.job.num, overrides)
     job.run(lambda: _exit_code(lambda: run(composed, overrides, job.console(), job.complain, job), job.complain))
 
@@ -103,6 +105,7 @@ def _exit_code(work: Callable[[], int], complain: Callable[[str], None]) -> int:
 
 def main() -> int:
     """The command `run`: the exit code is 2 for anything the user can mend."""
+    streams.make_lasting()
     if any(word.startswith("--v") and "--version".startswith(word) for word in sys.argv[1:]):
         print(cli.VERSION)  # Hydra would print its own
         return 0

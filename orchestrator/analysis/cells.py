@@ -200,7 +200,7 @@ def _read_damage(path: Path, step: int) -> dict[str, Any]:
     """Read the interventions on one checkpoint. Raises `UserError`, naming the file, where it holds something else."""
     with refusing(path, "delete it, and the experiment's command makes it again"):
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ShapeError(f"is not JSON ({one_line(error)})") from error
         check_damage(document, step)

@@ -108,7 +108,7 @@ def changes(diff: str) -> str:
 def cpu_name() -> str | None:
     """The processor's model, as Linux names it; elsewhere its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -124,5 +124,5 @@ def free_memory() -> int | None:
     """Bytes that a new allocation may take before the machine swaps, as Linux estimates it; None elsewhere."""
     if not Path("/proc/meminfo").exists():
         return None
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return 1024 * int(lines["MemAvailable"].split()[0])

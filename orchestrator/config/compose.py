@@ -16,6 +16,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.common.errors import UserError, nearest
@@ -54,6 +55,19 @@ class OwnFolder(SearchPathPlugin):
             search_path.append("schema", f"file://{folder}")
 
 
+def wandb_mode() -> str:
+    """The tracker's mode by WANDB_MODE, in whose words disabled is off."""
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    return {"disabled": "off", "dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def wandb_dir() -> str | None:
+    """The tracker's folder by WANDB_DIR, but for the one that `wandb agent` sets for itself."""
+    return None if os.environ.get("WANDB_SWEEP_ID") else os.environ.get("WANDB_DIR") or None
+
+
+OmegaConf.register_new_resolver("wandb_mode", wandb_mode)
+OmegaConf.register_new_resolver("wandb_dir", wandb_dir)
 Plugins.instance().register(OwnFolder)
 ConfigStore.instance().store(name="schema", node=Config)
 

@@ -205,6 +205,7 @@ class TrackerConfig:
     mode: TrackerMode = TrackerMode.offline  # offline: on disk, without an account · online: needs `wandb login`
     project: str = "layer-roles"  # W&B project
     entity: str | None = None  # W&B user or team; null: the login's own
+    dir: str | None = None  # folder of W&B's files, for all runs; null: each in its own cell's directory
     tags: list[str] = field(default_factory=list)  # of the runs; a multirun adds its name and the overrides it varies
 
 

@@ -51,7 +51,7 @@ def find(config: DataConfig, seq_len: int, digest: str) -> Corpus | None:
     wanted = (FORMAT, seq_len, config.domains.keys())
     for meta in sorted(Path(config.cache_dir).glob("*/meta.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):  # of an older format, or deleted just now
-            known = json.loads(meta.read_text())
+            known = json.loads(meta.read_text(encoding="utf-8"))
             if (known["format"], known["seq_len"], known["domains"].keys()) == wanted:
                 corpus = Corpus(meta.parent, config, seq_len)
                 if corpus.digest == digest:
@@ -180,7 +180,7 @@ class Corpus:
     """Packed rows on disk, read on demand."""
 
     def __init__(self, folder: Path, config: DataConfig, seq_len: int) -> None:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.folder, self.config, self.seq_len = folder, config, seq_len
         self.vocab_size: int = meta["vocab_size"]
         self.splits: dict[str, dict[str, Split]] = {  # domain → train, reward, validation or test → counts

@@ -31,6 +31,7 @@ from orchestrator.schedulers import job_states, of_this_process
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import locks, metrics_log
 from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
+from orchestrator.tracking import agent
 from orchestrator.tracking.run import log_comparison
 
 ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, and the pause between them
@@ -57,7 +58,9 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
     if lost := [c.id for c in experiment.cells if not code and Readings(c.directory, c.config).lost()]:
         complain(f"Readings or interventions are missing whose checkpoints are gone; without them: {', '.join(lost)}.")
     if finished and code != INTERRUPTED:  # a failed cell leaves the others to be compared
-        _compare(experiment, console, log=ran and not elsewhere)  # else the job that compared has logged it
+        _compare(
+            experiment, console, log=(ran or agent.is_present()) and not elsewhere
+        )  # else the job that compared has logged it
     return code
 
 

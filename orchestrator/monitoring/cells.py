@@ -110,7 +110,7 @@ class CellStatus:
 def plan_of(cell_dir: Path) -> Plan:
     """The plan of a cell, whose configuration does not change. Raises `ValueError` where it cannot be read."""
     try:
-        return _plan_in(SEED.sub("", (cell_dir / "config.yaml").read_text()))
+        return _plan_in(SEED.sub("", (cell_dir / "config.yaml").read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 

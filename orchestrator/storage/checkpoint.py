@@ -106,7 +106,7 @@ def corruption(path: Path, *, digests: bool = True) -> str | None:
     Without `digests`, only the existence and the size of its files are checked, which takes no time.
     """
     try:
-        files = json.loads((path / "manifest.json").read_text())["files"].items()
+        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"].items()
         expected = {str(name): (int(of["size"]), str(of["sha256"])) for name, of in files}
     except FileNotFoundError:
         return "manifest.json is missing"
@@ -157,7 +157,7 @@ def key(path: Path) -> str:
 
 def is_reduced(path: Path) -> bool:
     """True for a whole checkpoint that no run can resume from, as it was reduced, perhaps not to the end."""
-    return "saved_as" in json.loads((path / "manifest.json").read_text())
+    return "saved_as" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
 
 
 def reduce(path: Path) -> None:
@@ -169,7 +169,7 @@ def reduce(path: Path) -> None:
     """
     if corruption(path, digests=False):
         return
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     kept = {name: of for name, of in manifest["files"].items() if name in WEIGHTS}
     if kept != manifest["files"]:
         manifest |= {"files": kept, "dropped": sorted(manifest["files"].keys() - kept), "saved_as": key(path)}
@@ -201,7 +201,7 @@ def prune(
 def read_state(path: Path) -> dict[str, Any]:
     """The checkpoint's `state.json`. Raises `UserError` where it cannot be read."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path / 'state.json'} cannot be read ({error}): {path} is not one of our checkpoints."
