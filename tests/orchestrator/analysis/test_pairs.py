@@ -271,7 +271,7 @@ def test_cells_without_a_common_domain_have_no_losses_to_compare(
 
 
 def test_unreadable_directories_and_files_are_named(experiment: Write, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=naming(tmp_path / "nowhere", "experiment.yaml")):
+    with pytest.raises(UserError, match=naming(tmp_path / "nowhere")):
         read_experiment(tmp_path / "nowhere")
     root = experiment()
     broken = root / "uniform/seed=0/forensics/step_00000050.json"
