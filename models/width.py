@@ -45,7 +45,9 @@ def profile_widths(
     if kind not in (*PROFILES, *GIVEN):
         raise ValueError(f"profile={kind} is unknown: choose one of {', '.join((*GIVEN, *PROFILES))}.")
     if (widths is not None) != (kind == "explicit"):
-        given = "null" if widths is None else f"{list(widths)}"
+        if widths is None:
+            raise ValueError("profile=explicit needs widths=[…], one for each layer: give them, or another profile.")
+        given = f"{list(widths)}"
         raise ValueError(
             f"widths={given} does not go with profile={kind}: only profile=explicit takes widths, one for each layer."
         )

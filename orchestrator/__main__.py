@@ -7,16 +7,19 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from orchestrator.common import cli, command
+from orchestrator.common import cli, command, streams
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError, complain
 from orchestrator.config import load
 from orchestrator.config.compose import COMPOSING, CONF, compose, explain
@@ -43,13 +46,15 @@ def run(
     with command.importing():
         from orchestrator import plan
         from orchestrator.experiments.experiment import experiment_of
-        from orchestrator.experiments.run_directory import open_directory, refuse_another, without_dropped
+        from orchestrator.experiments.run_directory import open_directory, record_data, refuse_another, without_dropped
         from orchestrator.launch import checks
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
+        from orchestrator.tracking import agent
 
     base = load.from_dictconfig(composed)
-    experiment = experiment_of(overrides, compose, base=base, swept=job.swept if job else ())
+    by_name = partial(compose, config_name=str(HydraConfig.get().job.config_name))  # --config-name
+    experiment = experiment_of(overrides, by_name, base=base, swept=job.swept if job else agent.swept(overrides))
     if job:
         job.record_directory(experiment.directory)
     refuse_another(experiment)
@@ -60,8 +65,9 @@ def run(
             plan.show(experiment, console)
         return 0
     checks.check_jobs(experiment)
-    checks.prepare_data(experiment, console)
+    prepared = checks.prepare_data(experiment, console)
     open_directory(experiment)
+    record_data(experiment, prepared)
     with job.share_of_machine(experiment.config) if job else nullcontext():
         ran = launch(experiment, console)
         return finalize(experiment, console, complain, ran=bool(ran))
@@ -77,6 +83,7 @@ def task(composed: DictConfig) -> None:
     from orchestrator.sweep.job import Job
 
     os.chdir(settings.runtime.cwd)  # whether or not hydra.job.chdir: paths are those of the command
+    streams.make_lasting()  # of a process that Hydra's launcher has started
     job = Job(multirun, settings.job.num, overrides)
     job.run(lambda: _exit_code(lambda: run(composed, overrides, job.console(), job.complain, job), job.complain))
 
@@ -99,6 +106,7 @@ def _exit_code(work: Callable[[], int], complain: Callable[[str], None]) -> int:
 
 def main() -> int:
     """The command `run`: the exit code is 2 for anything the user can mend."""
+    streams.make_lasting()
     if any(word.startswith("--v") and "--version".startswith(word) for word in sys.argv[1:]):
         print(cli.VERSION)  # Hydra would print its own
         return 0
@@ -106,9 +114,10 @@ def main() -> int:
     if len(sys.argv) == 1 or (folder is not None and folder.is_dir()):
         list_experiments(command.console(), folder)
         return 0
-    if any(word.startswith("--e") and RERUN.startswith(word.partition("=")[0]) for word in sys.argv[1:]):
-        complain(f"{RERUN} would run whatever code its file holds: repeat the command instead.")
+    if refused := _refused_option(sys.argv[1:]):
+        complain(refused)
         return 2
+    sys.argv[1:] = _options_first(sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing and exiting
     Multirun.current, failure = None, None
     try:
@@ -118,6 +127,35 @@ def main() -> int:
     except (KeyboardInterrupt, Exception) as error:
         failure = error
     return _end(Multirun.current, failure)
+
+
+def _refused_option(arguments: Sequence[str]) -> str | None:
+    """One sentence for an option that Hydra does not have, or must not get; None where all are good."""
+    known = [option for action in get_args_parser()._actions for option in action.option_strings]
+    for word in arguments:
+        option, _, value = word.partition("=")
+        if option == "--experiment":
+            return f"{word} is not an option: write +experiment={value or 'NAME'}."
+        if len(option) > 2 and RERUN.startswith(option):
+            return f"{RERUN} would run whatever code its file holds: repeat the command instead."
+        if option.startswith("--") and not any(name.startswith(option) for name in known):
+            return f"{word} is not an option: an override has no dashes, as in {option[2:]}={value or '…'}."
+    return None
+
+
+def _options_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with options before overrides, among which Hydra's parser would not find them."""
+    known = {option: action.nargs for action in get_args_parser()._actions for option in action.option_strings}
+    if any(known.get(word) == "?" for word in arguments):  # its value is told by its place
+        return list(arguments)
+    options: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        (options if word.startswith("-") else overrides).append(word)
+        if word in known and known[word] is None:
+            options += islice(words, 1)
+    return [*options, *overrides]
 
 
 def _folder_alone(arguments: Sequence[str]) -> Path | None:

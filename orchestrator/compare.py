@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="also write a W&B view and report, pushed where there is a login",
     )
+    parser.add_argument("--publish", action="store_true", help="send every finished cell to W&B from its files, again")
     parser.add_argument("--html", type=command.output, metavar="FILE", help="write the table of experiments as a page")
     return command.run(parser, _compare, arguments)
 
@@ -39,11 +40,17 @@ def _compare(options: argparse.Namespace) -> int:
 
     console = command.console()
     if len(options.directories) > 1 or options.csv or options.html:
-        if options.workspace:
-            raise UserError("--workspace takes one experiment: name one directory, without --csv and --html.")
+        if options.workspace or options.publish:
+            option = "--workspace" if options.workspace else "--publish"
+            raise UserError(f"{option} takes one experiment: name one directory, without --csv and --html.")
         return _overview(options.directories, options.csv, options.html, console)
     comparison = compare(options.directories[0])
     print_summary(comparison, console, full=options.full)
+    if options.publish:
+        from orchestrator.tracking.publish import publish
+
+        for sentence in publish(comparison):
+            print(sentence, flush=True)
     if options.workspace:
         from orchestrator.tracking import workspace  # a second to import
 

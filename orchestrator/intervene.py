@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
-    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
+    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl, .csv or .parquet")
     add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=DOCUMENTS, metavar="N", help="most documents of each text (64)")
     add("--length", type=least_two, metavar="N", help="most tokens of a document of text (128)")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from orchestrator.common import command
@@ -31,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="launch again the cells that failed; or also (default: unfinished) those that were stopped, are lost, or "
         "have never begun; or also the queued, the preempted and the zombies, whose jobs are cancelled first",
     )
+    does.add_argument(
+        "--prune",
+        type=partial(command.count, least=0),
+        metavar="KEEP",
+        help="free the disk of finished cells: keep only the weights of their KEEP newest checkpoints",
+    )
     does.add_argument("--cancel", action="store_true", help="end all its jobs and processes; cells save first")
     return command.run(parser, _status, arguments)
 
@@ -48,6 +55,11 @@ def _status(options: argparse.Namespace) -> int:
         from orchestrator.launch.resume import cancel
 
         cancel(directory, console)
+        return 0
+    if options.prune is not None:
+        from orchestrator.launch.prune import prune
+
+        prune(directory, options.prune, console)
         return 0
     if options.watch:
         cells = watch(directory, console)

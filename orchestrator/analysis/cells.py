@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,10 @@ import yaml
 from orchestrator.analysis.sign_flip import Look
 from orchestrator.analysis.statistics import MARGIN
 from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_description, check_metrics, refusing
-from orchestrator.common.errors import UserError
+from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
+from orchestrator.experiments.corpora import SHOWN, digest_in
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.forensics.reading import Reading, read_reading
@@ -147,6 +148,8 @@ def read_experiment(path: Path) -> ExperimentResult:
     """
     refuse_older(path)
     source = path / "experiment.yaml"
+    if not path.exists():
+        raise UserError(no_experiment(path))
     if not source.is_file():
         raise UserError(f"{path} holds no experiment.yaml: name an experiment's directory, such as outputs/<name>.")
     content = source.read_bytes()
@@ -170,17 +173,16 @@ def read_experiment(path: Path) -> ExperimentResult:
         raise UserError(f"{source}: {one_line(error)}") from error
     events = EventLog(path)
     last, environments = events.last(), events.environments()
-    cells = _of_one_version(
-        [
-            replace(
-                read_cell(path / cell, arm, seed, last.get(cell), spec["steps"].get(arm, 0)),
-                environments=environments.get(cell, []),
-            )
-            for arm in arms
-            for seed in seeds
-            for cell in [f"{arm}/seed={seed}"]
-        ]
-    )
+    cells = [
+        replace(
+            read_cell(path / cell, arm, seed, last.get(cell), spec["steps"].get(arm, 0)),
+            environments=environments.get(cell, []),
+        )
+        for arm in arms
+        for seed in seeds
+        for cell in [f"{arm}/seed={seed}"]
+    ]
+    cells = _of_one_version(_of_one_corpus(cells, {str(arm): of.get("digest") for arm, of in spec["data"].items()}))
     return ExperimentResult(
         path=path, name=str(spec.get("name") or path.name), question=str(spec.get("question") or ""),
         arms=arms, seeds=seeds, declared=[str(key) for key in spec["declared"]], contrasts=contrasts, expect=lines,
@@ -194,6 +196,21 @@ def read_experiment(path: Path) -> ExperimentResult:
         steps=spec["steps"], lineage={arm: Branch(**of) for arm, of in spec["lineage"].items() if arm in arms},
         dropped=dropped, cells=cells,
     )  # fmt: skip
+
+
+def _of_one_corpus(cells: list[CellResult], recorded: Mapping[str, str | None]) -> list[CellResult]:
+    """The cells, but `missing` those that were not trained on their arm's corpus, which would be pooled with it.
+
+    `recorded`: arm → the digest of its corpus; of an arm without, its first cell has it.
+    """
+    wanted, found = dict(recorded), []
+    for cell in cells:
+        digest = digest_in(cell.metrics[0]) if cell.metrics else None
+        if digest is not None and digest != (expected := wanted.setdefault(cell.arm, digest)):
+            reason = f"trained on other data than its arm (digest {digest[:SHOWN]}, not {str(expected)[:SHOWN]})"
+            cell = replace(cell, missing=cell.missing or reason)
+        found.append(cell)
+    return found
 
 
 def _of_one_version(cells: list[CellResult]) -> list[CellResult]:
@@ -240,7 +257,7 @@ def _read_damage(path: Path, step: int) -> dict[str, Any]:
     """Read the interventions on one checkpoint. Raises `UserError`, naming the file, where it holds something else."""
     with refusing(path, "delete it, and the experiment's command makes it again"):
         try:
-            document = json.loads(path.read_text())
+            document = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ShapeError(f"is not JSON ({one_line(error)})") from error
         check_damage(document, step)

@@ -30,7 +30,7 @@ from orchestrator.storage.metrics_log import Record
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
     "machine": MAPPING, "code": LIST, "history": LIST, "steps": MAPPING, "lineage": MAPPING, "dropped": LIST,
-    "decide": MAPPING, "looks": LIST, "launcher": MAPPING,
+    "decide": MAPPING, "looks": LIST, "launcher": MAPPING, "data": MAPPING,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
 HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING}
@@ -62,6 +62,7 @@ def check_description(spec: dict[str, Any]) -> None:
     if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
         raise ShapeError(f"seeds has {repeated[0]} more than once, but a replicate counts once")
     check_all("code", spec["code"], MAPPING)
+    check_all("data", spec["data"], MAPPING)
     for index, entry in enumerate(spec["history"]):
         check_shape(f"history.{index}", entry, HISTORY)
         check_shape(f"history.{index}", entry, {key: of for key, of in HISTORY_IF_RECORDED.items() if key in entry})

@@ -48,7 +48,7 @@ def main() -> int:
     elif command and "=" not in command and command[0] not in "-+~":
         complain(
             f"'{command}' is neither a command nor an override{nearest(command, COMMANDS)}: "
-            f"{NAME} --help lists the commands, and an override is key=value."
+            f"{NAME} --help lists the commands, an override is key=value, and an experiment +experiment=NAME."
         )
         return 2
     module, _ = COMMANDS.get(command, COMMANDS["run"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.common import cli
+from orchestrator.common import cli, streams
 from orchestrator.common.errors import INTERRUPTED, UserError, complain
 from orchestrator.common.formatting import printable
 
@@ -44,8 +43,7 @@ def run(
 
     The exit code is 2 for a `UserError` or an `OSError`, printed to stderr as one sentence, and 130 when interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows a question mark
+    streams.make_lasting()
     try:
         return function(parser.parse_args(arguments)) or 0
     except UserError as error:

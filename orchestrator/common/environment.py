@@ -113,7 +113,7 @@ def changes(diff: str) -> str:
 def cpu_name() -> str | None:
     """The processor's model, as Linux names it; elsewhere its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -28,6 +28,10 @@ def no_experiment(path: Path) -> str:
     """The sentence for a directory that holds no experiment."""
     if (path / "config.yaml").is_file():
         return f"{path} is one cell: name its experiment's directory, {path.parents[1]}."
+    if not path.exists() and (inside := Path("outputs", path)).exists():
+        return f"{path} is not there, but {inside} is: name that."
+    if not path.exists() and not path.is_absolute() and not path.parent.exists():
+        return f"{path} is not under {Path.cwd()}: go to where the run was started, or give its whole path."
     if not path.exists():
         close = nearest(path.name, [other.name for other in path.parent.glob("*")])
         return f"{path} is not there{close}: name a directory that a run wrote, such as outputs/width_ablation."

@@ -16,11 +16,11 @@ from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.config import load
-from orchestrator.config.messages import sentence
+from orchestrator.config import load, messages
 from orchestrator.config.schema import Config
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -55,6 +55,19 @@ class OwnFolder(SearchPathPlugin):
             search_path.append("schema", f"file://{folder}")
 
 
+def wandb_mode() -> str:
+    """The tracker's mode by WANDB_MODE, in whose words disabled is off."""
+    mode = os.environ.get("WANDB_MODE") or "offline"
+    return {"disabled": "off", "dryrun": "offline", "run": "online"}.get(mode, mode)
+
+
+def wandb_dir() -> str | None:
+    """The tracker's folder by WANDB_DIR, but for the one that `wandb agent` sets for itself."""
+    return None if os.environ.get("WANDB_SWEEP_ID") else os.environ.get("WANDB_DIR") or None
+
+
+OmegaConf.register_new_resolver("wandb_mode", wandb_mode)
+OmegaConf.register_new_resolver("wandb_dir", wandb_dir)
 Plugins.instance().register(OwnFolder)
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -64,10 +77,10 @@ def options(group: str) -> list[str]:
     return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
 
 
-def compose(overrides: Sequence[str]) -> Config:
-    """The configuration that Hydra composes from `conf/` and `overrides`. Raises `UserError`."""
+def compose(overrides: Sequence[str], config_name: str = "config") -> Config:
+    """The configuration that Hydra composes from `config_name` in `conf/` and `overrides`. Raises `UserError`."""
     try:
-        return load.from_dictconfig(hydra.compose(config_name="config", overrides=list(overrides)))
+        return load.from_dictconfig(hydra.compose(config_name=config_name, overrides=list(overrides)))
     except COMPOSING as error:
         raise UserError(explain(error, overrides)) from error
 
@@ -78,6 +91,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         group, _, wanted = error.missing_cfg_file.rpartition("/")
         if group == "hydra/launcher" and wanted in PLUGINS:
             return f"{group}={wanted} needs {PLUGINS[wanted]}, which is not installed: pip install it."
+        if not group:
+            return (
+                f"There is no {wanted}.yaml for --config-name={wanted}: put it into a folder that --config-dir names."
+            )
         known = error.options or sorted(p.stem for folder in folders() for p in (folder / group).glob("*.yaml"))
         return f"There is no {group} '{wanted}'{nearest(wanted, known)}: choose one of {', '.join(known)}."
     if forgotten := [o for o in overrides if o.startswith("experiment=")]:
@@ -85,9 +102,11 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     if isinstance(error, yaml.YAMLError):
         return f"A configuration file is not YAML: {' '.join(str(error).split())}."
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is not an override: write key=value, with quotes around a value of several words."
+        return messages.miswritten(error.override)
+    if several := messages.several(error, overrides):
+        return several
     if "value in defaults : bool" in str(error):
         return 'A defaults list has a bare off, which YAML reads as false: write "off" in quotes, /tracker: "off".'
     if isinstance(error, ValueError) and not isinstance(error, OmegaConfBaseException):
         return f"{' '.join(overrides)}: {error}; a group such as width takes the name of one of its files, width=ramp."
-    return sentence(error, folders())
+    return messages.sentence(error, folders())

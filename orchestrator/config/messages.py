@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.common.errors import nearest
-from orchestrator.config.keys import all_keys
+from orchestrator.config.keys import all_keys, flatten
+from orchestrator.config.schema import Config
+
+INNER = re.compile(r"(?<=[\[,])\s*([^\s\[\]{},'\"=]+=[^\[\]{},'\"]*)(?=[\],])")  # an override in a list, without quotes
 
 
 def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
@@ -35,9 +38,42 @@ def sentence(error: Exception, folders: Sequence[Path] = ()) -> str:
     if key.partition(".")[0] == "arms":
         return f"{file}'{key}' is not a list of overrides: write [optim.lr=0.002], or [] for the defaults."
     override = re.search(r"override (\S+)", outer)
+    if "is not a ListConfig" in inner and override:
+        one = override[1].partition("=")[2]
+        return f"{file}{override[1]} is not a list: write {key}=[{one}], with commas between several and no spaces."
     if "is not in struct" in inner:
         return f"'{key}' is new to the configuration: write ++{key}=…"
     return f"{file}{override[1] if override else key}: {inner}; orchestrator/config/schema.py says what {key} takes."
+
+
+def miswritten(override: str) -> str:
+    """The sentence for what Hydra cannot parse as an override."""
+    unbalanced = any(override.count(a) != override.count(b) for a, b in ("[]", "{}"))
+    if unbalanced or re.match(r"[+~]*[\w.]+=[\w']+:", override):  # {a: [], b: []} becomes a: [] and b: []
+        return f"'{override}' is a part of an override, which the shell has split: put quotes around the whole of it."
+    if (quoted := INNER.sub(r"'\1'", override)) != override:
+        return f"'{override}' holds overrides, which need quotes of their own: write \"{quoted}\"."
+    if not override.isascii():
+        key, _, value = override.partition("=")
+        return f"'{override}' has letters that need quotes: write '{key}=\"{value}\"'."
+    return f"'{override}' is not an override: write key=value, with quotes around a value of several words."
+
+
+def several(error: Exception, overrides: Sequence[str]) -> str | None:
+    """The sentence for one override with several values, or one choice given twice; None for any other error."""
+    if found := re.match(r"Ambiguous value for argument '(.+)'", str(error)):
+        key, _, values = found[1].partition("=")
+        if isinstance(flatten(Config()).get(key), list):
+            return f"'{found[1]}' has several values: write {key}=[{values}]."
+        return (
+            f"'{found[1]}' has several values: add -m to run an experiment with each, or write "
+            f"'{key}=\"{values}\"' where it is one text."
+        )
+    if found := re.match(r"Multiple values for (\S+?)\.", str(error)):
+        given = [o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == found[1]]
+        both = ",".join(given) or "…"
+        return f"{found[1]} is one choice and is given several: name one, or run each with -m +{found[1]}={both}."
+    return None
 
 
 def _shown(file: Path, folders: Sequence[Path]) -> Path:

@@ -71,7 +71,7 @@ class DomainConfig:
     path: str | None = None  # builtin: code|prose|facts|math, default the domain's name · files: path, glob · hub: path
     name: str | None = None  # hub: configuration name
     split: str = "train"  # hub: split
-    column: str = "text"  # jsonl, parquet, hub: the column that holds the text
+    column: str = "text"  # jsonl, csv, parquet, hub: the column that holds the text
     streaming: bool = False  # hub: read as a stream; needs data.train_tokens
 
 
@@ -215,6 +215,7 @@ class TrackerConfig:
     mode: TrackerMode = TrackerMode.offline  # offline: on disk, without an account · online: needs `wandb login`
     project: str = "layer-roles"  # W&B project
     entity: str | None = None  # W&B user or team; null: the login's own
+    dir: str | None = None  # folder of W&B's files, for all runs; null: each in its own cell's directory
     tags: list[str] = field(default_factory=list)  # of the runs; a multirun adds its name and the overrides it varies
 
 

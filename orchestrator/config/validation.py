@@ -26,6 +26,8 @@ NOT_NEGATIVE = (
     "train.init_stream",
 )  # fmt: skip
 AVERAGES = ("optim.beta1", "optim.beta2", "sidecar.baseline_decay")
+SEEDS = 2**63  # generators take seeds below this
+LONGEST_ENTRY = 255  # bytes of a name in a directory
 RESERVED = ("comparison", "jobs")  # other directories in the run directory
 
 
@@ -127,6 +129,10 @@ def _names(config: Config) -> Iterator[str]:
     for arm in config.arms:
         if arm in RESERVED:
             yield f"An arm cannot be called '{arm}', which the run directory uses itself: rename it."
+    for arm in (config.arm, *config.arms):
+        if len(arm.encode()) > LONGEST_ENTRY:
+            size = f"{len(arm.encode())} bytes, more than a directory's name may ({LONGEST_ENTRY})"
+            yield f"The arm '{arm:.40}…' has {size}: shorten it."
 
 
 def _seeds(config: Config) -> Iterator[str]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DataConfig, TokenizerKind
+from orchestrator.config.validation import LONGEST_ENTRY
 from orchestrator.data import tokenizer as tokenizers
 from orchestrator.data.groups import Group
 from orchestrator.data.mixing import Mixture
@@ -26,15 +28,39 @@ from orchestrator.storage.locks import hold
 
 FORMAT = 4  # version of the prepared files; a new number rebuilds them
 BPE_TOKENS = 2**22  # tokens of the largest text that a BPE is learnt from, per domain
+DIGITS = 12  # of a domain's digest
 LONGEST_TOKEN = 8  # bytes, at most, of a mean token: sizes the text that is read ahead for a BPE
 
 
-def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
+def prepare(config: DataConfig, vocab_size: int, seq_len: int, digest: str | None = None) -> Corpus:
     """The corpus of a configuration, built under `cache_dir/<fingerprint>` where it does not exist yet.
 
-    Of several processes one builds and the others wait; a killed build is done again. Raises `UserError` for too little
-    text, for text or a tokenizer that cannot be read, and for a tokenizer of more than `vocab_size` ids.
+    With `digest`, it is the corpus of that digest, of whatever sources, where `cache_dir` has it. Of several processes
+    one builds and the others wait; a killed build is done again. Raises `UserError` for too little text, for text or a
+    tokenizer that cannot be read, and for a tokenizer of more than `vocab_size` ids.
     """
+    corpus = find(config, seq_len, digest) if digest else None
+    if corpus is None:
+        corpus = Corpus(_built(config, vocab_size, seq_len), config, seq_len)
+    tokenizers.check_size(corpus.vocab_size, vocab_size, config.tokenizer)
+    return corpus
+
+
+def find(config: DataConfig, seq_len: int, digest: str) -> Corpus | None:
+    """The corpus with this digest in `cache_dir`; None where it has none."""
+    wanted = (FORMAT, seq_len, config.domains.keys())
+    for meta in sorted(Path(config.cache_dir).glob("*/meta.json")):
+        with suppress(OSError, ValueError, LookupError, TypeError):  # of an older format, or deleted just now
+            known = json.loads(meta.read_text(encoding="utf-8"))
+            if (known["format"], known["seq_len"], known["domains"].keys()) == wanted:
+                corpus = Corpus(meta.parent, config, seq_len)
+                if corpus.digest == digest:
+                    return corpus
+    return None
+
+
+def _built(config: DataConfig, vocab_size: int, seq_len: int) -> Path:
+    """The folder of the corpus of the sources as they are now."""
     folder = Path(config.cache_dir) / check(config, vocab_size, seq_len)
     if not (folder / "meta.json").is_file():
         try:
@@ -46,9 +72,7 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int) -> Corpus:
             raise UserError(
                 f"data.cache_dir={config.cache_dir} cannot hold the prepared corpus ({error}): choose another folder."
             ) from error
-    corpus = Corpus(folder, config, seq_len)
-    tokenizers.check_size(corpus.vocab_size, vocab_size, config.tokenizer)
-    return corpus
+    return folder
 
 
 def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
@@ -63,6 +87,11 @@ def check(config: DataConfig, vocab_size: int, seq_len: int) -> str:
         if not name or "/" in name or "\0" in name or name in {".", ".."}:
             raise UserError(
                 f"data.domains: '{name}' cannot name a folder, and each domain has one: choose another name."
+            )
+        if len(name.encode()) > LONGEST_ENTRY:
+            raise UserError(
+                f"data.domains: '{name:.40}…' has {len(name.encode())} bytes, more than a folder's name may "
+                f"({LONGEST_ENTRY}): shorten it."
             )
     tokenizer = config.tokenizer
     if tokenizer.kind == TokenizerKind.byte:
@@ -151,7 +180,7 @@ class Corpus:
     """Packed rows on disk, read on demand."""
 
     def __init__(self, folder: Path, config: DataConfig, seq_len: int) -> None:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.folder, self.config, self.seq_len = folder, config, seq_len
         self.vocab_size: int = meta["vocab_size"]
         self.splits: dict[str, dict[str, Split]] = {  # domain → train, reward, validation or test → counts
@@ -170,6 +199,12 @@ class Corpus:
         """sha256 over the rows of every split; equal digests mean equal data on any machine."""
         parts = [f"{name}/{s}={of.digest}" for name, splits in self.splits.items() for s, of in splits.items()]
         return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Domain → the first digits of a sha256 over the rows of its splits."""
+        rows = {name: " ".join(splits[s].digest for s in sorted(splits)) for name, splits in self.splits.items()}
+        return {name: hashlib.sha256(of.encode()).hexdigest()[:DIGITS] for name, of in rows.items()}
 
     def check_digest(self, digest: str, user: Path) -> None:
         """Raise `UserError` where `user`, a checkpoint, was trained on data of another digest."""

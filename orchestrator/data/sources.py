@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import heapq
 import logging
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +95,45 @@ def plain_text(path: Path) -> list[str]:
         return list(builtin.pieces(file, PIECE))
 
 
-FORMATS = (".txt", ".jsonl", ".json", ".parquet")
+def _rows(reader: str, **options: Any) -> Callable[[Path, Path], datasets.Dataset]:
+    """A function of a file and a scratch folder that returns the file's rows."""
+
+    def read(path: Path, scratch: Path) -> datasets.Dataset:
+        import datasets
+
+        read_file = getattr(datasets.Dataset, reader)
+        return read_file(glob.escape(str(path)), cache_dir=str(scratch), **options)
+
+    return read
+
+
+TEXT = ".txt"
+TABLES = {  # suffix → what reads it
+    ".jsonl": _rows("from_json"),
+    ".json": _rows("from_json"),
+    ".csv": _rows("from_csv", keep_default_na=False),  # a document may read "NA"
+    ".parquet": _rows("from_parquet"),
+}
+FORMATS = (TEXT, *TABLES)
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}  # suffix behind that of the format → codec
+
+
+def format_of(path: Path) -> str:
+    """The suffix that says how a file is read, without that of its compression."""
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def decompressed(path: Path, scratch: Path) -> Path:
+    """`path`, or a copy in `scratch` without its compression. Raises `OSError` where its bytes are not of it."""
+    if path.suffix not in COMPRESSED:
+        return path
+    import pyarrow as pa
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    copy = Path(tempfile.mkdtemp(dir=scratch), path.stem)  # of its own, as `datasets` caches by path and time
+    with pa.input_stream(str(path), compression=COMPRESSED[path.suffix]) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return copy
 
 
 def matching_files(name: str, domain: DomainConfig) -> list[Path]:
@@ -113,8 +153,11 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
     if not files:
         raise UserError(f"{key} does not exist: check the path, or use source=hub for a dataset's name.")
     for file in files:
-        if file.suffix not in FORMATS:
-            raise UserError(f"{key}: {file} has an unknown format: give files that end in {', '.join(FORMATS)}.")
+        if format_of(file) not in FORMATS:
+            raise UserError(
+                f"{key}: {file} has an unknown format: give files that end in {', '.join(FORMATS)}, also compressed "
+                f"({', '.join(COMPRESSED)} behind it)."
+            )
         if file.stat().st_size == 0:
             raise UserError(f"{key}: {file} is empty: fill it, or leave it out of the pattern.")
     return files
@@ -130,12 +173,13 @@ def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) 
     tables: list[pa.ChunkedArray] = []
     for path in matching_files(name, domain):
         try:
-            if path.suffix == ".txt":
-                texts.append(plain_text(path))
+            plain = decompressed(path, scratch)
+            if format_of(path) == TEXT:
+                texts.append(plain_text(plain))
             else:
-                read = datasets.Dataset.from_parquet if path.suffix == ".parquet" else datasets.Dataset.from_json
-                rows = read(glob.escape(str(path)), cache_dir=str(scratch))
-                tables.append(text_column(rows, domain.column, str(path)))
+                tables.append(text_column(TABLES[format_of(path)](plain, scratch), domain.column, str(path)))
+            if plain != path:
+                plain.unlink()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it first.") from error
         except UserError:

@@ -94,7 +94,7 @@ class Damages:
 def _key_of(file: Path, written: int) -> Any:
     """The key of the file that was `written` then; None where it has none."""
     try:
-        document = json.loads(file.read_text())
+        document = json.loads(file.read_text(encoding="utf-8"))
         return document["key"] | {"schema": document["schema"]}  # older keys lack it
     except (ValueError, LookupError, TypeError):
         return None

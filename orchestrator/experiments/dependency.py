@@ -46,10 +46,8 @@ def arm_of(needs: str) -> str:
 
 def has_finished(cell: Path) -> bool:
     """True where the newest record of the cell is that of its last step."""
-    newest, file = metrics_log.newest(cell / "metrics.jsonl"), cell / "config.yaml"
-    if newest is None or "test" not in newest:
-        return False
-    return not file.is_file() or bool(newest["step"] == load.from_file(file).train.steps)  # else it is being extended
+    end, file = metrics_log.trained_to(cell / "metrics.jsonl"), cell / "config.yaml"
+    return end is not None and (not file.is_file() or end == load.from_file(file).train.steps)  # else it is extended
 
 
 def check(config: Config, arms: Mapping[str, Config]) -> None:

@@ -20,7 +20,7 @@ from orchestrator.config.schema import Config
 from orchestrator.experiments import branch as branches
 from orchestrator.experiments import dependency, expectations, horizon, playback
 
-LONGEST_NAME = 120  # characters
+LONGEST_NAME = 120  # bytes
 LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
 
 Compose = Callable[[Sequence[str]], Config]  # Hydra overrides → configuration
@@ -253,8 +253,9 @@ def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
     repeated = named if own == _described(named) else []
     varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in repeated])
     name = f"{own}__{varied}" if varied else own
-    if len(name) > LONGEST_NAME:  # a directory's name may have 255 bytes
-        return f"{name[: LONGEST_NAME - 9]}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if len(name.encode()) > LONGEST_NAME:  # a directory's name may have 255 bytes
+        short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")
+        return f"{short}~{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return name
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
 from orchestrator.experiments.damages import Damages
-from orchestrator.experiments.due import Due, reading_steps
+from orchestrator.experiments.due import Due, intervention_steps, reading_steps
 from orchestrator.forensics.analyzer import analyze
 from orchestrator.forensics.reading import DEFINITIONS, Key, Reading, read_reading
 from orchestrator.storage import checkpoint, locks, steps
@@ -69,6 +69,13 @@ class Readings:
     def wanted(self) -> list[Path]:
         """The checkpoints on disk that are still to be read or to be intervened on, by ascending step."""
         return [path for path in checkpoint.saved(self.cell_dir / "checkpoints") if self.is_wanted(path)]
+
+    def lost(self) -> list[int]:
+        """The steps at which a reading or interventions are due and missing, and whose checkpoint is gone."""
+        made, damages = self.on_disk(), steps.damages_in(self.cell_dir)
+        due = {step for step in self.due if step not in made}
+        due |= {step for step in intervention_steps(self.config) or () if step not in damages}
+        return sorted(due - steps.paths_in(self.cell_dir / "checkpoints").keys())
 
     def settled(self) -> list[Path]:
         """The readings before the first unread checkpoint, by ascending step: these will not change any more."""

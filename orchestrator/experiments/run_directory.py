@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -15,7 +16,8 @@ from models.spec import num_params
 from orchestrator.common import environment
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.config import keys, load, schema
-from orchestrator.experiments import relaunch
+from orchestrator.data import Corpus
+from orchestrator.experiments import corpora, description, relaunch
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec, training_flops
 from orchestrator.storage.event_log import refuse_older
 from orchestrator.storage.files import write_whole
@@ -27,12 +29,12 @@ def refuse_another(experiment: Experiment) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and the run needs a directory: choose another name=... or root=....")
     refuse_older(experiment.directory)
-    relaunch.check(experiment, _read(experiment.directory / "experiment.yaml"))
+    relaunch.check(experiment, _read(experiment.directory))
 
 
 def without_dropped(experiment: Experiment) -> Experiment:
     """The experiment without the cells of dropped arms."""
-    left = relaunch.dropped(experiment, _read(experiment.directory / "experiment.yaml"))
+    left = relaunch.dropped(experiment, _read(experiment.directory))
     return replace(experiment, cells=tuple(cell for cell in experiment.cells if cell.config.arm not in left))
 
 
@@ -49,7 +51,7 @@ def open_directory(experiment: Experiment) -> None:
         elif (known := load.from_file(path)) != (now := _run_as(known, cell.config)):
             write_whole(path, load.to_yaml(now))
     path = experiment.directory / "experiment.yaml"
-    recorded = _read(path)
+    recorded = _read(experiment.directory)
     if (described := _describe(experiment, recorded)) != recorded:
         write_whole(path, yaml.safe_dump(described, sort_keys=False, allow_unicode=True))
 
@@ -60,34 +62,38 @@ def add_seeds(experiment: Experiment, seeds: Sequence[int]) -> Experiment:
     for cell in grown.cells:
         if not (path := cell.directory / "config.yaml").exists():
             write_whole(path, load.to_yaml(cell.config))
-    path = experiment.directory / "experiment.yaml"
-    recorded = _read(path)
+    recorded = _read(experiment.directory)
     history, added = recorded["history"], {"seeds": sorted({*recorded["seeds"], *seeds})}
     newest = {key: value for key, value in history[-1].items() if key != "since"}
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    recorded |= added | {"history": _appended(history, deepcopy(newest) | added, now)}
-    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+    _record(experiment.directory, **added, history=_appended(history, deepcopy(newest) | added, now))
     return grown
 
 
 def record_look(directory: Path, most: int, seeds: Mapping[str, Sequence[int]]) -> None:
     """Record in `experiment.yaml` that the question was looked at; `seeds`: arm → those complete, of at most `most`."""
-    path = directory / "experiment.yaml"
-    recorded = _read(path)
-    looks, look = recorded.get("looks", []), {"most": most, "seeds": {arm: list(own) for arm, own in seeds.items()}}
+    looks, look = _read(directory).get("looks", []), {"most": most, "seeds": {a: list(own) for a, own in seeds.items()}}
     if looks and looks[-1]["seeds"] == look["seeds"]:  # an interrupted look is no second one
         return
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    recorded["looks"] = [*looks, {"since": since, **look}]
-    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+    _record(directory, looks=[*looks, {"since": datetime.now(UTC).isoformat(timespec="seconds"), **look}])
 
 
 def record_launcher(experiment: Experiment) -> None:
     """Record the launcher in `experiment.yaml`, from which `reopen` launches the cells again."""
-    path = experiment.directory / "experiment.yaml"
-    recorded = _read(path)
-    recorded["launcher"] = load.to_plain(experiment.config.launcher)
-    write_whole(path, yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
+    _record(experiment.directory, launcher=load.to_plain(experiment.config.launcher))
+
+
+def record_data(experiment: Experiment, arms: Mapping[str, Corpus]) -> None:
+    """Record the corpus of each arm in `experiment.yaml`, where none is recorded yet."""
+    known = _read(experiment.directory).get("data", {})
+    if new := {arm: corpora.described(corpus) for arm, corpus in arms.items() if arm not in known}:
+        _record(experiment.directory, data=known | new)
+
+
+def _record(directory: Path, **entries: Any) -> None:
+    """Replace these entries of `experiment.yaml`."""
+    recorded = _read(directory) | entries
+    write_whole(directory / "experiment.yaml", yaml.safe_dump(recorded, sort_keys=False, allow_unicode=True))
 
 
 def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
@@ -113,7 +119,7 @@ def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
 def reopen(path: Path) -> Experiment:
     """The experiment in a run directory, as it was last launched. Raises `UserError` where there is none."""
     refuse_older(path)
-    recorded = _read(path / "experiment.yaml")
+    recorded = _read(path)
     if not recorded:
         raise UserError(no_experiment(path))
     left = recorded.get("dropped", [])
@@ -133,15 +139,11 @@ def reopen(path: Path) -> Experiment:
     return Experiment(path.name, config, path, tuple(cells), auto=bool(decide.get("auto")))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The content of `experiment.yaml`; empty where it does not exist yet."""
-    if not path.exists():
-        return {}
-    try:
-        recorded = load.plain_yaml(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read ({error}): restore it, or choose another name.") from error
-    if not isinstance(recorded, dict) or not {"arms", "declared", "seeds", "code"} <= recorded.keys():
+def _read(directory: Path) -> dict[str, Any]:
+    """The content of `experiment.yaml`; empty where it does not exist yet. Raises `UserError` where it lacks a key."""
+    recorded = description.read(directory)
+    if recorded and not {"arms", "declared", "seeds", "code"} <= recorded.keys():
+        path = directory / "experiment.yaml"
         raise UserError(f"{path} does not describe an experiment: restore it, or choose another name.")
     return recorded
 
@@ -165,13 +167,14 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
     lineage = {arm: asdict(c.branch) for arm, c in experiment.arms.items() if c.branch.arm is not None}
     return {
         "name": experiment.name,
+        **({"id": recorded.get("id", secrets.token_hex(6))} if "id" in recorded or not recorded else {}),
         "question": config.question,
         "arms": arms,
         "declared": list(config.declared),
         **changeable,
         "lineage": {**recorded.get("lineage", {}), **lineage},
         "models": recorded.get("models", {}) | {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
-        **{key: recorded[key] for key in ("launcher", "looks") if key in recorded},
+        **{key: recorded[key] for key in ("launcher", "looks", "data") if key in recorded},
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),
         # a copy, lest YAML writes a reference

@@ -163,7 +163,7 @@ def read_reading(path: Path) -> Reading:
     checkpoint = path.parents[1] / "checkpoints" / path.stem
     cure = f"write it again with python -m orchestrator.forensics {checkpoint} --json {path}"
     try:
-        document = json.loads(path.read_text())
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not JSON, not even text, or nested without end
         raise UserError(f"{path} is not JSON ({one_line(error)}): {cure}.") from error
     try:

@@ -83,8 +83,9 @@ def heldout(source: Path, count: int) -> list[Document]:
     Raises `UserError` where the data that it was trained on cannot be prepared again.
     """
     config = checkpoint.config_of(source)
-    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)
+    digest = checkpoint.read_state(source).get("data", "")
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len, digest)
+    corpus.check_digest(digest, source)
     rows = {domain: corpus.heldout(domain, SPLIT) for domain in corpus.domains}
     chosen = {domain: of[torch.linspace(0, len(of) - 1, min(count, len(of))).long()] for domain, of in rows.items()}
     return [Document(domain, tuple(row.tolist())) for domain, of in chosen.items() for row in of]

@@ -25,7 +25,9 @@ class PartialResults(MutableMapping[int, np.ndarray]):
         self._of = hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()
         self._found: dict[int, np.ndarray] = {}
         kept = []
-        for line in path.read_text().split("\n")[:-1] if path.is_file() else []:  # the rest was cut short
+        for line in (
+            path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        ):  # the rest was cut short
             try:
                 digest, place, values = json.loads(line)
                 read = np.array([[np.nan if v is None else v for v in row] for row in values], dtype=float)

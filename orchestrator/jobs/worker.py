@@ -18,11 +18,11 @@ from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
 from orchestrator.experiments.readings import Readings
-from orchestrator.jobs import retry
+from orchestrator.jobs import retry, trained
 from orchestrator.jobs.readers import reader_for
 from orchestrator.schedulers import of_this_process
 from orchestrator.schedulers.scheduler import Ending, NoAnswer, ThisJob, usable_cores
-from orchestrator.storage import checkpoint, lease, metrics_log
+from orchestrator.storage import lease, metrics_log, steps
 from orchestrator.storage.event_log import EventLog
 from orchestrator.training import distributed, rendezvous
 from orchestrator.training.distributed import World
@@ -92,14 +92,15 @@ class Worker:
         with lease.hold(self.path, job.id, job.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
             # without the lease, the cell is left to the process that holds it
             state = "stopped" if held is None else "done" if is_finished(self.path) else "running"
-            world.broadcast(state)
+            only_read = state == "running" and trained.needs_no_trainer(self.path, _config_of(self.path))
+            world.broadcast("done" if only_read else state)
             if state == "done":
                 print(f"{self.path} is done already: nothing is left to do.")
             if held is None and not self.scheduler.ending(job) and self.scheduler.requeue(job.id):
                 leave_at_once(REQUEUED)
-            return state if held is None or state == "done" else self._train(held)
+            return state if held is None or state == "done" else self._train(held, only_read=only_read)
 
-    def _train(self, held: lease.Lease) -> str:
+    def _train(self, held: lease.Lease, *, only_read: bool) -> str:
         whose: dict[str, Any] = {"attempt": held.number, "job": self.job.id}
         if self.scheduler.queues:
             whose |= {"scheduler": self.scheduler.name, "restart": self.job.restart}
@@ -122,7 +123,11 @@ class Worker:
                 self.stop.on_saved = partial(self._leave, held, record, trainer, trainer.step)
 
         try:
-            finished = train_cell(self.path, self.stop, reader_for, held.number, started, held.writing, self.world)
+            if only_read:
+                record("running", "trained already: its checkpoints are read")
+                finished = trained.read(self.path, _config_of(self.path), lambda: self.stop.received is not None)
+            else:
+                finished = train_cell(self.path, self.stop, reader_for, held.number, started, held.writing, self.world)
         except lease.Superseded:
             raise
         except UserError as error:
@@ -131,7 +136,7 @@ class Worker:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
             return record("crashed", reason, saved=retry.newest_checkpoint(self.path))
-        return record("done" if finished else "stopped")
+        return record("done") if finished else record("stopped", f"saved at {self.stop.received}")
 
     def _leave(self, held: lease.Lease, record: Callable[..., str], trainer: Trainer, since: int) -> None:
         """Requeue the job unless its scheduler is ending it by itself; record the state and end the process."""
@@ -186,17 +191,19 @@ class Worker:
 
 
 def is_finished(cell_dir: Path) -> bool:
-    """True where the cell is done, and its last checkpoint, its last record and all that is due of it exist."""
+    """True where the cell is done, and its test loss, its last reading and all that is due of its checkpoints exist.
+
+    Its checkpoints themselves may be gone: they were deleted to free the disk.
+    """
     entry = EventLog(cell_dir.parents[1]).last().get(f"{cell_dir.parent.name}/{cell_dir.name}")
-    if entry is None or entry.state != "done":
+    if entry is None or entry.state != "done" or not (cell_dir / "config.yaml").is_file():  # deleted, to train it again
         return False
-    config = _config_of(cell_dir)
-    last, record = config.train.steps, metrics_log.newest(cell_dir / "metrics.jsonl")
+    readings = Readings(cell_dir, _config_of(cell_dir))
+    last = readings.config.train.steps
     return (
-        checkpoint.corruption(checkpoint.path_of(cell_dir / "checkpoints", last), digests=False) is None
-        and record is not None
-        and record["step"] == last
-        and not Readings(cell_dir, config).wanted()
+        metrics_log.trained_to(cell_dir / "metrics.jsonl") == last
+        and steps.reading_of(cell_dir, last).is_file()
+        and not readings.wanted()
     )
 
 

@@ -7,7 +7,9 @@ from rich.console import Console
 
 from orchestrator import data
 from orchestrator.common.errors import UserError
-from orchestrator.config.schema import Device, SidecarMode
+from orchestrator.config.schema import Config, Device, SidecarMode
+from orchestrator.data import Corpus
+from orchestrator.experiments import corpora
 from orchestrator.experiments.branch import is_whole_with_state
 from orchestrator.experiments.dependency import trunk_cell
 from orchestrator.experiments.experiment import Experiment
@@ -32,7 +34,10 @@ def check(experiment: Experiment) -> None:
         initial_weights.check(config)
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
-        data.check(config.data, config.model.vocab_size, config.train.seq_len)
+    for config in _to_train(experiment).values():
+        digest = corpora.digest_of(config, experiment.directory, _alike(config, experiment))
+        if digest is None or data.find(config.data, config.train.seq_len, digest) is None:
+            data.check(config.data, config.model.vocab_size, config.train.seq_len)
     _check_trunks(experiment)
     run.check(experiment.config)
 
@@ -67,8 +72,39 @@ def check_jobs(experiment: Experiment) -> None:
     chosen(experiment.config)(experiment.directory).check_submission(experiment.config, together)
 
 
-def prepare_data(experiment: Experiment, console: Console) -> None:
-    """Build the corpora of all arms before the cells, which share them, begin. Raises `UserError`."""
+def prepare_data(experiment: Experiment, console: Console) -> dict[str, Corpus]:
+    """Prepare the corpora before the cells, which share them, begin; return arm → corpus, of the arms that train.
+
+    Prints where an arm goes on with the corpus that it began with, though its sources have changed. Raises `UserError`.
+    """
+    prepared = {}
     with console.status("Preparing the data"):
-        for config in experiment.arms.values():
-            data.prepare(config.data, config.model.vocab_size, config.train.seq_len)
+        for arm, config in _to_train(experiment).items():
+            prepared[arm] = corpora.prepare_for(config, experiment.directory, _alike(config, experiment))
+    for folder in {corpus.folder for arm, corpus in prepared.items() if _has_changed(experiment.arms[arm], corpus)}:
+        text = f"The text's sources have been changed: cells go on with the corpus that their arm began with, {folder}."
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return prepared
+
+
+def _alike(config: Config, experiment: Experiment) -> list[Config]:
+    """The other arms with the same data and rows."""
+    return [
+        other
+        for arm, other in experiment.arms.items()
+        if arm != config.arm and (other.data, other.train.seq_len) == (config.data, config.train.seq_len)
+    ]
+
+
+def _has_changed(config: Config, corpus: Corpus) -> bool:
+    """True where the sources are not those of the corpus any more, or are gone."""
+    try:
+        return data.check(config.data, config.model.vocab_size, config.train.seq_len) != corpus.folder.name
+    except UserError:
+        return True
+
+
+def _to_train(experiment: Experiment) -> dict[str, Config]:
+    """The arms that have a cell to train."""
+    arms = {cell.config.arm for cell in experiment.cells if not is_finished(cell.directory)}
+    return {arm: config for arm, config in experiment.arms.items() if arm in arms}

@@ -32,6 +32,7 @@ from orchestrator.schedulers import job_states, of_this_process
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
 from orchestrator.storage import locks
 from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
+from orchestrator.tracking import agent
 from orchestrator.tracking.run import log_comparison
 
 ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, and the pause between them
@@ -69,11 +70,13 @@ def _look(
     code, finished = _report_unfinished(experiment, complain)
     if not ran and not code and not experiment.auto:
         console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
+    if lost := [c.id for c in experiment.cells if not code and Readings(c.directory, c.config).lost()]:
+        complain(f"Readings or interventions are missing whose checkpoints are gone; without them: {', '.join(lost)}.")
     if not finished or code == INTERRUPTED:  # a failed cell leaves the others to be compared
         return code, None
     # what a job compared, it has logged, and it has seen to more pairs
-    grown = _compare(experiment, console, log=ran and not elsewhere, more=not code and not elsewhere)
-    return code, grown
+    log = (ran or agent.is_present()) and not elsewhere
+    return code, _compare(experiment, console, log=log, more=not code and not elsewhere)
 
 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator import monitoring
 from orchestrator.experiments.experiment import Experiment
-from orchestrator.experiments.run_directory import reopen
+from orchestrator.experiments.run_directory import record_data, reopen
 from orchestrator.launch import checks, queued
 from orchestrator.launch.launcher import alone, launch
 from orchestrator.schedulers import chosen
@@ -47,7 +47,7 @@ def resume(path: Path, which: str, console: Console) -> Experiment | None:
     part = replace(experiment, cells=tuple(selected))
     checks.check(part)
     checks.check_jobs(part)
-    checks.prepare_data(part, console)
+    record_data(part, checks.prepare_data(part, console))
     launch(experiment, console, only=states, cancel=[cell for cell, state in states.items() if state in HELD])
     return experiment
 

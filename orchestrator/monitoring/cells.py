@@ -117,7 +117,7 @@ def plan_of(cell_dir: Path) -> Plan:
 
 @cache
 def _plan_at(path: Path, written: int) -> Plan:
-    return _plan_in(SEED.sub("", path.read_text()))
+    return _plan_in(SEED.sub("", path.read_text(encoding="utf-8")))
 
 
 @lru_cache(maxsize=256)  # the cells of an arm differ in their seed alone, and YAML is slow

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from orchestrator.config.schema import Where
-from orchestrator.experiments.experiment import Experiment, decoder_spec
+from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import Benchmark, run_benchmark
 from orchestrator.plan.footprint import Footprint, footprint_of
@@ -113,14 +113,17 @@ class Cost:
         return sum(cell.footprint.wandb + cell.footprint.tables for cell in self.cells)
 
 
-def cost_of(experiment: Experiment) -> Cost:
-    """Return the cost; measuring the rates takes some seconds and a temporary directory."""
+def cost_of(experiment: Experiment, left: Sequence[Cell] | None = None) -> Cost:
+    """Return the cost of the cells that are `left`, by default of all.
+
+    Measuring the rates takes some seconds and a temporary directory.
+    """
     plans = [ArmPlan(arm, config, decoder_spec(config)) for arm, config in experiment.arms.items()]
     baseline = plans[0]
     hardware = hardware_for(baseline.config, baseline.spec)
     benchmark = run_benchmark(baseline.config, baseline.spec)
     arms = {plan.arm: _cell(plan, hardware, benchmark) for plan in plans}
-    cells = [arms[cell.config.arm] for cell in experiment.cells]
+    cells = [arms[cell.config.arm] for cell in (experiment.cells if left is None else left)]
     config = experiment.config
     scheduler = chosen(config)(experiment.directory)
     elsewhere = config.plan.gpu is not None or scheduler.queues

@@ -20,6 +20,7 @@ from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
+from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import CellCost, Cost, cost_of, shares_memory
 from orchestrator.plan.precision import pilot_of
@@ -34,13 +35,22 @@ def show(experiment: Experiment, console: Console) -> None:
 
     Takes some seconds, because it measures rates.
     """
-    with console.status("Timing one block of the model and one reading of it"):
-        cost = cost_of(experiment)
+    cells = experiment.cells
+    left = [cell for cell in cells if not is_finished(cell.directory)]
     console.print(f"[bold]{escape(experiment.name)}[/]  {escape(experiment.config.question)}")
     seeds = list(map(str, experiment.config.seeds))
     listed = ", ".join(seeds) if len(seeds) <= SEEDS else f"{seeds[0]} … {seeds[-1]} ({len(seeds)})"
-    cells = f"{counted(len(cost.cells), 'cell')} = {counted(len(cost.arms), 'arm')} × seeds {listed}"
-    console.print(f"{cells}; into {escape(str(experiment.directory))}", soft_wrap=True, highlight=False)
+    planned = f"{counted(len(cells), 'cell')} = {counted(len(experiment.arms), 'arm')} × seeds {listed}"
+    console.print(f"{planned}; into {escape(str(experiment.directory))}", soft_wrap=True, highlight=False)
+    if len(left) < len(cells):
+        done = len(cells) - len(left)
+        some = f"{done} {'is' if done == 1 else 'are'} finished; what is left:"
+        rest = some if left else "all finished: nothing is left."
+        console.print(f"{counted(len(cells), 'cell')}, {rest}", highlight=False)
+    if not left:
+        return
+    with console.status("Timing one block of the model and one reading of it"):
+        cost = cost_of(experiment, left)
     console.print()
     console.print(_totals(cost))
     console.print()

@@ -57,13 +57,14 @@ class Local(Scheduler):
 
 @contextmanager
 def _signals_ignored() -> Iterator[None]:
-    """Processes started in the block ignore SIGINT and SIGUSR2.
+    """Processes started in the block ignore SIGINT, SIGUSR2 and SIGHUP.
 
     submitit's controller would end its tasks a second after Ctrl-C, which reaches the whole process group, and would
-    die of a cluster's warning, which reaches every process of a job. The launcher and the tasks handle both.
+    die of a cluster's warning or of the end of the terminal, which reach every process. The launcher handles all three,
+    and the tasks all but the last.
     """
     of_main = threading.current_thread() is threading.main_thread()
-    previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR2) if of_main}
+    previous = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, signal.SIGUSR2, signal.SIGHUP) if of_main}
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
-from orchestrator.storage import steps
+from orchestrator.storage import metrics_log, steps
 from orchestrator.storage.files import permit_as_umask, write_whole
 
 WEIGHTS = ("model.safetensors", "state.json")  # what a reduced checkpoint holds, beside its manifest
@@ -133,7 +133,7 @@ def corruption(path: Path, *, digests: bool = True) -> str | None:
     Without `digests`, only the existence and the size of its files are checked, which takes no time.
     """
     try:
-        files = json.loads((path / "manifest.json").read_text())["files"].items()
+        files = json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"].items()
         expected = {str(name): (int(of["size"]), str(of["sha256"])) for name, of in files}
     except FileNotFoundError:
         return "manifest.json is missing"
@@ -184,7 +184,7 @@ def key(path: Path) -> str:
 
 def is_reduced(path: Path) -> bool:
     """True for a whole checkpoint that no run can resume from, as it was reduced, perhaps not to the end."""
-    return "saved_as" in json.loads((path / "manifest.json").read_text())
+    return "saved_as" in json.loads((path / "manifest.json").read_text(encoding="utf-8"))
 
 
 def reduce(path: Path) -> None:
@@ -196,7 +196,7 @@ def reduce(path: Path) -> None:
     """
     if corruption(path, digests=False):
         return
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
     kept = {name: of for name, of in manifest["files"].items() if name in WEIGHTS}
     if kept != manifest["files"]:
         manifest |= {"files": kept, "dropped": sorted(manifest["files"].keys() - kept), "saved_as": key(path)}
@@ -228,7 +228,7 @@ def prune(
 def read_state(path: Path) -> dict[str, Any]:
     """The checkpoint's `state.json`. Raises `UserError` where it cannot be read."""
     try:
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path / 'state.json'} cannot be read ({error}): {path} is not one of our checkpoints."
@@ -251,13 +251,24 @@ def read_tensors(path: Path, stem: str, *, required: bool = True) -> dict[str, T
         raise UserError(f"{path / stem}.safetensors cannot be read ({error}): use another checkpoint.") from error
 
 
+def is_cell(directory: Path) -> bool:
+    """True for a cell's directory, whose checkpoints may all be gone."""
+    files = (directory / "config.yaml", directory / "metrics.jsonl")
+    return (directory / "checkpoints").is_dir() or all(file.is_file() for file in files)
+
+
 def find(source: Path) -> Path:
     """`source` itself where it is a whole checkpoint, the newest whole one where it is a cell's directory.
 
     Newer ones that are corrupt are counted on stderr. Raises `UserError` for anything else.
     """
-    if (source / "checkpoints").is_dir():
+    if is_cell(source):
         path, corrupt = newest(source / "checkpoints")
+        if path is None and not corrupt and metrics_log.trained_to(source / "metrics.jsonl") is not None:
+            raise UserError(
+                f"{source} was trained to its end and has no checkpoint any more (deleted, or by status --prune), only "
+                "losses and readings: name another cell, or restore a checkpoint."
+            )
         if path is None:
             raise UserError(f"{source} has no whole checkpoint ({len(corrupt)} corrupt): train the cell first.")
         if corrupt:

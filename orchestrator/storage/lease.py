@@ -152,7 +152,7 @@ def newest(cell_dir: Path) -> Attempt | None:
     """The newest attempt, whether or not it still runs; None before the first."""
     for path in sorted((cell_dir / "attempts").glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True):
         with suppress(OSError, ValueError, TypeError):
-            return Attempt(**json.loads(path.read_text()), path=path)
+            return Attempt(**json.loads(path.read_text(encoding="utf-8")), path=path)
         return Attempt(int(path.stem), "", 0, "", "", 0, path)  # unreadable: its number and its heartbeat still count
     return None
 
@@ -240,6 +240,6 @@ def _start(cell_dir: Path, number: int, job: str, restart: int) -> Lease | None:
 @cache
 def _boot() -> str:
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return ""

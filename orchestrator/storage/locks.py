@@ -29,7 +29,7 @@ def hold(path: Path, *, wait: bool = True, give_up: Callable[[], bool] = never) 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be made ({error}): choose a writable place, or make this one so.") from error
     with file:
@@ -67,14 +67,14 @@ def holder(path: Path) -> int | None:
     """The id of the process on this machine that holds the lock; None where none does."""
     if not is_held(path):
         return None
-    host, _, pid = path.read_text().rpartition(" ")
+    host, _, pid = path.read_text(encoding="utf-8").rpartition(" ")
     return int(pid) if host == platform.node() and pid.isdigit() else None
 
 
 def is_held(path: Path) -> bool | None:
     """True where a process holds the lock; None where that is unknown, as without locks. Needs no write permission."""
     try:
-        file = path.open()
+        file = path.open(encoding="utf-8")
     except FileNotFoundError:
         return False
     except OSError:  # such as too many open files, which says nothing about the holder

@@ -96,6 +96,24 @@ def newest(path: Path) -> Record | None:
         raise UserError(f"The last line of {path} is not a JSON object ({error}): restore or delete it.") from error
 
 
+def first(path: Path) -> Record | None:
+    """The first record; None where there is none, or only a part of it. Raises `UserError` where it is broken."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        line = file.readline()
+    try:
+        return _record(line) if line.endswith(b"\n") else None
+    except ValueError as error:
+        raise UserError(f"{path} line 1 is not a JSON object ({error}): restore or delete that line.") from error
+
+
+def trained_to(path: Path) -> int | None:
+    """The step at which training ended, with its test loss; None where it has not. Raises `UserError` as `newest`."""
+    record = newest(path)
+    return record["step"] if record is not None and "test" in record else None
+
+
 def _record(line: bytes) -> Record:
     """The record in a line. Raises `ValueError` where there is none."""
     try:

@@ -16,6 +16,7 @@ from hydra.core.utils import env_override
 from rich.console import Console
 
 from orchestrator.common import command, errors
+from orchestrator.common.signals import stops
 from orchestrator.config.schema import Config
 from orchestrator.jobs.worker import REQUEUED, leave_at_once
 from orchestrator.schedulers import SCHEDULERS, chosen
@@ -27,7 +28,6 @@ from orchestrator.sweep.records import JobRecord, read_records
 
 POLL_SECONDS = 0.2
 GPUS = "CUDA_VISIBLE_DEVICES"
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: a queue's warning of a preemption or a time limit
 
 
 class Job:
@@ -106,7 +106,7 @@ def interruptible() -> Iterator[Callable[[], set[int]]]:
 
     Yields a function that returns the signals received so far, whoever handled them.
     """
-    handlers = {number: signal.signal(number, signal.default_int_handler) for number in STOPS}
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in stops()}
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # Python writes every signal's number to it
     mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -131,7 +131,7 @@ def return_to_queue(received: set[int]) -> None:
     if kind is None or job is None or not received & {signal.SIGTERM, signal.SIGUSR2}:
         return
     scheduler = kind(Path())
-    for number in STOPS:
+    for number in stops():
         signal.signal(number, signal.SIG_IGN)  # also for scontrol, which inherits it
     if scheduler.ending(job) is None and not scheduler.requeue(job.id):
         print(f"{scheduler.title} did not requeue this job.")

@@ -21,6 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.common.errors import UserError, complain
+from orchestrator.common.signals import stops
 from orchestrator.sweep.records import read_records, summary
 
 
@@ -81,6 +82,10 @@ class Multirun(Callback):
         sweeps = [override for override in overrides if override.is_discrete_sweep()]
         self.swept_keys = frozenset(sweep.key_or_group for sweep in sweeps)
         self.jobs = math.prod(len([*sweep.sweep_string_iterator()]) for sweep in sweeps)
+        if not self.jobs:
+            matched = " ".join(override.input_line or "" for override in sweeps)
+            complain(f"{matched} matches nothing: `python -m orchestrator` lists the experiments.")
+            sys.exit(2)  # Hydra turns a callback's exceptions into warnings
         self.visible_gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
         if self.launcher.log_files:
             _refuse_what_sbatch_misreads(launcher)
@@ -95,7 +100,7 @@ class Multirun(Callback):
             Multirun.current = self
 
     def _leave_signals_to_jobs(self) -> None:
-        """Have Ctrl-C and SIGTERM stop the jobs but not this process, which waits for them and prints the summary.
+        """Have Ctrl-C, SIGTERM and SIGHUP stop the jobs but not this process, which waits and prints the summary.
 
         Child processes inherit the blocked SIGINT, lest Ctrl-C end one between two jobs; a job unblocks it
         (`job.interruptible`).
@@ -105,14 +110,14 @@ class Multirun(Callback):
 
             resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGINT, self._stop)
-        signal.signal(signal.SIGTERM, self._stop)
+        for number in set(stops()) - {signal.SIGUSR2}:
+            signal.signal(number, self._stop)
 
     def _stop(self, number: int, _: object) -> None:
         self.interrupted = True
-        if number == signal.SIGTERM:  # unlike Ctrl-C, it reaches this process alone
+        if number == signal.SIGTERM:  # unlike the others, it reaches this process alone
             for children in Path("/proc/self/task").glob("*/children"):
-                for child in children.read_text().split():
+                for child in children.read_text(encoding="utf-8").split():
                     with suppress(ProcessLookupError):
                         os.kill(int(child), number)
 

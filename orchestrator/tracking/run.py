@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +20,11 @@ from omegaconf import OmegaConf
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, TrackerMode
+from orchestrator.experiments.description import identity
 from orchestrator.forensics.reading import Reading
 from orchestrator.forensics.render.row import reading_row
 from orchestrator.storage.files import permit_as_umask
-from orchestrator.tracking import rows
+from orchestrator.tracking import agent, rows
 from orchestrator.tracking.rows import READING, STEP
 
 if TYPE_CHECKING:
@@ -84,10 +86,13 @@ def _caching_nowhere() -> Iterator[None]:
                 os.environ["WANDB_CACHE_DIR"] = before
 
 
-def run_id(config: Config, kind: str = "train") -> str:
-    """Return the W&B id of a cell, or of its experiment's comparison: the same for every attempt."""
+def run_id(config: Config, kind: str = "train", identity: str = "") -> str:
+    """Return the W&B id of a cell, or of its experiment's comparison: the same for every attempt.
+
+    `identity`: of the experiment's directory, so that a copy has ids of its own.
+    """
     parts = [config.name, config.arm, config.seed] if kind == "train" else [config.name, kind]
-    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(map(str, [*parts, *filter(None, [identity])])).encode()).hexdigest()[:16]
 
 
 class Tracker:
@@ -98,6 +103,7 @@ class Tracker:
         self._run: Any = None
         self._cell_dir = Path()
         self._sent: dict[str, int] = {}  # axis → last step sent
+        self.has_failed = False
 
     def start(self, cell_dir: Path, records: Iterable[dict[str, Any]]) -> None:
         """Open the run and send the metrics log's rows again, so that a resumed offline run is complete."""
@@ -153,7 +159,7 @@ class Tracker:
             yield
         except Exception as error:  # whatever W&B raises, training goes on
             _give_up(self._run, error)
-            self._run = None
+            self._run, self.has_failed = None, True
 
 
 def log_comparison(config: Config, comparison: Comparison) -> None:
@@ -190,7 +196,11 @@ def confine(directory: Path) -> None:
 
 def _open(config: Config, directory: Path, kind: str) -> Any:
     """Start the run of a cell (`train`) or of an experiment (`comparison`) in `directory`."""
-    confine(directory)
+    experiment_dir = directory.parents[1] if kind == "train" else directory.parent
+    if (experiment_dir / "experiment.yaml").is_file():  # the name of a copy is that of its directory
+        config = replace(config, name=experiment_dir.resolve().name)
+    home = Path(config.tracker.dir).expanduser() if config.tracker.dir else directory
+    confine(home)
     import wandb
 
     settings = wandb.Settings(
@@ -199,11 +209,13 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
         init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS,
     )  # fmt: skip
     mode: Any = config.tracker.mode.value
-    run = wandb.init(
-        project=config.tracker.project, entity=config.tracker.entity, group=config.name, job_type=kind,
-        id=run_id(config, kind), resume="allow" if config.tracker.mode == TrackerMode.online else None,
-        dir=str(directory.resolve()), mode=mode, reinit="create_new", settings=settings, **_described(config, kind),
-    )  # fmt: skip
+    with agent.only_for(kind):
+        run = wandb.init(
+            project=config.tracker.project, entity=config.tracker.entity, group=config.name, job_type=kind,
+            id=run_id(config, kind, identity(experiment_dir)), dir=str(home.resolve()), mode=mode,
+            resume="allow" if config.tracker.mode == TrackerMode.online else None,
+            reinit="create_new", settings=settings, **_described(config, kind),
+        )  # fmt: skip
     for group, axis in AXES.items():
         run.define_metric(f"{group}/*", step_metric=axis, summary="none" if group in MANY else None)
     run.define_metric(READING, summary="last")  # it is in a group of its own

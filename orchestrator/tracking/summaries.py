@@ -55,6 +55,10 @@ def comparison_summary(c: Comparison) -> Row:
     Names in `pair/` contain no arm, so that experiments with different arms share their columns.
     """
     row: Row = {"pairs": len(c.pairs), "left_out": len(c.left_out), "baseline": c.baseline}
+    for arm in c.experiment.arms:
+        finals = [losses(cell, c.domains) for cell in c.cells_of(arm) if cell.missing is None]
+        if values := [found[METRICS[0], MEAN] for found in finals if (METRICS[0], MEAN) in found]:
+            row[f"{METRICS[0]}/{arm}"] = sum(values) / len(values)
     for index, arm in enumerate(c.compared):
         found = _compared_with_baseline(c, arm)
         row |= {f"arm/{arm}/{name}": value for name, value in found.items()}

@@ -12,6 +12,7 @@ from types import FrameType
 
 import torch
 
+from orchestrator.common.signals import stops
 from orchestrator.config import load
 from orchestrator.config.schema import Precision
 from orchestrator.storage import checkpoint
@@ -25,12 +26,10 @@ POLL_SECONDS = 0.05
 
 
 class StopSignal(AbstractContextManager["StopSignal"]):
-    """Notes SIGINT, SIGTERM and SIGUSR2 while it is entered; the loop stops at its next step boundary.
+    """Notes the signals of `stops` while it is entered; the loop stops at its next step boundary.
 
     The loop calls `on_saved` once the stopped run has saved its checkpoint.
     """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -38,11 +37,11 @@ class StopSignal(AbstractContextManager["StopSignal"]):
 
     def ignore_signals(self) -> None:
         """Ignore further signals, in this process, which is about to end, and in those that it starts."""
-        for number in self.SIGNALS:
+        for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
 
     def __enter__(self) -> StopSignal:
-        self._previous = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        self._previous = {s: signal.signal(s, self._note) for s in stops()}
         return self
 
     def __exit__(self, *_: object) -> None:

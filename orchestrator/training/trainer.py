@@ -15,7 +15,7 @@ from torch import Tensor
 from models.transformer import Decoder, init_weights
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config
-from orchestrator.data import prepare
+from orchestrator.experiments import corpora
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.experiments.horizon import is_of_this_run
 from orchestrator.storage import checkpoint, metrics_log
@@ -82,7 +82,7 @@ class Trainer:
         self.callbacks, self.world = callbacks, world
         self.files = CellFiles(cell_dir, writing)
         self.compute = compute_of(train, world)
-        self.corpus = prepare(config.data, config.model.vocab_size, train.seq_len)
+        self.corpus = corpora.prepare_for(config, cell_dir.parents[1])
         self.model = Decoder(decoder_spec(config))
         init_weights(self.model, config.seed, config.train.init_stream)
         if train.compile:

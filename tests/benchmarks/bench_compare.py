@@ -53,7 +53,7 @@ def reading(step: int, rng: np.random.Generator) -> dict[str, Any]:
 def records_of(arm: str, seed: int, units: list[str], rng: np.random.Generator) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for step in range(0, EVERY * (READINGS - 1) + 1, 10):
-        record: dict[str, Any] = {"step": step, "loss": 3.0, "digest": f"{seed}-{step}"}
+        record: dict[str, Any] = {"step": step, "loss": 3.0, "digest": f"{seed}-{step}" if step else "corpus"}
         if step % INTERVAL == 0:
             record["heldout"] = {d: 4.0 - 1e-4 * step + rng.normal(0.0, 0.01) for d in DOMAINS}
             values = dict(zip(units, np.exp(rng.normal(0.0, 0.3, len(units))).tolist(), strict=True))

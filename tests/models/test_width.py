@@ -56,7 +56,7 @@ def test_a_profile_is_at_least_one_grid_step_wide() -> None:
     ("arguments", "named"),
     [
         ({"kind": "rmap"}, ["profile=rmap", "uniform", "explicit", "ramp", "x_shape"]),
-        ({"kind": "explicit"}, ["widths=null", "profile=explicit"]),
+        ({"kind": "explicit"}, ["widths=[…]", "profile=explicit"]),
         ({"kind": "ramp", "widths": [64] * 3}, ["widths=[64, 64, 64]", "profile=ramp", "profile=explicit"]),
         ({"kind": "explicit", "widths": [64, 64]}, ["widths=[64, 64]", "layers=3"]),
         ({"kind": "explicit", "widths": [64, 0, 64]}, ["widths=[64, 0, 64]", "positive"]),

@@ -129,7 +129,7 @@ def _write_metrics(cell: Cell) -> None:
             record["heldout"] = {domain: loss + 3.0 * (1 - done) for domain, loss in final.items()}
         if step == train.steps:
             record["test"] = final
-        digest = hashlib.sha256(f"{cell.config.seed}/{step}".encode()).hexdigest()
+        digest = hashlib.sha256((f"{cell.config.seed}/{step}" if step else "corpus").encode()).hexdigest()
         record |= {"digest": digest, "seconds": float(step), "tokens_per_second": 64.0, "attempt": 1}
         lines.append(json.dumps(record) + "\n")
     (cell.directory / "metrics.jsonl").write_text("".join(lines))

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import orchestrator.__main__ as main_module
+from orchestrator import compare, status
 from orchestrator.config import compose
 from orchestrator.experiments import catalog
 from tests.naming import names
@@ -103,13 +104,33 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["tracker=offline", "data.tokenizer.kind=bpe"], ["model.vocab_size"]),
         (["width=128"], ["int", "width"]),
         (["model.head_dim=24"], ["model.head_dim=24", "model.heads=nearest"]),
-        (["width=explicit"], ["width.widths"]),
+        (["width=explicit"], ["width.widths=[…]", "width.profile=explicit"]),
         (["width=explicit", "width.widths=[64,64]"], ["widths"]),
         (["data=files", "data.domains.text.path=absent.txt"], ["absent.txt"]),
         (["model.vocab_size=100"], ["model.vocab_size"]),
         (["data.heldout_tokens=10"], ["data.heldout_tokens"]),
         (["train.device=cuda"], ["train.device=auto"]),
         (["+experiment=width_ablation", "optim.lr=-1"], ["optim.lr=-1.0", "positive"]),
+        (["optim.lr=0.1,0.2"], ["optim.lr=0.1,0.2", "-m"]),
+        (["+experiment=width_ablation,trajectory"], ["+experiment=width_ablation,trajectory", "-m"]),
+        (["+experiment=width_ablation", "seeds=0,1"], ["seeds=[0,1]"]),
+        (["seeds=3"], ["seeds=3", "seeds=[3]"]),
+        (["+experiment=width_ablation", "declared=width"], ["declared=[width]"]),
+        (["+experiment=width_ablation", "+experiment=trajectory"], ["-m +experiment=width_ablation,trajectory"]),
+        (["--experiment", "width_ablation"], ["--experiment", "+experiment=NAME"]),
+        (["--experiment=width_ablation"], ["+experiment=width_ablation"]),
+        (["--seeds=[3]"], ["--seeds=[3]", "seeds=[3]"]),
+        (["--experimental-rerun=x.pickle"], ["--experimental-rerun", "code"]),
+        (["++arms={a: [optim.lr=0.1], b: []}"], ["++arms={a: ['optim.lr=0.1'], b: []}"]),
+        (["++arms=a:[optim.lr=0.1]", "++arms=b:[]"], ["++arms=a:[optim.lr=0.1]", "quotes"]),
+        (["seeds=[0,", "1]"], ["seeds=[0,", "quotes"]),
+        (["seeds=[0,-1]"], ["seed -1"]),
+        ([f"seed={2**80}"], [f"seed {2**80}"]),
+        (["--config-name=nope"], ["nope.yaml", "--config-dir"]),
+        (["-m", "+experiment=glob(nix*)"], ["+experiment=glob(nix*)"]),
+        (["arm=ä"], ['arm="ä"']),
+        ([f'arm="{"ä" * 200}"'], ["400 bytes"]),
+        (["+data.domains={" + "a" * 256 + ": {path: code}}"], ["256 bytes"]),
     ],
     ids=lambda value: " ".join(value),
 )
@@ -254,3 +275,44 @@ def test_a_multirun_job_is_one_whole_experiment(orchestrate: Orchestrate, small:
     names = sorted(p.name for p in (tmp_path / "outputs").glob("sweep*"))
     assert names == ["sweep__optim.lr=0.001", "sweep__optim.lr=0.002"]
     assert all((tmp_path / "outputs" / name / "comparison/verdict.json").is_file() for name in names)
+
+
+def test_a_configuration_of_ones_own_is_that_of_every_arm(
+    orchestrate: Orchestrate, small: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/mine.yaml").write_text("defaults: [config, _self_]\noptim: {eps: 7.0e-7}\n")
+    arms = ("name=mine", "++arms={a: [], b: ['width=ramp']}", "declared=[width]")
+    options = (f"--config-dir={tmp_path}/my", "--config-name=mine")
+    assert orchestrate(*options, *small, *arms, "seeds=[0]", "launcher=debug") == 0
+    for arm in "ab":
+        config = yaml.safe_load((tmp_path / f"outputs/mine/{arm}/seed=0/config.yaml").read_text())
+        assert config["optim"]["eps"] == 7.0e-7
+
+
+def test_a_multirun_takes_the_experiments_that_a_pattern_names(
+    orchestrate: Orchestrate, small: list[str], tmp_path: Path, conf: Path
+) -> None:
+    for name in ("my_a", "my_b"):
+        (conf / f"experiment/{name}.yaml").write_text(f"{PACKAGE}arms: {{a: []}}\nseeds: [0]")
+    assert orchestrate(*small, "-m", "launcher=debug", "+experiment=glob(my*)") == 0
+    done = sorted(path.parents[1].name for path in tmp_path.glob("outputs/*/comparison/verdict.json"))
+    assert done == ["my_a", "my_b"]
+
+
+def test_long_names_are_limited_in_bytes(orchestrate: Orchestrate, small: list[str], tmp_path: Path) -> None:
+    assert orchestrate(*small, "launcher=debug", f'name="{"日本" * 60}"') == 0
+    (made,) = (path.name for path in (tmp_path / "outputs").iterdir() if path.name.startswith("日"))
+    assert len(made.encode()) <= 120
+
+
+def test_a_directory_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/mine").mkdir(parents=True)
+    for command in (status.main, compare.main):
+        assert command(["mine"]) == 2
+        assert "outputs/mine" in sentence(capsys)
+        assert command(["elsewhere/outputs/mine"]) == 2
+        assert str(tmp_path) in sentence(capsys)

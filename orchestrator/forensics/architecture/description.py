@@ -99,7 +99,7 @@ def tower(description: Description, name: str) -> Description:
 def is_ours(directory: Path) -> bool:
     """True for one of our own checkpoints: others keep a `state.json` of their own, without a spec."""
     try:
-        state = json.loads((directory / STATE).read_text())
+        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (OSError, ValueError, RecursionError):  # ours, and broken: reading it says so
@@ -109,7 +109,7 @@ def is_ours(directory: Path) -> bool:
 
 def _read(path: Path, parse: Callable[[str], Any], describe: Callable[[dict[str, Any]], Description]) -> Description:
     try:
-        return describe(parse(path.read_text()))
+        return describe(parse(path.read_text(encoding="utf-8")))
     except Exception as error:  # a broken description fails in any way there is
         raise UserError(f"{path} does not describe a decoder ({error!r}): copy it again.") from error
 

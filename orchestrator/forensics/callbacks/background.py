@@ -135,4 +135,4 @@ class Background:
         if self._process.returncode not in READ:
             last = (said.strip().splitlines() or [f"the reading ended with {self._process.returncode}"])[-1]
             raise UserError(last.replace(str(scratch / WEIGHTS), name).replace(str(scratch), name))
-        return Reading.from_json(json.loads(target.read_text()))
+        return Reading.from_json(json.loads(target.read_text(encoding="utf-8")))

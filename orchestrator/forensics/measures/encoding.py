@@ -108,8 +108,9 @@ def own_tokenizer(source: Path) -> Tokenizer:
         return given
     from orchestrator.data import prepare  # imports datasets, which reading weights does not need
 
-    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len)
-    corpus.check_digest(checkpoint.read_state(source).get("data", ""), source)  # other data, other tokens
+    digest = checkpoint.read_state(source).get("data", "")
+    corpus = prepare(config.data, config.model.vocab_size, config.train.seq_len, digest)
+    corpus.check_digest(digest, source)  # other data, other tokens
     return corpus.tokenizer
 
 

@@ -56,7 +56,7 @@ def why_not(source: Path) -> str | None:
     try:
         directory = place(source)
         if directory.suffix != GGUF and not is_ours(directory):
-            config = json.loads(_described(directory).read_text())
+            config = json.loads(_described(directory).read_text(encoding="utf-8"))
             if not (config.get("model_type") or config.get("architectures")):  # a description that a user wrote
                 return f"{directory} cannot be run, since its config.json names no model_type: {KNOWN}."
             _refuse_other_shapes(directory, config.get("model_type"), not config.get("is_encoder_decoder"))

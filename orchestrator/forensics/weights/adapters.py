@@ -152,7 +152,7 @@ def open_adapter(source: Path, chosen: str | None, base: Path | None, alone: boo
 def _config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         kind, start = str(config["peft_type"]).upper(), str(config.get("init_lora_weights")).lower()
         float(config["lora_alpha"] if kind == "LORA" else 0)
     except Exception as error:  # no file, no JSON, no dict, no number

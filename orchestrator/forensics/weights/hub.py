@@ -87,7 +87,7 @@ def _snapshot(path: Path) -> Path:
         return path
     held = sorted(snapshots.iterdir())
     main = path / "refs" / "main"
-    current = snapshots / main.read_text().strip() if main.is_file() else path
+    current = snapshots / main.read_text(encoding="utf-8").strip() if main.is_file() else path
     if current in held or len(held) == 1:
         return current if current in held else held[0]
     raise UserError(f"{path} holds {len(held)} snapshots and no main one: give one of those in {snapshots}.")

@@ -222,7 +222,7 @@ def _config(directory: Path) -> dict[str, Any]:
     """The settings of the quantisation, from the file that has them; empty without any."""
     for name in CONFIGS:
         try:
-            config = json.loads((directory / name).read_text())
+            config = json.loads((directory / name).read_text(encoding="utf-8"))
             config = config if name != "config.json" else config.get("quantization_config")
         except (OSError, ValueError, AttributeError):
             continue

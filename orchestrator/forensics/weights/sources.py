@@ -51,7 +51,7 @@ def revisions(path: Path) -> list[tuple[int, Path]]:
     held = []
     for ref in refs.iterdir():
         if NUMBERED.fullmatch(ref.name) and ref.is_file():
-            snapshot = path / "snapshots" / ref.read_text().strip()
+            snapshot = path / "snapshots" / ref.read_text(encoding="utf-8").strip()
             if snapshot.is_dir() and holds_weights(snapshot):
                 held.append((ref.name, ref.name, snapshot))
     return _in_order(path, held) if len(held) > 1 else []
@@ -102,7 +102,7 @@ def recorded_step(source: Path, metadata: Mapping[str, Any]) -> int | None:
 
 def _global_step(path: Path) -> int | None:
     try:
-        step = json.loads(path.read_text())["global_step"]
+        step = json.loads(path.read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # none, or another's file of that name
         return None
     return step if isinstance(step, int) else None
@@ -136,7 +136,7 @@ def whole(path: Path) -> Path:
         raise UserError(
             f"{path} is an experiment: give one of its cells, such as {', '.join(cells[:3]) or '(none yet)'}."
         )
-    if (path / "checkpoints").is_dir() or (path / "manifest.json").is_file():
+    if checkpoint.is_cell(path) or (path / "manifest.json").is_file():
         return checkpoint.find(path)
     if path.is_file() and (path.parent / "manifest.json").is_file():
         checkpoint.find(path.parent)

@@ -276,7 +276,7 @@ def _joined(files: Sequence[Path]) -> dict[Key, Store]:
 
 def _open_index(index: Path) -> dict[Key, Store]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(name): index.parent / str(shard) for name, shard in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index} is not an index of shards ({error!r}): copy it again.") from error

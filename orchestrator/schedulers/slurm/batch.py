@@ -106,7 +106,7 @@ def script(config: Config, folder: Path, resources: Resources, together: int) ->
     made.parameters.update({"map_count": together} if together > 1 else {})  # as submitit asks for an array
     with tempfile.TemporaryDirectory() as directory, changed(outside_environment()):
         path = Path(directory) / "job.sh"
-        path.write_text(made._make_submission_file_text("true", ""))
+        path.write_text(made._make_submission_file_text("true", ""), encoding="utf-8")
         yield path
 
 

@@ -50,4 +50,6 @@ def is_no_answer(message: str) -> bool:
 def _run(*command: str) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not USER_OPTIONS.match(name)}
     environment = {**kept, "SLURM_TIME_FORMAT": "standard"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment)
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT, env=environment
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import wandb
@@ -89,7 +90,7 @@ def _config_of(c: Comparison) -> Config:
     """Return the configuration of the first launched cell, for the tracker's settings."""
     for cell in c.experiment.cells:
         if (cell.path / "config.yaml").is_file():
-            return cell.config
+            return replace(cell.config, name=c.experiment.path.resolve().name)  # that of a copy is its directory's
     raise UserError(f"{c.experiment.path} has no cell with a config.yaml: launch the experiment first.")
 
 
@@ -127,6 +128,6 @@ def _recall(c: Comparison, view: ws.Workspace, report: wr.Report) -> None:
 def _saved(path: Path) -> tuple[str, str]:
     """Read the id and the name that W&B's server gave; empty before the first push."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return str(content["id"]), str(content["name"])
     return "", ""

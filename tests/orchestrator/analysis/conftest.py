@@ -133,8 +133,8 @@ def experiment(tmp_path: Path) -> Callable[..., Path]:
                     losses = {domain: loss(arm, seed, step, domain) for domain in DOMAINS}
                     records.append(
                         {"step": step, "tokens": step * 8, "lr": 1e-3, "loss": 3.0 if step else None, "heldout": losses,
-                         "grad_norm": 1.0, "digest": f"{seed}-{step}", "seconds": float(step), "tokens_per_second": 8.0,
-                         "attempt": 1}
+                         "grad_norm": 1.0, "digest": f"{seed}-{step}" if step else "corpus", "seconds": float(step),
+                         "tokens_per_second": 8.0, "attempt": 1}
                     )  # fmt: skip
                     if sidecar and arm != arms[0]:
                         values = {tensor: learned(seed, step, tensor) for tensor in TENSORS}

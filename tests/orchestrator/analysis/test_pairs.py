@@ -90,8 +90,8 @@ def test_a_declared_key_excuses_no_batches_where_the_configurations_agree_on_the
     root = experiment()
     declare(root, "width", declared)
     edit_config(root / "variable/seed=1", "data.cache_dir", "/elsewhere")  # where, not what
-    edit_metrics(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r])
-    with pytest.raises(UserError, match=naming("uniform/seed=1", "variable/seed=1", "batches", "step 0")):
+    edit_metrics(root / "variable/seed=1", lambda r: [x.update(digest="other") for x in r[1:]])
+    with pytest.raises(UserError, match=naming("uniform/seed=1", "variable/seed=1", "batches", "step 50")):
         pair_up(read_experiment(root))
 
 
@@ -271,7 +271,7 @@ def test_cells_without_a_common_domain_have_no_losses_to_compare(
 
 
 def test_unreadable_directories_and_files_are_named(experiment: Write, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=naming(tmp_path / "nowhere", "experiment.yaml")):
+    with pytest.raises(UserError, match=naming(tmp_path / "nowhere")):
         read_experiment(tmp_path / "nowhere")
     root = experiment()
     broken = root / "uniform/seed=0/forensics/step_00000050.json"
@@ -290,3 +290,16 @@ def test_a_torn_last_line_does_not_count(experiment: Write) -> None:
     whole = log.read_text()
     log.write_text(whole + json.dumps({"step": 200})[:-4])
     assert len(read_experiment(root).cell("uniform", 0).metrics) == 3
+
+
+def test_cells_on_other_data_are_not_pooled(experiment: Callable[..., Path]) -> None:
+    path = experiment(seeds=(0, 1, 2))
+    log = path / "variable/seed=1/metrics.jsonl"
+    log.write_text(log.read_text().replace('"corpus"', '"another"'))
+    assert {cell.label for cell in read_experiment(path).cells if cell.missing} == {"variable/seed=1"}
+    spec = yaml.safe_load((path / "experiment.yaml").read_text())
+    spec["data"] = {"variable": {"digest": "another", "domains": {}}}
+    (path / "experiment.yaml").write_text(yaml.safe_dump(spec))
+    left = {cell.label: cell.missing for cell in read_experiment(path).cells if cell.missing}
+    assert left.keys() == {"variable/seed=0", "variable/seed=2"}
+    assert names(left["variable/seed=0"], "corpus", "another")

@@ -118,7 +118,7 @@ def test_one_that_cannot_be_read_does_not_end_the_rest(
     reading.write_text("{")
     assert main([str(broken), str(whole), str(tmp_path / "typo")]) == 2
     said = " ".join(capsys.readouterr().out.split())
-    assert names(said, "broken:", "not JSON", "typo", "experiment.yaml")
+    assert names(said, "broken:", "not JSON", "typo", "not there")
     assert "−0.1000" in said
     assert said.count("not read") == 2
     assert not (whole / "comparison").exists()  # nothing is written unless asked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import bz2
+import gzip
 import itertools
 import json
 import re
@@ -13,6 +15,7 @@ from typing import Any
 
 import datasets
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from orchestrator.common.errors import UserError
@@ -137,6 +140,32 @@ def test_every_format_gives_the_same_documents_in_the_same_order(tmp_path: Path)
     assert expected == read(tmp_path, source=Source.files, path=str(tmp_path / "parts/**/*.jsonl"), column="body")
 
 
+def test_compressed_files_and_csv_give_the_same_documents(tmp_path: Path) -> None:
+    texts = [*TEXTS, 'with, a "quoted"\nline', "NA", "null", " 17"]
+    lines = write_jsonl(tmp_path / "a.jsonl", texts)
+    expected, content = read(tmp_path, source=Source.files, path=str(lines)), lines.read_bytes()
+    pd.DataFrame({"n": range(len(texts)), "text": texts}).to_csv(tmp_path / "c.csv", index=False)
+    half = content.index(b"\n", len(content) // 2) + 1
+    files = {
+        "a.jsonl.gz": gzip.compress(content),
+        "two.jsonl.gz": gzip.compress(content[:half]) + gzip.compress(content[half:]),
+        "a.json.bz2": bz2.compress(content),
+        "a.jsonl.zst": _zstd(content),
+        "two.jsonl.zst": _zstd(content[:half]) + _zstd(content[half:]),
+        "c.csv.zst": _zstd((tmp_path / "c.csv").read_bytes()),
+    }
+    for name, packed in files.items():
+        (tmp_path / name).write_bytes(packed)
+    for name in ("c.csv", *files):
+        assert read(tmp_path, source=Source.files, path=str(tmp_path / name)) == expected, name
+    (tmp_path / "x").mkdir()
+    for i in range(3):  # of one name, as shards in folders have
+        (tmp_path / f"x/{i}").mkdir()
+        (tmp_path / f"x/{i}/part.txt.gz").write_bytes(gzip.compress(f"text {i}\n".encode()))
+    shards = read(tmp_path, source=Source.files, path=str(tmp_path / "x/*/*.gz"))
+    assert sorted(shards) == [f"text {i}\n" for i in range(3)]
+
+
 def test_duplicates_blanks_and_nulls_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": t}) + "\n" for t in ["a", None, "", " \n", "b", "a", "c", "b"]))
@@ -171,11 +200,21 @@ def test_identity_follows_size_and_time(tmp_path: Path) -> None:
     assert identity(path="code") == identity(path="code") is not None
 
 
+def _zstd(content: bytes) -> bytes:
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
 BAD: dict[str, tuple[bytes | None, str, list[str]]] = {
     "missing": (None, "*.jsonl", ["*.jsonl", "no file"]),
     "absent.txt": (None, "absent.txt", ["absent.txt", "exist"]),
     "empty.txt": (b"", "empty.txt", ["empty.txt", "empty"]),
-    "table.csv": (b"text\na\n", "table.csv", ["table.csv", "format", ".txt"]),
+    "table.tsv": (b"text\na\n", "table.tsv", ["table.tsv", "format", ".txt", ".csv", ".zst"]),
+    "table.csv": (b"body\na\n", "table.csv", ["table.csv", "column 'text'", "body"]),
+    "cut.txt.gz": (gzip.compress(b"some text" * 99)[:-20], "cut.txt.gz", ["cut.txt.gz", "read"]),
+    "cut.jsonl.zst": (_zstd(b'{"text": "a"}\n' * 99)[:-5], "cut.jsonl.zst", ["cut.jsonl.zst", "read"]),
+    "not.jsonl.gz": (b'{"text": "a"}\n', "not.jsonl.gz", ["not.jsonl.gz", "read"]),
+    "packed.gz": (gzip.compress(b"text"), "packed.gz", ["packed.gz", "format"]),
+    "latin.txt.gz": (gzip.compress("é".encode("latin-1")), "latin.txt.gz", ["latin.txt.gz", "UTF-8"]),
     "latin.txt": ("é".encode("latin-1"), "latin.txt", ["latin.txt", "UTF-8", "byte 0"]),
     "latin.jsonl": (b'{"text": "\xe9"}\n', "latin.jsonl", ["latin.jsonl", "column 'text'", "UTF-8"]),
     "cut.jsonl": (b'{"text": "a"}\n{"text": "b', "cut.jsonl", ["cut.jsonl", "JSON parse error"]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,13 @@ def test_a_source_without_a_tokenizer(llama: Path, text: Path) -> None:
         from_text(llama, {"text": of(text)}, 4, 32)
 
 
-def test_changed_training_data_is_refused(cell: Path) -> None:
+def test_changed_training_data_is_refused_unless_its_rows_are_kept(cell: Path) -> None:
     """A changed corpus deals its files anew: what is held out now may have been trained on."""
-    words = Path(load.from_file(cell / "config.yaml").data.domains["words"].path or "")
+    before = heldout(checkpoint.find(cell), 3)
+    data = load.from_file(cell / "config.yaml").data
+    words = Path(data.domains["words"].path or "")
     words.write_text(words.read_text() + "\none line more")
+    assert heldout(checkpoint.find(cell), 3) == before
+    shutil.rmtree(data.cache_dir)
     with pytest.raises(UserError, match=naming("step_00000007", "other data")):
         heldout(checkpoint.find(cell), 3)

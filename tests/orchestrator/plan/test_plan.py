@@ -358,3 +358,18 @@ def test_the_memory_of_a_rank_by_hand() -> None:
     # norms are gathered, too: less than a part in a thousand
     assert shared == pytest.approx(3 * 4 * 467_626_320 / 8 + 4 * (tables + largest) + own, rel=1e-3)
     assert shared < alone / 2
+
+
+def test_a_finished_cell_costs_nothing_more(orchestrate: Orchestrate, small: list[str], capsys: Printed) -> None:
+    common = [*small, "launcher=debug", "name=mine"]
+    assert orchestrate(*common, "seeds=[0,1]") == 0
+    capsys.readouterr()
+    assert orchestrate(*common, "seeds=[0,1,2]", "dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert names(printed, "3 cells", "2 are finished")
+    (jobs,) = (line.split() for line in printed.splitlines() if line.startswith("jobs "))
+    assert jobs[1:4] == ["1", "1", "cell;"]
+    assert orchestrate(*common, "seeds=[0,1]", "dry_run=true") == 0
+    printed = capsys.readouterr().out
+    assert names(printed, "2 cells", "all finished")
+    assert not [line for line in printed.splitlines() if line.startswith("jobs ")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -294,7 +295,7 @@ def test_explicit_equal_widths_train_to_the_same_bits(whole: Cell, small: list[s
     assert rows(cell) == rows(whole)
 
 
-def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_path: Path) -> None:
+def test_a_run_whose_data_changed_goes_on_with_its_corpus_or_is_refused(small: list[str], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(f"line {i} says {i * i}" for i in range(2000)))
     files = [*small, "data=files", f"data.domains.text.path={text}"]
@@ -302,8 +303,14 @@ def test_other_data_under_the_same_checkpoints_is_refused(small: list[str], tmp_
     with pytest.raises(Crash):
         run_with(cell, CrashAt(5))
     text.write_text("\n".join(f"another {i} says {i + i}" for i in range(2000)))
-    with pytest.raises(UserError, match=naming("step_00000004", "other data")):
+    cache = tmp_path / ".data"
+    cache.rename(tmp_path / "kept")
+    with pytest.raises(UserError, match=naming("data.domains.*", f"data.cache_dir={cache}")):
         complete(cell)
+    shutil.rmtree(cache)
+    (tmp_path / "kept").rename(cache)
+    assert complete(cell)
+    assert len([*cache.glob("*/meta.json")]) == 1
 
 
 def test_accumulated_micro_batches_are_the_whole_batch(small: list[str], tmp_path: Path) -> None:
