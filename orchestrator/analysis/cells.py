@@ -133,7 +133,7 @@ class ExperimentResult:
                 looks.append(Look(len(ordered), max(look["most"], len(ordered))))
         if late := [seed for seed in seeds if seed not in ordered]:
             ordered += late
-            most = self.decide.get("max", 0) if self.looks else 0
+            most = self.decide.get("max", 0) if self.looks or self.decide.get(schema.AUTO) else 0
             looks.append(Look(len(ordered), max(most, len(ordered))))
         return ordered, looks
 

@@ -19,7 +19,7 @@ from orchestrator.storage import checkpoint, lease
 def prune(path: Path, keep: int, console: Console) -> None:
     """Keep the weights of the `keep` newest whole checkpoints of each finished cell, and print what that freed.
 
-    Everything else in their `checkpoints/` is deleted, but for the states that unfinished branches begin from; a cell
+    Everything else in their `checkpoints/` is deleted, but for states that unfinished branches begin from; a cell
     that is not finished stays as it is, also while others run. Raises `UserError` where the disk refuses.
     """
     experiment, freed = reopen(path), 0

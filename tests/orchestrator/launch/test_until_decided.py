@@ -93,6 +93,18 @@ def test_a_clear_difference_ends_it_and_the_look_is_recorded(experiment: Write) 
     assert len(recorded(root)["looks"]) == 1, "the same look again is no second one"
 
 
+def test_the_first_of_several_looks_may_not_spend_the_whole_error(experiment: Write) -> None:
+    """Six pairs that all point one way decide where six are all, and not where twelve may come."""
+    root = experiment(seeds=range(6), loss=apart(-0.2))
+    auto(root, max=12)
+    (result,) = (r for r in compare(root).statistics if (r.metric, r.domain) == ("test_loss", "mean"))
+    assert (result.p, result.verdict) == (pytest.approx(2 * 2 / 64), "inconclusive")
+    grown, _ = looked(root, max=12)
+    assert grown is not None
+    auto(root, max=6)
+    assert looked(root, max=6)[0] is None
+
+
 def test_an_open_question_gets_the_next_seeds_of_every_arm(experiment: Write) -> None:
     root = experiment(seeds=(0, 1, 2, 4, 5, 6), loss=apart(-0.02, scatter=0.02))
     grown, reason = looked(root, max=12, step=2)

@@ -2,8 +2,9 @@
 
     python -m tests.studies.a_a OUTPUTS
 
-Each adds pairs until decided, from 6 to 12. About an hour on one core; the same command goes on where it was stopped.
-Prints a line per experiment, and at the end how many were called better or worse, or had moved roles or another budget.
+Each adds pairs until decided, from 6 to 12. About half an hour on one core; the same command goes on where it was
+stopped. Prints a line per experiment, and at the end how many were called better or worse, or had moved roles or
+another budget.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from typing import Any
 EXPERIMENTS = 10
 COMMON = (
     "model=nano", "data=code", "declared=[train.init_stream]", "seeds=auto", "tracker=off", "launcher.parallel=1",
-    "train.steps=200", "train.batch_size=8", "train.eval_every=100", "train.checkpoint_every=200",
-    "train.keep_states=1", "forensics.every=200", "question='Are two arms told apart that differ in their draws?'",
+    "train.steps=100", "train.batch_size=4", "train.eval_every=100", "train.checkpoint_every=100",
+    "train.keep_states=1", "forensics.every=100", "question='Are two arms told apart that differ in their draws?'",
 )  # fmt: skip
 FALSE = {"loss": ("better", "worse"), "roles": ("roles moved",), "budget": ("not conserved",)}
 
