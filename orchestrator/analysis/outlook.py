@@ -11,7 +11,7 @@ import scipy
 from orchestrator.analysis.cells import ExperimentResult
 from orchestrator.analysis.migration import state_gaps
 from orchestrator.common.formatting import roughly
-from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS, smallest_p
 
 POWER = 0.8  # chance of a decision with the number of pairs that is named
 MOST = 500  # pairs beyond which no number is named
@@ -26,7 +26,7 @@ def power(mean: float, std: float, n: int, *, outside: Band, within: Band, error
 
     Decided is by Student's t at the two-sided `error`, for which the sign-flip test needs about as many pairs.
     """
-    if n < FEWEST_PAIRS:
+    if smallest_p(n) > error:
         return 0.0
     rng = np.random.default_rng(0)
     means = mean + std / np.sqrt(n) * rng.standard_normal(DRAWS)
@@ -86,11 +86,11 @@ def fewest(chance: Callable[[int], float], least: int = FEWEST_PAIRS) -> int | N
 
 
 def detectable(std: float, n: int, error: float = ALPHA) -> float | None:
-    """Return the smallest mean difference that n pairs detect with a chance of `POWER`; null under `FEWEST_PAIRS`.
+    """Return the smallest mean difference that n pairs detect with a chance of `POWER`; null where n pairs cannot.
 
     `std`: standard deviation of the differences. By Student's t: (t(1 − error/2) + t(POWER)) · std / √n.
     """
-    if n < FEWEST_PAIRS:
+    if smallest_p(n) > error:
         return None
     t = scipy.stats.t(n - 1)
     return float((t.ppf(1.0 - error / 2.0) + t.ppf(POWER)) * std / np.sqrt(n))

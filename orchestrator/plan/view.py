@@ -17,7 +17,7 @@ from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted, duration, figures, size, work
 from orchestrator.config.schema import TrackerMode, Where
-from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
+from orchestrator.experiments.decision import ALPHA, smallest_p
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
@@ -153,14 +153,16 @@ def _finds(experiment: Experiment) -> tuple[str, str]:
     if len(experiment.arms) < 2:
         return "nothing", "one arm has nothing to be compared with"
     n = config.decide.max if experiment.auto else len(config.seeds)
-    if n < FEWEST_PAIRS:
-        return "nothing", f"{counted(n, 'pair')} cannot decide: {FEWEST_PAIRS} can"
+    error = ALPHA / (len(experiment.arms) - 1)
+    if smallest_p(n) > error:
+        enough = next(pairs for pairs in range(n, 99) if smallest_p(pairs) <= error)
+        return "nothing", f"{counted(n, 'pair')} of each arm cannot decide: {enough} can"
     pilot = pilot_of(experiment)
     if pilot is None:
         return "unknown", "no experiment of such a model beside it has two pairs, whose spread would tell"
     from orchestrator.analysis.outlook import POWER, detectable  # with pandas and plotly, which few plans need
 
-    least = detectable(pilot.std, n, ALPHA / (len(experiment.arms) - 1)) or math.nan
+    least = detectable(pilot.std, n, error) or math.nan
     what = f"{figures(least)} nats/token, {least / pilot.loss:.2%} of the loss: the smallest difference that {n} pairs"
     return (
         f"{least / pilot.loss:.2%}",

@@ -16,7 +16,7 @@ from orchestrator.analysis.outlook import (
     power,
     seeds_to_agree,
 )
-from orchestrator.analysis.statistics import ALPHA, FEWEST_PAIRS
+from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 
 NOTHING = (0.0, 0.0)
 
@@ -35,6 +35,13 @@ def test_a_tiny_spread_needs_the_fewest_pairs_and_a_large_one_none_that_is_named
     assert pairs_to_decide([0.001, -0.001, 0.0], outside=NOTHING, within=(-0.01, 0.01)) == FEWEST_PAIRS
     assert pairs_to_decide([5.0, -4.9], outside=NOTHING, within=(-0.01, 0.01)) is None
     assert pairs_to_decide([0.1], outside=NOTHING, within=NOTHING) is None
+
+
+def test_several_arms_share_the_error_and_need_more_pairs() -> None:
+    clear = [0.1, 0.1001]
+    needed = [pairs_to_decide(clear, outside=NOTHING, within=NOTHING, error=ALPHA / arms) for arms in (1, 2, 3, 9)]
+    assert needed == [6, 7, 8, 10]
+    assert detectable(1.0, 7, ALPHA / 3) is None
 
 
 def test_the_number_of_pairs_has_the_power_it_is_named_for() -> None:
