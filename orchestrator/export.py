@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
@@ -51,6 +49,7 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         from orchestrator.interventions import export as library
         from orchestrator.interventions.documents import refuse_two_texts, texts
         from orchestrator.interventions.export_report import report
+        from orchestrator.interventions.progress import shown
         from orchestrator.interventions.pruning import mergekit
 
     if options.evidence is not None and not options.drop.strip(", "):
@@ -60,8 +59,8 @@ def _write(source: Path, options: argparse.Namespace) -> int:
     refuse_two_texts(options.own, options.data)
     text = texts(options.data)
     chosen = library.Options(options.drop, options.evidence, text, options.documents, options.length, options.own)
-    with Console(stderr=True).status("Loading the model") as status:
-        result = library.export(source, options.directory, chosen, announce=status.update)
+    with shown("exporting", lambda *_: f"Interrupted: {options.directory} is not written.") as progress:
+        result = library.export(source, options.directory, chosen, progress)
     command.write_json(result, options.json)
     if options.mergekit is not None:
         recipe = mergekit(options.source, result["dropped"], result["layers"], result["dtype"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,34 @@ def test_a_promise_that_is_not_kept_is_said(
     monkeypatch.setattr(library, "_write", corrupt)
     assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 1
     assert names(capsys.readouterr().out, tmp_path / "out", "do not use")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_export_leaves_nothing_and_says_so(
+    number: signal.Signals, llama: Path, text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write = library._write
+
+    def interrupted(*given: Any) -> None:
+        write(*given)
+        assert list(tmp_path.glob(".out.partial/*.safetensors"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(library, "_write", interrupted)
+    assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 130
+    assert names(capsys.readouterr().err.splitlines()[-1], "Interrupted", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_what_is_written_is_for_those_whom_the_umask_lets_read(llama: Path, text: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o640}
 
 
 def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
