@@ -22,9 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser("orchestrator.intervene", __doc__, EPILOG)
     add, least_two = parser.add_argument, partial(command.count, least=2)
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
-    add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
+    add(
+        "--edits",
+        type=command.listed,
+        metavar="A,B",
+        help="what is done to each layer (delete,delete_attention,delete_ffn)",
+    )
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
-    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
+    add("--data", type=command.given, action="append", default=[], metavar="[NAME=]FILES",
+        help="text: .txt, .jsonl or .parquet")  # fmt: skip
     add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=DOCUMENTS, metavar="N", help="most documents of each text (64)")
     add("--length", type=least_two, metavar="N", help="most tokens of a document of text (128)")
@@ -51,9 +57,10 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.interventions.progress import shown
         from orchestrator.interventions.report import report, rows
 
-    named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
+    edits = tuple(edit.strip() for edit in options.edits.split(",")) if options.edits else CORE
+    edits = tuple(EDITS) if edits == ("all",) else edits
     refuse_two_texts(options.own, options.data)
-    chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length, options.own)
+    chosen = library.Options(edits, options.blocks, texts(options.data), options.documents, options.length, options.own)
     kept = None if options.json is None else Partial(options.json.with_name(options.json.name + ".partial"))
 
     def interrupted(done: int, total: int) -> str:

@@ -12,9 +12,10 @@ from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.migration import LayerShift
 from orchestrator.analysis.statistics import ALPHA, EQUIVALENCE, FEWEST_PAIRS, PairedResult
+from orchestrator.common.formatting import signed
 from orchestrator.forensics.roles.routing import state
 
 FLATTENED = 2.0  # ratio of the CVs from which a layer counts as flattened

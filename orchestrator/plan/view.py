@@ -14,7 +14,7 @@ from rich.text import Text
 
 from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
-from orchestrator.common.formatting import counted, duration, figures, size, work
+from orchestrator.common.formatting import counted, duration, figures, minus, size, work
 from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
@@ -152,8 +152,8 @@ def _differences(cost: Cost) -> Iterator[Text]:
     for cell in others:
         plan, base = cell.plan, baseline.plan
         yield Text(
-            f"{plan.arm} against {base.arm}: parameters {plan.params / base.params - 1:+.2%}, "
-            f"FLOPs {plan.flops / base.flops - 1:+.2%}"
+            f"{plan.arm} against {base.arm}: parameters {minus(f'{plan.params / base.params - 1:+.2%}')}, "
+            f"FLOPs {minus(f'{plan.flops / base.flops - 1:+.2%}')}"
         )
     config = cost.experiment.config
     if config.contrasts:

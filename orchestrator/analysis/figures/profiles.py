@@ -19,11 +19,12 @@ from orchestrator.analysis.figures.panels import (
     per_arm,
 )
 from orchestrator.analysis.figures.traces import DrawnArm, arms_of, profile_traces, profiles_of, run_traces
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import Interval, interval, mean_of_known
 from orchestrator.analysis.symmetry import PAPER_SPREAD
+from orchestrator.common.formatting import signed
 from orchestrator.forensics.reading import profile, spread
 
 CONCENTRATION = {"cv": ("CV of FFN co-magnitude", 2), "saturated_robust": ("positions over the robust threshold", 1)}

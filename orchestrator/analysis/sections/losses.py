@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import ALPHA, EXACT_PAIRS, PairedResult, holm, mean_of_known, smallest_p
+from orchestrator.common.formatting import signed
 
 
 def arm_losses(c: Comparison) -> Section:

@@ -75,7 +75,7 @@ def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.bmp", "x", "png", "x.png.gz"])
 def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=naming(tmp_path / name, ".png, .svg")):
+    with pytest.raises(UserError, match=naming(tmp_path / name, ".png or .svg")):
         command.output(str(tmp_path / name), (".png", ".svg"))
 
 
