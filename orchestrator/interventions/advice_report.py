@@ -30,12 +30,15 @@ REASONS = {
     ("widen", "zero_saturated"): ("zeroing saturated positions", f"over {LOUD:g} times as many random ones"),
 }
 NONE = {  # what is said where no layer is proposed
-    ("skip_gate", "delete"): "no layer's deletion costs less than half the median{}",
-    ("router", "delete_attention"): "no deletion of attention costs more than twice the median{}",
-    ("pattern", "delete"): "no layer's deletion costs more than the median{} in few tokens",
-    ("extend", "repeat"): "no layer gains by a second run, or loses less than half the median{}",
-    ("widen", "delete_ffn"): "no FFN's deletion costs, per parameter, more than twice the median{}",
-    ("widen", "zero_saturated"): "nowhere does zeroing saturated positions cost more than twice as many random ones",
+    ("skip_gate", "delete"): "no layer's deletion surely costs less than half the median{}",
+    ("router", "delete_attention"): "no deletion of attention surely costs more than twice the median{}",
+    ("pattern", "delete"): "no layer's deletion surely costs more than the median{} in few tokens",
+    ("extend", "repeat"): "no layer surely gains by a second run, or loses less than half the median{}",
+    ("widen", "delete_ffn"): "no FFN's deletion surely costs, per parameter, more than twice the median{}",
+    (
+        "widen",
+        "zero_saturated",
+    ): "no zeroing of saturated positions surely costs twice that of as many random ones",
 }
 RANKS = {
     "skip_gate": "in the third whose deletion costs least",

@@ -10,7 +10,7 @@ from orchestrator.analysis.formatting import elide, seed_list
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
 from orchestrator.common.palette import arm_line
 from orchestrator.common.web.pages import environment
-from orchestrator.forensics.roles.palette import letter, paint
+from orchestrator.forensics.roles.palette import background, letter
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ ENVIRONMENT.filters |= {
     "axis": axis_of,
     "elide": elide,
     "letter": letter,
-    "paint": paint,
+    "background": background,
     "seed_list": seed_list,
     "term": term_of,
     "thousands": "{:,}".format,

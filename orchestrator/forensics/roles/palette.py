@@ -41,7 +41,7 @@ def colour(role: str) -> str:
     return mark(role).colour
 
 
-def paint(role: str) -> str:
+def background(role: str) -> str:
     """The role's background in CSS: its colour; of a tie such as damper/hub both, half and half."""
     parts = role.split("/")
     if len(parts) == 1:

@@ -10,7 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from orchestrator.common.formatting import signed
 from orchestrator.common.web.pages import environment, packed
-from orchestrator.forensics.roles.palette import letter, paint
+from orchestrator.forensics.roles.palette import background, letter
 from orchestrator.interventions.trace_page.figures import figures
 from orchestrator.interventions.trace_page.glossary import GLOSSARY
 from orchestrator.interventions.trace_words import (
@@ -32,7 +32,7 @@ ENVIRONMENT = environment("orchestrator.interventions.trace_page", GLOSSARY)
 ENVIRONMENT.filters |= {
     "letter": letter,
     "signed": signed,
-    "paint": paint,
+    "background": background,
     "percent": percent,
     "quoted": quoted,
     "shown": shown,

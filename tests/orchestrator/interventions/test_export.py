@@ -24,6 +24,7 @@ from orchestrator.config import load
 from orchestrator.data import prepare
 from orchestrator.export import main
 from orchestrator.interventions import export as library
+from orchestrator.interventions.export_report import _cost
 from orchestrator.interventions.measured import SUM
 from tests.naming import names
 from tests.orchestrator.forensics.measures.test_runner import save_tokenizer
@@ -103,6 +104,13 @@ def test_what_was_predicted_is_told_beside_what_it_costs(
         assert found["mean"] == pytest.approx(np.mean(one) + np.mean(three) - 2 * np.mean(whole), abs=1e-5)
         assert found["low"] < found["mean"] < found["high"]
     assert capsys.readouterr().out.count(": predicted ") == 2
+
+
+@pytest.mark.parametrize(("half", "told"), [(0.1, False), (0.01, True)])
+def test_a_ratio_is_told_only_where_one_of_the_two_is_told_from_0(half: float, told: bool) -> None:
+    rise, of = ({"mean": mean, "low": mean - half, "high": mean + half} for mean in (0.05, 0.02))
+    result = {"rise": {"code": rise}, "prediction": {"cost": {"code": of}, "how": SUM, "same_text": True}}
+    assert ("2.5 times" in next(_cost(result))) == told
 
 
 def test_evidence_on_other_text_is_said_and_of_another_step_refused(
@@ -235,6 +243,9 @@ def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
     [
         (["llama", "out", "--drop", "0-3"], ["0-3", "4 layers"]),
         (["llama", "out", "--drop", "4"], ["--drop 4", "0 to 3"]),
+        (["llama", "out", "--drop", ""], ["--drop"]),
+        (["llama", "out", "--drop", ","], ["--drop"]),
+        (["llama", "out", "--mergekit", "m.txt"], ["m.txt", ".yml or .yaml"]),
         (["llama", "llama"], ["llama", "exists"]),
         (["llama", "absent/out"], ["absent/out"]),
         (["bert", "out"], ["bert", "next token"]),

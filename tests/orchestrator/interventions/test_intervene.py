@@ -55,7 +55,7 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path, capsys: pytest.Captu
     assert len(lines) == LAYERS * len(CORE) * 2
     assert float(lines[0]["mean"]) == result["layers"][0]["damage"]["delete"]["words"]["mean"]
     printed = capsys.readouterr()
-    assert len(re.findall(r"[+-]\d\.\d{3} \(", printed.out)) == LAYERS * len(CORE) * 2
+    assert len(re.findall(r"[+−]\d\.\d{3} \(", printed.out)) == LAYERS * len(CORE) * 2
     assert names(printed.err, f"{LAYERS * len(CORE)} trials", "10 documents")
 
 
@@ -201,6 +201,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     (tmp_path / "folder").mkdir()
+    blank, odd = tmp_path / "blank.txt", tmp_path / "odd.jsonl"
+    blank.touch()
+    odd.write_text('{"txt": "a b c"}')
     cases: list[tuple[list[object], list[object]]] = [
         ([tmp_path / "nowhere"], [tmp_path / "nowhere", "exist"]),
         ([empty], [empty, "0 corrupt"]),
@@ -211,6 +214,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ([llama, "--data", text, "--data", text], [text, "text"]),
         ([llama, "--data", text, "--length", "41"], ["41", "40"]),
         ([llama, "--data", tmp_path / "seed=0" / "notes.txt"], [tmp_path / "seed=0" / "notes.txt", "exist"]),
+        ([llama, "--edits", ""], ["--edits"]),
+        ([llama, "--edits", "delete,,repeat"], ["--edits", "delete,,repeat"]),
+        ([llama, "--data", ""], ["--data"]),
+        ([llama, "--data", f"docs={tmp_path / 'no.txt'}"], [f"--data docs={tmp_path / 'no.txt'}", "exist"]),
+        ([llama, "--data", blank], [f"--data {blank} is empty"]),
+        ([llama, "--data", odd], [odd, "'text'", "txt"]),
+        ([llama, "--blocks", "0"], ["--blocks", "0", "2 or more"]),
+        ([cell / "checkpoints"], ["2 checkpoints", cell / "checkpoints/step_00000007"]),
         ([llama, "--data", text, "--blocks", LAYERS + 1], ["--blocks", LAYERS + 1, LAYERS]),
     ]
     for arguments, named in cases:
