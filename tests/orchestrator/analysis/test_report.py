@@ -229,6 +229,15 @@ def test_it_is_read_without_scripts_by_ear_and_on_paper(experiment: Write, show:
     assert paper.pdf().count(b"/Type /Page\n") >= 3
 
 
+WIDER = """nodes => nodes.filter(node => node.scrollWidth > node.parentNode.clientWidth).map(node => node.ariaLabel)"""
+
+
+def test_tables_fit_a_usual_window(experiment: Write, show: Callable[..., Opened]) -> None:
+    report = show(experiment(sidecar=True, interventions=True), viewport={"width": 1200, "height": 900})
+    report.page.evaluate("document.querySelectorAll('details').forEach(node => node.open = true)")
+    assert report.page.locator(".scroll > table").evaluate_all(WIDER) == []
+
+
 def test_a_narrow_window_scrolls_tables_not_the_page(experiment: Write, show: Callable[..., Opened]) -> None:
     report = show(experiment(seeds=range(8)), viewport={"width": 420, "height": 800})
     report.draw_all()
