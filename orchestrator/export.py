@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
 
@@ -24,10 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
     add("directory", type=Path, metavar="DIR", help="the directory to make")
-    add("--drop", default="", metavar="7,12-14", help="leave out these layers, counted from 0")
+    add("--drop", type=command.listed, metavar="7,12-14", help="leave out these layers, counted from 0")
     add("--evidence", type=Path, metavar="FILE", help="what intervene --json wrote of SOURCE: is its prediction right?")
     add("--import", action="store_true", dest="imports", help="write a choice with which a cell starts from SOURCE")
-    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl or .parquet")
+    add("--data", type=command.given, action="append", default=[], metavar="[NAME=]FILES",
+        help="text: .txt, .jsonl or .parquet")  # fmt: skip
     add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=64, metavar="N", help="most documents of each text (64)")
     add("--length", type=partial(command.count, least=2), metavar="N", help="most tokens of a document of text (128)")
@@ -51,17 +50,18 @@ def _write(source: Path, options: argparse.Namespace) -> int:
         from orchestrator.interventions import export as library
         from orchestrator.interventions.documents import refuse_two_texts, texts
         from orchestrator.interventions.export_report import report
+        from orchestrator.interventions.progress import shown
         from orchestrator.interventions.pruning import mergekit
 
-    if options.evidence is not None and not options.drop.strip(", "):
+    if options.evidence is not None and not options.drop:
         raise UserError("--evidence predicts what dropping layers costs: name them with --drop, or leave it out.")
     if options.mergekit is not None:
         library.refuse_ours(source, "--mergekit")
     refuse_two_texts(options.own, options.data)
     text = texts(options.data)
-    chosen = library.Options(options.drop, options.evidence, text, options.documents, options.length, options.own)
-    with Console(stderr=True).status("Loading the model") as status:
-        result = library.export(source, options.directory, chosen, announce=status.update)
+    chosen = library.Options(options.drop or "", options.evidence, text, options.documents, options.length, options.own)
+    with shown("exporting", lambda *_: f"Interrupted: {options.directory} is not written.") as progress:
+        result = library.export(source, options.directory, chosen, progress)
     command.write_json(result, options.json)
     if options.mergekit is not None:
         recipe = mergekit(options.source, result["dropped"], result["layers"], result["dtype"])

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from textwrap import fill
 
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from orchestrator.common import command
+from orchestrator.common.errors import complain
 from orchestrator.config.edits import EditName
 
 DOCUMENTS = 64  # of each text
@@ -24,13 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser("orchestrator.intervene", __doc__, EPILOG)
     add, least_two = parser.add_argument, partial(command.count, least=2)
     add("source", help="a cell, a checkpoint, a GGUF file, or org/name[@revision] on the hub")
-    add("--edits", default="", metavar="A,B", help="what is done to each layer (delete,delete_attention,delete_ffn)")
+    add(
+        "--edits",
+        type=command.listed,
+        metavar="A,B",
+        help="what is done to each layer (delete,delete_attention,delete_ffn)",
+    )
     add("--blocks", type=least_two, metavar="N", help="also delete N consecutive layers, from each layer on")
-    add("--data", action="append", default=[], metavar="[NAME=]FILES", help="text: .txt, .jsonl, .csv or .parquet")
+    add("--data", type=command.given, action="append", default=[], metavar="[NAME=]FILES",
+        help="text: .txt, .jsonl, .csv or .parquet")  # fmt: skip
     add("--own", action="store_true", help="in place of text: what the model itself says")
     add("--documents", type=command.count, default=DOCUMENTS, metavar="N", help="most documents of each text (64)")
     add("--length", type=least_two, metavar="N", help="most tokens of a document of text (128)")
-    add("--json", type=command.output, metavar="FILE", help="write the whole result; a run that is stopped goes on")
+    add(
+        "--json",
+        type=command.output,
+        metavar="FILE",
+        help="write the whole result; the same command resumes a stopped run",
+    )
     add("--csv", type=partial(command.output, suffixes=(".csv",)), metavar="FILE", help="write a row for each edit")
     return command.run(parser, _intervene, arguments)
 
@@ -44,27 +53,31 @@ def _intervene(options: argparse.Namespace) -> None:
         from orchestrator.interventions.advice_report import applied
         from orchestrator.interventions.documents import refuse_two_texts, texts
         from orchestrator.interventions.edits import CORE, EDITS
+        from orchestrator.interventions.partial import Partial
+        from orchestrator.interventions.progress import shown
         from orchestrator.interventions.report import report, rows
 
-    named = tuple(EDITS) if options.edits == "all" else tuple(filter(None, options.edits.split(","))) or CORE
+    edits = tuple(edit.strip() for edit in options.edits.split(",")) if options.edits else CORE
+    edits = tuple(EDITS) if edits == ("all",) else edits
     refuse_two_texts(options.own, options.data)
-    chosen = library.Options(named, options.blocks, texts(options.data), options.documents, options.length, options.own)
-    partial_path = None if options.json is None else options.json.with_name(options.json.name + ".partial")
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task = bar.add_task("intervening", total=None)
-        progress = library.Progress(
-            announce=lambda sentence: bar.console.print(sentence, highlight=False),
-            begin=lambda total: bar.update(task, total=total),
-            advance=lambda count: bar.advance(task, count),
-        )
-        result = library.intervene(local(options.source), chosen, progress, partial_path)
+    chosen = library.Options(edits, options.blocks, texts(options.data), options.documents, options.length, options.own)
+    kept = None if options.json is None else Partial(options.json.with_name(options.json.name + ".partial"))
+
+    def interrupted(done: int, total: int) -> str:
+        if kept is None:
+            return "Interrupted: nothing is kept without --json FILE."
+        if not kept.path.is_file():
+            return "Interrupted, before there was anything to keep."
+        return f"Interrupted: the same command goes on from {kept.path} ({done:,} of {total or 'many'} results)."
+
+    with shown("intervening", interrupted) as progress:
+        result = library.intervene(local(options.source), chosen, progress, kept)
     result["advice"] = advise(result, _measured_on(options))
     command.write_json(result, options.json)
     if options.csv is not None:
         write_csv(list(rows(result)), options.csv)
-    if partial_path is not None:
-        partial_path.unlink(missing_ok=True)
+    if kept is not None and kept.finish():
+        complain(f"{kept.path} keeps what another command has done so far for {options.json}.")
     console = command.console()
     console.print(report(result))
     if how := applied(result["advice"]):

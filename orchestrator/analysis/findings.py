@@ -12,10 +12,12 @@ from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
-from orchestrator.analysis.formatting import low_to_high, number, share, signed
+from orchestrator.analysis.formatting import low_to_high, number, share
 from orchestrator.analysis.migration import LayerShift
 from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, pairs_to_move, seconds_per_pair, seeds_to_agree
-from orchestrator.analysis.statistics import ALPHA, PairedResult
+from orchestrator.analysis.statistics import PairedResult
+from orchestrator.common.formatting import signed
+from orchestrator.experiments.decision import ALPHA
 from orchestrator.forensics.roles.routing import state
 
 FLATTENED = 2.0  # ratio of the CVs from which a layer counts as flattened

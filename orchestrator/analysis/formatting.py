@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from orchestrator.common.formatting import minus, signed
+
 
 def number(value: float | None, digits: int) -> str:
     """Format as fixed-point; a dash where the value is unknown."""
-    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}".replace("-", "−")
-
-
-def signed(value: float | None, digits: int) -> str:
-    """Format as fixed-point with its sign, which a value that rounds to zero lacks."""
-    if value is None or math.isnan(value):
-        return "–"
-    text = f"{value:+z.{digits}f}"
-    return text.replace("-", "−") if float(text) else text[1:]
+    return "–" if value is None or math.isnan(value) else minus(f"{value:z.{digits}f}")
 
 
 def low_to_high(low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:

@@ -12,11 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.report.render import render
 from orchestrator.analysis.sections.section import Link, Section, TableCell
 from orchestrator.analysis.summary import VERDICTS
 from orchestrator.analysis.survey import CALLED, ArmSummary, frame
+from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.storage.files import write_whole
 

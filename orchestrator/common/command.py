@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -21,10 +21,18 @@ from orchestrator.common.formatting import printable
 WIDTH = 100  # columns where the output is not a terminal; rich would assume 80
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one sentence why an argument cannot be used, as all else that a user can correct."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError`."""
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help says what is wanted.")
+
+
 def parser(module: str, doc: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """The parser of a command, with `doc` as its help and the option `--version`."""
     by_name = Path(sys.argv[0]).name == cli.NAME
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog=f"{cli.NAME} {module.rpartition('.')[2]}" if by_name else f"python -m {module}",
         description=doc,
         epilog=epilog,
@@ -83,6 +91,20 @@ def count(text: str, least: int = 1) -> int:
     return int(text)
 
 
+def given(text: str) -> str:
+    """The `type` of an argument that is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it names nothing: give it a value, or leave the option out")
+    return text
+
+
+def listed(text: str) -> str:
+    """The `type` of an argument that names several things, with a comma between them."""
+    if not all(part.strip() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"'{text}' names nothing in one place: correct it, or leave the option out")
+    return text
+
+
 def output(text: str, suffixes: Sequence[str] = ()) -> Path:
     """The `type` of an argument that names a file to write.
 
@@ -90,7 +112,7 @@ def output(text: str, suffixes: Sequence[str] = ()) -> Path:
     """
     path = Path(text)
     if suffixes and path.suffix.lower() not in suffixes:
-        raise UserError(f"{path} cannot be drawn: end its name in one of {', '.join(suffixes)}.")
+        raise UserError(f"{path} cannot be written: end its name in {' or '.join(suffixes)}.")
     if path.is_dir():
         raise UserError(f"{path} cannot be written: it is a directory; name a file in it.")
     if not path.parent.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -91,7 +92,20 @@ def printable(sentence: str) -> str:
 
 
 def number(value: float | None, form: str) -> Text | str:
-    return dash() if value is None else format(value, form)
+    return dash() if value is None else minus(format(value, form))
+
+
+def minus(text: str) -> str:
+    """Write a number with the sign − in place of a hyphen."""
+    return text.replace("-", "−")
+
+
+def signed(value: float | None, digits: int) -> str:
+    """Write as fixed-point with its sign, which a value that rounds to zero lacks; a dash where it is unknown."""
+    if value is None or math.isnan(value):
+        return "–"
+    text = f"{value:+z.{digits}f}"
+    return minus(text) if float(text) else text[1:]
 
 
 def dash() -> Text:

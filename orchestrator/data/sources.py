@@ -32,7 +32,7 @@ def reason(error: Exception) -> str:
     return (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(".")
 
 
-def text_column(rows: datasets.Dataset, column: str, where: str) -> pa.ChunkedArray:
+def text_column(rows: datasets.Dataset, column: str, where: str, cure: str) -> pa.ChunkedArray:
     """A table's column of text, memory-mapped. Raises `UserError` where there is none of that name.
 
     An item costs microseconds; a row of `datasets` costs a hundred.
@@ -42,7 +42,7 @@ def text_column(rows: datasets.Dataset, column: str, where: str) -> pa.ChunkedAr
     if column not in rows.column_names:
         raise UserError(
             f"{where} has no column '{column}'{nearest(column, rows.column_names)}: "
-            f"set its domain's column to one of {', '.join(rows.column_names)}."
+            f"{cure} one of {', '.join(rows.column_names)}."
         )
     if getattr(rows.features[column], "dtype", None) not in {"string", "large_string"}:
         raise UserError(
@@ -136,10 +136,25 @@ def decompressed(path: Path, scratch: Path) -> Path:
     return copy
 
 
-def matching_files(name: str, domain: DomainConfig) -> list[Path]:
+@dataclass(frozen=True)
+class Words:
+    """What a user typed to name files, and how errors about them are cured there."""
+
+    given: str
+    absent: str
+    column: str
+
+
+def of_domain(name: str, domain: DomainConfig) -> Words:
+    """The words of a configuration."""
+    column = f"set data.domains.{name}.column to"
+    return Words(f"data.domains.{name}.path={domain.path}", "or use source=hub for a dataset's name", column)
+
+
+def matching_files(domain: DomainConfig, words: Words) -> list[Path]:
     """The files of a path or glob, sorted. Raises `UserError` for a missing or empty file and an unknown format."""
     assert domain.path is not None
-    key = f"data.domains.{name}.path={domain.path}"
+    key = words.given
     path = Path(domain.path).expanduser()
     if path.exists():
         files = [path] if path.is_file() else []
@@ -151,33 +166,38 @@ def matching_files(name: str, domain: DomainConfig) -> list[Path]:
     if not files and glob.has_magic(domain.path):
         raise UserError(f"{key} matches no file under {Path.cwd()}: check the pattern.")
     if not files:
-        raise UserError(f"{key} does not exist: check the path, or use source=hub for a dataset's name.")
+        raise UserError(f"{key} does not exist: {', '.join(filter(None, ('check the path', words.absent)))}.")
     for file in files:
+        which = key if file == path else f"{key}: {file}"
         if format_of(file) not in FORMATS:
             raise UserError(
-                f"{key}: {file} has an unknown format: give files that end in {', '.join(FORMATS)}, also compressed "
+                f"{which} has an unknown format: give files that end in {', '.join(FORMATS)}, also compressed "
                 f"({', '.join(COMPRESSED)} behind it)."
             )
         if file.stat().st_size == 0:
-            raise UserError(f"{key}: {file} is empty: fill it, or leave it out of the pattern.")
+            raise UserError(f"{which} is empty: fill it, or leave it out.")
     return files
 
 
-def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -> Iterator[Group]:
-    """The groups of all files. Raises `UserError` for one that cannot be read."""
+def file_text(
+    name: str, domain: DomainConfig, scratch: Path, seen: set[bytes], words: Words | None = None
+) -> Iterator[Group]:
+    """The groups of all files. Raises `UserError` for one that cannot be read, in the `words` by which it was named."""
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # failures below are reported once, by us
     texts: list[Sequence[str]] = []
     tables: list[pa.ChunkedArray] = []
-    for path in matching_files(name, domain):
+    words = words or of_domain(name, domain)
+    for path in matching_files(domain, words):
         try:
             plain = decompressed(path, scratch)
             if format_of(path) == TEXT:
                 texts.append(plain_text(plain))
             else:
-                tables.append(text_column(TABLES[format_of(path)](plain, scratch), domain.column, str(path)))
+                rows = TABLES[format_of(path)](plain, scratch)
+                tables.append(text_column(rows, domain.column, str(path), words.column))
             if plain != path:
                 plain.unlink()
         except UnicodeDecodeError as error:
@@ -192,7 +212,7 @@ def file_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) 
 
 def file_identity(name: str, domain: DomainConfig) -> Any:
     """Name, size and time of each file."""
-    return _stamps(matching_files(name, domain))
+    return _stamps(matching_files(domain, of_domain(name, domain)))
 
 
 # hub
@@ -209,7 +229,8 @@ def hub_text(name: str, domain: DomainConfig, scratch: Path, seen: set[bytes]) -
         raise hub_error(name, domain, error) from error
     if domain.streaming:
         return stream(hub_stream(name, domain, rows), seen)
-    return shuffle([text_column(rows, domain.column, f"data.domains.{name}.path={domain.path}")], seen)
+    words = of_domain(name, domain)
+    return shuffle([text_column(rows, domain.column, words.given, words.column)], seen)
 
 
 def hub_stream(name: str, domain: DomainConfig, rows: datasets.IterableDataset) -> Iterator[str | None]:

@@ -40,11 +40,13 @@ class Damages:
     def make(self, path: Path, reading: Reading, on_trial: Callable[[], object], give_up: Callable[[], bool]) -> bool:
         """Intervene on the checkpoint at `path`, whose reading this is; False where it was written again meanwhile.
 
-        `on_trial` is called after every trial. Once `give_up` returns True this returns False, and leaves the batches
-        that are done in a file from which the next call goes on. Raises `UserError` where the held-out text cannot be
+        `on_trial` is called after every trial. Once `give_up` returns True this returns False, and leaves what is
+        done in a file from which the next call goes on. Raises `UserError` where the held-out text cannot be
         prepared.
         """
-        from orchestrator.interventions.intervene import Options, Progress, intervene  # transformers: seconds
+        from orchestrator.interventions.intervene import Options, intervene  # transformers: seconds
+        from orchestrator.interventions.partial import Partial
+        from orchestrator.interventions.progress import Progress
 
         def advance(_: int) -> None:
             on_trial()
@@ -53,13 +55,13 @@ class Damages:
 
         key, wanted, target = self._key(path), self.config.interventions, self._file(path)
         options = Options(tuple(edit.value for edit in wanted.edits), documents=wanted.documents)
-        partial = target.with_name(f".{target.name}.partial")
+        partial = Partial(target.with_name(f".{target.name}.partial"))
         target.parent.mkdir(exist_ok=True)
         try:
             result = intervene(path, options, Progress(advance=advance), partial, device="cpu", reading=reading)
         except _GivenUp:
             return False
-        partial.unlink(missing_ok=True)
+        partial.path.unlink(missing_ok=True)
         if self._key(path) != key:
             return False
         if target.exists():

@@ -164,7 +164,7 @@ def experiment_of(
 def _until_decided(base: Config, directory: Path) -> list[int]:
     """The seeds of `seeds: auto`: those of the first look, and those that its directory already has."""
     path = directory / "experiment.yaml"
-    recorded = load.plain_yaml(path.read_text()) if path.is_file() else None
+    recorded = load.plain_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
     known = recorded.get("seeds", []) if isinstance(recorded, dict) else []
     return sorted({*range(base.decide.min), *(seed for seed in known if isinstance(seed, int))})
 

@@ -24,7 +24,7 @@ EPILOG = (
 def main(arguments: list[str] | None = None) -> int:
     """Exit code: 0, 1 where a critical pathology was found, 2 for input that cannot be read, 130 when interrupted."""
     parser = command.parser("orchestrator.forensics", __doc__, EPILOG)
-    add = parser.add_argument
+    add, given = parser.add_argument, command.given
     add("source", help="a checkpoint, a cell, a directory of checkpoints, or org/name[@revision] on the hub")
     add("--json", type=_result, metavar="FILE", help="write the whole result")
     add("--csv", type=_result, metavar="FILE", help="write one row per layer")
@@ -35,12 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
         help=f"draw it: {', '.join(PICTURES)}",
     )
     add("--scoring", choices=("calibrated", "paper"), default="calibrated", help="which roles to show (calibrated)")
-    add("--against", metavar="OTHER", help="put a second model beside it")
-    add("--probe", metavar="TEXT", help="text, or a file of text, to run through the model for what weights lack")
-    add("--gradients", metavar="TEXT", help="text, or a file of text, to run backwards for each matrix's gradient")
+    add("--against", type=given, metavar="OTHER", help="put a second model beside it")
+    add(
+        "--probe",
+        type=given,
+        metavar="TEXT",
+        help="text, or a file of text, to run through the model for what weights lack",
+    )
+    add(
+        "--gradients",
+        type=given,
+        metavar="TEXT",
+        help="text, or a file of text, to run backwards for each matrix's gradient",
+    )
     add("--optimizer", type=Path, metavar="FILE", help="Adam's moments of SOURCE, where they are not beside it")
     add(
         "--weights",
+        type=given,
         action="append",
         default=[],
         metavar="NAME",
@@ -49,7 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--losses", type=Path, metavar="FILE", help="a run's losses (CSV, JSON: step, …loss…), for what drops with them"
     )
-    add("--base", metavar="MODEL", help="the model that SOURCE, a LoRA adapter, was trained on: read their sum")
+    add(
+        "--base",
+        type=given,
+        metavar="MODEL",
+        help="the model that SOURCE, a LoRA adapter, was trained on: read their sum",
+    )
     add("--delta", action="store_true", help="with --base, read what the adapter adds and not the sum")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where weights are reduced (auto)")
     return command.run(parser, _forensics, arguments)

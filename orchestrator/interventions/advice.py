@@ -110,7 +110,7 @@ def advise(result: Result, words: Sequence[str] = ()) -> dict[str, Any]:
             missing.setdefault(",".join(lacking), []).append(rule.kind)
         else:
             lines.append(_line(rule, result))
-    return {"bar": BAR, "lines": lines, "missing": missing}
+    return {"bar": None if is_encoder else BAR, "lines": lines, "missing": missing}
 
 
 def _deletions(result: Result, words: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -150,6 +150,7 @@ def _block(result: Result, count: int, words: Sequence[str]) -> dict[str, Any]:
 def _deletion(
     result: Result, edit: str, layers: Sequence[int], cost: Cost, how: str, words: Sequence[str]
 ) -> dict[str, Any]:
+    is_causal = result["unit"] == NATS
     drop = ["--drop", ranges(layers).replace("–", "-").replace(" ", "")]
     command = shlex.join(["python", "-m", "orchestrator.export", result["source"], "pruned", *drop, *words])
     return {
@@ -159,8 +160,8 @@ def _deletion(
         "evidence": _evidence(result, ["delete"], layers),
         "predicted": cost,
         "how": how,
-        "under_bar": all(of["high"] is not None and of["high"] <= BAR for of in cost.values()),
-        "command": command if result["unit"] == NATS else None,  # an encoder is not exported
+        "under_bar": is_causal and all(of["high"] is not None and of["high"] <= BAR for of in cost.values()),
+        "command": command if is_causal else None,  # an encoder is not exported
     }
 
 

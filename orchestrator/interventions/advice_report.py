@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from orchestrator.common.formatting import counted, labelled, ranges
-from orchestrator.interventions.advice import CHEAP, DEAR, LOUD, NATS
+from orchestrator.common.formatting import counted, labelled, ranges, signed
+from orchestrator.interventions.advice import CHEAP, DEAR, LOUD
 from orchestrator.interventions.measured import Cost
 
 NAMES = {
@@ -29,6 +29,17 @@ REASONS = {
     ("widen", "delete_ffn"): ("the FFN's deletion", f"per parameter over {DEAR:g} times the median{{}}"),
     ("widen", "zero_saturated"): ("zeroing saturated positions", f"over {LOUD:g} times as many random ones"),
 }
+NONE = {  # what is said where no layer is proposed
+    ("skip_gate", "delete"): "no layer's deletion surely costs less than half the median{}",
+    ("router", "delete_attention"): "no deletion of attention surely costs more than twice the median{}",
+    ("pattern", "delete"): "no layer's deletion surely costs more than the median{} in few tokens",
+    ("extend", "repeat"): "no layer surely gains by a second run, or loses less than half the median{}",
+    ("widen", "delete_ffn"): "no FFN's deletion surely costs, per parameter, more than twice the median{}",
+    (
+        "widen",
+        "zero_saturated",
+    ): "no zeroing of saturated positions surely costs twice that of as many random ones",
+}
 RANKS = {
     "skip_gate": "in the third whose deletion costs least",
     "router": "in the third whose attention's deletion costs most",
@@ -43,12 +54,12 @@ ONLY_ANEW = {  # the keys with which a model is trained so, since no command doe
 def advice_section(advice: Mapping[str, Any], unit: str) -> Group:
     """A line for each piece of advice, and the edits that would give more."""
     lines: dict[str, list[Text]] = {name: [] for name in NAMES.values()}
-    bar = f"{advice['bar']:g} {unit}" if unit == NATS else f"{advice['bar']:g}"
+    bar = "" if advice["bar"] is None else f"{advice['bar']:g} {unit}"
     for line in advice["lines"]:
         lines[NAMES[line["kind"]]].append(_deletion(line, bar) if line["kind"] == "delete" else Text(sentence(line)))
     deletions = [line for line in advice["lines"] if line["kind"] == "delete"]
-    if deletions and not any(line["under_bar"] for line in deletions):
-        lines["delete"].append(Text(f"None has the upper end of its predicted cost under {bar} in every text."))
+    if bar and deletions and not any(line["under_bar"] for line in deletions):
+        lines["delete"].insert(0, Text(f"None is predicted to cost {bar} or less in every text, by the upper end."))
     missing = [Text(lacking(edit, kinds), "dim") for edit, kinds in advice["missing"].items()]
     return Group(Text("Advice", "bold"), labelled(lines | {"not told": missing}))
 
@@ -74,11 +85,11 @@ def _deletion(line: Mapping[str, Any], bar: str) -> Text:
 
 def sentence(line: Mapping[str, Any]) -> str:
     """A piece of advice with its evidence, and what the paper would say."""
-    what, bar = REASONS[line["kind"], line["edit"]]
-    bar = bar.format(f" ({_range(line['median'].values())})")
+    key, median = (line["kind"], line["edit"]), f" ({_range(line['median'].values())})"
     if not line["layers"]:
-        said = f"no layer, where {what} would have to cost {bar}"
+        said = f"none: {NONE[key].format(median)}"
     else:
+        what, bar = REASONS[key][0], REASONS[key][1].format(median)
         means = (of["mean"] for layer in line["evidence"] for of in layer["damage"][line["edit"]].values())
         roles = sorted({of["role"] for of in line["evidence"]} - {"none"})
         held = f" ({', '.join(roles)})" if roles else ""
@@ -93,7 +104,7 @@ def sentence(line: Mapping[str, Any]) -> str:
 def _range(values: Iterable[float | None]) -> str:
     """The least and the most of them: `+0.430 to +3.200`."""
     known = sorted(value for value in values if value is not None)
-    ends = list(dict.fromkeys(_signed(value) for value in (known[0], known[-1])))
+    ends = list(dict.fromkeys(signed(value, 3) for value in (known[0], known[-1])))
     return " to ".join(ends)
 
 
@@ -111,17 +122,13 @@ def _paper(line: Mapping[str, Any]) -> str:
 
 def costs(cost: Cost) -> str:
     """A damage in every domain: `+0.210 code, +0.340 prose`."""
-    return ", ".join(f"{_signed(of['mean'])} {domain}" for domain, of in cost.items())
+    return ", ".join(f"{signed(of['mean'], 3)} {domain}" for domain, of in cost.items())
 
 
 def interval(of: Mapping[str, float | None]) -> str:
-    """A damage with its interval: `+0.340 (0.290 to 0.400)`."""
-    ends = "" if of["low"] is None or of["high"] is None else f" ({of['low']:.3f} to {of['high']:.3f})"
-    return f"{_signed(of['mean'])}{ends}"
-
-
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+    """A damage with its interval: `+0.340 (+0.290 to +0.400)`."""
+    ends = "" if of["low"] is None or of["high"] is None else f" ({signed(of['low'], 3)} to {signed(of['high'], 3)})"
+    return f"{signed(of['mean'], 3)}{ends}"
 
 
 def lacking(edit: str, kinds: list[str]) -> str:

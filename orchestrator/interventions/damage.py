@@ -13,10 +13,11 @@ from torch.nn import functional as F
 from orchestrator.interventions.calibration import Calibration
 from orchestrator.interventions.documents import Batch
 from orchestrator.interventions.edits import Edit
+from orchestrator.interventions.partial import Place
 from orchestrator.interventions.passes import Output, Pass
 from orchestrator.interventions.subject import Subject
 
-Results = MutableMapping[int, np.ndarray]  # place of a batch → what `_of_batch` gives
+Results = MutableMapping[Place, np.ndarray]  # place of a batch, and of a trial or None → as `_of_batch` gives it
 
 # The rise of the loss (an encoder's 1 − cos), KL(intact ‖ edited), absolute and squared rises, and ‖edited‖/‖intact‖ of
 # the stream after the last layer.
@@ -57,37 +58,43 @@ def measure(
 ) -> Damage:
     """The damage that each trial does.
 
-    Batches in `done` are not computed again; it gets each that is. `advance` is given the number of trials of a batch
-    that have just been done.
+    What is in `done` is not computed again; it gets everything else as soon as it is known. `advance` is given the
+    number of trials of a batch that have just been done.
     """
     count = 1 + max(place for batch in batches for place in batch.documents)
-    table = np.zeros((2 + len(EFFECTS) * len(trials), count))
+    intact, table = np.zeros((2, count)), np.zeros((len(trials), len(EFFECTS), count))
     for place, batch in enumerate(batches):
-        if place in done:
-            advance(len(trials))
-        else:
-            done[place] = _of_batch(subject, batch, edits, trials, calibration, advance)
-        table[:, batch.documents] = done[place]
-    effects = dict(zip(EFFECTS, np.split(table[2:], len(EFFECTS)), strict=True))
-    return Damage(tuple(trials), table[0], table[1], effects)
+        intact[:, batch.documents], table[:, :, batch.documents] = _of_batch(
+            subject, place, batch, edits, trials, calibration, done, advance
+        )
+    effects = dict(zip(EFFECTS, table.transpose(1, 0, 2), strict=True))
+    return Damage(tuple(trials), intact[0], intact[1], effects)
 
 
 def _of_batch(
     subject: Subject,
+    place: int,
     batch: Batch,
     edits: Mapping[str, Edit],
     trials: Sequence[Trial],
     calibration: Calibration,
+    done: Results,
     advance: Callable[[int], None],
-) -> np.ndarray:
-    """[2 + effects·trials, documents]: intact losses, tokens, then every effect of every trial."""
-    one = Pass(subject, batch.tokens, batch.mask)
-    compare = (Predictions if subject.is_causal else Embeddings)(one)
-    found: list[Sequence[np.ndarray]] = []  # of each trial, its effects [documents]
-    for trial in trials:
-        found.append(compare(one.edited(trial.layer, edits[trial.name].apply(subject, trial.layer, calibration))))
-        advance(1)
-    return np.array([compare.intact, compare.tokens, *(effect for of in zip(*found, strict=True) for effect in of)])
+) -> tuple[np.ndarray, np.ndarray]:
+    """Intact losses and tokens [2, documents], then every effect of every trial [trials, effects, documents]."""
+    missing = [index for index in range(len(trials)) if (place, index) not in done]
+    if known := len(trials) - len(missing):
+        advance(known)
+    if missing or (place, None) not in done:
+        one = Pass(subject, batch.tokens, batch.mask)
+        compare = (Predictions if subject.is_causal else Embeddings)(one)
+        done[place, None] = np.array([compare.intact, compare.tokens])
+        for index in missing:
+            edit = edits[trials[index].name].apply(subject, trials[index].layer, calibration)
+            done[place, index] = np.array(compare(one.edited(trials[index].layer, edit)))
+            advance(1)
+    effects = [done[place, index] for index in range(len(trials))]
+    return done[place, None], np.reshape(effects, (len(trials), len(EFFECTS), len(batch.documents)))
 
 
 class Predictions:

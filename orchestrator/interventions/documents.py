@@ -15,12 +15,14 @@ from torch import Tensor
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import prepare
-from orchestrator.data.sources import READERS
+from orchestrator.data.groups import Group
+from orchestrator.data.sources import READERS, Words, file_text
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.encoding import Encoding
 from orchestrator.storage import checkpoint
 
 BUILTIN = {name: DomainConfig(path=name) for name in ("code", "prose")}
+UNNAMED = "text"  # the domain of a text without a name
 SPLIT = "validation"
 AT_ONCE = 512  # tokens in a batch
 LENGTH = 128  # tokens that a document is cut after
@@ -49,7 +51,7 @@ def texts(named: Sequence[str]) -> dict[str, DomainConfig]:
     found: dict[str, DomainConfig] = {}
     for value in named:
         name, separator, path = value.partition("=")  # outputs/x/seed=0/notes.txt is a path
-        domain, files = (name, path) if separator and "/" not in name else ("text", value)
+        domain, files = (name, path) if separator and "/" not in name else (UNNAMED, value)
         if domain in found:
             raise UserError(f"--data {value} is a second text named '{domain}': name each, as in --data mine={files}.")
         found[domain] = DomainConfig(source=Source.files, path=files)
@@ -113,11 +115,19 @@ def from_text(source: Path, texts: Mapping[str, DomainConfig], count: int, lengt
 
 def _documents(domain: str, of: DomainConfig, encoding: Encoding, length: int) -> Iterator[Document]:
     with tempfile.TemporaryDirectory() as scratch:
-        for group in READERS[of.source].documents(domain, of, Path(scratch), set()):
+        for group in _groups(domain, of, Path(scratch)):
             for text in group:
                 tokens = encoding.row(text, length)
                 if len(tokens) >= min(SHORTEST, length):
                     yield Document(domain, tuple(tokens))
+
+
+def _groups(domain: str, of: DomainConfig, scratch: Path) -> Iterator[Group]:
+    if of.source is not Source.files:
+        return READERS[of.source].documents(domain, of, scratch, set())
+    given = f"--data {of.path}" if domain == UNNAMED else f"--data {domain}={of.path}"
+    words = Words(given, "", f"its text has to be in a column '{of.column}': rename")
+    return file_text(domain, of, scratch, set(), words)
 
 
 def batches(documents: Sequence[Document], tokens: int) -> list[Batch]:

@@ -51,8 +51,9 @@ class Evidence:
         for domain, loss in intact.items():
             found = self.result["intact"].get(domain)
             if not isinstance(found, float) or abs(found - loss) > SAME:
+                other = f"loss {found:.4f}" if isinstance(found, float) else "unknown loss"
                 raise UserError(
-                    f"{self.path} is of a model of loss {found} on {domain}, and {source} has {loss:.4f}: {cure}."
+                    f"{self.path} is of a model of {other} on {domain}, and {source} has {loss:.4f}: {cure}."
                 )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted, duration, size
 from orchestrator.config.schema import DomainConfig
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.encoding import own_tokenizer, pretrained_tokenizer
@@ -20,13 +22,15 @@ from orchestrator.forensics.measures.runner import configuration, loading, place
 from orchestrator.forensics.weights.files import GGUF
 from orchestrator.forensics.weights.sources import whole
 from orchestrator.interventions.device import default_device, within_memory
-from orchestrator.interventions.documents import AT_ONCE, batches, chosen, digest
+from orchestrator.interventions.documents import AT_ONCE, Batch, batches, chosen, digest
 from orchestrator.interventions.evidence import read_evidence
 from orchestrator.interventions.losses import losses
-from orchestrator.interventions.passes import refuse_entangled
+from orchestrator.interventions.passes import Pass, refuse_entangled
+from orchestrator.interventions.progress import Progress
 from orchestrator.interventions.pruning import cannot_say, deleted, in_precision, layers_of, pruned
 from orchestrator.interventions.samples import sampled
 from orchestrator.interventions.subject import Subject, TooLarge, is_causal, load
+from orchestrator.storage.files import permit_as_umask
 
 SCHEMA = 1
 TOLERANCE = 1e-4  # nats per token between the loss that was promised and the one that was measured
@@ -49,14 +53,13 @@ class Options:
 
 
 @within_memory
-def export(
-    source: Path, target: Path, options: Options, announce: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
+def export(source: Path, target: Path, options: Options, progress: Progress | None = None) -> dict[str, Any]:
     """Write the model to the new directory `target`, load it from there and measure its loss; plain JSON values.
 
-    `announce` is given a sentence as the work goes on. Raises `UserError` for a source that cannot be exported, and
-    where the memory of the GPU does not suffice; it leaves no directory then.
+    Raises `UserError` for a source that cannot be exported, and where the memory of the GPU does not suffice; it leaves
+    no directory then.
     """
+    progress = progress or Progress()
     path = place(whole(source))
     refuse_existing(target)
     evidence = None if options.evidence is None else read_evidence(options.evidence)
@@ -67,12 +70,14 @@ def export(
     depth, context = len(subject.layers), subject.context
     dropped = layers_of(options.drop, depth)
     if options.own:
-        documents = sampled(subject, options.documents, options.length)
+        documents = sampled(subject, options.documents, options.length, progress.announce)
     else:
         documents = chosen(path, options.texts, options.documents, options.length)
     groups = batches(documents, AT_ONCE)
-    announce("Measuring the loss before, and without the layers" if dropped else "Measuring the loss before")
-    before, first = losses(subject, documents, groups)
+    times = 3 if dropped else 2  # before, without the layers, and of what is written
+    progress.announce(_cost(subject, groups, times))
+    progress.begin(times * len(groups))
+    before, first = losses(subject, documents, groups, progress.advance)
     intact, parameters = before.means(), count(subject)
     prediction = None
     if evidence is not None:
@@ -81,16 +86,16 @@ def export(
     if dropped:
         refuse_entangled(subject, groups[-1].tokens[:1])
         with deleted(subject, dropped):
-            promised, first = losses(subject, documents, groups)
-    announce(f"Writing {target}")
+            promised, first = losses(subject, documents, groups, progress.advance)
     model = in_precision(pruned(subject, dropped), dtype)
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
+    progress.announce(f"Writing {target}, {size(weights)}, and measuring the loss of what it holds.")
     with new_directory(target) as partial:
         _write(model, tokenizer, context if is_ours(path) else None, partial)
         config, precision = model.config, str(model.dtype).removeprefix("torch.")
         del subject, model  # one model in memory at a time
-        announce("Loading it again, and measuring its loss")
         exported = _loaded(partial, config, dropped, path, device)
-        after, again = losses(exported, documents, groups)
+        after, again = losses(exported, documents, groups, progress.advance)
     return {
         "schema": SCHEMA,
         "source": str(path),
@@ -108,6 +113,16 @@ def export(
         "prediction": prediction,
         "largest_logit_difference": float((first - again).abs().max()),
     }
+
+
+def _cost(subject: Subject, groups: Sequence[Batch], times: int) -> str:
+    """The sentence that says how long it will take, by the time of the smallest batch."""
+    start = time.perf_counter()
+    Pass(subject, groups[-1].tokens, groups[-1].mask)
+    seconds = (time.perf_counter() - start) / groups[-1].tokens.numel()
+    tokens = sum(group.tokens.numel() for group in groups)
+    documents = counted(sum(len(group.documents) for group in groups), "document")
+    return f"Measuring the loss on {documents} {times} times: about {duration(times * tokens * seconds)}."
 
 
 def refuse_ours(source: Path, option: str) -> None:
@@ -141,6 +156,7 @@ def new_directory(target: Path) -> Iterator[Path]:
     try:
         partial.mkdir()
         yield partial
+        permit_as_umask(partial)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

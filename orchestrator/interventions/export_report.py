@@ -36,7 +36,8 @@ def _cost(result: Mapping[str, Any]) -> Iterator[str]:
         measured, said = rise["mean"], f"measured {interval(rise)}"
         if of := prediction["cost"].get(domain):
             said = f"predicted {interval(of)}, {said}"
-            if of["mean"] and of["mean"] > 0 and measured > 0:
+            told = not (_holds_0(of) and _holds_0(rise))
+            if told and of["mean"] and of["mean"] > 0 and measured > 0:
                 said += f", {measured / of['mean']:.1f} times as much"
         yield f"{domain}: {said}"
     for domain in (domain for domain in prediction["cost"] if domain not in result["rise"]):  # of another text
@@ -44,6 +45,10 @@ def _cost(result: Mapping[str, Any]) -> Iterator[str]:
     if prediction["cost"]:
         other = " on this very text: another may cost more" if prediction["same_text"] else ", on other text"
         yield f"In nats per token, with 95 % intervals over documents; predicted is the {prediction['how']}{other}."
+
+
+def _holds_0(of: Mapping[str, float | None]) -> bool:
+    return of["low"] is None or of["high"] is None or of["low"] <= 0 <= of["high"]
 
 
 def _verdict(result: Mapping[str, Any]) -> Text:

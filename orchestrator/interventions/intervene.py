@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.common.formatting import counted
+from orchestrator.common.formatting import counted, duration
 from orchestrator.config.schema import DomainConfig
 from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import Reading
@@ -26,10 +25,13 @@ from orchestrator.interventions.documents import AT_ONCE, Document, batches, cho
 from orchestrator.interventions.edits import CORE, EDITS, Edit, block
 from orchestrator.interventions.intervals import mean_and_interval
 from orchestrator.interventions.measured import SCHEMA, known
-from orchestrator.interventions.partial import PartialResults
+from orchestrator.interventions.partial import Partial
 from orchestrator.interventions.passes import Pass, refuse_entangled
+from orchestrator.interventions.progress import Progress
 from orchestrator.interventions.samples import sampled
 from orchestrator.interventions.subject import Subject, load
+
+LONG = 60.0  # seconds from which on a run that cannot go on is told so
 
 
 @dataclass(frozen=True)
@@ -49,27 +51,18 @@ class Options:
     own: bool = False
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Called as the work goes on."""
-
-    announce: Callable[[str], None] = lambda _: None  # a sentence
-    begin: Callable[[int], None] = lambda _: None  # the number of trials of all batches
-    advance: Callable[[int], None] = lambda _: None  # trials of a batch just done
-
-
 @within_memory
 def intervene(
     source: Path,
     options: Options,
     progress: Progress,
-    partial: Path | None = None,
+    partial: Partial | None = None,
     device: str = "auto",
     reading: Reading | None = None,
 ) -> dict[str, Any]:
     """The damage of every edit to every layer, as plain JSON values.
 
-    `partial`: a file of the results so far, from which a run that was interrupted goes on. `device`: `auto` is the GPU
+    `partial`: keeps the results so far, from which a run that was interrupted goes on. `device`: `auto` is the GPU
     where torch sees one. `reading`: the checkpoint's, where there is one already. Raises `UserError` for a source or a
     text that cannot be used, and where the memory of the GPU does not suffice.
     """
@@ -79,8 +72,11 @@ def intervene(
     subject = load(path, default_device() if device == "auto" else torch.device(device))
     if (options.blocks or 0) > len(subject.layers):
         raise UserError(f"--blocks {options.blocks} is more than the {len(subject.layers)} layers of {path}: lower it.")
+    files = _files(path)
     if options.own:
-        documents = sampled(subject, options.documents, options.length)
+        samples = ["own samples", *files, options.documents, options.length, subject.device.type]
+        done = None if partial is None else partial.of(samples)
+        documents = sampled(subject, options.documents, options.length, progress.announce, done)
     groups = batches(documents, AT_ONCE)
     refuse_entangled(subject, groups[-1].tokens[:1])
     start = time.perf_counter()
@@ -92,10 +88,16 @@ def intervene(
         for name, edit in edits.items()
         if edit.has(subject, layer, calibration)
     ]
-    done: Results = {} if partial is None else PartialResults(partial, _identity(path, documents, trials))
-    progress.announce(_cost(subject, documents, trials, seconds * (1 - len(done) / len(groups))))
-    progress.begin(len(trials) * len(groups))
-    damage = measure(subject, groups, edits, trials, calibration, done, progress.advance)
+    results: Results = {} if partial is None else partial.of(_identity(files, documents, trials))
+    total, known = len(trials) * len(groups), sum(trial is not None for _, trial in results)
+    if partial is not None and known:
+        progress.announce(f"Goes on from {known:,} of {total:,} results in {partial.path}.")
+    seconds *= _passes(subject, trials) * (1 - known / max(1, total))
+    progress.announce(_cost(documents, trials, seconds))
+    if partial is None and seconds > LONG:
+        progress.announce("Where it is stopped, it begins anew: with --json FILE the same command goes on.")
+    progress.begin(total)
+    damage = measure(subject, groups, edits, trials, calibration, results, progress.advance)
     reading = reading or reading_of(path)
     return _result(path, reading, subject, edits, documents, calibration, damage)
 
@@ -108,24 +110,34 @@ def _edits(options: Options) -> dict[str, Edit]:
     return edits if options.blocks is None else edits | {f"delete_{options.blocks}": block(options.blocks)}
 
 
-def _cost(subject: Subject, documents: Sequence[Document], trials: Sequence[Trial], seconds: float) -> str:
-    """The sentence that says how long it will take: a trial runs the layers from its own on, and the head."""
+def _passes(subject: Subject, trials: Sequence[Trial]) -> float:
+    """Passes over the text that the trials take: each runs the layers from its own on, and the head."""
     depth = len(subject.layers)
-    share = sum(1 - trial.layer / depth for trial in trials)
+    return sum(1 - trial.layer / depth for trial in trials)
+
+
+def _cost(documents: Sequence[Document], trials: Sequence[Trial], seconds: float) -> str:
+    """The sentence that says how long it will take."""
     tokens = sum(len(document.tokens) for document in documents)
     return (
         f"{counted(len(trials), 'trial')} on {counted(len(documents), 'document')} of {tokens:,} tokens: "
-        f"about {max(1, math.ceil(share * seconds / 60))} min."
+        f"about {duration(seconds)}."
     )
 
 
-def _identity(path: Path, documents: Sequence[Document], trials: Sequence[Trial]) -> dict[str, Any]:
-    """The files of the model by size and time, the text and the trials: the results depend on these."""
+def _files(path: Path) -> list[list[Any]]:
+    """The files of the model by name, size and time."""
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _identity(files: list[list[Any]], documents: Sequence[Document], trials: Sequence[Trial]) -> dict[str, Any]:
+    """The model, the text in its batches and the trials: the results depend on these."""
     return {
         "schema": SCHEMA,
-        "files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        "files": files,
         "text": digest(documents),
+        "at_once": AT_ONCE,
         "trials": [[trial.name, trial.layer] for trial in trials],
     }
 

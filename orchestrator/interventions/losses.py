@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,8 +43,13 @@ class Losses:
         return {domain: self.domains == domain for domain in dict.fromkeys(self.domains.tolist())}
 
 
-def losses(subject: Subject, documents: Sequence[Document], groups: Sequence[Batch]) -> tuple[Losses, Tensor]:
-    """The losses of a causal model, and the logits of the first batch's first document [T, V]."""
+def losses(
+    subject: Subject, documents: Sequence[Document], groups: Sequence[Batch], advance: Callable[[int], None]
+) -> tuple[Losses, Tensor]:
+    """The losses of a causal model, and the logits of the first batch's first document [T, V].
+
+    `advance` is given 1 after each batch.
+    """
     sums, tokens = np.zeros(len(documents)), np.zeros(len(documents))
     first = torch.empty(0)
     for group in groups:
@@ -53,4 +58,5 @@ def losses(subject: Subject, documents: Sequence[Document], groups: Sequence[Bat
         sums[list(group.documents)], tokens[list(group.documents)] = found.intact, found.tokens
         if not len(first):
             first = one.output.result[0][one.mask[0]].cpu()
+        advance(1)
     return Losses(np.array([of.domain for of in documents]), sums, tokens), first

@@ -36,7 +36,9 @@ def layers_of(text: str, depth: int) -> list[int]:
         if match is None:
             raise UserError(f"--drop {text} names no layers: write numbers and ranges, as in --drop 7,12-14.")
         first, last = int(match[1]), int(match[2] or match[1])
-        if first > last or last >= depth:
+        if first > last:
+            raise UserError(f"--drop {part.strip()} runs backwards: write the lower number first, {last}-{first}.")
+        if last >= depth:
             raise UserError(f"--drop {part.strip()} does not exist: the model has layers 0 to {depth - 1}.")
         found |= set(range(first, last + 1))
     if len(found) == depth:

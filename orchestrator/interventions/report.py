@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, FittedTable, dash, page
+from orchestrator.common.formatting import Column, FittedTable, dash, page, signed
 from orchestrator.config.edits import EditName
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.interventions.advice_report import advice_section
@@ -56,9 +56,9 @@ def _cell(edit: str, with_interval: bool, line: tuple[Mapping[str, Any], str]) -
     rise = of_edit[domain]
     mean, low, high = rise["mean"], rise["low"], rise["high"]
     if low is None:
-        return Text(f"{mean:+.3f}")
-    interval = f" ({low:.3f}…{high:.3f})" if with_interval else ""
-    return Text(f"{mean:+.3f}{interval}", "" if low > 0 or high < 0 else "dim")
+        return Text(signed(mean, 3))
+    interval = f" ({signed(low, 3)}…{signed(high, 3)})" if with_interval else ""
+    return Text(f"{signed(mean, 3)}{interval}", "" if low > 0 or high < 0 else "dim")
 
 
 def _title(result: Mapping[str, Any]) -> Text:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import counted
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.measures.encoding import Encoding
 from orchestrator.forensics.measures.probe import relative_write
@@ -61,7 +62,10 @@ def trace(source: Path, text: str, options: Options | None = None) -> dict[str, 
     options = options or Options()
     path = place(whole(source))
     if not is_ours(path) and not is_causal(configuration(path)):
-        raise UserError(f"{path} is an encoder, and only a model that predicts the next token has answers to trace.")
+        raise UserError(
+            f"{path} is an encoder, and only a model that predicts the next token has "
+            "answers to trace: read its layers with orchestrator.intervene or orchestrator.forensics."
+        )
     encoding = Encoding(path)
     encoded = _encoded(encoding, path, text, options)
     subject = load(path, default_device())
@@ -87,10 +91,13 @@ def _encoded(encoding: Encoding, path: Path, text: str, options: Options) -> lis
     if not ids:
         raise UserError("The text is empty, it gives no token to trace: give at least one character.")
     tokens = encoding.chat(text) if options.chat else [*before, *ids]
-    if len(tokens) + options.more > encoding.context:
+    if options.more and len(tokens) < encoding.context < len(tokens) + options.more:
         raise UserError(
-            f"The text has {len(tokens) + options.more} tokens, and {path} reads {encoding.context}: shorten it."
+            f"--continue {options.more} is more than {path}, which reads {encoding.context} tokens, can add to the "
+            f"{counted(len(tokens), 'token')} of the text: lower it to {encoding.context - len(tokens)} at most."
         )
+    if len(tokens) > encoding.context:
+        raise UserError(f"The text has {len(tokens)} tokens, and {path} reads {encoding.context}: shorten it.")
     return tokens
 
 

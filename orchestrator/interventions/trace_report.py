@@ -19,6 +19,7 @@ from orchestrator.common.formatting import (
     page,
     plain_table,
     printable,
+    signed,
 )
 from orchestrator.forensics.roles.palette import colour
 from orchestrator.interventions.trace_words import (
@@ -81,7 +82,7 @@ def _lens(layer: Mapping[str, Any], result: Mapping[str, Any]) -> Text:
 
 def _logit(layer: Mapping[str, Any]) -> Text | str:
     of = layer["attribution"]
-    return dash() if of is None else f"{of['attention'] + of['ffn']:+.2f}"
+    return dash() if of is None else signed(of["attention"] + of["ffn"], 2)
 
 
 def _title(result: Mapping[str, Any]) -> Text:
@@ -99,14 +100,14 @@ def _title(result: Mapping[str, Any]) -> Text:
 
 def _lines(result: Mapping[str, Any]) -> dict[str, list[Text]]:
     tokens = result["tokens"]
-    writers = [f"{of.name} {of.logit:+.2f}" for of in branch_writers(result)[: 2 * FEW]]
+    writers = [f"{of.name} {signed(of.logit, 2)}" for of in branch_writers(result)[: 2 * FEW]]
     of_heads = [
-        f"L{of['layer']} H{of['head']} {of['logit']:+.2f}"
+        f"L{of['layer']} H{of['head']} {signed(of['logit'], 2)}"
         + ("" if of["attends"] is None else f" (reads {quoted(tokens[of['attends']]['text'])})")
         for of in heads(result)[:FEW]
     ]
     of_ffn = [
-        f"L{of['layer']} [{of['position']}] {of['logit']:+.2f} "
+        f"L{of['layer']} [{of['position']}] {signed(of['logit'], 2)} "
         f"(promotes {', '.join(quoted(token['text']) for token in (of['promotes'] or [])[:2])})"
         for of in positions(result)[:FEW]
     ]
@@ -132,7 +133,7 @@ def _neurons(result: Mapping[str, Any], layer: int) -> Group:
             str(neuron["position"]),
             Text(", ".join(neuron["why"])),
             Text(quoted(opener(neuron, tokens))),
-            f"{neuron['activation']:+.2f}",
+            signed(neuron["activation"], 2),
             number(neuron["logit"], "+.2f"),
             Text(" ".join(quoted(token["text"]) for token in (neuron["promotes"] or [])[:4])),
         )

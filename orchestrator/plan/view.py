@@ -15,7 +15,7 @@ from rich.text import Text
 
 from models.spec import DecoderSpec
 from orchestrator.common.errors import UserError
-from orchestrator.common.formatting import counted, duration, figures, size, work
+from orchestrator.common.formatting import counted, duration, figures, minus, size, work
 from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.decision import ALPHA, smallest_p
 from orchestrator.experiments.expectations import intended
@@ -188,9 +188,9 @@ def _differences(cost: Cost) -> Iterator[Text]:
     baseline, *others = cost.arms.values()
     for cell in others:
         plan, base = cell.plan, baseline.plan
-        line = f"{plan.arm} against {base.arm}: parameters {plan.params / base.params - 1:+.2%}, "
+        line = f"{plan.arm} against {base.arm}: parameters {minus(f'{plan.params / base.params - 1:+.2%}')}, "
         if (branch := plan.config.branch).arm is None:
-            line += f"FLOPs {plan.flops / base.flops - 1:+.2%}"
+            line += f"FLOPs {minus(f'{plan.flops / base.flops - 1:+.2%}')}"
         else:
             line += f"begins at step {plan.begins:,} of {branch.arm} and trains {plan.updates:,} steps"
         yield Text(line)

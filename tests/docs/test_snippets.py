@@ -41,7 +41,13 @@ def parameters(*languages: str, run: bool) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, small_cell: tuple[str, ...]) -> Path:
+def narrow(small_cell: tuple[str, ...]) -> tuple[str, ...]:
+    """Small cells with the layers of the default model, which the pages name."""
+    return tuple("model.layers=11" if word.startswith("model.layers=") else word for word in small_cell)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, narrow: tuple[str, ...]) -> Path:
     """A directory in which the default experiment was run, reduced; every process of the test run shares it."""
     shared = tmp_path_factory.getbasetemp()
     shared = (shared.parent if shared.name.startswith("popen-") else shared) / "documented"
@@ -49,18 +55,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_cell: tuple[str, ...
     with (shared / ".lock").open("w") as lock, pytest.MonkeyPatch.context() as monkeypatch:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "outputs/width_ablation/comparison/report.html").exists():
-            assert call(reduced(TRAIN, small_cell), shared, monkeypatch) == 0
+            assert call(reduced(TRAIN, narrow), shared, monkeypatch) == 0
     return shared
 
 
 @pytest.fixture(scope="session")
 def sections(
-    trained: Path, tmp_path_factory: pytest.TempPathFactory, small_cell: tuple[str, ...]
+    trained: Path, tmp_path_factory: pytest.TempPathFactory, narrow: tuple[str, ...]
 ) -> dict[tuple[str, str], Section]:
     """Page and heading → its blocks, in a directory of their own that is laid out when the first of them is run."""
     base = tmp_path_factory.mktemp("sections")
     return {
-        (blocks[0].page, blocks[0].section): Section(blocks, base / str(number), small_cell)
+        (blocks[0].page, blocks[0].section): Section(blocks, base / str(number), narrow)
         for number, blocks in enumerate(SECTIONS)
     }
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, frame_around_zero, guide_line, label_axes, panels, per_arm
 from orchestrator.analysis.figures.traces import Band, arms_of, band, run_traces
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.pairs import loss_gaps, shown, validation_curves
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
+from orchestrator.common.formatting import signed
 
 TITLE = "Validation loss over training"
 ITS_DIFFERENCE = f"{TITLE}, and its difference from the baseline"

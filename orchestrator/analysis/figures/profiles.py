@@ -21,7 +21,7 @@ from orchestrator.analysis.figures.panels import (
     per_arm,
 )
 from orchestrator.analysis.figures.traces import DrawnArm, arms_of, profile_traces, profiles_of, run_traces
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.statistics import (
@@ -32,6 +32,7 @@ from orchestrator.analysis.statistics import (
     p_within,
 )
 from orchestrator.analysis.symmetry import PAPER_SPREAD
+from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.reading import profile, spread
 

@@ -17,9 +17,10 @@ from orchestrator.analysis.figures.panels import Drawing, label_axes, layer_axis
 from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
+from orchestrator.common.formatting import minus
 from orchestrator.forensics.reading import LayerReport, roles_of
 from orchestrator.forensics.roles.palette import Mark, letter, mark
-from orchestrator.forensics.roles.routing import STATES, state
+from orchestrator.forensics.roles.routing import ROLES, STATES, TIE, state
 
 MOST_FREQUENT = "most frequent over the seeds"
 APART = 2  # most seeds for which every cell has its own map
@@ -70,6 +71,7 @@ def role_maps(c: Comparison) -> Drawing | None:
             squares = [_squares(own, step) for step in steps]
             grid = [[of_step[i] if i < len(of_step) else None for of_step in squares] for i in range(depth)]
             traces = [_map(grid, steps, HOVER if first else HOVER[:1], roomy=roomy)]
+            traces += _ties(grid, roomy=roomy)
             traces += [_changes(grid, steps)] if roomy else []
             for trace in traces:
                 figure.add_trace(trace.update(visible=first), row=index // cols + 1, col=index % cols + 1)
@@ -157,7 +159,7 @@ def _facts(
 
 def _written(key: str, form: str, square: Square) -> str:
     value = mean_of_known(layer.measures.get(key) for layer in square.layers)
-    return "–" if value is None else format(value, form)
+    return "–" if value is None else minus(format(value, form))
 
 
 def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
@@ -174,14 +176,38 @@ def _changes(grid: list[list[Square | None]], steps: list[int]) -> go.Scatter:
     )  # fmt: skip
 
 
+def _ties(grid: list[list[Square | None]], *, roomy: bool) -> list[go.Scatter]:
+    """Draw the squares of ties in the colours of both roles, half and half; of several seeds, of the commonest tie."""
+    half = 0.46 if roomy else 0.5  # of a square, without the gap
+    halves: dict[str, list[tuple[float | None, float | None]]] = {}
+    for i, line in enumerate(grid):
+        for k, square in enumerate(line):
+            ties = Counter(layer.role for layer in square.layers if "/" in layer.role) if square else None
+            if square is None or not ties or state(square.role) != TIE:
+                continue
+            first, second = ties.most_common(1)[0][0].split("/")
+            left, right, low, high = k - half, k + half, i - half, i + half
+            halves.setdefault(first, []).extend([(left, low), (right, low), (left, high), (None, None)])
+            halves.setdefault(second, []).extend([(right, low), (right, high), (left, high), (None, None)])
+    return [
+        go.Scatter(
+            x=[x for x, _ in corners], y=[y for _, y in corners], mode="none", fill="toself",
+            fillcolor=mark(role).colour, hoverinfo="skip", showlegend=False,
+        )
+        for role, corners in halves.items()
+    ]  # fmt: skip
+
+
 def _shade(square: Square) -> str:
     """Return the square's key in `SHADES`: one of `STATES` or `DIVIDED`."""
     return DIVIDED if square.role == DIVIDED else state(square.role)
 
 
 def _letter(square: Square) -> str:
-    """Return the letter of a role; a dot for a tie, a dash for no role."""
-    return SHADES[DIVIDED].letter if square.role == DIVIDED else letter(square.role)
+    """Return the letter of a role, a dash for no role; none for a tie, which has two colours."""
+    return (
+        SHADES[DIVIDED].letter if square.role == DIVIDED else "" if state(square.role) == TIE else letter(square.role)
+    )
 
 
 def _scale() -> list[tuple[float, str]]:
@@ -199,8 +225,12 @@ def _legend(figure: go.Figure, *, together: bool, marked: bool) -> list[str]:
     entries: list[tuple[str, dict[str, Any]]] = [
         (f"{sign} {role}", {"symbol": "square", "size": 12, "color": full})
         for role, (sign, full, _) in SHADES.items()
-        if together or role != DIVIDED
+        if role != TIE and (together or role != DIVIDED)
     ]
+    both = {"type": "horizontal", "color": mark(ROLES[-1]).colour}
+    entries.append(
+        ("tie: both colours", {"symbol": "square", "size": 12, "color": mark(ROLES[0]).colour, "gradient": both})
+    )
     if together:
         _, full, pale = SHADES[STATES[0]]
         shading = {"type": "horizontal", "color": pale}

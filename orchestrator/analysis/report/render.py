@@ -10,7 +10,7 @@ from orchestrator.analysis.formatting import elide, seed_list
 from orchestrator.analysis.report.glossary import GLOSSARY, term_of
 from orchestrator.common.palette import arm_line
 from orchestrator.common.web.pages import environment
-from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.palette import background, letter
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ ENVIRONMENT = environment("orchestrator.analysis.report", GLOSSARY)
 ENVIRONMENT.filters |= {
     "arm_colour": lambda index: arm_line(index).colour,
     "axis": axis_of,
-    "colour": colour,
     "elide": elide,
     "letter": letter,
+    "background": background,
     "seed_list": seed_list,
     "term": term_of,
     "thousands": "{:,}".format,

@@ -7,12 +7,13 @@ from orchestrator.analysis.common_step import CommonStep, common_step, common_st
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import REGIONS, THRESHOLDS, Conservation
 from orchestrator.analysis.flattening import mean_flattening
-from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list, signed
+from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list
 from orchestrator.analysis.multipliers import agreement
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
 from orchestrator.analysis.symmetry import PAPER_SPREAD, Symmetry
+from orchestrator.common.formatting import signed
 from orchestrator.forensics.reading import LayerReport
 
 BUDGET_ROWS = {  # name → its key in the glossary

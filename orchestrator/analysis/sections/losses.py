@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.formatting import low_to_high, number, share, signed
+from orchestrator.analysis.formatting import low_to_high, number, share
 from orchestrator.analysis.late_changes import late_names
 from orchestrator.analysis.pairs import EQUAL_FLOPS, MEAN, METRICS, PRIMARY, losses, shown
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.analysis.sign_flip import EXACT_PAIRS
-from orchestrator.analysis.statistics import (
-    PairedResult,
-    mean_of_known,
-)
+from orchestrator.analysis.statistics import PairedResult, mean_of_known
+from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA, smallest_p
 
 EVERY_P = ("p", "corrected", "equivalent")

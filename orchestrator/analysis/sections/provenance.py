@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.formatting import signed
 from orchestrator.analysis.provenance import constant, differences
 from orchestrator.analysis.sections.section import Section, TableCell
+from orchestrator.common.formatting import signed
 
 
 def costs(c: Comparison) -> Section:

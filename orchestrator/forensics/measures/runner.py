@@ -17,7 +17,8 @@ from models.transformer import Decoder
 from orchestrator.common.errors import UserError
 from orchestrator.forensics.architecture.description import is_ours
 from orchestrator.forensics.weights.adapters import CONFIG, is_adapter
-from orchestrator.forensics.weights.files import GGUF, USUAL
+from orchestrator.forensics.weights.files import GGUF, INDEX, USUAL
+from orchestrator.forensics.weights.sources import WEIGHTS, no_tensors
 from orchestrator.storage import checkpoint
 
 KNOWN = "a probe needs a config.json with a model_type that transformers knows; weights are read without"
@@ -43,6 +44,8 @@ def place(source: Path) -> Path:
     if source.suffix == GGUF:
         return source
     if source.is_file() and source.name != runs:
+        if not source.name.endswith((*WEIGHTS, INDEX)):
+            raise no_tensors(source)
         raise UserError(
             f"{source} cannot be run, since {runs or 'what save_pretrained writes'} in its directory is what runs: "
             "put it there under that name, or read it without a probe."

@@ -21,7 +21,10 @@ def lines(history: History | None, unit: str) -> Mapping[str, Sequence[Text]]:
     heads = [Text(f"{name}: drops in {of.drops} of {of.intervals} intervals") for name, of in counted.items()]
     silent = [Text(history.silent, "dim")] if history.silent else []
     return {
-        "commitment": [_commitment(run, unit) for run in history.commitments],
+        "commitment": [
+            *(_commitment(run, unit) for run in history.commitments),
+            *(Text(why, "dim") for why in history.unsettled),
+        ],
         "speed": speeds,
         "loss drops": [*heads, *drops, *silent],
     }

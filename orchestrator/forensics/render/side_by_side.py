@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges
+from orchestrator.common.formatting import Column, FittedTable, counted, dash, labelled, page, ranges, signed
 from orchestrator.forensics.architecture.holdings import USUAL
 from orchestrator.forensics.measures.change import Changes
 from orchestrator.forensics.reading import SCHEMA, LayerReport, Reading, rows_of
@@ -101,7 +101,7 @@ def _flattening(pair: Pair) -> Text | str:
 
 def _rank(pair: Pair) -> Text | str:
     delta = compared(*pair)["effective_rank_o_delta"]
-    return dash() if delta is None else f"{round(delta, 1) + 0.0:+.1f}"  # never -0.0
+    return dash() if delta is None else signed(delta, 1)
 
 
 COLUMNS = [  # of a table of `Pair`s

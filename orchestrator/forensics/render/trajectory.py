@@ -170,16 +170,18 @@ def report(run: Trajectory, seconds: float) -> Group:
     )
     moved = changes(readings)
     table = _checkpoints(readings, unit)
-    said = Group(_headline(moved, depth), *terminal.heads(last))
+    said = Group(_headline(moved, depth, last.scoring), *terminal.heads(last))
     return page(heading, said, Strip(readings, unit), table, _summary(readings, moved, unit, run.history))
 
 
-def _headline(moved: Sequence[Change], depth: str) -> Text:
+def _headline(moved: Sequence[Change], depth: str, scoring: str) -> Text:
     layers = sorted({change.layer for change in moved})
     if not layers:
-        return Text("No layer changes its role.", "bold")
+        return Text.assemble(("No layer changes its role", "bold"), f" by the {scoring} scoring.")
     verb = "changes its role" if len(layers) == 1 else "change their role"
-    return Text.assemble((f"{len(layers)} of {depth} {verb}", "bold"), f": {ranges(layers, 'L')}.")
+    return Text.assemble(
+        (f"{len(layers)} of {depth} {verb}", "bold"), f" by the {scoring} scoring: {ranges(layers, 'L')}."
+    )
 
 
 def _checkpoints(readings: Sequence[Reading], unit: str) -> Table:
@@ -222,7 +224,7 @@ def _summary(readings: Sequence[Reading], moved: Sequence[Change], unit: str, co
         f"strip: {' · '.join(f'{letter(role)} {role}' for role in ROLES)} · two letters: a tie · – no role · "
         "saturated: above median + 3 robust std / by chance · "
         "norm / peers: the largest spectral norm over its peers' median"
-        f"{COURSE if course else ''}"
+        f"{COURSE if course and course.commitments else ''}"
     )
     return labelled(
         {

@@ -39,3 +39,11 @@ def letter(role: str) -> str:
 def colour(role: str) -> str:
     """The role's full colour."""
     return mark(role).colour
+
+
+def background(role: str) -> str:
+    """The role's background in CSS: its colour; of a tie such as damper/hub both, half and half."""
+    parts = role.split("/")
+    if len(parts) == 1:
+        return colour(role)
+    return f"linear-gradient(135deg, {colour(parts[0])} 50%, {colour(parts[1])} 50%)"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.forensics.reading import Reading
-from orchestrator.forensics.trajectory.agreement import scorings_of
+from orchestrator.forensics.trajectory.agreement import ROLE, scorings_of
 from orchestrator.forensics.trajectory.commitment import EARLY, FEWEST, LEVELS, Commitment, commitments, speed_of
 from orchestrator.forensics.trajectory.events import EVENTS
 from orchestrator.forensics.trajectory.loss_drops import FEWEST as FEWEST_INTERVALS
@@ -26,11 +26,12 @@ class Met:
 
 @dataclass(frozen=True)
 class History:
-    """The course of one run. `silent` says why nothing is said of its loss, or is empty."""
+    """The course of one run. `silent` and `unsettled` say why its loss or a commitment is left out, or are empty."""
 
     commitments: list[Commitment]
     meetings: list[Met]
     silent: str
+    unsettled: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -44,16 +45,17 @@ class History:
 
 
 def history(readings: Sequence[Reading], losses: Mapping[str, Curve] | None = None) -> History | None:
-    """The course of a run whose readings all have a step, in order; None with fewer than `FEWEST` of them.
+    """The course of a run whose readings all have a step, in order; None with fewer than `FEWEST` and no losses.
 
     `losses`: name → curve, of what is known of its loss.
     """
-    if len(readings) < FEWEST:
+    if len(readings) < FEWEST and not losses:
         return None
     steps = [reading.step or 0 for reading in readings]
     found = commitments(readings, steps)
+    unsettled = _unsettled(readings, steps, found)
     if not losses:
-        return History(found, [], "none is known: give its losses with --losses FILE")
+        return History(found, [], "none is known: give its losses with --losses FILE", unsettled)
     meetings: list[Met] = []
     most = 0
     for name, curve in losses.items():
@@ -69,7 +71,17 @@ def history(readings: Sequence[Reading], losses: Mapping[str, Curve] | None = No
                 Met(event, scoring, name, meet([Course(drops, count(scored))])) for event, count in EVENTS.items()
             ]
     short = f"{most} intervals between checkpoints have losses at both ends, and {FEWEST_INTERVALS} are needed"
-    return History(found, meetings, "" if meetings else short)
+    return History(found, meetings, "" if meetings else short, unsettled)
+
+
+def _unsettled(readings: Sequence[Reading], steps: Sequence[int], found: Sequence[Commitment]) -> list[str]:
+    """The reasons why nothing is said of a commitment."""
+    if len(readings) < FEWEST:
+        return [f"{len(readings)} checkpoints were read, and {FEWEST} are needed"]
+    if not steps[0] < EARLY * steps[-1]:
+        return [f"no checkpoint is of the first {EARLY:.0%} of the run"]
+    told = {run.scoring for run in found if run.kind == ROLE}
+    return [f"{scoring}: no layer ends with a role" for scoring in scorings_of(readings) if scoring not in told]
 
 
 def _commitment_json(run: Commitment) -> dict[str, Any]:

@@ -22,8 +22,10 @@ def read_losses(path: Path) -> dict[str, Curve]:
     """
     try:
         records = _records(path)
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as losses ({one_line(error)}): {CURE}.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({(error.strerror or one_line(error)).lower()}): {CURE}.") from error
+    except (ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read as losses ({_reason(error, path)}): {CURE}.") from error
     curves: dict[str, dict[int, float]] = {}
     for index, record in enumerate(records):
         if not isinstance(record, dict) or "step" not in record:
@@ -38,6 +40,14 @@ def read_losses(path: Path) -> dict[str, Curve]:
     if not curves:
         raise UserError(f"{path} holds no loss: {CURE}.")
     return {name: sorted(curve.items()) for name, curve in curves.items()}
+
+
+def _reason(error: Exception, path: Path) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, json.JSONDecodeError | RecursionError):
+        return "a line of it is not JSON" if path.suffix == ".jsonl" else "it is not JSON"
+    return one_line(error)
 
 
 def _records(path: Path) -> list[Any]:

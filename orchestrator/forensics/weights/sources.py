@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.common.errors import UserError
-from orchestrator.forensics.weights.files import ADAPTERS, GGUF, METADATA, OTHERS, PICKLES, STEPS, USUAL
+from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA, OTHERS, PICKLES, STEPS, USUAL
 from orchestrator.forensics.weights.parts import DIRECTORIES, refuse_ranks
 from orchestrator.storage import checkpoint
 
@@ -129,7 +129,8 @@ def holds_weights(directory: Path) -> bool:
 def whole(path: Path) -> Path:
     """`path`, or the newest whole checkpoint where it is a cell's directory.
 
-    Raises `UserError` where its manifest shows that a byte has changed, and for an experiment, naming its cells.
+    Raises `UserError` where its manifest shows that a byte has changed, for an experiment, naming its cells, for
+    several checkpoints, naming the newest, and where there are no weights.
     """
     if (path / "experiment.yaml").is_file():
         cells = [str(of.parent) for of in sorted(path.glob("*/*/checkpoints"))]
@@ -138,9 +139,33 @@ def whole(path: Path) -> Path:
         )
     if checkpoint.is_cell(path) or (path / "manifest.json").is_file():
         return checkpoint.find(path)
+    if len(found := checkpoints(path)) > 1:
+        raise UserError(f"{path} holds {len(found)} checkpoints: name one of them, such as {found[-1][1]}.")
+    if path.is_dir() and not holds_weights(path):
+        raise no_weights(path)
     if path.is_file() and (path.parent / "manifest.json").is_file():
         checkpoint.find(path.parent)
     return path
+
+
+def no_weights(directory: Path) -> UserError:
+    """The error for a directory in which no weights are found; it names a checkpoint below it, where there is one."""
+    names = sorted(file.name for file in directory.iterdir())
+    found = f"{', '.join(names[:5])}{' …' if len(names) > 5 else ''}" if names else "nothing"
+    below = next((of for of in sorted(directory.iterdir()) if of.is_dir() and holds_weights(of)), None)
+    return UserError(
+        f"{directory} holds no weights: looked for {USUAL[0]}, any file that ends in .safetensors, "
+        f"{', '.join(PICKLES)} or {GGUF}, an index of shards (*{INDEX}), an adapter, and a distributed "
+        f"checkpoint ({METADATA}); found {found}{'' if below is None else f': give {below}'}."
+    )
+
+
+def no_tensors(file: Path) -> UserError:
+    """The error for a file of another kind."""
+    return UserError(
+        f"{file} is no checkpoint: give a file that ends in {', '.join(WEIGHTS[:-1])} or {GGUF}, or a checkpoint's "
+        "directory."
+    )
 
 
 def single(path: Path) -> Path:

@@ -20,6 +20,7 @@ from orchestrator.forensics.weights.files import ADAPTERS, GGUF, INDEX, METADATA
 from orchestrator.forensics.weights.parts import complete, refuse_narrow, refuse_part, refuse_ranks, refuse_world
 from orchestrator.forensics.weights.quantised import dequantised
 from orchestrator.forensics.weights.selection import MOMENTS, Key, select
+from orchestrator.forensics.weights.sources import no_tensors, no_weights
 
 ALIGNED = 64  # bytes: where torch places what it allocates
 LARGEST = 1e15  # of a weight: sums of squares stay within fp32
@@ -244,11 +245,7 @@ def _find(directory: Path) -> list[Path]:
             return [directory / found[0]]
     if any(name in ADAPTERS for name in names):
         raise UserError(f"{directory} holds an adapter, and a model is wanted here: give the one it was trained on.")
-    raise UserError(
-        f"{directory} holds no weights: looked for {USUAL[0]}, any file that ends in .safetensors, "
-        f"{', '.join(PICKLES)} or {GGUF}, an index of shards (*{INDEX}), an adapter, and a distributed "
-        f"checkpoint ({METADATA}); found {_some(names)}."
-    )
+    raise no_weights(directory)
 
 
 def _some(names: list[str]) -> str:
@@ -302,8 +299,5 @@ def _open(path: Path) -> Any:
         ) from error
     except (SafetensorError, OSError) as error:
         if path.suffix != ".safetensors":  # a safetensors file of another name is read, as in the hub's cache
-            raise UserError(
-                f"{path} is not a file of tensors that can be read here: give one that ends in .safetensors, {GGUF}, "
-                f"{', '.join(PICKLES)}, or a checkpoint's directory."
-            ) from error
+            raise no_tensors(path) from error
         raise UserError(f"{path} is not a complete safetensors file ({error}): copy or save it again.") from error

@@ -8,8 +8,9 @@ from typing import Any
 from plotly.io import to_json
 from plotly.offline import get_plotlyjs
 
+from orchestrator.common.formatting import signed
 from orchestrator.common.web.pages import environment, packed
-from orchestrator.forensics.roles.palette import colour, letter
+from orchestrator.forensics.roles.palette import background, letter
 from orchestrator.interventions.trace_page.figures import figures
 from orchestrator.interventions.trace_page.glossary import GLOSSARY
 from orchestrator.interventions.trace_words import (
@@ -28,7 +29,14 @@ from orchestrator.interventions.trace_words import (
 LAST = 128  # tokens at the end of the text whose columns are drawn; the JSON has all
 
 ENVIRONMENT = environment("orchestrator.interventions.trace_page", GLOSSARY)
-ENVIRONMENT.filters |= {"colour": colour, "letter": letter, "quoted": quoted, "shown": shown, "percent": percent}
+ENVIRONMENT.filters |= {
+    "letter": letter,
+    "signed": signed,
+    "background": background,
+    "percent": percent,
+    "quoted": quoted,
+    "shown": shown,
+}
 
 
 def page(result: Mapping[str, Any]) -> str:

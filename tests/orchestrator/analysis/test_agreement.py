@@ -15,8 +15,9 @@ from rich.console import Console
 
 from orchestrator.analysis import compare
 from orchestrator.analysis.comparison import compute
-from orchestrator.analysis.formatting import number, signed
+from orchestrator.analysis.formatting import number
 from orchestrator.analysis.summary import print_summary
+from orchestrator.common.formatting import signed
 from orchestrator.tracking.summaries import comparison_summary
 
 Write = Callable[..., Path]

@@ -47,10 +47,11 @@ def test_every_figure_is_titled_and_labelled(experiment: Write) -> None:
 
 def test_role_strips_carry_letters_and_colours_of_every_layer(experiment: Write) -> None:
     figure = draw(compute(experiment(seeds=(0,))))["layers"].plot
-    strip, changes = figure.data[:2]
+    strip, *halves, changes = figure.data[: 2 + 2]
+    assert all(half.fill == "toself" for half in halves)
     assert figure.layout.xaxis.ticktext == ("0", "50", "100")
     assert [line[0] for line in strip.text] == ["H", "D", "P", "S"]
-    assert strip.text[3][1] == "·"
+    assert strip.text[3][1] == ""  # a tie, which has two colours
     assert [drawn_in(strip, code) for code in np.array(strip.z)[:, 0]] == [colour(r) for r in STATES[:4]]
     assert hover(strip, 1, 0).startswith("layer 1, step 0<br><b>damper</b>, margin 0.20<br>CV 0.20<br>saturated 10")
     assert len(changes.x) == 2 * 4  # the fixture moves every role on at every reading
@@ -288,9 +289,25 @@ def test_many_readings_stay_legible_and_small(experiment: Write) -> None:
     assert len(maps) == 2 * (1 + 3)
     assert all(trace.texttemplate is None and trace.xgap == 0 for trace in maps)  # under 8 pixels a reading
     assert "role changed" not in {trace.name for trace in figure.data}
-    assert len(figure.to_json()) < 60 * sum(len(trace.z) * len(trace.z[0]) for trace in maps)  # bytes a square
+    assert len(figure.to_json()) < 75 * sum(len(trace.z) * len(trace.z[0]) for trace in maps)  # bytes a square
     alone = draw(compute(experiment(name="few")))["layers"].plot
     assert "role changed" in {trace.name for trace in alone.data}
+
+
+def test_a_tie_is_drawn_in_both_colours(experiment: Write) -> None:
+    root = experiment(seeds=(0,))
+    path = root / "uniform/seed=0/forensics/step_00000050.json"
+    reading = json.loads(path.read_text())
+    reading["layers"][1]["role"] = "damper/hub"
+    path.write_text(json.dumps(reading))
+    figure = draw(compute(root))["layers"].plot
+    halves = [trace for trace in figure.data if trace.type == "scatter" and trace.fill == "toself"]
+    painted = {
+        trace.fillcolor for trace in halves
+        if any((round(x), round(y)) == (1, 1) for x, y in zip(trace.x, trace.y, strict=True) if x is not None)
+    }  # fmt: skip
+    assert painted == {colour("damper"), colour("hub")}
+    assert "tie: both colours" in {trace.name for trace in figure.data}
 
 
 def test_a_measure_that_is_not_known_is_a_dash(experiment: Write) -> None:
@@ -302,4 +319,4 @@ def test_a_measure_that_is_not_known_is_a_dash(experiment: Write) -> None:
     strip = draw(compute(root))["layers"].plot.data[0]
     assert "<br>CV –<br>" in hover(strip, 1, 1)
     assert "attention share –" in hover(strip, 1, 1)
-    assert "momentum on down -0.010" in hover(strip, 1, 1)
+    assert "momentum on down −0.010" in hover(strip, 1, 1)

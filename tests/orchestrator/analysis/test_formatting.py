@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from orchestrator.analysis.formatting import low_to_high, number, signed
+from orchestrator.analysis.formatting import low_to_high, number
+from orchestrator.common.formatting import signed
 
 
 @pytest.mark.parametrize(

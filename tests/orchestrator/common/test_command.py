@@ -62,6 +62,29 @@ def test_every_command_says_its_version(name: str) -> None:
     assert done.stdout == f"layer-roles {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--count", "0"], ["--count", "1 or more"]),
+        (["--parts", ""], ["--parts"]),
+        (["--parts", "a,"], ["--parts", "a,"]),
+        (["--text", " "], ["--text"]),
+        (["--other"], ["--other"]),
+    ],
+)
+def test_an_argument_that_cannot_be_used_is_one_sentence(
+    arguments: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = command.parser("orchestrator.some", "Do it.")
+    parser.add_argument("--count", type=command.count)
+    parser.add_argument("--parts", type=command.listed)
+    parser.add_argument("--text", type=command.given)
+    assert command.run(parser, lambda _: 0, arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert names(captured.err, *named, "orchestrator.some --help")
+
+
 def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     assert command.output(str(tmp_path / "new.json")) == tmp_path / "new.json"
     with pytest.raises(UserError, match=naming(tmp_path, "directory")):
@@ -75,7 +98,7 @@ def test_files_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x.bmp", "x", "png", "x.png.gz"])
 def test_files_of_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match=naming(tmp_path / name, ".png, .svg")):
+    with pytest.raises(UserError, match=naming(tmp_path / name, ".png or .svg")):
         command.output(str(tmp_path / name), (".png", ".svg"))
 
 

@@ -10,7 +10,7 @@ from colorspacious import cspace_convert, deltaE
 
 from orchestrator.analysis.figures.panels import SHOWN_ARMS
 from orchestrator.common.palette import COLOURS, arm_line
-from orchestrator.forensics.roles.palette import MARKS, TIE, colour, letter, mark
+from orchestrator.forensics.roles.palette import MARKS, TIE, background, colour, letter, mark
 from orchestrator.forensics.roles.routing import ROLES
 
 SHADED = (*ROLES, "tie")  # none is as grey as a tie, with another letter
@@ -73,6 +73,11 @@ def test_every_role_has_a_mark() -> None:
 def test_letters_tell_roles_apart_without_colour() -> None:
     assert [letter(role) for role in (*ROLES, "tie", "damper/hub", "none", "")] == [*"HDPS··––"]
     assert len({colour(role) for role in SHADED}) == len(SHADED)
+
+
+def test_a_tie_is_painted_in_both_colours() -> None:
+    assert all(colour(role) in background("damper/hub") for role in ("damper", "hub"))
+    assert background("hub") == colour("hub")
 
 
 @pytest.mark.parametrize("deficiency", [None, "deuteranomaly", "protanomaly", "tritanomaly"])

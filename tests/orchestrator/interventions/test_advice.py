@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from orchestrator.interventions.advice import advise
 from orchestrator.interventions.measured import SUM, WHOLE, predicted
 from orchestrator.interventions.report import report
 from tests.naming import names
-from tests.orchestrator.interventions.results import Value, result_of
+from tests.orchestrator.interventions.results import DOMAINS, Value, result_of
 
 ONES: list[Value] = [1.0] * 10
 
@@ -144,6 +145,15 @@ def test_an_encoder_is_not_exported_and_its_damage_sits_in_no_tokens() -> None:
     assert [(line["kind"], line["command"]) for line in advice["lines"]] == [("delete", None), ("skip_gate", None)]
 
 
+def test_the_bar_in_nats_is_not_one_for_cosines(capsys: pytest.CaptureFixture[str]) -> None:
+    result = result_of({"delete": [0.2, 0.05]}, half=0.001) | {"unit": "1 − cosine", "intact": dict.fromkeys(DOMAINS)}
+    advice = advise(result)
+    assert advice["bar"] is None
+    assert not any(line.get("under_bar") or line.get("largest") for line in advice["lines"])
+    command.console().print(report(result | {"advice": advice}))
+    assert not re.search(r"upper end|under 0\.1|nats", capsys.readouterr().out.partition("Advice")[2])
+
+
 def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixture[str]) -> None:
     result = result_of(
         {"delete": [*ONES, 0.2, 0.1], "delete_attention": [*ONES, 5.0, 1.0]}, roles={10: "hub", 11: "passthrough"}
@@ -153,7 +163,7 @@ def test_the_page_says_where_evidence_and_roles_agree(capsys: pytest.CaptureFixt
     assert names(
         printed, "L11 +0.100 code, +0.100 prose", "L10–11", "passthroughs: L11", "hubs: L10", "add repeat to --edits"
     )
-    assert names(printed, "upper end", "under 0.1 nats/token")
+    assert names(printed, "None", "0.1 nats/token or less", "upper end")
 
 
 def test_what_no_command_does_names_the_key_that_does(capsys: pytest.CaptureFixture[str]) -> None:

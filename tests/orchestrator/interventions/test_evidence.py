@@ -43,8 +43,8 @@ def test_a_model_that_was_moved_is_known_by_its_loss(tmp_path: Path) -> None:
     ("source", "depth", "text", "intact", "named"),
     [
         ("models/one", 4, "digest", INTACT, ["3 layers", "4"]),
-        ("models/one", 3, "digest", {"code": 3.1, "prose": 3.0}, ["models/one", "code", "3.0", "3.1000"]),
-        ("models/one", 3, "digest", {"other": 3.0}, ["other", "None"]),
+        ("models/one", 3, "digest", {"code": 3.1, "prose": 3.0}, ["models/one", "code", "3.0000", "3.1000"]),
+        ("models/one", 3, "digest", {"other": 3.0}, ["other", "unknown loss"]),
         ("models/two", 3, "other", INTACT, ["models/one", "models/two"]),
     ],
 )

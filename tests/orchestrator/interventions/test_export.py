@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from orchestrator.config import load
 from orchestrator.data import prepare
 from orchestrator.export import main
 from orchestrator.interventions import export as library
+from orchestrator.interventions.export_report import _cost
 from orchestrator.interventions.measured import SUM
 from tests.naming import names
 from tests.orchestrator.forensics.measures.test_runner import save_tokenizer
@@ -101,6 +104,13 @@ def test_what_was_predicted_is_told_beside_what_it_costs(
         assert found["mean"] == pytest.approx(np.mean(one) + np.mean(three) - 2 * np.mean(whole), abs=1e-5)
         assert found["low"] < found["mean"] < found["high"]
     assert capsys.readouterr().out.count(": predicted ") == 2
+
+
+@pytest.mark.parametrize(("half", "told"), [(0.1, False), (0.01, True)])
+def test_a_ratio_is_told_only_where_one_of_the_two_is_told_from_0(half: float, told: bool) -> None:
+    rise, of = ({"mean": mean, "low": mean - half, "high": mean + half} for mean in (0.05, 0.02))
+    result = {"rise": {"code": rise}, "prediction": {"cost": {"code": of}, "how": SUM, "same_text": True}}
+    assert ("2.5 times" in next(_cost(result))) == told
 
 
 def test_evidence_on_other_text_is_said_and_of_another_step_refused(
@@ -183,6 +193,34 @@ def test_a_promise_that_is_not_kept_is_said(
     assert names(capsys.readouterr().out, tmp_path / "out", "do not use")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_export_leaves_nothing_and_says_so(
+    number: signal.Signals, llama: Path, text: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write = library._write
+
+    def interrupted(*given: Any) -> None:
+        write(*given)
+        assert list(tmp_path.glob(".out.partial/*.safetensors"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(library, "_write", interrupted)
+    assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 130
+    assert names(capsys.readouterr().err.splitlines()[-1], "Interrupted", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_what_is_written_is_for_those_whom_the_umask_lets_read(llama: Path, text: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 0
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "out").iterdir()} == {0o640}
+
+
 def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
     text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +243,9 @@ def test_a_family_whose_layers_alternate_by_a_rule_is_refused(
     [
         (["llama", "out", "--drop", "0-3"], ["0-3", "4 layers"]),
         (["llama", "out", "--drop", "4"], ["--drop 4", "0 to 3"]),
+        (["llama", "out", "--drop", ""], ["--drop"]),
+        (["llama", "out", "--drop", ","], ["--drop"]),
+        (["llama", "out", "--mergekit", "m.txt"], ["m.txt", ".yml or .yaml"]),
         (["llama", "llama"], ["llama", "exists"]),
         (["llama", "absent/out"], ["absent/out"]),
         (["bert", "out"], ["bert", "next token"]),

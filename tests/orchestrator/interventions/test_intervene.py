@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,11 @@ from torch.nn import functional as F
 
 from orchestrator import export, trace
 from orchestrator.config import load
-from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.data import prepare
 from orchestrator.intervene import main
-from orchestrator.interventions import damage
-from orchestrator.interventions.documents import batches, from_text
+from orchestrator.interventions import damage, samples
 from orchestrator.interventions.edits import CORE, EDITS
+from orchestrator.interventions.passes import Pass
 from orchestrator.interventions.subject import Subject
 from tests.naming import names
 from tests.orchestrator.interventions.conftest import decoder_of
@@ -54,7 +55,7 @@ def test_a_cell_from_end_to_end(cell: Path, tmp_path: Path, capsys: pytest.Captu
     assert len(lines) == LAYERS * len(CORE) * 2
     assert float(lines[0]["mean"]) == result["layers"][0]["damage"]["delete"]["words"]["mean"]
     printed = capsys.readouterr()
-    assert len(re.findall(r"[+-]\d\.\d{3} \(", printed.out)) == LAYERS * len(CORE) * 2
+    assert len(re.findall(r"[+−]\d\.\d{3} \(", printed.out)) == LAYERS * len(CORE) * 2
     assert names(printed.err, f"{LAYERS * len(CORE)} trials", "10 documents")
 
 
@@ -127,29 +128,71 @@ def test_an_encoder(tmp_path: Path, text: Path, bert: Path, capsys: pytest.Captu
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(
-    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("orchestrator.interventions.intervene.AT_ONCE", 20)
     arguments = [str(llama), "--data", str(text), "--json"]
     assert main([*arguments, str(tmp_path / "whole.json")]) == 0
-    of_batch, computed = damage._of_batch, []
+    edited, computed = Pass.edited, []
 
-    def interrupted(*given: object) -> object:
-        computed.append(1)
-        if len(computed) == 3:
+    def interrupted(*given: Any) -> Any:
+        computed.append(given)
+        if len(computed) == 8:  # of the 12 trials of the first batch, after one that asks whether any can be changed
             raise KeyboardInterrupt
-        return of_batch(*given)  # type: ignore[arg-type]
+        return edited(*given)
 
-    monkeypatch.setattr(damage, "_of_batch", interrupted)
+    monkeypatch.setattr(Pass, "edited", interrupted)
+    out, kept = tmp_path / "out.json", tmp_path / "out.json.partial"
+    capsys.readouterr()
+    assert main([*arguments, str(out)]) == 130
+    assert names(capsys.readouterr().err, "same command", kept, "6 of 12")
+    assert main([str(llama), "--data", str(text), "--edits", "repeat", "--json", str(out)]) == 0  # another command
+    assert names(capsys.readouterr().err, kept)
+    computed.clear()
+    assert main([*arguments, str(out)]) == 0
+    assert len(computed) == 1 + 6
+    assert names(capsys.readouterr().err, kept, "6 of 12")
+    assert out.read_text().replace("out.json", "whole.json") == (tmp_path / "whole.json").read_text()
+    assert not kept.exists()
+
+
+def test_what_the_model_wrote_itself_is_kept_too(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(samples, "AT_ONCE", 24)  # two texts at once
+    arguments = [str(llama), "--own", "--documents", "5", "--length", "12", "--edits", "delete", "--json"]
+    assert main([*arguments, str(tmp_path / "whole.json")]) == 0
+    assert names(capsys.readouterr().err, "Writing 5 texts")
+    drawn, begun = samples._drawn, []
+
+    def interrupted(*given: Any) -> Any:
+        begun.append(given)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return drawn(*given)
+
+    monkeypatch.setattr(samples, "_drawn", interrupted)
     out = tmp_path / "out.json"
     assert main([*arguments, str(out)]) == 130
-    before = out.with_name("out.json.partial").read_text().count("\n")
-    assert before == 2
+    assert names(capsys.readouterr().err, "same command", f"{out}.partial")
+    torch.rand(9)  # the state of the generator is not what it was
     assert main([*arguments, str(out)]) == 0
-    whole = (tmp_path / "whole.json").read_text()
-    assert out.read_text().replace("out.json", "whole.json") == whole
-    documents = from_text(llama, {"text": DomainConfig(source=Source.files, path=str(text))}, 64, None)
-    assert len(computed) == 1 + len(batches(documents, 20))  # each once, but the one that was interrupted
+    assert names(capsys.readouterr().err, "Writing 1 text ")
+    assert out.read_text().replace("out.json", "whole.json") == (tmp_path / "whole.json").read_text()
+    assert not out.with_name("out.json.partial").exists()
+
+
+def test_without_a_file_an_interrupted_run_says_that_nothing_is_kept(
+    llama: Path, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("orchestrator.interventions.intervene.LONG", 0)
+    monkeypatch.setattr(damage, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("orchestrator.interventions.intervene.measure", damage.measure)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert main([str(llama), "--data", str(text)]) == 130
+    before, last = capsys.readouterr().err.splitlines()[-2:]
+    assert names(before, "--json")
+    assert names(last, "Interrupted", "--json")
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -158,6 +201,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     empty = tmp_path / "empty"
     (empty / "checkpoints").mkdir(parents=True)
     (tmp_path / "folder").mkdir()
+    blank, odd = tmp_path / "blank.txt", tmp_path / "odd.jsonl"
+    blank.touch()
+    odd.write_text('{"txt": "a b c"}')
     cases: list[tuple[list[object], list[object]]] = [
         ([tmp_path / "nowhere"], [tmp_path / "nowhere", "exist"]),
         ([empty], [empty, "0 corrupt"]),
@@ -168,6 +214,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
         ([llama, "--data", text, "--data", text], [text, "text"]),
         ([llama, "--data", text, "--length", "41"], ["41", "40"]),
         ([llama, "--data", tmp_path / "seed=0" / "notes.txt"], [tmp_path / "seed=0" / "notes.txt", "exist"]),
+        ([llama, "--edits", ""], ["--edits"]),
+        ([llama, "--edits", "delete,,repeat"], ["--edits", "delete,,repeat"]),
+        ([llama, "--data", ""], ["--data"]),
+        ([llama, "--data", f"docs={tmp_path / 'no.txt'}"], [f"--data docs={tmp_path / 'no.txt'}", "exist"]),
+        ([llama, "--data", blank], [f"--data {blank} is empty"]),
+        ([llama, "--data", odd], [odd, "'text'", "txt"]),
+        ([llama, "--blocks", "0"], ["--blocks", "0", "2 or more"]),
+        ([cell / "checkpoints"], ["2 checkpoints", cell / "checkpoints/step_00000007"]),
         ([llama, "--data", text, "--blocks", LAYERS + 1], ["--blocks", LAYERS + 1, LAYERS]),
     ]
     for arguments, named in cases:

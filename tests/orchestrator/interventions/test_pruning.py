@@ -113,7 +113,8 @@ def test_layers_by_number_and_range(text: str, layers: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("20", ["20", "0 to 19"]), ("18-20", ["18-20"]), ("5-3", ["5-3"]), ("0-19", ["0-19", "20 layers"]), ("x", ["x"]),
+    [("20", ["20", "0 to 19"]), ("18-20", ["18-20"]), ("5-3", ["5-3", "backwards", "3-5"]),
+     ("0-19", ["0-19", "20 layers"]), ("x", ["x"]),
      ("-1", ["-1"]), ("1.5", ["1.5"]), ("1-", ["1-"]), ("²", ["²"])],
 )  # fmt: skip
 def test_layers_that_do_not_exist_and_other_words_are_refused(text: str, named: list[str]) -> None:

@@ -73,8 +73,8 @@ def test_a_click_or_a_key_opens_a_layer(traced: Callable[..., Any], open_page: O
     assert chosen.get_attribute("id") == "layer-3"
     text = chosen.inner_text()
     of = result["layers"][3]
-    assert f"{of['attribution']['attention']:+.2f}" in text
-    assert f"{of['attribution']['heads'][0]['logit']:+.2f}" in text
+    assert f"{of['attribution']['attention']:+.2f}".replace("-", "−") in text
+    assert f"{of['attribution']['heads'][0]['logit']:+.2f}".replace("-", "−") in text
     assert chosen.locator(".neurons li").count() == len(of["neurons"])
 
 
@@ -111,6 +111,7 @@ def test_a_narrow_window_scrolls_the_tables_and_not_the_page(traced: Callable[..
     seen = opened.page.locator("table.lens thead th.last").bounding_box()
     assert seen is not None
     assert seen["x"] + seen["width"] <= 420  # the end of the text, which the answer follows
+    assert opened.page.locator("#begins").is_visible()  # says where its beginning is
     for button in range(LAYERS):
         opened.page.locator(f"table.lens tr[data-layer='{button}'] button").click()  # may scroll the table
         assert opened.page.locator("html").evaluate("node => node.scrollWidth") <= 420

@@ -33,7 +33,8 @@ from orchestrator.config.schema import (
     TrainConfig,
 )
 from orchestrator.experiments.experiment import decoder_spec
-from orchestrator.interventions.intervene import Options, Progress, intervene
+from orchestrator.interventions.intervene import Options, intervene
+from orchestrator.interventions.progress import Progress
 from orchestrator.plan.arm import ArmPlan
 from orchestrator.plan.benchmark import run_benchmark
 from orchestrator.plan.cost import makespan

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from models.transformer import Decoder
+from orchestrator.common import command
 from orchestrator.forensics.roles import scoring
 from orchestrator.forensics.roles.routing import ROLES
 from tests.orchestrator.forensics.laws import LAWS, UNEQUAL, under
@@ -131,7 +132,15 @@ def _markdown(rows: list[list[str]]) -> str:
     return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
 
 
-def main(directory: Path, columns: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for arguments that cannot be used."""
+    parser = command.parser("tests.studies.null", __doc__)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the directory that keeps what has been computed")
+    parser.add_argument("columns", nargs="*", metavar="COLUMN", help="some of the columns alone")
+    return command.run(parser, lambda options: _study(options.directory, options.columns), arguments)
+
+
+def _study(directory: Path, columns: list[str]) -> None:
     """Compute and print."""
     directory.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
@@ -141,4 +150,4 @@ def main(directory: Path, columns: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.exit(main())

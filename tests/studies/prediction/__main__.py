@@ -14,11 +14,14 @@ the figure, `prediction.png`. WeightWatcher comes with the extra `bench`.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.common import command
+from orchestrator.common.errors import UserError
 from tests.studies.prediction import between
 from tests.studies.prediction.figure import draw
 from tests.studies.prediction.fits import fits
@@ -27,11 +30,29 @@ from tests.studies.prediction.markdown import page
 from tests.studies.prediction.predictors import correlations, newest
 from tests.studies.prediction.tables import table
 
+EXPERIMENTS = ("width_study", "decay_ablation", "small", "tuning")
 
-def main(arguments: Sequence[str]) -> None:
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0, or 2 for arguments that cannot be used."""
+    parser = command.parser("tests.studies.prediction", __doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="the directory that keeps what has been computed")
+    parser.add_argument("outputs", type=_trained, metavar="OUTPUTS", help="the directory of the experiments")
+    parser.add_argument("target", type=Path, metavar="TARGET", help="the directory that gets the tables and the figure")
+    return command.run(parser, _write, arguments)
+
+
+def _trained(text: str) -> Path:
+    """The directory, which holds the experiments."""
+    if absent := [name for name in EXPERIMENTS if not (Path(text) / name).is_dir()]:
+        raise UserError(f"{text} lacks {', '.join(absent)}: train them first, as --help says.")
+    return Path(text)
+
+
+def _write(options: argparse.Namespace) -> None:
     """Write the tables and the figure."""
-    folder, outputs, target = map(Path, arguments)
-    records = gather(folder, outputs)
+    target, outputs = options.target, options.outputs
+    records = gather(options.folder, outputs)
     layers = table(records)
     target.mkdir(parents=True, exist_ok=True)
     found = fits(layers)
@@ -39,9 +60,10 @@ def main(arguments: Sequence[str]) -> None:
     (target / "prediction.md").write_text(text + "\n")
     predictors = {of_target: {of.way: of.predictor for of in ways} for of_target, ways in found.items()}
     (target / "fitted.json").write_text(json.dumps(predictors, indent=1) + "\n")
-    correlations(layers).to_csv(target / "prediction.csv", index=False)
-    draw(layers, target / "prediction.png")
+    correlated = correlations(layers)
+    correlated.to_csv(target / "prediction.csv", index=False)
+    draw(correlated, target / "prediction.png")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -22,7 +22,9 @@ from orchestrator.forensics.measures.runner import place
 from orchestrator.forensics.reading import DEFINITIONS
 from orchestrator.forensics.recorded import reading_of
 from orchestrator.forensics.weights.sources import whole
-from orchestrator.interventions.intervene import Options, Progress, intervene
+from orchestrator.interventions.intervene import Options, intervene
+from orchestrator.interventions.partial import Partial
+from orchestrator.interventions.progress import Progress
 from orchestrator.interventions.subject import load
 from tests.real.packages import shipped
 from tests.studies.prediction import text
@@ -91,11 +93,11 @@ def _gathered(subject: Subject, folder: Path, texts: Mapping[str, DomainConfig],
             if is_cell
             else Options(subject.edits, texts=texts, length=LENGTH)
         )
-        return _record(subject, intervene(subject.path, options, Progress(), partial))
+        return _record(subject, intervene(subject.path, options, Progress(), Partial(partial)))
 
     def on_samples(partial: Path) -> dict[str, Any]:
         options = Options(SINGLE, documents=SAMPLES["documents"], length=SAMPLES["length"], own=True)
-        return {"damage": intervene(subject.path, options, Progress(), partial)}
+        return {"damage": intervene(subject.path, options, Progress(), Partial(partial))}
 
     record = kept(folder / f"{name}.json", identity | on_text, measured)
     writes = subject.edits == EDITS and subject.group != "minilm"  # an encoder says nothing

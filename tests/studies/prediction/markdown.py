@@ -11,7 +11,7 @@ import pandas as pd
 from tests.studies.prediction.correlation import Rho, of_group
 from tests.studies.prediction.fit import Predictor, Votes
 from tests.studies.prediction.fits import Fitted
-from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, OWN, SCORES, measures, newest
+from tests.studies.prediction.predictors import APART, BASELINES, GROUPS, OTHER, OWN, SCORES, measures, newest
 from tests.studies.prediction.tables import TARGETS, WRITTEN
 
 BEST = 10  # measures listed for each target
@@ -56,7 +56,7 @@ def _tables(layers: pd.DataFrame) -> Iterator[str]:
         for name, column in (SCORES | BASELINES).items():
             yield _row(layers, name, column, outcome)
         yield _row(layers, OWN, f"own.{target}", outcome)
-        yield _row(layers, "damage on other text", f"{outcome}.a", f"{outcome}.b")
+        yield _row(layers, OTHER, f"{outcome}.a", f"{outcome}.b")
         of = Votes(layers[layers["group"] != APART], candidates := measures(layers), outcome)
         for name in sorted(candidates, key=lambda name: -abs(of.mean({name: 1}, GROUPS)))[:BEST]:
             yield _row(layers, f"`{name}`", name, outcome)

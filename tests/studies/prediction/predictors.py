@@ -29,6 +29,7 @@ BASELINES = {
     "relative write (random tokens)": "total_write",
 } | PROBED
 OWN = "the same edit, on the model's own samples"
+OTHER = "damage on other text"  # of half of a model's domains, with that on the others
 # Measures that say how a checkpoint was made, or what chance gives, or that only some models have.
 LEFT_OUT = ("_chance", "_expected", "momentum", "gradient", "stuck", "copy_density", "sink_mass", "_fixed")
 MEASURED = {pattern.replace("*", kind) for pattern in MEASURES for kind in KINDS}
@@ -40,8 +41,10 @@ def correlations(layers: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for target in TARGETS:
         named = SCORES | BASELINES | {OWN: f"own.{target}"} | {name: name for name in measures(layers)}
+        named |= {OTHER: f"damage.{target}.a"}
         for (name, column), (group, of) in product(named.items(), last.groupby("group")):
-            raw, partial = (of_group(of, column, f"damage.{target}", controls) for controls in ((), ("depth",)))
+            outcome = f"damage.{target}.b" if name == OTHER else f"damage.{target}"
+            raw, partial = (of_group(of, column, outcome, controls) for controls in ((), ("depth",)))
             rows.append(
                 {"target": target, "predictor": name, "group": group, "models": raw.models, "defined": raw.defined}
                 | {"raw": raw.value, "raw_low": raw.low, "raw_high": raw.high}

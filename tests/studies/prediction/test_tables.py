@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from orchestrator.forensics.roles.routing import ROLES
-from tests.studies.prediction import figure, gather, markdown
+from tests.naming import names
+from tests.studies.prediction import __main__ as study
+from tests.studies.prediction import figure, gather, markdown, tuning
 from tests.studies.prediction.fits import fits
 from tests.studies.prediction.predictors import GROUPS, correlations, measures, newest
 from tests.studies.prediction.tables import table
@@ -88,8 +91,37 @@ def test_the_page_finds_the_cause_and_the_figure_is_drawn(tmp_path: Path) -> Non
     found = correlations(layers).set_index(["target", "predictor", "group"]).sort_index()
     assert set(found.loc[("ffn", "stable_rank.k")]["partial"]) == {-1.0}
     assert found.loc[("layer", "passthrough (calibrated)", "tiny")]["defined"] == 0
-    figure.draw(newest(layers), tmp_path / "figure.png")
+    figure.draw(found.reset_index(), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 20_000
+
+
+def test_a_study_without_its_arguments_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(tmp_path)]
+    for main, arguments in (
+        (study.main, []),
+        (study.main, ["a", *given, "b"]),
+        (tuning.main, []),
+        (tuning.main, given),
+    ):
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert names(error, "width_study" if str(tmp_path) in arguments else "OUTPUTS")
+    with pytest.raises(SystemExit) as end:
+        study.main(["--help"])
+    assert end.value.code == 0
+    assert names(capsys.readouterr().out, "DIR", "+experiment=decay_ablation")
+
+
+def test_a_predictor_that_is_depth_has_no_dot_and_one_of_few_models_a_hollow_one() -> None:
+    axes = Figure().subplots()
+    of = {"models": 12, "defined": 12, "partial_low": np.nan, "partial_high": np.nan}
+    figure._draw_one(axes, 0, pd.Series(of | {"partial": 0.0}), "red")
+    assert not axes.lines
+    assert [text.get_text() for text in axes.texts] == ["–"]
+    for defined, filled in ((12, "red"), (2, "white")):
+        figure._draw_one(axes, 1, pd.Series(of | {"partial": 0.5, "defined": defined}), "red")
+        assert axes.lines[-1].get_markerfacecolor() == filled
 
 
 def test_a_record_of_something_else_is_computed_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from orchestrator.common import command
+from orchestrator.common.errors import UserError
 
 WIDTHS = {"uniform": [], "variable": ["width=ramp"]}
 
@@ -21,7 +25,7 @@ def experiment(outputs: Path) -> dict[str, Any]:
         for cell in sorted((outputs / "width_study" / arm).glob("seed=*"))
     }
     if not arms:
-        raise FileNotFoundError(f"{outputs / 'width_study'} holds no runs: train it first.")
+        raise UserError(f"{outputs / 'width_study'} holds no runs: train it first.")
     return {
         "defaults": [{"override /data": "code"}, {"override /sidecar": "decay"}],
         "name": "tuning",
@@ -34,16 +38,24 @@ def experiment(outputs: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: that of the training, or 2 for arguments that cannot be used."""
+    parser = command.parser("tests.studies.prediction.tuning", __doc__)
+    parser.add_argument("outputs", type=Path, metavar="OUTPUTS", help="the directory of the experiments")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="such as launcher=debug")
+    return command.run(parser, _train, arguments)
+
+
+def _train(options: argparse.Namespace) -> int:
     """Train it; what is trained is not trained again."""
-    outputs, *overrides = arguments
-    folder = Path(outputs) / ".tuning"
+    outputs = options.outputs
+    folder = outputs / ".tuning"
     (folder / "experiment").mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(experiment(Path(outputs)), sort_keys=False)
+    text = yaml.safe_dump(experiment(outputs), sort_keys=False)
     (folder / "experiment/tuning.yaml").write_text(f"# @package _global_\n{text}")
-    command = ["--config-dir", str(folder.resolve()), "+experiment=tuning", f"root={outputs}", *overrides]
-    subprocess.run([sys.executable, "-m", "orchestrator", *command], check=True)
+    words = ["--config-dir", str(folder.resolve()), "+experiment=tuning", f"root={outputs}", *options.overrides]
+    return subprocess.run([sys.executable, "-m", "orchestrator", *words], check=False).returncode
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -77,18 +77,19 @@ function control(node, menus) {
   place.append(save);
 }
 const plots = [...document.querySelectorAll(".plot")];
-// Figures near the window are drawn at once, the others when idle, so that all can be printed.
+// Figures near the window are drawn at once, the others one by one after them, so that all can be printed.
 const near = new IntersectionObserver(
   (entries) => entries.filter((e) => e.isIntersecting).forEach((e) => { near.unobserve(e.target); draw(e.target); }),
   { rootMargin: "300px" });
 plots.forEach((node) => near.observe(node));
-const idle = () => new Promise(globalThis.requestIdleCallback ?? ((done) => setTimeout(done, 100)));
-addEventListener("load", async () => {
+const pause = () => new Promise((done) => setTimeout(done));
+async function drawAll() {
   for (const node of plots) {
-    await idle();
+    await pause();
     await draw(node);
   }
-});
+}
+drawAll();
 const print = matchMedia("print");
 const PAPER = 840;  // width of an A4 page, pixels
 function repaint() {
@@ -97,6 +98,7 @@ function repaint() {
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 print.addEventListener("change", repaint);
+addEventListener("beforeprint", () => plots.forEach(draw));
 
 for (const button of document.querySelectorAll("[data-table]")) {
   button.addEventListener("click", async () => {

@@ -27,7 +27,11 @@ choose(asked ? Number(asked[1]) : first, false);
 
 // The end of the text is what the answer follows.
 const pane = document.querySelector(".scroll.lens");
-const toEnd = () => { pane.scrollLeft = pane.scrollWidth; };
+const begins = document.getElementById("begins");
+const toEnd = () => {
+  pane.scrollLeft = pane.scrollWidth;
+  begins.hidden = pane.scrollWidth <= pane.clientWidth;
+};
 toEnd();
 window.addEventListener("load", toEnd);  // once all is laid out
 pane.tabIndex = 0;

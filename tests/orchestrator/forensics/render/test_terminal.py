@@ -121,7 +121,7 @@ def test_numbers_of_the_table_are_the_results(result: Reading) -> None:
         assert f" {values['cv']:.2f} " in row
         assert f"{values['saturated_robust']} / {values['saturated_robust_expected']:.1f}" in row
         assert f"{values['effective_rank.o_fraction']:.0%}" in row
-        assert f"{values['momentum_alignment.down']:+.2f}" in row
+        assert f"{values['momentum_alignment.down']:+.2f}".replace("-", "−") in row
     totals = result.totals
     robust = f"{totals['saturated_robust']} / {totals['saturated_robust_expected']:.1f} robust"
     assert entry(lines, "saturated").startswith(robust)

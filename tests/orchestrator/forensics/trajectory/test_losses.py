@@ -49,5 +49,6 @@ def test_anything_else_is_one_sentence(tmp_path: Path, name: str, text: str, nam
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=naming(named, name)):
         read_losses(tmp_path / name)
-    with pytest.raises(UserError, match=naming("none.csv")):
+    with pytest.raises(UserError, match=naming("none.csv")) as raised:
         read_losses(tmp_path / "none.csv")
+    assert "Errno" not in str(raised.value)

@@ -134,5 +134,10 @@ def test_without_losses_the_page_says_what_they_are_for(
     assert names(page, "commitment", "layers that end with a role", "--losses FILE")
     assert main([str(some), "--losses", str(losses)]) == 0
     assert names(" ".join(capsys.readouterr().out.split()), "8 intervals", "10 are needed")
+    for step in STEPS[-9:-5]:
+        (some / f"step{step}").unlink()
+    assert main([str(some), "--losses", str(losses)]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert names(page, "5 checkpoints were read", "8 are needed", "4 intervals", "10 are needed", "calibrated scoring")
     assert main([str(some / "step11000"), "--losses", str(losses)]) == 2
     assert "--losses" in capsys.readouterr().err
