@@ -13,7 +13,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
 from orchestrator.analysis.formatting import low_to_high, number, share
-from orchestrator.analysis.migration import LayerShift
+from orchestrator.analysis.migration import LayerShift, RoleShift
 from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, pairs_to_move, seconds_per_pair, seeds_to_agree
 from orchestrator.analysis.statistics import PairedResult
 from orchestrator.common.formatting import signed
@@ -104,13 +104,8 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     sentence = f"At one seed the arms' roles differ in {differ:.3g} of {len(shift.layers)} layers{beside}"
     p = "" if shift.p is None else f", p = {shift.p:.2g}"
     sentence += f"; {_pairs(len(shift.seeds))} at {_when(c, arm)}{p}."
-    alone = [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
-    moved = alone or [layer for layer in shift.layers if unanimous(layer)]
-    if moved:
-        which = f"Layers with p ≤ {ALPHA}" if alone else "Changed in every seed" if len(shift.seeds) > 1 else "Changed"
-        sentence += f" {which}: {_first(list(map(_move, sorted(moved, key=lambda layer: -layer.distance))))}."
-    elif some := [f"L{layer.layer}" for layer in shift.layers if layer.distance > 0]:
-        sentence += f" Changed in some seeds only: {_first(some)}."
+    sentence = " ".join(filter(None, [sentence, changes(shift)]))
+    alone = _significant(shift)
     answer = f"{_first([f'L{layer.layer}' for layer in alone])} moved" if alone else shift.verdict
     sentence, terms = f"{sentence} {shift.sentence}".rstrip(), ("role", "role_shift")
     sides = ([layer.roles_a for layer in shift.layers], [layer.roles_b for layer in shift.layers])  # [L][n]
@@ -118,6 +113,24 @@ def _roles(c: Comparison, arm: str) -> Finding | None:
     outlook = pairs_to_move(a, b) if answer == "inconclusive" else None
     sure = shift.verdict == "roles moved"
     return Finding(arm, "Which layers changed role?", answer, sure, sentence, None, terms, outlook)
+
+
+def changes(shift: RoleShift) -> str:
+    """Return the sentences on the layers that differ: those that moved, then those that differ at some seed."""
+    n, alone, told = len(shift.seeds), _significant(shift), list[str]()
+    moved = alone or [layer for layer in shift.layers if unanimous(layer)]
+    if moved:
+        which = f"Layers with p ≤ {ALPHA}" if alone else "Changed in every seed" if n > 1 else "Changed"
+        told.append(f"{which}: {_first(list(map(_move, sorted(moved, key=lambda layer: -layer.distance))))}.")
+    some = [f"L{layer.layer} ({differing(layer)} of {n})" for layer in shift.layers if layer not in moved]
+    if some := [one for one in some if " (0 of" not in one]:
+        told.append(f"{'Also different' if moved else 'Different'} at some seed: {_first(some)}.")
+    return " ".join(told)
+
+
+def _significant(shift: RoleShift) -> list[LayerShift]:
+    """Return the layers that differ by themselves."""
+    return [layer for layer in shift.layers if layer.p is not None and layer.p <= ALPHA]
 
 
 def _first(words: list[str]) -> str:
@@ -129,6 +142,11 @@ def unanimous(layer: LayerShift) -> bool:
     """Return true where the layer has one state in every seed of one arm and another in every seed of the other."""
     a, b = set(map(state, layer.roles_a)), set(map(state, layer.roles_b))
     return len(a) == len(b) == 1 and a != b
+
+
+def differing(layer: LayerShift) -> int:
+    """Return the number of seeds at which the layer has one state in one arm and another in the other."""
+    return sum(state(a) != state(b) for a, b in zip(layer.roles_a, layer.roles_b, strict=True))
 
 
 def _move(layer: LayerShift) -> str:

@@ -109,6 +109,7 @@ def reduced(argv: list[str], small: tuple[str, ...]) -> list[str]:
     several = ("seeds=[0,1]",) if "experiment" in given else ()
     more = [word for word in (*BESIDE, *several) if word.partition("=")[0] not in given]
     fewer = [f"train.steps={max(12, int(word[12:]) // 8)}" for word in argv if word.startswith("train.steps=")]
+    fewer += ["decide.min=2", "decide.max=2"] if "seeds=auto" in argv else []
     return [*argv, *(word for word in small if word != "tracker=off"), *more, *fewer]
 
 

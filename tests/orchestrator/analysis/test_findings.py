@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator.analysis import compare, print_summary
+from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.figures import draw
-from orchestrator.analysis.findings import Finding, findings
+from orchestrator.analysis.findings import Finding, changes, findings
+from orchestrator.analysis.migration import role_shift
+from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.layers import by_layer
 from tests.naming import names
+from tests.orchestrator.reading import reading_of
 
 Write = Callable[..., Path]
 
@@ -245,3 +251,22 @@ def test_notes_on_few_pairs_name_their_arms(experiment: Write) -> None:
     one, two = compute(root).notes[:2]
     assert names(one, "1 pair (fourth)", "no p")
     assert names(two, "2 pairs (third)", "sign-flip", "p under 0.5")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), st.integers(1, 4), st.integers(1, 4))
+def test_the_story_of_the_roles_is_that_of_the_table(data: st.DataObject, n: int, depth: int) -> None:
+    """Sentences of random roles, checked seed by seed: arms that swap two roles over the seeds differ in each."""
+    roles = st.lists(st.sampled_from(["hub", "damper", "specialist"]), min_size=depth, max_size=depth)
+    a, b = ([data.draw(roles) for _ in range(n)] for _ in range(2))
+    cells = [[CellResult(arm, s, Path(), [], {0: reading_of(own)}, None) for s, own in enumerate(of)]
+             for arm, of in (("a", a), ("b", b))]  # fmt: skip
+    shift = role_shift("b", [Pair(x, y, ()) for x, y in zip(*cells, strict=True)])
+    assert shift is not None
+    told = changes(shift)
+    for layer in range(depth):
+        count = sum(x[layer] != y[layer] for x, y in zip(a, b, strict=True))
+        before, after = {x[layer] for x in a}, {y[layer] for y in b}
+        moved = f"L{layer} {min(before)} → {min(after)}" in told
+        assert moved == (len(before) == len(after) == 1 and before != after)
+        assert (f"L{layer} ({count} of {n})" in told) == (count > 0 and not moved)
