@@ -15,6 +15,7 @@ from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS, smallest_p
 
 POWER = 0.8  # chance of a decision with the number of pairs that is named
 MOST = 500  # pairs beyond which no number is named
+EACH = 12  # numbers of pairs that are all tried; of larger ones, every twentieth part
 DRAWS = 2000  # of a mean and a standard deviation
 DRAWN, EXCHANGES = 40, 300  # experiments drawn for each number of pairs, and exchanges of their arms
 FEWEST_TO_DRAW_FROM = 4  # pairs
@@ -81,7 +82,8 @@ def _differ(gaps: np.ndarray, rng: np.random.Generator) -> bool:
 
 def fewest(chance: Callable[[int], float], least: int = FEWEST_PAIRS) -> int | None:
     """Return the fewest pairs, at least `least`, whose chance of a decision is `POWER`; null above `MOST`."""
-    candidates = sorted({round(max(least, FEWEST_PAIRS) * 1.06**i) + i for i in range(80)})
+    first = max(least, FEWEST_PAIRS)
+    candidates = sorted({*range(first, first + EACH), *(round(first * 1.06**i) for i in range(120))})
     return next((n for n in candidates if n <= MOST and chance(n) >= POWER), None)
 
 

@@ -137,6 +137,9 @@ def _names(config: Config) -> Iterator[str]:
 
 def _seeds(config: Config) -> Iterator[str]:
     seeds, decide = config.seeds, config.decide
+    for seed in (config.seed, *(seeds if isinstance(seeds, list) else ())):
+        if isinstance(seed, int) and not 0 <= seed < SEEDS:
+            yield f"seed {seed} is out of range: use whole numbers from 0 to 2^63 - 1."
     if isinstance(seeds, list):
         if len(set(map(str, seeds))) != len(seeds):
             yield f"seeds={seeds} repeats a seed: name each once."

@@ -48,11 +48,13 @@ def prepare(config: DataConfig, vocab_size: int, seq_len: int, digest: str | Non
 
 def find(config: DataConfig, seq_len: int, digest: str) -> Corpus | None:
     """The corpus with this digest in `cache_dir`; None where it has none."""
-    wanted = (FORMAT, seq_len, config.domains.keys())
+    learnt = config.tokenizer.kind != TokenizerKind.byte  # else no tokenizer is kept
+    wanted = (FORMAT, seq_len, config.domains.keys(), learnt)
     for meta in sorted(Path(config.cache_dir).glob("*/meta.json")):
         with suppress(OSError, ValueError, LookupError, TypeError):  # of an older format, or deleted just now
             known = json.loads(meta.read_text(encoding="utf-8"))
-            if (known["format"], known["seq_len"], known["domains"].keys()) == wanted:
+            kept = (meta.parent / "tokenizer").is_dir()
+            if (known["format"], known["seq_len"], known["domains"].keys(), kept) == wanted:
                 corpus = Corpus(meta.parent, config, seq_len)
                 if corpus.digest == digest:
                     return corpus

@@ -12,8 +12,6 @@ from orchestrator.analysis.statistics import PairedResult, mean_of_known
 from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA, smallest_p
 
-EVERY_P = ("p", "corrected", "equivalent")
-
 
 def arm_losses(c: Comparison) -> Section:
     """Return a line per arm: the primary outcome against the baseline."""
@@ -139,11 +137,11 @@ def every_loss(c: Comparison, arm: str) -> Section:
     rows: list[list[TableCell]] = []
     for r in c.statistics:
         if r.arm == arm:
-            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.p_equivalent, 3), number(r.correlation, 2)]
+            ps = [number(r.p, 3), number(r.p_adjusted, 3), number(r.correlation, 2)]
             rows.append([r.metric.replace("_", " "), c.name_of(r.domain), *_difference(r), str(r.n), *ps, r.verdict])
     return Section(
         f"Every loss that was tested (a = {c.baseline}, b = {arm})",
-        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", *EVERY_P, "r", "verdict"],
+        ["metric", "domain", "a", "b", "Δ = b − a", "95 % interval", "n", "p", "corrected", "r", "verdict"],
         rows,
         ["r: correlation between the arms over three or more seeds; the higher it is, the more pairing gains."],
     )  # fmt: skip

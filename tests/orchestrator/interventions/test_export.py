@@ -206,7 +206,11 @@ def test_an_interrupted_export_leaves_nothing_and_says_so(
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(library, "_write", interrupted)
-    assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a background process may ignore
+    try:
+        assert main([str(llama), str(tmp_path / "out"), "--data", str(text)]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert names(capsys.readouterr().err.splitlines()[-1], "Interrupted", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 

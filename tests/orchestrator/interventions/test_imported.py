@@ -84,6 +84,7 @@ def test_sizes_that_no_keys_describe_are_refused() -> None:
 
 def test_a_foreign_family_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     transformers.GPTNeoXConfig(**SIZES).save_pretrained(tmp_path / "neox")
+    (tmp_path / "neox/model.safetensors").touch()
     assert main([str(tmp_path / "neox"), str(tmp_path / "conf"), "--import"]) == 2
     assert names(capsys.readouterr().err, tmp_path / "neox", "model_type=gpt_neox")
     assert not (tmp_path / "conf").exists()

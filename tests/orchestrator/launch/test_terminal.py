@@ -27,6 +27,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "orchestrator", *ARMS, *overrides, *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    before = before or (lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # which nohup in front would ignore
     return subprocess.Popen(command, start_new_session=True, preexec_fn=before, **pipes)  # type: ignore[call-overload]
 
 

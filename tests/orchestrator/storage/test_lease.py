@@ -186,10 +186,10 @@ def test_a_file_system_that_stumbles_does_not_give_a_living_cell_away(
     with holder(tmp_path):
         opened = Path.open
 
-        def stumble(path: Path, *how: str) -> IO[str]:
+        def stumble(path: Path, *how: str, **text: str) -> IO[str]:
             if path.suffix == ".json" and not how:
                 raise OSError(code, "stumbled")
-            return opened(path, *how)  # type: ignore[return-value]
+            return opened(path, *how, **text)  # type: ignore[call-overload, no-any-return]
 
         claim = lease.newest(tmp_path)
         monkeypatch.setattr(Path, "open", stumble)

@@ -96,6 +96,7 @@ def test_a_launch_refuses_what_cannot_be_a_beginning(
     assert orchestrate(*small, f"train.init_from={tmp_path}/absent", "dry_run=true") == 2
     assert names(capsys.readouterr().err, "train.init_from", tmp_path / "absent")
     transformers.GPT2Config().save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "gpt2/model.safetensors").touch()
     assert orchestrate(*small, f"train.init_from={tmp_path}/gpt2") == 2
     assert names(capsys.readouterr().err, "train.init_from", "model_type=gpt2")
     assert not list(tmp_path.glob("outputs/*"))
