@@ -46,29 +46,40 @@ def run(
     with command.importing():
         from orchestrator import plan
         from orchestrator.experiments.experiment import experiment_of
-        from orchestrator.experiments.run_directory import open_directory, record_data, refuse_another, without_dropped
-        from orchestrator.launch import checks
+        from orchestrator.launch.begin import begin, checked
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
         from orchestrator.tracking import agent
 
     base = load.from_dictconfig(composed)
     by_name = partial(compose, config_name=str(HydraConfig.get().job.config_name))  # --config-name
-    experiment = experiment_of(overrides, by_name, base=base, swept=job.swept if job else agent.swept(overrides))
+    swept = job.swept if job else agent.swept(overrides)
+    search = None
+    if base.search.space:
+        from orchestrator.search.search import Search
+
+        search = Search(base, overrides, by_name, swept)
+    experiment = search.planned() if search else experiment_of(overrides, by_name, base=base, swept=swept)
     if job:
         job.record_directory(experiment.directory)
-    refuse_another(experiment)
-    experiment = without_dropped(experiment)
-    checks.check(experiment)
     if experiment.config.dry_run:
+        experiment = checked(experiment)
         with console:  # printed in one piece, as several jobs may share the terminal
             plan.show(experiment, console)
+            if search:
+                console.print(f"\n{search.plan()}", soft_wrap=True, highlight=False)
         return 0
-    checks.check_jobs(experiment)
-    prepared = checks.prepare_data(experiment, console)
-    open_directory(experiment)
-    record_data(experiment, prepared)
     with job.share_of_machine(experiment.config) if job else nullcontext():
+        if search:
+            from orchestrator.search.explore import Unfinished, explore
+
+            try:
+                experiment = search.experiment(explore(search, console))
+            except Unfinished as left:
+                (complain if left.code else console.print)(str(left))
+                return left.code
+        experiment = checked(experiment)
+        begin(experiment, console)
         ran = launch(experiment, console)
         return finalize(experiment, console, complain, ran=bool(ran))
 

@@ -11,14 +11,14 @@ from orchestrator.config.schema import Config, DomainConfig
 # Keys of how a cell is run, which take the values of its newest launch.
 OF_A_LAUNCH = (
     "launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "train.keep_states", "train.keep_at",
-    "forensics.where", "interventions",
+    "forensics.where", "interventions", "budget",
 )  # fmt: skip
 # Likewise, but results then differ by rounding: arms that differ in one must declare it.
 OF_ROUNDING = ("train.micro_batch_size", "train.threads", "train.device")
 # Keys of the experiment that a cell is a part of; a cell keeps those of its first launch.
 OF_AN_EXPERIMENT = (
     "dry_run", "root", "question", "arms", "seeds", "decide", "dropped", "declared", "contrasts", "expect", "name",
-    "plan",
+    "plan", "search",
 )  # fmt: skip
 OPERATIONAL = (*OF_A_LAUNCH, *OF_AN_EXPERIMENT)  # no cell computes anything else where one of these changes
 

@@ -230,6 +230,29 @@ class DecideConfig:
 
 
 @dataclass
+class BudgetConfig:
+    """A cap on what an experiment may take, its search included: at the cap, no more cells start. Null: no cap."""
+
+    core_hours: float | None = None  # of CPU cores, for cells without a GPU
+    gpu_hours: float | None = None  # of GPUs
+    money: float | None = None  # at `price`
+    price: float | None = None  # of an hour: of a GPU, or of a core where no GPU is used
+
+
+@dataclass
+class SearchConfig:
+    """Settings that are explored at one seed; the best are compared with the baseline at others (docs/search.md)."""
+
+    space: dict[str, Any] = field(default_factory=dict)  # key → log(1e-4, 1e-2), uniform(…), int(…) or a list
+    trials: int = 12  # settings to try beside the baseline; a later launch may raise it
+    batch: int = 4  # settings that are proposed together; the losses of a batch guide the next one
+    lengths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])  # of a trial's runs, shares of train.steps
+    keep: float = 0.5  # share of the trials that go on to the next length
+    finalists: int = 1  # best settings that become arms
+    seed: int = 1_000_000  # of the explored runs; no pair may have it
+
+
+@dataclass
 class PlanConfig:
     """The hardware that `dry_run=true` assumes. Only the plan depends on it."""
 
@@ -266,4 +289,6 @@ class Config:
     interventions: InterventionsConfig = field(default_factory=InterventionsConfig)
     launcher: LauncherConfig = field(default_factory=LauncherConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from orchestrator.common.errors import UserError
@@ -20,6 +21,7 @@ POSITIVE = (
     "branch.step",
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
+    "budget.core_hours", "budget.gpu_hours", "budget.money", "budget.price", "search.batch", "search.finalists",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",
@@ -72,6 +74,8 @@ RANGES = (
     Range(("plan.mfu",), lambda v: 0 < v <= 1, "is outside (0, 1]: it is the share of a GPU's peak FLOP/s."),
     Range(("optim.min_lr_ratio",), lambda v: 0 <= v <= 1, "is outside [0, 1]: it is a share of optim.lr."),
     Range(("optim.decay_fraction",), lambda v: 0 <= v <= 1, "is outside [0, 1]: it is a share of the run."),
+    Range(("search.trials",), lambda v: v >= 2, "leaves nothing to choose from: set {key} to 2 or more."),
+    Range(("search.keep",), lambda v: 0 < v <= 1, "is outside (0, 1]: it is a share of the trials."),
     Range(("decide.margin",), lambda v: v < 1, "is a share of the loss: set {key} below 1, as in 0.0025."),
     Range(("forensics.resamples",), lambda v: v >= 2, "has no spread to compare with: use 2 or more."),
 )
@@ -145,10 +149,43 @@ def _seeds(config: Config) -> Iterator[str]:
             yield f"seeds={seeds} repeats a seed: name each once."
     elif seeds != AUTO:
         yield f"seeds={seeds} is neither a list nor '{AUTO}': write seeds=[{seeds}], or seeds={AUTO}."
-    elif len(config.arms) < 2:
+    elif len(config.arms) < 2 and not config.search.space:
         yield f"seeds={AUTO} has nothing to decide without two arms: write seeds=[0,1], or choose an experiment."
     if decide.max < decide.min:
         yield f"decide.max={decide.max} lies below decide.min={decide.min}: raise decide.max, or lower decide.min."
 
 
-RULES = (_training, _data, _names, _seeds)  # each yields a sentence for every value that cannot work
+def _budget(config: Config) -> Iterator[str]:
+    budget = config.budget
+    if budget.money is not None and budget.price is None:
+        yield f"budget.money={budget.money} needs a price: set budget.price, of an hour of a GPU or a core."
+
+
+def _search(config: Config) -> Iterator[str]:
+    search = config.search
+    if not search.space:
+        return
+    lengths = search.lengths
+    rising = all(a < b for a, b in pairwise(lengths))
+    if not lengths or not rising or not all(0 < share <= 1 for share in lengths):
+        yield f"search.lengths={lengths} are no shares of train.steps that rise: write them as in [0.25, 0.5, 1.0]."
+    if search.finalists >= search.trials:
+        yield (
+            f"search.finalists={search.finalists} leaves nothing to choose from search.trials={search.trials}: raise "
+            "search.trials."
+        )
+    if config.arms:
+        yield (
+            f"search.space explores one configuration, and this experiment has the arms {', '.join(config.arms)}: "
+            "leave out the arms, or the search."
+        )
+    if not 0 <= search.seed < SEEDS:
+        yield f"search.seed={search.seed} is out of range: use whole numbers from 0 to 2^63 - 1."
+    if search.seed in (config.seeds if isinstance(config.seeds, list) else ()):
+        yield (
+            f"search.seed={search.seed} is one of seeds={config.seeds}, at which the chosen settings would look better "
+            "than they are: search at another seed."
+        )
+
+
+RULES = (_training, _data, _names, _seeds, _budget, _search)  # each yields a sentence for every value that cannot work

@@ -1,0 +1,122 @@
+"""Exploring: every trial is trained for a short time at one seed, the best of them for longer, and so on.
+
+This is successive halving on the validation loss (Jamieson & Talwalkar 2016, AISTATS). Optuna proposes the trials.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+from rich.console import Console
+
+from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
+from orchestrator.common.formatting import counted
+from orchestrator.experiments import trials
+from orchestrator.experiments.experiment import Cell
+from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
+from orchestrator.jobs.worker import is_finished
+from orchestrator.launch import queued
+from orchestrator.launch.begin import begin, checked
+from orchestrator.launch.launcher import launch
+from orchestrator.search.search import Search
+from orchestrator.search.study import Study
+from orchestrator.storage import metrics_log
+from orchestrator.storage.event_log import EventLog
+
+
+class Unfinished(Exception):
+    """The exploration cannot go on now; its command, repeated, goes on from there."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def explore(search: Search, console: Console) -> list[Trial]:
+    """Train the trials; return those that are to be compared with the baseline, best first.
+
+    Raises `UserError`, and `Unfinished` where cells were stopped or are still in a queue.
+    """
+    settings, lengths = search.settings, search.lengths
+    study = Study(search.directory / FOLDER, settings)
+    known: dict[str, Trial] = {BASELINE: search.baseline}
+    while True:
+        proposed = study.propose()
+        known |= {one.name: known.get(one.name, one) for one in study.trials()}
+        known |= _trained(search, lengths[0], known.values(), console)
+        trials.write(search.directory, known.values())
+        if not proposed:
+            break
+        for number in proposed:
+            study.tell(number, known[f"trial_{number}"].losses.get(lengths[0]))
+    for before, steps in pairwise(lengths):
+        ranked = _ranked(known, before)
+        most = max(settings.finalists, math.ceil(settings.keep * len(ranked)))
+        known |= _trained(search, steps, [known[BASELINE], *ranked[:most]], console)
+        trials.write(search.directory, known.values())
+    chosen = [replace(one, chosen=True) for one in _ranked(known, lengths[-1])[: settings.finalists]]
+    if not chosen:
+        reasons = "; ".join(dict.fromkeys(one.failed for one in known.values() if one.failed))
+        raise UserError(f"{search.directory}: every trial failed ({reasons}): choose another search.space.")
+    known |= {one.name: one for one in chosen}
+    trials.write(search.directory, known.values())
+    console.print(_told(search, known, chosen), markup=False, highlight=False, soft_wrap=True)
+    return chosen
+
+
+def _ranked(known: Mapping[str, Trial], steps: int) -> list[Trial]:
+    """The trials with a loss after `steps` steps, the lowest first; equal ones in the order of their proposal."""
+    with_loss = [one for one in known.values() if one.name != BASELINE and steps in one.losses]
+    return sorted(with_loss, key=lambda one: one.losses[steps])
+
+
+def _trained(search: Search, steps: int, some: Iterable[Trial], console: Console) -> dict[str, Trial]:
+    """Train `some` for `steps` steps where that is left to do; return them with their losses, or why they have none."""
+    every = {one.name: one for one in some}
+    failed = {}
+    for name, one in every.items():
+        try:
+            if not one.failed and name != BASELINE:
+                search.explored(steps, [one])
+        except UserError as error:  # of this combination of values
+            failed[name] = replace(one, failed=str(error))
+    left = [one for name, one in every.items() if name != BASELINE and name not in failed and not one.failed]
+    experiment = checked(search.explored(steps, left))
+    if any(not is_finished(cell.directory) for cell in experiment.cells):
+        begin(experiment, console)
+        launch(experiment, console)
+        if queued.left_to_queue(experiment) and not queued.follow(experiment, console):
+            again = "repeat this command when they have ended, and it goes on"
+            raise Unfinished(0, f"The trials of {experiment.directory} are in the queue: {again}.")
+    return every | failed | {cell.config.arm: _with_loss(every[cell.config.arm], cell) for cell in experiment.cells}
+
+
+def _with_loss(trial: Trial, cell: Cell) -> Trial:
+    """The trial with the validation loss at the end of the cell, the mean over domains. Raises `Unfinished`."""
+    steps = cell.config.train.steps
+    last = EventLog(cell.directory.parents[1]).last().get(cell.id)
+    if not is_finished(cell.directory):
+        if last is not None and last.state == "failed":
+            return replace(trial, failed=last.reason)
+        raise Unfinished(INTERRUPTED, STOPPED)
+    record = metrics_log.newest(cell.directory / "metrics.jsonl") or {}
+    losses = list((record.get("heldout") or {}).values())
+    if not losses or not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
+        return replace(trial, failed=f"its validation loss after {steps} steps is no number")
+    return replace(trial, losses=trial.losses | {steps: sum(losses) / len(losses)})
+
+
+def _told(search: Search, known: Mapping[str, Trial], chosen: list[Trial]) -> str:
+    """One sentence on the result of the exploration, and one on what follows."""
+    steps, best = search.lengths[-1], chosen[0]
+    own = known[BASELINE].losses.get(steps)
+    against = "" if own is None else f", against {own:.4f} of the baseline"
+    count = counted(len(known) - 1, "setting")
+    return (
+        f"Explored {count} at seed {search.settings.seed}: {best.name} ({', '.join(best.overrides)}) has the lowest "
+        f"validation loss, {best.losses[steps]:.4f} after {steps} steps{against}. It won among {len(known) - 1}, so "
+        "that this loss flatters it: other seeds tell."
+    )

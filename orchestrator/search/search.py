@@ -1,0 +1,114 @@
+"""A search as experiments: of trials at one seed, for each length of the runs; then of the best ones at other seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from orchestrator.common.errors import UserError
+from orchestrator.config import keys
+from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig, TrackerMode
+from orchestrator.experiments import horizon
+from orchestrator.experiments.experiment import Compose, Experiment, experiment_of
+from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
+from orchestrator.search.space import extremes
+
+ONCE = ("train.eval_every", "train.checkpoint_every", "forensics.every")  # done at the end of an explored run alone
+
+
+class Search:
+    """What a command searches: a baseline, and the keys that its trials set."""
+
+    def __init__(self, base: Config, overrides: Sequence[str], compose: Compose, swept: Sequence[str] = ()) -> None:
+        """`base`: what `overrides` compose to. Raises `UserError` where a value of the space does not compose."""
+        self.base, self.compose, self.swept = base, compose, swept
+        self.settings = replace(base.search, space=keys.flatten(base.search.space))  # on a command line, dots nest
+        set_by_trials = {override for override in overrides if _key(override) in self.settings.space}
+        self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
+        self.common = [override for override in overrides if override not in set_by_trials]
+        for override in extremes(self.settings.space):
+            try:
+                compose([*self.common, override])
+            except UserError as error:
+                raise UserError(f"search.space, {override}: {error}") from error
+        self.directory = self.planned().directory
+
+    @property
+    def baseline(self) -> Trial:
+        """The baseline's own settings."""
+        known = keys.flatten(self.base) | {_key(override): override.partition("=")[2] for override in self.own}
+        return Trial(BASELINE, {key: str(known.get(key, "as it is")) for key in self.settings.space})
+
+    @property
+    def lengths(self) -> list[int]:
+        """The numbers of steps of the trials' runs."""
+        return [max(1, round(share * self.base.train.steps)) for share in self.settings.lengths]
+
+    def experiment(self, chosen: Sequence[Trial]) -> Experiment:
+        """The experiment that compares `chosen` with the baseline, at the seeds of the configuration."""
+        named = self.base.name or any(_key(override) == "experiment" for override in self.common)
+        base = replace(self.base, seeds=self.base.seeds or AUTO, name=self.base.name if named else FOLDER)
+        return self._of(chosen, base, self.common, swept=self.swept)
+
+    def planned(self) -> Experiment:
+        """The experiment that will compare the best settings, with the baseline's own in their place."""
+        own = dict(override.lstrip("+").split("=", 1) for override in self.own)
+        return self.experiment([Trial(f"finalist_{i + 1}", own) for i in range(self.settings.finalists)])
+
+    def plan(self) -> str:
+        """One sentence on what is explored before."""
+        count, parts, whole = self.settings.trials, list[str](), 0.0
+        for steps in self.lengths:
+            parts.append(f"{count} for {steps:,} steps")
+            whole += (count + 1) * steps / self.base.train.steps
+            count = max(self.settings.finalists, math.ceil(self.settings.keep * count))
+        return (
+            f"Before that it explores, at seed {self.settings.seed}: {', '.join(parts)}, the baseline beside them each "
+            f"time; together the work of {whole:.1f} cells of the baseline."
+        )
+
+    def explored(self, steps: int, some: Sequence[Trial]) -> Experiment:
+        """The experiment that trains `some` for `steps` steps, one of `lengths`, at the search's seed.
+
+        A run begins where the one of the length before stops being what a longer one would be, if it ever was.
+        """
+        whole, at = self.base.train.steps, self.lengths.index(steps)
+        common = [*self.common, f"train.steps={steps}", *(f"{key}={whole}" for key in ONCE), "interventions.every=null"]
+        base = replace(
+            self.compose([*common, *self.own]), name=f"{steps}_steps", root=str(self.directory / FOLDER),
+            seeds=[self.settings.seed], tracker=TrackerConfig(mode=TrackerMode.off), contrasts={}, expect={},
+            question=f"Which setting has the lowest validation loss after {steps} steps?",
+        )  # fmt: skip
+        begun = _begun(self.explored(self.lengths[at - 1], some)) if at else {}
+        return self._of(some, base, common, begun)
+
+    def _of(
+        self,
+        some: Sequence[Trial],
+        base: Config,
+        common: Sequence[str],
+        begun: Mapping[str, str] = MappingProxyType({}),
+        swept: Sequence[str] = (),
+    ) -> Experiment:
+        """`begun`: arm → the override by which it begins as a branch."""
+        own = {BASELINE: self.own, **{one.name: one.overrides for one in some}}
+        arms = {arm: [*overrides, *([begun[arm]] if arm in begun else [])] for arm, overrides in own.items()}
+        declared = list(dict.fromkeys([*base.declared, *self.settings.space, *(["branch"] if begun else [])]))
+        base = replace(base, arms=arms, declared=declared, search=SearchConfig())
+        return experiment_of(common, self._composed, base=base, swept=swept)
+
+    def _composed(self, overrides: Sequence[str]) -> Config:
+        return replace(self.compose(overrides), search=SearchConfig())
+
+
+def _begun(shorter: Experiment) -> dict[str, str]:
+    """Arm → the override by which it goes on from its shorter run, for those that can."""
+    steps = {arm: horizon.exact_until(config) for arm, config in shorter.arms.items()}
+    where = shorter.directory
+    return {arm: f"branch={{arm: {arm}, step: {at}, experiment: '{where}'}}" for arm, at in steps.items() if at}
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]

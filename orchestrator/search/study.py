@@ -1,0 +1,76 @@
+"""The trials of a search: Optuna proposes them from the losses of those before, and keeps them in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.common.errors import UserError
+from orchestrator.config.schema import SearchConfig
+from orchestrator.experiments.trials import Trial
+from orchestrator.search.space import distributions, text
+
+if TYPE_CHECKING:
+    from optuna import Study as OptunaStudy
+
+FILE = "study.log"
+RANDOM = 3  # the first third of the trials is drawn at random, before the losses guide the sampler
+
+
+class Study:
+    """A study of Optuna, whose trials are numbered from 0. Proposals depend on seed, space and losses alone."""
+
+    def __init__(self, directory: Path, search: SearchConfig) -> None:
+        """Open the study in `directory`, or begin one there. Raises `UserError` where it has another space or seed."""
+        self.path, self.search, self.space = directory / FILE, search, distributions(search.space)
+        self._study = self._open()
+        asked = {"seed": search.seed, "batch": search.batch, "space": {k: str(v) for k, v in self.space.items()}}
+        recorded = self._study.user_attrs.get("search")
+        if recorded is None:
+            self._study.set_user_attr("search", asked)
+        elif recorded != asked:
+            changed = ", ".join(
+                f"search.{k}, was {recorded[k]} and is {asked[k]}" for k in asked if recorded[k] != asked[k]
+            )
+            raise UserError(f"{self.path} holds another search ({changed}): choose another name=..., or restore it.")
+
+    def _open(self) -> OptunaStudy:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        storage = JournalStorage(JournalFileBackend(str(self.path)))
+        return optuna.create_study(storage=storage, study_name="search", direction="minimize", load_if_exists=True)
+
+    def propose(self) -> list[int]:
+        """Propose the rest of the batch, or the next one where all have a loss; return the numbers of those without."""
+        import optuna
+
+        begun, batch = len(self._study.trials), self.search.batch
+        whole = -(-begun // batch) * batch  # an interrupted proposal left a batch incomplete
+        until = whole if self.waiting() or begun < whole else begun + batch
+        for number in range(begun, min(until, self.search.trials)):
+            # seeded anew each time, so that an interrupted search goes on as if it had not been
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=(self.search.seed + number) % 2**32,
+                n_startup_trials=max(1, self.search.trials // RANDOM),
+                multivariate=True,
+            )
+            self._study.ask(fixed_distributions=self.space)
+        return self.waiting()
+
+    def waiting(self) -> list[int]:
+        """The numbers of the trials that were proposed and have no loss yet."""
+        return [trial.number for trial in self._study.trials if not trial.state.is_finished()]
+
+    def tell(self, number: int, loss: float | None) -> None:
+        """Record the loss of a trial; None where it failed."""
+        from optuna.trial import TrialState
+
+        self._study.tell(number, loss, state=None if loss is not None else TrialState.FAIL)
+
+    def trials(self) -> list[Trial]:
+        """Every trial, in the order of proposal."""
+        return [Trial(f"trial_{one.number}", {k: text(v) for k, v in one.params.items()}) for one in self._study.trials]
