@@ -17,9 +17,12 @@ from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_de
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
+from orchestrator.experiments import costs, trials
 from orchestrator.experiments.corpora import SHOWN, digest_in
+from orchestrator.experiments.costs import Cost
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
+from orchestrator.experiments.trials import Trial
 from orchestrator.forensics.reading import Reading, read_reading
 from orchestrator.storage import metrics_log, steps
 from orchestrator.storage.event_log import Entry, EventLog, refuse_older
@@ -106,6 +109,10 @@ class ExperimentResult:
     dropped: dict[str, str] = field(default_factory=dict)  # arm that is left out → the day since when, UTC
     decide: dict[str, Any] = field(default_factory=dict)  # `decide` of its newest launch; empty if not recorded
     launcher: dict[str, Any] = field(default_factory=dict)  # of its newest launch; empty if not recorded
+    budget: dict[str, Any] = field(default_factory=dict)  # of its newest launch; empty if not recorded
+    costs: dict[str, Cost] = field(default_factory=dict)  # cell (`<arm>/seed=<k>`) → all its attempts
+    trials: list[Trial] = field(default_factory=list)  # of the search that chose its arms
+    search_cost: Cost = field(default_factory=Cost)
     looks: list[dict[str, Any]] = field(default_factory=list)  # since, most, seeds: arm → those complete; oldest first
     finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
@@ -192,7 +199,8 @@ def read_experiment(path: Path) -> ExperimentResult:
             if arm in models
         },
         machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
-        decide=spec["decide"], launcher=spec["launcher"], looks=spec["looks"],
+        decide=spec["decide"], launcher=spec["launcher"], budget=spec["budget"],
+        costs=costs.of_cells(path), trials=trials.read(path), search_cost=costs.of_search(path), looks=spec["looks"],
         steps=spec["steps"], lineage={arm: Branch(**of) for arm, of in spec["lineage"].items() if arm in arms},
         dropped=dropped, cells=cells,
     )  # fmt: skip

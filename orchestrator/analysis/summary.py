@@ -12,7 +12,9 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import Finding, findings
 from orchestrator.analysis.formatting import seed_list
 from orchestrator.analysis.sections import brief, many_arms, sections
+from orchestrator.analysis.sections.costs import whole_cost, written
 from orchestrator.analysis.sections.section import Link, Roles, Section, TableCell
+from orchestrator.experiments.costs import Cost
 from orchestrator.forensics.roles.palette import colour, letter
 from orchestrator.forensics.roles.routing import ROLES
 
@@ -80,6 +82,8 @@ def _header(c: Comparison) -> Table:
     lines.add_row(Text("seeds", style="dim"), Text(seed_list(e.seeds)))
     if len(e.arms) > 1:
         lines.add_row(Text("pairs", style="dim"), Text(c.completeness))
+    if (cost := whole_cost(c)) != Cost():
+        lines.add_row(Text("cost", style="dim"), Text(written(cost)))
     for cells, reason in c.incomplete_cells:
         lines.add_row(Text("left out", style="red"), Text(cells), Text(reason))
     return lines

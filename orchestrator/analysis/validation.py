@@ -30,7 +30,7 @@ from orchestrator.storage.metrics_log import Record
 DESCRIPTION: Shape = {  # experiment.yaml
     "arms": MAPPING, "seeds": LIST, "declared": LIST, "models": MAPPING, "contrasts": MAPPING, "expect": MAPPING,
     "machine": MAPPING, "code": LIST, "history": LIST, "steps": MAPPING, "lineage": MAPPING, "dropped": LIST,
-    "decide": MAPPING, "looks": LIST, "launcher": MAPPING, "data": MAPPING,
+    "decide": MAPPING, "looks": LIST, "launcher": MAPPING, "budget": MAPPING, "data": MAPPING,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
 HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING}

@@ -174,6 +174,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **changeable,
         "lineage": {**recorded.get("lineage", {}), **lineage},
         "models": recorded.get("models", {}) | {arm: _size(resolved) for arm, resolved in experiment.arms.items()},
+        "budget": load.to_plain(config.budget),
         **{key: recorded[key] for key in ("launcher", "looks", "data") if key in recorded},
         "machine": recorded.get("machine") or environment.machine(),
         "code": _appended(recorded.get("code", []), code, now),

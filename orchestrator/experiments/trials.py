@@ -11,6 +11,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.storage.files import write_whole
 
 FOLDER = "search"
+STUDY = "study.log"  # of Optuna
 BASELINE = "baseline"
 
 
@@ -50,6 +51,11 @@ def read(experiment_dir: Path) -> list[Trial]:
         raise UserError(
             f"{path} does not hold the trials of a search ({error}): repeat the search's command."
         ) from error
+
+
+def is_explored(experiment_dir: Path) -> bool:
+    """True for the directory of a search's experiment, two below the one that compares the best of it."""
+    return experiment_dir.parent.name == FOLDER and (experiment_dir.parent / STUDY).is_file()
 
 
 def path_of(experiment_dir: Path) -> Path:

@@ -17,6 +17,7 @@ from orchestrator.common.environment import environment
 from orchestrator.common.errors import INTERRUPTED, UserError
 from orchestrator.config import load
 from orchestrator.config.schema import Config
+from orchestrator.experiments import budget
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry, trained
 from orchestrator.jobs.readers import reader_for
@@ -108,6 +109,9 @@ class Worker:
             self._record_unrecorded_crash(held.number)
             if self._is_given_up():
                 return "failed"
+            if self.scheduler.queues and (reason := self._out_of_budget()):
+                self.events.append(self.cell, "stopped", reason=reason, **whose)
+                return "stopped"
 
         def record(state: str, reason: str = "", **more: Any) -> str:
             with held.writing():
@@ -160,6 +164,10 @@ class Worker:
         if entry is None or entry.state != "crashed" or entry.job != self.job.id or entry.restart >= self.job.restart:
             return False
         return retry.pause_or_give_up(self.events, self.cell, limits.retries, limits.backoff_seconds) is None
+
+    def _out_of_budget(self) -> str | None:
+        """One sentence where the budget has no room for the cell; a launcher that stays asks before it starts one."""
+        return budget.refusal(self.path.parents[1], _config_of(self.path).budget, [self.cell])
 
     def _record_unrecorded_crash(self, attempt: int) -> None:
         """Record that the attempt before `attempt` died, where the event log has it as running."""

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator import monitoring
+from orchestrator.experiments import budget
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.jobs import retry
 from orchestrator.launch.jobs import cell_job, is_ready
@@ -38,6 +39,9 @@ class Launcher:
             try:
                 while self.running or (self.waiting and not stop.received):
                     while not stop.received and self.free and (cell := self._next_ready()):
+                        if budget.refusal(directory, self.experiment.config.budget, [cell.id]):
+                            self.waiting.clear()
+                            break
                         self._start(cell)
                     if stop.received and time.monotonic() > stop_again:  # again: a starting cell may miss it
                         stop_again = time.monotonic() + STOP_SECONDS

@@ -13,7 +13,7 @@ from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig
 from orchestrator.experiments import horizon
 from orchestrator.experiments.experiment import Compose, Experiment, experiment_of
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
-from orchestrator.search.space import extremes
+from orchestrator.search.space import check
 
 ONCE = ("train.eval_every", "train.checkpoint_every", "forensics.every")  # done at the end of an explored run alone
 
@@ -28,11 +28,7 @@ class Search:
         set_by_trials = {override for override in overrides if _key(override) in self.settings.space}
         self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
         self.common = [override for override in overrides if override not in set_by_trials]
-        for override in extremes(self.settings.space):
-            try:
-                compose([*self.common, override])
-            except UserError as error:
-                raise UserError(f"search.space, {override}: {error}") from error
+        check(self.settings.space, lambda override: compose([*self.common, override]))
         self.directory = self.planned().directory
 
     @property

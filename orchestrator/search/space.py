@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.errors import UserError, nearest
@@ -64,8 +65,8 @@ def _distribution(values: Any) -> BaseDistribution:
         low, high = map(float, ends)
     except ValueError:
         raise ValueError("whose ends are not both numbers: write numbers") from None
-    if not low < high or (kind == "log" and low <= 0.0):
-        raise ValueError("an empty range: put the lower end first" + ", above 0" * (kind == "log"))
+    if not math.isfinite(high - low) or not low < high or (kind == "log" and low <= 0.0):
+        raise ValueError("no range: put the lower end first" + ", above 0" * (kind == "log"))
     return kinds[kind](low, high)
 
 
@@ -84,10 +85,21 @@ def text(value: Any) -> str:
     return f"{value:.{FIGURES}g}" if isinstance(value, float) else str(value)
 
 
-def extremes(space: Mapping[str, Any]) -> Iterator[str]:
-    """Yield an override for both ends of every range and for every choice, each of which must compose."""
+def check(space: Mapping[str, Any], composes: Callable[[str], object]) -> None:
+    """Raise `UserError` for a key of which no value composes, or a choice that does not.
+
+    `composes` raises `UserError` for an override that does not. One end of a range may need another value beside it.
+    """
     from optuna.distributions import CategoricalDistribution
 
     for key, one in distributions(space).items():
-        ends = one.choices if isinstance(one, CategoricalDistribution) else (one.low, one.high)  # type: ignore[attr-defined]
-        yield from (f"{key}={text(end)}" for end in ends)
+        is_list = isinstance(one, CategoricalDistribution)
+        ends = one.choices if is_list else (one.low, one.high)  # type: ignore[attr-defined]
+        errors = []
+        for override in (f"{key}={text(end)}" for end in ends):
+            try:
+                composes(override)
+            except UserError as error:
+                errors.append(f"search.space, {override}: {error}")
+        if errors and (is_list or len(errors) == len(ends)):
+            raise UserError(errors[0])

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import SearchConfig
-from orchestrator.experiments.trials import Trial
+from orchestrator.experiments.trials import STUDY, Trial
 from orchestrator.search.space import distributions, text
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
 
-FILE = "study.log"
 RANDOM = 3  # the first third of the trials is drawn at random, before the losses guide the sampler
 
 
@@ -22,7 +21,7 @@ class Study:
 
     def __init__(self, directory: Path, search: SearchConfig) -> None:
         """Open the study in `directory`, or begin one there. Raises `UserError` where it has another space or seed."""
-        self.path, self.search, self.space = directory / FILE, search, distributions(search.space)
+        self.path, self.search, self.space = directory / STUDY, search, distributions(search.space)
         self._study = self._open()
         asked = {"seed": search.seed, "batch": search.batch, "space": {k: str(v) for k, v in self.space.items()}}
         recorded = self._study.user_attrs.get("search")

@@ -92,6 +92,10 @@ class EventLog:
         """The events of `cell`, in order."""
         return [r for r in self._records() if r["cell"] == cell]
 
+    def events(self) -> list[metrics_log.Record]:
+        """All events, in order."""
+        return list(self._records())
+
     def cell_of(self, job: str) -> str | None:
         """The cell that a queue's job runs; None for a job of another experiment."""
         return next((r["cell"] for r in reversed(self._records()) if r["job"] == job and r.get("scheduler")), None)

@@ -53,10 +53,7 @@ class Attempt:
 
     def heartbeat(self) -> float:
         """The time of its last heartbeat, seconds since the epoch; `RELEASED` once it has released the cell."""
-        try:
-            return self.path.stat().st_mtime
-        except OSError:
-            return RELEASED
+        return heartbeat_of(self.path.parents[1], self.number)
 
     def is_alive(self) -> bool:
         """True where its process runs now, as far as this machine can tell."""
@@ -155,6 +152,14 @@ def newest(cell_dir: Path) -> Attempt | None:
             return Attempt(**json.loads(path.read_text(encoding="utf-8")), path=path)
         return Attempt(int(path.stem), "", 0, "", "", 0, path)  # unreadable: its number and its heartbeat still count
     return None
+
+
+def heartbeat_of(cell_dir: Path, number: int) -> float:
+    """The last heartbeat of an attempt, seconds since the epoch; `RELEASED` where it released the cell, or is gone."""
+    try:
+        return path_of(cell_dir, number).stat().st_mtime
+    except OSError:
+        return RELEASED
 
 
 def is_held(cell_dir: Path) -> bool:

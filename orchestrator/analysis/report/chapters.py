@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures import FIGURES
-from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance, trajectory
+from orchestrator.analysis.sections import expectations, layers, losses, many_arms, provenance, search, trajectory
+from orchestrator.analysis.sections.costs import verdict_costs
 from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section
 
@@ -69,8 +70,9 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("damage", "What the layers are worth", _per_arm(layers.damages)),
     ("intended", "Intended organisation", lambda c: [expectations.verdicts(c)]),
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
-    ("shape", "Shape and cost", lambda c: [lineage(c), provenance.costs(c)]),
+    ("shape", "Shape and cost", lambda c: [lineage(c), provenance.costs(c), verdict_costs(c)]),
     ("health", "Health", lambda c: [layers.pathologies(c)]),
+    ("search", "Search", lambda c: [search.trials(c)]),
     ("differences", "What differs", lambda c: [provenance.differing(c), provenance.shared(c)]),
 )
 if strays := {chapter for chapter, _ in FIGURES.values()} - {key for key, _, _ in CHAPTERS}:

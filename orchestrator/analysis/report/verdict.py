@@ -25,6 +25,8 @@ def verdict(c: Comparison) -> dict[str, Any]:
         "pairs": [{"arm": pair.arm, "seed": pair.seed} for pair in c.pairs],
         "incomplete": [asdict(pair) for pair in c.left_out],
         "cells": {cell.label: cell.missing or "complete" for cell in e.cells},
+        "costs": {cell: asdict(cost) for cell, cost in e.costs.items()} | {"search": asdict(e.search_cost)},
+        "trials": [asdict(trial) for trial in e.trials],
         "losses": [asdict(result) for result in c.statistics],
         "contrasts": [asdict(result) for result in c.contrasts],
         "expectations": [asdict(result) for result in c.expectations],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.findings import findings
 from orchestrator.analysis.formatting import number
-from orchestrator.analysis.sections import expectations, layers, losses, trajectory
+from orchestrator.analysis.sections import costs, expectations, layers, losses, search, trajectory
 from orchestrator.analysis.sections.lineage import lineage
 from orchestrator.analysis.sections.section import Section, TableCell
 
@@ -22,13 +22,15 @@ def sections(c: Comparison) -> list[Section]:
         found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
     if not many_arms(c):
         found += [layers.spreads(c), layers.write_spreads(c)]
-    return _with_rows([*found, *_without_pairs(c), *trajectory.tables(c)])
+    found += [*_without_pairs(c), *trajectory.tables(c), search.trials(c), costs.verdict_costs(c)]
+    return _with_rows(found)
 
 
 def brief(c: Comparison) -> list[Section]:
     """Build the tables below the findings in a terminal: of losses and layers, or a line per arm if there are many."""
     details = [] if many_arms(c) else [section for arm in c.compared for section in _of_arm(c, arm)]
-    return _with_rows([lineage(c), *_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c)])
+    found = [lineage(c), *_across_arms(c), *details, *_without_pairs(c), trajectory.commitments(c), search.trials(c)]
+    return _with_rows(found)
 
 
 def _across_arms(c: Comparison) -> list[Section]:

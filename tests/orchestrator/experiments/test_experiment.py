@@ -155,6 +155,7 @@ ANOTHER = {  # key of a launch → an override below it
     "train.keep_checkpoints": "train.keep_checkpoints=7", "train.keep_states": "train.keep_states=7",
     "train.keep_at": "train.keep_at=[7]",
     "forensics.where": "forensics.where=job", "interventions": "interventions.documents=3",
+    "budget": "budget.core_hours=3",
 }  # fmt: skip
 
 

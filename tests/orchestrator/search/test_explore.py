@@ -1,0 +1,129 @@
+"""A whole search, as its command runs it: what is trained, what goes on, what is compared, and at which seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from orchestrator.analysis import compare
+from orchestrator.experiments import trials
+from orchestrator.storage import metrics_log
+
+Run = Callable[..., int]
+SEARCH = ("++search.space={optim.lr: 'log(5e-4, 2e-2)'}", "search.trials=4", "search.batch=2", "name=lrs", "seeds=[0]")
+
+
+@pytest.fixture
+def search(small: list[str]) -> list[str]:
+    return [*small, "launcher=debug", *SEARCH]
+
+
+def cells_in(directory: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(directory)) for path in directory.glob("*/seed=*/metrics.jsonl"))
+
+
+def test_the_best_setting_is_compared_at_seeds_that_no_trial_had(
+    search: list[str], orchestrate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert orchestrate(*search) == 0
+    root = tmp_path / "outputs/lrs"
+    found = {one.name: one for one in trials.read(root)}
+    assert [*found] == ["baseline", "trial_0", "trial_1", "trial_2", "trial_3"]
+    # successive halving: four for 3 steps, two for 6, one for 12; the best of each length goes on
+    by_length = {steps: [one for one in found.values() if steps in one.losses and one.settings] for steps in (3, 6, 12)}
+    assert [len([o for o in some if o.name != "baseline"]) for some in by_length.values()] == [4, 2, 1]
+    for short, long in ((3, 6), (6, 12)):
+        ranked = sorted((one.losses[short], one.name) for one in by_length[short] if one.name != "baseline")
+        went_on = {one.name for one in by_length[long]} - {"baseline"}
+        assert went_on == {name for _, name in ranked[: len(went_on)]}
+    # a loss is the last validation loss of its cell, the mean over domains
+    (best,) = [one for one in found.values() if one.chosen]
+    record = metrics_log.read(root / f"search/12_steps/{best.name}/seed=1000000/metrics.jsonl")[-1]
+    assert best.losses[12] == pytest.approx(sum(record["heldout"].values()) / len(record["heldout"]))
+    assert cells_in(root) == ["baseline/seed=0", f"{best.name}/seed=0"]
+    recorded = yaml.safe_load((root / "experiment.yaml").read_text())
+    assert recorded["arms"] == {"baseline": [], best.name: best.overrides}
+    assert recorded["declared"] == ["optim.lr"]
+    assert recorded["seeds"] == [0]
+    assert best.name in capsys.readouterr().out
+    # what the verdict cost counts the search
+    c = compare(root)
+    assert c.experiment.trials == list(found.values())
+    assert json.loads((root / "comparison/verdict.json").read_text())["trials"][0]["name"] == "baseline"
+
+
+def test_the_same_command_trains_nothing_again(search: list[str], orchestrate: Run, tmp_path: Path) -> None:
+    assert orchestrate(*search) == 0
+    logs = {path: path.read_bytes() for path in (tmp_path / "outputs/lrs").rglob("metrics.jsonl")}
+    assert orchestrate(*search) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "outputs/lrs").rglob("metrics.jsonl")} == logs
+    assert len(logs) == 2 + (4 + 2 + 1) + 3
+
+
+def test_a_longer_run_begins_at_the_end_of_the_shorter_where_the_schedule_allows_it(
+    search: list[str], orchestrate: Run, tmp_path: Path
+) -> None:
+    assert orchestrate(*search, "optim.schedule=constant", "optim.warmup_steps=2") == 0
+    root = tmp_path / "outputs/lrs/search"
+    (best,) = [one for one in trials.read(root.parent) if one.chosen]
+    config = yaml.safe_load((root / f"12_steps/{best.name}/seed=1000000/config.yaml").read_text())
+    assert config["branch"] == {"arm": best.name, "step": 6, "experiment": str(root / "6_steps")}
+    whole = ["optim.schedule=constant", "optim.warmup_steps=2", *best.overrides, "seeds=[1000000]", "name=whole"]
+    ONCE = ["train.eval_every=12", "train.checkpoint_every=12", "forensics.every=12"]
+    alone = [word for word in search if "search" not in word and word not in SEARCH]
+    assert orchestrate(*alone, *whole, *ONCE) == 0
+    digests = [
+        metrics_log.read(path / "metrics.jsonl")[-1]["digest"]
+        for path in (root / f"12_steps/{best.name}/seed=1000000", tmp_path / "outputs/whole/main/seed=1000000")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_trial_that_cannot_be_trained_is_a_failed_trial(search: list[str], orchestrate: Run, tmp_path: Path) -> None:
+    # lr × weight_decay of 0.1 and more is refused: the ends of both ranges compose alone, some pairs do not
+    space = "++search.space={optim.lr: 'log(1e-3, 9e-1)', optim.weight_decay: 'log(0.1, 10)'}"
+    assert orchestrate(*[word for word in search if "space" not in word], space, "search.trials=8") == 0
+    found = trials.read(tmp_path / "outputs/lrs")
+    failed = [one for one in found if one.failed]
+    assert failed
+    assert all("weight_decay" in one.failed and not one.losses for one in failed)
+    assert len(failed) < 8
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["++search.space={optim.lr: 'log(1e-2, 1e-4)'}"], "optim.lr"),
+        (["++search.space={optim.learning: 'log(1e-4, 1e-2)'}"], "optim.learning"),
+        (["++search.space={optim.lr: 'log(1e8, 1e9)'}"], "optim.lr"),
+        (["++search.space={width: [uniform, rump]}"], "rump"),
+        (["search.trials=1"], "search.trials"),
+        (["search.finalists=4"], "search.finalists"),
+        (["search.lengths=[0.5,0.25]"], "search.lengths"),
+        (["search.lengths=[]"], "search.lengths"),
+        (["search.lengths=[0.5,1.5]"], "search.lengths"),
+        (["search.keep=0"], "search.keep"),
+        (["search.seed=0"], "search.seed"),
+        (["++arms={a: [], b: [optim.lr=1]}"], "arms"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_anything_is_written(
+    search: list[str], orchestrate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], key: str
+) -> None:
+    assert orchestrate(*search, *words) == 2
+    assert key in capsys.readouterr().err
+    assert not (tmp_path / "outputs/lrs").exists()
+
+
+def test_the_plan_says_what_is_explored_and_writes_nothing(
+    search: list[str], orchestrate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert orchestrate(*search, "dry_run=true") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 for 3 steps, 2 for 6 steps, 1 for 12 steps" in said
+    assert "4.8 cells of the baseline" in said  # (5 × 3 + 3 × 6 + 2 × 12) / 12
+    assert not (tmp_path / "outputs/lrs").exists()

@@ -1,0 +1,75 @@
+"""The space of a search: ranges and lists as Optuna's distributions, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from orchestrator.common.errors import UserError
+from orchestrator.search.space import check, distributions, text
+
+
+def test_each_kind_of_range_is_optunas_distribution() -> None:
+    space = {
+        "optim.lr": "log(1e-4, 1e-2)",
+        "optim.beta1": " uniform( 0.8,0.99 )",
+        "model.layers": "int(2, 8)",
+        "width": ["uniform", "ramp"],
+        "train.micro_batch_size": [1, None],
+    }
+    assert distributions(space) == {
+        "optim.lr": FloatDistribution(1e-4, 1e-2, log=True),
+        "optim.beta1": FloatDistribution(0.8, 0.99),
+        "model.layers": IntDistribution(2, 8),
+        "width": CategoricalDistribution(["uniform", "ramp"]),
+        "train.micro_batch_size": CategoricalDistribution(["1", "null"]),
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "log(1e-2, 1e-4)", "log(0, 1)", "log(-1, 1)", "uniform(1, 1)", "int(1.5, 3)", "int(2, 2.5)", "gauss(0, 1)",
+        "log(1e-4; 1e-2)", "log(a, b)", "log(1, 2, 3)", "1e-3", 0.001, None, [], ["one"], [1, 1], {"low": 1},
+        "log(nan, 1)", "uniform(0, inf)", "uniform(1, nan)",
+    ],
+)  # fmt: skip
+def test_what_is_no_range_is_refused_with_its_key(values: Any) -> None:
+    with pytest.raises(UserError, match=r"search\.space: optim\.lr "):
+        distributions({"optim.lr": values})
+
+
+@pytest.mark.parametrize(
+    "key", ["seed", "root", "tracker.mode", "launcher.parallel", "train.steps", "seeds", "branch.step"]
+)
+def test_what_trials_share_is_no_key_of_a_space(key: str) -> None:
+    with pytest.raises(UserError, match=key):
+        distributions({key: "int(1, 2)"})
+
+
+def test_a_range_needs_one_end_that_composes_and_a_list_needs_all() -> None:
+    space = {"optim.lr": "log(1e-4, 1e-2)", "width": ["uniform", "ramp"]}
+
+    def refused(*overrides: str) -> bool:
+        def composes(override: str) -> None:
+            if override in overrides:
+                raise UserError(f"{override} does not compose")
+
+        try:
+            check(space, composes)
+        except UserError as error:
+            assert any(override in str(error) for override in overrides)
+            return True
+        return False
+
+    assert [refused(), refused("optim.lr=0.01"), refused("optim.lr=0.0001", "optim.lr=0.01"), refused("width=ramp")] == [
+        False, False, True, True,
+    ]  # fmt: skip
+
+
+def test_values_are_written_as_overrides_have_them() -> None:
+    assert [text(value) for value in (0.00123456, 7, True, None, [1, 2], "ramp")] == [
+        "0.00123", "7", "true", "null", "[1, 2]", "ramp",
+    ]  # fmt: skip
