@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from orchestrator.common.errors import UserError
 from orchestrator.config import keys
 from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments import horizon

@@ -1,0 +1,126 @@
+"""What an experiment took, from its event log, against hours counted by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config.schema import BudgetConfig
+from orchestrator.experiments import budget, costs
+from orchestrator.experiments.costs import Cost
+
+START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+def log(directory: Path, *events: tuple[float, str, str, int] | tuple[float, str, str, int, dict[str, Any]]) -> Path:
+    """Write an event log of (hours since the start, cell, state, attempt[, environment])."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "events.jsonl").open("a", encoding="utf-8") as file:
+        for hours, cell, state, attempt, *where in events:
+            time = datetime.fromtimestamp(START + 3600 * hours, UTC).isoformat(timespec="seconds")
+            record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": "1", "reason": ""}
+            more = {"environment": where[0]} if where else {}
+            file.write(json.dumps(record | more) + "\n")
+    return directory
+
+
+def beat(directory: Path, cell: str, attempt: int, hours: float) -> None:
+    """Have the attempt's last heartbeat be `hours` after the start."""
+    path = directory / cell / f"attempts/{attempt:04d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}")
+    os.utime(path, (START + 3600 * hours, START + 3600 * hours))
+
+
+def test_every_attempt_counts_and_waiting_does_not(tmp_path: Path) -> None:
+    two, gpus = {"threads": 2, "ranks": 1, "cuda": None}, {"threads": 4, "ranks": 3, "cuda": "12.8"}
+    log(
+        tmp_path,
+        (0.0, "a/seed=0", "submitted", 1),
+        (1.0, "a/seed=0", "running", 1, two),
+        (1.5, "a/seed=0", "stopped", 1),
+        (9.0, "a/seed=0", "submitted", 2),
+        (10.0, "a/seed=0", "running", 2, two),
+        (12.0, "a/seed=0", "done", 2),
+        (0.0, "b/seed=0", "submitted", 1),
+        (1.0, "b/seed=0", "running", 1, gpus),
+        (3.0, "b/seed=0", "preempted", 1),
+        (5.0, "b/seed=0", "running", 2, gpus),
+        (6.0, "b/seed=0", "done", 2),
+        (6.0, "comparison", "running", 1),
+        (8.0, "comparison", "done", 1),
+    )
+    assert costs.of_cells(tmp_path) == {
+        "a/seed=0": Cost(core_hours=pytest.approx(2 * 2.5)),
+        "b/seed=0": Cost(gpu_hours=pytest.approx(3 * 3.0)),
+    }
+    assert costs.of_experiment(tmp_path) == Cost(pytest.approx(5.0), pytest.approx(9.0))
+
+
+def test_an_attempt_that_died_counts_until_its_last_heartbeat(tmp_path: Path) -> None:
+    log(
+        tmp_path,
+        (0.0, "a/seed=0", "submitted", 1),
+        (0.0, "a/seed=0", "running", 1, {"threads": 1, "ranks": 1}),
+        (48.0, "a/seed=0", "crashed", 1),  # found two days later
+        (48.0, "a/seed=0", "submitted", 2),
+        (48.0, "a/seed=0", "running", 2, {"threads": 1, "ranks": 1}),
+    )
+    beat(tmp_path, "a/seed=0", 1, 2.0)
+    beat(tmp_path, "a/seed=0", 2, 49.0)  # it runs
+    assert costs.of_cells(tmp_path) == {"a/seed=0": Cost(core_hours=pytest.approx(3.0))}
+
+
+def test_the_search_belongs_to_the_experiment(tmp_path: Path) -> None:
+    one = {"threads": 1, "ranks": 1}
+    for directory, hours in ((tmp_path, 1.0), (tmp_path / "search/3_steps", 2.0), (tmp_path / "search/6_steps", 3.0)):
+        log(directory, (0.0, "a/seed=0", "running", 1, one), (hours, "a/seed=0", "done", 1))
+    assert costs.of_search(tmp_path) == Cost(pytest.approx(5.0))
+    assert costs.of_experiment(tmp_path) == Cost(pytest.approx(6.0))
+    cap = BudgetConfig(core_hours=6.5)
+    (tmp_path / "search/study.log").touch()
+    assert budget.refusal(tmp_path / "search/6_steps", cap, ["b/seed=0"])  # 6 and about 3
+    assert budget.refusal(tmp_path, cap, ["b/seed=0"])  # 6 and about 1
+    assert not budget.refusal(tmp_path, BudgetConfig(core_hours=7.5), ["b/seed=0"])
+
+
+def test_money_is_the_price_of_gpus_or_else_of_cores() -> None:
+    assert Cost(10.0, 2.0).money(3.0) == 6.0
+    assert Cost(10.0).money(0.5) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("cap", "starts"),
+    [
+        ({}, True),
+        ({"core_hours": 6.1}, True),  # 3 spent, 1 more of a cell that runs, 2 of the next
+        ({"core_hours": 5.9}, False),
+        ({"core_hours": 2.5}, False),  # spent already
+        ({"gpu_hours": 0.5}, True),
+        ({"money": 5.9, "price": 1.0}, False),
+        ({"money": 6.1, "price": 1.0}, True),
+        ({"core_hours": 6.1, "money": 5.9, "price": 1.0}, False),
+    ],
+)
+def test_a_cell_starts_where_it_fits_beside_what_runs(tmp_path: Path, cap: dict[str, float], starts: bool) -> None:
+    one = {"threads": 1, "ranks": 1}
+    log(
+        tmp_path,
+        (0.0, "a/seed=0", "running", 1, one),
+        (2.0, "a/seed=0", "done", 1),
+        (2.0, "b/seed=0", "running", 1, one),
+    )
+    beat(tmp_path, "b/seed=0", 1, 3.0)
+    refused = budget.refusal(tmp_path, BudgetConfig(**cap), ["a/seed=1"])
+    assert (refused is None) == starts
+    if refused:
+        assert any(f"budget.{key}={value:g}" in refused for key, value in cap.items())
+
+
+def test_the_first_cells_start_whatever_they_will_take(tmp_path: Path) -> None:
+    assert budget.refusal(log(tmp_path), BudgetConfig(core_hours=0.01), ["a/seed=0", "b/seed=0"]) is None
