@@ -29,9 +29,9 @@ def list_experiments(console: Console, folder: Path | None = None) -> None:
             except UserError as error:
                 table.add_row(name, f"[red]{escape(str(error))}[/]")
                 continue
-            arms = ", ".join(found.arms)
+            arms = f"arms {', '.join(found.arms)}" if found.arms else f"search over {', '.join(found.search.space)}"
             seeds = AUTO if found.seeds == AUTO else ", ".join(map(str, found.seeds or [found.seed]))
-            table.add_row(name, f"{escape(found.question)}\n[dim]arms {escape(arms)} · seeds {seeds}[/]")
+            table.add_row(name, f"{escape(found.question)}\n[dim]{escape(arms)} · seeds {seeds}[/]")
     console.print(table)
     console.print("\nWithout an experiment, overrides train one cell: python -m orchestrator width=ramp seed=3")
     console.print("Add dry_run=true to see the plan and its cost first.")
