@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator import monitoring
+from orchestrator.config.schema import TrackerConfig, TrackerMode
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.experiments.run_directory import open_directory, record_launcher
 from orchestrator.jobs.worker import is_finished
@@ -169,11 +170,17 @@ def compared(root: Path) -> tuple[str, str]:
     return last.state, last.reason
 
 
-def in_the_queues_job(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, **decide: int) -> None:
+def logged(root: Path) -> bool:
+    """True where the comparison has a run of W&B."""
+    return any(root.glob("comparison/wandb/offline-run-*/*.wandb"))
+
+
+def in_the_queues_job(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Record the experiment as launched with `seeds: auto` in Slurm; this process is its finalize, job 9."""
-    launcher = replace(experiment.config.launcher, kind="slurm")
-    config = replace(experiment.config, launcher=launcher, decide=replace(experiment.config.decide, **decide))
-    open_directory(replace(experiment, config=config, auto=True))
+    launcher, tracker = replace(experiment.config.launcher, kind="slurm"), TrackerConfig(TrackerMode.offline)
+    config = replace(experiment.config, launcher=launcher, tracker=tracker)
+    cells = tuple(replace(cell, config=replace(cell.config, tracker=tracker)) for cell in experiment.cells)
+    open_directory(replace(experiment, config=config, cells=cells, auto=True))
     record_launcher(replace(experiment, config=config))
     for name, value in ((STARTED_BY, "slurm"), ("SLURM_JOB_ID", "9")):
         monkeypatch.setenv(name, value)
@@ -192,8 +199,6 @@ def test_the_queues_finalize_adds_pairs_until_decided(
     pair: Path, cluster: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], may_submit: bool
 ) -> None:
     in_the_queues_job(resume.reopen(pair), monkeypatch)
-    logged: list[Any] = []
-    monkeypatch.setattr(finalize, "log_comparison", lambda *found: logged.append(found))
     if not may_submit:
         cluster.says("limit", "0")
     capsys.readouterr()
@@ -204,12 +209,12 @@ def test_the_queues_finalize_adds_pairs_until_decided(
     if may_submit:
         assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
         assert (last.state, last.job) == ("submitted", "2")
-        assert not logged
+        assert not logged(pair)
     else:
         assert (last.state, last.job) == ("done", "9")
         assert names(last.reason, "2 of 2 cells", "not decided", "submits them")
         assert names(told, "Which arm won?", "QOS", "submits them"), "the comparison is shown, and the reason"
-        assert len(logged) == 1
+        assert logged(pair)
 
 
 def test_a_queue_that_refuses_the_next_pairs_leaves_a_launch_its_comparison(
@@ -223,6 +228,7 @@ def test_a_queue_that_refuses_the_next_pairs_leaves_a_launch_its_comparison(
     assert finalize.finalize(resume.reopen(pair), told, complaints.append) == 2
     assert names(printed(told), "seed 1 of every arm", "Which arm won?")
     assert names("".join(complaints), "QOS")
+    assert logged(pair)
 
 
 def test_cells_that_a_launcher_submits_meanwhile_are_not_submitted_again(
@@ -248,6 +254,7 @@ def test_cells_that_a_launcher_submits_meanwhile_are_not_submitted_again(
     assert compared(pair)[0] == "submitted"
 
 
+@pytest.mark.slow
 def test_a_late_arm_and_an_arm_that_is_not_named_get_the_new_seeds(
     small: list[str], orchestrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
