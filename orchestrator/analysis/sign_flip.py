@@ -68,16 +68,27 @@ def p_two_sided(differences: ArrayLike, looks: Sequence[Look] = ()) -> float | N
 
 def _sums(x: np.ndarray, pairs: Sequence[int]) -> np.ndarray:
     """Return the sum of the first pairs of each look under every sign pattern, [looks, patterns], as observed first."""
-    signs = _signs(max(pairs))
+    signs = sign_patterns(max(pairs))
     return np.stack([signs[:, :n] @ x[:n] for n in pairs])
 
 
 @lru_cache(maxsize=8)
-def _signs(n: int) -> np.ndarray:
-    """Return sign patterns [patterns, n], the first all +."""
+def sign_patterns(n: int) -> np.ndarray:
+    """Return the signs of n differences, [patterns, n], the first all +: all 2^n, or beyond `EXACT_PAIRS` drawn ones.
+
+    To flip the sign of a paired difference is to exchange the arms within the pair.
+    """
     if n <= EXACT_PAIRS:
-        return np.array(list(product((1.0, -1.0), repeat=n)))
-    signs = np.random.default_rng(0).choice((1.0, -1.0), (2**EXACT_PAIRS, n))
+        signs = np.array(list(product((1.0, -1.0), repeat=n)))
+    else:
+        signs = draw_patterns(n, 2**EXACT_PAIRS, np.random.default_rng(0))
+    signs.flags.writeable = False  # as every caller gets the same array
+    return signs
+
+
+def draw_patterns(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random signs of n differences, [count, n], the first all +."""
+    signs = rng.choice((1.0, -1.0), (count, n))
     signs[0] = 1.0
     return signs
 

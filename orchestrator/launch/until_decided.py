@@ -29,14 +29,12 @@ def next_pairs(experiment: Experiment, comparison: Comparison) -> tuple[Experime
         return None, ""
     decide, seeds = experiment.config.decide, list(experiment.config.seeds)
     record_look(experiment.directory, decide.max, {arm: comparison.seeds_of(arm) for arm in comparison.compared})
-    arms = comparison.experiment.arms[1:]
-    open_arms = [arm for arm in arms if _is_open(comparison, arm)]
-    pairs = _complete_pairs(comparison, arms)
-    if not open_arms:
+    pairs = _complete_pairs(comparison)
+    if not comparison.open_arms:
         return None, f"Decided with {pairs}."
     if len(seeds) >= decide.max:
         return None, f"Not decided with {pairs}: a larger decide.max than {decide.max} goes on from here."
-    if all(_is_futile(comparison, arm, decide.max) for arm in open_arms):
+    if all(_is_futile(comparison, arm, decide.max) for arm in comparison.open_arms):
         reason = f"Not decided with {pairs}, and hardly with decide.max={decide.max}"
         return None, f"{reason}: a larger one goes on from here."
     added = list(islice((seed for seed in count() if seed not in seeds), min(decide.step, decide.max - len(seeds))))
@@ -48,15 +46,9 @@ def next_pairs(experiment: Experiment, comparison: Comparison) -> tuple[Experime
     return add_seeds(experiment, [*seeds, *added]), f"Not decided with {pairs}: {names} of every arm follow."
 
 
-def _is_open(comparison: Comparison, arm: str) -> bool:
-    """True for an arm without a verdict, and for one without a complete pair."""
-    result = comparison.primary.get(arm)
-    return result is None or result.verdict == "inconclusive"
-
-
-def _complete_pairs(comparison: Comparison, arms: list[str]) -> str:
+def _complete_pairs(comparison: Comparison) -> str:
     """The number of complete pairs as text, such as `7 pairs`; where arms differ in it, `6 to 7 pairs`."""
-    numbers = sorted({len(comparison.seeds_of(arm)) for arm in arms})
+    numbers = sorted({len(comparison.seeds_of(arm)) for arm in comparison.experiment.arms[1:]})
     least = f"{numbers[0]} to " * (len(numbers) > 1)
     return f"{least}{counted(numbers[-1], 'pair')}"
 

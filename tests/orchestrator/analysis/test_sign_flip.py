@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.sign_flip import EXACT_PAIRS, Look, one_look, p_below, p_two_sided
+from orchestrator.analysis.sign_flip import EXACT_PAIRS, Look, is_below, one_look, p_below, p_two_sided, sign_patterns
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS, smallest_p
 
 
@@ -102,3 +102,25 @@ def test_a_larger_most_than_at_an_earlier_look_spends_what_was_left() -> None:
     """As where `decide.max` is raised after a look that could call nothing."""
     d = -np.linspace(1.0, 1.3, 7)
     assert p_below(d, [Look(3, 3), Look(7, 7)]) == pytest.approx(1 / 128, abs=1e-4)
+
+
+@pytest.mark.parametrize("looks", [(5,), (3, 5), (2, 3, 4, 5), (4, 5, 6), (3, 6)], ids=str)
+def test_called_at_an_error_is_a_p_up_to_it(looks: tuple[int, ...]) -> None:
+    """For every sign pattern, at errors on both sides of every p that there is."""
+    n, most = looks[-1], looks[-1] + 1
+    size = np.array([1.0, 1.3, 0.7, 2.1, 0.4, 1.6])[:n]
+    seen = [Look(pairs, most) for pairs in looks]
+    p = {signs: p_below(size * signs, seen) for signs in itertools.product((1.0, -1.0), repeat=n)}
+    assert len(set(p.values())) > 2
+    for error in {side for level in p.values() for side in (level * 0.999, level * 1.001)} - {0.0}:
+        for signs, level in p.items():
+            if level < 1.0:  # beyond all errors there is nothing to call
+                assert is_below(size * signs, seen, error) == (level <= error)
+
+
+def test_patterns_are_all_there_are_and_drawn_ones_begin_as_observed() -> None:
+    patterns = sign_patterns(4)
+    assert {tuple(row) for row in patterns.tolist()} == set(itertools.product((1.0, -1.0), repeat=4))
+    for n in (4, EXACT_PAIRS + 2):
+        assert (sign_patterns(n)[0] == 1.0).all()
+        assert sign_patterns(n).shape == (min(2**n, 2**EXACT_PAIRS), n)
