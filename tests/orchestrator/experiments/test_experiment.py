@@ -266,7 +266,7 @@ def test_when_seeds_and_contrasts_were_added_is_kept(tmp_path: Path) -> None:
     assert first | {"since": ""} == {
         "since": "", "seeds": [0], "contrasts": {}, "expect": {}, "dropped": [], "arms": ["a", "b", "c"],
         "steps": {"a": 800, "b": 800, "c": 800},
-        "decide": {"auto": False, "margin": 0.0025, "min": 6, "max": 12, "step": 1},
+        "decide": {"auto": False, "margin": 0.0025, "min": 7, "max": 12, "step": 1},
     }  # fmt: skip
     assert launch("tracker=off") == [first]
     assert launch(CONTRAST)[0] == first
