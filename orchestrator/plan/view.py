@@ -107,11 +107,7 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     longest = max(cells, key=lambda cell: cell.seconds)
     yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
     if cost.experiment.auto and len(config.seeds) < config.decide.max:
-        looks = looks_of(cost)
-        most = f"{work(sum(look.device_seconds for look in looks), hardware.unit)} of compute"
-        most += f" and {duration(sum(look.wall_seconds for look in looks))} of wall time"
-        rest = f"with decide.max={config.decide.max}; the other rows end with the look at {len(config.seeds)} pairs"
-        yield "at most", counted(sum(len(look.cells) for look in looks), "cell"), f"{most} {rest}"
+        yield "at most", *_at_most(cost)
     each = max(cell.reading for cell in cost.arms.values())
     core = sum(cell.forensics for cell in cells)
     where = "in jobs of their own" if several else "in a thread beside training"
@@ -158,6 +154,16 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     forward = f", interventions ({cost.benchmark.forward / 1e9:,.1f} GFLOP/s)" if cost.interventions else ""
     rates = f"Readings ({reading}){forward} and checkpoints ({size(cost.benchmark.write_rate)}/s)"
     yield "", "", f"{rates} are measured on this machine; all else is counted."
+
+
+def _at_most(cost: Cost) -> tuple[str, str]:
+    """The cells with `decide.max` pairs of every arm, and what they cost, look after look."""
+    looks, config = looks_of(cost), cost.experiment.config
+    cells = counted(sum(len(look.cells) for look in looks), "cell")
+    compute = work(sum(look.device_seconds for look in looks), cost.hardware.unit)
+    wall = duration(sum(look.wall_seconds for look in looks))
+    rest = f"the other rows end with the look at {counted(len(config.seeds), 'pair')}"
+    return cells, f"{compute} of compute and {wall} of wall time with decide.max={config.decide.max}; {rest}"
 
 
 def _finds(experiment: Experiment) -> tuple[str, str]:

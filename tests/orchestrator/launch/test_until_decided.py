@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
 
 from orchestrator.analysis.comparison import compute
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.config.schema import DomainConfig, Source
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import reopen
@@ -50,12 +49,6 @@ def recorded(root: Path) -> dict[str, Any]:
 
 def apart(by: float, scatter: float = 0.01) -> Callable[..., float]:
     return lambda arm, seed, *_: 3.0 + 0.01 * seed + (arm == "variable") * (by + scatter * (seed % 3 - 1))
-
-
-@pytest.fixture
-def hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 @pytest.mark.usefixtures("hydra")
