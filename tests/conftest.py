@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 if TYPE_CHECKING:
@@ -56,6 +57,16 @@ def small_cell() -> tuple[str, ...]:
 def small(small_cell: tuple[str, ...], tmp_path: Path) -> list[str]:
     """The same, writing under this test's directory."""
     return [*small_cell, f"root={tmp_path}/outputs"]
+
+
+@pytest.fixture
+def hydra() -> Iterator[None]:
+    """Hydra with `conf/`, so that `compose` works."""
+    from orchestrator.config.compose import CONF
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
 
 
 @pytest.fixture

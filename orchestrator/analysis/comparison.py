@@ -73,6 +73,12 @@ class Comparison:
         return {r.arm: r for r in self.statistics if (r.metric, r.domain) == PRIMARY[0]}
 
     @property
+    def open_arms(self) -> list[str]:
+        """The arms whose primary outcome is not decided, and those without a complete pair."""
+        decided = {arm for arm, r in self.primary.items() if r.verdict != "inconclusive"}
+        return [arm for arm in self.experiment.arms[1:] if arm not in decided]
+
+    @property
     def budgets(self) -> dict[str, Conservation]:
         """Arm → the conservation on which claims rest."""
         return {r.arm: r for r in self.conservation if (r.reference, r.region) == (REFERENCES[0], REGIONS[0])}

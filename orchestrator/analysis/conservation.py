@@ -11,14 +11,13 @@ import scipy
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import CommonStep, common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.sign_flip import p_two_sided
+from orchestrator.analysis.sign_flip import p_two_sided, sign_patterns
 from orchestrator.analysis.statistics import (
     Interval,
     interval,
     mean_of_known,
     p_outside,
     p_within,
-    sign_patterns,
 )
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.reading import centre, depths, profile, thirds, total

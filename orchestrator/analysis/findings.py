@@ -14,7 +14,7 @@ from orchestrator.analysis.conservation import CONSERVED, Conservation
 from orchestrator.analysis.flattening import at_step, layer_p, log_ratios
 from orchestrator.analysis.formatting import low_to_high, number, share
 from orchestrator.analysis.migration import LayerShift, RoleShift
-from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, pairs_to_move, seconds_per_pair, seeds_to_agree
+from orchestrator.analysis.outlook import more_pairs, pairs_to_decide, pairs_to_move, seeds_to_agree
 from orchestrator.analysis.statistics import PairedResult
 from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA
@@ -56,10 +56,10 @@ def findings(c: Comparison, arm: str) -> list[Finding]:
 
     The sentence of one that is not decided ends with what would decide it.
     """
-    seconds, n = seconds_per_pair(c.experiment), len(c.seeds_of(arm))
+    n, decided = len(c.seeds_of(arm)), not c.open_arms
     found = [finding for find in FINDINGS if (finding := find(c, arm)) is not None]
     return [
-        replace(one, sentence=f"{one.sentence} {more_pairs(one.pairs - n, seconds)}")
+        replace(one, sentence=f"{one.sentence} {more_pairs(one.pairs - n, c.experiment, losses_decided=decided)}")
         if not one.sure and one.pairs is not None and one.pairs > n
         else one
         for one in found
@@ -185,13 +185,14 @@ def _budget(c: Comparison, arm: str) -> Finding | None:
     r = c.budgets.get(arm)
     if r is None:
         return None
-    sure = r.verdict in ("conserved", "nothing moved", "not conserved")
+    sure = r.verdict in ("conserved", "not conserved")  # that nothing is seen to move is an absence of evidence
     sides = (f"fewer in {arm}", f"more in {arm}")
     scale = None if r.ratio is None else Scale(r.ratio, r.low, r.high, 1.0, CONSERVED, level=95, sides=sides)
     terms = ("saturated_robust", "conservation", "centre")
     logs = [float(np.log(ratio)) for ratio in r.ratios.values() if ratio is not None]
     band = (float(np.log(CONSERVED[0])), float(np.log(CONSERVED[1])))
-    outlook = pairs_to_decide(logs, outside=band, within=band) if len(logs) == len(r.ratios) else None
+    is_open = r.verdict == "inconclusive" and len(logs) == len(r.ratios)
+    outlook = pairs_to_decide(logs, outside=band, within=band) if is_open else None
     return Finding(arm, "Was the budget conserved?", r.verdict, sure, _counts(r, _when(c, arm)), scale, terms, outlook)
 
 

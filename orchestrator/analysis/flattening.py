@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.statistics import sign_patterns
+from orchestrator.analysis.sign_flip import sign_patterns
 
 MEASURES = ("cv", "saturated", "max_abs", "effective_rank.o", "attention_share")  # columns of the table, with _a and _b
 

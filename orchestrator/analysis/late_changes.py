@@ -17,8 +17,9 @@ KINDS = {
     "expect": ("expectation", "its verdict assumes that nobody had seen the readings"),
     "arms": ("arm", "a comparison of several arms assumes that they were chosen beforehand"),
     "steps": ("arm", "p assumes that the number of steps was fixed beforehand"),
+    "decide": ("", "the word equivalent assumes that the margin was fixed beforehand"),
 }
-ORDER = "the order of the contrasts"
+ORDER, MARGIN = "the order of the contrasts", "the margin, decide.margin,"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Change:
     """One change after the first cell had finished."""
 
     kind: str  # a key of KINDS
-    name: str  # a seed, a contrast, a line of `expect`, an arm, or ORDER
+    name: str  # a seed, a contrast, a line of `expect`, an arm, ORDER or MARGIN
     how: str  # added · changed · withdrawn · extended
     day: str  # UTC, ISO 8601
 
@@ -38,7 +39,7 @@ def late_changes(experiment: ExperimentResult) -> list[Change]:
         for before, now in pairwise(experiment.history)
         if experiment.finished is not None and now["since"] >= experiment.finished  # ISO 8601 sorts as time does
         for kind in KINDS
-        if not (kind == "seeds" and now.get("decide", {}).get(AUTO))  # whose p covers their number
+        if not (kind == "seeds" and _is_auto(before) and _is_auto(now))  # p covers the looks in between
         for name, how in _compared(kind, _named(before, kind, experiment), _named(now, kind, experiment))
     ]
 
@@ -51,22 +52,29 @@ def late_names(experiment: ExperimentResult, kind: str) -> set[str]:
 def notes(experiment: ExperimentResult) -> list[str]:
     """Return a sentence per kind of change and day, with the assumption that it breaks."""
     alike: dict[tuple[str, str, str], list[str]] = {}
-    for change in late_changes(experiment):
+    for change in dict.fromkeys(late_changes(experiment)):  # the order may change twice a day
         alike.setdefault((change.kind, change.how, change.day), []).append(change.name)
     sentences = []
     for (kind, how, day), names in alike.items():
         called, assumed = KINDS[kind]
-        listed = ", ".join(name if kind == "seeds" or name == ORDER else f"'{name}'" for name in names)
-        noun = "" if names == [ORDER] else f"{called}{'s' * (len(names) > 1)} "
+        listed = ", ".join(name if kind == "seeds" or name in (ORDER, MARGIN) else f"'{name}'" for name in names)
+        noun = "" if names[0] in (ORDER, MARGIN) else f"{called}{'s' * (len(names) > 1)} "
         sentence = f"{noun}{listed} {'were' if len(names) > 1 else 'was'} {how} on {day} after cells had finished"
         sentences.append(f"{sentence[0].upper()}{sentence[1:]}: {assumed}.")
     return sentences
+
+
+def _is_auto(entry: dict[str, Any]) -> bool:
+    """Return true for an entry of a launch with `seeds: auto`."""
+    return bool(entry.get("decide", {}).get(AUTO))
 
 
 def _named(entry: dict[str, Any], kind: str, experiment: ExperimentResult) -> dict[str, Any]:
     """Return the names of one kind, and their values, in an entry of the history."""
     every = [*experiment.arms, *experiment.dropped]
     found = entry.get(kind) or {}
+    if kind == "decide":
+        return {MARGIN: found["margin"]} if "margin" in found else {}
     if kind in ("contrasts", "steps"):
         return dict(found)
     return dict.fromkeys(map(str, intended(found, every) if kind == "expect" else found))
@@ -76,7 +84,7 @@ def _compared(kind: str, was: dict[str, Any], now: dict[str, Any]) -> list[tuple
     """Return (name, change) of every difference. The order counts for contrasts, which are tested in order."""
     if kind == "steps":  # of an arm that is new, too, but that is not a change
         return [(arm, "extended") for arm in now if arm in was and was[arm] != now[arm]]
-    if not was and kind == "arms":  # launched by a version that did not record them
+    if (kind == "arms" and not was) or (kind == "decide" and not (was and now)):  # by a version that recorded none
         return []
     found = [(name, "changed" if name in was else "added") for name in now if name not in was or was[name] != now[name]]
     found += [(name, "withdrawn") for name in was if name not in now]

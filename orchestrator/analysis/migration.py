@@ -13,10 +13,8 @@ import numpy as np
 from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.common_step import common_step_of_pairs
 from orchestrator.analysis.pairs import Pair
-from orchestrator.analysis.statistics import (
-    sign_patterns,
-)
-from orchestrator.experiments.decision import ALPHA
+from orchestrator.analysis.sign_flip import sign_patterns
+from orchestrator.experiments.decision import ALPHA, smallest_p
 from orchestrator.forensics.reading import roles_of
 from orchestrator.forensics.roles.routing import STATES, state
 
@@ -66,8 +64,8 @@ class LayerShift:
 class RoleShift:
     """The roles of baseline (a) and arm (b) at their common step.
 
-    p is that of a permutation test which exchanges the arms' labels within the seed pairs: exact (all 2^n) up to 15
-    pairs, beyond by random exchanges, null for one pair.
+    p is that of a permutation test which exchanges the arms' labels within the seed pairs: exact (all 2^n) up to
+    `EXACT_PAIRS` pairs, beyond by random exchanges, null for one pair. It assumes a fixed number of pairs.
     """
 
     arm: str
@@ -134,7 +132,8 @@ def role_shift(arm: str, pairs: list[Pair]) -> RoleShift | None:
         across=_overlap(list(zip(a, b, strict=True))),
         within_a=_overlap(list(combinations(a, 2))) if several else None,
         within_b=_overlap(list(combinations(b, 2))) if several else None,
-        layers=layers, distance=float(sums[0]) / len(a), p=together, smallest_p=1.0 / len(distances),
+        layers=layers, distance=float(sums[0]) / len(a), p=together,
+        smallest_p=max(smallest_p(len(a)), 1.0 / len(distances)),
         verdict="not measured" if at.untrained else moved,
         sentence=" ".join(filter(None, [untrained, at.unread_note])),
     )  # fmt: skip
@@ -158,8 +157,7 @@ def _exchanged(a: list[list[str]], b: list[list[str]]) -> np.ndarray:
     """Return n × each layer's distance between the arms, [patterns, L], as observed and under every label exchange.
 
     A layer's p compares its distance with the largest of any layer under each pattern (Westfall & Young's max-T), which
-    corrects it for the number of layers. Half the patterns suffice, because exchanging the other pairs instead gives
-    the same distances. All values are whole numbers, so equal ones compare equal.
+    corrects it for the number of layers. All values are whole numbers, so equal ones compare equal.
     """
     return np.abs(np.tensordot(sign_patterns(len(a)), state_gaps(a, b), axes=1)).sum(axis=2) / 2.0
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
+from itertools import count, islice
 
 import numpy as np
 import scipy
 
 from orchestrator.analysis.cells import ExperimentResult
 from orchestrator.analysis.migration import state_gaps
+from orchestrator.analysis.sign_flip import draw_patterns
 from orchestrator.common.formatting import roughly
+from orchestrator.config.schema import AUTO, DecideConfig
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS, smallest_p
 
 POWER = 0.8  # chance of a decision with the number of pairs that is named
@@ -19,6 +23,7 @@ EACH = 12  # numbers of pairs that are all tried; of larger ones, every twentiet
 DRAWS = 2000  # of a mean and a standard deviation
 DRAWN, EXCHANGES = 40, 300  # experiments drawn for each number of pairs, and exchanges of their arms
 FEWEST_TO_DRAW_FROM = 4  # pairs
+LISTED = 12  # most seeds that a sentence lists
 Band = tuple[float, float]
 
 
@@ -74,8 +79,7 @@ def pairs_to_move(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> int
 
 def _differ(gaps: np.ndarray, rng: np.random.Generator) -> bool:
     """Return true where the distance between the arms' states is significant under random exchanges."""
-    signs = rng.choice((1.0, -1.0), (EXCHANGES, len(gaps)))
-    signs[0] = 1.0
+    signs = draw_patterns(len(gaps), EXCHANGES, rng)
     distances = np.abs(np.tensordot(signs, gaps, axes=1)).sum(axis=(1, 2))
     return bool((distances >= distances[0]).mean() <= ALPHA)
 
@@ -98,19 +102,36 @@ def detectable(std: float, n: int, error: float = ALPHA) -> float | None:
     return float((t.ppf(1.0 - error / 2.0) + t.ppf(POWER)) * std / np.sqrt(n))
 
 
-def seconds_per_pair(experiment: ExperimentResult) -> float | None:
-    """Return the seconds in which a launch here adds a pair of every arm; null where no cell has finished.
+def seconds_of(pairs: int, experiment: ExperimentResult) -> float | None:
+    """Return the wall seconds in which a launch here adds `pairs` of every arm; null where no cell has finished.
 
-    As many cells run at once as the last launch allowed, each for as long as the finished ones took on average.
+    As many cells run at once as the last launch allowed, each for as long as the finished ones took on average. With
+    `seeds: auto`, the pairs of one look end before those of the next begin.
     """
     took = [cell.metrics[-1]["seconds"] for cell in experiment.cells if not cell.missing]
     if not took or not all(isinstance(seconds, int | float) for seconds in took):
         return None
     slots = experiment.launcher.get("parallel") or len(os.sched_getaffinity(0))
-    return float(np.mean(took)) * len(experiment.arms) / slots
+    step = experiment.decide.get("step", DecideConfig.step) if experiment.decide.get(AUTO) else pairs
+    looks = [min(step, pairs - begun) for begun in range(0, pairs, step)]
+    return float(np.mean(took)) * sum(math.ceil(n * len(experiment.arms) / slots) for n in looks)
 
 
-def more_pairs(more: int, seconds: float | None) -> str:
-    """Say that as many more pairs would decide; `seconds`: of one pair, where known."""
-    price = "" if seconds is None else f", {roughly(more * seconds)} here,"
-    return f"About {more} more pair{'s' * (more != 1)}{price} would decide it."
+def more_pairs(more: int, experiment: ExperimentResult, *, losses_decided: bool = False) -> str:
+    """Say that as many more pairs of every arm would decide, the time they take, and the override that adds them.
+
+    `losses_decided`: the loss of every arm is decided, so that `seeds: auto` adds no more.
+    """
+    seconds = seconds_of(more, experiment)
+    price = "" if seconds is None else f", {roughly(seconds)} here,"
+    return f"About {more} more pair{'s' * (more != 1)}{price} would decide it{_cure(more, experiment, losses_decided)}."
+
+
+def _cure(more: int, experiment: ExperimentResult, losses_decided: bool) -> str:
+    """Return the clause with the override; empty where `seeds: auto` adds the pairs anyway, or it would be long."""
+    seeds, adds = experiment.seeds, f"adds {'them' if more != 1 else 'it'}"
+    if experiment.decide.get(AUTO) and not losses_decided:
+        within = len(seeds) + more <= experiment.decide.get("max", DecideConfig.max)
+        return "" if within else f": decide.max={len(seeds) + more} {adds}"
+    every = [*seeds, *islice((seed for seed in count() if seed not in seeds), more)]
+    return f": seeds=[{','.join(map(str, every))}] {adds}" if len(every) <= LISTED else ""

@@ -17,9 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from orchestrator.experiments.decision import ALPHA
+
 EXACT_PAIRS = 14  # most pairs for which all 2^n sign patterns are taken; beyond, 2^14 are drawn at random
 BISECTIONS = 16  # of a p between two levels, to an error of 2^−16
 TOLERANCE = 1e-12  # sums within it are equal
+LEVELS = tuple(ALPHA / 2.0 / arms * (1.0 - TOLERANCE) for arms in range(1, 13))  # one-sided errors of verdicts, by Holm
 
 
 class Look(NamedTuple):
@@ -35,9 +38,12 @@ def one_look(n: int) -> tuple[Look, ...]:
 
 
 def p_below(differences: ArrayLike, looks: Sequence[Look] = ()) -> float:
-    """Return the one-sided p of a mean below 0: the smallest error with which one of the looks called it.
+    """Return the one-sided p of a mean below 0: the error from which on one of the looks calls it.
 
-    `differences`: [n], in the order in which the pairs were added. `looks`: by default one, at all pairs.
+    `differences`: [n], in the order in which the pairs were added. `looks`: by default one, at all pairs. With several,
+    patterns are called by whole numbers, so that one may be called with some error and not with a little more. What
+    is called at `LEVELS` is therefore asked first: p is at most one of them if the mean is called with that error and
+    with all larger ones of them.
     """
     x = np.asarray(differences, dtype=np.float64)
     looks = looks or one_look(x.size)
@@ -48,6 +54,11 @@ def p_below(differences: ArrayLike, looks: Sequence[Look] = ()) -> float:
     if not _called(sums, looks, 1.0):
         return 1.0
     low, high = 0.0, 1.0  # not called … called
+    for level in LEVELS:
+        if not _called(sums, looks, level):
+            low = level
+            break
+        high = level
     for _ in range(BISECTIONS):
         middle = (low + high) / 2.0
         low, high = (low, middle) if _called(sums, looks, middle) else (middle, high)
@@ -68,16 +79,27 @@ def p_two_sided(differences: ArrayLike, looks: Sequence[Look] = ()) -> float | N
 
 def _sums(x: np.ndarray, pairs: Sequence[int]) -> np.ndarray:
     """Return the sum of the first pairs of each look under every sign pattern, [looks, patterns], as observed first."""
-    signs = _signs(max(pairs))
+    signs = sign_patterns(max(pairs))
     return np.stack([signs[:, :n] @ x[:n] for n in pairs])
 
 
 @lru_cache(maxsize=8)
-def _signs(n: int) -> np.ndarray:
-    """Return sign patterns [patterns, n], the first all +."""
+def sign_patterns(n: int) -> np.ndarray:
+    """Return the signs of n differences, [patterns, n], the first all +: all 2^n, or beyond `EXACT_PAIRS` drawn ones.
+
+    To flip the sign of a paired difference is to exchange the arms within the pair.
+    """
     if n <= EXACT_PAIRS:
-        return np.array(list(product((1.0, -1.0), repeat=n)))
-    signs = np.random.default_rng(0).choice((1.0, -1.0), (2**EXACT_PAIRS, n))
+        signs = np.array(list(product((1.0, -1.0), repeat=n)))
+    else:
+        signs = draw_patterns(n, 2**EXACT_PAIRS, np.random.default_rng(0))
+    signs.flags.writeable = False  # as every caller gets the same array
+    return signs
+
+
+def draw_patterns(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random signs of n differences, [count, n], the first all +."""
+    signs = rng.choice((1.0, -1.0), (count, n))
     signs[0] = 1.0
     return signs
 

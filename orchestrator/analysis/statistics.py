@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +17,6 @@ from orchestrator.experiments.decision import ALPHA
 MARGIN = 0.0025  # by default: share of the baseline's mean within which a difference counts as none
 BOOTSTRAP_FROM = 6  # pairs; with fewer, a bootstrap does not cover at its nominal rate
 RESAMPLES = 9_999
-MAX_PATTERNS = 2**14  # most sign patterns for several outcomes at once; beyond, they are drawn
-
 
 Outcome = tuple[str, str]  # metric, domain
 P = dict[tuple[str, Outcome], float | None]  # (arm, outcome) → p
@@ -87,15 +84,6 @@ def interval(values: ArrayLike, level: float) -> Interval:
         if np.isfinite([found.low, found.high]).all():
             return Interval(float(min(low, found.low)), float(max(high, found.high)), "BCa bootstrap and Student t")
     return Interval(float(low), float(high), "Student t")
-
-
-def sign_patterns(n: int) -> np.ndarray:
-    """Return the signs of n differences, [patterns, n], the first all +; of a pattern and its negative only one."""
-    if 2 ** (n - 1) <= MAX_PATTERNS:
-        return np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=n - 1)])
-    signs = np.random.default_rng(0).choice((1.0, -1.0), (MAX_PATTERNS, n))
-    signs[0] = 1.0
-    return signs
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -33,7 +33,7 @@ DESCRIPTION: Shape = {  # experiment.yaml
     "decide": MAPPING, "looks": LIST, "launcher": MAPPING, "budget": MAPPING, "data": MAPPING,
 }  # fmt: skip
 HISTORY: Shape = {"since": TEXT, "seeds": LIST, "contrasts": MAPPING, "expect": MAPPING}  # an entry of `history`
-HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING}
+HISTORY_IF_RECORDED: Shape = {"arms": LIST, "dropped": LIST, "steps": MAPPING, "decide": MAPPING}
 BRANCH: Shape = {"arm": TEXT, "step": WHOLE, "experiment": optional(TEXT)}  # a trunk in `lineage`
 MODEL: Shape = {"params": COUNT}
 MODEL_IF_RECORDED: Shape = {"widths": LIST, "training_flops": POSITIVE}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import Any
 
@@ -51,6 +52,15 @@ def differences(a: Config, b: Config, ignore: tuple[str, ...] = ()) -> dict[str,
         for key in left | right
         if left.get(key) != right.get(key) and not is_within(key, ignore)
     }
+
+
+def taking(config: Config, other: Config, names: Iterable[str]) -> Config:
+    """`config` with the values that `other` has for `names`, each a branch or a key at most one branch deep."""
+    for name in names:
+        branch, _, leaf = name.rpartition(".")
+        values = {leaf: getattr(getattr(other, branch) if branch else other, leaf)}
+        config = replace(config, **({branch: replace(getattr(config, branch), **values)} if branch else values))
+    return config
 
 
 def all_keys() -> list[str]:

@@ -224,7 +224,7 @@ class DecideConfig:
     """When a question is decided (SCIENCE §8). With `seeds: auto`, pairs are added until the loss of each arm is."""
 
     margin: float = 0.0025  # share of the baseline's loss within which a difference counts as none
-    min: int = 6  # seeds: auto: pairs at the first look; under six, nothing can be decided
+    min: int = 7  # seeds: auto: pairs at the first look; where twelve may come, six cannot decide yet
     max: int = 12  # seeds: auto: most pairs; it may be raised later
     step: int = 1  # seeds: auto: pairs between two looks
 

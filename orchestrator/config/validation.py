@@ -142,7 +142,9 @@ def _names(config: Config) -> Iterator[str]:
 def _seeds(config: Config) -> Iterator[str]:
     seeds, decide = config.seeds, config.decide
     for seed in (config.seed, *(seeds if isinstance(seeds, list) else ())):
-        if isinstance(seed, int) and not 0 <= seed < SEEDS:
+        if type(seed) is not int:  # nor a bool, which would be 0 or 1
+            yield f"seeds={seeds} holds {seed!r}, which is no whole number: write whole numbers, as in seeds=[0,1]."
+        elif not 0 <= seed < SEEDS:
             yield f"seed {seed} is out of range: use whole numbers from 0 to 2^63 - 1."
     if isinstance(seeds, list):
         if len(set(map(str, seeds))) != len(seeds):

@@ -15,10 +15,10 @@ from typing import Any
 from models.spec import DecoderSpec, forward_flops_per_token
 from models.width import build_spec
 from orchestrator.common.errors import UserError, nearest
-from orchestrator.config import keys, load, schema
+from orchestrator.config import keys, schema
 from orchestrator.config.schema import Config
 from orchestrator.experiments import branch as branches
-from orchestrator.experiments import dependency, expectations, horizon, playback
+from orchestrator.experiments import dependency, description, expectations, horizon, playback
 
 LONGEST_NAME = 120  # bytes
 LARGEST_WEIGHT = 1e6  # largest size of an arm's weight in a contrast; the smallest is its inverse
@@ -162,11 +162,8 @@ def experiment_of(
 
 
 def _until_decided(base: Config, directory: Path) -> list[int]:
-    """The seeds of `seeds: auto`: those of the first look, and those that its directory already has."""
-    path = directory / "experiment.yaml"
-    recorded = load.plain_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
-    known = recorded.get("seeds", []) if isinstance(recorded, dict) else []
-    return sorted({*range(base.decide.min), *(seed for seed in known if isinstance(seed, int))})
+    """The seeds of the first look, and those that the directory has. Raises `UserError` where it cannot be read."""
+    return sorted({*range(base.decide.min), *description.read(directory).get("seeds", [])})
 
 
 def _kept_steps(arm: str, arms: dict[str, Config]) -> list[int]:

@@ -105,15 +105,8 @@ def _run_as(known: schema.Config, now: schema.Config) -> schema.Config:
     if known.train.keep_states is None and now.train.keep_states == schema.TrainConfig.keep_states:
         now = replace(now, train=replace(now.train, keep_states=None))
     kept = sorted({*known.train.keep_at, *now.train.keep_at})  # what a branch began from may be needed again
-    merged, now = known, replace(now, train=replace(now.train, keep_at=kept))
-    for key in (*keys.OF_A_LAUNCH, *keys.OF_ROUNDING, "train.steps"):
-        branch, _, leaf = key.rpartition(".")
-        if branch:
-            changed = replace(getattr(merged, branch), **{leaf: getattr(getattr(now, branch), leaf)})
-            merged = replace(merged, **{branch: changed})
-        else:
-            merged = replace(merged, **{leaf: getattr(now, leaf)})
-    return merged
+    now = replace(now, train=replace(now.train, keep_at=kept))
+    return keys.taking(known, now, (*keys.OF_A_LAUNCH, *keys.OF_ROUNDING, "train.steps"))
 
 
 def reopen(path: Path) -> Experiment:

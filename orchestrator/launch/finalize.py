@@ -10,8 +10,9 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,7 @@ from orchestrator import monitoring
 from orchestrator.common import command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
+from orchestrator.config import keys
 from orchestrator.experiments import run_directory
 from orchestrator.experiments.dependency import awaited_cells, has_finished
 from orchestrator.experiments.experiment import Cell, Experiment
@@ -35,6 +37,9 @@ from orchestrator.storage.event_log import COMPARISON, Entry, EventLog
 from orchestrator.tracking import agent
 from orchestrator.tracking.run import log_comparison
 
+if TYPE_CHECKING:
+    from orchestrator.analysis import Comparison
+
 ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, and the pause between them
 
 
@@ -45,16 +50,16 @@ def finalize(experiment: Experiment, console: Console, complain: Callable[[str],
     cells.
     """
     while True:
-        code, grown = _look(experiment, console, complain, ran=ran)
-        if grown is None:
+        code, launched = _look(experiment, console, complain, ran=ran)
+        if launched is None:
             return code
-        experiment, ran = grown, bool(launch(grown, console))
+        experiment, ran = launched
 
 
 def _look(
     experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool
-) -> tuple[int, Experiment | None]:
-    """The exit code, and the experiment with more pairs where these are to be launched next."""
+) -> tuple[int, tuple[Experiment, bool] | None]:
+    """Return the exit code; and, where more pairs were launched, the experiment with them and True if any cell ran."""
     if (elsewhere := queued.left_to_queue(experiment)) and not queued.follow(experiment, console):
         queues = queued.title(elsewhere.values(), experiment.directory)
         status = f"python -m orchestrator.status {shlex.quote(str(experiment.directory))}"
@@ -66,7 +71,7 @@ def _look(
         )
         return 0, None
     if elsewhere and experiment.auto:  # whose job may have added pairs
-        experiment = run_directory.reopen(experiment.directory)
+        experiment = _with_all_arms(experiment)
     code, finished = _report_unfinished(experiment, complain)
     if not ran and not code and not experiment.auto:
         console.print(f"Nothing is left to do: all cells of {escape(experiment.name)} are finished.")
@@ -75,8 +80,30 @@ def _look(
     if not finished or code == INTERRUPTED:  # a failed cell leaves the others to be compared
         return code, None
     # what a job compared, it has logged, and it has seen to more pairs
-    log = (ran or agent.is_present()) and not elsewhere
-    return code, _compare(experiment, console, log=log, more=not code and not elsewhere)
+    log, more = (ran or agent.is_present()) and not elsewhere, not code and not elsewhere
+    comparison, grown, reason = _compare(_with_all_arms(experiment) if experiment.auto else experiment, more=more)
+    if grown is None:
+        _show(comparison, experiment, reason, console, log=log)
+        return code, None
+    console.print(reason, markup=False, soft_wrap=True)
+    try:
+        return code, (grown, bool(launch(grown, console)))
+    except UserError as error:  # as where the queue refuses the jobs
+        _show(comparison, experiment, "", console, log=True)
+        complain(str(error))
+        return 2, None
+
+
+def _with_all_arms(experiment: Experiment) -> Experiment:
+    """The experiment with every arm and seed of its directory, run as this launch runs its own cells."""
+    whole, arms = run_directory.reopen(experiment.directory), experiment.arms
+    # an arm that this launch leaves out may branch from one that it names, which keeps a state for it
+    taken = tuple(key for key in keys.OF_A_LAUNCH if key != "train.keep_at")
+    cells = (
+        replace(cell, config=keys.taking(cell.config, arms.get(cell.config.arm, experiment.config), taken))
+        for cell in whole.cells
+    )
+    return replace(experiment, config=replace(experiment.config, seeds=whole.config.seeds), cells=tuple(cells))
 
 
 def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) -> tuple[int, int]:
@@ -92,23 +119,34 @@ def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) 
     return code, len(experiment.cells) - len(unfinished)
 
 
-def _compare(experiment: Experiment, console: Console, *, log: bool, more: bool) -> Experiment | None:
-    """Compare; return the experiment with the pairs that it needs next, where `more` are wanted and it needs any.
+def _compare(experiment: Experiment, *, more: bool) -> tuple[Comparison, Experiment | None, str]:
+    """Compare; return also the experiment with the cells that it needs next, if any, and the reason.
 
-    Otherwise print the summary, and log it to W&B where `log` is set.
+    `more`: cells may be added. Only `seeds: auto` adds any; a list of seeds gives no reason either.
     """
-    from orchestrator.analysis import compare, print_summary  # pandas and plotly, which a dry run does without
+    from orchestrator.analysis import compare  # pandas and plotly, which a dry run does without
     from orchestrator.launch.until_decided import next_pairs
 
     comparison = compare(experiment.directory)
-    grown, reason = next_pairs(experiment, comparison) if more else (None, "")
-    if grown is None:
-        print_summary(comparison, console)
-        if log:
-            log_comparison(experiment.config, comparison)
+    if not (more and experiment.auto):
+        return comparison, None, ""
+    seeds = experiment.config.seeds
+    untrained = [cell.id for cell in experiment.with_seeds(seeds).cells if not has_finished(cell.directory)]
+    if untrained:  # of arms that this launch does not name
+        first = f"Every arm is needed at every seed: {', '.join(untrained)} first."
+        return comparison, run_directory.add_seeds(experiment, seeds), first
+    return comparison, *next_pairs(experiment, comparison)
+
+
+def _show(comparison: Comparison, experiment: Experiment, reason: str, console: Console, *, log: bool) -> None:
+    """Print the summary and the reason why no pairs follow; with `log`, send the comparison to W&B."""
+    from orchestrator.analysis import print_summary
+
+    print_summary(comparison, console)
+    if log:
+        log_comparison(experiment.config, comparison)
     if reason:
         console.print(reason, markup=False, soft_wrap=True)
-    return grown
 
 
 def run_as_job(path: Path) -> None:
@@ -116,9 +154,7 @@ def run_as_job(path: Path) -> None:
     experiment, events, scheduler = run_directory.reopen(path), EventLog(path), of_this_process(path)
     with locks.hold(locks.of_launcher(path)):
         retried, delay = _to_try_again(experiment, events)
-        states = _states(events)
-        entries = _queued(events).items()
-        queue = {c: e.job for c, e in entries if e.queued_as in states and not states[e.queued_as].has_ended}
+        queue = _in_queue(events)
         if retried:
             queued.submit(experiment, retried, beside=queue, delay=delay)
             return
@@ -129,38 +165,30 @@ def run_as_job(path: Path) -> None:
         which: dict[str, Any] = {"attempt": 1, "job": this_job.id if this_job else "", "scheduler": name}
         # recorded before the lock is released: from now on no launcher leaves new cells to this job
         events.append(COMPARISON, "running", **which)
-    compared, grown = _compare_trained(experiment)
-    reason = f"{compared} of {len(experiment.cells)} cells"
-    if grown is not None:
-        try:
-            with locks.hold(locks.of_launcher(path)):
-                queued.submit(grown, _unfinished(grown), beside={})
-            return
-        except UserError as error:  # as where a compute node may not submit
-            reason += f"; not decided, and its next pairs could not be submitted: {error} Its own command submits them."
-            print(reason, flush=True)
-    if compared:
-        events.append(COMPARISON, "done", reason=reason, **which)
-    else:
-        events.append(COMPARISON, "failed", reason="no cell has finished", **which)
-
-
-def _unfinished(experiment: Experiment) -> list[Cell]:
-    return [cell for cell in experiment.cells if not is_finished(cell.directory)]
-
-
-def _compare_trained(experiment: Experiment) -> tuple[int, Experiment | None]:
-    """Compare the cells that were trained to the end, with all their readings.
-
-    Returns their number, and the experiment with the pairs that it needs next, if any.
-    """
     trained = [cell for cell in experiment.cells if has_finished(cell.directory)]
     for cell in trained:
         _read(cell)
     if not trained:
-        return 0, None
-    whole = len(trained) == len(experiment.cells)
-    return len(trained), _compare(experiment, Console(width=100), log=True, more=whole)
+        events.append(COMPARISON, "failed", reason="no cell has finished", **which)
+        return
+    done, console = f"{len(trained)} of {len(experiment.cells)} cells", Console(width=100)
+    comparison, grown, reason = _compare(experiment, more=len(trained) == len(experiment.cells))
+    if grown is not None:
+        console.print(reason, markup=False, soft_wrap=True)
+        try:
+            with locks.hold(locks.of_launcher(path)):
+                queue = _in_queue(events)  # a launcher may have submitted cells since
+                queued.submit(grown, [cell for cell in _unfinished(grown) if cell.id not in queue], beside=queue)
+            return
+        except UserError as error:  # as where a compute node may not submit
+            reason = f"Not decided, and the next pairs could not be submitted: {error} Its own command submits them."
+            done += f"; {reason[0].lower()}{reason[1:]}"
+    _show(comparison, experiment, reason, console, log=True)
+    events.append(COMPARISON, "done", reason=done, **which)
+
+
+def _unfinished(experiment: Experiment) -> list[Cell]:
+    return [cell for cell in experiment.cells if not is_finished(cell.directory)]
 
 
 def _read(cell: Cell) -> None:
@@ -197,6 +225,12 @@ def _to_try_again(experiment: Experiment, events: EventLog) -> tuple[list[Cell],
     last, sources = events.last(), {cell.directory for cell in retried}
     failed = [cell for cell in experiment.cells if cell.id in last and last[cell.id].state == "failed"]
     return [*retried, *(cell for cell in failed if awaited_cells(cell.config, experiment.directory) & sources)], longest
+
+
+def _in_queue(events: EventLog) -> dict[str, str]:
+    """Cell → job, of the cells that wait or run in a queue now. Raises `UserError` as `_states` does."""
+    states, entries = _states(events), _queued(events).items()
+    return {cell: e.job for cell, e in entries if e.queued_as in states and not states[e.queued_as].has_ended}
 
 
 def _queued(events: EventLog) -> dict[str, Entry]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.config.schema import Where
 from orchestrator.experiments.experiment import Cell, Experiment, decoder_spec
@@ -65,7 +65,11 @@ class Cost:
     benchmark: Benchmark
     arms: dict[str, CellCost]
     cells: list[CellCost]
-    at_once: int
+    slots: int | None  # cells that can run at once; null: all
+
+    @property
+    def at_once(self) -> int:
+        return min(self.slots or len(self.cells), len(self.cells))
 
     @property
     def jobs(self) -> int:
@@ -127,8 +131,16 @@ def cost_of(experiment: Experiment, left: Sequence[Cell] | None = None) -> Cost:
     config = experiment.config
     scheduler = chosen(config)(experiment.directory)
     elsewhere = config.plan.gpu is not None or scheduler.queues
-    at_once = (config.launcher.parallel or len(cells)) if elsewhere else len(scheduler.slots(config))
-    return Cost(experiment, hardware, benchmark, arms, cells, min(at_once, len(cells)))
+    slots = config.launcher.parallel if elsewhere else len(scheduler.slots(config))
+    return Cost(experiment, hardware, benchmark, arms, cells, slots)
+
+
+def looks_of(cost: Cost) -> list[Cost]:
+    """Return the cost up to each look of `seeds: auto`, apart from the looks before it: `cost`, then those to come."""
+    config = cost.experiment.config
+    pairs, most, step = len(config.seeds), config.decide.max, config.decide.step
+    later = [min(step, most - begun) for begun in range(pairs, most, step)]
+    return [cost, *(replace(cost, cells=[*cost.arms.values()] * added) for added in later)]
 
 
 def makespan(seconds: Sequence[float], slots: int) -> float:

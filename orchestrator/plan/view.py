@@ -22,7 +22,7 @@ from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.checks import check_jobs
-from orchestrator.plan.cost import CellCost, Cost, cost_of, shares_memory
+from orchestrator.plan.cost import CellCost, Cost, cost_of, looks_of, shares_memory
 from orchestrator.plan.precision import pilot_of
 from orchestrator.schedulers import chosen
 
@@ -45,7 +45,7 @@ def show(experiment: Experiment, console: Console) -> None:
     if len(left) < len(cells):
         done = len(cells) - len(left)
         some = f"{done} {'is' if done == 1 else 'are'} finished; what is left:"
-        rest = some if left else "all finished: nothing is left."
+        rest = some if left else f"all finished: {_nothing_left(experiment)}."
         console.print(f"{counted(len(cells), 'cell')}, {rest}", highlight=False)
     if not left:
         return
@@ -64,6 +64,13 @@ def show(experiment: Experiment, console: Console) -> None:
     if sentences := list(warnings(cost)):
         console.print()
         console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in sentences))
+
+
+def _nothing_left(experiment: Experiment) -> str:
+    """What a launch does where all cells are finished."""
+    if experiment.auto and len(experiment.config.seeds) < experiment.config.decide.max:
+        return "a launch looks at them, and adds pairs where the question is not decided"
+    return "nothing is left"
 
 
 def _totals(cost: Cost) -> Table:
@@ -99,6 +106,8 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     yield "finds", *_finds(cost.experiment)
     longest = max(cells, key=lambda cell: cell.seconds)
     yield "wall time", duration(cost.wall_seconds), f"a cell takes {duration(longest.seconds)} at most"
+    if cost.experiment.auto and len(config.seeds) < config.decide.max:
+        yield "at most", *_at_most(cost)
     each = max(cell.reading for cell in cost.arms.values())
     core = sum(cell.forensics for cell in cells)
     where = "in jobs of their own" if several else "in a thread beside training"
@@ -145,6 +154,16 @@ def _rows(cost: Cost) -> Iterator[tuple[str, str, str]]:
     forward = f", interventions ({cost.benchmark.forward / 1e9:,.1f} GFLOP/s)" if cost.interventions else ""
     rates = f"Readings ({reading}){forward} and checkpoints ({size(cost.benchmark.write_rate)}/s)"
     yield "", "", f"{rates} are measured on this machine; all else is counted."
+
+
+def _at_most(cost: Cost) -> tuple[str, str]:
+    """The cells with `decide.max` pairs of every arm, and what they cost, look after look."""
+    looks, config = looks_of(cost), cost.experiment.config
+    cells = counted(sum(len(look.cells) for look in looks), "cell")
+    compute = work(sum(look.device_seconds for look in looks), cost.hardware.unit)
+    wall = duration(sum(look.wall_seconds for look in looks))
+    rest = f"the other rows end with the look at {counted(len(config.seeds), 'pair')}"
+    return cells, f"{compute} of compute and {wall} of wall time with decide.max={config.decide.max}; {rest}"
 
 
 def _finds(experiment: Experiment) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from orchestrator.analysis.statistics import (
     interval,
     verdict,
 )
+from orchestrator.config.schema import DecideConfig
 from orchestrator.experiments.decision import ALPHA
 
 REPEATS = 2000
@@ -47,7 +48,14 @@ def decide(differences: np.ndarray, margin: float, least: int, step: int = 1) ->
 
 
 def simulate(
-    law: Law, mean: float, margin: float, repeats: int, *, least: int = 6, most: int = 12, step: int = 1
+    law: Law,
+    mean: float,
+    margin: float,
+    repeats: int,
+    *,
+    least: int = DecideConfig.min,
+    most: int = DecideConfig.max,
+    step: int = 1,
 ) -> tuple[Counter[str], float]:
     """Verdict → its share, and the mean number of pairs; `mean` and `margin` in standard deviations of a difference."""
     rng = np.random.default_rng(round(1000 * (mean + margin)) + most)
@@ -57,7 +65,7 @@ def simulate(
 
 
 def errors(repeats: int) -> None:
-    print(f"{'false decisions at looks at 6, 7, … 12 pairs':48} {'better/worse':>12} {'equivalent':>12}")
+    print(f"{'false decisions at looks at 7, 8, … 12 pairs':48} {'better/worse':>12} {'equivalent':>12}")
     for name, law in LAWS.items():
         null = simulate(law, 0.0, 1e-9, repeats)[0]
         at_margin = simulate(law, 1.0, 1.0, repeats)[0]

@@ -6,21 +6,17 @@ import inspect
 
 from orchestrator.analysis.sections.section import Section
 from orchestrator.analysis.sign_flip import EXACT_PAIRS
-from orchestrator.analysis.statistics import (
-    MAX_PATTERNS,
-)
 from orchestrator.common.web.pages import Term
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.forensics.measures.table import MEASURES
 
-EXCHANGED = MAX_PATTERNS.bit_length()  # most pairs for which all label exchanges are taken
 SIGN_FLIP = (
     "Two-sided sign-flip test of the paired differences: the share of sign patterns whose mean is at least as far "
     f"from 0. Exact (all 2ⁿ patterns) up to {EXACT_PAIRS} pairs, beyond by random patterns. With fewer than "
-    f"{FEWEST_PAIRS} pairs p cannot reach {ALPHA}. Where pairs were added until the answer was decided, p covers all "
-    "looks."
+    f"{FEWEST_PAIRS} pairs p cannot reach {ALPHA}."
 )
-
+LOOKS = "Where pairs were added until the losses were decided, p covers all looks."
+FIXED = "This p is that of a fixed number of pairs, even where pairs were added until the losses were decided."
 
 OWN = {
     "experiment": Term("arm, seed, pair",
@@ -41,14 +37,15 @@ OWN = {
         "Pointwise 95 % interval (Student's t over the pairs) of the difference at every evaluation. It is not a "
         "test: by chance it misses at one point of twenty."),
     "p": Term("p",
-        f"{SIGN_FLIP} It is not corrected for other tests; the column beside it is."),
-    "p_alone": Term("p, not corrected", f"{SIGN_FLIP} It is not corrected for other tests."),
+        f"{SIGN_FLIP} {LOOKS} It is not corrected for other tests; the column beside it is."),
+    "p_alone": Term("p, not corrected", f"{SIGN_FLIP} {LOOKS} It is not corrected for other tests."),
     "p_contrast": Term("p of a contrast",
-        f"{SIGN_FLIP} Contrasts are tested in order at {ALPHA} until one is not significant; later p are in "
+        f"{SIGN_FLIP} {LOOKS} Contrasts are tested in order at {ALPHA} until one is not significant; later p are in "
         "parentheses."),
     "holm": Term("p by Holm",
-        "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs, any is called "
-        f"better or worse with a probability of at most {ALPHA:.1%}. Verdicts rest on it."),
+        "p of the first primary outcome, corrected by Holm for the number of arms: if no arm differs and the "
+        "differences are symmetric, any is called better or worse with a probability of at most "
+        f"{ALPHA:.1%}. Verdicts rest on it."),
     "corrected": Term("p, corrected",
         "p of the primary outcomes, by Holm over the arms and tested as a sequence; the p of all other losses of an "
         "arm share a Holm correction. Verdicts rest on it."),
@@ -68,8 +65,8 @@ OWN = {
         "Seeds whose number lies inside the wanted bounds, of the seeds that have the number."),
     "expect_verdict": Term("delivered, not delivered, inconclusive",
         "Delivered: the 95 % interval of the mean lies inside the wanted bounds, and so do significantly more than "
-        "half of the seeds (exact sign test, p ≤ 0.032). Not delivered: both lie outside. Otherwise "
-        "inconclusive."),
+        f"half of the seeds (exact sign test, p ≤ {ALPHA}). Not delivered: both lie outside. Otherwise "
+        f"inconclusive. {FIXED}"),
     "contrast": Term("value of a contrast",
         "Weighted sum of the arms' losses at one seed, mean over the seeds at which all of these arms are complete."),
     "contrast_verdict": Term("verdict on a contrast",
@@ -98,9 +95,9 @@ OWN = {
         "each reading's states were dealt to its layers at random. Cohen's κ: 1 = nothing changed, 0 = as by chance."),
     "role_shift": Term("p of a role shift",
         "Permutation test of the distance between the arms' shares of seeds in each state, summed over the layers, "
-        f"by exchanging the arms' labels within pairs: all exchanges up to {EXCHANGED} pairs, beyond random ones. A "
+        f"by exchanging the arms' labels within pairs: all exchanges up to {EXACT_PAIRS} pairs, beyond random ones. A "
         "layer's p compares it with the largest distance of any layer (max-T), which corrects it for the number of "
-        "layers."),
+        f"layers. {FIXED}"),
     "coincidence": Term("events and loss drops",
         "Events in the layers, such as changes of role, in the intervals of loss drops: those in which validation loss "
         "falls more than 3 robust σ further than predicted from the neighbouring intervals. By chance: the same with "
@@ -132,19 +129,21 @@ OWN = {
         f"(95 % interval, and p ≤ {ALPHA} by sign-flip). Conserved: it lies within, and the positions moved to another "
         "depth; nothing moved: it lies within, and they did not. No larger than chance: both budgets are as large as "
         "those of layers drawn by chance. Not claimed: the threshold mean + 3 std (SCIENCE §1, §4). Otherwise "
-        "inconclusive, and always so if a seed's budget is no larger than chance or all ratios are equal."),
+        f"inconclusive, and always so if a seed's budget is no larger than chance or all ratios are equal. {FIXED}"),
     "effective_layers": Term("layers that hold the budget",
         "exp of the entropy of the positions above chance over the layers: as many layers would hold them evenly."),
     "moved": Term("p, moved",
         "Exchange test of the distance between the arms' mean budgets along depth: the share of exchanges of the arms "
-        "within the pairs that put them at least as far apart."),
+        f"within the pairs that put them at least as far apart. {FIXED}"),
     "flattening": Term("CV a / b",
         "Ratio of the two arms' CV in a layer, geometric mean over the pairs; above 1, b is flatter. Its p is an "
-        "exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T."),
+        f"exact sign-flip test of the mean log ratio, corrected for the number of layers by step-down max-T. {FIXED}"),
     "damage": Term("damage",
         "Rise of the held-out loss, nats per token, when the layer is deleted from the trained model: it passes the "
         "residual stream on as it is. Mean over the domains (SCIENCE §9)."),
-    "p_layers": Term("p of a layer", f"{SIGN_FLIP} It is corrected for the number of layers by step-down max-T."),
+    "p_layers": Term("p of a layer",
+        f"{SIGN_FLIP} {FIXED} It is corrected for the number of layers by step-down max-T."),
+    "p_spread": Term("p of a spread", f"{SIGN_FLIP} {FIXED} It is not corrected for other tests."),
     "symmetry": Term("spread",
         "Standard deviation and range over the layers of attention's share: of the energy, or of what both branches "
         "write. For the energy the paper has 0.014 for its vanilla model and 0.13 for its reward-driven one (§7)."),

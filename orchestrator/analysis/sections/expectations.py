@@ -22,7 +22,7 @@ def verdicts(c: Comparison) -> Section:
         "The number of a role is the share of the line's layers that have it; centre (0 = first layer, 1 = last) and "
         f"budget are of positions above the robust threshold. Then: the number at step 0 and in {c.baseline}.",
         "Delivered: the interval of the mean lies inside the bounds, and so do significantly more than half of the "
-        f"seeds (sign test, p ≤ {ALPHA}: all of {FEWEST_PAIRS} or 7; 8 of 9). Not delivered: both outside.",
+        f"seeds (sign test, p ≤ {ALPHA}: all of {FEWEST_PAIRS} to 9; 9 of 10). Not delivered: both outside.",
     ]
     if len(rows) > 1:
         notes.append("Each line is tested alone: of twenty that hold in half of all seeds, chance may deliver one.")

@@ -164,7 +164,7 @@ def _spreads(c: Comparison, symmetry: list[Symmetry], share: str, note: str) -> 
         ["arm", "std", "range", f"Δ std to {c.baseline}", "95 % interval", "n", "p"],
         rows,
         [note, *grouped_notes(sentences, join=", ")],
-        {"p": "p_alone", f"Δ std to {c.baseline}": "delta"},
+        {"p": "p_spread", f"Δ std to {c.baseline}": "delta"},
     )
 
 

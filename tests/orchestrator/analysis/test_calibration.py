@@ -18,6 +18,7 @@ from orchestrator.analysis.migration import RoleShift, role_shift
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sign_flip import p_two_sided
 from orchestrator.forensics.roles.routing import STATES
+from tests.benchmarks import bench_sequential
 from tests.benchmarks.bench_statistics import (
     LAWS,
     SERIES,
@@ -93,6 +94,13 @@ def _cell(roles: np.ndarray) -> CellResult:
 @pytest.mark.parametrize("law", ["normal", "t, 3 df"])
 def test_no_difference_is_called_better_or_worse(law: str) -> None:
     assert called(LAWS[law], 6, 200) <= at_most(ALPHA, 200)
+
+
+@pytest.mark.parametrize("law", ["normal", "t, 3 df", "gamma, skewness 1"])
+def test_looking_until_it_is_decided_calls_no_more(law: str) -> None:
+    found, _ = bench_sequential.simulate(bench_sequential.LAWS[law], 0.0, 1e-9, 400)
+    assert found["better"] + found["worse"] <= at_most(ALPHA, 400)
+    assert bench_sequential.simulate(bench_sequential.LAWS[law], 1.0, 1.0, 400)[0]["equivalent"] <= at_most(ALPHA, 400)
 
 
 def test_of_many_outcomes_hardly_any_is_called_by_chance() -> None:

@@ -270,3 +270,15 @@ def test_the_story_of_the_roles_is_that_of_the_table(data: st.DataObject, n: int
         moved = f"L{layer} {min(before)} → {min(after)}" in told
         assert moved == (len(before) == len(after) == 1 and before != after)
         assert (f"L{layer} ({count} of {n})" in told) == (count > 0 and not moved)
+
+
+def test_a_budget_of_which_nothing_is_seen_to_move_is_not_decided(experiment: Write) -> None:
+    """More pairs might show that it moved."""
+
+    def budget(arm: str, seed: int, step: int) -> list[float]:
+        return [50.0 + (seed * 7 + (arm == "variable") * 3) % 5] * 4
+
+    found = told(compute(experiment(seeds=range(6), budget=budget)), "variable", "conserved")
+    assert found.answer == "nothing moved"
+    assert not found.sure
+    assert "more pair" not in found.sentence, "as many as would decide the ratio, which is decided"

@@ -89,7 +89,9 @@ def test_other_weights_another_order_and_a_withdrawal_are_changes(experiment: Wr
     assert compute(root).contrasts[0].contrast == "a - b"
 
 
-@pytest.mark.parametrize("broken", ["x", {"since": BEFORE}, entry(BEFORE) | {"seeds": 3}])
+@pytest.mark.parametrize(
+    "broken", ["x", {"since": BEFORE}, entry(BEFORE) | {"seeds": 3}, entry(BEFORE) | {"decide": 3}]
+)
 def test_a_broken_entry_is_a_sentence(experiment: Write, broken: Any) -> None:
     path = experiment() / "experiment.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"history": [broken]}))
@@ -108,3 +110,27 @@ def test_arms_and_lengths_that_changed_late_are_told(experiment: Write) -> None:
     added, extended = notes(found)
     assert names(added, "variable", "added")
     assert names(extended, "uniform", "extended")
+
+
+@pytest.mark.parametrize(("before", "now", "silent"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_late_seeds_are_told_unless_both_launches_add_them_by_themselves(
+    experiment: Write, before: bool, now: bool, silent: bool
+) -> None:
+    entries = entry(BEFORE, decide={"auto": before}), entry(AFTER, seeds=[0, 1, 2], decide={"auto": now})
+    told = notes(read_experiment(launched(experiment(seeds=(0, 1, 2)), *entries)))
+    assert bool(told) != silent
+    for sentence in told:
+        assert names(sentence, "Seed 2", "fixed beforehand")
+
+
+def test_a_margin_that_changed_late_is_told(experiment: Write) -> None:
+    margins = (BEFORE, 0.01), (AFTER, 0.0025), (AFTER, 0.005)
+    entries = [entry(since, decide={"auto": False, "margin": margin, "max": 12}) for since, margin in margins]
+    found = read_experiment(launched(experiment(), *entries))
+    assert [(change.kind, change.how) for change in late_changes(found)] == [("decide", "changed")] * 2
+    (told,) = notes(found)
+    assert names(told, "decide.margin", "was changed on 2026-03-03", "margin was fixed beforehand")
+    other = [entry(BEFORE, decide={"margin": 0.01}), entry(AFTER, decide={"margin": 0.01, "max": 30})]
+    assert late_changes(read_experiment(launched(experiment(name="b"), *other))) == []
+    older = [entry(BEFORE), entry(AFTER, decide={"margin": 0.01})]  # which recorded no margin
+    assert late_changes(read_experiment(launched(experiment(name="c"), *older))) == []

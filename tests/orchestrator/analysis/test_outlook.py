@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
 
+from orchestrator.analysis.cells import ExperimentResult, read_experiment
 from orchestrator.analysis.outlook import (
     POWER,
     detectable,
@@ -14,6 +20,7 @@ from orchestrator.analysis.outlook import (
     pairs_to_decide,
     pairs_to_move,
     power,
+    seconds_of,
     seeds_to_agree,
 )
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
@@ -83,6 +90,34 @@ def test_the_fewest_is_the_first_that_suffices() -> None:
     assert fewest(lambda n: 0.0) is None
 
 
-def test_the_sentence_has_the_pairs_and_the_time() -> None:
-    assert more_pairs(5, 132.0).startswith("About 5 more pairs, 11 minutes here,")
-    assert more_pairs(1, None) == "About 1 more pair would decide it."
+def of(root: Path, **spec: Any) -> ExperimentResult:
+    """The experiment in `root`, whose cells took 100 seconds each, with these entries."""
+    return replace(read_experiment(root), **spec)
+
+
+def test_the_time_counts_the_cells_that_run_at_once_and_the_looks(experiment: Callable[..., Path]) -> None:
+    root = experiment(seeds=(0, 1))  # two arms
+    assert seconds_of(5, of(root, launcher={"parallel": 1})) == 1000.0
+    assert seconds_of(5, of(root, launcher={"parallel": 4})) == 300.0, "ten cells, four at once"
+    assert seconds_of(5, of(root, launcher={"parallel": 64})) == 100.0
+    auto = {"auto": True, "step": 2, "max": 12}
+    assert seconds_of(5, of(root, launcher={"parallel": 64}, decide=auto)) == 300.0, "looks at 2, 4 and 5"
+    assert seconds_of(5, of(root, launcher={"parallel": 3}, decide=auto)) == 500.0
+    assert seconds_of(5, of(root, launcher={"parallel": 64}, decide=auto | {"auto": False})) == 100.0
+    for cell in root.glob("*/seed=*/metrics.jsonl"):
+        cell.unlink()
+    assert seconds_of(5, of(root)) is None
+
+
+def test_the_sentence_has_the_pairs_the_time_and_the_override(experiment: Callable[..., Path]) -> None:
+    root = experiment(seeds=(0, 2))
+    one_by_one = of(root, launcher={"parallel": 1})
+    assert more_pairs(3, one_by_one) == (
+        "About 3 more pairs, 10 minutes here, would decide it: seeds=[0,2,1,3,4] adds them."
+    )
+    assert more_pairs(1, one_by_one).endswith("would decide it: seeds=[0,2,1] adds it.")
+    assert more_pairs(300, one_by_one).endswith("would decide it.")
+    auto = of(root, decide={"auto": True, "max": 12, "step": 1})
+    assert more_pairs(20, auto).endswith("would decide it: decide.max=22 adds them.")
+    assert more_pairs(10, auto).endswith("would decide it."), "they follow by themselves"
+    assert more_pairs(10, auto, losses_decided=True).endswith("seeds=[0,2,1,3,4,5,6,7,8,9,10,11] adds them.")

@@ -54,7 +54,7 @@ def test_a_column_opens_what_it_means_in_its_table(rich: Comparison) -> None:
     assert term(trajectory.coincidences(c), "p") == "p_coincidence"
     assert "One-sided" in GLOSSARY["p_coincidence"].text
     assert term(layers.role_shifts(c, "p"), "p") == "role_shift"
-    assert term(layers.spreads(c), "p") == "p_alone"
+    assert term(layers.spreads(c), "p") == "p_spread"
     assert term(losses.arm_losses(c), "Holm") == term(glance(c), "Holm") == "holm"
     assert [term(losses.contrasts(c), head) for head in ("value", "n", "p", "verdict")] == [
         "contrast", "experiment", "p_contrast", "contrast_verdict",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import compose
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import keys, load, schema
 from tests.naming import naming
+
+pytestmark = pytest.mark.usefixtures("hydra")
 
 CONF = Path(__file__).parents[3] / "conf"
 FILES = sorted(p.relative_to(CONF) for p in CONF.glob("*/*.yaml"))
@@ -21,8 +23,7 @@ NEEDED = {  # what a user must add to these files for them to be complete
 
 
 def composed(*overrides: str) -> schema.Config:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return load.from_dictconfig(compose("config", overrides=list(overrides)))
+    return load.from_dictconfig(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
@@ -65,6 +66,11 @@ def test_differences_name_keys_and_values() -> None:
         ("optim.weight_decay=100", ["optim.lr", "optim.weight_decay", "0.2"]),
         ("optim.beta2=1.0", ["optim.beta2=1.0", "[0, 1)"]),
         ("seeds=[1,1]", ["seeds=[1, 1]"]),
+        ("seeds=[0,1.0]", ["seeds=[0, 1.0]", "1.0", "whole number"]),
+        ("seeds=[0,'1']", ["'1'", "whole number"]),
+        ("seeds=[true]", ["True", "whole number"]),
+        ("seeds=[0,null]", ["None", "whole number"]),
+        ("seeds=[[0]]", ["[0]", "whole number"]),
         ("name=a/b", ["'a/b'", "slash"]),
         ("name='..'", ["'..'", "dot"]),
         ("data.domains.code.weight=0", ["data.domains.code.weight=0.0", "positive"]),

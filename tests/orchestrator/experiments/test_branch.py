@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.experiments.dependency import awaited_cells
 from orchestrator.experiments.experiment import Experiment, decoder_spec, experiment_of
 from orchestrator.experiments.run_directory import open_directory
@@ -17,11 +15,7 @@ from orchestrator.launch.jobs import waves
 from orchestrator.plan.arm import ArmPlan
 from tests.naming import naming
 
-
-@pytest.fixture(autouse=True)
-def hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+pytestmark = pytest.mark.usefixtures("hydra")
 
 
 def build(arms: str, *options: str, declared: str = "[branch,optim,sidecar,width,needs]") -> Experiment:

@@ -5,24 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.experiments.dependency import needed_cell
 from orchestrator.experiments.experiment import Cell, experiment_of
 from orchestrator.launch.jobs import is_ready, waves
 from tests.naming import naming
+
+pytestmark = pytest.mark.usefixtures("hydra")
 
 REPLAY = "'sidecar=decay','sidecar.mode=replay'"
 ARMS = f"++arms={{learned: ['sidecar=decay'], replayed: [{REPLAY},'needs=learned@next']}}"
 
 
 def cells(*overrides: str) -> tuple[Cell, ...]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return experiment_of([*overrides, "name=played"], compose).cells
+    return experiment_of([*overrides, "name=played"], compose).cells
 
 
 def test_the_next_seed_is_the_next_and_the_last_ones_is_the_first() -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.experiments.expectations import QUANTITIES, check_depths, intended, layers_of
 from orchestrator.experiments.experiment import experiment_of
 from orchestrator.experiments.run_directory import open_directory
@@ -159,12 +157,6 @@ def test_layers_that_an_arm_does_not_have_are_refused() -> None:
     for line in ("L9-L11", "L2", "late"):
         with pytest.raises(UserError, match=naming(f"'{line}' of arm 'uniform'", "2 layers", "L0", "L1")):
             check_depths(intended({line: "hub"}, ARMS), depths)
-
-
-@pytest.fixture
-def hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 @pytest.mark.usefixtures("hydra")

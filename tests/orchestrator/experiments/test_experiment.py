@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import keys, load
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.config.schema import Config
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from tests.naming import naming
 
+pytestmark = pytest.mark.usefixtures("hydra")
+
 ABLATION = ["+experiment=width_ablation"]
-
-
-@pytest.fixture(autouse=True)
-def hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 def build(*overrides: str, swept: Sequence[str] = ()) -> Experiment:
@@ -267,7 +262,7 @@ def test_when_seeds_and_contrasts_were_added_is_kept(tmp_path: Path) -> None:
     assert first | {"since": ""} == {
         "since": "", "seeds": [0], "contrasts": {}, "expect": {}, "dropped": [], "arms": ["a", "b", "c"],
         "steps": {"a": 800, "b": 800, "c": 800},
-        "decide": {"auto": False, "margin": 0.0025, "min": 6, "max": 12, "step": 1},
+        "decide": {"auto": False, "margin": 0.0025, "min": 7, "max": 12, "step": 1},
     }  # fmt: skip
     assert launch("tracker=off") == [first]
     assert launch(CONTRAST)[0] == first

@@ -7,19 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.experiments.experiment import Cell, experiment_of
 from tests.naming import names, naming
 
+pytestmark = pytest.mark.usefixtures("hydra")
+
 
 def cells(*overrides: str) -> tuple[Cell, ...]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return experiment_of([*overrides, "name=played"], compose).cells
+    return experiment_of([*overrides, "name=played"], compose).cells
 
 
 PLAY = "'sidecar=decay','sidecar.mode=replay'"

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra import initialize_config_dir
 
 from orchestrator.common.errors import UserError
 from orchestrator.config import keys, load
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.experiments.experiment import Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory, reopen, without_dropped
 from tests.naming import naming
 
+pytestmark = pytest.mark.usefixtures("hydra")
+
 A, B, C = "a: []", "b: ['width=ramp']", "c: ['width=x_shape']"
-
-
-@pytest.fixture(autouse=True)
-def hydra() -> Iterator[None]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
 
 
 class Launches:

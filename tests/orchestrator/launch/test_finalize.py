@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from orchestrator import monitoring
+from orchestrator.config.schema import TrackerConfig, TrackerMode
+from orchestrator.experiments.experiment import Experiment
 from orchestrator.experiments.run_directory import open_directory, record_launcher
+from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import finalize, queued, resume
 from orchestrator.launch.launcher import launch
 from orchestrator.monitoring.cells import read_comparison
@@ -123,15 +127,16 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_others_to_be_compared(
         (root / cell / "forensics/step_00000012.json").unlink()
     (root / "a/seed=0/.readings.lock").unlink()
     (root / "a/seed=0/.readings.lock").mkdir()
-    experiment = resume.reopen(root)
     capsys.readouterr()
-    assert finalize._compare_trained(experiment) == (2, None)
+    finalize.run_as_job(root)
     told = capsys.readouterr().out
     assert names(told, "a/seed=0", "readings", ".readings.lock")
+    assert compared(root) == ("done", "2 of 2 cells")
     assert (root / "b/seed=0/forensics/step_00000012.json").exists()
     (root / "b/seed=0/forensics/step_00000012.json").unlink()
     (root / "b/seed=0/metrics.jsonl").write_text("")  # it did not get to its end
-    assert finalize._compare_trained(experiment) == (1, None)
+    finalize.run_as_job(root)
+    assert compared(root) == ("done", "1 of 2 cells")
     assert not (root / "b/seed=0/forensics/step_00000012.json").exists(), "nobody compares it"
 
 
@@ -158,29 +163,116 @@ def test_what_dies_before_it_begins_is_said_to_and_is_no_interruption(
     assert told.endswith(f"resume: python -m orchestrator.status {experiment.directory} --resume\n")
 
 
-@pytest.mark.parametrize("may_submit", [True, False])
-def test_the_queues_finalize_adds_pairs_until_decided(
-    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, cluster: Scripted,
-    monkeypatch: pytest.MonkeyPatch, may_submit: bool,
-) -> None:  # fmt: skip
-    words = [*small, "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "name=x"]
-    assert orchestrate(*words, "seeds=[0]", "launcher=debug") == 0
-    root = tmp_path / "outputs/x"
-    experiment = replace(resume.reopen(root), auto=True)
-    slurm_now = replace(experiment.config, launcher=replace(experiment.config.launcher, kind="slurm"))
-    open_directory(replace(experiment, config=slurm_now))
-    record_launcher(replace(experiment, config=slurm_now))
+def compared(root: Path) -> tuple[str, str]:
+    """State and reason of the newest comparison."""
+    last = EventLog(root).comparison()
+    assert last is not None
+    return last.state, last.reason
+
+
+def logged(root: Path) -> bool:
+    """True where the comparison has a run of W&B."""
+    return any(root.glob("comparison/wandb/offline-run-*/*.wandb"))
+
+
+def in_the_queues_job(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record the experiment as launched with `seeds: auto` in Slurm; this process is its finalize, job 9."""
+    launcher, tracker = replace(experiment.config.launcher, kind="slurm"), TrackerConfig(TrackerMode.offline)
+    config = replace(experiment.config, launcher=launcher, tracker=tracker)
+    cells = tuple(replace(cell, config=replace(cell.config, tracker=tracker)) for cell in experiment.cells)
+    open_directory(replace(experiment, config=config, cells=cells, auto=True))
+    record_launcher(replace(experiment, config=config))
     for name, value in ((STARTED_BY, "slurm"), ("SLURM_JOB_ID", "9")):
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def pair(small: list[str], orchestrate: Callable[..., int], tmp_path: Path) -> Path:
+    """The directory of one finished pair, a and b at seed 0."""
+    words = [*small, "++arms={a: ['width=uniform'], b: ['width=ramp']}", "declared=[width]", "name=x"]
+    assert orchestrate(*words, "seeds=[0]", "launcher=debug") == 0
+    return tmp_path / "outputs/x"
+
+
+@pytest.mark.parametrize("may_submit", [True, False])
+def test_the_queues_finalize_adds_pairs_until_decided(
+    pair: Path, cluster: Scripted, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], may_submit: bool
+) -> None:
+    in_the_queues_job(resume.reopen(pair), monkeypatch)
     if not may_submit:
         cluster.says("limit", "0")
-    finalize.run_as_job(root)
-    assert resume.reopen(root).config.seeds == [0, 1]
-    last = EventLog(root).comparison()
+    capsys.readouterr()
+    finalize.run_as_job(pair)
+    assert resume.reopen(pair).config.seeds == [0, 1]
+    last, told = EventLog(pair).comparison(), capsys.readouterr().out
     assert last is not None
     if may_submit:
         assert cluster.submitted() == ["1 x", "2 x-comparison afterany:1"]
         assert (last.state, last.job) == ("submitted", "2")
+        assert not logged(pair)
     else:
         assert (last.state, last.job) == ("done", "9")
         assert names(last.reason, "2 of 2 cells", "not decided", "submits them")
+        assert names(told, "Which arm won?", "QOS", "submits them"), "the comparison is shown, and the reason"
+        assert logged(pair)
+
+
+def test_a_queue_that_refuses_the_next_pairs_leaves_a_launch_its_comparison(
+    pair: Path, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_the_queues_job(resume.reopen(pair), monkeypatch)
+    for name in (STARTED_BY, "SLURM_JOB_ID"):
+        monkeypatch.delenv(name)
+    cluster.says("limit", "0")
+    told, complaints = console(), list[str]()
+    assert finalize.finalize(resume.reopen(pair), told, complaints.append) == 2
+    assert names(printed(told), "seed 1 of every arm", "Which arm won?")
+    assert names("".join(complaints), "QOS")
+    assert logged(pair)
+
+
+def test_cells_that_a_launcher_submits_meanwhile_are_not_submitted_again(
+    pair: Path, cluster: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the next pairs are recorded, and the same command is given before the job has submitted them."""
+    in_the_queues_job(resume.reopen(pair), monkeypatch)
+    compare = finalize._compare
+
+    def compare_slowly(experiment: Experiment, *, more: bool) -> tuple[Any, Experiment | None, str]:
+        found = compare(experiment, more=more)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.delenv("SLURM_JOB_ID")
+            elsewhere.delenv(STARTED_BY)
+            cluster.says("jobs", f"9|RUNNING|None|{pair}/jobs/x.sh\n")
+            launch(resume.reopen(pair), console())
+        return found
+
+    monkeypatch.setattr(finalize, "_compare", compare_slowly)
+    finalize.run_as_job(pair)
+    cells = [entry for entry in cluster.submitted() if entry.split()[1] == "x"]
+    assert len(cells) == 1, "the job of both new cells"
+    assert compared(pair)[0] == "submitted"
+
+
+@pytest.mark.slow
+def test_a_late_arm_and_an_arm_that_is_not_named_get_the_new_seeds(
+    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small, "declared=[width]", "name=x", "launcher=debug", "decide.min=1"]
+    two, late = (
+        "++arms={a: ['width=uniform'], b: ['width=ramp']}",
+        "++arms={a: ['width=uniform'], c: ['width=x_shape']}",
+    )
+    assert orchestrate(*words, two, "seeds=auto", "decide.max=1") == 0
+    assert orchestrate(*words, late, "seeds=[0,1]") == 0
+    capsys.readouterr()
+    more = ("seeds=auto", "decide.max=3", "train.keep_checkpoints=1")
+    assert orchestrate(*words, late, *more) == 0
+    told = capsys.readouterr().out
+    assert names(told, "b/seed=1 first", "Not decided with 2 pairs", "seed 2 of every arm", "Not decided with 3 pairs")
+    experiment = resume.reopen(tmp_path / "outputs/x")
+    assert [cell.id for cell in experiment.cells if is_finished(cell.directory)] == [
+        f"{arm}/seed={seed}" for arm in "abc" for seed in range(3)
+    ]
+    kept = {cell.id: cell.config.train.keep_checkpoints for cell in experiment.cells}
+    assert (kept["b/seed=0"], kept["b/seed=1"], kept["b/seed=2"]) == (None, 1, 1), "new cells run as this launch's do"

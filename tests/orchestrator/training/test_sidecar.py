@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from orchestrator.common.errors import UserError
-from orchestrator.config.compose import CONF, compose
+from orchestrator.config.compose import compose
 from orchestrator.config.schema import Config
 from orchestrator.training.sidecar import planned_sidecar
 
+pytestmark = pytest.mark.usefixtures("hydra")
+
 
 def config_of(small: list[str], *overrides: str) -> Config:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose([*small, "sidecar=decay", *overrides])
+    return compose([*small, "sidecar=decay", *overrides])
 
 
 @pytest.mark.parametrize("mode", ["learn", "fixed", "random"])
