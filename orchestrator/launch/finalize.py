@@ -22,7 +22,7 @@ from orchestrator.common import command
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
 from orchestrator.config import keys
-from orchestrator.experiments import run_directory
+from orchestrator.experiments import budget, run_directory
 from orchestrator.experiments.dependency import awaited_cells, has_finished
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.readings import Readings
@@ -113,9 +113,12 @@ def _report_unfinished(experiment: Experiment, complain: Callable[[str], None]) 
     failed = [seen[cell] for cell in unfinished if cell in seen and seen[cell].state in ("failed", "lost")]
     for cell in failed:
         complain("\n  ".join([f"{cell.cell} {'is ' * (cell.state == 'lost')}{cell.state}: {cell.reason}", *cell.log]))
-    if unfinished and not failed:
+    refused = budget.refusal(experiment.directory, experiment.config.budget, unfinished[:1]) if unfinished else None
+    if refused:
+        complain(f"{refused} Not trained: {', '.join(unfinished)}.")
+    elif unfinished and not failed:
         complain(STOPPED)
-    code = 2 if failed else INTERRUPTED if unfinished else 0
+    code = 2 if failed or refused else INTERRUPTED if unfinished else 0
     return code, len(experiment.cells) - len(unfinished)
 
 

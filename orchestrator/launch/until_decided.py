@@ -10,6 +10,7 @@ from orchestrator.analysis import Comparison
 from orchestrator.analysis.outlook import power
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted
+from orchestrator.experiments import budget
 from orchestrator.experiments.decision import ALPHA
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.experiments.run_directory import add_seeds, record_look
@@ -39,8 +40,12 @@ def next_pairs(experiment: Experiment, comparison: Comparison) -> tuple[Experime
         return None, f"{reason}: a larger one goes on from here."
     added = list(islice((seed for seed in count() if seed not in seeds), min(decide.step, decide.max - len(seeds))))
     names = f"seed{'s' * (len(added) > 1)} {', '.join(map(str, added))}"
+    grown = experiment.with_seeds([*seeds, *added])
+    new = [cell.id for cell in grown.cells if cell.config.seed in added]
+    if refused := budget.refusal(experiment.directory, experiment.config.budget, new):
+        return None, f"Not decided with {pairs}: {refused}"
     try:
-        checks.check(experiment.with_seeds([*seeds, *added]))
+        checks.check(grown)
     except UserError as error:
         return None, f"Not decided with {pairs}, and {names} cannot follow: {error}"
     return add_seeds(experiment, [*seeds, *added]), f"Not decided with {pairs}: {names} of every arm follow."

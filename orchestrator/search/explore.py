@@ -14,7 +14,7 @@ from rich.console import Console
 
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
 from orchestrator.common.formatting import counted
-from orchestrator.experiments import trials
+from orchestrator.experiments import budget, trials
 from orchestrator.experiments.experiment import Cell
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
 from orchestrator.jobs.worker import is_finished
@@ -101,7 +101,8 @@ def _with_loss(trial: Trial, cell: Cell) -> Trial:
     if not is_finished(cell.directory):
         if last is not None and last.state == "failed":
             return replace(trial, failed=last.reason)
-        raise Unfinished(INTERRUPTED, STOPPED)
+        refused = budget.refusal(cell.directory.parents[1], cell.config.budget, [cell.id])
+        raise Unfinished(2, refused) if refused else Unfinished(INTERRUPTED, STOPPED)
     record = metrics_log.newest(cell.directory / "metrics.jsonl") or {}
     losses = list((record.get("heldout") or {}).values())
     if not losses or not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):

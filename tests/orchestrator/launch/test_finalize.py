@@ -276,3 +276,29 @@ def test_a_late_arm_and_an_arm_that_is_not_named_get_the_new_seeds(
     ]
     kept = {cell.id: cell.config.train.keep_checkpoints for cell in experiment.cells}
     assert (kept["b/seed=0"], kept["b/seed=1"], kept["b/seed=2"]) == (None, 1, 1), "new cells run as this launch's do"
+
+
+def test_a_budget_stops_the_launch_and_the_same_command_goes_on(
+    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small, "+experiment=width_ablation", "seeds=[0,1]", "launcher=debug", "sidecar.interval=4"]
+    assert orchestrate(*words, "budget.core_hours=1e-6") == 2
+    root = tmp_path / "outputs/width_ablation"
+    assert len([*root.glob("*/seed=*/metrics.jsonl")]) == 1  # the first tells what a cell takes
+    said = capsys.readouterr().err
+    assert "budget.core_hours=1e-06" in said
+    assert "uniform/seed=1, variable/seed=0, variable/seed=1" in said
+    assert orchestrate(*words, "budget.core_hours=1") == 0
+    assert len([*root.glob("*/seed=*/metrics.jsonl")]) == 4
+
+
+def test_pairs_until_decided_end_with_the_budget(
+    small: list[str], orchestrate: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*small, "+experiment=width_ablation", "seeds=auto", "launcher=debug", "sidecar.interval=4", "decide.min=2"]
+    assert orchestrate(*words, "decide.max=2") == 0
+    capsys.readouterr()
+    assert orchestrate(*words, "decide.max=3", "budget.core_hours=1e-6") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Not decided with 2 pairs: budget.core_hours=1e-06" in said
+    assert len([*(tmp_path / "outputs/width_ablation").glob("*/seed=*")]) == 4
