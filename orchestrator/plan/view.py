@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import groupby
 
 from rich.console import Console
@@ -14,20 +12,18 @@ from rich.table import Table
 from rich.text import Text
 
 from models.spec import DecoderSpec
-from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted, duration, figures, minus, size, work
 from orchestrator.config.schema import TrackerMode, Where
 from orchestrator.experiments.decision import ALPHA, smallest_p
 from orchestrator.experiments.expectations import intended
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs.worker import is_finished
-from orchestrator.launch.checks import check_jobs
 from orchestrator.plan.cost import CellCost, Cost, cost_of, looks_of, shares_memory
 from orchestrator.plan.precision import pilot_of
+from orchestrator.plan.warnings import warnings
 from orchestrator.schedulers import chosen
 
 SEEDS = 12  # most seeds that are all listed; of more, the first and the last
-KEPT = 2  # number of checkpoints that a warning suggests to keep
 
 
 def show(experiment: Experiment, console: Console) -> None:
@@ -234,48 +230,3 @@ def _shapes(spec: DecoderSpec) -> str:
     """Write `1168/3504` per layer (width/FFN), runs of equal layers once with their number."""
     runs = [(text, len(list(run))) for text, run in groupby(f"{layer.width}/{layer.ffn}" for layer in spec.layers)]
     return "  ".join(text if count == 1 else f"{text} ×{count}" for text, count in runs)
-
-
-def warnings(cost: Cost) -> Iterator[str]:
-    """Yield a sentence per possible problem, with the key that helps."""
-    config, hardware = cost.experiment.config, cost.hardware
-    train = config.train
-    try:
-        check_jobs(cost.experiment)
-    except UserError as error:
-        yield str(error)
-    directory = cost.experiment.directory.resolve()
-    free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
-    if cost.disk > free:
-        fewer = replace(train, keep_checkpoints=KEPT, keep_states=1)
-        few = sum(replace(cell.plan, config=replace(cell.plan.config, train=fewer)).disk for cell in cost.cells)
-        keys = f"train.keep_checkpoints={KEPT} train.keep_states=1"
-        cure = f"{keys} needs {size(few)}" if few < cost.disk else "save less often"
-        yield f"The checkpoints need {size(cost.disk)} and {size(free)} are free here: {cure}."
-    peak = max(cell.memory for cell in cost.cells)
-    if hardware.memory and peak > hardware.memory:
-        yield (
-            f"A cell needs {size(peak)} of memory and {hardware.name} has {size(hardware.memory)}: lower "
-            f"train.micro_batch_size, which is {train.micro_batch_size or train.batch_size}."
-        )
-    slow = next((cell for cell in cost.arms.values() if cell.beside > cell.training), None)
-    if slow is not None:
-        key, every = "forensics.every", config.forensics.every
-        what = f"Reading the layers takes {duration(slow.forensics)}"
-        if slow.interventions:
-            what += f", interventions {duration(slow.interventions)}"
-        if slow.interventions > slow.forensics:
-            key, every = "interventions.every", config.interventions.every or 0
-        yield f"{what} a cell and training {duration(slow.training)}: raise {key}, which is {every}."
-    worst = max(cost.arms.values(), key=lambda cell: cell.saving / cell.training)
-    if worst.saving > 0.25 * worst.training:
-        yield (
-            f"Saving {len(worst.plan.saved):,} checkpoints takes {worst.saving / worst.training:.0%} of training: "
-            f"raise train.checkpoint_every and forensics.every, which are {train.checkpoint_every} and "
-            f"{config.forensics.every}."
-        )
-    if worst.updates > worst.passes:
-        yield (
-            f"The update of all weights takes longer than the {train.batch_size * train.seq_len:,} tokens of a step: "
-            "raise train.batch_size, which costs little."
-        )

@@ -282,3 +282,11 @@ def test_with_seeds_until_decided_the_plan_says_what_it_costs_at_most(small: lis
     for fixed in (["decide.max=2"], ["seeds=[0,1]"]):
         other = replace(cost, experiment=experiment_of([*words, *fixed], compose))
         assert "at most" not in {label for label, *_ in _rows(other)}
+
+
+@pytest.mark.parametrize(("hours", "warned"), [(1e-6, True), (1e6, False)])
+def test_the_plan_says_that_the_budget_has_no_room_for_all(
+    small: list[str], orchestrate: Callable[..., int], capsys: pytest.CaptureFixture[str], hours: float, warned: bool
+) -> None:
+    assert orchestrate(*small, "name=x", "dry_run=true", f"budget.core_hours={hours}") == 0
+    assert ("budget.core_hours=1e-06" in " ".join(capsys.readouterr().out.split())) == warned
