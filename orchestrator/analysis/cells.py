@@ -114,6 +114,7 @@ class ExperimentResult:
     trials: list[Trial] = field(default_factory=list)  # of the search that chose its arms
     search_cost: Cost = field(default_factory=Cost)
     looks: list[dict[str, Any]] = field(default_factory=list)  # since, most, seeds: arm → those complete; oldest first
+    data: dict[str, str] = field(default_factory=dict)  # arm → the digest of its corpus, where that is known
     finished: str | None = None  # when the first of its cells was done, UTC; null where that is not recorded
 
     @property
@@ -189,7 +190,9 @@ def read_experiment(path: Path) -> ExperimentResult:
         for seed in seeds
         for cell in [f"{arm}/seed={seed}"]
     ]
-    cells = _of_one_version(_of_one_corpus(cells, {str(arm): of.get("digest") for arm, of in spec["data"].items()}))
+    digests = {str(arm): str(of["digest"]) for arm, of in spec["data"].items() if of.get("digest")}
+    digests = _begun_with(cells) | digests
+    cells = _of_one_version(_of_one_corpus(cells, digests))
     return ExperimentResult(
         path=path, name=str(spec.get("name") or path.name), question=str(spec.get("question") or ""),
         arms=arms, seeds=seeds, declared=[str(key) for key in spec["declared"]], contrasts=contrasts, expect=lines,
@@ -202,20 +205,29 @@ def read_experiment(path: Path) -> ExperimentResult:
         decide=spec["decide"], launcher=spec["launcher"], budget=spec["budget"],
         costs=costs.of_cells(path), trials=trials.read(path), search_cost=costs.of_search(path), looks=spec["looks"],
         steps=spec["steps"], lineage={arm: Branch(**of) for arm, of in spec["lineage"].items() if arm in arms},
-        dropped=dropped, cells=cells,
+        dropped=dropped, cells=cells, data=digests,
     )  # fmt: skip
 
 
-def _of_one_corpus(cells: list[CellResult], recorded: Mapping[str, str | None]) -> list[CellResult]:
+def _begun_with(cells: list[CellResult]) -> dict[str, str]:
+    """Return arm → the digest of the corpus that its first cell began with."""
+    found: dict[str, str] = {}
+    for cell in cells:
+        if cell.metrics and (digest := digest_in(cell.metrics[0])):
+            found.setdefault(cell.arm, digest)
+    return found
+
+
+def _of_one_corpus(cells: list[CellResult], digests: Mapping[str, str]) -> list[CellResult]:
     """The cells, but `missing` those that were not trained on their arm's corpus, which would be pooled with it.
 
-    `recorded`: arm → the digest of its corpus; of an arm without, its first cell has it.
+    `digests`: arm → that of its corpus.
     """
-    wanted, found = dict(recorded), []
+    found = []
     for cell in cells:
         digest = digest_in(cell.metrics[0]) if cell.metrics else None
-        if digest is not None and digest != (expected := wanted.setdefault(cell.arm, digest)):
-            reason = f"trained on other data than its arm (digest {digest[:SHOWN]}, not {str(expected)[:SHOWN]})"
+        if digest is not None and digest != (expected := digests[cell.arm]):
+            reason = f"trained on other data than its arm (digest {digest[:SHOWN]}, not {expected[:SHOWN]})"
             cell = replace(cell, missing=cell.missing or reason)
         found.append(cell)
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 
 from rich import box
 from rich.console import Console
@@ -12,55 +12,131 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.formatting import low_to_high, number
+from orchestrator.analysis.figures.outcomes import outcome_plots
+from orchestrator.analysis.formatting import elide, low_to_high, number
+from orchestrator.analysis.report.page import figure_parts, heights
 from orchestrator.analysis.report.render import render
 from orchestrator.analysis.sections.section import Link, Section, TableCell
 from orchestrator.analysis.summary import VERDICTS
-from orchestrator.analysis.survey import CALLED, ArmSummary, frame
+from orchestrator.analysis.survey import CALLED, ArmSummary, data_of
+from orchestrator.analysis.swept import as_text, frame, short_names, swept, together
 from orchestrator.common.formatting import signed
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.storage.files import write_whole
 
-QUESTION = 50  # characters of it in a terminal
+NAME = 16  # least columns of an experiment's name in a terminal
 UNREAD = "not read"
-COLUMNS = ["experiment", "question", "arm", "n", "Δ (95 %)", "q", "verdict", "budget b / a (95 %)", "conserved",
-           "centre shift (95 %)", "lines"]  # fmt: skip
+VALUE = 14  # characters of a key's value in a terminal
+HEADS = ["experiment", "arm"]
+RESULTS = ["n", "test loss (95 %)", "Δ (95 %)", "q", "verdict", "budget b / a (95 %)", "conserved",
+           "centre shift (95 %)", "lines", "question"]  # fmt: skip
 TERMS = {
-    "Δ (95 %)": "delta", "budget b / a (95 %)": "conservation", "conserved": "conservation",
-    "centre shift (95 %)": "centre",
+    "test loss (95 %)": "heldout", "Δ (95 %)": "delta", "budget b / a (95 %)": "conservation",
+    "conserved": "conservation", "centre shift (95 %)": "centre",
 }  # fmt: skip
+Column = tuple[str, int, Callable[[ArmSummary], Text]]  # head, width, what it shows
 
 
 def print_overview(arms: list[ArmSummary], skipped: list[Path], console: Console) -> None:
     """Print a row per experiment and arm, then problems, notes, and the paths that held no experiment."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column("experiment", ratio=1, min_width=16, overflow="fold")
-    table.add_column("arm", max_width=12, overflow="fold")
-    for name in ("n\nlines", "Δ test loss\n95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict\nq", max_width=12)
-    table.add_column("budget b / a\nverdict", max_width=12)
-    table.add_column("centre shift\n95 % interval", justify="right", no_wrap=True)
+    columns, left_out = _terminal_columns(arms, console.width)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, header_style="dim")
+    longest = max(len("experiment"), *(len(arm.experiment) for arm in arms))
+    room = console.width - sum(width + 1 for _, width, _ in columns)
+    table.add_column("experiment", width=max(NAME, min(longest, room)), overflow="fold")
+    for head, width, _ in columns:
+        table.add_column(head, width=width, overflow="fold")
     before = None
     for arm in arms:
-        table.add_row(*_terminal_row(arm, first=arm.directory != before))
-        before = arm.directory
+        group = UNREAD if arm.problem else arm.data if arm.loss is not None else None
+        if before is not None and group != before[0]:
+            table.add_section()
+        before = (group,)
+        name = Text(arm.experiment, "bold")
+        table.add_row(
+            name, *([Text(UNREAD, VERDICTS["worse"])] if arm.problem else [show(arm) for *_, show in columns])
+        )
     console.print()
     console.print(table)
     for arm in arms:
         if arm.problem:
             console.print(Padding(Text(f"{arm.experiment}: {arm.problem}", style="red"), (0, 0, 0, 1)))
-    for note in notes(arms, skipped):
+    more = [f"Wider terminals, --html and --csv also show {', '.join(left_out)}."] if left_out else []
+    for note in [*notes(arms, skipped), *more]:
         console.print(Padding(Text(note, style="dim"), (0, 0, 0, 1)))
 
 
+def _terminal_columns(arms: list[ArmSummary], width: int) -> tuple[list[Column], list[str]]:
+    """The columns after the experiment's name that fit, in their order, and the heads of the others."""
+    numbers = data_of(arms)
+    data: list[Column] = [("data", 4, lambda arm: Text(_data(arm, numbers)))]
+    names = short_names(swept(arms), {*HEADS, *RESULTS, "data"})
+    groups = together(names, arms)
+    ordered = [*(group[0] for group in groups), *(key for group in groups for key in group[1:])]
+    keys = [_key_column(key, names[key], arms) for key in ordered]
+    results: list[Column] = [
+        ("n", 2, lambda arm: Text(str(arm.n))),
+        ("test loss\n95 % interval", 15, lambda arm: _two(number(arm.loss, 4), arm.loss_low, arm.loss_high, 4)),
+        ("Δ\n95 % interval", 17, lambda arm: _two(signed(arm.delta, 4), arm.low, arm.high, 4, plus=True)),
+        ("verdict\nq", 12, _verdict),
+    ]
+    more: list[Column] = [
+        ("budget b / a\nverdict", 12, _budget),
+        ("centre shift\n95 % interval", 13,
+         lambda arm: _two(signed(arm.centre_shift, 2), arm.centre_low, arm.centre_high, 2, plus=True)),
+    ]  # fmt: skip
+    arm_name: Column = ("arm", 12, lambda arm: Text(arm.arm or "–"))
+    always = [arm_name, *(data if len(numbers) > 1 else []), *results]
+    room = width - NAME - sum(column[1] + 1 for column in always)
+    fitting: list[Column] = []
+    for column in [*keys, *more]:
+        if column[1] + 1 <= room:
+            fitting.append(column)
+            room -= column[1] + 1
+    first = [column for column in keys if column in fitting]
+    last = [column for column in more if column in fitting]
+    left_out = [column[0].partition("\n")[0] for column in [*keys, *more] if column not in fitting]
+    return [arm_name, *first, *always[1:], *last], left_out
+
+
+def _key_column(key: str, name: str, arms: list[ArmSummary]) -> Column:
+    def shown(arm: ArmSummary) -> str:
+        return elide(as_text(arm, key), VALUE)
+
+    return name, max(len(name), *(len(shown(arm)) for arm in arms)), lambda arm: Text(shown(arm))
+
+
+def _two(value: str, low: float | None, high: float | None, digits: int, *, plus: bool = False) -> Text:
+    return Text(f"{value}\n{low_to_high(low, high, digits, plus=plus) if low is not None else ''}")
+
+
+def _verdict(arm: ArmSummary) -> Text:
+    q = f"\n{number(arm.q, 3)}" if arm.q is not None else ""
+    return Text.assemble((arm.verdict, VERDICTS.get(arm.verdict, "")), (q, "dim"))
+
+
+def _budget(arm: ArmSummary) -> Text:
+    value = f"{number(arm.ratio, 2)}\n" if arm.ratio is not None else ""
+    return Text.assemble(value, (arm.budget, VERDICTS.get(arm.budget, "")))
+
+
+def _data(arm: ArmSummary, numbers: Mapping[str | None, int]) -> str:
+    """The number of the corpus on which the arm's loss is; a dash where none is known."""
+    return "–" if arm.data is None else str(numbers.get(arm.data, "–"))
+
+
 def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
-    """Return notes on false verdicts, on arms without q, on the columns and on skipped paths."""
+    """Return notes on the order, false verdicts, arms without q, the columns and skipped paths."""
     tests = [arm for arm in arms if arm.testable]
     called = sum(arm.verdict in CALLED for arm in tests)
     kept = sum(arm.q is not None and arm.q <= ALPHA for arm in tests)
-    untested = sum(arm.problem is None and arm.arm is not None for arm in arms) - len(tests)
-    found = []
+    untested = sum(arm.is_compared for arm in arms) - len(tests)
+    found = ["Lowest test loss first."] if sum(arm.loss is not None for arm in arms) > 1 else []
+    if len(numbers := data_of(arms)) > 1:
+        found = [
+            f"Lowest test loss first on each of {len(numbers)} corpora (the column data): losses on one do not compare "
+            "with those on another."
+        ]
     if tests:
         found.append(
             f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; if no arm differed, at most "
@@ -81,58 +157,48 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
             "be compared with them: the experiment's own command reads its kept checkpoints again."
         )
     found.append(
-        "Δ: test loss minus the baseline's in nats/token, lower is better. Budget: FFN positions above the robust "
-        "threshold beyond those by chance; its centre goes from 0 (first layer) to 1 (last). n: seed pairs. Lines: of "
-        "`expect`, delivered / all."
+        "Test loss: mean over the domains and n seeds, nats/token. Δ: minus that of the experiment's own baseline at "
+        "the same seeds. Budget: FFN positions above the robust threshold beyond those by chance; its centre goes from "
+        "0 (first layer) to 1 (last). Lines: of `expect`, delivered of all."
     )
     return found + ([f"No experiments, skipped: {', '.join(map(str, skipped))}."] if skipped else [])
 
 
 def write_csv(arms: list[ArmSummary], path: Path) -> None:
-    """Write every field of every arm, with every digit."""
+    """Write every field of every arm, and every swept key under its whole name, with every digit."""
     write_whole(path, frame(arms).to_csv(index=False))
 
 
 def write_html(arms: list[ArmSummary], skipped: list[Path], path: Path) -> None:
-    """Write the terminal's table as a page with sortable columns and a link to each experiment's report."""
-    section = Section(
-        "Experiments", COLUMNS, [_page_row(arm, path.parent) for arm in arms], notes(arms, skipped), TERMS
-    )
-    write_whole(path, render("overview.html.j2", section=section))
+    """Write a page: the table, sortable, with links to the reports, and the loss against each swept key."""
+    names, numbers = short_names(swept(arms), {*HEADS, *RESULTS, "data"}), data_of(arms)
+    columns = [*HEADS, *names.values(), *(["data"] if len(numbers) > 1 else []), *RESULTS]
+    rows = [_page_row(arm, path.parent, list(names), numbers) for arm in arms]
+    drawings = {f"outcome-{place}": drawing for place, drawing in enumerate(outcome_plots(arms))}
+    terms = TERMS | dict.fromkeys(names.values())
+    section = Section("Experiments", columns, rows, notes(arms, skipped), terms)
+    parts = figure_parts(drawings) if drawings else ()
+    page = render("overview.html.j2", section=section, drawings=drawings, heights=heights(drawings), parts=parts)
+    write_whole(path, page)
 
 
-def _page_row(arm: ArmSummary, home: Path) -> list[TableCell]:
+def _page_row(arm: ArmSummary, home: Path, keys: Sequence[str], numbers: Mapping[str | None, int]) -> list[TableCell]:
     """Return the arm's row of the page, whose link to the report is relative to the directory `home`."""
     report = Path(arm.directory).resolve() / "comparison/report.html"
     name = Link(arm.experiment, os.path.relpath(report, home.resolve())) if report.is_file() else arm.experiment
+    data = [_data(arm, numbers)] if len(numbers) > 1 else []
     if arm.problem:
-        return [name, arm.problem, *["–"] * (len(COLUMNS) - 3), UNREAD]
+        return [name, "–", *["–"] * (len(keys) + len(data)), *["–"] * 4, UNREAD, *["–"] * 4, arm.problem]
     return [
-        name, arm.question, arm.arm or "–", str(arm.n), _within(signed(arm.delta, 4), arm.low, arm.high, 4, plus=True),
-        number(arm.q, 3), arm.verdict, _within(number(arm.ratio, 2), arm.ratio_low, arm.ratio_high, 2), arm.budget,
+        name, arm.arm or "–", *(as_text(arm, key) for key in keys), *data, str(arm.n),
+        _within(number(arm.loss, 4), arm.loss_low, arm.loss_high, 4),
+        _within(signed(arm.delta, 4), arm.low, arm.high, 4, plus=True), number(arm.q, 3), arm.verdict,
+        _within(number(arm.ratio, 2), arm.ratio_low, arm.ratio_high, 2), arm.budget,
         _within(signed(arm.centre_shift, 2), arm.centre_low, arm.centre_high, 2, plus=True),
-        f"{arm.delivered} of {arm.expected}" if arm.expected else "–",
+        f"{arm.delivered} of {arm.expected}" if arm.expected else "–", arm.question,
     ]  # fmt: skip
 
 
 def _within(value: str, low: float | None, high: float | None, digits: int, *, plus: bool = False) -> str:
     """Write the value, and its interval in parentheses on the next line."""
     return value if low is None else f"{value}\n({low_to_high(low, high, digits, plus=plus)})"
-
-
-def _terminal_row(arm: ArmSummary, *, first: bool) -> list[Text]:
-    """Return the arm's row of the terminal; only the experiment's first arm has its name and question."""
-    name = Text(arm.experiment if first else "", "bold")
-    if first and arm.question:
-        name.append(f"\n{shorten(arm.question, QUESTION, placeholder=' …')}", "not bold dim")
-    if arm.problem:
-        return [name, *[Text()] * 3, Text(UNREAD, style=VERDICTS["worse"])]
-    return [
-        name,
-        Text(arm.arm or "–"),
-        Text(f"{arm.n}\n{f'{arm.delivered}/{arm.expected}' if first and arm.expected else ''}"),
-        Text(f"{signed(arm.delta, 4)}\n{low_to_high(arm.low, arm.high, 4, plus=True)}"),
-        Text.assemble((arm.verdict, VERDICTS.get(arm.verdict, "")), "\n", (number(arm.q, 3), "dim")),
-        Text.assemble(number(arm.ratio, 2), "\n", (arm.budget, VERDICTS.get(arm.budget, ""))),
-        Text(f"{signed(arm.centre_shift, 2)}\n{low_to_high(arm.centre_low, arm.centre_high, 2, plus=True)}"),
-    ]

@@ -1,33 +1,47 @@
-"""Summarise many experiments, one line per experiment and arm; only the summaries stay in memory."""
+"""Summarise many experiments, one line per experiment and arm, best first; only the summaries stay in memory."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import scipy
 
 from orchestrator.analysis.comparison import Comparison, compute
+from orchestrator.analysis.pairs import PRIMARY, losses
+from orchestrator.analysis.statistics import interval, mean_of_known
 from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import one_line
+from orchestrator.config import keys
 from orchestrator.experiments.decision import FEWEST_PAIRS
 
 CALLED = ("better", "worse")
+BASELINE = "baseline"
+# Keys that say who a cell is, or change its numbers by rounding alone.
+NOT_SWEPT = (*keys.OPERATIONAL, *keys.OF_ROUNDING, "arm", "seed")
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """One arm against its experiment's baseline; null means not known. With a `problem` all else is unknown."""
+    """One arm, and how it compares with its experiment's baseline; null means not known.
+
+    With a `problem` all else is unknown.
+    """
 
     directory: str
     experiment: str
     question: str
     baseline: str | None
     arm: str | None
-    n: int = 0  # seed pairs
-    delta: float | None = None  # of the primary outcome, nats/token
+    n: int = 0  # seeds of the loss; of an arm that is compared, seed pairs
+    loss: float | None = None  # the primary outcome: test loss, mean over the domains, nats/token
+    loss_low: float | None = None  # its 95 % interval over the seeds
+    loss_high: float | None = None
+    data: str | None = None  # the digest of its corpus; losses on another do not compare
+    delta: float | None = None  # of the loss, minus the baseline's
     low: float | None = None  # its 95 % interval
     high: float | None = None
     p: float | None = None  # two-sided sign-flip, over all looks
@@ -45,6 +59,12 @@ class ArmSummary:
     delivered: int = 0
     definitions: int | None = None  # version of what the readings' numbers mean
     problem: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)  # dotted key → value; empty where it cannot be read
+
+    @property
+    def is_compared(self) -> bool:
+        """True for an arm that is not its experiment's baseline."""
+        return self.arm not in (None, self.baseline)
 
     @property
     def testable(self) -> bool:
@@ -53,8 +73,30 @@ class ArmSummary:
 
 
 def survey(directories: Iterable[Path]) -> list[ArmSummary]:
-    """Summarise every experiment, in the order given; one that cannot be read has a single summary, its problem."""
-    return _adjusted([summary for directory in directories for summary in _read(directory)])
+    """Summarise every experiment, best first; one that cannot be read has a single summary, its problem."""
+    return ranked(_adjusted([summary for directory in directories for summary in _read(directory)]))
+
+
+def ranked(arms: Iterable[ArmSummary]) -> list[ArmSummary]:
+    """The arms by their loss, lowest first, those on the same data together; then those without a loss."""
+    found = list(arms)
+    groups = list(data_of(found))
+    position = {(arm.directory, arm.arm): place for place, arm in enumerate(found)}
+
+    def order(arm: ArmSummary) -> tuple[Any, ...]:
+        known = arm.loss is not None
+        group = groups.index(arm.data) if known else 0
+        name = (arm.experiment, arm.directory)
+        return (arm.problem is not None, not known, group, arm.loss or 0.0, *name, position[arm.directory, arm.arm])
+
+    return sorted(found, key=order)
+
+
+def data_of(arms: Iterable[ArmSummary]) -> dict[str | None, int]:
+    """Digest → its number from 1, of the corpora on which losses are known; the one with most arms is first."""
+    counts = Counter(arm.data for arm in arms if arm.loss is not None)
+    ordered = sorted(counts, key=lambda digest: (digest is None, -counts[digest], digest or ""))
+    return {digest: number for number, digest in enumerate(ordered, start=1)}
 
 
 def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -63,11 +105,6 @@ def sort_out(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     first = list(reversed(once.values()))
     others = [path for path in first if path.exists() and not (path / "experiment.yaml").is_file()]
     return [path for path in first if path not in others], others
-
-
-def frame(arms: list[ArmSummary]) -> pd.DataFrame:
-    """Return a table with a column per field of `ArmSummary`."""
-    return pd.DataFrame([vars(arm) for arm in arms], columns=[field.name for field in fields(ArmSummary)])
 
 
 def _read(directory: Path) -> list[ArmSummary]:
@@ -81,23 +118,46 @@ def _read(directory: Path) -> list[ArmSummary]:
 
 
 def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
-    """Return a summary per arm but the baseline; a single one where there is no other arm."""
+    """Return a summary per arm, the baseline first."""
     found = []
-    others: list[str | None] = [*c.experiment.arms[1:]]
-    for arm in others or [None]:
+    for arm in c.experiment.arms:
         summary = ArmSummary(
-            directory, c.experiment.name, c.experiment.question, c.baseline, arm, expected=len(c.expectations),
-            delivered=sum(one.verdict == "delivered" for one in c.expectations), definitions=_definitions(c),
+            directory, c.experiment.name, c.experiment.question, c.baseline, arm, data=c.experiment.data.get(arm),
+            expected=len(c.expectations), delivered=sum(one.verdict == "delivered" for one in c.expectations),
+            definitions=_definitions(c), settings=_settings(c, arm), **_loss(c, arm),
         )  # fmt: skip
-        if arm and (r := c.primary.get(arm)):
-            summary = replace(summary, n=r.n, delta=r.delta, low=r.low, high=r.high, p=r.p, verdict=r.verdict)
-        if arm and (b := c.budgets.get(arm)):
+        if arm == c.baseline:
+            summary = replace(summary, verdict=BASELINE if len(c.experiment.arms) > 1 else "only arm", budget="–")
+        if r := c.primary.get(arm):
+            summary = replace(summary, delta=r.delta, low=r.low, high=r.high, p=r.p, verdict=r.verdict)
+        if b := c.budgets.get(arm):
             summary = replace(
                 summary, ratio=b.ratio, ratio_low=b.low, ratio_high=b.high, budget=b.verdict,
                 centre_shift=b.centre_shift, centre_low=b.centre_low, centre_high=b.centre_high, centre_p=b.centre_p,
             )  # fmt: skip
         found.append(summary)
     return found
+
+
+def _loss(c: Comparison, arm: str) -> dict[str, Any]:
+    """The mean loss of an arm over the seeds of its pairs, or over all that finished where it has none."""
+    paired = c.cells_of(arm) if arm in (c.baseline, *c.compared) else c.experiment.cells
+    known = [cell for cell in paired if cell.arm == arm and not cell.missing] if c.domains else []
+    values = [losses(cell, c.domains)[PRIMARY[0]] for cell in known]
+    within = interval(values, 0.95)
+    return {"n": len(values), "loss": mean_of_known(values), "loss_low": within.low, "loss_high": within.high}
+
+
+def _settings(c: Comparison, arm: str) -> dict[str, Any]:
+    """The configuration of an arm, as far as it can differ from another's; empty where no cell's can be read."""
+    for cell in c.experiment.cells:
+        if cell.arm == arm:
+            try:
+                flat = keys.flatten(cell.config)
+            except UserError:
+                continue
+            return {key: value for key, value in flat.items() if not keys.is_within(key, NOT_SWEPT)}
+    return {}
 
 
 def _definitions(c: Comparison) -> int | None:

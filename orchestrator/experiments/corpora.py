@@ -58,8 +58,9 @@ def begun_with(cell_dir: Path) -> str | None:
 
 
 def digest_in(record: metrics_log.Record) -> str | None:
-    """The corpus's digest in a cell's first record; None where it is not of step 0."""
-    return str(record["digest"]) if record.get("step") == 0 and record.get("digest") else None
+    """The corpus's digest in a cell's first record; None where it is not of step 0, or is that of a branch's trunk."""
+    own = record.get("step") == 0 and "trunk" not in record
+    return str(record["digest"]) if own and record.get("digest") else None
 
 
 def described(corpus: Corpus) -> dict[str, Any]:

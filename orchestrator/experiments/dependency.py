@@ -50,8 +50,11 @@ def has_finished(cell: Path) -> bool:
     return end is not None and (not file.is_file() or end == load.from_file(file).train.steps)  # else it is extended
 
 
-def check(config: Config, arms: Mapping[str, Config]) -> None:
-    """Raise `UserError` where a cell that `config` waits for cannot exist. `arms`: those of its experiment."""
+def check(config: Config, arms: Mapping[str, Config], *, auto: bool = False) -> None:
+    """Raise `UserError` where a cell that `config` waits for cannot exist.
+
+    `arms`: those of its experiment. `auto`: it adds seeds until the question is decided.
+    """
     needs = config.needs
     if needs is not None and "/" in needs:
         if not (Path(needs) / "metrics.jsonl").is_file():
@@ -61,6 +64,11 @@ def check(config: Config, arms: Mapping[str, Config]) -> None:
             raise UserError(
                 f"needs={needs} names no arm of this experiment{nearest(arm, arms)}: name one of {', '.join(arms)}, "
                 f"with {NEXT} behind it for the next seed, or a cell's path with a slash in it."
+            )
+        if needs.endswith(NEXT) and auto:
+            raise UserError(
+                f"needs={needs} with seeds=auto names another cell whenever a seed is added: list the seeds, as in "
+                f"seeds=[0,1,2,3,4,5], or write needs={arm}."
             )
         if needs.endswith(NEXT) and len(config.seeds) < 2:
             raise UserError(f"needs={needs} with seeds={config.seeds} names the same seed: add a seed, or write {arm}.")
@@ -73,7 +81,7 @@ def _circles(start: str, arms: Mapping[str, Config]) -> Iterator[tuple[str, str]
     chains = [[("", start, start)]]  # each link: the key, the words up to the arm, the arm
     while chains:
         chain = chains.pop()
-        for key, verb, arm in _awaited_arms(arms[chain[-1][-1]]):
+        for key, verb, arm in awaited_arms(arms[chain[-1][-1]]):
             longer = [*chain, (key, f"{verb} {arm}", arm)]
             if arm in (seen for *_, seen in chain):
                 yield longer[1][0], " ".join(words for _, words, _ in longer)
@@ -81,7 +89,7 @@ def _circles(start: str, arms: Mapping[str, Config]) -> Iterator[tuple[str, str]
                 chains.append(longer)
 
 
-def _awaited_arms(config: Config) -> Iterator[tuple[str, str, str]]:
+def awaited_arms(config: Config) -> Iterator[tuple[str, str, str]]:
     """The key, a verb and the arm, for each arm of its own experiment that `config` waits for."""
     if config.needs is not None and "/" not in config.needs:
         yield f"needs={config.needs}", "needs", arm_of(config.needs)

@@ -151,7 +151,7 @@ def experiment_of(
     for arm, config in experiment.arms.items():
         try:
             decoder_spec(config)
-            dependency.check(config, experiment.arms)
+            dependency.check(config, experiment.arms, auto=auto)
             branches.check(config, experiment.arms)
             playback.check(config, experiment.arms)
         except UserError as error:

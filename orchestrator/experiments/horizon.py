@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, OptimConfig, Schedule, SidecarMode
-from orchestrator.storage import checkpoint, lease, locks
+from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.cell_files import CellFiles
 
 
@@ -57,6 +57,12 @@ def check_extension(known: Config, now: Config, cell: Path) -> None:
         raise UserError(f"{wanted} extends {cell}, which is being trained to {was}: stop it first, then repeat this.")
     saved = checkpoint.saved(cell / "checkpoints")
     if not saved:
+        last = metrics_log.newest(cell / "metrics.jsonl")
+        if last is not None and last["step"] > (known.branch.step or 0):
+            raise UserError(
+                f"{wanted} cannot extend {cell}, which was trained to {last['step']} and has no checkpoint any more: "
+                f"train anew under another name=..., or keep train.steps={was}."
+            )
         return
     branch = f"begin a branch at one of its steps, branch={{arm: {known.arm}, step: {was}}}, in another arm"
     until = exact_until(known)

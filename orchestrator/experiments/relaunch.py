@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys, load
+from orchestrator.config.schema import Config
 from orchestrator.experiments import horizon
+from orchestrator.experiments.dependency import awaited_arms
 from orchestrator.experiments.experiment import Cell, Experiment
 
 Recorded = dict[str, Any]  # the content of experiment.yaml; empty before the first launch
@@ -51,7 +54,10 @@ def dropped(experiment: Experiment, recorded: Recorded) -> list[str]:
 
 
 def _refuse_other_arms(experiment: Experiment, recorded: Recorded) -> None:
-    """Raise `UserError` where an arm has changed, the baseline is another, or keys are declared without a new arm."""
+    """Raise `UserError` where an arm has changed, the baseline is another, or other keys are declared.
+
+    A launch declares more keys with a new arm, and fewer where it leaves out the arms that differ in them.
+    """
     known, now = recorded["arms"], arms_of(experiment)
     was, wanted = recorded["declared"], list(experiment.config.declared)
     both = [arm for arm in known if arm in now]
@@ -60,10 +66,28 @@ def _refuse_other_arms(experiment: Experiment, recorded: Recorded) -> None:
         changes += [_changes("arms", {arm: known[arm] for arm in both}, {arm: now[arm] for arm in both})]
     elif next(iter(now)) != next(iter(known)):
         changes += [_changes("the baseline, its first arm,", next(iter(known)), next(iter(now)))]
-    if wanted != was and not (now.keys() - known.keys() and {*was} <= {*wanted}):
+    gained, lost = {*wanted} - {*was}, {*was} - {*wanted}
+    if (gained and not now.keys() - known.keys()) or not lost <= _declared_for(
+        known.keys() - now.keys(), experiment, was
+    ):
         changes += [_changes("declared", was, wanted)]
     if changes:
         raise UserError(f"{experiment.directory} holds another experiment ({'; '.join(changes)}): {OTHERWISE}")
+
+
+def _declared_for(arms: Collection[str], experiment: Experiment, declared: Sequence[str]) -> set[str]:
+    """The `declared` keys in which one of `arms` differs from the baseline."""
+    reference = next(iter(experiment.arms.values()))
+    differing = [
+        key for config in _on_disk(arms, experiment).values() for key in keys.differences(reference, config)
+    ]  # fmt: skip
+    return {key for key in declared if any(keys.is_within(one, [key]) for one in differing)}
+
+
+def _on_disk(arms: Collection[str], experiment: Experiment) -> dict[str, Config]:
+    """Arm → the configuration of a cell that its directory has; without the arms that have none."""
+    first = {arm: next(iter(sorted((experiment.directory / arm).glob("seed=*/config.yaml"))), None) for arm in arms}
+    return {arm: load.from_file(path) for arm, path in first.items() if path is not None}
 
 
 def _lasting(overrides: list[str]) -> list[str]:
@@ -80,10 +104,19 @@ def _changes(key: str, was: Any, now: Any) -> str:
 
 def _refuse_dropped(experiment: Experiment, recorded: Recorded) -> None:
     """Raise `UserError` where `dropped` names no arm, or one that this launch needs."""
-    config = experiment.config
+    config, left = experiment.config, dropped(experiment, recorded)
+    if not left:
+        return
     names = list(recorded.get("arms", {}) | arms_of(experiment))
+    others = _on_disk([arm for arm in names if arm not in experiment.arms], experiment)
+    waiting = {
+        awaited: (arm, key)
+        for arm, kept in (others | experiment.arms).items()
+        if arm not in left
+        for key, _, awaited in awaited_arms(kept)
+    }
     asked_of = {*(arm for weights in config.contrasts.values() for arm in weights), *config.expect}
-    for arm in dropped(experiment, recorded):
+    for arm in left:
         if arm not in names:
             raise UserError(f"dropped: '{arm}' is not an arm{nearest(arm, names)}: name one of {', '.join(names)}.")
         if arm == names[0]:
@@ -93,6 +126,9 @@ def _refuse_dropped(experiment: Experiment, recorded: Recorded) -> None:
                 f"dropped: '{arm}' is an arm of contrasts or expect: take it out there, or take the arm up again with "
                 "dropped=[]."
             )
+        if arm in waiting:
+            other, key = waiting[arm]
+            raise UserError(f"dropped: '{arm}' is the arm of {key} of '{other}', which remains: drop both, or neither.")
 
 
 def _refuse_unequal_lengths(experiment: Experiment, recorded: Recorded, extended: list[Cell]) -> None:

@@ -163,7 +163,7 @@ def _describe(experiment: Experiment, recorded: dict[str, Any]) -> dict[str, Any
         **({"id": recorded.get("id", secrets.token_hex(6))} if "id" in recorded or not recorded else {}),
         "question": config.question,
         "arms": arms,
-        "declared": list(config.declared),
+        "declared": list(dict.fromkeys([*recorded.get("declared", []), *config.declared])),
         **changeable,
         "lineage": {**recorded.get("lineage", {}), **lineage},
         "models": recorded.get("models", {}) | {arm: _size(resolved) for arm, resolved in experiment.arms.items()},

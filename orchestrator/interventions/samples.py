@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.transformer import Decoder
+from models.transformer import Decoder, seed_of
 from orchestrator.common.errors import UserError
 from orchestrator.common.formatting import counted, duration
 from orchestrator.interventions.documents import AT_ONCE, LENGTH, Document
@@ -41,53 +41,42 @@ def sampled(
     if length > subject.context:
         raise UserError(f"--length {length} is more than the {subject.context} tokens of {subject.name}: lower it.")
     done = {} if done is None else done
-    with torch.random.fork_rng(devices=[subject.device] if subject.device.type == "cuda" else []):
-        torch.manual_seed(SEED)
-        groups = torch.randint(subject.vocabulary, (count, 1)).split(max(1, AT_ONCE // length))
-        if left := [of for place, of in enumerate(groups) if (place, "rows") not in done]:
-            announce(_cost(subject, left, length))
-        rows = [row for place, of in enumerate(groups) for row in _drawn(subject, place, of, length, done)]
-    return [Document(DOMAIN, tuple(row)) for row in rows]
+    at_once = max(1, AT_ONCE // length)
+    sizes = dict(enumerate(min(at_once, count - first) for first in range(0, count, at_once)))  # place → texts
+    if left := [size for place, size in sizes.items() if (place, "texts") not in done]:
+        announce(_cost(subject, left, length))
+    for place, size in sizes.items():
+        if (place, "texts") not in done:
+            done[place, "texts"] = _drawn(subject, place, size, length)
+    return [Document(DOMAIN, tuple(row)) for place in sizes for row in done[place, "texts"].astype(int).tolist()]
 
 
-def _drawn(
-    subject: Subject, place: int, starts: Tensor, length: int, done: MutableMapping[Place, np.ndarray]
-) -> list[list[int]]:
-    """A group of texts in tokens [starts, length]; the next one is drawn as if this had been, where it is in `done`."""
-    device = subject.device
-    if (place, "rows") not in done:
-        drawn = _continued(subject, starts.to(device), length)
-        done[place, "state"] = np.array([_state(device).tolist()], float)
-        done[place, "rows"] = drawn.cpu().numpy().astype(float)
-    elif device.type == "cuda":
-        torch.cuda.set_rng_state(_bytes(done[place, "state"]), device)
-    else:
-        torch.set_rng_state(_bytes(done[place, "state"]))
-    rows: list[list[int]] = done[place, "rows"].astype(int).tolist()
-    return rows
+def _drawn(subject: Subject, place: int, size: int, length: int) -> np.ndarray:
+    """A group of texts in tokens [size, length], a function of the seed and its place."""
+    with torch.random.fork_rng(devices=_devices(subject)):
+        torch.manual_seed(seed_of(SEED, "samples", str(place)))
+        starts = torch.randint(subject.vocabulary, (size, 1))
+        return _continued(subject, starts.to(subject.device), length).cpu().numpy().astype(float)
 
 
-def _state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _devices(subject: Subject) -> list[torch.device]:
+    """The GPUs whose generator is drawn from."""
+    return [subject.device] if subject.device.type == "cuda" else []
 
 
-def _bytes(values: np.ndarray) -> Tensor:
-    return torch.tensor(values[0], dtype=torch.uint8)
-
-
-def _cost(subject: Subject, groups: Sequence[Tensor], length: int) -> str:
+def _cost(subject: Subject, sizes: Sequence[int], length: int) -> str:
     """The sentence that says how long it will take, by the time of a few tokens after rows of half the length."""
-    half = groups[0].to(subject.device).expand(-1, max(1, length // 2))
+    half = torch.zeros(sizes[0], max(1, length // 2), dtype=torch.long, device=subject.device)
     few = min(FEW, length - half.shape[1])
     seconds = []
-    with torch.random.fork_rng(devices=[subject.device] if subject.device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=_devices(subject)):
         for more in (1, few):  # the first also reads the half
             start = time.perf_counter()
             _continued(subject, half, half.shape[1] + more)
             seconds.append(time.perf_counter() - start)
     each = max(seconds) if few == 1 else max(0.0, seconds[1] - seconds[0]) / (few - 1)
-    texts = counted(sum(map(len, groups)), "text")
-    return f"Writing {texts} of {length} tokens: about {duration(len(groups) * length * each)}."
+    texts = counted(sum(sizes), "text")
+    return f"Writing {texts} of {length} tokens: about {duration(len(sizes) * length * each)}."
 
 
 @torch.inference_mode()

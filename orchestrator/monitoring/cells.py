@@ -38,6 +38,7 @@ class Plan:
     readings: Due  # the steps whose checkpoints are read
     interventions: Due | None  # the steps whose checkpoints are intervened on; None: none
     arms: tuple[str, ...]  # of its experiment, in order
+    begins: int = 0  # the step of its trunk at which a branch begins
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,12 @@ class CellStatus:
 
     @property
     def left(self) -> float | None:
-        """Seconds to its last step, at the pace so far; None unless it is running."""
-        if self.state != "running" or not self.step:
+        """Seconds to its last step, at the pace so far; None unless it is running and has made a step of its own."""
+        done = self.step - (self.plan.begins if self.plan else 0)
+        if self.state != "running" or done <= 0:
             return None
         seconds: float = self.records[-1]["seconds"]
-        return seconds / self.step * max(0, self.steps - self.step)
+        return seconds / done * max(0, self.steps - self.step)
 
     @property
     def interval(self) -> float | None:
@@ -130,6 +132,7 @@ def _plan_in(text: str) -> Plan:
         readings=reading_steps_of(steps, int(forensics["every"]), early=bool(forensics.get("early"))),
         interventions=intervention_steps_of(steps, every),
         arms=tuple(map(str, content["arms"])),
+        begins=content.get("branch", {}).get("step") or 0,
     )
 
 

@@ -144,7 +144,7 @@ class WriteMetrics(Callback):
             "grad_norm": trainer.grad_norm.item() if trainer.step else None,
             **trainer.record,
             "digest": trainer.digest,
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds - trainer.seconds_of_trunk, 3),
             "tokens_per_second": None if speed is None else round(speed, 1),
             "mfu": None if speed is None or self.peak_speed is None else round(speed / self.peak_speed, 4),
             "attempt": trainer.attempt,

@@ -94,7 +94,8 @@ class Trainer:
         self.sidecar = sidecar_of(config, cell_dir, self.model, self.optimizer.adam, self.corpus, self.heldout)
         self.step = 0
         self.tokens = 0
-        self.seconds_before = 0.0  # wall time of earlier attempts
+        self.seconds_before = 0.0  # wall time of the trunk and of earlier attempts
+        self.seconds_of_trunk = 0.0  # the part of it that a branch did not take itself
         self.started = time.perf_counter()
         self.digest = self.corpus.digest  # chained over every batch: equal digests mean equal batches
         self.trace: dict[str, list[float]] = {}  # parameter → cos(−exp_avg, w) at the last recorded steps
@@ -107,7 +108,7 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Wall time of training so far, evaluations, checkpoints and readings included."""
+        """Wall time of training so far, that of the trunk, evaluations, checkpoints and readings included."""
         return self.seconds_before + time.perf_counter() - self.started
 
     @property
@@ -215,6 +216,7 @@ class Trainer:
             "steps": self.last_step,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "seconds_of_trunk": self.seconds_of_trunk,
             "digest": self.digest,
             "data": self.corpus.digest,
             "logged": self.logged,
@@ -244,6 +246,7 @@ class Trainer:
             saved |= checkpoint.read_tensors(path, "masters", required=False)
         self._set(saved)
         self.step, self.tokens, self.seconds_before = state["step"], state["tokens"], state["seconds"]
+        self.seconds_of_trunk = self.seconds_before if begins else state.get("seconds_of_trunk", 0.0)
         self.digest, self.trace, self.logged = state["digest"], state["trace"], state["logged"]
         self.saved = self.step
         self.optimizer.load(checkpoint.read_tensors(path, "optimizer"), self.step)

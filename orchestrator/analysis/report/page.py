@@ -31,7 +31,7 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
         findings={arm: findings(c, arm) for arm in c.compared},
         chapters=chapters(c, drawings),
         drawings=drawings,
-        heights={name: int(drawing.plot.layout.height) - TITLE for name, drawing in drawings.items()},
+        heights=heights(drawings),
         tables=tables,
         scorings=sorted({reading.scoring for reading in readings}),
         definitions=sorted({reading.definitions for reading in readings}),
@@ -40,7 +40,22 @@ def page(c: Comparison, drawings: dict[str, Drawing]) -> str:
 
 
 def _parts(drawings: dict[str, Drawing], tables: dict[str, pd.DataFrame]) -> Iterator[tuple[str, str]]:
-    """Yield (id, compressed content) of plotly, every figure and every table; figures.js unpacks it."""
+    """Yield the parts of every figure, and those of every table."""
+    yield from figure_parts(drawings)
+    for name, frame in tables.items():
+        # by column: pandas' own `float_format` takes ten times as long
+        floats = frame.select_dtypes("float64").items()
+        short = {str(key): column.map(DIGITS.__mod__, na_action="ignore") for key, column in floats}
+        yield f"table-{name}", packed(frame.assign(**short).to_csv(index=False))
+
+
+def heights(drawings: dict[str, Drawing]) -> dict[str, int]:
+    """Return the height of each figure on a page, pixels."""
+    return {name: int(drawing.plot.layout.height) - TITLE for name, drawing in drawings.items()}
+
+
+def figure_parts(drawings: dict[str, Drawing]) -> Iterator[tuple[str, str]]:
+    """Yield (id, compressed content) of plotly and every figure; figures.js unpacks it."""
     yield "plotly", packed(get_plotlyjs())
     for name, drawing in drawings.items():
         plot = drawing.plot.to_dict()  # a copy
@@ -48,8 +63,3 @@ def _parts(drawings: dict[str, Drawing], tables: dict[str, pd.DataFrame]) -> Ite
         plot["layout"]["height"] -= TITLE
         plot["layout"]["margin"]["t"] -= TITLE
         yield f"figure-{name}", packed(to_json(plot, validate=False))
-    for name, frame in tables.items():
-        # by column: pandas' own `float_format` takes ten times as long
-        floats = frame.select_dtypes("float64").items()
-        short = {str(key): column.map(DIGITS.__mod__, na_action="ignore") for key, column in floats}
-        yield f"table-{name}", packed(frame.assign(**short).to_csv(index=False))

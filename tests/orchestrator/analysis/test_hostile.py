@@ -221,9 +221,9 @@ def test_content_that_cannot_be_is_one_sentence(
 def test_what_cannot_be_in_one_costs_the_others_nothing(experiment: Write) -> None:
     broken, whole = experiment(name="broken"), experiment()
     last(heldout=None)(broken)
-    first, second = survey([broken, whole])
+    second, third, first = survey([broken, whole])
     assert names(first.problem, "heldout", "mapping")
-    assert (second.arm, second.n, second.problem) == ("variable", 2, None)
+    assert [(one.arm, one.n, one.problem) for one in (second, third)] == [("variable", 2, None), ("uniform", 2, None)]
 
 
 def test_a_fault_of_ours_in_one_costs_the_others_nothing(experiment: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +234,6 @@ def test_a_fault_of_ours_in_one_costs_the_others_nothing(experiment: Write, monk
         return compute(path) if path == whole else 1 // 0
 
     monkeypatch.setattr("orchestrator.analysis.survey.compute", fails)
-    first, second = survey([faulty, whole])
+    second, third, first = survey([faulty, whole])
     assert names(first.problem, faulty, "ZeroDivisionError")
-    assert second.problem is None
+    assert second.problem is third.problem is None

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 import yaml
 from rich.console import Console
 
@@ -23,8 +24,8 @@ from tests.naming import names
 
 Write = Callable[..., Path]
 COLUMNS = (
-    "directory,experiment,question,baseline,arm,n,delta,low,high,p,q,verdict,ratio,ratio_low,ratio_high,budget,"
-    "centre_shift,centre_low,centre_high,centre_p,expected,delivered,definitions,problem"
+    "directory,experiment,question,baseline,arm,n,loss,loss_low,loss_high,data,delta,low,high,p,q,verdict,ratio,ratio_low,ratio_high,budget,"
+    "centre_shift,centre_low,centre_high,centre_p,expected,delivered,definitions,problem,width.start"
 )
 
 
@@ -47,17 +48,29 @@ def expecting(root: Path, expect: dict[str, str]) -> Path:
     return root
 
 
+def by_hand(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / len(values) ** 0.5)
+
+
 def row(p: float | None, n: int = 6, **more: object) -> ArmSummary:
     return replace(ArmSummary("outputs/x", "x", "Why?", "a", "b", n=n, p=p), **more)  # type: ignore[arg-type]
 
 
 def test_a_row_is_what_the_experiment_says_by_itself(experiment: Write) -> None:
     root = expecting(experiment(seeds=range(6), budget=budget), {"budget": "> 75"})
-    (found,) = survey([root])
+    found, baseline = survey([root])
     c = compute(root)
     loss, spent = c.statistics[0], c.conservation[0]
     assert (found.directory, found.experiment, found.question) == (str(root), "width_ablation", "Does width decide?")
     assert (found.baseline, found.arm, found.n, found.problem) == ("uniform", "variable", 6, None)
+    assert (found.loss, baseline.loss) == pytest.approx((loss.b, loss.a))
+    assert (baseline.arm, baseline.verdict, baseline.n, baseline.delta) == ("uniform", "baseline", 6, None)
+    for arm, own in (("variable", found), ("uniform", baseline)):
+        finals = [cell.metrics[-1]["test"].values() for cell in c.experiment.cells if cell.arm == arm]
+        within = scipy.stats.t.interval(0.95, 5, *by_hand([np.mean(list(final)) for final in finals]))
+        assert own.loss_low is not None and own.loss_high is not None
+        assert own.loss_low <= within[0] + 1e-9 < within[1] - 1e-9 <= own.loss_high, "t's, or the bootstrap's beyond it"
     assert (found.delta, found.low, found.high, found.p) == (loss.delta, loss.low, loss.high, loss.p)
     assert (found.verdict, found.q) == ("better", loss.p)  # one test alone is its own adjustment
     assert (found.ratio, found.ratio_low, found.ratio_high) == (spent.ratio, spent.low, spent.high)
@@ -67,14 +80,15 @@ def test_a_row_is_what_the_experiment_says_by_itself(experiment: Write) -> None:
     assert (found.expected, found.delivered) == (2, 2)  # of both arms
 
 
-def test_one_row_per_arm_but_the_baseline(experiment: Write) -> None:
+def test_every_arm_has_a_row_the_lowest_loss_first(experiment: Write) -> None:
     rows = survey([experiment(arms=("uniform", "variable", "third")), experiment(arms=("alone",), name="single")])
-    assert [(r.experiment, r.arm, r.n) for r in rows] == [
-        ("width_ablation", "variable", 2), ("width_ablation", "third", 2), ("single", None, 0),
+    assert [(r.experiment, r.arm, r.n, r.verdict) for r in rows] == [
+        ("width_ablation", "variable", 2, "inconclusive"), ("single", "alone", 2, "only arm"),
+        ("width_ablation", "uniform", 2, "baseline"), ("width_ablation", "third", 2, "inconclusive"),
     ]  # fmt: skip
-    assert (rows[2].verdict, rows[2].budget, rows[2].delta) == ("not measured", "not measured", None)
+    assert (rows[1].budget, rows[1].delta) == ("–", None)
     text = printed(rows)
-    assert text.count("width_ablation") == 1  # told once, above its arms
+    assert text.count("width_ablation") == 3
     assert "third" in text
 
 
@@ -155,7 +169,7 @@ def test_nothing_of_an_experiment_is_kept_but_its_rows(experiment: Write, monkey
         return comparison
 
     monkeypatch.setattr("orchestrator.analysis.survey.compute", watched)
-    assert len(survey([experiment(name=name) for name in "abc"])) == len(seen) == 3
+    assert len(survey([experiment(name=name) for name in "abc"])) == 2 * len(seen) == 6
 
 
 def test_the_csv_has_every_digit_and_the_page_links_to_the_reports(experiment: Write, tmp_path: Path) -> None:
@@ -165,8 +179,9 @@ def test_the_csv_has_every_digit_and_the_page_links_to_the_reports(experiment: W
     assert main([*map(str, roots), "--csv", str(csv), "--html", str(html)]) == 0
     rows, table = survey(roots), pd.read_csv(csv, float_precision="round_trip")
     assert csv.read_text().startswith(f"{COLUMNS}\n")
-    assert table["delta"].tolist() == [r.delta for r in rows]
-    assert table["low"].tolist() == [r.low for r in rows]
+    for name in ("loss", "loss_low", "delta", "low"):
+        assert table[name].replace(np.nan, None).tolist() == [getattr(r, name) for r in rows]
+    assert table["width.start"].tolist() == [0.9, 0.9, 1.0, 1.0]
     page = html.read_text()
     assert "−0.1000" in page
     assert "comparison/report.html" not in page  # none has been written yet
@@ -180,7 +195,7 @@ def test_the_csv_has_every_digit_and_the_page_links_to_the_reports(experiment: W
 def test_one_directory_with_a_file_is_a_table_of_one(experiment: Write, tmp_path: Path) -> None:
     root = experiment()
     assert main([str(root), "--csv", str(tmp_path / "one.csv")]) == 0
-    assert len(pd.read_csv(tmp_path / "one.csv")) == 1
+    assert len(pd.read_csv(tmp_path / "one.csv")) == 2
     assert not (root / "comparison").exists()
     assert main([str(root)]) == 0
     assert json.loads((root / "comparison/verdict.json").read_text())["name"] == "width_ablation"
@@ -200,6 +215,7 @@ def test_a_file_that_cannot_be_written_is_one_sentence_before_the_work(
 def test_twenty_experiments_fit_a_hundred_columns() -> None:
     question = "Does the width profile of the late layers decide where the specialists of the whole body concentrate?"
     values = {
+        "loss": 2.34567, "loss_low": 2.3, "loss_high": 2.4,
         "delta": -0.01234, "low": -0.0235, "high": -0.0012, "verdict": "inconclusive", "ratio": 12.34,
         "budget": "no larger than chance", "centre_shift": -0.12, "centre_low": -0.23, "centre_high": 0.01,
         "expected": 12, "delivered": 11, "question": question,
@@ -210,6 +226,8 @@ def test_twenty_experiments_fit_a_hundred_columns() -> None:
         for i in range(20)
     ]  # fmt: skip
     text = printed(_adjusted(rows))
-    for whole in ("−0.0123", "−0.0235 … −0.0012", "inconclusive", "−0.23 … +0.01", "11/12", "12.34"):
+    for whole in ("2.3457", "2.3000 … 2.4000", "−0.0123", "−0.0235 … −0.0012", "inconclusive", "12.34"):
         assert text.count(whole) == 20, whole
-    assert len(text.splitlines()) < 20 * 7 + 5
+    assert len(text.splitlines()) < 20 * 3 + 15
+    assert names(text.splitlines()[-1], "--csv", "centre shift")
+    assert printed(_adjusted(rows), width=120).count("−0.23 … +0.01") == 20

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.config import compose
 from tests.naming import names
@@ -83,6 +84,27 @@ def test_a_config_dir_comes_before_the_own_folder_and_conf_before_both(
         assert f"parallel: {parallel}\n" in capsys.readouterr().out
     orchestrate("launcher=ours", "--cfg", "job")
     assert "parallel: 3\n" in capsys.readouterr().out
+
+
+def test_a_tracker_of_ones_own_has_its_own_values_and_the_environments_else(
+    orchestrate: Orchestrate, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MODE": "online", "PROJECT": "theirs", "ENTITY": "lab", "DIR": "files"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    (tmp_path / "conf/tracker").mkdir(parents=True)
+    for name, text in {"mine": "project: x\n", "mode": "mode: offline\n", "all": "entity: e\ndir: d\n"}.items():
+        (tmp_path / f"conf/tracker/{name}.yaml").write_text(text)
+    known = {"mode": "online", "project": "theirs", "entity": "lab", "dir": "files", "tags": []}
+    for words, own in {
+        (): {},
+        ("tracker=mine",): {"project": "x"},
+        ("tracker=mode",): {"mode": "offline"},
+        ("tracker=all",): {"entity": "e", "dir": "d"},
+        ("tracker=offline",): {"mode": "offline"},
+        ("tracker=mine", "tracker.project=y"): {"project": "y"},
+    }.items():
+        assert orchestrate("--config-dir", "conf", *words, "--cfg", "job", "--resolve", "--package", "tracker") == 0
+        assert yaml.safe_load(capsys.readouterr().out) == known | own
 
 
 @pytest.mark.parametrize("where", ["own", "config-dir"])

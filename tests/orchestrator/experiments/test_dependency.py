@@ -56,6 +56,7 @@ def test_any_arm_may_need_another_and_chains_run_in_order() -> None:
         ("{a: [], b: ['needs=a@last']}", "[0]", ["Arm 'b'", "needs=a@last", "a, b", "@next"]),
         ("{a: [], b: ['needs=no/where']}", "[0]", ["Arm 'b'", "needs=no/where", "metrics.jsonl"]),
         ("{a: [], b: ['needs=a@next']}", "[3]", ["needs=a@next", "seeds=[3]"]),
+        ("{a: [], b: ['needs=a@next']}", "auto", ["Arm 'b'", "needs=a@next", "seeds=auto", "needs=a"]),
     ],
 )  # fmt: skip
 def test_what_can_never_be_there_is_refused(arms: str, seeds: str, named: list[str]) -> None:

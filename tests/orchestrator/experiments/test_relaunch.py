@@ -87,6 +87,57 @@ def test_what_cannot_be_dropped_is_refused(launch: Launches, options: dict[str, 
         launch(A, B, C, **options)
 
 
+LATE = "late: ['optim=wsd','branch={arm: b, step: 400}']"
+REPLAYED = "played: ['sidecar=decay','sidecar.mode=replay','needs=learned']"
+
+
+@pytest.mark.parametrize(
+    ("arms", "dropped", "named"),
+    [
+        ((A, B, LATE), "b", ["dropped", "'b'", "branch.arm=b", "'late'"]),
+        ((A, "learned: ['sidecar=decay']", REPLAYED), "learned", ["dropped", "'learned'", "needs=learned", "'played'"]),
+    ],
+)
+def test_an_arm_that_another_needs_is_dropped_with_it_alone(
+    launch: Launches, arms: tuple[str, ...], dropped: str, named: list[str]
+) -> None:
+    """Also where this launch does not name the other, which has its cells there."""
+    declared, other = "[width,optim,branch,sidecar,needs]", arms[-1].partition(":")[0]
+    first = (A, arms[1].replace("width=ramp", "width=uniform")) if dropped == "b" else arms[:2]
+    arms = (*first, arms[-1])
+    launch(*arms, declared=declared)
+    for some in (arms, first):
+        with pytest.raises(UserError, match=naming(*named)):
+            launch(*some, declared=declared, dropped=f"[{dropped}]")
+    assert launch(*arms, declared=declared, dropped=f"[{dropped},{other}]") == ["a/seed=0"]
+
+
+def test_the_first_command_works_after_an_arm_with_more_declared_keys_was_added(launch: Launches) -> None:
+    extra, other = "d: ['optim.lr=0.001']", "e: ['optim.clip=0.5']"
+    launch(A, B)
+    launch(A, B, extra, declared="[width,optim.lr]")
+    launch(A, B)
+    assert launch.recorded["declared"] == ["width", "optim.lr"]
+    launch(A, other, declared="[optim.clip,width]")  # a third, which knows the first alone
+    assert launch.recorded["declared"] == ["width", "optim.lr", "optim.clip"]
+    launch(A, B, extra, declared="[width,optim.lr]")
+    before = launch.recorded
+    with pytest.raises(UserError, match=naming("declared", "optim.eps")):
+        launch(A, B, declared="[width,optim.eps]")  # no arm is new
+    with pytest.raises(UserError, match=naming("declared", "width", "optim.lr")):
+        launch(A, extra, other, declared="[optim.lr,optim.clip,width,optim.eps]")
+    assert launch.recorded == before
+
+
+def test_fewer_keys_for_the_same_arms_are_another_question(launch: Launches) -> None:
+    launch(A, B, declared="[width,optim.lr]")
+    with pytest.raises(UserError, match=naming("declared", "width", "optim.lr")):
+        launch(A, B, declared="[width]")
+    launch(A, B, C, declared="[width,optim.lr]")
+    with pytest.raises(UserError, match=naming("declared", "width", "optim.lr")):
+        launch(A, B, declared="[width]")  # `c` does not differ in it
+
+
 CONSTANT = {"optim.schedule": "constant"}
 
 

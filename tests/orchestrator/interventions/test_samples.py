@@ -14,6 +14,7 @@ import transformers
 from orchestrator import export
 from orchestrator.common.errors import UserError
 from orchestrator.intervene import main
+from orchestrator.interventions import samples
 from orchestrator.interventions.samples import DOMAIN, sampled
 from tests.naming import names
 from tests.orchestrator.interventions.models import model_of, subject_of
@@ -45,6 +46,20 @@ def test_their_loss_is_the_entropy(family: str) -> None:
     assert abs(surprise.mean()) < 4.5 * error
     assert sampled(subject, 200, 12) == documents
     assert sampled(subject, 3, None)[0].tokens[:1] == documents[0].tokens[:1]
+
+
+@pytest.mark.parametrize("family", ["ours, pre", "llama"])
+def test_a_group_of_them_depends_on_seed_and_place_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was drawn before, and however many groups there are."""
+    monkeypatch.setattr(samples, "AT_ONCE", 24)  # two texts at once
+    subject, done = subject_of(family), {}
+    whole = sampled(subject, 6, 12, done=done)
+    assert len({document.tokens for document in whole}) == 6
+    assert sampled(subject, 4, 12) == whole[:4]
+    torch.rand(9)
+    assert sampled(subject, 6, 12, done={key: of for key, of in done.items() if key[0] != 1}) == whole
+    assert sampled(subject, 6, 12, done={key: of for key, of in done.items() if key[0] == 2}) == whole
+    assert {rows.shape for rows in done.values()} == {(2, 12)}, "nothing else needs to be kept"
 
 
 def test_a_cell_is_judged_on_them(cell: Path, tmp_path: Path) -> None:

@@ -22,6 +22,21 @@ from tests.naming import names, naming
 Write = Callable[..., Path]
 
 
+def test_the_pace_of_a_branch_is_that_of_its_own_steps(cell: Write, tmp_path: Path) -> None:
+    path = cell(losses=(3.0, 2.0, 1.9, 1.8))
+    config = json.loads((path / "config.yaml").read_text()) | {"branch": {"arm": "trunk", "step": 20}}
+    (path / "config.yaml").write_text(json.dumps(config))
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    records = [{"trunk": "trunk/seed=0", **row} for row in records[:3]] + [records[3] | {"seconds": 5.0}]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+    with lease.hold(path, "17", 1):
+        (found,) = read_status(tmp_path / "x")
+        assert found.left == 5.0 / 10 * 70
+        (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records[:3]))
+        (found,) = read_status(tmp_path / "x")
+        assert found.left is None, "it has made no step yet"
+
+
 def test_progress_losses_and_time_left_by_hand(cell: Write) -> None:
     path = cell(losses=(4.0, 3.5, 3.0, 2.75, 2.5))
     with lease.hold(path):

@@ -7,15 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.cells import read_cell
+from orchestrator.analysis.cells import read_cell, read_experiment
 from orchestrator.common.errors import UserError
+from orchestrator.experiments.corpora import begun_with, prepare_for
 from orchestrator.experiments.experiment import Cell
+from orchestrator.experiments.run_directory import record_data, reopen
 from orchestrator.forensics.reading import read_reading
 from orchestrator.launch import checks
-from orchestrator.storage import checkpoint, steps
+from orchestrator.storage import checkpoint, metrics_log, steps
+from orchestrator.training import trainer
 from orchestrator.training.trainer import Callback, Trainer
 from tests.naming import naming
-from tests.orchestrator.training.cells import Crash, CrashAt, complete, fingerprints, new_experiment, rows, run_with
+from tests.orchestrator.training.cells import (
+    Clock,
+    Crash,
+    CrashAt,
+    complete,
+    fingerprints,
+    new_experiment,
+    rows,
+    run_with,
+)
 
 DECAYING = "'optim.schedule=wsd','optim.decay_fraction=0.5'"  # of 12 steps, the last 6
 LATE = f"trunk: ['optim.schedule=constant'], late: [{DECAYING},'branch={{arm: trunk, step: 6}}']"
@@ -112,6 +124,45 @@ def test_a_branch_may_change_the_data_and_take_up_a_sidecar(small: list[str], tm
     assert complete(of["other"])
     decided = [row["sidecar"]["step"] for row in rows(of["other"]) if "sidecar" in row]
     assert decided == [7, 9, 11]
+
+
+def test_a_branch_on_another_corpus_is_resumed_and_compared_on_its_own(small: list[str], tmp_path: Path) -> None:
+    """Its log begins with the trunk's records, whose digest is that of the trunk's corpus."""
+    of = cells(small, tmp_path, "trunk: [], other: ['data.domains.code.path=prose','branch={arm: trunk, step: 6}']")
+    corpora = {arm: prepare_for(cell.config, tmp_path / "x") for arm, cell in of.items()}
+    assert corpora["trunk"].digest != corpora["other"].digest
+    record_data(reopen(tmp_path / "x"), corpora)
+    assert complete(of["trunk"])
+    with pytest.raises(Crash):
+        run_with(of["other"], CrashAt(7))
+    assert begun_with(of["other"].directory) is None
+    assert complete(of["other"])
+    assert [cell.missing for cell in read_experiment(tmp_path / "x").cells] == [None, None]
+
+
+@pytest.mark.parametrize("options", [[], ["train.log_every=4"]])  # 4: a record of the branch counts steps of the trunk
+def test_the_time_of_a_branch_is_its_own(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    clock, update = Clock(), Trainer.update
+
+    def update_in_a_second(run: Trainer) -> None:
+        update(run)
+        clock.now += 1
+
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(Trainer, "update", update_in_a_second)
+    arms = "trunk: [], late: ['branch={arm: trunk, step: 6}'], last: ['branch={arm: late, step: 8}']"
+    of = cells(small, tmp_path, arms, *options)
+    assert run_with(of["trunk"])
+    for arm in ("late", "last"):
+        with pytest.raises(Crash):
+            run_with(of[arm], CrashAt(9))  # resumed from step 8
+        assert run_with(of[arm])
+    for arm, begins in (("late", 6), ("last", 8)):
+        own = [row for row in metrics_log.read(of[arm].directory / "metrics.jsonl") if row["step"] > begins]
+        assert [row["seconds"] for row in own] == [row["step"] - begins for row in own]
+        assert {row["tokens_per_second"] for row in own} == {2 * 32 / 1.0}
 
 
 def test_a_branch_without_the_sidecar_begins_with_what_was_evaluated(small: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -102,6 +103,26 @@ def test_what_cannot_be_extended_is_refused_with_the_cure(small: list[str], tmp_
         pytest.raises(UserError, match=naming("train.steps=8", "held", "stop it")),
     ):
         launch("held", 8, *CONSTANT)
+
+
+def test_a_trained_cell_without_checkpoints_is_not_extended_and_keeps_its_log(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, *CONSTANT, "name=x"]
+    cell = new_cell([*overrides, "train.steps=6"], tmp_path)
+    assert complete(cell)
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.parent.name != "checkpoints"]
+    before = {path: path.read_bytes() for path in kept}
+    shutil.rmtree(cell.directory / "checkpoints")
+    with pytest.raises(UserError, match=naming("train.steps=12", cell.directory, "no checkpoint", "name=...", "6")):
+        new_cell([*overrides, "train.steps=12"], tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not new_cell([*overrides, "train.steps=6"], tmp_path).directory.joinpath("checkpoints").exists()
+
+
+def test_a_cell_that_crashed_before_its_first_update_may_still_change(small: list[str], tmp_path: Path) -> None:
+    overrides = [*small, "name=x"]
+    cell = new_cell([*overrides, "train.steps=6"], tmp_path)
+    metrics_log.append(cell.directory / "metrics.jsonl", {"step": 0, "seconds": 0.1})  # and no checkpoint yet
+    assert complete(new_cell([*overrides, "train.steps=8"], tmp_path))
 
 
 def test_a_run_goes_on_with_other_micro_batches_but_not_in_another_precision(small: list[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from orchestrator.storage import checkpoint, metrics_log
 from orchestrator.training import callbacks, trainer
 from orchestrator.training.trainer import Trainer
 from tests.orchestrator.training.cells import (
+    Clock,
     Crash,
     CrashAt,
     complete,
@@ -50,15 +51,6 @@ def test_every_record_has_the_share_of_the_peak(
     for record in metrics_log.read(cell.directory / "metrics.jsonl")[1:]:
         expected = record["tokens_per_second"] * flops / 1e9
         assert record["mfu"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
-
-
-class Clock:
-    """A clock that only tests move, in the place of the module `time`."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize("crashes", [[], [7]])  # between the checkpoint of step 6, after W&B started, and a record
