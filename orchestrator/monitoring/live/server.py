@@ -80,10 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         if len(hosts) != 1 or _host(hosts[0]) not in NAMES:
             self._send(403, TEXT, f"This server is {' or '.join(NAMES)}, whatever else points to it.\n")
             return
-        try:
-            path = unquote(urlsplit(self.path).path, errors="surrogateescape").removeprefix("/")
-        except ValueError:
-            path = "\0"  # nothing has this name
+        path = unquote(self.path.partition("?")[0], errors="surrogateescape").removeprefix("/")
         experiments, (name, _, leaf) = self.server.experiments, path.rpartition("/")
         if path in ("", "state.json"):
             self._page("index.html.j2", "Experiments") if not path else self._json(self.server.state())

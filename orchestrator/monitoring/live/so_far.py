@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.errors import UserError
+from orchestrator.common.formatting import printable
 
 if TYPE_CHECKING:
     from orchestrator.analysis import Comparison
@@ -58,7 +59,8 @@ class SoFar:
             self.shown = {"html": summary(comparison), "pairs": len(comparison.pairs)}
             self._comparison = comparison
         except (UserError, OSError) as error:
-            self.shown = {"problem": str(error)}
+            self.shown = self.shown | {"problem": printable(str(error))}
         except Exception as error:  # a file that is just being written, or no result: the page goes on
-            self.shown = {"problem": f"The finished cells cannot be compared now: {type(error).__name__}: {error}"}
+            reason = f"{type(error).__name__}: {error}"
+            self.shown = self.shown | {"problem": printable(f"The finished cells cannot be compared now: {reason}")}
         self._due = time.monotonic() + (time.monotonic() - started) / self.effort

@@ -105,7 +105,7 @@ def _line(index: int) -> dict[str, str]:
 
 def _losses(cells: Sequence[CellStatus], curves: Mapping[str, Curve], arms: list[str]) -> dict[str, Any]:
     """For both losses: a line per cell, first of those that run, and the mean of each arm's cells that are done."""
-    urgency = {state: rank for rank, state in enumerate(("running", *SHOWN))}
+    urgency = {state: rank for rank, state in enumerate(dict.fromkeys(("running", *SHOWN)))}
     drawn = {cell.cell: curves[cell.cell].lines() for cell in cells if cell.cell in curves}
     chosen = sorted((cell for cell in cells if cell.cell in drawn), key=lambda cell: urgency[cell.state])[:LINES]
     kinds = {}

@@ -1,5 +1,5 @@
 "use strict";
-const OPEN = 24, WORST = 6;  // cells of an experiment whose groups are all open; alerts that are not folded
+const OPEN = 24, WORST = 6, NAMED = 12;  // cells up to which all groups are open; alerts not folded; arms of a legend
 const $ = (id) => document.getElementById(id);
 const table = document.querySelector("table.cells"), grid = document.querySelector(".grid"), bodies = {};
 let state = null;
@@ -58,7 +58,8 @@ function showGrid() {
   const blocks = state.arms.map((arm, index) => ({ arm, of: state.cells.filter((cell) => cell.arm === index) }));
   keep(grid, blocks.map(({ arm }) => arm), (arm) => arm.name, (arm) => {
     const block = made("div", "arm-block"), name = made("div", "arm-name");
-    name.append(swatch(arm), arm.name, made("span", "eyebrow"));
+    name.title = arm.name;
+    name.append(swatch(arm), made("span", "cut", arm.name), made("span", "eyebrow"));
     block.append(name, made("div", "squares"));
     return block;
   });
@@ -81,7 +82,8 @@ function row(cell, node = made("tr")) {
   const td = (content, className = "number") => { const one = made("td", className); one.append(content); return one; };
   name.scope = "row";
   name.title = named(cell);
-  name.append(swatch(state.arms[cell.arm], 14), ` ${named(cell)}`);
+  name.append(made("span"));
+  name.firstChild.append(swatch(state.arms[cell.arm], 14), made("span", "cut", state.arms[cell.arm].name), `/seed=${cell.seed}`);
   bar.style.setProperty("--share", `${100 * cell.share}%`);
   const age = td("");
   if (cell.written) age.dataset.written = cell.written;
@@ -163,6 +165,7 @@ function showLosses(again = false) {
   charted = text;
   $("losses").hidden = !state.losses.train.length && !state.losses.heldout.length;
   for (const node of document.querySelectorAll(".chart")) chart(node, state.losses[node.dataset.kind], state.losses.steps, state.arms);
+  $("lines").hidden = state.arms.length > NAMED;  // the grid names them
   keep($("lines"), state.arms, (arm) => arm.name, (arm) => {
     const node = made("span");
     node.append(swatch(arm), arm.name);
@@ -172,18 +175,20 @@ function showLosses(again = false) {
 
 let compared = null;
 function showResults() {
-  const section = $("so-far"), links = [], place = section.querySelector(".results"), { html, problem } = state.so_far;
+  const section = $("so-far"), links = [], place = section.querySelector(".results");
+  const { html, problem } = state.so_far, done = state.counts.find(([one]) => one === "done")?.[1];
   const over = !state.is_live && state.counts.every(([one]) => one === "done");
   say(section.querySelector("h2 span"), over ? "The report" : "The report so far");
   if (html) links.push({ href: "so-far.html", text: over ? "the whole report" : "the whole report so far" });
   if (state.report) links.push({ href: "report.html", text: `report.html, written ${new Date(1000 * state.report).toLocaleString()}` });
   keep(section.querySelector(".links"), links, (link) => link.href, (link) => Object.assign(made("a", "", link.text), { href: link.href }));
-  if (problem && !html && problem !== compared) place.replaceChildren(made("p", "note", problem));
+  const waits = done ? `${done.toLocaleString("en")} ${done === 1 ? "cell is" : "cells are"} done, and being compared.` : "No cell is done yet: results follow as soon as one is.";
+  say($("compared"), problem ?? (html ? "" : waits));
   if (html && html !== compared) {
     place.innerHTML = html;  // from a template that escapes every value
     place.querySelectorAll("table.sorts th button").forEach((button) => button.addEventListener("click", () => sort(button.closest("th"))));
   }
-  compared = html ?? problem ?? null;
+  compared = html ?? compared;
 }
 
 follow((now) => {
