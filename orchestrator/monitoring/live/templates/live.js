@@ -13,12 +13,12 @@ function head() {
   say($("done"), `${percent(state.share)} of ${state.total.toLocaleString("en")} ${state.total === 1 ? "cell" : "cells"}: ${counted(state.counts)}`);
   say($("left"), state.left === null ? (state.is_live ? "not known yet" : "nothing runs any more") : `about ${duration(state.left)}`);
   progress($("progress"), state.counts, state.share);
-  keep($("arms"), state.arms.slice(0, 8), (arm) => arm.name, (arm) => {
+  const arms = state.arms.length > NAMED ? [] : state.arms;
+  keep($("arms"), arms.length ? arms : [{ name: `${state.arms.length} of them, named below` }], (arm) => arm.name, (arm) => {
     const node = made("span", "arm");
-    node.append(swatch(arm), ` ${arm.name}`);
+    node.append(...(arm.colour ? [swatch(arm)] : []), arm.name);
     return node;
   });
-  $("arms").dataset.more = Math.max(0, state.arms.length - 8) || "";
   for (const id of ["comparing", "comparison"]) $(id).hidden = !state.comparison;
   say($("comparison"), state.comparison);
   document.title = `${state.is_live ? `${percent(state.share)} ` : ""}${state.name}`;
