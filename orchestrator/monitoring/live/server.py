@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -63,8 +64,10 @@ class Server(ThreadingHTTPServer):
             found.append({"href": f"{_quoted(name)}/"} | {key: known[key] for key in SUMMED if key in known})
         return answer({"experiments": found})
 
-    def handle_error(self, *_: Any) -> None:
-        """A viewer that went away, or an attack, is nobody's error."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print the traceback of an error of ours; a viewer that went away is none."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -14,6 +14,8 @@ from orchestrator.common.formatting import printable
 if TYPE_CHECKING:
     from orchestrator.analysis import Comparison
 
+PAUSE = 10.0  # seconds at least between two comparisons
+
 
 class SoFar:
     """The newest comparison, which is held in memory; it writes nothing, so it may be made while others compare."""
@@ -58,9 +60,12 @@ class SoFar:
             comparison = compute(self.directory)
             self.shown = {"html": summary(comparison), "pairs": len(comparison.pairs)}
             self._comparison = comparison
-        except (UserError, OSError) as error:
+        except UserError as error:
             self.shown = self.shown | {"problem": printable(str(error))}
-        except Exception as error:  # a file that is just being written, or no result: the page goes on
+        except (
+            Exception
+        ) as error:  # perhaps of a file that was being replaced: it is tried again
             reason = f"{type(error).__name__}: {error}"
             self.shown = self.shown | {"problem": printable(f"The finished cells cannot be compared now: {reason}")}
-        self._due = time.monotonic() + (time.monotonic() - started) / self.effort
+            self._of = None
+        self._due = time.monotonic() + max(PAUSE, (time.monotonic() - started) / self.effort)

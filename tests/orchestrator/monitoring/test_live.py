@@ -37,6 +37,7 @@ HOSTILE = "<img src=x onerror=alert(1)> & \"q\" 'a' {{ 7 * 7 }}"
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Read at every request."""
     monkeypatch.setattr(served, "INTERVAL", 0.0)
+    monkeypatch.setattr("orchestrator.monitoring.live.so_far.PAUSE", 0.0)
     monkeypatch.setattr("orchestrator.monitoring.live.server.EFFORT", 1e9)
 
 
@@ -245,6 +246,17 @@ def test_finished_pairs_are_compared_in_memory(tmp_path: Path, serve: Serve) -> 
     answer, report = ask(server, "/scale/report.html")
     assert report == b"<p>as written"
     assert answer.headers["Content-Security-Policy"].startswith("sandbox "), "it may come from anybody"
+
+
+def test_a_comparison_that_failed_is_made_again(tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = leave_behind(tmp_path, SMALL, seeds=1, checkpoints=2)
+    with monkeypatch.context() as broken:
+        broken.setattr("orchestrator.analysis.comparison.compute", lambda path: 1 / 0)
+        server = serve(experiment.directory)
+        wait_for(lambda: state_of(server, "scale")["so_far"])
+        assert names(state_of(server, "scale")["so_far"]["problem"], "ZeroDivisionError")
+    wait_for(lambda: "html" in state_of(server, "scale")["so_far"])
+    assert "problem" not in state_of(server, "scale")["so_far"]
 
 
 # curves
