@@ -62,9 +62,7 @@ class SoFar:
             self._comparison = comparison
         except UserError as error:
             self.shown = self.shown | {"problem": printable(str(error))}
-        except (
-            Exception
-        ) as error:  # perhaps of a file that was being replaced: it is tried again
+        except Exception as error:  # perhaps of a file that was being replaced: it is tried again
             reason = f"{type(error).__name__}: {error}"
             self.shown = self.shown | {"problem": printable(f"The finished cells cannot be compared now: {reason}")}
             self._of = None
