@@ -27,12 +27,12 @@ class Opened:
         return self.page.locator(".plot").count()
 
 
-def opened(context: BrowserContext, path: Path) -> Opened:
-    """The file in a new page, watched from its first word on."""
+def opened(context: BrowserContext, place: Path | str) -> Opened:
+    """The file, or the address, in a new page, watched from its first word on."""
     found = Opened(context.new_page())
     found.page.on("console", lambda message: found.said.append(message.text))
     found.page.on("pageerror", lambda error: found.said.append(str(error)))
     found.page.on("dialog", lambda dialog: found.said.append(dialog.message))
     found.page.on("request", lambda request: found.requests.append(request.url))
-    found.page.goto(path.as_uri(), timeout=1000 * PATIENCE)
+    found.page.goto(place if isinstance(place, str) else place.as_uri(), timeout=1000 * PATIENCE)
     return found

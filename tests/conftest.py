@@ -100,15 +100,15 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def open_page(browser: Browser) -> Iterator[Callable[..., Opened]]:
-    """Open a file in a window of 1280 × 900, or as options of playwright's `new_context` say."""
+    """Open a file or an address in a window of 1280 × 900, or as options of playwright's `new_context` say."""
     from tests.browser import opened
 
     contexts = []
 
-    def open_file(path: Path, **options: object) -> Opened:
+    def open_file(place: Path | str, **options: object) -> Opened:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})  # type: ignore[arg-type]
         contexts.append(context)
-        return opened(context, path)
+        return opened(context, place)
 
     yield open_file
     for context in contexts:

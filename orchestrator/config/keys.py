@@ -11,7 +11,7 @@ from orchestrator.config.schema import Config, DomainConfig
 
 # Keys of how a cell is run, which take the values of its newest launch.
 OF_A_LAUNCH = (
-    "launcher", "tracker", "data.cache_dir", "train.keep_checkpoints", "train.keep_states", "train.keep_at",
+    "launcher", "tracker", "notify", "data.cache_dir", "train.keep_checkpoints", "train.keep_states", "train.keep_at",
     "forensics.where", "interventions", "budget",
 )  # fmt: skip
 # Likewise, but results then differ by rounding: arms that differ in one must declare it.

@@ -220,6 +220,14 @@ class TrackerConfig:
 
 
 @dataclass
+class NotifyConfig:
+    """Notices of an experiment's end, and of each cell that fails for good (docs/first-experiment.md)."""
+
+    command: str | None = None  # a line for the shell: the notice is JSON on its stdin, and in LAYER_ROLES_… variables
+    webhook: str | None = None  # http(s) address to which it is posted as JSON, as Slack and others take it
+
+
+@dataclass
 class DecideConfig:
     """When a question is decided (SCIENCE §8). With `seeds: auto`, pairs are added until the loss of each arm is."""
 
@@ -291,4 +299,5 @@ class Config:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

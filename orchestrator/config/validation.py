@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.keys import flatten
@@ -190,4 +191,22 @@ def _search(config: Config) -> Iterator[str]:
         )
 
 
-RULES = (_training, _data, _names, _seeds, _budget, _search)  # each yields a sentence for every value that cannot work
+def _notify(config: Config) -> Iterator[str]:
+    command, webhook = config.notify.command, config.notify.webhook
+    if command is not None and (not command.strip() or "\0" in command):
+        yield f"notify.command={command!r} is no command: write a line for the shell, or null."
+    if webhook is not None and not _is_web_address(webhook):
+        yield f"notify.webhook={webhook!r} is no address that a notice can be posted to: begin it with https://, or http://."
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        whole = text.isascii() and text.isprintable() and " " not in text
+        return whole and parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, or half an IPv6 address
+        return False
+
+
+# each yields a sentence for every value that cannot work
+RULES = (_training, _data, _names, _seeds, _budget, _search, _notify)

@@ -15,6 +15,7 @@ from typing import Any
 
 from orchestrator.common import command
 from orchestrator.common.errors import UserError
+from orchestrator.jobs import notices
 from orchestrator.schedulers import of_this_process
 from orchestrator.schedulers.scheduler import Scheduler, ThisJob
 from orchestrator.storage import steps
@@ -51,7 +52,7 @@ def pause_or_give_up(events: EventLog, cell: str, retries: int, backoff: float) 
     since = "before its first checkpoint" if saved in (None, NOT_STARTED) else f"after its checkpoint of step {saved}"
     times = "" if len(alike) == 1 else f"died {len(alike)} times {since}, most recently: "
     which = {"attempt": last["attempt"], "job": last["job"], "scheduler": last.get("scheduler")}
-    events.append(cell, "failed", reason=f"{times}{last['reason']}", **which)
+    notices.fail(events, cell, f"{times}{last['reason']}", **which)
     return None
 
 
@@ -80,7 +81,7 @@ def after(events: EventLog, scheduler: Scheduler, job: ThisJob, code: int, retri
         record_crash(events, cell, reason, restart=job.restart, **which)
     pause = pause_or_give_up(events, cell, retries, backoff)
     if pause is not None and not scheduler.requeue(job.id, pause):
-        events.append(cell, "failed", reason=f"{scheduler.title} did not start it again", **which)
+        notices.fail(events, cell, f"{scheduler.title} did not start it again", **which)
 
 
 def _exit_reason(code: int) -> str:

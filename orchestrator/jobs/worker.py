@@ -19,7 +19,7 @@ from orchestrator.config import load
 from orchestrator.config.schema import Config
 from orchestrator.experiments import budget
 from orchestrator.experiments.readings import Readings
-from orchestrator.jobs import retry, trained
+from orchestrator.jobs import notices, retry, trained
 from orchestrator.jobs.readers import reader_for
 from orchestrator.schedulers import of_this_process
 from orchestrator.schedulers.scheduler import Ending, NoAnswer, ThisJob, usable_cores
@@ -116,6 +116,8 @@ class Worker:
         def record(state: str, reason: str = "", **more: Any) -> str:
             with held.writing():
                 self.events.append(self.cell, state, reason=reason, **whose, **more)
+            if state == "failed":
+                notices.cell_failed(self.events, self.cell, reason)
             return state
 
         def started(trainer: Trainer, warnings: list[str]) -> None:

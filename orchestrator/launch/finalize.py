@@ -28,7 +28,7 @@ from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.readings import Readings
 from orchestrator.jobs import retry
 from orchestrator.jobs.worker import is_finished
-from orchestrator.launch import queued
+from orchestrator.launch import ends, queued
 from orchestrator.launch.launcher import launch
 from orchestrator.schedulers import job_states, of_this_process
 from orchestrator.schedulers.scheduler import JobState, NoAnswer, Phase
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 ASK_TIMES, ASK_SECONDS = 10, 30.0  # queries to a queue that does not answer, and the pause between them
 
 
+@ends.notified
 def finalize(experiment: Experiment, console: Console, complain: Callable[[str], None], *, ran: bool = True) -> int:
     """Compare what has finished, or print the commands that follow the queue; return the exit code.
 
@@ -152,6 +153,7 @@ def _show(comparison: Comparison, experiment: Experiment, reason: str, console: 
         console.print(reason, markup=False, soft_wrap=True)
 
 
+@ends.notified_as_job
 def run_as_job(path: Path) -> None:
     """Compare the trained cells; or, where cells died with their whole job, submit these and another finalize."""
     experiment, events, scheduler = run_directory.reopen(path), EventLog(path), of_this_process(path)

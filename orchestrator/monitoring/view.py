@@ -39,7 +39,7 @@ class View:
         self.name, self.cells, self.comparison, self.cropped = name, cells, comparison, cropped
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        notices = _together([alert for cell in self.cells for alert in alerts(cell)])
+        notices = together([alert for cell in self.cells for alert in alerts(cell)])
         notices = notices[: ALERTS if self.cropped else None]
         room, lines = options.max_width, (options.max_height or console.height) - len(notices) - FURNITURE
         shown = _foremost(self.cells, lines) if self.cropped else self.cells
@@ -85,7 +85,7 @@ def line(status: CellStatus) -> str:
 
 def alert_line(alert: Alert) -> str:
     """The alert as one line."""
-    return f"{printable(alert.cell):<24} {alert.severity}: {_sentence(alert.text)}"
+    return f"{printable(alert.cell):<24} {alert.severity}: {sentence(alert.text)}"
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -189,7 +189,7 @@ def _legend() -> Text:
     return Text("   ").join(Text.assemble((letter(state), colour(state)), (f" {state}", "dim")) for state in STATES)
 
 
-def _together(found: Sequence[Alert]) -> list[Alert]:
+def together(found: Sequence[Alert]) -> list[Alert]:
     """The alerts, worst first; those of several cells with the same text as one."""
     alike: dict[tuple[str, str], list[str]] = {}
     for alert in sorted(found, key=lambda a: SEVERITIES.index(a.severity)):
@@ -213,7 +213,7 @@ def _alert_table(found: Sequence[Alert]) -> Table:
     table.add_column(overflow="fold")
     for alert in found:
         quiet = "dim" if alert.severity == "note" else ""
-        text = Text.assemble((f"{printable(alert.cell)}  ", quiet or "bold"), (_sentence(alert.text), quiet))
+        text = Text.assemble((f"{printable(alert.cell)}  ", quiet or "bold"), (sentence(alert.text), quiet))
         table.add_row(Text(alert.severity, STYLES[alert.severity]), text)
     return table
 
@@ -224,7 +224,7 @@ def _shortened(cell: str) -> str:
     return f"{arm[:23]}…/{seed}" if len(arm) > 24 else f"{arm}/{seed}"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """An alert's first line as one printable line; the lines of a log below it, each on its own."""
     first, *log = text.split("\n  ")
     return "\n  ".join([printable(" ".join(first.split())), *(printable(" ".join(line.split())) for line in log)])

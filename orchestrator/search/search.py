@@ -14,6 +14,7 @@ from orchestrator.experiments.experiment import Compose, Experiment, experiment_
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
 from orchestrator.search.space import check
 
+QUIET = ("interventions.every=null", "notify.command=null", "notify.webhook=null")
 ONCE = ("train.eval_every", "train.checkpoint_every", "forensics.every")  # done at the end of an explored run alone
 
 
@@ -70,7 +71,7 @@ class Search:
         A run begins where the one of the length before stops being what a longer one would be, if it ever was.
         """
         whole, at = self.base.train.steps, self.lengths.index(steps)
-        common = [*self.common, f"train.steps={steps}", *(f"{key}={whole}" for key in ONCE), "interventions.every=null"]
+        common = [*self.common, f"train.steps={steps}", *(f"{key}={whole}" for key in ONCE), *QUIET]
         base = replace(
             self.compose([*common, *self.own]), name=f"{steps}_steps", root=str(self.directory / FOLDER),
             seeds=[self.settings.seed], tracker=TrackerConfig(mode=TrackerMode.off), contrasts={}, expect={},

@@ -225,6 +225,7 @@ def _open(config: Config, directory: Path, kind: str) -> Any:
 def _described(config: Config, kind: str) -> dict[str, Any]:
     """Return the run's name, tags and configuration; a comparison has neither arm nor seed."""
     resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    del resolved["notify"]  # who knows a webhook's address can post there
     own = [config.arm, f"seed={config.seed}"] if kind == "train" else [kind]
     if kind != "train":
         resolved = {key: value for key, value in resolved.items() if key not in ("arm", "seed")}

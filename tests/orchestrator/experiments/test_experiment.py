@@ -146,7 +146,8 @@ def test_the_directory_is_opened_again_but_not_by_another_configuration(tmp_path
 
 
 ANOTHER = {  # key of a launch → an override below it
-    "launcher": "launcher.timeout_hours=3", "tracker": "tracker.project=other", "data.cache_dir": "data.cache_dir=here",
+    "launcher": "launcher.timeout_hours=3", "tracker": "tracker.project=other", "notify": "notify.command=true",
+    "data.cache_dir": "data.cache_dir=here",
     "train.keep_checkpoints": "train.keep_checkpoints=7", "train.keep_states": "train.keep_states=7",
     "train.keep_at": "train.keep_at=[7]",
     "forensics.where": "forensics.where=job", "interventions": "interventions.documents=3",

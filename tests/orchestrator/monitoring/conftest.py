@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.monitoring.live.server import Server
 from orchestrator.storage.event_log import EventLog
 from tests.orchestrator.reading import layer_json, reading_json
 
@@ -70,3 +72,20 @@ def cell(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    """Serve directories on a free port, in a thread, until the test ends."""
+    servers = []
+
+    def start(*directories: Path) -> Server:
+        server = Server(directories, 0)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
