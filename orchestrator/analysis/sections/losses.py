@@ -47,9 +47,8 @@ def arm_losses(c: Comparison) -> Section:
 def multiplicity(c: Comparison) -> str:
     """Return the note on multiple comparisons between arms."""
     return (
-        f"{sign_flip(c)}; Holm: p corrected for {len(c.primary)} arms, on which verdicts rest. If no arm differs, the "
-        f"chance that any is called is at most {ALPHA:.1%} where the differences are symmetric; with a skewness of 1 "
-        "it stays under 5 %, with that of an exponential law it does not (SCIENCE §8)."
+        f"{sign_flip(c)}; Holm: p corrected for {len(c.primary)} arms, on which verdicts rest: if no arm differs, the "
+        f"chance that any is called is at most {ALPHA:.1%}, and more where differences are skewed (SCIENCE §8)."
     )
 
 
