@@ -69,7 +69,8 @@ def test_a_row_is_what_the_experiment_says_by_itself(experiment: Write) -> None:
     for arm, own in (("variable", found), ("uniform", baseline)):
         finals = [cell.metrics[-1]["test"].values() for cell in c.experiment.cells if cell.arm == arm]
         within = scipy.stats.t.interval(0.95, 5, *by_hand([np.mean(list(final)) for final in finals]))
-        assert own.loss_low is not None and own.loss_high is not None
+        assert own.loss_low is not None
+        assert own.loss_high is not None
         assert own.loss_low <= within[0] + 1e-9 < within[1] - 1e-9 <= own.loss_high, "t's, or the bootstrap's beyond it"
     assert (found.delta, found.low, found.high, found.p) == (loss.delta, loss.low, loss.high, loss.p)
     assert (found.verdict, found.q) == ("better", loss.p)  # one test alone is its own adjustment
