@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from orchestrator.analysis.figures.panels import Drawing, escaped, label_axes, panels, short
+from orchestrator.analysis.figures.panels import LAYOUT, Drawing, escaped, label_axes, panels, short
 from orchestrator.analysis.figures.traces import NAME
 from orchestrator.analysis.formatting import low_to_high, number
 from orchestrator.analysis.sections.section import Section
@@ -18,6 +18,7 @@ from orchestrator.common.palette import arm_line
 
 WIDE = 10  # a key whose largest value is more than so many times its smallest has a logarithmic axis
 MOST = 8  # figures of one page
+TOP = 60  # pixels over the only panel, which has no title of its own
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def _drawing(factor: Factor) -> Drawing:
             _trace(figure, line, factor, name, index, numeric=numeric, first=place == 0)
     _frame(figure, arms)
     label_axes(figure, 1, 1, short(key), "test loss (nats/token)")
+    figure.update_layout(margin_t=TOP, height=figure.layout.height - LAYOUT["margin"]["t"] + TOP)
     best = min(arms, key=lambda arm: arm.loss or 0.0)
     words = [f"Lowest: {number(best.loss, 4)} at {key} = {as_text(best, key)} ({best.experiment}, {best.arm})."]
     if len(factor.keys) > 1:
