@@ -79,13 +79,22 @@ def of_experiment(experiment_dir: Path) -> Cost:
 
 def _between(start: Record, end: Record | None, cell_dir: Path) -> Cost:
     """The cost of an attempt; `end`: the next event of the cell, null where the attempt may still run."""
-    began = datetime.fromisoformat(start["time"]).timestamp()
-    if end is not None and end["state"] in ENDED:
-        ended = datetime.fromisoformat(end["time"]).timestamp()
-    else:  # it runs, or it died: until its last heartbeat
-        beat = lease.heartbeat_of(cell_dir, start["attempt"])
-        latest = datetime.fromisoformat(end["time"]).timestamp() if end else beat
-        ended = min(beat, latest) if beat else latest
-    where = start.get("environment") or {}
-    hours = max(0.0, ended - began) / HOUR * where.get("ranks", 1)
-    return Cost(gpu_hours=hours) if where.get("cuda") else Cost(core_hours=hours * where.get("threads", 1))
+    began, ended = _seconds(start), _seconds(end)
+    if end is None or end["state"] not in ENDED:  # it runs, or it died: until its last heartbeat
+        beat = lease.heartbeat_of(cell_dir, start["attempt"]) or None
+        ended = min(filter(None, (ended, beat)), default=None)
+    if began is None or ended is None:
+        return Cost()
+    recorded = start.get("environment")
+    where = recorded if isinstance(recorded, dict) else {}
+    ranks, threads = (where.get(key) if isinstance(where.get(key), int) else 1 for key in ("ranks", "threads"))
+    hours = max(0.0, ended - began) / HOUR * ranks
+    return Cost(gpu_hours=hours) if where.get("cuda") else Cost(core_hours=hours * threads)
+
+
+def _seconds(event: Record | None) -> float | None:
+    """The time of an event, seconds since the epoch; null where it has none that can be read."""
+    try:
+        return datetime.fromisoformat(event["time"]).timestamp() if event else None
+    except ValueError:
+        return None

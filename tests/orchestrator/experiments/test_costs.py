@@ -124,3 +124,11 @@ def test_a_cell_starts_where_it_fits_beside_what_runs(tmp_path: Path, cap: dict[
 
 def test_the_first_cells_start_whatever_they_will_take(tmp_path: Path) -> None:
     assert budget.refusal(log(tmp_path), BudgetConfig(core_hours=0.01), ["a/seed=0", "b/seed=0"]) is None
+
+
+def test_a_record_of_another_program_costs_nothing_and_ends_nothing(tmp_path: Path) -> None:
+    log(tmp_path, (0.0, "a/seed=0", "running", 1, {"threads": "two", "ranks": None}), (1.0, "a/seed=0", "done", 1))
+    assert costs.of_cells(tmp_path) == {"a/seed=0": Cost(core_hours=pytest.approx(1.0))}
+    text = (tmp_path / "events.jsonl").read_text()
+    (tmp_path / "events.jsonl").write_text(text.replace("2026-01-01T00:00:00+00:00", "yesterday"))
+    assert costs.of_cells(tmp_path) == {"a/seed=0": Cost()}
