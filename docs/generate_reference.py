@@ -208,6 +208,7 @@ RESULTS: dict[str, Prediction | Trained | Study | Benchmark | Traced] = {
         ("+experiment=anneal",),
         (verdict, figure("paired_eval", "losses.png"), tables("contrasts", "paired_eval")),
     ),
+    "lr_search": Trained(("+experiment=lr_search",), (verdict, summary)),
     "trace": Traced("The capital of France is"),
     "interventions": Prediction(
         (

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.schema import BudgetConfig
 from orchestrator.experiments.trials import FOLDER
@@ -87,9 +88,12 @@ def _between(start: Record, end: Record | None, cell_dir: Path) -> Cost:
         return Cost()
     recorded = start.get("environment")
     where = recorded if isinstance(recorded, dict) else {}
-    ranks, threads = (where.get(key) if isinstance(where.get(key), int) else 1 for key in ("ranks", "threads"))
-    hours = max(0.0, ended - began) / HOUR * ranks
-    return Cost(gpu_hours=hours) if where.get("cuda") else Cost(core_hours=hours * threads)
+    hours = max(0.0, ended - began) / HOUR * _count(where.get("ranks"))
+    return Cost(gpu_hours=hours) if where.get("cuda") else Cost(core_hours=hours * _count(where.get("threads")))
+
+
+def _count(recorded: Any) -> int:
+    return recorded if isinstance(recorded, int) else 1  # not recorded by an older version
 
 
 def _seconds(event: Record | None) -> float | None:
