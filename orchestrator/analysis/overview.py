@@ -26,6 +26,7 @@ from orchestrator.storage.files import write_whole
 
 NAME = 16  # least columns of an experiment's name in a terminal
 UNREAD = "not read"
+FIRST_KEYS = 6  # most keys that stand before the losses on the page
 VALUE = 14  # characters of a key's value in a terminal
 HEADS = ["experiment", "arm"]
 RESULTS = ["n", "test loss (95 %)", "Δ (95 %)", "q", "verdict", "budget b / a (95 %)", "conserved",
@@ -172,8 +173,10 @@ def write_csv(arms: list[ArmSummary], path: Path) -> None:
 def write_html(arms: list[ArmSummary], skipped: list[Path], path: Path) -> None:
     """Write a page: the table, sortable, with links to the reports, and the loss against each swept key."""
     names, numbers = short_names(swept(arms), {*HEADS, *RESULTS, "data"}), data_of(arms)
-    columns = [*HEADS, *names.values(), *(["data"] if len(numbers) > 1 else []), *RESULTS]
-    rows = [_page_row(arm, path.parent, list(names), numbers) for arm in arms]
+    first, rest = list(names)[:FIRST_KEYS], list(names)[FIRST_KEYS:]
+    data = ["data"] if len(numbers) > 1 else []
+    columns = [*HEADS, *(names[key] for key in first), *data, *RESULTS, *(names[key] for key in rest)]
+    rows = [[*_page_row(arm, path.parent, first, numbers), *(as_text(arm, key) for key in rest)] for arm in arms]
     drawings = {f"outcome-{place}": drawing for place, drawing in enumerate(outcome_plots(arms))}
     terms = TERMS | dict.fromkeys(names.values())
     section = Section("Experiments", columns, rows, notes(arms, skipped), terms)

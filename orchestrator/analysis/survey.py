@@ -156,6 +156,7 @@ def _settings(c: Comparison, arm: str) -> dict[str, Any]:
                 flat = keys.flatten(cell.config)
             except UserError:
                 continue
+            flat |= {"data.domains": ", ".join(cell.config.data.domains)}
             return {key: value for key, value in flat.items() if not keys.is_within(key, NOT_SWEPT)}
     return {}
 

@@ -13,14 +13,19 @@ from orchestrator.analysis.survey import ArmSummary
 from orchestrator.config import keys
 from orchestrator.config.schema import Config
 
+DOMAINS = "data.domains"
 ABSENT = "–"  # a key that a configuration does not have
 PLACES = {key: place for place, key in enumerate(keys.flatten(Config()))}
 
 
 def swept(arms: Iterable[ArmSummary]) -> list[str]:
-    """The keys with several values, in the schema's order, first those in which experiments differ at the same arm."""
+    """The keys with several values, in the schema's order, first those in which experiments differ at the same arm.
+
+    Without the keys of a domain that some of them lack: `data.domains` then lists the domains of each.
+    """
     known = [arm for arm in arms if arm.settings]
     every = {key for arm in known for key in arm.settings}
+    every -= {key for key in every if key.startswith(f"{DOMAINS}.") and any(key not in arm.settings for arm in known)}
     several = [key for key in every if len({as_text(arm, key) for arm in known}) > 1]
     return sorted(several, key=lambda key: (not differs_between(key, known), _place(key), key))
 

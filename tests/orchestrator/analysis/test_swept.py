@@ -261,3 +261,16 @@ def test_the_page_draws_its_figures(
     assert opened.page.locator(".plot .errorbar").count() == 4
     assert not opened.page.locator("img").count()
     assert opened.said == []
+
+
+def test_experiments_on_other_domains_differ_in_the_names_of_these_alone() -> None:
+    def on(*domains: str, weight: float = 1.0) -> ArmSummary:
+        settings = {"data.domains": ", ".join(domains), "optim.lr": weight}
+        settings |= {f"data.domains.{name}.{key}": 1 for name in domains for key in ("weight", "path")}
+        settings["data.domains.code.weight"] = weight
+        return ArmSummary("x", "x", "", "a", "a", settings=settings)
+
+    assert swept([on("code"), on("code", "facts")]) == ["data.domains"]
+    assert set(swept([on("code"), on("code", "facts", weight=2.0)])) == {
+        "data.domains", "data.domains.code.weight", "optim.lr",
+    }  # fmt: skip
