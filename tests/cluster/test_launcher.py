@@ -226,3 +226,18 @@ def test_a_second_launcher_leaves_what_is_queued_to_slurm(
     assert events.last()["main/seed=0"].job != job
     assert run("orchestrator.status", str(tmp_path / "x"), "--cancel").returncode == 0
     wait_for(lambda: cluster.state(events.last()["main/seed=0"].job) == "CANCELLED")
+
+
+def test_a_search_waits_for_its_trials_and_a_job_heeds_the_budget(
+    run: Run, small_cell: Sequence[str], tmp_path: Path
+) -> None:
+    space = ("++search.space={optim.lr: [1e-3, 4e-3]}", "search.trials=2", "search.lengths=[1.0]", "seeds=[0]")
+    command = ("orchestrator", *small_cell, *space, "name=x", f"root={tmp_path}", "launcher=slurm")
+    done = run(*command, "launcher.wait=true")
+    assert done.returncode == 0, done.stderr
+    assert names(done.stdout, "Explored 2 settings", "b − a")
+    assert {entry.state for entry in EventLog(tmp_path / "x").last().values()} == {"done"}
+    spent = run(*command, "launcher.wait=true", "seeds=[0,1]", "budget.core_hours=1e-6")
+    assert spent.returncode == 2, spent.stdout
+    assert "budget.core_hours" in spent.stderr
+    assert {e.state for cell, e in EventLog(tmp_path / "x").last().items() if cell.endswith("=1")} == {"stopped"}
