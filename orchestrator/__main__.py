@@ -47,6 +47,7 @@ def run(
         from orchestrator import plan
         from orchestrator.experiments.experiment import experiment_of
         from orchestrator.launch.begin import begin, checked
+        from orchestrator.launch.ends import stopped
         from orchestrator.launch.finalize import finalize
         from orchestrator.launch.launcher import launch
         from orchestrator.tracking import agent
@@ -62,23 +63,24 @@ def run(
     experiment = search.planned() if search else experiment_of(overrides, by_name, base=base, swept=swept)
     if job:
         job.record_directory(experiment.directory)
+    experiment = checked(experiment)
     if experiment.config.dry_run:
-        experiment = checked(experiment)
         with console:  # printed in one piece, as several jobs may share the terminal
-            plan.show(experiment, console)
+            plan.show(experiment, console, before=search.work if search else 0.0)
             if search:
-                console.print(f"\n{search.plan()}", soft_wrap=True, highlight=False)
+                console.print(f"\n{search.plan()}", soft_wrap=True, markup=False, highlight=False)
         return 0
     with job.share_of_machine(experiment.config) if job else nullcontext():
         if search:
             from orchestrator.search.explore import Unfinished, explore
 
             try:
-                experiment = search.experiment(explore(search, console))
+                experiment = checked(search.experiment(explore(search, console)))
             except Unfinished as left:
                 (complain if left.code else console.print)(str(left))
+                if left.code:
+                    stopped(experiment, str(left))
                 return left.code
-        experiment = checked(experiment)
         begin(experiment, console)
         ran = launch(experiment, console)
         return finalize(experiment, console, complain, ran=bool(ran))

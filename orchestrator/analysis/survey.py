@@ -10,6 +10,7 @@ from typing import Any
 
 import scipy
 
+from orchestrator.analysis.cells import ExperimentResult
 from orchestrator.analysis.comparison import Comparison, compute
 from orchestrator.analysis.pairs import PRIMARY, losses
 from orchestrator.analysis.statistics import interval, mean_of_known
@@ -17,11 +18,16 @@ from orchestrator.common.errors import UserError
 from orchestrator.common.shapes import one_line
 from orchestrator.config import keys
 from orchestrator.experiments.decision import FEWEST_PAIRS
+from orchestrator.experiments.trials import is_explored
 
 CALLED = ("better", "worse")
 BASELINE = "baseline"
 # Keys that say who a cell is, or change its numbers by rounding alone.
-NOT_SWEPT = (*keys.OPERATIONAL, *keys.OF_ROUNDING, "arm", "seed")
+# keys that change nothing that is trained, or only when it is looked at
+NOT_SWEPT = (
+    *keys.OPERATIONAL, *keys.OF_ROUNDING, "arm", "seed", "train.log_every", "train.eval_every",
+    "train.checkpoint_every", "forensics",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _summaries(directory: str, c: Comparison) -> list[ArmSummary]:
     found = []
     for arm in c.experiment.arms:
         summary = ArmSummary(
-            directory, c.experiment.name, c.experiment.question, c.baseline, arm, data=c.experiment.data.get(arm),
+            directory, _name(c.experiment), c.experiment.question, c.baseline, arm, data=c.experiment.data.get(arm),
             expected=len(c.expectations), delivered=sum(one.verdict == "delivered" for one in c.expectations),
             definitions=_definitions(c), settings=_settings(c, arm), **_loss(c, arm),
         )  # fmt: skip
@@ -159,6 +165,12 @@ def _settings(c: Comparison, arm: str) -> dict[str, Any]:
             flat |= {"data.domains": ", ".join(cell.config.data.domains)}
             return {key: value for key, value in flat.items() if not keys.is_within(key, NOT_SWEPT)}
     return {}
+
+
+def _name(experiment: ExperimentResult) -> str:
+    """The experiment's name; of one length of a search also the search's, since all searches have such lengths."""
+    explored = is_explored(experiment.path.resolve())
+    return "/".join(experiment.path.resolve().parts[-3:]) if explored else experiment.name
 
 
 def _definitions(c: Comparison) -> int | None:

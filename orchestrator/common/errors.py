@@ -35,6 +35,8 @@ def no_experiment(path: Path) -> str:
     if not path.exists():
         close = nearest(path.name, [other.name for other in path.parent.glob("*")])
         return f"{path} is not there{close}: name a directory that a run wrote, such as outputs/width_ablation."
+    if begun := sorted(path.glob("search/*/events.jsonl"), key=lambda log: log.stat().st_mtime):
+        return f"{path} is a search that still explores, or was stopped: its newest trials are {begun[-1].parent}."
     return f"{path} holds no experiment: name a directory that a run wrote, such as outputs/width_ablation."
 
 

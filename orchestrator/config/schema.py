@@ -244,7 +244,7 @@ class BudgetConfig:
     core_hours: float | None = None  # of CPU cores, for cells without a GPU
     gpu_hours: float | None = None  # of GPUs
     money: float | None = None  # at `price`
-    price: float | None = None  # of an hour: of a GPU, or of a core where no GPU is used
+    price: float | None = None  # of an hour: of a GPU, and of a core of cells without one
 
 
 @dataclass

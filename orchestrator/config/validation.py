@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.keys import flatten
-from orchestrator.config.schema import AUTO, Config, Source
+from orchestrator.config.schema import AUTO, Config, DecideConfig, Source
 
 POSITIVE = (
     "model.layers", "model.width", "model.head_dim", "model.queries_per_kv", "model.ffn_ratio", "model.vocab_size",
@@ -154,7 +154,7 @@ def _seeds(config: Config) -> Iterator[str]:
         yield f"seeds={seeds} is neither a list nor '{AUTO}': write seeds=[{seeds}], or seeds={AUTO}."
     elif len(config.arms) < 2 and not config.search.space:
         yield f"seeds={AUTO} has nothing to decide without two arms: write seeds=[0,1], or choose an experiment."
-    if decide.max < decide.min:
+    if decide.max < decide.min != DecideConfig.min:  # whose default is more than a small decide.max
         yield f"decide.max={decide.max} lies below decide.min={decide.min}: raise decide.max, or lower decide.min."
 
 

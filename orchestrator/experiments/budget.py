@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.common.formatting import figures
+from orchestrator.config import load
 from orchestrator.config.schema import BudgetConfig
 from orchestrator.experiments import costs
 from orchestrator.experiments.costs import Cost
-from orchestrator.experiments.trials import is_explored
+from orchestrator.experiments.trials import FOLDER, is_explored
+from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 
-UNITS = {"core_hours": "core-hours", "gpu_hours": "GPU-hours", "money": "money"}
+UNITS = {"core_hours": "core-hours", "gpu_hours": "GPU-hours", "money": "of it"}
 
 
-def refusal(experiment_dir: Path, budget: BudgetConfig, cells: list[str]) -> str | None:
+@dataclass(frozen=True)
+class Finished:
+    """A cell that is done."""
+
+    arm: str
+    cost: Cost
+    steps: int
+    nearest: bool  # it is of the experiment itself, not of its search
+
+
+def refusal(
+    experiment_dir: Path, budget: BudgetConfig, cells: Collection[str], beside: Collection[str] = ()
+) -> str | None:
     """One sentence where `cells` (`<arm>/seed=<k>`) cannot all start within `budget`; None where they can.
 
-    Counted are all cells of the experiment and of its search, what those that run are expected to take still, and what
-    `cells` are: as much as the finished cells of the same arm, else of any arm, took on average.
+    Counted is all that the experiment and its search took, and what `cells`, those that run and those `beside` are
+    expected to take still: what finished cells took for each step, those of the same arm and the experiment first.
+    Where nothing is finished, only a cell with none beside it starts.
     """
     if not Cost().shares(budget):
         return None
     whole = experiment_dir.parents[1] if is_explored(experiment_dir) else experiment_dir
     taken, last = costs.of_cells(experiment_dir), EventLog(experiment_dir).last()
-    finished = {cell: cost for cell, cost in taken.items() if last[cell].state == "done"}
-    running = [cell for cell in taken if last[cell].state == "running" and cell not in cells]
+    finished = [*_finished(experiment_dir, nearest=True), *_elsewhere(whole, experiment_dir)]
+    running = {cell for cell in taken if last[cell].state == "running"}.union(beside).difference(cells)
     spent = costs.of_experiment(whole)
-    asked = costs.total([_left(cell, taken, finished) for cell in cells])
-    promised = costs.total([_left(cell, taken, finished) for cell in running])
-    for key, (needed, cap) in (spent + promised + asked).shares(budget).items():
+    following = costs.total(_left(experiment_dir, cell, taken, finished) for cell in (*running, *cells))
+    for key, (needed, cap) in (spent + following).shares(budget).items():
         already = spent.shares(budget)[key][0]
-        if needed > cap or already >= cap:
+        if needed > cap or already >= cap or (beside and not finished):
             sentence = f"budget.{key}={cap:g} starts no more cells: {figures(already)} {UNITS[key]} are spent"
             if (more := needed - already) > 0:
                 sentence += f", and about {figures(more)} more would follow{' with what runs' * bool(running)}"
@@ -39,10 +55,29 @@ def refusal(experiment_dir: Path, budget: BudgetConfig, cells: list[str]) -> str
     return None
 
 
-def _left(cell: str, taken: dict[str, Cost], finished: dict[str, Cost]) -> Cost:
+def _elsewhere(whole: Path, experiment_dir: Path) -> list[Finished]:
+    """The finished cells of the search, but for those of `experiment_dir`."""
+    others = [path.parent for path in sorted((whole / FOLDER).glob("*/events.jsonl")) if path.parent != experiment_dir]
+    return [cell for directory in others for cell in _finished(directory, nearest=False)]
+
+
+def _finished(directory: Path, *, nearest: bool) -> list[Finished]:
+    last = EventLog(directory).last()
+    return [
+        Finished(cell.partition("/")[0], cost, steps, nearest)
+        for cell, cost in costs.of_cells(directory).items()
+        if last[cell].state == "done" and (steps := metrics_log.trained_to(directory / cell / "metrics.jsonl"))
+    ]
+
+
+def _left(directory: Path, cell: str, taken: dict[str, Cost], finished: list[Finished]) -> Cost:
     """The cost that is left until the cell is finished; nothing where no cell is finished yet."""
-    own = [cost for other, cost in finished.items() if other.partition("/")[0] == cell.partition("/")[0]]
-    if not (known := own or list(finished.values())):
+    arm, own = cell.partition("/")[0], [one for one in finished if one.nearest]
+    known = [one for one in finished if one.arm == arm and one.nearest] or own or finished
+    if not known:
         return Cost()
-    mean, begun = costs.total(known).times(1.0 / len(known)), taken.get(cell, Cost())
+    path = directory / cell / "config.yaml"
+    steps = load.from_file(path).train.steps if path.is_file() else max(one.steps for one in known)
+    mean = costs.total(one.cost.times(steps / one.steps) for one in known).times(1.0 / len(known))
+    begun = taken.get(cell, Cost())
     return Cost(max(0.0, mean.core_hours - begun.core_hours), max(0.0, mean.gpu_hours - begun.gpu_hours))

@@ -32,8 +32,8 @@ class Cost:
         return Cost(self.core_hours * factor, self.gpu_hours * factor)
 
     def money(self, price: float) -> float:
-        """The price of it; `price`: of an hour of a GPU, or of a core where no GPU was used."""
-        return price * (self.gpu_hours or self.core_hours)
+        """The price of it; `price`: of an hour of a GPU, and of a core of cells that used none."""
+        return price * (self.gpu_hours + self.core_hours)
 
     def shares(self, budget: BudgetConfig) -> dict[str, tuple[float, float]]:
         """Key of a cap that `budget` sets → what this takes of it, and the cap."""

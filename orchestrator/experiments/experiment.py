@@ -163,7 +163,7 @@ def experiment_of(
 
 def _until_decided(base: Config, directory: Path) -> list[int]:
     """The seeds of the first look, and those that the directory has. Raises `UserError` where it cannot be read."""
-    return sorted({*range(base.decide.min), *description.read(directory).get("seeds", [])})
+    return sorted({*range(min(base.decide.min, base.decide.max)), *description.read(directory).get("seeds", [])})
 
 
 def _kept_steps(arm: str, arms: dict[str, Config]) -> list[int]:

@@ -93,6 +93,11 @@ class Worker:
         with lease.hold(self.path, job.id, job.restart, above=above, is_gone=is_gone, give_up=give_up) as held:
             # without the lease, the cell is left to the process that holds it
             state = "stopped" if held is None else "done" if is_finished(self.path) else "running"
+            if held and state == "running" and self.scheduler.queues and (reason := self._out_of_budget()):
+                with held.writing():
+                    self.events.append(self.cell, "stopped", reason=reason, **self._whose(held))
+                world.broadcast("stopped")
+                return "stopped"
             only_read = state == "running" and trained.needs_no_trainer(self.path, _config_of(self.path))
             world.broadcast("done" if only_read else state)
             if state == "done":
@@ -102,16 +107,11 @@ class Worker:
             return state if held is None or state == "done" else self._train(held, only_read=only_read)
 
     def _train(self, held: lease.Lease, *, only_read: bool) -> str:
-        whose: dict[str, Any] = {"attempt": held.number, "job": self.job.id}
-        if self.scheduler.queues:
-            whose |= {"scheduler": self.scheduler.name, "restart": self.job.restart}
+        whose = self._whose(held)
         with held.writing():
             self._record_unrecorded_crash(held.number)
             if self._is_given_up():
                 return "failed"
-            if self.scheduler.queues and (reason := self._out_of_budget()):
-                self.events.append(self.cell, "stopped", reason=reason, **whose)
-                return "stopped"
 
         def record(state: str, reason: str = "", **more: Any) -> str:
             with held.writing():
@@ -143,6 +143,11 @@ class Worker:
             reason = f"{type(error).__name__}: {error}"
             return record("crashed", reason, saved=retry.newest_checkpoint(self.path))
         return record("done") if finished else record("stopped", f"saved at {self.stop.received}")
+
+    def _whose(self, held: lease.Lease) -> dict[str, Any]:
+        """What every event of this attempt names."""
+        queue = {"scheduler": self.scheduler.name, "restart": self.job.restart} if self.scheduler.queues else {}
+        return {"attempt": held.number, "job": self.job.id, **queue}
 
     def _leave(self, held: lease.Lease, record: Callable[..., str], trainer: Trainer, since: int) -> None:
         """Requeue the job unless its scheduler is ending it by itself; record the state and end the process."""

@@ -39,8 +39,7 @@ class Launcher:
             try:
                 while self.running or (self.waiting and not stop.received):
                     while not stop.received and self.free and (cell := self._next_ready()):
-                        if budget.refusal(directory, self.experiment.config.budget, [cell.id]):
-                            self.waiting.clear()
+                        if not self._is_affordable(cell):
                             break
                         self._start(cell)
                     if stop.received and time.monotonic() > stop_again:  # again: a starting cell may miss it
@@ -60,6 +59,15 @@ class Launcher:
         now, unfinished = time.monotonic(), [*self.waiting, *(cell for cell, _ in self.running.values())]
         ready = (c for c in self.waiting if self.not_before.get(c.id, now) <= now and is_ready(c, unfinished))
         return next(ready, None)
+
+    def _is_affordable(self, cell: Cell) -> bool:
+        """True where the budget has room for the cell; where nothing runs that may turn out cheaper, end otherwise."""
+        beside = [other.id for other, _ in self.running.values()]
+        if not budget.refusal(self.experiment.directory, self.experiment.config.budget, [cell.id], beside):
+            return True
+        if not self.running:
+            self.waiting.clear()
+        return False
 
     def _start(self, cell: Cell) -> None:
         gpus = self.free[0]

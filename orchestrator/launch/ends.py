@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 from orchestrator.common.errors import INTERRUPTED, UserError
-from orchestrator.experiments import run_directory
+from orchestrator.experiments import budget, run_directory
 from orchestrator.experiments.experiment import Experiment
 from orchestrator.jobs import notices
 from orchestrator.schedulers import chosen
@@ -62,6 +62,12 @@ def notified_as_job(finalize: Callable[[Path], None]) -> Callable[[Path], None]:
     return told
 
 
+def stopped(experiment: Experiment, reason: str) -> None:
+    """Send the notice of a search that was stopped while it explored."""
+    text = f"{experiment.name} was stopped while it explored: {reason}"
+    notices.send(experiment.config.notify, text, "stopped", experiment.directory.resolve())
+
+
 def _notify(experiment: Experiment, code: int, error: str = "") -> None:
     """Send the notice of an end with this exit code; `error`: the reason why there is no comparison."""
     if experiment.config.notify.command is None and experiment.config.notify.webhook is None:
@@ -69,9 +75,11 @@ def _notify(experiment: Experiment, code: int, error: str = "") -> None:
     directory, cells = experiment.directory.resolve(), _cells(experiment)
     done = f"{sum(state == 'done' for state, _ in cells.values()):,} of {len(cells):,} cells are done"
     event, is_what = ENDS.get(code, ("failed", "has failed"))
+    left = [cell for cell, (state, _) in cells.items() if state != "done"]
+    refused = budget.refusal(experiment.directory, experiment.config.budget, left[:1]) if left else None
     failed = [f"{cell}: {reason}" for cell, (state, reason) in cells.items() if state == "failed"]
-    if event == "failed" and not failed and not error:  # its budget ended it
-        event, is_what = "stopped", "was stopped"
+    if refused and not failed:
+        event, is_what, error = "stopped", "was stopped", error or refused
     more = [f"and {len(failed) - REASONS} more"] if len(failed) > REASONS else []
     said = [error] if error else _answers(directory) if event == "compared" else [*failed[:REASONS], *more]
     text = f"{directory.name} {is_what}: {done}. {'; '.join(said)}"

@@ -177,6 +177,9 @@ def run_as_job(path: Path) -> None:
         events.append(COMPARISON, "failed", reason="no cell has finished", **which)
         return
     done, console = f"{len(trained)} of {len(experiment.cells)} cells", Console(width=100)
+    left = [cell.id for cell in experiment.cells if cell not in trained]
+    if left and (refused := budget.refusal(path, experiment.config.budget, left[:1])):
+        done += f"; {refused}"
     comparison, grown, reason = _compare(experiment, more=len(trained) == len(experiment.cells))
     if grown is not None:
         console.print(reason, markup=False, soft_wrap=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.common.errors import UserError
+from orchestrator.experiments import costs
 from orchestrator.experiments.experiment import Cell, Experiment
 from orchestrator.experiments.run_directory import record_launcher
 from orchestrator.jobs.worker import is_finished
@@ -41,6 +42,8 @@ def launch(
         if left := [f"{cell} (job {job})" for cell, job in taken.items() if only is None or cell in only]:
             queues = queued.title((still[cell] for cell in taken), experiment.directory)
             console.print(f"{queues} already has {', '.join(map(escape, left))}.")
+        if costs.Cost().shares(experiment.config.budget):  # lest one that runs out leaves no pairs
+            selected.sort(key=lambda cell: experiment.config.seeds.index(cell.config.seed))
         if selected:
             record_launcher(experiment)
             scheduler = chosen(experiment.config)(experiment.directory)

@@ -26,10 +26,10 @@ from orchestrator.schedulers import chosen
 SEEDS = 12  # most seeds that are all listed; of more, the first and the last
 
 
-def show(experiment: Experiment, console: Console) -> None:
+def show(experiment: Experiment, console: Console, before: float = 0.0) -> None:
     """Print what `experiment` will cost (jobs, hours, memory, disk, W&B), its arms side by side, and warnings.
 
-    Takes some seconds, because it measures rates.
+    `before`: cells of the baseline whose work a search has to do first. Takes some seconds, because it measures rates.
     """
     cells = experiment.cells
     left = [cell for cell in cells if not is_finished(cell.directory)]
@@ -57,7 +57,7 @@ def show(experiment: Experiment, console: Console) -> None:
     console.print(_listed(rows))
     for line in _differences(cost):
         console.print(line)
-    if sentences := list(warnings(cost)):
+    if sentences := list(warnings(cost, before)):
         console.print()
         console.print(_listed((Text("!", "bold yellow"), Text(sentence)) for sentence in sentences))
 

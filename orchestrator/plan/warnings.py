@@ -15,7 +15,7 @@ from orchestrator.plan.cost import Cost
 KEPT = 2  # number of checkpoints that a warning suggests to keep
 
 
-def warnings(cost: Cost) -> Iterator[str]:
+def warnings(cost: Cost, before: float = 0.0) -> Iterator[str]:
     """Yield a sentence per possible problem, with the key that helps."""
     config, hardware = cost.experiment.config, cost.hardware
     train = config.train
@@ -24,7 +24,7 @@ def warnings(cost: Cost) -> Iterator[str]:
     except UserError as error:
         yield str(error)
     directory = cost.experiment.directory.resolve()
-    yield from _beyond_budget(cost)
+    yield from _beyond_budget(cost, before)
     free = shutil.disk_usage(next(path for path in (directory, *directory.parents) if path.exists())).free
     if cost.disk > free:
         fewer = replace(train, keep_checkpoints=KEPT, keep_states=1)
@@ -61,9 +61,10 @@ def warnings(cost: Cost) -> Iterator[str]:
         )
 
 
-def _beyond_budget(cost: Cost) -> Iterator[str]:
-    """Yield a sentence per cap of the budget that the cells which are left would exceed."""
-    spent, hours = costs.of_experiment(cost.experiment.directory), cost.device_seconds / 3600
+def _beyond_budget(cost: Cost, before: float) -> Iterator[str]:
+    """Yield a sentence per cap of the budget that the cells which are left, and the search, would exceed."""
+    spent, each = costs.of_experiment(cost.experiment.directory), cost.device_seconds / 3600 / len(cost.cells)
+    hours = each * (len(cost.cells) + before)
     left = costs.Cost(gpu_hours=hours) if cost.hardware.is_gpu else costs.Cost(core_hours=hours)
     for key, (needed, cap) in (spent + left).shares(cost.experiment.config.budget).items():
         if needed > cap:

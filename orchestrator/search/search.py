@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from orchestrator.common.errors import UserError
 from orchestrator.config import keys
 from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig, TrackerMode
 from orchestrator.experiments import horizon
 from orchestrator.experiments.experiment import Compose, Experiment, experiment_of
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
-from orchestrator.search.space import check
+from orchestrator.search.space import ONCE, check, text
 
 QUIET = ("interventions.every=null", "notify.command=null", "notify.webhook=null")
-ONCE = ("train.eval_every", "train.checkpoint_every", "forensics.every")  # done at the end of an explored run alone
 
 
 class Search:
@@ -28,7 +28,7 @@ class Search:
         set_by_trials = {override for override in overrides if _key(override) in self.settings.space}
         self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
         self.common = [override for override in overrides if override not in set_by_trials]
-        check(self.settings.space, lambda override: compose([*self.common, override]))
+        check(self.settings.space, keys.flatten(base), lambda override: compose([*self.common, override]))
         self.directory = self.planned().directory
 
     @property
@@ -40,29 +40,46 @@ class Search:
     @property
     def lengths(self) -> list[int]:
         """The numbers of steps of the trials' runs."""
-        return [max(1, round(share * self.base.train.steps)) for share in self.settings.lengths]
+        steps = (max(1, round(share * self.base.train.steps)) for share in self.settings.lengths)
+        return list(dict.fromkeys(steps))
 
     def experiment(self, chosen: Sequence[Trial]) -> Experiment:
         """The experiment that compares `chosen` with the baseline, at the seeds of the configuration."""
         named = self.base.name or any(_key(override) == "experiment" for override in self.common)
         base = replace(self.base, seeds=self.base.seeds or AUTO, name=self.base.name if named else FOLDER)
-        return self._of(chosen, base, self.common, swept=self.swept)
+        found = self._of(chosen, base, self.common, swept=self.swept)
+        taken = range(base.decide.max) if found.auto else found.config.seeds
+        if self.settings.seed in (*taken, *found.config.seeds):
+            raise UserError(
+                f"search.seed={self.settings.seed} is, or may become, the seed of a pair, at which the chosen settings "
+                "would look better than they are: search at another seed."
+            )
+        return found
 
     def planned(self) -> Experiment:
         """The experiment that will compare the best settings, with the baseline's own in their place."""
         own = dict(override.lstrip("+").split("=", 1) for override in self.own)
         return self.experiment([Trial(f"finalist_{i + 1}", own) for i in range(self.settings.finalists)])
 
-    def plan(self) -> str:
-        """One sentence on what is explored before."""
-        count, parts, whole = self.settings.trials, list[str](), 0.0
+    @property
+    def work(self) -> float:
+        """What is explored at most, in cells of the baseline."""
+        return sum((count + 1) * steps / self.base.train.steps for count, steps in self._counts())
+
+    def _counts(self) -> Iterator[tuple[int, int]]:
+        """Yield how many trials are trained at most, and for how many steps."""
+        count = self.settings.trials
         for steps in self.lengths:
-            parts.append(f"{count} for {steps:,} steps")
-            whole += (count + 1) * steps / self.base.train.steps
+            yield count, steps
             count = max(self.settings.finalists, math.ceil(self.settings.keep * count))
+
+    def plan(self) -> str:
+        """Say what is explored before, and over which values."""
+        space = ", ".join(f"{key}: {text(values)}" for key, values in self.settings.space.items())
+        parts = [f"{count} for {steps:,} steps" for count, steps in self._counts()]
         return (
-            f"Before that it explores, at seed {self.settings.seed}: {', '.join(parts)}, the baseline beside them each "
-            f"time; together the work of {whole:.1f} cells of the baseline."
+            f"Before that it explores {space} at seed {self.settings.seed}: {', '.join(parts)}, the baseline beside "
+            f"them each time. That is the work of {self.work:.1f} cells of the baseline, not in the totals above."
         )
 
     def explored(self, steps: int, some: Sequence[Trial]) -> Experiment:
@@ -75,7 +92,7 @@ class Search:
         base = replace(
             self.compose([*common, *self.own]), name=f"{steps}_steps", root=str(self.directory / FOLDER),
             seeds=[self.settings.seed], tracker=TrackerConfig(mode=TrackerMode.off), contrasts={}, expect={},
-            question=f"Which setting has the lowest validation loss after {steps} steps?",
+            dropped=[], question=f"Which setting has the lowest validation loss after {steps} steps?",
         )  # fmt: skip
         begun = _begun(self.explored(self.lengths[at - 1], some)) if at else {}
         return self._of(some, base, common, begun)

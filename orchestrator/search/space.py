@@ -15,8 +15,14 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 RANGE = re.compile(r"\s*(\w+)\s*\(([^,()]+),([^,()]+)\)\s*")
-OF_ALL_TRIALS = ("seed", "arm", "needs", "branch", "train.steps")
-FIGURES = 3  # significant figures of a number that is proposed
+# keys that all trials share: their validation losses would not compare, or nothing is computed otherwise
+ONCE = ("train.eval_every", "train.checkpoint_every", "forensics.every")  # done at the end of an explored run alone
+SHARED = (
+    *keys.OPERATIONAL, *keys.OF_ROUNDING, *ONCE, "seed", "arm", "needs", "branch", "data", "forensics", "train.steps",
+    "train.seq_len", "train.log_every",
+)  # fmt: skip
+FIGURES = 3  # least significant figures of a proposed number
+FINENESS = 1000  # parts of a range, to one of which a proposed number is rounded at most
 
 
 def _kinds() -> dict[str, Callable[[float, float], BaseDistribution]]:
@@ -34,7 +40,7 @@ def distributions(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     """Key → its distribution. Raises `UserError` for a key that no arm may set, and for values that are no range."""
     found = {}
     for key, values in space.items():
-        if {key, key.split(".")[0]} & {*keys.OPERATIONAL, *OF_ALL_TRIALS}:
+        if keys.is_within(key, SHARED) or key.partition("@")[0] in SHARED:
             raise UserError(f"search.space: all trials share {key}: search over keys of the model or of training.")
         try:
             found[key] = _distribution(values)
@@ -77,22 +83,36 @@ def _whole(end: float) -> int:
 
 
 def text(value: Any) -> str:
-    """The value as an override has it; numbers with `FIGURES` significant figures."""
+    """The value as an override has it."""
     if value is None:
         return "null"
-    if isinstance(value, bool | list | dict):
-        return json.dumps(value)
-    return f"{value:.{FIGURES}g}" if isinstance(value, float) else str(value)
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
-def check(space: Mapping[str, Any], composes: Callable[[str], object]) -> None:
-    """Raise `UserError` for a key of which no value composes, or a choice that does not.
+def rounded(value: Any, one: BaseDistribution) -> str:
+    """A proposed value as an override: a float with few figures, though within its range and near what was proposed."""
+    from optuna.distributions import FloatDistribution
 
-    `composes` raises `UserError` for an override that does not. One end of a range may need another value beside it.
+    if not isinstance(one, FloatDistribution):
+        return text(value)
+    for figures in range(FIGURES, 17):
+        near = float(f"{value:.{figures}g}")
+        if one.low <= near <= one.high and abs(near - value) * FINENESS <= one.high - one.low:
+            return f"{value:.{figures}g}"
+    return repr(value)
+
+
+def check(space: Mapping[str, Any], base: Mapping[str, Any], composes: Callable[[str], object]) -> None:
+    """Raise `UserError` for a key of which no value composes, a choice that does not, or fractions of a whole number.
+
+    `base`: key → the baseline's value. `composes` raises `UserError` for an override that does not. One end of a range
+    may need another value beside it.
     """
-    from optuna.distributions import CategoricalDistribution
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     for key, one in distributions(space).items():
+        if isinstance(one, FloatDistribution) and type(base.get(key)) is int:
+            raise UserError(f"search.space: {key} is {space[key]}, and takes whole numbers: write int(low, high).")
         is_list = isinstance(one, CategoricalDistribution)
         ends = one.choices if is_list else (one.low, one.high)  # type: ignore[attr-defined]
         errors = []

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import SearchConfig
 from orchestrator.experiments.trials import STUDY, Trial
-from orchestrator.search.space import distributions, text
+from orchestrator.search.space import distributions, rounded, text
+from orchestrator.storage.files import drop_torn_line
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
@@ -17,20 +18,23 @@ RANDOM = 3  # the first third of the trials is drawn at random, before the losse
 
 
 class Study:
-    """A study of Optuna, whose trials are numbered from 0. Proposals depend on seed, space and losses alone."""
+    """A study of Optuna, whose trials are numbered from 0; `search` and the losses alone decide what it proposes."""
 
-    def __init__(self, directory: Path, search: SearchConfig) -> None:
-        """Open the study in `directory`, or begin one there. Raises `UserError` where it has another space or seed."""
+    def __init__(self, directory: Path, search: SearchConfig, steps: int) -> None:
+        """Open the study in `directory`, or begin one there; `steps`: of the runs whose losses it is told.
+
+        Raises `UserError` where it is of another search, or cannot be read.
+        """
         self.path, self.search, self.space = directory / STUDY, search, distributions(search.space)
         self._study = self._open()
-        asked = {"seed": search.seed, "batch": search.batch, "space": {k: str(v) for k, v in self.space.items()}}
+        space = {key: text(values) for key, values in search.space.items()}
+        asked = {"search.seed": search.seed, "search.batch": search.batch, "search.space": space, "its steps": steps}
         recorded = self._study.user_attrs.get("search")
         if recorded is None:
             self._study.set_user_attr("search", asked)
         elif recorded != asked:
-            changed = ", ".join(
-                f"search.{k}, was {recorded[k]} and is {asked[k]}" for k in asked if recorded[k] != asked[k]
-            )
+            changes = (f"{key} was {recorded.get(key)} and is {asked[key]}" for key in asked)
+            changed = ", ".join(c for c, key in zip(changes, asked, strict=True) if recorded.get(key) != asked[key])
             raise UserError(f"{self.path} holds another search ({changed}): choose another name=..., or restore it.")
 
     def _open(self) -> OptunaStudy:
@@ -40,8 +44,14 @@ class Study:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self.path)))
-        return optuna.create_study(storage=storage, study_name="search", direction="minimize", load_if_exists=True)
+        drop_torn_line(self.path)  # Optuna would append to it
+        try:
+            storage = JournalStorage(JournalFileBackend(str(self.path)))
+            return optuna.create_study(storage=storage, study_name="search", direction="minimize", load_if_exists=True)
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{self.path} cannot be read ({error}): delete it, and the same command proposes the same trials again."
+            ) from error
 
     def propose(self) -> list[int]:
         """Propose the rest of the batch, or the next one where all have a loss; return the numbers of those without."""
@@ -72,4 +82,7 @@ class Study:
 
     def trials(self) -> list[Trial]:
         """Every trial, in the order of proposal."""
-        return [Trial(f"trial_{one.number}", {k: text(v) for k, v in one.params.items()}) for one in self._study.trials]
+        return [
+            Trial(f"trial_{one.number}", {key: rounded(value, self.space[key]) for key, value in one.params.items()})
+            for one in self._study.trials
+        ]

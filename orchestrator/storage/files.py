@@ -28,6 +28,13 @@ def write_whole(path: Path, text: str) -> None:
         raise UserError(f"{path} cannot be written ({error}): make room, or choose a writable place.") from error
 
 
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line without its newline, which a process that was killed had not written whole."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
 def keep_as_replaced(path: Path) -> None:
     """Rename a file that will be written again to `<name>.replaced`, or `<name>.replaced-1` where there is that, …"""
     aside, attempt = path.with_name(f"{path.name}.replaced"), 0

@@ -55,7 +55,12 @@ def multiplicity(c: Comparison) -> str:
 def sign_flip(c: Comparison) -> str:
     """Return the name of the test, and the looks over which its error is spent, where there were several."""
     looks = [look.pairs for arm in c.compared[:1] for look in c.experiment.looks_at([arm], c.seeds_of(arm))[1]]
-    several = f" over looks at {', '.join(map(str, looks))} pairs" if len(looks) > 1 else ""
+    most = max(
+        (look.most for arm in c.compared[:1] for look in c.experiment.looks_at([arm], c.seeds_of(arm))[1]), default=0
+    )
+    several = (
+        f" over looks at {', '.join(map(str, looks))} of at most {most} pairs" if looks and most > looks[0] else ""
+    )
     return f"p: sign-flip, exact up to {EXACT_PAIRS} pairs{several}"
 
 

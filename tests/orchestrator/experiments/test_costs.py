@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.schema import BudgetConfig
+from orchestrator.config import load
+from orchestrator.config.schema import BudgetConfig, Config, DataConfig, DomainConfig, TrainConfig
 from orchestrator.experiments import budget, costs
 from orchestrator.experiments.costs import Cost
 
@@ -82,6 +83,8 @@ def test_the_search_belongs_to_the_experiment(tmp_path: Path) -> None:
         log(directory, (0.0, "a/seed=0", "running", 1, one), (hours, "a/seed=0", "done", 1))
     assert costs.of_search(tmp_path) == Cost(pytest.approx(5.0))
     assert costs.of_experiment(tmp_path) == Cost(pytest.approx(6.0))
+    for directory in (tmp_path, tmp_path / "search/3_steps", tmp_path / "search/6_steps"):
+        done(directory, "a/seed=0", 10)
     cap = BudgetConfig(core_hours=6.5)
     (tmp_path / "search/study.log").touch()
     assert budget.refusal(tmp_path / "search/6_steps", cap, ["b/seed=0"])  # 6 and about 3
@@ -89,9 +92,10 @@ def test_the_search_belongs_to_the_experiment(tmp_path: Path) -> None:
     assert not budget.refusal(tmp_path, BudgetConfig(core_hours=7.5), ["b/seed=0"])
 
 
-def test_money_is_the_price_of_gpus_or_else_of_cores() -> None:
-    assert Cost(10.0, 2.0).money(3.0) == 6.0
+def test_money_is_the_price_of_gpus_and_of_the_cores_of_other_cells() -> None:
+    assert Cost(10.0, 2.0).money(3.0) == 36.0, "what was spent never falls"
     assert Cost(10.0).money(0.5) == 5.0
+    assert Cost(0.0, 2.0).money(3.0) == 6.0
 
 
 @pytest.mark.parametrize(
@@ -116,14 +120,45 @@ def test_a_cell_starts_where_it_fits_beside_what_runs(tmp_path: Path, cap: dict[
         (2.0, "b/seed=0", "running", 1, one),
     )
     beat(tmp_path, "b/seed=0", 1, 3.0)
+    done(tmp_path, "a/seed=0", 10)
     refused = budget.refusal(tmp_path, BudgetConfig(**cap), ["a/seed=1"])
     assert (refused is None) == starts
     if refused:
         assert any(f"budget.{key}={value:g}" in refused for key, value in cap.items())
 
 
-def test_the_first_cells_start_whatever_they_will_take(tmp_path: Path) -> None:
-    assert budget.refusal(log(tmp_path), BudgetConfig(core_hours=0.01), ["a/seed=0", "b/seed=0"]) is None
+def done(directory: Path, cell: str, steps: int) -> None:
+    """Have the metrics log of the cell end with a test loss."""
+    path = directory / cell / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"step": steps, "test": {"code": 1.0}}) + "\n")
+
+
+def test_the_first_cell_starts_alone_whatever_it_will_take(tmp_path: Path) -> None:
+    cap = BudgetConfig(core_hours=0.01)
+    assert budget.refusal(log(tmp_path), cap, ["a/seed=0"]) is None
+    assert budget.refusal(tmp_path, cap, ["b/seed=0"], beside=["a/seed=0"])
+
+
+def test_what_was_submitted_beside_counts_before_it_runs(tmp_path: Path) -> None:
+    one = {"threads": 1, "ranks": 1}
+    log(tmp_path, (0.0, "a/seed=0", "running", 1, one), (1.0, "a/seed=0", "done", 1), (1.0, "b/seed=0", "submitted", 1))
+    done(tmp_path, "a/seed=0", 10)
+    assert budget.refusal(tmp_path, BudgetConfig(core_hours=2.5), ["a/seed=1"], beside=["b/seed=0"])
+    assert not budget.refusal(tmp_path, BudgetConfig(core_hours=3.5), ["a/seed=1"], beside=["b/seed=0"])
+
+
+def test_a_longer_cell_is_expected_to_take_longer_and_the_search_tells_what_a_first_one_takes(tmp_path: Path) -> None:
+    one, explored = {"threads": 1, "ranks": 1}, tmp_path / "search/10_steps"
+    log(explored, (0.0, "trial_0/seed=7", "running", 1, one), (1.0, "trial_0/seed=7", "done", 1))
+    done(explored, "trial_0/seed=7", 10)
+    (tmp_path / "search/study.log").touch()
+    log(tmp_path)
+    config = Config(train=TrainConfig(steps=40), data=DataConfig(domains={"code": DomainConfig()}, cache_dir="x"))
+    (tmp_path / "a/seed=0").mkdir(parents=True)
+    (tmp_path / "a/seed=0/config.yaml").write_text(load.to_yaml(config))
+    assert budget.refusal(tmp_path, BudgetConfig(core_hours=4.9), ["a/seed=0"])  # 1 and 4 times 1
+    assert not budget.refusal(tmp_path, BudgetConfig(core_hours=5.1), ["a/seed=0"])
 
 
 def test_a_record_of_another_program_costs_nothing_and_ends_nothing(tmp_path: Path) -> None:

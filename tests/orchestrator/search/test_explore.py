@@ -108,6 +108,9 @@ def test_a_trial_that_cannot_be_trained_is_a_failed_trial(search: list[str], orc
         (["search.lengths=[0.5,1.5]"], "search.lengths"),
         (["search.keep=0"], "search.keep"),
         (["search.seed=0"], "search.seed"),
+        (["search.seed=5", "seeds=auto"], "search.seed"),
+        (["++search.space={data.heldout_tokens: [512, 1024]}"], "data.heldout_tokens"),
+        (["++search.space={model.layers: 'uniform(2, 4)'}"], "int("),
         (["++arms={a: [], b: [optim.lr=1]}"], "arms"),
     ],
 )
@@ -127,3 +130,44 @@ def test_the_plan_says_what_is_explored_and_writes_nothing(
     assert "4 for 3 steps, 2 for 6 steps, 1 for 12 steps" in said
     assert "4.8 cells of the baseline" in said  # (5 × 3 + 3 × 6 + 2 × 12) / 12
     assert not (tmp_path / "outputs/lrs").exists()
+
+
+def test_equal_settings_are_trained_once_and_the_baseline_is_no_finalist(
+    small: list[str], orchestrate: Run, tmp_path: Path
+) -> None:
+    space = ("++search.space={model.layers: [2, 3]}", "search.trials=5", "search.batch=1", "search.lengths=[1.0]")
+    assert orchestrate(*small, "launcher=debug", *space, "name=lrs", "seeds=[0]") == 0  # the baseline has 3 layers
+    found = trials.read(tmp_path / "outputs/lrs")
+    assert [one.settings["model.layers"] for one in found] == ["3", "2"]
+    assert cells_in(tmp_path / "outputs/lrs/search/12_steps") == [
+        "baseline/seed=1000000", f"{found[1].name}/seed=1000000",
+    ]  # fmt: skip
+    assert found[1].chosen
+
+
+def test_a_directory_of_another_experiment_is_refused_before_anything_is_trained(
+    search: list[str], orchestrate: Run, tmp_path: Path
+) -> None:
+    plain = [word for word in search if "search" not in word]
+    assert orchestrate(*plain) == 0
+    before = sorted((tmp_path / "outputs/lrs").rglob("*"))
+    assert orchestrate(*search) == 2
+    assert sorted((tmp_path / "outputs/lrs").rglob("*")) == before
+
+
+def test_a_trial_that_failed_stays_so_and_the_search_goes_on(
+    search: list[str], orchestrate: Run, tmp_path: Path
+) -> None:
+    assert orchestrate(*search, "search.lengths=[1.0]") == 0
+    root = tmp_path / "outputs/lrs/search/12_steps"
+    (best,) = [one for one in trials.read(root.parents[1]) if one.chosen]
+    events = root / "events.jsonl"
+    last = json.loads(events.read_text().splitlines()[-1])
+    fault = {"cell": f"{best.name}/seed=1000000", "state": "failed", "reason": "out of memory", "attempt": 9}
+    events.write_text(events.read_text() + json.dumps(last | fault) + "\n")
+    begun = events.read_text()
+    assert orchestrate(*search, "search.lengths=[1.0]") == 0  # another one wins
+    assert events.read_text() == begun, "nothing was tried again"
+    found = {one.name: one for one in trials.read(root.parents[1])}
+    assert found[best.name].failed == "out of memory"
+    assert not found[best.name].chosen

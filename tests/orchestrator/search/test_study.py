@@ -21,11 +21,11 @@ def settle(study: Study, number: int) -> None:
 
 def run(directory: Path, *, reopened: bool = False) -> list[dict[str, str]]:
     """The settings of all trials; `reopened`: the study is opened anew after each step, as after an interruption."""
-    study = Study(directory, SEARCH)
+    study = Study(directory, SEARCH, 100)
     while numbers := study.propose():
         for number in numbers:
-            settle(Study(directory, SEARCH) if reopened else study, number)
-        study = Study(directory, SEARCH) if reopened else study
+            settle(Study(directory, SEARCH, 100) if reopened else study, number)
+        study = Study(directory, SEARCH, 100) if reopened else study
     return [trial.settings for trial in study.trials()]
 
 
@@ -37,7 +37,7 @@ def test_an_interrupted_search_proposes_what_a_whole_one_does(tmp_path: Path) ->
 
 
 def test_a_batch_is_proposed_together_and_waits_for_its_losses(tmp_path: Path) -> None:
-    study = Study(tmp_path, SEARCH)
+    study = Study(tmp_path, SEARCH, 100)
     assert study.propose() == [0, 1, 2]
     settle(study, 0)
     assert study.propose() == [1, 2]
@@ -49,7 +49,7 @@ def test_a_batch_is_proposed_together_and_waits_for_its_losses(tmp_path: Path) -
 
 def test_the_losses_guide_the_proposals(tmp_path: Path) -> None:
     many = replace(SEARCH, trials=40, batch=4)
-    study = Study(tmp_path, many)
+    study = Study(tmp_path, many, 100)
     while numbers := study.propose():
         for number in numbers:
             settle(study, number)
@@ -59,7 +59,7 @@ def test_the_losses_guide_the_proposals(tmp_path: Path) -> None:
 
 def test_more_trials_go_on_and_another_search_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path)
-    more = Study(tmp_path, replace(SEARCH, trials=9))
+    more = Study(tmp_path, replace(SEARCH, trials=9), 100)
     assert more.propose() == [7, 8]
     assert [trial.settings for trial in more.trials()][:7] == done
     for other in (
@@ -68,4 +68,22 @@ def test_more_trials_go_on_and_another_search_is_refused(tmp_path: Path) -> None
         replace(SEARCH, batch=2),
     ):
         with pytest.raises(UserError, match=r"search\."):
-            Study(tmp_path, other)
+            Study(tmp_path, other, 100)
+
+
+def test_losses_of_other_lengths_are_refused(tmp_path: Path) -> None:
+    Study(tmp_path, SEARCH, 100)
+    with pytest.raises(UserError, match="its steps"):
+        Study(tmp_path, SEARCH, 200)
+
+
+def test_a_torn_line_is_dropped_and_a_broken_file_is_named(tmp_path: Path) -> None:
+    whole = run(tmp_path)
+    log = tmp_path / "study.log"
+    content = log.read_bytes()
+    log.write_bytes(content + content.splitlines()[-1][:20])
+    assert [trial.settings for trial in Study(tmp_path, SEARCH, 100).trials()] == whole
+    assert log.read_bytes().startswith(content)
+    log.write_bytes(b"{\n" + content)
+    with pytest.raises(UserError, match=r"study\.log"):
+        Study(tmp_path, SEARCH, 100)
