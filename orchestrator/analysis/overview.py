@@ -20,7 +20,7 @@ from orchestrator.analysis.sections.section import Link, Section, TableCell
 from orchestrator.analysis.summary import VERDICTS
 from orchestrator.analysis.survey import CALLED, ArmSummary, data_of
 from orchestrator.analysis.swept import as_text, frame, short_names, swept, together
-from orchestrator.common.formatting import signed
+from orchestrator.common.formatting import counted, signed
 from orchestrator.experiments.decision import ALPHA, FEWEST_PAIRS
 from orchestrator.storage.files import write_whole
 
@@ -140,9 +140,10 @@ def notes(arms: list[ArmSummary], skipped: list[Path]) -> list[str]:
         ]
     if tests:
         found.append(
-            f"{called} of {len(tests)} arms are called better or worse at {ALPHA}; if no arm differed, at most "
-            f"{ALPHA * len(tests):.3g} would be on average. Of the {kept} arms with q ≤ {ALPHA} at most about "
-            f"{ALPHA:.1%} are expected to be false (Benjamini-Hochberg)."
+            f"Called better or worse at {ALPHA}: {called} of {counted(len(tests), 'arm')}; if no arm differed, at most "
+            f"{ALPHA * len(tests):.3g} would be on average."
+            + f" With q ≤ {ALPHA}: {kept}, of which about {ALPHA:.1%} at most are false (Benjamini-Hochberg)."
+            * (kept > 0)
         )
     if untested:
         found.append(

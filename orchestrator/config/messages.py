@@ -53,6 +53,8 @@ def miswritten(override: str) -> str:
         return f"'{override}' is a part of an override, which the shell has split: put quotes around the whole of it."
     if (quoted := INNER.sub(r"'\1'", override)) != override:
         return f"'{override}' holds overrides, which need quotes of their own: write \"{quoted}\"."
+    if (ranges := re.sub(r"(?<=[\s:])(\w+\([^()'\"]*\))(?=\s*[,}])", r'"\1"', override)) != override:
+        return f"'{override}' holds ranges, which need quotes of their own: write '{ranges}'."
     if not override.isascii():
         key, _, value = override.partition("=")
         return f"'{override}' has letters that need quotes: write '{key}=\"{value}\"'."

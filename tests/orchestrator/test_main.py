@@ -122,6 +122,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--seeds=[3]"], ["--seeds=[3]", "seeds=[3]"]),
         (["--experimental-rerun=x.pickle"], ["--experimental-rerun", "code"]),
         (["++arms={a: [optim.lr=0.1], b: []}"], ["++arms={a: ['optim.lr=0.1'], b: []}"]),
+        (["++search.space={optim.lr: log(1e-4, 1e-2)}"], ['++search.space={optim.lr: "log(1e-4, 1e-2)"}']),
         (["++arms=a:[optim.lr=0.1]", "++arms=b:[]"], ["++arms=a:[optim.lr=0.1]", "quotes"]),
         (["seeds=[0,", "1]"], ["seeds=[0,", "quotes"]),
         (["seeds=[0,-1]"], ["seed -1"]),
