@@ -107,7 +107,10 @@ def test_the_adjustment_is_benjamini_and_hochbergs() -> None:
 def test_how_many_calls_chance_would_make_is_told() -> None:
     rows = _adjusted([row(0.03125, verdict="better")] * 3 + [row(0.6, verdict="inconclusive")] * 17)
     first, *others = overview.notes([*rows, row(0.5, n=2)], [])
-    assert names(first, "3 of 20 arms", "at most 0.64", "0 arms with q ≤ 0.032", "3.2%")
+    assert names(first, "3 of 20 arms", "at most 0.64")
+    assert "q ≤" not in first, "none is below"
+    kept, *_ = overview.notes(_adjusted([row(0.001, verdict="better"), row(0.6, verdict="inconclusive")]), [])
+    assert names(kept, "1 of 2 arms", "q ≤ 0.032: 1", "3.2%")
     assert any(names(note, "1 arm", "6 seed pairs") for note in others)
     assert not any("arms" in note for note in overview.notes([row(0.5, n=2)], []))
 
