@@ -54,20 +54,18 @@ def test_the_best_setting_is_compared_at_seeds_that_no_trial_had(
     c = compare(root)
     assert c.experiment.trials == list(found.values())
     assert json.loads((root / "comparison/verdict.json").read_text())["trials"][0]["name"] == "baseline"
-
-
-def test_the_same_command_trains_nothing_again(search: list[str], orchestrate: Run, tmp_path: Path) -> None:
-    assert orchestrate(*search) == 0
-    logs = {path: path.read_bytes() for path in (tmp_path / "outputs/lrs").rglob("metrics.jsonl")}
-    assert orchestrate(*search) == 0
-    assert {path: path.read_bytes() for path in (tmp_path / "outputs/lrs").rglob("metrics.jsonl")} == logs
+    # the same command trains nothing again
+    logs = {path: path.read_bytes() for path in root.rglob("metrics.jsonl")}
     assert len(logs) == 2 + (4 + 2 + 1) + 3
+    assert orchestrate(*search) == 0
+    assert {path: path.read_bytes() for path in root.rglob("metrics.jsonl")} == logs
 
 
 def test_a_longer_run_begins_at_the_end_of_the_shorter_where_the_schedule_allows_it(
     search: list[str], orchestrate: Run, tmp_path: Path
 ) -> None:
-    assert orchestrate(*search, "optim.schedule=constant", "optim.warmup_steps=2") == 0
+    few = ("search.trials=2", "search.lengths=[0.5,1.0]")
+    assert orchestrate(*search, *few, "optim.schedule=constant", "optim.warmup_steps=2") == 0
     root = tmp_path / "outputs/lrs/search"
     (best,) = [one for one in trials.read(root.parent) if one.chosen]
     config = yaml.safe_load((root / f"12_steps/{best.name}/seed=1000000/config.yaml").read_text())
@@ -86,7 +84,12 @@ def test_a_longer_run_begins_at_the_end_of_the_shorter_where_the_schedule_allows
 def test_a_trial_that_cannot_be_trained_is_a_failed_trial(search: list[str], orchestrate: Run, tmp_path: Path) -> None:
     # lr × weight_decay of 0.1 and more is refused: the ends of both ranges compose alone, some pairs do not
     space = "++search.space={optim.lr: 'log(1e-3, 9e-1)', optim.weight_decay: 'log(0.1, 10)'}"
-    assert orchestrate(*[word for word in search if "space" not in word], space, "search.trials=8") == 0
+    assert (
+        orchestrate(
+            *[word for word in search if "space" not in word], space, "search.trials=8", "search.lengths=[0.25]"
+        )
+        == 0
+    )
     found = trials.read(tmp_path / "outputs/lrs")
     failed = [one for one in found if one.failed]
     assert failed
@@ -158,7 +161,7 @@ def test_a_directory_of_another_experiment_is_refused_before_anything_is_trained
 def test_a_trial_that_failed_stays_so_and_the_search_goes_on(
     search: list[str], orchestrate: Run, tmp_path: Path
 ) -> None:
-    assert orchestrate(*search, "search.lengths=[1.0]") == 0
+    assert orchestrate(*search, "search.lengths=[1.0]", "search.trials=2") == 0
     root = tmp_path / "outputs/lrs/search/12_steps"
     (best,) = [one for one in trials.read(root.parents[1]) if one.chosen]
     events = root / "events.jsonl"
@@ -166,7 +169,7 @@ def test_a_trial_that_failed_stays_so_and_the_search_goes_on(
     fault = {"cell": f"{best.name}/seed=1000000", "state": "failed", "reason": "out of memory", "attempt": 9}
     events.write_text(events.read_text() + json.dumps(last | fault) + "\n")
     begun = events.read_text()
-    assert orchestrate(*search, "search.lengths=[1.0]") == 0  # another one wins
+    assert orchestrate(*search, "search.lengths=[1.0]", "search.trials=2") == 0  # another one wins
     assert events.read_text() == begun, "nothing was tried again"
     found = {one.name: one for one in trials.read(root.parents[1])}
     assert found[best.name].failed == "out of memory"
