@@ -63,6 +63,11 @@ def taking(config: Config, other: Config, names: Iterable[str]) -> Config:
     return config
 
 
+def key_of(override: str) -> str:
+    """The key or group that a Hydra override sets, without its signs and package."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def all_keys() -> list[str]:
     """Every key that a user can set, branches included."""
     flat = flatten(Config())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.common.errors import nearest
-from orchestrator.config.keys import all_keys, flatten
+from orchestrator.config.keys import all_keys, flatten, key_of
 from orchestrator.config.schema import Config
 
 INNER = re.compile(r"(?<=[\[,])\s*([^\s\[\]{},'\"=]+=[^\[\]{},'\"]*)(?=[\],])")  # an override in a list, without quotes
@@ -72,7 +72,7 @@ def several(error: Exception, overrides: Sequence[str]) -> str | None:
             f"'{key}=\"{values}\"' where it is one text."
         )
     if found := re.match(r"Multiple values for (\S+?)\.", str(error)):
-        given = [o.partition("=")[2] for o in overrides if o.lstrip("+").partition("=")[0] == found[1]]
+        given = [o.partition("=")[2] for o in overrides if key_of(o) == found[1]]
         both = ",".join(given) or "…"
         return f"{found[1]} is one choice and is given several: name one, or run each with -m +{found[1]}={both}."
     return None

@@ -25,7 +25,7 @@ class Finished:
     arm: str
     cost: Cost
     steps: int
-    nearest: bool  # it is of the experiment itself, not of its search
+    own: bool  # of the directory that is asked about, not of another one of its search
 
 
 def refusal(
@@ -33,15 +33,15 @@ def refusal(
 ) -> str | None:
     """One sentence where `cells` (`<arm>/seed=<k>`) cannot all start within `budget`; None where they can.
 
-    Counted is all that the experiment and its search took, and what `cells`, those that run and those `beside` are
-    expected to take still: what finished cells took for each step, those of the same arm and the experiment first.
-    Where nothing is finished, only a cell with none beside it starts.
+    Counts what the experiment and its search took, and what `cells`, those that run and those `beside` will still take:
+    as much for each step as the finished cells of the same arm did, else those of the experiment, else the search's.
+    Before any cell is finished, one starts only with none beside it.
     """
     if not Cost().shares(budget):
         return None
     whole = experiment_dir.parents[1] if is_explored(experiment_dir) else experiment_dir
     taken, last = costs.of_cells(experiment_dir), EventLog(experiment_dir).last()
-    finished = [*_finished(experiment_dir, nearest=True), *_elsewhere(whole, experiment_dir)]
+    finished = [*_finished(experiment_dir, own=True), *_elsewhere(whole, experiment_dir)]
     running = {cell for cell in taken if last[cell].state == "running"}.union(beside).difference(cells)
     spent = costs.of_experiment(whole)
     following = costs.total(_left(experiment_dir, cell, taken, finished) for cell in (*running, *cells))
@@ -58,13 +58,14 @@ def refusal(
 def _elsewhere(whole: Path, experiment_dir: Path) -> list[Finished]:
     """The finished cells of the search, but for those of `experiment_dir`."""
     others = [path.parent for path in sorted((whole / FOLDER).glob("*/events.jsonl")) if path.parent != experiment_dir]
-    return [cell for directory in others for cell in _finished(directory, nearest=False)]
+    return [cell for directory in others for cell in _finished(directory, own=False)]
 
 
-def _finished(directory: Path, *, nearest: bool) -> list[Finished]:
+def _finished(directory: Path, *, own: bool) -> list[Finished]:
+    """The finished cells of one directory."""
     last = EventLog(directory).last()
     return [
-        Finished(cell.partition("/")[0], cost, steps, nearest)
+        Finished(cell.partition("/")[0], cost, steps, own)
         for cell, cost in costs.of_cells(directory).items()
         if last[cell].state == "done" and (steps := metrics_log.trained_to(directory / cell / "metrics.jsonl"))
     ]
@@ -72,8 +73,8 @@ def _finished(directory: Path, *, nearest: bool) -> list[Finished]:
 
 def _left(directory: Path, cell: str, taken: dict[str, Cost], finished: list[Finished]) -> Cost:
     """The cost that is left until the cell is finished; nothing where no cell is finished yet."""
-    arm, own = cell.partition("/")[0], [one for one in finished if one.nearest]
-    known = [one for one in finished if one.arm == arm and one.nearest] or own or finished
+    arm, here = cell.partition("/")[0], [one for one in finished if one.own]
+    known = [one for one in here if one.arm == arm] or here or finished
     if not known:
         return Cost()
     path = directory / cell / "config.yaml"

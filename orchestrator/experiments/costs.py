@@ -47,6 +47,7 @@ class Cost:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of `costs`."""
     return sum(costs, Cost())
 
 

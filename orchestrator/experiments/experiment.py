@@ -205,14 +205,14 @@ def _is_weight(value: Any) -> bool:
 
 def _refuse_idle_overrides(overrides: Sequence[str], arms: dict[str, list[str]]) -> None:
     """Raise `UserError` for an override that has no effect, on the command line or in an arm."""
-    given = {_key(o): o for o in overrides}
+    given = {keys.key_of(o): o for o in overrides}
     if "seed" in given:
         raise UserError(f"'{given['seed']}' has no effect on an experiment, which has several: write seeds=[...].")
     if "arm" in given:
         raise UserError(f"'{given['arm']}' has no effect on an experiment, which names its own arms: drop it.")
     for arm, arm_overrides in arms.items():
         for override in arm_overrides:
-            if (key := _key(override)) in given:
+            if (key := keys.key_of(override)) in given:
                 raise UserError(
                     f"'{given[key]}' has no effect: arm '{arm}' sets {override}; "
                     "drop it, or write an experiment with other arms."
@@ -237,18 +237,14 @@ def _refuse_undeclared_differences(experiment: Experiment) -> None:
             )
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0].split("@", 1)[0]
-
-
 def _name(base: Config, overrides: Sequence[str], swept: Sequence[str]) -> str:
     """The experiment's name, or that of its file, else its overrides; then the overrides that a multirun varies."""
     unnamed = {*keys.OPERATIONAL, "experiment", "seed", "seeds"}
-    named = [o for o in overrides if _key(o) not in unnamed and _key(o).split(".")[0] not in unnamed]
-    file = next((o.partition("=")[2] for o in overrides if base.arms and _key(o) == "experiment"), None)
+    named = [o for o in overrides if keys.key_of(o) not in unnamed and keys.key_of(o).split(".")[0] not in unnamed]
+    file = next((o.partition("=")[2] for o in overrides if base.arms and keys.key_of(o) == "experiment"), None)
     own = base.name or file or _described(named) or "single"
     repeated = named if own == _described(named) else []
-    varied = _described([o for o in swept if _key(o) not in ("experiment", "name") and o not in repeated])
+    varied = _described([o for o in swept if keys.key_of(o) not in ("experiment", "name") and o not in repeated])
     name = f"{own}__{varied}" if varied else own
     if len(name.encode()) > LONGEST_NAME:  # a directory's name may have 255 bytes
         short = name.encode()[: LONGEST_NAME - 9].decode(errors="ignore")

@@ -145,7 +145,7 @@ class Worker:
         return record("done") if finished else record("stopped", f"saved at {self.stop.received}")
 
     def _whose(self, held: lease.Lease) -> dict[str, Any]:
-        """What every event of this attempt names."""
+        """The keys that every event of this attempt has."""
         queue = {"scheduler": self.scheduler.name, "restart": self.job.restart} if self.scheduler.queues else {}
         return {"attempt": held.number, "job": self.job.id, **queue}
 

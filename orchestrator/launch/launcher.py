@@ -43,7 +43,8 @@ def launch(
             queues = queued.title((still[cell] for cell in taken), experiment.directory)
             console.print(f"{queues} already has {', '.join(map(escape, left))}.")
         if costs.Cost().shares(experiment.config.budget):  # lest one that runs out leaves no pairs
-            selected.sort(key=lambda cell: experiment.config.seeds.index(cell.config.seed))
+            seeds = [cell.config.seed for cell in selected]
+            selected.sort(key=lambda cell: seeds.index(cell.config.seed))
         if selected:
             record_launcher(experiment)
             scheduler = chosen(experiment.config)(experiment.directory)

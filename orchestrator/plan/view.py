@@ -63,7 +63,7 @@ def show(experiment: Experiment, console: Console, before: float = 0.0) -> None:
 
 
 def _nothing_left(experiment: Experiment) -> str:
-    """What a launch does where all cells are finished."""
+    """Words for a launch that finds all cells finished."""
     if experiment.auto and len(experiment.config.seeds) < experiment.config.decide.max:
         return "a launch looks at them, and adds pairs where the question is not decided"
     return "nothing is left"

@@ -23,7 +23,7 @@ from orchestrator.launch import queued
 from orchestrator.launch.begin import begin, checked
 from orchestrator.launch.launcher import alone, launch
 from orchestrator.search.search import Search
-from orchestrator.search.study import Study
+from orchestrator.search.study import Study, name_of
 from orchestrator.storage import metrics_log
 from orchestrator.storage.event_log import EventLog
 
@@ -49,56 +49,44 @@ def explore(search: Search, console: Console) -> list[Trial]:
 
 def _explore(search: Search, study: Study, console: Console) -> list[Trial]:
     settings, lengths = search.settings, search.lengths
-    known = {one.name: replace(one, failed="") for one in trials.read(search.directory)}
-    known = {BASELINE: replace(known.get(BASELINE, search.baseline), settings=search.baseline.settings)} | known
-    same: dict[str, str] = {}  # trial → the one before it that has the same configuration
+    known = {BASELINE: search.baseline}  # of every configuration, the first that has it
+    first_of = dict[str, str]()  # trial → the first one, or the baseline, that has its configuration
     while True:
-        proposed = [f"trial_{number}" for number in study.propose()]
+        proposed = study.propose()
         for one in study.trials():
-            if one.name not in same:
-                same[one.name] = _same_as(search, one, known, same)
-        known |= _trained(
-            search, lengths[0], [known[name] for name in dict.fromkeys([BASELINE, *same.values()])], console
-        )
-        trials.write(search.directory, known.values())
+            if one.name not in first_of:
+                first = _first_of(search, one, [*known.values()])
+                first_of[one.name] = first.name
+                known.setdefault(first.name, first)
+        known |= _trained(search, lengths[0], known.values(), console)
+        for number in proposed:
+            study.tell(number, known[first_of[name_of(number)]].losses.get(lengths[0]))
         if not proposed:
             break
-        for name in proposed:
-            study.tell(int(name.removeprefix("trial_")), known[same[name]].losses.get(lengths[0]))
     for before, steps in pairwise(lengths):
         ranked = _ranked(known, before)
         most = max(settings.finalists, math.ceil(settings.keep * len(ranked)))
         known |= _trained(search, steps, [known[BASELINE], *ranked[:most]], console)
-        trials.write(search.directory, known.values())
     chosen = [replace(one, chosen=True) for one in _ranked(known, lengths[-1])[: settings.finalists]]
+    known |= {one.name: one for one in chosen}
+    trials.write(search.directory, known.values())
     if not chosen:
         reasons = "; ".join(dict.fromkeys(one.failed for one in known.values() if one.failed))
         why = reasons or "each is the baseline"
         raise UserError(f"{search.directory}: no trial has a loss ({why}): choose another name=... and search.space.")
-    known = {name: replace(one, chosen=False) for name, one in known.items()} | {one.name: one for one in chosen}
-    trials.write(search.directory, known.values())
     console.print(_told(search, known, chosen), markup=False, highlight=False, soft_wrap=True)
     return chosen
 
 
-def _same_as(search: Search, one: Trial, known: dict[str, Trial], same: Mapping[str, str]) -> str:
-    """The name of the first trial, or the baseline, with the configuration of `one`; a new one is added to `known`."""
-    earlier = [known[BASELINE], *(known[name] for name in dict.fromkeys(same.values()))]
-    if twin := next((other.name for other in earlier if other.settings == one.settings), None):
+def _first_of(search: Search, one: Trial, earlier: list[Trial]) -> Trial:
+    """The one of `earlier`, the baseline first, with the configuration of `one`; else `one`, failed if it has none."""
+    if twin := next((other for other in earlier if other.settings == one.settings), None):
         return twin
-    known.setdefault(one.name, one)
     try:
         arms = search.explored(search.lengths[0], [one]).arms
     except UserError as error:  # of this combination of values
-        known[one.name] = replace(one, failed=str(error))
-        return one.name
-    return one.name if keys.differences(arms[BASELINE], arms[one.name], ignore=("arm",)) else _forget(one.name, known)
-
-
-def _forget(name: str, known: dict[str, Trial]) -> str:
-    """Take out a trial that is the baseline itself; return the baseline's name."""
-    del known[name]
-    return BASELINE
+        return replace(one, failed=str(error))
+    return one if keys.differences(arms[BASELINE], arms[one.name], ignore=("arm",)) else earlier[0]
 
 
 def _ranked(known: Mapping[str, Trial], steps: int) -> list[Trial]:

@@ -19,13 +19,13 @@ QUIET = ("interventions.every=null", "notify.command=null", "notify.webhook=null
 
 
 class Search:
-    """What a command searches: a baseline, and the keys that its trials set."""
+    """The search of a command: its baseline, and the trials, which set other values of some keys."""
 
     def __init__(self, base: Config, overrides: Sequence[str], compose: Compose, swept: Sequence[str] = ()) -> None:
         """`base`: what `overrides` compose to. Raises `UserError` where a value of the space does not compose."""
         self.base, self.compose, self.swept = base, compose, swept
         self.settings = replace(base.search, space=keys.flatten(base.search.space))  # on a command line, dots nest
-        set_by_trials = {override for override in overrides if _key(override) in self.settings.space}
+        set_by_trials = {override for override in overrides if keys.key_of(override) in self.settings.space}
         self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
         self.common = [override for override in overrides if override not in set_by_trials]
         check(self.settings.space, keys.flatten(base), lambda override: compose([*self.common, override]))
@@ -34,7 +34,7 @@ class Search:
     @property
     def baseline(self) -> Trial:
         """The baseline's own settings."""
-        known = keys.flatten(self.base) | {_key(override): override.partition("=")[2] for override in self.own}
+        known = keys.flatten(self.base) | {keys.key_of(override): override.partition("=")[2] for override in self.own}
         return Trial(BASELINE, {key: str(known.get(key, "as it is")) for key in self.settings.space})
 
     @property
@@ -45,7 +45,7 @@ class Search:
 
     def experiment(self, chosen: Sequence[Trial]) -> Experiment:
         """The experiment that compares `chosen` with the baseline, at the seeds of the configuration."""
-        named = self.base.name or any(_key(override) == "experiment" for override in self.common)
+        named = self.base.name or any(keys.key_of(override) == "experiment" for override in self.common)
         base = replace(self.base, seeds=self.base.seeds or AUTO, name=self.base.name if named else FOLDER)
         found = self._of(chosen, base, self.common, swept=self.swept)
         taken = range(base.decide.max) if found.auto else found.config.seeds
@@ -58,12 +58,12 @@ class Search:
 
     def planned(self) -> Experiment:
         """The experiment that will compare the best settings, with the baseline's own in their place."""
-        own = dict(override.lstrip("+").split("=", 1) for override in self.own)
+        own = {keys.key_of(override): override.partition("=")[2] for override in self.own}
         return self.experiment([Trial(f"finalist_{i + 1}", own) for i in range(self.settings.finalists)])
 
     @property
     def work(self) -> float:
-        """What is explored at most, in cells of the baseline."""
+        """The work of exploring, at most: so many cells of the baseline."""
         return sum((count + 1) * steps / self.base.train.steps for count, steps in self._counts())
 
     def _counts(self) -> Iterator[tuple[int, int]]:
@@ -74,7 +74,7 @@ class Search:
             count = max(self.settings.finalists, math.ceil(self.settings.keep * count))
 
     def plan(self) -> str:
-        """Say what is explored before, and over which values."""
+        """Two sentences: which values are explored, in how many runs, and how much work that is."""
         space = ", ".join(f"{key}: {text(values)}" for key, values in self.settings.space.items())
         parts = [f"{count} for {steps:,} steps" for count, steps in self._counts()]
         return (
@@ -85,7 +85,7 @@ class Search:
     def explored(self, steps: int, some: Sequence[Trial]) -> Experiment:
         """The experiment that trains `some` for `steps` steps, one of `lengths`, at the search's seed.
 
-        A run begins where the one of the length before stops being what a longer one would be, if it ever was.
+        A run goes on from the shorter one, at the last step up to which the two are equal, if there is any.
         """
         whole, at = self.base.train.steps, self.lengths.index(steps)
         common = [*self.common, f"train.steps={steps}", *(f"{key}={whole}" for key in ONCE), *QUIET]
@@ -121,7 +121,3 @@ def _begun(shorter: Experiment) -> dict[str, str]:
     steps = {arm: horizon.exact_until(config) for arm, config in shorter.arms.items()}
     where = shorter.directory
     return {arm: f"branch={{arm: {arm}, step: {at}, experiment: '{where}'}}" for arm, at in steps.items() if at}
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]

@@ -32,10 +32,9 @@ class Study:
         recorded = self._study.user_attrs.get("search")
         if recorded is None:
             self._study.set_user_attr("search", asked)
-        elif recorded != asked:
-            changes = (f"{key} was {recorded.get(key)} and is {asked[key]}" for key in asked)
-            changed = ", ".join(c for c, key in zip(changes, asked, strict=True) if recorded.get(key) != asked[key])
-            raise UserError(f"{self.path} holds another search ({changed}): choose another name=..., or restore it.")
+        elif changed := [key for key in asked if recorded.get(key) != asked[key]]:
+            listing = ", ".join(f"{key} was {recorded.get(key)} and is {asked[key]}" for key in changed)
+            raise UserError(f"{self.path} holds another search ({listing}): choose another name=..., or restore it.")
 
     def _open(self) -> OptunaStudy:
         import optuna
@@ -83,6 +82,11 @@ class Study:
     def trials(self) -> list[Trial]:
         """Every trial, in the order of proposal."""
         return [
-            Trial(f"trial_{one.number}", {key: rounded(value, self.space[key]) for key, value in one.params.items()})
+            Trial(name_of(one.number), {key: rounded(value, self.space[key]) for key, value in one.params.items()})
             for one in self._study.trials
         ]
+
+
+def name_of(number: int) -> str:
+    """The arm of a trial."""
+    return f"trial_{number}"

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from orchestrator.common import command, errors
 from orchestrator.common.signals import stops
+from orchestrator.config.keys import key_of
 from orchestrator.config.schema import Config
 from orchestrator.jobs.worker import REQUEUED, leave_at_once
 from orchestrator.schedulers import SCHEDULERS, chosen
@@ -35,7 +36,7 @@ class Job:
 
     def __init__(self, multirun: Multirun, number: int, overrides: Sequence[str]) -> None:
         self.multirun, self.launcher, keys = multirun, multirun.launcher, multirun.swept_keys
-        self.swept = [o for o in overrides if not keys or o.lstrip("+").partition("=")[0] in keys]
+        self.swept = [o for o in overrides if not keys or key_of(o) in keys]
         self.record = JobRecord(number, " ".join(self.swept))
 
     def run(self, experiment: Callable[[], int]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.config.keys import key_of
 from orchestrator.config.load import plain_yaml
 
 OF_A_SWEEP = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -26,7 +27,7 @@ def swept(overrides: Sequence[str]) -> list[str]:
     if not is_present() or not path.is_file():
         return []
     keys = plain_yaml(path.read_text(encoding="utf-8")).keys()
-    return [override for override in overrides if override.lstrip("+").partition("=")[0] in keys]
+    return [override for override in overrides if key_of(override) in keys]
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Factor:
 
 
 def factors(arms: Sequence[ArmSummary]) -> list[Factor]:
-    """What the losses can be drawn against: keys in which experiments differ, else those in which their arms do."""
+    """The keys against which to draw the losses: those in which experiments differ, else those in which arms do."""
     found = []
     numbers = data_of(arms)
     for digest, place in numbers.items():

@@ -91,7 +91,7 @@ class Served:
 
 
 def _finished(cells: list[CellStatus]) -> frozenset[tuple[Any, ...]]:
-    """What a comparison is made of: the cells that are done, with their readings and interventions."""
+    """The cells that are done, with their newest readings and interventions: a comparison changes when these do."""
     return frozenset((c.cell, c.attempt, c.steps, c.read, c.intervened) for c in cells if c.state == "done")
 
 
@@ -106,7 +106,7 @@ def _question_of(path: Path, written: int) -> str:
 
 
 def _written(path: Path) -> float | None:
-    """When the file was written, seconds since the epoch; None where there is none."""
+    """The time at which the file was written, seconds since the epoch; None where there is no file."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""What the page shows of an experiment, as plain data for JSON."""
+"""The state of an experiment as plain data for JSON, which the page shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an experiment took, from its event log, against hours counted by hand."""
+"""The cost of an experiment, from its event log, against hours counted by hand."""
 
 from __future__ import annotations
 

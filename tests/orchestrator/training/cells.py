@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
@@ -17,6 +18,7 @@ from orchestrator.experiments.experiment import Cell, Experiment, experiment_of
 from orchestrator.experiments.run_directory import open_directory
 from orchestrator.jobs.readers import reader_for
 from orchestrator.storage import metrics_log
+from orchestrator.training import trainer
 from orchestrator.training.callbacks import callbacks_for
 from orchestrator.training.loop import StopSignal, train, train_cell
 from orchestrator.training.trainer import Callback, Trainer
@@ -53,6 +55,19 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+
+def clock_of_seconds(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for the trainer, on which every update takes a second."""
+    clock, update = Clock(), Trainer.update
+
+    def update_in_a_second(run: Trainer) -> None:
+        update(run)
+        clock.now += 1
+
+    monkeypatch.setattr(trainer, "time", clock)
+    monkeypatch.setattr(Trainer, "update", update_in_a_second)
+    return clock
 
 
 def new_experiment(overrides: Sequence[str], root: Path) -> Experiment:

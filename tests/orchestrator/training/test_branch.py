@@ -15,13 +15,12 @@ from orchestrator.experiments.run_directory import record_data, reopen
 from orchestrator.forensics.reading import read_reading
 from orchestrator.launch import checks
 from orchestrator.storage import checkpoint, metrics_log, steps
-from orchestrator.training import trainer
 from orchestrator.training.trainer import Callback, Trainer
 from tests.naming import naming
 from tests.orchestrator.training.cells import (
-    Clock,
     Crash,
     CrashAt,
+    clock_of_seconds,
     complete,
     fingerprints,
     new_experiment,
@@ -144,14 +143,7 @@ def test_a_branch_on_another_corpus_is_resumed_and_compared_on_its_own(small: li
 def test_the_time_of_a_branch_is_its_own(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
-    clock, update = Clock(), Trainer.update
-
-    def update_in_a_second(run: Trainer) -> None:
-        update(run)
-        clock.now += 1
-
-    monkeypatch.setattr(trainer, "time", clock)
-    monkeypatch.setattr(Trainer, "update", update_in_a_second)
+    clock_of_seconds(monkeypatch)
     arms = "trunk: [], late: ['branch={arm: trunk, step: 6}'], last: ['branch={arm: late, step: 8}']"
     of = cells(small, tmp_path, arms, *options)
     assert run_with(of["trunk"])

@@ -9,12 +9,11 @@ import pytest
 from models.spec import forward_flops_per_token
 from orchestrator.experiments.experiment import Cell, decoder_spec
 from orchestrator.storage import checkpoint, metrics_log
-from orchestrator.training import callbacks, trainer
-from orchestrator.training.trainer import Trainer
+from orchestrator.training import callbacks
 from tests.orchestrator.training.cells import (
-    Clock,
     Crash,
     CrashAt,
+    clock_of_seconds,
     complete,
     new_cell,
     rows,
@@ -57,17 +56,11 @@ def test_every_record_has_the_share_of_the_peak(
 def test_the_start_of_wandb_slows_no_record(
     small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crashes: list[int]
 ) -> None:
-    clock, update = Clock(), Trainer.update
-
-    def update_in_a_second(run: Trainer) -> None:
-        update(run)
-        clock.now += 1
+    clock = clock_of_seconds(monkeypatch)
 
     def slow_start(tracker: object, cell_dir: Path, records: object) -> None:
         clock.now += 100
 
-    monkeypatch.setattr(trainer, "time", clock)
-    monkeypatch.setattr(Trainer, "update", update_in_a_second)
     monkeypatch.setattr(callbacks.Tracker, "start", slow_start)
     cell = new_cell([*small, "train.log_every=4"], tmp_path)
     for step in crashes:
