@@ -13,7 +13,7 @@ from orchestrator.analysis.cells import CellResult
 from orchestrator.analysis.conservation import REFERENCES, REGIONS
 from orchestrator.analysis.flops import spent
 from orchestrator.analysis.pairs import MEAN, METRICS, domains_of, loss_gaps, losses
-from orchestrator.analysis.sections.costs import cost_of, whole_cost
+from orchestrator.analysis.sections.costs import verdict_cost, whole_cost
 from orchestrator.experiments.experiment import decoder_spec
 from orchestrator.forensics.reading import centre, profile, total
 from orchestrator.forensics.render.row import role_counts
@@ -92,8 +92,7 @@ def delta_rows(c: Comparison) -> list[Row]:
 def _compared_with_baseline(c: Comparison, arm: str) -> Row:
     """Return losses, budgets, centres, roles and spread: of a (baseline), b (`arm`), Δ, interval and verdict."""
     row: Row = {"n": sum(pair.arm == arm for pair in c.pairs)}
-    verdict = cost_of(c, arm, c.baseline) + c.experiment.search_cost
-    row |= {f"cost/{key}": value for key, value in vars(verdict).items()}
+    row |= {f"cost/{key}": value for key, value in vars(verdict_cost(c, arm)).items()}
     for r in (r for r in c.statistics if r.arm == arm):
         if r.domain == MEAN or r.metric == METRICS[0]:
             name = r.metric if r.domain == MEAN else f"{r.metric}/{r.domain}"

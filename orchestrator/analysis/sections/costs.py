@@ -7,6 +7,7 @@ from orchestrator.analysis.formatting import number
 from orchestrator.analysis.sections.section import Section, TableCell
 from orchestrator.common.formatting import work
 from orchestrator.experiments.costs import Cost, total
+from orchestrator.experiments.dependency import awaited_arms
 
 
 def cost_of(c: Comparison, *arms: str) -> Cost:
@@ -19,18 +20,29 @@ def whole_cost(c: Comparison) -> Cost:
     return cost_of(c, *c.experiment.arms, *c.experiment.dropped) + c.experiment.search_cost
 
 
+def verdict_cost(c: Comparison, arm: str) -> Cost:
+    """Return the cost of comparing `arm`: its own, the baseline's, that of arms they wait for, and the search's."""
+    return cost_of(c, *_needed(c, {arm, c.baseline})) + c.experiment.search_cost
+
+
+def _needed(c: Comparison, arms: set[str]) -> set[str]:
+    """Return `arms`, and those from which they branch or whose result they need."""
+    configs = [cell.config for cell in c.experiment.cells if cell.arm in arms and (cell.path / "config.yaml").is_file()]
+    every = arms | {awaited for config in configs for _, _, awaited in awaited_arms(config)}
+    return arms if every == arms else _needed(c, every)
+
+
 def verdict_costs(c: Comparison) -> Section:
-    """Return what each arm took, and its verdict: with the baseline, and with the search where there was one."""
+    """Return the cost of each arm's cells and of its verdict."""
     searched, rows = c.experiment.search_cost, list[list[TableCell]]()
     if whole_cost(c) != Cost():
         for arm in c.experiment.arms:
             own = cost_of(c, arm)
-            verdict = own + cost_of(c, c.baseline) + searched
-            rows.append([arm, written(own), "" if arm == c.baseline else _priced(c, verdict)])
+            rows.append([arm, written(own), "" if arm == c.baseline else _priced(c, verdict_cost(c, arm))])
         if searched != Cost():
             rows.append(["the search", written(searched), ""])
         rows.append(["all", _priced(c, whole_cost(c)), ""])
-    notes = ["All attempts of all cells count; the verdict's cost is that of the arm, the baseline and the search."]
+    notes = ["A verdict costs all attempts of its arm, of the baseline, of arms that these wait for, and the search."]
     return Section("What the verdicts cost", ["arm", "its cells", "its verdict"], rows, notes)
 
 
@@ -42,4 +54,4 @@ def written(cost: Cost) -> str:
 
 def _priced(c: Comparison, cost: Cost) -> str:
     price = c.experiment.budget.get("price")
-    return written(cost) + (f", {number(cost.money(price), 3)} of money" if price else "")
+    return written(cost) + (f", at budget.price {number(cost.money(price), 3)}" if price else "")

@@ -242,3 +242,14 @@ def test_cells_from_before_there_was_the_key_tell_nothing(made: Made, tmp_path: 
     notices.fail(EventLog(experiment.directory), CELL, "why", attempt=1)
     path.unlink()
     notices.fail(EventLog(experiment.directory), CELL, "why", attempt=2)
+
+
+def test_a_search_that_its_budget_ends_while_it_explores_is_told_with_the_reason(
+    small: list[str], orchestrate: Callable[..., int], collector: str, told: Heard
+) -> None:
+    space = ("++search.space={optim.lr: [1e-3, 4e-3]}", "search.trials=2", "seeds=[0]", "name=x", "launcher=debug")
+    words = [*small, *space, *notify(collector.replace("'", "")), "budget.core_hours=1e-9"]
+    assert orchestrate(*words) == 2
+    (end,) = told()
+    assert end["event"] == "stopped"
+    assert names(end["text"], "x was stopped", "budget.core_hours=1e-09")

@@ -180,3 +180,11 @@ def test_the_comparison_is_kept_to_the_threads_of_a_cell(made: Made) -> None:
     cell = cell_job(experiment.cells[0], experiment).environment
     assert finalize_job(experiment).environment == cell
     assert cell["OMP_NUM_THREADS"] == "2"
+
+
+def test_under_a_budget_cells_come_seed_after_seed_so_that_what_is_done_makes_pairs(
+    made: Made, cluster: Scripted
+) -> None:
+    experiment = made(*FOUR, "launcher.slurm.array=false", "budget.core_hours=100")
+    launch(experiment, console())
+    assert jobs(experiment) == {"a/seed=0": "1", "b/seed=0": "2", "a/seed=1": "3", "b/seed=1": "4"}
