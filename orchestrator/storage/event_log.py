@@ -65,7 +65,7 @@ class EventLog:
         """
         if state not in cell_states.STATES:
             raise ValueError(f"'{state}' is not a state of a cell: {', '.join(cell_states.STATES)}")
-        time = datetime.now(UTC).isoformat(timespec="seconds")
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
         record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": job, "reason": reason}
         metrics_log.append(self.path, record | {key: value for key, value in more.items() if value not in (None, "")})
         with suppress(OSError, ValueError, KeyError, TypeError):  # a broken line, which all who read the log report

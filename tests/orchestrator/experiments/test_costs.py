@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from orchestrator.config import load
 from orchestrator.config.schema import BudgetConfig, Config, DataConfig, DomainConfig, TrainConfig
 from orchestrator.experiments import budget, costs
 from orchestrator.experiments.costs import Cost
+from orchestrator.storage.event_log import EventLog
 
 START = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -23,8 +25,8 @@ def log(directory: Path, *events: tuple[float, str, str, int] | tuple[float, str
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "events.jsonl").open("a", encoding="utf-8") as file:
         for hours, cell, state, attempt, *where in events:
-            time = datetime.fromtimestamp(START + 3600 * hours, UTC).isoformat(timespec="seconds")
-            record = {"time": time, "cell": cell, "state": state, "attempt": attempt, "job": "1", "reason": ""}
+            when = datetime.fromtimestamp(START + 3600 * hours, UTC).isoformat(timespec="milliseconds")
+            record = {"time": when, "cell": cell, "state": state, "attempt": attempt, "job": "1", "reason": ""}
             more = {"environment": where[0]} if where else {}
             file.write(json.dumps(record | more) + "\n")
     return directory
@@ -36,6 +38,14 @@ def beat(directory: Path, cell: str, attempt: int, hours: float) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}")
     os.utime(path, (START + 3600 * hours, START + 3600 * hours))
+
+
+def test_an_attempt_shorter_than_a_second_has_a_cost(tmp_path: Path) -> None:
+    events = EventLog(tmp_path)
+    events.append("a/seed=0", "running", attempt=1)
+    time.sleep(0.05)
+    events.append("a/seed=0", "done", attempt=1)
+    assert 0.04 / 3600 <= costs.of_cells(tmp_path)["a/seed=0"].core_hours < 0.9 / 3600
 
 
 def test_every_attempt_counts_and_waiting_does_not(tmp_path: Path) -> None:
@@ -165,5 +175,5 @@ def test_a_record_of_another_program_costs_nothing_and_ends_nothing(tmp_path: Pa
     log(tmp_path, (0.0, "a/seed=0", "running", 1, {"threads": "two", "ranks": None}), (1.0, "a/seed=0", "done", 1))
     assert costs.of_cells(tmp_path) == {"a/seed=0": Cost(core_hours=pytest.approx(1.0))}
     text = (tmp_path / "events.jsonl").read_text()
-    (tmp_path / "events.jsonl").write_text(text.replace("2026-01-01T00:00:00+00:00", "yesterday"))
+    (tmp_path / "events.jsonl").write_text(text.replace("2026-01-01T00:00:00.000+00:00", "yesterday"))
     assert costs.of_cells(tmp_path) == {"a/seed=0": Cost()}
