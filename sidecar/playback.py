@@ -1,4 +1,4 @@
-"""Playback of recorded decisions, as they were or with units exchanged: the controls of SCIENCE §6."""
+"""Playback of decisions, recorded or of coefficients, as they are or with units exchanged (SCIENCE §6)."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ def permute(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step
 
     The exchange is a cyclic shift of a random order, so that no layer keeps its own values.
     """
-    layers = sorted({unit.layer for group in units.values() for unit in group})
+    layers = sorted({unit.layer for group in units.values() for unit in group if unit.layer is not None})
     order = [layers[i] for i in torch.randperm(len(layers), generator=generator_of(seed, "sidecar", "permute"))]
-    source = dict(zip(order, [*order[1:], *order[:1]], strict=True))
+    source: dict[int | None, int] = dict(zip(order, [*order[1:], *order[:1]], strict=True))
     permuted: Values = {}
     for channel, group in units.items():
         at = {(unit.kind, unit.layer): unit.name for unit in group}
         permuted[channel] = {
-            unit.name: values[channel][at.get((unit.kind, source[unit.layer]), unit.name)] for unit in group
+            unit.name: values[channel][at.get((unit.kind, source.get(unit.layer)), unit.name)] for unit in group
         }
     return permuted
 
 
 def shuffle(values: Values, units: Mapping[str, Sequence[Unit]], seed: int, step: int) -> Values:
-    """The values dealt to the units of each channel at random, afresh at every decision."""
+    """The values of each channel dealt at random to its units in layers, afresh at every decision."""
     dealt: Values = {}
-    for channel, group in units.items():
+    for channel, units_of in units.items():
         generator = generator_of(seed, "sidecar", channel, "shuffle", step)
+        group = [unit for unit in units_of if unit.layer is not None]
         order = torch.randperm(len(group), generator=generator).tolist()
-        dealt[channel] = {unit.name: values[channel][group[i].name] for unit, i in zip(group, order, strict=True)}
+        hand = {unit.name: values[channel][group[i].name] for unit, i in zip(group, order, strict=True)}
+        dealt[channel] = values[channel] | hand
     return dealt
 
 

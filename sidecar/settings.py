@@ -22,9 +22,10 @@ MODES = ("learn", "replay", "permute", "random", "fixed")
 class Settings(Arithmetic):
     """The settings of a sidecar (SCIENCE §6). Raises `ValueError` where a value cannot work.
 
-    `mode`: `learn`; `replay` a playback (decisions as `Sidecar.record` returns them); `permute` its layers; `random`:
-    deal its values to the units at random, or without a playback draw from the untrained policy; `fixed`: every
-    multiplier is 1. Where units differ in size, `permute` and `random` scale the values to the recorded amount.
+    `mode`: `learn`; `replay` a playback (decisions as `Sidecar.record` returns them) or `coefficients`; `permute` its
+    layers; `random`: deal its values to the units at random, or without either draw from the untrained policy;
+    `fixed`: every multiplier is 1. Where units differ in size, `permute` and `random` scale the values to the amount
+    that `replay` would play.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class Settings(Arithmetic):
     baseline_decay: float = 0.8  # of the reward's baseline: share of the old average that is kept at each interval
     warmup: int = 3  # first intervals, which are not judged and hold the first proposal
     bounds: Mapping[str, Sequence[float]] | None = None  # channel → (least, largest multiplier)
+    coefficients: Mapping[str, Mapping[str, float]] | None = None  # channel → term → coefficient: a formula to play
     mean_matched: bool = False  # the parameter-weighted mean multiplier of each channel is 1
 
     def __post_init__(self) -> None:
@@ -81,17 +83,21 @@ class Settings(Arithmetic):
                     f"the optimizer has weight_decay={group['weight_decay']:g}, on top of the sidecar's: set it to 0, "
                     "because the sidecar decays the weights."
                 )
+        if playback is not None and self.coefficients:
+            raise ValueError("sidecar coefficients and a playback both say what to play: give one of them.")
         if self.mean_matched and (self.share == "all" or playback is not None):
             other = "a playback" if playback is not None else "share='all'"
             raise ValueError(f"sidecar mean_matched has no effect with {other}, which sets the mean: drop one of them.")
-        if self.mode in ("replay", "permute") and playback is None:
+        if self.mode in ("replay", "permute") and playback is None and not self.coefficients:
             raise ValueError(
-                f"sidecar mode '{self.mode}' needs a playback: give it the decisions of a run that learned."
+                f"sidecar mode '{self.mode}' needs something to play: give it the decisions of a run that learned as "
+                "playback=…, or coefficients=…."
             )
-        if self.mode in ("learn", "fixed") and playback is not None:
-            raise ValueError(
-                f"sidecar mode '{self.mode}' takes no playback: choose replay, permute or random, or leave it out."
-            )
+        for name, given in (("playback", playback is not None), ("coefficients", bool(self.coefficients))):
+            if self.mode in ("learn", "fixed") and given:
+                raise ValueError(
+                    f"sidecar mode '{self.mode}' takes no {name}: choose replay, permute or random, or leave it out."
+                )
 
 
 def _one_of(what: str, value: str, known: Iterable[str]) -> None:

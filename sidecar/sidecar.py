@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sidecar import sharded
 from sidecar.channels import CHANNELS, Channel, DecayChannel
+from sidecar.coefficients import decisions_of
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
 from sidecar.learner import Learner
 from sidecar.playback import Decision, Playback
@@ -59,12 +60,14 @@ class Sidecar:
         chosen.check(optimizer, playback)
         self.channels: dict[str, Channel] = {name: CHANNELS[name](model, chosen) for name in chosen.channels}
         for name, channel in self.channels.items():
-            if not channel.units:
+            if all(unit.layer is None for unit in channel.units):
                 raise ValueError(
                     f"sidecar channel '{name}' found nothing to act on in {type(model).__name__}: it needs modules "
                     "named like 'layers.0.mlp.down_proj', with a number for the layer."
                 )
         units = {name: channel.units for name, channel in self.channels.items()}
+        if chosen.coefficients:
+            playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
         self.playback = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         parameters = dict(model.named_parameters())
         self.learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}

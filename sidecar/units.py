@@ -15,10 +15,20 @@ class Unit:
     """A part of the model that has a multiplier in one channel."""
 
     name: str
-    kind: str  # equal for corresponding units of all layers, e.g. mlp.down_proj.weight
-    layer: int
-    depth: float  # 0 at the first layer, 1 at the last
+    kind: str  # equal for corresponding units of all layers, e.g. mlp.down_proj.weight; embedding, head
+    layer: int | None  # None: outside the layers
+    depth: float  # 0 at the first layer, 1 at the last; outside the layers in the middle, so that no tilt acts
     size: int  # number of its parameters, its weight in parameter-weighted means
+    inputs: int = 1  # columns of its matrix
+
+    @property
+    def short_kind(self) -> str:
+        """The last name of the kind, e.g. `down_proj`."""
+        return self.kind.removesuffix(".weight").rpartition(".")[2]
+
+    def is_of(self, kind: str) -> bool:
+        """True where the unit's kind is `kind`, or ends with it: `down_proj`, `mlp.down_proj`."""
+        return f".{self.kind.removesuffix('.weight')}".endswith(f".{kind}")
 
 
 def layer_in(name: str) -> tuple[str, int, str] | None:
@@ -27,23 +37,38 @@ def layer_in(name: str) -> tuple[str, int, str] | None:
     return None if found is None else (name[: found.end() - 1], int(found[1]), name[found.end() :])
 
 
-def make_units(named: Iterable[tuple[str, str, int, int]]) -> list[Unit]:
-    """Units from (name, kind, layer, size), with their depth.
+def make_units(named: Iterable[tuple[str, str, int | None, int, int]]) -> list[Unit]:
+    """Units from (name, kind, layer, size, inputs), with their depth.
 
     In a model of several stacks, such as an encoder and a decoder, kinds begin with the name of their stack.
     """
     rows = list(named)
-    last = max((layer for _, _, layer, _ in rows), default=0)
-    stacks = [place[0].rpartition(".")[0] if (place := layer_in(f"{name}.")) else "" for name, *_ in rows]
-    several = len(set(stacks)) > 1
+    last = max((layer for _, _, layer, _, _ in rows if layer is not None), default=0)
+    stacks = [place[0].rpartition(".")[0] if (place := layer_in(f"{name}.")) else None for name, *_ in rows]
+    several = len(set(stacks) - {None}) > 1
     return [
-        Unit(name, f"{stack}.{kind}" if several else kind, layer, layer / max(last, 1), size)
-        for (name, kind, layer, size), stack in zip(rows, stacks, strict=True)
+        Unit(
+            name,
+            f"{stack}.{kind}" if several and stack is not None else kind,
+            layer,
+            0.5 if layer is None else layer / max(last, 1),
+            size,
+            inputs,
+        )
+        for (name, kind, layer, size, inputs), stack in zip(rows, stacks, strict=True)
     ]
 
 
 def groups_of(units: Sequence[Unit], share: str) -> list[int]:
-    """The group of each unit, numbered from 0 in order of appearance. The units of a group share one multiplier."""
-    key = {"none": lambda u: u.name, "kind": lambda u: u.kind, "layer": lambda u: u.layer, "all": lambda u: ""}[share]
+    """The group of each unit, numbered from 0 in order of appearance. The units of a group share one multiplier.
+
+    With `layer`, units outside the layers share one each by kind.
+    """
+    key = {
+        "none": lambda u: u.name,
+        "kind": lambda u: u.kind,
+        "layer": lambda u: u.kind if u.layer is None else u.layer,
+        "all": lambda u: "",
+    }[share]
     numbers: dict[object, int] = {}
     return [numbers.setdefault(key(unit), len(numbers)) for unit in units]

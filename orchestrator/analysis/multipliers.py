@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,8 @@ class Multipliers:
 
     steps: list[int]  # [D], at which each decision took effect
     units: list[str]  # [U]
-    layers: list[int]  # [U]
-    kinds: list[str]  # [U], short: q, down, layer
+    layers: list[int | None]  # [U]; None: outside the layers
+    kinds: list[str]  # [U], short: q, down, layer, embed_tokens
     logs: np.ndarray  # [D, U], ln of the multipliers
 
     @property
@@ -68,7 +69,7 @@ class Agreement:
     """One channel of an arm over its seeds."""
 
     units: list[str]
-    layers: list[int]
+    layers: list[int | None]
     kinds: list[str]
     mean: np.ndarray  # [U], geometric mean multiplier over run and seeds
     sign: np.ndarray  # [U], +1 or −1 where it is above or below its cell's own mean in every seed, else 0
@@ -106,9 +107,12 @@ def agreement(cells: list[CellResult]) -> dict[str, Agreement]:
     return found
 
 
-def _layer_and_kind(unit: str) -> tuple[int, str]:
+def in_order(layers: Iterable[int | None]) -> list[int | None]:
+    """Each layer once, ascending; last, what lies outside the layers."""
+    return sorted(set(layers), key=lambda layer: (layer is None, layer))
+
+
+def _layer_and_kind(unit: str) -> tuple[int | None, str]:
     place = layer_in(f"{unit}.")
-    if place is None:
-        return 0, unit
-    name = place[2].rstrip(".").removesuffix(".weight")
-    return place[1], name.rpartition(".")[2].removesuffix("_proj") or "layer"
+    name = (place[2].rstrip(".") if place else unit).removesuffix(".weight")
+    return place[1] if place else None, name.rpartition(".")[2].removesuffix("_proj") or "layer"

@@ -109,7 +109,7 @@ class OptimConfig:
 class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
-    mode: SidecarMode = SidecarMode.off  # replay, permute, random: play back the decisions of the cell in `needs`
+    mode: SidecarMode = SidecarMode.off  # replay, permute, random: play the cell in `needs`, or `coefficients`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
     reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
@@ -125,6 +125,7 @@ class SidecarConfig:
     warmup: int = 3  # first intervals, without reward, since the loss falls there in any case
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
+    coefficients: dict[str, Any] = field(default_factory=dict)  # channel → term → coefficient: multipliers by formula
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
 
 

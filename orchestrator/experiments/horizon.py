@@ -9,6 +9,7 @@ from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, OptimConfig, Schedule, SidecarMode
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.cell_files import CellFiles
+from sidecar.coefficients import moves
 
 
 def decay_steps(optim: OptimConfig, steps: int) -> int:
@@ -33,6 +34,8 @@ def _bound_to_its_end(config: Config) -> str | None:
         return "optim.schedule=cosine"
     if optim.warmup_steps > config.train.steps:
         return f"optim.warmup_steps={optim.warmup_steps}, cut to the length of the run"
+    if _decides(config) and any(moves(term) for of in config.sidecar.coefficients.values() for term in of):
+        return "sidecar.coefficients of time"
     return "sidecar.features=[progress, …]" if _decides(config) and "progress" in config.sidecar.features else None
 
 

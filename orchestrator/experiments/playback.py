@@ -13,16 +13,21 @@ from orchestrator.storage import metrics_log
 MODES = (SidecarMode.replay, SidecarMode.permute, SidecarMode.random)
 
 
-def plays_back(config: Config) -> bool:
-    """True where the sidecar plays back another cell's decisions; `random` may also draw its own."""
-    return config.sidecar.mode in MODES and config.needs is not None
+def plays(config: Config) -> bool:
+    """True where the sidecar plays another cell's decisions, or coefficients; `random` may also draw its own."""
+    return config.sidecar.mode in MODES and (config.needs is not None or bool(config.sidecar.coefficients))
 
 
 def check(config: Config, arms: dict[str, Config]) -> None:
     """Raise `UserError` where there will be no decisions to play back. `arms`: those of the experiment."""
-    mode, needs = config.sidecar.mode, config.needs
-    if mode in (SidecarMode.replay, SidecarMode.permute) and needs is None:
-        raise UserError(f"sidecar.mode={mode} plays back another cell: set needs to an arm that learns, or a path.")
+    mode, needs, formula = config.sidecar.mode, config.needs, config.sidecar.coefficients
+    if formula and needs is not None and mode in MODES:
+        raise UserError(f"needs={needs} and sidecar.coefficients={formula} both say what to play: drop one of them.")
+    if mode in (SidecarMode.replay, SidecarMode.permute) and needs is None and not formula:
+        raise UserError(
+            f"sidecar.mode={mode} plays another cell or a formula: set needs to an arm that learns or to a path, or "
+            "set sidecar.coefficients."
+        )
     if needs is None or mode not in MODES:
         return
     if "/" in needs:
@@ -47,7 +52,7 @@ def read(config: Config, cell_dir: Path) -> list[dict[str, Any]] | None:
     Raises `UserError` where the cell that it needs has not finished.
     """
     needed = needed_cell(config, cell_dir.parents[1])
-    return _decisions(config, needed) if needed is not None and plays_back(config) else None
+    return _decisions(config, needed) if needed is not None and plays(config) else None
 
 
 def _decisions(config: Config, cell: Path) -> list[dict[str, Any]]:

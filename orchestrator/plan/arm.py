@@ -67,7 +67,7 @@ class ArmPlan:
         learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
         judged = max(0, self.decisions - 1)  # the last interval ends with the run
         judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
-        passes = self.decisions + judged if judging and not playback.plays_back(self.config) else 0
+        passes = self.decisions + judged if judging and not playback.plays(self.config) else 0
         training = training_flops(self.config, self.spec) * self.updates / self.config.train.steps
         return training + sidecar_flops(self.config, self.spec, passes, judged * learning)
 

@@ -41,7 +41,8 @@ def planned_sidecar(config: Config) -> Sidecar:
 
     Raises `UserError` where its bounds are not safe.
     """
-    mode = SidecarMode.fixed if config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+    formula = bool(config.sidecar.coefficients)
+    mode = config.sidecar.mode if formula or config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
     with torch.device("meta"):
         model = Decoder(decoder_spec(config))
     config = replace(config, sidecar=replace(config.sidecar, mode=mode))

@@ -17,8 +17,9 @@ DECAY_LIMIT = 0.1  # largest share of a weight that one step may remove
 class DecayChannel(TracedChannel):
     """Decoupled weight decay of each weight matrix: `w ← (1 − lr·λ·m)·w`, before the optimizer's step.
 
-    Every trained parameter of two or more dimensions decays. Units are the matrices of numbered layers; embeddings and
-    heads keep m = 1. One foreach call per step, two while followed.
+    Every trained parameter of two or more dimensions decays. Units are the matrices: those of numbered layers, the
+    embeddings (kind `embedding`) and the others outside the layers (kind `head`). One foreach call per step, two while
+    followed.
 
     The trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: to first order, and without the response of later gradients, what the
     weight would have gained since the last `set` had ln m been one unit less. The weight itself could not replace it:
@@ -31,10 +32,13 @@ class DecayChannel(TracedChannel):
     def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
         self.weight_decay = arithmetic.weight_decay
         decayed = [(name, param) for name, param in model.named_parameters() if param.ndim >= 2 and param.requires_grad]
-        units = [(n, p, place) for n, p in decayed if p.ndim == 2 and (place := layer_in(n))]
-        self.units = make_units((name, place[2], place[1], param.numel()) for name, param, place in units)
-        self._act_on([[(name, param)] for name, param, _ in units])
-        governed = {name for name, _, _ in units}
+        units = [(name, param) for name, param in decayed if param.ndim == 2]
+        embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+        self.units = make_units(
+            (name, *_place(name, name in embeddings), param.numel(), param.shape[1]) for name, param in units
+        )
+        self._act_on([[(name, param)] for name, param in units])
+        governed = {name for name, _ in units}
         self._others: list[Tensor] = [param for name, param in decayed if name not in governed]
 
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
@@ -60,3 +64,10 @@ class DecayChannel(TracedChannel):
         alive = [(local_shard(t), f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
         if alive and shrink:
             torch._foreach_mul_([t for t, _ in alive], [f for _, f in alive])
+
+
+def _place(name: str, is_embedding: bool) -> tuple[str, int | None]:
+    """The kind and the layer of a matrix."""
+    if place := layer_in(name):
+        return place[2], place[1]
+    return "embedding" if is_embedding else "head", None

@@ -32,7 +32,7 @@ class LrScaleChannel(TracedChannel):
             if param.requires_grad and (place := layer_in(name)):
                 layers.setdefault(place[:2], []).append((name, param))
         self.units = make_units(
-            (prefix, prefix.rpartition(".")[0] or "layer", layer, sum(p.numel() for _, p in members))
+            (prefix, prefix.rpartition(".")[0] or "layer", layer, sum(p.numel() for _, p in members), 1)
             for (prefix, layer), members in layers.items()
         )
         self._act_on(list(layers.values()))

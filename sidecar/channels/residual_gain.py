@@ -40,7 +40,7 @@ class ResidualGainChannel(Channel):
             pair = next((p for p in WRITERS if all(f"{prefix}.{end}" in modules for end in p)), ())
             for branch, end in zip(("attention", "ffn"), pair, strict=False):
                 module = modules[f"{prefix}.{end}"]
-                rows.append((f"{prefix}.{end}", branch, layer, sum(p.numel() for p in module.parameters())))
+                rows.append((f"{prefix}.{end}", branch, layer, sum(p.numel() for p in module.parameters()), 1))
         self.units = make_units(rows)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.gains = torch.ones(len(rows), device=device)
@@ -48,7 +48,7 @@ class ResidualGainChannel(Channel):
         self._members = [[f"{name}.{p}" for p, _ in modules[name].named_parameters()] for name, *_ in rows]
         self._writers = [(name, modules[name]) for name, *_ in rows]
         layers = {layer for _, layer in prefixes} if rows else set()
-        if skipped := sorted(layers - {layer for _, _, layer, _ in rows}):
+        if skipped := sorted(layers - {layer for _, _, layer, *_ in rows}):
             raise ValueError(
                 f"sidecar channel 'residual_gain' knows no module that writes what layer {skipped[0]} of "
                 f"{type(model).__name__} adds to the residual stream: add its name to WRITERS in "

@@ -40,9 +40,10 @@ def train_step(model: Decoder, optimizer: torch.optim.Optimizer, *channels: Chan
         one.after_update()
 
 
-def test_units_of_decay_are_the_matrices_of_numbered_layers() -> None:
+def test_units_of_decay_are_the_matrices_in_layers_and_outside() -> None:
     units = channel("decay", decoder()).units
-    assert len(units) == 3 * 7
+    assert [(u.name, u.kind) for u in units if u.layer is None] == [("model.embed_tokens.weight", "embedding")]
+    assert len(units) == 3 * 7 + 1
     assert {u.name: (u.kind, u.layer, u.depth, u.size) for u in units}["model.layers.1.mlp.down_proj.weight"] == (
         "mlp.down_proj.weight", 1, 0.5, 16 * 32,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from sidecar.playback import Playback, permute, replay, shuffle
 from sidecar.units import make_units
 from tests.naming import naming
 
-UNITS = {"decay": make_units((f"{i}.{k}", k, i, 4) for i in range(4) for k in ("down", "gate"))}
+UNITS = {"decay": make_units((f"{i}.{k}", k, i, 4, 2) for i in range(4) for k in ("down", "gate"))}
 VALUES = {"decay": {f"{i}.{k}": 10.0 * (i + 1) + (k == "gate") for i in range(4) for k in ("down", "gate")}}
 
 
@@ -45,7 +45,7 @@ def test_shuffle_deals_the_values_afresh_at_every_decision() -> None:
 
 @pytest.mark.parametrize("mode", ["permute", "random"])
 def test_exchanging_values_between_units_of_unlike_size_keeps_the_amount(mode: str) -> None:
-    rows = ((f"{i}.{k}", k, i, 4 * (i + 1) * (3 if k == "gate" else 1)) for i in range(4) for k in ("down", "gate"))
+    rows = ((f"{i}.{k}", k, i, 4 * (i + 1) * (3 if k == "gate" else 1), 4) for i in range(4) for k in ("down", "gate"))
     units = {"decay": make_units(rows)}
     sizes = {unit.name: unit.size for unit in units["decay"]}
     for step in range(5):

@@ -81,7 +81,7 @@ def test_state_of_another_model_or_other_channels_is_refused() -> None:
     for (what, saved), other in {**changed, ("policy", "linear"): "mlp"}.items():
         with pytest.raises(ValueError, match=naming(f"{what} '{saved}'", f"'{other}'")):
             make(**{what: other}).load_state_dict(state, tensors)
-    with pytest.raises(ValueError, match=naming("0 tensors", "6")):
+    with pytest.raises(ValueError, match=naming("0 tensors", "7")):
         make().load_state_dict(state, {})
-    with pytest.raises(ValueError, match=naming("'decay'", "7 parameters", "8")):
+    with pytest.raises(ValueError, match=naming("'decay'", "8 parameters", "9")):
         make(features=("unit", "depth")).load_state_dict(state, tensors)

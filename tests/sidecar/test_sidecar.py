@@ -233,10 +233,12 @@ def test_a_closed_sidecar_leaves_the_model_as_it_was() -> None:
 def test_kinds_of_several_stacks_are_told_apart() -> None:
     model = nn.ModuleDict({"encoder": Model(2), "decoder": Model(2)})
     units = make(model, heldout_of(model)).channels["decay"].units
-    assert len({(unit.kind, unit.layer) for unit in units}) == len(units) == 8
+    inside = [(unit.kind, unit.layer) for unit in units if unit.layer is not None]
+    assert len({*inside}) == len(inside) == 8
+    assert [unit.name for unit in units if unit.layer is None] == ["encoder.head.weight", "decoder.head.weight"]
 
 
-@pytest.mark.parametrize(("share", "distinct"), [("none", 6), ("kind", 2), ("layer", 3), ("all", 1)])
+@pytest.mark.parametrize(("share", "distinct"), [("none", 7), ("kind", 3), ("layer", 4), ("all", 1)])
 def test_units_may_share_a_multiplier(share: str, distinct: int) -> None:
     loop = Loop(share=share).run(26)
     assert {len(set(d["values"]["decay"].values())) for d in loop.decided} == {distinct}

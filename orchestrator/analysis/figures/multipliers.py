@@ -7,7 +7,7 @@ import numpy as np
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.figures.panels import Drawing, escaped, label_axes, panels, short
 from orchestrator.analysis.formatting import number
-from orchestrator.analysis.multipliers import Multipliers, multipliers_of
+from orchestrator.analysis.multipliers import Multipliers, in_order, multipliers_of
 from orchestrator.analysis.sections.section import Section, TableCell
 
 LESS, NONE, MORE = "#D55E00", "rgba(136,136,136,0.12)", "#0072B2"  # legible on any background, faint near 1
@@ -23,7 +23,10 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
     if not stacks:
         return None
     kinds = {name: list(dict.fromkeys(stack[0].kinds)) for name, stack in stacks.items()}
-    cols, depth = max(map(len, kinds.values())), 1 + max(max(stack[0].layers) for stack in stacks.values())
+    cols, depth = (
+        max(map(len, kinds.values())),
+        1 + max(layer or 0 for stack in stacks.values() for layer in stack[0].layers),
+    )
     title = "Multipliers over training, geometric mean over seeds"
     titles = [kind for own in kinds.values() for kind in [*own, *[""] * (cols - len(own))]]
     figure = panels(len(stacks), cols, 14 * depth + 50, titles, title, gap=84)
@@ -36,16 +39,16 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
         logs = np.mean([m.logs for m in alike], axis=0) / np.log(2)  # [D, U]
         means = 2 ** logs.mean(axis=0)
         named = list(zip(first.layers, first.kinds, strict=True))
-        extremes += [(float(mean), f"{name}, layer {layer}, {kind}")
+        extremes += [(float(mean), f"{name}, {kind}" if layer is None else f"{name}, layer {layer}, {kind}")
                      for (layer, kind), mean in zip(named, means, strict=True)]  # fmt: skip
         known = dict(zip(named, means.tolist(), strict=True))
-        rows += [[name, str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
-                 for layer in sorted(set(first.layers))]  # fmt: skip
+        rows += [[name, "–" if layer is None else str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
+                 for layer in in_order(first.layers)]  # fmt: skip
         for col, kind in enumerate(kinds[name], start=1):
             own = [i for i, k in enumerate(first.kinds) if k == kind]
             z = logs[:, own].T
             figure.add_heatmap(
-                x=first.steps, y=[first.layers[i] for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
+                x=first.steps, y=[first.layers[i] or 0 for i in own], z=z, customdata=2**z, coloraxis="coloraxis",
                 hovertemplate="step %{x}, layer %{y}: × %{customdata:.2f}<extra></extra>", row=row, col=col,
             )  # fmt: skip
         figure.add_annotation(

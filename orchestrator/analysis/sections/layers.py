@@ -8,7 +8,7 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.conservation import REGIONS, THRESHOLDS, Conservation
 from orchestrator.analysis.flattening import mean_flattening
 from orchestrator.analysis.formatting import grouped_notes, low_to_high, number, seed_list
-from orchestrator.analysis.multipliers import agreement
+from orchestrator.analysis.multipliers import agreement, in_order
 from orchestrator.analysis.pairs import Pair
 from orchestrator.analysis.sections.section import Roles, Section, TableCell
 from orchestrator.analysis.statistics import mean_of_known
@@ -203,10 +203,12 @@ def multipliers(c: Comparison, arm: str) -> list[Section]:
             for layer, kind, mean, sign in zip(a.layers, a.kinds, a.mean, a.sign, strict=True)
         }
         rows: list[list[TableCell]] = []
-        for layer in sorted(set(a.layers)):
-            saturated = " → ".join(_written(_layer(stack, layer), "saturated_robust") for stack in stacks)
+        for layer in in_order(a.layers):
+            read = [[] if layer is None else _layer(stack, layer) for stack in stacks]
+            saturated = " → ".join(_written(own, "saturated_robust") for own in read)
             values = [written.get((layer, kind), "–") for kind in kinds]
-            rows.append([str(layer), *values, number(flat.get(layer), 2), saturated])
+            flattening = number(flat.get(layer) if layer is not None else None, 2)
+            rows.append(["–" if layer is None else str(layer), *values, flattening, saturated])
         more, less = int((a.sign > 0).sum()), int((a.sign < 0).sum())
         notes = [
             "Geometric means over the run and the seeds; ▲ (▼): above (below) the cell's own mean in every seed.",
