@@ -42,8 +42,10 @@ def multiplier_maps(c: Comparison) -> Drawing | None:
         extremes += [(float(mean), f"{name}, {kind}" if layer is None else f"{name}, layer {layer}, {kind}")
                      for (layer, kind), mean in zip(named, means, strict=True)]  # fmt: skip
         known = dict(zip(named, means.tolist(), strict=True))
-        rows += [[name, "–" if layer is None else str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
-                 for layer in in_order(first.layers)]  # fmt: skip
+        rows += [
+            [name, "–" if layer is None else str(layer), *(number(known.get((layer, kind)), 2) for kind in columns)]
+            for layer in in_order(first.layers)
+        ]
         for col, kind in enumerate(kinds[name], start=1):
             own = [i for i, k in enumerate(first.kinds) if k == kind]
             z = logs[:, own].T
