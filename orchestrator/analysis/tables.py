@@ -61,6 +61,7 @@ TEXT = {
     "scoring",
     "event",
 }
+OUTSIDE = {"sidecar": ("layer",)}  # table → integer columns that are null for what lies outside the layers
 INTEGER = {"seed", "step", "step_from", "layer", "layers", "intervals", "drops", "events", "together"}
 
 
@@ -128,7 +129,7 @@ def frame(name: str, rows: Rows, *, several: bool = False) -> pd.DataFrame:
         c: "string" if c in TEXT else "int64" if c in INTEGER else "bool" if c == "changed" else "float64"
         for c in columns
     }
-    return table.astype(types)
+    return table.astype(types | dict.fromkeys(OUTSIDE.get(name, ()), "Int64"))
 
 
 def write(tables: dict[str, pd.DataFrame], directory: Path) -> None:

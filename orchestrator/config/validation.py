@@ -105,6 +105,9 @@ def _training(config: Config) -> Iterator[str]:
     for channel, pair in config.sidecar.bounds.items():
         if not isinstance(pair, list) or not all(isinstance(end, int | float) for end in pair):
             yield f"sidecar.bounds.{channel}={pair} is not a pair of numbers: write [least, largest]."
+    for channel, formula in config.sidecar.coefficients.items():
+        if not isinstance(formula, dict) or not all(isinstance(value, int | float) for value in formula.values()):
+            yield f"sidecar.coefficients.{channel}={formula} is no formula: write {{term: coefficient, …}} of numbers."
 
 
 def _data(config: Config) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -32,6 +33,16 @@ def equal_rates(optim: OptimConfig, steps: int) -> int:
         for step in range(steps)
     )
     return next((step for step, equal in enumerate(same) if not equal), steps)
+
+
+def test_a_formula_binds_a_run_to_its_end_where_it_depends_on_time() -> None:
+    def until(*terms: str) -> int | None:
+        formula = {"decay": dict.fromkeys(terms, 0.5)}
+        sidecar = SidecarConfig(mode=SidecarMode.replay, coefficients=formula)
+        return exact_until(replace(config(10, schedule=Schedule.constant, warmup_steps=2), sidecar=sidecar))
+
+    assert until("depth", "attention") == 9
+    assert until("depth", "depth_x_time") is None
 
 
 @pytest.mark.parametrize("schedule", [Schedule.constant, Schedule.wsd])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,8 @@ PLAY = "'sidecar=decay','sidecar.mode=replay'"
         (f"{{a: ['sidecar=decay','sidecar.mode=fixed'], b: [{PLAY},'needs=a']}}", "[0]", ["sidecar.mode=fixed"]),
         (f"{{a: ['sidecar=decay'], b: [{PLAY},'needs=a','sidecar.channels=[decay,lr_scale]']}}", "[0]",
          ["needs=a", "sidecar.channels=['lr_scale']"]),
+        ("{a: ['sidecar=decay'], b: ['sidecar=decay_by_depth','needs=a']}", "[0]",
+         ["Arm 'b'", "needs=a", "sidecar.coefficients"]),
     ],
 )  # fmt: skip
 def test_only_an_arm_that_learns_is_played_back(arms: str, seeds: str, named: list[str]) -> None:
@@ -61,6 +64,10 @@ def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
         (["sidecar=decay", "sidecar.mode=replay"], ["sidecar.mode=replay", "needs"]),
         (["sidecar=decay", "sidecar.mode=permute", "needs=a"], ["needs=a", "main", "@next"]),
         (["needs=main"], ["needs=main", "main needs main"]),
+        (["sidecar=decay_by_depth", "+sidecar.coefficients.decay.deep=1"], ["'deep'", "depth", "down_proj"]),
+        (["sidecar=decay_by_depth", "sidecar.coefficients.decay.depth=5"], ["'decay'", "0.1"]),
+        (["sidecar=decay_by_depth", "sidecar.coefficients.decay.depth=much"], ["much", "{term: coefficient"]),
+        (["sidecar=decay", "++sidecar.coefficients.decay.depth=1"], ["'learn'", "coefficients"]),
         (["sidecar=decay", "sidecar.mode=random", "needs=no/where"], ["needs=no/where", "metrics.jsonl"]),
         (["sidecar=decay", "sidecar.bounds.decay=[0.1,60]"], ["channel 'decay'", "0.36", "bounds.decay"]),
         (["sidecar=decay", "sidecar.bounds.decay=8"], ["sidecar.bounds.decay=8", "pair"]),
@@ -81,3 +88,16 @@ def test_what_cannot_work_is_one_sentence_before_training(
     assert names(said, *named)
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("outputs/*/*/seed=*/metrics.jsonl"))
+
+
+def test_a_formula_is_played_in_a_model_of_any_shape(
+    orchestrate: Callable[..., int], small: list[str], tmp_path: Path
+) -> None:
+    assert orchestrate(*small, "sidecar=decay_by_depth", "name=played", "launcher=debug", "model.layers=5") == 0
+    (log,) = tmp_path.glob("outputs/played/*/seed=*/metrics.jsonl")
+    decided = [record["sidecar"] for record in map(json.loads, log.read_text().splitlines()) if "sidecar" in record]
+    assert [decision["step"] for decision in decided] == [0]
+    values = decided[0]["values"]["decay"]
+    down = [values[f"model.layers.{i}.mlp.down_proj.weight"] for i in range(5)]
+    assert down == pytest.approx([math.exp(0.5 - 0.25 * i) for i in range(5)])
+    assert values["model.embed_tokens.weight"] == 1.0
