@@ -63,7 +63,7 @@ def proposal(search: SearchConfig, number: int, losses: Losses) -> Array:
     elif at < 0:
         found = _line(search, losses)[at]
     elif number == search.trials - 1:
-        found = _policy(search, losses, at // 2).mean.numpy()
+        found = _policy(search, losses, at).mean.numpy()
     else:
         policy = _policy(search, losses, at - at % search.batch)
         found = policy.pair(policy.noise(at // 2))[at % 2].numpy()
