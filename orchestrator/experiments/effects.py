@@ -57,9 +57,11 @@ def read(experiment_dir: Path) -> list[Effect]:
     if not path.exists():
         return []
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
-        return [Effect(row["key"], *(float(row[name]) for name in COLUMNS[1:])) for row in rows]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        table = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+        if table.fieldnames != [*COLUMNS, "t"]:
+            raise ValueError(f"its columns are {table.fieldnames}")
+        return [Effect(row["key"], *(float(row[name]) for name in COLUMNS[1:])) for row in table]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise UserError(
             f"{path} does not hold the effects of a search ({error}): repeat the search's command."
         ) from error

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from torch import Tensor
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import SearchConfig
@@ -65,8 +66,7 @@ def proposal(search: SearchConfig, number: int, losses: Losses) -> Array:
     elif number == search.trials - 1:
         found = _policy(search, losses, at).mean.numpy()
     else:
-        policy = _policy(search, losses, at - at % search.batch)
-        found = policy.pair(policy.noise(at // 2))[at % 2].numpy()
+        found = _pair(_policy(search, losses, at - at % search.batch), at // 2)[at % 2].numpy()
     return np.clip(found, -1.0, 1.0)
 
 
@@ -99,6 +99,14 @@ def _policy(search: SearchConfig, losses: Losses, over: int) -> CoefficientPolic
     for first in range(0, over, search.batch):
         batch = rewards[first : first + search.batch]
         pairs = list(zip(batch[::2], batch[1::2], strict=True))
-        policy.learn([policy.noise(first // 2 + i) for i in range(len(pairs))], pairs)
+        run = [_pair(policy, first // 2 + i) for i in range(len(pairs))]
+        # half their difference: where one was moved to the end of a range, the pair lies about another point
+        policy.learn([(plus - minus) / (2 * search.sigma) for plus, minus in run], pairs)
         policy.mean = policy.mean.clamp(-1.0, 1.0)
     return policy
+
+
+def _pair(policy: CoefficientPolicy, number: int) -> tuple[Tensor, Tensor]:
+    """The settings of both runs of a pair, each within its range."""
+    plus, minus = policy.pair(policy.noise(number))
+    return plus.clamp(-1.0, 1.0), minus.clamp(-1.0, 1.0)
