@@ -66,7 +66,8 @@ def proposal(search: SearchConfig, number: int, losses: Losses) -> Array:
     elif number == search.trials - 1:
         found = _policy(search, losses, at).mean.numpy()
     else:
-        found = _pair(_policy(search, losses, at - at % search.batch), at // 2)[at % 2].numpy()
+        policy = _policy(search, losses, at - at % search.batch)
+        found = policy.pair(_noise(policy, at // 2))[at % 2].numpy()
     return np.clip(found, -1.0, 1.0)
 
 
@@ -93,20 +94,25 @@ def _policy(search: SearchConfig, losses: Losses, over: int) -> CoefficientPolic
     """The policy after the first `over` trials of pairs: it begins at the best point of the line."""
     begun = _before_pairs(search)
     ranked = [math.inf if loss is None else loss for loss in losses[begun - len(LINE) : begun]]
-    start = np.clip(_line(search, losses)[int(np.argmin(ranked))], -1.0, 1.0)
+    start = _line(search, losses)[int(np.argmin(ranked))]
     policy = CoefficientPolicy(start.tolist(), search.sigma, search.rate, search.seed)
+    policy.mean = _inside(policy.mean, search.sigma)
     rewards = [math.nan if loss is None else -loss for loss in losses[begun : begun + over]]
     for first in range(0, over, search.batch):
         batch = rewards[first : first + search.batch]
         pairs = list(zip(batch[::2], batch[1::2], strict=True))
-        run = [_pair(policy, first // 2 + i) for i in range(len(pairs))]
-        # half their difference: where one was moved to the end of a range, the pair lies about another point
-        policy.learn([(plus - minus) / (2 * search.sigma) for plus, minus in run], pairs)
-        policy.mean = policy.mean.clamp(-1.0, 1.0)
+        policy.learn([_noise(policy, first // 2 + i) for i in range(len(pairs))], pairs)
+        policy.mean = _inside(policy.mean, search.sigma)
     return policy
 
 
-def _pair(policy: CoefficientPolicy, number: int) -> tuple[Tensor, Tensor]:
-    """The settings of both runs of a pair, each within its range."""
-    plus, minus = policy.pair(policy.noise(number))
-    return plus.clamp(-1.0, 1.0), minus.clamp(-1.0, 1.0)
+def _noise(policy: CoefficientPolicy, number: int) -> Tensor:
+    """The z of a pair, so far shortened that both of its runs lie in their ranges, and the policy midway."""
+    room = (1.0 - policy.mean.abs()) / policy.sigma
+    return policy.noise(number).clamp(-room, room)
+
+
+def _inside(mean: Tensor, sigma: float) -> Tensor:
+    """The mean, so far from the ends of the ranges that pairs about it differ."""
+    most = 1.0 - min(sigma, 1.0) / 2
+    return mean.clamp(-most, most)

@@ -63,7 +63,6 @@ def test_pairs_improve_on_the_best_point_of_the_line(seed: int) -> None:
     measured, true = bowl(seed)
     points, losses = run(replace(SEARCH, seed=seed, trials=BEGUN + 101), measured)
     line = [true(point) for point in points[SCREEN:BEGUN]]
-    print(true(points[-1]), min(line), line[0])
     assert true(points[-1]) < min(line) < line[0]
 
 
