@@ -17,9 +17,10 @@ from orchestrator.analysis.validation import DESCRIPTION, check_damage, check_de
 from orchestrator.common.errors import UserError, no_experiment
 from orchestrator.common.shapes import MAPPING, ShapeError, one_line
 from orchestrator.config import load, schema
-from orchestrator.experiments import costs, trials
+from orchestrator.experiments import costs, effects, trials
 from orchestrator.experiments.corpora import SHOWN, digest_in
 from orchestrator.experiments.costs import Cost
+from orchestrator.experiments.effects import Effect
 from orchestrator.experiments.expectations import Wanted, intended
 from orchestrator.experiments.experiment import check_contrasts
 from orchestrator.experiments.trials import Trial
@@ -112,6 +113,7 @@ class ExperimentResult:
     budget: dict[str, Any] = field(default_factory=dict)  # of its newest launch; empty if not recorded
     costs: dict[str, Cost] = field(default_factory=dict)  # cell (`<arm>/seed=<k>`) → all its attempts
     trials: list[Trial] = field(default_factory=list)  # of the search that chose its arms
+    effects: list[Effect] = field(default_factory=list)  # of its keys, where it began with a screen
     search_cost: Cost = field(default_factory=Cost)
     looks: list[dict[str, Any]] = field(default_factory=list)  # since, most, seeds: arm → those complete; oldest first
     data: dict[str, str] = field(default_factory=dict)  # arm → the digest of its corpus, where that is known
@@ -203,7 +205,8 @@ def read_experiment(path: Path) -> ExperimentResult:
         },
         machine=spec["machine"], code=spec["code"], history=spec["history"], finished=events.first_done(),
         decide=spec["decide"], launcher=spec["launcher"], budget=spec["budget"],
-        costs=costs.of_cells(path), trials=trials.read(path), search_cost=costs.of_search(path), looks=spec["looks"],
+        costs=costs.of_cells(path), trials=trials.read(path), effects=effects.read(path),
+        search_cost=costs.of_search(path), looks=spec["looks"],
         steps=spec["steps"], lineage={arm: Branch(**of) for arm, of in spec["lineage"].items() if arm in arms},
         dropped=dropped, cells=cells, data=digests,
     )  # fmt: skip

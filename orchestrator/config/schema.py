@@ -25,6 +25,7 @@ SidecarMode = StrEnum("SidecarMode", ["off", "learn", "replay", "permute", "rand
 Share = StrEnum("Share", ["none", "kind", "layer", "all"])
 Credit = StrEnum("Credit", ["joint", "factored"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
+SearchMethod = StrEnum("SearchMethod", ["tpe", "random", "grid", "reinforce"])
 Scoring = StrEnum("Scoring", ["calibrated", "paper"])
 Where = StrEnum("Where", ["inline", "job"])
 TrackerMode = StrEnum("TrackerMode", ["offline", "online", "off"])
@@ -253,12 +254,15 @@ class SearchConfig:
     """Settings that are explored at one seed; the best are compared with the baseline at others (docs/search.md)."""
 
     space: dict[str, Any] = field(default_factory=dict)  # key → log(1e-4, 1e-2), uniform(…), int(…) or a list
+    method: SearchMethod = SearchMethod.tpe  # who proposes; reinforce: a policy whose episodes are whole runs
     trials: int = 12  # settings to try beside the baseline; a later launch may raise it
     batch: int = 4  # settings that are proposed together; the losses of a batch guide the next one
     lengths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])  # of a trial's runs, shares of train.steps
     keep: float = 0.5  # share of the trials that go on to the next length
     finalists: int = 1  # best settings that become arms
     seed: int = 1_000_000  # of the explored runs; no pair may have it
+    sigma: float = 0.5  # reinforce: how far it tries from the middle of a range, and then from its mean, in half-ranges
+    rate: float = 0.1  # reinforce: how far its mean moves for a batch, as a share of sigma
 
 
 @dataclass

@@ -23,6 +23,7 @@ POSITIVE = (
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
     "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
     "budget.core_hours", "budget.gpu_hours", "budget.money", "budget.price", "search.batch", "search.finalists",
+    "search.sigma", "search.rate",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "optim.weight_decay", "optim.warmup_steps", "forensics.trace_steps", "sidecar.warmup", "launcher.retries",

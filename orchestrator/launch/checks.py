@@ -30,16 +30,21 @@ def check(experiment: Experiment) -> None:
         if not scheduler.queues and config.train.device == Device.cuda and not torch.cuda.is_available():
             raise UserError("train.device=cuda, but torch sees no GPU here: use train.device=auto.")
         scheduler.check(config)
-        distributed.check(config, config.launcher.ranks)
-        initial_weights.check(config)
-        if config.sidecar.mode != SidecarMode.off:
-            planned_sidecar(config)
+        check_arm(config)
     for config in _to_train(experiment).values():
         digest = corpora.digest_of(config, experiment.directory, _alike(config, experiment))
         if digest is None or data.find(config.data, config.train.seq_len, digest) is None:
             data.check(config.data, config.model.vocab_size, config.train.seq_len)
     _check_trunks(experiment)
     run.check(experiment.config)
+
+
+def check_arm(config: Config) -> None:
+    """Raise `UserError` for settings of an arm that would end each of its cells at its start."""
+    distributed.check(config, config.launcher.ranks)
+    initial_weights.check(config)
+    if config.sidecar.mode != SidecarMode.off:
+        planned_sidecar(config)
 
 
 def _check_trunks(experiment: Experiment) -> None:

@@ -6,22 +6,26 @@ This is successive halving on the validation loss (Jamieson & Talwalkar 2016, AI
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from rich.console import Console
+from rich.table import Table
 
 from orchestrator.common.errors import INTERRUPTED, STOPPED, UserError
-from orchestrator.common.formatting import counted
+from orchestrator.common.formatting import counted, plain_table
 from orchestrator.config import keys
-from orchestrator.experiments import budget, trials
+from orchestrator.experiments import budget, effects, trials
+from orchestrator.experiments.effects import Effect
 from orchestrator.experiments.experiment import Cell
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch import queued
 from orchestrator.launch.begin import begin, checked
+from orchestrator.launch.checks import check_arm
 from orchestrator.launch.launcher import alone, launch
+from orchestrator.search import learned
 from orchestrator.search.search import Search
 from orchestrator.search.study import Study, name_of
 from orchestrator.storage import metrics_log
@@ -74,7 +78,17 @@ def _explore(search: Search, study: Study, console: Console) -> list[Trial]:
         reasons = "; ".join(dict.fromkeys(one.failed for one in known.values() if one.failed))
         why = reasons or "each is the baseline"
         raise UserError(f"{search.directory}: no trial has a loss ({why}): choose another name=... and search.space.")
-    console.print(_told(search, known, chosen), markup=False, highlight=False, soft_wrap=True)
+    if found := study.effects():
+        effects.write(search.directory, found)
+        console.print(_effects(found))
+    sentences = [_told(search, known, chosen)]
+    if path := learned.write(search.directory, chosen[0], search.experiment(chosen).arms[chosen[0].name]):
+        sentences.append(
+            f"{path} holds its sidecar: copy it to sidecar/NAME.yaml in the folder of --config-dir, and sidecar=NAME "
+            "plays it."
+        )
+    for sentence in sentences:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
     return chosen
 
 
@@ -84,6 +98,7 @@ def _first_of(search: Search, one: Trial, earlier: list[Trial]) -> Trial:
         return twin
     try:
         arms = search.explored(search.lengths[0], [one]).arms
+        check_arm(arms[one.name])
     except UserError as error:  # of this combination of values
         return replace(one, failed=str(error))
     return one if keys.differences(arms[BASELINE], arms[one.name], ignore=("arm",)) else earlier[0]
@@ -135,6 +150,14 @@ def _with_loss(trial: Trial, cell: Cell) -> Trial:
     if not losses or not all(isinstance(loss, float) and math.isfinite(loss) for loss in losses):
         return replace(trial, failed=f"its validation loss after {steps} steps is no number")
     return replace(trial, failed="", losses=trial.losses | {steps: sum(losses) / len(losses)})
+
+
+def _effects(found: Sequence[Effect]) -> Table:
+    """The effects of the screen, the clearest first."""
+    table = plain_table(effects.HEADS, left=effects.HEADS[:1])
+    for one in effects.ranked(found):
+        table.add_row(*one.written())
+    return table
 
 
 def _told(search: Search, known: Mapping[str, Trial], chosen: list[Trial]) -> str:

@@ -13,7 +13,8 @@ from orchestrator.config.schema import AUTO, Config, SearchConfig, TrackerConfig
 from orchestrator.experiments import horizon
 from orchestrator.experiments.experiment import Compose, Experiment, experiment_of
 from orchestrator.experiments.trials import BASELINE, FOLDER, Trial
-from orchestrator.search.space import ONCE, check, text
+from orchestrator.search.methods import METHODS, count
+from orchestrator.search.space import ONCE, check, distributions, text
 
 QUIET = ("interventions.every=null", "notify.command=null", "notify.webhook=null")
 
@@ -28,6 +29,7 @@ class Search:
         set_by_trials = {override for override in overrides if keys.key_of(override) in self.settings.space}
         self.own = [override for override in overrides if override in set_by_trials]  # the baseline's
         self.common = [override for override in overrides if override not in set_by_trials]
+        METHODS[self.settings.method].check(self.settings, distributions(self.settings.space))
         check(self.settings.space, keys.flatten(base), lambda override: compose([*self.common, override]))
         self.directory = self.planned().directory
 
@@ -64,19 +66,19 @@ class Search:
     @property
     def work(self) -> float:
         """The work of exploring, at most: so many cells of the baseline."""
-        return sum((count + 1) * steps / self.base.train.steps for count, steps in self._counts())
+        return sum((trained + 1) * steps / self.base.train.steps for trained, steps in self._counts())
 
     def _counts(self) -> Iterator[tuple[int, int]]:
         """Yield how many trials are trained at most, and for how many steps."""
-        count = self.settings.trials
+        trained = count(self.settings)
         for steps in self.lengths:
-            yield count, steps
-            count = max(self.settings.finalists, math.ceil(self.settings.keep * count))
+            yield trained, steps
+            trained = max(self.settings.finalists, math.ceil(self.settings.keep * trained))
 
     def plan(self) -> str:
         """Two sentences: which values are explored, in how many runs, and how much work that is."""
         space = ", ".join(f"{key}: {text(values)}" for key, values in self.settings.space.items())
-        parts = [f"{count} for {steps:,} steps" for count, steps in self._counts()]
+        parts = [f"{trained} for {steps:,} steps" for trained, steps in self._counts()]
         return (
             f"Before that it explores {space} at seed {self.settings.seed}: {', '.join(parts)}, the baseline beside "
             f"them each time. That is the work of {self.work:.1f} cells of the baseline, not in the totals above."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.common.errors import UserError, nearest
 from orchestrator.config import keys
+from orchestrator.config.schema import Config
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -110,8 +111,9 @@ def check(space: Mapping[str, Any], base: Mapping[str, Any], composes: Callable[
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
+    typed = keys.flatten(Config())  # without the entries of free dicts, such as coefficients, where 0 is any number
     for key, one in distributions(space).items():
-        if isinstance(one, FloatDistribution) and type(base.get(key)) is int:
+        if isinstance(one, FloatDistribution) and key in typed and type(base.get(key)) is int:
             raise UserError(f"search.space: {key} is {space[key]}, and takes whole numbers: write int(low, high).")
         is_list = isinstance(one, CategoricalDistribution)
         ends = one.choices if is_list else (one.low, one.high)  # type: ignore[attr-defined]

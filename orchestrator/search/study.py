@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import SearchConfig
+from orchestrator.experiments.effects import Effect
 from orchestrator.experiments.trials import STUDY, Trial
+from orchestrator.search.methods import METHODS, Losses
 from orchestrator.search.space import distributions, rounded, text
 from orchestrator.storage.files import drop_torn_line
 
 if TYPE_CHECKING:
     from optuna import Study as OptunaStudy
-
-RANDOM = 3  # the first third of the trials is drawn at random, before the losses guide the sampler
 
 
 class Study:
@@ -26,9 +26,11 @@ class Study:
         Raises `UserError` where it is of another search, or cannot be read.
         """
         self.path, self.search, self.space = directory / STUDY, search, distributions(search.space)
+        self.method = METHODS[search.method]
         self._study = self._open()
         space = {key: text(values) for key, values in search.space.items()}
-        asked = {"search.seed": search.seed, "search.batch": search.batch, "search.space": space, "its steps": steps}
+        named = {f"search.{key}": getattr(search, key) for key in ("method", "seed", "batch", *self.method.keys)}
+        asked = named | {"search.space": space, "its steps": steps}
         recorded = self._study.user_attrs.get("search")
         if recorded is None:
             self._study.set_user_attr("search", asked)
@@ -54,20 +56,22 @@ class Study:
 
     def propose(self) -> list[int]:
         """Propose the rest of the batch, or the next one where all have a loss; return the numbers of those without."""
-        import optuna
-
-        begun, batch = len(self._study.trials), self.search.batch
-        whole = -(-begun // batch) * batch  # an interrupted proposal left a batch incomplete
-        until = whole if self.waiting() or begun < whole else begun + batch
-        for number in range(begun, min(until, self.search.trials)):
-            # seeded anew each time, so that an interrupted search goes on as if it had not been
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=(self.search.seed + number) % 2**32,
-                n_startup_trials=max(1, self.search.trials // RANDOM),
-                multivariate=True,
-            )
+        begun, losses, waits = len(self._study.trials), self.losses, bool(self.waiting())
+        # an interrupted proposal may have left a batch incomplete
+        until = next((end for end in self.method.ends(self.search) if end > begun or (waits and end == begun)), begun)
+        for number in range(begun, until):
+            self._study.sampler = self.method.sampler(self.search, self.space, number, losses)
             self._study.ask(fixed_distributions=self.space)
         return self.waiting()
+
+    @property
+    def losses(self) -> Losses:
+        """The loss of every trial, in the order of proposal; None for those that failed or have none yet."""
+        return [trial.value if trial.state.is_finished() else None for trial in self._study.trials]
+
+    def effects(self) -> list[Effect]:
+        """What the keys do to the loss, as far as the method measures it."""
+        return self.method.effects(self.search, self.space, self.losses)
 
     def waiting(self) -> list[int]:
         """The numbers of the trials that were proposed and have no loss yet."""

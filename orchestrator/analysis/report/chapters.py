@@ -72,7 +72,7 @@ CHAPTERS: tuple[tuple[str, str, Build], ...] = (
     ("sidecar", "Sidecar", _per_arm(layers.multipliers)),
     ("shape", "Shape and cost", lambda c: [lineage(c), provenance.costs(c), verdict_costs(c)]),
     ("health", "Health", lambda c: [layers.pathologies(c)]),
-    ("search", "Search", lambda c: [search.trials(c)]),
+    ("search", "Search", lambda c: [search.trials(c), search.screened(c)]),
     ("differences", "What differs", lambda c: [provenance.differing(c), provenance.shared(c)]),
 )
 if strays := {chapter for chapter, _ in FIGURES.values()} - {key for key, _, _ in CHAPTERS}:

@@ -22,7 +22,7 @@ def sections(c: Comparison) -> list[Section]:
         found += [*_of_arm(c, arm), layers.flattening(c, arm), layers.budgets(c, arm), *layers.multipliers(c, arm)]
     if not many_arms(c):
         found += [layers.spreads(c), layers.write_spreads(c)]
-    found += [*_without_pairs(c), *trajectory.tables(c), search.trials(c), costs.verdict_costs(c)]
+    found += [*_without_pairs(c), *trajectory.tables(c), search.trials(c), search.screened(c), costs.verdict_costs(c)]
     return _with_rows(found)
 
 

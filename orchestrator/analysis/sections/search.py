@@ -1,9 +1,10 @@
-"""Build the table of a search: the settings it tried, and their losses after each length."""
+"""Build the tables of a search: the settings it tried with their losses, and what its screen found."""
 
 from __future__ import annotations
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.sections.section import Section, TableCell
+from orchestrator.experiments import effects
 
 
 def trials(c: Comparison) -> Section:
@@ -27,3 +28,13 @@ def trials(c: Comparison) -> Section:
     ]
     columns = ["trial", *settings, *(f"after {steps:,}" for steps in lengths), ""]
     return Section("Explored settings, validation loss after so many steps", columns, rows, notes)
+
+
+def screened(c: Comparison) -> Section:
+    """Return a row per key of a search that began with a screen, the clearest effect first."""
+    rows = [one.written() for one in effects.ranked(c.experiment.effects)]
+    notes = [
+        "Effect of a key on the validation loss, nats, on average over the other keys at both values; ± is one "
+        "standard error, which interactions of keys inflate."
+    ]
+    return Section("Effects of the explored keys", effects.HEADS, rows, notes)

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from orchestrator.analysis import compare
-from orchestrator.experiments import trials
+from orchestrator.config.schema import SidecarConfig
+from orchestrator.experiments import effects, trials
 from orchestrator.storage import metrics_log
+from tests.naming import names
 
 Run = Callable[..., int]
 SEARCH = ("++search.space={optim.lr: 'log(5e-4, 2e-2)'}", "search.trials=4", "search.batch=2", "name=lrs", "seeds=[0]")
@@ -174,3 +176,41 @@ def test_a_trial_that_failed_stays_so_and_the_search_goes_on(
     found = {one.name: one for one in trials.read(root.parents[1])}
     assert found[best.name].failed == "out of memory"
     assert not found[best.name].chosen
+
+
+def test_a_formula_is_learned_over_whole_runs_and_written_as_a_choice_of_sidecar(
+    small: list[str], orchestrate: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = [*small, "launcher=debug", "seeds=[0]", "train.steps=6", "forensics.every=6"]
+    formula = ["sidecar=decay_by_depth", "sidecar.coefficients.decay.depth=0", "++sidecar.coefficients.decay.time=0"]
+    space = "++search.space={sidecar.coefficients.decay.depth: 'uniform(-2, 2)'}"  # exp(2) · lr · λ lies below 0.1
+    learn = ["search.method=reinforce", "search.trials=15", "search.batch=2", "search.lengths=[1.0]", "name=formula"]
+    assert orchestrate(*own, *formula, space, *learn) == 0
+    root = tmp_path / "outputs/formula"
+    found = {one.name: one for one in trials.read(root)}
+    assert "trial_8" not in found  # the centre of the line is the baseline
+    (best,) = [one for one in found.values() if one.chosen]
+    assert {len(one.settings) for one in found.values()} == {1}
+    # what it learned is what the compared arm played
+    learned = yaml.safe_load((root / "search/learned.yaml").read_text())
+    assert learned["coefficients"]["decay"]["time"] == 0
+    assert learned["coefficients"]["decay"]["depth"] == float(best.settings["sidecar.coefficients.decay.depth"])
+    played = yaml.safe_load((root / f"{best.name}/seed=0/config.yaml").read_text())["sidecar"]
+    assert {key: played[key] for key in learned} == learned
+    assert SidecarConfig(**learned) == SidecarConfig(**played)
+    # the effect is the mean difference between the two levels
+    (effect,) = effects.read(root)
+    high, low = (found[name].losses[6] for name in ("trial_0", "trial_1"))
+    assert (effect.low, effect.high) == (-1.0, 1.0)
+    assert abs(effect.effect) == pytest.approx(abs(high - low))
+    said = capsys.readouterr().out
+    assert names(said, effect.key)
+    assert "learned.yaml" in said
+    assert "Effects of the explored keys" in (root / "comparison/report.html").read_text()
+    # coefficients of 0, also of time, are the global decay bit for bit
+    assert orchestrate(*own, "sidecar=none", "name=plain") == 0
+    plain, zeros = (
+        metrics_log.read(tmp_path / f"outputs/{cell}/seed=0/metrics.jsonl")[-1]["digest"]
+        for cell in ("plain/main", "formula/baseline")
+    )
+    assert plain == zeros
