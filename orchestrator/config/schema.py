@@ -21,7 +21,7 @@ TokenizerKind = StrEnum("TokenizerKind", ["byte", "bpe", "hf"])
 Schedule = StrEnum("Schedule", ["cosine", "wsd", "constant"])
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
-SidecarMode = StrEnum("SidecarMode", ["off", "learn", "replay", "permute", "random", "fixed"])
+SidecarMode = StrEnum("SidecarMode", ["off", "learn", "rule", "replay", "permute", "random", "fixed"])
 Share = StrEnum("Share", ["none", "kind", "layer", "all"])
 Credit = StrEnum("Credit", ["joint", "factored"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
@@ -115,6 +115,7 @@ class SidecarConfig:
     reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
+    rule: str = "alpha_decay"  # mode=rule: what computes the multipliers from the weights: sidecar/rules.py
     share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs
     features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear  # what maps the features to multipliers

@@ -42,7 +42,8 @@ def planned_sidecar(config: Config) -> Sidecar:
     Raises `UserError` where its bounds are not safe.
     """
     formula = bool(config.sidecar.coefficients)
-    mode = config.sidecar.mode if formula or config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+    alone = config.sidecar.mode in (SidecarMode.fixed, SidecarMode.rule)
+    mode = config.sidecar.mode if formula or alone else SidecarMode.learn
     with torch.device("meta"):
         model = Decoder(decoder_spec(config))
     config = replace(config, sidecar=replace(config.sidecar, mode=mode))
