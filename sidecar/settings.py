@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sidecar.channels import CHANNELS, Arithmetic
+from sidecar.channels.decays import DECAYS
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES
 from sidecar.policy import MEANS, SIGMA_RANGE
@@ -52,6 +53,7 @@ class Settings(Arithmetic):
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)
+        _one_of("decay", self.decay, DECAYS)
         _one_of("rule", self.rule, RULES)
         _one_of("share", self.share, SHARES)
         _one_of("credit", self.credit, CREDITS)

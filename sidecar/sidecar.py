@@ -123,11 +123,11 @@ class Sidecar:
 
     @contextmanager
     def applied(self, lr: float) -> Iterator[None]:
-        """Enclose the optimizer's step at learning rate `lr`: decay the weights before it, and scale it afterwards."""
+        """Enclose the optimizer's step at learning rate `lr`: decay the weights around it, and scale it afterwards."""
         for channel in self._acting:
             channel.before_update(lr)
         yield
-        for channel in self._acting:
+        for channel in reversed(self._acting):
             channel.after_update()
 
     def close(self) -> None:

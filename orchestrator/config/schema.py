@@ -19,6 +19,7 @@ Match = StrEnum("Match", ["none", "params", "flops"])
 Source = StrEnum("Source", ["builtin", "files", "hub"])
 TokenizerKind = StrEnum("TokenizerKind", ["byte", "bpe", "hf"])
 Schedule = StrEnum("Schedule", ["cosine", "wsd", "constant"])
+Decay = StrEnum("Decay", ["decoupled", "cautious"])
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
 SidecarMode = StrEnum("SidecarMode", ["off", "learn", "rule", "replay", "permute", "random", "fixed"])
@@ -94,7 +95,9 @@ class DataConfig:
 @dataclass
 class OptimConfig:
     lr: float = 2e-3  # peak learning rate
-    weight_decay: float = 0.1  # decoupled, of the matrices
+    layer_lr: dict[str, Any] = field(default_factory=dict)  # term → coefficient: a factor of lr for each layer
+    weight_decay: float = 0.1  # of the matrices
+    decay: Decay = Decay.decoupled  # cautious: a weight decays only where the step does not lead away from zero
     beta1: float = 0.9  # AdamW's decay of the first moment
     beta2: float = 0.95  # AdamW's decay of the second moment
     eps: float = 1e-8  # added to AdamW's denominator
