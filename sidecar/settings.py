@@ -70,6 +70,9 @@ class Settings(Arithmetic):
             raise ValueError(f"sidecar interval={self.interval} must be at least 1 step.")
         if not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
+        for name, factor in self.lr_factors.items():
+            if not 0 < factor < math.inf:
+                raise ValueError(f"sidecar lr_factors of {name}={factor} must be a positive finite number.")
         for name in ("policy_lr", "entropy", "unexplained", "warmup"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"sidecar {name}={value} must be finite and at least 0.")

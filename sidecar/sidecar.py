@@ -38,7 +38,8 @@ class Sidecar:
 
     `optimizer`: for the feature that reads Adam's moments, and to refuse one that decays weights itself. `playback`:
     the decisions that the modes replay, permute and random play. `settings`: the fields of `Settings`; `lr`,
-    `weight_decay` and `seed` have no default.
+    `weight_decay` and `seed` have no default. Where the optimizer's groups have learning rates of their own,
+    `lr_factors` says how they compare with `lr`.
 
     Where several processes train together (torch.distributed), each has a sidecar, and a share or all of the held-out
     batches: the sidecars judge means over ranks, and all follow what rank 0 learned and drew. A model must be sharded
@@ -71,6 +72,10 @@ class Sidecar:
             playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
         self.playback = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         parameters = dict(model.named_parameters())
+        if unknown := [name for name in chosen.lr_factors if name not in parameters]:
+            raise ValueError(
+                f"sidecar lr_factors name '{unknown[0]}', which is no parameter of this model: correct it."
+            )
         self.learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
         for name, learner in self.learners.items():
             largest = self.playback.largest(name) if self.playback else learner.bounds[1]

@@ -36,7 +36,8 @@ def check(experiment: Experiment) -> None:
         initial_weights.check(config)
         if config.optim.layer_lr:
             with torch.device("meta"):
-                layer_rates(config.optim, Decoder(decoder_spec(config)))
+                model = Decoder(decoder_spec(config))
+            layer_rates(config.optim, model)
         if config.sidecar.mode != SidecarMode.off:
             planned_sidecar(config)
     for config in _to_train(experiment).values():

@@ -116,6 +116,7 @@ class DecoupledAdamW:
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.named = dict(model.named_parameters())
+        self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
         factors = layer_rates(config, model)
         arithmetic = Arithmetic(config.lr, config.weight_decay, decay=config.decay, lr_factors=factors)
         self.decay = DecayChannel(model, arithmetic)
@@ -123,11 +124,11 @@ class DecoupledAdamW:
 
     def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
         """Decay and Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""
-        with (applied or self._decayed)(lr):
+        with (applied or self._decaying)(lr):
             self.adam.step(lr)
 
     @contextmanager
-    def _decayed(self, lr: float) -> Iterator[None]:
+    def _decaying(self, lr: float) -> Iterator[None]:
         self.decay.before_update(lr)
         yield
         self.decay.after_update()

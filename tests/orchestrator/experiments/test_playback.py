@@ -77,6 +77,8 @@ def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
         (["sidecar=decay", "sidecar.bounds.decay=[0.1,60]"], ["channel 'decay'", "0.36", "bounds.decay"]),
         (["sidecar=decay", "sidecar.bounds.decay=8"], ["sidecar.bounds.decay=8", "pair"]),
         (["sidecar=all", "sidecar.bounds.residual_gain=[0.5,3]"], ["channel 'residual_gain'", "3", "2"]),
+        (["++optim.layer_lr={deep: 1}"], ["optim.layer_lr", "'deep'", "depth", "down_proj"]),
+        (["++optim.layer_lr={depth: 6}"], ["optim.layer_lr", "optim.weight_decay"]),
         (["sidecar=alpha_decay"], ["rule 'alpha_decay'", "50", "0"]),
         (["sidecar=alpha_decay", "sidecar.rule=omega"], ["rule 'omega'", "alpha_decay"]),
         (["sidecar=all", "sidecar.bounds.lr_scale=[0.5,20]"], ["channel 'lr_scale'", "0.04", "lr_max"]),

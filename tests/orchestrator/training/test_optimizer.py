@@ -19,6 +19,7 @@ from models.width import build_spec
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Decay, OptimConfig, Schedule
 from orchestrator.training.optimizer import DecoupledAdamW, layer_rates, learning_rate
+from sidecar import Sidecar
 from tests.naming import naming
 
 
@@ -161,6 +162,23 @@ def test_cautious_decay_is_its_published_formula(formula: dict[str, float]) -> N
     for mine, wanted, decoupled in zip(ours.parameters(), theirs.parameters(), usual.parameters(), strict=True):
         torch.testing.assert_close(mine.double(), wanted, rtol=1e-5, atol=2e-6)
         assert mine.ndim < 2 or not torch.allclose(mine, decoupled, atol=1e-2)
+
+
+def test_a_sidecar_that_multiplies_by_one_decays_as_the_optimizer_does() -> None:
+    alone, beside = _decoder(), _decoder()
+    config = OptimConfig(lr=0.01, weight_decay=1.0, decay=Decay.cautious, layer_lr={"depth": 0.4})
+    factors = layer_rates(config, beside)
+    sidecar = Sidecar(
+        beside, lambda interval: torch.zeros(()), lr=0.01, weight_decay=1.0, seed=0, mode="fixed", decay="cautious",
+        lr_factors=factors, channels=["lr_scale", "decay"],
+    )  # fmt: skip
+    one, other = DecoupledAdamW(alone, config), DecoupledAdamW(beside, config)
+    for step in range(5):
+        _gradients(alone, step)
+        _gradients(beside, step)
+        one.step(0.01)
+        other.step(0.01, sidecar.applied)
+    assert all(map(torch.equal, alone.parameters(), beside.parameters()))
 
 
 def test_what_encloses_the_step_is_told_its_learning_rate_and_replaces_the_decay() -> None:
