@@ -112,7 +112,7 @@ class OptimConfig:
 class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
-    mode: SidecarMode = SidecarMode.off  # replay, permute, random: play the cell in `needs`, or `coefficients`
+    mode: SidecarMode = SidecarMode.off  # rule: by `rule` · replay, permute, random: play `needs` or `coefficients`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
     reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
