@@ -65,8 +65,9 @@ class Cautious:
             return
         weights, before = [row.weight for row in self._rows], self._copies
         shares = torch._foreach_sub(weights, before)
-        torch._foreach_mul_(shares, torch._foreach_sign(before))  # positive where the step led away from zero
-        torch._foreach_sign_(shares)
+        torch._foreach_sign_(shares)  # a product with the step itself could underflow
+        torch._foreach_mul_(shares, before)
+        torch._foreach_sign_(shares)  # 1 where the step led away from zero
         torch._foreach_clamp_min_(shares, 0)
         torch._foreach_mul_(shares, [-row.share for row in self._rows])
         torch._foreach_add_(shares, [row.share for row in self._rows])  # 0 there, s elsewhere
