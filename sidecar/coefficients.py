@@ -49,11 +49,14 @@ def attention(units: Sequence[Unit], progress: float) -> Sequence[float]:
 
 
 def fan_in(units: Sequence[Unit], progress: float) -> Sequence[float]:
-    """ln of the number of inputs of the unit's matrix, against the parameter-weighted mean of all units in layers."""
-    inside = [unit for unit in units if unit.layer is not None]
+    """ln of the number of inputs of the unit's matrix, against the parameter-weighted mean of all matrices in layers.
+
+    0 outside the layers, and for vectors.
+    """
+    inside = [unit for unit in units if unit.layer is not None and unit.inputs]
     total = sum(unit.size for unit in inside)
     mean = sum(unit.size * math.log(unit.inputs) for unit in inside) / max(total, 1)
-    return [0.0 if unit.layer is None else math.log(unit.inputs) - mean for unit in units]
+    return [0.0 if unit.layer is None or not unit.inputs else math.log(unit.inputs) - mean for unit in units]
 
 
 def early(units: Sequence[Unit], progress: float) -> Sequence[float]:
@@ -94,7 +97,7 @@ def log_multipliers(coefficients: Mapping[str, float], units: Sequence[Unit], pr
     total = torch.zeros(len(units), dtype=torch.float64)
     for term, coefficient in coefficients.items():
         if not isinstance(coefficient, int | float) or not math.isfinite(coefficient):
-            raise ValueError(f"sidecar coefficient {term}={coefficient} must be a finite number.")
+            raise ValueError(f"the coefficient {term}={coefficient} must be a finite number.")
         total += coefficient * values_of(term, units, progress)
     return total
 
@@ -153,7 +156,7 @@ def _simple(name: str, units: Sequence[Unit], progress: float) -> Tensor:
     if any(unit.is_of(name) for unit in units):
         return torch.tensor([float(unit.is_of(name)) for unit in units], dtype=torch.float64)
     known = ", ".join([*TERMS, *dict.fromkeys(unit.short_kind for unit in units)])
-    raise ValueError(f"sidecar coefficients have no term '{name}' for this model: choose among {known}.")
+    raise ValueError(f"a formula has no term '{name}' for this model: choose among {known}.")
 
 
 def _band(units: Sequence[Unit], low: float, high: float) -> list[float]:

@@ -10,22 +10,24 @@ from typing import Any
 import torch
 
 from sidecar.channels import CHANNELS, Arithmetic
+from sidecar.channels.decays import DECAYS
 from sidecar.credit import CREDITS
 from sidecar.features import FEATURES
 from sidecar.policy import MEANS, SIGMA_RANGE
+from sidecar.rules import RULES
 from sidecar.units import SHARES
 
-MODES = ("learn", "replay", "permute", "random", "fixed")
+MODES = ("learn", "rule", "replay", "permute", "random", "fixed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Arithmetic):
     """The settings of a sidecar (SCIENCE §6). Raises `ValueError` where a value cannot work.
 
-    `mode`: `learn`; `replay` a playback (decisions as `Sidecar.record` returns them) or `coefficients`; `permute` its
-    layers; `random`: deal its values to the units at random, or without either draw from the untrained policy;
-    `fixed`: every multiplier is 1. Where units differ in size, `permute` and `random` scale the values to the amount
-    that `replay` would play.
+    `mode`: `learn`; `rule`: compute the multipliers from the weights; `replay` a playback (decisions as
+    `Sidecar.record` returns them) or `coefficients`; `permute` its layers; `random`: deal its values to the units at
+    random, or without either draw from the untrained policy; `fixed`: every multiplier is 1. Where units differ in
+    size, `permute` and `random` scale the values to the amount that `replay` would play.
     """
 
     seed: int
@@ -34,6 +36,7 @@ class Settings(Arithmetic):
     fresh: bool = False  # the held-out batches differ from interval to interval
     steps: int | None = None  # length of the run, at whose end nothing is proposed; the feature `progress` needs it
     mode: str = "learn"
+    rule: str = "alpha_decay"  # a name in `RULES`: what the mode `rule` computes
     share: str = "none"  # units that have one multiplier in common; in a playback, their parameter-weighted mean
     credit: str = "factored"  # a name in `CREDITS`; factored: a held-out backward pass gives each unit its slope
     unexplained: float = 1.0  # factored: share of REINFORCE on what the slopes leave unexplained; 0: slopes alone
@@ -50,6 +53,8 @@ class Settings(Arithmetic):
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)
+        _one_of("decay", self.decay, DECAYS)
+        _one_of("rule", self.rule, RULES)
         _one_of("share", self.share, SHARES)
         _one_of("credit", self.credit, CREDITS)
         _one_of("policy", self.policy, MEANS)
@@ -65,6 +70,9 @@ class Settings(Arithmetic):
             raise ValueError(f"sidecar interval={self.interval} must be at least 1 step.")
         if not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
+        for name, factor in self.lr_factors.items():
+            if not 0 < factor < math.inf:
+                raise ValueError(f"sidecar lr_factors of {name}={factor} must be a positive finite number.")
         for name in ("policy_lr", "entropy", "unexplained", "warmup"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"sidecar {name}={value} must be finite and at least 0.")
@@ -88,13 +96,18 @@ class Settings(Arithmetic):
         if self.mean_matched and (self.share == "all" or playback is not None):
             other = "a playback" if playback is not None else "share='all'"
             raise ValueError(f"sidecar mean_matched has no effect with {other}, which sets the mean: drop one of them.")
+        if self.mode == "rule" and list(self.channels) != ["decay"]:
+            raise ValueError(
+                f"sidecar mode 'rule' gives multipliers to matrices, and channels are {list(self.channels)}: set "
+                "channels to ['decay']."
+            )
         if self.mode in ("replay", "permute") and playback is None and not self.coefficients:
             raise ValueError(
                 f"sidecar mode '{self.mode}' needs something to play: give it the decisions of a run that learned as "
                 "playback=…, or coefficients=…."
             )
         for name, given in (("playback", playback is not None), ("coefficients", bool(self.coefficients))):
-            if self.mode in ("learn", "fixed") and given:
+            if self.mode in ("learn", "rule", "fixed") and given:
                 raise ValueError(
                     f"sidecar mode '{self.mode}' takes no {name}: choose replay, permute or random, or leave it out."
                 )

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sidecar import sharded
+from sidecar import rules, sharded
 from sidecar.channels import CHANNELS, Channel, DecayChannel
 from sidecar.coefficients import decisions_of
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
 from sidecar.learner import Learner
 from sidecar.playback import Decision, Playback
+from sidecar.policy import mean_matched
 from sidecar.reward import Judgement, Reward
 from sidecar.settings import Settings
 
@@ -37,7 +38,8 @@ class Sidecar:
 
     `optimizer`: for the feature that reads Adam's moments, and to refuse one that decays weights itself. `playback`:
     the decisions that the modes replay, permute and random play. `settings`: the fields of `Settings`; `lr`,
-    `weight_decay` and `seed` have no default.
+    `weight_decay` and `seed` have no default. Where the optimizer's groups have learning rates of their own,
+    `lr_factors` says how they compare with `lr`.
 
     Where several processes train together (torch.distributed), each has a sidecar, and a share or all of the held-out
     batches: the sidecars judge means over ranks, and all follow what rank 0 learned and drew. A model must be sharded
@@ -70,10 +72,16 @@ class Sidecar:
             playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
         self.playback = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         parameters = dict(model.named_parameters())
+        if unknown := [name for name in chosen.lr_factors if name not in parameters]:
+            raise ValueError(
+                f"sidecar lr_factors name '{unknown[0]}', which is no parameter of this model: correct it."
+            )
         self.learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
         for name, learner in self.learners.items():
             largest = self.playback.largest(name) if self.playback else learner.bounds[1]
             learner.channel.check(1.0 if chosen.mode == "fixed" else largest, chosen)
+        if chosen.mode == "rule":
+            rules.check(chosen.rule, units["decay"])
         # decay acts even where it is not learned, and first, so that other channels do not scale it
         decay = self.channels.get("decay") or DecayChannel(model, chosen)
         self._acting = [decay, *(channel for channel in self.channels.values() if channel is not decay)]
@@ -91,7 +99,8 @@ class Sidecar:
     def before_step(self, step: int) -> bool:
         """Call before every training step; True where an interval begins, with multipliers that may be new.
 
-        There, the sidecar judges the proposal in force, learns from it and replaces it; at the end of the run, where no
+        There, the sidecar judges the proposal in force, learns from it and replaces it (by playback or rule, it puts
+        the next multipliers in force); at the end of the run, where no
         step follows, it does nothing. Where the held-out loss fails or is not finite, it warns once, learns nothing and
         keeps the multipliers in force; so it does for a channel that has lost a tensor.
         """
@@ -102,6 +111,9 @@ class Sidecar:
             return self._play(self.playback, step)
         if self.decision and step < self.decision["step"] + chosen.interval:
             return False
+        if chosen.mode == "rule":
+            self._put_in_force(step, sharded.broadcast(self._ruled()), None)
+            return True
         judgement = self._judge() if self.decision else None
         if chosen.fresh or not self.decision:
             self.reward.begin(self.evaluation.measure(self.count, False)[0])
@@ -116,11 +128,11 @@ class Sidecar:
 
     @contextmanager
     def applied(self, lr: float) -> Iterator[None]:
-        """Enclose the optimizer's step at learning rate `lr`: decay the weights before it, and scale it afterwards."""
+        """Enclose the optimizer's step at learning rate `lr`: decay the weights around it, and scale it afterwards."""
         for channel in self._acting:
             channel.before_update(lr)
         yield
-        for channel in self._acting:
+        for channel in reversed(self._acting):
             channel.after_update()
 
     def close(self) -> None:
@@ -220,6 +232,17 @@ class Sidecar:
         self._put_in_force(step, values, None, recorded_at=recorded_at)
         return True
 
+    def _ruled(self) -> dict[str, Tensor]:
+        """The multipliers of the rule for the weights as they are."""
+        values = {}
+        for name, learner in self.learners.items():
+            weights = [weight for (weight,) in learner.weights]
+            found = rules.multipliers_of(self.settings.rule, learner.channel.units, weights, learner.bounds)
+            if self.settings.mean_matched:
+                found = mean_matched(found.log(), learner.sizes, learner.limits)
+            values[name] = learner.pooled(found)
+        return values
+
     def _judge(self) -> Judgement | None:
         """End the interval and learn from it; None where it is not judged."""
         self._lost = self._channels_without_a_tensor()
@@ -246,7 +269,7 @@ class Sidecar:
         passes = {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
         by_channel: dict[str, dict[str, Any]] = {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
         for name, learner in self.learners.items():
-            if self.playback is None:
+            if self.playback is None and self.settings.mode != "rule":
                 by_channel["sigma"][name] = learner.policy.sigma
                 by_channel["entropy"][name] = learner.policy.entropy
             multipliers, units = values[name].tolist(), learner.channel.units

@@ -19,7 +19,7 @@ class Unit:
     layer: int | None  # None: outside the layers
     depth: float  # 0 at the first layer, 1 at the last; outside the layers in the middle, so that no tilt acts
     size: int  # number of its parameters, its weight in parameter-weighted means
-    inputs: int = 1  # columns of its matrix
+    inputs: int = 1  # columns of its matrix; 0 for a vector
 
     @property
     def short_kind(self) -> str:
@@ -35,6 +35,13 @@ def layer_in(name: str) -> tuple[str, int, str] | None:
     """The prefix, layer and rest of a parameter's or module's name; None outside numbered layers."""
     found = LAYER.search(name)
     return None if found is None else (name[: found.end() - 1], int(found[1]), name[found.end() :])
+
+
+def place_of(name: str, is_embedding: bool) -> tuple[str, int | None]:
+    """The kind and the layer of a matrix; outside the layers, `embedding` or `head` and None."""
+    if place := layer_in(name):
+        return place[2], place[1]
+    return "embedding" if is_embedding else "head", None
 
 
 def make_units(named: Iterable[tuple[str, str, int | None, int, int]]) -> list[Unit]:

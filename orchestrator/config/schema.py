@@ -19,9 +19,10 @@ Match = StrEnum("Match", ["none", "params", "flops"])
 Source = StrEnum("Source", ["builtin", "files", "hub"])
 TokenizerKind = StrEnum("TokenizerKind", ["byte", "bpe", "hf"])
 Schedule = StrEnum("Schedule", ["cosine", "wsd", "constant"])
+Decay = StrEnum("Decay", ["decoupled", "cautious"])
 Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
-SidecarMode = StrEnum("SidecarMode", ["off", "learn", "replay", "permute", "random", "fixed"])
+SidecarMode = StrEnum("SidecarMode", ["off", "learn", "rule", "replay", "permute", "random", "fixed"])
 Share = StrEnum("Share", ["none", "kind", "layer", "all"])
 Credit = StrEnum("Credit", ["joint", "factored"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
@@ -95,7 +96,9 @@ class DataConfig:
 @dataclass
 class OptimConfig:
     lr: float = 2e-3  # peak learning rate
-    weight_decay: float = 0.1  # decoupled, of the matrices
+    layer_lr: dict[str, Any] = field(default_factory=dict)  # term → coefficient: a factor of lr for each layer
+    weight_decay: float = 0.1  # of the matrices
+    decay: Decay = Decay.decoupled  # cautious: a weight decays only where the step does not lead away from zero
     beta1: float = 0.9  # AdamW's decay of the first moment
     beta2: float = 0.95  # AdamW's decay of the second moment
     eps: float = 1e-8  # added to AdamW's denominator
@@ -110,12 +113,13 @@ class OptimConfig:
 class SidecarConfig:
     """The policy beside the optimizer (SCIENCE §6)."""
 
-    mode: SidecarMode = SidecarMode.off  # replay, permute, random: play the cell in `needs`, or `coefficients`
+    mode: SidecarMode = SidecarMode.off  # rule: by `rule` · replay, permute, random: play `needs` or `coefficients`
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
     reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
     credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
+    rule: str = "alpha_decay"  # mode=rule: what computes the multipliers from the weights: sidecar/rules.py
     share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs
     features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear  # what maps the features to multipliers

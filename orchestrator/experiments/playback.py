@@ -11,6 +11,7 @@ from orchestrator.experiments.dependency import arm_of, has_finished, needed_cel
 from orchestrator.storage import metrics_log
 
 MODES = (SidecarMode.replay, SidecarMode.permute, SidecarMode.random)
+DECIDING = (SidecarMode.learn, SidecarMode.rule)  # which make decisions of their own
 
 
 def plays(config: Config) -> bool:
@@ -34,14 +35,14 @@ def check(config: Config, arms: dict[str, Config]) -> None:
         _decisions(config, Path(needs))
         return
     played = arms[arm_of(needs)].sidecar
-    if played.mode != SidecarMode.learn:
+    if played.mode not in DECIDING:
         raise UserError(
             f"needs={needs} names an arm with sidecar.mode={played.mode}, which makes no decisions of its own: "
-            "name an arm with sidecar.mode=learn."
+            f"name an arm with sidecar.mode={' or '.join(DECIDING)}."
         )
     if lacking := [channel for channel in config.sidecar.channels if channel not in played.channels]:
         raise UserError(
-            f"needs={needs} names an arm that learns nothing for sidecar.channels={lacking}: "
+            f"needs={needs} names an arm that decides nothing for sidecar.channels={lacking}: "
             "drop them from this arm, or add them to that one."
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from rich.console import Console
 
+from models.transformer import Decoder
 from orchestrator import data
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, Device, SidecarMode
@@ -12,7 +13,7 @@ from orchestrator.data import Corpus
 from orchestrator.experiments import corpora
 from orchestrator.experiments.branch import is_whole_with_state
 from orchestrator.experiments.dependency import trunk_cell
-from orchestrator.experiments.experiment import Experiment
+from orchestrator.experiments.experiment import Experiment, decoder_spec
 from orchestrator.jobs.worker import is_finished
 from orchestrator.launch.jobs import waves
 from orchestrator.schedulers import chosen
@@ -20,6 +21,7 @@ from orchestrator.storage import checkpoint
 from orchestrator.storage.event_log import EventLog
 from orchestrator.tracking import run
 from orchestrator.training import distributed, initial_weights
+from orchestrator.training.optimizer import layer_rates
 from orchestrator.training.sidecar import planned_sidecar
 
 
@@ -43,6 +45,10 @@ def check_arm(config: Config) -> None:
     """Raise `UserError` for settings of an arm that would end each of its cells at its start."""
     distributed.check(config, config.launcher.ranks)
     initial_weights.check(config)
+    if config.optim.layer_lr:
+        with torch.device("meta"):
+            model = Decoder(decoder_spec(config))
+        layer_rates(config.optim, model)
     if config.sidecar.mode != SidecarMode.off:
         planned_sidecar(config)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -66,7 +66,7 @@ def measured(config: Config, spec: DecoderSpec) -> Hardware:
     rows, seq_len = config.train.micro_batch_size or config.train.batch_size, config.train.seq_len
     rows = max(1, min(rows, int(SAMPLE_FLOPS / forward_flops_per_token(one, seq_len) / seq_len)))
     model = Decoder(one).to(device)
-    optimizer = DecoupledAdamW(model, config.optim)
+    optimizer = DecoupledAdamW(model, replace(config.optim, layer_lr={}))  # which may name what the sample lacks
     batch = torch.randint(one.vocab_size, (rows, seq_len + 1), device=device)
     precision = torch.autocast("cuda", dtype=torch.bfloat16) if use_gpu else nullcontext()
     clock = partial(_now, use_gpu, config.train.threads)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from models.attention import SHORT, blocks
 from models.head_loss import chunk
 from models.spec import NORMS, DecoderSpec, LayerShape, body_params, matmul_params, num_params
-from orchestrator.config.schema import Config, Precision
+from orchestrator.config.schema import Config, Decay, Precision
 from orchestrator.interventions.documents import AT_ONCE
 
 FP32, BF16 = 4, 2  # bytes
 
 
 def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> float:
-    """Return the bytes of one rank: fp32 weights, both moments, the sidecar's `traces` (entries), and the larger of all
-    gradients and what a pass holds, activations and the loss. With several micro-batches a pass finds gradients there.
+    """Return the bytes of one rank: fp32 weights, both moments, cautious decay's copy, the sidecar's `traces`
+    (entries), and the larger of all gradients and what a pass holds, activations and the loss. With several
+    micro-batches a pass finds gradients there.
 
     Several ranks share all of these, but each gathers the whole layer that it computes. The allocator's fragmentation
     and CUDA itself (about 1 GB) are not counted. With `train.compile` activations are fewer, some 0.6 of those in bf16.
@@ -29,7 +30,8 @@ def peak(config: Config, spec: DecoderSpec, traces: int, *, on_gpu: bool) -> flo
         gathered + activations(spec, tokens, train.seq_len, half=half, on_gpu=on_gpu) + loss(spec, tokens, half=half)
     )
     gradients = FP32 * params / ranks
-    standing = FP32 * (3 * params + traces) / ranks
+    copies = params if config.optim.decay == Decay.cautious else 0  # of the weights before the step
+    standing = FP32 * (3 * params + copies + traces) / ranks
     return standing + (passing + gradients if rows < train.batch_size else max(passing, gradients))
 
 

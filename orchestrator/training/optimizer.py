@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from orchestrator.common.errors import UserError
 from orchestrator.config.schema import OptimConfig, Schedule
 from orchestrator.experiments.horizon import decay_steps
-from sidecar.sharded import local_shard, shard_like
+from sidecar.channels import Arithmetic, DecayChannel
+from sidecar.channels.decay import DECAY_LIMIT
+from sidecar.layer_lr import lr_factors
+from sidecar.sharded import shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, by torch's names
 
@@ -39,19 +44,31 @@ def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
 class Adam:
     """torch's fused Adam without decay, in its functional form, with `state` and `param_groups` as a torch optimizer.
 
-    `torch.optim.Optimizer` loads torch's compiler, which takes longer than all else before a run's first step.
+    `factors`: of the learning rate, of parameters for which it is not 1. `torch.optim.Optimizer` loads torch's
+    compiler, which takes longer than all else before a run's first step.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], config: OptimConfig) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], config: OptimConfig, factors: Mapping[Tensor, float] | None = None
+    ) -> None:
         self.parameters = list(parameters)
         self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
         self.state: dict[Tensor, dict[str, Tensor]] = {}
-        self.param_groups = [{"params": self.parameters, "weight_decay": 0.0}]
+        groups: dict[float, list[Tensor]] = {}
+        for parameter in self.parameters:
+            groups.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+        self.param_groups: list[dict[str, Any]] = [
+            {"params": group, "factor": factor, "weight_decay": 0.0} for factor, group in groups.items()
+        ]
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """Take one step at learning rate `lr` with every parameter that has a gradient."""
-        given = {p: p.grad for p in self.parameters if p.grad is not None}
+        """Take one step with every parameter that has a gradient, at learning rate `lr` times the group's factor."""
+        for group in self.param_groups:
+            self._step(group["params"], lr * group["factor"])
+
+    def _step(self, parameters: Sequence[Tensor], lr: float) -> None:
+        given = {p: p.grad for p in parameters if p.grad is not None}
         for p in given:
             if p not in self.state:
                 self.state[p] = {"step": _steps(0, p), **{moment: torch.zeros_like(p) for moment in MOMENTS}}
@@ -70,28 +87,51 @@ def _steps(count: int, parameter: Tensor) -> Tensor:
     return torch.tensor(float(count), device=parameter.device)  # where the fused kernel reads it
 
 
-class DecoupledAdamW:
-    """Adam without decay, preceded by `w ← (1 − lr·λ)·w` in one foreach call: torch's fused AdamW, bit for bit.
+def layer_rates(config: OptimConfig, model: nn.Module) -> dict[str, float]:
+    """Parameter → factor of its learning rate, by `optim.layer_lr`; empty where that is.
 
-    Matrices and embeddings decay; norm scales (one dimension) do not.
+    Raises `UserError` for a formula that the model does not have, and for rates at which decay is not safe.
+    """
+    written = f"optim.layer_lr={dict(config.layer_lr)}"
+    try:
+        factors = lr_factors(config.layer_lr, model)
+    except ValueError as error:
+        raise UserError(f"{written}: {error}") from error
+    largest = max(factors.values(), default=1.0)
+    if not config.lr * largest * config.weight_decay < DECAY_LIMIT:
+        raise UserError(
+            f"{written} raises optim.lr={config.lr:g} to {config.lr * largest:.3g}, at which "
+            f"optim.weight_decay={config.weight_decay:g} would shrink a weight by a tenth or more per step: lower the "
+            "coefficients, optim.lr or optim.weight_decay."
+        )
+    return factors
+
+
+class DecoupledAdamW:
+    """Adam without decay, enclosed by the decay of `optim.decay`; `decoupled` is torch's fused AdamW, bit for bit.
+
+    Matrices and embeddings decay; norm scales (one dimension) do not. `optim.layer_lr` scales step and decay, as a
+    learning rate for every parameter group does.
     """
 
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.named = dict(model.named_parameters())
-        self.weight_decay = config.weight_decay
         self.decayed = [name for name, parameter in self.named.items() if parameter.ndim >= 2]
-        self.adam = Adam(self.named.values(), config)
+        factors = layer_rates(config, model)
+        arithmetic = Arithmetic(config.lr, config.weight_decay, decay=config.decay, lr_factors=factors)
+        self.decay = DecayChannel(model, arithmetic)
+        self.adam = Adam(self.named.values(), config, {self.named[name]: factor for name, factor in factors.items()})
 
     def step(self, lr: float, applied: Callable[[float], AbstractContextManager[None]] | None = None) -> None:
-        """Decay, then Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""
-        with (applied or self._decay_first)(lr):
+        """Decay and Adam's step, both at learning rate `lr`; a sidecar's `applied` replaces the decay."""
+        with (applied or self._decaying)(lr):
             self.adam.step(lr)
 
     @contextmanager
-    def _decay_first(self, lr: float) -> Iterator[None]:
-        with torch.no_grad():
-            torch._foreach_mul_([local_shard(self.named[name]) for name in self.decayed], 1 - lr * self.weight_decay)
+    def _decaying(self, lr: float) -> Iterator[None]:
+        self.decay.before_update(lr)
         yield
+        self.decay.after_update()
 
     def zero_grad(self) -> None:
         self.adam.zero_grad()

@@ -17,7 +17,7 @@ from orchestrator.data import Corpus
 from orchestrator.experiments import playback
 from orchestrator.experiments.experiment import decoder_spec, reward_rows
 from orchestrator.training.heldout import HeldoutLoss
-from orchestrator.training.optimizer import Adam
+from orchestrator.training.optimizer import Adam, layer_rates
 from sidecar import Heldout, Sidecar
 
 OURS = ("reward_rows",)  # keys of `Config.sidecar` that `Sidecar` does not take
@@ -42,7 +42,8 @@ def planned_sidecar(config: Config) -> Sidecar:
     Raises `UserError` where its bounds are not safe.
     """
     formula = bool(config.sidecar.coefficients)
-    mode = config.sidecar.mode if formula or config.sidecar.mode == SidecarMode.fixed else SidecarMode.learn
+    alone = config.sidecar.mode in (SidecarMode.fixed, SidecarMode.rule)
+    mode = config.sidecar.mode if formula or alone else SidecarMode.learn
     with torch.device("meta"):
         model = Decoder(decoder_spec(config))
     config = replace(config, sidecar=replace(config.sidecar, mode=mode))
@@ -73,7 +74,8 @@ def _build(
     try:
         return Sidecar(
             model, loss, lr=optim.lr, weight_decay=optim.weight_decay, eps=optim.eps, beta2=optim.beta2,
-            seed=config.seed, steps=config.train.steps, optimizer=optimizer, fresh=True, playback=decisions, **options,
+            decay=optim.decay, lr_factors=layer_rates(optim, model), seed=config.seed, steps=config.train.steps,
+            optimizer=optimizer, fresh=True, playback=decisions, **options,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error

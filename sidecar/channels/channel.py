@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,13 @@ class Arithmetic:
     eps: float = 1e-8  # Adam's
     beta2: float = 0.999  # Adam's
     lr_max: float = 0.02  # the largest learning rate that any layer may reach
+    decay: str = "decoupled"  # a name in `DECAYS`: the way to decay
+    lr_factors: Mapping[str, float] = field(default_factory=dict)  # parameter → factor of the learning rate, if not 1
+
+    @property
+    def highest_lr(self) -> float:
+        """The highest learning rate of any parameter."""
+        return self.lr * max([1.0, *self.lr_factors.values()])
 
 
 class Channel(ABC):

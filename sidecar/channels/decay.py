@@ -8,46 +8,49 @@ import torch
 from torch import Tensor, nn
 
 from sidecar.channels.channel import Arithmetic, TracedChannel, alike, inner_products
+from sidecar.channels.decays import DECAYS, Row
 from sidecar.sharded import local_shard
-from sidecar.units import layer_in, make_units
+from sidecar.units import make_units, place_of
 
 DECAY_LIMIT = 0.1  # largest share of a weight that one step may remove
 
 
 class DecayChannel(TracedChannel):
-    """Decoupled weight decay of each weight matrix: `w ← (1 − lr·λ·m)·w`, before the optimizer's step.
+    """Decoupled weight decay of each weight matrix: `w ← (1 − s)·w` with `s = lr·λ·m`, in one of the ways of `DECAYS`.
 
     Every trained parameter of two or more dimensions decays. Units are the matrices: those of numbered layers, the
-    embeddings (kind `embedding`) and the others outside the layers (kind `head`). One foreach call per step, two while
-    followed.
+    embeddings (kind `embedding`) and the others outside the layers (kind `head`).
 
-    The trace is `E ← (1 − lr·λ·m)·E + lr·λ·m·w`: to first order, and without the response of later gradients, what the
-    weight would have gained since the last `set` had ln m been one unit less. The weight itself could not replace it:
-    before a norm its scale has no effect, but the scale of its older part relative to its newer part has one.
+    The trace is `E ← (1 − s)·E + s·w`, entry by entry with the s that the weight decays by: to first order, and
+    without the response of later gradients, what the weight would have gained since the last `set` had ln m been one
+    unit less. The weight itself could not replace it: before a norm its scale has no effect, but the scale of its older
+    part relative to its newer part has one.
     """
 
     name = "decay"
     bounds = (0.1, 10.0)
 
     def __init__(self, model: nn.Module, arithmetic: Arithmetic) -> None:
-        self.weight_decay = arithmetic.weight_decay
+        self.weight_decay, self._decay = arithmetic.weight_decay, DECAYS[arithmetic.decay]()
         decayed = [(name, param) for name, param in model.named_parameters() if param.ndim >= 2 and param.requires_grad]
         units = [(name, param) for name, param in decayed if param.ndim == 2]
-        embeddings = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+        embeddings = embedding_weights(model)
         self.units = make_units(
-            (name, *_place(name, name in embeddings), param.numel(), param.shape[1]) for name, param in units
+            (name, *place_of(name, name in embeddings), param.numel(), param.shape[1]) for name, param in units
         )
         self._act_on([[(name, param)] for name, param in units])
         governed = {name for name, _ in units}
-        self._others: list[Tensor] = [param for name, param in decayed if name not in governed]
+        others = [(name, param) for name, param in decayed if name not in governed]
+        self._others: list[Tensor] = [param for _, param in others]
+        self._factors = [arithmetic.lr_factors.get(name, 1.0) for name, _ in [*units, *others]]  # of the learning rate
 
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
-        share = arithmetic.lr * arithmetic.weight_decay * largest
+        share = arithmetic.highest_lr * arithmetic.weight_decay * largest
         if not share < DECAY_LIMIT:
             raise ValueError(
-                f"sidecar channel 'decay' may take {share:.3g} of a weight per step (lr·λ·m = {arithmetic.lr:g} · "
-                f"{arithmetic.weight_decay:g} · {largest:.4g}) and its bound is {DECAY_LIMIT}: lower the upper end of "
-                "bounds.decay, weight_decay or lr."
+                f"sidecar channel 'decay' may take {share:.3g} of a weight per step (lr·λ·m = "
+                f"{arithmetic.highest_lr:g} · {arithmetic.weight_decay:g} · {largest:.4g}) and its bound is "
+                f"{DECAY_LIMIT}: lower the upper end of bounds.decay, weight_decay or lr."
             )
 
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
@@ -56,18 +59,22 @@ class DecayChannel(TracedChannel):
     @torch.no_grad()
     def before_update(self, lr: float) -> None:
         shrink = lr * self.weight_decay
-        if self._traces and shrink:
-            rows = zip(self._traces, self._params, self._multipliers, strict=True)
-            if kept := [(local_shard(trace), local_shard(w), shrink * m) for trace, w, m in rows if alike(trace, w)]:
-                torch._foreach_lerp_(*map(list, zip(*kept, strict=True)))
-        factors = [1 - shrink * m for m in self._multipliers] + [1 - shrink] * len(self._others)
-        alive = [(local_shard(t), f) for t, f in zip([*self._params, *self._others], factors, strict=True) if t.numel()]
-        if alive and shrink:
-            torch._foreach_mul_([t for t, _ in alive], [f for _, f in alive])
+        weights, others = [*self._params, *self._others], len(self._others)
+        traces = [*(self._traces or [None] * len(self._params)), *[None] * others]
+        rows = zip(weights, traces, self._factors, [*self._multipliers, *[1.0] * others], strict=True)
+        alive = [row for row in rows if shrink and row[0].numel()]
+        self._decay.before([Row(local_shard(w), shrink * f * m, _trace_of(w, trace)) for w, trace, f, m in alive])
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        self._decay.after()
 
 
-def _place(name: str, is_embedding: bool) -> tuple[str, int | None]:
-    """The kind and the layer of a matrix."""
-    if place := layer_in(name):
-        return place[2], place[1]
-    return "embedding" if is_embedding else "head", None
+def embedding_weights(model: nn.Module) -> set[str]:
+    """Names of the embeddings' matrices."""
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
+
+
+def _trace_of(weight: Tensor, trace: Tensor | None) -> Tensor | None:
+    """The trace's shard; None where the weight is not the one that it was made for."""
+    return local_shard(trace) if trace is not None and alike(trace, weight) else None

@@ -39,7 +39,7 @@ class LrScaleChannel(TracedChannel):
         self._before: list[Tensor] = []  # the parameters before the optimizer's step
 
     def check(self, largest: float, arithmetic: Arithmetic) -> None:
-        lr, eps, lr_max = arithmetic.lr, arithmetic.eps, arithmetic.lr_max
+        lr, eps, lr_max = arithmetic.highest_lr, arithmetic.eps, arithmetic.lr_max
         if not lr * largest <= lr_max:
             raise ValueError(
                 f"sidecar channel 'lr_scale' may reach a learning rate of {lr * largest:.3g} (lr·m = {lr:g} · "

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from sidecar import Sidecar
+from sidecar import Sidecar, rules
 from sidecar.sharded import gather
 
 
@@ -49,7 +49,7 @@ def train(loop: str, rank: int, size: int) -> dict[str, Any]:
     sidecar = Sidecar(
         model, lambda interval: loss(slice(8, 16)), lr=0.01, weight_decay=0.1, seed=rank if loop == "replicas" else 0,
         channels=["decay", "lr_scale"], interval=2, warmup=0, optimizer=optimizer,
-        features=["unit", "log_norm", "row_cv", "momentum_alignment"],
+        features=["unit", "log_norm", "row_cv", "momentum_alignment"], decay="cautious",
     )  # fmt: skip
     kept = True
     for step in range(12):
@@ -65,7 +65,11 @@ def train(loop: str, rank: int, size: int) -> dict[str, Any]:
                 parameter.grad /= size
         with sidecar.applied(0.01):
             optimizer.step()
+    rules.SINGULAR_VALUES = 5
+    ruled = Sidecar(model, loss, lr=0.01, weight_decay=0.1, seed=0, mode="rule")  # type: ignore[arg-type]
+    ruled.before_step(0)
     return {
+        "ruled": ruled.multipliers("decay"),
         "values": sidecar.record()["values"],
         "reward": sidecar.record()["reward"],
         "weights": torch.cat([gather(p.detach()).flatten() for p in model.parameters()]).tolist(),

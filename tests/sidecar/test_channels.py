@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,47 @@ def test_decay_equals_torchs_adamw_with_a_weight_decay_per_tensor() -> None:
         train_step(theirs, adamw)
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_cautious_decay_spares_what_the_step_led_away_from_zero() -> None:
+    """Entry by entry, against the publication's formula, with a multiplier, a factor of the rate and a scaled step."""
+    start = [0.5, -0.5, 0.5, -0.5, 0.5, 0.0, 0.01]
+    update = [0.1, 0.1, -0.1, -0.1, 0.0, 0.3, 5.0]  # of gradient descent; the last one crosses zero
+    model = nn.Module()
+    model.layers = nn.ModuleList([nn.Linear(7, 1, bias=False, dtype=torch.float64)])
+    weight, lr = model.layers[0].weight, 0.1
+    weight.data, weight.grad = torch.tensor([start], dtype=torch.float64), torch.tensor([update], dtype=torch.float64)
+    arithmetic = Arithmetic(lr, 0.5, decay="cautious", lr_factors={"layers.0.weight": 2.0})
+    decay, scale = (CHANNELS[name](model, arithmetic) for name in ("decay", "lr_scale"))
+    decay.follow()
+    decay.set([1.5])
+    scale.set([0.5])
+    decay._traces[0].fill_(3.0)  # type: ignore[attr-defined]
+    decay.before_update(lr)
+    scale.before_update(lr)
+    torch.optim.SGD(model.parameters(), lr=2 * lr).step()
+    scale.after_update()
+    decay.after_update()
+    rows = list(zip(start, update, strict=True))
+    masks = [float(w * u >= 0) for w, u in rows]
+    assert masks == [1, 0, 0, 1, 1, 1, 1]
+    share = 2 * lr * 0.5 * 1.5
+    expected = [w - 0.5 * 2 * lr * u - share * mask * w for (w, u), mask in zip(rows, masks, strict=True)]
+    assert weight.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+    traced = [3.0 + share * mask * (w - 3.0) for (w, _), mask in zip(rows, masks, strict=True)]
+    assert decay.memory()["layers.0.weight"].flatten().tolist() == pytest.approx(traced, abs=1e-12)
+
+
+def test_cautious_decay_sees_steps_whose_product_with_the_weight_underflows() -> None:
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    model[0].weight.data = torch.tensor([[1e-30, -1e-30]])
+    model[0].weight.grad = torch.tensor([[-1e-30, -1e-30]])
+    decay = CHANNELS["decay"](model, Arithmetic(1e-2, 2.5, decay="cautious"))
+    decay.before_update(1e-2)
+    torch.optim.SGD(model.parameters(), lr=1e-2).step()
+    decay.after_update()
+    moved = model[0].weight.detach().double() / 1e-30
+    torch.testing.assert_close(moved, torch.tensor([[1.01, -0.99 + 0.025]]).double(), rtol=1e-5, atol=0)
 
 
 def test_lr_scale_equals_a_learning_rate_per_layer() -> None:
@@ -141,14 +183,14 @@ def test_gains_of_zero_silence_the_layers_of_anybodys_model(config: object) -> N
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", CHANNELS)
-def test_slope_is_the_derivative_of_the_reward(name: str) -> None:
+@pytest.mark.parametrize(("name", "way"), [*((name, "decoupled") for name in CHANNELS), ("decay", "cautious")])
+def test_slope_is_the_derivative_of_the_reward(name: str, way: str) -> None:
     """Against central differences over whole training steps of a model in double precision."""
     rows = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(2))
 
     def after(logs: list[float]) -> tuple[float, torch.Tensor]:
         model = decoder().double()
-        one = channel(name, model)
+        one = CHANNELS[name](model, replace(ARITHMETIC, decay=way))
         if name == "residual_gain":
             one.gains = one.gains.double()  # type: ignore[attr-defined]
         one.follow()
@@ -235,6 +277,8 @@ def test_slope_of_decay_sees_what_a_norm_behind_the_matrix_hides() -> None:
         ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=0.0), ["'lr_scale'", "inf", "ε=0", "eps"]),
         ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=1e-24), ["'lr_scale'", "ε=1e-24", "eps"]),
         ("lr_scale", 2.0, Arithmetic(0.01, 0.1, eps=4e-22), ["'lr_scale'", "0.0592", "ε=4e-22", "eps"]),
+        ("decay", 1.0, Arithmetic(0.02, 0.5, lr_factors={"a": 10.0}), ["'decay'", "0.1", "0.2 · 0.5 · 1"]),
+        ("lr_scale", 1.0, Arithmetic(0.02, 0.5, lr_factors={"a": 10.0}), ["'lr_scale'", "0.2", "lr_max=0.02"]),
         ("residual_gain", 2.1, ARITHMETIC, ["'residual_gain'", "2.1", "2", "bounds.residual_gain"]),
     ],
 )

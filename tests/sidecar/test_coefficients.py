@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from models.transformer import Decoder
+from models.width import build_spec
+from sidecar.channels import Arithmetic, DecayChannel
 from sidecar.coefficients import decisions_of, log_multipliers
 from sidecar.units import make_units
 from tests.naming import naming
@@ -57,6 +60,23 @@ def test_decay_by_the_root_of_fan_in() -> None:
     assert math.exp(d - q) == pytest.approx(math.sqrt(16 / 4))
     assert 16 * q + 64 * d == pytest.approx(0.0, abs=1e-12)  # weighted by parameters
     assert found["embed_tokens"] == 0.0
+
+
+def test_decay_by_fan_in_follows_the_width_of_a_ramp() -> None:
+    spec = build_spec(layers=4, width=32, head_dim=8, ffn_ratio=2.0, vocab_size=32, seq_len=16, profile="ramp", end=3.0)
+    with torch.device("meta"):
+        model = Decoder(spec)
+    units = DecayChannel(model, Arithmetic(1e-3, 0.1)).units
+    (decision,) = decisions_of({"decay": {"fan_in": 0.5}}, {"decay": units}, 20, None)
+    found = decision["values"]["decay"]
+    inputs = {name: p.shape[1] for name, p in model.named_parameters() if ".layers." in name and p.ndim == 2}
+    assert len({inputs[f"model.layers.{i}.mlp.gate_proj.weight"] for i in range(4)}) == 4
+    first = "model.layers.0.self_attn.q_proj.weight"
+    for name, count in inputs.items():
+        assert found[name] / found[first] == pytest.approx(math.sqrt(count / inputs[first]))
+    mean = sum(u.size * math.log(found[u.name]) for u in units if u.layer is not None)
+    assert mean == pytest.approx(0.0, abs=1e-6 * sum(u.size for u in units))
+    assert found["model.embed_tokens.weight"] == 1.0
 
 
 def test_time_runs_from_minus_one_to_one_and_makes_a_decision_at_every_interval() -> None:

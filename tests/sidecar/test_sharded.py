@@ -47,6 +47,14 @@ def test_a_held_out_backward_pass_leaves_no_trace_in_the_gradients(
     assert all(rank["gradients_kept"] for rank in ends[loop])
 
 
+@pytest.mark.parametrize("loop", ["fsdp", "replicas"])
+def test_a_rule_sees_whole_matrices(ends: dict[str, list[dict[str, Any]]], loop: str) -> None:
+    (alone,) = ends["alone"]
+    first, second = ends[loop]
+    assert first["ruled"] == second["ruled"] == pytest.approx(alone["ruled"], rel=1e-3)
+    assert {0.1, 10.0} <= set(alone["ruled"].values())
+
+
 def test_with_one_process_everything_is_handed_back() -> None:
     weight = torch.randn(3, 2, requires_grad=True)
     assert gather(weight) is local_shard(weight) is all_reduce_mean(weight) is weight

@@ -21,6 +21,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"mode": "learn", "credit": "factored", "unexplained": 1.0, "mean_matched": True, "share": "kind"},
     {"mode": "learn", "credit": "joint", "channels": ALL, "policy": "mlp", "features": ("depth", "kind", "progress")},
     {"mode": "learn", "channels": ALL, "features": ("unit", "log_norm", "momentum_alignment", "row_cv"), "fresh": True},
+    {"mode": "learn", "decay": "cautious", "lr_factors": {"layers.0.mlp.down_proj.weight": 1.5}},
     {"mode": "random"},
     {"mode": "fixed"},
 ]

@@ -38,6 +38,19 @@ def test_means_over_the_run_and_its_thirds_leave_out_the_last_decision(experimen
     assert "uniform" not in table.index.get_level_values("arm")
 
 
+def test_what_lies_outside_the_layers_has_a_row_without_a_layer(experiment: Write, edit_metrics: Edit) -> None:
+    root = experiment(sidecar=True)
+
+    def add(records: list[dict]) -> None:  # type: ignore[type-arg]
+        for record in records:
+            record["sidecar"]["values"]["decay"]["model.embed_tokens.weight"] = 2.0
+
+    edit_metrics(root / "variable/seed=0", add)
+    table = compute(root).tables["sidecar"].set_index(["arm", "seed", "unit"])
+    assert table.loc[("variable", 0, "model.embed_tokens.weight"), ["layer"]].isna().all()
+    assert table.loc[("variable", 0, TENSORS[2]), "layer"] == 1
+
+
 def test_seeds_agree_where_every_one_moved_the_same_way(experiment: Write) -> None:
     c = compute(experiment(sidecar=True, seeds=(0, 1, 2)))
     (found,) = agreement(c.cells_of("variable")).values()

@@ -42,6 +42,11 @@ def test_only_an_arm_that_learns_is_played_back(arms: str, seeds: str, named: li
         cells(f"++arms={arms}", "declared=[sidecar,needs]", f"seeds={seeds}")
 
 
+def test_an_arm_with_a_rule_is_played_back_too() -> None:
+    arms = "{a: ['sidecar=alpha_decay'], b: ['sidecar=alpha_decay','sidecar.mode=permute','needs=a']}"
+    assert len(cells(f"++arms={arms}", "declared=[sidecar,needs]", "seeds=[0]")) == 2
+
+
 def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
     played = ["sidecar=decay", "sidecar.mode=replay", f"needs={tmp_path}"]
     plain, decided = {"step": 0, "digest": ""}, {"step": 1, "digest": "", "sidecar": {"step": 1}}
@@ -72,6 +77,10 @@ def test_a_path_is_read_before_anything_is_trained(tmp_path: Path) -> None:
         (["sidecar=decay", "sidecar.bounds.decay=[0.1,60]"], ["channel 'decay'", "0.36", "bounds.decay"]),
         (["sidecar=decay", "sidecar.bounds.decay=8"], ["sidecar.bounds.decay=8", "pair"]),
         (["sidecar=all", "sidecar.bounds.residual_gain=[0.5,3]"], ["channel 'residual_gain'", "3", "2"]),
+        (["++optim.layer_lr={deep: 1}"], ["optim.layer_lr", "'deep'", "depth", "down_proj"]),
+        (["++optim.layer_lr={depth: 6}"], ["optim.layer_lr", "optim.weight_decay"]),
+        (["sidecar=alpha_decay"], ["rule 'alpha_decay'", "50", "0"]),
+        (["sidecar=alpha_decay", "sidecar.rule=omega"], ["rule 'omega'", "alpha_decay"]),
         (["sidecar=all", "sidecar.bounds.lr_scale=[0.5,20]"], ["channel 'lr_scale'", "0.04", "lr_max"]),
     ],
 )

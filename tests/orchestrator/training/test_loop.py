@@ -45,6 +45,22 @@ def test_resuming_is_bitwise(whole: Cell, small: list[str], tmp_path: Path, cras
     assert rows(cell) == rows(whole)
 
 
+def test_a_run_of_the_rivals_of_learned_decay_resumes_bitwise(small: list[str], tmp_path: Path) -> None:
+    rivals = (
+        "model.width=56", "sidecar=alpha_decay", "sidecar.interval=5", "optim.decay=cautious",
+        "++optim.layer_lr={early: 0.3, late: -0.3}", "train.eval_every=12", "forensics.every=12",
+    )  # fmt: skip
+    whole, cell = (new_cell([*small, *rivals], tmp_path / name) for name in ("whole", "cut"))
+    assert complete(whole)
+    with pytest.raises(Crash):
+        run_with(cell, CrashAt(7))
+    assert complete(cell)
+    assert fingerprints(cell) == fingerprints(whole)
+    assert rows(cell) == rows(whole)
+    decided = [row["step"] for row in rows(whole) if "sidecar" in row]
+    assert decided == [0, 5, 10]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_stops_at_the_step_boundary_with_a_checkpoint(
     whole: Cell, small: list[str], tmp_path: Path, number: int
