@@ -128,7 +128,7 @@ def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> 
     loop.sidecar.before_step(0)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
     loop.run(26)
-    assert (loop.sidecar.evaluation.forwards, loop.sidecar.evaluation.backwards) == (6, 5)
+    assert (loop.sidecar.evaluation.forwards, loop.sidecar.evaluation.backwards) == (6, 6)
 
 
 def test_parts_of_a_loss_count_like_their_sum() -> None:
