@@ -50,9 +50,8 @@ def planned_sidecar(config: Config) -> Sidecar:
     Raises `UserError` where its bounds are not safe.
     """
     sidecar = config.sidecar
-    if not (
-        sidecar.coefficients or sidecar.mode in (SidecarMode.fixed, SidecarMode.learn)
-    ):  # it has yet to be recorded
+    if not sidecar.coefficients and sidecar.mode not in (SidecarMode.fixed, SidecarMode.learn):
+        # what it plays has yet to be recorded
         sidecar = replace(sidecar, mode=SidecarMode.learn, credit=Credit.joint, trace=Trace.interval)
     with torch.device("meta"):
         model = Decoder(decoder_spec(config))
