@@ -7,7 +7,7 @@ as `down_proj` or `embedding`, is a term too: 1 for its units. `a_x_b` is the pr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -112,19 +112,10 @@ def decisions_of(
     """The decisions of a run, as `Playback` plays them: one, or one at every interval where a term depends on time.
 
     `mean_matched`: in every decision the parameter-weighted mean multiplier of a channel is 1. Raises `ValueError` for
-    channels without coefficients or without units, unknown terms, and time without the length of the run.
+    unknown terms and what `check` refuses.
     """
-    if unknown := sorted(set(coefficients) ^ set(units)):
-        raise ValueError(
-            f"sidecar coefficients are of channels {sorted(coefficients)} and its channels are {sorted(units)}: "
-            f"name {unknown[0]} in both, or in neither."
-        )
-    if not any(moves(term) for of in coefficients.values() for term in of):
-        at = [0]
-    elif steps is None:
-        raise ValueError("sidecar coefficients of 'time' need the length of the run: give steps=….")
-    else:
-        at = [*range(0, steps, interval)]
+    check(coefficients, units, steps)
+    at = [*range(0, steps or 1, interval)] if any(moves(term) for of in coefficients.values() for term in of) else [0]
     return [
         {
             "step": step,
@@ -135,6 +126,17 @@ def decisions_of(
         }
         for step in at
     ]
+
+
+def check(coefficients: Coefficients, channels: Iterable[str], steps: int | None) -> None:
+    """Raise `ValueError` for channels without coefficients or without units, and time without the run's length."""
+    if unknown := sorted(set(coefficients) ^ set(channels)):
+        raise ValueError(
+            f"sidecar coefficients are of channels {sorted(coefficients)} and its channels are {sorted(channels)}: "
+            f"name {unknown[0]} in both, or in neither."
+        )
+    if steps is None and any(moves(term) for of in coefficients.values() for term in of):
+        raise ValueError("sidecar coefficients of 'time' need the length of the run: give steps=….")
 
 
 def moves(term: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ from sidecar.rules import RULES
 from sidecar.units import SHARES
 
 MODES = ("learn", "rule", "replay", "permute", "random", "fixed")
+FORKS = "forks"  # the credit that judges coefficients by forks of the run
+TRACES = ("interval", "run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,11 @@ class Settings(Arithmetic):
     mode: str = "learn"
     rule: str = "alpha_decay"  # a name in `RULES`: what the mode `rule` computes
     share: str = "none"  # units that have one multiplier in common; in a playback, their parameter-weighted mean
-    credit: str = "factored"  # a name in `CREDITS`; factored: a held-out backward pass gives each unit its slope
+    credit: str = "factored"  # forks, or a name in `CREDITS`; factored: a held-out backward pass gives slopes of units
     unexplained: float = 1.0  # factored: share of REINFORCE on what the slopes leave unexplained; 0: slopes alone
+    trace: str = "interval"  # factored: slopes through the steps of an interval, or of the whole run
+    horizon: float = 1.0  # forks: how far each one trains ahead, in memories of decay, 1/(lr·λ) steps
+    pairs: int = 2  # forks: antithetic pairs per decision
     features: Sequence[str] = ("unit",)  # names in `FEATURES`: inputs of the policy's mean
     policy: str = "linear"  # a name in `MEANS`: the form of that mean
     sigma: float = 0.3  # initial standard deviation of the log-multipliers
@@ -48,7 +53,7 @@ class Settings(Arithmetic):
     baseline_decay: float = 0.8  # of the reward's baseline: share of the old average that is kept at each interval
     warmup: int = 3  # first intervals, which are not judged and hold the first proposal
     bounds: Mapping[str, Sequence[float]] | None = None  # channel → (least, largest multiplier)
-    coefficients: Mapping[str, Mapping[str, float]] | None = None  # channel → term → coefficient: a formula to play
+    coefficients: Mapping[str, Mapping[str, float]] | None = None  # channel → term → coefficient: the formula
     mean_matched: bool = False  # the parameter-weighted mean multiplier of each channel is 1
 
     def __post_init__(self) -> None:
@@ -56,7 +61,8 @@ class Settings(Arithmetic):
         _one_of("decay", self.decay, DECAYS)
         _one_of("rule", self.rule, RULES)
         _one_of("share", self.share, SHARES)
-        _one_of("credit", self.credit, CREDITS)
+        _one_of("credit", self.credit, (*CREDITS, FORKS))
+        _one_of("trace", self.trace, TRACES)
         _one_of("policy", self.policy, MEANS)
         for name in self.channels:
             _one_of("channel", name, CHANNELS)
@@ -68,6 +74,10 @@ class Settings(Arithmetic):
             raise ValueError(f"sidecar channels {list(self.channels)}: name at least one, among {', '.join(CHANNELS)}.")
         if self.interval < 1:
             raise ValueError(f"sidecar interval={self.interval} must be at least 1 step.")
+        if self.pairs < 1:
+            raise ValueError(f"sidecar pairs={self.pairs} must be at least 1 antithetic pair.")
+        if not 0 < self.horizon < math.inf:
+            raise ValueError(f"sidecar horizon={self.horizon} must be positive and finite: it is in memories of decay.")
         if not SIGMA_RANGE[0] <= self.sigma <= SIGMA_RANGE[1]:
             raise ValueError(f"sidecar sigma={self.sigma} must lie between {SIGMA_RANGE[0]} and {SIGMA_RANGE[1]}.")
         for name, factor in self.lr_factors.items():
@@ -80,8 +90,18 @@ class Settings(Arithmetic):
             if not 0 < (value := getattr(self, name)) < 1:
                 raise ValueError(f"sidecar {name}={value} must lie between 0 and 1, both excluded: it is {what}.")
 
-    def check(self, optimizer: torch.optim.Optimizer | None, playback: Sequence[Any] | None) -> None:
-        """Raise `ValueError` where the settings do not fit the optimizer or the playback."""
+    @property
+    def forks(self) -> bool:
+        """True where coefficients are learned from forks of the run."""
+        return self.mode == "learn" and self.credit == FORKS
+
+    def check(
+        self,
+        optimizer: torch.optim.Optimizer | None,
+        playback: Sequence[Any] | None,
+        rollout: Callable[[int, int], Any] | None,
+    ) -> None:
+        """Raise `ValueError` where the settings do not fit each other, the optimizer, the playback or the rollout."""
         for name, what, given in (("progress", "steps", self.steps), ("momentum_alignment", "optimizer", optimizer)):
             if name in self.features and given is None:
                 raise ValueError(f"sidecar feature '{name}' is 0 without {what}: give {what}=…, or drop the feature.")
@@ -107,10 +127,40 @@ class Settings(Arithmetic):
                 "playback=…, or coefficients=…."
             )
         for name, given in (("playback", playback is not None), ("coefficients", bool(self.coefficients))):
-            if self.mode in ("learn", "rule", "fixed") and given:
+            learnable = self.forks and name == "coefficients"
+            if given and self.mode in ("learn", "rule", "fixed") and not learnable:
+                learned = ", credit=forks, which learns them" if name == "coefficients" else ""
                 raise ValueError(
-                    f"sidecar mode '{self.mode}' takes no {name}: choose replay, permute or random, or leave it out."
+                    f"sidecar mode '{self.mode}' takes no {name}: choose replay, permute or random{learned}, or leave "
+                    "it out."
                 )
+        self._check_forks(optimizer, rollout)
+        if self.mode == "learn" and self.trace == "run" and (self.credit != "factored" or self.unexplained):
+            raise ValueError(
+                f"sidecar trace 'run' with credit='{self.credit}' and unexplained={self.unexplained:g} teaches "
+                "nothing in the mean, because rewards of single intervals take its slopes' place: set "
+                "credit='factored' and unexplained=0."
+            )
+
+    def _check_forks(self, optimizer: torch.optim.Optimizer | None, rollout: Callable[[int, int], Any] | None) -> None:
+        if not self.forks:
+            if rollout is not None:
+                raise ValueError(
+                    f"sidecar rollout is for mode='learn' with credit='forks', and these are '{self.mode}' and "
+                    f"'{self.credit}': drop it, or set them."
+                )
+            return
+        needed = {"coefficients": self.coefficients, "rollout": rollout, "optimizer": optimizer}
+        if lacking := [name for name, given in needed.items() if not given]:
+            raise ValueError(
+                f"sidecar credit 'forks' needs {lacking[0]}=…: coefficients {{channel: {{term: start}}}} to learn, a "
+                "rollout(step, count) that trains the model, and the optimizer that it trains with."
+            )
+        if not self.lr * self.weight_decay > 0:
+            raise ValueError(
+                f"sidecar credit 'forks' looks horizon/(lr·λ) steps ahead, and lr={self.lr:g} with "
+                f"weight_decay={self.weight_decay:g} has no such memory: set both above 0."
+            )
 
 
 def _one_of(what: str, value: str, known: Iterable[str]) -> None:

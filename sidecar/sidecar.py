@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,10 @@ from sidecar import rules, sharded
 from sidecar.channels import CHANNELS, Channel, DecayChannel
 from sidecar.coefficients import decisions_of
 from sidecar.evaluation import Evaluation, Heldout, WarnOnce
+from sidecar.forks import Forks, Rollout
+from sidecar.governed import Governed
 from sidecar.learner import Learner
 from sidecar.playback import Decision, Playback
-from sidecar.policy import mean_matched
 from sidecar.reward import Judgement, Reward
 from sidecar.settings import Settings
 
@@ -36,8 +38,11 @@ class Sidecar:
     one graph alive at a time. Both ends of an interval are judged on the same batches; set `fresh=True` if the batches
     differ from interval to interval. It must not change the state of training: no dropout.
 
-    `optimizer`: for the feature that reads Adam's moments, and to refuse one that decays weights itself. `playback`:
-    the decisions that the modes replay, permute and random play. `settings`: the fields of `Settings`; `lr`,
+    `optimizer`: for the feature that reads Adam's moments, to refuse one that decays weights itself, and for forks; its
+    whole state is in its `state` and `param_groups`. `playback`: the decisions that the modes replay, permute and
+    random play. `rollout(step, count)`: for `credit="forks"`; trains `count` steps from `step` on as the loop does,
+    `applied` included, and changes nothing but model and optimizer, both of which the sidecar restores. Within it
+    `before_step` does nothing, so that the loop itself can be the rollout. `settings`: the fields of `Settings`; `lr`,
     `weight_decay` and `seed` have no default. Where the optimizer's groups have learning rates of their own,
     `lr_factors` says how they compare with `lr`.
 
@@ -45,7 +50,9 @@ class Sidecar:
     batches: the sidecars judge means over ranks, and all follow what rank 0 learned and drew. A model must be sharded
     by FSDP2 before it is given, and every module of it, the root too, be resharded after a forward pass.
 
-    Raises `ValueError` where a setting cannot work or is not safe.
+    Raises `ValueError` where a setting cannot work or is not safe. What makes every evaluation useless raises at the
+    first: an error of `heldout_loss`, or a loss that is no tensor, not finite, or, where slopes are needed, without a
+    graph to the model. Later failures are warned about.
     """
 
     def __init__(
@@ -55,11 +62,12 @@ class Sidecar:
         *,
         optimizer: torch.optim.Optimizer | None = None,
         playback: Sequence[Decision] | None = None,
+        rollout: Rollout | None = None,
         **settings: Any,
     ) -> None:
         self.model = model
         self.settings = chosen = Settings(**settings)
-        chosen.check(optimizer, playback)
+        chosen.check(optimizer, playback, rollout)
         self.channels: dict[str, Channel] = {name: CHANNELS[name](model, chosen) for name in chosen.channels}
         for name, channel in self.channels.items():
             if all(unit.layer is None for unit in channel.units):
@@ -68,7 +76,7 @@ class Sidecar:
                     "named like 'layers.0.mlp.down_proj', with a number for the layer."
                 )
         units = {name: channel.units for name, channel in self.channels.items()}
-        if chosen.coefficients:
+        if chosen.coefficients and not chosen.forks:
             playback = decisions_of(chosen.coefficients, units, chosen.interval, chosen.steps, chosen.mean_matched)
         self.playback = None if playback is None else Playback(playback, units, chosen.mode, chosen.seed)
         parameters = dict(model.named_parameters())
@@ -76,10 +84,18 @@ class Sidecar:
             raise ValueError(
                 f"sidecar lr_factors name '{unknown[0]}', which is no parameter of this model: correct it."
             )
-        self.learners = {name: Learner(c, parameters, chosen, optimizer) for name, c in self.channels.items()}
-        for name, learner in self.learners.items():
-            largest = self.playback.largest(name) if self.playback else learner.bounds[1]
-            learner.channel.check(1.0 if chosen.mode == "fixed" else largest, chosen)
+        self.learners = {
+            name: Learner(channel, parameters, chosen, optimizer)
+            for name, channel in self.channels.items()
+            if not chosen.forks
+        }
+        self.governed: dict[str, Governed] = {
+            name: self.learners.get(name) or Governed(channel, parameters, chosen)
+            for name, channel in self.channels.items()
+        }
+        for name, governed in self.governed.items():
+            largest = self.playback.largest(name) if self.playback else governed.bounds[1]
+            governed.channel.check(1.0 if chosen.mode == "fixed" else largest, chosen)
         if chosen.mode == "rule":
             rules.check(chosen.rule, units["decay"])
         # decay acts even where it is not learned, and first, so that other channels do not scale it
@@ -88,9 +104,14 @@ class Sidecar:
         self._needs_slopes = chosen.mode == "learn" and any(x.credit.needs_gradient for x in self.learners.values())
         if self._needs_slopes:
             for channel in self.channels.values():
-                channel.follow()
+                channel.follow(**({"carried": True} if chosen.trace == "run" else {}))
         self._warn = WarnOnce()
-        self.evaluation = Evaluation(heldout_loss, self.channels, list(parameters.values()), self._warn)
+        self.evaluation = Evaluation(heldout_loss, self.channels, model, self._warn)
+        self.forks = (
+            Forks(chosen, self.governed, self.evaluation, model, optimizer, rollout, self._warn)
+            if chosen.forks and rollout is not None
+            else None
+        )
         self.reward = Reward(chosen.baseline_decay, chosen.warmup)
         self.decision: dict[str, Any] = {}  # the last one, as `record` returns it
         self.count = 0  # intervals ended
@@ -102,9 +123,12 @@ class Sidecar:
         There, the sidecar judges the proposal in force, learns from it and replaces it (by playback or rule, it puts
         the next multipliers in force); at the end of the run, where no
         step follows, it does nothing. Where the held-out loss fails or is not finite, it warns once, learns nothing and
-        keeps the multipliers in force; so it does for a channel that has lost a tensor.
+        keeps the multipliers in force; so it does for a channel that has lost a tensor. With `credit="forks"` it forks
+        the run instead, learns, and returns to the state before. Within a fork it does nothing.
         """
         chosen = self.settings
+        if self.forks is not None and self.forks.is_running:
+            return False
         if chosen.mode == "fixed" or (chosen.steps is not None and step >= chosen.steps):
             return False
         if self.playback is not None:
@@ -114,15 +138,17 @@ class Sidecar:
         if chosen.mode == "rule":
             self._put_in_force(step, sharded.broadcast(self._ruled()), None)
             return True
+        if self.forks is not None:
+            return self._fork(self.forks, step)
         judgement = self._judge() if self.decision else None
         if chosen.fresh or not self.decision:
-            self.reward.begin(self.evaluation.measure(self.count, False)[0])
+            checked = self._needs_slopes and not self.evaluation.forwards  # with slopes, which must not wait to fail
+            self.reward.begin(self.evaluation.measure(self.count, checked)[0])
         if judgement or not self.decision:
             for name, learner in self.learners.items():
                 if name not in self._lost:
                     learner.draw(step)
-        if sharded.world_size() > 1:  # ranks compute the same, but must not drift apart by rounding
-            self._restore(sharded.broadcast(self._learned()))
+        self._agree()
         self._put_in_force(step, {name: learner.multipliers() for name, learner in self.learners.items()}, judgement)
         return True
 
@@ -170,8 +196,7 @@ class Sidecar:
             "decision": self.record(),
             "kind": self._kind(),
             "count": self.count,
-            "evaluations": self.evaluation.forwards,
-            "backwards": self.evaluation.backwards,
+            **self._spent(),
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -180,8 +205,8 @@ class Sidecar:
 
     def load_state_dict(self, state: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` and `tensors` returned. Raises `ValueError` for another model or other settings."""
-        then = {"channels": sorted(state["learners"]), **state["kind"]}
-        for name, now in {"channels": sorted(self.channels), **self._kind()}.items():
+        then = {"channels": sorted(state["learners"]), "trace": "interval", **state["kind"]}
+        for name, now in self._kind().items():
             if then[name] != now:
                 raise ValueError(
                     f"the saved sidecar has {name} {then[name]!r} and this one {now!r}: resume with the {name} it was "
@@ -207,18 +232,27 @@ class Sidecar:
         self.decision, self.count = copy.deepcopy(state["decision"]), state["count"]
         self.evaluation.forwards, self.evaluation.backwards = state["evaluations"], state["backwards"]
 
-    def _kind(self) -> dict[str, str]:
+    def _spent(self) -> dict[str, int]:
+        """Held-out passes, and the training steps of forks, so far."""
+        passes = {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
+        return passes | ({"fork_steps": self.forks.steps} if self.forks else {})
+
+    def _kind(self) -> dict[str, Any]:
         """The settings that must equal those of a saved state."""
-        return {name: getattr(self.settings, name) for name in ("mode", "credit", "share", "policy")}
+        names = ("mode", "credit", "trace", "share", "policy")
+        return {"channels": sorted(self.channels)} | {name: getattr(self.settings, name) for name in names}
 
     def _learned(self) -> dict[str, Any]:
         learners = {name: learner.state_dict() for name, learner in self.learners.items()}
-        return {"learners": learners, "reward": self.reward.state_dict()}
+        forks = {"forks": self.forks.state_dict()} if self.forks else {}
+        return {"learners": learners, "reward": self.reward.state_dict(), **forks}
 
     def _restore(self, learned: Mapping[str, Any]) -> None:
         for name, learner in self.learners.items():
             learner.load_state_dict(learned["learners"][name])
         self.reward.load_state_dict(learned["reward"])
+        if self.forks:
+            self.forks.load_state_dict(learned["forks"])
 
     def _play(self, playback: Playback, step: int) -> bool:
         due = playback.at(step)
@@ -226,27 +260,44 @@ class Sidecar:
             return False
         recorded_at, played = due
         values = {}
-        for name, learner in self.learners.items():
-            multipliers = [played[name][unit.name] for unit in learner.channel.units]
-            values[name] = learner.pooled(torch.tensor(multipliers, dtype=torch.float64))
+        for name, governed in self.governed.items():
+            multipliers = [played[name][unit.name] for unit in governed.channel.units]
+            values[name] = governed.pooled(torch.tensor(multipliers, dtype=torch.float64))
         self._put_in_force(step, values, None, recorded_at=recorded_at)
         return True
 
     def _ruled(self) -> dict[str, Tensor]:
         """The multipliers of the rule for the weights as they are."""
         values = {}
-        for name, learner in self.learners.items():
-            weights = [weight for (weight,) in learner.weights]
-            found = rules.multipliers_of(self.settings.rule, learner.channel.units, weights, learner.bounds)
-            if self.settings.mean_matched:
-                found = mean_matched(found.log(), learner.sizes, learner.limits)
-            values[name] = learner.pooled(found)
+        for name, governed in self.governed.items():
+            weights = [weight for (weight,) in governed.weights]
+            found = rules.multipliers_of(self.settings.rule, governed.channel.units, weights, governed.bounds)
+            values[name] = governed.pooled(governed.within(found.log()))
         return values
+
+    def _fork(self, forks: Forks, step: int) -> bool:
+        self._lost = self._channels_without_a_tensor()
+        if not self._lost:
+            forks.learn(step, self.count)
+            self.count += 1
+        self._agree()
+        self._put_in_force(step, forks.multipliers(forks.policy.mean, step), None, **forks.record())
+        return True
+
+    def _agree(self) -> None:
+        if sharded.world_size() > 1:  # ranks compute the same, but must not drift apart by rounding
+            self._restore(sharded.broadcast(self._learned()))
 
     def _judge(self) -> Judgement | None:
         """End the interval and learn from it; None where it is not judged."""
         self._lost = self._channels_without_a_tensor()
         loss, slopes = self.evaluation.measure(self.count, self._needs_slopes)
+        if self._needs_slopes and math.isfinite(loss) and not self._lost and not any(map(torch.any, slopes.values())):
+            self._warn(
+                "slopes",
+                "no multiplier of the sidecar had any effect on the held-out loss of the interval that ended",
+                "enclose the optimizer's steps in sidecar.applied(lr), and let heldout_loss depend on the weights",
+            )
         judgement = self.reward.observe(loss)
         self.count += 1
         if judgement and self.settings.mode == "learn":
@@ -257,8 +308,8 @@ class Sidecar:
 
     def _channels_without_a_tensor(self) -> set[str]:
         present, found = dict(self.model.named_parameters()), set()
-        for name, learner in self.learners.items():
-            if lost := learner.lost_tensors(present):
+        for name, governed in self.governed.items():
+            if lost := governed.lost_tensors(present):
                 others = ", …" * (len(lost) > 1)
                 self._warn(f"lost {name}", f"channel '{name}' has lost {len(lost)} of its tensors ({lost[0]}{others})")
                 found.add(name)
@@ -266,7 +317,6 @@ class Sidecar:
 
     def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
         judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
-        passes = {"evaluations": self.evaluation.forwards, "backwards": self.evaluation.backwards}
         by_channel: dict[str, dict[str, Any]] = {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
         for name, learner in self.learners.items():
             if self.playback is None and self.settings.mode != "rule":
@@ -274,6 +324,12 @@ class Sidecar:
                 by_channel["entropy"][name] = learner.policy.entropy
             multipliers, units = values[name].tolist(), learner.channel.units
             by_channel["summary"][name] = learner.summary(values[name])
+        for name, governed in self.governed.items():
+            if isinstance(governed, Learner) and self.playback is None:
+                by_channel["sigma"][name] = governed.policy.sigma
+                by_channel["entropy"][name] = governed.policy.entropy
+            multipliers, units = values[name].tolist(), governed.channel.units
+            by_channel["summary"][name] = governed.summary(values[name])
             by_channel["values"][name] = {unit.name: value for unit, value in zip(units, multipliers, strict=True)}
-            learner.channel.set(multipliers)
-        self.decision = {"step": step, **more, **judged, **passes, **by_channel}
+            governed.channel.set(multipliers)
+        self.decision = {"step": step, **more, **judged, **self._spent(), **by_channel}

@@ -11,14 +11,15 @@ EQUAL_WITHIN = 0.005  # relative, as close as two widths are matched (SCIENCE §
 
 
 def spent(cell: CellResult) -> dict[int, float]:
-    """Return step → FLOPs up to it: forward and backward, and the sidecar's held-out passes."""
+    """Return step → FLOPs up to it: forward and backward, the sidecar's held-out passes and forks."""
     config = cell.config
     spec, total = decoder_spec(config), {}
     per_step = training_flops(config, spec) / config.train.steps
     beside = 0.0
     for record in cell.metrics:
         if decision := record.get("sidecar"):
-            beside = sidecar_flops(config, spec, decision["evaluations"], decision["backwards"])
+            forked = decision.get("fork_steps", 0)
+            beside = sidecar_flops(config, spec, decision["evaluations"], decision["backwards"], forked)
         total[record["step"]] = record["step"] * per_step + beside
     return total
 

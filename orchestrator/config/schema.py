@@ -24,7 +24,8 @@ Device = StrEnum("Device", ["auto", "cpu", "cuda"])
 Precision = StrEnum("Precision", ["auto", "fp32", "bf16"])
 SidecarMode = StrEnum("SidecarMode", ["off", "learn", "rule", "replay", "permute", "random", "fixed"])
 Share = StrEnum("Share", ["none", "kind", "layer", "all"])
-Credit = StrEnum("Credit", ["joint", "factored"])
+Credit = StrEnum("Credit", ["joint", "factored", "forks"])
+Trace = StrEnum("Trace", ["interval", "run"])
 PolicyKind = StrEnum("PolicyKind", ["linear", "mlp"])
 SearchMethod = StrEnum("SearchMethod", ["tpe", "random", "grid", "reinforce"])
 Scoring = StrEnum("Scoring", ["calibrated", "paper"])
@@ -117,9 +118,12 @@ class SidecarConfig:
     channels: list[str] = field(default_factory=lambda: ["decay"])  # names in sidecar.channels.CHANNELS: decay, …
     interval: int = 20  # steps between two decisions
     reward_rows: int | None = None  # judging rows over all domains; null: half a batch, or one of each domain
-    credit: Credit = Credit.factored  # joint: one reward for all · factored: a held-out backward pass, per unit
+    credit: Credit = Credit.factored  # factored: a held-out backward pass · joint: one reward · forks: of the run
     unexplained: float = 1.0  # factored: weight of REINFORCE on the reward that the backward pass leaves unexplained
     rule: str = "alpha_decay"  # mode=rule: what computes the multipliers from the weights: sidecar/rules.py
+    trace: Trace = Trace.interval  # factored: a multiplier's effect on the weights in an interval, or in the run
+    horizon: float = 1.0  # forks: steps that each trains ahead, in units of 1/(optim.lr·optim.weight_decay)
+    pairs: int = 2  # forks: antithetic pairs at every decision
     share: Share = Share.none  # units that share one multiplier; played back, it is the mean of theirs
     features: list[str] = field(default_factory=lambda: ["unit"])  # inputs of the policy: sidecar/features.py
     policy: PolicyKind = PolicyKind.linear  # what maps the features to multipliers
@@ -130,7 +134,9 @@ class SidecarConfig:
     warmup: int = 3  # first intervals, without reward, since the loss falls there in any case
     bounds: dict[str, Any] = field(default_factory=dict)  # channel → [least, largest multiplier]
     lr_max: float = 0.02  # largest learning rate that lr_scale may reach
-    coefficients: dict[str, Any] = field(default_factory=dict)  # channel → term → coefficient: multipliers by formula
+    coefficients: dict[str, Any] = field(
+        default_factory=dict
+    )  # channel → {term: coefficient}, a formula; forks learn it
     mean_matched: bool = False  # the parameter-weighted mean multiplier of a channel is 1
 
 

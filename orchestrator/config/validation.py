@@ -21,7 +21,8 @@ POSITIVE = (
     "interventions.every", "interventions.documents", "decide.min", "decide.max", "decide.step", "decide.margin",
     "branch.step",
     "launcher.ranks", "launcher.timeout_hours", "launcher.backoff_seconds",
-    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max",
+    "sidecar.interval", "sidecar.sigma", "sidecar.reward_rows", "sidecar.lr_max", "sidecar.horizon",
+    "sidecar.pairs",
     "budget.core_hours", "budget.gpu_hours", "budget.money", "budget.price", "search.batch", "search.finalists",
     "search.sigma", "search.rate",
 )  # fmt: skip

@@ -10,7 +10,8 @@ from orchestrator.config import keys, load
 from orchestrator.config.schema import Config, SidecarMode
 from orchestrator.storage import checkpoint
 
-OF_A_SIDECAR = ("mode", "channels", "credit", "share", "policy", "features")  # equal where its state is carried on
+# keys of a sidecar that are equal where its state is carried on
+OF_A_SIDECAR = ("mode", "channels", "credit", "trace", "share", "policy", "features")
 
 
 def check(config: Config, arms: Mapping[str, Config]) -> None:

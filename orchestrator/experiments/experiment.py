@@ -107,10 +107,14 @@ def reward_rows(config: Config) -> int:
     return max(1, rows // len(config.data.domains))
 
 
-def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards: int) -> float:
-    """Floating-point operations of the sidecar's held-out passes; a backward pass costs twice a forward one."""
+def sidecar_flops(config: Config, spec: DecoderSpec, evaluations: int, backwards: int, fork_steps: int = 0) -> float:
+    """Floating-point operations of the sidecar's held-out passes and of the training steps of its forks.
+
+    A backward pass costs twice a forward one.
+    """
     tokens = reward_rows(config) * len(config.data.domains) * config.train.seq_len
-    return (evaluations + 2.0 * backwards) * forward_flops_per_token(spec, config.train.seq_len) * tokens
+    passes = (evaluations + 2.0 * backwards) * forward_flops_per_token(spec, config.train.seq_len) * tokens
+    return passes + training_flops(config, spec) / config.train.steps * fork_steps
 
 
 def experiment_of(

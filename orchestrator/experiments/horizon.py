@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.common.errors import UserError
 from orchestrator.config.schema import Config, OptimConfig, Schedule, SidecarMode
+from orchestrator.experiments.forks import has_forks, steps_ahead
 from orchestrator.storage import checkpoint, lease, locks, metrics_log
 from orchestrator.storage.cell_files import CellFiles
 from sidecar.coefficients import moves
@@ -23,8 +24,13 @@ def exact_until(config: Config) -> int | None:
     if _bound_to_its_end(config):
         return begins
     if optim.schedule == Schedule.wsd:
-        return max(steps - decay_steps(optim, steps), optim.warmup_steps, begins or 0)
-    return steps - 1 if _decides(config) else steps  # at the last step, a sidecar makes no decision
+        until = max(steps - decay_steps(optim, steps), optim.warmup_steps, begins or 0)
+    else:
+        until = steps - 1 if _decides(config) else steps  # at the last step, a sidecar makes no decision
+    if not has_forks(config):
+        return until
+    until = min(until, steps - steps_ahead(config))  # later forks end with the run
+    return until if until >= (begins or 0) else begins
 
 
 def _bound_to_its_end(config: Config) -> str | None:
@@ -36,6 +42,8 @@ def _bound_to_its_end(config: Config) -> str | None:
         return f"optim.warmup_steps={optim.warmup_steps}, cut to the length of the run"
     if _decides(config) and any(moves(term) for of in config.sidecar.coefficients.values() for term in of):
         return "sidecar.coefficients of time"
+    if has_forks(config) and steps_ahead(config) > config.train.steps:
+        return f"sidecar.credit=forks, which look {steps_ahead(config)} steps ahead"
     return "sidecar.features=[progress, …]" if _decides(config) and "progress" in config.sidecar.features else None
 
 

@@ -14,6 +14,7 @@ from models.transformer import Decoder
 from orchestrator.config.schema import Config, Credit, SidecarMode
 from orchestrator.experiments import due, playback
 from orchestrator.experiments.experiment import sidecar_flops, training_flops
+from orchestrator.experiments.forks import has_forks
 from orchestrator.training.sidecar import planned_sidecar
 from sidecar import Sidecar
 from sidecar.channels.channel import Channel
@@ -63,13 +64,25 @@ class ArmPlan:
 
     @property
     def flops(self) -> float:
-        """FLOPs of the cell's own updates, including the sidecar's held-out passes."""
-        learning = self.config.sidecar.mode == SidecarMode.learn and self.config.sidecar.credit == Credit.factored
-        judged = max(0, self.decisions - 1)  # the last interval ends with the run
-        judging = self.config.sidecar.mode in (SidecarMode.learn, SidecarMode.random)
-        passes = self.decisions + judged if judging and not playback.plays(self.config) else 0
+        """FLOPs of the cell's own updates, including the sidecar's held-out passes and forks."""
         training = training_flops(self.config, self.spec) * self.updates / self.config.train.steps
-        return training + sidecar_flops(self.config, self.spec, passes, judged * learning)
+        return training + sidecar_flops(self.config, self.spec, *self._beside)
+
+    @cached_property
+    def _beside(self) -> tuple[int, int, int]:
+        """The sidecar's held-out passes, those of them with a backward pass, and the training steps of its forks."""
+        sidecar = self.config.sidecar
+        if has_forks(self.config):
+            forks = self._sidecar.forks
+            assert forks is not None
+            at = range(self.begins, self.config.train.steps, sidecar.interval)
+            steps, passes = map(sum, zip(*(forks.cost(step) for step in at), strict=True))
+            return passes, 0, steps
+        if sidecar.mode not in (SidecarMode.learn, SidecarMode.random) or playback.plays(self.config):
+            return 0, 0, 0
+        judged = max(0, self.decisions - 1)  # the last interval ends with the run
+        learning = sidecar.mode == SidecarMode.learn and sidecar.credit == Credit.factored
+        return self.decisions + judged, (judged + 1) * learning, 0  # the first pass is tried with a backward one
 
     @property
     def evaluation_flops(self) -> float:

@@ -91,7 +91,9 @@ class Trainer:
         self.micro_batch = train.micro_batch_size or train.batch_size
         self.heldout = HeldoutLoss(self.model, self.compute, world, self.micro_batch)
         self.optimizer = DecoupledAdamW(self.model, config.optim)
-        self.sidecar = sidecar_of(config, cell_dir, self.model, self.optimizer.adam, self.corpus, self.heldout)
+        self.sidecar = sidecar_of(
+            config, cell_dir, self.model, self.optimizer.adam, self.corpus, self.heldout, self.rollout
+        )
         self.step = 0
         self.tokens = 0
         self.seconds_before = 0.0  # wall time of the trunk and of earlier attempts
@@ -117,25 +119,38 @@ class Trainer:
 
     def update(self) -> None:
         """Take one optimizer step, on the batch of that step."""
-        train = self.config.train
-        rows = self.corpus.batch(self.config.seed, self.step, train.batch_size)  # [B, T+1]
+        rows = self._rows(self.step)
         self.digest = hashlib.sha256(self.digest.encode() + rows.numpy().tobytes()).hexdigest()
+        self.train_loss, self.grad_norm, self.lr = self._descend(self.step, rows)
+        self.step += 1
+        self.tokens += rows[:, 1:].numel()
+
+    def rollout(self, step: int, count: int) -> None:
+        """Train `count` steps from `step` on as `update` does; nothing but model and optimizer changes."""
+        for ahead in range(step, step + count):
+            self._descend(ahead, self._rows(ahead))
+
+    def _rows(self, step: int) -> Tensor:
+        """The batch of a step, [B, T+1]."""
+        return self.corpus.batch(self.config.seed, step, self.config.train.batch_size)
+
+    def _descend(self, step: int, rows: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Take the optimizer's step of `step` on `rows`; return the mean loss, the gradient's norm and the rate."""
         rows = self.compute.to_device(rows)
         self.optimizer.zero_grad()
-        self.train_loss.zero_()
+        train_loss = torch.zeros((), dtype=torch.float64, device=self.compute.device)
         for part in rows.split(self.micro_batch):
             mine, _ = self.world.shard_rows(part)
             with self.compute.autocast():
                 loss = self.model.loss(mine)
-            share = len(part) / train.batch_size
+            share = len(part) / self.config.train.batch_size
             (loss * share).backward()
-            self.train_loss += loss.detach().double() * share
-        self.train_loss = all_reduce_mean(self.train_loss)
-        self.grad_norm = gather(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
-        self.lr = learning_rate(self.config.optim, self.step, train.steps)
-        self.optimizer.step(self.lr, self.sidecar.applied if self.sidecar else None)
-        self.step += 1
-        self.tokens += rows[:, 1:].numel()
+            train_loss += loss.detach().double() * share
+        train_loss = all_reduce_mean(train_loss)
+        grad_norm = gather(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip))
+        lr = learning_rate(self.config.optim, step, self.config.train.steps)
+        self.optimizer.step(lr, self.sidecar.applied if self.sidecar else None)
+        return train_loss, grad_norm, lr
 
     def check_health(self) -> None:
         """Raise `UserError` where the last training loss or gradient norm is not finite."""

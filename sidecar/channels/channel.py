@@ -65,11 +65,12 @@ class Channel(ABC):
     def slope(self, gradients: Sequence[Tensor | None]) -> Tensor:
         """[units]: the derivative of −held-out loss by each log-multiplier, through its effect since the last `set`.
 
+        Where `follow` was called with `carried`: through its effect since then.
         `gradients`: of the held-out loss by each of `tensors`; None counts as zero.
         """
 
-    def follow(self) -> None:
-        """Start to accumulate what `slope` needs to know of the steps since the last `set`."""
+    def follow(self, *, carried: bool = False) -> None:
+        """Start to accumulate what `slope` needs to know of the steps since the last `set`; `carried`: since now."""
 
     def memory(self) -> dict[str, Tensor]:
         """Whatever the channel carries from step to step, name → tensor: a restart continues from it bit for bit.
@@ -104,10 +105,11 @@ class TracedChannel(Channel):
         self._params = [param for group in groups for _, param in group]
         self._multipliers = [1.0] * len(groups)
         self._traces: list[Tensor] = []  # one per parameter while followed; else empty
+        self._carried = False  # True: `set` does not reset them
 
     def set(self, multipliers: Sequence[float]) -> None:
         self._multipliers = list(multipliers)
-        if self._traces:
+        if self._traces and not self._carried:
             self.follow()
 
     def weights(self) -> list[list[str]]:
@@ -116,7 +118,8 @@ class TracedChannel(Channel):
     def tensors(self) -> list[Tensor]:
         return self._params
 
-    def follow(self) -> None:
+    def follow(self, *, carried: bool = False) -> None:
+        self._carried = carried
         self._traces = [param.new_zeros(param.shape) for param in self._params]  # on `meta`, zeros_like loads sympy
 
     def memory(self) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"mode": "learn", "credit": "joint", "channels": ALL, "policy": "mlp", "features": ("depth", "kind", "progress")},
     {"mode": "learn", "channels": ALL, "features": ("unit", "log_norm", "momentum_alignment", "row_cv"), "fresh": True},
     {"mode": "learn", "decay": "cautious", "lr_factors": {"layers.0.mlp.down_proj.weight": 1.5}},
+    {"mode": "learn", "channels": ("decay", "lr_scale"), "trace": "run", "unexplained": 0.0},
     {"mode": "random"},
     {"mode": "fixed"},
 ]
@@ -129,7 +130,22 @@ def test_learning_needs_one_evaluation_per_interval_and_leaves_no_gradient() -> 
     loop.sidecar.before_step(0)
     assert all(parameter.grad is None for parameter in loop.model.parameters())
     loop.run(26)
-    assert (loop.sidecar.evaluation.forwards, loop.sidecar.evaluation.backwards) == (6, 5)
+    assert (loop.sidecar.evaluation.forwards, loop.sidecar.evaluation.backwards) == (6, 6)
+
+
+def test_a_trace_of_the_run_is_that_of_one_interval_as_long() -> None:
+    """Of decay, with multipliers that change: the recursion of the weights' own gain, by hand."""
+    settings = {"trace": "run", "unexplained": 0.0}
+    loop = Loop(**settings)
+    traces = [torch.zeros(6, 6)]
+    weight = loop.model.layers[1].mlp.down_proj.weight
+    for _ in range(17):
+        before = weight.detach().clone()
+        loop.run(1)
+        shrink = 1e-2 * 0.5 * loop.sidecar.multipliers("decay")["layers.1.mlp.down_proj.weight"]
+        traces.append((1 - shrink) * traces[-1] + shrink * before)
+    kept = loop.sidecar.channels["decay"].memory()["layers.1.mlp.down_proj.weight"]
+    torch.testing.assert_close(kept, traces[-1], rtol=1e-4, atol=1e-7)
 
 
 def test_parts_of_a_loss_count_like_their_sum() -> None:

@@ -21,7 +21,7 @@ def config_of(small: list[str], *overrides: str) -> Config:
 def test_a_sidecar_is_planned_without_weights_and_without_a_recorded_run(small: list[str], mode: str) -> None:
     sidecar = planned_sidecar(config_of(small, f"sidecar.mode={mode}"))
     assert all(parameter.is_meta for parameter in sidecar.model.parameters())
-    assert len(sidecar.channels["decay"].units) == 3 * 7 + 1
+    assert len(sidecar.channels["decay"].units) == 3 * 7 + 1  # and the embedding
 
 
 def test_a_feature_that_reads_the_optimizer_can_be_planned(small: list[str]) -> None:
