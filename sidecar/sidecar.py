@@ -121,10 +121,10 @@ class Sidecar:
         """Call before every training step; True where an interval begins, with multipliers that may be new.
 
         There, the sidecar judges the proposal in force, learns from it and replaces it (by playback or rule, it puts
-        the next multipliers in force); at the end of the run, where no
-        step follows, it does nothing. Where the held-out loss fails or is not finite, it warns once, learns nothing and
-        keeps the multipliers in force; so it does for a channel that has lost a tensor. With `credit="forks"` it forks
-        the run instead, learns, and returns to the state before. Within a fork it does nothing.
+        the next multipliers in force); at the end of the run, where no step follows, it does nothing. Where the
+        held-out loss fails or is not finite, it warns once, learns nothing and keeps the multipliers in force; so it
+        does for a channel that has lost a tensor. With `credit="forks"` it forks the run instead, learns, and returns
+        to the state before. Within a fork it does nothing.
         """
         chosen = self.settings
         if self.forks is not None and self.forks.is_running:
@@ -318,14 +318,8 @@ class Sidecar:
     def _put_in_force(self, step: int, values: dict[str, Tensor], judgement: Judgement | None, **more: Any) -> None:
         judged = judgement._asdict() if judgement else dict.fromkeys(Judgement._fields)
         by_channel: dict[str, dict[str, Any]] = {"sigma": {}, "entropy": {}, "summary": {}, "values": {}}
-        for name, learner in self.learners.items():
-            if self.playback is None and self.settings.mode != "rule":
-                by_channel["sigma"][name] = learner.policy.sigma
-                by_channel["entropy"][name] = learner.policy.entropy
-            multipliers, units = values[name].tolist(), learner.channel.units
-            by_channel["summary"][name] = learner.summary(values[name])
         for name, governed in self.governed.items():
-            if isinstance(governed, Learner) and self.playback is None:
+            if isinstance(governed, Learner) and self.playback is None and self.settings.mode != "rule":
                 by_channel["sigma"][name] = governed.policy.sigma
                 by_channel["entropy"][name] = governed.policy.entropy
             multipliers, units = values[name].tolist(), governed.channel.units
