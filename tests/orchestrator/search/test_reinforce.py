@@ -61,7 +61,7 @@ def test_it_finds_a_better_setting_than_as_many_random_ones(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_pairs_improve_on_the_best_point_of_the_line(seed: int) -> None:
     measured, true = bowl(seed)
-    points, losses = run(replace(SEARCH, seed=seed, trials=BEGUN + 101), measured)
+    points, _ = run(replace(SEARCH, seed=seed, trials=BEGUN + 101), measured)
     line = [true(point) for point in points[SCREEN:BEGUN]]
     assert true(points[-1]) < min(line) < line[0]
 
