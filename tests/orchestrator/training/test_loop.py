@@ -223,12 +223,21 @@ def test_a_checkpoint_holds_the_model_that_its_gains_make(small: list[str], tmp_
     assert torch.equal(checkpoint.read_tensors(path, "model")[name], trained[name] * torch.tensor(gains[name[:-7]]))
 
 
-def test_a_fixed_sidecar_is_bitwise_the_run_without_it(whole: Cell, small: list[str], tmp_path: Path) -> None:
-    channels = "sidecar.channels=[decay,lr_scale,residual_gain]"
-    cell = new_cell([*small, "sidecar=decay", "sidecar.mode=fixed", channels], tmp_path)
+@pytest.mark.parametrize(
+    "sidecar",
+    [
+        ["sidecar=decay", "sidecar.mode=fixed", "sidecar.channels=[decay,lr_scale,residual_gain]"],
+        ["sidecar=decay_by_depth", "sidecar.coefficients.decay.depth=0", "sidecar.interval=4",
+         "+sidecar.coefficients.decay={time: 0, embedding: 0}"],
+    ],
+)  # fmt: skip
+def test_multipliers_of_one_are_bitwise_the_run_without_a_sidecar(
+    whole: Cell, small: list[str], tmp_path: Path, sidecar: list[str]
+) -> None:
+    cell = new_cell([*small, *sidecar], tmp_path)
     assert complete(cell)
     assert fingerprints(cell) == fingerprints(whole)
-    assert rows(cell) == rows(whole)
+    assert [{key: row[key] for key in row if key != "sidecar"} for row in rows(cell)] == rows(whole)
 
 
 def test_a_run_replayed_is_that_run_and_its_layers_exchanged_are_another(small: list[str], tmp_path: Path) -> None:
